@@ -1,0 +1,21 @@
+"""What a profile says about processes and devices."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from engine.protocol.options import Options, option
+
+
+class LaunchOptions(Options):
+    processes: int | Literal["all"] = option(
+        1, help="Ranks on this host, one a device; all: as many as there are devices."
+    )
+    devices: list[int] | Literal["auto"] = option("auto", help="Device indices, or auto for the free ones.")
+    strategy: Literal["ddp"] = option("ddp", help="How several ranks share the work.")
+    nodes: int = option(1, help="Hosts.", ge=1, le=1)
+    port: int | Literal["auto"] = option("auto", help="Rendezvous port.")
+    restarts: int = option(0, help="Automatic restarts after a failure.", ge=0)
+    environment: dict[str, str] = option(
+        {}, help="Variables for the job. Never secrets: the profile is written to disk."
+    )

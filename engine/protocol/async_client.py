@@ -1,0 +1,97 @@
+"""The asyncio twin of `client.Client`, for the app. Imported late: `zmq.asyncio` costs start-up time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from engine.protocol import wire
+from engine.protocol.client import SILENCE, Tracker, decode_known, ensure_engine, no_answer, pack_request, unpack_reply
+from engine.protocol.home import Home
+from engine.protocol.messages import Closing, Event, Message, ProblemError, Reply
+
+
+class AsyncClient:
+    """Connect with `await AsyncClient.connect(home)`; `close` when done."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.rcvhwm = 0
+        self._socket.connect(wire.control_address(home))
+        self._replies: dict[str, asyncio.Future[Reply]] = {}
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._reader = asyncio.create_task(self._read(), name="engine-reader")
+
+    @classmethod
+    async def connect(cls, home: Home) -> AsyncClient:
+        """Start the engine if need be, off the loop. Raises ProblemError when it does not come up."""
+        await asyncio.to_thread(ensure_engine, home)
+        return cls(home)
+
+    async def close(self) -> None:
+        self._reader.cancel()
+        self._context.destroy(linger=0)
+
+    async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
+        """As `Client.request`."""
+        request_id, payload = pack_request(operation, message)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._replies[request_id] = future
+        try:
+            await self._socket.send(payload)
+            reply = await asyncio.wait_for(future, timeout)
+        except TimeoutError:
+            raise no_answer(operation, timeout) from None
+        finally:
+            self._replies.pop(request_id, None)
+        return unpack_reply(operation, reply)
+
+    async def follow(self) -> AsyncIterator[Any]:
+        """As `Client.follow`, but silent when nothing happens."""
+        tracker = Tracker()
+        while True:
+            try:
+                snapshot = await self.request("attach", timeout=SILENCE)
+            except ProblemError as error:
+                if error.problem.title != "The engine does not answer":
+                    raise
+                await asyncio.to_thread(ensure_engine, self.home)
+                continue
+            tracker.attached(snapshot)
+            yield snapshot
+            async for body in self._whole_stream(tracker):
+                yield body
+
+    async def _whole_stream(self, tracker: Tracker) -> AsyncIterator[Any]:
+        while True:
+            try:
+                event = await asyncio.wait_for(self._events.get(), SILENCE)
+            except TimeoutError:
+                return
+            verdict = tracker.accept(event)
+            if verdict is False:
+                return
+            if verdict:
+                body = decode_known(event)
+                if body is not None:
+                    yield body
+                if isinstance(body, Closing):
+                    return
+
+    async def _read(self) -> None:
+        while True:
+            kind, payload = await self._socket.recv_multipart()
+            if kind == wire.REPLY:
+                reply = wire.decode(payload, Reply)
+                future = self._replies.get(reply.id)
+                if future and not future.done():
+                    future.set_result(reply)
+            else:
+                self._events.put_nowait(wire.decode(payload, Event))

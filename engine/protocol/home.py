@@ -1,0 +1,164 @@
+"""Where things lie on disk: COCKPIT_HOME, a run's directory, and the engine's own corner of it.
+
+    COCKPIT_HOME/
+      runs/<id>/          one directory a run, the truth about it
+      models/             pulled and user-copied base models
+      cache/              tokenised data by content hash
+      engine/<host>/      this host's supervisor: registry, connection file, lock, log
+
+Sockets do not live here (the home may be NFS, and a Unix socket's path holds 107 bytes) but in a short,
+owner-only directory on the local disk, derived from the home so that every process finds the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+_CHECKPOINT = re.compile(r"step-(\d{8})")
+
+
+def host_name() -> str:
+    """This machine's name as it is used in paths: letters, digits, dot, dash."""
+    return re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()) or "localhost"
+
+
+@dataclass(frozen=True)
+class Home:
+    """A COCKPIT_HOME. Creating the object touches nothing; `create` makes the directories."""
+
+    root: Path
+
+    @classmethod
+    def locate(cls, explicit: str | os.PathLike[str] | None = None) -> Home:
+        """The home given, else the one `COCKPIT_HOME` names, else `~/.cockpit`; always absolute."""
+        root = explicit or os.environ.get("COCKPIT_HOME") or Path.home() / ".cockpit"
+        return cls(Path(os.path.abspath(Path(root).expanduser())))
+
+    def create(self) -> Home:
+        """Make the directories, owner-only; harmless when they exist."""
+        for folder in (self.root, self.runs, self.models, self.cache, self.engine):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
+    def engine(self) -> Path:
+        return self.root / "engine" / host_name()
+
+    @property
+    def registry(self) -> Path:
+        return self.engine / "registry.db"
+
+    @property
+    def connection(self) -> Path:
+        return self.engine / "connection.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.engine / "lock"
+
+    @property
+    def engine_log(self) -> Path:
+        return self.engine / "engine.log"
+
+    @property
+    def sockets(self) -> Path:
+        """The local socket directory: the same for every process of this user and home, on this host."""
+        digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:12]
+        base = os.environ.get("XDG_RUNTIME_DIR") or ""
+        # Only a short, existing, writable runtime directory will do; a cron job or a container may name one that is not there.
+        if not base or len(base) > 60 or not os.access(base, os.W_OK):
+            return Path("/tmp") / f"cockpit-{os.getuid()}" / digest
+        return Path(base) / "cockpit" / digest
+
+    def run(self, run_id: str) -> RunDirectory:
+        return RunDirectory(self.runs / run_id)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths inside `runs/<id>/`. The run's id is the directory's name."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def profile(self) -> Path:
+        """The resolved, frozen profile."""
+        return self.path / "profile.yaml"
+
+    @property
+    def events(self) -> Path:
+        """Rank 0's journal."""
+        return self.path / "events.jsonl"
+
+    @property
+    def lifecycle(self) -> Path:
+        """The supervisor's journal."""
+        return self.path / "lifecycle.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def prepared(self) -> Path:
+        """Written by the prepare worker when it is done: which cache entries the run trains on."""
+        return self.path / "prepared.json"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending. An incomplete one has a temporary name and is not seen."""
+        if not self.checkpoints.is_dir():
+            return []
+        matches = (_CHECKPOINT.fullmatch(entry.name) for entry in self.checkpoints.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace `path` as a whole, readable by its owner alone: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, path)

@@ -1,0 +1,425 @@
+"""What a profile means: one YAML or JSON file that says the whole job.
+
+This module only composes. Each section is declared beside the code that reads it, in a torch-free options model; methods
+and adapters come from their tables. Reading reports every problem at once, each with line and column.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError
+
+from engine.evaluation.options import EvaluationOptions
+from engine.launchers.options import LaunchOptions
+from engine.models.options import ModelOptions
+from engine.prep.options import DataOptions
+from engine.protocol.bundled import bundled
+from engine.protocol.options import Options, Variant
+from engine.training.adapters import ADAPTERS
+from engine.training.methods import METHODS
+from engine.training.options import CheckpointOptions, GenerationOptions, LimitOptions, LoggingOptions, TrainingOptions
+
+SECTIONS: dict[str, type[Options] | dict[str, str]] = {
+    "model": ModelOptions,
+    "adapter": ADAPTERS,
+    "data": DataOptions,
+    "method": METHODS,
+    "training": TrainingOptions,
+    "launch": LaunchOptions,
+    "checkpoint": CheckpointOptions,
+    "evaluation": EvaluationOptions,
+    "logging": LoggingOptions,
+    "limits": LimitOptions,
+    "generation": GenerationOptions,
+}
+"""Section -> its model, or the table of kinds that it may be. The first kind of a table is the default."""
+
+CHECKS = (
+    "engine.training.checks:combinations",
+    "engine.prep.checks:sources",
+    "engine.models.checks:base",
+)
+"""What no single section can know. Each `(sections, directory, home) -> [(key, message)]` and copes with missing sections."""
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One problem of a profile. `line` and `column` count from 1; 0 where the file has no such place (an override)."""
+
+    message: str
+    key: str = ""
+    file: str = ""
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return " ".join(part for part in (place, f"{self.key}: {self.message}" if self.key else self.message) if part)
+
+
+class ProfileError(ValueError):
+    """All that is wrong with a profile, in file order."""
+
+    def __init__(self, issues: list[Issue]) -> None:
+        self.issues = sorted(issues, key=lambda issue: (issue.line, issue.column))
+        super().__init__("\n".join(map(str, self.issues)))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile that holds. `directory` is what relative sources are meant from."""
+
+    model: ModelOptions
+    adapter: Variant
+    data: DataOptions
+    method: Variant
+    training: TrainingOptions
+    launch: LaunchOptions
+    checkpoint: CheckpointOptions
+    evaluation: EvaluationOptions
+    logging: LoggingOptions
+    limits: LimitOptions
+    generation: GenerationOptions
+    name: str = ""
+    description: str = ""
+    directory: Path = field(default_factory=Path.cwd)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting, defaults included, as plain data in the order of the sections."""
+        head = {"name": self.name} | ({"description": self.description} if self.description else {})
+        return head | {section: getattr(self, section).model_dump() for section in SECTIONS}
+
+    def to_yaml(self) -> str:
+        """The frozen form that a run directory keeps."""
+        stream = io.StringIO()
+        writer = YAML(typ="safe")
+        writer.default_flow_style = False
+        writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        writer.allow_unicode = True
+        writer.dump(self.resolved(), stream)
+        return stream.getvalue()
+
+
+def load(path: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:
+    """Read a profile file. Raises ProfileError with all problems, OSError when the file cannot be read."""
+    return parse(path.read_text(encoding="utf-8"), str(path), path.parent, overrides, home)
+
+
+def find(name: str) -> Path:
+    """A profile by path or built-in name. Raises ProfileError naming near misses."""
+    path = Path(name)
+    if path.is_file():
+        return path.absolute()
+    builtin = {file.stem: file for file in sorted(bundled("profiles").glob("*.yaml"))}
+    if name in builtin:
+        return builtin[name]
+    raise ProfileError(
+        [Issue(f"no such file and no built-in profile{_suggest(name, builtin)} (see: cockpit profile list)", file=name)]
+    )
+
+
+def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:
+    """Read a profile from text. `home` (a `Home`) lets checks look for models there. Raises ProfileError with all problems."""
+    document, issues = _read_yaml(text, file)
+    if document is None:
+        raise ProfileError(issues)
+    places = _Places(document, file)
+    for override in overrides:
+        issues += _override(document, override, places)
+    sections, found = _read_sections(document)
+    for check in CHECKS:
+        found += [_Found(tuple(key.split(".")), message) for key, message in _load(check)(sections, directory, home)]
+    issues += [places.issue(each) for each in found]
+    if issues:
+        raise ProfileError(issues)
+    head = {key: document[key] for key in ("name", "description") if key in document}
+    return Profile(**sections, **head, directory=directory)
+
+
+# ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Found:
+    keys: tuple[str | int, ...]
+    message: str
+
+
+def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
+    try:
+        document = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        message = " ".join(filter(None, (error.context, error.problem))).splitlines()[0]
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        return None, [Issue(message, file=file, line=line, column=column)]
+    if document is None:
+        document = CommentedMap()
+    if not isinstance(document, CommentedMap):
+        return None, [Issue("a profile is a mapping of sections: model, data, training …", file=file, line=1, column=1)]
+    return document, []
+
+
+def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]]:
+    """Each section that holds, and what is wrong with the others."""
+    found = []
+    for key in document:
+        if key not in SECTIONS and key not in ("name", "description"):
+            found.append(_Found((key,), f"unknown section{_suggest(str(key), SECTIONS)}"))
+    for key in ("name", "description"):
+        if not isinstance(document.get(key, ""), str):
+            found.append(_Found((key,), "must be text"))
+    sections: dict[str, Any] = {}
+    for name, owner in SECTIONS.items():
+        value = document.get(name)
+        value = {} if value is None else value
+        if not isinstance(value, Mapping):
+            found.append(_Found((name,), "must be a mapping"))
+            continue
+        if isinstance(owner, dict):
+            kind = value.get("kind", next(iter(owner)))
+            if kind not in owner:
+                found.append(
+                    _Found(
+                        (name, "kind"), f"must be one of {', '.join(owner)}, not {kind!r}{_suggest(str(kind), owner)}"
+                    )
+                )
+                continue
+            value, owner = {**value, "kind": kind}, _load(owner[kind])
+        try:
+            sections[name] = owner.model_validate(_plain(value))
+        except ValidationError as error:
+            found += [_Found((name, *keys), message) for keys, message in _explain(error, owner)]
+    return sections, found
+
+
+def _explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Pydantic's errors in our words; several for one place (the branches of a union) become one."""
+    told = set()
+    for detail in error.errors():
+        keys = tuple(key for key in detail["loc"] if isinstance(key, int) or not _is_branch(key))
+        if keys in told:
+            continue
+        told.add(keys)
+        owner = _owner(model, keys)
+        match detail["type"]:
+            case "extra_forbidden":
+                yield keys, f"unknown key{_suggest(str(keys[-1]), owner.model_fields)}"
+            case "missing":
+                yield keys, "is required"
+            case "literal_error":
+                expected = detail["ctx"]["expected"].replace("'", "")
+                choices = expected.replace(" or ", ", ").split(", ")
+                yield keys, f"must be {expected}, not {detail['input']!r}{_suggest(str(detail['input']), choices)}"
+            case _:
+                message = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
+                yield keys, f"{message}, not {detail['input']!r}" if message.startswith("should") else message
+
+
+def _is_branch(key: str) -> bool:
+    """Pydantic names the branches of a union in `loc`: `int`, `literal['auto']`, `list[str]`, `constrained-int` …"""
+    return "[" in key or key in ("int", "str", "float", "bool", "none") or key.startswith("constrained-")
+
+
+def _owner(model: type[Options], keys: tuple[str | int, ...]) -> type[Options]:
+    """The options model that the last key belongs to."""
+    for key in keys[:-1]:
+        if isinstance(key, int) or key not in model.model_fields:
+            continue
+        for candidate in _models_in(model.model_fields[key].annotation):
+            model = candidate
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[Options]]:
+    if isinstance(annotation, type) and issubclass(annotation, Options):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+class _Places:
+    """Where keys stand in the file. Overridden keys are at no place but their own option."""
+
+    def __init__(self, document: CommentedMap, file: str) -> None:
+        self.document, self.file = document, file
+        self.overridden: set[tuple[str | int, ...]] = set()
+
+    def issue(self, found: _Found) -> Issue:
+        keys: tuple[str | int, ...] = tuple(
+            int(key) if isinstance(key, str) and key.isdigit() else key for key in found.keys
+        )
+        name = ".".join(map(str, keys))
+        if keys in self.overridden:
+            return Issue(found.message, key=name, file="--set")
+        line, column = self._place(keys)
+        return Issue(found.message, key=name, file=self.file, line=line, column=column)
+
+    def _place(self, keys: tuple[str | int, ...]) -> tuple[int, int]:
+        """Line and column of the key, or of the nearest mapping around it that is in the file."""
+        node: Any = self.document
+        place = (1, 1)
+        for key in keys:
+            try:
+                if isinstance(node, CommentedMap):
+                    line, column = node.lc.key(key)
+                elif isinstance(node, CommentedSeq):
+                    line, column = node.lc.item(key)
+                else:
+                    break
+                place = (line + 1, column + 1)
+                node = node[key]
+            except (KeyError, IndexError, TypeError, AttributeError):
+                break
+        return place
+
+
+def _override(document: CommentedMap, override: str, places: _Places) -> list[Issue]:
+    """Apply one `a.b=c`; the value is YAML, so `0.1`, `true`, `[1, 2]` and `null` mean what they do in the file."""
+    name, equals, value = override.partition("=")
+    keys = tuple(int(key) if key.isdigit() else key for key in name.strip().split("."))
+    if not equals or not all(keys if isinstance(keys[0], str) else ()):
+        if not equals or not name.strip():
+            return [Issue("write it as section.key=value", key=override, file="--set")]
+    try:
+        parsed = YAML(typ="safe").load(value)
+    except MarkedYAMLError as error:
+        return [Issue(f"the value is not YAML: {error.problem}", key=name, file="--set")]
+    node: Any = document
+    for key in keys[:-1]:
+        if isinstance(node, list):
+            if not isinstance(key, int) or key >= len(node):
+                return [Issue(f"there is no item {key}", key=name, file="--set")]
+        elif not isinstance(node.get(key), (dict, list)):
+            node[key] = CommentedMap()
+        node = node[key]
+    try:
+        node[keys[-1]] = parsed
+    except (IndexError, TypeError):
+        return [Issue(f"there is no item {keys[-1]}", key=name, file="--set")]
+    places.overridden.add(keys)
+    return []
+
+
+def _plain(value: Any) -> Any:
+    """ruamel's containers and scalars as plain Python ones: strict validation takes nothing else."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f", did you mean {match[0]}?" if match else ""
+
+
+def _load(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# ── derived: form, schema ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting as a form shows it. `kind` is `bool int float text choice list mapping`."""
+
+    key: str
+    kind: str
+    default: Any
+    help: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    required: bool = False
+
+
+def describe(method: str | None = None, adapter: str | None = None) -> list[Field]:
+    """All settings in file order, for the given method and adapter kinds (the tables' first by default)."""
+    fields = [Field("name", "text", "", "What the run is called; letters, digits, dashes.")]
+    chosen = {"method": method, "adapter": adapter}
+    for name, owner in SECTIONS.items():
+        if isinstance(owner, dict):
+            kind = chosen[name] or next(iter(owner))
+            fields.append(Field(f"{name}.kind", "choice", next(iter(owner)), f"Which {name}.", choices=tuple(owner)))
+            owner = _load(owner[kind])
+        fields += [_field(f"{name}.{key}", info) for key, info in owner.model_fields.items() if key != "kind"]
+    return fields
+
+
+def _field(key: str, info: FieldInfo) -> Field:
+    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    kind, choices, optional = _form_kind(info.annotation)
+    return Field(
+        key,
+        kind,
+        None if info.is_required() else info.get_default(call_default_factory=True),
+        info.description or "",
+        str(extra.get("unit", "")),
+        choices,
+        optional,
+        info.is_required(),
+    )
+
+
+def _form_kind(annotation: Any) -> tuple[str, tuple[str, ...], bool]:
+    plain = {bool: "bool", int: "int", float: "float", str: "text"}
+    if annotation in plain:
+        return plain[annotation], (), False
+    branches = [branch for branch in get_args(annotation) if branch is not type(None)]
+    optional = type(None) in get_args(annotation)
+    if branches and all(isinstance(branch, str) for branch in branches):
+        return "choice", tuple(branches), False
+    if len(branches) == 1:
+        kind, choices, _ = _form_kind(branches[0])
+        return kind, choices, optional
+    origin = str(getattr(annotation, "__origin__", ""))
+    if "dict" in origin:
+        return "mapping", (), optional
+    return ("list" if "list" in origin else "text"), (), optional
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a profile."""
+    properties: dict[str, Any] = {"name": {"type": "string"}, "description": {"type": "string"}}
+    definitions: dict[str, Any] = {}
+
+    def add(model: type[Options]) -> dict[str, Any]:
+        own = model.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(own.pop("$defs", {}))
+        return own
+
+    for name, owner in SECTIONS.items():
+        if isinstance(owner, dict):
+            properties[name] = {"oneOf": [add(_load(reference)) for reference in owner.values()]}
+        else:
+            properties[name] = add(owner)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "cockpit profile",
+        "type": "object",
+        "properties": properties,
+        "required": ["data"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+Check = Callable[[Mapping[str, Any], Path, Any], Iterable[tuple[str, str]]]

@@ -1,0 +1,199 @@
+"""A worker's line to the supervisor. Losing it costs the worker nothing: the journal is the truth, this is the bell.
+
+One background thread owns the socket. The working thread only appends to a deque and reads one; nothing it calls here
+blocks. The supervisor may come and go: the socket reconnects, and the thread introduces itself again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import psutil
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from engine.protocol import wire
+from engine.protocol.messages import (
+    Answered,
+    CancelInstruction,
+    FromWorker,
+    Heartbeat,
+    Instruction,
+    Joined,
+    Problem,
+    Rank,
+    Said,
+    Status,
+    Written,
+)
+
+HEARTBEAT = 1.0
+"""Seconds between signs of life."""
+OUTBOX = 100_000
+"""Messages kept while no supervisor listens; the oldest go first (metrics are in the journal anyway)."""
+
+
+class Link:
+    """`instructions()` gives what the supervisor asks, in order; `answer` replies to one.
+
+    `memory` is called from the background thread before each heartbeat and fills in the memory figures of a `Rank`.
+    `die_with_parent`: a rank under a torchrun agent ends itself when the agent is gone, so that no orphan keeps a device.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        job: str,
+        attempt: int,
+        rank: int = 0,
+        *,
+        memory: Callable[[Rank], None] | None = None,
+        on_cancel: Callable[[str], None] | None = None,
+        on_instruction: Callable[[], None] | None = None,
+        die_with_parent: bool = False,
+    ) -> None:
+        self.job, self.attempt, self.rank = job, attempt, rank
+        self.arrived = threading.Event()
+        """Set while instructions wait; a worker that is paused sleeps on it."""
+        self._address = address
+        self._state = Rank(rank=rank, pid=os.getpid(), phase="starting", time=time.time())
+        self._memory, self._on_cancel, self._on_instruction = memory, on_cancel, on_instruction
+        self._parent = os.getppid() if die_with_parent else None
+        self._inbox: deque[Instruction] = deque()
+        self._outbox: deque[FromWorker] = deque(maxlen=OUTBOX)
+        self._status: Status | None = None
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="link", daemon=True)
+        self._thread.start()
+
+    # ── called by the working thread ──────────────────────────────────────────────────────────────────────────────
+
+    def alive(self, *, phase: str | None = None, step: int | None = None) -> None:
+        """Note progress: costs two attribute writes; the thread sends it with the next heartbeat."""
+        if phase is not None and phase != self._state.phase:
+            self._state.phase = phase
+            self._state.time = time.time()
+            self._send(Heartbeat(job=self.job, rank=self._state))
+        if step is not None:
+            self._state.step = step
+        self._state.time = time.time()
+
+    def written(self, size: int) -> None:
+        """Ring: the journal is `size` bytes long."""
+        self._send(Written(job=self.job, size=size))
+
+    def instructions(self) -> list[Instruction]:
+        """All that have come since the last call, in order."""
+        self.arrived.clear()
+        taken = []
+        while self._inbox:
+            taken.append(self._inbox.popleft())
+        return taken
+
+    def answer(
+        self, instruction: Instruction, *, step: int = 0, result: object = None, problem: Problem | None = None
+    ) -> None:
+        self._send(Answered(id=instruction.id, step=step, result=result, problem=problem))
+
+    def say(self, request: str, kind: str, **data: object) -> None:
+        """A service's word while it answers `request`."""
+        self._send(Said(request=request, kind=kind, data=data))
+
+    def status(self, state: str, *, target: str = "", device: str = "", detail: str = "") -> None:
+        """A service's new state."""
+        self._status = Status(state=state, target=target, device=device, detail=detail)
+        self._send(self._status)
+
+    def close(self, seconds: float = 2.0) -> None:
+        """Send what is left, for at most `seconds`, and end the thread."""
+        self._closing.set()
+        self._wake()
+        self._thread.join(seconds)
+
+    # ── the background thread ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _send(self, message: FromWorker) -> None:
+        self._outbox.append(message)
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"!")
+        except BlockingIOError:
+            pass  # the pipe is full of earlier wake-ups: the thread is awake already
+
+    def _serve(self) -> None:
+        context = zmq.Context()
+        socket = context.socket(zmq.DEALER)
+        socket.immediate = 1  # queue nothing for a supervisor that is not there: what it missed is in the journal
+        socket.sndhwm = 100_000
+        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        socket.connect(self._address)
+        poller = zmq.Poller()
+        for source in (socket, monitor, self._wake_read):
+            poller.register(source, zmq.POLLIN)
+        connected = False
+        beat = time.monotonic()
+        while True:
+            ready = dict(poller.poll(max(0, int((beat - time.monotonic()) * 1000))))
+            if monitor in ready:
+                connected = parse_monitor_message(monitor.recv_multipart())["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                if connected:
+                    self._introduce()
+            if self._wake_read in ready:
+                os.read(self._wake_read, 65536)
+            if socket in ready:
+                self._take(socket.recv())
+            if time.monotonic() >= beat:
+                beat = time.monotonic() + HEARTBEAT
+                self._beat(connected)
+            if connected:
+                self._flush(socket)
+            if self._closing.is_set():
+                break
+        socket.disable_monitor()
+        monitor.close(0)
+        context.destroy(linger=1000)
+
+    def _introduce(self) -> None:
+        """First on every connection: who we are, and how a service stands (the last status may have gone to a supervisor that died)."""
+        if self._status:
+            self._outbox.appendleft(self._status)
+        started = psutil.Process().create_time()
+        joined = Joined(job=self.job, attempt=self.attempt, rank=self.rank, pid=os.getpid(), start_time=started)
+        self._outbox.appendleft(joined)
+
+    def _beat(self, connected: bool) -> None:
+        if self._memory:
+            self._memory(self._state)
+        if connected:
+            self._outbox.append(Heartbeat(job=self.job, rank=self._state))
+        if self._parent is not None and os.getppid() != self._parent:
+            os.write(2, f"rank {self.rank}: the launching process is gone, ending\n".encode())
+            os._exit(1)
+
+    def _flush(self, socket: zmq.Socket[bytes]) -> None:
+        while self._outbox:
+            message = self._outbox.popleft()
+            try:
+                socket.send(wire.encode(message), zmq.NOBLOCK)
+            except zmq.Again:
+                self._outbox.appendleft(message)
+                return
+
+    def _take(self, payload: bytes) -> None:
+        message = wire.decode_instruction(payload)
+        if isinstance(message, CancelInstruction):
+            if self._on_cancel:
+                self._on_cancel(message.request)
+            return
+        self._inbox.append(message)
+        self.arrived.set()
+        if self._on_instruction:
+            self._on_instruction()
