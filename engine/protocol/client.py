@@ -70,7 +70,7 @@ def unpack_reply(operation: str, reply: Reply) -> Any:
         raise ProblemError(wire.protocol_mismatch(reply.protocol))
     if reply.problem is not None:
         raise ProblemError(reply.problem)
-    return wire.decode(reply.result or b"\x80", OPERATIONS[operation][1])
+    return wire.decode(reply.result, OPERATIONS[operation][1])
 
 
 def no_answer(operation: str, seconds: float) -> ProblemError:

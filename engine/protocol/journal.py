@@ -127,6 +127,15 @@ class State(Entry, tag="state", kw_only=True):
     problem: Problem | None = None
 
 
+class Launched(Entry, tag="launched", kw_only=True):
+    """Lifecycle: the job's first process was started. With the start time the pid names one process for good."""
+
+    pid: int
+    start_time: float
+    stage: str
+    devices: list[int] = []
+
+
 class Adopted(Entry, tag="adopted", kw_only=True):
     """Lifecycle: a new supervisor found the run's processes alive."""
 
@@ -147,12 +156,12 @@ class Unknown(Entry, tag="unknown", kw_only=True):
 
 
 EventEntry = Start | Metrics | Phase | Checkpoint | Evaluation | Sample | Ledger | Warn | End
-LifecycleEntry = State | Adopted | Exit
+LifecycleEntry = State | Launched | Adopted | Exit
 AnyEntry = EventEntry | LifecycleEntry | Unknown
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyEntry)
-_SYNCED = (Start, Checkpoint, Ledger, End, State, Adopted, Exit)
+_SYNCED = (Start, Checkpoint, Ledger, End, State, Launched, Adopted, Exit)
 
 
 def decode(line: bytes) -> AnyEntry:

@@ -50,7 +50,7 @@ class Request(Message, kw_only=True):
 class Reply(Message, kw_only=True):
     id: str
     protocol: int = PROTOCOL
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = msgspec.Raw(b"\x80")
     problem: Problem | None = None
 
 
@@ -141,6 +141,8 @@ class RunDetail(Message, kw_only=True):
     ranks: list[Rank] = []
     ledger: list[LedgerLine] = []
     warnings: list[str] = []
+    told: list[dict[str, Any]] = []
+    """The newest journal entries but metrics, oldest first, as JSON objects: what `Told` would have said."""
     facts: dict[str, Any] = {}
 
 

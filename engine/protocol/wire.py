@@ -119,6 +119,12 @@ def write_connection(home: Home, connection: Connection) -> None:
     write_private(home.connection, msgspec.json.encode(connection))
 
 
+def start_time(pid: int) -> float:
+    """When the process started, seconds since the epoch. Raises psutil.Error when there is none."""
+    started: float = psutil.Process(pid).create_time()
+    return started
+
+
 def process_alive(pid: int, start_time: float) -> bool:
     """Whether that very process still runs: pid and start time agree, and it is not a zombie."""
     try:

@@ -1,0 +1,43 @@
+"""`python -P -m engine.supervisor --home DIR`: one a user, host and home. Exit status 3: another one holds the lock."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import signal
+import sys
+from pathlib import Path
+
+from engine.protocol import wire
+from engine.protocol.home import Home
+from engine.supervisor.server import Server
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="engine.supervisor", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--workers", default="engine.workers", help="the package whose modules are started as workers")
+    arguments = parser.parse_args()
+    home = Home.locate(arguments.home).create()
+    os.umask(0o077)
+    lock = os.open(home.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 3
+    for ignored in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(ignored, signal.SIG_IGN)
+    server = Server(home, arguments.workers)
+    # Wake the loop rather than interrupt it: SIGTERM ends the engine in order and leaves the jobs alone.
+    signal.signal(signal.SIGTERM, lambda *_: server.close())
+    wire.write_connection(home, server.connection())
+    try:
+        server.run()
+    finally:
+        home.connection.unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""What the supervisor does on request. One function an operation: it returns the reply, or None when the reply comes later."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from engine.protocol import states
+from engine.protocol.home import host_name
+from engine.protocol.messages import (
+    PROTOCOL,
+    Answer,
+    Ask,
+    Cancel,
+    CheckpointInfo,
+    Command,
+    Instruction,
+    LedgerLine,
+    ListRuns,
+    LogQuery,
+    LogReply,
+    Message,
+    Nothing,
+    OpenService,
+    Problem,
+    ProblemError,
+    Reorder,
+    Resume,
+    Run,
+    RunDetail,
+    RunList,
+    RunRef,
+    SeriesQuery,
+    SeriesReply,
+    Service,
+    ServiceRef,
+    Set,
+    Shutdown,
+    Snapshot,
+    Stop,
+    Submit,
+    Taken,
+    TelemetryHistory,
+    TelemetryQuery,
+    Welcome,
+)
+from engine.supervisor.record import Record, checkpoint_metrics
+
+if TYPE_CHECKING:
+    from engine.supervisor.server import Caller, Server
+
+TOLD = 400
+"""Journal entries that `show` carries."""
+
+
+def hello(server: Server, caller: Caller, message: Nothing) -> Welcome:
+    return Welcome(
+        session=server.session,
+        pid=server.connection().pid,
+        protocol=PROTOCOL,
+        home=str(server.home.root),
+        host=host_name(),
+        started=server.started,
+        jobs=[record.run.id for record in server.jobs.live()],
+        services=server.services.listed(),
+    )
+
+
+def attach(server: Server, caller: Caller, message: Nothing) -> Snapshot:
+    server.settle()
+    server.subscribe(caller)
+    return Snapshot(
+        session=server.session,
+        seq=server.seq,
+        runs=[record.run for record in server.jobs.records.values()],
+        services=server.services.listed(),
+        telemetry=server.telemetry,
+    )
+
+
+def submit(server: Server, caller: Caller, message: Submit) -> Run:
+    return server.jobs.submit(message)
+
+
+def runs(server: Server, caller: Caller, message: ListRuns) -> RunList:
+    found = sorted((record.run for record in server.jobs.records.values()), key=lambda run: run.created)
+    return RunList(runs=[run for run in found if message.state in ("", run.state)])
+
+
+def show(server: Server, caller: Caller, message: RunRef) -> None:
+    record = server.jobs.find(message.run)
+    server.settle()
+    ranks = sorted(record.ranks.values(), key=lambda rank: rank.rank)
+    run = msgspec.structs.replace(record.run, metrics=dict(record.run.metrics))
+
+    def detail() -> RunDetail:
+        told = server.registry.told(run.id, TOLD)
+        return RunDetail(
+            run=run,
+            profile_text=record.directory.profile.read_text(encoding="utf-8"),
+            checkpoints=_checkpoints(record, told),
+            pids=server.jobs.pids(record),
+            ranks=ranks,
+            ledger=[msgspec.convert(entry, LedgerLine) for entry in told if entry["kind"] == "ledger"],
+            warnings=[entry["message"] for entry in told if entry["kind"] == "warning"],
+            told=told,
+            facts=next((entry.get("facts", {}) for entry in reversed(told) if entry["kind"] == "start"), {}),
+        )
+
+    server.reply_later(caller, detail, index=True)
+
+
+def _checkpoints(record: Record, told: list[dict[str, Any]]) -> list[CheckpointInfo]:
+    """Those that are on disk, ascending, with what the journal says of them. The newest that was called best is the best."""
+    known = checkpoint_metrics(told)
+    best = max((step for step, entry in known.items() if entry.best), default=None, key=lambda step: known[step].time)
+    return [
+        CheckpointInfo(
+            step=step,
+            path=str(record.directory.checkpoint(step)),
+            metrics=known[step].metrics if step in known else {},
+            best=step == best,
+        )
+        for step in record.directory.checkpoint_steps()
+    ]
+
+
+def stop(server: Server, caller: Caller, message: Stop) -> Taken | None:
+    record = server.jobs.find(message.run)
+    if record.run.state not in states.LIVE:
+        raise _not_live(record)
+    _own(server, record)
+    if message.now or record.run.state in (states.QUEUED, states.PREPARING):
+        server.jobs.stop_without_asking(record)
+        return _taken(record, record.run.step)
+    if record.run.state != states.STOPPING:
+        record.stop_asked = True
+        record.move("stop")
+    _instruct(server, caller, record, "stop", {})
+    return None
+
+
+def command(name: str) -> Callable[[Server, Caller, Command], None]:
+    """The handler of a command that a running worker takes at its next step boundary."""
+
+    def handle(server: Server, caller: Caller, message: Command) -> None:
+        record = server.jobs.find(message.run)
+        if record.run.state not in (states.RUNNING, states.PAUSED):
+            raise _not_live(record)
+        _own(server, record)
+        _instruct(server, caller, record, name, {})
+
+    return handle
+
+
+def set_(server: Server, caller: Caller, message: Set) -> None:
+    record = server.jobs.find(message.run)
+    if record.run.state not in (states.RUNNING, states.PAUSED):
+        raise _not_live(record)
+    _own(server, record)
+    _instruct(server, caller, record, "set", message.changes)
+
+
+def _instruct(server: Server, caller: Caller, record: Record, name: str, arguments: dict[str, Any]) -> None:
+    instruction = Instruction(id=uuid.uuid4().hex, name=name, arguments=arguments)
+
+    server.expect(caller, record.run.id, instruction, lambda answer: _taken(record, answer.step))
+    if record.identity is not None:
+        server.instruct(record.identity, instruction)
+    else:
+        record.held.append(instruction)
+
+
+def _taken(record: Record, step: int) -> Taken:
+    return Taken(run=record.run.id, state=record.run.state, step=step)
+
+
+def _not_live(record: Record) -> ProblemError:
+    mend = f"cockpit resume {record.run.id}" if record.run.state in states.ENDED else "wait until it runs"
+    return ProblemError(Problem(title=f"{record.run.id} is {record.run.state}", cause=record.run.reason, hint=mend))
+
+
+def _own(server: Server, record: Record) -> None:
+    if not server.jobs.ours(record):
+        raise ProblemError(
+            Problem(
+                title=f"{record.run.id} belongs to {record.job.host}", hint=f"run cockpit there: this is {host_name()}"
+            )
+        )
+
+
+def resume(server: Server, caller: Caller, message: Resume) -> Run:
+    return server.jobs.resume(server.jobs.find(message.run), message)
+
+
+def delete(server: Server, caller: Caller, message: RunRef) -> None:
+    record = server.jobs.find(message.run)
+    server.jobs.delete(record)
+
+    def forget() -> Nothing:
+        server.registry.forget(record.run.id)
+        return Nothing()
+
+    server.reply_later(caller, forget, index=True)
+
+
+def reorder(server: Server, caller: Caller, message: Reorder) -> Run:
+    return server.jobs.reorder(server.jobs.find(message.run), message.position)
+
+
+def series(server: Server, caller: Caller, message: SeriesQuery) -> None:
+    record = server.jobs.find(message.run)
+    server.settle()
+
+    def read() -> SeriesReply:
+        found = [
+            server.registry.series(record.run.id, name, message.points, message.first, message.last)
+            for name in message.names
+        ]
+        return SeriesReply(run=record.run.id, series=found)
+
+    server.reply_later(caller, read, index=True)
+
+
+def log(server: Server, caller: Caller, message: LogQuery) -> None:
+    path = server.jobs.find(message.run).directory.log
+
+    def read() -> LogReply:
+        if not path.exists():
+            return LogReply(text="", offset=0)
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - message.limit) if message.offset is None else min(message.offset, size))
+            text = file.read(message.limit)
+            return LogReply(text=text.decode("utf-8", "replace"), offset=file.tell())
+
+    server.reply_later(caller, read)
+
+
+def telemetry(server: Server, caller: Caller, message: TelemetryQuery) -> None:
+    since = (server.telemetry.time if server.telemetry else server.started) - message.seconds
+    server.reply_later(caller, lambda: TelemetryHistory(samples=server.registry.telemetry(since)), index=True)
+
+
+def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:
+    live = server.jobs.live()
+    if live and not message.force:
+        names = ", ".join(record.run.id for record in live)
+        raise ProblemError(
+            Problem(
+                title="Jobs are live",
+                cause=names,
+                hint="stop them first, or `cockpit engine stop --force` to end them now",
+            )
+        )
+    for record in live:
+        server.jobs.stop_without_asking(record)
+    for service in server.services.listed():
+        server.services.close(service.id)
+    server.close_when_idle()
+    return Nothing()
+
+
+def reindex(server: Server, caller: Caller, message: Nothing) -> RunList:
+    """Read every journal again from its start; the index is overwritten row by row."""
+    for record in server.jobs.records.values():
+        record.offset, more = 0, True
+        while more:
+            _, more = record.take()
+            server.store(record)
+    return runs(server, caller, ListRuns())
+
+
+def service_open(server: Server, caller: Caller, message: OpenService) -> Service:
+    return server.services.open(message)
+
+
+def service_ask(server: Server, caller: Caller, message: Ask) -> None:
+    instruction = Instruction(
+        id=uuid.uuid4().hex, name=message.question, arguments=message.arguments | {"request": message.request}
+    )
+    server.services.ask(message.service, instruction)
+    server.expect(caller, message.service, instruction, lambda answer: Answer(result=answer.result))
+
+
+def service_cancel(server: Server, caller: Caller, message: Cancel) -> Nothing:
+    server.services.cancel(message.service, message.request)
+    return Nothing()
+
+
+def service_close(server: Server, caller: Caller, message: ServiceRef) -> Nothing:
+    server.services.close(message.service)
+    return Nothing()
+
+
+HANDLERS: dict[str, Callable[[Any, Any, Any], Message | None]] = {
+    "hello": hello,
+    "attach": attach,
+    "submit": submit,
+    "runs": runs,
+    "show": show,
+    "stop": stop,
+    **{name: command(name) for name in ("pause", "continue", "save", "evaluate", "stacks")},
+    "set": set_,
+    "resume": resume,
+    "delete": delete,
+    "reorder": reorder,
+    "series": series,
+    "log": log,
+    "telemetry": telemetry,
+    "shutdown": shutdown,
+    "reindex": reindex,
+    "service_open": service_open,
+    "service_ask": service_ask,
+    "service_cancel": service_cancel,
+    "service_close": service_close,
+}

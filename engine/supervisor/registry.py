@@ -1,0 +1,211 @@
+"""The registry: an SQLite index of what the run directories hold, rebuildable from them at any time.
+
+Metric points are kept by step, a later attempt replacing an earlier one, with two levels of summaries (64 and 4096
+steps) so that a curve of a million points is read as a few thousand rows. All calls come from one thread (the
+server's single-worker executor), in order.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.protocol.messages import Run, Series, Telemetry
+
+LEVELS = (64, 4096)
+"""Steps a bucket spans at each summary level."""
+HOUR = 3600.0
+MINUTE = 60.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (id TEXT PRIMARY KEY, number INTEGER, summary BLOB, offset INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS names (number INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL);
+CREATE TABLE IF NOT EXISTS points (
+    run INTEGER, name INTEGER, step INTEGER, value REAL, PRIMARY KEY (run, name, step)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS buckets (
+    run INTEGER, name INTEGER, span INTEGER, bucket INTEGER,
+    first INTEGER, last INTEGER, low REAL, high REAL, final REAL, count INTEGER,
+    PRIMARY KEY (run, name, span, bucket)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS told (run INTEGER, offset INTEGER, line BLOB, PRIMARY KEY (run, offset)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS telemetry (time REAL PRIMARY KEY, span REAL, sample BLOB) WITHOUT ROWID;
+"""
+
+_FROM_POINTS = """
+INSERT OR REPLACE INTO buckets
+SELECT :run, :name, :span, g.bucket, g.first, g.last, g.low, g.high, p.value, g.count
+FROM (SELECT step / :span AS bucket, min(step) AS first, max(step) AS last, min(value) AS low, max(value) AS high, count(*) AS count
+      FROM points WHERE run = :run AND name = :name AND step BETWEEN :first AND :last GROUP BY step / :span) AS g
+JOIN points AS p ON p.run = :run AND p.name = :name AND p.step = g.last
+"""
+_FROM_BUCKETS = """
+INSERT OR REPLACE INTO buckets
+SELECT :run, :name, :span, g.bucket, g.first, g.last, g.low, g.high, b.final, g.count
+FROM (SELECT bucket * :below / :span AS bucket, min(first) AS first, max(last) AS last, min(low) AS low, max(high) AS high,
+             sum(count) AS count, max(bucket) AS newest
+      FROM buckets WHERE run = :run AND name = :name AND span = :below AND bucket BETWEEN :first / :below AND :last / :below
+      GROUP BY bucket * :below / :span) AS g
+JOIN buckets AS b ON b.run = :run AND b.name = :name AND b.span = :below AND b.bucket = g.newest
+"""
+
+
+class Registry:
+    """Open or create the database. Where the file system cannot do WAL (NFS), SQLite's rollback journal is used instead."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        path.chmod(0o600)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("PRAGMA cache_size=-32000")
+        self._db.executescript(_SCHEMA)
+        self._names: dict[str, int] = dict(self._db.execute("SELECT name, number FROM names"))
+        self._runs: dict[str, int] = dict(self._db.execute("SELECT id, number FROM runs"))
+
+    def close(self) -> None:
+        self._db.close()
+
+    # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def load(self) -> dict[str, tuple[Run, int]]:
+        """Every indexed run with the journal offset up to which it is indexed."""
+        found = {}
+        for run_id, summary, offset in self._db.execute("SELECT id, summary, offset FROM runs"):
+            try:
+                found[run_id] = msgspec.json.decode(summary, type=Run), offset
+            except msgspec.MsgspecError:  # written by another version: index that run anew
+                self.forget(run_id)
+        return found
+
+    def store(
+        self,
+        run: Run,
+        offset: int,
+        points: Iterable[tuple[str, int, float]] = (),
+        told: Iterable[tuple[int, bytes]] = (),
+    ) -> None:
+        """One transaction: the run's summary, how far its journal is indexed, and what that part of the journal said.
+
+        `points` are (name, step, value), `told` are (journal offset, line).
+        """
+        self._db.execute("BEGIN")
+        try:
+            number = self._number(run.id)
+            summary = msgspec.json.encode(run)
+            self._db.execute("UPDATE runs SET summary = ?, offset = ? WHERE number = ?", (summary, offset, number))
+            self._add_points(number, points)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO told VALUES (?, ?, ?)", [(number, at, line) for at, line in told]
+            )
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def forget(self, run_id: str) -> None:
+        number = self._runs.pop(run_id, None)
+        if number is None:
+            return
+        self._db.execute("BEGIN")
+        for table in ("points", "buckets", "told"):
+            self._db.execute(f"DELETE FROM {table} WHERE run = ?", (number,))
+        self._db.execute("DELETE FROM runs WHERE id = ?", (run_id,))
+        self._db.execute("COMMIT")
+
+    def told(self, run_id: str, limit: int) -> list[dict[str, Any]]:
+        """The newest `limit` journal entries that are not metrics, oldest first."""
+        rows = self._db.execute(
+            "SELECT line FROM told WHERE run = ? ORDER BY offset DESC LIMIT ?", (self._runs.get(run_id, -1), limit)
+        ).fetchall()
+        return [msgspec.json.decode(line) for (line,) in reversed(rows)]
+
+    def _number(self, run_id: str) -> int:
+        if run_id not in self._runs:
+            self._runs[run_id] = self._db.execute("SELECT coalesce(max(number), 0) + 1 FROM runs").fetchone()[0]
+            self._db.execute("INSERT INTO runs VALUES (?, ?, x'', 0)", (run_id, self._runs[run_id]))
+        return self._runs[run_id]
+
+    def _name(self, name: str) -> int:
+        if name not in self._names:
+            self._db.execute("INSERT INTO names (name) VALUES (?)", (name,))
+            self._names[name] = self._db.execute("SELECT number FROM names WHERE name = ?", (name,)).fetchone()[0]
+        return self._names[name]
+
+    # ── series ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _add_points(self, run: int, points: Iterable[tuple[str, int, float]]) -> None:
+        rows = []
+        touched: dict[int, tuple[int, int]] = {}
+        for name, step, value in points:
+            number = self._name(name)
+            rows.append((run, number, step, value))
+            first, last = touched.get(number, (step, step))
+            touched[number] = min(first, step), max(last, step)
+        self._db.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?)", rows)
+        for number, (first, last) in touched.items():
+            self._summarise(run, number, first, last)
+
+    def _summarise(self, run: int, name: int, first: int, last: int) -> None:
+        """Recompute the buckets that the steps first…last fall into, from the level below."""
+        below = 0
+        for span in LEVELS:
+            bounds = {"first": first // span * span, "last": last // span * span + span - 1}
+            values = {"run": run, "name": name, "span": span, "below": below, **bounds}
+            self._db.execute(_FROM_BUCKETS if below else _FROM_POINTS, values)
+            below = span
+
+    def series(self, run_id: str, name: str, points: int, first: int | None, last: int | None) -> Series:
+        """At most `points` buckets of one metric between two steps, inclusive."""
+        run, number = self._runs.get(run_id, -1), self._names.get(name, -1)
+        lowest, highest = self._db.execute(
+            "SELECT min(step), max(step) FROM points WHERE run = ? AND name = ? AND step BETWEEN ? AND ?",
+            (run, number, first if first is not None else 0, last if last is not None else 2**62),
+        ).fetchone()
+        empty = Series(name=name, first_step=[], last_step=[], low=[], high=[], last=[])
+        if lowest is None:
+            return empty
+        # The coarsest level that still has several buckets for each one asked for.
+        width = (highest - lowest + 1) / max(points, 1)
+        span = max((level for level in LEVELS if level * 4 <= width), default=0)
+        if span:
+            query = "SELECT first, last, low, high, final, count FROM buckets WHERE run = ? AND name = ? AND span = ? AND bucket BETWEEN ? AND ?"
+            rows = self._db.execute(query, (run, number, span, lowest // span, highest // span))
+        else:
+            query = "SELECT step, step, value, value, value, 1 FROM points WHERE run = ? AND name = ? AND step BETWEEN ? AND ?"
+            rows = self._db.execute(query, (run, number, lowest, highest))
+        return _reduce(empty, rows.fetchall(), points)
+
+    # ── telemetry ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def add_telemetry(self, sample: Telemetry) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO telemetry VALUES (?, 1, ?)", (sample.time, msgspec.json.encode(sample))
+        )
+
+    def thin_telemetry(self, now: float) -> None:
+        """Keep each second of the last hour, and of what is older the last sample of each minute."""
+        self._db.execute(
+            "DELETE FROM telemetry WHERE time < ? AND time NOT IN (SELECT max(time) FROM telemetry WHERE time < ? GROUP BY cast(time / ? AS INTEGER))",
+            (now - HOUR, now - HOUR, MINUTE),
+        )
+
+    def telemetry(self, since: float) -> list[Telemetry]:
+        rows = self._db.execute("SELECT sample FROM telemetry WHERE time >= ? ORDER BY time", (since,)).fetchall()
+        return [msgspec.json.decode(sample, type=Telemetry) for (sample,) in rows]
+
+
+def _reduce(series: Series, rows: list[tuple[int, int, float, float, float, int]], points: int) -> Series:
+    """Merge neighbouring rows until at most `points` are left, each of about the same number of rows."""
+    size = max(1, -(-len(rows) // max(points, 1)))
+    for start in range(0, len(rows), size):
+        group = rows[start : start + size]
+        series.first_step.append(group[0][0])
+        series.last_step.append(group[-1][1])
+        series.low.append(min(row[2] for row in group))
+        series.high.append(max(row[3] for row in group))
+        series.last.append(group[-1][4])
+    series.total = sum(row[5] for row in rows)
+    return series

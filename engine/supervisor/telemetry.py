@@ -1,0 +1,108 @@
+"""Host and device figures, once a second, in a thread of their own: NVML may take its time, the server may not."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from engine.protocol.home import host_name
+from engine.protocol.messages import Device, Host, Telemetry
+from engine.supervisor.nvidia import Nvidia
+
+PERIOD = 1.0
+MASK = "CUDA_VISIBLE_DEVICES"
+
+
+class Sampler:
+    """Calls `deliver` with a `Telemetry` each second, from its own thread. `disk` is the path whose file system is watched."""
+
+    def __init__(self, disk: Path, deliver: Callable[[Telemetry], None]) -> None:
+        self._disk, self._deliver = disk, deliver
+        self._stop = threading.Event()
+        self._nvidia = Nvidia()
+        self._before: tuple[float, int, int, int, int] | None = None
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+
+    @property
+    def device_count(self) -> int:
+        """Devices that jobs may use: all there are, or those that an inherited mask leaves."""
+        mask = os.environ.get(MASK)
+        if mask is None:
+            return self._nvidia.count
+        return min(len([part for part in mask.split(",") if part.strip()]), self._nvidia.count)
+
+    def start(self) -> None:
+        psutil.cpu_percent()
+        psutil.cpu_percent(percpu=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(2.0)
+
+    def _run(self) -> None:
+        while not self._stop.wait(PERIOD):
+            self._deliver(self.sample())
+
+    def sample(self) -> Telemetry:
+        devices: list[Device] = self._nvidia.devices()
+        return Telemetry(
+            time=time.time(),
+            host=self._host(),
+            devices=devices,
+            backend="nvidia" if devices else "cpu",
+            visible=os.environ.get(MASK, ""),
+            note=self._nvidia.note,
+        )
+
+    def _host(self) -> Host:
+        memory = psutil.virtual_memory()
+        disk = psutil.disk_usage(str(self._disk))
+        read, write, received, sent = self._rates()
+        return Host(
+            name=host_name(),
+            cpu_percent=psutil.cpu_percent(),
+            cpu_count=psutil.cpu_count() or 1,
+            per_cpu=psutil.cpu_percent(percpu=True),
+            load=list(os.getloadavg()),
+            memory_used=memory.total - memory.available,
+            memory_total=memory.total,
+            disk_free=disk.free,
+            disk_total=disk.total,
+            disk_read=read,
+            disk_write=write,
+            network_in=received,
+            network_out=sent,
+            temperature=_hottest(),
+        )
+
+    def _rates(self) -> tuple[float, float, float, float]:
+        """Bytes a second since the sample before: disk read, disk written, network in, network out."""
+        disk, network = psutil.disk_io_counters(), psutil.net_io_counters()
+        counters = (
+            disk.read_bytes if disk else 0,
+            disk.write_bytes if disk else 0,
+            network.bytes_recv if network else 0,
+            network.bytes_sent if network else 0,
+        )
+        now = time.monotonic()
+        before, self._before = self._before, (now, *counters)
+        if before is None:
+            return 0.0, 0.0, 0.0, 0.0
+        seconds = max(now - before[0], 1e-3)
+        first, second, third, fourth = (
+            max(0.0, (new - old) / seconds) for new, old in zip(counters, before[1:], strict=True)
+        )
+        return first, second, third, fourth
+
+
+def _hottest() -> float | None:
+    """The host's highest sensor in °C, or None: containers and many servers show none."""
+    sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
+    readings = [reading.current for group in sensors.values() for reading in group if reading.current]
+    return max(readings, default=None)

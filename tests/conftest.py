@@ -1,0 +1,56 @@
+"""What all tests share: a home of their own, the embedded model, real engines that are gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.protocol.client import running_engine
+from engine.protocol.home import Home
+
+USER_HOME = Home.locate()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The embedded model's folder, pulled into the user's home on first need (as `make setup` does)."""
+    from engine.models.catalogue import pull
+
+    return pull("smollm2-135m-instruct", USER_HOME.create(), lambda *_: None)
+
+
+def end_processes_of(home: Home) -> None:
+    """Kill every process that belongs to this home: engine, workers, ranks."""
+    marker = str(home.root)
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        if process.pid != os.getpid() and any(marker in part for part in process.info["cmdline"] or []):
+            try:
+                process.send_signal(signal.SIGKILL)
+                process.wait(5)
+            except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+                pass
+
+
+@pytest.fixture
+def bare_home(tmp_path: Path) -> Iterator[Home]:
+    """A new, empty COCKPIT_HOME; whatever was started for it is gone after the test."""
+    home = Home(tmp_path / "home").create()
+    yield home
+    end_processes_of(home)
+    assert running_engine(home) is None
+    shutil.rmtree(home.sockets, ignore_errors=True)
+
+
+@pytest.fixture
+def home(bare_home: Home, smollm2: Path) -> Home:
+    """A COCKPIT_HOME that holds the embedded model."""
+    (bare_home.models / smollm2.name).symlink_to(smollm2)
+    return bare_home

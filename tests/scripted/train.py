@@ -1,0 +1,111 @@
+"""A train worker without a model: a loss that falls, real journal, real link, every command. No torch.
+
+Steps and pace come from the profile: `training.max_steps`, and `training.learning_rate` as seconds a step.
+`generation.seed` scripts an end: 3 raises, 4 ends with status 7 and no word.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from engine.protocol.journal import Checkpoint, End, Ledger, Metrics, Phase, Start, Writer, read
+from engine.protocol.messages import Instruction
+from engine.workers.link import Link
+from tests.scripted.script import Script
+
+script = Script()
+link = Link(
+    script.address, script.job, script.attempt, script.rank, die_with_parent=script.profile.launch.processes != 1
+)
+
+
+def idle_rank() -> None:
+    """Ranks beyond the first only live; the agent ends them with rank 0."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        link.alive(phase="training")
+        time.sleep(0.1)
+
+
+if script.rank:
+    idle_rank()
+    sys.exit(0)
+
+journal = Writer(script.run.events)
+attempt, pace, last = script.attempt, script.profile.training.learning_rate, script.profile.training.max_steps or 10
+
+
+def tell(entry: object) -> None:
+    link.written(journal.write(entry))  # type: ignore[arg-type]
+
+
+def finish(step: int, status: str) -> None:
+    tell(End(attempt=attempt, step=step, status=status))
+    link.close()
+    sys.exit(0)
+
+
+step = max((e.step for e, _ in read(script.run.events) if isinstance(e, Checkpoint)), default=0)
+step = step if script.from_step is None else script.from_step
+tell(Phase(attempt=attempt, name="loading"))
+tell(
+    Start(
+        attempt=attempt, step=step, max_steps=last, epochs=1.0, steps_per_epoch=last, processes=1,
+        global_batch=8, parameters=1000, trainable_parameters=10, rows=80, trained_tokens=800,
+    )
+)  # fmt: skip
+paused = False
+
+
+def save() -> None:
+    folder = script.run.checkpoint(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    tell(Checkpoint(attempt=attempt, step=step, path=str(folder), metrics={"eval/loss": 1.0}))
+
+
+def take(instruction: Instruction) -> None:
+    global paused, last
+    match instruction.name:
+        case "pause":
+            paused = True
+            tell(Ledger(attempt=attempt, step=step, name="pause", new="asked"))
+        case "continue":
+            paused = False
+            tell(Ledger(attempt=attempt, step=step, name="continue"))
+        case "save":
+            save()
+        case "set":
+            last = instruction.arguments.get("training.max_steps", last)
+            for name, value in instruction.arguments.items():
+                tell(Ledger(attempt=attempt, step=step, name=name, old=None, new=value))
+        case "stop":
+            save()
+            link.answer(instruction, step=step)
+            finish(step, "stopped")
+    link.answer(instruction, step=step)
+
+
+while step < last:
+    for instruction in link.instructions():
+        take(instruction)
+    if paused:
+        link.arrived.wait(0.2)
+        continue
+    step += 1
+    time.sleep(pace)
+    link.alive(phase="training", step=step)
+    tell(
+        Metrics(
+            attempt=attempt,
+            step=step,
+            epoch=step / last,
+            values={"train/loss": 2.0 / step, "train/learning_rate": 1e-4},
+        )
+    )
+    if script.seed == 3 and step == 3:
+        raise RuntimeError("the data is cursed")
+    if script.seed == 4 and step == 3:
+        sys.exit(7)
+save()
+finish(step, "completed")
