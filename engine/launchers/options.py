@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from engine.protocol.options import Options, option
 
 
 class LaunchOptions(Options):
-    processes: int | Literal["all"] = option(
+    processes: Annotated[int, Field(ge=1)] | Literal["all"] = option(
         1, help="Ranks on this host, one a device; all: as many as there are devices."
     )
-    devices: list[int] | Literal["auto"] = option("auto", help="Device indices, or auto for the free ones.")
+    devices: list[Annotated[int, Field(ge=0)]] | Literal["auto"] = option(
+        "auto", help="Device indices, or auto for the free ones."
+    )
     strategy: Literal["ddp"] = option("ddp", help="How several ranks share the work.")
     nodes: int = option(1, help="Hosts.", ge=1, le=1)
-    port: int | Literal["auto"] = option("auto", help="Rendezvous port.")
+    port: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] = option("auto", help="Rendezvous port.")
     restarts: int = option(0, help="Automatic restarts after a failure.", ge=0)
     environment: dict[str, str] = option(
         {}, help="Variables for the job. Never secrets: the profile is written to disk."

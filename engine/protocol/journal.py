@@ -227,18 +227,16 @@ def read(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tupl
 
     `limit` bounds the bytes taken in this call, for readers that must not block their loop for long.
     """
-    for line, offset in read_lines(path, offset, limit):
-        yield decode(line), offset
+    for line, after in read_lines(path, offset, limit):
+        yield decode(line), after
 
 
 def read_lines(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tuple[bytes, int]]:
     """Like `read`, undecoded."""
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
+    if not path.exists():
         return
     taken = 0
-    with file:
+    with open(path, "rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):

@@ -173,7 +173,7 @@ def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
 
 def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]]:
     """Each section that holds, and what is wrong with the others."""
-    found = []
+    found: list[_Found] = []
     for key in document:
         if key not in SECTIONS and key not in ("name", "description"):
             found.append(_Found((key,), f"unknown section{_suggest(str(key), SECTIONS)}"))
@@ -205,26 +205,34 @@ def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]
 
 
 def _explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Pydantic's errors in our words; several for one place (the branches of a union) become one."""
-    told = set()
+    """Pydantic's errors in our words. A union reports one error a branch for the same place: they become one sentence."""
+    by_place: dict[tuple[str | int, ...], list[Any]] = {}
     for detail in error.errors():
         keys = tuple(key for key in detail["loc"] if isinstance(key, int) or not _is_branch(key))
-        if keys in told:
-            continue
-        told.add(keys)
-        owner = _owner(model, keys)
-        match detail["type"]:
-            case "extra_forbidden":
-                yield keys, f"unknown key{_suggest(str(keys[-1]), owner.model_fields)}"
-            case "missing":
-                yield keys, "is required"
-            case "literal_error":
-                expected = detail["ctx"]["expected"].replace("'", "")
-                choices = expected.replace(" or ", ", ").split(", ")
-                yield keys, f"must be {expected}, not {detail['input']!r}{_suggest(str(detail['input']), choices)}"
-            case _:
-                message = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
-                yield keys, f"{message}, not {detail['input']!r}" if message.startswith("should") else message
+        by_place.setdefault(keys, []).append(detail)
+    for keys, details in by_place.items():
+        if any(other[: len(keys)] == keys and len(other) > len(keys) for other in by_place):
+            continue  # a list that is not `auto` either: what is wrong inside it says more
+        kinds = {detail["type"] for detail in details}
+        got = details[0]["input"]
+        if kinds == {"extra_forbidden"}:
+            yield keys, f"unknown key{_suggest(str(keys[-1]), _owner(model, keys).model_fields)}"
+        elif kinds == {"missing"}:
+            yield keys, "is required"
+        else:
+            yield keys, f"{' or '.join(map(_expectation, details))}, not {got!r}{_suggest(str(got), _choices(details))}"
+
+
+def _expectation(detail: Any) -> str:
+    if detail["type"] == "literal_error":
+        return f"must be {detail['ctx']['expected'].replace(chr(39), '')}"
+    return str(detail["msg"]).removeprefix("Input ").removeprefix("Value error, ").replace("should be", "must be")
+
+
+def _choices(details: list[Any]) -> list[str]:
+    """The words that would have been right."""
+    expected = (detail["ctx"]["expected"] for detail in details if detail["type"] == "literal_error")
+    return [word.strip("' ") for words in expected for word in words.replace(" or ", ", ").split(", ")]
 
 
 def _is_branch(key: str) -> bool:
@@ -289,9 +297,8 @@ def _override(document: CommentedMap, override: str, places: _Places) -> list[Is
     """Apply one `a.b=c`; the value is YAML, so `0.1`, `true`, `[1, 2]` and `null` mean what they do in the file."""
     name, equals, value = override.partition("=")
     keys = tuple(int(key) if key.isdigit() else key for key in name.strip().split("."))
-    if not equals or not all(keys if isinstance(keys[0], str) else ()):
-        if not equals or not name.strip():
-            return [Issue("write it as section.key=value", key=override, file="--set")]
+    if not equals or not all(str(key) for key in keys):
+        return [Issue("write it as section.key=value", key=override, file="--set")]
     try:
         parsed = YAML(typ="safe").load(value)
     except MarkedYAMLError as error:
