@@ -13,6 +13,7 @@ import pytest
 
 from engine.protocol.client import running_engine
 from engine.protocol.home import Home
+from tests.scripted.bench import Engine
 
 USER_HOME = Home.locate()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -54,3 +55,11 @@ def home(bare_home: Home, smollm2: Path) -> Home:
     """A COCKPIT_HOME that holds the embedded model."""
     (bare_home.models / smollm2.name).symlink_to(smollm2)
     return bare_home
+
+
+@pytest.fixture
+def engine(bare_home: Home) -> Iterator[Engine]:
+    """A real supervisor over scripted workers."""
+    engine = Engine(bare_home)
+    yield engine
+    engine.close()

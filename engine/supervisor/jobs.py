@@ -339,7 +339,7 @@ class Jobs:
         record.ranks = {}
         end = record.end
         if end is not None and end.status == "failed":
-            record.move("failed", problem=end.problem)
+            self._failed(record, end.problem)
         elif end is not None and end.status in ("completed", "stopped"):
             self._finish(record, "done" if end.status == "completed" else "stopped")
         elif record.stop_asked:
@@ -352,7 +352,19 @@ class Jobs:
                 reason="its worker is gone and left no word; it ran under an earlier engine, so its exit status is unknown",
             )
         else:
-            record.move("failed", problem=self._autopsy(record, status))
+            self._failed(record, self._autopsy(record, status))
+
+    def _failed(self, record: Record, problem: Problem | None) -> None:
+        """Restarts are counted by attempts, so that an engine's restart forgets none."""
+        record.move("failed", problem=problem)
+        if not record.stop_asked and record.run.attempt <= self._restarts(record):
+            self._enqueue(record, "resume")
+
+    def _restarts(self, record: Record) -> int:
+        try:
+            return self.profile(record).launch.restarts
+        except (ProfileError, OSError):
+            return 0
 
     def _finish(self, record: Record, event: str) -> None:
         if event == "stopped" and record.run.state != states.STOPPING:
