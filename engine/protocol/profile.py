@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from engine.evaluation.options import EvaluationOptions
 from engine.launchers.options import LaunchOptions
@@ -159,16 +159,20 @@ class _Found:
 def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
     try:
         document = YAML(typ="rt").load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        message = " ".join(filter(None, (error.context, error.problem))).splitlines()[0]
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        return None, [Issue(message, file=file, line=line, column=column)]
+    except YAMLError as error:
+        return None, [_syntax_error(error, file)]
     if document is None:
         document = CommentedMap()
     if not isinstance(document, CommentedMap):
         return None, [Issue("a profile is a mapping of sections: model, data, training …", file=file, line=1, column=1)]
     return document, []
+
+
+def _syntax_error(error: YAMLError, file: str) -> Issue:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    said = " ".join(filter(None, (getattr(error, "context", ""), getattr(error, "problem", "")))) or str(error)
+    return Issue(said.splitlines()[0], file=file, line=line, column=column)
 
 
 def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]]:
@@ -301,8 +305,8 @@ def _override(document: CommentedMap, override: str, places: _Places) -> list[Is
         return [Issue("write it as section.key=value", key=override, file="--set")]
     try:
         parsed = YAML(typ="safe").load(value)
-    except MarkedYAMLError as error:
-        return [Issue(f"the value is not YAML: {error.problem}", key=name, file="--set")]
+    except YAMLError as error:
+        return [Issue(f"the value is not YAML: {_syntax_error(error, '').message}", key=name, file="--set")]
     node: Any = document
     for key in keys[:-1]:
         if isinstance(node, list):

@@ -111,8 +111,14 @@ class Jobs:
             host=host_name(),
             created=time.time(),
         )
-        write_private(run_directory.profile, profile.to_yaml().encode())
-        write_private(run_directory.path / "job.json", msgspec.json.format(msgspec.json.encode(job)))
+        try:
+            write_private(run_directory.profile, profile.to_yaml().encode())
+            write_private(run_directory.path / "job.json", msgspec.json.format(msgspec.json.encode(job)))
+        except OSError as error:
+            shutil.rmtree(run_directory.path, ignore_errors=True)
+            raise ProblemError(
+                Problem(title="The run could not be written", cause=str(error), hint=f"make room in {self.home.root}")
+            )
         record, _ = replay(run_directory, job, None, 0)
         record.environment = message.environment
         self._profiles[record.run.id] = profile

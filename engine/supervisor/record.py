@@ -63,6 +63,8 @@ class Record:
     told: list[tuple[int, bytes]] = field(default_factory=list)
     """Read from the journal, not yet in the registry."""
     lifecycle: journal.Writer | None = None
+    unwritten: list[journal.LifecycleEntry] = field(default_factory=list)
+    """Lifecycle entries that a full disk has refused so far; written, in order, when there is room."""
 
     def move(self, event: str, reason: str = "", problem: Problem | None = None) -> None:
         """Take one transition of the table and journal it, synced, before anybody hears of it."""
@@ -78,9 +80,19 @@ class Record:
         self.changed = True
 
     def note(self, entry: journal.LifecycleEntry) -> None:
-        if self.lifecycle is None:
-            self.lifecycle = journal.Writer(self.directory.lifecycle)
-        self.lifecycle.write(entry)
+        """Journal an entry now, or as soon as the disk takes it: a full disk must not end the supervisor."""
+        self.unwritten.append(entry)
+        self.write_notes()
+
+    def write_notes(self) -> None:
+        try:
+            if self.lifecycle is None:
+                self.lifecycle = journal.Writer(self.directory.lifecycle)
+            while self.unwritten:
+                self.lifecycle.write(self.unwritten[0])
+                del self.unwritten[0]
+        except OSError as error:
+            print(f"{self.directory.lifecycle}: {error}; {len(self.unwritten)} entries wait", flush=True)
 
     def close(self) -> None:
         if self.lifecycle is not None:

@@ -367,6 +367,9 @@ class Server:
             traceback.print_exc()
 
     def _each_second(self) -> None:
+        for record in self.jobs.records.values():
+            if record.unwritten:
+                record.write_notes()
         for record in self.jobs.live():
             if record.ranks:
                 self.publish(Ranks(run=record.run.id, ranks=sorted(record.ranks.values(), key=lambda rank: rank.rank)))

@@ -1,0 +1,66 @@
+"""The index: superseding attempts, summaries that agree with the points, telemetry that thins."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from engine.protocol.messages import Host, Run, Telemetry
+from engine.supervisor.registry import Registry
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "registry.db")
+
+
+def test_a_later_attempts_value_supersedes_in_points_and_summaries(registry: Registry) -> None:
+    run = Run(id="r")
+    registry.store(run, 1, [("loss", step, 10.0) for step in range(1, 10_001)])
+    registry.store(run, 2, [("loss", step, 5.0) for step in range(5_001, 7_001)])
+    for points in (3, 40, 20_000):
+        series = registry.series("r", "loss", points, 5_001, 7_000)
+        if points == 20_000:
+            assert set(series.last) == {5.0} and len(series.last) == 2_000
+    whole = registry.series("r", "loss", 10, None, None)
+    assert whole.total == 10_000
+    assert (min(whole.low), max(whole.high)) == (5.0, 10.0)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 5_000, 70_000])
+def test_reduced_series_agree_with_the_points(registry: Registry, count: int) -> None:
+    random.seed(count)
+    values = [(step, random.random()) for step in range(1, count + 1)]
+    for start in range(0, count, 9_000):
+        registry.store(Run(id="r"), start, [("loss", step, value) for step, value in values[start : start + 9_000]])
+    series = registry.series("r", "loss", 100, None, None)
+    assert len(series.low) <= 100
+    assert series.total == count
+    by_step = dict(values)
+    for first, last, low, high, final in zip(
+        series.first_step, series.last_step, series.low, series.high, series.last, strict=True
+    ):
+        inside = [by_step[step] for step in range(first, last + 1)]
+        assert (low, high, final) == (min(inside), max(inside), by_step[last])
+    assert series.first_step[0] == 1 and series.last_step[-1] == count
+
+
+def test_summaries_come_back_with_their_offset_and_forget_takes_all(registry: Registry) -> None:
+    registry.store(Run(id="a", step=7), 123, [("loss", 1, 1.0)], [(100, b'{"kind":"warning"}')])
+    run, offset = registry.load()["a"]
+    assert (run.step, offset, registry.told("a", 5)) == (7, 123, [{"kind": "warning"}])
+    registry.forget("a")
+    assert registry.load() == {} and registry.series("a", "loss", 5, None, None).total == 0
+
+
+def test_telemetry_is_kept_by_the_second_for_an_hour_and_by_the_minute_after(registry: Registry) -> None:
+    now = 100_000.0
+    for second in range(0, 7_200, 10):
+        registry.add_telemetry(Telemetry(time=now - second, host=Host(name="h")))
+    registry.thin_telemetry(now)
+    recent = registry.telemetry(now - 3_600)
+    old = [sample for sample in registry.telemetry(0) if sample.time < now - 3_600]
+    assert len(recent) == 361
+    assert 58 <= len(old) <= 62

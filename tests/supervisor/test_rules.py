@@ -1,0 +1,57 @@
+"""Pure rules: who gets which devices, and what a death means."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from engine.protocol.profile import find, load
+from engine.supervisor.autopsy import Death, explain
+from engine.supervisor.scheduler import Demand, assign, first
+
+
+def test_devices_go_to_the_head_of_the_queue_and_nobody_overtakes() -> None:
+    queue = [Demand("big", 4, None), Demand("small", 1, None)]
+    assert first(queue, 4, {0}, False) is None
+    assert first(queue, 4, set(), False) == ("big", [0, 1, 2, 3])
+    assert assign(Demand("r", 2, None), 4, {0, 2}, False) == [1, 3]
+    assert assign(Demand("r", 1, (2,)), 4, {2}, False) is None
+    assert assign(Demand("r", None, None), 2, set(), False) == [0, 1]
+
+
+def test_without_devices_one_run_at_a_time() -> None:
+    assert assign(Demand("r", 2, None), 0, set(), False) == []
+    assert assign(Demand("r", 1, None), 0, set(), True) is None
+
+
+def test_what_can_never_start_is_refused() -> None:
+    for demand, count in [(Demand("r", 1, (0,)), 0), (Demand("r", 9, None), 8), (Demand("r", 1, (8,)), 8)]:
+        with pytest.raises(ValueError, match="asks for"):
+            assign(demand, count, set(), False)
+
+
+TORCHRUN = """\
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-01-01_00:00:00
+  host      : h
+  rank      : 3 (local_rank: 3)
+  exitcode  : -9 (pid: 77)
+  error_file: <N/A>
+"""
+
+
+def test_deaths_are_explained_with_the_runs_own_numbers(tmp_path: Path) -> None:
+    profile = load(find("triples-qlora"))
+    oom = explain(Death(-signal.SIGKILL, "", oom_killed=True), profile)
+    assert "out-of-memory killer" in oom.title
+    assert "training.micro_batch=4 with training.accumulation=2 (now 8 × 1" in oom.hint
+    rank = explain(Death(1, TORCHRUN), profile)
+    assert rank.title == "Rank 3 died" and "SIGKILL" in rank.cause
+    cuda = explain(Death(1, "x\ntorch.OutOfMemoryError: CUDA out of memory. Tried"), profile)
+    assert "device memory" in cuda.hint
+    assert explain(Death(-signal.SIGSEGV, ""), None).cause.startswith("a segmentation fault")
+    assert explain(Death(-50, ""), None).cause == "killed by signal 50"
+    assert explain(Death(5, ""), None).cause == "it said nothing"
