@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import zmq
@@ -22,6 +22,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import (
     OPERATIONS,
     PROTOCOL,
+    Ask,
     Closing,
     Event,
     Message,
@@ -30,6 +31,7 @@ from engine.protocol.messages import (
     ProblemError,
     Reply,
     Request,
+    ServiceEvent,
     Snapshot,
 )
 
@@ -105,7 +107,7 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
             stderr=log,
             start_new_session=True,
             cwd="/",
-            env=_engine_environment(),
+            env=engine_environment(),
         )
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -122,7 +124,7 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
     )
 
 
-def _engine_environment() -> dict[str, str]:
+def engine_environment() -> dict[str, str]:
     """The starter's environment, with the checkout importable when cockpit runs from one (-P drops the working directory)."""
     environment = dict(os.environ)
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -171,6 +173,26 @@ class Client:
             if reply is not None and reply.id == request_id:
                 return unpack_reply(operation, reply)
         raise no_answer(operation, seconds)
+
+    def ask(self, question: Ask, said: Callable[[ServiceEvent], None]) -> Any:
+        """Put a question to a service and wait for its answer, however long it takes; `said` hears what comes meanwhile.
+
+        Raises ProblemError for a problem, or when the engine falls silent.
+        """
+        self.request("attach")
+        request_id, payload = pack_request("service_ask", question)
+        self._socket.send(payload)
+        heard = time.monotonic()
+        while time.monotonic() - heard < SILENCE:
+            reply = self._receive(1.0)
+            while self._events:
+                heard = time.monotonic()
+                body = decode_known(self._events.popleft())
+                if isinstance(body, ServiceEvent) and body.request == question.request:
+                    said(body)
+            if reply is not None and reply.id == request_id:
+                return unpack_reply("service_ask", reply).result
+        raise no_answer(question.question, SILENCE)
 
     def follow(self) -> Iterator[Any]:
         """A `Snapshot`, then every published body in order; another `Snapshot` whenever something was missed.

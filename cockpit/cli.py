@@ -1,0 +1,161 @@
+"""The command line: a table of verbs, and the one place where errors become exit statuses.
+
+Exit status: 0 done, 1 the job failed, 2 the request was wrong, 130 interrupted. Nothing heavy is imported before the
+verb is known: `cockpit --help` costs little more than Python itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Option:
+    """One `add_argument` call."""
+
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """`function` is a "module:function" string under `cockpit.verbs`, or empty for a group of `verbs`."""
+
+    name: str
+    help: str
+    function: str = ""
+    options: tuple[Option, ...] = ()
+    verbs: tuple[Verb, ...] = ()
+
+
+def option(*flags: str, **settings: Any) -> Option:
+    return Option(flags, settings)
+
+
+RUN = option("run", metavar="RUN", help="a run's id, an unambiguous prefix of it, or `last`")
+PROFILE = option("profile", metavar="PROFILE", help="a YAML or JSON file, or the name of a built-in profile")
+SET = option("--set", metavar="K=V", action="append", default=[], dest="overrides", help="override one setting, e.g. training.epochs=2")  # fmt: skip
+DETACH = option("--detach", action="store_true", help="print the run's id and leave it running")
+
+VERBS = (
+    Verb("demo", "train the embedded model on the bundled sentences and show what it learnt", "demo:demo",
+         (option("--headless", action="store_true", help="progress bars instead of the app"), SET)),
+    Verb("train", "run all that a profile asks for, and follow it", "train:train",
+         (PROFILE, SET, DETACH, option("--output-dir", metavar="DIR", help="publish the final checkpoint there"))),
+    Verb("prepare", "read, check and tokenise a profile's data, nothing more", "train:prepare", (PROFILE, SET, DETACH)),
+    Verb("chat", "one answer, or a conversation, with a run, a checkpoint or a model", "chat:chat",
+         (option("target", metavar="TARGET", help="a run, `last`, RUN@STEP, a folder, a catalogue name or a hub id"),
+          option("--prompt", metavar="T", help="ask this once and leave"),
+          option("--system", metavar="T", help="system prompt"),
+          option("--task", metavar="NAME", help="prompt exactly as this task was trained, e.g. triples"),
+          option("--max-new-tokens", type=int, metavar="N", help="longest reply, in tokens (256)"),
+          option("--temperature", type=float, metavar="X", help="0 is greedy, the default"),
+          option("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens"),
+          option("--top-p", type=float, metavar="X", help="sample among the likeliest tokens of this total probability"),
+          option("--seed", type=int, metavar="N", help="seed of sampling"))),
+    Verb("runs", "list runs, the newest last", "runs:runs", (option("--state", default="", metavar="STATE", help="only those in this state"),)),
+    Verb("show", "all about a run", "runs:show", (RUN,)),
+    Verb("metrics", "a run's metric values, from its journal", "runs:metrics",
+         (RUN, option("--name", action="append", default=[], metavar="NAME", help="only this metric, e.g. train/loss (repeatable)"),
+          option("--all", action="store_true", help="every attempt's values, superseded ones too"))),
+    Verb("logs", "what a run's processes printed", "runs:logs", (RUN, option("--follow", "-f", action="store_true", help="go on until the run ends"))),
+    Verb("stop", "end a run after its present step, with a checkpoint", "runs:stop", (RUN, option("--now", action="store_true", help="end its processes at once, without a checkpoint"))),
+    Verb("pause", "hold a run at its next step boundary", "runs:pause", (RUN,)),
+    Verb("continue", "let a paused run go on", "runs:continue_", (RUN,)),
+    Verb("set", "change settings of a running run", "runs:set_", (RUN, option("changes", nargs="+", metavar="K=V", help="e.g. training.learning_rate=1e-4"))),
+    Verb("resume", "go on with a run that has ended, from a checkpoint", "train:resume",
+         (option("run", metavar="RUN[@STEP]", help="its newest checkpoint, or the one of STEP"), SET, DETACH)),
+    Verb("delete", "remove a run that has ended, with its checkpoints", "runs:delete", (RUN,)),
+    Verb("profile", "list, show and check profiles", verbs=(
+        Verb("list", "built-in profiles and your own", "profile:list_"),
+        Verb("show", "print a profile", "profile:show", (PROFILE, SET)),
+        Verb("check", "report all problems of a profile", "profile:check", (PROFILE, SET)),
+        Verb("schema", "the JSON Schema of profiles", "profile:schema"))),
+    Verb("model", "find, fetch and verify base models", verbs=(
+        Verb("find", "models on this machine, and what is damaged", "tools:model_find", (option("folders", nargs="*", metavar="FOLDER", help="look here too"),)),
+        Verb("pull", "fetch a model into the home", "tools:model_pull", (option("name", metavar="NAME", help="a catalogue name or org/name on the hub"),)),
+        Verb("verify", "check a model folder, file by file", "tools:model_verify", (option("folder", metavar="FOLDER", help="for instance one copied by hand"),)))),
+    Verb("engine", "the background engine of this home", verbs=(
+        Verb("status", "is it running, since when, what lives", "engine:status"),
+        Verb("start", "start it if it is not running", "engine:start"),
+        Verb("stop", "end it; refuses while jobs live", "engine:stop", (option("--force", action="store_true", help="end live jobs now, too"),)),
+        Verb("reindex", "rebuild the registry from the run directories", "engine:reindex"))),
+    Verb("doctor", "check this machine, or a model folder", "tools:doctor", (option("folder", nargs="?", metavar="FOLDER", help="check this model folder"),)),
+)  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would print and leave, so that `--json` holds for mistyped commands too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} --help")
+
+
+class UsageError(ValueError):
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def build_parser() -> Parser:
+    """The parser of all verbs. Shared options work before and after the verb."""
+    parser = Parser(prog="cockpit", description="The terminal cockpit for training language models. Without a verb: the app.",
+                    epilog="Results go to stdout, everything else to stderr.", allow_abbrev=False)  # fmt: skip
+    parser.set_defaults(function="app:open_app", home=None, json=False)
+    _add_shared(parser)
+    parser.add_argument("--readonly", action="store_true", help="the app only watches: no key changes a run")
+    _add_verbs(parser, VERBS)
+    return parser
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    # SUPPRESS: an option that is absent after the verb must not overwrite one that was given before it.
+    parser.add_argument("--home", metavar="DIR", default=argparse.SUPPRESS, help="instead of COCKPIT_HOME (~/.cockpit)")
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+
+
+def _add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], required: bool = False) -> None:
+    children = parser.add_subparsers(metavar="VERB", title="verbs", required=required)
+    for verb in verbs:
+        child = children.add_parser(verb.name, help=verb.help, description=verb.help, allow_abbrev=False)
+        _add_shared(child)
+        for each in verb.options:
+            child.add_argument(*each.flags, **each.settings)
+        if verb.verbs:
+            _add_verbs(child, verb.verbs, required=True)
+        else:
+            child.set_defaults(function=verb.function)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = build_parser().parse_args(arguments)
+        module, _, name = options.function.partition(":")
+        status: int = getattr(importlib.import_module(f"cockpit.verbs.{module}"), name)(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us (head, less) has seen enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:  # noqa: BLE001 - `report` raises again what is no user's mistake
+        from cockpit.verbs.output import report
+
+        report(error, as_json="--json" in arguments)
+        return WRONG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

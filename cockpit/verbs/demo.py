@@ -1,0 +1,85 @@
+"""The main job on the embedded model, and what it learnt: figures of the same held-out rows before and after."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cockpit.verbs.app import on_terminal
+from cockpit.verbs.follow import follow
+from cockpit.verbs.output import duration, emit, number, say, table
+from cockpit.verbs.train import exit_status, explain_end, submission
+from engine.protocol import journal, states
+from engine.protocol.client import Client
+from engine.protocol.home import Home, RunDirectory
+from engine.protocol.messages import Run, RunRef
+
+PROFILE = "triples-qlora"
+FIGURES = {
+    "loss": "eval/loss",
+    "json_validity": "eval/json_validity",
+    "schema_validity": "eval/schema_validity",
+    "triples_f1": "eval/triples_f1",
+}
+"""Name in the report -> metric."""
+
+
+def demo(options: argparse.Namespace) -> int:
+    home = Home.locate(options.home)
+    message = submission("train", PROFILE, options.overrides, home)
+    with Client(home) as client:
+        run: Run = client.request("submit", message)
+        if options.headless or options.json or not on_terminal():
+            run = follow(client, run.id)
+        else:
+            from cockpit.app import run as run_app
+
+            run_app(home, select=run.id)
+            run = client.request("show", RunRef(run=run.id)).run
+    _report(home, run, options.json)
+    return exit_status(run)
+
+
+def _report(home: Home, run: Run, as_json: bool) -> None:
+    directory = home.run(run.id)
+    before, after = _before_and_after(directory)
+    if as_json:
+        seconds = run.ended - run.created if run.ended else None
+        emit({"run": run.id, "state": run.state, "before": before, "after": after, "seconds": seconds})
+        return
+    if run.state in states.LIVE:
+        say(f"{run.id} goes on: `cockpit` shows it, `cockpit stop {run.id}` stops it.")
+        return
+    if run.state == states.COMPLETED:
+        table(("ON THE SAME HELD-OUT ROWS", "BEFORE", "AFTER"), _rows(before, after))
+        _print_replies(directory)
+        print(f"\n{run.step} steps in {duration(run.ended - run.created)}, all in {directory.path}")
+        print(f"talk to it: cockpit chat {run.id} --task triples")
+    else:
+        explain_end(run)
+
+
+def _rows(before: dict[str, float | None], after: dict[str, float | None]) -> list[tuple[str, str, str]]:
+    return [(name.replace("_", " "), number(before[name]), number(after[name])) for name in FIGURES]
+
+
+def _before_and_after(run: RunDirectory) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Figures of the first and the last evaluation; None where there was none."""
+    evaluations = [entry.values for entry, _ in journal.read(run.events) if isinstance(entry, journal.Evaluation)]
+    first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
+    return _figures(first), _figures(last)
+
+
+def _figures(values: dict[str, Any]) -> dict[str, float | None]:
+    return {name: values.get(metric) for name, metric in FIGURES.items()}
+
+
+def _print_replies(run: RunDirectory) -> None:
+    """One prompt's first and last sampled reply: the base's and the adapter's."""
+    samples = [entry for entry, _ in journal.read(run.events) if isinstance(entry, journal.Sample)]
+    if not samples:
+        return
+    first = samples[0]
+    last = next(entry for entry in reversed(samples) if entry.prompt == first.prompt)
+    for title, text in (("prompt", first.prompt), ("base", first.reply), ("adapter", last.reply), ("wanted", last.reference)):  # fmt: skip
+        print(f"\n{title}\n  " + text.strip().replace("\n", "\n  "))

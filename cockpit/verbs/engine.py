@@ -1,0 +1,92 @@
+"""Verbs on the background engine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import time
+
+from cockpit.verbs.output import duration, emit, say
+from engine.protocol.client import Client, running_engine
+from engine.protocol.home import Home
+from engine.protocol.messages import PROTOCOL, Problem, ProblemError, RunList, Shutdown, Welcome
+from engine.protocol.wire import Connection, process_alive
+
+ENDING = 30.0
+"""Seconds that an engine may take to end its jobs and itself."""
+
+
+def status(options: argparse.Namespace) -> int:
+    with Client(Home.locate(options.home), start=False) as client:
+        return _tell(client.request("hello"), options.json)
+
+
+def start(options: argparse.Namespace) -> int:
+    with Client(Home.locate(options.home)) as client:
+        return _tell(client.request("hello"), options.json)
+
+
+def _tell(engine: Welcome, as_json: bool) -> int:
+    uptime = time.time() - engine.started
+    if as_json:
+        emit(
+            {
+                "pid": engine.pid,
+                "protocol": engine.protocol,
+                "home": engine.home,
+                "uptime": uptime,
+                "jobs": engine.jobs,
+                "services": engine.services,
+            }
+        )
+        return 0
+    print(f"engine {engine.pid} on {engine.host}, up {duration(uptime)}, protocol {engine.protocol}, {engine.home}")
+    for job in engine.jobs:
+        print(f"  run      {job}")
+    for service in engine.services:
+        print(f"  service  {service.id} ({service.state}{f', {service.target}' if service.target else ''})")
+    return 0
+
+
+def stop(options: argparse.Namespace) -> int:
+    """Stopping what does not run is done, not wrong."""
+    home = Home.locate(options.home)
+    connection = running_engine(home)
+    if connection is not None:
+        _end(home, connection, options.force)
+    if options.json:
+        emit({"pid": connection.pid if connection else None, "stopped": connection is not None})
+    else:
+        say("The engine has ended." if connection else f"No engine is running for {home.root}.")
+    return 0
+
+
+def _end(home: Home, connection: Connection, force: bool) -> None:
+    if connection.protocol == PROTOCOL:
+        with Client(home, start=False) as client:
+            client.request("shutdown", Shutdown(force=force))
+    else:
+        # It would not understand the request. SIGTERM ends any version in order, and its jobs go on for the next one to adopt.
+        os.kill(connection.pid, signal.SIGTERM)
+    deadline = time.monotonic() + ENDING
+    while process_alive(connection.pid, connection.start_time):
+        if time.monotonic() > deadline:
+            raise ProblemError(
+                Problem(
+                    title="The engine is still ending",
+                    cause=f"process {connection.pid} lives {ENDING:g} s after it was asked to end",
+                    hint=f"look at {home.engine_log}",
+                )
+            )
+        time.sleep(0.02)
+
+
+def reindex(options: argparse.Namespace) -> int:
+    with Client(Home.locate(options.home)) as client:
+        found: RunList = client.request("reindex", timeout=600.0)
+    if options.json:
+        emit({"runs": len(found.runs)})
+    else:
+        say(f"{len(found.runs)} runs are indexed again.")
+    return 0

@@ -1,0 +1,180 @@
+"""Following a run to its end: bars in a terminal, lines elsewhere, both on stderr. Leaving never touches the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cockpit.verbs.output import console, duration, number, say
+from engine.protocol import states
+from engine.protocol.client import Client
+from engine.protocol.messages import Problem, ProblemError, Run, RunChanged, RunRemoved, Snapshot, Told
+
+QUIET = 15.0
+"""Seconds between progress lines where there is no terminal to draw bars on."""
+PHASE = 1.0
+"""Seconds that must lie between two lines that only tell another phase."""
+
+
+class Detached(KeyboardInterrupt):
+    """ctrl+c while following: the run goes on."""
+
+
+def watch(client: Client, run_id: str) -> Iterator[Run]:
+    """The run as it is now and at every change. Raises ProblemError when somebody deletes it."""
+    for body in client.follow():
+        run = _run_in(body, run_id)
+        if run is not None:
+            yield run
+
+
+def _run_in(body: Any, run_id: str) -> Run | None:
+    """The run, when this body tells of it."""
+    if isinstance(body, Snapshot):
+        found = [run for run in body.runs if run.id == run_id]
+        if found:
+            return found[0]
+        raise _gone(run_id)
+    if isinstance(body, RunRemoved) and body.run == run_id:
+        raise _gone(run_id)
+    return body.run if isinstance(body, RunChanged) and body.run.id == run_id else None
+
+
+def _gone(run_id: str) -> ProblemError:
+    return ProblemError(Problem(title=f"{run_id} is gone", cause="it was deleted", hint="cockpit runs"))
+
+
+def follow(client: Client, run_id: str) -> Run:
+    """Show the run until it has ended. Raises Detached on ctrl+c, after saying how to come back and how to stop it."""
+    screen = console()
+    display: Display = Bars(screen) if screen.is_terminal else Lines()
+    try:
+        for body in client.follow():
+            if isinstance(body, Told) and body.run == run_id:
+                _tell(display, body.entry)
+            run = _run_in(body, run_id)
+            if run is not None:
+                display.show(run)
+                if run.state in states.ENDED:
+                    return run
+    except KeyboardInterrupt:
+        display.close()
+        say(f"\nDetached: {run_id} goes on.\n  watch it   cockpit\n  stop it    cockpit stop {run_id}")
+        raise Detached from None
+    finally:
+        display.close()
+    raise AssertionError("a run is followed until it ends")
+
+
+def _tell(display: Display, entry: dict[str, Any]) -> None:
+    if entry["kind"] == "warning":
+        display.note(" → ".join(filter(None, (entry["message"], entry.get("hint", "")))))
+    elif entry["kind"] == "phase":
+        display.phase(entry.get("done", 0), entry.get("total", 0))
+
+
+class Display(Protocol):
+    def show(self, run: Run) -> None: ...
+
+    def phase(self, done: int, total: int) -> None:
+        """How far the present phase is; a total of 0 when it does not say."""
+
+    def note(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Bars:
+    """One bar: the rows of a phase that counts while the run prepares, its steps from then on."""
+
+    def __init__(self, screen: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=screen,
+            refresh_per_second=4,
+            speed_estimate_period=120,
+        )
+        self._task = self._progress.add_task("starting", total=None, figures="")
+        self._stage = ""
+        self._counted = (0, 0)
+        self._progress.start()
+
+    def show(self, run: Run) -> None:
+        preparing = run.state in (states.QUEUED, states.PREPARING)
+        done, total = self._counted if preparing else (run.step, run.max_steps)
+        stage = "preparing" if preparing else f"steps of attempt {run.attempt}"
+        if stage != self._stage:  # another thing is counted: its speed says nothing about this one's
+            self._stage = stage
+            self._progress.reset(self._task, completed=done, total=total or None)
+        self._progress.update(
+            self._task, description=_activity(run), completed=done, total=total or None, figures=_figures(run)
+        )
+
+    def phase(self, done: int, total: int) -> None:
+        self._counted = (done, total)
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, style="yellow", markup=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class Lines:
+    """A line when the state or the phase changes, and now and then in between."""
+
+    def __init__(self) -> None:
+        self._activity = ""
+        self._state = ""
+        self._step = -1
+        self._said = -QUIET
+
+    def show(self, run: Run) -> None:
+        activity, now = _activity(run), time.monotonic()
+        other_phase = activity != self._activity and now - self._said >= PHASE
+        moved_on = run.step != self._step and now - self._said >= QUIET
+        if run.state == self._state and not other_phase and not moved_on:
+            return
+        self._activity, self._state, self._step, self._said = activity, run.state, run.step, now
+        progress = f"step {run.step}/{run.max_steps}" if run.max_steps else ""
+        say("  ".join(filter(None, (run.id, activity, progress, _figures(run), _left(run)))))
+
+    def phase(self, done: int, total: int) -> None:
+        pass  # its name comes with the run
+
+    def note(self, text: str) -> None:
+        say(f"warning: {text}", "yellow")
+
+    def close(self) -> None:
+        pass
+
+
+def _activity(run: Run) -> str:
+    if run.state == states.PAUSED:
+        return f"paused: {run.reason}" if run.reason else "paused"
+    if run.state == states.QUEUED and run.position:
+        return f"queued, place {run.position}"
+    return run.phase if run.phase and run.state in (states.PREPARING, states.RUNNING) else run.state
+
+
+def _figures(run: Run) -> str:
+    loss, speed = run.metrics.get("train/loss"), run.metrics.get("train/tokens_per_second")
+    return "  ".join(
+        filter(None, (f"loss {number(loss)}" if loss is not None else "", f"{speed:.0f} tok/s" if speed else ""))
+    )
+
+
+def _left(run: Run) -> str:
+    """Remaining time at the pace of the whole attempt."""
+    if run.state != states.RUNNING or not run.started or not 0 < run.step < run.max_steps:
+        return ""
+    return f"{duration((time.time() - run.started) / run.step * (run.max_steps - run.step))} left"

@@ -1,0 +1,74 @@
+"""Verbs on profiles: list, show, check, schema."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cockpit.profiles import folder_of_own, profile_files
+from cockpit.verbs.output import emit, say, table
+from engine.protocol.home import Home
+from engine.protocol.profile import Profile, ProfileError, find, load
+from engine.protocol.profile import schema as profile_schema
+
+
+def locate(name: str, home: Home) -> Path:
+    """A profile by path, by its name among one's own, or by a built-in's. Raises ProfileError naming near misses."""
+    own = folder_of_own(home) / f"{name}.yaml"
+    return own if not Path(name).is_file() and own.is_file() else find(name)
+
+
+def load_profile(name: str, overrides: list[str], home: Home) -> tuple[Path, Profile]:
+    """The file and what it means. Raises ProfileError with all problems."""
+    path = locate(name, home)
+    return path, load(path, overrides, home)
+
+
+def list_(options: argparse.Namespace) -> int:
+    found = profile_files(Home.locate(options.home), Path.cwd())
+    if options.json:
+        emit(
+            [
+                {"name": each.name, "place": each.place, "path": str(each.path), "description": each.description}
+                for each in found
+            ]
+        )
+    else:
+        table(("NAME", "WHERE", "WHAT"), [(each.name, each.place, each.description) for each in found])
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """The file as it was written; with `--json` or `--set` all settings, defaults and overrides included."""
+    home = Home.locate(options.home)
+    if options.json:
+        emit(load_profile(options.profile, options.overrides, home)[1].resolved())
+    elif options.overrides:
+        sys.stdout.write(load_profile(options.profile, options.overrides, home)[1].to_yaml())
+    else:
+        sys.stdout.write(locate(options.profile, home).read_text(encoding="utf-8"))
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """One `file:line:col key: message` a line. Exit status 2 when there is any."""
+    try:
+        path, _ = load_profile(options.profile, options.overrides, Home.locate(options.home))
+    except ProfileError as error:
+        if options.json:
+            emit({"profile": options.profile, "ok": False, "issues": error.issues})
+        else:
+            for issue in error.issues:
+                print(issue)
+        return 2
+    if options.json:
+        emit({"profile": str(path), "ok": True, "issues": []})
+    else:
+        say(f"{path} holds")
+    return 0
+
+
+def schema(options: argparse.Namespace) -> int:
+    emit(profile_schema())
+    return 0

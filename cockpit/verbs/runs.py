@@ -1,0 +1,224 @@
+"""Verbs on runs: list, look, steer, remove."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from typing import Any
+
+from cockpit.verbs import disk
+from cockpit.verbs.follow import watch
+from cockpit.verbs.output import age, duration, emit, number, say, show_problem, table
+from engine.protocol import states
+from engine.protocol.client import Client
+from engine.protocol.home import Home
+from engine.protocol.messages import (
+    CheckpointInfo,
+    Command,
+    ListRuns,
+    Problem,
+    ProblemError,
+    Run,
+    RunDetail,
+    RunRef,
+    Set,
+    Stop,
+    Taken,
+)
+
+BOUNDARY = 600.0
+"""Seconds that a command may wait for a step to end: evaluations and first steps of large models are long."""
+
+
+def runs(options: argparse.Namespace) -> int:
+    if options.state and options.state not in states.STATES:
+        raise ValueError(f"there is no state {options.state!r}: {', '.join(states.STATES)}")
+    with Client(Home.locate(options.home)) as client:
+        found: list[Run] = client.request("runs", ListRuns(state=options.state)).runs
+    if options.json:
+        emit([_summary(run) for run in found])
+    elif found:
+        table(("RUN", "STATE", "STEP", "LOSS", "BASE", "SUBMITTED"), map(_row, found))
+    else:
+        say("There are no such runs." if options.state else "There are no runs yet: cockpit demo")
+    return 0
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "kind": run.kind,
+        "name": run.name,
+        "state": run.state,
+        "reason": run.reason,
+        "host": run.host,
+        "profile": run.profile,
+        "step": run.step,
+        "max_steps": run.max_steps,
+        "epoch": run.epoch,
+        "attempt": run.attempt,
+        "created": run.created,
+        "directory": run.directory,
+        "metrics": run.metrics,
+        "problem": run.problem,
+    }
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    progress = f"{run.step}/{run.max_steps}" if run.max_steps else str(run.step)
+    loss = number(run.metrics.get("train/loss"))
+    return run.id, run.state, progress, loss, run.base, age(run.created)
+
+
+def show(options: argparse.Namespace) -> int:
+    with Client(Home.locate(options.home)) as client:
+        detail: RunDetail = client.request("show", RunRef(run=options.run))
+    if options.json:
+        emit(
+            _summary(detail.run)
+            | {
+                "checkpoints": [
+                    {"step": each.step, "path": each.path, "metrics": each.metrics, "best": each.best}
+                    for each in detail.checkpoints
+                ],
+                "pids": detail.pids,
+                "ledger": detail.ledger,
+                "warnings": detail.warnings,
+            }
+        )
+    else:
+        _print_detail(detail)
+    return 0
+
+
+def _print_detail(detail: RunDetail) -> None:
+    run = detail.run
+    spent = (run.ended or time.time()) - run.started if run.started else 0.0
+    lines = {
+        "run": run.id,
+        "state": f"{run.state} ({run.reason})" if run.reason else run.state,
+        "profile": run.profile,
+        "base": f"{run.base} · {run.method} · {run.adapter}",
+        "step": f"{run.step} of {run.max_steps or '?'}, epoch {run.epoch:.2f}, attempt {run.attempt}",
+        "time": f"submitted {age(run.created)}" + (f", this attempt {duration(spent)}" if spent else ""),
+        "directory": run.directory,
+        "processes": " ".join(map(str, detail.pids)) or "none",
+        "metrics": "  ".join(f"{name} {number(value)}" for name, value in sorted(run.metrics.items())) or "none yet",
+    }
+    for name, value in lines.items():
+        print(f"{name:<12}{value}")
+    for each in detail.checkpoints:
+        print(_checkpoint_line(each))
+    for change in detail.ledger:
+        print(f"{'ledger':<12}step {change.step}: {change.name} {change.old} → {change.new}")
+    for warning in detail.warnings:
+        print(f"{'warning':<12}{warning}")
+    if run.problem is not None:
+        sys.stdout.flush()
+        show_problem(run.problem)
+
+
+def _checkpoint_line(checkpoint: CheckpointInfo) -> str:
+    metrics = "  ".join(f"{name} {number(value)}" for name, value in sorted(checkpoint.metrics.items()))
+    mark = " (best)" if checkpoint.best else ""
+    return f"{'checkpoint':<12}{checkpoint.path}{mark}  {metrics}".rstrip()
+
+
+def metrics(options: argparse.Namespace) -> int:
+    run = disk.find_run(Home.locate(options.home), options.run)
+    found = disk.points(run, options.name)
+    for point in found if options.all else disk.superseding(found):
+        if options.json:
+            emit(point)
+        else:
+            print(
+                f"{point['step']}\t{point['name']}\t{number(point['value'])}\t{point['time']:.3f}\t{point['attempt']}"
+            )
+    return 0
+
+
+def logs(options: argparse.Namespace) -> int:
+    run = disk.find_run(Home.locate(options.home), options.run)
+    while options.follow and not run.log.exists() and disk.state_of(run) in states.LIVE:
+        time.sleep(0.2)
+    if not run.log.exists():
+        say(f"{run.id} has printed nothing")
+        return 0
+    with open(run.log, "rb") as log:
+        ended = False
+        while True:
+            shutil.copyfileobj(log, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            if not options.follow or ended:
+                return 0
+            # What was printed between the last look and the end is read in one more round.
+            ended = disk.state_of(run) not in states.LIVE
+            if not ended:
+                time.sleep(0.2)
+
+
+def stop(options: argparse.Namespace) -> int:
+    """Returns when the run has ended: its last checkpoint is written, a resume is possible."""
+    with Client(Home.locate(options.home)) as client:
+        taken: Taken = client.request("stop", Stop(run=options.run, now=options.now), BOUNDARY)
+        run = next(run for run in watch(client, taken.run) if run.state in states.ENDED)
+    return _tell_taken(Taken(run=run.id, state=run.state, step=run.step), options.json)
+
+
+def pause(options: argparse.Namespace) -> int:
+    return _command("pause", options)
+
+
+def continue_(options: argparse.Namespace) -> int:
+    return _command("continue", options)
+
+
+def _command(name: str, options: argparse.Namespace) -> int:
+    with Client(Home.locate(options.home)) as client:
+        return _tell_taken(client.request(name, Command(run=options.run), BOUNDARY), options.json)
+
+
+def set_(options: argparse.Namespace) -> int:
+    changes = parse_changes(options.changes)
+    with Client(Home.locate(options.home)) as client:
+        return _tell_taken(client.request("set", Set(run=options.run, changes=changes), BOUNDARY), options.json)
+
+
+def _tell_taken(taken: Taken, as_json: bool) -> int:
+    if as_json:
+        emit({"run": taken.run, "state": taken.state, "step": taken.step})
+    else:
+        print(f"{taken.run} is {taken.state} at step {taken.step}")
+    return 0
+
+
+def parse_changes(changes: list[str]) -> dict[str, Any]:
+    """`a.b=c` each, values as YAML. Raises ValueError."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError
+
+    parsed = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"{change!r}: write it as section.key=value")
+        try:
+            parsed[name.strip()] = YAML(typ="safe").load(value)
+        except MarkedYAMLError as error:
+            raise ValueError(f"{change!r}: the value is not YAML: {error.problem}") from None
+    return parsed
+
+
+def delete(options: argparse.Namespace) -> int:
+    with Client(Home.locate(options.home)) as client:
+        run: Run = client.request("show", RunRef(run=options.run)).run
+        if run.state in states.LIVE:
+            raise ProblemError(Problem(title=f"{run.id} is {run.state}", hint=f"cockpit stop {run.id}"))
+        client.request("delete", RunRef(run=run.id), BOUNDARY)
+    if options.json:
+        emit({"run": run.id, "deleted": True})
+    else:
+        print(f"{run.id} is gone")
+    return 0

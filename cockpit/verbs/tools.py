@@ -1,0 +1,34 @@
+"""Verbs whose work needs training libraries: done by a worker in the foreground, which takes over this process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import NoReturn
+
+from engine.protocol.client import engine_environment
+from engine.protocol.home import Home
+
+
+def model_find(options: argparse.Namespace) -> NoReturn:
+    _become("models", options, "find", *options.folders)
+
+
+def model_pull(options: argparse.Namespace) -> NoReturn:
+    _become("models", options, "pull", options.name)
+
+
+def model_verify(options: argparse.Namespace) -> NoReturn:
+    _become("models", options, "verify", options.folder)
+
+
+def doctor(options: argparse.Namespace) -> NoReturn:
+    _become("doctor", options, *filter(None, [options.folder]))
+
+
+def _become(worker: str, options: argparse.Namespace, *arguments: str) -> NoReturn:
+    """Replace this process: terminal, signals and exit status are the worker's own."""
+    shared = ["--home", str(Home.locate(options.home).root), *(["--json"] if options.json else [])]
+    command = [sys.executable, "-P", "-m", f"engine.workers.{worker}", *arguments, *shared]
+    os.execve(sys.executable, command, engine_environment())
