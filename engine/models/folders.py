@@ -1,0 +1,157 @@
+"""Is a model folder whole? Looks at names, sizes and headers; loads nothing, imports no training library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.models.catalogue import CATALOGUE
+from engine.models.weights import DamagedFile, Tensor, digest, is_lfs_pointer, read_header
+
+ADAPTER = "adapter_config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def kind(folder: Path) -> str | None:
+    """`adapter`, `model`, or None for a folder that is neither."""
+    if (folder / ADAPTER).is_file():
+        return "adapter"
+    return "model" if (folder / "config.json").is_file() else None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZERS)
+
+
+def read_json(path: Path) -> Any:
+    """Raises DamagedFile."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedFile(f"{path.name} is missing") from None
+    except (ValueError, OSError) as error:
+        raise DamagedFile(f"{path.name} cannot be read ({error})") from None
+
+
+def problems(folder: Path) -> list[str]:
+    """What keeps a model or adapter folder from loading, a sentence each; empty when nothing does."""
+    match kind(folder):
+        case "adapter":
+            return [*_pointers(folder), *_said(_check_adapter, folder)]
+        case "model":
+            tokenizer = (
+                ()
+                if has_tokenizer(folder)
+                else ("no tokenizer: copy tokenizer.json and tokenizer_config.json beside the weights",)
+            )
+            return [*_pointers(folder), *_weights_problems(folder), *tokenizer]
+    return ["there is no config.json and no adapter_config.json: this is not a model folder"]
+
+
+def hash_problems(folder: Path, progress: Callable[[str, int, int], None]) -> tuple[int, list[str]]:
+    """Read the weights whose hash is known: how many were compared, and which are wrong.
+
+    Known are catalogue models (by the folder's name), files in a hub cache (blobs are named by their hash), and files that
+    a hub client downloaded into a plain folder (their hash lies in `.cache/huggingface/download`).
+    """
+    entry = CATALOGUE.get(folder.name)
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".bin")]
+    if entry and files:
+        progress(f"hashing {folder.name}", 0, 1)
+        found = digest(path for path in files if path.suffix == ".safetensors")
+        wrong = [] if found == entry.tensors_sha256 else [f"the tensors are not those of {folder.name}: pull it again"]
+        return len(files), wrong
+    known = [(path, expected) for path in files if (expected := _known_sha256(path))]
+    wrong = []
+    for index, (path, expected) in enumerate(known):
+        progress(f"hashing {path.name}", index, len(known))
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                wrong.append(f"{path.name} differs from what the hub has: download it again")
+    return len(known), wrong
+
+
+def _known_sha256(path: Path) -> str | None:
+    blob = path.resolve().name
+    if path.is_symlink() and _SHA256.fullmatch(blob):
+        return blob
+    metadata = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+    if metadata.is_file():
+        lines = metadata.read_text().splitlines()  # commit, etag, time; the etag of a large file is its hash
+        if len(lines) > 1 and _SHA256.fullmatch(lines[1]):
+            return lines[1]
+    return None
+
+
+def _said(check: Callable[[Path], object], path: Path) -> Iterator[str]:
+    try:
+        check(path)
+    except DamagedFile as error:
+        yield str(error)
+
+
+def _pointers(folder: Path) -> Iterator[str]:
+    """Small files that git-lfs left in place of the content. Weights are looked at one by one elsewhere."""
+    for path in sorted(folder.glob("*.json")):
+        if path.is_file() and is_lfs_pointer(path):
+            yield f"{path.name} is a git-lfs pointer, not the file: run `git lfs pull` in its repository"
+
+
+def _check_adapter(folder: Path) -> None:
+    read_json(folder / ADAPTER)
+    if (folder / "adapter_model.safetensors").is_file():
+        read_header(folder / "adapter_model.safetensors")
+    elif not (folder / "adapter_model.bin").is_file():
+        raise DamagedFile("adapter_model.safetensors is missing")
+
+
+def _weights_problems(folder: Path) -> Iterator[str]:
+    yield from _said(read_json, folder / "config.json")
+    for name in _WEIGHTS:
+        if (folder / f"{name}.index.json").is_file():
+            yield from _sharded_problems(folder, f"{name}.index.json")
+            return
+        if (folder / name).is_file():
+            yield from _said(_check_weights, folder / name)
+            return
+        if (folder / name).is_symlink():
+            yield f"{name} is a link to a file that is gone: download it again"
+            return
+    yield "there are no weights: neither model.safetensors nor an index of shards"
+
+
+def _sharded_problems(folder: Path, index: str) -> Iterator[str]:
+    try:
+        placed: dict[str, str] = read_json(folder / index)["weight_map"]
+    except (DamagedFile, KeyError, TypeError):
+        yield f"{index} cannot be read, or has no weight_map"
+        return
+    shards = sorted(set(placed.values()))
+    for number, shard in enumerate(shards, 1):
+        path = folder / shard
+        if not path.is_file():
+            yield f"shard {number} of {len(shards)} is missing: {shard}"
+            continue
+        try:
+            tensors = _check_weights(path)
+        except DamagedFile as error:
+            yield str(error)
+            continue
+        absent = [name for name, place in placed.items() if place == shard and tensors and name not in tensors]
+        if absent:
+            yield f"{shard} lacks {len(absent)} tensors that {index} puts there, {absent[0]} among them"
+
+
+def _check_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors, as far as the format tells without unpickling. Raises DamagedFile."""
+    if path.suffix == ".safetensors":
+        return read_header(path)
+    if is_lfs_pointer(path):
+        raise DamagedFile(f"{path.name} is a git-lfs pointer, not the weights: run `git lfs pull` in its repository")
+    return {}

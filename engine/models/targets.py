@@ -1,0 +1,229 @@
+"""What a TARGET on the command line or in `model.base` means. Looks at names and small files; loads nothing.
+
+A target is a run id, a prefix of one, or `last` (its best checkpoint, else its newest); RUN@STEP; a checkpoint, adapter or
+model folder; a catalogue name; a folder's name in COCKPIT_HOME/models; or a hub id (`org/name`, `hf://org/name`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engine.models import folders
+from engine.models.catalogue import CATALOGUE, pull
+from engine.models.embedded import Progress
+from engine.models.weights import DamagedFile
+from engine.protocol import journal
+from engine.protocol.home import Home, RunDirectory
+from engine.protocol.messages import Problem, ProblemError
+
+HUB = "hf://"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to load. `dtype` and `quantization` are those it was trained with, None where nobody recorded them."""
+
+    base: str
+    """Absolute folder, or a hub id (`org/name`). A catalogue model's folder may not be there yet: see `fetch`."""
+    label: str
+    """Short name for a screen: `run@step`, or the folder's name."""
+    adapter: Path | None = None
+    run: str | None = None
+    step: int | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    lock: Path | None = None
+    """`lock.json` of the checkpoint: template, stop tokens, golden token ids."""
+    catalogue: str | None = None
+    """The catalogue name behind `base`, when there is one."""
+
+    @property
+    def on_hub(self) -> bool:
+        return not Path(self.base).is_absolute()
+
+    @property
+    def folder(self) -> Path:
+        """Where the weights that this target is about lie: the adapter's folder, else the base's."""
+        return self.adapter or Path(self.base)
+
+
+def resolve(target: str, home: Home, directory: Path) -> Target:
+    """Find what `target` names; relative folders are meant from `directory`. Raises ProblemError."""
+    name = target.strip()
+    if name.startswith(HUB):
+        return Target(base=name.removeprefix(HUB), label=name.removeprefix(HUB))
+    run, at, step = name.rpartition("@")
+    if at and step.isdecimal() and (found := _find_run(run, home)):
+        return _of_run(found, int(step))
+    if name == "last" or (_is_word(name) and home.run(name).profile.is_file()):
+        return _of_run(_find_run(name, home), None)
+    folder = (directory / Path(name).expanduser()).absolute()
+    if name and folder.is_dir():
+        return _of_folder(folder, home)
+    if name in CATALOGUE:
+        return Target(base=str(home.models / name), label=name, catalogue=name)
+    if _is_word(name) and (home.models / name).is_dir():
+        return _of_folder(home.models / name, home)
+    if found := _find_run(name, home):
+        return _of_run(found, None)
+    if _HUB_ID.fullmatch(name):
+        return Target(base=name, label=name)
+    raise ProblemError(
+        Problem(
+            title=f"There is no model {target!r}",
+            cause=f"it is no run, no folder from {directory}, no catalogue name ({', '.join(CATALOGUE)}) and no hub id (org/name)",
+            hint="`cockpit runs` lists runs, `cockpit model find` lists models on this machine",
+        )
+    )
+
+
+def fetch(target: Target, home: Home, progress: Progress) -> Target:
+    """Make a catalogue base present. Harmless for any other target. Raises ProblemError."""
+    if target.catalogue is None:
+        return target
+    return replace(target, base=str(pull(target.catalogue, home, progress)))
+
+
+def check(target: Target) -> None:
+    """Raises ProblemError when a folder that the target needs is damaged. What is not here yet passes."""
+    for folder in (target.adapter, None if target.on_hub else Path(target.base)):
+        if folder is None or (target.catalogue and not folder.exists()):
+            continue
+        found = folders.problems(folder)
+        if found:
+            raise ProblemError(
+                Problem(
+                    title=f"{folder} cannot be loaded",
+                    cause="; ".join(found),
+                    hint=f"`cockpit model verify {folder}` looks again when it is mended",
+                )
+            )
+
+
+# ── runs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _is_word(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]*\w[\w.-]*", name))
+
+
+def _find_run(name: str, home: Home) -> RunDirectory | None:
+    """By id, by a prefix that only one run has, or `last`: the newest. None when there is none. Raises ProblemError."""
+    runs = [home.run(path.parent.name) for path in home.runs.glob("*/profile.yaml")] if _is_word(name) else []
+    if name == "last":
+        if not runs:
+            raise ProblemError(
+                Problem(title="There is no run yet", hint="`cockpit demo` starts one, `cockpit train PROFILE` yours")
+            )
+        return max(runs, key=_created)
+    matches = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
+    if len(matches) > 1:
+        raise ProblemError(
+            Problem(
+                title=f"{name!r} is the beginning of {len(matches)} runs",
+                cause=", ".join(sorted(run.id for run in matches)),
+                hint="give more of the id",
+            )
+        )
+    return matches[0] if matches else None
+
+
+def _created(run: RunDirectory) -> float:
+    try:
+        return float(json.loads((run.path / "job.json").read_text())["created"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return run.profile.stat().st_mtime
+
+
+def _of_run(run: RunDirectory | None, step: int | None) -> Target:
+    assert run is not None
+    steps = run.checkpoint_steps()
+    if not steps:
+        raise ProblemError(
+            Problem(
+                title=f"Run {run.id} has no checkpoint yet",
+                hint=f"`cockpit show {run.id}` says how far it is; checkpoint.every_steps of its profile says when it saves",
+            )
+        )
+    if step is not None and step not in steps:
+        raise ProblemError(
+            Problem(
+                title=f"Run {run.id} has no checkpoint at step {step}",
+                cause=f"it has {', '.join(map(str, steps))}; checkpoint.keep removes older ones",
+            )
+        )
+    chosen = step if step is not None else _best(run, steps)
+    found = _of_folder(run.checkpoint(chosen), Home(run.path.parent.parent))
+    return replace(found, run=run.id, step=chosen, label=f"{run.id}@{chosen}")
+
+
+def _best(run: RunDirectory, steps: list[int]) -> int:
+    """The checkpoint that was called best last and is still there, else the newest."""
+    best = steps[-1]
+    for line, _ in journal.read_lines(run.events):
+        if b'"checkpoint"' in line:  # most lines are metrics: decoding them all would take seconds for a long run
+            entry = journal.decode(line)
+            if isinstance(entry, journal.Checkpoint) and entry.best and entry.step in steps:
+                best = entry.step
+    return best
+
+
+# ── folders ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _of_folder(folder: Path, home: Home) -> Target:
+    lock = folder / "lock.json"
+    recorded: dict[str, Any] = _read(lock) if lock.is_file() else {}
+    found = Target(
+        base=str(folder),
+        label=folder.name,
+        dtype=recorded.get("dtype"),
+        quantization=recorded.get("quantization"),
+        lock=lock if recorded else None,
+    )
+    match folders.kind(folder):
+        case "model":
+            return found
+        case "adapter":
+            named = recorded.get("base") or _read(folder / folders.ADAPTER).get("base_model_name_or_path") or ""
+            base = _base_of_adapter(folder, named, home)
+            return replace(found, base=base.base, catalogue=base.catalogue, adapter=folder)
+    raise ProblemError(
+        Problem(
+            title=f"{folder} is not a model folder",
+            cause="it has neither config.json nor adapter_config.json",
+            hint="name the folder that holds the weights; `cockpit model find FOLDER` looks below one",
+        )
+    )
+
+
+def _base_of_adapter(adapter: Path, named: str, home: Home) -> Target:
+    """What the adapter was trained on. A catalogue model or a copied one is found again when the home has moved."""
+    for place in (Path(named), home.models / Path(named).name):
+        if named and place.is_absolute() and folders.kind(place) == "model":
+            catalogue = place.name if place.parent == home.models and place.name in CATALOGUE else None
+            return Target(base=str(place), label=place.name, catalogue=catalogue)
+    if Path(named).name in CATALOGUE:
+        return resolve(Path(named).name, home, home.models)
+    if _HUB_ID.fullmatch(named):
+        return Target(base=named, label=named)
+    raise ProblemError(
+        Problem(
+            title=f"The base model of the adapter in {adapter} is not here",
+            cause=f"it was trained on {named or 'a model that it does not name'}",
+            hint=f"put that folder into {home.models} under the name {Path(named).name or 'of the base'}",
+        )
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = folders.read_json(path)
+    except DamagedFile as error:
+        raise ProblemError(Problem(title=f"{path.parent} is damaged", cause=str(error)))
+    return content if isinstance(content, dict) else {}
