@@ -160,10 +160,14 @@ class Registry:
     def series(self, run_id: str, name: str, points: int, first: int | None, last: int | None) -> Series:
         """At most `points` buckets of one metric between two steps, inclusive."""
         run, number = self._runs.get(run_id, -1), self._names.get(name, -1)
-        lowest, highest = self._db.execute(
-            "SELECT min(step), max(step) FROM points WHERE run = ? AND name = ? AND step BETWEEN ? AND ?",
-            (run, number, first if first is not None else 0, last if last is not None else 2**62),
-        ).fetchone()
+        # Two queries, each answered by the index: SQLite scans every row when min and max are asked for together.
+        within = (run, number, first if first is not None else 0, last if last is not None else 2**62)
+        lowest, highest = (
+            self._db.execute(
+                f"SELECT {end}(step) FROM points WHERE run = ? AND name = ? AND step BETWEEN ? AND ?", within
+            ).fetchone()[0]
+            for end in ("min", "max")
+        )
         empty = Series(name=name, first_step=[], last_step=[], low=[], high=[], last=[])
         if lowest is None:
             return empty

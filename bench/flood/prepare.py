@@ -1,0 +1,7 @@
+"""Nothing to prepare."""
+
+from __future__ import annotations
+
+from tests.scripted.script import Script
+
+Script().run.prepared.write_text("{}")
