@@ -21,7 +21,7 @@ from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Problem, ProblemError
 
 HUB = "hf://"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
