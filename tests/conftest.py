@@ -63,3 +63,15 @@ def engine(bare_home: Home) -> Iterator[Engine]:
     engine = Engine(bare_home)
     yield engine
     engine.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` need a card: `pytest -m gpu` on a machine that has one runs them all."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
