@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cockpit.submit import environment
 from cockpit.verbs.output import emit, say
-from cockpit.verbs.train import environment
 from engine.protocol.client import Client
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, Cancel, OpenService, ServiceEvent, ServiceRef
@@ -59,9 +58,8 @@ class Chat:
 @contextmanager
 def opened(home: Home, settings: dict[str, Any]) -> Iterator[Chat]:
     """A chat worker that ends with the block."""
-    passed_on = environment({"launch": {"environment": {}}}, os.environ)
     with Client(home) as client:
-        service = client.request("service_open", OpenService(kind="chat", environment=passed_on)).id
+        service = client.request("service_open", OpenService(kind="chat", environment=environment())).id
         try:
             yield Chat(client, service, settings)
         finally:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from cockpit.submit import submission
 from cockpit.verbs.app import on_terminal
 from cockpit.verbs.follow import follow
 from cockpit.verbs.output import duration, emit, number, say, table
-from cockpit.verbs.train import exit_status, explain_end, submission
+from cockpit.verbs.profile import load_profile
+from cockpit.verbs.train import exit_status, explain_end
 from engine.protocol import journal, states
 from engine.protocol.client import Client
 from engine.protocol.home import Home, RunDirectory
@@ -26,7 +28,8 @@ FIGURES = {
 
 def demo(options: argparse.Namespace) -> int:
     home = Home.locate(options.home)
-    message = submission("train", PROFILE, options.overrides, home)
+    path, profile = load_profile(PROFILE, options.overrides, home)
+    message = submission(profile, "train", str(path))
     with Client(home) as client:
         run: Run = client.request("submit", message)
         if options.headless or options.json or not on_terminal():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
+from cockpit.submit import environment, submission
 from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, number, say, show_problem
 from cockpit.verbs.profile import load_profile
@@ -15,19 +14,7 @@ from cockpit.verbs.runs import parse_changes
 from engine.protocol import states
 from engine.protocol.client import Client
 from engine.protocol.home import Home
-from engine.protocol.messages import Resume, Run, Submit
-
-PASSED_ON = (
-    "HF_*",
-    "HUGGING_FACE_*",
-    "MODELSCOPE_*",
-    "WANDB_*",
-    "NCCL_*",
-    "CUDA_VISIBLE_DEVICES",
-    *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),
-    *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
-)
-"""Variables of the submitting shell that every job gets; nothing else of it reaches the job."""
+from engine.protocol.messages import Resume, Run
 
 
 def train(options: argparse.Namespace) -> int:
@@ -43,48 +30,10 @@ def prepare(options: argparse.Namespace) -> int:
 
 def start(kind: str, profile: str, overrides: list[str], options: argparse.Namespace) -> int:
     home = Home.locate(options.home)
-    message = submission(kind, profile, overrides, home)
+    path, checked = load_profile(profile, overrides, home)
+    message = submission(checked, kind, str(path), checked.checkpoint.output or "")
     with Client(home) as client:
         return _see_through(client, client.request("submit", message), options)
-
-
-def submission(kind: str, name: str, overrides: list[str], home: Home) -> Submit:
-    """A checked profile, ready to be queued. Raises ProfileError."""
-    path, profile = load_profile(name, overrides, home)
-    return Submit(
-        kind=kind,
-        profile=profile.to_yaml(),
-        source=str(path),
-        directory=str(profile.directory.absolute()),
-        environment=environment(profile.resolved(), os.environ),
-        output=profile.checkpoint.output or "",
-    )
-
-
-def environment(profile: Mapping[str, Any], shell: Mapping[str, str]) -> dict[str, str]:
-    """What a job gets from the submitting shell: the fixed list, and what the profile names.
-
-    `launch.environment` names a variable by giving it no value; a value that the profile does give stands.
-    """
-    given = profile["launch"]["environment"]
-    named = {name for name, value in given.items() if not value} | set(_key_variables(profile))
-    return {
-        name: value
-        for name, value in shell.items()
-        if not given.get(name) and (name in named or any(fnmatchcase(name, pattern) for pattern in PASSED_ON))
-    }
-
-
-def _key_variables(node: Any) -> Iterator[str]:
-    """The variables that `*_api_key_env` settings name, wherever they stand."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key.endswith("api_key_env") and isinstance(value, str):
-                yield value
-            yield from _key_variables(value)
-    elif isinstance(node, list):
-        for item in node:
-            yield from _key_variables(item)
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -95,7 +44,7 @@ def resume(options: argparse.Namespace) -> int:
         run=run,
         step=int(step) if at else None,
         changes=parse_changes(options.overrides),
-        environment=environment({"launch": {"environment": {}}}, os.environ),
+        environment=environment(),
     )
     with Client(Home.locate(options.home)) as client:
         return _see_through(client, client.request("resume", message), options)

@@ -1,0 +1,48 @@
+# make demo    the main job on the embedded model: two commands from a clone to a fine-tuned model
+# make test    all tests                 make check   lint, types, import contracts, quick tests
+# make setup   what they share: .venv, the packages that constraints.txt names, the embedded model
+#
+# PYTHON=python3.12   another interpreter (3.11 or newer)
+# KEEP_TORCH=1        keep the torch that this interpreter already has (a server's own build) rather than install one
+# ARGS="…"            passed on to `cockpit demo` or `pytest`
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed$(if $(KEEP_TORCH),-keeping-torch)
+SITE   := import sysconfig; print(sysconfig.get_path("purelib"))
+
+.PHONY: setup demo test check lint clean
+
+setup: $(STAMP)
+	$(BIN)/cockpit model pull smollm2-135m-instruct
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cockpit needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	cp constraints.txt $(VENV)/constraints.txt
+ifdef KEEP_TORCH
+	@# A path file rather than --system-site-packages: that would miss a torch that lies in an active environment.
+	$(PYTHON) -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))' > $$($(BIN)/python -c '$(SITE)')/kept-torch.pth
+	sed -i "/^torch==/c torch==$$($(PYTHON) -c 'from importlib.metadata import version; print(version("torch"))')" $(VENV)/constraints.txt
+endif
+	$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/cockpit demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup lint
+	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,60 @@
+"""`cockpit chat` against a real engine with a scripted chat worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from engine.protocol.home import Home
+from tests.cli.conftest import Cockpit, command, environment
+from tests.scripted.bench import Engine, wait_for
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def test_one_answer_as_text_and_as_json(cockpit: Cockpit, engine: Engine) -> None:
+    plain = cockpit("chat", "some-model", "--prompt", "a b c")
+    assert (plain.returncode, plain.stdout, plain.stderr) == (0, "a b c \n", "")
+    asked = cockpit("chat", "some-model", "--prompt", "a b", "--system", "be brief", "--json")
+    document = json.loads(asked.stdout)
+    assert set(document) == {"reply", "tokens", "seconds", "first_token_seconds"}
+    assert document["reply"] == "be brief | a b "
+    wait_for(lambda: not engine.client.request("hello").services, what="the end of the chat workers")
+
+
+def test_a_target_that_is_no_model_is_the_users_mistake(cockpit: Cockpit) -> None:
+    answer = cockpit("chat", "broken", "--prompt", "a")
+    assert answer.returncode == 2
+    assert "broken is no model" in answer.stderr
+
+
+def test_a_conversation_remembers_until_it_is_cleared(bare_home: Home) -> None:
+    said = subprocess.run(
+        command("chat", "some-model"),
+        env=environment(bare_home),
+        input="one\ntwo\n/clear\nthree\nexit\nnever read\n",
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert said.returncode == 0
+    replies = [line.removeprefix("you> ").strip() for line in said.stdout.splitlines()]
+    assert replies[:2] == ["one", "one | one | two"]
+    assert replies[2].endswith("three")
+    assert "|" not in replies[2]
+
+
+def test_ctrl_c_cancels_the_reply_and_leaves(bare_home: Home, engine: Engine) -> None:
+    talking = subprocess.Popen(
+        command("chat", "some-model", "--prompt", "long"), env=environment(bare_home), stdout=subprocess.PIPE
+    )
+    assert talking.stdout is not None
+    assert os.read(talking.stdout.fileno(), 4) == b"more"
+    talking.send_signal(signal.SIGINT)
+    talking.communicate(timeout=10)
+    assert talking.returncode == 130
+    wait_for(lambda: not engine.client.request("hello").services, what="the end of the chat worker")

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cockpit.cli import VERBS, UsageError, Verb, build_parser
+from tests.cli.conftest import Cockpit
+
+
+def leaves(verbs: tuple[Verb, ...]) -> Iterator[Verb]:
+    for verb in verbs:
+        yield from leaves(verb.verbs) if verb.verbs else [verb]
+
+
+def test_every_row_of_the_table_names_a_function() -> None:
+    for verb in leaves(VERBS):
+        module, _, name = verb.function.partition(":")
+        assert callable(getattr(importlib.import_module(f"cockpit.verbs.{module}"), name)), verb
+
+
+@pytest.mark.parametrize("arguments", [["--home", "/h", "--json", "runs"], ["runs", "--home", "/h", "--json"]])
+def test_shared_options_hold_on_both_sides_of_the_verb(arguments: list[str]) -> None:
+    options = build_parser().parse_args(arguments)
+    assert (options.home, options.json, options.function) == ("/h", True, "runs:runs")
+
+
+def test_no_verb_is_the_app() -> None:
+    assert build_parser().parse_args(["--readonly"]).function == "app:open_app"
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["show"], ["runs", "--stat", "x"], ["profile"], ["chat", "m", "--top-k", "x"]])  # fmt: skip
+def test_a_mistyped_command_is_an_error_of_ours(arguments: list[str]) -> None:
+    with pytest.raises(UsageError):
+        build_parser().parse_args(arguments)
+
+
+def test_errors_go_to_stderr_and_with_json_to_stdout_too(cockpit: Cockpit) -> None:
+    plain = cockpit("show", "last", "extra")
+    assert (plain.returncode, plain.stdout) == (2, "")
+    assert "unrecognized arguments: extra" in plain.stderr
+    asked = cockpit("engine", "status", "--json")
+    assert asked.returncode == 2
+    assert json.loads(asked.stdout)["error"]["hint"] == "cockpit engine start"
+
+
+def test_the_app_without_a_terminal_names_the_verbs(cockpit: Cockpit) -> None:
+    answer = cockpit()
+    assert answer.returncode == 2
+    assert "needs a terminal" in answer.stderr
+
+
+def test_help_is_there_within_150_ms() -> None:
+    """The best of a few: other programs on the machine only ever make it slower."""
+    times = []
+    for _ in range(8):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "cockpit.cli", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - begun)
+    assert min(times) < 0.150
+
+
+def test_a_closed_pipe_is_no_error(cockpit: Cockpit) -> None:
+    program = f"{sys.executable} -m cockpit.cli profile schema | head -c 1; echo ${{PIPESTATUS[0]}}"
+    answer = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    assert (answer.stdout, answer.stderr) == ("{0\n", "")
