@@ -1,0 +1,31 @@
+"""Replies that wrap their JSON in a Markdown fence."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_FENCED = re.compile(r"```json\s(.*)```", re.DOTALL)
+
+
+def unfence(reply: str) -> str:
+    """The reply without surrounding blanks and without one surrounding ```` ```json ```` fence."""
+    reply = reply.strip()
+    fenced = _FENCED.fullmatch(reply)
+    return fenced[1].strip() if fenced else reply
+
+
+def load_json(reply: str) -> Any:
+    """The JSON value that a reply holds, fenced or bare.
+
+    Raises ValueError for anything else: `NaN` and `Infinity`, which are not JSON, and nesting too deep to read.
+    """
+    try:
+        return json.loads(unfence(reply), parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply")
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
