@@ -1,0 +1,64 @@
+"""The walls of DESIGN, looked at from outside: what a process has really loaded, and what the contracts say."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "datasets", "numpy", "pandas", "peft", "trl", "accelerate", "bitsandbytes", "matplotlib")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "cockpit.app",
+        "engine.supervisor.__main__",
+        "cockpit.cli, cockpit.verbs.train, cockpit.verbs.chat, cockpit.verbs.demo, cockpit.verbs.engine, cockpit.verbs.tools",
+        "engine.protocol.profile, engine.protocol.async_client",
+    ],
+)
+def test_no_training_library_is_loaded(modules: str) -> None:
+    program = f"import sys, {modules}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert len(loaded) > 50
+    assert not {name.partition(".")[0] for name in loaded} & set(HEAVY)
+
+
+def test_the_parser_alone_loads_next_to_nothing() -> None:
+    program = "import sys; from cockpit.cli import build_parser; build_parser(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert "cockpit.cli" in loaded
+    assert not {name.partition(".")[0] for name in loaded} & {"rich", "zmq", "msgspec", "pydantic", "textual", "engine"}
+
+
+def test_the_import_contracts_hold() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    assert " 0 broken" in checked.stdout
+
+
+def package_sources() -> list[Path]:
+    return [path for package in ("cockpit", "engine") for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def test_there_is_no_utils() -> None:
+    sources = package_sources()
+    assert len(sources) > 50
+    assert not [path for path in sources if path.stem in ("utils", "util", "helpers", "common")]
+
+
+def test_package_faces_are_empty_or_tables() -> None:
+    """`__init__.py` holds a docstring, and tables of strings where there is a choice: importing a package costs nothing."""
+    faces = [path for path in package_sources() if path.name == "__init__.py"]
+    assert len(faces) > 10
+    for path in faces:
+        for node in ast.parse(path.read_text()).body:
+            table = isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict | ast.Tuple)
+            future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
+            assert isinstance(node, ast.Expr) or table or future, f"{path}:{node.lineno}"
