@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from textual.content import Content
 from textual.widget import Widget
 
+from cockpit.screens import SCREENS
+
 if TYPE_CHECKING:
     from cockpit.state import State
 
@@ -39,27 +41,27 @@ class TopBar(Widget):
             self.refresh()
 
     def render(self) -> Content:
-        from cockpit.app import SCREENS
-
         connection, host, live, readonly = self._right
         mark, colour, word = CONNECTIONS[connection]
-        where = f"{host} " if host and self.size.width >= 100 else ""
         right = Content.assemble(
             (f"{live} live  " if live else "", "$text-muted"),
             ("read-only  ", "$warning") if readonly else "",
-            (where, "$text-muted"),
+            (f"{host} " if host and self.size.width >= 110 else "", "$text-muted"),
             (f"{mark} {word} ", colour),
         )
         here = self.app.current_mode
-        wide = self.size.width >= 76 + right.cell_length - 16
-        tabs = [Content.styled(" cockpit ", "bold $accent")]
-        for key, (name, title, _) in zip("123456", SCREENS, strict=True):
-            label = title if wide or name == here else title[:4]
-            tabs.append(
-                Content.styled(f" {key} {label} ", "bold $text on $primary")
-                if name == here
-                else Content.assemble((f" {key} ", "$text-muted"), (f"{label} ", "$text"))
-            )
-        left = Content("").join(tabs)
-        gap = max(0, self.size.width - left.cell_length - right.cell_length)
-        return Content.assemble(left, " " * gap, right)
+        full = _tabs(here, shortest=9)
+        left = full if full.cell_length + right.cell_length < self.size.width else _tabs(here, shortest=0)
+        return Content.assemble(left, " " * (self.size.width - left.cell_length - right.cell_length), right)
+
+
+def _tabs(here: str, shortest: int) -> Content:
+    """The screens with their keys; where there is no room (`shortest` 0) only the present one keeps its name."""
+    tabs = [Content.styled(" cockpit ", "bold $accent")]
+    for key, (name, (title, _)) in enumerate(SCREENS.items(), start=1):
+        if name == here:
+            tabs.append(Content.styled(f" {key} {title} ", "bold $text on $primary"))
+        else:
+            label = f"{title} " if len(title) <= shortest else ""
+            tabs.append(Content.assemble((f" {key} ", "$text-muted"), label))
+    return Content("").join(tabs)

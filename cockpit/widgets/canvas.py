@@ -1,0 +1,88 @@
+"""A widget that holds a picture of cells and repaints only the spans in which a new one differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Region
+from textual.strip import Strip
+from textual.widget import Widget
+
+from cockpit.widgets.chart_raster import ROLES, Row
+
+JOIN = 6
+"""Unchanged cells between two changed ones that are cheaper to repaint than to jump over."""
+
+
+class Canvas(Widget):
+    """Subclasses make rows of the content's size and call `paint`. Colours come from the component classes, so from the theme."""
+
+    COMPONENT_CLASSES = {f"canvas--{role}" for role in ROLES}
+    DEFAULT_CSS = """
+    Canvas {
+        & > .canvas--axis { color: $foreground 35%; }
+        & > .canvas--label { color: $foreground 65%; }
+        & > .canvas--band { color: $primary 75%; }
+        & > .canvas--line { color: $accent; }
+        & > .canvas--second { color: $success; }
+        & > .canvas--marker { color: $error; text-style: bold; }
+    }
+    """
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._rows: list[Row] = []
+        self._styles: list[Style] | None = None
+
+    def paint(self, rows: list[Row]) -> None:
+        """Show these rows; only what differs from the rows before is repainted."""
+        old, self._rows = self._rows, rows
+        if len(old) != len(rows) or not rows or len(old[0][0]) != len(rows[0][0]):
+            self.refresh()
+            return
+        regions = [
+            Region(start, y, stop - start, 1)
+            for y, (before, now) in enumerate(zip(old, rows, strict=True))
+            if before != now
+            for start, stop in changed_spans(before, now)
+        ]
+        if regions:
+            self.refresh(*regions)
+
+    def notify_style_update(self) -> None:
+        self._styles = None
+        super().notify_style_update()
+
+    def render_line(self, y: int) -> Strip:
+        width = self.content_size.width
+        if y >= len(self._rows):
+            return Strip.blank(width, self.rich_style)
+        if self._styles is None:
+            self._styles = [self.get_component_rich_style(f"canvas--{role}") for role in ROLES]
+        text, roles = self._rows[y]
+        segments, at = [], 0
+        for role, run in groupby(roles):
+            length = len(list(run))
+            segments.append(Segment(text[at : at + length], self._styles[role]))
+            at += length
+        return Strip(segments, len(text)).adjust_cell_length(width, self.rich_style)
+
+
+def changed_spans(before: Row, now: Row) -> Iterator[tuple[int, int]]:
+    """Start and stop of the parts in which two rows of equal length differ; near ones are joined."""
+    differing: Sequence[int] = [
+        at for at in range(len(now[0])) if before[0][at] != now[0][at] or before[1][at] != now[1][at]
+    ]
+    start = stop = -1
+    for at in differing:
+        if start >= 0 and at - stop > JOIN:
+            yield start, stop
+            start = at
+        elif start < 0:
+            start = at
+        stop = at + 1
+    if start >= 0:
+        yield start, stop
