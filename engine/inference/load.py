@@ -1,0 +1,235 @@
+"""Load what a target names: a base once, and adapters on it that are changed without loading it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.inference import devices, lock
+from engine.inference.generate import Piece, Reply, Sampling, context_length, generate_batch, stream
+from engine.models import folders, targets
+from engine.models.targets import Target
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+
+Messages = list[dict[str, str]]
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "chat_template*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+)
+
+
+def load(
+    target: str | Target,
+    *,
+    home: Home | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    device: str | None = None,
+    directory: Path | None = None,
+) -> Loaded:
+    """Load a model for inference. Raises ProblemError.
+
+    `dtype` and `quantization` default to those the checkpoint was trained with, else to the stored dtype, unquantised.
+    `device` defaults to the one with most free memory. A catalogue model that is missing is pulled.
+    """
+    home = home or Home.locate()
+    if isinstance(target, str):
+        target = targets.resolve(target, home, directory or Path.cwd())
+    target = targets.fetch(target, home, lambda *_: None)
+    targets.check(target)
+    return Loaded(target, dtype or target.dtype, quantization or target.quantization or "none", device)
+
+
+class Loaded:
+    """A model in memory with its tokenizer. `swap` puts another target of the same base in place."""
+
+    def __init__(self, target: Target, dtype: str | None, quantization: str, device: str | None) -> None:
+        self.dtype, self.quantization = dtype, quantization
+        needed = (
+            0
+            if target.on_hub
+            else devices.estimate(Path(target.base), dtype if quantization == "none" else quantization)
+        )
+        self.device = device or devices.choose(needed)
+        self._tokenizers: dict[str, Any] = {}
+        self._base = _load_base(target, dtype, quantization, self.device, needed)
+        self.model = self._base
+        """The base, or a PeftModel around it; in eval mode."""
+        self._enter(target)
+
+    def _enter(self, target: Target) -> None:
+        """Tokenizer, lock and adapter of `target`. When it fails, all is as before."""
+        tokenizer = self._tokenizer(target)
+        recorded = json.loads(target.lock.read_text()) if target.lock else None
+        if recorded and target.lock:
+            lock.check(recorded, tokenizer, target.lock.parent)
+        self.model = self._with_adapter(target.adapter)
+        self.tokenizer, self.target = tokenizer, target
+        self.stop_ids = lock.stop_ids(recorded, self._base, tokenizer)
+
+    def serves(self, target: Target, dtype: str | None, quantization: str | None) -> bool:
+        """Whether `swap` is enough to get to `target` in this dtype and quantisation (None: as for `load`)."""
+        wanted = (target.base, dtype or target.dtype, quantization or target.quantization or "none")
+        return wanted == (self.target.base, self.dtype, self.quantization)
+
+    def swap(self, target: Target) -> None:
+        """Change to another adapter of the loaded base, or to the base alone. Raises ProblemError, and then nothing has changed."""
+        targets.check(target)
+        self._enter(target)
+
+    @property
+    def templated(self) -> bool:
+        """Without a chat template a conversation is only text to be continued. No template is ever borrowed."""
+        return bool(self.tokenizer.chat_template)
+
+    @property
+    def context(self) -> int:
+        """The most tokens that prompt and reply may have together."""
+        return context_length(self._base)
+
+    def prompt(self, messages: Messages) -> list[int]:
+        """Token ids that the model is to continue. Raises ValueError when the template refuses the conversation."""
+        if not self.templated:
+            ids: list[int] = self.tokenizer("\n".join(message["content"] for message in messages)).input_ids
+            return ids
+        from jinja2 import TemplateError
+
+        try:
+            return lock.render(self.tokenizer, messages, reply_follows=True)
+        except TemplateError as error:
+            raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
+
+    def stream(
+        self, messages: Messages, sampling: Sampling, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Piece]:
+        """The reply in pieces as it comes; the last piece has the whole `Reply`. Raises ValueError for a prompt that does not fit."""
+        return stream(self.model, self.tokenizer, self.prompt(messages), sampling, self.stop_ids, cancelled)
+
+    def generate(self, messages: Messages, sampling: Sampling) -> Reply:
+        """The reply, whole."""
+        *_, last = self.stream(messages, sampling)
+        assert last.reply is not None
+        return last.reply
+
+    def batch(self, conversations: list[Messages], max_new_tokens: int) -> list[str]:
+        """Greedy replies to many conversations, in their order."""
+        prompts = [self.prompt(messages) for messages in conversations]
+        replies = generate_batch(self.model, self.tokenizer, prompts, max_new_tokens, self.stop_ids)
+        return [self.tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
+
+    def _tokenizer(self, target: Target) -> Any:
+        """The one that lies with the adapter, else the base's. Checkpoints of a run share theirs: equal files are read once."""
+        from transformers import AutoTokenizer
+
+        if target.on_hub and not (target.adapter and folders.has_tokenizer(target.adapter)):
+            return self._read(lambda: AutoTokenizer.from_pretrained(target.base), target.base)
+        folder = target.folder if folders.has_tokenizer(target.folder) else Path(target.base)
+        key = _digest(folder)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = self._read(lambda: AutoTokenizer.from_pretrained(folder), str(folder))
+        return self._tokenizers[key]
+
+    def _with_adapter(self, adapter: Path | None) -> Any:
+        """The base, wrapped with `adapter` when there is one."""
+        from peft import PeftModel
+
+        wrapped = isinstance(self.model, PeftModel)
+        if adapter is None:
+            return self.model.unload().eval() if wrapped else self._base
+        if not wrapped:
+            return self._read(
+                lambda: PeftModel.from_pretrained(self._base, adapter, low_cpu_mem_usage=True).eval(), str(adapter)
+            )
+        # The new one first, beside the old: if it cannot be read, the old one still answers.
+        old, new = self.model.active_adapter, hashlib.sha256(str(adapter).encode()).hexdigest()[:12]
+        new = new if new != old else f"{new}-again"
+        self._read(lambda: self.model.load_adapter(adapter, new, low_cpu_mem_usage=True), str(adapter))
+        self.model.set_adapter(new)
+        self.model.delete_adapter(old)
+        return self.model.eval()
+
+    @staticmethod
+    def _read(reader: Callable[[], Any], name: str) -> Any:
+        try:
+            return reader()
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ProblemError(Problem(title=f"{name} cannot be loaded", cause=_first_lines(error)))
+
+
+def _load_base(target: Target, dtype: str | None, quantization: str, device: str, needed: int) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            target.base,
+            dtype=getattr(torch, dtype) if dtype else "auto",
+            quantization_config=quantization_config(quantization, dtype),
+            device_map={"": device},
+        )
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ProblemError(out_of_memory(device, needed, _first_lines(error)))
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        if "allocate memory" in str(error):
+            raise ProblemError(out_of_memory(device, needed, _first_lines(error)))
+        raise ProblemError(
+            Problem(
+                title=f"{target.base} cannot be loaded",
+                cause=_first_lines(error),
+                hint="`cockpit model verify` looks a folder over; a hub id needs the network once",
+            )
+        )
+    return model.eval()
+
+
+def quantization_config(quantization: str, dtype: str | None) -> Any:
+    """What `from_pretrained` takes: NF4 with double quantisation, int8, or None."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    match quantization:
+        case "none":
+            return None
+        case "int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        case "nf4":
+            compute = getattr(torch, dtype or "bfloat16")
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=compute,
+            )
+    raise ValueError(f"quantization must be none, nf4 or int8, not {quantization!r}")
+
+
+def out_of_memory(device: str, needed: int, error: str) -> Problem:
+    """In numbers: what it takes and what there is."""
+    import psutil
+    import torch
+
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+    return Problem(
+        title=f"Out of memory on {device}",
+        cause=f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. {error}",
+        hint="quantization nf4 takes about a third of bfloat16; else stop what holds the memory, or shorten the conversation",
+    )
+
+
+def _digest(folder: Path) -> str:
+    """Over all files that make a tokenizer what it is."""
+    paths = sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in paths)).hexdigest()
+
+
+def _first_lines(error: BaseException) -> str:
+    return "\n".join(str(error).strip().splitlines()[:3]) or type(error).__name__

@@ -1,0 +1,76 @@
+"""The template lock: training and chat must render the same bytes and stop at the same tokens.
+
+A checkpoint's `lock.json` records the template's hash, the stop tokens, and a few conversations with their token ids as they
+were trained on. It is checked wherever the checkpoint is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.protocol.messages import Problem, ProblemError
+
+
+def template_sha256(tokenizer: Any) -> str:
+    """Of the chat template's text; of the empty text when there is none."""
+    return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]], *, reply_follows: bool) -> list[int]:
+    """Token ids of a conversation; `reply_follows` ends it where the assistant begins to speak."""
+    ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=reply_follows, return_dict=False)
+    return ids
+
+
+def stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a reply: those recorded, else what the generation config, the tokenizer and the template say."""
+    if lock and lock.get("eos_token_ids"):
+        return frozenset(lock["eos_token_ids"])
+    configured = model.generation_config.eos_token_id
+    found = set(configured) if isinstance(configured, list) else {configured}
+    return frozenset(found | {tokenizer.eos_token_id, end_of_turn(tokenizer)}) - {None}
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that the template puts after an assistant's reply; None without one."""
+    if not tokenizer.chat_template:
+        return None
+    reply = "a reply"
+    turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": reply}]
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    after = tokenizer(text.rpartition(reply)[2], add_special_tokens=False).input_ids
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((token for token in after if token in special), None)
+
+
+def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
+    """Raises ProblemError saying what differs between the checkpoint in `folder` and the tokenizer that was loaded for it."""
+    differences = []
+    if lock.get("template_sha256", template_sha256(tokenizer)) != template_sha256(tokenizer):
+        differences.append("the chat template is not the one it was trained with")
+    size = len(tokenizer)
+    differences += [
+        f"its stop token {token} is beyond the vocabulary of {size}"
+        for token in lock.get("eos_token_ids", ())
+        if token >= size
+    ]
+    for index, golden in enumerate(lock.get("golden", ()) if tokenizer.chat_template else ()):
+        expected = golden["ids"]
+        ids = render(tokenizer, golden["messages"], reply_follows=False)[: len(expected)]  # training may have cut it
+        if ids != expected:
+            place = next((i for i, pair in enumerate(zip(ids, expected, strict=False)) if len({*pair}) > 1), len(ids))
+            differences.append(
+                f"conversation {index} becomes other tokens: at {place} {ids[place : place + 1]}, trained {expected[place : place + 1]}"
+            )
+            break
+    if differences:
+        raise ProblemError(
+            Problem(
+                title=f"{folder} does not fit its tokenizer any more",
+                cause="; ".join(differences),
+                hint="put back the tokenizer files and chat_template.jinja that the checkpoint was saved with",
+            )
+        )
