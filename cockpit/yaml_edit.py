@@ -5,6 +5,7 @@ ruamel composes the text into nodes that know where they start and end; an edit 
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -137,3 +138,22 @@ def _insert_after_line(text: str, line: int, addition: str) -> str:
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
     return "".join([*lines[: line + 1], addition + "\n", *lines[line + 1 :]])
+
+
+def flow(value: Any) -> str:
+    """A value as YAML on one line: None is `null`, lists and mappings in brackets."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(flow, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {flow(item)}' for key, item in value.items())}}}"
+    if isinstance(value, str) and read_scalar(f"[{value}]") == [value]:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read_scalar(text: str) -> Any:
+    """What `text` means as a YAML value; None when it is not one."""
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (MarkedYAMLError, ValueError):
+        return None

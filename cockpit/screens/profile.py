@@ -1,0 +1,267 @@
+"""The profile screen: pick one, change it through the form or the text, see what is wrong with it, launch it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widgets import OptionList, Static, TextArea
+
+from cockpit.inspection import Inspection, inspect, summary
+from cockpit.profiles import ProfileFile, folder_of_own, profile_files
+from cockpit.screens.base import CockpitScreen
+from cockpit.submit import submission
+from cockpit.widgets.form import Form
+from cockpit.widgets.prompt import Confirm, Prompt
+from cockpit.widgets.yaml_editor import YamlEditor
+from cockpit.yaml_edit import clear_value, set_value
+
+if TYPE_CHECKING:
+    from engine.protocol.profile import Issue
+
+DEBOUNCE = 0.15
+"""Seconds of rest in typing after which the text is checked."""
+
+
+class ProfileScreen(CockpitScreen):
+    """Files on the left, form and text side by side, problems underneath."""
+
+    HELP_TEXT = """
+    Pick a profile, then change it: in the form (Enter edits, ← → step a choice, Backspace returns to the default)
+    or in the text; comments stay. ● marks what the file says. Built-in profiles are read-only: ctrl+s saves a copy.
+    """
+    DEFAULT_CSS = """
+    ProfileScreen #body { height: 1fr; }
+    ProfileScreen OptionList, ProfileScreen OptionList:focus { border: none; padding: 0; background: $background; }
+    ProfileScreen #files { width: 22; height: 1fr; border-right: solid $primary; text-wrap: nowrap; }
+    ProfileScreen #status { height: 1; padding: 0 1; background: $surface; }
+    ProfileScreen #issues { height: auto; max-height: 6; border-top: solid $error; padding: 0; display: none; }
+    ProfileScreen.-problems #issues { display: block; }
+    ProfileScreen.-narrow #files { dock: top; width: 100%; height: 4; border-right: none; border-bottom: solid $primary; }
+    """
+    BINDINGS = [
+        ("ctrl+s", "save", "Save as"),
+        ("ctrl+l", "launch", "Launch"),
+        ("ctrl+g", "next_problem", "Next problem"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: list[ProfileFile] = []
+        self.file: ProfileFile | None = None
+        self.saved = ""
+        self.drafts: dict[Path, str] = {}
+        self.inspection: Inspection | None = None
+
+    def compose_body(self) -> ComposeResult:
+        yield Static(id="status")
+        with Horizontal(id="body"):
+            yield OptionList(id="files")
+            yield Form(id="form")
+            yield YamlEditor(id="text")
+        yield OptionList(id="issues")
+
+    @property
+    def listing(self) -> OptionList:
+        return self.query_one("#files", OptionList)
+
+    @property
+    def editor(self) -> YamlEditor:
+        return self.query_one("#text", YamlEditor)
+
+    @property
+    def form(self) -> Form:
+        return self.query_one("#form", Form)
+
+    def on_mount(self) -> None:
+        self.load_files(None)
+
+    # ── files ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @work(exclusive=True, group="files")
+    async def load_files(self, wanted: Path | None) -> None:
+        """List the profiles and open `wanted`, else the first."""
+        self.files = await asyncio.to_thread(profile_files, self.app.home, Path.cwd())
+        paths = [file.path for file in self.files]
+        at = paths.index(wanted) if wanted in paths else 0
+        with self.prevent(OptionList.OptionHighlighted):
+            self.listing.clear_options()
+            self.listing.add_options([self._label(file) for file in self.files])
+            self.listing.highlighted = at
+        self.open(self.files[at])
+        (self.form.settings if wanted else self.listing).focus()
+
+    def _label(self, file: ProfileFile) -> Content:
+        changed = "*" if file.path in self.drafts else ""
+        return Content.assemble(f"{file.name}{changed}", (f" {file.place}", "dim"))
+
+    @on(OptionList.OptionHighlighted, "#files")
+    def _file_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        self.open(self.files[event.option_index])
+
+    @on(OptionList.OptionSelected, "#files")
+    def _file_selected(self) -> None:
+        self.form.settings.focus()
+
+    def open(self, file: ProfileFile) -> None:
+        """Show this file, or the draft of it that has not been saved."""
+        try:
+            self.saved = file.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            self.notify(f"cannot read {file.path}: {error}", severity="error", markup=False)
+            return
+        self.file = file
+        self.editor.load_text(self.drafts.get(file.path, self.saved))
+        self.editor.read_only = file.builtin
+        self.check()
+
+    # ── checking ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @on(TextArea.Changed, "#text")
+    def _text_changed(self) -> None:
+        file, text = self.file, self.editor.text
+        if file is not None and (file.path in self.drafts) != (text != self.saved):
+            self.drafts.pop(file.path, None)
+            if text != self.saved:
+                self.drafts[file.path] = text
+            self.listing.replace_option_prompt_at_index(self.files.index(file), self._label(file))
+        elif file is not None and file.path in self.drafts:
+            self.drafts[file.path] = text
+        self.check()
+
+    @work(exclusive=True, group="check")
+    async def check(self) -> None:
+        """Say what the text means once typing rests."""
+        await asyncio.sleep(DEBOUNCE)
+        await self._inspect()
+
+    async def _inspect(self) -> Inspection | None:
+        """Inspect the present text and show the outcome, unless the text has changed meanwhile."""
+        file, text = self.file, self.editor.text
+        if file is None:
+            return None
+        inspection = await asyncio.to_thread(inspect, text, file, self.app.home)
+        if text != self.editor.text or file != self.file:
+            return None
+        self._show(inspection)
+        return inspection
+
+    def _show(self, inspection: Inspection) -> None:
+        self.inspection = inspection
+        issues = inspection.issues
+        self.form.show(inspection.fields, inspection.document, {issue.key: issue.message for issue in issues})
+        self.editor.mark({issue.line: issue.column for issue in reversed(issues)})
+        self.set_class(bool(issues), "-problems")
+        listing = self.query_one("#issues", OptionList)
+        listing.clear_options()
+        listing.add_options([_issue_line(issue) for issue in issues])
+        verdict = (
+            (f"✗ {len(issues)} problem{'s' * (len(issues) > 1)}", "$text-error")
+            if issues
+            else ("✓ holds", "$text-success")
+        )
+        assert self.file is not None
+        place = "built-in, read-only: ctrl+s saves a copy" if self.file.builtin else str(self.file.path)
+        self.query_one("#status", Static).update(
+            Content.assemble(verdict, "  ", (self.file.name, "bold"), (f"  {place}", "dim"))
+        )
+
+    @on(OptionList.OptionSelected, "#issues")
+    def _issue_selected(self, event: OptionList.OptionSelected) -> None:
+        self._go_to_issue(event.option_index)
+
+    def _go_to_issue(self, index: int) -> None:
+        assert self.inspection is not None
+        issue = self.inspection.issues[index]
+        self.editor.go_to(issue.line, issue.column)
+
+    def action_next_problem(self) -> None:
+        """The first problem below the cursor, else the first of all."""
+        issues = self.inspection.issues if self.inspection else []
+        here = self.editor.cursor_location[0] + 1
+        if issues:
+            self._go_to_issue(next((at for at, issue in enumerate(issues) if issue.line > here), 0))
+
+    # ── changing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @on(Form.Changed)
+    def _form_changed(self, event: Form.Changed) -> None:
+        self._edit(lambda text: set_value(text, event.key, event.value))
+
+    @on(Form.Cleared)
+    def _form_cleared(self, event: Form.Cleared) -> None:
+        self._edit(lambda text: clear_value(text, event.key))
+
+    def _edit(self, change: Callable[[str], str]) -> None:
+        """Change the text through the form; ctrl+z in the text takes it back."""
+        if self.file is None or self.file.builtin:
+            self.notify("built-in profiles are read-only: ctrl+s saves a copy that you can change", severity="warning")
+            return
+        try:
+            text = change(self.editor.text)
+        except ValueError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.editor.replace(text, (0, 0), self.editor.document.end, maintain_selection_offset=False)
+
+    @work(exclusive=True, group="save")
+    async def action_save(self) -> None:
+        """Ask for a path and write the text there."""
+        if self.file is None:
+            return
+        path = folder_of_own(self.app.home) / self.file.path.name if self.file.builtin else self.file.path
+        text = self.editor.text
+        answer = await self.app.push_screen_wait(
+            Prompt("Save as", "A path; relative to the working directory.", str(path))
+        )
+        if not answer:
+            return
+        path = Path(answer).expanduser().absolute()
+        path = path if path.suffix else path.with_suffix(".yaml")
+        try:
+            await asyncio.to_thread(_write, path, text)
+        except OSError as error:
+            self.notify(f"cannot write {path}: {error.strerror}", severity="error", markup=False)
+            return
+        self.drafts.pop(self.file.path, None)
+        self.drafts.pop(path, None)
+        self.notify(f"saved {path}", markup=False)
+        self.load_files(path)
+
+    @work(exclusive=True, group="launch")
+    async def action_launch(self) -> None:
+        """Check once more, ask, submit, and go to the run."""
+        inspection = await self._inspect()
+        if inspection is None or self.file is None:
+            return
+        profile = inspection.profile
+        if profile is None:
+            self.notify("mend the problems first: ctrl+g goes to each", severity="error")
+            self._go_to_issue(0)
+            return
+        if not await self.app.push_screen_wait(Confirm("Launch", summary(profile))):
+            return
+        run = await self.app.ask("submit", submission(profile, source=str(self.file.path)))
+        if run is not None:
+            await self.app.open_run(run.id)
+
+
+def _issue_line(issue: Issue) -> Content:
+    return Content.assemble(
+        ("✗ ", "$text-error"), (f"{issue.line}:{issue.column} ", "dim"), (f"{issue.key}  ", "bold"), issue.message
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,54 @@
+"""Questions over the screen: one that is answered with a line, one with yes or no. Esc leaves either."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+
+class Prompt(ModalScreen[str | None]):
+    """Dismissed with the line, or None. An empty line is an answer too: give `value` what Enter alone should mean."""
+
+    DEFAULT_CSS = """
+    Prompt { align: center middle; }
+    Prompt > Vertical { width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1; }
+    Prompt #text { height: auto; }
+    """
+    BINDINGS = [("escape", "dismiss(None)", "Leave")]
+
+    def __init__(self, title: str, text: str, value: str = "") -> None:
+        super().__init__()
+        self.heading, self.text, self.value = title, text, value
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = self.heading
+            box.border_subtitle = "Enter · Esc leaves"
+            yield Static(self.text, id="text", markup=False)
+            yield Input(self.value, select_on_focus=False)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.dismiss(event.value.strip())
+
+
+class Confirm(ModalScreen[bool]):
+    """Enter or `y` does it; anything that leaves does not."""
+
+    DEFAULT_CSS = """
+    Confirm { align: center middle; }
+    Confirm > Static { width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1; }
+    """
+    BINDINGS = [("enter,y", "dismiss(True)", "Yes"), ("escape,n", "dismiss(False)", "No")]
+
+    def __init__(self, title: str, text: str) -> None:
+        super().__init__()
+        self.heading, self.text = title, text
+
+    def compose(self) -> ComposeResult:
+        box = Static(self.text, markup=False)
+        box.border_title = self.heading
+        box.border_subtitle = "Enter does it · Esc leaves"
+        yield box

@@ -1,0 +1,59 @@
+"""A YAML text with its problems marked: ✗ in the gutter of the line, the place underlined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+from textual.widgets import TextArea
+
+MARK = Style(color="red", bold=True)
+PLACE = Style(underline=True, color="red")
+
+
+class YamlEditor(TextArea):
+    """Highlighted YAML with line numbers. `mark` shows problems; a line that does not wrap is one row, which `render_line` relies on."""
+
+    DEFAULT_CSS = """
+    YamlEditor { width: 1fr; height: 1fr; border: none; padding: 0; border-left: solid $primary; scrollbar-size-vertical: 1; scrollbar-size-horizontal: 1; }
+    YamlEditor:focus { border: none; border-left: solid $accent; }
+    """
+
+    def __init__(self, **options: str | None) -> None:
+        super().__init__(
+            "", language="yaml", soft_wrap=False, show_line_numbers=True, tab_behavior="focus", id=options.get("id")
+        )
+        self.columns: Mapping[int, int] = {}
+
+    def mark(self, columns: Mapping[int, int]) -> None:
+        """Mark these lines, each from a column on; both count from 1."""
+        self.columns = columns
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        strip = super().render_line(y)
+        line = y + self.scroll_offset.y + 1
+        if line not in self.columns:
+            return strip
+        gutter, width = self.gutter_width, strip.cell_length
+        start = max(gutter, gutter + self.columns[line] - 1 - self.scroll_offset.x)
+        end = (
+            max(start, min(width, gutter + len(self.document.get_line(line - 1).rstrip()) - self.scroll_offset.x))
+            if line <= self.document.line_count
+            else start
+        )
+        parts = [
+            strip.crop(0, gutter - 2),
+            Strip([Segment("✗ ", MARK)]),
+            strip.crop(gutter, start),
+            strip.crop(start, end).apply_style(PLACE),
+            strip.crop(end, width),
+        ]
+        return Strip.join(parts)
+
+    def go_to(self, line: int, column: int) -> None:
+        """Put the cursor there (from 1) and take the focus."""
+        self.focus()
+        self.move_cursor((max(line - 1, 0), max(column - 1, 0)), center=True)
