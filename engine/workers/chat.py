@@ -1,0 +1,216 @@
+"""The chat service: a base loaded once, adapters and checkpoints changed on it, replies streamed and cancelled at any token.
+
+Questions: `load {target, directory?, dtype?, quantization?}`, `generate {messages, task?, …sampling}`, `unload {}`. It is its own
+process, so that running out of memory here never hurts a run; after `idle_seconds` it gives the memory back and stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import psutil
+
+from engine.evaluation import TASKS
+from engine.models import targets
+from engine.protocol.home import Home
+from engine.protocol.messages import Instruction, Problem, ProblemError, Rank
+from engine.workers.link import Link
+
+if TYPE_CHECKING:
+    from engine.inference.generate import Reply
+    from engine.inference.load import Loaded
+
+COALESCE = 0.03
+"""Seconds that pieces of text are gathered for before they are said."""
+IDLE = 600.0
+
+
+class Chat:
+    """One model in memory, or none; `wanted` is what to load again when somebody asks after an idle time."""
+
+    def __init__(self, link: Link, home: Home, cancelled: set[str]) -> None:
+        self.link, self.home, self.cancelled = link, home, cancelled
+        self.loaded: Loaded | None = None
+        self.wanted: dict[str, Any] | None = None
+
+    def load(self, instruction: Instruction) -> dict[str, Any]:
+        """Swap when the loaded base serves the target, else load. Raises ProblemError."""
+        asked = {"dtype": None, "quantization": None, **instruction.arguments}
+        began = time.perf_counter()
+        target = targets.resolve(asked["target"], self.home, Path(asked.get("directory") or self.home.root))
+        self.link.status("busy", target=target.label, detail="loading")
+        if self.loaded and self.loaded.serves(target, asked["dtype"], asked["quantization"]):
+            self.loaded.swap(target)
+        else:
+            self.release()
+            from engine.inference.load import load
+
+            self.loaded = load(
+                target,
+                home=self.home,
+                dtype=asked["dtype"],
+                quantization=asked["quantization"],
+                progress=lambda stage, done, total: self.link.say(
+                    asked["request"], "progress", stage=stage, done=done, total=total
+                ),
+            )
+        self.wanted = asked
+        return {
+            "target": asked["target"],
+            "label": target.label,
+            "template": self.loaded.templated,
+            "context": self.loaded.context,
+            "seconds": time.perf_counter() - began,
+        }
+
+    def generate(self, instruction: Instruction) -> dict[str, Any]:
+        """Stream one reply. Raises ProblemError, or ValueError for a conversation that cannot be continued."""
+        from engine.inference.generate import Sampling
+
+        asked = instruction.arguments
+        if self.loaded is None:
+            if self.wanted is None:
+                raise ProblemError(Problem(title="No model is loaded", hint="choose a target first"))
+            self.load(
+                Instruction(id=instruction.id, name="load", arguments=self.wanted | {"request": asked["request"]})
+            )
+        assert self.loaded is not None
+        sampling = msgspec.convert(
+            {name: value for name in Sampling.__dataclass_fields__ if (value := asked.get(name)) is not None}, Sampling
+        )
+        self.link.status("busy", target=self.loaded.target.label, device=self.loaded.device, detail="generating")
+        reply = self._stream(self._messages(asked), sampling, asked["request"])
+        return {
+            "reply": reply.text,
+            "tokens": reply.tokens,
+            "prompt_tokens": reply.prompt_tokens,
+            "seconds": reply.seconds,
+            "first_token_seconds": reply.first_token_seconds,
+            "tokens_per_second": reply.tokens_per_second,
+            "finish": reply.finish,
+        }
+
+    def unload(self, instruction: Instruction) -> dict[str, Any]:
+        """Give the memory back; the next `generate` loads again."""
+        self.release()
+        return {}
+
+    def release(self) -> None:
+        """Drop the model and hand its memory to the system, not merely to the allocator."""
+        if self.loaded is None:
+            return
+        on_cpu = self.loaded.device == "cpu"
+        self.loaded = None
+        gc.collect()
+        if on_cpu:
+            ctypes.CDLL(None).malloc_trim(0)
+        else:
+            import torch
+
+            torch.accelerator.empty_cache()
+
+    def rest(self, detail: str = "") -> None:
+        """Say how we stand between questions."""
+        target, device = (self.loaded.target.label, self.loaded.device) if self.loaded else ("", "")
+        self.link.status("ready", target=target, device=device, detail=detail)
+
+    def _messages(self, asked: dict[str, Any]) -> list[dict[str, str]]:
+        """With a task, the bytes it trains on around the last text; else the conversation as it is."""
+        messages: list[dict[str, str]] = asked["messages"]
+        task = asked.get("task")
+        if task is None:
+            return messages
+        if task not in TASKS:
+            raise ValueError(f"there is no task {task!r}: choose one of {', '.join(TASKS)}")
+        with_prompt: list[dict[str, str]] = importlib.import_module(TASKS[task]).messages(messages[-1]["content"])
+        return with_prompt
+
+    def _stream(self, messages: list[dict[str, str]], sampling: Any, request: str) -> Reply:
+        assert self.loaded is not None
+        waiting, said = "", 0.0
+        for piece in self.loaded.stream(messages, sampling, lambda: request in self.cancelled):
+            waiting += piece.text
+            now = time.monotonic()
+            if waiting and (piece.reply or now - said >= COALESCE):
+                self.link.say(request, "tokens", text=waiting, count=piece.count)
+                waiting, said = "", now
+        assert piece.reply is not None
+        return piece.reply
+
+
+def answer(chat: Chat, instruction: Instruction) -> None:
+    """Do what is asked and answer it, whatever happens."""
+    questions = {"load": chat.load, "generate": chat.generate, "unload": chat.unload}
+    result, problem = None, None
+    try:
+        if instruction.name not in questions:
+            raise ValueError(f"chat does not know {instruction.name!r}, only {', '.join(questions)}")
+        result = questions[instruction.name](instruction)
+    except ProblemError as error:
+        problem = error.problem
+    except (ValueError, KeyError, TypeError) as error:
+        problem = Problem(title="This cannot be answered", cause=str(error))
+    except (RuntimeError, MemoryError) as error:
+        problem = _failure(chat, error)
+    chat.cancelled.discard(instruction.arguments.get("request", ""))
+    chat.rest("" if chat.loaded else "no model loaded")
+    chat.link.answer(instruction, result=result, problem=problem)
+
+
+def _failure(chat: Chat, error: BaseException) -> Problem:
+    """Out of memory in numbers; anything else as it is."""
+    import torch
+
+    from engine.inference.load import out_of_memory
+
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text:
+        device = chat.loaded.device if chat.loaded else "cpu"
+        needed = chat.loaded.needed if chat.loaded else 0
+        chat.release()
+        return out_of_memory(device, needed, text)
+    return Problem(title="The model failed", cause=text)
+
+
+def memory(rank: Rank) -> None:
+    """Fill in the memory figures of a heartbeat; called from the link's thread."""
+    import sys
+
+    rank.resident = psutil.Process().memory_info().rss
+    torch = sys.modules.get("torch")  # not imported before the first load, and not from this thread
+    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
+        rank.device_used = torch.cuda.memory_allocated()
+        rank.device_reserved = torch.cuda.memory_reserved()
+        rank.device_peak = torch.cuda.max_memory_allocated()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("--home", "--job", "--address"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--options", type=json.loads, default={})
+    arguments = parser.parse_args()
+    idle = float(arguments.options.get("idle_seconds", IDLE))
+    cancelled: set[str] = set()
+    link = Link(arguments.address, arguments.job, arguments.attempt, memory=memory, on_cancel=cancelled.add)
+    chat = Chat(link, Home.locate(arguments.home), cancelled)
+    chat.rest("no model loaded")
+    while True:
+        if not link.arrived.wait(idle if chat.loaded else None):
+            chat.release()
+            chat.rest(f"unloaded after {idle:.0f} s idle")
+        for instruction in link.instructions():
+            answer(chat, instruction)
+
+
+if __name__ == "__main__":
+    main()
