@@ -46,50 +46,143 @@ SET = option("--set", metavar="K=V", action="append", default=[], dest="override
 DETACH = option("--detach", action="store_true", help="print the run's id and leave it running")
 
 VERBS = (
-    Verb("demo", "train the embedded model on the bundled sentences and show what it learnt", "demo:demo",
-         (option("--headless", action="store_true", help="progress bars instead of the app"), SET)),
-    Verb("train", "run all that a profile asks for, and follow it", "train:train",
-         (PROFILE, SET, DETACH, option("--output-dir", metavar="DIR", help="publish the final checkpoint there"))),
+    Verb(
+        "demo",
+        "train the embedded model on the bundled sentences and show what it learnt",
+        "demo:demo",
+        (option("--headless", action="store_true", help="progress bars instead of the app"), SET),
+    ),
+    Verb(
+        "train",
+        "run all that a profile asks for, and follow it",
+        "train:train",
+        (PROFILE, SET, DETACH, option("--output-dir", metavar="DIR", help="publish the final checkpoint there")),
+    ),
     Verb("prepare", "read, check and tokenise a profile's data, nothing more", "train:prepare", (PROFILE, SET, DETACH)),
-    Verb("chat", "one answer, or a conversation, with a run, a checkpoint or a model", "chat:chat",
-         (option("target", metavar="TARGET", help="a run, `last`, RUN@STEP, a folder, a catalogue name or a hub id"),
-          option("--prompt", metavar="T", help="ask this once and leave"),
-          option("--system", metavar="T", help="system prompt"),
-          option("--task", metavar="NAME", help="prompt exactly as this task was trained, e.g. triples"),
-          option("--max-new-tokens", type=int, metavar="N", help="longest reply, in tokens (256)"),
-          option("--temperature", type=float, metavar="X", help="0 is greedy, the default"),
-          option("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens"),
-          option("--top-p", type=float, metavar="X", help="sample among the likeliest tokens of this total probability"),
-          option("--seed", type=int, metavar="N", help="seed of sampling"))),
-    Verb("runs", "list runs, the newest last", "runs:runs", (option("--state", default="", metavar="STATE", help="only those in this state"),)),
+    Verb(
+        "chat",
+        "one answer, or a conversation, with a run, a checkpoint or a model",
+        "chat:chat",
+        (
+            option("target", metavar="TARGET", help="a run, `last`, RUN@STEP, a folder, a catalogue name or a hub id"),
+            option("--prompt", metavar="T", help="ask this once and leave"),
+            option("--system", metavar="T", help="system prompt"),
+            option("--task", metavar="NAME", help="prompt exactly as this task was trained, e.g. triples"),
+            option("--max-new-tokens", type=int, metavar="N", help="longest reply, in tokens (256)"),
+            option("--temperature", type=float, metavar="X", help="0 is greedy, the default"),
+            option("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens"),
+            option(
+                "--top-p", type=float, metavar="X", help="sample among the likeliest tokens of this total probability"
+            ),
+            option("--seed", type=int, metavar="N", help="seed of sampling"),
+        ),
+    ),
+    Verb(
+        "runs",
+        "list runs, the newest last",
+        "runs:runs",
+        (option("--state", default="", metavar="STATE", help="only those in this state"),),
+    ),
     Verb("show", "all about a run", "runs:show", (RUN,)),
-    Verb("metrics", "a run's metric values, from its journal", "runs:metrics",
-         (RUN, option("--name", action="append", default=[], metavar="NAME", help="only this metric, e.g. train/loss (repeatable)"),
-          option("--all", action="store_true", help="every attempt's values, superseded ones too"))),
-    Verb("logs", "what a run's processes printed", "runs:logs", (RUN, option("--follow", "-f", action="store_true", help="go on until the run ends"))),
-    Verb("stop", "end a run after its present step, with a checkpoint", "runs:stop", (RUN, option("--now", action="store_true", help="end its processes at once, without a checkpoint"))),
+    Verb(
+        "metrics",
+        "a run's metric values, from its journal",
+        "runs:metrics",
+        (
+            RUN,
+            option(
+                "--name",
+                action="append",
+                default=[],
+                metavar="NAME",
+                help="only this metric, e.g. train/loss (repeatable)",
+            ),
+            option("--all", action="store_true", help="every attempt's values, superseded ones too"),
+        ),
+    ),
+    Verb(
+        "logs",
+        "what a run's processes printed",
+        "runs:logs",
+        (RUN, option("--follow", "-f", action="store_true", help="go on until the run ends")),
+    ),
+    Verb(
+        "stop",
+        "end a run after its present step, with a checkpoint",
+        "runs:stop",
+        (RUN, option("--now", action="store_true", help="end its processes at once, without a checkpoint")),
+    ),
     Verb("pause", "hold a run at its next step boundary", "runs:pause", (RUN,)),
     Verb("continue", "let a paused run go on", "runs:continue_", (RUN,)),
-    Verb("set", "change settings of a running run", "runs:set_", (RUN, option("changes", nargs="+", metavar="K=V", help="e.g. training.learning_rate=1e-4"))),
-    Verb("resume", "go on with a run that has ended, from a checkpoint", "train:resume",
-         (option("run", metavar="RUN[@STEP]", help="its newest checkpoint, or the one of STEP"), SET, DETACH)),
+    Verb(
+        "set",
+        "change settings of a running run",
+        "runs:set_",
+        (RUN, option("changes", nargs="+", metavar="K=V", help="e.g. training.learning_rate=1e-4")),
+    ),
+    Verb(
+        "resume",
+        "go on with a run that has ended, from a checkpoint",
+        "train:resume",
+        (option("run", metavar="RUN[@STEP]", help="its newest checkpoint, or the one of STEP"), SET, DETACH),
+    ),
     Verb("delete", "remove a run that has ended, with its checkpoints", "runs:delete", (RUN,)),
-    Verb("profile", "list, show and check profiles", verbs=(
-        Verb("list", "built-in profiles and your own", "profile:list_"),
-        Verb("show", "print a profile", "profile:show", (PROFILE, SET)),
-        Verb("check", "report all problems of a profile", "profile:check", (PROFILE, SET)),
-        Verb("schema", "the JSON Schema of profiles", "profile:schema"))),
-    Verb("model", "find, fetch and verify base models", verbs=(
-        Verb("find", "models on this machine, and what is damaged", "tools:model_find", (option("folders", nargs="*", metavar="FOLDER", help="look here too"),)),
-        Verb("pull", "fetch a model into the home", "tools:model_pull", (option("name", metavar="NAME", help="a catalogue name or org/name on the hub"),)),
-        Verb("verify", "check a model folder, file by file", "tools:model_verify", (option("folder", metavar="FOLDER", help="for instance one copied by hand"),)))),
-    Verb("engine", "the background engine of this home", verbs=(
-        Verb("status", "is it running, since when, what lives", "engine:status"),
-        Verb("start", "start it if it is not running", "engine:start"),
-        Verb("stop", "end it; refuses while jobs live", "engine:stop", (option("--force", action="store_true", help="end live jobs now, too"),)),
-        Verb("reindex", "rebuild the registry from the run directories", "engine:reindex"))),
-    Verb("doctor", "check this machine, or a model folder", "tools:doctor", (option("folder", nargs="?", metavar="FOLDER", help="check this model folder"),)),
-)  # fmt: skip
+    Verb(
+        "profile",
+        "list, show and check profiles",
+        verbs=(
+            Verb("list", "built-in profiles and your own", "profile:list_"),
+            Verb("show", "print a profile", "profile:show", (PROFILE, SET)),
+            Verb("check", "report all problems of a profile", "profile:check", (PROFILE, SET)),
+            Verb("schema", "the JSON Schema of profiles", "profile:schema"),
+        ),
+    ),
+    Verb(
+        "model",
+        "find, fetch and verify base models",
+        verbs=(
+            Verb(
+                "find",
+                "models on this machine, and what is damaged",
+                "tools:model_find",
+                (option("folders", nargs="*", metavar="FOLDER", help="look here too"),),
+            ),
+            Verb(
+                "pull",
+                "fetch a model into the home",
+                "tools:model_pull",
+                (option("name", metavar="NAME", help="a catalogue name or org/name on the hub"),),
+            ),
+            Verb(
+                "verify",
+                "check a model folder, file by file",
+                "tools:model_verify",
+                (option("folder", metavar="FOLDER", help="for instance one copied by hand"),),
+            ),
+        ),
+    ),
+    Verb(
+        "engine",
+        "the background engine of this home",
+        verbs=(
+            Verb("status", "is it running, since when, what lives", "engine:status"),
+            Verb("start", "start it if it is not running", "engine:start"),
+            Verb(
+                "stop",
+                "end it; refuses while jobs live",
+                "engine:stop",
+                (option("--force", action="store_true", help="end live jobs now, too"),),
+            ),
+            Verb("reindex", "rebuild the registry from the run directories", "engine:reindex"),
+        ),
+    ),
+    Verb(
+        "doctor",
+        "check this machine, or a model folder",
+        "tools:doctor",
+        (option("folder", nargs="?", metavar="FOLDER", help="check this model folder"),),
+    ),
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -134,9 +134,14 @@ def metrics(options: argparse.Namespace) -> int:
             emit(point)
         else:
             print(
-                f"{point['step']}\t{point['name']}\t{number(point['value'])}\t{point['time']:.3f}\t{point['attempt']}"
+                f"{point['step']}\t{point['name']}\t{_exact(point['value'])}\t{point['time']:.3f}\t{point['attempt']}"
             )
     return 0
+
+
+def _exact(value: float | None) -> str:
+    """As many digits as the journal has; `nan` for what was not finite."""
+    return "nan" if value is None else repr(value)
 
 
 def logs(options: argparse.Namespace) -> int:
