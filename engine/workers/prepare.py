@@ -1,0 +1,90 @@
+"""The prepare stage of a run: pulls the base when it is missing, turns the profile's data into tokens, writes `prepared.json`.
+
+It writes no `End` when all went well, for the run goes on with another worker and the same journal; a failure ends the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from engine.protocol.home import Home, RunDirectory, write_private
+from engine.protocol.journal import End, EventEntry, Phase, Writer
+from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.profile import ProfileError, parse
+from engine.workers.link import Link
+
+_EVERY = 0.5
+"""Seconds between two journal lines of one phase."""
+
+
+class Journal:
+    """The run's journal while this stage writes it."""
+
+    def __init__(self, run: RunDirectory, attempt: int, link: Link) -> None:
+        self._writer, self._attempt, self._link = Writer(run.events), attempt, link
+        self._phase, self._told = "", 0.0
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Each new phase and each phase's end is written, what lies between at most every `_EVERY` seconds."""
+        self._link.alive(phase=phase)
+        now = time.monotonic()
+        if phase == self._phase and done < total and now - self._told < _EVERY:
+            return
+        self._phase, self._told = phase, now
+        self.write(Phase(attempt=self._attempt, name=phase, done=done, total=total))
+
+    def fail(self, problem: Problem) -> None:
+        print(problem, problem.traceback, sep="\n", file=sys.stderr)
+        self.write(End(attempt=self._attempt, step=0, status="failed", problem=problem))
+
+    def write(self, entry: EventEntry) -> None:
+        self._link.written(self._writer.write(entry))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--address", required=True)
+    arguments = parser.parse_args()
+    home = Home(arguments.home)
+    run = home.run(arguments.job)
+    link = Link(arguments.address, arguments.job, arguments.attempt)
+    journal = Journal(run, arguments.attempt, link)
+    try:
+        _prepare(run, home, journal)
+        return 0
+    except ProblemError as error:
+        journal.fail(error.problem)
+    except ProfileError as error:
+        journal.fail(Problem(title="The run's profile does not hold any more", cause=str(error)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run must say it
+        journal.fail(
+            Problem(
+                title="Preparing the data failed",
+                cause=f"{type(error).__name__}: {error}",
+                traceback=traceback.format_exc(),
+            )
+        )
+    finally:
+        link.close()
+    return 1
+
+
+def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
+    from engine.prep.prepare import prepare
+
+    directory = Path(json.loads((run.path / "job.json").read_bytes())["directory"])
+    profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home)
+    prepared = prepare(profile, home, journal.progress)
+    write_private(run.prepared, json.dumps(prepared, ensure_ascii=False).encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
