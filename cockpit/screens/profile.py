@@ -18,8 +18,9 @@ from cockpit.inspection import Inspection, inspect, summary
 from cockpit.profiles import ProfileFile, folder_of_own, profile_files
 from cockpit.screens.base import CockpitScreen
 from cockpit.submit import submission
+from cockpit.widgets.confirm import Confirm
 from cockpit.widgets.form import Form
-from cockpit.widgets.prompt import Confirm, Prompt
+from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.yaml_editor import YamlEditor
 from cockpit.yaml_edit import clear_value, set_value
 
@@ -246,7 +247,7 @@ class ProfileScreen(CockpitScreen):
             self.notify("mend the problems first: ctrl+g goes to each", severity="error")
             self._go_to_issue(0)
             return
-        if not await self.app.push_screen_wait(Confirm("Launch", summary(profile))):
+        if not await self.app.push_screen_wait(Confirm("Launch", summary(profile), {"y": "launch it"})):
             return
         run = await self.app.ask("submit", submission(profile, source=str(self.file.path)))
         if run is not None:

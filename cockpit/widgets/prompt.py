@@ -1,4 +1,4 @@
-"""Questions over the screen: one that is answered with a line, one with yes or no. Esc leaves either."""
+"""A question over the screen that is answered with a line, or left with Esc."""
 
 from __future__ import annotations
 
@@ -32,23 +32,3 @@ class Prompt(ModalScreen[str | None]):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
         self.dismiss(event.value.strip())
-
-
-class Confirm(ModalScreen[bool]):
-    """Enter or `y` does it; anything that leaves does not."""
-
-    DEFAULT_CSS = """
-    Confirm { align: center middle; }
-    Confirm > Static { width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1; }
-    """
-    BINDINGS = [("enter,y", "dismiss(True)", "Yes"), ("escape,n", "dismiss(False)", "No")]
-
-    def __init__(self, title: str, text: str) -> None:
-        super().__init__()
-        self.heading, self.text = title, text
-
-    def compose(self) -> ComposeResult:
-        box = Static(self.text, markup=False)
-        box.border_title = self.heading
-        box.border_subtitle = "Enter does it · Esc leaves"
-        yield box

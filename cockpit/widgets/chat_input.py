@@ -1,0 +1,41 @@
+"""Where one writes to the model: Enter sends, shift+Enter or ctrl+j begins a line."""
+
+from __future__ import annotations
+
+from textual.binding import Binding
+from textual.events import Key
+from textual.message import Message
+from textual.widgets import TextArea
+
+
+class ChatInput(TextArea):
+    DEFAULT_CSS = """
+    ChatInput { height: auto; min-height: 3; max-height: 8; border: round $primary; padding: 0 1; }
+    ChatInput:focus { border: round $accent; }
+    """
+    # TextArea's own ctrl+x cuts; here it stops the reply, as it does everywhere on this screen.
+    BINDINGS = [Binding("ctrl+x", "screen.stop", "Stop", show=False)]
+
+    class Sent(Message):
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
+    def __init__(self) -> None:
+        super().__init__(
+            tab_behavior="focus",
+            highlight_cursor_line=False,
+            placeholder="Write to the model. Enter sends, ctrl+j begins a line.",
+        )
+
+    async def _on_key(self, event: Key) -> None:
+        if event.key == "enter":
+            event.stop()
+            event.prevent_default()
+            self.post_message(self.Sent(self.text))
+        elif event.key in ("shift+enter", "ctrl+j"):
+            event.stop()
+            event.prevent_default()
+            self.insert("\n")
+        else:
+            await super()._on_key(event)
