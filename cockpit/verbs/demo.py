@@ -39,12 +39,12 @@ def demo(options: argparse.Namespace) -> int:
 
             run_app(home, select=run.id)
             run = client.request("show", RunRef(run=run.id)).run
-    _report(home, run, options.json)
+    report(home.run(run.id), run, options.json)
     return exit_status(run)
 
 
-def _report(home: Home, run: Run, as_json: bool) -> None:
-    directory = home.run(run.id)
+def report(directory: RunDirectory, run: Run, as_json: bool) -> None:
+    """What was learnt, from the run's journal; of a run that has not come to its end, how to go on."""
     before, after = _before_and_after(directory)
     if as_json:
         seconds = run.ended - run.created if run.ended else None
