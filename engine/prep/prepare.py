@@ -36,7 +36,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
 
     Raises ProblemError: nothing to train on, too many bad rows, a base without tokenizer or template …
     """
-    base, tokenizer_folder = _base(profile, home, progress)
+    base, tokenizer_folder = locate_base(profile, home, progress)
     files = _files(profile, tokenizer_folder)
     total = sum(path.stat().st_size for path in files.values())
     settings = _settings(profile)
@@ -81,8 +81,8 @@ def template_file(template: str, directory: Path) -> Path:
     return path
 
 
-def _base(profile: Profile, home: Home, progress: Progress) -> tuple[str, Path]:
-    """The base model (absolute folder or hub id) and the folder of its tokenizer, pulled when it is a catalogue model."""
+def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str, Path]:
+    """The base model (absolute folder or hub id) and the folder of its tokenizer, pulled when it is a catalogue model. Raises ProblemError."""
     target = targets.resolve(profile.model.base, home, profile.directory)
     target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
     if target.on_hub:

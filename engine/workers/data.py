@@ -1,0 +1,112 @@
+"""The data service: what a profile would train on, row by row and token by token.
+
+Questions: `open {profile, directory}`, `rows {part, start, count}`, `tokens {part, index}`, `stats {part}`. `open` and `stats` say
+`progress {done, total}` on the way and can be cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from engine.prep.browse import Browser, Progress
+from engine.protocol.home import Home
+from engine.protocol.messages import Instruction, Problem, ProblemError
+from engine.protocol.profile import ProfileError, parse
+from engine.workers.link import Link
+
+_EVERY = 0.1
+"""Seconds between two words of progress."""
+
+
+class Data:
+    """The browser that is open, or none."""
+
+    def __init__(self, link: Link, home: Home, cancelled: set[str]) -> None:
+        self.link, self.home, self.cancelled = link, home, cancelled
+        self.browser: Browser | None = None
+
+    def open(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Read a profile's sources once. Raises ProblemError."""
+        directory = Path(asked.get("directory") or Path.cwd())
+        self.browser = None
+        try:
+            profile = parse(asked["profile"], "profile", directory, home=self.home)
+        except ProfileError as error:
+            raise ProblemError(
+                Problem(title="The profile does not hold", cause=str(error), hint="mend it on the Profile screen")
+            )
+        self.browser = Browser(profile, self.home, self._progress(asked))
+        return self.browser.summary()
+
+    def rows(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return self._opened().rows(asked.get("part", "train"), asked["start"], asked["count"])
+
+    def tokens(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return self._opened().tokens(asked.get("part", "train"), asked["index"])
+
+    def stats(self, asked: dict[str, Any]) -> dict[str, int]:
+        return self._opened().stats(asked.get("part", "train"), self._progress(asked))
+
+    def _opened(self) -> Browser:
+        if self.browser is None:
+            raise ProblemError(Problem(title="No profile is open", hint="choose a profile first"))
+        return self.browser
+
+    def _progress(self, asked: dict[str, Any]) -> Progress:
+        request, told = asked.get("request", ""), 0.0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            if request in self.cancelled:
+                raise ProblemError(Problem(title="Cancelled"))
+            if time.monotonic() - told >= _EVERY:
+                told = time.monotonic()
+                self.link.say(request, "progress", done=done, total=total)
+
+        return progress
+
+
+def answer(data: Data, instruction: Instruction) -> None:
+    """Do what is asked and answer it, whatever happens."""
+    questions = {"open": data.open, "rows": data.rows, "tokens": data.tokens, "stats": data.stats}
+    result, problem = None, None
+    try:
+        if instruction.name not in questions:
+            raise ValueError(f"data does not know {instruction.name!r}, only {', '.join(questions)}")
+        data.link.status("busy", detail=instruction.name)
+        result = questions[instruction.name](instruction.arguments)
+    except ProblemError as error:
+        problem = error.problem
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        problem = Problem(
+            title="This cannot be answered", cause=f"{type(error).__name__}: {error}", traceback=traceback.format_exc()
+        )
+    data.cancelled.discard(instruction.arguments.get("request", ""))
+    data.link.status("ready")
+    data.link.answer(instruction, result=result, problem=problem)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("--home", "--job", "--address"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--options", type=json.loads, default={})
+    arguments = parser.parse_args()
+    cancelled: set[str] = set()
+    link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
+    data = Data(link, Home.locate(arguments.home), cancelled)
+    link.status("ready")
+    while True:
+        link.arrived.wait()
+        for instruction in link.instructions():
+            answer(data, instruction)
+
+
+if __name__ == "__main__":
+    main()
