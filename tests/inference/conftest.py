@@ -1,0 +1,43 @@
+"""The embedded model in memory once, and adapters for it that really change its replies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm2: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.fixture(scope="session")
+def model(smollm2: Path) -> Any:
+    """In float32, where a batch and a single row round alike."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def adapters(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three LoRA adapters with random B: two of one shape, as two checkpoints of a run, and one of another rank."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16)
+    folders = []
+    for index, rank in enumerate((8, 8, 4)):
+        torch.manual_seed(index)
+        config = LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        wrapped = get_peft_model(base, config)
+        folders.append(tmp_path_factory.mktemp("adapters") / f"adapter-{index}")
+        wrapped.save_pretrained(folders[-1])
+        base = wrapped.unload()
+    return folders

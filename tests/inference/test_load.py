@@ -1,0 +1,150 @@
+"""Loading targets: adapters equal plain PEFT, swapping costs no reload, the lock is checked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.inference import lock
+from engine.inference.generate import Sampling
+from engine.inference.load import Loaded, load
+from engine.models import targets
+from engine.protocol.home import Home
+from engine.protocol.messages import ProblemError
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def loaded(smollm2: Path) -> Loaded:
+    return load(str(smollm2), home=Home(smollm2.parent.parent), device="cpu")
+
+
+def target(folder: Path, home: Home) -> targets.Target:
+    return targets.resolve(str(folder), home, folder)
+
+
+@pytest.mark.slow
+def test_logits_equal_plain_peft_through_any_order_of_swaps(
+    loaded: Loaded, adapters: list[Path], smollm2: Path, home: Home
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    def plain(adapter: Path | None) -> Any:
+        base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16)
+        return (PeftModel.from_pretrained(base, adapter) if adapter else base).eval()
+
+    ids = torch.tensor([loaded.prompt(QUESTION)])
+
+    def logits(model: Any) -> Any:
+        with torch.no_grad():
+            return model(input_ids=ids).logits
+
+    expected = {folder: logits(plain(folder)) for folder in (*adapters, None)}
+    base = loaded._base
+    first, second, other = adapters
+    for folder in (first, second, other, first, None, second, first, None):
+        loaded.swap(target(folder or smollm2, home))
+        assert torch.equal(logits(loaded.model), expected[folder]), folder
+    assert loaded._base is base
+    assert not torch.equal(expected[first], expected[second])
+
+
+@pytest.mark.slow
+def test_checkpoints_of_a_run_swap_within_300_ms(loaded: Loaded, adapters: list[Path], home: Home) -> None:
+    loaded.swap(target(adapters[0], home))
+    times = []
+    for folder in (adapters[1], adapters[0], adapters[1]):
+        began = time.perf_counter()
+        loaded.swap(target(folder, home))
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.3
+
+
+@pytest.mark.slow
+def test_a_damaged_adapter_leaves_the_loaded_one_answering(
+    loaded: Loaded, adapters: list[Path], home: Home, tmp_path: Path
+) -> None:
+    loaded.swap(target(adapters[0], home))
+    before = loaded.generate(QUESTION, Sampling(4))
+    broken = tmp_path / "broken"
+    shutil.copytree(adapters[1], broken)
+    weights = broken / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ProblemError, match="the copy was cut off"):
+        loaded.swap(target(broken, home))
+    assert loaded.target.adapter == adapters[0]
+    assert loaded.generate(QUESTION, Sampling(4)).ids == before.ids
+
+
+@pytest.mark.slow
+def test_an_embedded_model_answers_and_stops(loaded: Loaded, smollm2: Path, home: Home) -> None:
+    loaded.swap(target(smollm2, home))
+    reply = loaded.generate(QUESTION, Sampling(32))
+    assert (reply.text, reply.finish) == ("The capital of France is Paris.", "stop")
+    assert loaded.batch([QUESTION], 32) == [reply.text]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantised_base_is_smaller_and_still_talks(smollm2: Path, home: Home, quantization: str) -> None:
+    quantised = load(str(smollm2), home=home, dtype="bfloat16", quantization=quantization, device="cpu")
+    assert "capital of France" in quantised.generate(QUESTION, Sampling(8)).text
+    assert quantised.model.get_memory_footprint() < 0.75 * smollm2.joinpath("model.safetensors").stat().st_size
+
+
+def test_lock_names_what_differs(tokenizer: Any, tmp_path: Path) -> None:
+    ids = lock.render(tokenizer, [*QUESTION, {"role": "assistant", "content": "Paris."}], reply_follows=False)
+    golden = {"messages": [*QUESTION, {"role": "assistant", "content": "Paris."}], "ids": ids}
+    good = {"template_sha256": lock.template_sha256(tokenizer), "eos_token_ids": [2], "golden": [golden]}
+    lock.check(good, tokenizer, tmp_path)
+    with pytest.raises(ProblemError, match="chat template is not the one"):
+        lock.check(good | {"template_sha256": "0" * 64}, tokenizer, tmp_path)
+    changed = {**golden, "ids": [*ids[:5], ids[5] + 1, *ids[6:]]}
+    with pytest.raises(ProblemError, match=r"conversation 0 becomes other tokens: at 5 "):
+        lock.check(good | {"golden": [changed]}, tokenizer, tmp_path)
+    with pytest.raises(ProblemError, match="beyond the vocabulary of 49152"):
+        lock.check(good | {"eos_token_ids": [50000]}, tokenizer, tmp_path)
+
+
+def test_end_of_turn_is_read_from_the_template(tokenizer: Any) -> None:
+    assert lock.end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.slow
+def test_without_a_template_a_conversation_is_text_to_continue(
+    smollm2: Path, adapters: list[Path], loaded: Loaded, home: Home, tmp_path: Path
+) -> None:
+    folder = tmp_path / "plain"
+    shutil.copytree(adapters[0], folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(smollm2 / name, folder)
+    loaded.swap(target(folder, home))
+    assert not loaded.templated
+    assert loaded.prompt([{"role": "user", "content": "The sea is"}]) == loaded.tokenizer("The sea is").input_ids
+
+
+@pytest.mark.slow
+def test_a_checkpoint_whose_template_was_changed_is_refused(
+    smollm2: Path, adapters: list[Path], loaded: Loaded, home: Home, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(adapters[0], folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(smollm2 / name, folder)
+    from transformers import AutoTokenizer
+
+    sha256 = lock.template_sha256(AutoTokenizer.from_pretrained(smollm2))
+    (folder / "lock.json").write_text(json.dumps({"template_sha256": sha256, "eos_token_ids": [2], "golden": []}))
+    loaded.swap(target(folder, home))
+    with (folder / "chat_template.jinja").open("a") as file:
+        file.write("\n{# edited #}")
+    with pytest.raises(ProblemError, match="does not fit its tokenizer any more"):
+        loaded.swap(target(folder, home))
