@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.markup import escape
+
 from cockpit.submit import environment
-from cockpit.verbs.output import emit, say
+from cockpit.verbs.output import console, emit, say
 from engine.protocol.client import Client
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, Cancel, OpenService, ServiceEvent, ServiceRef
@@ -27,8 +29,18 @@ class Chat:
         self._client, self._service, self._settings = client, service, settings
 
     def load(self, target: str) -> dict[str, Any]:
-        """What the worker says of the loaded target: `target label template context seconds`. Raises ProblemError."""
-        loaded: dict[str, Any] = self._ask("load", {"target": target}, lambda _: None)
+        """What the worker says of the loaded target: `target label template context seconds`. Raises ProblemError.
+
+        A terminal shows what the wait is for; a model that is not here yet is fetched first.
+        """
+        with console().status(f"loading {escape(target)}") as status:
+
+            def said(event: ServiceEvent) -> None:
+                done, total = event.data.get("done", 0), event.data.get("total", 0)
+                share = f" {done / total:.0%}" if total else ""
+                status.update(f"{escape(target)}: {escape(str(event.data.get('stage', event.kind)))}{share}")
+
+            loaded: dict[str, Any] = self._ask("load", {"target": target}, said)
         return loaded
 
     def reply(self, messages: list[Message], write: Callable[[str], None]) -> dict[str, Any]:

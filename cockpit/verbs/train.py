@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from cockpit.submit import environment, submission
 from cockpit.verbs.follow import follow
@@ -13,8 +16,11 @@ from cockpit.verbs.profile import load_profile
 from cockpit.verbs.runs import parse_changes
 from engine.protocol import states
 from engine.protocol.client import Client
-from engine.protocol.home import Home
+from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Resume, Run
+
+PREPARED = ("rows", "tokens", "trained_tokens", "rejected", "rejects", "train", "validation")
+"""What `prepare` tells of `prepared.json`."""
 
 
 def train(options: argparse.Namespace) -> int:
@@ -59,17 +65,29 @@ def _see_through(client: Client, run: Run, options: argparse.Namespace) -> int:
     if options.json:
         emit(outcome(run))
     else:
-        print(f"{run.id} is {run.state} at step {run.step}")
-        for name, value in sorted(run.metrics.items()):
-            print(f"  {name:<28}{number(value)}")
+        _print_outcome(run)
     explain_end(run)
     return exit_status(run)
 
 
 def outcome(run: Run) -> dict[str, Any]:
-    """`run state step metrics`, and the problem of a run that has one."""
+    """`run state step metrics`, the problem of a run that has one, and what a job that only prepares has made."""
     document = {"run": run.id, "state": run.state, "step": run.step, "metrics": run.metrics}
-    return document | ({"problem": run.problem} if run.problem else {})
+    if run.problem is not None:
+        document["problem"] = run.problem
+    if run.kind == "prepare" and run.state == states.COMPLETED:
+        prepared = msgspec.json.decode(RunDirectory(Path(run.directory)).prepared.read_bytes())
+        document["prepared"] = {name: prepared.get(name) for name in PREPARED}
+    return document
+
+
+def _print_outcome(run: Run) -> None:
+    document = outcome(run)
+    print(f"{run.id} is {run.state}" + (f" at step {run.step}" if run.step else ""))
+    for name, value in sorted(run.metrics.items()):
+        print(f"  {name:<28}{number(value)}")
+    for name, value in document.get("prepared", {}).items():
+        print(f"  {name.replace('_', ' '):<28}{value}")
 
 
 def explain_end(run: Run) -> None:

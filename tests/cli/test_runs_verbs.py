@@ -85,7 +85,7 @@ def test_resume_supersedes_metrics_and_logs_follow_to_the_end(cockpit: Cockpit, 
 
 def test_prepare_prepares_and_nothing_more(cockpit: Cockpit) -> None:
     document = json.loads(cockpit("prepare", "triples-qlora", "--json").stdout)
-    assert (document["state"], document["step"]) == ("completed", 0)
+    assert (document["state"], document["step"], document["prepared"]["rows"]) == ("completed", 0, 1)
 
 
 def test_ctrl_c_leaves_the_run_alone(bare_home: Home, engine: Engine) -> None:
