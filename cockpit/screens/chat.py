@@ -15,10 +15,11 @@ from textual.widgets import Static
 
 from cockpit.screens.base import CockpitScreen
 from cockpit.service import Worker
+from cockpit.targets import choices
 from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.conversation import Conversation, Reply, Said, Trouble
+from cockpit.widgets.picker import Picker
 from cockpit.widgets.sampling import Sampling
-from cockpit.widgets.targets import TargetPicker, choices
 from engine.protocol.messages import Problem, ProblemError, RunRef, ServiceChanged, ServiceEvent
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ CATALOGUE = "smollm2-135m-instruct"
 """What a new user can talk to before anything is trained."""
 EMPTY = Content.from_markup(
     "[bold $text]Nothing loaded yet.[/]\n\n[$accent]ctrl+t[/] picks a run's checkpoint or a model.\n"
-    "No run yet? [$accent]3[/] opens Profile, [$accent]ctrl+l[/] there launches one."
+    "No run yet? Esc, then [$accent]3[/] opens Profile; [$accent]ctrl+l[/] there launches one."
 )
 READY = Content.from_markup(
     "[bold $text]Ready.[/] Write below, Enter sends. Esc leaves the input, then [$accent]1–6[/] change the screen."
@@ -97,7 +98,12 @@ class ChatScreen(CockpitScreen):
         """Offer what there is, and load what was taken."""
         runs = [run for run in self.app.state.listed() if run.kind == "train" and run.step][:RECENT]
         details = [detail for run in runs if (detail := await self.app.ask("show", RunRef(run=run.id)))]
-        target = await self.app.push_screen_wait(TargetPicker(choices(details, self.app.home.models, CATALOGUE)))
+        picker = Picker(
+            "Chat with",
+            "run, run@step, folder, catalogue name or org/name",
+            choices(details, self.app.home.models, CATALOGUE),
+        )
+        target = await self.app.push_screen_wait(picker)
         if target:
             self.load(target)
 

@@ -14,7 +14,7 @@ class ChatInput(TextArea):
     ChatInput:focus { border: round $accent; }
     """
     # TextArea's own ctrl+x cuts; here it stops the reply, as it does everywhere on this screen.
-    BINDINGS = [Binding("ctrl+x", "screen.stop", "Stop", show=False)]
+    BINDINGS = [Binding("ctrl+x", "screen.stop", "Stop")]
 
     class Sent(Message):
         def __init__(self, text: str) -> None:

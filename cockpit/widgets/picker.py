@@ -1,0 +1,77 @@
+"""Choosing from a list that narrows as one types, or naming something that is not on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList
+from textual.widgets.option_list import Option
+
+
+@dataclass(frozen=True)
+class Choice:
+    value: str
+    detail: str
+
+
+class Picker(ModalScreen[str | None]):
+    """Dismissed with a choice's value, or with what was typed when no choice matches it; None when left."""
+
+    DEFAULT_CSS = """
+    Picker { align: center middle; }
+    Picker > Vertical { width: 80; max-width: 96%; height: auto; max-height: 80%; border: round $accent; background: $surface; padding: 0 1; }
+    Picker OptionList { height: auto; max-height: 14; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
+    """
+    BINDINGS = [("escape", "dismiss(None)", "Leave"), ("down", "move(1)", "Next"), ("up", "move(-1)", "Previous")]
+
+    def __init__(self, title: str, placeholder: str, choices: Sequence[Choice]) -> None:
+        super().__init__()
+        self.heading, self.placeholder, self.choices = title, placeholder, choices
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = self.heading
+            box.border_subtitle = "↑↓ · Enter · Esc leaves"
+            yield Input(placeholder=self.placeholder)
+            yield OptionList(compact=True)
+
+    def on_mount(self) -> None:
+        self._narrow("")
+
+    @on(Input.Changed)
+    def _typed(self, event: Input.Changed) -> None:
+        self._narrow(event.value.strip())
+
+    def _narrow(self, text: str) -> None:
+        listing = self.query_one(OptionList)
+        listing.clear_options()
+        for choice in self.choices:
+            if text.lower() in f"{choice.value} {choice.detail}".lower():
+                listing.add_option(
+                    Option(Content.assemble(choice.value, (f"  {choice.detail}", "dim")), id=choice.value)
+                )
+        listing.highlighted = 0 if listing.option_count else None
+
+    def action_move(self, by: int) -> None:
+        listing = self.query_one(OptionList)
+        listing.action_cursor_down() if by > 0 else listing.action_cursor_up()
+
+    @on(Input.Submitted)
+    def _taken(self, event: Input.Submitted) -> None:
+        event.stop()
+        option = self.query_one(OptionList).highlighted_option
+        typed = event.value.strip()
+        if option is not None:
+            self.dismiss(option.id)
+        elif typed:
+            self.dismiss(typed)
+
+    @on(OptionList.OptionSelected)
+    def _clicked(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(event.option_id)
