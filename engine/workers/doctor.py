@@ -1,0 +1,239 @@
+"""`cockpit doctor [FOLDER]`: what works on this machine, what does not, and the command that mends it.
+
+The verdict of a check is True, False (something needed fails) or None (worth knowing, not needed). Exit status: 0 when nothing
+needed fails, 1 when something does, 2 for a folder that is not there, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from engine.models import catalogue, folders
+from engine.models.find import find
+from engine.protocol.home import Home
+from engine.workers import probes
+
+LIBRARIES = ("transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers")
+DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
+"""CUDA major version -> oldest Linux driver that runs it. https://docs.nvidia.com/deploy/cuda-compatibility/"""
+NEEDED_DISK = 5e9
+NEEDED_MEMORY = 3e9
+"""Bytes: what the demo takes, generously."""
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool | None
+    detail: str
+    mend: str = ""
+
+
+def python(home: Home) -> Iterator[Check]:
+    wanted = sys.version_info >= (3, 11)
+    yield Check(
+        "python",
+        wanted,
+        f"{platform.python_version()} ({sys.executable})",
+        "" if wanted else "use Python 3.11 or newer",
+    )
+
+
+def libraries(home: Home) -> Iterator[Check]:
+    missing, found = [], []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    detail = f"missing: {', '.join(missing)}" if missing else ", ".join(found)
+    yield Check("libraries", not missing, detail, f"pip install {' '.join(missing)}" if missing else "")
+
+
+def torch_and_devices(home: Home) -> Iterator[Check]:
+    """torch, its CUDA build against the driver, and the devices that NVML knows."""
+    good, told = probes.run("torch")
+    yield Check("torch", good, told, "" if good else "make setup (torch is pinned in constraints.txt)")
+    driver, devices = _nvidia()
+    cuda = told.partition("built for CUDA ")[2].partition(";")[0]
+    if not driver:
+        yield Check("driver", None, "no NVIDIA driver: everything runs on the CPU")
+        return
+    minimum = DRIVERS.get(int(cuda.partition(".")[0])) if cuda else None
+    if not minimum:
+        yield Check(
+            "driver",
+            False,
+            f"{driver}, but this torch was not built for CUDA: the GPUs lie idle",
+            "pip install --force-reinstall torch==2.13.0 (from an index that has the CUDA build)",
+        )
+    else:
+        enough = tuple(int(part) for part in driver.split(".")[:2]) >= minimum
+        wanted = f"{minimum[0]}.{minimum[1]}"
+        mend = "" if enough else f"install NVIDIA driver {wanted} or newer, or a torch built for an older CUDA"
+        yield Check("driver", enough, f"{driver}; CUDA {cuda} needs {wanted} or newer", mend)
+    for device in devices:
+        yield Check("device", True, device)
+
+
+def _nvidia() -> tuple[str, list[str]]:
+    """Driver version and a line a device; empty without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        lines = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            held = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            name = pynvml.nvmlDeviceGetName(handle)
+            lines.append(f"GPU {index}: {name}, {held.free / 1e9:.1f} of {held.total / 1e9:.1f} GB free")
+        return str(pynvml.nvmlSystemGetDriverVersion()), lines
+    except pynvml.NVMLError:
+        return "", []
+
+
+def bfloat16(home: Home) -> Iterator[Check]:
+    good, told = probes.run("bfloat16")
+    yield Check("bfloat16", good or None, told, "" if good else "use model.dtype float32 in profiles")
+
+
+def nf4(home: Home) -> Iterator[Check]:
+    good, told = probes.run("nf4")
+    mend = (
+        ""
+        if good
+        else "pip install --force-reinstall --no-deps 'bitsandbytes>=0.50', or quantization: none in profiles"
+    )
+    yield Check("nf4", good, told, mend)
+
+
+def collectives(home: Home) -> Iterator[Check]:
+    good, told = probes.run("collectives")
+    mend = "" if good else "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to a working interface (`ip -brief address`)"
+    yield Check("collectives", good, told, mend)
+
+
+def disk(home: Home) -> Iterator[Check]:
+    place = home.root if home.root.exists() else home.root.parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    writable = os.access(place, os.W_OK)
+    detail = f"{home.root}: {free / 1e9:.1f} GB free" if writable else f"{place} cannot be written to"
+    good = writable and free >= NEEDED_DISK
+    yield Check("disk", good, detail, "" if good else "free some space, or set COCKPIT_HOME to another place")
+
+
+def memory(home: Home) -> Iterator[Check]:
+    state = psutil.virtual_memory()
+    good = state.available >= NEEDED_MEMORY
+    detail = (
+        f"{state.available / 1e9:.1f} of {state.total / 1e9:.1f} GB available, {len(os.sched_getaffinity(0))} cores"
+    )
+    yield Check("memory", good, detail, "" if good else "end what holds it: ps aux --sort=-rss | head")
+
+
+def models(home: Home) -> Iterator[Check]:
+    for name in catalogue.CATALOGUE:
+        if not (home.models / name).is_dir():
+            yield Check("model", None, f"{name} is not here yet: pulled on first need", f"cockpit model pull {name}")
+    for each in find(home):
+        mend = f"cockpit model verify {each.path}" if each.problems else ""
+        # A broken model in somebody's hub cache is worth knowing; one of ours is needed.
+        bad = False if each.where == "cockpit" else None
+        detail = "; ".join(each.problems) or f"whole, {each.size / 1e6:.0f} MB"
+        yield Check("model", bad if each.problems else True, f"{each.name}: {detail}", mend)
+
+
+CHECKS: tuple[Callable[[Home], Iterator[Check]], ...] = (
+    python,
+    libraries,
+    torch_and_devices,
+    bfloat16,
+    nf4,
+    collectives,
+    disk,
+    memory,
+    models,
+)
+
+
+def of_folder(folder: Path) -> Iterator[Check]:
+    """Files, then the tokenizer as it is really loaded, its template and its stop token."""
+    wrong = folders.problems(folder)
+    yield Check("files", not wrong, "; ".join(wrong) or "whole", f"cockpit model verify {folder}" if wrong else "")
+    if not folders.has_tokenizer(folder):
+        return
+    from transformers import AutoTokenizer
+
+    from engine.inference.lock import end_of_turn
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        yield Check("tokenizer", False, probes.last_line(str(error)), "copy the tokenizer's files again")
+        return
+    yield Check("tokenizer", True, f"{len(tokenizer)} tokens, {type(tokenizer).__name__}")
+    if not tokenizer.chat_template:
+        yield Check("template", None, "no chat template: chat continues text", "add chat_template.jinja to talk to it")
+        return
+    end = end_of_turn(tokenizer)
+    named = tokenizer.convert_ids_to_tokens(end) if end is not None else ""
+    detail = f"a turn ends with {named}" if named else "no special token ends a turn: replies would not stop"
+    yield Check("template", bool(named), detail, "" if named else "mend chat_template.jinja")
+
+
+def show(checks: list[Check]) -> None:
+    """A table on stdout; what to do for what fails comes under its line."""
+    table = Table("", "check", "found", box=None, pad_edge=False)
+    marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]·[/]"}
+    for check in checks:
+        mend = f"\n[bold]→ {escape(check.mend)}[/]" if check.mend else ""
+        table.add_row(marks[check.ok], check.name, escape(check.detail) + mend)
+    Console(highlight=False).print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="cockpit doctor")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER", help="look at a model folder instead of the machine"
+    )
+    parser.add_argument("--home")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    home = Home.locate(arguments.home)
+    if arguments.folder and not arguments.folder.is_dir():
+        print(f"there is no folder {arguments.folder}", file=sys.stderr)
+        return 2
+    try:
+        if arguments.folder:
+            checks = list(of_folder(arguments.folder))
+        else:
+            checks = [check for look in CHECKS for check in look(home)]
+    except KeyboardInterrupt:
+        return 130
+    good = all(check.ok is not False for check in checks)
+    if arguments.json:
+        print(json.dumps({"checks": [asdict(check) for check in checks], "ok": good}, ensure_ascii=False))
+    else:
+        show(checks)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""`cockpit model find | pull | verify`, in a process of its own: it needs the model libraries, the command line does not.
+
+Results go to stdout, progress and problems to stderr. Exit status: 0 done, 1 damaged or failed, 2 a wrong request, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from engine.models import catalogue, folders, hub, targets
+from engine.models import embedded as embedded_model
+from engine.models.find import find
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+
+OUT, ERR = Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+def run_find(home: Home, arguments: argparse.Namespace) -> int:
+    """All models on this machine, whole or not."""
+    found = find(home, arguments.folders)
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(each) | {"path": str(each.path)} for each in found], ensure_ascii=False))
+        return 0
+    table = Table("name", "kind", "where", "size", "state", box=None, pad_edge=False)
+    for each in found:
+        state = f"[red]{escape('; '.join(each.problems))}[/]" if each.problems else "whole"
+        table.add_row(escape(each.name), each.kind, each.where, f"{each.size / 1e6:.0f} MB", state)
+    for name in [name for name in catalogue.CATALOGUE if not (home.models / name).is_dir()]:
+        table.add_row(name, "model", "catalogue", "", f"not here yet: cockpit model pull {name}")
+    OUT.print(table)
+    return 0
+
+
+def run_pull(home: Home, arguments: argparse.Namespace) -> int:
+    """Make a catalogue or hub model present, and look it over."""
+    target = targets.resolve(arguments.name, home, Path.cwd())
+    try:
+        folder = _pull(target, home)
+    except ProblemError as error:
+        _complain(arguments.json, error.problem)
+        return 1
+    wrong = folders.problems(folder)
+    _tell(arguments.json, {"name": arguments.name, "path": str(folder), "problems": wrong}, str(folder), wrong)
+    return 1 if wrong else 0
+
+
+def _pull(target: targets.Target, home: Home) -> Path:
+    if target.on_hub:
+        return hub.pull(target.base)
+    if target.catalogue:
+        with _progress() as told:
+            return catalogue.pull(target.catalogue, home, told)
+    return target.folder
+
+
+def run_verify(home: Home, arguments: argparse.Namespace) -> int:
+    """Headers, index, tokenizer, and every hash that is known."""
+    folder = arguments.folder if arguments.folder.is_dir() else home.models / arguments.folder
+    if not folder.is_dir():
+        raise ProblemError(
+            Problem(title=f"There is no folder {arguments.folder}", hint="`cockpit model find` lists models")
+        )
+    wrong = folders.problems(folder)
+    hashed = 0
+    if not wrong:
+        with _progress() as told:
+            hashed, wrong = folders.hash_problems(folder, told)
+    good = f"{folder} is whole" + (f"; {hashed} hashes agree" if hashed else "; no hash is known to compare with")
+    _tell(arguments.json, {"path": str(folder), "ok": not wrong, "hashed": hashed, "problems": wrong}, good, wrong)
+    return 1 if wrong else 0
+
+
+def _tell(as_json: bool, document: dict[str, Any], good: str, wrong: list[str]) -> None:
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+    elif wrong:
+        for line in wrong:
+            ERR.print(f"[red]✗[/] {escape(line)}", soft_wrap=True)
+    else:
+        print(good)
+
+
+def _complain(as_json: bool, problem: Problem) -> None:
+    if as_json:
+        print(json.dumps({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}}))
+    else:
+        ERR.print(f"[red]✗[/] {escape(str(problem))}", soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator[embedded_model.Progress]:
+    """A bar on a terminal, else a line a stage."""
+    if not ERR.is_terminal:
+        stages: list[str] = []
+
+        def line(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                stages.append(stage)
+                ERR.print(stage)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=ERR, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda stage, done, total: progress.update(task, description=stage, completed=done, total=total or None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="cockpit model")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--home")
+    shared.add_argument("--json", action="store_true")
+    verbs = parser.add_subparsers(required=True)
+    verb = verbs.add_parser("find", parents=[shared], help="models on this machine, and what is damaged")
+    verb.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    verb.set_defaults(run=run_find)
+    verb = verbs.add_parser("pull", parents=[shared], help="fetch a catalogue model or a hub id (org/name)")
+    verb.add_argument("name", metavar="NAME")
+    verb.set_defaults(run=run_pull)
+    verb = verbs.add_parser("verify", parents=[shared], help="is a model folder whole?")
+    verb.add_argument("folder", type=Path, metavar="FOLDER")
+    verb.set_defaults(run=run_verify)
+    arguments = parser.parse_args()
+    try:
+        status: int = arguments.run(Home.locate(arguments.home), arguments)
+        return status
+    except ProblemError as error:
+        _complain(arguments.json, error.problem)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

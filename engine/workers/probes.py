@@ -1,0 +1,172 @@
+"""What works here, tried: each probe is a process of its own, so that one that crashes is an answer too.
+
+`python -P -m engine.workers.probes NAME` prints one line of detail and exits with 0, or says on stderr why not.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+SECONDS = 60
+"""For one collective; a blocked port or a wrong network interface shows as this time-out."""
+
+
+def device() -> str:
+    """Where probes compute: the first GPU, else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def torch_build() -> str:
+    """Version, what it was built for, and the devices it sees."""
+    import torch
+
+    build = (
+        f"CUDA {torch.version.cuda}"
+        if torch.version.cuda
+        else f"ROCm {torch.version.hip}"
+        if torch.version.hip
+        else "CPU"
+    )
+    seen = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return f"{torch.__version__}; built for {build}; sees {', '.join(seen) or 'no GPU'}"
+
+
+def bfloat16() -> str:
+    """A product forwards and backwards in bfloat16, against float32."""
+    import torch
+
+    where = device()
+    torch.manual_seed(0)
+    exact = torch.randn(512, 512, device=where)
+    rounded = exact.bfloat16().requires_grad_()
+    product = rounded @ rounded
+    product.float().square().mean().backward()
+    error = ((product.float() - exact @ exact).norm() / (exact @ exact).norm()).item()
+    assert error < 0.02, f"a bfloat16 product is wrong by {error:.1%}"
+    assert rounded.grad is not None and bool(rounded.grad.isfinite().all())
+    ratio = _seconds(lambda: exact @ exact) / _seconds(lambda: rounded.detach() @ rounded.detach())
+    return f"works on {where}; a product takes {1 / ratio:.2f} of float32's time"
+
+
+def _seconds(compute: Callable[[], object]) -> float:
+    import torch
+
+    best = 1e9
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(4):
+            compute()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def nf4() -> str:
+    """A 4-bit layer forwards and backwards through bitsandbytes, against what it dequantises to."""
+    import bitsandbytes
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+
+    where = device()
+    layer = bitsandbytes.nn.Linear4bit(256, 256, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to(where)
+    row = torch.randn(4, 256, device=where, dtype=torch.bfloat16, requires_grad=True)
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(torch.bfloat16)
+    output = layer(row)
+    output.float().sum().backward()
+    assert row.grad is not None
+    for name, found, expected in (
+        ("product", output, row @ weight.T),
+        ("gradient", row.grad, weight.sum(0).expand_as(row)),
+    ):
+        error = ((found - expected).float().norm() / expected.float().norm()).item()
+        assert error < 0.05, f"the NF4 {name} is wrong by {error:.1%}"
+    return f"bitsandbytes {bitsandbytes.__version__}: an NF4 product and its gradient are right on {where}"
+
+
+def collectives() -> str:
+    """Two processes add two numbers through gloo; through NCCL too, one process a GPU, where there are GPUs."""
+    import torch
+
+    backends = {"gloo": 2} | ({"nccl": min(2, torch.cuda.device_count())} if torch.cuda.is_available() else {})
+    for backend, world in backends.items():
+        _all_reduce(backend, world)
+    return ", ".join(f"{backend} with {world} processes" for backend, world in backends.items())
+
+
+def _all_reduce(backend: str, world: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "engine.workers.probes", "rank", backend, str(rank), str(world), folder],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        try:
+            errors = [rank.communicate(timeout=SECONDS)[1] for rank in ranks]
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{backend}: no answer within {SECONDS} s") from None
+        finally:
+            for rank in ranks:
+                rank.kill()
+        for rank, error in zip(ranks, errors, strict=True):
+            if rank.returncode:
+                raise RuntimeError(f"{backend}: {last_line(error)}")
+
+
+def one_rank(backend: str, rank: int, world: int, folder: str) -> None:
+    """One process of `collectives`."""
+    import torch
+    import torch.distributed as distributed
+
+    distributed.init_process_group(
+        backend,
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=SECONDS / 2),
+    )
+    number = torch.tensor([rank + 1.0], device=f"cuda:{rank}" if backend == "nccl" else "cpu")
+    distributed.all_reduce(number)
+    assert number.item() == world * (world + 1) / 2, f"the sum of {world} ranks came out as {number.item()}"
+    distributed.destroy_process_group()
+
+
+def last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+
+
+PROBES: dict[str, Callable[[], str]] = {
+    "torch": torch_build,
+    "bfloat16": bfloat16,
+    "nf4": nf4,
+    "collectives": collectives,
+}
+
+
+def run(name: str) -> tuple[bool, str]:
+    """Whether the probe passed, and its line."""
+    command = [sys.executable, "-P", "-m", "engine.workers.probes", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=4 * SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return False, f"no answer within {4 * SECONDS} s"
+    if done.returncode < 0:
+        return False, f"the process was ended by signal {-done.returncode}"
+    return done.returncode == 0, last_line(done.stderr if done.returncode else done.stdout)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "rank":
+        one_rank(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    else:
+        print(PROBES[sys.argv[1]]())
