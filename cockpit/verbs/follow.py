@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -139,14 +140,15 @@ class Lines:
         self._said = -QUIET
 
     def show(self, run: Run) -> None:
-        activity, now = _activity(run), time.monotonic()
+        now = time.monotonic()
+        activity = re.sub(r"\d+", "", _activity(run))  # "tensor 5 of 272" and "tensor 6 of 272" are one phase
         other_phase = activity != self._activity and now - self._said >= PHASE
         moved_on = run.step != self._step and now - self._said >= QUIET
         if run.state == self._state and not other_phase and not moved_on:
             return
         self._activity, self._state, self._step, self._said = activity, run.state, run.step, now
         progress = f"step {run.step}/{run.max_steps}" if run.max_steps else ""
-        say("  ".join(filter(None, (run.id, activity, progress, _figures(run), _left(run)))))
+        say("  ".join(filter(None, (run.id, _activity(run), progress, _figures(run), _left(run)))))
 
     def phase(self, done: int, total: int) -> None:
         pass  # its name comes with the run
