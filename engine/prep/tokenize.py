@@ -87,13 +87,11 @@ def encode(rendered: list[Rendered], encoder: Any) -> Iterator[Any]:
 
 
 def label(rendered: Rendered, encoding: Any) -> list[int]:
-    """Labels of all tokens. A token that begins before a span is not in it: chat would have sent that part as prompt."""
+    """Labels of all tokens. A token that only ends inside a span is trained too, as in transformers' own assistant masks."""
     ids: list[int] = encoding.ids
     labels = [MASKED] * len(ids)
     for start, end in rendered.spans:
         first, last = (_token_at(encoding, place, len(rendered.text)) for place in (start, end))
-        if start and first < len(ids) and encoding.token_to_chars(first)[0] < start:
-            first += 1
         labels[first:last] = ids[first:last]
     if labels:
         labels[0] = MASKED
