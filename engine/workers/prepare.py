@@ -10,10 +10,12 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from engine.protocol.home import Home, RunDirectory, write_private
-from engine.protocol.journal import End, EventEntry, Phase, Writer
+from engine.protocol.journal import End, EventEntry, Phase, Warn, Writer
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import ProfileError, parse
 from engine.workers.link import Link
@@ -38,12 +40,29 @@ class Journal:
         self._phase, self._told = phase, now
         self.write(Phase(attempt=self._attempt, name=phase, done=done, total=total))
 
+    def warn(self, message: str, hint: str) -> None:
+        self.write(Warn(attempt=self._attempt, message=message, hint=hint))
+
     def fail(self, problem: Problem) -> None:
         print(problem, problem.traceback, sep="\n", file=sys.stderr)
         self.write(End(attempt=self._attempt, step=0, status="failed", problem=problem))
 
     def write(self, entry: EventEntry) -> None:
         self._link.written(self._writer.write(entry))
+
+
+def warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(message, hint) for what was left out or cut, though not so much that the run was refused."""
+    if prepared["rejected"]:
+        yield f"{prepared['rejected']} bad rows are left out", f"they are named in {prepared['rejects']}"
+    for part, counts in prepared["stats"].items():
+        if counts["masked"]:
+            yield (
+                f"{counts['masked']} rows of {part} are left out: cut before their reply begins",
+                "raise data.max_length",
+            )
+        if counts["truncated"] > counts["masked"]:
+            yield f"{counts['truncated'] - counts['masked']} rows of {part} are cut at the end", "raise data.max_length"
 
 
 def main() -> int:
@@ -83,6 +102,8 @@ def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
     directory = Path(json.loads((run.path / "job.json").read_bytes())["directory"])
     profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home)
     prepared = prepare(profile, home, journal.progress)
+    for message, hint in warnings(prepared):
+        journal.warn(message, hint)
     write_private(run.prepared, json.dumps(prepared, ensure_ascii=False).encode())
 
 

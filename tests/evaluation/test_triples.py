@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from engine.evaluation import triples
 from engine.protocol.bundled import bundled
@@ -89,6 +90,13 @@ def test_committed_files_equal_a_fresh_generation() -> None:
     assert {name: (SETS / f"{name}.jsonl").read_bytes() for name in fresh} == {
         name: content.encode() for name, content in fresh.items()
     }
+
+
+def test_the_catalog_lists_every_bundled_file_with_its_rows() -> None:
+    catalog = YAML(typ="safe").load(bundled("data") / "catalog.yaml")
+    listed = {file: entry["rows"] for each in catalog.values() for file, entry in each["files"].items()}
+    found = {str(path.relative_to(bundled("data"))): len(rows(path)) for path in bundled("data").rglob("*.jsonl")}
+    assert listed == found and found
 
 
 def rows(path: Path) -> list[list[dict[str, str]]]:

@@ -52,12 +52,18 @@ def submitted(home: Home, profile: Profile) -> RunDirectory:
 def test_the_prepare_stage_writes_phases_and_prepared_json_and_no_end(
     home: Home, profile_over: ProfileOver, supervisor: zmq.Socket[bytes]
 ) -> None:
-    run = submitted(home, profile_over(GOOD))
+    rows = [*GOOD, "{oops", chat("q " * 200, "a"), chat("q", "a " * 200)]
+    run = submitted(home, profile_over(rows, max_rejected=0.1))
     assert start(home, "prepare", run.id, supervisor).wait(60) == 0
     entries = [entry for entry, _ in journal.read(run.events)]
-    assert all(isinstance(entry, journal.Phase) for entry in entries)
+    assert [entry.message for entry in entries if isinstance(entry, journal.Warn)] == [
+        "1 bad rows are left out",
+        "1 rows of train are left out: cut before their reply begins",
+        "1 rows of train are cut at the end",
+    ]
+    assert all(isinstance(entry, journal.Phase | journal.Warn) for entry in entries)
     assert [entry.name for entry in entries if isinstance(entry, journal.Phase)][-1] == "tokenising"
-    assert json.loads(run.prepared.read_bytes())["rows"] == 10
+    assert json.loads(run.prepared.read_bytes())["rows"] == 11
 
 
 def test_a_failure_is_the_runs_end(home: Home, profile_over: ProfileOver, supervisor: zmq.Socket[bytes]) -> None:
