@@ -8,7 +8,7 @@ from typing import Any
 from cockpit.submit import submission
 from cockpit.verbs.app import on_terminal
 from cockpit.verbs.follow import follow
-from cockpit.verbs.output import duration, emit, number, say, table
+from cockpit.verbs.output import duration, emit, number, table
 from cockpit.verbs.profile import load_profile
 from cockpit.verbs.train import exit_status, explain_end
 from engine.protocol import journal, states
@@ -39,19 +39,18 @@ def demo(options: argparse.Namespace) -> int:
 
             run_app(home, select=run.id)
             run = client.request("show", RunRef(run=run.id)).run
+            if run.state in states.LIVE:  # the app has said that it goes on, and how to come back
+                return 0
     report(home.run(run.id), run, options.json)
     return exit_status(run)
 
 
 def report(directory: RunDirectory, run: Run, as_json: bool) -> None:
-    """What was learnt, from the run's journal; of a run that has not come to its end, how to go on."""
+    """What was learnt, from the run's journal; of a run that did not come to its last step, why."""
     before, after = _before_and_after(directory)
     if as_json:
         seconds = run.ended - run.created if run.ended else None
         emit({"run": run.id, "state": run.state, "before": before, "after": after, "seconds": seconds})
-        return
-    if run.state in states.LIVE:
-        say(f"{run.id} goes on: `cockpit` shows it, `cockpit stop {run.id}` stops it.")
         return
     if run.state == states.COMPLETED:
         table(("ON THE SAME HELD-OUT ROWS", "BEFORE", "AFTER"), _rows(before, after))

@@ -47,9 +47,9 @@ def test_the_report_compares_the_first_and_the_last_evaluation(
     assert "2:30 min" in text
 
 
-def test_a_demo_that_was_left_says_how_to_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report(RunDirectory(tmp_path / "demo"), Run(id="demo", state="running"), as_json=False)
-    assert "cockpit stop demo" in capsys.readouterr().err
+def test_a_demo_that_was_stopped_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report(RunDirectory(tmp_path / "demo"), Run(id="demo", state="stopped"), as_json=False)
+    assert "cockpit resume demo" in capsys.readouterr().err
 
 
 @pytest.mark.slow
