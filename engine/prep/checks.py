@@ -1,4 +1,4 @@
-"""Can the named sources be read? Looks at names, suffixes and sizes, never into files."""
+"""Can the data be prepared as the profile says? Looks at names, suffixes and sizes, never into files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.prep.rows import locate
 
 
 def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for each source that is nowhere, of no known kind, or empty, and for a template that is nowhere."""
+    """`(key, message)` for each source that is nowhere, of no known kind, or empty, for a template that is nowhere, and for packing."""
     data = sections.get("data")
     if data is None:
         return
@@ -30,6 +30,9 @@ def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator
                     yield f"data.{part}.{index}.source", f"{source.source} is empty"
             except (ValueError, OSError) as error:
                 yield f"data.{part}.{index}.source", str(error)
+    if data.packing:
+        # Preparation packs; the training side pads its batches and would let packed rows see each other.
+        yield "data.packing", "training does not keep packed rows apart yet: set it to false"
     if data.template != "auto" and not (directory / Path(data.template).expanduser()).is_file():
         yield (
             "data.template",
