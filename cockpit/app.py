@@ -66,7 +66,7 @@ class CockpitApp(App[None]):
             for key, (name, (title, _)) in enumerate(SCREENS.items(), start=1)
         ),
         Binding("question_mark", "help", "Help", key_display="?"),
-        Binding("colon", "command_palette", "Commands", key_display=":"),
+        Binding("colon", "command_palette", "Menu", key_display=":"),
         Binding("q", "detach", "Detach"),
         Binding("ctrl+c", "detach", "Detach", show=False, priority=True),
         Binding("ctrl+q", "detach", "Detach", show=False, priority=True),
@@ -137,6 +137,8 @@ class CockpitApp(App[None]):
         self._tell(body)
 
     def _tell(self, body: object) -> None:
+        if not self.is_running:  # leaving: the screens are being taken down
+            return
         for stack in self._screen_stacks.values():
             for screen in stack:
                 if isinstance(screen, CockpitScreen) and screen.is_mounted:
@@ -207,7 +209,8 @@ class CockpitApp(App[None]):
             yield SystemCommand(title, f"screen {key}", partial(self.action_go, name))
         for active in screen.active_bindings.values():
             binding = active.binding
-            if active.enabled and active.node is screen and binding.description and isinstance(screen, CockpitScreen):
+            own = active.node is screen and isinstance(screen, CockpitScreen) and "." not in binding.action
+            if own and active.enabled and binding.description:
                 command = partial(self.run_action, binding.action, default_namespace=screen)
                 yield SystemCommand(binding.description, f"key {self.get_key_display(binding)}", command)
         yield SystemCommand("Theme", "choose the colours", self.action_change_theme)

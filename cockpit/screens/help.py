@@ -38,9 +38,10 @@ def _describe(screen: Screen[Any]) -> Content:
     everywhere = [
         Content.assemble(("1–6".rjust(12), "bold $accent"), "  ", " · ".join(title for title, _ in SCREENS.values()))
     ]
-    for active in screen.active_bindings.values():
+    # Those in the footer first: of two keys for one thing it names the better known.
+    for active in sorted(screen.active_bindings.values(), key=lambda active: not active.binding.show):
         binding = active.binding
-        if not binding.description or binding.action in seen or binding.action.startswith("go("):
+        if not binding.description or binding.action in seen or binding.action.startswith(("go(", "app.", "screen.")):
             continue
         seen.add(binding.action)
         key = screen.app.get_key_display(binding)

@@ -32,13 +32,13 @@ class Chart(Canvas, can_focus=True):
     Chart:focus { border: round $accent; }
     """
 
-    def __init__(self, title: str, *, id: str | None = None) -> None:
+    def __init__(self, title: str, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(id=id)
         self.heading = title
         self.traces: dict[str, raster.Trace] = {}
         self.marks: dict[int, float] = {}
         self.marks_name = ""
-        self.log, self.zoom = False, 0
+        self.logarithmic, self.zoom = False, 0
         self.limit = 0
         """The last step there will be, as far as is known; 0 if not."""
         self._edge = 0
@@ -64,11 +64,11 @@ class Chart(Canvas, can_focus=True):
         if name not in self.traces:
             self.traces[name] = raster.Trace(Curve())
         curve = self.traces[name].curve
-        if any([curve.append(step, value) for step, value in points]):
+        if sum(curve.append(step, value) for step, value in points):
             self._pace.ask()
 
     def toggle_log(self) -> None:
-        self.log, self._range = not self.log, None
+        self.logarithmic, self._range = not self.logarithmic, None
         self.draw()
 
     def zoom_by(self, direction: int) -> None:
@@ -95,7 +95,7 @@ class Chart(Canvas, can_focus=True):
             return
         first, last = self.span()
         marks = sorted(self.marks.items())
-        found = raster.extremes(self.traces.values(), marks, first, last, self.log)
+        found = raster.extremes(self.traces.values(), marks, first, last, self.logarithmic)
         if found is None:
             waiting = "no points yet".center(width)[:width]
             blank = (" " * width, bytes(width))
@@ -103,7 +103,7 @@ class Chart(Canvas, can_focus=True):
             self.paint([line if row == height // 2 else blank for row in range(height)])
             return
         self._range = raster.settle(self._range, *found)
-        view = raster.View(first, last, *self._range, self.log)
+        view = raster.View(first, last, *self._range, self.logarithmic)
         self.paint(raster.chart(list(self.traces.values()), marks, view, width, height))
 
     def on_resize(self) -> None:
@@ -118,13 +118,13 @@ class Chart(Canvas, can_focus=True):
             if len(self.traces) > 1:
                 parts.append(Content.assemble(("╍╍ " if trace.dashed else "━━ ", colours[trace.role]), (name, "$text")))
         if room and any(trace.band for trace in self.traces.values()):
-            parts += [Content.styled("━ smoothed", "$accent"), Content.styled("⣿ as measured", "$primary")]
+            parts += [Content.styled("━ smoothed", "$accent"), Content.styled("⣿ measured", "$primary")]
         if room and self.marks:
             newest = self.marks[max(self.marks)]
             parts.append(Content.styled(f"◆ {self.marks_name} {raster.number(newest)}", "$error"))
         self.border_title = Content("  ").join(parts)
-        notes = ["log"] if self.log else []
-        notes += [f"newest {2**self.zoom and f'1/{2**self.zoom}'}"] if self.zoom else []
+        notes = ["log"] if self.logarithmic else []
+        notes += [f"newest 1/{2**self.zoom}"] if self.zoom else []
         values = [trace.curve.newest for trace in self.traces.values() if trace.curve.newest is not None]
         notes += [raster.number(values[0])] if len(values) == 1 else []
         self.border_subtitle = " · ".join(notes)
@@ -135,7 +135,7 @@ class Graph(Canvas):
 
     DEFAULT_CSS = "Graph { height: 1fr; }"
 
-    def __init__(self, *, id: str | None = None, top: float = 100.0) -> None:
+    def __init__(self, *, id: str | None = None, top: float = 100.0) -> None:  # noqa: A002
         super().__init__(id=id)
         self._top = top
         self._values: Sequence[float] = ()

@@ -217,9 +217,10 @@ def chart(
 
 def _y_labels(view: View, tall: int) -> Iterator[tuple[int, str]]:
     taken = -9
-    for value in reversed(ticks(view.low, view.high, max(2, tall // 3), view.log)):
+    apart = 2 if tall > 4 else 1
+    for value in reversed(ticks(view.low, view.high, max(3, tall // 3), view.log)):
         row = view.line(value, tall * 4) >> 2
-        if row - taken >= 2:
+        if row - taken >= apart:
             taken = row
             yield row, number(value)
 

@@ -47,7 +47,7 @@ class TopBar(Widget):
             (f"{live} live  " if live else "", "$text-muted"),
             ("read-only  ", "$warning") if readonly else "",
             (f"{host} " if host and self.size.width >= 110 else "", "$text-muted"),
-            (f"{mark} {word} ", colour),
+            (f"{mark} {word} " if self.size.width >= 100 or connection != "attached" else f"{mark} ", colour),
         )
         here = self.app.current_mode
         full = _tabs(here, shortest=9)

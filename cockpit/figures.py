@@ -1,0 +1,71 @@
+"""How the app writes figures: short, aligned, with their unit."""
+
+from __future__ import annotations
+
+import math
+
+from textual.content import Content
+
+from cockpit.widgets.chart_raster import number
+
+__all__ = ["age", "big", "duration", "number", "percent", "size", "state_mark"]
+
+STATES = {
+    "queued": ("◌", "$foreground-muted"),
+    "preparing": ("◔", "$secondary"),
+    "running": ("●", "$success"),
+    "paused": ("‖", "$warning"),
+    "stopping": ("◍", "$warning"),
+    "stopped": ("■", "$foreground-muted"),
+    "completed": ("✓", "$success"),
+    "failed": ("✗", "$error"),
+    "lost": ("?", "$error"),
+}
+"""State of a run -> mark (a shape of its own, for NO_COLOR) and colour."""
+
+
+def state_mark(state: str) -> Content:
+    """The state with its mark, in its colour."""
+    mark, colour = STATES.get(state, ("·", "$text"))
+    return Content.styled(f"{mark} {state}", f"bold {colour}")
+
+
+def duration(seconds: float) -> str:
+    """1:05, 2:03:09, 3d 4h."""
+    whole = int(max(0.0, seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    if hours >= 48:
+        return f"{hours // 24}d {hours % 24}h"
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def age(seconds: float) -> str:
+    """now, 4 min, 3 h, 12 d."""
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{int(seconds // unit)} {name}"
+    return "now"
+
+
+def size(count: float) -> str:
+    """Bytes with a binary unit and at most three digits: 61.2G, 512M."""
+    for unit in ("B", "K", "M", "G"):
+        if count < 999.5:
+            return f"{count:.1f}{unit}" if unit in "G" and count < 99.95 else f"{count:.0f}{unit}"
+        count /= 1024
+    return f"{count:.1f}T"
+
+
+def big(count: float) -> str:
+    """Counts with a decimal unit: 134.5M, 7.2B, 812."""
+    for unit in ("", "k", "M", "B"):
+        if count < 999.95:
+            return (f"{count:.0f}" if count >= 100 or count == int(count) else f"{count:.1f}") + unit
+        count /= 1000
+    return f"{count:.1f}T"
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1: 62 %, and 0.7 % where whole numbers say nothing."""
+    value = 100 * share
+    return f"{value:.1f} %" if 0 < value < 9.95 and not math.isclose(value, round(value)) else f"{value:.0f} %"

@@ -1,0 +1,264 @@
+"""The dashboard: one run, live. Its state, its devices, its curves, its log, and the keys that steer it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.widgets import Static
+
+from cockpit.pacing import Pace
+from cockpit.screens.run_screen import RunScreen
+from cockpit.state import RunTold, State, neighbour, select
+from cockpit.widgets.chart import Chart, curve_of
+from cockpit.widgets.chart_raster import Trace
+from cockpit.widgets.devices import Devices
+from cockpit.widgets.log_tail import LogTail
+from cockpit.widgets.panels import Line, Notice, RunHeader, evaluation, facts, present, table
+from engine.protocol.messages import (
+    LogQuery,
+    Points,
+    Run,
+    RunRef,
+    SeriesQuery,
+    Snapshot,
+    Telemetry,
+    TelemetryHistory,
+    TelemetryQuery,
+)
+from engine.protocol.states import STARTED
+
+CURVES = {"train/loss": "loss", "train/learning_rate": "rate", "train/grad_norm": "grad"}
+"""Metric -> the chart that shows it."""
+EVALUATION = "eval/loss"
+POINTS = 1000
+"""Buckets asked for of each curve: more than a terminal has dot columns."""
+LOG_PERIOD = 1.0
+
+EMPTY = """\
+[bold $accent]No runs yet.[/]
+
+[bold]3[/]  Profile: pick a profile, change it, launch it
+[bold]2[/]  Data: see what it would train on
+[bold]6[/]  Doctor: is this machine ready?
+
+In another terminal:
+[bold]cockpit demo[/]             a small model learns something in minutes
+[bold]cockpit train PROFILE[/]    the same as launching it here\
+"""
+
+
+class DashboardScreen(RunScreen):
+    HELP_TEXT = "One run, live. The bright line is the smoothed loss, the dim band what was measured, ◆ an evaluation."
+    CSS_PATH = "dashboard.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("p", "pause", "Pause"),
+        Binding("s", "save", "Save"),
+        Binding("e", "evaluate", "Eval"),
+        Binding("l", "learning_rate", "Rate"),
+        Binding("x", "stop", "Stop"),
+        Binding("left_square_bracket", "neighbour(-1)", "Newer run", key_display="[", show=False),
+        Binding("right_square_bracket", "neighbour(1)", "Older run", key_display="]", show=False),
+        Binding("y", "log_scale", "Log"),
+        Binding("plus,equals_sign", "zoom(1)", "Zoom in", key_display="+", show=False),
+        Binding("minus", "zoom(-1)", "Zoom out", key_display="-", show=False),
+        Binding("c", "copy", "Copy", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: str | None = None
+        """The run whose curves are loaded."""
+        self._attempt = 0
+        self._early: list[Points] = []
+        """Points that came while the curves were being loaded."""
+        self._loading = False
+        self._missed = False
+        """Something was told while another screen was shown."""
+        self._log_offset: int | None = None
+        self._texts = Pace(self, self._show_texts, 0.2)
+
+    def compose_body(self) -> ComposeResult:
+        yield Static(EMPTY, id="empty")
+        yield RunHeader(id="header")
+        yield Notice(id="notice")
+        yield Devices()
+        with Horizontal(id="curves"):
+            yield Chart("loss", id="loss")
+            with Vertical(id="side"):
+                yield Chart("learning rate", id="rate")
+                yield Chart("gradient norm", id="grad")
+                yield Line(id="facts", classes="panel")
+        with Horizontal(id="foot"):
+            with Vertical(id="log-panel", classes="panel") as panel:
+                panel.border_title = "log"
+                yield LogTail()
+            yield Line(id="evaluation", classes="panel")
+
+    def on_mount(self) -> None:
+        self.query_one("#facts").border_title = "run"
+        self.query_one("#loss").focus()
+        self._show_texts()
+        self.set_interval(LOG_PERIOD, self._poll_log)
+
+    def on_screen_resume(self) -> None:
+        if self._missed:
+            self._missed, self._shown = False, None
+            self.query_one(Devices).show(self.app.state, self.app.state.run)
+        self._follow_selection()
+
+    def on_resize(self) -> None:
+        self._texts.ask()
+
+    @property
+    def run_in_hand(self) -> Run | None:
+        return self.app.state.run
+
+    # ── taking in ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def receive(self, state: State, body: object) -> None:
+        if isinstance(body, Snapshot):
+            self._shown = None
+            self._backfill()
+        if not self.is_current:
+            self._missed = True
+            return
+        if isinstance(body, (Telemetry, TelemetryHistory, Snapshot)):
+            self.query_one(Devices).show(state, state.run)
+        if isinstance(body, Points) and body.run == state.selected:
+            self._take(body)
+        if isinstance(body, Telemetry) or not isinstance(body, Points):
+            self._texts.ask()
+        self._follow_selection()
+
+    def _follow_selection(self) -> None:
+        if self.app.state.selected != self._shown and self.is_current:
+            self._shown = self.app.state.selected
+            self._texts.ask()
+            if self._shown is not None and self.app.client is not None:
+                self._load(self._shown)
+
+    def _take(self, points: Points) -> None:
+        """Append; a new attempt replaces what the earlier one said of the same steps, so its curves are loaded again."""
+        if self._loading:
+            self._early.append(points)
+        elif points.attempt != self._attempt:
+            self._shown = None
+        else:
+            for name, values in points.values.items():
+                if name in CURVES:
+                    self.query_one(f"#{CURVES[name]}", Chart).append(name, values)
+                elif name == EVALUATION:
+                    self.query_one("#loss", Chart).mark("eval", values)
+
+    @work(exclusive=True, group="curves")
+    async def _load(self, run: str) -> None:
+        self._loading, self._early = True, []
+        query = SeriesQuery(run=run, names=[*CURVES, EVALUATION], points=POINTS)
+        detail, reply = await asyncio.gather(self.app.ask("show", RunRef(run=run)), self.app.ask("series", query))
+        self._loading = False
+        if detail is None or reply is None:
+            return
+        self._attempt = detail.run.attempt
+        found = {series.name: series for series in reply.series}
+        for name, chart in CURVES.items():
+            curve = curve_of(found[name])
+            self.query_one(f"#{chart}", Chart).load({name: Trace(curve)} if len(curve) else {}, detail.run.max_steps)
+        evaluations = found[EVALUATION]
+        self.query_one("#loss", Chart).mark("eval", list(zip(evaluations.last_step, evaluations.last, strict=True)))
+        self._log_offset = None
+        self.app.take(detail)
+        for points in self._early:
+            self._take(points)
+        await self._read_log()
+
+    @work(exclusive=True, group="backfill")
+    async def _backfill(self) -> None:
+        history = await self.app.ask("telemetry", TelemetryQuery())
+        if history is not None:
+            self.app.take(history)
+
+    @work(exclusive=True, group="log")
+    async def _poll_log(self) -> None:
+        run = self.app.state.run
+        if run and run.state in STARTED and self.is_current and self.app.state.connection == "attached":
+            await self._read_log()
+
+    async def _read_log(self) -> None:
+        run, before = self.app.state.selected, self._log_offset
+        if run is None or self.app.client is None:
+            return
+        reply = await self.app.ask("log", LogQuery(run=run, offset=before, limit=8192 if before is None else 65536))
+        if reply is None or run != self.app.state.selected or before != self._log_offset:
+            return
+        tail = self.query_one(LogTail)
+        if before is None:
+            tail.clear()
+        self._log_offset = reply.offset
+        if reply.text:
+            tail.append(reply.text)
+
+    # ── showing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _show_texts(self) -> None:
+        state, run = self.app.state, self.app.state.run
+        if self.has_class("-empty") != (run is None):
+            self.set_class(run is None, "-empty")
+            self.refresh_bindings()
+        if run is None:
+            self._show_empty(state)
+            return
+        told = state.told.get(run.id, RunTold())
+        listed = [other.id for other in state.listed()]
+        place = f"{listed.index(run.id) + 1}/{len(listed)} [ ]" if len(listed) > 1 else ""
+        self.query_one(RunHeader).show_run(run, told, place)
+        self.query_one(Notice).show(run.problem or state.problem, told)
+        self.query_one("#loss", Chart).limit = run.max_steps
+        evaluated = evaluation(told)
+        panel = self.query_one("#evaluation", Line)
+        panel.border_title = f"evaluation · step {told.evaluations[-1]['step']:,}" if evaluated else "evaluation"
+        panel.show(table([(name, f"{value:<6} {moved}") for name, value, moved in evaluated]))
+        blocks = [facts(run, told)]
+        if self.has_class("-narrow") or self.has_class("-low"):
+            blocks = [[(name, value) for name, value, _ in evaluated], present(run), *blocks]
+        self.query_one("#facts", Line).show(Content("\n").join(table(rows) for rows in blocks if rows))
+
+    def _show_empty(self, state: State) -> None:
+        waiting = {"connecting": "Starting the engine…", "lost": "The engine is gone; starting it again…"}
+        text = waiting.get(state.connection)
+        if state.problem is not None:
+            text = str(state.problem)
+        self.query_one("#empty", Static).update(Content(text) if text else EMPTY)
+
+    # ── keys ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def action_neighbour(self, direction: int) -> None:
+        other = neighbour(self.app.state, direction)
+        if other is not None:
+            self.app.state = select(self.app.state, other)
+            self._follow_selection()
+
+    def action_log_scale(self) -> None:
+        self._chart().toggle_log()
+
+    def action_zoom(self, direction: int) -> None:
+        self._chart().zoom_by(direction)
+
+    def _chart(self) -> Chart:
+        """The chart with the focus, else the loss."""
+        return self.focused if isinstance(self.focused, Chart) else self.query_one("#loss", Chart)
+
+    def action_copy(self) -> None:
+        run = self.app.state.run
+        if run is not None:
+            figures = "\n".join(f"{name} {value:g}" for name, value in sorted(run.metrics.items()))
+            trouble = f"\n{run.problem}\n\n{self.query_one(LogTail).text}" if run.problem else ""
+            self.app.copy_to_clipboard(
+                f"{run.id} {run.state} step {run.step}/{run.max_steps}\n{run.directory}\n{figures}{trouble}"
+            )
+            self.notify("copied: the run's state and figures")

@@ -1,0 +1,153 @@
+"""Device panels: one for each accelerator, or what stands in for them on a machine without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Static
+
+from cockpit.figures import size
+from cockpit.state import State
+from cockpit.widgets.chart import Graph
+from cockpit.widgets.panels import Line, figure
+from engine.protocol.messages import Device, Rank, Run, Telemetry
+from engine.protocol.states import LIVE
+
+
+class DevicePanel(Widget):
+    """A title, a line of figures and the graph of the last minutes; a single row where the screen is low (dashboard.tcss)."""
+
+    DEFAULT_CSS = """
+    DevicePanel { border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; padding: 0 1; }
+    DevicePanel > Horizontal { height: 1; }
+    DevicePanel .name { display: none; width: auto; color: $accent; }
+    DevicePanel .figures { width: 1fr; height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    """
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.border_title = title
+        self._title, self._figures, self._graph = title, Line(classes="figures"), Graph()
+
+    def compose(self) -> ComposeResult:
+        with Horizontal():
+            yield Static(f"{self._title} ", classes="name")
+            yield self._figures
+        yield self._graph
+
+    def show(self, figures: Content, values: Sequence[float], subtitle: str = "") -> None:
+        self._figures.show(figures)
+        self._graph.show(values)
+        if subtitle != self.border_subtitle:
+            self.border_subtitle = subtitle
+
+
+class RankPanel(Line):
+    """Each rank's last sign of life and its resident memory."""
+
+    DEFAULT_CSS = "RankPanel { height: 100%; text-wrap: nowrap; text-overflow: ellipsis; }"
+
+    def __init__(self) -> None:
+        super().__init__(classes="panel")
+        self.border_title = "Ranks"
+        self._ranks: Sequence[Rank] = ()
+
+    def on_resize(self) -> None:
+        self.show_ranks(self._ranks)
+
+    def show_ranks(self, ranks: Sequence[Rank]) -> None:
+        self._ranks = ranks
+        if self.content_size.height <= 1:
+            self.show(Content.assemble(("Ranks ", "$accent"), "  ".join(size(rank.resident) for rank in ranks)))
+            return
+        lines = [
+            Content.assemble((f"{rank.rank} ", "$text-muted"), (f"{size(rank.resident):>6}", "bold $text"))
+            for rank in ranks
+        ]
+        if len(ranks) > self.content_size.height:
+            self.show(Content("  ").join(lines))
+        else:
+            doing = [f"  {rank.phase}" + (f" · step {rank.step:,}" if rank.step else "") for rank in ranks]
+            self.show(Content("\n").join(Content.assemble(line, said) for line, said in zip(lines, doing, strict=True)))
+
+
+HOST = ("CPU", "Memory")
+FEW = 2
+"""Accelerators up to which there is room for the host's panels beside theirs."""
+
+
+class Devices(Widget):
+    """A panel for each accelerator, and the host's where there is room; without accelerators the ranks' memory stands in for theirs.
+    Mounted once."""
+
+    DEFAULT_CSS = "Devices { height: auto; layout: grid; grid-rows: 6; }"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._panels: dict[str, DevicePanel] = {}
+        self._ranks: RankPanel | None = None
+
+    def show(self, state: State, run: Run | None) -> None:
+        sample = state.telemetry
+        if sample is None:
+            return
+        live = run if run and run.state in LIVE else None
+        titles = [f"GPU {device.index}" for device in sample.devices]
+        titles += HOST if len(titles) <= FEW else ()
+        if list(self._panels) != titles:
+            self._mount(titles, with_ranks=not sample.devices)
+        for device in sample.devices:
+            values = state.device_history.get(f"device/{device.index}/utilisation", ())
+            holder = "this run" if live and device.index in live.devices else _holder(device)
+            self._panels[f"GPU {device.index}"].show(_device_line(device), values, holder)
+        if "CPU" in self._panels:
+            self._show_host(sample, state)
+        if self._ranks:
+            self._ranks.show_ranks(state.ranks.get(live.id, ()) if live else ())
+
+    def on_resize(self) -> None:
+        self._arrange()
+
+    def _mount(self, titles: list[str], with_ranks: bool) -> None:
+        self.remove_children()
+        self._panels = {title: DevicePanel(title) for title in titles}
+        self._ranks = RankPanel() if with_ranks else None
+        self.mount_all([*self._panels.values(), *([self._ranks] if self._ranks else [])])
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Three or four in a row; two where a GPU's line of figures needs half the screen."""
+        panels = len(self._panels) + (self._ranks is not None)
+        narrow = self.screen.has_class("-narrow") and self._ranks is None
+        self.styles.grid_size_columns = max(1, min(panels, 2 if narrow else 4))
+
+    def _show_host(self, sample: Telemetry, state: State) -> None:
+        host, history = sample.host, state.device_history
+        load = figure("load", f"{host.load[0] if host.load else 0:.1f}/{host.cpu_count}")
+        cpu = Content.assemble((f"{host.cpu_percent:.0f}%", "bold $text"), " ", load)
+        self._panels["CPU"].show(cpu, history.get("host/cpu_percent", ()), sample.note.split(":")[0])
+        memory = Content.styled(f"{size(host.memory_used)}/{size(host.memory_total)}", "bold $text")
+        disk = f"disk {size(host.disk_free)} free"
+        self._panels["Memory"].show(memory, history.get("host/memory_percent", ()), disk)
+
+
+def _device_line(device: Device) -> Content:
+    parts = []
+    if device.utilisation is not None:
+        parts.append(f"{device.utilisation:3.0f}%")
+    if device.memory_used is not None and device.memory_total is not None:
+        parts.append(f"{size(device.memory_used).removesuffix('G')}/{size(device.memory_total)}")
+    if device.temperature is not None:
+        parts.append(f"{device.temperature:.0f}°C")
+    if device.power is not None:
+        parts.append(f"{device.power:.0f}W")
+    return Content.assemble((" ".join(parts[:1]), "bold $text"), " ", (" ".join(parts[1:]), "$text"))
+
+
+def _holder(device: Device) -> str:
+    heaviest = max(device.processes, key=lambda process: process.memory, default=None)
+    return f"{heaviest.user} {heaviest.name}" if heaviest else ""

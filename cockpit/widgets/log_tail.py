@@ -1,0 +1,49 @@
+"""The newest lines of a run's log."""
+
+from __future__ import annotations
+
+import re
+
+from textual.content import Content
+
+from cockpit.widgets.panels import Line
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b\x0c\x0e-\x1f]")
+KEPT = 400
+"""Lines of a log kept for the tail."""
+
+
+class LogTail(Line):
+    """Fed with pieces of the log as they come; shows as many lines as there is room for."""
+
+    DEFAULT_CSS = "LogTail { text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }"
+
+    def __init__(self) -> None:
+        super().__init__(id="log")
+        self._lines: list[str] = [""]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self._lines)
+
+    def clear(self) -> None:
+        self._lines = [""]
+        self._draw()
+
+    def append(self, text: str) -> None:
+        """More of the log. A carriage return starts the line again, as progress bars mean it; escapes are dropped."""
+        first, *rest = text.split("\n")
+        self._lines[-1] += first
+        self._lines = [_last_writing(line) for line in [*self._lines, *rest][-KEPT:]]
+        self._draw()
+
+    def on_resize(self) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        lines = self._lines if self._lines[-1] else self._lines[:-1]
+        self.show(Content("\n".join(lines[-max(1, self.content_size.height) :])))
+
+
+def _last_writing(line: str) -> str:
+    return _ESCAPES.sub("", line.rstrip("\r").rsplit("\r", 1)[-1]).replace("\t", "    ")

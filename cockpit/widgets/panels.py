@@ -1,0 +1,203 @@
+"""The dashboard's panels. Each is fed through `show` and writes to the terminal only when its text changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from textual.content import Content
+from textual.widgets import Static
+
+from cockpit.figures import big, duration, number, percent, state_mark
+from cockpit.state import RunTold
+from engine.protocol.messages import Problem, Run
+from engine.protocol.states import LIVE
+
+MUTED = "$text-muted"
+BAR = ("━", "╺", "─")
+
+
+class Line(Static):
+    """Text of a fixed size: a change repaints it and lays out nothing."""
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's word
+        super().__init__(id=id, classes=classes)
+        self._shown = Content("")
+
+    def show(self, content: Content) -> None:
+        if not content.is_same(self._shown):
+            self._shown = content
+            self.update(content, layout=False)
+
+
+def figure(name: str, value: str) -> Content:
+    """A figure after its name."""
+    return Content.assemble((f"{name} ", MUTED), (value, "$text"))
+
+
+def joined(parts: Sequence[Content], width: int) -> Content:
+    """As many of the parts as fit in a line."""
+    line = Content("")
+    for part in parts:
+        longer = Content.assemble(line, "   " if line else "", part)
+        if longer.cell_length > width:
+            break
+        line = longer
+    return line
+
+
+# ── the run ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class RunHeader(Line):
+    """Three lines: what the run is and does, how far it is, how fast it goes."""
+
+    DEFAULT_CSS = "RunHeader { height: 3; padding: 0 1; background: $surface; }"
+
+    def show_run(self, run: Run, told: RunTold, place: str) -> None:
+        width = self.content_size.width or self.app.size.width - 2
+        self.show(Content("\n").join([_title(run, place, width), _progress(run, width), _pace(run, told, width)]))
+
+
+def _title(run: Run, place: str, width: int) -> Content:
+    doing = run.phase if run.state in LIVE and run.phase not in ("", run.state, "training") else ""
+    if run.state == "queued" and run.position:
+        doing = f"place {run.position} in the queue"
+    left = Content.assemble(state_mark(run.state), "  ", (run.name or run.id, "bold $text"), "  ", (run.id, MUTED))
+    for note, colour in ((run.reason, "$warning"), (doing, "$secondary")):
+        left = Content.assemble(left, (f"   {note}" if note else "", colour))
+    right = Content.styled(place, MUTED)
+    left = left.truncate(max(0, width - right.cell_length - 2), ellipsis=True)
+    return Content.assemble(left, " " * (width - left.cell_length - right.cell_length), right)
+
+
+def _progress(run: Run, width: int) -> Content:
+    share = min(1.0, run.step / run.max_steps) if run.max_steps else 0.0
+    steps = f"step {run.step:,}/{run.max_steps:,}" if run.max_steps else f"step {run.step:,}"
+    epochs = f"  epoch {run.epoch:.2f}/{run.epochs:g}" if run.epochs else ""
+    text = f"  {percent(share):>5}  {steps}{epochs}"
+    length = max(8, width - len(text))
+    halves = round(share * length * 2)
+    full, half = BAR[0] * (halves // 2), BAR[1] * (halves % 2)
+    rest = BAR[2] * (length - len(full) - len(half))
+    colour = "$error" if run.state in ("failed", "lost") else "$accent"
+    return Content.assemble((full + half, colour), (rest, "$primary 50%"), (text, "$text"))
+
+
+def _pace(run: Run, told: RunTold, width: int) -> Content:
+    metrics = run.metrics
+    parts = []
+    if run.started:
+        parts.append(figure("elapsed", duration((run.ended or time.time()) - run.started)))
+    left = remaining(run, told)
+    if left is not None:
+        parts.append(figure("remaining", duration(left)))
+    for name, key, write in (
+        ("", "train/tokens_per_second", lambda value: f"{big(value)} tok/s"),
+        ("", "train/samples_per_second", lambda value: f"{number(value)} samples/s"),
+        ("loss", "train/loss", number),
+        ("lr", "train/learning_rate", number),
+        ("grad", "train/grad_norm", number),
+        ("eval", "eval/loss", number),
+    ):
+        if key in metrics:
+            parts.append(figure(name, write(metrics[key])) if name else Content(write(metrics[key])))
+    return joined(parts, width)
+
+
+def remaining(run: Run, told: RunTold) -> float | None:
+    """Seconds until the last step, from the pace since the attempt's first step; None when nothing can be said."""
+    if run.state != "running" or not told.start or not run.max_steps:
+        return None
+    done = run.step - told.start.get("step", 0)
+    spent = time.time() - told.start.get("time", time.time())
+    return spent / done * (run.max_steps - run.step) if done > 0 else None
+
+
+# ── facts and notices ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def table(rows: Sequence[tuple[str, str]]) -> Content:
+    """Names and values in two columns."""
+    if not rows:
+        return Content("")
+    widest = max(len(name) for name, _ in rows)
+    lines = [Content.assemble((f"{name:<{widest}} ", MUTED), (value, "$text")) for name, value in rows]
+    return Content("\n").join(lines)
+
+
+def present(run: Run) -> list[tuple[str, str]]:
+    """What the small charts show, in figures, for a screen without room for them."""
+    names = {"train/learning_rate": "learning rate", "train/grad_norm": "gradient norm"}
+    return [(name, number(run.metrics[key])) for key, name in names.items() if key in run.metrics]
+
+
+def facts(run: Run, told: RunTold) -> list[tuple[str, str]]:
+    """What does not change while a run runs, the most asked first."""
+    start: dict[str, Any] = told.start or {}
+    further: dict[str, Any] = start.get("facts", {})
+    rows = []
+    if run.parameters:
+        share = run.trainable_parameters / run.parameters
+        rows.append(("trainable", f"{big(run.trainable_parameters)}/{big(run.parameters)} {percent(share)}"))
+    if run.global_batch:
+        rows.append(("batch", f"{run.global_batch} global, {run.processes} rank{'s'[: run.processes > 1]}"))
+    rows.append(("base", run.base.rsplit("/", 1)[-1]))
+    rows.append(("method", " · ".join(part for part in (run.method, run.adapter) if part)))
+    numbers = [str(further[key]) for key in ("dtype", "quantization") if further.get(key) not in (None, "", "none")]
+    rows.append(("numbers", " · ".join(numbers)))
+    if "rows" in start:
+        rows.append(("data", f"{big(start['rows'])} rows · {big(start.get('trained_tokens', 0))} tokens"))
+    rows += [
+        (key, str(value)) for key, value in further.items() if key not in ("dtype", "quantization") and _short(value)
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _short(value: object) -> bool:
+    return isinstance(value, (str, int, float)) and len(str(value)) <= 24
+
+
+def evaluation(told: RunTold) -> list[tuple[str, str, str]]:
+    """The last evaluation: name, value, and how it moved since the one before."""
+    if not told.evaluations:
+        return []
+    before = told.evaluations[-2]["values"] if len(told.evaluations) > 1 else {}
+    rows = []
+    for name, value in told.evaluations[-1]["values"].items():
+        old, moved = before.get(name), ""
+        if value is not None and old is not None and value != old:
+            moved = f"{'▲' if value > old else '▼'} {number(abs(value - old))}"
+        rows.append((name.removeprefix("eval/"), number(value) if value is not None else "not finite", moved))
+    return rows
+
+
+class Notice(Static):
+    """What went wrong, why, and what mends it; or the newest warning. Hidden when there is neither."""
+
+    DEFAULT_CSS = """
+    Notice { height: auto; max-height: 7; padding: 0 1; border-left: thick $warning; background: $surface; display: none; }
+    Notice.-problem { border-left: thick $error; }
+    """
+
+    def show(self, problem: Problem | None, told: RunTold) -> None:
+        self.set_class(problem is not None, "-problem")
+        if problem is not None:
+            lines = [
+                (problem.title, "bold $error"),
+                (problem.cause, "$text"),
+                (f"→ {problem.hint}" if problem.hint else "", "$accent"),
+            ]
+        elif told.warnings:
+            warning = told.warnings[-1]
+            more = f"  (and {len(told.warnings) - 1} more)" if len(told.warnings) > 1 else ""
+            hint = warning.get("hint", "")
+            lines = [(warning["message"] + more, "$warning"), (f"→ {hint}" if hint else "", "$text")]
+        else:
+            lines = []
+        text = Content("\n").join(Content.styled(line, style) for line, style in lines if line)
+        if text.plain != getattr(self, "_plain", ""):
+            self._plain = text.plain
+            self.update(text)
+        self.display = bool(lines)

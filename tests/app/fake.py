@@ -1,0 +1,214 @@
+"""An engine in the same process for tests of the screens: the `AsyncClient` interface over a stream that a real demo run told."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from engine.protocol.messages import (
+    CheckpointInfo,
+    Device,
+    DeviceProcess,
+    Host,
+    LogReply,
+    Message,
+    Nothing,
+    Points,
+    Problem,
+    ProblemError,
+    Rank,
+    Ranks,
+    Run,
+    RunDetail,
+    RunList,
+    Series,
+    SeriesReply,
+    Snapshot,
+    Taken,
+    Telemetry,
+    TelemetryHistory,
+)
+
+GIGA = 1 << 30
+NOW = time.time()
+
+
+def demo_run(**changes: Any) -> Run:
+    """The demo at step 31 of 50."""
+    told: dict[str, Any] = {
+        "id": "triples-qlora-1121-0526-0caf",
+        "name": "triples-qlora",
+        "state": "running",
+        "directory": "/home/ada/.cockpit/runs/triples-qlora-1121-0526-0caf",
+        "base": "smollm2-135m-instruct",
+        "method": "sft",
+        "adapter": "lora",
+        "attempt": 1,
+        "step": 31,
+        "max_steps": 50,
+        "epoch": 0.62,
+        "epochs": 1.0,
+        "created": NOW - 100,
+        "started": NOW - 90,
+        "phase": "training",
+        "global_batch": 8,
+        "parameters": 139_400_000,
+        "trainable_parameters": 4_884_480,
+        "metrics": {
+            "train/loss": 0.3124,
+            "train/learning_rate": 1.23e-4,
+            "train/grad_norm": 0.872,
+            "train/tokens_per_second": 412.0,
+            "train/samples_per_second": 3.1,
+            "eval/loss": 0.4512,
+        },
+    }
+    return Run(**(told | changes))
+
+
+def entries() -> list[dict[str, Any]]:
+    """What the journal told beside the metrics."""
+    start = {
+        "kind": "start",
+        "time": NOW - 80,
+        "attempt": 1,
+        "step": 0,
+        "max_steps": 50,
+        "rows": 400,
+        "trained_tokens": 48_200,
+    }
+    first = {"eval/loss": 2.31, "eval/json_validity": 0.0, "eval/schema_validity": 0.0, "eval/triples_f1": 0.0}
+    second = {"eval/loss": 0.4512, "eval/json_validity": 0.97, "eval/schema_validity": 0.94, "eval/triples_f1": 0.81}
+    return [
+        start | {"facts": {"dtype": "bfloat16", "quantization": "nf4", "device": "cpu", "torch": "2.13.0"}},
+        {"kind": "evaluation", "time": NOW - 79, "attempt": 1, "step": 0, "values": first},
+        {"kind": "evaluation", "time": NOW - 30, "attempt": 1, "step": 25, "values": second},
+        {"kind": "checkpoint", "time": NOW - 29, "attempt": 1, "step": 25, "path": "/x/step-00000025"},
+    ]
+
+
+def loss(step: int) -> float:
+    return 2.2 * math.exp(-step / 9) + 0.3 + random.Random(step).gauss(0, 0.09) * (0.3 + math.exp(-step / 12))
+
+
+CURVES = {
+    "train/loss": loss,
+    "train/learning_rate": lambda step: (
+        3e-4 * (step / 5 if step < 5 else 0.5 + 0.5 * math.cos(math.pi * (step - 5) / 45))
+    ),
+    "train/grad_norm": lambda step: 0.8 + 3 * math.exp(-step / 6) + random.Random(step).random() * 0.3,
+}
+LIFTS = {"completed": 0.8, "failed": 1.3}
+"""So that the curves of two runs differ."""
+EVALUATIONS = {0: 2.31, 25: 0.4512}
+LOG = "loading shard 1 of 1\n抽取三元组：训练集 400 行，验证集 64 行\n\x1b[32mstep 30\x1b[0m\rstep 31 loss 0.3124\n"
+
+
+def telemetry(devices: int = 0, cpu: float = 93.0) -> Telemetry:
+    host = Host(
+        name="gpu7",
+        cpu_percent=cpu,
+        cpu_count=2,
+        load=[2.1, 1.8, 1.2],
+        memory_used=4 * GIGA,
+        memory_total=24 * GIGA,
+        disk_free=73 * GIGA,
+        disk_total=100 * GIGA,
+    )
+    cards = [
+        Device(
+            index=index,
+            name="NVIDIA H200",
+            memory_used=(60 + index) * GIGA,
+            memory_total=140 * GIGA,
+            utilisation=90.0 - 9 * index,
+            temperature=60.0 + index,
+            power=500.0,
+            processes=[DeviceProcess(pid=1, user="ada", name="python", memory=60 * GIGA)],
+        )
+        for index in range(devices)
+    ]
+    note = "" if devices else "no NVIDIA driver: NVML Shared Library Not Found"
+    return Telemetry(time=time.time(), host=host, devices=cards, backend="nvidia" if devices else "cpu", note=note)
+
+
+class FakeEngine:
+    """Give it to the app as `connect=fake.connect`; `say` publishes a body; `asked` holds the requests in order."""
+
+    def __init__(self, *runs: Run, devices: int = 0) -> None:
+        self.runs = {run.id: run for run in runs}
+        self.devices = devices
+        self.asked: list[tuple[str, Message]] = []
+        self.problems: dict[str, Problem] = {}
+        """Operation -> the problem that it is answered with."""
+        self.log = LOG
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def connect(self, home: object) -> FakeEngine:
+        return self
+
+    async def close(self) -> None:
+        pass
+
+    def say(self, *bodies: object) -> None:
+        for body in bodies:
+            self._events.put_nowait(body)
+
+    def step(self, run: Run, step: int) -> None:
+        """What a training step publishes."""
+        self.say(
+            Points(run=run.id, attempt=run.attempt, values={name: [(step, f(step))] for name, f in CURVES.items()})
+        )
+
+    async def follow(self) -> AsyncIterator[Any]:
+        yield Snapshot(session="s", seq=0, runs=list(self.runs.values()), telemetry=telemetry(self.devices))
+        for run in self.runs.values():
+            if run.state == "running":
+                yield Ranks(run=run.id, ranks=[Rank(rank=0, pid=7, phase="training", step=31, resident=2 * GIGA)])
+        while True:
+            try:
+                yield await asyncio.wait_for(self._events.get(), 1.0)
+            except TimeoutError:
+                yield telemetry(self.devices)
+
+    async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
+        self.asked.append((operation, message or Nothing()))
+        if operation in self.problems:
+            raise ProblemError(self.problems[operation])
+        run = self.runs.get(getattr(message, "run", ""))
+        match operation:
+            case "show":
+                return RunDetail(
+                    run=run, told=entries() if run.step else [], checkpoints=[CheckpointInfo(step=25, path="/x")]
+                )
+            case "series":
+                return SeriesReply(
+                    run=run.id,
+                    series=[self._series(name, run.step, LIFTS.get(run.state, 1.0)) for name in message.names],
+                )
+            case "log":
+                text = self.log if message.offset is None else self.log[message.offset :]
+                return LogReply(text=text, offset=len(self.log))
+            case "telemetry":
+                cpu = [60 + 35 * math.sin(at / 9) for at in range(120)]
+                return TelemetryHistory(samples=[telemetry(self.devices, value) for value in cpu])
+            case "runs":
+                return RunList(runs=list(self.runs.values()))
+            case "resume":
+                return run
+            case "delete":
+                return Nothing()
+        return Taken(run=run.id, state=run.state, step=run.step)
+
+    def _series(self, name: str, last: int, lift: float) -> Series:
+        points = {step: value for step, value in EVALUATIONS.items() if step <= last}
+        if name in CURVES:
+            points = {step: CURVES[name](step) * lift for step in range(1, last + 1)}
+        steps, values = list(points), list(points.values())
+        return Series(
+            name=name, first_step=steps, last_step=steps, low=values, high=values, last=values, total=len(steps)
+        )

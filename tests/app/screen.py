@@ -1,0 +1,51 @@
+"""Driving the app in a test, and reading what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from textual.pilot import Pilot
+
+from cockpit.app import CockpitApp
+from engine.protocol.home import Home
+from tests.app.fake import FakeEngine
+
+HIGH, LOW = (120, 40), (80, 24)
+
+
+@asynccontextmanager
+async def opened(engine: FakeEngine, size: tuple[int, int] = HIGH, **settings: Any) -> AsyncIterator[Pilot[None]]:
+    """The app on this engine, attached and drawn."""
+    app = CockpitApp(Home(Path("/nonexistent")), connect=engine.connect, **settings)
+    async with app.run_test(size=size, notifications=True) as pilot:
+        await until(pilot, lambda: app.state.connection == "attached")
+        await pilot.pause(0.3)
+        yield pilot
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], Any], seconds: float = 5.0) -> None:
+    for _ in range(int(seconds / 0.05)):
+        if condition():
+            return
+        await pilot.pause(0.05)
+    raise AssertionError(f"did not come true within {seconds:g} s:\n{shown(pilot)}")
+
+
+def shown(pilot: Pilot[None]) -> str:
+    """The screen's text, a line a row."""
+    strips = pilot.app.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
+
+
+def assert_fits(pilot: Pilot[None]) -> None:
+    """Every row fills the screen's width in cells, wide characters included, and the frames' right edges line up."""
+    width, height = pilot.app.size
+    strips = pilot.app.screen._compositor.render_strips()
+    assert len(strips) == height
+    assert {sum(segment.cell_length for segment in strip) for strip in strips} == {width}
+    for widget in pilot.app.screen.query("*"):
+        if widget.display and widget.region.area:
+            assert pilot.app.screen.region.contains_region(widget.region), f"{widget} is clipped: {widget.region}"

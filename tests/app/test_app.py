@@ -1,0 +1,79 @@
+"""The app itself: connecting, losing the engine, leaving, help and palette, read-only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cockpit.app import CockpitApp
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+from tests.app.fake import FakeEngine, demo_run
+from tests.app.screen import LOW, opened, shown, until
+
+
+async def test_an_engine_that_does_not_start_is_explained_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cockpit.app.RETRY", 0.2)
+    fake = FakeEngine(demo_run())
+    attempts: list[object] = []
+
+    async def connect(home: object) -> FakeEngine:
+        attempts.append(home)
+        if len(attempts) == 1:
+            raise ProblemError(
+                Problem(title="The engine did not start", cause="its log is empty", hint="read engine.log")
+            )
+        return fake
+
+    app = CockpitApp(Home(Path("/nonexistent")), connect=connect)
+    async with app.run_test(size=LOW, notifications=True) as pilot:
+        await until(pilot, lambda: "The engine did not start" in shown(pilot))
+        assert "reconnecting" in shown(pilot)
+        await until(pilot, lambda: "● running" in shown(pilot))
+
+
+async def test_silence_counts_as_a_lost_engine_until_the_next_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cockpit.app.SILENCE", 0.2)
+    fake = FakeEngine(demo_run())
+    async with opened(fake, LOW) as pilot:
+        await until(pilot, lambda: "○ reconnecting" in shown(pilot))
+        assert "62 %" in shown(pilot)  # what is known stays on the screen
+        async for snapshot in fake.follow():
+            fake.say(snapshot)
+            break
+        await until(pilot, lambda: pilot.app.state.connection == "attached")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("key", ["q", "ctrl+c"])
+async def test_leaving_asks_the_engine_for_nothing(key: str) -> None:
+    fake = FakeEngine(demo_run())
+    async with opened(fake, LOW) as pilot:
+        await pilot.press(key)
+        await pilot.pause(0.1)
+    reading = {"show", "series", "log", "telemetry"}
+    assert {operation for operation, _ in fake.asked} <= reading
+
+
+async def test_read_only_steers_nothing() -> None:
+    fake = FakeEngine(demo_run())
+    async with opened(fake, readonly=True) as pilot:
+        assert "read-only" in shown(pilot)
+        await pilot.press("p", "s", "x", "y")
+        assert await pilot.app.ask("shutdown") is None  # type: ignore[attr-defined]
+        await until(pilot, lambda: "This cockpit is read-only" in shown(pilot))
+        assert not {operation for operation, _ in fake.asked} & {"pause", "save", "stop", "shutdown"}
+
+
+async def test_help_and_palette_know_the_keys() -> None:
+    async with opened(FakeEngine(demo_run())) as pilot:
+        await pilot.press("question_mark")
+        await until(pilot, lambda: "Help" in shown(pilot))
+        for wanted in ("One run, live.", "Pause", "Zoom in", "1–6", "Detach"):
+            assert wanted in shown(pilot)
+        await pilot.press("escape", "colon")
+        await until(pilot, lambda: "Search for commands" in shown(pilot))
+        await pilot.press(*"runs")
+        await until(pilot, lambda: "screen 4" in shown(pilot))
+        await pilot.press("enter")
+        await until(pilot, lambda: pilot.app.current_mode == "runs")

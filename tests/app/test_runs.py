@@ -1,0 +1,85 @@
+"""The list of runs: columns, sorting, filter, actions, two curves."""
+
+from __future__ import annotations
+
+import pytest
+
+from cockpit.widgets.chart import Chart
+from engine.protocol.messages import Resume, RunChanged, RunRef
+from tests.app.fake import FakeEngine, demo_run
+from tests.app.screen import HIGH, LOW, assert_fits, opened, shown, until
+
+
+def engine() -> FakeEngine:
+    return FakeEngine(
+        demo_run(id="live-run"),
+        demo_run(id="done-run", state="completed", step=50, created=3.0, metrics={"train/loss": 0.1}),
+        demo_run(id="三元组抽取-1120", state="stopped", step=20, created=2.0, metrics={"train/loss": 0.7}),
+    )
+
+
+def order(text: str) -> list[str]:
+    names = ("live-run", "done-run", "三元组抽取-1120")
+    return sorted((name for name in names if name in text), key=text.index)
+
+
+@pytest.mark.parametrize("size", [HIGH, LOW])
+async def test_all_runs_are_listed_and_wide_names_align(size: tuple[int, int]) -> None:
+    async with opened(engine(), size, first="runs") as pilot:
+        text = shown(pilot)
+        assert order(text) == ["live-run", "done-run", "三元组抽取-1120"]
+        for wanted in ("● running", "✓ completed", "■ stopped", "0.3124", "3 runs · 1 live", "Filter", "Detach"):
+            assert wanted in text
+        assert ("31/50" in text) == (size == HIGH)
+        assert ("62 %" in text) == (size == LOW)
+        assert_fits(pilot)
+
+
+async def test_sort_filter_and_open() -> None:
+    async with opened(engine(), first="runs") as pilot:
+        await pilot.press("t", "t", "t")
+        await until(pilot, lambda: "sorted by loss" in shown(pilot))
+        assert order(shown(pilot))[0] == "done-run"
+        await pilot.press("slash", *"抽取", "enter")
+        await until(pilot, lambda: "1 of 3 runs" in shown(pilot))
+        assert order(shown(pilot)) == ["三元组抽取-1120"]
+        await pilot.press("enter")
+        await until(pilot, lambda: "■ stopped" in shown(pilot) and "step 20/50" in shown(pilot))
+        assert pilot.app.current_mode == "dashboard"
+        await pilot.press("escape")
+        await until(pilot, lambda: pilot.app.current_mode == "runs")
+
+
+async def test_delete_asks_and_resume_does_not() -> None:
+    fake = engine()
+    async with opened(fake, first="runs") as pilot:
+        await pilot.press("d")  # the live run: refused
+        await pilot.press("j", "r", "d")
+        await until(pilot, lambda: "Delete done-run?" in shown(pilot))
+        await pilot.press("escape", "d", "y")
+        await pilot.pause(0.1)
+        told = [message for operation, message in fake.asked if operation in ("delete", "resume")]
+        assert isinstance(told[0], Resume) and told[0].run == "done-run"
+        assert told[1:] == [RunRef(run="done-run")]
+
+
+async def test_a_running_run_is_kept_up_to_date() -> None:
+    fake = engine()
+    async with opened(fake, first="runs") as pilot:
+        await pilot.press("j")
+        fake.say(RunChanged(run=demo_run(id="live-run", step=44, metrics={"train/loss": 0.2222})))
+        await until(pilot, lambda: "44/50" in shown(pilot) and "0.2222" in shown(pilot))
+        assert pilot.app.screen.query_one("DataTable").cursor_row == 1  # type: ignore[attr-defined]
+
+
+async def test_two_curves_over_each_other() -> None:
+    async with opened(engine(), LOW, first="runs") as pilot:
+        await pilot.press("o", "j", "o")
+        chart = pilot.app.screen.query_one("#overlay", Chart)
+        await until(pilot, lambda: len(chart.traces) == 2)
+        text = shown(pilot)
+        assert "━━ live-run" in text and "╍╍ done-run" in text
+        assert "◆" in text and "◇" in text
+        assert_fits(pilot)
+        await pilot.press("escape")
+        await until(pilot, lambda: not chart.display)
