@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.options import Variant, option
 
 
@@ -16,3 +17,33 @@ class Options(Variant):
         "all-linear", help="Layers to adapt: all-linear, or names of modules."
     )
     dtype: Literal["float32", "bfloat16"] = option("float32", help="Dtype of the adapter's weights.")
+
+
+def attach(model: Any, options: Options) -> Any:
+    """A PeftModel around `model`, whose own weights are frozen. Raises ProblemError when no layer has such a name."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=options.targets,
+        bias="none",
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise ProblemError(
+            Problem(
+                title="adapter.targets fits no layer of this model",
+                cause=str(error).splitlines()[0],
+                hint="use all-linear, or names as the model's own (for example q_proj, v_proj)",
+            )
+        )
+    dtype = getattr(torch, options.dtype)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return adapted

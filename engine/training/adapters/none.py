@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from engine.protocol.options import Variant
 
 
 class Options(Variant):
     kind: Literal["none"] = "none"
+
+
+def attach(model: Any, options: Options) -> Any:
+    """The model itself, every weight free to move."""
+    return model.requires_grad_(True)

@@ -1,0 +1,115 @@
+"""Which device a rank trains on, in which dtype it computes there, and how much memory it holds."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from engine.protocol.messages import Problem, ProblemError, Rank
+
+
+@dataclass(frozen=True)
+class Device:
+    """`name` is torch's (`cuda:0`, `cpu`); `compute` the dtype of matrix products there."""
+
+    name: str
+    compute: Any
+    label: str
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition(":")[0]
+
+
+def available() -> str:
+    """The kind of the accelerator that torch can use now, else `cpu`."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
+
+
+def choose(kind: str, local: int, dtype: str) -> Device:
+    """This rank's device. Raises ProblemError when the device cannot compute in `dtype`, or there are fewer than ranks."""
+    import torch
+
+    if kind == "cpu":
+        return Device("cpu", cpu_compute(getattr(torch, dtype)), f"{os.cpu_count()} CPU cores")
+    count = torch.accelerator.device_count()
+    if local >= count:
+        raise ProblemError(
+            Problem(
+                title=f"There are {count} devices for rank {local}",
+                hint=f"set launch.processes to {count}, or free more devices",
+            )
+        )
+    torch.accelerator.set_device_index(local)
+    if kind == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ProblemError(
+            Problem(
+                title=f"{torch.cuda.get_device_name(local)} has no bfloat16",
+                cause="model.dtype is bfloat16, and this card would only emulate it",
+                hint="set model.dtype to float16",
+            )
+        )
+    label = torch.cuda.get_device_name(local) if kind == "cuda" else kind
+    return Device(f"{kind}:{local}", getattr(torch, dtype), label)
+
+
+def cpu_compute(dtype: Any) -> Any:
+    """The dtype in which this CPU multiplies matrices fastest without losing what `dtype` holds: itself, or float32.
+
+    Tried, not guessed: with AMX or AVX512-BF16 bfloat16 is up to six times float32's speed, without them a seventh.
+    float16 on a CPU always computes in float32: there is no loss scaling to go with it.
+    """
+    import torch
+
+    if dtype != torch.bfloat16:
+        return torch.float32
+    return dtype if _product_seconds(dtype) < _product_seconds(torch.float32) else torch.float32
+
+
+def _product_seconds(dtype: Any) -> float:
+    """CPU time of a 256 × 512 × 512 matrix product on one thread, the best of three: other programs do not disturb it."""
+    import torch
+
+    left, right = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return min(_timed(torch.nn.functional.linear, left, right) for _ in range(3))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _timed(function: Callable[..., object], *arguments: object) -> float:
+    start = time.thread_time()
+    function(*arguments)
+    return time.thread_time() - start
+
+
+def set_threads(asked: int | None, world: int) -> int:
+    """CPU threads of this rank: as asked, else its share of the cores that it may use."""
+    import torch
+
+    threads = asked or max(1, len(os.sched_getaffinity(0)) // world)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def measure(rank: Rank) -> None:
+    """Fill in a heartbeat's memory figures, in bytes. Runs on the link's thread, and before torch is imported."""
+    import sys
+
+    rank.resident = psutil.Process().memory_info().rss
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+        return
+    rank.device_used = torch.cuda.memory_allocated()
+    rank.device_reserved = torch.cuda.memory_reserved()
+    rank.device_peak = torch.cuda.max_memory_allocated()

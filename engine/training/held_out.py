@@ -1,0 +1,101 @@
+"""Evaluation while training: the held-out loss, and replies scored by the task's metrics. Ranks share the rows."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.evaluation import TASKS
+from engine.training.job import Job
+from engine.training.rows import collate
+
+KEPT = 4
+"""Replies that are journaled at each evaluation."""
+
+
+class HeldOut:
+    """Called with a trainer at a step boundary; leaves its model in training mode and its random state untouched."""
+
+    def __init__(self, job: Job, rows: Any) -> None:
+        self.job = job
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        order = sorted(range(len(rows)), key=lengths.__getitem__)  # neighbours of like length pad little
+        mine = order[job.ranks.rank :: job.ranks.world]
+        size = 2 * job.profile.training.micro_batch  # no activations are kept for a backward pass
+        self._batches = [[rows[row] for row in mine[start : start + size]] for start in range(0, len(mine), size)]
+        task = job.profile.evaluation.task
+        self._task = importlib.import_module(TASKS[task]) if task and job.profile.evaluation.samples else None
+        self._conversations = list(self._read_conversations()) if self._task else []
+
+    def _read_conversations(self) -> Iterator[tuple[list[dict[str, str]], str]]:
+        """The first rows that end with a reply: what is asked, and the reply."""
+        with open(Path(self.job.prepared["validation_rows"]), encoding="utf-8") as file:
+            taken = 0
+            for line in file:
+                messages = json.loads(line).get("messages") or []
+                if messages and messages[-1]["role"] == "assistant":
+                    yield messages[:-1], messages[-1]["content"]
+                    taken += 1
+                if taken == self.job.profile.evaluation.samples:
+                    return
+
+    def __call__(self, trainer: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Metrics by journal name, and the kept samples as fields of `journal.Sample`."""
+        import torch
+
+        model = trainer.model
+        model.eval()
+        try:
+            with torch.no_grad(), self._autocast():
+                values = self._loss(trainer)
+                replies = self._replies(model)
+        finally:
+            model.train()
+        if self._task is None:
+            return values, []
+        references = [reference for _, reference in self._conversations]
+        scores = self._task.score(replies, references)
+        samples = [
+            {"prompt": messages[-1]["content"], "reply": reply, "reference": reference}
+            for (messages, reference), reply in zip(self._conversations[:KEPT], replies, strict=False)
+        ]
+        return values | {f"eval/{name}": value for name, value in scores.items()}, samples
+
+    def _autocast(self) -> Any:
+        import torch
+
+        device = self.job.device
+        return torch.autocast(device.kind, dtype=device.compute, enabled=device.compute != torch.float32)
+
+    def _loss(self, trainer: Any) -> dict[str, float]:
+        from engine.training.loss import cross_entropy
+
+        loss = right = count = 0.0
+        for rows in self._batches:
+            batch = trainer._prepare_inputs(collate(rows))
+            logits = trainer.head.logits(trainer.model, batch)
+            loss += cross_entropy(logits, batch["targets"]).item()
+            right += (logits.argmax(-1) == batch["targets"]).sum().item()
+            count += len(batch["targets"])
+        loss, right, count = self.job.ranks.sum([loss, right, count])
+        return {"eval/loss": loss / count, "eval/token_accuracy": right / count}
+
+    def _replies(self, model: Any) -> list[str]:
+        """Greedy replies to all conversations, in their order, on every rank."""
+        from engine.inference.generate import generate_batch
+        from engine.inference.lock import render
+
+        if self._task is None:
+            return []
+        job = self.job
+        asked = [messages for messages, _ in self._conversations][job.ranks.rank :: job.ranks.world]
+        prompts = [render(job.tokenizer, messages, reply_follows=True) for messages in asked]
+        stops = job.prepared["lock"]["eos_token_ids"]
+        new = job.profile.generation.max_new_tokens
+        ids = generate_batch(model, job.tokenizer, prompts, new, stops) if prompts else []
+        mine = [job.tokenizer.decode(reply, skip_special_tokens=True) for reply in ids]
+        shares = job.ranks.gather(mine)
+        return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(self._conversations))]

@@ -1,0 +1,59 @@
+"""All that a training session knows, in one place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.protocol.home import RunDirectory
+from engine.protocol.profile import Profile
+from engine.training.devices import Device
+from engine.training.ranks import Ranks
+from engine.training.steering import Inbox
+from engine.training.voice import Voice
+
+
+@dataclass
+class Job:
+    """`prepared` is prepared.json; `submitted` the run's frozen profile, `profile` the same with what a resumed
+    checkpoint had changed."""
+
+    run: RunDirectory
+    attempt: int
+    submitted: Profile
+    profile: Profile
+    prepared: dict[str, Any]
+    ranks: Ranks
+    device: Device
+    voice: Voice
+    inbox: Inbox
+    tokenizer: Any
+    masters: bool = False
+    """Float32 weights are trained and a 16-bit copy is saved: the originals go into the checkpoint too."""
+    saved_step: int = -1
+    checkpoints: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Complete checkpoints with their metrics, by step."""
+
+    def device_peak(self) -> dict[str, float]:
+        """Peak memory of this rank's device in bytes, as a metric; nothing on a CPU."""
+        if self.device.kind != "cuda":
+            return {}
+        import torch
+
+        return {f"device/{self.ranks.local}/memory_peak": float(torch.cuda.max_memory_allocated())}
+
+    def lock_text(self, profile: Profile) -> str:
+        """lock.json: what chat and export must do as training did."""
+        return json.dumps(
+            self.prepared["lock"]
+            | {
+                "base": self.prepared["base"],
+                "dtype": profile.model.dtype,
+                "quantization": profile.model.quantization,
+                "attention": profile.model.attention,
+                "generation": profile.generation.model_dump(),
+            },
+            ensure_ascii=False,
+            indent=1,
+        )

@@ -1,0 +1,89 @@
+"""What a training worker says: journal first, then the bell; TensorBoard beside it.
+
+Only rank 0 writes; the other ranks' voices reach the supervisor as phases in heartbeats. A full disk never raises here: what
+could not be written waits in memory, in order, and `trouble` asks for a pause.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from engine.protocol.home import RunDirectory
+from engine.protocol.journal import AnyEntry, Evaluation, Metrics, Phase, Writer
+from engine.workers.link import Link
+
+
+class Voice:
+    """`tell` journals an entry; `phase` says what this rank is doing."""
+
+    def __init__(self, run: RunDirectory, attempt: int, link: Link, rank: int) -> None:
+        self.attempt, self.link = attempt, link
+        self.trouble = ""
+        """Why nothing can be written at present; empty when all is well."""
+        self._run = run
+        self._writer = Writer(run.events) if rank == 0 else None
+        self._waiting: deque[AnyEntry] = deque()
+        self._phase = ("", "")
+        self._board: Any = None
+
+    def tell(self, entry: AnyEntry) -> None:
+        if self._writer is None:
+            return
+        self._waiting.append(entry)
+        self.flush()
+
+    def flush(self) -> bool:
+        """Write what waits. False, with `trouble` set, while there is no room."""
+        if self._writer is None:
+            return True
+        try:
+            while self._waiting:
+                entry = self._waiting.popleft()
+                self.link.written(self._writer.write(entry))
+                self._draw(entry)
+        except OSError as error:
+            self._waiting.appendleft(entry)
+            self.trouble = f"disk low: the journal cannot be written ({error.strerror})"
+            return False
+        self.trouble = ""
+        return True
+
+    def phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
+        """Say what this rank is doing; the journal gets every change of `name` and every detail."""
+        self.link.alive(phase=f"{name} {detail}".strip())
+        if (name, detail) != self._phase:
+            self._phase = (name, detail)
+            self.tell(Phase(attempt=self.attempt, name=name, detail=detail, done=done, total=total))
+
+    @property
+    def phase_name(self) -> str:
+        return self._phase[0]
+
+    # ── TensorBoard ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def open_board(self) -> None:
+        """Write TensorBoard events too, from now on. The library is slow to import and not needed by other ranks."""
+        if self._writer is None:
+            return
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._run.tensorboard.mkdir(exist_ok=True)
+        self._board = EventFileWriter(str(self._run.tensorboard), max_queue_size=10_000, flush_secs=10)
+
+    def _draw(self, entry: AnyEntry) -> None:
+        if self._board is None or not isinstance(entry, (Metrics, Evaluation)):
+            return
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=name, simple_value=float("nan") if value is None else value)
+            for name, value in entry.values.items()
+        ]
+        self._board.add_event(Event(wall_time=entry.time, step=entry.step, summary=Summary(value=values)))
+
+    def close_board(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
