@@ -52,7 +52,10 @@ def bfloat16() -> str:
     assert error < 0.02, f"a bfloat16 product is wrong by {error:.1%}"
     assert rounded.grad is not None and bool(rounded.grad.isfinite().all())
     ratio = _seconds(lambda: exact @ exact) / _seconds(lambda: rounded.detach() @ rounded.detach())
-    return f"works on {where}; a product takes {1 / ratio:.2f} of float32's time"
+    speed = (
+        f"{ratio:.1f} times as fast as float32" if ratio > 1 else "emulated, slower than float32, which is used instead"
+    )
+    return f"works on {where}; {speed}"
 
 
 def _seconds(compute: Callable[[], object]) -> float:
