@@ -62,10 +62,10 @@ class DataScreen(CockpitScreen):
         Binding("j,down", "scroll(2)", "Down", show=False),
         Binding("k,up", "scroll(-2)", "Up", show=False),
         Binding("t", "tokens", "Tokens"),
-        Binding("v", "part", "Train/validation"),
+        Binding("v", "part", "Train/dev"),
         Binding("s", "facts", "Facts"),
-        Binding("n", "count", "Count tokens"),
-        Binding("slash", "find", "Row number", key_display="/"),
+        Binding("n", "count", "Count"),
+        Binding("slash", "find", "Go to", key_display="/"),
     ]
 
     def __init__(self) -> None:
@@ -139,12 +139,15 @@ class DataScreen(CockpitScreen):
 
     async def _ask(self, question: str, arguments: dict[str, Any]) -> Any:
         """The worker's answer, or None after showing why there is none."""
-        self.request = uuid.uuid4().hex
+        request = self.request = uuid.uuid4().hex
         try:
-            return await self.worker.ask(question, arguments, self.request)
+            return await self.worker.ask(question, arguments, request)
         except ProblemError as error:
             self._trouble(error.problem)
             return None
+        finally:
+            if self.request == request:  # what is still on its way about it is old news
+                self.request = ""
 
     def receive(self, state: State, body: object) -> None:
         if isinstance(body, ServiceEvent) and body.request == self.request and body.kind == "progress":

@@ -9,7 +9,7 @@ from textual.content import Content
 
 ROLES = {"system": "$secondary", "user": "$accent", "assistant": "$success"}
 TRAINED = "bold underline $success"
-CONTEXT = "$text-muted"
+CONTEXT = "dim"
 SHADE = "on $panel"
 """Behind every other token, so that one sees where each ends."""
 
@@ -26,7 +26,7 @@ def conversation(row: Mapping[str, Any]) -> Content:
     blocks = []
     for turn in turns:
         role = str(turn.get("role", "?"))
-        heading = Content.styled(f"▌{role}", f"bold {ROLES.get(role, '$text-muted')}")
+        heading = Content.styled(f"▌{role}", f"bold {ROLES.get(role, 'dim')}")
         blocks.append(Content.assemble(heading, "\n", str(turn.get("content") or "")))
     return Content("\n\n").join(blocks)
 
@@ -49,7 +49,7 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
         rejected = f", ✗ {source['rejected']:,} rejected" if source["rejected"] else ""
         lines.append(
             Content.assemble(
-                (f"  {source['part']} · {source['format']} · {source['rows']:,} rows", "$text-muted"),
+                (f"  {source['part']} · {source['format']} · {source['rows']:,} rows", "dim"),
                 (rejected, "$text-error"),
             )
         )
@@ -75,4 +75,4 @@ def _numbers(numbers: Mapping[str, Any]) -> list[Content]:
         "a row": f"p50 {numbers.get('p50', 0)}, p95 {numbers.get('p95', 0)}, max {numbers.get('max', 0)}",
         "cut": f"{numbers.get('truncated', 0):,} rows",
     }
-    return [Content.assemble((f"{name:<9}", "$text-muted"), value) for name, value in told.items()]
+    return [Content.assemble((f"{name:<9}", "dim"), value) for name, value in told.items()]

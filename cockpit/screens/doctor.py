@@ -1,0 +1,98 @@
+"""The doctor screen: what works on this machine, what does not, and the command that mends it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from cockpit.screens.base import CockpitScreen
+from engine.protocol.client import engine_environment
+
+MARKS = {True: ("✓", "bold $text-success"), False: ("✗", "bold $text-error"), None: ("–", "$text-warning")}
+"""Verdict -> mark and style. None: worth knowing, nothing that a job needs."""
+
+
+def report(checks: list[dict[str, Any]]) -> Content:
+    """A line or two for each check: verdict, name, what was found, and how to mend it."""
+    width = max((len(check["name"]) for check in checks), default=0)
+    lines = []
+    for check in checks:
+        mark, style = MARKS[check["ok"]]
+        lines.append(Content.assemble((f"{mark} ", style), (f"{check['name']:<{width}}  ", "bold"), check["detail"]))
+        if check.get("mend"):
+            lines.append(Content.assemble((f"  {'':<{width}}  → {check['mend']}", "$accent")))
+    return Content("\n").join(lines)
+
+
+class DoctorScreen(CockpitScreen):
+    HELP_TEXT = """
+    Each check is tried, not guessed: a small quantised layer is trained, processes really add numbers together.
+    ✓ works · ✗ something needed fails, with the command that mends it · – worth knowing.
+    """
+    DEFAULT_CSS = """
+    DoctorScreen #verdict { height: 1; padding: 0 1; background: $surface; }
+    DoctorScreen #report { height: 1fr; padding: 1; }
+    """
+    BINDINGS = [
+        Binding("r", "examine", "Run again"),
+        Binding("j", "screen.scroll(2)", "Down", show=False),
+        Binding("k", "screen.scroll(-2)", "Up", show=False),
+    ]
+
+    def compose_body(self) -> ComposeResult:
+        yield Static(id="verdict")
+        with VerticalScroll(id="report"):
+            yield Static(id="checks")
+
+    def on_mount(self) -> None:
+        self.query_one("#report").focus()
+        self.action_examine()
+
+    def action_scroll(self, by: int) -> None:
+        self.query_one("#report").scroll_relative(y=by, animate=False)
+
+    @work(exclusive=True)
+    async def action_examine(self) -> None:
+        """Run the doctor in a process of its own: it loads what this app never does. It ends with this screen."""
+        self._verdict(Content("examining this machine … (some seconds: it tries things)"))
+        command = ("-P", "-m", "engine.workers.doctor", "--home", str(self.app.home.root), "--json")
+        doctor = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=engine_environment(),
+            cwd="/",
+        )
+        try:
+            answer, complaint = await doctor.communicate()
+        finally:
+            if doctor.returncode is None:
+                doctor.kill()
+        self._show(answer.decode(errors="replace"), complaint.decode(errors="replace"))
+
+    def _show(self, answer: str, complaint: str) -> None:
+        try:
+            checks = json.loads(answer.splitlines()[-1])["checks"]
+        except (ValueError, KeyError, IndexError):
+            self._verdict(Content.styled("✗ the doctor itself failed; r tries again", "$text-error"))
+            self.query_one("#checks", Static).update(Content(complaint.strip() or "it said nothing"))
+            return
+        failed = sum(check["ok"] is False for check in checks)
+        words = "something needed fails" if failed == 1 else "needed things fail"
+        good = Content.styled("✓ all that is needed works", "$text-success")
+        self._verdict(Content.styled(f"✗ {failed} {words}: see →", "$text-error") if failed else good)
+        self.query_one("#checks", Static).update(report(checks))
+
+    def _verdict(self, content: Content) -> None:
+        self.query_one("#verdict", Static).update(content, layout=False)
