@@ -62,9 +62,9 @@ class DataScreen(CockpitScreen):
         Binding("j,down", "scroll(2)", "Down", show=False),
         Binding("k,up", "scroll(-2)", "Up", show=False),
         Binding("t", "tokens", "Tokens"),
-        Binding("v", "part", "Train/dev"),
+        Binding("v", "part", "Split"),
         Binding("s", "facts", "Facts"),
-        Binding("n", "count", "Count"),
+        Binding("n", "count", "Count tokens", show=False),
         Binding("slash", "find", "Go to", key_display="/"),
     ]
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from typing import Any
 
+from rich.table import Table
+from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding
@@ -17,20 +21,19 @@ from textual.widgets import Static
 from cockpit.screens.base import CockpitScreen
 from engine.protocol.client import engine_environment
 
-MARKS = {True: ("✓", "bold $text-success"), False: ("✗", "bold $text-error"), None: ("–", "$text-warning")}
-"""Verdict -> mark and style. None: worth knowing, nothing that a job needs."""
+MARKS = {True: Text("✓", "bold green"), False: Text("✗", "bold red"), None: Text("–", "yellow")}
+"""Verdict -> mark. None: worth knowing, nothing that a job needs."""
 
 
-def report(checks: list[dict[str, Any]]) -> Content:
-    """A line or two for each check: verdict, name, what was found, and how to mend it."""
-    width = max((len(check["name"]) for check in checks), default=0)
-    lines = []
+def report(checks: list[dict[str, Any]]) -> Table:
+    """A row for each check: verdict, name, what was found, and beneath it how to mend it."""
+    table = Table.grid(padding=(0, 1))
     for check in checks:
-        mark, style = MARKS[check["ok"]]
-        lines.append(Content.assemble((f"{mark} ", style), (f"{check['name']:<{width}}  ", "bold"), check["detail"]))
-        if check.get("mend"):
-            lines.append(Content.assemble((f"  {'':<{width}}  → {check['mend']}", "$accent")))
-    return Content("\n").join(lines)
+        mend = f"\n→ {check['mend']}" if check.get("mend") else ""
+        table.add_row(
+            MARKS[check["ok"]], Text(check["name"], "bold"), Text(check["detail"]) + Text(mend, "bold yellow")
+        )
+    return table
 
 
 class DoctorScreen(CockpitScreen):
@@ -73,12 +76,13 @@ class DoctorScreen(CockpitScreen):
             stderr=asyncio.subprocess.PIPE,
             env=engine_environment(),
             cwd="/",
+            start_new_session=True,
         )
         try:
             answer, complaint = await doctor.communicate()
         finally:
-            if doctor.returncode is None:
-                doctor.kill()
+            if doctor.returncode is None:  # left before it was done: it and what it tries end too
+                os.killpg(doctor.pid, signal.SIGKILL)
         self._show(answer.decode(errors="replace"), complaint.decode(errors="replace"))
 
     def _show(self, answer: str, complaint: str) -> None:

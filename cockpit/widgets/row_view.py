@@ -46,13 +46,9 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
     lines = [Content.styled("Sources", "bold $accent")]
     for source in summary["sources"]:
         lines.append(Content.assemble((source["source"], "bold")))
-        rejected = f", ✗ {source['rejected']:,} rejected" if source["rejected"] else ""
-        lines.append(
-            Content.assemble(
-                (f"  {source['part']} · {source['format']} · {source['rows']:,} rows", "dim"),
-                (rejected, "$text-error"),
-            )
-        )
+        lines.append(Content.styled(f"  {source['part']} · {source['format']} · {source['rows']:,} rows", "dim"))
+        if source["rejected"]:
+            lines.append(Content.styled(f"  ✗ {source['rejected']:,} rejected", "$text-error"))
     for part, numbers in stats.items():
         lines += [Content(""), Content.styled(f"Tokens, {part}", "bold $accent"), *_numbers(numbers)]
     if summary["problems"]:

@@ -9,17 +9,26 @@ from typing import Any
 
 from textual.pilot import Pilot
 
-from cockpit.app import CockpitApp
+from cockpit.app import CockpitApp, connect
 from engine.protocol.home import Home
 from tests.app.fake import FakeEngine
 
 HIGH, LOW = (120, 40), (80, 24)
+NOWHERE = Home(Path("/nonexistent"))
+
+
+class RealEngine:
+    """In place of a `FakeEngine`: attach to the home's own."""
+
+    connect = staticmethod(connect)
 
 
 @asynccontextmanager
-async def opened(engine: FakeEngine, size: tuple[int, int] = HIGH, **settings: Any) -> AsyncIterator[Pilot[None]]:
+async def opened(
+    engine: FakeEngine | type[RealEngine], size: tuple[int, int] = HIGH, home: Home = NOWHERE, **settings: Any
+) -> AsyncIterator[Pilot[None]]:
     """The app on this engine, attached and drawn."""
-    app = CockpitApp(Home(Path("/nonexistent")), connect=engine.connect, **settings)
+    app = CockpitApp(home, connect=engine.connect, **settings)
     async with app.run_test(size=size, notifications=True) as pilot:
         await until(pilot, lambda: app.state.connection == "attached")
         await pilot.pause(0.3)

@@ -1,0 +1,37 @@
+"""The doctor screen runs the real doctor."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from cockpit.screens.doctor import report
+from engine.protocol.home import Home
+from tests.app.fake import FakeEngine
+from tests.app.screen import LOW, assert_fits, opened, shown, until
+
+
+def test_each_verdict_has_its_mark_and_its_mend() -> None:
+    console = Console(width=60, file=io.StringIO())
+    console.print(
+        report(
+            [
+                {"name": "python", "ok": True, "detail": "3.11", "mend": ""},
+                {"name": "nf4", "ok": False, "detail": "does not load [x]", "mend": "pip install bitsandbytes"},
+                {"name": "driver", "ok": None, "detail": "none"},
+            ]
+        )
+    )
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert lines == ["✓ python 3.11", "✗ nf4 does not load [x]", "→ pip install bitsandbytes", "– driver none"]
+
+
+@pytest.mark.slow
+async def test_the_doctor_examines_this_machine(bare_home: Home) -> None:
+    async with opened(FakeEngine(), LOW, home=bare_home, first="doctor") as pilot:
+        assert "examining" in shown(pilot)
+        await until(pilot, lambda: "torch" in shown(pilot), 120)
+        assert "✓ python" in shown(pilot) and "Run again" in shown(pilot)
+        assert_fits(pilot)

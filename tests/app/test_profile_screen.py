@@ -1,0 +1,82 @@
+"""The profile screen: form and text, problems as one types, save as, launch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cockpit.screens.profile import ProfileScreen
+from engine.protocol.home import Home
+from engine.protocol.messages import Message, Submit
+from tests.app.fake import FakeEngine, demo_run
+from tests.app.screen import HIGH, LOW, assert_fits, opened, shown, until
+
+
+class TakesJobs(FakeEngine):
+    async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
+        if operation == "submit":
+            self.asked.append((operation, message))
+            return demo_run(id="new-run", state="queued", step=0)
+        return await super().request(operation, message, timeout)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.chdir(tmp_path)
+    return Home(tmp_path / "home")
+
+
+@pytest.mark.parametrize("size", [HIGH, LOW])
+async def test_a_built_in_profile_is_shown_as_form_and_text(size: tuple[int, int], home: Home) -> None:
+    async with opened(FakeEngine(), size, home=home, first="profile") as pilot:
+        await until(pilot, lambda: "✓ holds" in shown(pilot))
+        text = shown(pilot)
+        for wanted in (
+            "triples-qlora",
+            "built-in, read-only",
+            "● base",
+            "● quantization",
+            "nf4",
+            "description:",
+            "Launch",
+        ):
+            assert wanted in text
+        assert_fits(pilot)
+
+
+async def test_a_copy_is_changed_through_the_form_and_its_problems_are_marked(home: Home) -> None:
+    async with opened(FakeEngine(), LOW, home=home, first="profile") as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, ProfileScreen)
+        await until(pilot, lambda: "✓ holds" in shown(pilot))
+        await pilot.press("ctrl+s", "enter")
+        saved = home.root / "profiles" / "triples-qlora.yaml"
+        await until(pilot, lambda: screen.file and screen.file.path == saved and screen.inspection)
+        screen.form.settings.highlighted = screen.form.settings.get_option_index("adapter.rank")
+        await pilot.press("enter", *["backspace"] * 2, *"0", "enter")
+        await until(pilot, lambda: "✗ 1 problem" in shown(pilot))
+        line = next(at for at, text in enumerate(screen.editor.text.splitlines(), 1) if "rank: 0" in text)
+        assert f"✗ {line}:3" in shown(pilot) and "adapter.rank" in shown(pilot)
+        assert "# pulled into COCKPIT_HOME/models on first need" in screen.editor.text
+        await pilot.press("ctrl+l")  # refused: goes to the problem instead
+        await until(pilot, lambda: screen.editor.cursor_location == (line - 1, 2))
+        screen.form.settings.focus()
+        await pilot.press("delete")
+        await until(pilot, lambda: "✓ holds" in shown(pilot))
+        assert "rank:" in saved.read_text() and "rank:" not in screen.editor.text, "saved only when asked to"
+
+
+async def test_launch_asks_then_submits_and_opens_the_run(home: Home) -> None:
+    engine = TakesJobs()
+    async with opened(engine, home=home, first="profile") as pilot:
+        await until(pilot, lambda: "✓ holds" in shown(pilot))
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: "launch it" in shown(pilot))
+        assert "lora of rank 16" in shown(pilot) and "8 × 1 × 1" in shown(pilot)
+        assert not [operation for operation, _ in engine.asked if operation == "submit"]
+        await pilot.press("y")
+        await until(pilot, lambda: pilot.app.current_mode == "dashboard")
+        (submit,) = [message for operation, message in engine.asked if operation == "submit"]
+        assert isinstance(submit, Submit) and "nf4" in submit.profile
