@@ -49,6 +49,9 @@ else:
 class Steered(Library):
     """Mixin before a `transformers.Trainer`. `job` says everything; `windows` is the batch sampler of training rows."""
 
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(self, *, job: Job, windows: Windows, loader: Any, evaluate: Any, **arguments: Any) -> None:
         self.job, self.ranks, self.voice, self.profile = job, job.ranks, job.voice, job.profile
         self.windows, self._loader, self._evaluator = windows, loader, evaluate

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.protocol.home import Home
+from tests.training.harness import Supervised, make_model, prepare
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """27 rows: with a global batch of 4, six full windows and one of three."""
+    return prepare(tmp_path_factory.mktemp("prepared"), tiny)
+
+
+@pytest.fixture
+def start_run(bare_home: Home, prepared: dict[str, Any]) -> Iterator[Callable[..., Supervised]]:
+    """Makes runs of the tiny model: `start_run(name, "a.b=c", …)`."""
+    made: list[Supervised] = []
+
+    def make(name: str, *changes: str, prepared: dict[str, Any] = prepared, **how: Any) -> Supervised:
+        made.append(Supervised.create(bare_home, name, prepared, *changes, **how))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.close()
