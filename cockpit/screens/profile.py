@@ -41,7 +41,7 @@ class ProfileScreen(CockpitScreen):
     DEFAULT_CSS = """
     ProfileScreen #body { height: 1fr; }
     ProfileScreen OptionList, ProfileScreen OptionList:focus { border: none; padding: 0; background: $background; }
-    ProfileScreen #files { width: 22; height: 1fr; border-right: solid $primary; text-wrap: nowrap; }
+    ProfileScreen #files { width: 25; height: 1fr; border-right: solid $primary; text-wrap: nowrap; text-overflow: ellipsis; }
     ProfileScreen #status { height: 1; padding: 0 1; background: $surface; }
     ProfileScreen #issues { height: auto; max-height: 6; border-top: solid $error; padding: 0; display: none; }
     ProfileScreen.-problems #issues { display: block; }

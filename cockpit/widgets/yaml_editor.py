@@ -9,8 +9,8 @@ from rich.style import Style
 from textual.strip import Strip
 from textual.widgets import TextArea
 
-MARK = Style(color="red", bold=True)
-PLACE = Style(underline=True, color="red")
+MARK = Style(color="bright_red", bold=True, reverse=True)
+PLACE = Style(underline=True)
 
 
 class YamlEditor(TextArea):
