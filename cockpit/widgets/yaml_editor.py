@@ -9,7 +9,7 @@ from rich.style import Style
 from textual.strip import Strip
 from textual.widgets import TextArea
 
-MARK = Style(color="bright_red", bold=True, reverse=True)
+MARK = Style(color="bright_white", bgcolor="red", bold=True)
 PLACE = Style(underline=True)
 
 
