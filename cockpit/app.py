@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 SILENCE = 2.5
 """Seconds without a word (telemetry comes every second) after which the engine counts as lost."""
+HANG_UP = 1.0
+"""Seconds that leaving may take once the terminal is gone."""
 RETRY = 3.0
 """Seconds between attempts to bring up an engine that does not start."""
 READING = frozenset({"hello", "attach", "runs", "show", "series", "log", "telemetry"})
@@ -96,9 +100,8 @@ class CockpitApp(App[None]):
 
     async def on_mount(self) -> None:
         loop = asyncio.get_running_loop()
-        for hangup in (signal.SIGHUP, signal.SIGTERM):
-            # A dropped connection would otherwise kill the app without clean-up, or leave it spinning.
-            loop.add_signal_handler(hangup, self.exit)
+        loop.add_signal_handler(signal.SIGTERM, self.exit)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._first != self.current_mode:
             await self.action_go(self._first)
         # The first paint does not wait for an engine.
@@ -111,6 +114,20 @@ class CockpitApp(App[None]):
     async def on_unmount(self) -> None:
         if self.client is not None:
             await self.client.close()
+
+    def _hang_up(self) -> None:
+        """The connection dropped. Unhandled, SIGHUP kills the app without clean-up; ignored, it spins on a dead terminal.
+
+        Textual's writer thread may have died of its first failed write, and then Textual waits for it for ever: so what is
+        still painted goes nowhere, and the process ends even when Textual does not.
+        """
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nowhere, descriptor)
+        self.exit()
+        last_resort = threading.Timer(HANG_UP, os._exit, (1,))
+        last_resort.daemon = True
+        last_resort.start()
 
     # ── the engine ────────────────────────────────────────────────────────────────────────────────────────────────
 
