@@ -5,6 +5,7 @@ Textual's writer thread holds up to thirty frames and then blocks the loop; on a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from textual.widget import Widget
 
 BUSY = 0.05
 """Seconds until the next look at a terminal that is busy."""
+SOON = 0.02
+"""Seconds that events which come together have to come in."""
 
 
 def writer_busy(app: App[Any]) -> bool:
@@ -23,20 +26,26 @@ def writer_busy(app: App[Any]) -> bool:
 
 
 class Pace:
-    """Calls `draw` soon after `ask`, once for many asks, at most every `period` seconds, and not before the terminal is ready."""
+    """Calls `draw` after `ask`: at once when it last did so `period` seconds ago or more, else when they are over, once for many asks;
+    and not before the terminal is ready."""
 
     def __init__(self, widget: Widget, draw: Callable[[], None], period: float) -> None:
         self._widget, self._draw, self._period = widget, draw, period
         self._waiting = False
+        self._drawn = 0.0
 
     def ask(self) -> None:
         if not self._waiting and self._widget.is_attached:
             self._waiting = True
-            self._widget.set_timer(self._period, self._due)
+            self._widget.set_timer(max(SOON, self._drawn + self._period - time.monotonic()), self._due)
 
     def _due(self) -> None:
+        if not self._widget.screen.is_active:
+            # Under a question a change would repaint the whole dimmed screen; what resumes is drawn anew.
+            self._waiting = False
+            return
         if writer_busy(self._widget.app):
             self._widget.set_timer(BUSY, self._due)
             return
-        self._waiting = False
+        self._waiting, self._drawn = False, time.monotonic()
         self._draw()

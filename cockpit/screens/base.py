@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
 from textual.screen import Screen
-from textual.widgets import Footer
 
+from cockpit.widgets.key_bar import KeyBar
 from cockpit.widgets.topbar import TopBar
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class CockpitScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         yield TopBar()
         yield from self.compose_body()
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def compose_body(self) -> ComposeResult:
         """The widgets between the top bar and the footer."""

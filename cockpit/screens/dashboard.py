@@ -79,13 +79,13 @@ class DashboardScreen(RunScreen):
         """Points that came while the curves were being loaded."""
         self._loading = False
         self._missed = False
-        """Something was told while another screen was shown."""
+        """Something was told while this screen was not on top."""
         self._log_offset: int | None = None
-        self._texts = Pace(self, self._show_texts, 0.2)
+        self._texts = Pace(self, self._show_texts, 0.5)
 
     def compose_body(self) -> ComposeResult:
         yield Static(EMPTY, id="empty")
-        yield RunHeader(id="header")
+        yield RunHeader()
         yield Notice(id="notice")
         yield Devices()
         with Horizontal(id="curves"):
@@ -125,7 +125,7 @@ class DashboardScreen(RunScreen):
         if isinstance(body, Snapshot):
             self._shown = None
             self._backfill()
-        if not self.is_current:
+        if not self.is_active:  # another screen, or a question above: what changes below would repaint both
             self._missed = True
             return
         if isinstance(body, (Telemetry, TelemetryHistory, Snapshot)):
@@ -137,7 +137,7 @@ class DashboardScreen(RunScreen):
         self._follow_selection()
 
     def _follow_selection(self) -> None:
-        if self.app.state.selected != self._shown and self.is_current:
+        if self.app.state.selected != self._shown and self.is_active:
             self._shown = self.app.state.selected
             self._texts.ask()
             if self._shown is not None and self.app.client is not None:
@@ -186,7 +186,7 @@ class DashboardScreen(RunScreen):
     @work(exclusive=True, group="log")
     async def _poll_log(self) -> None:
         run = self.app.state.run
-        if run and run.state in STARTED and self.is_current and self.app.state.connection == "attached":
+        if run and run.state in STARTED and self.is_active and self.app.state.connection == "attached":
             await self._read_log()
 
     async def _read_log(self) -> None:
@@ -221,7 +221,9 @@ class DashboardScreen(RunScreen):
         self.query_one("#loss", Chart).limit = run.max_steps
         evaluated = evaluation(told)
         panel = self.query_one("#evaluation", Line)
-        panel.border_title = f"evaluation · step {told.evaluations[-1]['step']:,}" if evaluated else "evaluation"
+        title = f"evaluation · step {told.evaluations[-1]['step']:,}" if evaluated else "evaluation"
+        if panel.border_title != title:  # setting it repaints the panel
+            panel.border_title = title
         panel.show(table([(name, f"{value:<6} {moved}") for name, value, moved in evaluated]))
         blocks = [facts(run, told)]
         if self.has_class("-narrow") or self.has_class("-low"):

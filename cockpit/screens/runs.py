@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal
+from textual.containers import Container, Horizontal
 from textual.content import Content
 from textual.coordinate import Coordinate
 from textual.widgets import DataTable, Input, Static
@@ -56,7 +56,8 @@ class RunsScreen(RunScreen):
     RunsScreen #summary { width: 1fr; }
     RunsScreen #filter { width: 30; height: 1; border: none; padding: 0 1; background: $panel; display: none; }
     RunsScreen #filter.-open { display: block; }
-    RunsScreen DataTable { height: 1fr; background: $background; }
+    RunsScreen Container { height: 1fr; }
+    RunsScreen DataTable { height: auto; max-height: 100%; background: $background; }
     RunsScreen #overlay { height: 1fr; display: none; }
     RunsScreen.-overlay #overlay { display: block; }
     RunsScreen #none { height: 1fr; content-align: center middle; display: none; }
@@ -70,13 +71,14 @@ class RunsScreen(RunScreen):
         """Run ids in the order shown."""
         self._room = 12
         """Cells for a run's id."""
-        self._pace = Pace(self, self._show, 0.5)
+        self._pace = Pace(self, self._show, 1.0)
 
     def compose_body(self) -> ComposeResult:
         with Horizontal(id="bar"):
             yield Static(id="summary")
             yield Input(placeholder="filter", id="filter", compact=True)
-        yield DataTable(cursor_type="row", zebra_stripes=True)
+        with Container():
+            yield DataTable(cursor_type="row", zebra_stripes=True)
         yield Static("No runs yet: press 3 and launch a profile, or run `cockpit demo`.", id="none")
         yield Chart("loss", id="overlay")
 
@@ -91,7 +93,7 @@ class RunsScreen(RunScreen):
         self._show()
 
     def receive(self, state: State, body: object) -> None:
-        if not self.is_current:
+        if not self.is_active:
             return
         if isinstance(body, (Snapshot, RunChanged, RunRemoved)):
             self._pace.ask()
@@ -136,6 +138,7 @@ class RunsScreen(RunScreen):
             for run, row in zip(runs, cells, strict=True):
                 table.add_row(*[row[str(key.value)] for key in table.columns], key=run.id)
             self._rows = ids
+            self.refresh_bindings()
             if under is not None and under.id in ids:
                 table.move_cursor(row=ids.index(under.id), animate=False)
         else:

@@ -41,6 +41,7 @@ class Chart(Canvas, can_focus=True):
         self.logarithmic, self.zoom = False, 0
         self.limit = 0
         """The last step there will be, as far as is known; 0 if not."""
+        self._title, self._subtitle = Content(""), ""
         self._edge = 0
         self._range: tuple[float, float] | None = None
         self._pace = Pace(self, self.draw, FRAME)
@@ -110,7 +111,8 @@ class Chart(Canvas, can_focus=True):
         self.draw()
 
     def _label(self) -> None:
-        """Title with the legend (shapes too, for NO_COLOR), subtitle with the scale and the newest value."""
+        """Title with the legend (shapes too, for NO_COLOR), subtitle with the scale. Nothing that changes with every point: setting a
+        title repaints the whole widget, even to what it was."""
         parts = [Content(self.heading)]
         colours = {raster.LINE: "$accent", raster.SECOND: "$success"}
         room = self.size.width >= 44
@@ -122,12 +124,13 @@ class Chart(Canvas, can_focus=True):
         if room and self.marks:
             newest = self.marks[max(self.marks)]
             parts.append(Content.styled(f"◆ {self.marks_name} {raster.number(newest)}", "$error"))
-        self.border_title = Content("  ").join(parts)
+        title = Content("  ").join(parts)
         notes = ["log"] if self.logarithmic else []
         notes += [f"newest 1/{2**self.zoom}"] if self.zoom else []
-        values = [trace.curve.newest for trace in self.traces.values() if trace.curve.newest is not None]
-        notes += [raster.number(values[0])] if len(values) == 1 else []
-        self.border_subtitle = " · ".join(notes)
+        subtitle = " · ".join(notes)
+        if not title.is_same(self._title) or subtitle != self._subtitle:
+            self._title, self._subtitle = title, subtitle
+            self.border_title, self.border_subtitle = title, subtitle
 
 
 class Graph(Canvas):

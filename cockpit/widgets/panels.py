@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 
@@ -50,14 +51,20 @@ def joined(parts: Sequence[Content], width: int) -> Content:
 # ── the run ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class RunHeader(Line):
-    """Three lines: what the run is and does, how far it is, how fast it goes."""
+class RunHeader(Vertical):
+    """Three lines: what the run is and does, how far it is, how fast it goes. Each repaints by itself."""
 
-    DEFAULT_CSS = "RunHeader { height: 3; padding: 0 1; background: $surface; }"
+    DEFAULT_CSS = "RunHeader { height: 3; padding: 0 1; background: $surface; } RunHeader Line { height: 1; }"
+
+    def __init__(self) -> None:
+        self._lines = [Line(), Line(), Line()]
+        super().__init__(*self._lines, id="header")
 
     def show_run(self, run: Run, told: RunTold, place: str) -> None:
         width = self.content_size.width or self.app.size.width - 2
-        self.show(Content("\n").join([_title(run, place, width), _progress(run, width), _pace(run, told, width)]))
+        contents = _title(run, place, width), _progress(run, width), _pace(run, told, width)
+        for line, content in zip(self._lines, contents, strict=True):
+            line.show(content)
 
 
 def _title(run: Run, place: str, width: int) -> Content:

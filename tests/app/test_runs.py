@@ -26,6 +26,7 @@ def order(text: str) -> list[str]:
 @pytest.mark.parametrize("size", [HIGH, LOW])
 async def test_all_runs_are_listed_and_wide_names_align(size: tuple[int, int]) -> None:
     async with opened(engine(), size, first="runs") as pilot:
+        await until(pilot, lambda: "3 runs" in shown(pilot) and "Stop" in shown(pilot))
         text = shown(pilot)
         assert order(text) == ["live-run", "done-run", "三元组抽取-1120"]
         for wanted in ("● running", "✓ completed", "■ stopped", "0.3124", "3 runs · 1 live", "Filter", "Detach"):

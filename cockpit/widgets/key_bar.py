@@ -1,0 +1,48 @@
+"""The last line: which keys work here. Unlike Textual's footer it is one widget that repaints only when the keys change, so that a
+question above does not redraw the whole screen for it, and it leaves out what there is no room for rather than cut it."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.screen import Screen
+from textual.style import Style
+
+from cockpit.widgets.panels import Line
+
+
+class KeyBar(Line):
+    """Each key can be clicked, too. The app's own keys come last and are the last to go."""
+
+    DEFAULT_CSS = "KeyBar { dock: bottom; height: 1; background: $panel; text-wrap: nowrap; }"
+
+    def on_mount(self) -> None:
+        self.screen.bindings_updated_signal.subscribe(self, self._changed)
+        self.call_after_refresh(self._draw)
+
+    def on_resize(self) -> None:
+        self._draw()
+
+    def _changed(self, screen: Screen[object]) -> None:
+        if screen.is_active:
+            self._draw()
+
+    def _draw(self) -> None:
+        everywhere: list[Content] = []
+        here: list[Content] = []
+        for active in self.screen.active_bindings.values():
+            binding = active.binding
+            if binding.show and binding.description:
+                colour = "$accent" if active.enabled else "$foreground-muted"
+                key = Content.assemble(
+                    (f" {self.app.get_key_display(binding)} ", f"bold {colour}"), f"{binding.description} "
+                )
+                click = Style.from_meta({"@click": ("simulate_key", (binding.key,))}) if active.enabled else Style()
+                (everywhere if active.node is self.app else here).append(key.stylize(click))
+        room = self.size.width - sum(key.cell_length for key in everywhere)
+        fitting: list[Content] = []
+        for key in here:
+            room -= key.cell_length
+            if room < 0:
+                break
+            fitting.append(key)
+        self.show(Content("").join(fitting + everywhere))
