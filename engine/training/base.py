@@ -46,8 +46,8 @@ def load(folder: str, options: ModelOptions, device: Device, progress: Progress)
         )
     finally:
         logging.set_tqdm_hook(before)
-    # Placed as a whole: nothing may take it for a model spread over devices.
-    model.hf_device_map = {"": device.name}
+    if device.kind == "cpu" and hasattr(model, "hf_device_map"):
+        del model.hf_device_map  # a map with one entry makes the trainer think of a model spread over devices
     if device.kind == "cpu" and options.quantization == "nf4":
         keep_nf4_trainable(model, device)
     _cast(model, device.compute)
@@ -98,6 +98,7 @@ def keep_nf4_trainable(model: Any, device: Device) -> None:
     if size > psutil.virtual_memory().available / 4:
         for _, layer in layers:
             layer.support_avx512bf16_for_cpu = False
+            layer.compute_dtype = device.compute
         return
     for name, layer in layers:
         weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(device.compute)

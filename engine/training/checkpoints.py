@@ -30,7 +30,7 @@ def write(folder: Path, fill: Callable[[Path], object]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        fill(temporary)
+        _fill(temporary, fill)
         _sync(temporary)
         if folder.exists():  # an earlier attempt's, superseded by this one
             shutil.rmtree(folder)
@@ -39,6 +39,20 @@ def write(folder: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_one(folder.parent)
+
+
+def _fill(folder: Path, fill: Callable[[Path], object]) -> None:
+    """`fill`, with what the libraries make of a failed write as the OSError that it was."""
+    from safetensors import SafetensorError
+
+    try:
+        fill(folder)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    except RuntimeError as error:
+        if "write" not in str(error) and "writing" not in str(error):
+            raise
+        raise OSError(str(error).splitlines()[0]) from error  # torch.save
 
 
 def _sync(folder: Path) -> None:

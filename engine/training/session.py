@@ -115,9 +115,9 @@ def _model(job: Job, resumed: Path | None) -> Any:
     model.name_or_path = job.prepared["base"]
     torch.manual_seed(profile.training.seed)
     model = importlib.import_module(f"engine.training.adapters.{profile.adapter.kind}").attach(model, profile.adapter)
-    if full and profile.model.dtype != "bfloat16":
+    if full and profile.model.dtype == "float16":
         model.float()
-        job.masters = profile.model.dtype == "float16"
+    job.masters = full and model.dtype != getattr(torch, profile.model.dtype)
     if resumed:
         _restore(job, model, resumed)
     if profile.training.gradient_checkpointing:

@@ -142,7 +142,7 @@ class Supervised:
         arguments = ["--home", str(self.home.root), "--job", self.id, "--attempt", str(self.attempts)]
         line = command(["engine.workers.train", *arguments, "--address", self.address, *extra], processes, None)
         if limit is not None:
-            line = ["prlimit", f"--fsize={limit}", *line]
+            line = ["prlimit", f"--fsize={limit}:unlimited", *line]
         log = open(self.run.log, "ab")  # noqa: SIM115 - the process keeps it
         self.process = subprocess.Popen(
             line, stdout=log, stderr=log, cwd="/", env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
