@@ -101,7 +101,8 @@ def keep_nf4_trainable(model: Any, device: Device) -> None:
             layer.compute_dtype = device.compute
         return
     for name, layer in layers:
-        weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(device.compute)
+        layer.weight.quant_state.dtype = device.compute  # unpack to what is computed in, as each product would
+        weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         plain.weight = torch.nn.Parameter(weight, requires_grad=False)
         plain.bias = layer.bias

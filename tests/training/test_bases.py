@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -52,10 +53,10 @@ def test_a_quantised_base_learns_after_an_evaluation_with_generation(start_run, 
     assert run.entries(Sample)[0].reference == REPLY
     first = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
     states = [_tensors(run.run.checkpoint(step))[first] for step in (1, 2, 3, 4)]
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         assert not before.equal(after)
     start = run.entries(Start)[0]
-    assert start.parameters > 30 * start.trainable_parameters / 10
+    assert 0 < start.trainable_parameters < start.parameters / 2
     lock = json.loads((run.run.checkpoint(4) / "lock.json").read_text())
     assert lock["quantization"] == quantization
 
