@@ -227,7 +227,7 @@ class DashboardScreen(RunScreen):
         panel.show(table([(name, f"{value:<6} {moved}") for name, value, moved in evaluated]))
         blocks = [facts(run, told)]
         if self.has_class("-narrow") or self.has_class("-low"):
-            blocks = [[(name, value) for name, value, _ in evaluated], present(run), *blocks]
+            blocks = [present(run), [(name, value) for name, value, _ in evaluated], *blocks]
         self.query_one("#facts", Line).show(Content("\n").join(table(rows) for rows in blocks if rows))
 
     def _show_empty(self, state: State) -> None:

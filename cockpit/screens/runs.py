@@ -30,8 +30,8 @@ SORTS = {
 }
 """What `t` goes through."""
 LOSS = "train/loss"
-COLUMNS = {"": 1, "state": 11, "run": 0, "progress": 21, "loss": 7, "eval": 7, "base": 21, "age": 6}
-NARROW = {"": 1, "state": 11, "run": 0, "progress": 14, "loss": 7, "age": 6}
+COLUMNS = {"": 1, "state": 11, "run": 0, "progress": 20, "loss": 6, "eval": 6, "base": 21, "age": 6}
+NARROW = {"": 1, "state": 11, "run": 0, "progress": 12, "loss": 6, "age": 6}
 """Heading -> width; 0 takes what is left."""
 
 
@@ -155,14 +155,15 @@ class RunsScreen(RunScreen):
     def _cells(self, run: Run) -> dict[str, Content]:
         mark, colour = STATES.get(run.state, ("·", "$text"))
         share = run.step / run.max_steps if run.max_steps else 0.0
-        full = round(share * 8)
+        length = 6 if self._narrow else 8
+        full = round(share * length)
         at = self._marked.index(run.id) if run.id in self._marked else -1
         steps = percent(share) if self._narrow else f"{run.step:,}/{run.max_steps or '?'}"
         return {
             "mark": Content.styled("◆◇"[at] if at >= 0 else " ", "$accent" if at == 0 else "$success"),
             "state": Content.styled(f"{mark} {run.state}", colour),
             "run": Content(_cut(run.id, self._room)),
-            "progress": Content.assemble(("━" * full, "$accent"), ("─" * (8 - full), "$primary 50%"), " ", steps),
+            "progress": Content.assemble(("━" * full, "$accent"), ("─" * (length - full), "$primary 50%"), " ", steps),
             "loss": Content(_metric(run, LOSS)),
             "eval": Content(_metric(run, "eval/loss")),
             "base": Content(_cut(run.base.rsplit("/", 1)[-1], 21)),

@@ -152,18 +152,13 @@ def facts(run: Run, told: RunTold) -> list[tuple[str, str]]:
         rows.append(("batch", f"{run.global_batch} global, {run.processes} rank{'s'[: run.processes > 1]}"))
     rows.append(("base", run.base.rsplit("/", 1)[-1]))
     rows.append(("method", " · ".join(part for part in (run.method, run.adapter) if part)))
-    numbers = [str(further[key]) for key in ("dtype", "quantization") if further.get(key) not in (None, "", "none")]
+    types = [str(further[key]) for key in ("dtype", "quantization", "compute_dtype") if further.get(key)]
+    numbers = [name for name in dict.fromkeys(types) if name != "none"]
     rows.append(("numbers", " · ".join(numbers)))
     if "rows" in start:
-        rows.append(("data", f"{big(start['rows'])} rows · {big(start.get('trained_tokens', 0))} tokens"))
-    rows += [
-        (key, str(value)) for key, value in further.items() if key not in ("dtype", "quantization") and _short(value)
-    ]
+        rows.append(("data", f"{big(start['rows'])} rows · {big(start.get('trained_tokens', 0))} tok"))
+    rows += [(key, str(further[key])) for key in ("device", "torch") if key in further]
     return [(name, value) for name, value in rows if value]
-
-
-def _short(value: object) -> bool:
-    return isinstance(value, (str, int, float)) and len(str(value)) <= 24
 
 
 def evaluation(told: RunTold) -> list[tuple[str, str, str]]:
@@ -184,9 +179,12 @@ class Notice(Static):
     """What went wrong, why, and what mends it; or the newest warning. Hidden when there is neither."""
 
     DEFAULT_CSS = """
-    Notice { height: auto; max-height: 7; padding: 0 1; border-left: thick $warning; background: $surface; display: none; }
-    Notice.-problem { border-left: thick $error; }
+    Notice { height: auto; max-height: 2; padding: 0 1; border-left: thick $warning; background: $surface; display: none;
+             text-wrap: nowrap; text-overflow: ellipsis; }
+    Notice.-problem { max-height: 7; border-left: thick $error; text-wrap: wrap; }
     """
+
+    _plain = ""
 
     def show(self, problem: Problem | None, told: RunTold) -> None:
         self.set_class(problem is not None, "-problem")
@@ -198,13 +196,13 @@ class Notice(Static):
             ]
         elif told.warnings:
             warning = told.warnings[-1]
-            more = f"  (and {len(told.warnings) - 1} more)" if len(told.warnings) > 1 else ""
+            count = f"{len(told.warnings)} warnings, the last: " if len(told.warnings) > 1 else ""
             hint = warning.get("hint", "")
-            lines = [(warning["message"] + more, "$warning"), (f"→ {hint}" if hint else "", "$text")]
+            lines = [(count + warning["message"], "$warning"), (f"→ {hint}" if hint else "", "$text")]
         else:
             lines = []
         text = Content("\n").join(Content.styled(line, style) for line, style in lines if line)
-        if text.plain != getattr(self, "_plain", ""):
+        if text.plain != self._plain:
             self._plain = text.plain
             self.update(text)
         self.display = bool(lines)

@@ -41,6 +41,7 @@ async def test_points_and_log_arrive_live_and_a_later_attempt_replaces_the_earli
     engine = FakeEngine(run)
     async with opened(engine) as pilot:
         chart = pilot.app.screen.query_one("#loss", Chart)
+        await until(pilot, lambda: "train/loss" in chart.traces)
         curve = chart.traces["train/loss"].curve
         assert curve.last == 31
         engine.step(run, 31)  # known already
@@ -107,8 +108,9 @@ async def test_log_scale_zoom_and_the_next_run() -> None:
     other: Run = demo_run(id="older", name="older", created=1.0, state="completed", step=50)
     async with opened(FakeEngine(demo_run(), other)) as pilot:
         chart = pilot.app.screen.query_one("#loss", Chart)
+        await until(pilot, lambda: "train/loss" in chart.traces)
         await pilot.press("y", "plus")
-        assert "log · newest 1/2" in shown(pilot)
+        await until(pilot, lambda: "log · newest 1/2" in shown(pilot))
         assert chart.span()[0] > 10
         await pilot.press("right_square_bracket")
         await until(pilot, lambda: "✓ completed  older" in shown(pilot) and chart.traces["train/loss"].curve.last == 50)
