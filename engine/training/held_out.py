@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.evaluation import TASKS
 from engine.training.job import Job
-from engine.training.rows import collate
+from engine.training.rows import Collate
 
 KEPT = 4
 """Replies that are journaled at each evaluation."""
@@ -19,8 +19,8 @@ KEPT = 4
 class HeldOut:
     """Called with a trainer at a step boundary; leaves its model in training mode and its random state untouched."""
 
-    def __init__(self, job: Job, rows: Any) -> None:
-        self.job = job
+    def __init__(self, job: Job, rows: Any, collate: Collate) -> None:
+        self.job, self._collate = job, collate
         lengths = [len(ids) for ids in rows["input_ids"]]
         order = sorted(range(len(rows)), key=lengths.__getitem__)  # neighbours of like length pad little
         mine = order[job.ranks.rank :: job.ranks.world]
@@ -51,6 +51,7 @@ class HeldOut:
         try:
             with torch.no_grad(), self._autocast():
                 values = self._loss(trainer)
+                trainer.head.segments.lengths = None  # generation's batches are ordinary ones
                 replies = self._replies(model)
         finally:
             model.train()
@@ -75,7 +76,7 @@ class HeldOut:
 
         loss = right = count = 0.0
         for rows in self._batches:
-            batch = trainer._prepare_inputs(collate(rows))
+            batch = trainer._prepare_inputs(self._collate(rows))
             logits = trainer.head.logits(trainer.model, batch)
             loss += cross_entropy(logits, batch["targets"]).item()
             right += (logits.argmax(-1) == batch["targets"]).sum().item()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.training.segments import Segments
+
 
 class PickedHead:
     """Runs a causal language model so that its output layer sees the picked positions alone.
@@ -12,8 +14,9 @@ class PickedHead:
     positions are not trained. A hook on the output layer works for every architecture, under DDP and PEFT alike.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, segments: Segments) -> None:
         self._picked: Any = None
+        self.segments = segments
         head = model.get_output_embeddings()
         if head is not None:
             head.register_forward_pre_hook(self._pick)
@@ -26,9 +29,11 @@ class PickedHead:
 
     def logits(self, model: Any, inputs: dict[str, Any]) -> Any:
         """[picked positions, vocabulary] of a collated micro-batch."""
-        self._picked = inputs["picked"]
+        self._picked, self.segments.lengths = inputs["picked"], inputs["lengths"]
         try:
-            logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
+            logits = model(
+                input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
+            ).logits
         finally:
             self._picked = None
         return logits if logits.dim() == 2 else logits.reshape(-1, logits.shape[-1])[inputs["picked"]]

@@ -7,11 +7,13 @@ a mean over the window's trained tokens, who computes which row changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+Collate = Callable[[list[dict[str, list[int]]]], dict[str, Any]]
+"""Rows of one micro-batch to tensors."""
 IGNORED = -100
 """Label of a token that is not trained."""
 
@@ -63,26 +65,42 @@ class Windows:
         return [by_length[bounds[index] : bounds[index + 1]] for index in range(count)]
 
 
-def collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """One micro-batch, padded on the right to its longest row.
+def collate_flat(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """One micro-batch as a single sequence, rows end to end: [1, tokens], nothing padded.
 
-    No attention mask: attention is causal, so nothing before the padding sees it, and no position after is trained.
-    `picked` are flat positions (row × longest + column) whose next token is trained, `targets` those tokens. An empty
-    micro-batch, the share of a rank that the last window had no row for, is one token that trains nothing.
+    `lengths` are those of the parts that attend to themselves alone: rows, or what a packed row holds (`seq_lengths`).
+    `picked` are positions whose next token is trained, `targets` those tokens. An empty micro-batch, the share of a rank
+    for which the last window had no row, is one token that trains nothing.
     """
-    longest = max((len(row["input_ids"]) for row in rows), default=1)
-    ids = torch.zeros(max(len(rows), 1), longest, dtype=torch.long)
-    following = torch.full((max(len(rows), 1), longest), IGNORED, dtype=torch.long)
-    for index, row in enumerate(rows):
-        length = len(row["input_ids"])
-        ids[index, :length] = torch.as_tensor(row["input_ids"])
-        following[index, : length - 1] = torch.as_tensor(row["labels"])[1:]
-    flat = following.view(-1)
-    picked = (flat != IGNORED).nonzero().squeeze(1)
+    lengths = [length for row in rows for length in row.get("seq_lengths") or [len(row["input_ids"])]] or [1]
+    ids = torch.tensor([token for row in rows for token in row["input_ids"]] or [0])
+    labels = torch.tensor([label for row in rows for label in row["labels"]] or [IGNORED])
+    following = torch.cat([labels[1:], labels.new_tensor([IGNORED])])
+    following[torch.tensor(lengths).cumsum(0) - 1] = IGNORED  # the last of a part has nothing to predict
+    picked = (following != IGNORED).nonzero().squeeze(1)
     return {
-        "input_ids": ids,
+        "input_ids": ids[None],
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "lengths": lengths,
         "picked": picked,
-        "targets": flat[picked],
+        "targets": following[picked],
         "rows": len(rows),
         "tokens": sum(len(row["input_ids"]) for row in rows),
     }
+
+
+def collate_padded(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """The same, padded on the right to the longest row: for models whose attention cannot be cut into segments.
+
+    No attention mask: attention is causal, so nothing before the padding sees it, and no position after is trained. `picked`
+    are flat positions (row × longest + column).
+    """
+    flat = collate_flat(rows)
+    if "seq_lengths" in (rows[0] if rows else {}):
+        raise ValueError("packed rows cannot be padded: attention would cross from one to the next")
+    ids = torch.nn.utils.rnn.pad_sequence(flat["input_ids"][0].split(flat["lengths"]), batch_first=True)
+    starts = torch.tensor([0, *flat["lengths"][:-1]]).cumsum(0)
+    row = torch.searchsorted(starts, flat["picked"], right=True) - 1
+    picked = row * ids.shape[1] + flat["picked"] - starts[row]
+    others = {key: flat[key] for key in ("targets", "rows", "tokens")}
+    return {"input_ids": ids, "picked": picked, "lengths": None, "position_ids": None, **others}

@@ -101,6 +101,8 @@ def _model(job: Job, resumed: Path | None) -> Any:
     """The model to train, with a checkpoint's weights when resuming."""
     import torch
 
+    from engine.training import dropout
+
     profile, voice = job.profile, job.voice
     full = profile.adapter.kind == "none"
     folder = str(resumed) if resumed and full else job.prepared["base"]
@@ -118,6 +120,8 @@ def _model(job: Job, resumed: Path | None) -> Any:
     if full and profile.model.dtype == "float16":
         model.float()
     job.masters = full and model.dtype != getattr(torch, profile.model.dtype)
+    if not full and job.device.kind == "cpu":
+        dropout.install(model)
     if resumed:
         _restore(job, model, resumed)
     if profile.training.gradient_checkpointing:
@@ -149,9 +153,23 @@ def _trainer(job: Job, model: Any) -> Any:
     from transformers import TrainingArguments
 
     from engine.training.held_out import HeldOut
-    from engine.training.rows import Windows, collate
+    from engine.training.rows import Windows, collate_flat, collate_padded
+    from engine.training.segments import Segments, possible
 
     settings = job.profile.training
+    segments = Segments()
+    flat = possible(model, job.profile.model.attention)
+    if flat:
+        segments.install(model)
+    elif job.profile.data.packing:
+        raise ProblemError(
+            Problem(
+                title="data.packing does not work with this model",
+                cause="its attention cannot be kept apart between packed rows",
+                hint="set data.packing to false, or model.attention to auto",
+            )
+        )
+    collate = collate_flat if flat else collate_padded
     rows = load_from_disk(job.prepared["train"])
     lengths = [len(ids) for ids in rows["input_ids"]]
     windows = Windows(
@@ -190,8 +208,9 @@ def _trainer(job: Job, model: Any) -> Any:
     trainer = method.build(
         job=job,
         windows=windows,
+        segments=segments,
         loader=loader,
-        evaluate=HeldOut(job, held_out) if held_out is not None and len(held_out) else None,
+        evaluate=HeldOut(job, held_out, collate) if held_out is not None and len(held_out) else None,
         model=model,
         args=arguments,
         train_dataset=rows,

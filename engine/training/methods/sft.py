@@ -24,9 +24,9 @@ def build(**arguments: Any) -> Any:
     class SupervisedTrainer(Steered, Trainer):
         """Cross entropy over trained positions; the head sees no others."""
 
-        def __init__(self, **kwargs: Any) -> None:
+        def __init__(self, *, segments: Any, **kwargs: Any) -> None:
             super().__init__(**kwargs)
-            self.head = PickedHead(self.model)
+            self.head = PickedHead(self.model, segments)
             self.loss_is_scaled_for_ga = True
 
         def compute_loss(
