@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.prep import formats, readers, rows
+from engine.prep import readers, rows, shapes
 from engine.prep.chat import Refused, Renderer
 from engine.prep.formats.canonical import Canonical
 from engine.prep.options import SourceOptions
@@ -50,7 +50,7 @@ class Indexed:
         value, reason = readers.decode(self.raw(index))
         if value is None:
             raise ValueError(f"{self.path.name}:{self.lines[index]} has changed since it was opened: {reason}")
-        content: Canonical = formats.load(self.shape).convert(value)
+        content: Canonical = shapes.load(self.shape).convert(value)
         return Row(str(self.path), self.lines[index], self.offsets[index], content)
 
 
@@ -162,7 +162,7 @@ class Browser:
                         : 50 - len(self.columns)
                     ]
                     try:
-                        formats.load(indexed.shape).convert(record.value)
+                        shapes.load(indexed.shape).convert(record.value)
                     except ValueError as error:
                         reason = str(error)
                 if reason:

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from engine.prep import formats, readers
+from engine.prep import readers, shapes
 from engine.prep.formats.canonical import Canonical
 from engine.prep.options import SourceOptions
 from engine.prep.sources import find_source
@@ -68,7 +68,7 @@ def shape_of(source: SourceOptions, path: Path) -> str:
         return source.format
     looked_at = itertools.islice((record.value for record in readers.read(path) if record.value), _LOOKED_AT)
     try:
-        return formats.detect(list(looked_at))
+        return shapes.detect(list(looked_at))
     except ValueError as error:
         raise ValueError(f"{source.source}: {error}")
 
@@ -103,7 +103,7 @@ def _read_one(
         if record.value is None:
             rejects.add(*record[:3], record.reason)
             continue
-        convert = convert or formats.load(shape_of(source, path)).convert
+        convert = convert or shapes.load(shape_of(source, path)).convert
         try:
             row = Row(*record[:3], convert(record.value))
         except ValueError as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.prep import formats
+from engine.prep import shapes
 
 
 def said(role: str, content: str) -> dict[str, str]:
@@ -42,13 +42,13 @@ GOOD = [
 def test_rows_become_conversations_and_their_shape_is_found(
     shape: str, row: dict[str, Any], expected: list[dict[str, str]]
 ) -> None:
-    assert formats.detect([row]) == shape
-    assert formats.load(shape).convert(row) == {"messages": expected}
+    assert shapes.detect([row]) == shape
+    assert shapes.load(shape).convert(row) == {"messages": expected}
 
 
 def test_plain_text_stays_text() -> None:
-    assert formats.detect([{"text": "t"}]) == "text"
-    assert formats.load("text").convert({"text": "t", "url": "u"}) == {"text": "t"}
+    assert shapes.detect([{"text": "t"}]) == "text"
+    assert shapes.load("text").convert({"text": "t", "url": "u"}) == {"text": "t"}
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_plain_text_stays_text() -> None:
 )
 def test_bad_rows_are_refused_with_the_reason(shape: str, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        formats.load(shape).convert(row)
+        shapes.load(shape).convert(row)
 
 
 def test_the_shape_of_most_rows_wins_and_none_is_an_error() -> None:
-    assert formats.detect([{"odd": 1}, {"text": "t"}, {"text": "t"}]) == "text"
+    assert shapes.detect([{"odd": 1}, {"text": "t"}, {"text": "t"}]) == "text"
     with pytest.raises(ValueError, match="columns foo"):
-        formats.detect([{"foo": 1}])
+        shapes.detect([{"foo": 1}])

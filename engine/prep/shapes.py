@@ -1,0 +1,27 @@
+"""Which shape do rows have, and what converts them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from engine.prep.formats import FORMATS
+
+
+def load(name: str) -> ModuleType:
+    """The module of a shape, with its `matches` and `convert`."""
+    return importlib.import_module(FORMATS[name])
+
+
+def detect(rows: Sequence[dict[str, Any]]) -> str:
+    """The shape that most of these rows have. Raises ValueError when none has any: it names the columns seen."""
+    counts = {name: sum(load(name).matches(row) for row in rows) for name in FORMATS}
+    best = max(counts, key=lambda name: counts[name])
+    if not counts[best]:
+        columns = sorted({str(column) for row in rows for column in row})
+        raise ValueError(
+            f"no known shape has the columns {', '.join(columns) or '(none)'}; known are {', '.join(FORMATS)}: say data.train.N.format"
+        )
+    return best
