@@ -34,11 +34,11 @@ from engine.protocol.messages import (
 )
 
 GIGA = 1 << 30
-NOW = time.time()
 
 
 def demo_run(**changes: Any) -> Run:
     """The demo at step 31 of 50."""
+    now = time.time()
     told: dict[str, Any] = {
         "id": "triples-qlora-1121-0526-0caf",
         "name": "triples-qlora",
@@ -52,8 +52,8 @@ def demo_run(**changes: Any) -> Run:
         "max_steps": 50,
         "epoch": 0.62,
         "epochs": 1.0,
-        "created": NOW - 100,
-        "started": NOW - 90,
+        "created": now - 100,
+        "started": now - 90,
         "phase": "training",
         "global_batch": 8,
         "parameters": 139_400_000,
@@ -72,9 +72,10 @@ def demo_run(**changes: Any) -> Run:
 
 def entries() -> list[dict[str, Any]]:
     """What the journal told beside the metrics."""
+    now = time.time()
     start = {
         "kind": "start",
-        "time": NOW - 80,
+        "time": now - 80,
         "attempt": 1,
         "step": 0,
         "max_steps": 50,
@@ -85,9 +86,9 @@ def entries() -> list[dict[str, Any]]:
     second = {"eval/loss": 0.4512, "eval/json_validity": 0.97, "eval/schema_validity": 0.94, "eval/triples_f1": 0.81}
     return [
         start | {"facts": {"dtype": "bfloat16", "quantization": "nf4", "device": "cpu", "torch": "2.13.0"}},
-        {"kind": "evaluation", "time": NOW - 79, "attempt": 1, "step": 0, "values": first},
-        {"kind": "evaluation", "time": NOW - 30, "attempt": 1, "step": 25, "values": second},
-        {"kind": "checkpoint", "time": NOW - 29, "attempt": 1, "step": 25, "path": "/x/step-00000025"},
+        {"kind": "evaluation", "time": now - 79, "attempt": 1, "step": 0, "values": first},
+        {"kind": "evaluation", "time": now - 30, "attempt": 1, "step": 25, "values": second},
+        {"kind": "checkpoint", "time": now - 29, "attempt": 1, "step": 25, "path": "/x/step-00000025"},
     ]
 
 
