@@ -13,11 +13,14 @@ import pytest
 
 from engine.protocol.client import running_engine
 from engine.protocol.home import Home
+from engine.supervisor.processes import QUIET_THREADS
 from tests.scripted.bench import Engine
 
 USER_HOME = Home.locate()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for _name, _value in QUIET_THREADS.items():
+    os.environ.setdefault(_name, _value)
 
 
 @pytest.fixture(scope="session")
