@@ -109,11 +109,14 @@ def keep_nf4_trainable(model: Any, device: Device) -> None:
         model.set_submodule(name, plain)
 
 
-def tokenizer(folder: str, trust_remote_code: bool) -> Any:
-    """The tokenizer that lies with the base. Padding is set, for generation, to what it has."""
+def tokenizer(folder: str, trust_remote_code: bool, template: str | None) -> Any:
+    """The tokenizer that lies with the base, with the profile's own chat template when there is one. Padding is set, for
+    generation, to what it has."""
     from transformers import AutoTokenizer
 
     found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if found.pad_token_id is None:
         found.pad_token = found.eos_token
+    if template is not None:
+        found.chat_template = template
     return found

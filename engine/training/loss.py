@@ -31,9 +31,7 @@ class PickedHead:
         """[picked positions, vocabulary] of a collated micro-batch."""
         self._picked, self.segments.lengths = inputs["picked"], inputs["lengths"]
         try:
-            logits = model(
-                input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
-            ).logits
+            logits = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False).logits
         finally:
             self._picked = None
         return logits if logits.dim() == 2 else logits.reshape(-1, logits.shape[-1])[inputs["picked"]]

@@ -92,7 +92,7 @@ def _set_up(run: RunDirectory, attempt: int, submitted: Profile, live: Profile, 
         device=device,
         voice=voice,
         inbox=inbox,
-        tokenizer=base.tokenizer(prepared["base"], live.model.trust_remote_code),
+        tokenizer=base.tokenizer(prepared["base"], live.model.trust_remote_code, prepared.get("template")),
         checkpoints=checkpoints.known(run),
     )
 
@@ -240,7 +240,13 @@ def _say_start(job: Job, trainer: Any, step: int, resumed: Path | None) -> None:
             rows=len(windows.lengths),
             trained_tokens=job.prepared["trained_tokens"],
             resumed=f"from step {step}" if resumed else "",
-            facts={"device": job.device.label, "compute_dtype": compute, **report.versions()},
+            facts={
+                "device": job.device.label,
+                "dtype": job.profile.model.dtype,
+                "quantization": job.profile.model.quantization,
+                "compute_dtype": compute,
+                **report.versions(),
+            },
         )
     )
     if job.device.kind == "cpu" and compute != job.profile.model.dtype:

@@ -124,3 +124,9 @@ def test_a_profile_names_its_base(place: Home, base: Path) -> None:
     [(key, message)] = found("tiny")
     assert "cannot be loaded: no tokenizer" in message
     assert list(checks.base({}, place.root, place)) == []
+
+
+def test_an_adapter_is_refused_as_a_base(place: Home, base: Path) -> None:
+    make_run(place, "first-run", base, {10: True})
+    found = dict(checks.base({"model": ModelOptions(base="first-run")}, place.root, place))
+    assert f"is an adapter on {base}" in found["model.base"]
