@@ -21,7 +21,10 @@ def base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tu
         targets.check(target)
         if target.adapter is not None:
             # Its adapter would be left out without a word, and another model be trained than the one named.
-            yield "model.base", f"{model.base} is an adapter on {target.base}; training goes on from a whole model: name that base"
+            yield (
+                "model.base",
+                f"{model.base} is an adapter on {target.base}; training goes on from a whole model: name that base",
+            )
     except ProblemError as error:
         problem = error.problem
         yield "model.base", ": ".join(part for part in (problem.title, problem.cause) if part)
