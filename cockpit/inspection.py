@@ -10,7 +10,8 @@ from cockpit.yaml_edit import read
 
 if TYPE_CHECKING:
     from engine.protocol.home import Home
-    from engine.protocol.profile import Field, Issue, Profile
+    from engine.protocol.profile import Issue, Profile
+    from engine.protocol.profile_form import Field
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Inspection:
 
 def inspect(text: str, file: ProfileFile, home: Home) -> Inspection:
     """Read and check a profile's text. Takes milliseconds, the first time 0.2 s: call it off the loop."""
-    from engine.protocol.profile import SECTIONS, ProfileError, describe, parse  # pydantic: not before the first paint
+    from engine.protocol.profile import SECTIONS, ProfileError, parse  # pydantic: not before the first paint
+    from engine.protocol.profile_form import describe
 
     document = read(text)
     kinds = {}

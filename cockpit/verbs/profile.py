@@ -10,7 +10,7 @@ from cockpit.profiles import folder_of_own, profile_files
 from cockpit.verbs.output import emit, say, table
 from engine.protocol.home import Home
 from engine.protocol.profile import Profile, ProfileError, find, load
-from engine.protocol.profile import schema as profile_schema
+from engine.protocol.profile_form import schema as profile_schema
 
 
 def locate(name: str, home: Home) -> Path:

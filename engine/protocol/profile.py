@@ -6,16 +6,14 @@ and adapters come from their tables. Reading reports every problem at once, each
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
@@ -25,6 +23,7 @@ from engine.launchers.options import LaunchOptions
 from engine.models.options import ModelOptions
 from engine.prep.options import DataOptions
 from engine.protocol.bundled import bundled
+from engine.protocol.complaints import explain, suggest
 from engine.protocol.options import Options, Variant
 from engine.training.adapters import ADAPTERS
 from engine.training.methods import METHODS
@@ -125,7 +124,7 @@ def find(name: str) -> Path:
     if name in builtin:
         return builtin[name]
     raise ProfileError(
-        [Issue(f"no such file and no built-in profile{_suggest(name, builtin)} (see: cockpit profile list)", file=name)]
+        [Issue(f"no such file and no built-in profile{suggest(name, builtin)} (see: cockpit profile list)", file=name)]
     )
 
 
@@ -139,7 +138,9 @@ def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), 
         issues += _override(document, override, places)
     sections, found = _read_sections(document)
     for check in CHECKS:
-        found += [_Found(tuple(key.split(".")), message) for key, message in _load(check)(sections, directory, home)]
+        found += [
+            _Found(tuple(key.split(".")), message) for key, message in load_reference(check)(sections, directory, home)
+        ]
     issues += [places.issue(each) for each in found]
     if issues:
         raise ProfileError(issues)
@@ -180,7 +181,7 @@ def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]
     found: list[_Found] = []
     for key in document:
         if key not in SECTIONS and key not in ("name", "description"):
-            found.append(_Found((key,), f"unknown section{_suggest(str(key), SECTIONS)}"))
+            found.append(_Found((key,), f"unknown section{suggest(str(key), SECTIONS)}"))
     for key in ("name", "description"):
         if not isinstance(document.get(key, ""), str):
             found.append(_Found((key,), "must be text"))
@@ -196,69 +197,16 @@ def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]
             if kind not in owner:
                 found.append(
                     _Found(
-                        (name, "kind"), f"must be one of {', '.join(owner)}, not {kind!r}{_suggest(str(kind), owner)}"
+                        (name, "kind"), f"must be one of {', '.join(owner)}, not {kind!r}{suggest(str(kind), owner)}"
                     )
                 )
                 continue
-            value, owner = {**value, "kind": kind}, _load(owner[kind])
+            value, owner = {**value, "kind": kind}, load_reference(owner[kind])
         try:
             sections[name] = owner.model_validate(_plain(value))
         except ValidationError as error:
-            found += [_Found((name, *keys), message) for keys, message in _explain(error, owner)]
+            found += [_Found((name, *keys), message) for keys, message in explain(error, owner)]
     return sections, found
-
-
-def _explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Pydantic's errors in our words. A union reports one error a branch for the same place: they become one sentence."""
-    by_place: dict[tuple[str | int, ...], list[Any]] = {}
-    for detail in error.errors():
-        keys = tuple(key for key in detail["loc"] if isinstance(key, int) or not _is_branch(key))
-        by_place.setdefault(keys, []).append(detail)
-    for keys, details in by_place.items():
-        if any(other[: len(keys)] == keys and len(other) > len(keys) for other in by_place):
-            continue  # a list that is not `auto` either: what is wrong inside it says more
-        kinds = {detail["type"] for detail in details}
-        got = details[0]["input"]
-        if kinds == {"extra_forbidden"}:
-            yield keys, f"unknown key{_suggest(str(keys[-1]), _owner(model, keys).model_fields)}"
-        elif kinds == {"missing"}:
-            yield keys, "is required"
-        else:
-            yield keys, f"{' or '.join(map(_expectation, details))}, not {got!r}{_suggest(str(got), _choices(details))}"
-
-
-def _expectation(detail: Any) -> str:
-    if detail["type"] == "literal_error":
-        return f"must be {detail['ctx']['expected'].replace(chr(39), '')}"
-    return str(detail["msg"]).removeprefix("Input ").removeprefix("Value error, ").replace("should be", "must be")
-
-
-def _choices(details: list[Any]) -> list[str]:
-    """The words that would have been right."""
-    expected = (detail["ctx"]["expected"] for detail in details if detail["type"] == "literal_error")
-    return [word.strip("' ") for words in expected for word in words.replace(" or ", ", ").split(", ")]
-
-
-def _is_branch(key: str) -> bool:
-    """Pydantic names the branches of a union in `loc`: `int`, `literal['auto']`, `list[str]`, `constrained-int` …"""
-    return "[" in key or key in ("int", "str", "float", "bool", "none") or key.startswith("constrained-")
-
-
-def _owner(model: type[Options], keys: tuple[str | int, ...]) -> type[Options]:
-    """The options model that the last key belongs to."""
-    for key in keys[:-1]:
-        if isinstance(key, int) or key not in model.model_fields:
-            continue
-        for candidate in _models_in(model.model_fields[key].annotation):
-            model = candidate
-    return model
-
-
-def _models_in(annotation: Any) -> Iterator[type[Options]]:
-    if isinstance(annotation, type) and issubclass(annotation, Options):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
 
 
 class _Places:
@@ -335,102 +283,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _suggest(word: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f", did you mean {match[0]}?" if match else ""
-
-
-def _load(reference: str) -> Any:
+def load_reference(reference: str) -> Any:
+    """What a table's `"module:name"` string names."""
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-# ── derived: form, schema ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Field:
-    """One setting as a form shows it. `kind` is `bool int float text choice list mapping`."""
-
-    key: str
-    kind: str
-    default: Any
-    help: str
-    unit: str = ""
-    choices: tuple[str, ...] = ()
-    optional: bool = False
-    required: bool = False
-
-
-def describe(method: str | None = None, adapter: str | None = None) -> list[Field]:
-    """All settings in file order, for the given method and adapter kinds (the tables' first by default)."""
-    fields = [Field("name", "text", "", "What the run is called; letters, digits, dashes.")]
-    chosen = {"method": method, "adapter": adapter}
-    for name, owner in SECTIONS.items():
-        if isinstance(owner, dict):
-            kind = chosen[name] or next(iter(owner))
-            fields.append(Field(f"{name}.kind", "choice", next(iter(owner)), f"Which {name}.", choices=tuple(owner)))
-            owner = _load(owner[kind])
-        fields += [_field(f"{name}.{key}", info) for key, info in owner.model_fields.items() if key != "kind"]
-    return fields
-
-
-def _field(key: str, info: FieldInfo) -> Field:
-    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    kind, choices, optional = _form_kind(info.annotation)
-    return Field(
-        key,
-        kind,
-        None if info.is_required() else info.get_default(call_default_factory=True),
-        info.description or "",
-        str(extra.get("unit", "")),
-        choices,
-        optional,
-        info.is_required(),
-    )
-
-
-def _form_kind(annotation: Any) -> tuple[str, tuple[str, ...], bool]:
-    plain = {bool: "bool", int: "int", float: "float", str: "text"}
-    if annotation in plain:
-        return plain[annotation], (), False
-    branches = [branch for branch in get_args(annotation) if branch is not type(None)]
-    optional = type(None) in get_args(annotation)
-    if branches and all(isinstance(branch, str) for branch in branches):
-        return "choice", tuple(branches), False
-    if len(branches) == 1:
-        kind, choices, _ = _form_kind(branches[0])
-        return kind, choices, optional
-    origin = str(getattr(annotation, "__origin__", ""))
-    if "dict" in origin:
-        return "mapping", (), optional
-    return ("list" if "list" in origin else "text"), (), optional
-
-
-def schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a profile."""
-    properties: dict[str, Any] = {"name": {"type": "string"}, "description": {"type": "string"}}
-    definitions: dict[str, Any] = {}
-
-    def add(model: type[Options]) -> dict[str, Any]:
-        own = model.model_json_schema(ref_template="#/$defs/{model}")
-        definitions.update(own.pop("$defs", {}))
-        return own
-
-    for name, owner in SECTIONS.items():
-        if isinstance(owner, dict):
-            properties[name] = {"oneOf": [add(_load(reference)) for reference in owner.values()]}
-        else:
-            properties[name] = add(owner)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "cockpit profile",
-        "type": "object",
-        "properties": properties,
-        "required": ["data"],
-        "additionalProperties": False,
-        "$defs": definitions,
-    }
-
-
-Check = Callable[[Mapping[str, Any], Path, Any], Iterable[tuple[str, str]]]

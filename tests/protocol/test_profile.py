@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from engine.protocol import profile
 from engine.protocol.bundled import bundled
-from engine.protocol.profile import ProfileError, describe, find, load, parse, schema
+from engine.protocol.profile import ProfileError, find, load, parse
+from engine.protocol.profile_form import describe, schema
 
 BAD = """\
 name: bad
