@@ -1,0 +1,135 @@
+"""Evaluating and saving at a step boundary, and the random states that a resume needs."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from engine.protocol.journal import Checkpoint, Evaluation, Sample, Warn
+from engine.training import checkpoints, steering
+from engine.training.obeying import Obeying
+
+
+class Saving(Obeying):
+    """Mixin of `Steered`."""
+
+    results: dict[int, dict[str, float]]
+    """Evaluations by step."""
+    _evaluator: Any
+
+    def _warn(self, step: int, message: str, hint: str) -> None:
+        self.voice.tell(Warn(attempt=self.job.attempt, step=step, message=message, hint=hint))
+
+    def evaluate_now(self, step: int) -> None:
+        """Held-out loss and the task's metrics after `step` steps; nothing without held-out rows, or when just done."""
+        if self._evaluator is None or step in self.results:
+            return
+        self.voice.phase("evaluating")
+        start = time.perf_counter()
+        values, samples = self._evaluator(self)
+        self.results[step] = values
+        seconds = time.perf_counter() - start
+        self.voice.tell(Evaluation(attempt=self.job.attempt, step=step, values=values, seconds=seconds))
+        for sample in samples:
+            self.voice.tell(Sample(attempt=self.job.attempt, step=step, **sample))
+        self.voice.phase("training")
+
+    def save_now(self, step: int) -> None:
+        """A complete checkpoint of `step`, kept and listed; a full disk pauses until there is room."""
+        if step == self.job.saved_step:
+            return
+        self.voice.phase("saving")
+        states = self.ranks.gather(random_state())
+        while trouble := self.ranks.broadcast(self._write_checkpoint(step, states)):
+            self._pause(step, trouble)
+            if self._stopping:
+                self._warn(
+                    step,
+                    f"stopped without a checkpoint of step {step}: {trouble}",
+                    "resume goes on from the one before",
+                )
+                return
+        self.job.saved_step = step
+        self.voice.phase("training")
+
+    def _write_checkpoint(self, step: int, states: list[Any]) -> str:
+        """By rank 0; returns why it could not be written."""
+        if not self.ranks.first:
+            return ""
+        job, folder = self.job, self.job.run.checkpoint(step)
+        try:
+            checkpoints.write(folder, lambda place: self._fill(place, states))
+        except OSError as error:
+            return f"disk low: the checkpoint cannot be written ({error.strerror or error})"
+        job.checkpoints[step] = {k: v for k, v in self.results.get(step, {}).items() if v is not None}
+        best = checkpoints.best(job.checkpoints, self.profile.checkpoint.best_by)
+        removed = checkpoints.prune(
+            job.run, self.profile.checkpoint.keep, {step} | ({best} if best is not None else set())
+        )
+        for gone in removed:
+            job.checkpoints.pop(gone, None)
+        self.voice.tell(
+            Checkpoint(
+                attempt=job.attempt,
+                step=step,
+                path=str(folder),
+                metrics=job.checkpoints[step],
+                best=step == best,
+                removed=removed,
+            )
+        )
+        return ""
+
+    def _fill(self, folder: Path, states: list[Any]) -> None:
+        import torch
+
+        job = self.job
+        checkpoints.save_weights(self.model, job.tokenizer, folder, self.profile.model.dtype)
+        (folder / "lock.json").write_text(job.lock_text(self.profile))
+        inner = folder / checkpoints.TRAINER
+        inner.mkdir()
+        torch.save(self.optimizer.state_dict(), inner / "optimizer.pt")
+        torch.save(self.lr_scheduler.state_dict(), inner / "scheduler.pt")
+        if self.accelerator.scaler is not None:
+            torch.save(self.accelerator.scaler.state_dict(), inner / "scaler.pt")
+        torch.save(states, inner / "random.pt")
+        self.state.save_to_json(str(inner / "trainer_state.json"))
+        steering.store(inner / "steering.json", job.submitted, self.profile)
+        if job.masters:
+            torch.save({name: p.data for name, p in self.model.named_parameters()}, inner / "masters.pt")
+
+    def _set_random_state(self, folder: Path) -> None:
+        import numpy
+        import torch
+
+        states = torch.load(folder / "random.pt", weights_only=False, map_location="cpu")
+        if len(states) != self.ranks.world:
+            self._warn(
+                self.state.global_step,
+                f"resumed with {self.ranks.world} ranks a checkpoint of {len(states)}: dropout goes on differently",
+                "for an exact resume use the same launch.processes",
+            )
+            return
+        state = states[self.ranks.rank]
+        random.setstate(state["python"])
+        numpy.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"])
+
+
+def random_state() -> dict[str, Any]:
+    """All generators of this process."""
+    import numpy
+    import torch
+
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": numpy.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
