@@ -64,7 +64,7 @@ def hello(server: Server, caller: Caller, message: Nothing) -> Welcome:
         home=str(server.home.root),
         host=host_name(),
         started=server.started,
-        jobs=[record.run.id for record in server.jobs.live()],
+        jobs=[record.run.id for record in server.runs.live()],
         services=server.services.listed(),
     )
 
@@ -75,23 +75,23 @@ def attach(server: Server, caller: Caller, message: Nothing) -> Snapshot:
     return Snapshot(
         session=server.session,
         seq=server.seq,
-        runs=[record.run for record in server.jobs.records.values()],
+        runs=[record.run for record in server.runs.records.values()],
         services=server.services.listed(),
         telemetry=server.telemetry,
     )
 
 
 def submit(server: Server, caller: Caller, message: Submit) -> Run:
-    return server.jobs.submit(message)
+    return server.queue.submit(message)
 
 
 def runs(server: Server, caller: Caller, message: ListRuns) -> RunList:
-    found = sorted((record.run for record in server.jobs.records.values()), key=lambda run: run.created)
+    found = sorted((record.run for record in server.runs.records.values()), key=lambda run: run.created)
     return RunList(runs=[run for run in found if message.state in ("", run.state)])
 
 
 def show(server: Server, caller: Caller, message: RunRef) -> None:
-    record = server.jobs.find(message.run)
+    record = server.runs.find(message.run)
     server.settle()
     ranks = sorted(record.ranks.values(), key=lambda rank: rank.rank)
     run = msgspec.structs.replace(record.run, metrics=dict(record.run.metrics))
@@ -102,7 +102,7 @@ def show(server: Server, caller: Caller, message: RunRef) -> None:
             run=run,
             profile_text=record.directory.profile.read_text(encoding="utf-8"),
             checkpoints=_checkpoints(record, told),
-            pids=server.jobs.pids(record),
+            pids=server.watch.pids(record),
             ranks=ranks,
             ledger=[msgspec.convert(entry, LedgerLine) for entry in told if entry["kind"] == "ledger"],
             warnings=[entry["message"] for entry in told if entry["kind"] == "warning"],
@@ -129,12 +129,12 @@ def _checkpoints(record: Record, told: list[dict[str, Any]]) -> list[CheckpointI
 
 
 def stop(server: Server, caller: Caller, message: Stop) -> Taken | None:
-    record = server.jobs.find(message.run)
+    record = server.runs.find(message.run)
     if record.run.state not in states.LIVE:
         raise _not_live(record)
     _own(server, record)
     if message.now or record.run.state in (states.QUEUED, states.PREPARING):
-        server.jobs.stop_without_asking(record)
+        server.watch.stop_without_asking(record)
         return _taken(record, record.run.step)
     if record.run.state != states.STOPPING:
         record.stop_asked = True
@@ -147,7 +147,7 @@ def command(name: str) -> Callable[[Server, Caller, Command], None]:
     """The handler of a command that a running worker takes at its next step boundary."""
 
     def handle(server: Server, caller: Caller, message: Command) -> None:
-        record = server.jobs.find(message.run)
+        record = server.runs.find(message.run)
         if record.run.state not in (states.RUNNING, states.PAUSED):
             raise _not_live(record)
         _own(server, record)
@@ -157,7 +157,7 @@ def command(name: str) -> Callable[[Server, Caller, Command], None]:
 
 
 def set_(server: Server, caller: Caller, message: Set) -> None:
-    record = server.jobs.find(message.run)
+    record = server.runs.find(message.run)
     if record.run.state not in (states.RUNNING, states.PAUSED):
         raise _not_live(record)
     _own(server, record)
@@ -184,7 +184,7 @@ def _not_live(record: Record) -> ProblemError:
 
 
 def _own(server: Server, record: Record) -> None:
-    if not server.jobs.ours(record):
+    if not server.runs.ours(record):
         raise ProblemError(
             Problem(
                 title=f"{record.run.id} belongs to {record.job.host}", hint=f"run cockpit there: this is {host_name()}"
@@ -193,12 +193,12 @@ def _own(server: Server, record: Record) -> None:
 
 
 def resume(server: Server, caller: Caller, message: Resume) -> Run:
-    return server.jobs.resume(server.jobs.find(message.run), message)
+    return server.queue.resume(server.runs.find(message.run), message)
 
 
 def delete(server: Server, caller: Caller, message: RunRef) -> None:
-    record = server.jobs.find(message.run)
-    server.jobs.delete(record)
+    record = server.runs.find(message.run)
+    server.watch.delete(record)
 
     def forget() -> Nothing:
         server.registry.forget(record.run.id)
@@ -208,11 +208,11 @@ def delete(server: Server, caller: Caller, message: RunRef) -> None:
 
 
 def reorder(server: Server, caller: Caller, message: Reorder) -> Run:
-    return server.jobs.reorder(server.jobs.find(message.run), message.position)
+    return server.queue.reorder(server.runs.find(message.run), message.position)
 
 
 def series(server: Server, caller: Caller, message: SeriesQuery) -> None:
-    record = server.jobs.find(message.run)
+    record = server.runs.find(message.run)
     server.settle()
 
     def read() -> SeriesReply:
@@ -226,7 +226,7 @@ def series(server: Server, caller: Caller, message: SeriesQuery) -> None:
 
 
 def log(server: Server, caller: Caller, message: LogQuery) -> None:
-    path = server.jobs.find(message.run).directory.log
+    path = server.runs.find(message.run).directory.log
 
     def read() -> LogReply:
         if not path.exists():
@@ -246,7 +246,7 @@ def telemetry(server: Server, caller: Caller, message: TelemetryQuery) -> None:
 
 
 def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:
-    live = server.jobs.live()
+    live = server.runs.live()
     if live and not message.force:
         names = ", ".join(record.run.id for record in live)
         raise ProblemError(
@@ -257,7 +257,7 @@ def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:
             )
         )
     for record in live:
-        server.jobs.stop_without_asking(record)
+        server.watch.stop_without_asking(record)
     for service in server.services.listed():
         server.services.close(service.id)
     server.close_when_idle()
@@ -266,7 +266,7 @@ def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:
 
 def reindex(server: Server, caller: Caller, message: Nothing) -> RunList:
     """Read every journal again from its start; the index is overwritten row by row."""
-    for record in server.jobs.records.values():
+    for record in server.runs.records.values():
         record.offset, more = 0, True
         while more:
             _, more = record.take()

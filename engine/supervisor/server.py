@@ -39,12 +39,15 @@ from engine.protocol.messages import (
     Telemetry,
     Written,
 )
-from engine.supervisor.jobs import Jobs
 from engine.supervisor.operations import HANDLERS
+from engine.supervisor.queue import Queue
 from engine.supervisor.record import Point, Record
 from engine.supervisor.registry import Registry
+from engine.supervisor.runs import Runs
 from engine.supervisor.services import Services
+from engine.supervisor.takeover import refresh_foreign, take_over
 from engine.supervisor.telemetry import Sampler
+from engine.supervisor.watch import Watch
 
 FLUSH = 0.2
 """Seconds between looks at the journals and publications of progress."""
@@ -71,7 +74,7 @@ class Pending:
 
 
 class Server:
-    """`run` serves until `close` is asked. Handlers get the server and reach jobs, services and registry through it."""
+    """`run` serves until `close` is asked. Handlers get the server and reach runs, queue, services and registry through it."""
 
     def __init__(self, home: Home, workers: str = "engine.workers") -> None:
         self.home = home
@@ -99,8 +102,9 @@ class Server:
 
         self.sampler = Sampler(home.root, lambda sample: self.call_soon(lambda: self._sampled(sample)))
         self.services = Services(home, workers, self.publish, self.instruct, self._broken)
-        self.jobs = Jobs(home, workers, self.publish, self.instruct, self.background)
-        self.jobs.device_count = self.sampler.device_count
+        self.runs = Runs(home)
+        self.queue = Queue(self.runs, workers, self.sampler.device_count)
+        self.watch = Watch(self.runs, self.queue, self.publish, self.instruct, self.background)
 
     def _bind(self, address: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
@@ -114,7 +118,7 @@ class Server:
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> None:
-        self.jobs.load(self.registry.load(), self.store)
+        take_over(self.runs, self.queue, self.watch, self.registry.load(), self.store)
         self.sampler.start()
         poller = zmq.Poller()
         for source in (self._control, self._workers, self._wake_read):
@@ -123,7 +127,7 @@ class Server:
             (FLUSH, self._flush),
             (SECOND, self._each_second),
             (MINUTE, self._thin),
-            (FOREIGN, self.jobs.refresh_foreign),
+            (FOREIGN, lambda: refresh_foreign(self.runs, self.watch)),
         ]
         due = [(time.monotonic(), period, action) for period, action in timers]
         while not self._closing:
@@ -287,14 +291,14 @@ class Server:
             return
         if isinstance(message, Joined):
             self._jobs_of[identity] = message.job
-            if message.job in self.jobs.records:
-                self.jobs.joined(self.jobs.records[message.job], message.rank, identity)
+            if message.job in self.runs.records:
+                self.watch.joined(self.runs.records[message.job], message.rank, identity)
             else:
                 self.services.joined(message.job, message.pid, message.start_time, identity)
         elif isinstance(message, Written):
             self._rung.add(message.job)
-        elif isinstance(message, Heartbeat) and message.job in self.jobs.records:
-            self.jobs.heard(self.jobs.records[message.job], message.rank)
+        elif isinstance(message, Heartbeat) and message.job in self.runs.records:
+            self.watch.heard(self.runs.records[message.job], message.rank)
         elif isinstance(message, Answered):
             self._answered(message)
         elif identity in self._jobs_of and isinstance(message, Said):
@@ -309,8 +313,8 @@ class Server:
         if answer.problem is not None:
             self._reply_problem(pending.caller, ProblemError(answer.problem))
             return
-        if pending.job in self.jobs.records:
-            self.jobs.ingest(self.jobs.records[pending.job])
+        if pending.job in self.runs.records:
+            self.watch.ingest(self.runs.records[pending.job])
         self.reply(pending.caller, pending.finish(answer))
 
     def _broken(self, job: str, problem: Problem) -> None:
@@ -336,19 +340,19 @@ class Server:
         """Read the journals that rang, notice the dead, start what can start, then tell and store all that changed."""
         rung, self._rung = self._rung, set()
         for job in rung:
-            record = self.jobs.records.get(job)
-            if record is not None and self.jobs.ingest(record):
+            record = self.runs.records.get(job)
+            if record is not None and self.watch.ingest(record):
                 self._rung.add(job)
-        self.jobs.reap()
+        self.watch.reap()
         self.services.reap()
-        self.jobs.schedule()
+        self.queue.schedule()
         self.settle()
-        if self._closing_when_idle and not self.jobs.live():
+        if self._closing_when_idle and not self.runs.live():
             self._closing = True
 
     def settle(self) -> None:
         """Tell and store all that has changed."""
-        for record in self.jobs.changed():
+        for record in self.watch.changed():
             if record.run.state in states.ENDED:
                 self._settle_questions(record)
             self.store(record)
@@ -357,7 +361,7 @@ class Server:
         """Hand what the registry lacks to its thread."""
         run = msgspec.structs.replace(record.run, metrics=dict(record.run.metrics))
         points, told = record.drain()
-        if run.id in self.jobs.records:
+        if run.id in self.runs.records:
             self._index_thread.submit(self._store, run, record.offset, points, told)
 
     def _store(self, run: Run, offset: int, points: list[Point], told: list[tuple[int, bytes]]) -> None:
@@ -367,10 +371,10 @@ class Server:
             traceback.print_exc()
 
     def _each_second(self) -> None:
-        for record in self.jobs.records.values():
+        for record in self.runs.records.values():
             if record.unwritten:
                 record.write_notes()
-        for record in self.jobs.live():
+        for record in self.runs.live():
             if record.ranks:
                 self.publish(Ranks(run=record.run.id, ranks=sorted(record.ranks.values(), key=lambda rank: rank.rank)))
             if record.leader is not None:

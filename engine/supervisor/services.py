@@ -45,7 +45,7 @@ class Warm:
 
 
 class Services:
-    """`publish` and `instruct` as for `Jobs`; `broken` is told the service whose questions will not be answered any more."""
+    """`publish` and `instruct` as for `Watch`; `broken` is told the service whose questions will not be answered any more."""
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ async def test_a_copy_is_changed_through_the_form_and_its_problems_are_marked(ho
         await pilot.press("enter", *["backspace"] * 2, *"0", "enter")
         await until(pilot, lambda: "✗ 1 problem" in shown(pilot))
         line = next(at for at, text in enumerate(screen.editor.text.splitlines(), 1) if "rank: 0" in text)
-        assert f"✗ {line}:3" in shown(pilot) and "adapter.rank" in shown(pilot)
+        await until(pilot, lambda: f"✗ {line}:3" in shown(pilot) and "adapter.rank" in shown(pilot))
         assert "# pulled into COCKPIT_HOME/models on first need" in screen.editor.text
         await pilot.press("ctrl+l")  # refused: goes to the problem instead
         await until(pilot, lambda: screen.editor.cursor_location == (line - 1, 2))

@@ -1,0 +1,214 @@
+"""The queue: what is submitted is checked, frozen and waits here; the head starts when its devices are free."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from engine.launchers.local import command
+from engine.protocol import journal, states
+from engine.protocol.home import RunDirectory, host_name, write_private
+from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
+from engine.protocol.profile import Profile, ProfileError, parse
+from engine.protocol.wire import workers_address
+from engine.supervisor import processes, scheduler
+from engine.supervisor.record import Job, Record, replay
+from engine.supervisor.runs import CPU, Runs
+
+
+class Queue:
+    """Runs that wait, in the user's order. `workers` is the package that workers come from; `device_count` what the host has."""
+
+    def __init__(self, runs: Runs, workers: str, device_count: int) -> None:
+        self.runs, self.workers, self.device_count = runs, workers, device_count
+        self.home = runs.home
+        self.order: list[str] = []
+
+    def submit(self, message: Submit) -> Run:
+        """Check, freeze and queue. Raises ProblemError, with nothing left on disk."""
+        directory = Path(message.directory or "/")
+        profile = self._checked(message.profile, message.source, directory)
+        self._demand("", profile)
+        run_directory = self._new_directory(profile.name or Path(message.source).stem or message.kind)
+        job = Job(
+            kind=message.kind,
+            name=profile.name or run_directory.id,
+            source=message.source,
+            directory=str(directory),
+            output=message.output,
+            host=host_name(),
+            created=time.time(),
+        )
+        try:
+            write_private(run_directory.profile, profile.to_yaml().encode())
+            write_private(run_directory.path / "job.json", msgspec.json.format(msgspec.json.encode(job)))
+        except OSError as error:
+            shutil.rmtree(run_directory.path, ignore_errors=True)
+            raise ProblemError(
+                Problem(title="The run could not be written", cause=str(error), hint=f"make room in {self.home.root}")
+            )
+        record, _ = replay(run_directory, job, None, 0)
+        record.environment = message.environment
+        self.runs.records[record.run.id] = record
+        self.runs.freeze(record, profile)
+        self.enqueue(record, "submitted")
+        return record.run
+
+    def resume(self, record: Record, message: Resume) -> Run:
+        """Queue an ended run's next attempt, from its newest checkpoint or the one asked for. Raises ProblemError."""
+        if record.run.state not in states.ENDED:
+            raise ProblemError(
+                Problem(
+                    title=f"{record.run.id} is {record.run.state}", cause="only a run that has ended can be resumed"
+                )
+            )
+        steps = record.directory.checkpoint_steps()
+        if message.step is not None and message.step not in steps:
+            raise ProblemError(
+                Problem(
+                    title=f"{record.run.id} has no checkpoint at step {message.step}",
+                    hint=f"it has: {', '.join(map(str, steps)) or 'none'}",
+                )
+            )
+        if message.changes:
+            text = record.directory.profile.read_text(encoding="utf-8")
+            overrides = [f"{key}={json.dumps(value)}" for key, value in message.changes.items()]
+            profile = self._checked(text, record.job.source, Path(record.job.directory), overrides)
+            write_private(record.directory.profile, profile.to_yaml().encode())
+            record.directory.prepared.unlink(
+                missing_ok=True
+            )  # prepared anew: a hit in the cache when the data settings stand
+            self.runs.freeze(record, profile)
+        record.environment |= message.environment
+        record.resume_step = message.step
+        self.enqueue(record, "resume")
+        return record.run
+
+    def _checked(self, text: str, source: str, directory: Path, overrides: list[str] | None = None) -> Profile:
+        try:
+            return parse(text, source or "profile", directory, overrides or [], self.home)
+        except ProfileError as error:
+            raise ProblemError(
+                Problem(title="The profile does not hold", cause=str(error), hint="cockpit profile check")
+            )
+
+    def _new_directory(self, name: str) -> RunDirectory:
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:40] or "run"
+        while True:
+            run = self.home.run(f"{stem}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}")
+            try:
+                run.path.mkdir(mode=0o700, parents=True)
+            except FileExistsError:
+                continue
+            return run
+
+    def enqueue(self, record: Record, event: str) -> None:
+        """Queue the next attempt; `event` is `submitted` or `resume`."""
+        run = record.run
+        run.attempt += 1
+        run.started = run.ended = 0.0
+        record.end, record.stop_asked, record.ranks = None, False, {}
+        self.order.append(run.id)
+        record.move(event)
+        self.renumber()
+
+    def renumber(self) -> None:
+        """Tell each waiting run its place."""
+        for position, run_id in enumerate(self.order, 1):
+            record = self.runs.records[run_id]
+            if record.run.position != position:
+                record.run.position, record.changed = position, True
+
+    def reorder(self, record: Record, position: int) -> Run:
+        """Move a queued run to a place in the queue, from 1. Raises ProblemError when it is not queued."""
+        if record.run.id not in self.order:
+            raise ProblemError(Problem(title=f"{record.run.id} is not queued", cause=f"it is {record.run.state}"))
+        self.order.remove(record.run.id)
+        self.order.insert(max(0, position - 1), record.run.id)
+        self.renumber()
+        return record.run
+
+    def schedule(self) -> None:
+        """Start what can start."""
+        while self.order:
+            record = self.runs.records[self.order[0]]
+            try:
+                demands = [self._demand(record.run.id, self.runs.profile(record))]
+            except (ProfileError, OSError) as error:
+                self.leave(record)
+                record.move("failed", problem=Problem(title="The run's profile no longer holds", cause=str(error)))
+                continue
+            found = scheduler.first(demands, self.device_count, self.runs.busy(), CPU in self.runs.busy())
+            if found is None:
+                return
+            self.leave(record)
+            record.run.devices = found[1]
+            prepared = record.job.kind == "train" and record.directory.prepared.is_file()
+            self.start(record, "train" if prepared else "prepare")
+
+    def _demand(self, run_id: str, profile: Profile) -> scheduler.Demand:
+        """Raises ProblemError when this host can never give what the profile asks for."""
+        launch = profile.launch
+        demand = scheduler.Demand(
+            run_id,
+            launch.processes if isinstance(launch.processes, int) else None,
+            tuple(launch.devices) if isinstance(launch.devices, list) else None,
+        )
+        try:
+            scheduler.assign(demand, self.device_count, (), False)
+        except ValueError as error:
+            raise ProblemError(
+                Problem(
+                    title="This host cannot run it",
+                    cause=f"the profile {error}",
+                    hint="set launch.processes and launch.devices",
+                )
+            )
+        return demand
+
+    def leave(self, record: Record) -> None:
+        """Take a run out of the queue."""
+        self.order.remove(record.run.id)
+        record.run.position = 0
+        record.changed = True
+        self.renumber()
+
+    def start(self, record: Record, stage: str) -> None:
+        """Start a run's worker: `prepare`, or `train` on the devices it was given."""
+        run, profile = record.run, self.runs.profile(record)
+        worker = [
+            f"{self.workers}.{stage}",
+            *("--home", str(self.home.root)),
+            *("--job", run.id),
+            *("--attempt", str(run.attempt)),
+            *("--address", workers_address(self.home)),
+        ]
+        environment = dict(profile.launch.environment) | record.environment
+        count = 1
+        if stage == "train":
+            worker += ["--from-step", str(record.resume_step)] if record.resume_step is not None else []
+            count = profile.launch.processes if isinstance(profile.launch.processes, int) else max(1, len(run.devices))
+            if run.devices:
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.devices))
+        port = profile.launch.port if isinstance(profile.launch.port, int) else None
+        record.stage, record.identity, record.held, record.end = stage, None, [], None
+        record.oom_kills = processes.oom_kills()
+        try:
+            leader = processes.start(command(worker, count, port), record.directory.log, environment)
+        except OSError as error:
+            record.move("failed", problem=Problem(title="The worker could not be started", cause=str(error)))
+            return
+        record.leader = leader
+        run.started = run.started or time.time()
+        record.note(
+            journal.Launched(
+                attempt=run.attempt, pid=leader.pid, start_time=leader.start_time, stage=stage, devices=run.devices
+            )
+        )
+        record.move("start" if stage == "train" else "prepare")

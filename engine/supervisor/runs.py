@@ -1,0 +1,74 @@
+"""The runs there are: finding one, and what its profile says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.protocol import states
+from engine.protocol.home import Home, host_name
+from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.profile import Profile, parse
+from engine.supervisor.record import Record
+
+CPU = -1
+"""Stands for the host itself where there are no devices."""
+
+
+class Runs:
+    """All runs under one home, those of other hosts that share it too."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.records: dict[str, Record] = {}
+        self._profiles: dict[str, Profile] = {}
+
+    def find(self, reference: str) -> Record:
+        """By id, unambiguous prefix, or `last`. Raises ProblemError."""
+        if reference in self.records:
+            return self.records[reference]
+        if not self.records:
+            raise ProblemError(Problem(title="There are no runs yet", hint="cockpit demo, or cockpit train PROFILE"))
+        if reference == "last":
+            return max(self.records.values(), key=lambda record: record.run.created)
+        matches = sorted(run_id for run_id in self.records if run_id.startswith(reference))
+        if len(matches) == 1:
+            return self.records[matches[0]]
+        cause = f"it could be {', '.join(matches[:5])}" if matches else "no run's id begins like that"
+        raise ProblemError(Problem(title=f"Which run is {reference}?", cause=cause, hint="cockpit runs"))
+
+    def live(self) -> list[Record]:
+        """Runs of this host with something still to happen."""
+        return [record for record in self.records.values() if record.run.state in states.LIVE and self.ours(record)]
+
+    def ours(self, record: Record) -> bool:
+        return record.job.host == host_name()
+
+    def profile(self, record: Record) -> Profile:
+        """The run's frozen profile. Raises ProfileError when it has gone bad since."""
+        if record.run.id not in self._profiles:
+            text = record.directory.profile.read_text(encoding="utf-8")
+            self._profiles[record.run.id] = parse(
+                text, str(record.directory.profile), Path(record.job.directory), home=self.home
+            )
+        return self._profiles[record.run.id]
+
+    def freeze(self, record: Record, profile: Profile) -> None:
+        """Remember a profile that has just been checked, and tell in the run's summary what it says."""
+        self._profiles[record.run.id] = profile
+        self.describe(record, profile)
+
+    def describe(self, record: Record, profile: Profile) -> None:
+        run = record.run
+        run.base, run.method, run.adapter = profile.model.base, profile.method.kind, profile.adapter.kind
+        run.epochs, run.max_steps = profile.training.epochs, profile.training.max_steps or run.max_steps
+
+    def busy(self) -> set[int]:
+        """Devices that jobs hold; `CPU` where one runs without any."""
+        running = (
+            record.run for record in self.records.values() if record.run.state in states.STARTED and self.ours(record)
+        )
+        return {index for run in running for index in (run.devices or [CPU])}
+
+    def forget(self, record: Record) -> None:
+        del self.records[record.run.id]
+        self._profiles.pop(record.run.id, None)
