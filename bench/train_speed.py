@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--against", nargs="*", choices=SIDES[1:], default=list(SIDES[1:]))
     parser.add_argument("--side", choices=SIDES, help="run one side and print its figures (used by the rounds)")
     parser.add_argument("--prepared", type=Path)
     arguments = parser.parse_args()
@@ -43,9 +44,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepared_path = Path(folder, "prepared.json")
         prepared_path.write_text(json.dumps(_prepare(home)))
-        rounds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        sides = ("cockpit", *arguments.against)
+        rounds: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for _ in range(arguments.rounds):
-            for side in SIDES:
+            for side in sides:
                 rounds[side].append(_in_process(side, prepared_path, arguments.steps, arguments.threads))
                 print(side, rounds[side][-1], file=sys.stderr)
     medians = {
@@ -57,7 +59,7 @@ def main() -> None:
             ours["tokens_per_cpu_second"] / theirs["tokens_per_cpu_second"]
             for ours, theirs in zip(rounds["cockpit"], rounds[side], strict=True)
         )
-        for side in SIDES[1:]
+        for side in sides[1:]
     }
     save("train_speed", {"rounds": arguments.rounds, "medians": medians, "ratios": ratios})
 

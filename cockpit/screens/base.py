@@ -39,3 +39,10 @@ class CockpitScreen(Screen[None]):
 
     def receive(self, state: State, body: object) -> None:
         """Called after `body` (a Snapshot or a published body) was taken into `state`, for every mounted screen, shown or not."""
+
+    def _compositor_refresh(self) -> None:
+        """Textual marks a screen under a modal for repainting each time it has repainted it: every tick of a timer below would then
+        send the whole dimmed screen again, 25 kB."""
+        super()._compositor_refresh()
+        if not self.is_active:
+            self._repaint_required = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import os
 import signal
@@ -12,6 +13,18 @@ from pathlib import Path
 from engine.protocol import wire
 from engine.protocol.home import Home
 from engine.supervisor.server import Server
+
+
+class Log:
+    """engine.log, on a disk that may be full: a line that cannot be written is dropped, and nobody dies of it."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode())
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def main() -> int:
@@ -28,6 +41,7 @@ def main() -> int:
         return 3
     for ignored in (signal.SIGHUP, signal.SIGINT):
         signal.signal(ignored, signal.SIG_IGN)
+    sys.stdout = sys.stderr = Log()  # type: ignore[assignment]
     server = Server(home, arguments.workers)
     # Wake the loop rather than interrupt it: SIGTERM ends the engine in order and leaves the jobs alone.
     signal.signal(signal.SIGTERM, lambda *_: server.close())

@@ -35,6 +35,7 @@ class Queue:
         directory = Path(message.directory or "/")
         profile = self._checked(message.profile, message.source, directory)
         self._demand("", profile)
+        self._room(profile)
         run_directory = self._new_directory(profile.name or Path(message.source).stem or message.kind)
         job = Job(
             kind=message.kind,
@@ -85,6 +86,7 @@ class Queue:
                 missing_ok=True
             )  # prepared anew: a hit in the cache when the data settings stand
             self.runs.freeze(record, profile)
+        self._room(self.runs.profile(record))
         record.environment |= message.environment
         record.resume_step = message.step
         self.enqueue(record, "resume")
@@ -96,6 +98,15 @@ class Queue:
         except ProfileError as error:
             raise ProblemError(
                 Problem(title="The profile does not hold", cause=str(error), hint="cockpit profile check")
+            )
+
+    def _room(self, profile: Profile) -> None:
+        """A run that would pause for want of disk at its first step is not begun."""
+        free, least = shutil.disk_usage(self.home.root).free / 1e9, profile.limits.disk_free_gb
+        if free < least:
+            cause = f"{free:.1f} GB are free in {self.home.root}, and limits.disk_free_gb is {least:g}"
+            raise ProblemError(
+                Problem(title="Too little disk", cause=cause, hint="make room, or lower limits.disk_free_gb")
             )
 
     def _new_directory(self, name: str) -> RunDirectory:

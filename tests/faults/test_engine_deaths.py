@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 
+import psutil
 import pytest
 
 from engine.protocol import journal, states
@@ -127,6 +129,22 @@ def test_losing_the_registry_loses_nothing(engine: Engine) -> None:
     again = engine.show(run)
     assert (again.run.state, again.run.step, again.run.max_steps) == (states.COMPLETED, 200, 200)
     assert whole_curve(engine, run) == list(range(1, 201))
+
+
+def test_a_full_disk_delays_the_engines_journal_and_loses_nothing(engine: Engine) -> None:
+    """No file of the engine may grow any more, as on a full disk; its worker is not touched."""
+    run = engine.submit(steps=150)
+    engine.wait_step(run, 5)
+    process = psutil.Process(engine.process.pid)
+    process.rlimit(psutil.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    assert engine.wait(run, states.COMPLETED).step == 150
+    assert engine.states(run)[-1] == states.RUNNING, "the journal cannot have been written"
+    process.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    wait_for(lambda: engine.states(run)[-1] == states.COMPLETED, what="the waiting entry in the journal")
+    assert engine.process.poll() is None
+    assert engine.steps(run) == list(range(1, 151))
+    engine.client.request("reindex")
+    assert whole_curve(engine, run) == list(range(1, 151))
 
 
 def test_two_starts_at_once_make_one_engine(engine: Engine) -> None:

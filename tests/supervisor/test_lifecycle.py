@@ -147,6 +147,8 @@ def test_bad_requests_leave_nothing_behind(engine: Engine) -> None:
         engine.client.request("submit", Submit(profile="training: {learning_rat: 1}\ndata: {train: [{source: x}]}"))
     with pytest.raises(ProblemError, match="asks for devices"):
         engine.submit("launch.devices=[0]")
+    with pytest.raises(ProblemError, match=r"Too little disk\n.* limits\.disk_free_gb is 1e\+09"):
+        engine.submit("limits.disk_free_gb=1000000000")
     assert list(engine.home.runs.iterdir()) == []
     with pytest.raises(ProblemError, match="There are no runs yet"):
         engine.client.request("show", RunRef(run="last"))
