@@ -76,3 +76,17 @@ async def test_help_and_palette_know_the_keys() -> None:
         await until(pilot, lambda: "screen 4" in shown(pilot))
         await pilot.press("enter")
         await until(pilot, lambda: pilot.app.current_mode == "runs")
+
+
+async def test_nothing_is_painted_while_a_modal_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow link the next key would wait behind it."""
+    fake = FakeEngine(demo_run())
+    async with opened(fake) as pilot:
+        await pilot.press("question_mark")
+        await until(pilot, lambda: "Help" in shown(pilot))
+        await pilot.pause(0.5)
+        painted: list[object] = []
+        monkeypatch.setattr(CockpitApp, "_display", lambda app, screen, renderable: painted.append(renderable))
+        fake.step(demo_run(), 32)
+        await pilot.pause(1.5)  # the dashboard's timers go on
+        assert not painted
