@@ -150,7 +150,9 @@ class RunsScreen(RunScreen):
         self.query_one("#none").display = not everything
         live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in everything)
         shown = f"{len(runs)} of {len(everything)}" if wanted else f"{len(everything)}"
-        self.query_one("#summary", Static).update(f"{shown} runs · {live} live · sorted by {self._sort}", layout=False)
+        self.query_one("#summary", Static).update(
+            f"{shown} run{'' if shown == 1 else 's'} · {live} live · sorted by {self._sort}", layout=False
+        )
 
     def _cells(self, run: Run) -> dict[str, Content]:
         mark, colour = STATES.get(run.state, ("·", "$text"))
