@@ -151,7 +151,7 @@ class RunsScreen(RunScreen):
         live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in everything)
         shown = f"{len(runs)} of {len(everything)}" if wanted else f"{len(everything)}"
         self.query_one("#summary", Static).update(
-            f"{shown} run{'' if shown == 1 else 's'} · {live} live · sorted by {self._sort}", layout=False
+            f"{shown} run{'' if len(everything) == 1 else 's'} · {live} live · sorted by {self._sort}", layout=False
         )
 
     def _cells(self, run: Run) -> dict[str, Content]:
