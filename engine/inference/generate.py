@@ -171,26 +171,42 @@ def _chooser(sampling: Sampling, device: Any) -> Callable[[Any], Any]:
 
 
 def generate_batch(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos_ids: Collection[int]
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos_ids: Collection[int],
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[int]]:
     """Greedy replies to many prompts: token ids without the stop token, in the order of `prompts`.
 
     `model` is loaded and in eval mode (a model that is being trained may be passed; nothing of it is changed). Prompts of
     about one length are decoded together, padded on the left; rows that have ended leave the batch. In float32 each reply
-    equals that of the prompt alone; in 16 bits the padding's rounding may turn a close decision.
+    equals that of the prompt alone; in 16 bits the padding's rounding may turn a close decision. `progress` hears, after
+    each token, how many replies are finished.
     """
     replies: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), BATCH):
         indices = order[start : start + BATCH]
-        decoded = _decode(model, tokenizer, [prompts[index] for index in indices], max_new_tokens, eos_ids)
+        batch = [prompts[index] for index in indices]
+
+        def finished(in_batch: int, before: int = start) -> None:
+            progress(before + in_batch, len(prompts))
+
+        decoded = _decode(model, tokenizer, batch, max_new_tokens, eos_ids, finished)
         for index, reply in zip(indices, decoded, strict=True):
             replies[index] = reply
     return replies
 
 
 def _decode(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos_ids: Collection[int]
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos_ids: Collection[int],
+    finished: Callable[[int], None],
 ) -> list[list[int]]:
     import torch
 
@@ -219,6 +235,7 @@ def _decode(
             going = [place for place, token in enumerate(tokens) if token not in eos_ids]
             for place in going:
                 replies[live[place]].append(tokens[place])
+            finished(len(prompts) - len(going))
             if not going:
                 break
             if len(going) < len(tokens):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from engine.evaluation import TASKS
 from engine.training.job import Job
 from engine.training.rows import Collate
 
+TELL = 2.0
+"""Seconds between two words on how generation goes."""
 KEPT = 4
 """Replies that are journaled at each evaluation."""
 
@@ -84,6 +87,13 @@ class HeldOut:
         loss, right, count = self.job.ranks.sum([loss, right, count])
         return {"eval/loss": loss / count, "eval/token_accuracy": right / count}
 
+    def _tell(self, done: int, total: int) -> None:
+        """Where generation stands, at most once in `TELL` seconds."""
+        now = time.monotonic()
+        if now - self._told > TELL:
+            self._told = now
+            self.job.voice.phase("evaluating", f"reply {done} of {total}", done, total)
+
     def _replies(self, model: Any) -> list[str]:
         """Greedy replies to all conversations, in their order, on every rank."""
         from engine.inference.generate import generate_batch
@@ -96,7 +106,7 @@ class HeldOut:
         prompts = [render(job.tokenizer, messages, reply_follows=True) for messages in asked]
         stops = job.prepared["lock"]["eos_token_ids"]
         new = job.profile.generation.max_new_tokens
-        ids = generate_batch(model, job.tokenizer, prompts, new, stops) if prompts else []
+        ids = generate_batch(model, job.tokenizer, prompts, new, stops, self._tell) if prompts else []
         mine = [job.tokenizer.decode(reply, skip_special_tokens=True) for reply in ids]
         shares = job.ranks.gather(mine)
         return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(self._conversations))]
