@@ -161,7 +161,7 @@ def measure_ours(_: str, prepared: dict[str, Any], steps: int, threads: int | No
 
 
 def measure_trl(side: str, prepared: dict[str, Any], steps: int, threads: int | None) -> dict[str, float]:
-    """`SFTTrainer` as it comes; `trl_float32` with bf16 switched off, for a CPU without bfloat16 arithmetic."""
+    """`SFTTrainer` as it comes; `trl_float32` with everything in float32, for a CPU without bfloat16 arithmetic."""
     import torch
     from datasets import load_dataset
     from peft import LoraConfig
@@ -185,11 +185,12 @@ def measure_trl(side: str, prepared: dict[str, Any], steps: int, threads: int | 
     kinds: dict[str, Any] = {
         "use_cpu": not torch.accelerator.is_available()
     }  # it refuses bf16 on a CPU without being told
+    dtype = "float32" if side == "trl_float32" else "bfloat16"
     kinds |= {"bf16": False} if side == "trl_float32" else {}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Timed(
             model=AutoModelForCausalLM.from_pretrained(
-                prepared["base"], dtype=torch.bfloat16, quantization_config=quantization_config("nf4", "bfloat16")
+                prepared["base"], dtype=getattr(torch, dtype), quantization_config=quantization_config("nf4", dtype)
             ),
             args=SFTConfig(
                 output_dir=folder,

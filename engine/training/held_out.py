@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.evaluation import TASKS
 from engine.training.job import Job
-from engine.training.rows import Collate
+from engine.training.rows import Collate, token_counts
 
 TELL = 2.0
 """Seconds between two words on how generation goes."""
@@ -22,9 +22,12 @@ KEPT = 4
 class HeldOut:
     """Called with a trainer at a step boundary; leaves its model in training mode and its random state untouched."""
 
+    _told = 0.0
+    """When it last said how generation goes."""
+
     def __init__(self, job: Job, rows: Any, collate: Collate) -> None:
         self.job, self._collate = job, collate
-        lengths = [len(ids) for ids in rows["input_ids"]]
+        lengths = token_counts(rows)
         order = sorted(range(len(rows)), key=lengths.__getitem__)  # neighbours of like length pad little
         mine = order[job.ranks.rank :: job.ranks.world]
         size = 2 * job.profile.training.micro_batch  # no activations are kept for a backward pass

@@ -18,6 +18,14 @@ IGNORED = -100
 """Label of a token that is not trained."""
 
 
+def token_counts(rows: Any) -> list[int]:
+    """Tokens of each row of an Arrow set, read from the column's offsets and not from its content."""
+    from pyarrow import compute
+
+    counts: list[int] = compute.list_value_length(rows.data.column("input_ids")).to_pylist()
+    return counts
+
+
 class Windows:
     """A batch sampler: for each window, `accumulation` lists of row numbers for this rank, some perhaps empty.
 

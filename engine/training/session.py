@@ -153,7 +153,7 @@ def _trainer(job: Job, model: Any) -> Any:
     from transformers import TrainingArguments
 
     from engine.training.held_out import HeldOut
-    from engine.training.rows import Windows, collate_flat, collate_padded
+    from engine.training.rows import Windows, collate_flat, collate_padded, token_counts
     from engine.training.segments import Segments, possible
 
     settings = job.profile.training
@@ -171,9 +171,8 @@ def _trainer(job: Job, model: Any) -> Any:
         )
     collate = collate_flat if flat else collate_padded
     rows = load_from_disk(job.prepared["train"])
-    lengths = [len(ids) for ids in rows["input_ids"]]
     windows = Windows(
-        lengths, settings.micro_batch, settings.accumulation, job.ranks.rank, job.ranks.world, settings.seed
+        token_counts(rows), settings.micro_batch, settings.accumulation, job.ranks.rank, job.ranks.world, settings.seed
     )
     # A generator of its own: the loader must not draw from the one that dropout uses.
     loader = DataLoader(rows, batch_sampler=windows, collate_fn=collate, generator=torch.Generator())

@@ -32,7 +32,8 @@ def main() -> int:
     parser.add_argument("--address", required=True)
     parser.add_argument("--from-step", type=int)
     arguments = parser.parse_args()
-    run = Home(arguments.home).run(arguments.job)
+    home = Home(arguments.home)
+    run = home.run(arguments.job)
     rank, _, world = ranks.place()
     inbox = Inbox()
     link = Link(
@@ -50,7 +51,7 @@ def main() -> int:
     profile = None
     try:
         directory = Path(json.loads((run.path / "job.json").read_text())["directory"])
-        profile = parse(run.profile.read_text(), str(run.profile), directory)
+        profile = parse(run.profile.read_text(), str(run.profile), directory, home=home)
         from engine.training.session import train
 
         outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, voice, inbox)

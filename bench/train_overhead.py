@@ -1,0 +1,99 @@
+"""What steering, journaling and heartbeats cost a training step, over the same trainer without them.
+
+A tiny model makes the step so short that the cost shows: milliseconds a step, in wall and CPU time of the whole process,
+which are then set against the demo's step. Both sides run in one process, in turn.
+
+    python -m bench.train_overhead --demo-step 4.0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.report import save
+from engine.protocol.home import Home
+from engine.protocol.profile import parse
+from tests.training.harness import PROFILE, make_model, prepare
+
+STEPS = 300
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--demo-step", type=float, required=True, help="seconds of one step of the demo on this machine"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare(Path(folder), make_model(Path(folder, "tiny")), rows=256)
+        rounds = [(_steered(prepared, True), _steered(prepared, False)) for _ in range(arguments.rounds)]
+    extra = {
+        name: statistics.median((ours[index] - bare[index]) / STEPS * 1e3 for ours, bare in rounds)
+        for index, name in enumerate(("wall_ms_a_step", "cpu_ms_a_step"))
+    }
+    share = {f"{name}_of_demo_percent": value / arguments.demo_step / 10 for name, value in extra.items()}
+    save("train_overhead", {"steps": STEPS, "rounds": arguments.rounds, **extra, **share})
+
+
+def _steered(prepared: dict[str, Any], told: bool) -> tuple[float, float]:
+    """Wall and CPU seconds of STEPS steps; without `told`, the library's loop with its boundary empty."""
+    from engine.training import session
+    from engine.training.steering import Inbox
+    from engine.training.trainer import Steered
+    from engine.training.voice import Voice
+    from engine.workers.link import Link
+
+    begun: list[tuple[float, float]] = []
+    ended: list[tuple[float, float]] = []
+    boundary, begin = Steered._maybe_log_save_evaluate, Steered._begin
+
+    def first(self: Steered, step: int) -> None:
+        begin(self, step)
+        begun.append((time.perf_counter(), time.process_time()))
+
+    def bare(self: Steered, *arguments: Any, **named: Any) -> None:
+        if self.state.global_step == STEPS:
+            ended.append((time.perf_counter(), time.process_time()))
+            self.control.should_training_stop = True
+
+    def ours(self: Steered, *arguments: Any, **named: Any) -> None:
+        boundary(self, *arguments, **named)
+
+    def ending(self: Steered, step: int) -> None:
+        if step == STEPS:
+            ended.append((time.perf_counter(), time.process_time()))
+            self.control.should_training_stop = True
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Home(Path(folder)).run("bench")
+        run.path.mkdir(parents=True)
+        run.prepared.write_text(json.dumps({**prepared, "validation": None}))
+        text = PROFILE.format(base=prepared["base"])
+        changes = [f"training.max_steps={STEPS + 100}", "checkpoint.every_steps=100000", "logging.tensorboard=true"]
+        settings = parse(text, "bench", Path("/"), changes)
+        link, inbox = Link(f"ipc://{folder}/none", "bench", 1), Inbox()
+        inbox.connect(link)
+        replaced = {"_begin": first, "_end_if_done": ending, "_maybe_log_save_evaluate": ours if told else bare}
+        kept = {name: getattr(Steered, name) for name in replaced}
+        finish, session._finish = session._finish, lambda *_: None  # type: ignore[assignment]
+        try:
+            for name, function in replaced.items():
+                setattr(Steered, name, function)
+            session.train(run, 1, settings, Path(folder), None, Voice(run, 1, link, 0), inbox)
+        finally:
+            for name, function in kept.items():
+                setattr(Steered, name, function)
+            session._finish = finish
+            link.close()
+    return ended[0][0] - begun[0][0], ended[0][1] - begun[0][1]
+
+
+if __name__ == "__main__":
+    main()
