@@ -13,12 +13,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from textual._compositor import ChopsUpdate
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen
+from cockpit.spans import SpansUpdate
 from cockpit.state import State, reduce, select
 from cockpit.theme import COCKPIT
 from cockpit.widgets.topbar import TopBar
@@ -129,6 +131,11 @@ class CockpitApp(App[None]):
         last_resort.daemon = True
         last_resort.start()
 
+    def _display(self, screen: Screen[Any], renderable: Any) -> None:
+        if isinstance(renderable, ChopsUpdate):
+            renderable = SpansUpdate(renderable.chops, renderable.spans, renderable.chop_ends)
+        super()._display(screen, renderable)
+
     # ── the engine ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _follow(self) -> None:
@@ -178,7 +185,9 @@ class CockpitApp(App[None]):
                 raise ProblemError(Problem(title="This cockpit is read-only", hint="start it without --readonly"))
             if self.client is None:
                 raise ProblemError(Problem(title="Not attached yet", hint="wait until the engine is there"))
-            return await self.client.request(operation, message, timeout)
+            reply = await self.client.request(operation, message, timeout)
+            # While leaving, the screens are taken down: nobody is there to show the reply.
+            return reply if self.is_running else None
         except ProblemError as error:
             problem = error.problem
             text = "\n".join(part for part in (problem.cause, problem.hint and f"→ {problem.hint}") if part)
