@@ -13,6 +13,7 @@ import pytest
 
 from engine.protocol.client import running_engine
 from engine.protocol.home import Home
+from engine.supervisor.nvidia import Nvidia
 from engine.supervisor.processes import QUIET_THREADS
 from tests.scripted.bench import Engine
 
@@ -71,10 +72,6 @@ def engine(bare_home: Home) -> Iterator[Engine]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` need a card: `pytest -m gpu` on a machine that has one runs them all."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
-    if not marked:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
+    if marked and not Nvidia().count:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
