@@ -6,7 +6,7 @@ from textual import work
 
 from cockpit.screens.base import CockpitScreen
 from cockpit.widgets.confirm import Confirm
-from engine.protocol.messages import Command, Resume, Run, RunRef, Set, Stop
+from engine.protocol.messages import Command, Reorder, Resume, Run, RunRef, Set, Stop
 from engine.protocol.states import ENDED, LIVE, PAUSED
 
 STEERING = frozenset({"pause", "save", "evaluate", "learning_rate", "stop", "delete", "resume"})
@@ -104,3 +104,12 @@ class RunScreen(CockpitScreen):
         run = self.run_in_hand
         if run is not None and await self.app.ask("resume", Resume(run=run.id, environment=environment())) is not None:
             self.notify(f"{run.id} is queued again")
+
+    @work(group="command")
+    async def action_queue(self, by: int) -> None:
+        """Move a queued run that many places later (negative: earlier)."""
+        run = self.run_in_hand
+        if run is None or not run.position:
+            self.notify("only a queued run has a place in the queue", severity="warning")
+        elif moved := await self.app.ask("reorder", Reorder(run=run.id, position=max(1, run.position + by))):
+            self.notify(f"{run.id} is now number {moved.position}")

@@ -47,6 +47,8 @@ class RunsScreen(RunScreen):
         Binding("d", "delete", "Del"),
         Binding("j", "cursor(1)", "Down", show=False),
         Binding("k", "cursor(-1)", "Up", show=False),
+        Binding("J", "queue(1)", "Later in the queue", show=False),
+        Binding("K", "queue(-1)", "Earlier in the queue", show=False),
         Binding("y", "log_scale", "Log", show=False),
         Binding("plus,equals_sign", "zoom(1)", "Zoom in", key_display="+", show=False),
         Binding("minus", "zoom(-1)", "Zoom out", key_display="-", show=False),
@@ -163,7 +165,7 @@ class RunsScreen(RunScreen):
         steps = percent(share) if self._narrow else f"{run.step:,}/{run.max_steps or '?'}"
         return {
             "mark": Content.styled("◆◇"[at] if at >= 0 else " ", "$accent" if at == 0 else "$success"),
-            "state": Content.styled(f"{mark} {run.state}", colour),
+            "state": Content.styled(f"{mark} {run.state} {run.position or ''}".rstrip(), colour),
             "run": Content(_cut(run.id, self._room)),
             "progress": Content.assemble(("━" * full, "$accent"), ("─" * (length - full), "$primary 50%"), " ", steps),
             "loss": Content(_metric(run, LOSS)),

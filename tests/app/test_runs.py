@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from cockpit.widgets.chart import Chart
+from engine.protocol.home import Home
 from engine.protocol.messages import Resume, RunChanged, RunRef
 from tests.app.fake import FakeEngine, demo_run
-from tests.app.screen import HIGH, LOW, assert_fits, opened, shown, until
+from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
+from tests.scripted.bench import Engine
 
 
 def engine() -> FakeEngine:
@@ -84,3 +86,20 @@ async def test_two_curves_over_each_other() -> None:
         assert_fits(pilot)
         await pilot.press("escape")
         await until(pilot, lambda: not chart.display)
+
+
+async def test_a_queued_run_changes_its_place(bare_home: Home) -> None:
+    """With a real engine: the first run holds the host, two wait."""
+    engine = Engine(bare_home)
+    try:
+        first, second, third = engine.submit(steps=100_000), engine.submit(steps=5), engine.submit(steps=5)
+        engine.wait(first, "running")
+        async with opened(RealEngine, home=bare_home, first="runs") as pilot:
+            await until(pilot, lambda: third.id in shown(pilot) and "queued 2" in shown(pilot))
+            await pilot.press("K")  # the newest run is at the top, under the cursor
+            await until(pilot, lambda: f"{third.id} is now number 1" in shown(pilot).replace("\n", ""))
+            await pilot.press("down", "down", "K")
+            await until(pilot, lambda: "only a queued run" in shown(pilot))
+        assert [engine.show(run).run.position for run in (second, third)] == [2, 1]
+    finally:
+        engine.close()
