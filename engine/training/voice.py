@@ -6,12 +6,18 @@ could not be written waits in memory, in order, and `trouble` asks for a pause.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import deque
 from typing import Any
 
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import AnyEntry, Evaluation, Metrics, Phase, Writer
+from engine.training.log_lines import line
 from engine.workers.link import Link
+
+PACE = 5.0
+"""Seconds between two lines of metrics in the log."""
 
 
 class Voice:
@@ -26,6 +32,7 @@ class Voice:
         self._waiting: deque[AnyEntry] = deque()
         self._phase = ("", "")
         self._board: Any = None
+        self._printed = 0.0
 
     def tell(self, entry: AnyEntry) -> None:
         if self._writer is None:
@@ -37,17 +44,28 @@ class Voice:
         """Write what waits. False, with `trouble` set, while there is no room."""
         if self._writer is None:
             return True
-        try:
-            while self._waiting:
-                entry = self._waiting.popleft()
-                self.link.written(self._writer.write(entry))
+        while self._waiting:
+            try:
+                size = self._writer.write(self._waiting[0])
+            except OSError as error:
+                self.trouble = f"disk low: the journal cannot be written ({error.strerror})"
+                return False
+            entry = self._waiting.popleft()
+            self.link.written(size)
+            with contextlib.suppress(OSError):  # what a full disk takes of these is no loss: the journal has it all
                 self._draw(entry)
-        except OSError as error:
-            self._waiting.appendleft(entry)
-            self.trouble = f"disk low: the journal cannot be written ({error.strerror})"
-            return False
+                self._print(entry)
         self.trouble = ""
         return True
+
+    def _print(self, entry: AnyEntry) -> None:
+        """A line in log.txt; of metrics not more than one in `PACE` seconds."""
+        now = time.monotonic()
+        if isinstance(entry, Metrics) and now - self._printed < PACE:
+            return
+        if text := line(entry):
+            self._printed = now
+            print(text, flush=True)
 
     def phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
         """Say what this rank is doing; the journal gets every change of `name` and every detail."""
