@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 from engine.protocol.home import Home
@@ -32,6 +33,8 @@ def main() -> int:
     parser.add_argument("--address", required=True)
     parser.add_argument("--from-step", type=int)
     arguments = parser.parse_args()
+    # The libraries warn themselves of changes to come in each other: nothing that who trains could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
     home = Home(arguments.home)
     run = home.run(arguments.job)
     rank, _, world = ranks.place()
