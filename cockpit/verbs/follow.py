@@ -176,7 +176,8 @@ def _figures(run: Run) -> str:
 
 
 def _left(run: Run) -> str:
-    """Remaining time at the pace of the whole attempt."""
-    if run.state != states.RUNNING or not run.started or not 0 < run.step < run.max_steps:
+    """Remaining time at the pace of the steps; loading and evaluations, which are no steps, are left out."""
+    pace = run.metrics.get("train/step_seconds")
+    if run.state != states.RUNNING or pace is None or run.step >= run.max_steps:
         return ""
-    return f"{duration((time.time() - run.started) / run.step * (run.max_steps - run.step))} left"
+    return f"{duration(pace * (run.max_steps - run.step))} left"

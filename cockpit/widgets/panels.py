@@ -114,9 +114,11 @@ def _pace(run: Run, told: RunTold, width: int) -> Content:
 
 
 def remaining(run: Run, told: RunTold) -> float | None:
-    """Seconds until the last step, from the pace since the attempt's first step; None when nothing can be said."""
+    """Seconds until the last step at the pace of the steps (else since the attempt's first); None when nothing can be said."""
     if run.state != "running" or not told.start or not run.max_steps:
         return None
+    if pace := run.metrics.get("train/step_seconds"):
+        return pace * (run.max_steps - run.step)
     done = run.step - told.start.get("step", 0)
     spent = time.time() - told.start.get("time", time.time())
     return spent / done * (run.max_steps - run.step) if done > 0 else None
