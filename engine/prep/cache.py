@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from engine.protocol.home import Home, host_name
+from engine.protocol.home import Home, host_name, sync
 
 VERSION = 1
 """Counts changes of what is written or of how rows become tokens: an older entry is then no hit."""
@@ -59,15 +59,15 @@ def entry(home: Home, name: str) -> Iterator[Path]:
     try:
         yield temporary
         for path in temporary.rglob("*"):
-            _sync(path)
-        _sync(temporary)
+            sync(path)
+        sync(temporary)
         try:
             temporary.rename(home.cache / name)
         except OSError:
             if not (home.cache / name).is_dir():
                 raise
             # Another process finished the same entry meanwhile: theirs is as good.
-        _sync(home.cache)
+        sync(home.cache)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -78,11 +78,3 @@ def _sweep(cache: Path) -> None:
         pid = re.fullmatch(r".*\.(\d+)", path.name)
         if pid and not psutil.pid_exists(int(pid[1])):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

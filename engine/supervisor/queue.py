@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from engine.launchers.local import command
+from engine.launchers import LAUNCHERS
 from engine.protocol import journal, states
 from engine.protocol.home import RunDirectory, host_name, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
-from engine.protocol.profile import Profile, ProfileError, parse
+from engine.protocol.profile import Profile, ProfileError, load_reference, parse
 from engine.protocol.wire import workers_address
 from engine.supervisor import processes, scheduler
 from engine.supervisor.record import Job, Record, replay
@@ -207,6 +207,7 @@ class Queue:
             count = profile.launch.processes if isinstance(profile.launch.processes, int) else max(1, len(run.devices))
             if run.devices:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.devices))
+        command = load_reference(LAUNCHERS[profile.launch.strategy])
         port = profile.launch.port if isinstance(profile.launch.port, int) else None
         record.stage, record.identity, record.held, record.end = stage, None, [], None
         record.oom_kills = processes.oom_kills()

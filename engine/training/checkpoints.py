@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.protocol.home import RunDirectory
+from engine.protocol.home import RunDirectory, sync
 from engine.protocol.journal import Checkpoint, read
 from engine.protocol.messages import Problem, ProblemError
 
@@ -38,7 +38,7 @@ def write(folder: Path, fill: Callable[[Path], object]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_one(folder.parent)
+    sync(folder.parent)
 
 
 def _fill(folder: Path, fill: Callable[[Path], object]) -> None:
@@ -57,15 +57,7 @@ def _fill(folder: Path, fill: Callable[[Path], object]) -> None:
 
 def _sync(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def clean(run: RunDirectory) -> None:
