@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 from bench.report import save
 from engine.protocol import profile
 from engine.protocol.home import Home
+from engine.supervisor.processes import WORKER_DEFAULTS
 
 SIDES = ("cockpit", "trl", "trl_float32")
 
@@ -83,7 +85,9 @@ def _in_process(side: str, prepared: Path, steps: int, threads: int | None) -> d
         str(steps),
     ]
     command += ["--threads", str(threads)] if threads else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # As the engine starts its workers; the other side as its user's shell would.
+    defaults = WORKER_DEFAULTS if side == "cockpit" else {}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=defaults | os.environ)
     if done.returncode:
         raise RuntimeError(f"{side} failed:\n{done.stderr[-4000:]}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

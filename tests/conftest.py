@@ -14,13 +14,13 @@ import pytest
 from engine.protocol.client import running_engine
 from engine.protocol.home import Home
 from engine.supervisor.nvidia import Nvidia
-from engine.supervisor.processes import QUIET_THREADS
+from engine.supervisor.processes import WORKER_DEFAULTS
 from tests.scripted.bench import Engine
 
 USER_HOME = Home.locate()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-for _name, _value in QUIET_THREADS.items():
+for _name, _value in WORKER_DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
 

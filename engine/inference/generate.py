@@ -200,6 +200,16 @@ def generate_batch(
     return replies
 
 
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with (a system prompt, a task's instruction), which are then read once; each keeps one
+    of its own."""
+    if len(prompts) < 2:
+        return 0
+    least = min(map(len, prompts)) - 1
+    first = prompts[0]
+    return next((place for place in range(least) if any(row[place] != first[place] for row in prompts)), least)
+
+
 def _decode(
     model: Any,
     tokenizer: Any,
@@ -217,9 +227,19 @@ def _decode(
     cache = None
     # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
     with torch.no_grad():
-        following = torch.tensor([[padding] * (longest - len(row)) + list(row) for row in prompts], device=model.device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=model.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        shared = _shared(prompts)
+        if shared:
+            prefix = torch.tensor([list(prompts[0][:shared])], device=model.device)
+            cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+            cache.batch_repeat_interleave(len(prompts))
+        pads = [longest - len(row) for row in prompts]
+        following = torch.tensor(
+            [[padding] * pad + list(row[shared:]) for pad, row in zip(pads, prompts, strict=True)], device=model.device
+        )
+        mask = torch.tensor(
+            [[1] * shared + [0] * pad + [1] * (longest - shared - pad) for pad in pads], device=model.device
+        )
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
         for _ in range(min(max_new_tokens, context_length(model) - longest)):
             output = model(
                 input_ids=following,

@@ -52,10 +52,12 @@ class HeldOut:
         """Metrics by journal name, and the kept samples as fields of `journal.Sample`."""
         import torch
 
+        from engine.inference.folding import folded
+
         model = trainer.model
         model.eval()
         try:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self._autocast(), folded(model):
                 values = self._loss(trainer)
                 trainer.head.segments.lengths = None  # generation's batches are ordinary ones
                 replies = self._replies(model)

@@ -102,6 +102,7 @@ def _model(job: Job, resumed: Path | None) -> Any:
     import torch
 
     from engine.training import dropout
+    from engine.training.adapters import fused_lora
 
     profile, voice = job.profile, job.voice
     full = profile.adapter.kind == "none"
@@ -122,6 +123,7 @@ def _model(job: Job, resumed: Path | None) -> Any:
     job.masters = full and model.dtype != getattr(torch, profile.model.dtype)
     if not full and job.device.kind == "cpu":
         dropout.install(model)
+        fused_lora.install(model)
     if resumed:
         _restore(job, model, resumed)
     if profile.training.gradient_checkpointing:

@@ -59,6 +59,24 @@ def test_a_batch_equals_its_rows_alone(model: Any, tokenizer: Any) -> None:
 
 
 @pytest.mark.slow
+def test_what_prompts_begin_with_is_read_once(model: Any, tokenizer: Any) -> None:
+    """And the replies are those of the prompts alone, padded or not."""
+    prompts = [prompt(tokenizer, "Say in one word: " + question) for question in QUESTIONS]
+    read: list[tuple[int, ...]] = []
+    hook = model.register_forward_pre_hook(
+        lambda *call: read.append(tuple(call[2]["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        together = generate_batch(model, tokenizer, prompts, 8, END)
+    finally:
+        hook.remove()
+    shared, rest = read[0][1], read[1][1]
+    assert read[0][0] == 1 and shared > 4 and shared + rest == max(map(len, prompts))
+    assert together == [generate_batch(model, tokenizer, [ids], 8, END)[0] for ids in prompts]
+    assert generate_batch(model, tokenizer, [prompts[0]] * 3, 8, END) == [together[0]] * 3
+
+
+@pytest.mark.slow
 def test_sampling_is_seeded_and_cancel_stops_at_the_next_token(model: Any, tokenizer: Any) -> None:
     ids = prompt(tokenizer, QUESTIONS[2])
 
