@@ -45,6 +45,141 @@ PROFILE = option("profile", metavar="PROFILE", help="a YAML or JSON file, or the
 SET = option("--set", metavar="K=V", action="append", default=[], dest="overrides", help="override one setting, e.g. training.epochs=2")  # fmt: skip
 DETACH = option("--detach", action="store_true", help="print the run's id and leave it running")
 
+FILE = option("file", metavar="FILE", help="a data file, a folder or a glob")
+FORMAT = option("--format", metavar="SHAPE", default="auto", help="shape of the rows (found by itself)")
+OUT = option("--out", metavar="DIR", required=True, help="folder for rows.jsonl, rejects.jsonl and report.json")
+MODEL = option("--model", metavar="TARGET", required=True, help="whose tokenizer and chat template")
+LENGTH = option("--max-length", type=int, metavar="N", default=1024, help="longest sequence, in tokens (1024)")
+LOSS_ON = option("--loss-on", choices=("auto", "assistant", "all"), default="auto", help="which tokens are trained (assistant; all in plain text)")  # fmt: skip
+PROCESSES = option("--processes", type=int, metavar="N", help="processes that work (one a core)")
+SEED = option("--seed", type=int, metavar="N", default=42, help="seed of the choice (42)")
+
+DATA = (
+    Verb("inspect", "what a file holds: shape, columns, a row", "tools:data", (FILE, FORMAT)),
+    Verb(
+        "validate",
+        "name every bad row",
+        "tools:data",
+        (FILE, FORMAT, option("--out", metavar="DIR", help="also write rows.jsonl and rejects.jsonl there"), PROCESSES),
+    ),
+    Verb(
+        "clean",
+        "repair text and drop what is empty, by rules that count",
+        "tools:data",
+        (FILE, FORMAT, OUT, SET, PROCESSES),
+    ),  # fmt: skip
+    Verb(
+        "dedup",
+        "drop rows that are there (nearly) twice",
+        "tools:data",
+        (
+            FILE,
+            FORMAT,
+            OUT,
+            option(
+                "--against",
+                metavar="FILE",
+                action="append",
+                default=[],
+                help="also drop rows that are in this file (repeatable)",
+            ),  # fmt: skip
+            SET,
+            PROCESSES,
+        ),
+    ),
+    Verb(
+        "split",
+        "hold rows out for validation and test",
+        "tools:data",
+        (
+            FILE,
+            FORMAT,
+            OUT,
+            option("--validation", type=float, metavar="SHARE", default=0.1, help="share of rows (0.1)"),
+            option("--test", type=float, metavar="SHARE", default=0.0, help="share of rows (0)"),
+            option("--stratify-by", metavar="COLUMN", help="give each value of this column the same share"),
+            SEED,
+            PROCESSES,
+        ),
+    ),
+    Verb(
+        "balance",
+        "even out the values of a column",
+        "tools:data",
+        (
+            FILE,
+            FORMAT,
+            OUT,
+            option("--by", metavar="COLUMN", required=True, help="the column"),
+            option(
+                "--to",
+                metavar="N",
+                default="smallest",
+                help="rows of each value: smallest, median, largest or a number",
+            ),  # fmt: skip
+            SEED,
+        ),
+    ),
+    Verb(
+        "convert",
+        "write the rows in another shape",
+        "tools:data",
+        (
+            FILE,
+            FORMAT,
+            option("--to", metavar="SHAPE", required=True, help="the shape to write"),
+            option("--out", metavar="FILE", required=True, help="a .jsonl file"),
+        ),
+    ),
+    Verb(
+        "expand",
+        "make new rows with an OpenAI-compatible service",
+        "tools:data",
+        (
+            option("file", metavar="FILE", help="seed rows"),
+            FORMAT,
+            OUT,
+            SET,
+            option("--dry-run", action="store_true", help="show the prompts and what they would cost at most"),
+        ),
+    ),
+    Verb(
+        "tokenize",
+        "rows to token ids and labels on disk",
+        "tools:data",
+        (
+            FILE,
+            FORMAT,
+            MODEL,
+            OUT,
+            LENGTH,
+            LOSS_ON,
+            option("--packing", action="store_true", help="several rows to a sequence, attention kept apart"),
+            option(
+                "--blocks",
+                action="store_true",
+                help="plain text end to end in blocks of --max-length, as for pretraining",
+            ),  # fmt: skip
+            PROCESSES,
+        ),
+    ),
+    Verb(
+        "stats",
+        "lengths, trained share, duplicates, languages, waste",
+        "tools:data",
+        (
+            FILE,
+            FORMAT,
+            MODEL,
+            LENGTH,
+            LOSS_ON,
+            option("--by", metavar="COLUMN", help="also for each value of this column"),
+            option("--plot", metavar="PNG", help="draw the histogram of lengths"),
+            PROCESSES,
+        ),
+    ),
+)
+
 VERBS = (
     Verb(
         "demo",
@@ -137,6 +272,52 @@ VERBS = (
             Verb("schema", "the JSON Schema of profiles", "profile:schema"),
         ),
     ),
+    Verb("data", "look at data files, and make training sets of them", verbs=DATA),
+    Verb(
+        "tokenizer",
+        "tokenizers of your own",
+        verbs=(
+            Verb(
+                "train",
+                "train a tokenizer on texts",
+                "tools:tokenizer",
+                (
+                    option("files", nargs="+", metavar="FILE", help="data files of any shape"),
+                    option("--out", metavar="DIR", required=True, help="folder that AutoTokenizer will load"),
+                    option("--kind", choices=("bpe", "unigram"), default="bpe", help="the algorithm (bpe)"),
+                    option(
+                        "--size", type=int, metavar="N", default=15_000, help="tokens, special ones included (15000)"
+                    ),
+                    option(
+                        "--samples",
+                        type=int,
+                        metavar="N",
+                        default=100_000,
+                        help="texts to learn from, a seeded sample (100000)",
+                    ),  # fmt: skip
+                    option(
+                        "--special",
+                        action="append",
+                        default=[],
+                        metavar="TOKEN",
+                        help="a further special token (repeatable)",
+                    ),  # fmt: skip
+                    option("--template", metavar="FILE", help="a Jinja chat template (ChatML by default)"),
+                    option(
+                        "--no-byte-fallback", action="store_true", help="unknown characters become <unk>, not bytes"
+                    ),
+                    option(
+                        "--compare",
+                        action="append",
+                        default=[],
+                        metavar="TARGET",
+                        help="report the compression of this model's tokenizer too",
+                    ),  # fmt: skip
+                    SEED,
+                ),
+            ),
+        ),
+    ),
     Verb(
         "model",
         "find, fetch and verify base models",
@@ -225,7 +406,7 @@ def _add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], require
         if verb.verbs:
             _add_verbs(child, verb.verbs, required=True)
         else:
-            child.set_defaults(function=verb.function)
+            child.set_defaults(function=verb.function, verb=verb.name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from typing import NoReturn
@@ -25,6 +26,24 @@ def model_verify(options: argparse.Namespace) -> NoReturn:
 
 def doctor(options: argparse.Namespace) -> NoReturn:
     _become("doctor", options, *filter(None, [options.folder]))
+
+
+def data(options: argparse.Namespace) -> NoReturn:
+    _become_tool(options, "data")
+
+
+def tokenizer(options: argparse.Namespace) -> NoReturn:
+    _become_tool(options, "tokenizer")
+
+
+def _become_tool(options: argparse.Namespace, group: str) -> NoReturn:
+    """The options were read here, where their help is; the worker gets them as they are."""
+    given = {
+        key: value
+        for key, value in vars(options).items()
+        if key not in ("function", "verb", "home", "json", "readonly")
+    }
+    _become("data_tool", options, group, options.verb, json.dumps(given))
 
 
 def _become(worker: str, options: argparse.Namespace, *arguments: str) -> NoReturn:

@@ -1,0 +1,121 @@
+"""A long step over a large JSONL file, in pieces: many processes, bounded memory, and after a kill it goes on where it stopped.
+
+The file is cut at line ends into spans of some megabytes. Each span is worked on by itself and its result appears in the work
+folder under its number only when it is complete, so a second run does what is missing and nothing twice. Results are taken in the
+file's order: how many processes there were, and how often the step was killed, does not show.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SIZE = 8 * 2**20
+"""Bytes of a span, about: enough rows to be worth a task, few enough to be held."""
+
+
+class Span(NamedTuple):
+    """Bytes `[start, end)` of a file; `line` is the first one's number, from 1."""
+
+    path: str
+    start: int
+    end: int
+    line: int
+
+
+Work = Callable[[Span, Path, dict[str, Any]], dict[str, Any]]
+"""`(span, folder, settings)` -> counts as JSON has them. Writes its results into `folder`, which is new and empty. It must
+depend on its arguments alone, and importing its module must be cheap: it runs in processes of its own."""
+
+
+class Done(NamedTuple):
+    """A span's results: the folder with what its work wrote, and what it returned."""
+
+    folder: Path
+    counts: dict[str, Any]
+
+
+def cut(path: Path, size: int = SIZE) -> Iterator[Span]:
+    """Spans that cover the file, each ending behind a line end; a line longer than `size` is a span of its own."""
+    start, line, lines, seen = 0, 1, 0, 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            end = block.rfind(b"\n") + 1
+            if end and seen + end - start >= size:
+                lines += block.count(b"\n", 0, end)
+                yield Span(str(path), start, seen + end, line)
+                line, lines, start = line + lines, block.count(b"\n", end), seen + end
+            else:
+                lines += block.count(b"\n")
+            seen += len(block)
+    if start < seen:
+        yield Span(str(path), start, seen, line)
+
+
+def work_through(
+    spans: list[Span],
+    work: str,
+    settings: dict[str, Any],
+    folder: Path,
+    processes: int,
+    progress: Callable[[int, int], object],
+) -> Iterator[Done]:
+    """Do `work` (a "module:function" of kind `Work`) for every span; yields results in the spans' order as they come.
+
+    `folder` holds them; keep it until the step's own result is safe, and use a new one for other spans or settings. With one
+    process all is done here. `progress` is told (bytes done, bytes in all). Whatever `work` raises ends the step and passes through.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    total, done = sum(span.end - span.start for span in spans), 0
+    with ExitStack() as stack:
+        pool = None
+        if processes > 1 and len(spans) > 1:
+            context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads hold locks here
+            pool = stack.enter_context(ProcessPoolExecutor(min(processes, len(spans)), context))
+            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        waiting: deque[Future[dict[str, Any]]] = deque()
+        numbered = enumerate(spans)
+        for number, span in enumerate(spans):
+            if pool is None:
+                counts = _one(work, span, folder, number, settings)
+            else:
+                # A few ahead of the one that is waited for: results must not pile up when whoever takes them is slower.
+                while len(waiting) < 2 * processes and (following := next(numbered, None)):
+                    waiting.append(pool.submit(_one, work, following[1], folder, following[0], settings))
+                counts = waiting.popleft().result()
+            done += span.end - span.start
+            progress(done, total)
+            yield Done(_place(folder, number), counts)
+
+
+def _one(work: str, span: Span, folder: Path, number: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The counts of a span; done only if its result is not there yet."""
+    place = _place(folder, number)
+    if not place.is_dir():
+        module, _, name = work.partition(":")
+        function: Work = getattr(importlib.import_module(module), name)
+        draft = place.with_name(f".{place.name}.{os.getpid()}")
+        _empty(draft)
+        (draft / "counts.json").write_text(json.dumps(function(span, draft, settings)), encoding="utf-8")
+        draft.rename(place)
+    counts: dict[str, Any] = json.loads((place / "counts.json").read_text(encoding="utf-8"))
+    return counts
+
+
+def _place(folder: Path, number: int) -> Path:
+    return folder / f"{number:06}"
+
+
+def _empty(folder: Path) -> None:
+    """A process of this number may have been killed at this very work."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()

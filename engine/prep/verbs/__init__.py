@@ -1,0 +1,19 @@
+"""What `cockpit data` and `cockpit tokenizer` do. One row a verb: its module has
+`run(home, arguments, progress) -> dict`, which returns what `--json` prints.
+
+`arguments` are the verb's options as `cockpit/cli.py` declares them; `progress` is told (phase, done, total).
+"""
+
+VERBS = {
+    "data inspect": "engine.prep.verbs.inspect",
+    "data validate": "engine.prep.verbs.validate",
+    "data clean": "engine.prep.verbs.clean",
+    "data dedup": "engine.prep.verbs.dedup",
+    "data split": "engine.prep.verbs.split",
+    "data balance": "engine.prep.verbs.balance",
+    "data convert": "engine.prep.verbs.convert",
+    "data expand": "engine.prep.verbs.expand",
+    "data tokenize": "engine.prep.verbs.tokenize",
+    "data stats": "engine.prep.verbs.stats",
+    "tokenizer train": "engine.prep.verbs.train_tokenizer",
+}

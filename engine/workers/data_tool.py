@@ -1,0 +1,122 @@
+"""`cockpit data …` and `cockpit tokenizer …`, in a process of their own: they need the data libraries, the command line does not.
+
+Results go to stdout, progress and problems to stderr. Exit status: 0 done, 1 the work failed, 2 a wrong request, 130 interrupted.
+What was done until an interrupt or a kill is kept: the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from engine.prep.verbs import VERBS
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+
+OUT, ERR = Console(highlight=False), Console(stderr=True, highlight=False)
+
+Told = Callable[[str, int, int], None]
+"""`(phase, done, total)`."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("group")
+    parser.add_argument("verb")
+    parser.add_argument("arguments", type=json.loads)
+    parser.add_argument("--home")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    run = importlib.import_module(VERBS[f"{asked.group} {asked.verb}"]).run
+    try:
+        with _progress() as told:
+            result: dict[str, Any] = run(Home.locate(asked.home), argparse.Namespace(**asked.arguments), told)
+    except ProblemError as error:
+        return _complain(asked.json, error.problem)
+    except (ValueError, OSError) as error:
+        return _complain(
+            asked.json, Problem(title=f"cockpit {asked.group} {asked.verb} cannot be done", cause=str(error))
+        )
+    except KeyboardInterrupt:
+        ERR.print("interrupted; the same command goes on from here")
+        return 130
+    if asked.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        _show(result)
+    return 0
+
+
+def _complain(as_json: bool, problem: Problem) -> int:
+    if as_json:
+        print(json.dumps({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}}))
+    else:
+        ERR.print(f"[red]✗[/] {escape(str(problem))}", soft_wrap=True)
+    return 2
+
+
+def _show(result: dict[str, Any]) -> None:
+    """Figures by name; what is nested, indented under its name."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in _lines(result):
+        table.add_row(name, value)
+    OUT.print(table)
+
+
+def _lines(result: dict[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in result.items():
+        told = indent + name.replace("_", " ")
+        if isinstance(value, dict) and value:
+            yield escape(told), ""
+            yield from _lines({str(key): each for key, each in value.items()}, indent + "  ")
+        elif isinstance(value, float):
+            yield escape(told), f"{value:.4g}"
+        elif isinstance(value, (str, int)):
+            yield escape(told), escape(str(value))
+        else:
+            yield escape(told), escape(json.dumps(value, ensure_ascii=False))
+
+
+@contextmanager
+def _progress() -> Iterator[Told]:
+    """A bar a phase on a terminal, else a line a phase."""
+    if not ERR.is_terminal:
+        phases: list[str] = []
+
+        def line(phase: str, done: int, total: int) -> None:
+            if phase not in phases:
+                phases.append(phase)
+                ERR.print(phase)
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=ERR, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def bar(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = progress.add_task(phase, total=total or None)
+            progress.update(tasks[phase], completed=done, total=total or None)
+
+        yield bar
+
+
+if __name__ == "__main__":
+    sys.exit(main())
