@@ -67,7 +67,7 @@ DATA = (
         "repair text and drop what is empty, by rules that count",
         "tools:data",
         (FILE, FORMAT, OUT, SET, PROCESSES),
-    ),  # fmt: skip
+    ),
     Verb(
         "dedup",
         "drop rows that are there (nearly) twice",
@@ -82,7 +82,7 @@ DATA = (
                 action="append",
                 default=[],
                 help="also drop rows that are in this file (repeatable)",
-            ),  # fmt: skip
+            ),
             SET,
             PROCESSES,
         ),
@@ -116,7 +116,7 @@ DATA = (
                 metavar="N",
                 default="smallest",
                 help="rows of each value: smallest, median, largest or a number",
-            ),  # fmt: skip
+            ),
             SEED,
         ),
     ),
@@ -159,7 +159,7 @@ DATA = (
                 "--blocks",
                 action="store_true",
                 help="plain text end to end in blocks of --max-length, as for pretraining",
-            ),  # fmt: skip
+            ),
             PROCESSES,
         ),
     ),
@@ -294,14 +294,14 @@ VERBS = (
                         metavar="N",
                         default=100_000,
                         help="texts to learn from, a seeded sample (100000)",
-                    ),  # fmt: skip
+                    ),
                     option(
                         "--special",
                         action="append",
                         default=[],
                         metavar="TOKEN",
                         help="a further special token (repeatable)",
-                    ),  # fmt: skip
+                    ),
                     option("--template", metavar="FILE", help="a Jinja chat template (ChatML by default)"),
                     option(
                         "--no-byte-fallback", action="store_true", help="unknown characters become <unk>, not bytes"
@@ -312,7 +312,7 @@ VERBS = (
                         default=[],
                         metavar="TARGET",
                         help="report the compression of this model's tokenizer too",
-                    ),  # fmt: skip
+                    ),
                     SEED,
                 ),
             ),

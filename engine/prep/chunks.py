@@ -47,7 +47,7 @@ def cut(path: Path, size: int = SIZE) -> Iterator[Span]:
     """Spans that cover the file, each ending behind a line end; a line longer than `size` is a span of its own."""
     start, line, lines, seen = 0, 1, 0, 0
     with path.open("rb") as file:
-        while block := file.read(2**20):
+        while block := file.read(max(2**16, size // 8)):
             end = block.rfind(b"\n") + 1
             if end and seen + end - start >= size:
                 lines += block.count(b"\n", 0, end)
