@@ -1,117 +1,98 @@
-"""Files to records, one at a time, each with its place. A JSONL file is never in memory as a whole.
+"""Files to records, one at a time, each with its place. No file is ever in memory as a whole.
 
-A record that cannot be read comes out with a reason instead of a value; a file that cannot be read raises ValueError.
+A record that cannot be read comes out with a reason instead of a value; a file that cannot be read raises ValueError. The kinds
+lie in `engine/prep/files/`, one file each; every kind may be packed (.gz, .zst).
 """
 
 from __future__ import annotations
 
-import json
+import importlib
+import io
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO
 
-import msgspec
+from engine.prep.files import KINDS, PACKINGS, SEEKING
+from engine.prep.files.record import Record, decode
 
-LONGEST_LINE = 64 * 2**20
-"""Bytes. A longer line is rejected without being held."""
+__all__ = ["READERS", "Record", "check_suffix", "decode", "read"]
 
-
-class Record(NamedTuple):
-    """A row as it stands in its file. `line` counts from 1, `offset` is the row's first byte; `end` the byte after it."""
-
-    file: str
-    line: int
-    offset: int
-    end: int
-    value: dict[str, Any] | None
-    reason: str = ""
-
-
-def read(path: Path) -> Iterator[Record]:
-    """The records of a file, by its suffix. Raises ValueError naming what can be read, OSError when the file cannot be opened."""
-    return READERS[check_suffix(path)](path)
+READERS = KINDS
+_BUFFER = 2**20
+_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def check_suffix(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in READERS:
+    """What the file's name says it is, packing included: `.jsonl`, `.csv.gz` … Raises ValueError naming what can be read."""
+    packing = path.suffix.lower() if path.suffix.lower() in PACKINGS else ""
+    kind = (Path(path.stem) if packing else path).suffix.lower()
+    if kind not in KINDS:
         raise ValueError(
-            f"{path.name}: cannot read {suffix or 'a file without suffix'}; known are {', '.join(READERS)}"
+            f"{path.name}: cannot read {kind + packing or 'a file without suffix'}; known are {', '.join(KINDS)}, "
+            f"each also packed as {' or '.join(PACKINGS)}"
         )
-    return suffix
+    return kind + packing
 
 
-def read_jsonl(path: Path) -> Iterator[Record]:
-    """A JSON object a line; blank lines are no records."""
-    with path.open("rb") as file:
-        line, offset = 0, 0
-        while content := file.readline(LONGEST_LINE + 1):
-            line += 1
-            start, whole = offset, len(content) <= LONGEST_LINE or content.endswith(b"\n")
-            offset += len(content)
-            if not whole:
-                offset = _skip_line(file, offset)
-                yield Record(str(path), line, start, offset, None, f"a line longer than {LONGEST_LINE // 2**20} MiB")
-            elif content.strip():
-                yield Record(str(path), line, start, offset, *decode(content.removeprefix(b"\xef\xbb\xbf")))
+def read(path: Path, progress: Callable[[int], object] = lambda _: None) -> Iterator[Record]:
+    """The records of a file, by its suffix. `progress` is told the bytes of the file as it lies on the disk that were taken so far.
+
+    Raises ValueError for a name or content that cannot be read, OSError when the file cannot be opened.
+    """
+    suffix = check_suffix(path)
+    if not path.is_file():
+        # A named pipe or a device would be waited for, perhaps for ever.
+        raise ValueError(f"{path} is no file" if path.exists() else f"there is no file {path}")
+    return _read(path, suffix, progress)
 
 
-def decode(content: bytes) -> tuple[dict[str, Any] | None, str]:
-    """A line as (value, "") or (None, reason)."""
-    try:
-        value = msgspec.json.decode(content)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        return None, f"not JSON: {error}"
-    if not isinstance(value, dict):
-        return None, f"a row is a JSON object, not {type(value).__name__}"
-    return value, ""
-
-
-def read_json(path: Path) -> Iterator[Record]:
-    """One JSON list of objects, or one object. Held in memory: a large set is better kept as JSONL."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not UTF-8: {error.reason} at byte {error.start}")
-    scan = json.JSONDecoder().raw_decode
-    at = _blank(text, 0)
-    listed = text[at : at + 1] == "["
-    at = _blank(text, at + 1) if listed else at
-    line, offset, counted = 1, 0, 0
-    while at < len(text) and text[at] != "]":
-        line, offset, counted = line + text.count("\n", counted, at), offset + len(text[counted:at].encode()), at
+def _read(path: Path, suffix: str, progress: Callable[[int], object]) -> Iterator[Record]:
+    packing = next((ending for ending in PACKINGS if suffix.endswith(ending)), "")
+    kind = suffix.removesuffix(packing)
+    with ExitStack() as stack:
+        raw = stack.enter_context(path.open("rb", buffering=_BUFFER))
+        size = path.stat().st_size
+        damaged: tuple[type[Exception], ...] = (ValueError, *_faults(packing))
         try:
-            value, at = scan(text, at)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path.name}:{line}: not JSON: {getattr(error, 'msg', error)}")
-        size = len(text[counted:at].encode("utf-8", "surrogatepass"))
-        known = isinstance(value, dict)
-        reason = "" if known else f"a row is a JSON object, not {type(value).__name__}"
-        yield Record(str(path), line, offset, offset + size, value if known else None, reason)
-        at = _blank(text, at)
-        if not listed:
-            break
-        if text[at : at + 1] not in (",", "]"):
-            raise ValueError(
-                f"{path.name}:{line + text.count(chr(10), counted, at)}: the list is broken off or lacks a comma"
-            )
-        at = _blank(text, at + 1) if text[at] == "," else at
+            stream: BinaryIO = raw
+            if packing:
+                stream = stack.enter_context(_load(PACKINGS[packing])(raw))
+                if kind in SEEKING:
+                    from engine.prep.files.packed import unpack
+
+                    stream = stack.enter_context(unpack(stream, size))
+            if kind not in SEEKING:
+                _check_encoding(stream)
+            taken = 0
+            for record in _load(KINDS[kind])(stream, path):
+                taken = max(taken, min(size, raw.tell()))
+                progress(taken)
+                yield record
+        except damaged as error:
+            if str(error).startswith(path.name):
+                raise
+            raise ValueError(f"{path.name} cannot be read: {str(error) or type(error).__name__}") from error
+        progress(size)
 
 
-READERS: dict[str, Callable[[Path], Iterator[Record]]] = {".jsonl": read_jsonl, ".json": read_json}
+def _check_encoding(stream: BinaryIO) -> None:
+    if isinstance(stream, io.BufferedReader):
+        start = stream.peek(4)[:4]
+        for mark, encoding in _MARKS.items():
+            if start.startswith(mark):
+                raise ValueError(f"it is written in {encoding}; save it as UTF-8")
 
 
-def _skip_line(file: Any, offset: int) -> int:
-    """Go behind the line that the file stands in; returns the offset there."""
-    while content := file.readline(2**20):
-        offset += len(content)
-        if content.endswith(b"\n"):
-            break
-    return int(offset)
+def _faults(packing: str) -> tuple[type[Exception], ...]:
+    """What reading raises for a damaged file."""
+    if not packing:
+        return (MemoryError,)
+    from engine.prep.files.packed import FAULTS
+
+    return (MemoryError, *FAULTS)
 
 
-def _blank(text: str, at: int) -> int:
-    """The place of the next character that is not blank."""
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
+import glob
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
+
+from engine.prep import cache, readers
+from engine.prep.files import KINDS
 from engine.protocol.bundled import bundled
+from engine.protocol.home import Home
 
 HUB = "hf://"
+_HUB = re.compile(r"hf://(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@:]+))?(?:@(?P<split>.+))?")
+_WILD = re.compile(r"[*?[]")
+_BESIDE = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "cache-*.arrow")
+"""Files that `datasets` and catalogues put into a folder and that hold no rows of it."""
+
+Progress = Callable[[str, int, int], None]
+"""Told (phase, done, total)."""
+
+
+class HubSource(NamedTuple):
+    """A data set on the Hugging Face hub."""
+
+    name: str
+    config: str | None
+    split: str
 
 
 def find_source(source: str, directory: Path) -> Path | str:
@@ -17,11 +46,191 @@ def find_source(source: str, directory: Path) -> Path | str:
     """
     if source.startswith(HUB):
         return source
-    for folder in (directory, bundled("data")):
+    for folder in _places(directory):
         path = (folder / Path(source).expanduser()).resolve()
         if path.exists():
             return path
-    samples = [str(path.relative_to(bundled("data"))) for path in sorted(bundled("data").rglob("*.jsonl"))]
-    near = difflib.get_close_matches(source, samples, n=1, cutoff=0.6)
-    hint = f", did you mean {near[0]}?" if near else ""
-    raise ValueError(f"there is no {source} beside the profile ({directory}) nor among the bundled samples{hint}")
+    raise ValueError(
+        f"there is no {source} beside the profile ({directory}) nor among the bundled samples{_near(source, directory)}"
+    )
+
+
+def files(source: str, directory: Path) -> list[Path]:
+    """The files that a source names, absolute and sorted: a file, all that can be read below a folder, or what a glob matches.
+
+    A file that is reached in two ways counts once. Raises ValueError when there is nothing of that name, or nothing that can be read.
+    """
+    if source.startswith(HUB):
+        raise ValueError(f"{source} is on the hub: it must be fetched first")
+    try:
+        found = find_source(source, directory)
+    except ValueError:
+        if not _WILD.search(source):
+            raise
+        return _matching(source, directory)
+    path = Path(found)
+    if path.is_dir():
+        return _below(path, source)
+    readers.check_suffix(path)
+    return [path]
+
+
+def hub_source(source: str) -> HubSource:
+    """`hf://org/name[:config][@split]`, the split `train` unless said. Raises ValueError."""
+    parts = _HUB.fullmatch(source)
+    if not parts:
+        raise ValueError(
+            f"{source}: a hub data set is written hf://org/name, hf://org/name:config or hf://org/name@split"
+        )
+    return HubSource(parts["name"], parts["config"], parts["split"] or "train")
+
+
+def fetch(hub: HubSource, home: Home, progress: Progress) -> Path:
+    """The rows of a hub data set as a JSONL file in the home's cache, streamed there on first need.
+
+    `progress` is told rows; the total is 0 when the hub does not say. A copy is kept as it was when it was fetched. Raises ValueError
+    when the hub cannot be reached or has no such data set.
+    """
+    name = "hub-" + hashlib.sha256(json.dumps([cache.VERSION, *hub]).encode()).hexdigest()[:32]
+    made = home.cache / name / "rows.jsonl"
+    if not made.is_file():
+        with cache.entry(home, name) as folder, (folder / "rows.jsonl").open("wb") as file:
+            for row in _streamed(hub, progress):
+                file.write(row + b"\n")
+    return made
+
+
+def is_tokenised(path: Path) -> bool:
+    """Is this a folder that `datasets.save_to_disk` wrote, of rows that are tokens already (`input_ids` and `labels`)?"""
+    told = path / "dataset_info.json"
+    if not (path / "state.json").is_file() or not told.is_file():
+        return False
+    try:
+        features = json.loads(told.read_text(encoding="utf-8")).get("features") or {}
+    except (ValueError, AttributeError):
+        return False
+    return {"input_ids", "labels"} <= set(features)
+
+
+# ── folders and globs ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _places(directory: Path) -> tuple[Path, Path]:
+    return directory, bundled("data")
+
+
+def _below(folder: Path, source: str) -> list[Path]:
+    found = list(_once(_readable(folder)))
+    if not found:
+        seen = Counter(path.suffix.lower() or "no suffix" for path in folder.rglob("*") if path.is_file())
+        told = ", ".join(f"{count} × {suffix}" for suffix, count in seen.most_common(5)) or "nothing at all"
+        raise ValueError(f"{source} is a folder without a file that can be read ({told}); known are {', '.join(KINDS)}")
+    return found
+
+
+def _readable(folder: Path) -> Iterator[Path]:
+    """Files below a folder, sorted, links followed. Raises ValueError for a link of a readable name that leads nowhere."""
+    entered: set[tuple[int, int]] = set()
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        told = Path(place).stat()
+        if (told.st_dev, told.st_ino) in entered:  # a link back: its files are listed already
+            folders.clear()
+            continue
+        entered.add((told.st_dev, told.st_ino))
+        # Sorted, so that of two ways to a folder the same is taken everywhere; hidden ones are caches and repositories.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place, name) for name in names if not name.startswith(".") and _is_rows(name)]
+    for path in sorted(found):
+        if not path.exists():
+            raise ValueError(f"{path} is a link that leads nowhere: remove it, or mend it")
+        if path.is_file():
+            yield path
+
+
+def _is_rows(name: str) -> bool:
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in _BESIDE):
+        return False
+    try:
+        readers.check_suffix(Path(name))
+    except ValueError:
+        return False
+    return True
+
+
+def _matching(pattern: str, directory: Path) -> list[Path]:
+    """What a glob matches. Raises ValueError when that is nothing, or something that cannot be read."""
+    expanded = str(Path(pattern).expanduser())
+    for folder in _places(directory):
+        # Not Path.glob: it takes no absolute patterns.
+        paths = [folder / each for each in glob.iglob(expanded, root_dir=folder, recursive=True)]  # noqa: PTH207
+        found = list(_once(sorted(path for path in paths if path.is_file())))
+        if found:
+            for path in found:
+                readers.check_suffix(path)
+            return found
+    parent = Path(expanded).parent
+    raise ValueError(f"nothing matches {pattern} beside the profile ({directory}){_held(directory / parent)}")
+
+
+def _once(paths: Iterator[Path] | list[Path]) -> Iterator[Path]:
+    seen: set[Path] = set()
+    for path in paths:
+        real = path.resolve()
+        if real not in seen:
+            seen.add(real)
+            yield Path(os.path.abspath(path))
+
+
+def _held(folder: Path) -> str:
+    """For a message: what a folder holds in place of what was asked for."""
+    if _WILD.search(str(folder)):
+        return ""
+    if not folder.is_dir():
+        return f": there is no folder {folder}"
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return (
+        f": the folder holds {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+        if names
+        else ": the folder is empty"
+    )
+
+
+def _near(source: str, directory: Path) -> str:
+    """For a message: a name like the one that was asked for."""
+    beside = (directory / Path(source).expanduser()).parent
+    try:
+        names = [str(Path(source).parent / path.name) for path in sorted(beside.iterdir()) if path.name[0] != "."]
+    except OSError:
+        names = []
+    names += [str(path.relative_to(bundled("data"))) for path in sorted(bundled("data").rglob("*.jsonl"))]
+    near = difflib.get_close_matches(source, names, n=1, cutoff=0.6)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+# ── the hub ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _streamed(hub: HubSource, progress: Progress) -> Iterator[bytes]:
+    """The rows as JSON, one at a time."""
+    import datasets
+
+    written = f"{HUB}{hub.name}{':' + hub.config if hub.config else ''}@{hub.split}"
+    try:
+        rows = datasets.load_dataset(hub.name, hub.config, split=hub.split, streaming=True)
+        told = (rows.info.splits or {}).get(hub.split)
+        total = told.num_examples if told else 0
+        for number, row in enumerate(rows, 1):
+            yield _json(row, number)
+            progress("fetching", number, total)
+    except Exception as error:
+        raise ValueError(
+            f"{written} cannot be fetched: {error}; is the name right, and can this machine reach the hub (HF_ENDPOINT, HF_TOKEN)?"
+        ) from error
+
+
+def _json(row: dict[str, object], number: int) -> bytes:
+    try:
+        return msgspec.json.encode(row)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"row {number} holds what is no text and no number: {error}")

@@ -1,0 +1,140 @@
+"""CSV and TSV: the first line names the columns, and every value is text. Quoting as in RFC 4180; a quoted value may hold line ends.
+
+The delimiter of a .csv is the one of `,` `;` tab `|` by which most of the first rows have as many fields as the header.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from engine.prep.files.lines import LONGEST, Line, lines, too_long
+from engine.prep.files.record import BOM, Record
+
+DELIMITERS = ",;\t|"
+_SNIFFED = 2**16
+"""Bytes that the delimiter is found by."""
+_READ_AGAIN = 2**20
+"""Bytes. A quote without an end takes no more rows with it than this."""
+
+
+class _TooLong(Exception):
+    """A row is longer than what is held."""
+
+
+def read_csv(stream: BinaryIO, path: Path) -> Iterator[Record]:
+    start = stream.peek(_SNIFFED) if hasattr(stream, "peek") else b""
+    return _read(stream, path, sniff(start[:_SNIFFED].removeprefix(BOM).decode("utf-8", "replace")))
+
+
+def read_tsv(stream: BinaryIO, path: Path) -> Iterator[Record]:
+    return _read(stream, path, "\t")
+
+
+def sniff(start: str) -> str:
+    """The delimiter of a file that starts so; a comma when there is but one column."""
+
+    def agreeing(delimiter: str) -> tuple[float, int]:
+        """(share of rows with as many fields as the header, fields); nothing for a single field."""
+        whole = start[: start.rfind("\n") + 1] or start
+        try:
+            widths = [len(row) for row in csv.reader(io.StringIO(whole), delimiter=delimiter) if row]
+        except csv.Error:
+            return 0, 0
+        if not widths or widths[0] == 1:
+            return 0, 0
+        return widths.count(widths[0]) / len(widths), widths[0]
+
+    # `max` takes the first of equals, hence the comma before the others.
+    return max(DELIMITERS, key=agreeing)
+
+
+def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
+    """Raises ValueError for a header that names no columns, or one of them twice."""
+    csv.field_size_limit(LONGEST)  # of the whole process: nobody else here reads CSV
+    taken = _Taken(lines(stream))
+    rows = csv.reader(taken, delimiter=delimiter, strict=True)
+    columns: list[str] | None = None
+    while True:
+        taken.begin()
+        values: list[str] = []
+        reason = ""
+        try:
+            values = next(rows)
+        except StopIteration:
+            return
+        except _TooLong:
+            reason = too_long("a row")
+            taken.skip()
+        except csv.Error as error:
+            reason = f"not CSV: {error}"
+        first, end = taken.row[0], taken.row[-1].end
+        if reason:
+            if len(taken.row) > 1 and reason.startswith("not CSV"):
+                reason += f" (a quote opens here and goes on to line {taken.row[-1].number})"
+                end = taken.put_back(end)
+        elif not values:
+            continue
+        elif any("\udc80" <= character <= "\udcff" for value in values for character in value):
+            reason = "not UTF-8"
+        if columns is None:
+            columns = _header(values, reason, path, first.number)
+            continue
+        if not reason and len(values) != len(columns):
+            reason = f"{len(values)} fields, but the header has {len(columns)} (the delimiter is {delimiter!r})"
+        value = None if reason else dict(zip(columns, values, strict=True))
+        yield Record(str(path), first.number, first.offset, end, value, reason)
+
+
+def _header(values: list[str], reason: str, path: Path, line: int) -> list[str]:
+    columns = [value.strip() for value in values]
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if not reason and "" in columns:
+        reason = f"column {columns.index('') + 1} has no name"
+    elif not reason and twice is not None:
+        reason = f"two columns are called {twice}"
+    if reason:
+        raise ValueError(f"{path.name}:{line}: the first line must name the columns: {reason}")
+    return columns
+
+
+class _Taken(Iterator[str]):
+    """Lines as the CSV reader takes them, and which of them make up the row at hand."""
+
+    def __init__(self, source: Iterator[Line]) -> None:
+        self._source = source
+        self._again: deque[Line] = deque()
+        self.row: list[Line] = []
+        self._size = 0
+
+    def begin(self) -> None:
+        self.row, self._size = [], 0
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._source)
+        self.row.append(line)
+        self._size += line.end - line.offset
+        if line.content is None or self._size > LONGEST:
+            raise _TooLong
+        content = line.content if line.offset else line.content.removeprefix(BOM)
+        return content.decode("utf-8", "surrogateescape")
+
+    def skip(self) -> None:
+        """Go behind the quoted value that the row at hand ends in; not held."""
+        if self.row[-1].content is None:
+            return  # a single line of which nothing is known: the next one begins a row
+        inside = sum((line.content or b"").count(b'"') for line in self.row) % 2
+        while inside and (line := next(self._source, None)):
+            inside = (inside + (line.content or b"").count(b'"')) % 2
+            self.row[1:] = [line._replace(content=None)]
+
+    def put_back(self, end: int) -> int:
+        """All lines of the row but its first will be taken again. Returns where the row then ends."""
+        if self._size > _READ_AGAIN:
+            return end
+        self._again.extendleft(reversed(self.row[1:]))
+        return self.row[0].end

@@ -1,0 +1,185 @@
+"""A JSON document: a list of objects, or objects one after the other. Streamed: only the row at hand is in memory.
+
+The document is cut into its rows by brackets and quotes alone, and each row is decoded by itself: it keeps its place, and one
+that is no JSON spoils only itself. (Incremental parsers such as ijson give no places and end at the first fault.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from engine.prep.files import jsonl
+from engine.prep.files.lines import LONGEST, too_long
+from engine.prep.files.record import BOM, Record, decode
+
+_BLOCK = 2**20
+_BLANKS = re.compile(rb"[ \t\r\n]*+")
+_INSIDE = re.compile(rb'(?:[^"\[\]{}]*+"[^"\\]*+(?:\\.[^"\\]*+)*+")*+[^"\[\]{}]*+', re.DOTALL)
+"""Up to the next bracket outside of strings, or to a string that the block does not hold to its end."""
+_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+"""Up to the quote that ends a string, or to a backslash that ends the block."""
+_SCALAR = re.compile(rb'[^\[\]{}",]*+')
+
+
+class Row(NamedTuple):
+    """A row's bytes; None when there are too many."""
+
+    line: int
+    offset: int
+    end: int
+    content: bytes | None
+
+
+def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
+    """Raises ValueError for a list that is broken off or lacks a comma."""
+    start = stream.peek(_BLOCK) if hasattr(stream, "peek") else b""
+    first, _, rest = start.removeprefix(BOM).lstrip().partition(b"\n")
+    if rest.strip() and decode(first)[0] is not None:
+        # JSON lines under another name: a bad line then spoils only itself.
+        yield from jsonl.read(stream, path)
+        return
+    for line, offset, end, content in _Splitter(stream, path.name).rows():
+        value, reason = (None, too_long("a row")) if content is None else decode(content)
+        yield Record(str(path), line, offset, end, value, reason)
+
+
+class _Splitter:
+    """Where the reading stands: a block, the place in it, and what lies before it."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream, self._name = stream, name
+        self._block, self._at = b"", 0
+        self._before, self._lines, self._counted = 0, 1, 0
+        self._held: list[bytes] | None = None
+        self._size, self._from = 0, 0
+
+    def rows(self) -> Iterator[Row]:
+        if self._more() and self._block.startswith(BOM):
+            self._at = len(BOM)
+        if self._next() == b"[":
+            yield from self._listed()
+            if self._next():
+                raise self._broken("more follows behind the list")
+            return
+        while character := self._next():
+            if character != b"{":
+                raise self._broken("not JSON: a list of objects, or objects, must stand here")
+            yield self._row()
+
+    def _listed(self) -> Iterator[Row]:
+        self._at += 1
+        while character := self._next():
+            if character in b",}":
+                raise self._broken(f"not JSON: {character.decode()} where a row is to begin")
+            if character != b"]":
+                yield self._row()
+                character = self._next()
+            if character == b",":
+                self._at += 1
+            elif character == b"]":
+                self._at += 1
+                return
+            elif character:
+                raise self._broken("the list lacks a comma")
+        raise self._broken("the list is broken off")
+
+    def _row(self) -> Row:
+        """The row that begins here: a bracketed value, a string, or what lies before the next comma or bracket."""
+        line, offset = self._line(), self._before + self._at
+        self._held, self._size, self._from = [], 0, self._at
+        character = self._block[self._at : self._at + 1]
+        if character in b"[{":
+            whole = self._bracketed()
+        elif character == b'"':
+            whole = self._string()
+        else:
+            whole = self._scalar()
+        if not whole:
+            raise ValueError(f"{self._name}:{line}: not JSON: the row that begins here has no end")
+        self._hold()
+        content = None if self._size > LONGEST else b"".join(self._held)
+        self._held = None
+        return Row(line, offset, self._before + self._at, content)
+
+    def _bracketed(self) -> bool:
+        """Go behind the bracket that closes the one that stands here; False when there is none."""
+        depth = 0
+        while True:
+            character = self._block[self._at : self._at + 1]
+            if character == b'"':
+                if not self._string():
+                    return False
+            elif character:
+                self._at += 1
+                depth += 1 if character in b"[{" else -1
+                if not depth:
+                    return True
+            elif not self._more():
+                return False
+            self._at = _INSIDE.match(self._block, self._at).end()  # type: ignore[union-attr]
+
+    def _string(self) -> bool:
+        """Go behind the quote that ends the string that begins here; False when there is none."""
+        self._at += 1
+        while True:
+            self._at = _STRING.match(self._block, self._at).end()  # type: ignore[union-attr]
+            character = self._block[self._at : self._at + 1]
+            if character == b'"':
+                self._at += 1
+                return True
+            self._at = len(self._block)
+            if not self._more():
+                return False
+            # A backslash that ends a block escapes the next block's first byte.
+            self._at = len(character)
+
+    def _scalar(self) -> bool:
+        while True:
+            self._at = _SCALAR.match(self._block, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._block):
+                return True
+            if not self._more():
+                return False
+
+    # ── blocks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _next(self) -> bytes:
+        """The next character that is not blank; empty at the end."""
+        while True:
+            self._at = _BLANKS.match(self._block, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._block):
+                return self._block[self._at : self._at + 1]
+            if not self._more():
+                return b""
+
+    def _more(self) -> bool:
+        """Take the next block; what of this one belongs to the row at hand is kept."""
+        block = self._stream.read(_BLOCK)
+        if not block:
+            return False
+        self._hold()
+        self._lines += self._block.count(b"\n", self._counted)
+        self._before += len(self._block)
+        self._block, self._at, self._from, self._counted = block, 0, 0, 0
+        return True
+
+    def _hold(self) -> None:
+        if self._held is None:
+            return
+        self._size += self._at - self._from
+        if self._size > LONGEST:
+            self._held.clear()
+        else:
+            self._held.append(self._block[self._from : self._at])
+        self._from = self._at
+
+    def _line(self) -> int:
+        self._lines += self._block.count(b"\n", self._counted, self._at)
+        self._counted = self._at
+        return self._lines
+
+    def _broken(self, reason: str) -> ValueError:
+        return ValueError(f"{self._name}:{self._line()}: {reason}")

@@ -1,0 +1,19 @@
+"""JSON lines: an object a line. Blank lines are no records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from engine.prep.files.lines import lines, too_long
+from engine.prep.files.record import BOM, Record, decode
+
+
+def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
+    name = str(path)
+    for number, offset, end, content in lines(stream):
+        if content is None:
+            yield Record(name, number, offset, end, None, too_long())
+        elif content.strip():
+            yield Record(name, number, offset, end, *decode(content.removeprefix(BOM)))

@@ -1,0 +1,47 @@
+"""A stream line by line, none of them held when it is too long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+LONGEST = 16 * 2**20
+"""Bytes. A longer line, or row, is rejected without being held: decoded, even this much can take half a gigabyte."""
+
+
+def too_long(what: str = "a line") -> str:
+    """The reason for a reject."""
+    return f"{what} longer than {LONGEST // 2**20} MiB"
+
+
+class Line(NamedTuple):
+    """A line with its end; `content` is None when it is too long. `number` counts from 1, `offset` and `end` are bytes."""
+
+    number: int
+    offset: int
+    end: int
+    content: bytes | None
+
+
+def lines(stream: BinaryIO) -> Iterator[Line]:
+    number, offset = 0, 0
+    while content := stream.readline(LONGEST + 1):
+        number += 1
+        start, whole = offset, len(content) <= LONGEST or content.endswith(b"\n")
+        offset += len(content)
+        if whole:
+            yield Line(number, start, offset, content)
+            continue
+        del content  # it is held nowhere else, and may be large
+        offset += _skip(stream)
+        yield Line(number, start, offset, None)
+
+
+def _skip(stream: BinaryIO) -> int:
+    """Go behind the line that the stream stands in; returns the bytes passed."""
+    passed = 0
+    while content := stream.readline(2**20):
+        passed += len(content)
+        if content.endswith(b"\n"):
+            break
+    return passed

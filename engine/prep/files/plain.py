@@ -1,0 +1,30 @@
+"""Plain text: a row `{"text": line}` a line, as `datasets` and with it LLaMA-Factory read .txt. Blank lines are no records.
+
+Documents of several lines belong into a JSONL file with a `text` column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from engine.prep.files.lines import lines, too_long
+from engine.prep.files.record import BOM, Record
+
+
+def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
+    name = str(path)
+    for number, offset, end, content in lines(stream):
+        if content is None:
+            yield Record(name, number, offset, end, None, too_long())
+            continue
+        try:
+            text = (content if offset else content.removeprefix(BOM)).decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            yield Record(
+                name, number, offset, end, None, f"not UTF-8: {error.reason} at byte {error.start} of the line"
+            )
+            continue
+        if text.strip():
+            yield Record(name, number, offset, end, {"text": text})
