@@ -8,20 +8,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from engine.prep import readers, shapes
+from engine.prep import mapping, readers, shapes
 from engine.prep.formats.canonical import Canonical
+from engine.prep.mapping import Converter
 from engine.prep.options import SourceOptions
-from engine.prep.sources import find_source
+from engine.prep.sources import HUB, fetch, files, hub_source
+from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
-_LOOKED_AT = 20
-"""Rows by which a shape is detected."""
+_LOOKED_AT = 100
+"""Rows by which a shape is detected and column names are checked."""
 
 
 class Row(NamedTuple):
-    """A good row and its place."""
+    """A good row and its place. Rows that one row of the file expands into share it."""
 
     file: str
     line: int
@@ -49,32 +51,52 @@ class Rejects:
         )
 
 
-def locate(source: SourceOptions, directory: Path) -> Path:
-    """The file that a source names. Raises ValueError when there is none that can be read here."""
-    found = find_source(source.source, directory)
-    if isinstance(found, str):
-        raise ValueError(
-            f"{source.source}: hub data sets cannot be read yet; download it and name the .jsonl or .json file"
-        )
-    if found.is_dir():
-        raise ValueError(f"{source.source} is a folder; name the .jsonl or .json files in it")
-    readers.check_suffix(found)
-    return found
+def locate(source: SourceOptions, directory: Path, home: Home | None = None) -> list[Path]:
+    """The files that a source names, in the order in which they are read.
+
+    A hub source is fetched into the home; without one it raises ValueError, as for what is nowhere or cannot be read here.
+    """
+    if not source.source.startswith(HUB):
+        return files(source.source, directory)
+    hub = hub_source(source.source)
+    if home is None:
+        raise ValueError(f"{source.source} lies on the hub: it is fetched when the data is prepared")
+    return [fetch(hub, home, lambda *_: None)]
 
 
 def shape_of(source: SourceOptions, path: Path) -> str:
-    """The source's `format`, or what its first good rows look like. Raises ValueError."""
-    if source.format != "auto":
+    """The source's `format`, or what the file's first good rows look like under the source's column names.
+
+    Raises ValueError: no known shape, or a column named in `columns` or `prompt` that no row has.
+    """
+    if source.format != "auto" and not (source.columns or source.prompt):
         return source.format
-    looked_at = itertools.islice((record.value for record in readers.read(path) if record.value), _LOOKED_AT)
+    values = (record.value for record in readers.read(path) if record.value)
+    looked_at = list(itertools.islice(values, _LOOKED_AT))
     try:
-        return shapes.detect(list(looked_at))
+        mapping.check(source, {str(column) for row in looked_at for column in row})
+        if source.format != "auto":
+            return source.format
+        return shapes.detect([mapping.renamed(row, source.columns)[0] for row in looked_at])
+    except ValueError as error:
+        raise ValueError(f"{source.source}: {error}")
+
+
+def converter(source: SourceOptions, shape: str) -> Converter:
+    """What makes canonical rows of a source's rows, which have this shape. Raises ValueError for what cannot go together."""
+    try:
+        return mapping.converter(source, shape)
     except ValueError as error:
         raise ValueError(f"{source.source}: {error}")
 
 
 def read(
-    sources: list[SourceOptions], directory: Path, rejects: Rejects, seed: int, progress: Callable[[int], object]
+    sources: list[SourceOptions],
+    directory: Path,
+    rejects: Rejects,
+    seed: int,
+    progress: Callable[[int], object],
+    home: Home | None = None,
 ) -> Iterator[Row]:
     """The good rows of all sources, in order, each as often as its weight says.
 
@@ -83,34 +105,42 @@ def read(
     done = 0
     for index, source in enumerate(sources):
         try:
-            path = locate(source, directory)
-            yield from _read_one(source, path, rejects, Random(f"{seed}:{index}"), done, progress)
+            paths = locate(source, directory, home)
+            yield from _read_source(source, paths, rejects, Random(f"{seed}:{index}"), done, progress)
         except (ValueError, OSError) as error:
             raise ProblemError(Problem(title=f"{source.source} cannot be read", cause=str(error)))
-        done += path.stat().st_size
+        done += sum(path.stat().st_size for path in paths)
 
 
-def _read_one(
-    source: SourceOptions, path: Path, rejects: Rejects, random: Random, done: int, progress: Callable[[int], object]
+def _read_source(
+    source: SourceOptions,
+    paths: list[Path],
+    rejects: Rejects,
+    random: Random,
+    done: int,
+    progress: Callable[[int], object],
 ) -> Iterator[Row]:
-    if path.stat().st_size == 0:
-        return
-    convert: Callable[[dict[str, Any]], Canonical] | None = None
+    """`max_rows` counts good rows of the files; a weight decides for each canonical row by itself."""
     good = 0
-    for record in readers.read(path):
-        progress(done + record.end)
-        rejects.read += 1
-        if record.value is None:
-            rejects.add(*record[:3], record.reason)
-            continue
-        convert = convert or shapes.load(shape_of(source, path)).convert
-        try:
-            row = Row(*record[:3], convert(record.value))
-        except ValueError as error:
-            rejects.add(*record[:3], str(error))
-            continue
-        times = int(source.weight) + (random.random() < source.weight % 1)
-        yield from itertools.repeat(row, times)
-        good += 1
-        if good == source.max_rows:
-            return
+    for path in paths:
+        size = path.stat().st_size
+        convert: Converter | None = None
+        for record in readers.read(path) if size else ():
+            progress(done + min(record.end, size))  # what is compressed is longer when it is read
+            rejects.read += 1
+            if record.value is None:
+                rejects.add(*record[:3], record.reason)
+                continue
+            convert = convert or converter(source, shape_of(source, path))
+            try:
+                contents = convert(record.value)
+            except ValueError as error:
+                rejects.add(*record[:3], str(error))
+                continue
+            for content in contents:
+                times = int(source.weight) + (random.random() < source.weight % 1)
+                yield from itertools.repeat(Row(*record[:3], content), times)
+            good += 1
+            if good == source.max_rows:
+                return
+        done += size

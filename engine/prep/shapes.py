@@ -8,11 +8,21 @@ from types import ModuleType
 from typing import Any
 
 from engine.prep.formats import FORMATS
+from engine.prep.formats.canonical import Canonical
 
 
 def load(name: str) -> ModuleType:
-    """The module of a shape, with its `matches` and `convert`."""
+    """The module of a shape, with its `matches`, `convert` and `revert`."""
     return importlib.import_module(FORMATS[name])
+
+
+def convert(name: str, row: dict[str, Any]) -> list[Canonical]:
+    """The canonical rows that a row becomes: one, but for shapes that expand. Raises ValueError for a bad row."""
+    return listed(load(name).convert(row))
+
+
+def listed(converted: Canonical | list[Canonical]) -> list[Canonical]:
+    return converted if isinstance(converted, list) else [converted]
 
 
 def detect(rows: Sequence[dict[str, Any]]) -> str:
@@ -22,6 +32,7 @@ def detect(rows: Sequence[dict[str, Any]]) -> str:
     if not counts[best]:
         columns = sorted({str(column) for row in rows for column in row})
         raise ValueError(
-            f"no known shape has the columns {', '.join(columns) or '(none)'}; known are {', '.join(FORMATS)}: say data.train.N.format"
+            f"no known shape has the columns {', '.join(columns) or '(none)'}; known are {', '.join(FORMATS)}: "
+            "say which in format, and name the columns in columns"
         )
     return best

@@ -21,7 +21,7 @@ GOOD = [
     ("alpaca", {"instruction": "q", "input": "more", "output": "a"}, [said("user", "q\nmore"), A]),
     (
         "alpaca",
-        {"instruction": "q", "output": "a", "system": "s", "history": [["old", "reply"]], "category": "kept"},
+        {"instruction": "q", "output": "a", "system": "s", "history": [["old", "reply"]]},
         [S, said("user", "old"), said("assistant", "reply"), Q, A],
     ),
     ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, [Q, A]),
@@ -48,7 +48,7 @@ def test_rows_become_conversations_and_their_shape_is_found(
 
 def test_plain_text_stays_text() -> None:
     assert shapes.detect([{"text": "t"}]) == "text"
-    assert shapes.load("text").convert({"text": "t", "url": "u"}) == {"text": "t"}
+    assert shapes.load("text").convert({"text": "t", "url": "u"}) == {"text": "t", "columns": {"url": "u"}}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_plain_text_stays_text() -> None:
         ("messages", {"messages": [Q, {"role": ["assistant"], "content": "a"}]}, "turn 2 has the role"),
         ("messages", {"messages": [Q, {"role": "assistant", "content": None}]}, "turn 2 .assistant. is missing"),
         ("messages", {"messages": [Q, "a"]}, "turn 2 is str"),
-        ("messages", {"messages": [Q, A | {"tool_calls": [{}]}]}, "calls tools"),
+        ("messages", {"messages": [Q, A | {"tool_calls": [{}]}]}, "call 1 names no function"),
         ("messages", {"messages": [Q, said("assistant", "\ud800")]}, "half a surrogate"),
         ("sharegpt", {"conversations": [{"from": ["human"], "value": "q"}]}, "turn 1 has the role"),
         ("alpaca", {"instruction": "q", "output": 3}, "output is int"),

@@ -1,34 +1,161 @@
-"""What every shape becomes, and the rules that hold for it."""
+"""What every shape becomes, and the rules that hold for it.
+
+A canonical row is one of
+
+    {"text": str}
+    {"messages": [message, …][, "tools": [tool, …]]}
+    {"prompt": [message, …], "chosen": [message, …], "rejected": [message, …][, "tools"]}
+    {"prompt": [message, …], "completion": [message, …], "label": bool[, "tools"]}
+
+and may hold `columns`: what else stood in the source row, by name. A message has `role` and `content`, in OpenAI's words, and where
+they were given `tool_calls` (their arguments as mappings, which is what chat templates want), `tool_call_id`, `name` and
+whatever else a template may read. A tool is `{"type": "function", "function": {"name", …}}`.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Callable, Mapping, Set
 from typing import Any
+
+import msgspec
 
 ROLES = ("system", "user", "assistant", "tool")
 
 Canonical = dict[str, Any]
-"""`{"messages": [{"role": one of ROLES, "content": str}, …]}` or `{"text": str}`."""
+Message = dict[str, Any]
+
+_PLAIN = {"role", "content"}
+_OWN = {"text", "messages", "tools", "prompt", "completion", "chosen", "rejected", "label", "columns"}
 
 
-def conversation(turns: list[tuple[Any, Any]]) -> Canonical:
-    """Messages of (role, content). Raises ValueError for what no template could render or no loss could learn from."""
-    messages = []
-    for number, (role, content) in enumerate(turns, 1):
-        if role not in ROLES:
-            raise ValueError(f"turn {number} has the role {role!r}, not one of {', '.join(ROLES)}")
-        checked = text_of(content, f"turn {number} ({role})")
-        if role == "assistant" and not checked.strip():
-            raise ValueError(f"turn {number} (assistant) is empty")
-        messages.append({"role": role, "content": checked})
-    if not any(message["role"] == "assistant" for message in messages):
+# ── conversations ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def conversation(turns: Any, tools: Any = None) -> Canonical:
+    """A row of messages. Raises ValueError for what no template could render or no loss could learn from."""
+    found = messages_of(turns, "messages")
+    if not any(message["role"] == "assistant" for message in found):
         raise ValueError("no assistant turn: there is nothing to learn")
-    return {"messages": messages}
+    return with_tools({"messages": found}, tools)
 
 
-def question_answer(system: Any, question: Any, answer: Any) -> Canonical:
-    """One exchange, with a system turn unless `system` is empty."""
-    opening = [("system", system)] if system else []
-    return conversation([*opening, ("user", question), ("assistant", answer)])
+def exchange(system: Any, question: Any, answer: Any) -> Canonical:
+    """One question and its answer, with a system turn unless `system` is empty."""
+    return conversation([*opening(system), said("user", question), said("assistant", answer)])
+
+
+def opening(system: Any) -> list[Message]:
+    return [said("system", system)] if system else []
+
+
+def said(role: str, content: Any) -> Message:
+    return {"role": role, "content": content}
+
+
+def messages_of(turns: Any, name: str) -> list[Message]:
+    """Checked messages. Raises ValueError naming the turn, from 1."""
+    if not isinstance(turns, list):
+        raise ValueError(f"{name} is not a list")
+    return [_message(turn, number) for number, turn in enumerate(turns, 1)]
+
+
+def _message(turn: Any, number: int) -> Message:
+    if not isinstance(turn, dict):
+        raise ValueError(f"turn {number} is {type(turn).__name__}, not a mapping of role and content")
+    role, content = turn.get("role"), turn.get("content")
+    if role not in ROLES:
+        raise ValueError(f"turn {number} has the role {role!r}, not one of {', '.join(ROLES)}")
+    calls = _calls(turn["tool_calls"], number) if turn.get("tool_calls") else []
+    if calls and role != "assistant":
+        raise ValueError(f"turn {number} ({role}) calls tools, which only the assistant does")
+    if calls and content is None:
+        content = ""
+    text = text_of(_joined(content, number), f"turn {number} ({role})")
+    if role == "assistant" and not calls and not text.strip():
+        raise ValueError(f"turn {number} (assistant) is empty")
+    message = said(role, text)
+    if calls:
+        message["tool_calls"] = calls
+    if turn.keys() - _PLAIN:
+        _carry(turn, message, number)
+    return message
+
+
+def _joined(content: Any, number: int) -> Any:
+    """OpenAI's content parts as one text; anything else as it is."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise ValueError(f"turn {number} holds a part of type {kind}; only text can be trained on")
+    return "".join(part["text"] for part in content)
+
+
+def _carry(turn: Mapping[str, Any], message: Message, number: int) -> None:
+    """Further keys: templates may read them. An absent value is no value."""
+    if turn.get("function_call"):
+        raise ValueError(f"turn {number} has function_call, which OpenAI replaced: write tool_calls")
+    if turn.get("weight", 1) not in (0, 1):
+        raise ValueError(f"turn {number} has the weight {turn['weight']!r}; it is 0 (not trained) or 1")
+    for key, value in turn.items():
+        if key not in _PLAIN and key != "tool_calls" and value is not None:
+            message[key] = json_of(value, f"turn {number} {key}")
+
+
+def _calls(calls: Any, number: int) -> list[dict[str, Any]]:
+    """Tool calls as `{"type": "function", "function": {"name", "arguments": mapping}}`, with their id if they have one."""
+    if not isinstance(calls, list):
+        raise ValueError(f"turn {number}: tool_calls is not a list")
+    return [call_of(call, f"turn {number}, call {place}") for place, call in enumerate(calls, 1)]
+
+
+def call_of(call: Any, name: str) -> dict[str, Any]:
+    """One call, in OpenAI's form or as bare name and arguments. Raises ValueError."""
+    if not isinstance(call, dict):
+        raise ValueError(f"{name} is {type(call).__name__}, not a mapping")
+    function = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"{name} names no function")
+    if call.get("type", "function") != "function":
+        raise ValueError(f"{name} is of type {call['type']!r}, not function")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = parsed(arguments, f"{name}: arguments") if arguments.strip() else {}
+    if not isinstance(arguments, dict | None):
+        raise ValueError(f"{name}: arguments are {type(arguments).__name__}, not an object")
+    inner = {"name": function["name"], "arguments": arguments or {}}
+    if function is not call:
+        inner = {**function, **inner}
+    outer = {key: value for key, value in call.items() if key not in ("type", "function", "name", "arguments")}
+    found: dict[str, Any] = json_of({**outer, "type": "function", "function": inner}, name)
+    return found
+
+
+def with_tools(row: Canonical, tools: Any) -> Canonical:
+    """`row` with `tools`: a list, or the JSON text of one; `{"name", …}` alone is put into OpenAI's form. Raises ValueError."""
+    if isinstance(tools, str):
+        tools = parsed(tools, "tools") if tools.strip() else []
+    if not tools:
+        return row
+    if not isinstance(tools, list):
+        raise ValueError("tools is not a list")
+    row["tools"] = [_tool(tool, number) for number, tool in enumerate(tools, 1)]
+    return row
+
+
+def _tool(tool: Any, number: int) -> dict[str, Any]:
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"tool {number} has no name")
+    whole = {"type": "function", "function": tool} if function is tool else {"type": "function", **tool}
+    found: dict[str, Any] = json_of(whole, f"tool {number}")
+    return found
+
+
+# ── values ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def text_of(value: Any, name: str) -> str:
@@ -40,3 +167,121 @@ def text_of(value: Any, name: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{name} holds half a surrogate pair")
     return value
+
+
+def json_of(value: Any, name: str) -> Any:
+    """`value`, which must have a JSON form; a number that has none (NaN) is none. Raises ValueError."""
+    if isinstance(value, str):
+        return text_of(value, name)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} holds half a surrogate pair")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} has no JSON form: {error}")
+    return value
+
+
+def parsed(text: str, name: str) -> Any:
+    """The value that JSON text stands for. Raises ValueError."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
+        raise ValueError(f"{name} is not JSON: {error}")
+
+
+def written(value: Any) -> str:
+    """JSON text of a value, as people write it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+# ── other columns, and the way back ────────────────────────────────────────────────────────────────────────────────
+
+
+def with_columns(found: Canonical, row: Mapping[str, Any], used: Set[str]) -> Canonical:
+    """`found` with those columns of its source row that it was not made of. Raises ValueError for what is not JSON."""
+    if row.keys() <= used:
+        return found
+    others = {str(name): json_of(value, str(name)) for name, value in row.items() if name not in used}
+    if others.keys() == {"columns"} and isinstance(others["columns"], dict) and row.keys() <= _OWN:
+        others = dict(others["columns"])  # the row is a canonical one already
+    if others:
+        found["columns"] = others
+    return found
+
+
+Convert = Callable[[dict[str, Any]], Canonical]
+
+
+def held(shape: str, row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
+    """`row` with the other columns at its side, once it is sure that it says what `canonical` says.
+
+    Raises ValueError naming the columns, or saying that the shape means something else by such a row.
+    """
+    columns = canonical.get("columns", {})
+    twice = sorted(columns.keys() & row.keys())
+    if twice:
+        raise ValueError(f"{shape} has a meaning of its own for the column {', '.join(twice)}")
+    whole = {**row, **columns}
+    if _says(whole, canonical, convert):
+        return whole
+    bare = {key: value for key, value in canonical.items() if key != "columns"}
+    if columns and _says(row, bare, convert):
+        guilty = [
+            name
+            for name in columns
+            if not _says({**row, name: columns[name]}, {**bare, "columns": {name: columns[name]}}, convert)
+        ]
+        raise ValueError(f"{shape} has a meaning of its own for the column {', '.join(guilty or columns)}")
+    raise ValueError(f"{shape} would read this row otherwise")
+
+
+def held_canonical(row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
+    """As `held`, for shapes whose rows may be canonical ones: columns with a meaning of their own stay apart, in `columns`."""
+    columns = canonical.get("columns", {})
+    whole = {**columns, **row}
+    if len(whole) == len(columns) + len(row) and _says(whole, canonical, convert):
+        return whole
+    return {**row, "columns": columns}
+
+
+def _says(row: dict[str, Any], canonical: Canonical, convert: Convert) -> bool:
+    try:
+        return convert(row) == canonical
+    except ValueError:
+        return False
+
+
+def only_messages(canonical: Canonical, shape: str) -> list[Message]:
+    """The messages of a row that a shape without tools can hold. Raises ValueError naming what it cannot."""
+    if "messages" not in canonical:
+        raise ValueError(f"{shape} cannot hold {named(canonical)}")
+    if "tools" in canonical:
+        raise ValueError(f"{shape} cannot hold tools")
+    messages: list[Message] = canonical["messages"]
+    for number, message in enumerate(messages, 1):
+        if further := sorted(message.keys() - _PLAIN):
+            raise ValueError(f"{shape} cannot hold the {', '.join(further)} of turn {number}")
+    return messages
+
+
+def only_exchange(canonical: Canonical, shape: str) -> tuple[str, str]:
+    """Question and answer of a row that is nothing else. Raises ValueError naming what else it is."""
+    messages = only_messages(canonical, shape)
+    if [message["role"] for message in messages] != ["user", "assistant"]:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"{shape} holds one question and its answer, not the turns {roles}")
+    return messages[0]["content"], messages[1]["content"]
+
+
+def named(canonical: Mapping[str, Any]) -> str:
+    """What kind of row this is, in words."""
+    if "chosen" in canonical:
+        return "preference pairs"
+    if "label" in canonical:
+        return "single judgements"
+    return "conversations" if "messages" in canonical else "plain text"

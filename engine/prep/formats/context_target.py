@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, question_answer, text_of
+from engine.prep.formats.canonical import Canonical, exchange, held, only_exchange, text_of, with_columns
 
+QUESTIONS = ("context",)
+_USED = frozenset({"context", "target"})
 _CONTEXT = re.compile(r"Instruction: (.*?)(?:\nInput: (.*?))?\nAnswer: ?", re.DOTALL)
 
 
@@ -18,4 +20,14 @@ def convert(row: dict[str, Any]) -> Canonical:
     context = text_of(row.get("context"), "context")
     parts = _CONTEXT.fullmatch(context)
     question = "\n".join(part for part in parts.groups() if part) if parts else context
-    return question_answer(None, question, text_of(row.get("target"), "target"))
+    return with_columns(exchange(None, question, text_of(row.get("target"), "target")), row, _USED)
+
+
+def revert(canonical: Canonical) -> dict[str, Any]:
+    """The question as an instruction; as the whole context where it has the shape's own words in it."""
+    question, answer = only_exchange(canonical, "context_target")
+    try:
+        row = {"context": f"Instruction: {question}\nAnswer: ", "target": answer}
+        return held("context_target", row, canonical, convert)
+    except ValueError:
+        return held("context_target", {"context": question, "target": answer}, canonical, convert)

@@ -1,10 +1,15 @@
-"""OpenAI messages: `{"messages": [{"role": "user", "content": "…"}, …]}`. Tool calls are refused, never dropped in silence."""
+"""OpenAI messages: `{"messages": [{"role": "user", "content": "…"}, …]}`, with `tool_calls` and `tools`.
+
+Arguments of calls may be JSON text, as OpenAI has them, or mappings, as chat templates want them. Reverting writes JSON text.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, conversation
+from engine.prep.formats.canonical import Canonical, Message, conversation, held_canonical, named, with_columns, written
+
+_USED = frozenset({"messages", "tools"})
 
 
 def matches(row: dict[str, Any]) -> bool:
@@ -12,15 +17,23 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    if not matches(row):
-        raise ValueError("messages is not a list")
-    if row.get("tools"):
-        raise ValueError("tools are not supported yet")
-    turns = []
-    for number, message in enumerate(row["messages"], 1):
-        if not isinstance(message, dict):
-            raise ValueError(f"turn {number} is {type(message).__name__}, not a mapping of role and content")
-        if message.get("tool_calls"):
-            raise ValueError(f"turn {number} calls tools, which is not supported yet")
-        turns.append((message.get("role"), message.get("content")))
-    return conversation(turns)
+    return with_columns(conversation(row.get("messages"), row.get("tools")), row, _USED)
+
+
+def revert(canonical: Canonical) -> dict[str, Any]:
+    if "messages" not in canonical:
+        raise ValueError(f"messages cannot hold {named(canonical)}")
+    row: dict[str, Any] = {"messages": [_openai(message) for message in canonical["messages"]]}
+    if "tools" in canonical:
+        row["tools"] = canonical["tools"]
+    return held_canonical(row, canonical, convert)
+
+
+def _openai(message: Message) -> Message:
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": written(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}

@@ -1,22 +1,53 @@
-"""`{"prompt": "…", "completion": "…"}`: one exchange, also under the names `question` and `response` or `answer`."""
+"""`{"prompt": "…", "completion": "…"}`: one exchange, also under the names `question` and `response` or `answer`.
+
+Prompt and completion may be lists of messages, as in trl; of those only the completion is trained.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, question_answer
+from engine.prep.formats.canonical import (
+    Canonical,
+    Message,
+    conversation,
+    exchange,
+    held,
+    messages_of,
+    only_exchange,
+    only_messages,
+    with_columns,
+)
 
-_QUESTION = ("prompt", "question")
+QUESTIONS = ("prompt", "question")
 _ANSWER = ("completion", "response", "answer")
 
 
 def matches(row: dict[str, Any]) -> bool:
-    return _first(row, _QUESTION) is not None and _first(row, _ANSWER) is not None
+    return _first(row, QUESTIONS) is not None and _first(row, _ANSWER) is not None
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    return question_answer(row.get("system"), _first(row, _QUESTION), _first(row, _ANSWER))
+    question, answer = _first(row, QUESTIONS), _first(row, _ANSWER)
+    used = frozenset(name for name in (question, answer) if name)
+    asked, replied = (row[name] if name else None for name in (question, answer))
+    if isinstance(asked, list) and isinstance(replied, list):
+        before = [_untrained(message) for message in messages_of(asked, "prompt")]
+        return with_columns(conversation([*before, *replied], row.get("tools")), row, used | {"tools"})
+    return with_columns(exchange(row.get("system"), asked, replied), row, used | {"system"})
 
 
-def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return next((row[name] for name in names if row.get(name) is not None), None)
+def _untrained(message: Message) -> Message:
+    return {**message, "weight": 0} if message["role"] == "assistant" else message
+
+
+def revert(canonical: Canonical) -> dict[str, Any]:
+    messages = only_messages(canonical, "prompt_completion")
+    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    question, answer = only_exchange({"messages": messages[1:] if system else messages}, "prompt_completion")
+    row = {"prompt": question, "completion": answer} | ({"system": system} if system else {})
+    return held("prompt_completion", row, canonical, convert)
+
+
+def _first(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if row.get(name) is not None), None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, text_of
+from engine.prep.formats.canonical import Canonical, held_canonical, named, text_of, with_columns
+
+_USED = frozenset({"text"})
 
 
 def matches(row: dict[str, Any]) -> bool:
@@ -15,4 +17,10 @@ def convert(row: dict[str, Any]) -> Canonical:
     text = text_of(row.get("text"), "text")
     if not text.strip():
         raise ValueError("text is empty")
-    return {"text": text}
+    return with_columns({"text": text}, row, _USED)
+
+
+def revert(canonical: Canonical) -> dict[str, Any]:
+    if "text" not in canonical:
+        raise ValueError(f"text cannot hold {named(canonical)}")
+    return held_canonical({"text": canonical["text"]}, canonical, convert)

@@ -1,0 +1,24 @@
+"""`{"content": "…", "summary": "…"}`: the content is the question as it is; a source's `prompt` puts a task before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.prep.formats.canonical import Canonical, exchange, held, only_exchange, text_of, with_columns
+
+QUESTIONS = ("content",)
+_USED = frozenset({"content", "summary"})
+
+
+def matches(row: dict[str, Any]) -> bool:
+    return "content" in row and "summary" in row
+
+
+def convert(row: dict[str, Any]) -> Canonical:
+    content, summary = (text_of(row.get(name), name) for name in ("content", "summary"))
+    return with_columns(exchange(None, content, summary), row, _USED)
+
+
+def revert(canonical: Canonical) -> dict[str, Any]:
+    content, summary = only_exchange(canonical, "content_summary")
+    return held("content_summary", {"content": content, "summary": summary}, canonical, convert)

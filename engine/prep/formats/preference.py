@@ -1,0 +1,83 @@
+"""Preference pairs: what was asked, the better reply in `chosen`, the worse in `rejected`.
+
+The question stands in `prompt` (text or messages), `question`, `instruction` with `input`, `conversations` or `messages`; where there
+is none, chosen and rejected are whole conversations, and what they begin with alike is the prompt. A reply is text, a turn, or a list of turns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.prep.formats import alpaca
+from engine.prep.formats.canonical import (
+    Canonical,
+    Message,
+    held_canonical,
+    messages_of,
+    named,
+    opening,
+    said,
+    text_of,
+    with_columns,
+    with_tools,
+)
+from engine.prep.formats.sharegpt import turns_of
+
+QUESTIONS = ("prompt", "question", "instruction", "conversations", "messages")
+
+
+def matches(row: dict[str, Any]) -> bool:
+    return row.get("chosen") is not None and row.get("rejected") is not None
+
+
+def convert(row: dict[str, Any]) -> Canonical:
+    before, used = question_of(row)
+    chosen, rejected = (_reply(row.get(name), name) for name in ("chosen", "rejected"))
+    if not used:
+        same = next((at for at, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), 0)
+        before, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
+    elif chosen[: len(before)] == before == rejected[: len(before)]:
+        chosen, rejected = chosen[len(before) :], rejected[len(before) :]
+    if not before:
+        raise ValueError(f"there is no question: no {', '.join(QUESTIONS)}, nor do chosen and rejected begin alike")
+    for name, reply in (("chosen", chosen), ("rejected", rejected)):
+        if not reply or reply[0]["role"] != "assistant":
+            raise ValueError(f"{name} does not begin with the assistant's turn")
+    if chosen == rejected:
+        raise ValueError("chosen and rejected are the same")
+    found = with_tools({"prompt": before, "chosen": chosen, "rejected": rejected}, row.get("tools"))
+    return with_columns(found, row, used | {"chosen", "rejected", "tools"})
+
+
+def question_of(row: dict[str, Any]) -> tuple[list[Message], frozenset[str]]:
+    """The messages before the reply, checked, and the columns that they were made of: none where the row asks nothing. Raises ValueError."""
+    name = next((name for name in QUESTIONS if row.get(name) is not None), None)
+    if name is None:
+        return [], frozenset()
+    value, used = row[name], {name, "system"}
+    if name == "instruction":
+        turns, used = alpaca.asked(row), {name, "input", "system", "history"}
+    elif isinstance(value, list):
+        turns = opening(row.get("system")) + turns_of(value, name)
+    else:
+        turns = [*opening(row.get("system")), said("user", text_of(value, name))]
+    return messages_of(turns, name), frozenset(used)
+
+
+def _reply(value: Any, name: str) -> list[Message]:
+    if isinstance(value, dict):
+        value = [value]
+    turns = turns_of(value, name) if isinstance(value, list) else [said("assistant", text_of(value, name))]
+    try:
+        return messages_of(turns, name)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}")
+
+
+def revert(canonical: Canonical) -> dict[str, Any]:
+    if "chosen" not in canonical:
+        raise ValueError(f"preference cannot hold {named(canonical)}")
+    row: dict[str, Any] = {
+        name: canonical[name] for name in ("prompt", "chosen", "rejected", "tools") if name in canonical
+    }
+    return held_canonical(row, canonical, convert)

@@ -1,0 +1,59 @@
+"""Thought graphs: a question, standpoints with their arguments, counter-questions (the schema is CONTRACT's).
+
+A row expands into its tasks: the whole graph from the question, the arguments of each standpoint, the counter-questions. The column
+`task_type` of what comes out says which (`thought_graph`, `arguments`, `counter_question`), unless the row has one of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.evaluation import thought_graph
+from engine.evaluation.fences import load_json
+from engine.prep.formats.canonical import Canonical, conversation, json_of, only_messages, said, with_columns
+
+_USED = frozenset(thought_graph.KEYS)
+_TASKS = ("thought_graph", "arguments", "counter_question")
+
+
+def matches(row: dict[str, Any]) -> bool:
+    return "question" in row and isinstance(row.get("standpoints"), list)
+
+
+def convert(row: dict[str, Any]) -> list[Canonical]:
+    graph: dict[str, Any] = json_of({key: row[key] for key in thought_graph.KEYS if key in row}, "the graph")
+    if fault := thought_graph.fault(graph):
+        raise ValueError(fault)
+    question = graph["question"]
+    found = [_task(row, _TASKS[0], thought_graph.messages(question), thought_graph.written(graph))]
+    for standpoint in graph["standpoints"]:
+        asked = thought_graph.ask_arguments(question, standpoint["text"])
+        found.append(_task(row, _TASKS[1], asked, thought_graph.listed(standpoint["arguments"])))
+    asked = thought_graph.ask_counter_questions(question)
+    found.append(_task(row, _TASKS[2], asked, thought_graph.listed(graph["counter_questions"])))
+    return found
+
+
+def _task(row: dict[str, Any], task: str, asked: list[dict[str, str]], reply: str) -> Canonical:
+    marked = row if "task_type" in row else {**row, "task_type": task}
+    return with_columns(conversation([*asked, said("assistant", reply)]), marked, _USED)
+
+
+def revert(canonical: Canonical) -> dict[str, Any]:
+    """The graph, from the row that asks for the whole of it: the other tasks are in it."""
+    messages = only_messages(canonical, "thought_graph")
+    try:
+        graph = load_json(messages[-1]["content"])
+    except ValueError:
+        raise ValueError("thought_graph holds whole graphs; this reply is none")
+    if fault := thought_graph.fault(graph):
+        raise ValueError(f"thought_graph holds whole graphs: {fault}")
+    columns = canonical.get("columns", {})
+    if columns.get("task_type") == _TASKS[0]:
+        columns = {name: value for name, value in columns.items() if name != "task_type"}
+    if twice := sorted(columns.keys() & _USED):
+        raise ValueError(f"thought_graph has a meaning of its own for the column {', '.join(twice)}")
+    row: dict[str, Any] = {**graph, **columns}
+    if convert(row)[0] != canonical:
+        raise ValueError("thought_graph would ask for this graph in other words")
+    return row
