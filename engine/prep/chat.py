@@ -1,17 +1,27 @@
 """Conversations to text, and which of its characters are trained. The text is the template's, byte for byte.
 
 Labels come from prefix differences, for few templates mark what they generate: what the template adds when an
-assistant turn is appended to the turns before it, up to and with the special token that ends the turn, is that turn.
+assistant turn is appended to the turns before it, up to and with the special token that ends the turn, is that turn. Tool calls of the
+assistant are turns like others. A turn of `weight` 0 is not trained.
+
+Most conversations need no more than one rendering. How a template writes plain turns of given roles is found out once, with
+contents that are easy to find (`Skeleton`); where a conversation's text is that skeleton with its own contents, so are its spans.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.prep.formats.canonical import Canonical
+from engine.prep.formats.canonical import Canonical, Message
 
-Messages = list[dict[str, str]]
+Messages = list[Message]
+
+_PLAIN = {"role", "content"}
+_SKELETONS = 1000
+"""Kept at most: sequences of roles are few, but nothing says so."""
 
 
 class Rendered(NamedTuple):
@@ -25,9 +35,13 @@ class Rendered(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A row that this template cannot render so that its turns can be told apart."""
+    """A row that this template cannot render so that its turns can be told apart, or that trains another method."""
 
     reason: str
+
+
+Text = str | Exception
+"""What a template made of a conversation, or raised."""
 
 
 class Renderer:
@@ -37,63 +51,199 @@ class Renderer:
         self._tokenizer, self._loss_on = tokenizer, loss_on
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._turn_ends = tuple(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()))
+        self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
+        self._template_text = json.dumps(tokenizer.chat_template)
+        self.unwritten: Counter[str] = Counter()
+        """Rows with `tools` or `tool_calls` that the template says nothing of: the model does not see them."""
 
     def render(self, rows: Sequence[Canonical]) -> list[Rendered | Refused]:
         """One result a row, in order."""
-        chats = [row["messages"] for row in rows if "messages" in row]
-        done = iter(self._chats(chats))
-        return [next(done) if "messages" in row else self._text(row["text"]) for row in rows]
+        chats = iter(self._chats([row for row in rows if "messages" in row]))
+        return [next(chats) if "messages" in row else self._other(row) for row in rows]
 
-    def _text(self, text: str) -> Rendered | Refused:
+    def _other(self, row: Canonical) -> Rendered | Refused:
+        if "chosen" in row:
+            return Refused("rows are preference pairs: they train method dpo or reward")
+        if "label" in row:
+            return Refused("rows are single judgements: they train method kto")
         if self._loss_on != "all":
             return Refused("plain text has no assistant turn: it needs method.loss_on: all")
-        text += self._tokenizer.eos_token or ""
+        text = row["text"] + (self._tokenizer.eos_token or "")
         return Rendered(text, [(0, len(text))], [len(text)] if self._tokenizer.eos_token else [], special=True)
 
-    def _chats(self, chats: list[Messages]) -> list[Rendered | Refused]:
+    # ── one rendering a row ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _chats(self, rows: list[Canonical]) -> list[Rendered | Refused]:
+        done: list[Rendered | Refused | None] = []
+        texts = self._template([row["messages"] for row in rows], [row.get("tools") for row in rows], opened=False)
+        for row, text in zip(rows, texts, strict=True):
+            self._count_unwritten(row)
+            skeleton = self._skeleton(row) if isinstance(text, str) else None
+            done.append(skeleton.fit(text, row["messages"]) if skeleton and isinstance(text, str) else None)
+        left = [at for at, result in enumerate(done) if result is None]
+        worked_out = iter(self._work_out([rows[at] for at in left], [texts[at] for at in left]))
+        return [self._all(next(worked_out) if result is None else result) for result in done]
+
+    def _all(self, result: Rendered | Refused) -> Rendered | Refused:
+        if self._loss_on != "all" or isinstance(result, Refused):
+            return result
+        return result._replace(spans=[(0, len(result.text))])
+
+    def _skeleton(self, row: Canonical) -> Skeleton | None:
+        """That of the row's roles; none for rows that hold more than words."""
+        if "tools" in row or not all(message.keys() == _PLAIN for message in row["messages"]):
+            return None
+        roles = tuple(message["role"] for message in row["messages"])
+        if roles not in self._skeletons:
+            if len(self._skeletons) == _SKELETONS:
+                self._skeletons.clear()
+            self._skeletons[roles] = self._find_skeleton(roles)
+        return self._skeletons[roles]
+
+    def _find_skeleton(self, roles: tuple[str, ...]) -> Skeleton | None:
+        marks = [f"qz{number}xv" for number in range(len(roles))]
+        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        (text,) = self._template([messages], [None], opened=False)
+        (result,) = self._work_out([{"messages": messages}], [text])
+        if isinstance(result, Refused) or len(result.ends) != len(result.spans):
+            return None  # without an end token of the template's own, the end of a turn depends on what it says
+        return Skeleton.cut(result, marks)
+
+    def _count_unwritten(self, row: Canonical) -> None:
+        if "tools" in row and "tools" not in self._template_text:
+            self.unwritten["tools"] += 1
+        if "tool_calls" not in self._template_text and any("tool_calls" in message for message in row["messages"]):
+            self.unwritten["tool_calls"] += 1
+
+    # ── prefix differences ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _work_out(self, rows: list[Canonical], whole: list[Text]) -> list[Rendered | Refused]:
+        chats, tools = [row["messages"] for row in rows], [row.get("tools") for row in rows]
         turns = [
-            (row, at) for row, chat in enumerate(chats) for at, turn in enumerate(chat) if turn["role"] == "assistant"
+            (row, at)
+            for row, chat in enumerate(chats)
+            for at, turn in enumerate(chat)
+            if turn["role"] == "assistant" and turn.get("weight") != 0
         ]
-        whole = self._template(chats, opened=False)
-        before = self._template([chats[row][:at] for row, at in turns], opened=True)
-        last = [at == len(chats[row]) - 1 for row, at in turns]
-        inner = iter(
-            self._template(
-                [chats[row][: at + 1] for (row, at), end in zip(turns, last, strict=True) if not end], opened=False
-            )
+        inner = [(row, at) for row, at in turns if at < len(chats[row]) - 1]
+        before = self._template([chats[row][:at] for row, at in turns], [tools[row] for row, _ in turns], opened=True)
+        after = self._template(
+            [chats[row][: at + 1] for row, at in inner], [tools[row] for row, _ in inner], opened=False
         )
-        pieces: list[list[tuple[str | Exception, str | Exception]]] = [[] for _ in chats]
-        for (row, _), start, end in zip(turns, before, last, strict=True):
-            pieces[row].append((start, whole[row] if end else next(inner)))
+        ends = dict(zip(inner, after, strict=True))
+        pieces: list[list[_Turn]] = [[] for _ in chats]
+        for (row, at), start in zip(turns, before, strict=True):
+            pieces[row].append(_Turn(start, ends.get((row, at), whole[row]), chats[row][at]))
         return [self._spans(text, parts) for text, parts in zip(whole, pieces, strict=True)]
 
-    def _spans(self, text: str | Exception, parts: list[tuple[str | Exception, str | Exception]]) -> Rendered | Refused:
+    def _spans(self, text: Text, turns: list[_Turn]) -> Rendered | Refused:
         spans, ends = [], []
-        for before, after in parts:
-            failed = next((each for each in (text, before, after) if isinstance(each, Exception)), None)
+        for turn in turns:
+            failed = next((each for each in (text, turn.before, turn.after) if isinstance(each, Exception)), None)
             if failed:
                 return Refused(f"the chat template refuses it: {failed}")
-            assert isinstance(text, str) and isinstance(before, str) and isinstance(after, str)
-            if not (text.startswith(after) and after.startswith(before)):
+            assert isinstance(text, str) and isinstance(turn.before, str) and isinstance(turn.after, str)
+            start = len(turn.before)
+            if text.startswith(turn.after) and turn.after.startswith(turn.before):
+                said = turn.after[start:].rstrip()
+                closed = said.endswith(self._turn_ends)
+                end = start + len(said) if closed else len(turn.after)
+            else:
+                end, closed = self._end_in_place(text, turn.before, turn.message), True
+            if not end:
                 return Refused(
                     "the chat template renders earlier turns differently once later ones follow: turns cannot be told apart"
                 )
-            turn = after[len(before) :].rstrip()
-            closed = turn.endswith(self._turn_ends)
-            end = len(before) + len(turn) if closed else len(after)
-            spans.append((len(before), end))
+            spans.append((start, end))
             ends += [end] if closed else []
-        assert isinstance(text, str)
-        return Rendered(text, [(0, len(text))] if self._loss_on == "all" else spans, ends, special=False)
+        if isinstance(text, Exception):
+            return Refused(f"the chat template refuses it: {text}")
+        return Rendered(text, spans, ends, special=False)
 
-    def _template(self, chats: list[Messages], opened: bool) -> list[str | Exception]:
-        """Each chat rendered; `opened` ends it where the assistant begins to speak. A template may refuse a chat by raising."""
-        if not chats:
-            return []
+    def _end_in_place(self, text: str, before: str, message: Message) -> int:
+        """Where a turn ends that the template writes otherwise when it is the last one (as with empty thoughts); 0 when it cannot be seen.
+
+        It can where the turn's words follow what stands before it, and an end token follows the words.
+        """
+        content = message["content"].strip()
+        if not content or "tool_calls" in message or not text.startswith(before):
+            return 0
+        rest = text[len(before) :]
+        words = rest.lstrip()
+        if not words.startswith(content):
+            return 0
+        behind = words[len(content) :].lstrip()
+        close = next((each for each in sorted(self._turn_ends, key=len, reverse=True) if behind.startswith(each)), "")
+        return len(text) - len(behind) + len(close) if close else 0
+
+    def _template(self, chats: list[Messages], tools: list[Any], opened: bool) -> list[Text]:
+        """Each chat rendered; `opened` ends it where the assistant begins to speak. Chats with the same tools go together."""
+        groups: dict[str, list[int]] = {}
+        for at, each in enumerate(tools):
+            groups.setdefault(json.dumps(each) if each else "", []).append(at)
+        done: dict[int, Text] = {}
+        for group in groups.values():
+            done.update(zip(group, self._render([chats[at] for at in group], tools[group[0]], opened), strict=True))
+        return [done[at] for at in range(len(chats))]
+
+    def _render(self, chats: list[Messages], tools: Any, opened: bool) -> list[Text]:
+        """A template may refuse a chat by raising: then each goes by itself."""
         try:
-            texts: list[str | Exception] = self._tokenizer.apply_chat_template(
-                chats, tokenize=False, add_generation_prompt=opened
+            texts: list[Text] = self._tokenizer.apply_chat_template(
+                chats, tools=tools, tokenize=False, add_generation_prompt=opened
             )
             return texts
         except Exception as error:  # noqa: BLE001 - templates raise what they like
-            return [error] if len(chats) == 1 else [self._template([chat], opened)[0] for chat in chats]
+            return [error] if len(chats) == 1 else [self._render([chat], tools, opened)[0] for chat in chats]
+
+
+class _Turn(NamedTuple):
+    """An assistant's turn: what is rendered before it, the assistant's header included, and up to its end."""
+
+    before: Text
+    after: Text
+    message: Message
+
+
+class Skeleton(NamedTuple):
+    """A template's own words around the contents of a conversation: one more than there are contents.
+
+    Places in a text are (contents before it, characters behind the last of them).
+    """
+
+    literals: list[str]
+    spans: list[tuple[tuple[int, int], tuple[int, int]]]
+    ends: list[tuple[int, int]]
+
+    @classmethod
+    def cut(cls, rendered: Rendered, marks: list[str]) -> Skeleton | None:
+        """The skeleton of a conversation whose contents are `marks`; none unless each is there once, in order."""
+        literals, behind, at = [], [0], 0
+        for mark in marks:
+            found = rendered.text.find(mark, at)
+            if found < 0 or rendered.text.count(mark) != 1:
+                return None
+            literals.append(rendered.text[at:found])
+            at = found + len(mark)
+            behind.append(at)
+        literals.append(rendered.text[at:])
+
+        def place(position: int) -> tuple[int, int]:
+            contents = max(number for number, end in enumerate(behind) if end <= position)
+            return contents, position - behind[contents]
+
+        ends = [place(end) for end in rendered.ends]
+        return cls(literals, [(place(start), place(end)) for start, end in rendered.spans], ends)
+
+    def fit(self, text: str, messages: Messages) -> Rendered | None:
+        """The spans of a conversation of the same roles; None where its text is not the skeleton with its contents."""
+        parts, behind, at = [self.literals[0]], [0], len(self.literals[0])
+        for message, literal in zip(messages, self.literals[1:], strict=True):
+            at += len(message["content"])
+            behind.append(at)
+            at += len(literal)
+            parts += (message["content"], literal)
+        if "".join(parts) != text:
+            return None
+        spans = [(behind[first] + start, behind[last] + end) for (first, start), (last, end) in self.spans]
+        return Rendered(text, spans, [behind[number] + end for number, end in self.ends], special=False)
