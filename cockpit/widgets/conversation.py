@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 from textual.app import ComposeResult
@@ -48,6 +49,7 @@ class Reply(Vertical):
     Reply { height: auto; margin: 1 0 0 0; border-left: thick $primary; }
     Reply Markdown { margin: 0; padding: 0 1; }
     Reply MarkdownFence { margin: 0; max-height: 100; }
+    Reply MarkdownFence > Label { width: 1fr; padding: 0 1; }
     Reply Log { height: 12; }
     Reply .facts { height: 1; padding: 0 1; color: $text-muted; }
     """
@@ -93,8 +95,9 @@ class Reply(Vertical):
         await self._stop_stream()
         if self._raw is not None:
             await self._raw.remove()
-        if self._raw is not None or text != self.text:
-            await self.query_one(Markdown).update(_fenced(text))
+        whole = _indented(text)
+        if self._raw is not None or whole != self.text:
+            await self.query_one(Markdown).update(_fenced(whole))
         self.text = text
         await self.mount(Static(facts, classes="facts", markup=False))
 
@@ -107,6 +110,16 @@ class Reply(Vertical):
 def _fenced(text: str) -> str:
     """JSON is shown as it is, not read as Markdown."""
     return f"```json\n{text}" if text.lstrip()[:1] in ("[", "{") and text.strip() else text
+
+
+def _indented(text: str) -> str:
+    """JSON on lines that one can read; anything else as it is."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return text
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return text
 
 
 class Conversation(VerticalScroll):

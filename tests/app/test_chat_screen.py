@@ -55,3 +55,20 @@ async def test_a_fast_reply_is_plain_lines_until_it_is_whole() -> None:
         await reply.finish(reply.text, "5000 tokens")
         assert not reply.query(Log)
         assert reply.query_one(Markdown).source == reply.text
+
+
+async def test_a_json_reply_is_set_out_and_nothing_of_it_is_cut_off() -> None:
+    text = '[{"subject": "Marie Curie", "predicate": "studied at", "object": "a university with a very long name indeed"}]'
+    async with opened(FakeEngine(), size=LOW, first="chat") as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, ChatScreen)
+        for said in (text, text[:-1]):  # the second is not whole: it is shown as it came
+            reply = Reply()
+            await screen.conversation.add(reply)
+            reply.write(said, 30)
+            await reply.flush()
+            await reply.finish(said, "30 tokens")
+            assert reply.text == said
+        await until(pilot, lambda: '"predicate": "studied at",\n' in screen.query(Reply).first().query_one(Markdown).source)
+        await until(pilot, lambda: shown(pilot).count("very long name indeed") == 2)
+        assert_fits(pilot)
