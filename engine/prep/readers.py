@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engine.prep.files import KINDS, PACKINGS, SEEKING
+from engine.prep.files.lines import LONGEST_LINE
 from engine.prep.files.record import Record, decode
 
-__all__ = ["READERS", "Record", "check_suffix", "decode", "read"]
+__all__ = ["LONGEST_LINE", "READERS", "Record", "check_suffix", "decode", "read"]
 
 READERS = KINDS
 _BUFFER = 2**20

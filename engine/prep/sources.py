@@ -47,7 +47,10 @@ def find_source(source: str, directory: Path) -> Path | str:
     if source.startswith(HUB):
         return source
     for folder in _places(directory):
-        path = (folder / Path(source).expanduser()).resolve()
+        try:
+            path = (folder / Path(source).expanduser()).resolve()
+        except RuntimeError:
+            continue  # links in a circle, or the home of a user that there is not
         if path.exists():
             return path
     raise ValueError(
@@ -198,7 +201,7 @@ def _held(folder: Path) -> str:
 
 def _near(source: str, directory: Path) -> str:
     """For a message: a name like the one that was asked for."""
-    beside = (directory / Path(source).expanduser()).parent
+    beside = (directory / source).parent
     try:
         names = [str(Path(source).parent / path.name) for path in sorted(beside.iterdir()) if path.name[0] != "."]
     except OSError:

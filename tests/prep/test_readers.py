@@ -58,7 +58,7 @@ def test_a_row_beyond_the_limit_is_rejected_and_the_next_is_read(
     name: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (lines, json_document, delimited):
-        monkeypatch.setattr(module, "LONGEST", 100)
+        monkeypatch.setattr(module, "LONGEST_LINE", 100)
     monkeypatch.setattr(json_document, "_BLOCK", 64)
     path = tmp_path / name
     path.write_text(content)

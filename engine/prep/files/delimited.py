@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.prep.files.lines import LONGEST, Line, lines, too_long
+from engine.prep.files.lines import LONGEST_LINE, Line, lines, too_long
 from engine.prep.files.record import BOM, Record
 
 DELIMITERS = ",;\t|"
@@ -55,7 +55,7 @@ def sniff(start: str) -> str:
 
 def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
     """Raises ValueError for a header that names no columns, or one of them twice."""
-    csv.field_size_limit(LONGEST)  # of the whole process: nobody else here reads CSV
+    csv.field_size_limit(LONGEST_LINE)  # of the whole process: nobody else here reads CSV
     taken = _Taken(lines(stream))
     rows = csv.reader(taken, delimiter=delimiter, strict=True)
     columns: list[str] | None = None
@@ -118,7 +118,7 @@ class _Taken(Iterator[str]):
         line = self._again.popleft() if self._again else next(self._source)
         self.row.append(line)
         self._size += line.end - line.offset
-        if line.content is None or self._size > LONGEST:
+        if line.content is None or self._size > LONGEST_LINE:
             raise _TooLong
         content = line.content if line.offset else line.content.removeprefix(BOM)
         return content.decode("utf-8", "surrogateescape")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from engine.prep.files import jsonl
-from engine.prep.files.lines import LONGEST, too_long
+from engine.prep.files.lines import LONGEST_LINE, too_long
 from engine.prep.files.record import BOM, Record, decode
 
 _BLOCK = 2**20
@@ -100,7 +100,7 @@ class _Splitter:
         if not whole:
             raise ValueError(f"{self._name}:{line}: not JSON: the row that begins here has no end")
         self._hold()
-        content = None if self._size > LONGEST else b"".join(self._held)
+        content = None if self._size > LONGEST_LINE else b"".join(self._held)
         self._held = None
         return Row(line, offset, self._before + self._at, content)
 
@@ -170,7 +170,7 @@ class _Splitter:
         if self._held is None:
             return
         self._size += self._at - self._from
-        if self._size > LONGEST:
+        if self._size > LONGEST_LINE:
             self._held.clear()
         else:
             self._held.append(self._block[self._from : self._at])

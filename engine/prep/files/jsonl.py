@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.prep.files.lines import lines, too_long
-from engine.prep.files.record import BOM, Record, decode
+from engine.prep.files.record import Record, decode
 
 
 def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
@@ -16,4 +16,4 @@ def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
         if content is None:
             yield Record(name, number, offset, end, None, too_long())
         elif content.strip():
-            yield Record(name, number, offset, end, *decode(content.removeprefix(BOM)))
+            yield Record(name, number, offset, end, *decode(content))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-LONGEST = 16 * 2**20
+LONGEST_LINE = 16 * 2**20
 """Bytes. A longer line, or row, is rejected without being held: decoded, even this much can take half a gigabyte."""
 
 
 def too_long(what: str = "a line") -> str:
     """The reason for a reject."""
-    return f"{what} longer than {LONGEST // 2**20} MiB"
+    return f"{what} longer than {LONGEST_LINE // 2**20} MiB"
 
 
 class Line(NamedTuple):
@@ -25,9 +25,9 @@ class Line(NamedTuple):
 
 def lines(stream: BinaryIO) -> Iterator[Line]:
     number, offset = 0, 0
-    while content := stream.readline(LONGEST + 1):
+    while content := stream.readline(LONGEST_LINE + 1):
         number += 1
-        start, whole = offset, len(content) <= LONGEST or content.endswith(b"\n")
+        start, whole = offset, len(content) <= LONGEST_LINE or content.endswith(b"\n")
         offset += len(content)
         if whole:
             yield Line(number, start, offset, content)

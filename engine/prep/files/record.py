@@ -24,9 +24,9 @@ class Record(NamedTuple):
 
 
 def decode(content: bytes) -> tuple[dict[str, Any] | None, str]:
-    """A JSON object as (value, ""), anything else as (None, reason)."""
+    """A JSON object as (value, ""), anything else as (None, reason). A byte order mark before it does not matter."""
     try:
-        value = msgspec.json.decode(content)
+        value = msgspec.json.decode(content.removeprefix(BOM))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         return None, f"not JSON: {error}"
     if not isinstance(value, dict):

@@ -1,0 +1,54 @@
+"""`cockpit data inspect FILE`: what shape the rows have, how many there are, which columns, and the first one as training sees it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from engine.prep import mapping, readers, rows
+from engine.prep.formats import FORMATS
+from engine.prep.formats.canonical import Canonical
+from engine.prep.options import SourceOptions
+from engine.prep.sources import Progress
+from engine.protocol.home import Home
+
+_COLUMNS = 200
+"""Columns told by name: rows of free keys have any number of them."""
+
+
+def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """`{shape, rows, columns, sample}`. `rows` counts every record, readable or not; `sample` is the first good row, canonical.
+
+    Raises ValueError when there is nothing of that name, no row in it, or no shape that fits.
+    """
+    asked = getattr(arguments, "format", "auto")
+    if asked != "auto" and asked not in FORMATS:
+        raise ValueError(f"there is no shape {asked}; known are {', '.join(FORMATS)}")
+    source = SourceOptions(source=arguments.file, format=asked)
+    paths = rows.locate(source, Path.cwd(), home)
+    total, done = sum(path.stat().st_size for path in paths), 0
+    shape, count, columns = "", 0, dict[str, None]()
+    sample: Canonical | None = None
+    for path in paths:
+        for record in readers.read(path, lambda taken, before=done: progress("reading", before + taken, total)):  # type: ignore[misc]
+            count += 1
+            if record.value is None:
+                continue
+            if record.value.keys() - columns.keys() and len(columns) < _COLUMNS:
+                columns |= dict.fromkeys(record.value)
+            shape = shape or rows.shape_of(source, path)
+            sample = sample or _sample(source, shape, record.value)
+        done += path.stat().st_size
+    if not shape:
+        raise ValueError(f"{arguments.file} holds {f'{count} rows, none of which can be read' if count else 'no rows'}")
+    return {"shape": shape, "rows": count, "columns": list(columns)[:_COLUMNS], "sample": sample}
+
+
+def _sample(source: SourceOptions, shape: str, row: dict[str, Any]) -> Canonical | None:
+    """The row in canonical form, or the first that it expands into; None for a bad row."""
+    try:
+        canonical = mapping.converter(source, shape)(row)[0]
+    except (ValueError, IndexError):
+        return None
+    return {name: value for name, value in canonical.items() if name != "columns"}
