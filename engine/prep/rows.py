@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -67,12 +68,15 @@ def locate(source: SourceOptions, directory: Path, home: Home | None = None) -> 
 def shape_of(source: SourceOptions, path: Path) -> str:
     """The source's `format`, or what the file's first good rows look like under the source's column names.
 
-    Raises ValueError: no known shape, or a column named in `columns` or `prompt` that no row has.
+    A file without any good row has no shape, and any will do. Raises ValueError: no known shape, or a column named in `columns` or
+    `prompt` that no row has.
     """
     if source.format != "auto" and not (source.columns or source.prompt):
         return source.format
     values = (record.value for record in readers.read(path) if record.value)
     looked_at = list(itertools.islice(values, _LOOKED_AT))
+    if not looked_at:
+        return "text" if source.format == "auto" else source.format
     try:
         mapping.check(source, {str(column) for row in looked_at for column in row})
         if source.format != "auto":
@@ -125,8 +129,7 @@ def _read_source(
     for path in paths:
         size = path.stat().st_size
         convert: Converter | None = None
-        for record in readers.read(path) if size else ():
-            progress(done + min(record.end, size))  # what is compressed is longer when it is read
+        for record in readers.read(path, partial(_report, progress, done)) if size else ():
             rejects.read += 1
             if record.value is None:
                 rejects.add(*record[:3], record.reason)
@@ -144,3 +147,7 @@ def _read_source(
             if good == source.max_rows:
                 return
         done += size
+
+
+def _report(progress: Callable[[int], object], before: int, taken: int) -> None:
+    progress(before + taken)
