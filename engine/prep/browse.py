@@ -10,9 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.prep import readers, rows, shapes
+from engine.prep import mapping, readers, rows
 from engine.prep.chat import Refused, Renderer
+from engine.prep.files.copies import copy, origins, rejects
+from engine.prep.files.record import Record
 from engine.prep.formats.canonical import Canonical
+from engine.prep.mapping import Converter
 from engine.prep.options import SourceOptions
 from engine.prep.prepare import load_tokenizer, locate_base
 from engine.prep.rows import Rejects, Row
@@ -23,6 +26,8 @@ from engine.protocol.profile import Profile
 
 _PROBLEMS = 100
 """Bad rows told by name; all are counted."""
+_COLUMNS = 50
+"""Columns told by name."""
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes in all)."""
@@ -30,28 +35,43 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Indexed:
-    """One source: where its good rows lie. Lines, offsets and ends are parallel: 24 bytes a row."""
+    """A file of a source: where its good rows lie. Lines, offsets and ends are parallel: 24 bytes a row.
+
+    A row that expands into several stands there as often. Offsets and ends are of `stored`: the file itself if it is a .jsonl, else
+    a copy of its rows; lines are always the file's own.
+    """
 
     options: SourceOptions
     path: Path
+    stored: Path
     shape: str
+    convert: Converter
     lines: array[int] = field(default_factory=lambda: array("Q"))
     offsets: array[int] = field(default_factory=lambda: array("Q"))
     ends: array[int] = field(default_factory=lambda: array("Q"))
     rejected: int = 0
 
     def raw(self, index: int) -> bytes:
-        with self.path.open("rb") as file:
+        with self.stored.open("rb") as file:
             file.seek(self.offsets[index])
             return file.read(self.ends[index] - self.offsets[index]).strip().removeprefix(b"\xef\xbb\xbf")
 
     def row(self, index: int) -> Row:
         """Raises ValueError when the file has changed since it was indexed."""
         value, reason = readers.decode(self.raw(index))
-        if value is None:
-            raise ValueError(f"{self.path.name}:{self.lines[index]} has changed since it was opened: {reason}")
-        content: Canonical = shapes.load(self.shape).convert(value)
-        return Row(str(self.path), self.lines[index], self.offsets[index], content)
+        try:
+            if value is None:
+                raise ValueError(reason)
+            contents = self.convert(value)
+            first = index
+            while first and self.offsets[first - 1] == self.offsets[index]:
+                first -= 1
+            if index - first >= len(contents):
+                raise ValueError(f"it expands into {len(contents)} rows now")
+        except ValueError as error:
+            raise ValueError(f"{self.path.name}:{self.lines[index]} has changed since it was opened: {error}")
+        offset = self.offsets[index] if self.stored == self.path else 0
+        return Row(str(self.path), self.lines[index], offset, contents[index - first])
 
 
 class Browser:
@@ -64,32 +84,41 @@ class Browser:
         self.columns: list[str] = []
         self._tokenizer: Any = None
         found = [
-            (part, source, self._path(part, index, source))
+            (part, source, self._files(part, index, source))
             for part in ("train", "validation")
             for index, source in enumerate(getattr(profile.data, part))
         ]
-        total = sum(path.stat().st_size for _, _, path in found)
-        self.parts: dict[str, list[Indexed]] = {"train": [], "validation": []}
+        total = sum(path.stat().st_size for _, _, paths in found for path in paths)
+        self.parts: dict[str, list[list[Indexed]]] = {"train": [], "validation": []}
         done = 0
-        for part, source, path in found:
-            self.parts[part].append(self._index(source, path, partial(_report, progress, done, total)))
-            done += path.stat().st_size
+        for part, source, paths in found:
+            files: list[Indexed] = []
+            left = source.max_rows
+            for path in paths:
+                indexed, good = self._index(source, path, left, partial(_report, progress, done, total))
+                files.append(indexed)
+                done += path.stat().st_size
+                left = None if left is None else left - good
+                if left == 0:
+                    break
+            self.parts[part].append(files)
 
     def summary(self) -> dict[str, Any]:
         """What `open` answers."""
         return {
             "sources": [
                 {
-                    "source": indexed.options.source,
-                    "format": indexed.shape,
-                    "rows": len(indexed.lines),
-                    "rejected": indexed.rejected,
+                    "source": files[0].options.source,
+                    "format": ", ".join(sorted({indexed.shape for indexed in files})),
+                    "rows": sum(len(indexed.lines) for indexed in files),
+                    "rejected": sum(indexed.rejected for indexed in files),
                     "part": part,
+                    "files": len(files),
                 }
                 for part, sources in self.parts.items()
-                for indexed in sources
+                for files in sources
             ],
-            "rows": sum(len(indexed.lines) for sources in self.parts.values() for indexed in sources),
+            "rows": sum(self._total(part) for part in self.parts),
             "columns": self.columns,
             "problems": self.problems,
             "template": self.profile.data.template,
@@ -145,49 +174,70 @@ class Browser:
     def _loss_on(self) -> str:
         return str(self.profile.method.loss_on)  # type: ignore[attr-defined]
 
-    def _path(self, part: str, index: int, source: SourceOptions) -> Path:
+    def _files(self, part: str, index: int, source: SourceOptions) -> list[Path]:
         try:
-            return rows.locate(source, self.profile.directory)
+            return rows.locate(source, self.profile.directory, self._home)
         except ValueError as error:
             raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
 
-    def _index(self, source: SourceOptions, path: Path, progress: Callable[[int], object]) -> Indexed:
+    def _index(
+        self, source: SourceOptions, path: Path, limit: int | None, progress: Callable[[int], object]
+    ) -> tuple[Indexed, int]:
+        """The file's places, up to `limit` good rows, and how many there were before any expanded."""
+        good = 0
         try:
-            indexed = Indexed(source, path, rows.shape_of(source, path) if path.stat().st_size else source.format)
-            for record in readers.read(path):
-                progress(record.end)
-                reason = record.reason
-                if record.value is not None:
-                    self.columns += [column for column in record.value if column not in self.columns][
-                        : 50 - len(self.columns)
-                    ]
-                    try:
-                        shapes.load(indexed.shape).convert(record.value)
-                    except ValueError as error:
-                        reason = str(error)
-                if reason:
-                    indexed.rejected += 1
-                    if len(self.problems) < _PROBLEMS:
-                        self.problems.append({"file": str(path), "line": record.line, "reason": reason})
-                    continue
-                for column, value in (
-                    (indexed.lines, record.line),
-                    (indexed.offsets, record.offset),
-                    (indexed.ends, record.end),
-                ):
-                    column.append(value)
-                if len(indexed.lines) == source.max_rows:
+            stored, records = self._records(path, progress)
+            shape = rows.shape_of(source, stored) if stored.stat().st_size else source.format
+            convert = mapping.converter(source, shape) if shape != "auto" else _no_rows
+            indexed = Indexed(source, path, stored, shape, convert)
+            for record in records:
+                contents = self._contents(indexed, record)
+                for _ in contents:
+                    indexed.lines.append(record.line)
+                    indexed.offsets.append(record.offset)
+                    indexed.ends.append(record.end)
+                good += bool(contents)
+                if good == limit:
                     break
         except (ValueError, OSError) as error:
             raise ProblemError(Problem(title=f"{source.source} cannot be read", cause=str(error)))
-        return indexed
+        return indexed, good
+
+    def _records(self, path: Path, progress: Callable[[int], object]) -> tuple[Path, Iterator[Record]]:
+        """The JSON lines that hold a file's rows, and its records: line numbers the file's own, offsets those of the JSON lines."""
+        if path.suffix.lower() == ".jsonl":
+            return path, readers.read(path, progress)
+        copied = copy(path, self._home, progress)
+        placed = (
+            record._replace(line=line) for record, line in zip(readers.read(copied.rows), origins(copied), strict=True)
+        )
+        return copied.rows, itertools.chain(rejects(copied, path), placed)
+
+    def _contents(self, indexed: Indexed, record: Record) -> list[Canonical]:
+        """The canonical rows of a record; none when it is bad, which is then counted."""
+        reason = record.reason
+        if record.value is not None:
+            self.columns += [column for column in record.value if column not in self.columns][
+                : _COLUMNS - len(self.columns)
+            ]
+            try:
+                return indexed.convert(record.value)
+            except ValueError as error:
+                reason = str(error)
+        indexed.rejected += 1
+        if len(self.problems) < _PROBLEMS:
+            self.problems.append({"file": str(indexed.path), "line": record.line, "reason": reason})
+        return []
 
     def _total(self, part: str) -> int:
-        return sum(len(indexed.lines) for indexed in self.parts[part])
+        return sum(len(indexed.lines) for indexed in self._each(part))
+
+    def _each(self, part: str) -> Iterator[Indexed]:
+        return itertools.chain.from_iterable(self.parts[part])
 
     def _find(self, part: str, index: int) -> tuple[Indexed, int]:
         at = index
-        for indexed in self.parts[part]:
+        for indexed in self._each(part):
             if 0 <= at < len(indexed.lines):
                 return indexed, at
             at -= len(indexed.lines)
@@ -195,7 +245,7 @@ class Browser:
 
     def _all(self, part: str) -> Iterator[Row]:
         return itertools.chain.from_iterable(
-            (indexed.row(at) for at in range(len(indexed.lines))) for indexed in self.parts[part]
+            (indexed.row(at) for at in range(len(indexed.lines))) for indexed in self._each(part)
         )
 
     def _shown(self, part: str, index: int) -> dict[str, Any]:
@@ -213,3 +263,7 @@ class Browser:
 
 def _report(progress: Progress, before: int, total: int, done: int) -> None:
     progress(before + done, total)
+
+
+def _no_rows(row: dict[str, Any]) -> list[Canonical]:
+    raise ValueError("it held no rows")

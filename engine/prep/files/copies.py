@@ -1,0 +1,63 @@
+"""A file's rows as JSON lines in the home's cache, for files that cannot be entered in the middle."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from engine.prep import cache, readers
+from engine.prep.files.record import Record
+from engine.protocol.home import Home
+
+
+class Copy(NamedTuple):
+    """`rows` holds the good rows, a line each; `origins` their lines in the file, 64 bits each; `rejects` the other records."""
+
+    rows: Path
+    origins: Path
+    rejects: Path
+
+
+def copy(path: Path, home: Home, progress: Callable[[int], object]) -> Copy:
+    """Made on first need, found by content afterwards. `progress` is told bytes of the file, up to its size.
+
+    Raises ValueError and OSError as `readers.read` does; then nothing is kept.
+    """
+    half = path.stat().st_size // 2
+    settings = {"kind": readers.check_suffix(path)}
+    name = "rows-" + cache.key({"rows": path}, settings, lambda done: progress(done // 2))
+    made = Copy(*(home.cache / name / file for file in ("rows.jsonl", "origins", "rejects.jsonl")))
+    if not made.rows.is_file():
+        with (
+            cache.entry(home, name) as folder,
+            (folder / "rows.jsonl").open("wb") as good,
+            (folder / "origins").open("wb") as origins,
+            (folder / "rejects.jsonl").open("w", encoding="utf-8") as bad,
+        ):
+            for record in readers.read(path, lambda done: progress(half + done // 2)):
+                if record.value is None:
+                    bad.write(json.dumps([record.line, record.offset, record.reason], ensure_ascii=False) + "\n")
+                else:
+                    good.write(msgspec.json.encode(record.value) + b"\n")
+                    array("Q", [record.line]).tofile(origins)
+    return made
+
+
+def origins(copied: Copy) -> Iterator[int]:
+    """The good rows' lines in the file that was copied."""
+    with copied.origins.open("rb") as file:
+        while block := file.read(2**16):
+            yield from memoryview(block).cast("Q")
+
+
+def rejects(copied: Copy, path: Path) -> Iterator[Record]:
+    """The records of `path` that could not be read."""
+    with copied.rejects.open(encoding="utf-8") as file:
+        for told in file:
+            line, offset, reason = json.loads(told)
+            yield Record(str(path), line, offset, offset, None, reason)
