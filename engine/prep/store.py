@@ -1,75 +1,261 @@
-"""Tokens on disk: Arrow sets that `datasets.load_from_disk` maps into memory."""
+"""Tokens on disk: folders of Arrow streams that `datasets.load_from_disk` maps into memory.
+
+A plain set has `input_ids` and `labels`, a row each. In a joined set (packed rows, or blocks of documents) a row is a sequence of
+several parts: `position_ids` restart at 0 with each part, and `seq_lengths` are the parts' lengths; attention must not cross them.
+All columns are lists of int32.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from engine.prep.packing import pack
-from engine.prep.tokenize import Tokens
+from engine.prep.tokenize import MASKED, Counts, Tokens
+
+PLAIN = ("input_ids", "labels")
+JOINED = ("input_ids", "labels", "position_ids", "seq_lengths")
+
+Columns = dict[str, tuple[Any, Any]]
+"""Name -> (values of all rows end to end, number of values in each row)."""
 
 _ROWS = 1000
 """Rows in one Arrow batch."""
+_TOUCHED = 64 * 2**20
+"""Bytes of a mapped set that are read before the pages are let go of."""
+
+
+# ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def arrow_writer(path: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Columns], None]]:
+    """An Arrow stream; what it yields writes rows, one batch a call."""
+    import numpy
+    import pyarrow as pa
+
+    schema = pa.schema([(column, pa.list_(pa.int32())) for column in columns])
+
+    def write(rows: Columns) -> None:
+        arrays = []
+        for column in columns:
+            values, lengths = rows[column]
+            offsets = numpy.zeros(len(lengths) + 1, dtype=numpy.int32)
+            numpy.cumsum(lengths, out=offsets[1:])
+            arrays.append(pa.ListArray.from_arrays(offsets, numpy.asarray(values, dtype=numpy.int32)))
+        writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        yield write
+
+
+@contextmanager
+def linked(folder: Path, columns: tuple[str, ...] = PLAIN) -> Iterator[Callable[[Path], None]]:
+    """A set made of complete Arrow streams, in the order in which they are given; they may be removed afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts: list[Path] = []
+
+    def link(stream: Path) -> None:
+        part = folder / f"part-{len(parts):06}.arrow"
+        part.unlink(missing_ok=True)
+        try:
+            os.link(stream, part)
+        except OSError:  # a file system without links
+            shutil.copyfile(stream, part)
+        parts.append(part)
+
+    yield link
+    if not parts:
+        parts.append(folder / "part-000000.arrow")
+        with arrow_writer(parts[0], columns) as write:
+            write({column: ([], []) for column in columns})
+    _describe(folder, parts, columns)
+
+
+@contextmanager
+def _written(folder: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Columns], None]]:
+    """A set of one stream."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "part-000000.arrow"
+    with arrow_writer(part, columns) as write:
+        yield write
+    _describe(folder, [part], columns)
+
+
+def _describe(folder: Path, parts: list[Path], columns: tuple[str, ...]) -> None:
+    """What `datasets` wants to find beside the streams. The fingerprint tells its caches apart and is made from the content."""
+    import pyarrow as pa
+    from datasets import DatasetInfo, Features
+
+    schema = pa.schema([(column, pa.list_(pa.int32())) for column in columns])
+    DatasetInfo(features=Features.from_arrow_schema(schema)).write_to_directory(str(folder))
+    digest = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    state = {
+        "_data_files": [{"filename": part.name} for part in parts],
+        "_fingerprint": digest.hexdigest()[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def write(tokens: Iterable[Tokens], folder: Path) -> None:
-    """One row each: `input_ids` and `labels`, lists of int32."""
-    _write(({"input_ids": each.ids, "labels": each.labels} for each in tokens), ("input_ids", "labels"), folder)
+    """A plain set of a stream of rows."""
+    with _written(folder, PLAIN) as out:
+        some: list[Tokens] = []
+        for each in tokens:
+            some.append(each)
+            if len(some) == _ROWS:
+                out(_columns(some))
+                some = []
+        out(_columns(some))
+
+
+def _columns(tokens: list[Tokens]) -> Columns:
+    lengths = [len(each.ids) for each in tokens]
+    ids = [token for each in tokens for token in each.ids]
+    return {"input_ids": (ids, lengths), "labels": ([label for each in tokens for label in each.labels], lengths)}
+
+
+# ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class TokenSet:
+    """A plain set as arrays that lie in mapped files. Nothing is in memory but the rows' lengths, and what was looked at lately."""
+
+    def __init__(self, folder: Path) -> None:
+        import numpy
+        import pyarrow as pa
+
+        self._maps: list[mmap.mmap] = []
+        self._batches: list[tuple[Any, Any, Any]] = []
+        """Of each batch: offsets of its rows, ids, labels."""
+        for part in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+            with (folder / part["filename"]).open("rb") as file:
+                self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            for batch in pa.ipc.open_stream(pa.py_buffer(self._maps[-1])):
+                ids, labels = batch.column("input_ids"), batch.column("labels")
+                values = (ids.values.to_numpy(), labels.values.to_numpy())
+                self._batches.append((ids.offsets.to_numpy(), *values))
+        sizes = [len(offsets) - 1 for offsets, _, _ in self._batches]
+        self._starts = numpy.cumsum([0, *sizes])
+        counted = [numpy.diff(offsets) for offsets, _, _ in self._batches]
+        self.lengths = numpy.concatenate(counted) if counted else numpy.zeros(0, dtype=numpy.int32)
+        """Tokens of each row, int32."""
+        self._touched = 0
+
+    def batches(self) -> Iterator[tuple[Any, Any, Any]]:
+        """(lengths, ids, labels) of some rows at a time, in order."""
+        import numpy
+
+        for offsets, ids, labels in self._batches:
+            begin, end = offsets[0], offsets[-1]
+            yield numpy.diff(offsets), ids[begin:end], labels[begin:end]
+            self._touch(2 * (end - begin) * 4)
+
+    def take(self, rows: Any) -> tuple[Any, Any]:
+        """(ids, labels) of the rows with these numbers, end to end."""
+        import numpy
+
+        where = numpy.searchsorted(self._starts, rows, side="right") - 1
+        ids, labels = [], []
+        for number, at in zip(where.tolist(), (rows - self._starts[where]).tolist(), strict=True):
+            offsets, all_ids, all_labels = self._batches[number]
+            begin, end = offsets[at], offsets[at + 1]
+            ids.append(all_ids[begin:end])
+            labels.append(all_labels[begin:end])
+        taken = numpy.concatenate(ids), numpy.concatenate(labels)
+        self._touch(len(rows) * 2 * mmap.PAGESIZE + taken[0].nbytes * 2)
+        return taken
+
+    def _touch(self, size: int) -> None:
+        self._touched += int(size)
+        if self._touched > _TOUCHED:
+            self._touched = 0
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)  # they are read again when they are needed
+
+
+# ── joining ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def write_packed(plain: Path, folder: Path, capacity: int) -> int:
-    """The set in `plain`, several rows to a sequence. Returns the number of sequences.
+    """The rows of the plain set, several to a sequence of at most `capacity` tokens. Returns the number of sequences."""
+    import numpy
 
-    `position_ids` restart at 0 with each row and `seq_lengths` are the rows' lengths: attention must not cross them.
+    rows = TokenSet(plain)
+    order, sizes = pack(rows.lengths, capacity)
+    behind = numpy.cumsum(sizes)
+    with _written(folder, JOINED) as out:
+        for first in range(0, len(sizes), _ROWS // 4):
+            counts = sizes[first : first + _ROWS // 4]
+            taken = order[behind[first] - counts[0] : behind[first] - counts[0] + counts.sum()]
+            lengths = rows.lengths[taken]
+            tokens = numpy.add.reduceat(lengths, numpy.cumsum(counts) - counts)
+            out(_joined(*rows.take(taken), lengths, tokens, counts))
+    return len(sizes)
+
+
+def write_blocks(plain: Path, folder: Path, capacity: int) -> Counts:
+    """The rows of the plain set end to end, in blocks of `capacity` tokens; the last holds what is left. Returns counts of blocks.
+
+    A row that a border cuts in two goes on in the next block as a part of its own, so nothing predicts that part's first token: its
+    label is masked, as each row's first is.
     """
-    from datasets import load_from_disk
+    import numpy
 
-    rows = load_from_disk(str(plain))
-    import pyarrow.compute as pc  # type: ignore[import-untyped]
+    counts = Counts()
+    nothing = numpy.zeros(0, dtype=numpy.int32)
+    lengths, ids, labels = nothing, nothing, nothing
 
-    lengths = pc.list_value_length(rows.data.column("input_ids")).to_pylist()
-    sequences = pack(lengths, capacity)
+    def blocks(lengths: Any, ids: Any, labels: Any, tokens: Any) -> Columns:
+        """`lengths` of parts, none across a border, and `tokens` of each block."""
+        ends = numpy.cumsum(lengths)
+        labels = labels.copy()
+        labels[ends - lengths] = MASKED
+        counts.rows += len(tokens)
+        counts.tokens += len(ids)
+        counts.trained_tokens += int((labels != MASKED).sum())
+        counts.lengths.update(tokens.tolist())
+        parts = numpy.searchsorted(ends, numpy.cumsum(tokens)) + 1
+        return _joined(ids, labels, lengths, tokens, numpy.diff(parts, prepend=0))
 
-    def joined() -> Iterator[dict[str, list[int]]]:
-        for sequence in sequences:
-            parts = rows[sequence]
-            sizes = [len(ids) for ids in parts["input_ids"]]
-            yield {
-                "input_ids": [token for ids in parts["input_ids"] for token in ids],
-                "labels": [token for labels in parts["labels"] for token in labels],
-                "position_ids": [place for size in sizes for place in range(size)],
-                "seq_lengths": sizes,
-            }
-
-    _write(joined(), ("input_ids", "labels", "position_ids", "seq_lengths"), folder)
-    return len(sequences)
-
-
-def _write(rows: Iterable[dict[str, list[int]]], columns: tuple[str, ...], folder: Path) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
-    schema = pa.schema([(column, pa.list_(pa.int32())) for column in columns])
-    stream = folder.with_name(f"{folder.name}.arrow")
-    with pa.OSFile(str(stream), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        batch: list[dict[str, list[int]]] = []
-        for row in rows:
-            batch.append(row)
-            if len(batch) == _ROWS:
-                writer.write_batch(_batch(batch, schema))
-                batch = []
-        writer.write_batch(_batch(batch, schema))
-    set_: Any = Dataset.from_file(str(stream))
-    set_.save_to_disk(str(folder))
-    del set_
-    stream.unlink()
+    with _written(folder, JOINED) as out:
+        for batch in TokenSet(plain).batches():
+            lengths, ids, labels = map(numpy.concatenate, zip((lengths, ids, labels), batch, strict=True))
+            whole = len(ids) // capacity
+            border = whole * capacity
+            cuts = numpy.union1d(numpy.cumsum(lengths), numpy.arange(1, whole + 1) * capacity)
+            parts, before = numpy.diff(cuts, prepend=0), numpy.searchsorted(cuts, border, side="right")
+            if whole:
+                out(blocks(parts[:before], ids[:border], labels[:border], numpy.full(whole, capacity)))
+            lengths, ids, labels = parts[before:], ids[border:], labels[border:]
+        out(blocks(lengths, ids, labels, numpy.array([len(ids)] if len(ids) else [], dtype=numpy.int64)))
+    return counts
 
 
-def _batch(rows: list[dict[str, list[int]]], schema: Any) -> Any:
-    import pyarrow as pa  # type: ignore[import-untyped]
+def _joined(ids: Any, labels: Any, lengths: Any, tokens: Any, parts: Any) -> Columns:
+    """Columns of sequences: `lengths` of all parts, and for each sequence its `tokens` and number of `parts`."""
+    import numpy
 
-    return pa.record_batch(
-        [pa.array([row[name] for row in rows], type=pa.list_(pa.int32())) for name in schema.names], schema=schema
-    )
+    starts = numpy.cumsum(lengths) - lengths
+    places = numpy.arange(len(ids), dtype=numpy.int32) - numpy.repeat(starts, lengths).astype(numpy.int32)
+    return {
+        "input_ids": (ids, tokens),
+        "labels": (labels, tokens),
+        "position_ids": (places, tokens),
+        "seq_lengths": (lengths, parts),
+    }

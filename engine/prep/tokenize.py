@@ -1,19 +1,45 @@
-"""Canonical rows to token ids and labels, in batches through the bare fast tokenizer."""
+"""Canonical rows to token ids and labels.
+
+`tokenize_rows` is the step over files: many processes, resumable, memory-mapped result. `Tokenizing` does one batch, and
+`tokenize` a stream of rows in this process. All give the same tokens: those of `apply_chat_template(tokenize=True)`.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
+from engine.prep import shapes
 from engine.prep.chat import Refused, Rendered, Renderer
+from engine.prep.chunks import Span, cut, lines, work_through
+from engine.prep.encoding import WIDTH, Asked, encoder_for, token_at
+from engine.prep.files.lines import LONGEST_LINE, too_long
+from engine.prep.formats.canonical import Canonical
+from engine.prep.readers import decode
 from engine.prep.rows import Rejects, Row
+from engine.prep.templates import ChatTokenizer
+from engine.protocol.messages import Problem, ProblemError
 
 BATCH = 512
-"""Rows encoded together: enough to keep the tokenizer's threads busy, small enough to stream."""
+"""Rows encoded together: enough to make calls cheap, few enough to stream."""
 MASKED = -100
 """The label that no loss counts."""
+WHOLE = 2**31 - 1
+"""A `max_length` that cuts nothing."""
+
+PLACED_LINE = 2**31
+"""Bytes. Placed lines are our own: as long as their rows, which a reader has already let through."""
+_GOLDEN = 3
+"""Conversations that a template lock keeps."""
 
 
 class Tokens(NamedTuple):
@@ -36,52 +62,152 @@ class Counts:
     """Rows dropped because truncation left no trained token."""
     ended: int = 0
     """Rows in which an end-of-turn token is trained."""
-    lengths: list[int] = field(default_factory=list)
+    unwritten: int = 0
+    """Rows with tools or tool calls that the template says nothing of."""
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Rows by length."""
+
+    def add(self, other: Counts) -> None:
+        for name in ("rows", "tokens", "trained_tokens", "truncated", "masked", "ended", "unwritten"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.lengths.update(other.lengths)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"lengths": sorted(self.lengths.items())}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Counts:
+        return cls(**{**content, "lengths": Counter(dict(content["lengths"]))})
 
     def summary(self) -> dict[str, int]:
-        ordered = sorted(self.lengths)
-        at = {
-            name: ordered[min(len(ordered) - 1, len(ordered) * share // 100)] if ordered else 0
-            for name, share in (("p50", 50), ("p95", 95), ("max", 100))
-        }
-        return {
+        told = {
             name: getattr(self, name) for name in ("rows", "tokens", "trained_tokens", "truncated", "masked", "ended")
-        } | at
+        }
+        return told | {
+            name: percentile(self.lengths, share) for name, share in (("p50", 50), ("p95", 95), ("max", 100))
+        }
+
+
+def percentile(lengths: Counter[int], share: int) -> int:
+    """The length at `share` hundredths of the ordered rows; 0 when there are none."""
+    rows = sum(lengths.values())
+    place, seen = min(rows - 1, rows * share // 100), 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        if seen > place:
+            return length
+    return 0
+
+
+# ── a batch ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Batch(NamedTuple):
+    """Kept rows end to end. `ids` and `labels`: int32 arrays of [tokens]; `lengths` and `rows`: of each kept row its tokens and its place in the batch."""
+
+    ids: Any
+    labels: Any
+    lengths: list[int]
+    rows: list[int]
+    refused: dict[int, str]
+    """Place in the batch -> why no template renders it."""
+
+
+class Tokenizing:
+    """Tokenises batches; remembers words and templates from one to the next. Raises ValueError for a tokenizer that is pure Python."""
+
+    def __init__(self, tokenizer: Any, loss_on: str, max_length: int) -> None:
+        chat = ChatTokenizer.of(tokenizer)
+        self._renderer, self._encoder = Renderer(chat, loss_on), encoder_for(bare(chat))
+        self._max_length = max_length
+        self.template = chat.chat_template
+
+    def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:
+        """Rows that can be trained on, in order; `counts` is told of all but the refused."""
+        rendered = self._renderer.render(rows)
+        counts.unwritten += self._renderer.unwritten.total()
+        self._renderer.unwritten.clear()
+        refused = {at: result.reason for at, result in enumerate(rendered) if isinstance(result, Refused)}
+        kept = [(at, result) for at, result in enumerate(rendered) if isinstance(result, Rendered)]
+        marks = [_marks(result) for _, result in kept]
+        asked = [Asked(result.text, mark, result.special) for (_, result), mark in zip(kept, marks, strict=True)]
+        parts, lengths, numbers = [], [], []
+        bounds: list[tuple[int, int]] = []
+        total = 0
+        for (at, result), mark, encoded in zip(kept, marks, self._encoder.encode(asked), strict=True):
+            whole = len(encoded.ids) // WIDTH
+            length = min(whole, self._max_length)
+            counts.truncated += whole > length
+            place = dict(zip(mark, encoded.places, strict=True))
+            trained = [
+                (first, last)
+                for start, end in result.spans
+                if (first := max(1, place[start])) < (last := min(length, place[end]))
+            ]
+            if not trained:
+                counts.masked += 1
+                continue
+            bounds += [(total + first, total + last) for first, last in trained]
+            parts.append(encoded.ids if length == whole else encoded.ids[: length * WIDTH])
+            lengths.append(length)
+            numbers.append(at)
+            total += length
+            counts.trained_tokens += sum(last - first for first, last in trained)
+            counts.ended += any(first <= place[end - 1] < last for end in result.ends for first, last in trained)
+        counts.rows += len(lengths)
+        counts.tokens += total
+        counts.lengths.update(lengths)
+        ids, labels = _arrays(parts, bounds, total)
+        return Batch(ids, labels, lengths, numbers, refused)
+
+
+def _marks(rendered: Rendered) -> list[int]:
+    """The characters whose tokens are needed: where spans begin and end, and the last ones of end-of-turn tokens."""
+    return sorted({*itertools.chain.from_iterable(rendered.spans), *(end - 1 for end in rendered.ends)})
+
+
+def _arrays(parts: list[bytes], bounds: list[tuple[int, int]], total: int) -> tuple[Any, Any]:
+    """Ids, and labels trained within `bounds`: no two overlap, none is empty."""
+    import numpy
+
+    ids = numpy.frombuffer(b"".join(parts), dtype=numpy.int32)
+    step = numpy.zeros(total + 1, dtype=numpy.int8)
+    if bounds:
+        starts, ends = numpy.array(bounds).T
+        step[starts] += 1
+        step[ends] -= 1
+    return ids, numpy.where(numpy.cumsum(step[:-1], dtype=numpy.int8) > 0, ids, numpy.int32(MASKED))
+
+
+def bare(tokenizer: Any) -> Any:
+    """The Rust tokenizer inside, set neither to cut nor to pad. Raises ValueError for one that is pure Python."""
+    encoder = ChatTokenizer.of(tokenizer).backend_tokenizer
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
+
+
+# ── a stream ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def tokenize(
     rows: Iterable[Row], tokenizer: Any, loss_on: str, max_length: int, rejects: Rejects, counts: Counts
 ) -> Iterator[Tokens]:
     """The rows that can be trained on, in order; the others are counted, those that no template renders also rejected."""
-    renderer = Renderer(tokenizer, loss_on)
-    encoder = bare(tokenizer)
+    tokenizing = Tokenizing(tokenizer, loss_on, max_length)
     stream = iter(rows)
-    while batch := list(itertools.islice(stream, BATCH)):
-        rendered = renderer.render([row.content for row in batch])
-        kept = []
-        for row, result in zip(batch, rendered, strict=True):
-            if isinstance(result, Refused):
-                rejects.add(row.file, row.line, row.offset, result.reason)
-            else:
-                kept.append((row, result))
-        for (row, result), encoding in zip(kept, encode([result for _, result in kept], encoder), strict=True):
-            tokens = _cut(row, result, encoding, max_length, counts)
-            if tokens:
-                yield tokens
-
-
-def bare(tokenizer: Any) -> Any:
-    """The Rust tokenizer inside, set neither to cut nor to pad. Raises ValueError for one that is pure Python."""
-    if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: its folder needs a tokenizer.json")
-    encoder = tokenizer.backend_tokenizer
-    encoder.no_truncation()
-    encoder.no_padding()
-    return encoder
+    while some := list(itertools.islice(stream, BATCH)):
+        batch = tokenizing([row.content for row in some], counts)
+        for at, reason in batch.refused.items():
+            rejects.add(some[at].file, some[at].line, some[at].offset, reason)
+        ids, labels, begin = batch.ids.tolist(), batch.labels.tolist(), 0
+        for at, length in zip(batch.rows, batch.lengths, strict=True):
+            yield Tokens(ids[begin : begin + length], labels[begin : begin + length], some[at])
+            begin += length
 
 
 def encode(rendered: list[Rendered], encoder: Any) -> Iterator[Any]:
-    """`tokenizers.Encoding`s in order; neighbours that treat special tokens alike go together."""
+    """`tokenizers.Encoding`s in order, with offsets; neighbours that treat special tokens alike go together."""
     for special, group in itertools.groupby(rendered, key=lambda each: each.special):
         yield from encoder.encode_batch([each.text for each in group], add_special_tokens=special)
 
@@ -91,31 +217,143 @@ def label(rendered: Rendered, encoding: Any) -> list[int]:
     ids: list[int] = encoding.ids
     labels = [MASKED] * len(ids)
     for start, end in rendered.spans:
-        first, last = (_token_at(encoding, place, len(rendered.text)) for place in (start, end))
+        first, last = (token_at(encoding, place, len(rendered.text)) for place in (start, end))
         labels[first:last] = ids[first:last]
     if labels:
         labels[0] = MASKED
     return labels
 
 
-def _token_at(encoding: Any, position: int, length: int) -> int:
-    """The token that holds the character, or the next that holds any (tokenizers may skip blanks); behind the last at the end."""
-    found = (encoding.char_to_token(at) for at in range(position, length))
-    return next((token for token in found if token is not None), len(encoding.ids))
+# ── files ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _cut(row: Row, rendered: Rendered, encoding: Any, max_length: int, counts: Counts) -> Tokens | None:
-    """The row at no more than `max_length` tokens, counted; None when nothing of it is trained."""
-    ids, labels = encoding.ids[:max_length], label(rendered, encoding)[:max_length]
-    counts.truncated += len(encoding.ids) > max_length
-    trained = sum(each != MASKED for each in labels)
-    if not trained:
-        counts.masked += 1
-        return None
-    counts.rows += 1
-    counts.tokens += len(ids)
-    counts.trained_tokens += trained
-    counts.lengths.append(len(ids))
-    ends = (encoding.char_to_token(end - 1) for end in rendered.ends)
-    counts.ended += any(at is not None and at < len(ids) and labels[at] != MASKED for at in ends)
-    return Tokens(ids, labels, row)
+class Made(NamedTuple):
+    """What `tokenize_rows` has done. `golden` are the messages of the first few conversations kept."""
+
+    counts: Counts
+    golden: list[list[dict[str, Any]]]
+
+
+def tokenize_rows(
+    rows: Sequence[Path],
+    into: Path,
+    tokenizer: Any,
+    loss_on: str,
+    max_length: int,
+    rejects: Rejects,
+    work: Path,
+    processes: int,
+    progress: Callable[[int, int], object],
+    files: Sequence[str] = (),
+    kinds: Sequence[str | None] = (),
+    kept: Path | None = None,
+) -> Made:
+    """Tokenise the rows of JSONL files into the Arrow set `into`, as `store` describes it.
+
+    A line is a row; or `[file, line, offset, row]`, as between two stages, where `files` are given: `file` is a place among them. Rows
+    are canonical unless `kinds` says which shape they have, for each of `files`, or one for all lines that are rows. Bad ones go to `rejects`.
+    `work` keeps what is done of the step across kills: remove it when the result is safe. `kept`, if given, becomes a JSONL file of the
+    canonical rows that were kept. `progress` is told (bytes done, bytes in all).
+
+    Raises ProblemError for a conversation when the tokenizer has no template, ValueError for a tokenizer that is pure Python.
+    """
+    from engine.prep import store
+
+    settings = {
+        "tokenizer": str(ChatTokenizer.of(tokenizer).save(work)),
+        "loss_on": loss_on,
+        "max_length": max_length,
+        "files": list(files),
+        "kinds": list(kinds),
+        "kept": kept is not None,
+    }
+    spans = [span for path in rows for span in cut(path)]
+    made = Made(Counts(), [])
+    with store.linked(into) as link, open(kept or os.devnull, "wb") as rows_file:
+        for done in work_through(spans, f"{__name__}:work", settings, work / "tokens", processes, progress):
+            _check_template(done.counts["untemplated"])
+            made.counts.add(Counts.from_json(done.counts["counts"]))
+            made.golden.extend(done.counts["golden"][: _GOLDEN - len(made.golden)])
+            link(done.folder / "tokens.arrow")
+            rejects.read += done.counts["read"]
+            for line in (done.folder / "rejects.jsonl").read_bytes().splitlines():
+                rejects.add(**json.loads(line))
+            if kept:
+                rows_file.write((done.folder / "rows.jsonl").read_bytes())
+    return made
+
+
+def _check_template(place: str) -> None:
+    if place:
+        raise ProblemError(
+            Problem(
+                title="The base has no chat template",
+                cause=f"{place} is a conversation, and nothing says how this model writes one",
+                hint="name a Jinja file in data.template, or take an instruction-tuned base",
+            )
+        )
+
+
+def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The work on a span (see `chunks.Work`): leaves `tokens.arrow`, `rejects.jsonl` and, where asked for, `rows.jsonl`."""
+    from engine.prep import store
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
+    tokenizing = _tokenizing(settings["tokenizer"], settings["loss_on"], settings["max_length"])
+    counts, golden, told = Counts(), [], {"read": 0, "untemplated": ""}
+    with (
+        (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects_file,
+        (folder / "rows.jsonl").open("wb") as rows_file,
+        store.arrow_writer(folder / "tokens.arrow", store.PLAIN) as write,
+    ):
+        rejects = Rejects(rejects_file.write)
+        rows = read_span(span, settings["files"], settings["kinds"], rejects)
+        while some := list(itertools.islice(rows, BATCH)):
+            talk = next((row for row in some if "messages" in row.content), None)
+            if talk and not tokenizing.template:
+                told["untemplated"] = f"{Path(talk.file).name}:{talk.line}"
+                break
+            batch = tokenizing([row.content for row in some], counts)
+            for at, reason in batch.refused.items():
+                rejects.add(some[at].file, some[at].line, some[at].offset, reason)
+            write({"input_ids": (batch.ids, batch.lengths), "labels": (batch.labels, batch.lengths)})
+            for at in batch.rows:
+                content = some[at].content
+                if len(golden) < _GOLDEN and "messages" in content and content["messages"] not in golden:
+                    golden.append(content["messages"])
+                if settings["kept"]:
+                    rows_file.write(msgspec.json.encode(content) + b"\n")
+        told["read"] = rejects.read
+    return {"counts": counts.to_json(), "golden": golden, **told}
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizing(tokenizer: str, loss_on: str, max_length: int) -> Tokenizing:
+    """Kept from one span to the next. The folder's name is a hash of its content."""
+    return Tokenizing(ChatTokenizer.load(Path(tokenizer)), loss_on, max_length)
+
+
+def read_span(span: Span, files: Sequence[str], kinds: Sequence[str | None], rejects: Rejects) -> Iterator[Row]:
+    """The canonical rows of a span, see `tokenize_rows`: of placed lines where there are `files`. Bad ones are rejected."""
+    convert = {kind: shapes.load(kind).convert for kind in kinds if kind}
+    for line in lines(span, PLACED_LINE if files else LONGEST_LINE):
+        file, number, offset, value, reason = span.path, line.number, line.offset, None, ""
+        kind = kinds[0] if kinds else None
+        if line.content is None:
+            reason = too_long("a line")
+        elif files:
+            at, number, offset, value = msgspec.json.decode(line.content)
+            file, kind = files[at], kinds[at] if kinds else None
+        elif not line.content.strip():
+            continue
+        else:
+            value, reason = decode(line.content.removeprefix(b"\xef\xbb\xbf"))
+        rejects.read += 1
+        if value is not None:
+            try:
+                for content in shapes.listed(convert[kind](value)) if kind else [value]:
+                    yield Row(file, number, offset, content)
+            except ValueError as error:
+                reason = str(error)
+        if reason:
+            rejects.add(file, number, offset, reason)

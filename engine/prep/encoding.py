@@ -1,0 +1,276 @@
+"""Text to token ids: exactly the fast tokenizer's, and where it can be proved several times as quickly.
+
+A byte-level BPE tokenizer cuts text into words before it merges anything, and each word's tokens depend on that word alone. So
+words met before need not be encoded again: `WordEncoder` looks them up, and gives only new ones to the tokenizer. It cuts at a
+blank between two solid characters, which no known pre-tokenizer lets a word span (`cuts_at_blanks` checks the one at hand part by
+part). Every other tokenizer goes through `TextEncoder`, row by row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+WIDTH = 4
+"""Bytes of a token id: int32 in the machine's order."""
+_LONGEST = 64
+"""Characters; longer words are not worth remembering."""
+_MOST = 2**17
+"""Words remembered, some tens of megabytes; then they are forgotten and gathered anew."""
+
+_CUT = re.compile(r" (?<=[!-~\w] )(?=[!-~\w])").split
+"""Cut at, and take away, each blank between two solid characters: visible ASCII, letters and digits of any script."""
+_PUNCTUATED = re.compile(r"([A-Za-z]+)([!-&(-/:-@\[-`{-~].*)", re.DOTALL).match
+"""Letters, and what begins with a mark other than the apostrophe (whose endings belong to the word): tokens of their own each."""
+
+
+class Asked(NamedTuple):
+    """A text to encode. `marks` are ascending character positions, up to the text's length, whose tokens are wanted."""
+
+    text: str
+    marks: Sequence[int]
+    special: bool
+    """Whether the tokenizer adds its own special tokens (begin, end)."""
+
+
+class Encoded(NamedTuple):
+    """`ids` are int32 as bytes; `places` has for each mark the token that holds its character, or the next that holds any
+    (tokenizers may skip blanks), or the number of tokens behind the last."""
+
+    ids: bytes
+    places: list[int]
+
+
+class Encoder(Protocol):
+    def encode(self, asked: Sequence[Asked]) -> list[Encoded]: ...
+
+
+def encoder_for(tokenizer: Any) -> Encoder:
+    """The quickest that is exact for a `tokenizers.Tokenizer` that neither cuts nor pads."""
+    return WordEncoder(tokenizer) if cuts_at_blanks(tokenizer) else TextEncoder(tokenizer)
+
+
+def token_at(encoding: Any, position: int, length: int) -> int:
+    """The token of a `tokenizers.Encoding` that holds the character, or the next that holds any; behind the last at the end."""
+    found = (encoding.char_to_token(at) for at in range(position, length))
+    return next((token for token in found if token is not None), len(encoding.ids))
+
+
+class TextEncoder:
+    """For any tokenizer: whole texts, with their offsets."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, asked: Sequence[Asked]) -> list[Encoded]:
+        import numpy
+
+        done = []
+        for special, group in itertools.groupby(asked, key=lambda each: each.special):
+            texts = list(group)
+            encodings = self._tokenizer.encode_batch([each.text for each in texts], add_special_tokens=special)
+            for each, encoding in zip(texts, encodings, strict=True):
+                places = [token_at(encoding, mark, len(each.text)) for mark in each.marks]
+                done.append(Encoded(numpy.array(encoding.ids, dtype=numpy.int32).tobytes(), places))
+        return done
+
+
+class WordEncoder:
+    """For tokenizers that `cuts_at_blanks` accepts."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = {token.content: _bytes([id_]) for id_, token in added.items()}
+        ordered = sorted(self._added, key=lambda content: (-len(content), content))
+        # Group 1 is an added token: `split` returns text, token, text, … The longest that begins at a place is taken there.
+        self._split = re.compile("(" + "|".join(map(re.escape, ordered)) + ")" if ordered else r"((?!))").split
+        alone, framed = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
+        begin = framed.special_tokens_mask.index(0)
+        self._frame = _bytes(framed.ids[:begin]), _bytes(framed.ids[begin + len(alone.ids) :])
+        self._exact: dict[str, bytes] = {}
+        """Tokens of a text as it stands."""
+        self._spaced: dict[str, bytes] = {}
+        """Tokens of a text with a blank before it."""
+        self._within: dict[tuple[str, int], int] = {}
+
+    def encode(self, asked: Sequence[Asked]) -> list[Encoded]:
+        for known in (self._exact, self._spaced, self._within):
+            if len(known) > _MOST:
+                known.clear()
+        return [self._encode(*each) for each in asked]
+
+    def _encode(self, text: str, marks: Sequence[int], special: bool) -> Encoded:
+        begin, end = self._frame if special else (b"", b"")
+        pieces, places = [begin], []
+        tokens, at, next_mark = len(begin) // WIDTH, 0, 0
+        mark = marks[0] if marks else len(text)
+        for number, part in enumerate(self._split(text)):
+            ids = self._added[part] if number % 2 else self._part(part)
+            behind = at + len(part)
+            while mark < behind:
+                places.append(tokens if number % 2 else tokens + self._tokens_before(part, mark - at))
+                next_mark += 1
+                mark = marks[next_mark] if next_mark < len(marks) else len(text)
+            pieces.append(ids)
+            tokens += len(ids) // WIDTH
+            at = behind
+        pieces.append(end)
+        places += [tokens + len(end) // WIDTH] * (len(marks) - len(places))
+        return Encoded(b"".join(pieces), places)
+
+    def _part(self, part: str) -> bytes:
+        """Tokens of text without added tokens."""
+        words = _CUT(part)
+        found = list(map(self._spaced.get, words))
+        found[0] = self._exact.get(words[0])
+        if None in found:
+            self._fill(words, found)
+        return b"".join(found)  # type: ignore[arg-type]
+
+    def _fill(self, words: list[str], found: list[bytes | None]) -> None:
+        """Put in what is missing, and remember it."""
+        missing = [(index, _PUNCTUATED(words[index])) for index, ids in enumerate(found) if ids is None]
+        unknown: dict[str, bytes] = {}
+        for index, cut in missing:
+            blank = " " if index else ""
+            if cut is None:
+                unknown[blank + words[index]] = b""
+                continue
+            if (self._spaced if index else self._exact).get(cut[1]) is None:
+                unknown[blank + cut[1]] = b""
+            if cut[2] not in self._exact:
+                unknown[cut[2]] = b""
+        texts = list(unknown)
+        for text, encoding in zip(
+            texts, self._tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
+        ):
+            unknown[text] = _bytes(encoding.ids)
+        for index, cut in missing:
+            word, blank, known = words[index], " " if index else "", self._spaced if index else self._exact
+            if cut is None:
+                found[index] = ids = unknown[blank + word]
+            else:
+                head, tail = known.get(cut[1]) or unknown[blank + cut[1]], self._exact.get(cut[2]) or unknown[cut[2]]
+                found[index] = ids = head + tail
+                _remember(known, cut[1], head)
+                _remember(self._exact, cut[2], tail)
+            _remember(known, word, ids)
+
+    def _tokens_before(self, part: str, position: int) -> int:
+        """Tokens of the part before the one that holds the character, or before the next that holds any."""
+        first, *others = _CUT(part)
+        if position < len(first):
+            return self._token_within(first, position)
+        tokens, at = len(self._part(first)) // WIDTH, len(first)
+        for word in others:
+            if position <= at + len(word):
+                return tokens + self._token_within(" " + word, position - at)
+            tokens, at = tokens + len(self._part(" " + word)) // WIDTH, at + len(word) + 1
+        raise AssertionError(f"{position} is not in the part")
+
+    def _token_within(self, text: str, position: int) -> int:
+        place = self._within.get((text, position))
+        if place is None:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            place = token_at(encoding, position, len(text))
+            if len(text) <= _LONGEST:
+                self._within[text, position] = place
+        return place
+
+
+def _remember(known: dict[str, bytes], text: str, ids: bytes) -> None:
+    if len(text) <= _LONGEST:
+        known[text] = ids
+
+
+def _bytes(ids: list[int]) -> bytes:
+    import numpy
+
+    return numpy.array(ids, dtype=numpy.int32).tobytes()
+
+
+# ── which tokenizers ───────────────────────────────────────────────────────────────────────────────────────────────
+
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_ALTERNATIVES = {
+    *("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", _ENDINGS, r"(?i:[sdmt]|ll|ve|re)", r"'(?i:[sdmt]|ll|ve|re)"),
+    *(r" ?\p{L}+", r" ?\p{N}+", r" ?[^\s\p{L}\p{N}]+", r"\s+(?!\S)", r"\s+"),
+    *(r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{N}{1,3}", r"\p{N}", r"\p{N}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+"),
+    *(r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*"),
+    *(rf"[^\r\n\p{{L}}\p{{N}}]?{first}{second}" + tail
+      for first, second in ((_UPPER + "*", _LOWER + "+"), (_UPPER + "+", _LOWER + "*"))
+      for tail in ("", _ENDINGS + "?")),
+    *(r"[一-龥぀-ゟ゠-ヿ]+", r" ?[\p{P}\p{S}]+[\r\n]*", r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"),
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",
+}  # fmt: skip
+"""What the pre-tokenizers of GPT-2, GPT-4(o), Llama 3, Qwen, Mistral (Tekken) and DeepSeek are made of. None matches a blank behind
+a character that is none, and none looks back: a text cut there falls into the same words on both sides."""
+
+
+def cuts_at_blanks(tokenizer: Any) -> bool:
+    """Whether a text's tokens are those of its pieces, cut wherever a blank stands between two solid characters."""
+    from tokenizers.models import BPE
+
+    if not isinstance(tokenizer.model, BPE) or tokenizer.model.dropout or tokenizer.encode_special_tokens:
+        return False
+    normalizer = _described(tokenizer.normalizer)
+    if any(step["type"] != "NFC" for step in _steps(normalizer, "normalizers")):
+        return False
+    added = tokenizer.get_added_tokens_decoder().values()
+    if any(token.lstrip or token.rstrip or token.single_word or not token.content for token in added):
+        return False
+    if len({token.normalized for token in added}) > 1 or (normalizer and any(token.normalized for token in added)):
+        return False  # found in two passes, or in the normalised text
+    steps = _steps(_described(tokenizer.pre_tokenizer), "pretokenizers")
+    return all(map(_is_safe, steps)) and any(map(_ends_words, steps))
+
+
+def _described(component: Any) -> Any:
+    """A component of a tokenizer as tokenizer.json has it; None when there is none."""
+    return None if component is None else json.loads(component.__getstate__())
+
+
+def _steps(description: Any, key: str) -> list[dict[str, Any]]:
+    if description is None:
+        return []
+    if description["type"] == "Sequence":
+        return [step for each in description[key] for step in _steps(each, key)]
+    return [description]
+
+
+def _is_safe(step: dict[str, Any]) -> bool:
+    match step["type"]:
+        case "ByteLevel":
+            return not step["add_prefix_space"]
+        case "Digits":
+            return True
+        case "Split":
+            whole = step["behavior"] == "Isolated" and not step["invert"]
+            return whole and set(_alternatives(step["pattern"].get("Regex", ""))) <= _ALTERNATIVES
+    return False
+
+
+def _ends_words(step: dict[str, Any]) -> bool:
+    """Whether it ends a word at each such blank by itself."""
+    if step["type"] == "ByteLevel":
+        return bool(step["use_regex"])
+    return step["type"] == "Split" and r"\s+" in _alternatives(step["pattern"].get("Regex", ""))
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """A regular expression, cut at each `|` that stands in no group and no class."""
+    found, depth, inside, current = [], 0, False, ""
+    for token in re.findall(r"\\.|.", pattern, re.DOTALL):
+        if token == "|" and not depth and not inside:
+            found.append(current)
+            current = ""
+            continue
+        inside = (inside or token == "[") and token != "]"
+        depth += 0 if inside else (token == "(") - (token == ")")
+        current += token
+    return [*found, current]

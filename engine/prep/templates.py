@@ -1,0 +1,109 @@
+"""Chat templates rendered without transformers' tokenizer classes, byte for byte as `apply_chat_template` renders them.
+
+Importing those classes loads torch: two seconds and a quarter of a gigabyte for each process that tokenises. What rendering and
+encoding need of a tokenizer is its tokenizer.json, its template and the names of its special tokens; `ChatTokenizer` holds these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.protocol.home import write_private
+
+_PLAIN = {"role", "content"}
+"""Keys of a message that a template sees as it is. Others have rules of their own in transformers, which then renders it."""
+
+
+class ChatTokenizer:
+    """A fast tokenizer's chat side. `chat_template` is text, a dictionary of named templates, or None; `backend_tokenizer` is the Rust one."""
+
+    is_fast = True
+
+    def __init__(
+        self, backend: Any, template: str | dict[str, str] | None, special_tokens: dict[str, Any], eos_token: str | None
+    ) -> None:
+        self.backend_tokenizer = backend
+        self.chat_template = template
+        self.special_tokens_map, self.eos_token = special_tokens, eos_token
+        self.added_tokens_decoder: dict[int, Any] = backend.get_added_tokens_decoder()
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> ChatTokenizer:
+        """The same of a tokenizer of transformers, sharing its Rust tokenizer. Raises ValueError for one that is pure Python."""
+        if isinstance(tokenizer, ChatTokenizer):
+            return tokenizer
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: its folder needs a tokenizer.json")
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        return cls(tokenizer.backend_tokenizer, tokenizer.chat_template, special, tokenizer.eos_token)
+
+    def save(self, folder: Path) -> Path:
+        """Write it below `folder`, under a name that is a hash of its content; returns that folder."""
+        content = self.backend_tokenizer.to_str().encode()
+        chat = json.dumps([self.chat_template, self.special_tokens_map, self.eos_token], sort_keys=True).encode()
+        place = folder / f"tokenizer-{hashlib.sha256(content + chat).hexdigest()[:16]}"
+        if not (place / "chat.json").is_file():
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "tokenizer.json").write_bytes(content)
+            write_private(place / "chat.json", chat)  # last: whoever finds it finds all
+        return place
+
+    @classmethod
+    def load(cls, place: Path) -> ChatTokenizer:
+        """What `save` wrote."""
+        from tokenizers import Tokenizer
+
+        return cls(
+            Tokenizer.from_file(str(place / "tokenizer.json")), *json.loads((place / "chat.json").read_text("utf-8"))
+        )
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+    ) -> Any:
+        """The text of a conversation, or of each of a list of them. Raises what the template raises, ValueError without a template."""
+        assert not tokenize, "ids come from the encoder"
+        if not conversation:
+            raise ValueError("Cannot apply chat template to an empty conversation. Provide at least one message.")
+        if isinstance(conversation[0], dict):
+            return self._render(conversation, tools, add_generation_prompt)
+        return [self._render(each, tools, add_generation_prompt) for each in conversation]
+
+    def _render(self, messages: Any, tools: list[dict[str, Any]] | None, opened: bool) -> str:
+        from transformers.utils import chat_template_utils
+
+        template = self._template(tools)
+        if tools is None and all(type(each["content"]) is str and each.keys() == _PLAIN for each in messages):
+            compiled = chat_template_utils._compile_jinja_template(template)
+            text: str = compiled.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=opened, **self.special_tokens_map
+            )
+            return text
+        known = [{key: value for key, value in each.items() if value is not None} for each in messages]
+        rendered, _ = chat_template_utils.render_jinja_template(
+            conversations=[known],
+            tools=tools,
+            chat_template=template,
+            add_generation_prompt=opened,
+            **self.special_tokens_map,
+        )
+        return str(rendered[0])
+
+    def _template(self, tools: list[dict[str, Any]] | None) -> str:
+        """The one that transformers would take: `tool_use` where there are tools and such a one, else `default`."""
+        templates = self.chat_template
+        if isinstance(templates, dict):
+            template = templates.get("tool_use") if tools is not None else None
+            template = template or templates.get("default")
+        else:
+            template = templates
+        if not template:
+            raise ValueError("the tokenizer has no chat template")
+        return template
