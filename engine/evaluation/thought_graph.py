@@ -75,7 +75,9 @@ def fault(value: object) -> str:
     if value.keys() != set(KEYS):
         missing, further = set(KEYS) - value.keys(), value.keys() - set(KEYS)
         return (
-            f"it lacks {', '.join(sorted(missing))}" if missing else f"{', '.join(sorted(map(str, further)))}: unknown"
+            f"the graph lacks {', '.join(sorted(missing))}"
+            if missing
+            else f"{', '.join(sorted(map(str, further)))}: no part of a graph"
         )
     if not _is_text(value["question"]):
         return "question is not text, or empty"
