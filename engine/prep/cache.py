@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,12 @@ from typing import Any
 import psutil
 
 from engine.protocol.home import Home, host_name, sync
+from engine.protocol.messages import ProblemError
 
-VERSION = 1
+_WORK = "work-"
+_GIVEN_UP = 14 * 24 * 3600.0
+"""Seconds."""
+VERSION = 2
 """Counts changes of what is written or of how rows become tokens: an older entry is then no hit."""
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -35,8 +41,19 @@ TOKENIZER_FILES = (
 
 def key(files: Mapping[str, Path], settings: Mapping[str, Any], progress: Callable[[int], object]) -> str:
     """The hash of the files' bytes, by role, and the settings. `progress` is told the bytes read so far."""
+    return name(digests(files, progress), settings)
+
+
+def name(digests: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+    """What an entry is called: the hash of everything that it is made from."""
+    told = json.dumps({"version": VERSION, "files": digests, "settings": settings}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def digests(files: Mapping[str, Path], progress: Callable[[int], object]) -> dict[str, str]:
+    """Role -> SHA-256 of the file's bytes. `progress` is told the bytes read so far."""
     done = 0
-    digests = {}
+    found = {}
     for role, path in files.items():
         digest = hashlib.sha256()
         with path.open("rb") as file:
@@ -44,9 +61,8 @@ def key(files: Mapping[str, Path], settings: Mapping[str, Any], progress: Callab
                 digest.update(chunk)
                 done += len(chunk)
                 progress(done)
-        digests[role] = digest.hexdigest()
-    told = json.dumps({"version": VERSION, "files": digests, "settings": settings}, sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+        found[role] = digest.hexdigest()
+    return found
 
 
 @contextmanager
@@ -70,6 +86,52 @@ def entry(home: Home, name: str) -> Iterator[Path]:
         sync(home.cache)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def workshop(home: Home, name: str) -> Iterator[Path]:
+    """A folder in which an entry is made, step by step: what a killed process has left there is used by the next one.
+
+    One process at a time has it; another waits. It is removed when the block ends well or with a user's mistake (ValueError, ProblemError),
+    and kept for the next attempt when the block is interrupted or the disk is full. Those that nobody has touched for two weeks go.
+    """
+    home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _forget(home.cache)
+    folder = home.cache / f"{_WORK}{name}"
+    with _turn(folder):
+        try:
+            yield folder
+        except (ValueError, ProblemError):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it; the kernel lets go of it however this process ends."""
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Whoever had it may have removed it while this process waited.
+            if folder.is_dir() and folder.stat().st_ino == os.fstat(descriptor).st_ino:
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _forget(cache: Path) -> None:
+    """Remove workshops that were given up."""
+    for folder in cache.glob(f"{_WORK}*"):
+        try:
+            touched = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if time.time() - touched > _GIVEN_UP:
+                shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:
+            continue  # another process has just done with it
 
 
 def _sweep(cache: Path) -> None:

@@ -11,12 +11,15 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+from engine.protocol.home import sync
 
 SIZE = 8 * 2**20
 """Bytes of a span, about: enough rows to be worth a task, few enough to be held."""
@@ -34,6 +37,14 @@ class Span(NamedTuple):
 Work = Callable[[Span, Path, dict[str, Any]], dict[str, Any]]
 """`(span, folder, settings)` -> counts as JSON has them. Writes its results into `folder`, which is new and empty. It must
 depend on its arguments alone, and importing its module must be cheap: it runs in processes of its own."""
+
+
+class Line(NamedTuple):
+    """A line of a span: its number in the file, its first byte, and what it holds without its end; None when it is too long to hold."""
+
+    number: int
+    offset: int
+    content: bytes | None
 
 
 class Done(NamedTuple):
@@ -58,6 +69,26 @@ def cut(path: Path, size: int = SIZE) -> Iterator[Span]:
             seen += len(block)
     if start < seen:
         yield Span(str(path), start, seen, line)
+
+
+def lines(span: Span, longest: int) -> Iterator[Line]:
+    """The span's lines. One of more than `longest` bytes is passed over without being held. Raises ValueError when the file was cut."""
+    with Path(span.path).open("rb") as file:
+        file.seek(span.start)
+        number, offset = span.line, span.start
+        while offset < span.end:
+            content = file.readline(longest + 1)
+            if not content:
+                raise ValueError(f"{span.path} has become shorter while it was read")
+            size = len(content)
+            whole = size <= longest or content.endswith(b"\n")
+            while not whole:
+                rest = file.readline(2**20)
+                size += len(rest)
+                whole = not rest or rest.endswith(b"\n")
+                content = b""
+            yield Line(number, offset, content.rstrip(b"\r\n") if content else None)
+            number, offset = number + 1, offset + size
 
 
 def work_through(
@@ -94,6 +125,37 @@ def work_through(
             done += span.end - span.start
             progress(done, total)
             yield Done(_place(folder, number), counts)
+
+
+def gather(results: Iterable[Done], into: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Join what the spans wrote: file name in their folders -> the file to make of it. Returns their counts.
+
+    The files appear under their names only when all of them are complete and on the disk.
+    """
+    counts = []
+    with whole(*into.values()) as files:
+        for done in results:
+            for name, file in zip(into, files, strict=True):
+                with (done.folder / name).open("rb") as part:
+                    shutil.copyfileobj(part, file, 2**20)
+            counts.append(done.counts)
+    return counts
+
+
+@contextmanager
+def whole(*paths: Path) -> Iterator[list[BinaryIO]]:
+    """Files to write, open; when the block ends well they take these names, one after the other, else they are removed."""
+    drafts = [path.with_name(f".{path.name}.{os.getpid()}") for path in paths]
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(draft.open("wb")) for draft in drafts]
+            yield list(files)
+        for draft, path in zip(drafts, paths, strict=True):
+            sync(draft)
+            draft.replace(path)
+    finally:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
 
 
 def _one(work: str, span: Span, folder: Path, number: int, settings: dict[str, Any]) -> dict[str, Any]:

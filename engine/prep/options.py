@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
+
+from pydantic import field_validator
 
 from engine.protocol.options import Options, option
 
@@ -34,6 +37,16 @@ class CleanOptions(Options):
     min_chars: int | None = option(None, help="Drop shorter rows.", unit="characters", ge=1)
     max_chars: int | None = option(None, help="Drop longer rows.", unit="characters", ge=1)
     boilerplate: list[str] = option([], help="Regular expressions; a row whose reply matches one is dropped.")
+
+    @field_validator("boilerplate")
+    @classmethod
+    def _compiles(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}")
+        return patterns
 
 
 class DedupOptions(Options):
@@ -73,21 +86,31 @@ class PriceOptions(Options):
 class ExpandOptions(Options):
     """New training rows from an OpenAI-compatible service."""
 
-    task: str | None = option(None, help="Task whose schema every answer must fit, e.g. triples.")
+    task: str | None = option(
+        None, help="Task whose schema every answer must fit: triples, thought_graph or rows; none: as the seeds are."
+    )
     samples: int = option(100, help="New rows to make.", unit="rows", ge=1)
     prompts: dict[str, str] = option(
         {}, help="Prompt of each task, with {seed} for seed rows and {count} for how many to make."
+    )
+    per_request: int = option(5, help="Rows that one request asks for.", unit="rows", ge=1)
+    shots: int = option(3, help="Seed rows that a prompt shows.", unit="rows", ge=1)
+    similarity: float = option(
+        0.8, help="Jaccard similarity from which a new row is a duplicate of a seed or of another.", gt=0, le=1
     )
     base_url: str = option("https://api.deepseek.com", help="Address of the service.")
     model: str = option("deepseek-chat", help="The service's name of the model.")
     api_key_env: str = option("DEEPSEEK_API_KEY", help="Variable that holds the key. Never the key itself.")
     concurrency: int = option(4, help="Requests at one time.", ge=1)
     temperature: float = option(1.0, help="Sampling temperature.", ge=0)
-    max_tokens: int = option(1024, help="Longest answer.", unit="tokens", ge=1)
+    max_tokens: int = option(4096, help="Longest answer.", unit="tokens", ge=1)
     token_limit: int | None = option(None, help="Stop before this many tokens, prompts included.", unit="tokens", ge=1)
     cost_limit: float | None = option(None, help="Stop before this cost, in the currency of `price`.", gt=0)
     price: PriceOptions = option(PriceOptions(), help="What the service asks for.")
-    retries: int = option(5, help="Times that a failed request is tried again.", ge=0)
+    retries: int = option(
+        5, help="Times that a failed request is tried again; waiting for a rate limit is no try.", ge=0
+    )
+    timeout: float = option(120.0, help="Longest wait for an answer.", unit="seconds", gt=0)
     seed: int = option(42, help="Seed of the choice of seed rows.")
 
 

@@ -1,34 +1,40 @@
 """A profile's data, from files to tokens on disk. `prepare` is the whole of it.
 
-Reading, rendering, encoding and writing are one stream; what was made is kept by content hash, and a second run with the same
-files, tokenizer and settings only computes the hash (no tokenizer is loaded for that).
+sources → validate → clean → dedup → split → balance → tokenize (and pack). What was made is kept by content hash: a second run with the same
+files, tokenizer and settings only computes the hash (no tokenizer is loaded for that). Rows that went through a stage are kept by a
+hash of their own, so that other lengths or another tokenizer do not repeat it. A killed run goes on where it was.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from engine.inference.lock import end_of_turn, render, template_sha256
 from engine.models import targets
 from engine.models.folders import has_tokenizer
-from engine.prep import cache, rows, store
-from engine.prep.options import SourceOptions
-from engine.prep.rows import Rejects, Row
-from engine.prep.tokenize import Counts, Tokens, tokenize
+from engine.prep import cache, store
+from engine.prep.rows import Rejects
+from engine.prep.stages import located, pipeline, placed
+from engine.prep.stages.context import Context, default_processes
+from engine.prep.stages.located import PARTS
+from engine.prep.stages.pipeline import ASKED, Located, Rows
+from engine.prep.tokenize import Counts, tokenize_rows
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
 
 Progress = Callable[[str, int, int], None]
-"""Told (phase, done, total): `pulling`, `reading` and `tokenising` in bytes."""
+"""Told (phase, done, total): `fetching` in rows, all others in bytes."""
 
-_GOLDEN = 3
-"""Conversations whose token ids the template lock keeps."""
+_WHERE = ("train", "validation", "validation_rows", "test_rows", "rejects")
+"""Keys of `prepared.json` that are paths."""
+_NOT_OF_ROWS = {"template", "max_length", "packing", "processes", "catalog"}
+"""Keys of the data section that change no row. (A catalogue's entries count as what they say.)"""
 
 
 def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
@@ -37,17 +43,33 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     Raises ProblemError: nothing to train on, too many bad rows, a base without tokenizer or template …
     """
     base, tokenizer_folder = locate_base(profile, home, progress)
-    files = _files(profile, tokenizer_folder)
+    sources = _sources(profile, home, progress)
+    of_rows = {
+        f"{part}.{index}.{number}": path
+        for part, listed in sources.items()
+        for index, (_, paths) in enumerate(listed)
+        for number, path in enumerate(paths)
+    }
+    files = {**of_rows, **_tokenizer_files(profile, tokenizer_folder)}
     total = sum(path.stat().st_size for path in files.values())
-    settings = _settings(profile)
-    name = cache.key(files, settings, lambda done: progress("reading", done, total))
+    digests = cache.digests(files, lambda done: progress("reading", done, total))
+    settings = _row_settings(profile, sources)
+    rows_name = "data-" + cache.name({role: digests[role] for role in of_rows}, settings)
+    data = profile.data
+    name = cache.name(
+        digests,
+        {**settings, "max_length": data.max_length, "packing": data.packing, "loss_on": _loss_on(profile)},
+    )
     made = home.cache / name / "prepared.json"
     if not made.is_file():
-        with cache.entry(home, name) as folder:
-            content = _make(profile, tokenizer_folder, folder, progress)
-            (folder / "prepared.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        with cache.workshop(home, name) as work:
+            if not made.is_file():  # another process may have made it while this one waited
+                rows = _rows(profile, home, sources, rows_name, work, progress)
+                with cache.entry(home, name) as folder:
+                    content = _make(profile, tokenizer_folder, rows, folder, work, progress)
+                    (folder / "prepared.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     content = json.loads(made.read_text(encoding="utf-8"))
-    for part in ("train", "validation", "validation_rows", "rejects"):
+    for part in _WHERE:
         content[part] = str(made.parent / content[part]) if content[part] else None
     return {**content, "hash": name, "base": base}
 
@@ -104,25 +126,36 @@ def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str, 
     )
 
 
-def _files(profile: Profile, tokenizer_folder: Path) -> dict[str, Path]:
-    """Role -> file, for all whose content the tokens depend on."""
+def _sources(profile: Profile, home: Home, progress: Progress) -> Located:
+    """The files that each part is read from. Raises ProblemError."""
+    found: Located = {part: [] for part in PARTS}
+    for part in PARTS:
+        for index, source in enumerate(getattr(profile.data, part)):
+            try:
+                options = located.resolved(source, profile.data, profile.directory)
+                found[part].append((options, located.paths(options, profile.directory, home, progress)))
+            except (ValueError, OSError) as error:
+                raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
+    return found
+
+
+def _tokenizer_files(profile: Profile, tokenizer_folder: Path) -> dict[str, Path]:
+    """Role -> file."""
     files = {name: tokenizer_folder / name for name in cache.TOKENIZER_FILES if (tokenizer_folder / name).is_file()}
     if profile.data.template != "auto":
         files["template"] = template_file(profile.data.template, profile.directory)
-    for part in ("train", "validation"):
-        for index, source in enumerate(getattr(profile.data, part)):
-            try:
-                files[f"{part}.{index}"] = rows.locate(source, profile.directory)
-            except ValueError as error:
-                raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
     return files
 
 
-def _settings(profile: Profile) -> dict[str, Any]:
-    data = profile.data.model_dump(exclude={"test", "template"})
-    for source in (*data["train"], *data["validation"]):
-        del source["source"]  # the file's bytes count, wherever it lies
-    return {"data": data, "loss_on": _loss_on(profile), "seed": profile.training.seed}
+def _row_settings(profile: Profile, sources: Located) -> dict[str, Any]:
+    """All that the rows depend on beside the bytes of their files, wherever those lie."""
+    listed = {
+        part: [{"files": len(paths), **options.model_dump(exclude={"source"})} for options, paths in found]
+        for part, found in sources.items()
+    }
+    kinds = [path.suffix.lower() for found in sources.values() for _, paths in found for path in paths]
+    data = profile.data.model_dump(exclude=_NOT_OF_ROWS | set(PARTS))
+    return {"data": data, "sources": listed, "kinds": kinds, "seed": profile.training.seed}
 
 
 def _loss_on(profile: Profile) -> str:
@@ -132,104 +165,122 @@ def _loss_on(profile: Profile) -> str:
 # ── a miss ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _make(profile: Profile, tokenizer_folder: Path, folder: Path, progress: Progress) -> dict[str, Any]:
+def _rows(profile: Profile, home: Home, sources: Located, name: str, work: Path, progress: Progress) -> Rows:
+    """The rows after all stages: in the cache when the profile asks for any, else beside the work that they are for."""
+    if not any(getattr(profile.data, key) for key in ASKED):
+        return _staged(profile, sources, work / "rows", progress)
+    kept = home.cache / name
+    if not (kept / "rows.json").is_file():
+        with cache.workshop(home, name) as shop:
+            if not (kept / "rows.json").is_file():
+                rows = _staged(profile, sources, shop / "rows", progress)
+                with cache.entry(home, name) as folder:
+                    rows.keep(folder)
+    return Rows.load(kept)
+
+
+def _staged(profile: Profile, sources: Located, folder: Path, progress: Progress) -> Rows:
+    data = profile.data
+    context = Context(folder, data.processes or default_processes(), progress)
+    with _refusing("The data cannot be prepared"):
+        return pipeline.run(
+            data,
+            sources,
+            profile.training.seed,
+            context,
+            lambda part, counts: _check_rejects(
+                counts["rejected"], counts["in"], counts["first"], data.max_rejected, f"data.{part}"
+            ),
+        )
+
+
+def _make(
+    profile: Profile, tokenizer_folder: Path, rows: Rows, folder: Path, work: Path, progress: Progress
+) -> dict[str, Any]:
     """Fill a cache entry. Returns `prepared.json`'s content with paths relative to the entry."""
     data = profile.data
     tokenizer = load_tokenizer(tokenizer_folder, data.template, profile.directory, profile.model.trust_remote_code)
-    sizes = {
-        part: sum(rows.locate(source, profile.directory).stat().st_size for source in getattr(data, part))
-        for part in ("train", "validation")
-    }
-    total = sum(sizes.values())
-    with (folder / "rejects.jsonl").open("w", encoding="utf-8") as file:
-        golden: list[Row] = []
-        train, rejects = Counts(), Rejects(file.write)
-        stream = _tokens(
-            profile, data.train, tokenizer, rejects, train, lambda done: progress("tokenising", done, total)
-        )
-        store.write(_first_chats(itertools.islice(stream, data.max_rows), golden), folder / "train")
-        _check_rejects(rejects, data.max_rejected, "data.train")
-        _check_trained(train, data.max_length, tokenizer, _loss_on(profile))
-        held_out, held_rejects = Counts(), Rejects(file.write)
-        if data.validation:
-            stream = _tokens(
-                profile,
-                data.validation,
-                tokenizer,
-                held_rejects,
-                held_out,
-                lambda done: progress("tokenising", sizes["train"] + done, total),
-            )
-            with (folder / "validation.jsonl").open("w", encoding="utf-8") as kept:
-                store.write(_written(stream, kept.write), folder / "validation")
-            _check_rejects(held_rejects, data.max_rejected, "data.validation")
-            if not held_out.rows:
-                raise ProblemError(
-                    Problem(title="The validation set is empty", hint="leave data.validation out, or mend its files")
+    with (folder / "rejects.jsonl").open("wb") as file:
+        for path in rows.rejects:
+            with path.open("rb") as rejected:
+                shutil.copyfileobj(rejected, file, 2**20)
+    total = sum(path.stat().st_size for part, path in rows.parts.items() if part != "test")
+    counts = {part: Counts() for part in ("train", "validation")}
+    golden: list[list[dict[str, Any]]] = []
+    refused, done = 0, 0
+    with (folder / "rejects.jsonl").open("a", encoding="utf-8") as file:
+        for part in counts:
+            if part not in rows.parts:
+                continue
+            rejects = Rejects(file.write)
+            with _refusing("The base's tokenizer cannot be used"):
+                made = tokenize_rows(
+                    [rows.parts[part]],
+                    folder / part,
+                    tokenizer,
+                    _loss_on(profile),
+                    data.max_length,
+                    rejects,
+                    work / part,
+                    data.processes or default_processes(),
+                    lambda at, _, before=done: progress("tokenising", before + at, total),  # type: ignore[misc]
+                    rows.files,
+                    kept=folder / "validation.jsonl" if part == "validation" else None,
                 )
-    stats = {"train": train.summary(), "validation": held_out.summary()}
+            counts[part], golden = made.counts, golden or made.golden
+            done += rows.parts[part].stat().st_size
+            refused += rejects.count
+            checked = rows.validated(part)
+            _check_rejects(
+                checked["rejected"] + rejects.count,
+                checked["in"],
+                (checked["first"] + rejects.first)[:3],
+                data.max_rejected,
+                f"data.{part}",
+            )
+            if part == "train":
+                _check_trained(made.counts, data.max_length, tokenizer, _loss_on(profile), rows)
+            elif not made.counts.rows:
+                raise ProblemError(
+                    Problem(
+                        title="The validation set is empty",
+                        hint="raise data.split.validation"
+                        if data.split
+                        else "leave data.validation out, or mend its files",
+                    )
+                )
+    if "test" in rows.parts:
+        with (folder / "test.jsonl").open("wb") as kept:
+            kept.writelines(row.raw + b"\n" for row in placed.in_file(rows.parts["test"]))
+    stats = {part: each.summary() for part, each in counts.items()}
     if data.packing:
         (folder / "train").rename(folder / "plain")
         stats["train"]["sequences"] = store.write_packed(folder / "plain", folder / "train", data.max_length)
         shutil.rmtree(folder / "plain")
     return {
         "train": "train",
-        "validation": "validation" if data.validation else None,
-        "validation_rows": "validation.jsonl" if data.validation else None,
+        "validation": "validation" if "validation" in rows.parts else None,
+        "validation_rows": "validation.jsonl" if "validation" in rows.parts else None,
+        "test_rows": "test.jsonl" if "test" in rows.parts else None,
         "rejects": "rejects.jsonl",
-        "rows": train.rows,
-        "tokens": train.tokens,
-        "trained_tokens": train.trained_tokens,
-        "rejected": rejects.count + held_rejects.count,
+        "rows": counts["train"].rows,
+        "tokens": counts["train"].tokens,
+        "trained_tokens": counts["train"].trained_tokens,
+        "rejected": refused + sum(stage["rejected"] for stage in rows.stages if stage["name"] == "validate"),
+        "stages": rows.stages,
         "template": None if data.template == "auto" else tokenizer.chat_template,
-        "lock": lock(tokenizer, tokenizer_folder, [row.content["messages"] for row in golden]),
+        "lock": lock(tokenizer, tokenizer_folder, golden),
         "stats": stats,
     }
 
 
-def _tokens(
-    profile: Profile,
-    sources: list[SourceOptions],
-    tokenizer: Any,
-    rejects: Rejects,
-    counts: Counts,
-    progress: Callable[[int], object],
-) -> Iterator[Tokens]:
-    good = rows.read(sources, profile.directory, rejects, profile.training.seed, progress)
+@contextmanager
+def _refusing(title: str) -> Iterator[None]:
+    """Mistakes of the user as problems. What the disk does is none: then the work that was done is kept."""
     try:
-        yield from tokenize(
-            _with_template(good, tokenizer), tokenizer, _loss_on(profile), profile.data.max_length, rejects, counts
-        )
-    except ValueError as error:
-        raise ProblemError(Problem(title="The base's tokenizer cannot be used", cause=str(error)))
-
-
-def _with_template(good: Iterable[Row], tokenizer: Any) -> Iterator[Row]:
-    """The rows; conversations need a template, and none is ever borrowed."""
-    for row in good:
-        if not tokenizer.chat_template and "messages" in row.content:
-            raise ProblemError(
-                Problem(
-                    title="The base has no chat template",
-                    cause=f"{Path(row.file).name}:{row.line} is a conversation, and nothing says how this model writes one",
-                    hint="name a Jinja file in data.template, or take an instruction-tuned base",
-                )
-            )
-        yield row
-
-
-def _first_chats(stream: Iterable[Tokens], golden: list[Row]) -> Iterator[Tokens]:
-    for tokens in stream:
-        if len(golden) < _GOLDEN and "messages" in tokens.row.content and tokens.row not in golden:
-            golden.append(tokens.row)
-        yield tokens
-
-
-def _written(stream: Iterable[Tokens], write: Callable[[str], object]) -> Iterator[Tokens]:
-    """The stream, each row's canonical form written down beside: what replies are generated for."""
-    for tokens in stream:
-        write(json.dumps(tokens.row.content, ensure_ascii=False) + "\n")
-        yield tokens
+        yield
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        raise ProblemError(Problem(title=title, cause=str(error))) from error
 
 
 def lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dict[str, Any]:
@@ -253,18 +304,18 @@ def lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dic
 # ── refusals ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_rejects(rejects: Rejects, limit: float, part: str) -> None:
-    if rejects.count > limit * rejects.read:
+def _check_rejects(rejected: int, read: int, first: list[str], limit: float, part: str) -> None:
+    if rejected > limit * read:
         raise ProblemError(
             Problem(
-                title=f"{rejects.count} of {rejects.read} rows of {part} are bad",
-                cause="; ".join(rejects.first) + (" …" if rejects.count > len(rejects.first) else ""),
+                title=f"{rejected} of {read} rows of {part} are bad",
+                cause="; ".join(first) + (" …" if rejected > len(first) else ""),
                 hint=f"mend the rows, or raise data.max_rejected (now {limit:g}) to go on without them",
             )
         )
 
 
-def _check_trained(counts: Counts, max_length: int, tokenizer: Any, loss_on: str) -> None:
+def _check_trained(counts: Counts, max_length: int, tokenizer: Any, loss_on: str, rows: Rows) -> None:
     if not counts.rows and counts.masked:
         raise ProblemError(
             Problem(
@@ -274,11 +325,18 @@ def _check_trained(counts: Counts, max_length: int, tokenizer: Any, loss_on: str
             )
         )
     if not counts.rows:
+        left = [
+            f"{stage['name']} leaves {stage['out']} of {stage['in']}"
+            for stage in rows.stages
+            if stage["part"] == "train"
+        ]
         raise ProblemError(
             Problem(
                 title="The training set is empty",
-                cause="its files hold no rows",
-                hint="name files with rows in data.train",
+                cause="; ".join(left) if rows.validated("train")["good"] else "its files hold no rows",
+                hint="loosen what data asks of its rows"
+                if rows.validated("train")["good"]
+                else "name files with rows in data.train",
             )
         )
     if counts.ended or loss_on == "all":

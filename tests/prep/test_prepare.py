@@ -34,17 +34,17 @@ def rows_of(folder: str) -> Any:
 def test_the_demos_data(home: Home, smollm2: Path) -> None:
     told = []
     prepared = prepare(load(find("triples-qlora"), home=home), home, lambda *each: told.append(each))
-    assert {phase for phase, _, _ in told} == {"reading", "tokenising"}
+    assert {phase for phase, _, _ in told} == {"reading", "validating", "tokenising"}
     assert all(done <= total for _, done, total in told) and told[-1][1] == told[-1][2]
     train, validation = rows_of(prepared["train"]), rows_of(prepared["validation"])
-    assert (len(train), len(validation), prepared["rows"], prepared["rejected"]) == (400, 64, 400, 0)
+    assert (len(train), len(validation), prepared["rows"], prepared["rejected"]) == (400, 32, 400, 0)
     assert prepared["tokens"] == sum(map(len, train["input_ids"])) <= 400 * 200
     assert prepared["trained_tokens"] == sum(label != -100 for labels in train["labels"] for label in labels)
     assert prepared["base"] == str(home.models / smollm2.name)
     assert prepared["lock"]["eos_token_ids"] == [2]
     assert [each["ids"] for each in prepared["lock"]["golden"]] == train["input_ids"][:3]
     held_out = [json.loads(line) for line in Path(prepared["validation_rows"]).read_text().splitlines()]
-    assert len(held_out) == 64 and held_out[0]["messages"][0]["role"] == "system"
+    assert len(held_out) == 32 and held_out[0]["messages"][0]["role"] == "system"
     assert prepared["stats"]["train"]["max"] < 200 and prepared["stats"]["train"]["truncated"] == 0
 
 
@@ -145,7 +145,7 @@ REFUSED = {
     "no validation rows": ((GOOD, [""]), {}, "The validation set is empty", ""),
     "all masked": (([chat("word " * 200, "a")], None), {}, "No token would be trained", "cut at 128 tokens"),
     "never ends": (([chat("q", "word " * 200)], None), {}, "The end of a turn is never trained", "cut at 128 tokens"),
-    "unknown columns": (([{"foo": 1}], None), {}, "rows.jsonl cannot be read", "columns foo"),
+    "unknown columns": (([{"foo": 1}], None), {}, "data.train cannot be read", "columns foo"),
     "text without loss_on all": (
         ([{"text": "t"}], None),
         {},
@@ -207,10 +207,14 @@ def test_what_a_killed_process_left_is_swept(home: Home, profile_over: ProfileOv
     [
         ({"train": [{"source": "rows.jsonl", "format": "alpacca"}]}, "did you mean alpaca"),
         ({"train": [{"source": "empty.jsonl"}]}, "empty.jsonl is empty"),
-        ({"train": [{"source": "hf://org/name"}]}, "cannot be read yet"),
         ({"train": [{"source": "notes.doc"}]}, "cannot read .doc"),
-        ({"train": [{"source": "."}]}, "is a folder"),
-        ({"packing": True}, "does not keep packed rows apart yet"),
+        ({"split": {"validation": 0.1}, "validation": [{"source": "rows.jsonl"}]}, "there is data.validation already"),
+        ({"split": {"seed": 1}}, "holds nothing out"),
+        ({"split": {"validation": 0.5, "test": 0.5}}, "leaves nothing to train on"),
+        ({"expand": {}}, "cockpit data expand"),
+        ({"clean": {"boilerplate": ["("]}}, "is no regular expression"),
+        ({"catalog": "gone.json"}, "there is no gone.json"),
+        ({"catalog": "gone.json", "train": [{"source": "by name"}]}, "gone.json"),
         ({"template": "gone.jinja"}, "there is no gone.jinja"),
     ],
 )
@@ -221,3 +225,8 @@ def test_what_can_be_seen_from_outside_is_refused_before_anything_starts(
     (tmp_path / "notes.doc").write_text("x")
     with pytest.raises(ProfileError, match=message):
         profile_over(GOOD, **data)
+
+
+def test_held_out_rows_have_no_weight(profile_over: ProfileOver) -> None:
+    with pytest.raises(ProfileError, match="held-out rows are seen once"):
+        profile_over(GOOD, GOOD, "data.validation.0.weight=2.0")

@@ -1,0 +1,187 @@
+"""Second stage: text repaired, and rows dropped that nobody would want to learn from. Each rule counts the rows it touched.
+
+The rules look at every text in a row, so a row of any shape keeps its shape. Repairing broken Unicode is ftfy's
+(https://ftfy.readthedocs.io), held to mojibake alone: quotes, ligatures and full-width characters are how people write.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from engine.prep import chunks
+from engine.prep.chunks import Span
+from engine.prep.options import CleanOptions
+from engine.prep.stages import placed, texts
+from engine.prep.stages.context import Context
+
+WORK = "engine.prep.stages.clean:clean_span"
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n){3,}")
+
+
+def clean(rows: Path, out: Path, rejects: Path, options: CleanOptions, context: Context) -> dict[str, Any]:
+    """The rows that are kept to `out`, the others to `rejects`. Returns `in` = `out` + `rejected`, `changed`,
+    and `rules`: how many rows each has changed among those kept, or dropped."""
+    settings = context.settings(options=options.model_dump())
+    results = context.work_through([rows], WORK, settings, "cleaning")
+    counts = chunks.gather(results, {"rows": out, "rejects": rejects})
+    rules: Counter[str] = Counter()
+    for each in counts:
+        rules.update(each["rules"])
+    total = {name: sum(each[name] for each in counts) for name in ("in", "out", "changed", "rejected")}
+    assert total["in"] == total["out"] + total["rejected"], total
+    return {**total, "rules": {name: rules[name] for name in rule_names(options)}}
+
+
+def rule_names(options: CleanOptions) -> list[str]:
+    """The rules that are switched on."""
+    names = [name for name, value in options if value not in (False, None, [], "none")]
+    return [name for name in (*_REPAIRS, *_DROPS) if name in names]
+
+
+def clean_text(text: str, options: CleanOptions) -> tuple[str, list[str]]:
+    """The repaired text, and the rules that changed it."""
+    touched = []
+    for name in _REPAIRS:
+        value = getattr(options, name)
+        if value not in (False, "none"):
+            repaired = _REPAIRS[name](text, value)
+            if repaired != text:
+                touched.append(name)
+                text = repaired
+    return text, touched
+
+
+def _unicode(text: str, _: Any) -> str:
+    import ftfy
+
+    if text.isascii():
+        return text
+    config = ftfy.TextFixerConfig(
+        unescape_html=False,
+        remove_terminal_escapes=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        uncurl_quotes=False,
+        fix_line_breaks=False,
+        remove_control_chars=False,
+        normalization=None,
+    )
+    return str(ftfy.fix_text(text, config))
+
+
+def _normalize(text: str, form: Any) -> str:
+    return text if text.isascii() else unicodedata.normalize(form, text)
+
+
+def _control_characters(text: str, _: Any) -> str:
+    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _blanks(text: str, _: Any) -> str:
+    return _BLANK_LINES.sub("\n\n\n", text).strip()
+
+
+_REPAIRS: dict[str, Callable[[str, Any], str]] = {
+    "unicode": _unicode,
+    "normalize": _normalize,
+    "control_characters": _control_characters,
+    "blanks": _blanks,
+}
+"""Field of `CleanOptions` -> what it does to a text, given the field's value. In this order."""
+
+
+# ── what drops a row: (canonical rows, the field's value) -> why, or "" ─────────────────────────────────────────────
+
+
+def _empty(rows: list[dict[str, Any]], _: Any) -> str:
+    if any(not text.strip() for text in texts.replies(rows)):
+        return "the reply is empty"
+    if any(not text.strip() for text in texts.questions(rows)):
+        return "the question is empty"
+    return ""
+
+
+def _min_chars(rows: list[dict[str, Any]], least: Any) -> str:
+    length = len(texts.compared(rows))
+    return f"{length} characters, fewer than {least}" if length < least else ""
+
+
+def _max_chars(rows: list[dict[str, Any]], most: Any) -> str:
+    length = len(texts.compared(rows))
+    return f"{length} characters, more than {most}" if length > most else ""
+
+
+def _boilerplate(rows: list[dict[str, Any]], patterns: Any) -> str:
+    replies = texts.replies(rows)
+    found = (pattern for pattern in patterns if any(_compiled(pattern).search(reply) for reply in replies))
+    return next((f"boilerplate: the reply matches {pattern}" for pattern in found), "")
+
+
+_DROPS: dict[str, Callable[[list[dict[str, Any]], Any], str]] = {
+    "empty": _empty,
+    "min_chars": _min_chars,
+    "max_chars": _max_chars,
+    "boilerplate": _boilerplate,
+}
+_compiled = cache(re.compile)
+
+
+# ── in the worker processes ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    options = CleanOptions(**settings["options"])
+    counts: Counter[str] = Counter()
+    rules: Counter[str] = Counter()
+    with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
+        for row in placed.in_span(span):
+            counts["in"] += 1
+            touched: set[str] = set()
+            content = _cleaned(row.row(), options, touched)
+            shape = settings["shapes"][row.file] if settings["shapes"] else None
+            rule, reason = _dropped(content, shape, options)
+            if reason:
+                counts["rejected"] += 1
+                rules.update([rule])
+                dropped.write(placed.reject(settings["files"][row.file], row, reason, "clean"))
+                continue
+            rules.update(touched)
+            counts["out"] += 1
+            counts["changed"] += bool(touched)
+            kept.write(row.written(placed.encode(content) if touched else None))
+    return {**{name: counts[name] for name in ("in", "out", "changed", "rejected")}, "rules": rules}
+
+
+def _dropped(row: dict[str, Any], shape: str | None, options: CleanOptions) -> tuple[str, str]:
+    """(rule, reason), both empty for a row that stays. A row that cleaning has made empty no longer holds in its shape."""
+    try:
+        rows = texts.canonical(row, shape)
+    except ValueError as error:
+        return "empty", str(error)
+    for rule in _DROPS:
+        value = getattr(options, rule)
+        reason = _DROPS[rule](rows, value) if value not in (False, None, []) else ""
+        if reason:
+            return rule, reason
+    return "", ""
+
+
+def _cleaned(value: Any, options: CleanOptions, touched: set[str]) -> Any:
+    """The same with every text in it cleaned; the rules that changed any are added to `touched`."""
+    if isinstance(value, str):
+        text, rules = clean_text(value, options)
+        touched.update(rules)
+        return text
+    if isinstance(value, list):
+        return [_cleaned(each, options, touched) for each in value]
+    if isinstance(value, dict):
+        return {name: _cleaned(each, options, touched) for name, each in value.items()}
+    return value

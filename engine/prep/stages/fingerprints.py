@@ -1,0 +1,308 @@
+"""What makes rows equal or nearly equal: a hash and a MinHash signature of each, on disk, and who belongs together.
+
+Signatures are rensa's R-MinHash (https://github.com/beowolx/rensa; Dahlgaard, Knudsen, Thorup, Fast Similarity Sketching, 2017) over
+character shingles, so that text without blanks between words works as any other. Candidates share a band of the signature
+(locality-sensitive hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3); they are near when their
+signatures agree in the threshold's share of places (standard error 0.03 at 0.8). Memory is some 60 bytes a row at most; what is larger is read in parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.prep import chunks
+from engine.prep.chunks import Span
+from engine.prep.stages import placed, texts
+from engine.prep.stages.context import Context
+
+SLOTS = 128
+"""Numbers in a signature, 16 bits each."""
+HASH = 16
+"""Bytes of the hash of a whole row."""
+WORK = "engine.prep.stages.fingerprints:fingerprint_span"
+
+_SEED = 42
+_BATCH = 2**20
+"""Characters whose shingles are hashed together."""
+_LONGEST = 2**20
+"""Characters of a row that are looked at; longer rows are compared by their beginning."""
+_PART = 2**22
+"""Rows whose keys are sorted together."""
+_PAIRS = 2**16
+"""Pairs compared together."""
+_RECALL = 0.99
+"""Chance, at least, that two rows just at the threshold become candidates."""
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Of `rows` rows, in the order of their files: 16 bytes each in `hashes`, 128 16-bit numbers in `signatures`, (file, line) in `places`."""
+
+    folder: Path
+    rows: int
+
+    @property
+    def hashes(self) -> Path:
+        return self.folder / "hashes.bin"
+
+    @property
+    def signatures(self) -> Path:
+        return self.folder / "signatures.bin"
+
+    @property
+    def places(self) -> Path:
+        return self.folder / "places.bin"
+
+
+def take(paths: Iterable[Path], shingle: int, near: bool, context: Context, phase: str) -> Fingerprints:
+    """Fingerprints of all rows of these files, made in `context.folder`. Without `near` the signatures stay empty."""
+    context.folder.mkdir(parents=True, exist_ok=True)
+    settings = context.settings(shingle=shingle, near=near)
+    results = context.work_through(paths, WORK, settings, phase)
+    prints = Fingerprints(context.folder, 0)
+    into = {"hashes": prints.hashes, "signatures": prints.signatures, "places": prints.places}
+    counts = chunks.gather(results, into)
+    return Fingerprints(context.folder, sum(each["rows"] for each in counts))
+
+
+def equal(prints: Fingerprints) -> Any:
+    """int64[rows]: for each row the first one with the same hash, itself when there is none before."""
+    import numpy as np
+
+    first = np.arange(prints.rows, dtype=np.int64)
+    parts = math.ceil(prints.rows / _PART)
+    for part in range(parts):
+        mine = [
+            (start + np.flatnonzero(block[:, 0] % parts == part), block[block[:, 0] % parts == part])
+            for start, block in _blocks(prints.hashes, "<u8", 2)
+        ]
+        index = np.concatenate([rows for rows, _ in mine])
+        keys = np.concatenate([hashes for _, hashes in mine])
+        order = np.lexsort((index, keys[:, 1], keys[:, 0]))
+        index, keys = index[order], keys[order]
+        begins = np.ones(len(index), dtype=bool)
+        begins[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+        first[index] = index[np.flatnonzero(begins)[np.cumsum(begins) - 1]]
+    return first
+
+
+def near(prints: Fingerprints, among: Any, threshold: float) -> Any:
+    """int64[rows]: for each row the first of its cluster. Rows whose signatures agree to `threshold` are linked; clusters are what links connect.
+
+    `among` (bool[rows]) are the rows that take part; the others are clusters of their own. The result does not depend on the order of
+    rows: they are compared in the order of their content.
+    """
+    import numpy as np
+
+    label = np.arange(prints.rows, dtype=np.int64)
+    rank = np.concatenate([block[:, 0] for _, block in _blocks(prints.hashes, "<u8", 2)] or [label.astype("<u8")])
+    with signatures(prints) as table:
+        for key, index in _bands(prints, among, bands(threshold)):
+            order = np.lexsort((rank[index], key))
+            key, index = key[order], index[order]
+            again = np.zeros(len(key), dtype=bool)
+            again[1:] = key[1:] == key[:-1]
+            here = np.flatnonzero(again)
+            begins = np.flatnonzero(~again)
+            firsts = begins[np.cumsum(~again) - 1]
+            for other in (index[here - 1], index[firsts[here]]):
+                _link(label, index[here], other, table, threshold)
+    return label
+
+
+def bands(threshold: float) -> list[tuple[int, int]]:
+    """Slots [start, end) of each band: as wide as they can be while rows at the threshold still share one."""
+    for width in range(SLOTS, 1, -1):
+        count = SLOTS // width
+        if 1 - (1 - threshold**width) ** count >= _RECALL:
+            return [(start, start + width) for start in range(0, count * width, width)]
+    return [(start, start + 1) for start in range(SLOTS)]
+
+
+class Signatures:
+    """The file of signatures, mapped; what was looked at does not stay in memory."""
+
+    def __init__(self, prints: Fingerprints) -> None:
+        import numpy as np
+
+        self._file = prints.signatures.open("rb")
+        empty = prints.signatures.stat().st_size == 0
+        self._map = None if empty else mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._table = np.frombuffer(self._map or b"", dtype="<u2").reshape(-1, SLOTS)
+
+    def __enter__(self) -> Signatures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._table
+        if self._map is not None:
+            self._map.close()
+        self._file.close()
+
+    def of(self, rows: Any) -> Any:
+        """uint16[len(rows), SLOTS]"""
+        found = self._table[rows]
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return found
+
+
+def signatures(prints: Fingerprints) -> Signatures:
+    return Signatures(prints)
+
+
+def _blocks(path: Path, kind: str, width: int) -> Iterator[tuple[int, Any]]:
+    """(number of the first row, rows) of a file of rows of `width` numbers, a part at a time."""
+    import numpy as np
+
+    start = 0
+    with path.open("rb") as file:
+        while len(block := np.fromfile(file, dtype=kind, count=2**18 * width)):
+            block = block.reshape(-1, width)
+            yield start, block
+            start += len(block)
+
+
+def _bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -> Iterator[tuple[Any, Any]]:
+    """(uint64 keys, row numbers) of each band, in parts that fit into memory: equal keys are in the same part."""
+    import numpy as np
+
+    parts = max(1, math.ceil(prints.rows / _PART))
+    together = max(1, 2 * _PART // max(1, prints.rows // parts))
+    for at in range(0, len(cuts), together):
+        group = cuts[at : at + together]
+        for part in range(parts):
+            found: list[list[Any]] = [[] for _ in group]
+            rows: list[list[Any]] = [[] for _ in group]
+            for start, block in _blocks(prints.signatures, "<u2", SLOTS):
+                taking = among[start : start + len(block)]
+                for number, (low, high) in enumerate(group):
+                    keys = _mixed_columns(block[:, low:high])
+                    mine = np.flatnonzero(taking & (keys % np.uint64(parts) == part))
+                    found[number].append(keys[mine])
+                    rows[number].append(start + mine)
+            for keys_of, rows_of in zip(found, rows, strict=True):
+                if keys_of:
+                    yield np.concatenate(keys_of), np.concatenate(rows_of)
+
+
+def _link(parent: Any, left: Any, right: Any, table: Signatures, threshold: float) -> None:
+    """Join the clusters of those pairs that are near: `parent` leads from each row to the first one of its cluster."""
+    import numpy as np
+
+    for at in range(0, len(left), _PAIRS):
+        ours, theirs = left[at : at + _PAIRS], right[at : at + _PAIRS]
+        apart = _roots(parent, ours) != _roots(parent, theirs)
+        ours, theirs = ours[apart], theirs[apart]
+        if not len(ours):
+            continue
+        alike = (table.of(ours) == table.of(theirs)).mean(axis=1) >= threshold
+        edges = np.stack([_roots(parent, ours[alike]), _roots(parent, theirs[alike])], axis=1)
+        for one, two in np.unique(edges, axis=0).tolist():
+            while parent[one] != one:
+                one = parent[one]
+            while parent[two] != two:
+                two = parent[two]
+            parent[max(one, two)] = min(one, two)
+    parent[:] = _roots(parent, parent)
+
+
+def _roots(parent: Any, rows: Any) -> Any:
+    found = parent[rows]
+    while ((further := parent[found]) != found).any():
+        found = further
+    return found
+
+
+# ── in the worker processes ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fingerprint_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+
+    rows, size = 0, 0
+    waiting: list[tuple[str, int]] = []
+    with (
+        (folder / "hashes").open("wb") as hashes,
+        (folder / "signatures").open("wb") as kept,
+        (folder / "places").open("wb") as places,
+    ):
+        for row in placed.in_span(span):
+            content = texts.canonical(row.row(), settings["shapes"][row.file] if settings["shapes"] else None)
+            whole = [{name: value for name, value in each.items() if name != "columns"} for each in content]
+            hashes.write(hashlib.blake2b(placed.encode_sorted(whole), digest_size=HASH).digest())
+            places.write(np.array([row.file, row.line], dtype="<i8").tobytes())
+            rows += 1
+            if settings["near"]:
+                waiting.append((texts.compared(content)[:_LONGEST], _judgement(content)))
+                size += len(waiting[-1][0])
+                if size >= _BATCH:
+                    kept.write(_signatures(waiting, settings["shingle"]))
+                    waiting, size = [], 0
+        if waiting:
+            kept.write(_signatures(waiting, settings["shingle"]))
+    return {"rows": rows}
+
+
+def _judgement(content: list[dict[str, Any]]) -> int:
+    """What keeps rows of the same text apart: one reply judged good and judged bad are two rows."""
+    labels = [each["label"] for each in content if "label" in each]
+    return zlib.crc32(repr(labels).encode()) if labels else 0
+
+
+def _signatures(compared: list[tuple[str, int]], size: int) -> bytes:
+    import numpy as np
+    from rensa import RMinHash  # type: ignore[import-untyped]
+
+    hashes, offsets = shingles([text for text, _ in compared], size)
+    hashes ^= np.repeat(np.array([apart for _, apart in compared], dtype=np.uint64), np.diff(offsets))
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, SLOTS, _SEED)
+    return np.array(matrix.to_rows(), dtype=np.uint32).astype("<u2").tobytes()
+
+
+def shingles(compared: list[str], size: int) -> tuple[Any, Any]:
+    """Hashes (uint64) of all runs of `size` characters, text after text, and where each text's begin and the last one's end (int64).
+
+    A text shorter than that is one shingle as a whole.
+    """
+    import numpy as np
+
+    padded = [text.ljust(size, "\0") for text in compared]
+    points = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    lengths = np.array([len(text) for text in padded], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    rolled = np.zeros(len(points), dtype=np.uint64)
+    for place in range(size):
+        rolled *= np.uint64(0x9E3779B97F4A7C15)
+        rolled[: len(points) - place] += points[place:] + np.uint64(1)
+    whole = np.ones(len(points), dtype=bool)
+    for place in range(1, size):
+        whole[ends - place] = False
+    offsets = np.concatenate([[0], np.cumsum(lengths - size + 1)])
+    return mixed(rolled[whole]), offsets
+
+
+def _mixed_columns(columns: Any) -> Any:
+    """uint64 of each row of numbers."""
+    import numpy as np
+
+    key = np.zeros(len(columns), dtype=np.uint64)
+    for column in columns.T:
+        key = (key + column.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    return mixed(key)
+
+
+def mixed(values: Any) -> Any:
+    """SplitMix64's finaliser (Steele, Lea, Flood, 2014): every bit of the result hangs on every bit of the value."""
+    import numpy as np
+
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

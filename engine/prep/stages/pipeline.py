@@ -1,0 +1,212 @@
+"""The stages one after the other: a profile's sources to rows that are ready to be tokenised.
+
+validate → clean → dedup → split → balance → weights and limit. Each leaves a file of placed canonical rows and its counts behind and is not
+done again; what it was made of goes when the next one is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from engine.prep import chunks
+from engine.prep.options import DataOptions, DedupOptions, SourceOptions
+from engine.prep.stages import placed
+from engine.prep.stages.balance import balance
+from engine.prep.stages.clean import clean
+from engine.prep.stages.context import Context, once
+from engine.prep.stages.dedup import dedup
+from engine.prep.stages.placed import Placed
+from engine.prep.stages.split import split
+from engine.prep.stages.validate import CANONICAL, SourceFile, shape_of, validate
+from engine.protocol.messages import Problem, ProblemError
+
+ASKED = ("clean", "dedup", "split", "balance")
+"""Keys of the data section that ask for a stage."""
+
+Located = dict[str, list[tuple[SourceOptions, list[Path]]]]
+"""Part -> its sources, each with its files."""
+Check = Callable[[str, dict[str, Any]], object]
+"""Told (part, counts of `validate`); raises when there are too many bad rows."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Files of placed canonical rows by part; a part without sources is not there. `stages` are counts, `{name, part, in, out, …}`."""
+
+    parts: dict[str, Path]
+    rejects: list[Path]
+    stages: list[dict[str, Any]]
+    files: list[str]
+    """What the file number of a row means."""
+
+    def validated(self, part: str) -> dict[str, Any]:
+        """Counts of the stage that read this part; those of the training sources for a part that was split off them."""
+        counts = {stage["part"]: stage for stage in self.stages if stage["name"] == "validate"}
+        return counts.get(part, counts["train"])
+
+    def keep(self, folder: Path) -> None:
+        """A second name for all of them in a folder of their own, which `load` reads. A kill leaves the first ones as they are."""
+        for part, path in self.parts.items():
+            try:
+                os.link(path, folder / f"{part}.jsonl")
+            except OSError:  # a file system without links
+                shutil.copyfile(path, folder / f"{part}.jsonl")
+        with (folder / "rejects.jsonl").open("wb") as joined:
+            for path in self.rejects:
+                with path.open("rb") as file:
+                    shutil.copyfileobj(file, joined, 2**20)
+        told = {"parts": list(self.parts), "stages": self.stages, "files": self.files}
+        (folder / "rows.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Rows:
+        told = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+        parts = {part: folder / f"{part}.jsonl" for part in told["parts"]}
+        return cls(parts, [folder / "rejects.jsonl"], told["stages"], told["files"])
+
+
+def run(data: DataOptions, located: Located, seed: int, context: Context, check: Check) -> Rows:
+    """Do what `data` asks for. The rows lie in `context.folder`, in which also a killed run goes on. Raises ValueError, OSError, and what `check` raises."""
+    files = [str(path) for sources in located.values() for _, paths in sources for path in paths]
+    work = _Work(data, seed, replace(context, files=tuple(files)))
+    number = 0
+    for part, sources in located.items():
+        if sources:
+            checked = work.validate(part, sources, number)
+            check(part, checked)
+        number += sum(len(paths) for _, paths in sources)
+    for part in list(work.parts):
+        if data.clean:
+            work.clean(part)
+    if data.dedup:
+        work.dedup()
+    if data.split:
+        work.split()
+    if data.balance:
+        work.balance()
+    weights = _weights(located)
+    if data.max_rows or any(weight != 1 for weight in weights):
+        work.weigh(weights)
+    return Rows(work.parts, work.rejects, work.stages, files)
+
+
+class _Work:
+    """The files as they are so far."""
+
+    def __init__(self, data: DataOptions, seed: int, context: Context) -> None:
+        self.data, self.seed, self.context = data, seed, context
+        self.parts: dict[str, Path] = {}
+        self.rejects: list[Path] = []
+        self.stages: list[dict[str, Any]] = []
+
+    def validate(self, part: str, sources: list[tuple[SourceOptions, list[Path]]], number: int) -> dict[str, Any]:
+        def make(context: Context, rows: Path, rejects: Path) -> dict[str, Any]:
+            found = ((index, options, path) for index, (options, paths) in enumerate(sources) for path in paths)
+            listed = (
+                SourceFile(number + at, index, path, options, shape_of(options, path))
+                for at, (index, options, path) in enumerate(found)
+            )
+            try:
+                counts = validate(listed, CANONICAL, rows, rejects, context)
+            except ValueError as error:
+                raise ProblemError(Problem(title=f"data.{part} cannot be read", cause=str(error))) from error
+            return {"in": counts["read"], **counts}
+
+        return self._once("validate", part, make)
+
+    def clean(self, part: str) -> None:
+        options = self.data.clean
+        assert options is not None
+        self._once(
+            "clean", part, lambda context, rows, rejects: clean(self.parts[part], rows, rejects, options, context)
+        )
+
+    def dedup(self) -> None:
+        options = self.data.dedup
+        assert options is not None
+        held_out = [path for part, path in self.parts.items() if part != "train"] if options.against_held_out else []
+        self._once(
+            "dedup",
+            "train",
+            lambda context, rows, rejects: dedup(self.parts["train"], rows, rejects, options, context, held_out),
+        )
+
+    def split(self) -> None:
+        options, whole = self.data.split, self.parts["train"]
+        assert options is not None
+        out = {name: self.context.folder / f"{name}.split.jsonl" for name in ("train", "validation", "test")}
+        counts = once(
+            self.context,
+            "split.train",
+            lambda context: split(whole, out, options, self.data.dedup or DedupOptions(), context),
+        )
+        self.stages.append({"name": "split", "part": "train", **counts, "out": counts["train"]})
+        whole.unlink(missing_ok=True)
+        held_out = {name for name in ("validation", "test") if getattr(options, name)}
+        self.parts |= {name: path for name, path in out.items() if name == "train" or name in held_out}
+
+    def balance(self) -> None:
+        options = self.data.balance
+        assert options is not None
+        self._once("balance", "train", lambda context, rows, _: balance(self.parts["train"], rows, options, context))
+
+    def weigh(self, weights: list[float]) -> None:
+        most, seed = self.data.max_rows, self.seed
+        self._once(
+            "weigh", "train", lambda context, rows, _: weigh(self.parts["train"], rows, weights, most, seed, context)
+        )
+
+    def _once(self, name: str, part: str, make: Callable[[Context, Path, Path], dict[str, Any]]) -> dict[str, Any]:
+        """One stage of one part; its rows take the place of those that it was made of."""
+        rows = self.context.folder / f"{part}.{name}.jsonl"
+        rejects = self.context.folder / f"{part}.{name}.rejects"
+        counts = once(self.context, f"{name}.{part}", lambda context: make(context, rows, rejects))
+        if before := self.parts.get(part):
+            before.unlink(missing_ok=True)
+        self.parts[part] = rows
+        if rejects.is_file():
+            self.rejects.append(rejects)
+        self.stages.append({"name": name, "part": part, **counts})
+        return counts
+
+
+def weigh(rows: Path, out: Path, weights: list[float], most: int | None, seed: int, context: Context) -> dict[str, Any]:
+    """Each row as often as its file's weight (by file number) says; of all these at most `most`, a seeded sample. Returns `in`, `weighted`, `out`."""
+    before = weighted = 0
+    for times, _ in _weighted(rows, weights, seed):
+        before, weighted = before + 1, weighted + times
+    due, left, written = min(weighted, most or weighted), weighted, 0
+    chance = Random(f"{seed}:max_rows")
+    total, done = rows.stat().st_size, 0
+    with chunks.whole(out) as (file,):
+        for times, row in _weighted(rows, weights, seed):
+            line = row.written()
+            for _ in range(times):
+                # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly as many as are due, each choice equally likely.
+                if chance.random() * left < due - written:
+                    file.write(line)
+                    written += 1
+                left -= 1
+            done += len(line)
+            context.progress("sampling", done, total)
+    return {"in": before, "weighted": weighted, "out": written}
+
+
+def _weighted(rows: Path, weights: list[float], seed: int) -> Iterator[tuple[int, Placed]]:
+    """(times, row): a weight's whole part, and with the chance of its fraction once more."""
+    chance = [Random(f"{seed}:{number}") for number in range(len(weights))]
+    for row in placed.in_file(rows):
+        weight = weights[row.file]
+        yield int(weight) + (chance[row.file].random() < weight % 1), row
+
+
+def _weights(located: Located) -> list[float]:
+    """By number of the file."""
+    return [options.weight for sources in located.values() for options, paths in sources for _ in paths]

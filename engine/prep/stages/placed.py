@@ -1,0 +1,63 @@
+"""Rows between two stages: a file of lines `[file, line, offset, row]`, so that each row still knows where it came from.
+
+`file` is a number in a list of paths that the stages are given, `line` (from 1) and `offset` (bytes) are the row's place in it,
+and `row` is JSON, byte for byte as it stood in the source unless a stage has changed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from engine.prep.chunks import Span, lines
+
+LONGEST = 2**31
+"""Bytes. These files are our own: a line is as long as its row, which a reader has already let through."""
+
+decode = msgspec.json.Decoder().decode
+encode = msgspec.json.Encoder().encode
+encode_sorted = msgspec.json.Encoder(order="sorted").encode
+
+
+class Placed(NamedTuple):
+    """A row and its place; `raw` is its JSON."""
+
+    file: int
+    line: int
+    offset: int
+    raw: bytes
+
+    def row(self) -> dict[str, Any]:
+        value: dict[str, Any] = decode(self.raw)
+        return value
+
+    def written(self, raw: bytes | None = None) -> bytes:
+        """The line, its end included; with another row at the same place when `raw` is given."""
+        return b"[%d,%d,%d,%b]\n" % (self.file, self.line, self.offset, self.raw if raw is None else raw)
+
+
+def read(content: bytes) -> Placed:
+    """A line, without or with its end."""
+    file, line, offset, raw = content.rstrip(b"\n")[1:-1].split(b",", 3)
+    return Placed(int(file), int(line), int(offset), raw)
+
+
+def in_span(span: Span) -> Iterator[Placed]:
+    for line in lines(span, LONGEST):
+        assert line.content is not None
+        yield read(line.content)
+
+
+def in_file(path: Path) -> Iterator[Placed]:
+    with path.open("rb") as file:
+        for line in file:
+            yield read(line)
+
+
+def reject(path: str, row: Placed, reason: str, stage: str) -> bytes:
+    """A line of rejects.jsonl."""
+    told = {"file": path, "line": row.line, "offset": row.offset, "reason": reason, "stage": stage}
+    return encode(told) + b"\n"

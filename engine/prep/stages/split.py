@@ -1,0 +1,117 @@
+"""Fourth stage: rows held out for validation and test. Near-duplicates stay on one side of the border."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.prep import chunks
+from engine.prep.options import DedupOptions, SplitOptions
+from engine.prep.stages import fingerprints, placed, texts
+from engine.prep.stages.context import Context
+from engine.prep.stages.fingerprints import Fingerprints
+
+PARTS = ("train", "validation", "test")
+_MARGIN = 0.1
+"""Below the threshold rows are linked already: an estimate must not leave a pair across the border."""
+_MOST_VALUES = 10_000
+"""Different values of a column to stratify by: beyond, it is no category."""
+
+
+def split(
+    rows: Path, out: Mapping[str, Path], options: SplitOptions, like: DedupOptions, context: Context
+) -> dict[str, Any]:
+    """Each row to the file of its part (`PARTS`), in the rows' order. Returns `in`, the rows of each part, and of each stratum if there are any.
+
+    The choice depends on the seed and on what the rows hold, not on their order: whole clusters of rows that are equal or nearly so
+    (`like.threshold`, `like.shingle`) are taken by a hash of their content, from each stratum its share. Raises ValueError when no row
+    has the column to stratify by, or nothing is left to train on.
+    """
+    prints = fingerprints.take([rows], like.shingle, True, context, "fingerprints")
+    strata, names = _strata(rows, prints.rows, options.stratify_by)
+    part = assign(prints, strata, options, like.threshold)
+    if prints.rows and not (part == 0).any():
+        raise ValueError(f"of {prints.rows} rows none would be left to train on: lower the shares of data.split")
+    total, done = rows.stat().st_size, 0
+    with chunks.whole(*(out[name] for name in PARTS)) as files:
+        for number, row in enumerate(placed.in_file(rows)):
+            line = row.written()
+            files[part[number]].write(line)
+            done += len(line)
+            context.progress("splitting", done, total)
+    told: dict[str, Any] = {"in": prints.rows, **{name: int((part == at).sum()) for at, name in enumerate(PARTS)}}
+    if options.stratify_by:
+        told["strata"] = {
+            value: {name: int(((strata == code) & (part == at)).sum()) for at, name in enumerate(PARTS)}
+            for code, value in enumerate(names)
+        }
+    return told
+
+
+def assign(prints: Fingerprints, strata: Any, options: SplitOptions, threshold: float) -> Any:
+    """uint8[rows]: the number of each row's part in `PARTS`."""
+    import numpy as np
+
+    part = np.zeros(prints.rows, dtype=np.uint8)
+    if not prints.rows:
+        return part
+    first = fingerprints.equal(prints)
+    label = fingerprints.near(prints, first == np.arange(prints.rows), max(0.05, threshold - _MARGIN))
+    label = label[first]  # the copies of a row go where it goes
+    key = _keys(prints, options.seed)
+    # A cluster stands where its lowest key stands, and belongs to that row's stratum: whatever the rows' order is.
+    order = np.lexsort((key, label))
+    begins = np.flatnonzero(np.diff(label[order], prepend=-1))
+    leads, sizes = order[begins], np.diff(np.append(begins, prints.rows))
+    cluster_of = np.searchsorted(label[order[begins]], label)
+    chosen = np.zeros(len(leads), dtype=np.uint8)
+    due = {1: 0.0, 2: 0.0}
+    for stratum in range(int(strata.max()) + 1):
+        mine = np.flatnonzero(strata[leads] == stratum)
+        mine = mine[np.argsort(key[leads[mine]], kind="stable")]
+        rows = int(sizes[mine].sum())
+        for number, share in ((2, options.test), (1, options.validation)):
+            # What rounding left over from one stratum is owed to the next: shares hold over all of them too.
+            due[number] += rows * share
+            wanted = int(due[number] + 0.5)
+            for cluster in mine.tolist():
+                if wanted and not chosen[cluster] and sizes[cluster] <= wanted:
+                    chosen[cluster] = number
+                    wanted -= int(sizes[cluster])
+                    due[number] -= int(sizes[cluster])
+    return chosen[cluster_of]
+
+
+def _keys(prints: Fingerprints, seed: int) -> Any:
+    """uint64[rows]: a number for each content and seed, evenly spread."""
+    import numpy as np
+
+    hashes = np.fromfile(prints.hashes, dtype="<u8").reshape(-1, 2)
+    return fingerprints.mixed(hashes[:, 0] ^ fingerprints.mixed(hashes[:, 1] + np.uint64(seed % 2**64)))
+
+
+def _strata(rows: Path, count: int, by: str | None) -> tuple[Any, list[str]]:
+    """int32[rows], and what each number means: values in alphabetical order, "" for rows without one."""
+    import numpy as np
+
+    strata = np.zeros(count, dtype=np.int32)
+    if by is None:
+        return strata, []
+    known: dict[str, int] = {}
+    there: Counter[str] = Counter()
+    for number, row in enumerate(placed.in_file(rows)):
+        content = row.row()
+        value = texts.column(content, by)
+        if value is None:
+            there.update(texts.columns(content))
+        strata[number] = known.setdefault("" if value is None else value, len(known))
+        if len(known) > _MOST_VALUES:
+            raise ValueError(f"the column {by} has more than {_MOST_VALUES} values: it cannot stratify a split")
+    if count and list(known) == [""]:
+        listed = ", ".join(name for name, _ in there.most_common(20)) or "none"
+        raise ValueError(f"no row has the column {by} to stratify by; there are {listed}")
+    names = sorted(known)
+    ranks = np.array([names.index(value) for value in known], dtype=np.int32)
+    return ranks[strata] if count else strata, names

@@ -1,0 +1,233 @@
+"""First stage: files to rows that hold. Every bad row is written down with its place and its reason; good ones go on."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.prep import chunks, mapping, readers, rows
+from engine.prep.chunks import Done, Span
+from engine.prep.files.lines import LONGEST_LINE, too_long
+from engine.prep.files.record import BOM
+from engine.prep.options import SourceOptions
+from engine.prep.stages import placed
+from engine.prep.stages.context import Context
+from engine.prep.stages.placed import Placed
+
+_FIRST = 3
+"""Bad rows told in a message."""
+
+_DEEPEST = 100
+"""Levels of lists and objects in a row."""
+
+
+class SourceFile(NamedTuple):
+    """A file of a source. `number` is its place in `Context.files`, `source` tells which files share a limit of rows."""
+
+    number: int
+    source: int
+    path: Path
+    options: SourceOptions
+    shape: str
+
+
+def shape_of(options: SourceOptions, path: Path) -> str:
+    """The shape of a file's rows; of one without any good row, the first there is. Raises ValueError."""
+    if options.format == "auto" and next((record for record in _records(path) if record.value), None) is None:
+        return "text"
+    return rows.shape_of(options, path)
+
+
+def _records(path: Path) -> Iterator[readers.Record]:
+    return readers.read(path) if path.stat().st_size else iter(())
+
+
+def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, context: Context) -> dict[str, Any]:
+    """Good rows of all files to `out`, placed, and bad ones to `rejects`.
+
+    `work` is how a row is checked and what of it goes on: `CANONICAL` or `AS_IT_STOOD`. Returns `read` = `good` + `rejected`, `out` (rows
+    written: a row may expand to several), `reasons` by class and the `first` few bad rows in words. Raises ValueError, OSError for a
+    file that cannot be read at all.
+    """
+    read = good = written = 0
+    reasons: Counter[str] = Counter()
+    first: list[str] = []
+    left: dict[int, int | None] = {}
+    with chunks.whole(out, rejects) as (kept, dropped):
+        for file in files:
+            remaining = left.setdefault(file.source, file.options.max_rows)
+            if remaining == 0 or not file.path.stat().st_size:
+                continue
+            for done in _checked(file, work, context):
+                taken = _taken(done, remaining)
+                kept.write(taken.rows)
+                dropped.write(taken.rejects)
+                read, good, written = read + taken.read, good + taken.good, written + taken.written
+                reasons.update(taken.reasons)
+                if taken.rejects and len(first) < _FIRST:
+                    told = map(placed.decode, taken.rejects.splitlines()[: _FIRST - len(first)])
+                    first += [f"{Path(each['file']).name}:{each['line']}: {each['reason']}" for each in told]
+                if remaining is not None:
+                    remaining -= taken.good
+                    left[file.source] = remaining
+                    if remaining == 0:
+                        break
+    rejected = sum(reasons.values())
+    assert read == good + rejected, (read, good, rejected)
+    return {
+        "read": read,
+        "good": good,
+        "rejected": rejected,
+        "out": written,
+        "reasons": dict(sorted(reasons.items())),
+        "first": first,
+    }
+
+
+def reason_class(reason: str) -> str:
+    """A reason without what differs from row to row: numbers, quoted values, what follows a colon."""
+    return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", reason.partition(":")[0]))
+
+
+def _checked(file: SourceFile, work: str, context: Context) -> Iterator[Done]:
+    inner = context.within(f"file-{file.number:06}")
+    inner.folder.mkdir(parents=True, exist_ok=True)
+    source, plain = file.path, file.path.suffix.lower() == ".jsonl"
+    if plain:
+        next(_records(source), None)  # raises for a file that is no text at all
+    else:
+        source = inner.folder / "rows"
+        if not source.is_file():
+            _unpack(file, source, partial(context.progress, "reading"))
+    settings = {
+        "path": str(file.path),
+        "number": file.number,
+        "placed": not plain,
+        "options": file.options.model_dump(),
+        "shape": file.shape,
+    }
+    return inner.work_through([source], work, settings, "validating")
+
+
+def _unpack(file: SourceFile, into: Path, progress: Callable[[int, int], object]) -> None:
+    """The records of a file that is not JSONL, a line each; one that cannot be read stands there as its reason, a JSON string."""
+    total = file.path.stat().st_size
+    with chunks.whole(into) as (kept,):
+        for record in readers.read(file.path, lambda done: progress(done, total)):
+            value: Any = record.reason if record.value is None else record.value
+            try:
+                raw = placed.encode(value)
+            except (UnicodeEncodeError, TypeError, ValueError, RecursionError, OverflowError) as error:
+                raw = placed.encode(f"has no JSON form: {type(error).__name__}")
+            kept.write(Placed(file.number, record.line, record.offset, raw).written())
+
+
+# ── in the worker processes ────────────────────────────────────────────────────────────────────────────────────────
+
+CANONICAL = "engine.prep.stages.validate:check_canonical"
+AS_IT_STOOD = "engine.prep.stages.validate:check_as_it_stood"
+
+
+def check_canonical(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Rows go on in canonical form."""
+    convert = mapping.converter(SourceOptions(**settings["options"]), settings["shape"])
+    return _check(span, folder, settings, lambda row, _: [placed.encode(each) for each in convert(row)])
+
+
+def check_as_it_stood(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Rows go on byte for byte."""
+    convert = mapping.converter(SourceOptions(**settings["options"]), settings["shape"])
+    return _check(span, folder, settings, lambda row, raw: [raw] if convert(row) else [])
+
+
+def _check(
+    span: Span, folder: Path, settings: dict[str, Any], take: Callable[[dict[str, Any], bytes], list[bytes]]
+) -> dict[str, Any]:
+    reasons: Counter[str] = Counter()
+    read = written = 0
+    with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
+        for row, value, reason in (_unpacked if settings["placed"] else _plain)(span, settings["number"]):
+            read += 1
+            outcome: list[bytes] = []
+            if value is not None:
+                try:
+                    outcome = take(value, row.raw)
+                    if _too_deep(value, row.raw):
+                        outcome, reason = [], f"nested deeper than {_DEEPEST} levels"
+                except ValueError as error:
+                    reason = str(error)
+                except RecursionError:
+                    reason = f"nested deeper than {_DEEPEST} levels"
+            if reason:
+                reasons[reason_class(reason)] += 1
+                dropped.write(placed.reject(settings["path"], row, reason, "validate"))
+            for raw in outcome:
+                kept.write(row.written(raw))
+            written += len(outcome)
+    return {"read": read, "good": read - sum(reasons.values()), "out": written, "reasons": reasons}
+
+
+def _plain(span: Span, number: int) -> Iterator[tuple[Placed, dict[str, Any] | None, str]]:
+    """Rows of a span of a JSONL file, decoded, or why not. Blank lines are no rows."""
+    for line in chunks.lines(span, LONGEST_LINE):
+        if line.content is None:
+            yield Placed(number, line.number, line.offset, b""), None, too_long()
+        elif content := line.content.removeprefix(BOM).strip():
+            yield Placed(number, line.number, line.offset, content), *readers.decode(content)
+
+
+def _unpacked(span: Span, _: int) -> Iterator[tuple[Placed, dict[str, Any] | None, str]]:
+    for row in placed.in_span(span):
+        value: Any = placed.decode(row.raw)
+        yield (row, None, value) if isinstance(value, str) else (row, value, "")
+
+
+def _too_deep(value: Any, raw: bytes) -> bool:
+    """Whether later stages, which walk through a row, could not. Most rows have too few brackets to be asked."""
+    if raw.count(b"[") + raw.count(b"{") <= _DEEPEST:
+        return False
+    level, depth = [value], 0
+    while level and depth <= _DEEPEST:
+        nested = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list)))
+        level, depth = list(itertools.chain.from_iterable(nested)), depth + 1
+    return depth > _DEEPEST
+
+
+class _Taken(NamedTuple):
+    rows: bytes
+    rejects: bytes
+    read: int
+    good: int
+    written: int
+    reasons: dict[str, int]
+
+
+def _taken(done: Done, remaining: int | None) -> _Taken:
+    """A span's results, or the part of them before the first good row that is one too many."""
+    kept, rejected = (done.folder / "rows").read_bytes(), (done.folder / "rejects").read_bytes()
+    counts = done.counts
+    if remaining is None or counts["good"] <= remaining:
+        return _Taken(kept, rejected, counts["read"], counts["good"], counts["out"], counts["reasons"])
+    lines = [(placed.read(line)[1:3], line) for line in kept.splitlines(keepends=True)]
+    places = [place for place, _ in itertools.groupby(lines, key=lambda each: each[0])][:remaining]
+    kept_lines = [line for place, line in lines if place <= places[-1]]
+    rejected_lines = [line for line in rejected.splitlines(keepends=True) if _place(line) < places[-1]]
+    reasons = Counter(reason_class(placed.decode(line)["reason"]) for line in rejected_lines)
+    return _Taken(
+        b"".join(kept_lines),
+        b"".join(rejected_lines),
+        remaining + len(rejected_lines),
+        remaining,
+        len(kept_lines),
+        reasons,
+    )
+
+
+def _place(reject: bytes) -> tuple[int, int]:
+    told = placed.decode(reject)
+    return told["line"], told["offset"]
