@@ -50,7 +50,8 @@ class Renderer:
     def __init__(self, tokenizer: Any, loss_on: str) -> None:
         self._tokenizer, self._loss_on = tokenizer, loss_on
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._turn_ends = tuple(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()))
+        ends = special | ({tokenizer.eos_token} if tokenizer.eos_token else set())
+        self._turn_ends = tuple(sorted(ends, key=lambda each: (-len(each), each)))
         self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
         self._template_text = json.dumps(tokenizer.chat_template)
         self.unwritten: Counter[str] = Counter()
@@ -148,8 +149,13 @@ class Renderer:
                 said = turn.after[start:].rstrip()
                 closed = said.endswith(self._turn_ends)
                 end = start + len(said) if closed else len(turn.after)
+            elif turn.after == text:
+                return Refused(
+                    "the chat template renders earlier turns differently once the reply follows "
+                    f"(it opens one with {turn.before[-30:]!r}): training and chat would differ"
+                )
             else:
-                end, closed = self._end_in_place(text, turn.before, turn.message), True
+                (start, end), closed = self._in_place(text, turn), True
             if not end:
                 return Refused(
                     "the chat template renders earlier turns differently once later ones follow: turns cannot be told apart"
@@ -160,21 +166,37 @@ class Renderer:
             return Refused(f"the chat template refuses it: {text}")
         return Rendered(text, spans, ends, special=False)
 
-    def _end_in_place(self, text: str, before: str, message: Message) -> int:
-        """Where a turn ends that the template writes otherwise when it is the last one (as with empty thoughts); 0 when it cannot be seen.
+    def _in_place(self, text: str, turn: _Turn) -> tuple[int, int]:
+        """The span of a turn that stands in `text` otherwise than it was rendered as the last one; (0, 0) where it cannot be seen.
 
-        It can where the turn's words follow what stands before it, and an end token follows the words.
+        Templates leave out thoughts, empty ones included, once a question follows, and close the last turn with a token of its own.
+        So what ends the rendering, the turn's words at least, must stand in the text, and an end token behind it.
         """
-        content = message["content"].strip()
-        if not content or "tool_calls" in message or not text.startswith(before):
-            return 0
-        rest = text[len(before) :]
-        words = rest.lstrip()
-        if not words.startswith(content):
-            return 0
-        behind = words[len(content) :].lstrip()
-        close = next((each for each in sorted(self._turn_ends, key=len, reverse=True) if behind.startswith(each)), "")
-        return len(text) - len(behind) + len(close) if close else 0
+        assert isinstance(turn.before, str) and isinstance(turn.after, str)
+        start = _alike(turn.before, text)  # shorter than `before` where that opens a thought which is left out later
+        said, rest = turn.after[start:].rstrip(), text[start:]
+        close = self._ending(said)
+        body = said.removesuffix(close).rstrip() if close else ""
+        words = [
+            turn.message["content"].strip(),
+            *(call["function"]["name"] for call in turn.message.get("tool_calls", ())),
+        ]
+        last = min((body.rfind(word) for word in words if word in body), default=len(body) - 1)
+        at = next((at for at in range(last + 1) if rest.startswith(body[at:])), None)
+        if at is None:
+            return 0, 0
+        end = start + len(body) - at
+        if self._ending(body):
+            return start, end
+        behind = text[end:].lstrip()
+        token = next((each for each in self._turn_ends if behind.startswith(each)), "")
+        # Another token than the last turn's is an end only when a turn is opened behind it: it could be that opening.
+        followed = behind[len(token) :].lstrip().startswith(self._turn_ends)
+        return (start, len(text) - len(behind) + len(token)) if token and (token == close or followed) else (0, 0)
+
+    def _ending(self, text: str) -> str:
+        """The special token that text ends with; empty without one."""
+        return next((each for each in self._turn_ends if text.endswith(each)), "")
 
     def _template(self, chats: list[Messages], tools: list[Any], opened: bool) -> list[Text]:
         """Each chat rendered; `opened` ends it where the assistant begins to speak. Chats with the same tools go together."""
@@ -203,6 +225,12 @@ class _Turn(NamedTuple):
     before: Text
     after: Text
     message: Message
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    same = (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    return next(same, min(len(one), len(other)))
 
 
 class Skeleton(NamedTuple):
