@@ -1,0 +1,61 @@
+"""Rows of any shape: the service is shown seed rows as they stand, and writes more of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.prep import shapes
+from engine.prep.expand.exchange import Seed
+from engine.prep.formats.canonical import Canonical
+
+PROMPTS = {
+    "en": """You write training data for a language model. Examples, one JSON object a line:
+{seed}
+
+Write {count} new examples of the same kind, in the same language, style and difficulty, about other subjects and in other words. What they state must be right.
+Answer with a JSON list of {count} objects with exactly the keys of the examples, and with nothing else.""",
+    "zh": """你在为语言模型编写训练数据。示例如下，每行一个 JSON 对象：
+{seed}
+
+请再写 {count} 个同类的新示例：语言、风格和难度相同，但主题和措辞不同，内容必须正确。
+只输出一个包含 {count} 个对象的 JSON 列表，对象的键与示例完全一致，不要输出其他内容。""",
+}
+
+
+def fits(seed: Seed) -> bool:
+    return True
+
+
+def shown(seed: Seed) -> Any:
+    return seed.row
+
+
+def made(item: Any, seed: Seed) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise ValueError(f"it is {type(item).__name__}, not an object")
+    if not shapes.load(seed.shape).matches(item):
+        item = _in_shape(item, seed.shape)
+    shapes.convert(seed.shape, item)
+    if further := sorted(item.keys() - seed.columns):
+        raise ValueError(f"it has columns that no seed has: {', '.join(further)}")
+    return dict(item)
+
+
+def key(row: dict[str, Any], shape: str) -> str:
+    """All but what the assistant says."""
+    content = shapes.convert(shape, row)[0]
+    if "text" in content:
+        return str(content["text"])
+    turns = content.get("messages") or content["prompt"]
+    return "\n".join(turn["content"] for turn in turns if turn["role"] in ("user", "tool"))
+
+
+def _in_shape(item: dict[str, Any], shape: str) -> dict[str, Any]:
+    """A row of another known shape in this one."""
+    try:
+        other = shapes.detect([item])
+    except ValueError:
+        raise ValueError("it has no known shape")
+    found: list[Canonical] = shapes.convert(other, item)
+    row: dict[str, Any] = shapes.load(shape).revert(found[0])
+    return row

@@ -1,0 +1,151 @@
+"""The seed rows: which task they are of, those that prompts show, and what is asked with them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import Any
+
+from engine.prep import readers, rows
+from engine.prep.expand import TASKS
+from engine.prep.expand.duplicates import Duplicates
+from engine.prep.expand.exchange import Seed
+from engine.prep.options import ExpandOptions, SourceOptions
+from engine.protocol.complaints import suggest
+from engine.protocol.messages import Problem, ProblemError
+
+POOL = 10_000
+"""Seed rows that prompts are made of, and that new rows must not be similar to: a seeded sample of larger sets. Equality is checked
+against all."""
+_LOOKED_AT = 100
+_HAN, _KANA, _LETTER = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]"), re.compile(r"[^\W\d_]")
+_PLACE = re.compile(r"\{(seed|count)\}")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What a request needs to know about the seed rows."""
+
+    task: ModuleType
+    name: str
+    """The task's."""
+    pool: list[Seed]
+    prompt: str
+    digest: str
+    """Of the files' bytes."""
+    count: int
+    """Rows that fit the task."""
+    unused: int
+    """Rows that are bad, or do not fit it."""
+
+    def shown(self, number: int, options: ExpandOptions) -> list[Seed]:
+        """The seed rows of request `number`: a choice that depends on the seed and the number alone."""
+        return Random(f"{options.seed}:{number}").sample(self.pool, min(options.shots, len(self.pool)))
+
+    def ask(self, number: int, options: ExpandOptions) -> str:
+        """The text of request `number`."""
+        lines = [json.dumps(self.task.shown(seed), ensure_ascii=False) for seed in self.shown(number, options)]
+        words = {"seed": "\n".join(lines), "count": str(options.per_request)}
+        return _PLACE.sub(lambda found: words[found[1]], self.prompt)
+
+
+def check(options: ExpandOptions) -> None:
+    """Raises ValueError for a task that there is not, and for prompts that no request could be made of."""
+    for key, name in [("expand.task", options.task), *(("expand.prompts", name) for name in options.prompts)]:
+        if name is not None and name not in TASKS:
+            raise ValueError(f"{key}: there is no task {name}{suggest(name, TASKS)}; known are {', '.join(TASKS)}")
+    for name, prompt in options.prompts.items():
+        if "{seed}" not in prompt:
+            raise ValueError(f"expand.prompts.{name} has no {{seed}}: every request would be the same")
+
+
+def read(
+    source: SourceOptions, directory: Path, options: ExpandOptions, duplicates: Duplicates, progress: Any
+) -> Seeds:
+    """Go through the seed rows once. `duplicates` learns them; `progress` is told (bytes done, bytes in all).
+
+    Raises ProblemError when no row fits the task, ValueError for files that cannot be read.
+    """
+    check(options)
+    paths = rows.locate(source, directory)
+    digest = hashlib.sha256()
+    name = options.task or _task_of([seed for seed, _ in itertools.islice(_seeds(source, paths), _LOOKED_AT) if seed])
+    task = load(name)
+    random = Random(f"{options.seed}:pool")
+    pool: list[Seed] = []
+    columns: set[str] = set()
+    count = unused = 0
+    first = ""
+    total = sum(path.stat().st_size for path in paths)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    for seed, told in _seeds(source, paths):
+        if seed is None or not task.fits(seed):
+            unused += 1
+            first = first or (told if seed is None else f"{told}: it does not fit the task {name}")
+            continue
+        if count % 1000 == 0:
+            progress(min(count, total), total)
+        count += 1
+        columns |= seed.row.keys()
+        duplicates.add_exact(task.key(seed.row, seed.shape))
+        # A reservoir (Vitter's algorithm R): every row is as likely to be kept.
+        if len(pool) < POOL:
+            pool.append(seed)
+        elif (place := random.randrange(count)) < POOL:
+            pool[place] = seed
+    if not pool:
+        raise ProblemError(
+            Problem(
+                title=f"No row of {source.source} can be a seed of the task {name}",
+                cause=first or "it has no rows",
+                hint=f"tasks are {', '.join(TASKS)}: --set expand.task=NAME",
+            )
+        )
+    pool = [seed._replace(columns=frozenset(columns)) for seed in pool]
+    for seed in pool:
+        duplicates.add(task.key(seed.row, seed.shape))
+    prompt = options.prompts.get(name) or task.PROMPTS[_language(task, pool)]
+    return Seeds(task, name, pool, prompt, digest.hexdigest(), count, unused)
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(TASKS[name])
+
+
+def _seeds(source: SourceOptions, paths: list[Path]) -> Iterator[tuple[Seed | None, str]]:
+    """Every row as (seed, place), a bad one as (None, place and reason)."""
+    for path in paths:
+        shape, convert = "", None
+        for record in readers.read(path) if path.stat().st_size else ():
+            place = f"{path.name}:{record.line}"
+            if record.value is None:
+                yield None, f"{place}: {record.reason}"
+                continue
+            if convert is None:
+                shape = rows.shape_of(source, path)
+                convert = rows.converter(source, shape)
+            try:
+                yield Seed(record.value, shape, convert(record.value)[0]), place
+            except ValueError as error:
+                yield None, f"{place}: {error}"
+
+
+def _task_of(seeds: list[Seed]) -> str:
+    return next(name for name in TASKS if 2 * sum(load(name).fits(seed) for seed in seeds) >= len(seeds))
+
+
+def _language(task: ModuleType, pool: list[Seed]) -> str:
+    text = "".join(json.dumps(task.shown(seed), ensure_ascii=False) for seed in pool[:20])
+    chinese = len(_HAN.findall(text)) > 0.2 * len(_LETTER.findall(text)) and not _KANA.search(text)
+    return "zh" if chinese else "en"
