@@ -21,7 +21,7 @@ _LONGEST = 64
 _MOST = 2**17
 """Words remembered, some tens of megabytes; then they are forgotten and gathered anew."""
 
-_CUT = re.compile(r" (?<=[!-~\w] )(?=[!-~\w])").split
+_CUT = re.compile(r" (?<=[!-~\w] )(?=[!-~\w])")
 """Cut at, and take away, each blank between two solid characters: visible ASCII, letters and digits of any script."""
 _PUNCTUATED = re.compile(r"([A-Za-z]+)([!-&(-/:-@\[-`{-~].*)", re.DOTALL).match
 """Letters, and what begins with a mark other than the apostrophe (whose endings belong to the word): tokens of their own each."""
@@ -124,7 +124,7 @@ class WordEncoder:
 
     def _part(self, part: str) -> bytes:
         """Tokens of text without added tokens."""
-        words = _CUT(part)
+        words = _CUT.split(part)
         found = list(map(self._spaced.get, words))
         found[0] = self._exact.get(words[0])
         if None in found:
@@ -162,15 +162,14 @@ class WordEncoder:
 
     def _tokens_before(self, part: str, position: int) -> int:
         """Tokens of the part before the one that holds the character, or before the next that holds any."""
-        first, *others = _CUT(part)
-        if position < len(first):
-            return self._token_within(first, position)
-        tokens, at = len(self._part(first)) // WIDTH, len(first)
-        for word in others:
-            if position <= at + len(word):
-                return tokens + self._token_within(" " + word, position - at)
-            tokens, at = tokens + len(self._part(" " + word)) // WIDTH, at + len(word) + 1
-        raise AssertionError(f"{position} is not in the part")
+        tokens = at = 0
+        for cut in _CUT.finditer(part):
+            if position < cut.start():
+                break
+            tokens, at = tokens + len(self._part(part[at : cut.start()])) // WIDTH, cut.start()
+        else:
+            return tokens + self._token_within(part[at:], position - at)
+        return tokens + self._token_within(part[at : cut.start()], position - at)
 
     def _token_within(self, text: str, position: int) -> int:
         place = self._within.get((text, position))

@@ -100,7 +100,7 @@ def _describe(folder: Path, parts: list[Path], columns: tuple[str, ...]) -> None
     for part in parts:
         with part.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": part.name} for part in parts],
         "_fingerprint": digest.hexdigest()[:16],
         "_format_columns": None,

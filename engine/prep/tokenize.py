@@ -20,7 +20,7 @@ import msgspec
 
 from engine.prep import shapes
 from engine.prep.chat import Refused, Rendered, Renderer
-from engine.prep.chunks import Span, cut, lines, work_through
+from engine.prep.chunks import SIZE, Span, cut, lines, work_through
 from engine.prep.encoding import WIDTH, Asked, encoder_for, token_at
 from engine.prep.files.lines import LONGEST_LINE, too_long
 from engine.prep.formats.canonical import Canonical
@@ -267,7 +267,11 @@ def tokenize_rows(
         "kinds": list(kinds),
         "kept": kept is not None,
     }
-    spans = [span for path in rows for span in cut(path)]
+    total = sum(path.stat().st_size for path in rows)
+    # By the input alone, so that the number of processes shows nowhere; and no more of them than pay for their start.
+    size = min(SIZE, max(SIZE // 8, total // 16))
+    spans = [span for path in rows for span in cut(path, size)]
+    processes = min(processes, 1 + total // SIZE)
     made = Made(Counts(), [])
     with store.linked(into) as link, open(kept or os.devnull, "wb") as rows_file:
         for done in work_through(spans, f"{__name__}:work", settings, work / "tokens", processes, progress):
@@ -300,7 +304,8 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
     tokenizing = _tokenizing(settings["tokenizer"], settings["loss_on"], settings["max_length"])
-    counts, golden, told = Counts(), [], {"read": 0, "untemplated": ""}
+    counts, told = Counts(), {"read": 0, "untemplated": ""}
+    golden: list[list[dict[str, Any]]] = []
     with (
         (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects_file,
         (folder / "rows.jsonl").open("wb") as rows_file,

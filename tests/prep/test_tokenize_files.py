@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from engine.prep import chunks
 from engine.prep.rows import Rejects
 from engine.prep.tokenize import Made, tokenize_rows
 from engine.protocol.messages import ProblemError
@@ -96,7 +95,7 @@ def test_processes_and_kills_leave_no_trace(
     tokenizer: Any, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "rows.jsonl", *ROWS * 40)
-    monkeypatch.setattr(chunks.cut, "__defaults__", (2**17,))
+    monkeypatch.setattr("engine.prep.tokenize.SIZE", 2**19)
     made = {}
     for name, processes in (("one", 1), ("two", 2)):
         (tmp_path / name).mkdir()
@@ -105,7 +104,7 @@ def test_processes_and_kills_leave_no_trace(
     assert content(tmp_path / "one" / "set") == content(tmp_path / "two" / "set")
 
     program = (
-        "import sys; from pathlib import Path; from engine.prep import chunks; chunks.cut.__defaults__ = (2**17,)\n"
+        "import sys; from pathlib import Path; from engine.prep import tokenize; tokenize.SIZE = 2**19\n"
         "from transformers import AutoTokenizer; from engine.prep.rows import Rejects; from engine.prep.tokenize import tokenize_rows\n"
         "path, into = map(Path, sys.argv[2:]); tokenizer = AutoTokenizer.from_pretrained(sys.argv[1]); print('go', flush=True)\n"
         "told = lambda *at: print(*at, flush=True)\n"
