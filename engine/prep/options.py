@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from engine.protocol.options import Options, option
 
@@ -70,7 +70,7 @@ class BalanceOptions(Options):
     """Training rows only."""
 
     by: str = option(help="Column whose values are to have the same number of rows.", min_length=1)
-    to: Literal["smallest", "median", "largest"] | int = option(
+    to: Literal["smallest", "median", "largest"] | Annotated[int, Field(ge=1)] = option(
         "smallest", help="Rows of each value: larger groups are thinned out, smaller ones repeated."
     )
     seed: int = option(42, help="Seed of the choice.")

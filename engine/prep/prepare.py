@@ -19,7 +19,7 @@ from engine.models import targets
 from engine.models.folders import has_tokenizer
 from engine.prep import cache, store
 from engine.prep.rows import Rejects
-from engine.prep.stages import located, pipeline, placed
+from engine.prep.stages import clean, located, pipeline, placed
 from engine.prep.stages.context import Context, default_processes
 from engine.prep.stages.located import PARTS
 from engine.prep.stages.pipeline import ASKED, Located, Rows
@@ -189,7 +189,7 @@ def _staged(profile: Profile, sources: Located, folder: Path, progress: Progress
             profile.training.seed,
             context,
             lambda part, counts: _check_rejects(
-                counts["rejected"], counts["in"], counts["first"], data.max_rejected, f"data.{part}"
+                _bad(profile, counts), counts["in"], counts["first"], data.max_rejected, f"data.{part}"
             ),
         )
 
@@ -232,7 +232,7 @@ def _make(
             refused += rejects.count
             checked = rows.validated(part)
             _check_rejects(
-                checked["rejected"] + rejects.count,
+                _bad(profile, checked) + rejects.count,
                 checked["in"],
                 (checked["first"] + rejects.first)[:3],
                 data.max_rejected,
@@ -302,6 +302,12 @@ def lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dic
 
 
 # ── refusals ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _bad(profile: Profile, checked: dict[str, Any]) -> int:
+    """Bad rows that count against `data.max_rejected`: those without a reply do not where cleaning is asked to drop them."""
+    asked = profile.data.clean and profile.data.clean.empty
+    return int(checked["rejected"]) - (clean.empty(checked) if asked else 0)
 
 
 def _check_rejects(rejected: int, read: int, first: list[str], limit: float, part: str) -> None:

@@ -19,7 +19,7 @@ _MOST_VALUES = 10_000
 def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) -> dict[str, Any]:
     """Groups larger than the target thinned out by a seeded choice, smaller ones repeated; the rows' order stays, repetitions stand together.
 
-    Rows without the column are a group of their own, "". Returns `in`, `out`, `dropped`, `repeated` (rows added), `groups`: value -> [before,
+    Rows without the column stay as they are, and are told as the group "". Returns `in`, `out`, `dropped`, `repeated` (rows added), `groups`: value -> [before,
     after]. Raises ValueError when no row has the column.
     """
     groups: Counter[str] = Counter()
@@ -27,14 +27,14 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
     for row in placed.in_file(rows):
         content = row.row()
         value = texts.column(content, options.by)
-        groups["" if value is None else value] += 1
+        groups[value or ""] += 1
         there.update(texts.columns(content))
         if len(groups) > _MOST_VALUES:
             raise ValueError(f"the column {options.by} has more than {_MOST_VALUES} values: it cannot be balanced")
     if groups and set(groups) == {""}:
         listed = ", ".join(name for name, _ in there.most_common(20)) or "none"
         raise ValueError(f"no row has the column {options.by} to balance by; there are {listed}")
-    target = _target(groups, options)
+    target = _target([size for value, size in groups.items() if value], options)
     left = dict(groups)
     due = {value: target % size if size <= target else target for value, size in groups.items()}
     chance = {value: Random(f"{options.seed}:{value}") for value in groups}
@@ -43,18 +43,22 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
     with chunks.whole(out) as (file,):
         for row in placed.in_file(rows):
             found = texts.column(row.row(), options.by)
-            value = "" if found is None else found
+            value = found or ""
+            line = row.written()
+            done += len(line)
+            context.progress("balancing", done, total)
+            if not value:
+                after[value] += 1
+                file.write(line)
+                continue
             # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly as many as are due, each choice equally likely.
             more = chance[value].random() * left[value] < due[value]
             left[value] -= 1
             due[value] -= more
             times = target // groups[value] + more if groups[value] <= target else int(more)
             after[value] += times
-            line = row.written()
             for _ in range(times):
                 file.write(line)
-            done += len(line)
-            context.progress("balancing", done, total)
     before = sum(groups.values())
     return {
         "in": before,
@@ -65,8 +69,8 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
     }
 
 
-def _target(groups: Counter[str], options: BalanceOptions) -> int:
+def _target(sizes: list[int], options: BalanceOptions) -> int:
     if isinstance(options.to, int):
         return options.to
-    sizes = sorted(groups.values()) or [0]
+    sizes = sorted(sizes) or [0]
     return {"smallest": sizes[0], "median": median_low(sizes), "largest": sizes[-1]}[options.to]

@@ -1,0 +1,150 @@
+"""One stage by itself, over a file, a folder or a glob, as the verbs of `cockpit data` do it: rows stay as they stood in their source."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from engine.prep import cache, chunks
+from engine.prep.formats import FORMATS
+from engine.prep.options import SourceOptions
+from engine.prep.stages import located, placed
+from engine.prep.stages.context import Context, default_processes, once
+from engine.prep.stages.validate import AS_IT_STOOD, SourceFile, shape_of, validate
+from engine.protocol.complaints import explain, suggest
+from engine.protocol.home import Home
+from engine.protocol.options import Options
+
+Progress = Callable[[str, int, int], None]
+Model = TypeVar("Model", bound=Options)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A verb's rows, checked. `counts` are those of `validate`; `rejects` names the rows that do not hold; `further` are the other files asked for."""
+
+    rows: Path
+    rejects: Path
+    counts: dict[str, Any]
+    further: list[Path]
+    context: Context
+
+
+def source_of(arguments: argparse.Namespace) -> SourceOptions:
+    """The FILE and `--format` of a verb. Raises ValueError for an unknown shape."""
+    if arguments.format not in ("auto", *FORMATS):
+        hint = suggest(arguments.format, FORMATS)
+        raise ValueError(f"--format {arguments.format}: there is no such shape{hint}; known are {', '.join(FORMATS)}")
+    return SourceOptions(source=arguments.file, format=arguments.format)
+
+
+@contextmanager
+def opened(
+    home: Home,
+    verb: str,
+    arguments: argparse.Namespace,
+    settings: Mapping[str, Any],
+    progress: Progress,
+    further: Iterable[str] = (),
+) -> Iterator[Opened]:
+    """Read and check the rows of FILE and of the `further` ones, in a folder in which a killed verb of the same files and settings goes on.
+
+    Raises ValueError for what is nowhere or cannot be read, and when `--out` would stand in place of a source.
+    """
+    sources = [source_of(arguments), *(SourceOptions(source=each) for each in further)]
+    found = [located.paths(source, Path.cwd(), home, progress) for source in sources]
+    paths = [path for each in found for path in each]
+    _check_out(arguments.out, paths)
+    total = sum(path.stat().st_size for path in paths)
+    told = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
+    files = {str(number): path for number, path in enumerate(paths)}
+    name = cache.key(files, told, lambda done: progress("reading", done, total))
+    with cache.workshop(home, name) as folder:
+        processes = getattr(arguments, "processes", None) or default_processes()
+        context = Context(folder, processes, progress, tuple(map(str, paths)))
+        shapes: list[str] = []
+        checked: list[tuple[Path, Path, dict[str, Any]]] = []
+        for source, listed in zip(sources, found, strict=True):
+            number, index = len(shapes), len(checked)
+            mine = [
+                SourceFile(number + at, index, path, source, shape_of(source, path)) for at, path in enumerate(listed)
+            ]
+            shapes += [file.shape for file in mine]
+            checked.append(_checked(mine, index, context))
+        (rows, rejects, counts), *others = checked
+        yield Opened(rows, rejects, counts, [each[0] for each in others], replace(context, shapes=tuple(shapes)))
+
+
+def _checked(files: list[SourceFile], index: int, context: Context) -> tuple[Path, Path, dict[str, Any]]:
+    rows, rejects = context.folder / f"{index}.rows", context.folder / f"{index}.rejects"
+    counts = once(context, f"{index}.validate", lambda inner: validate(files, AS_IT_STOOD, rows, rejects, inner))
+    return rows, rejects, counts
+
+
+def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report: dict[str, Any]) -> dict[str, Any]:
+    """Write placed `rows` (file name -> file) as they stand, `rejects.jsonl` and last `report.json` into the folder `out`. Returns the report."""
+    out.mkdir(parents=True, exist_ok=True)
+    report = {**report, "directory": str(out)}
+    with chunks.whole(*(out / name for name in rows), out / "rejects.jsonl", out / "report.json") as files:
+        *kept, dropped, told = files
+        for path, file in zip(rows.values(), kept, strict=True):
+            file.writelines(row.raw + b"\n" for row in placed.in_file(path))
+        for path in rejects:
+            if path.is_file():
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, dropped, 2**20)
+        told.write(json.dumps(report, ensure_ascii=False, indent=2).encode() + b"\n")
+    return report
+
+
+def out_of(arguments: argparse.Namespace) -> Path:
+    """`--out`, absolute."""
+    return Path(arguments.out).expanduser().absolute()
+
+
+def options_of(model: type[Model], section: str, overrides: Iterable[str], **given: Any) -> Model:
+    """`--set data.SECTION.KEY=VALUE` or `SECTION.KEY=VALUE`, the value in YAML, over the options' defaults. Raises ValueError with all problems."""
+    document: dict[str, Any] = dict(given)
+    wrong = []
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        keys = name.strip().removeprefix("data.").split(".")
+        if not equals or len(keys) != 2 or keys[0] != section:
+            wrong.append(f"--set {override}: write it as {section}.KEY=VALUE")
+            continue
+        try:
+            document[keys[1]] = YAML(typ="safe", pure=True).load(text)
+        except YAMLError:
+            wrong.append(f"--set {override}: the value is not YAML")
+    try:
+        options = model.model_validate(document)
+    except ValidationError as error:
+        wrong += [f"{section}.{'.'.join(map(str, keys))}: {told}" for keys, told in explain(error, model)]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return options
+
+
+def _check_out(out: str | None, sources: list[Path]) -> None:
+    if out is None:
+        return
+    folder = Path(out).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
+    taken = {path.resolve() for path in folder.glob("*") if path.suffix in (".jsonl", ".json")}
+    for source in sources:
+        if source.resolve() in taken and source.name in ("rows.jsonl", "rejects.jsonl", *_SPLIT, "report.json"):
+            raise ValueError(f"--out {out} holds {source.name}, which the rows are read from; name another folder")
+
+
+_SPLIT = ("train.jsonl", "validation.jsonl", "test.jsonl")

@@ -1,0 +1,37 @@
+"""`cockpit data dedup`: rows that are there twice, or nearly, or in a file that is held out. `--set dedup.KEY=VALUE` as in a profile's data section."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from engine.prep.options import DedupOptions
+from engine.prep.stages.context import once
+from engine.prep.stages.dedup import dedup
+from engine.prep.stages.standalone import Progress, opened, options_of, out_of, publish
+from engine.protocol.home import Home
+
+
+def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """`{rows, kept, exact, near, held_out, rejected, directory}`: `rows` = `kept` + `exact` + `near` + `rejected`.
+
+    `rejected` rows do not hold in their shape; `held_out` of the duplicates are in the files of `--against`. Raises ValueError.
+    """
+    options = options_of(DedupOptions, "dedup", arguments.overrides)
+    settings = {**options.model_dump(), "against": len(arguments.against)}
+    with opened(home, "dedup", arguments, settings, progress, arguments.against) as found:
+        rows, rejects = found.context.folder / "kept", found.context.folder / "dropped"
+        counts = once(
+            found.context,
+            "dedup",
+            lambda context: dedup(found.rows, rows, rejects, options, context, found.further),
+        )
+        report = {
+            "rows": found.counts["read"],
+            "kept": counts["out"],
+            "exact": counts["exact"],
+            "near": counts["near"],
+            "held_out": counts["held_out"],
+            "rejected": found.counts["rejected"],
+        }
+        return publish(out_of(arguments), {"rows.jsonl": rows}, [found.rejects, rejects], report)

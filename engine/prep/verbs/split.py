@@ -1,0 +1,37 @@
+"""`cockpit data split`: rows held out for validation and test, no near-duplicate across the border."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from engine.prep.options import DedupOptions, SplitOptions
+from engine.prep.stages.context import once
+from engine.prep.stages.split import PARTS, split
+from engine.prep.stages.standalone import Progress, opened, options_of, out_of, publish
+from engine.protocol.home import Home
+
+
+def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """`{rows, train, validation, test, rejected[, strata], directory}`: `rows` = `train` + `validation` + `test` + `rejected`. Raises ValueError."""
+    options = options_of(
+        SplitOptions,
+        "split",
+        (),
+        validation=arguments.validation,
+        test=arguments.test,
+        stratify_by=arguments.stratify_by,
+        seed=arguments.seed,
+    )
+    with opened(home, "split", arguments, options.model_dump(), progress) as found:
+        out = {part: found.context.folder / part for part in PARTS}
+        counts = once(found.context, "split", lambda context: split(found.rows, out, options, DedupOptions(), context))
+        report = {
+            "rows": found.counts["read"],
+            **{part: counts[part] for part in PARTS},
+            "rejected": found.counts["rejected"],
+            **({"strata": counts["strata"]} if options.stratify_by else {}),
+        }
+        return publish(
+            out_of(arguments), {f"{part}.jsonl": path for part, path in out.items()}, [found.rejects], report
+        )

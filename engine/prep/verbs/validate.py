@@ -1,0 +1,42 @@
+"""`cockpit data validate`: every bad row of a file, a folder or a glob, with file, line, byte offset and reason."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from engine.prep import cache
+from engine.prep.stages.standalone import Opened, Progress, opened, out_of, publish
+from engine.protocol.home import Home
+
+
+def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """`{rows, good, rejected, reasons, rejects}`; `rows` = `good` + `rejected`, `reasons` by class, `rejects` the path of the bad rows' file.
+
+    With `--out` it lies there, beside rows.jsonl (the good rows) and report.json; without, in the home's cache. Raises ValueError.
+    """
+    with opened(home, "validate", arguments, {}, progress) as found:
+        report = {
+            "rows": found.counts["read"],
+            "good": found.counts["good"],
+            "rejected": found.counts["rejected"],
+            "reasons": found.counts["reasons"],
+        }
+        if arguments.out is None:
+            return {**report, "rejects": str(_kept(home, found))}
+        out = out_of(arguments)
+        publish(out, {"rows.jsonl": found.rows}, [found.rejects], report)
+        return {**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}
+
+
+def _kept(home: Home, found: Opened) -> Path:
+    """The rejects in the cache, under a name that hangs on what they are."""
+    name = "rejects-" + cache.key({"rejects": found.rejects}, {}, lambda _: None)
+    if not (home.cache / name).is_dir():
+        with cache.entry(home, name) as folder:
+            shutil.copyfile(found.rejects, folder / "rejects.jsonl")
+            (folder / "report.json").write_text(json.dumps(found.counts, ensure_ascii=False), encoding="utf-8")
+    return home.cache / name / "rejects.jsonl"
