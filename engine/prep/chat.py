@@ -186,13 +186,15 @@ class Renderer:
         if at is None:
             return 0, 0
         end = start + len(body) - at
-        if self._ending(body):
-            return start, end
         behind = text[end:].lstrip()
         token = next((each for each in self._turn_ends if behind.startswith(each)), "")
-        # Another token than the last turn's is an end only when a turn is opened behind it: it could be that opening.
-        followed = behind[len(token) :].lstrip().startswith(self._turn_ends)
-        return (start, len(text) - len(behind) + len(token)) if token and (token == close or followed) else (0, 0)
+        closed = (start, len(text) - len(behind) + len(token))
+        if token == close:
+            return closed
+        if self._ending(body):  # what closed the rendering ends a conversation, not a turn
+            return start, end
+        # Another token is an end only when a turn is opened behind it: it could be that opening.
+        return closed if token and behind[len(token) :].lstrip().startswith(self._turn_ends) else (0, 0)
 
     def _ending(self, text: str) -> str:
         """The special token that text ends with; empty without one."""
