@@ -22,7 +22,7 @@ from engine.protocol.bundled import bundled
 from engine.protocol.home import Home
 
 HUB = "hf://"
-_HUB = re.compile(r"hf://(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@:]+))?(?:@(?P<split>.+))?")
+_HUB = re.compile(r"hf://(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@:]+))?(?:@(?P<split>\w[\w.-]*))?")
 _WILD = re.compile(r"[*?[]")
 _BESIDE = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "cache-*.arrow")
 """Files that `datasets` and catalogues put into a folder and that hold no rows of it."""
