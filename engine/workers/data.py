@@ -1,7 +1,8 @@
 """The data service: what a profile would train on, row by row and token by token.
 
-Questions: `open {profile, directory}`, `rows {part, start, count}`, `tokens {part, index}`, `stats {part}`. `open` and `stats` say
-`progress {done, total}` on the way and can be cancelled.
+Questions: `open {profile, directory}`, `rows {part, start, count}`, `narrow {part, query}`, `tokens {part, index}`, `rendered {part, index}`,
+`stats {part}`, `prepare {}`, `batch {step}`. `open`, `narrow`, `stats` and `prepare` say `progress {phase, done, total}` on the way and can
+be cancelled; what `prepare` has done by then is kept.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import argparse
 import json
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.prep.browse import Browser, Progress
+from engine.prep import views
+from engine.prep.browse import Browser
+from engine.prep.prepare import prepare
 from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError
 from engine.protocol.profile import ProfileError, parse
 from engine.workers.link import Link
 
+QUESTIONS = ("open", "rows", "narrow", "tokens", "rendered", "stats", "prepare", "batch")
 _EVERY = 0.1
 """Seconds between two words of progress."""
 
@@ -29,11 +34,12 @@ class Data:
     def __init__(self, link: Link, home: Home, cancelled: set[str]) -> None:
         self.link, self.home, self.cancelled = link, home, cancelled
         self.browser: Browser | None = None
+        self.prepared: dict[str, Any] | None = None
 
     def open(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Read a profile's sources once. Raises ProblemError."""
         directory = Path(asked.get("directory") or Path.cwd())
-        self.browser = None
+        self.browser = self.prepared = None
         try:
             profile = parse(asked["profile"], "profile", directory, home=self.home)
         except ProfileError as error:
@@ -49,37 +55,61 @@ class Data:
     def tokens(self, asked: dict[str, Any]) -> dict[str, Any]:
         return self._opened().tokens(asked.get("part", "train"), asked["index"])
 
-    def stats(self, asked: dict[str, Any]) -> dict[str, int]:
+    def narrow(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Raises ValueError for a query that cannot be read."""
+        browser, part = self._opened(), asked.get("part", "train")
+        return {"total": browser.narrow(part, views.parse(asked["query"]), self._progress(asked))}
+
+    def rendered(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return self._opened().rendered(asked.get("part", "train"), asked["index"])
+
+    def stats(self, asked: dict[str, Any]) -> dict[str, Any]:
         return self._opened().stats(asked.get("part", "train"), self._progress(asked))
+
+    def prepare(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """All stages, as a run would do them first; quick when they are done already. Raises ProblemError."""
+        told = self._progress(asked)
+        self.prepared = prepare(
+            self._opened().profile, self.home, lambda phase, done, total: told(done, total, phase=phase)
+        )
+        return {key: value for key, value in self.prepared.items() if key != "lock"}
+
+    def batch(self, asked: dict[str, Any]) -> dict[str, Any]:
+        from engine.training.batches import batch
+
+        if self.prepared is None:
+            self.prepare(asked)
+        assert self.prepared is not None
+        return batch(self.prepared, self._opened().profile, self._opened().tokenizer(), asked["step"])
 
     def _opened(self) -> Browser:
         if self.browser is None:
             raise ProblemError(Problem(title="No profile is open", hint="choose a profile first"))
         return self.browser
 
-    def _progress(self, asked: dict[str, Any]) -> Progress:
+    def _progress(self, asked: dict[str, Any]) -> Callable[..., None]:
+        """Tells `progress(done, total, **more)`. Raises ProblemError once the question is cancelled."""
         request, told = asked.get("request", ""), 0.0
 
-        def progress(done: int, total: int) -> None:
+        def progress(done: int, total: int, **more: Any) -> None:
             nonlocal told
             if request in self.cancelled:
                 raise ProblemError(Problem(title="Cancelled"))
             if time.monotonic() - told >= _EVERY:
                 told = time.monotonic()
-                self.link.say(request, "progress", done=done, total=total)
+                self.link.say(request, "progress", done=done, total=total, **more)
 
         return progress
 
 
 def answer(data: Data, instruction: Instruction) -> None:
     """Do what is asked and answer it, whatever happens."""
-    questions = {"open": data.open, "rows": data.rows, "tokens": data.tokens, "stats": data.stats}
     result, problem = None, None
     try:
-        if instruction.name not in questions:
-            raise ValueError(f"data does not know {instruction.name!r}, only {', '.join(questions)}")
+        if instruction.name not in QUESTIONS:
+            raise ValueError(f"data does not know {instruction.name!r}, only {', '.join(QUESTIONS)}")
         data.link.status("busy", detail=instruction.name)
-        result = questions[instruction.name](instruction.arguments)
+        result = getattr(data, instruction.name)(instruction.arguments)
     except ProblemError as error:
         problem = error.problem
     except (ValueError, KeyError, TypeError, OSError) as error:
