@@ -78,7 +78,7 @@ def test_bad_rows_of_a_copy_are_counted_and_named(over: Over, bare_home: Home, t
     browser = opened(over({"source": "rows.csv"}), bare_home)
     (source,) = browser.summary()["sources"]
     assert (source["rows"], source["rejected"]) == (2, 2)
-    assert sorted((each["line"], each["file"]) for each in browser.problems) == [
+    assert sorted((each.line, str(each.path)) for each in browser.problems) == [
         (3, str(tmp_path / "rows.csv")),
         (4, str(tmp_path / "rows.csv")),
     ]
