@@ -73,6 +73,7 @@ def files(source: str, directory: Path) -> list[Path]:
         return _matching(source, directory)
     path = Path(found)
     if path.is_dir():
+        _check_one_split(path, source)
         return _below(path, source)
     readers.check_suffix(path)
     return [path]
@@ -120,6 +121,13 @@ def is_tokenised(path: Path) -> bool:
 
 def _places(directory: Path) -> tuple[Path, Path]:
     return directory, bundled("data")
+
+
+def _check_one_split(folder: Path, source: str) -> None:
+    """Raises ValueError for what `datasets.DatasetDict.save_to_disk` wrote: its test rows would be trained on."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = ", ".join(f"{source}/{path.parent.name}" for path in sorted(folder.glob("*/state.json")))
+        raise ValueError(f"{source} holds several splits; name one of them: {splits or 'but there is none in it'}")
 
 
 def _below(folder: Path, source: str) -> list[Path]:

@@ -80,6 +80,14 @@ def test_what_cannot_be_shown_is_one_clear_error(
         asked(bare_home, write(tmp_path / "rows.jsonl", *rows), shape)
 
 
+def test_tokens_are_no_rows(bare_home: Home, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list([{"input_ids": [1], "labels": [1]}]).save_to_disk(str(tmp_path / "tokens"))
+    with pytest.raises(ValueError, match="tokens holds tokens already"):
+        asked(bare_home, tmp_path / "tokens")
+
+
 @pytest.mark.slow
 def test_the_verb(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", chat("q", "a"))

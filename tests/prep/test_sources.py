@@ -105,6 +105,16 @@ def test_a_tokenised_folder_is_known(tmp_path: Path) -> None:
     assert [path.suffix for path in sources.files("text", tmp_path)] == [".arrow"]
 
 
+def test_a_folder_of_splits_is_not_mixed(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([{"text": "t"}])
+    DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(ValueError, match=r"set holds several splits; name one of them: set/test, set/train"):
+        sources.files("set", tmp_path)
+    assert [path.parent.name for path in sources.files("set/train", tmp_path)] == ["train"]
+
+
 # ── the hub ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

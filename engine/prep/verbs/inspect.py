@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from engine.prep import mapping, readers, rows
+from engine.prep import mapping, readers, rows, sources
 from engine.prep.formats import FORMATS
 from engine.prep.formats.canonical import Canonical
 from engine.prep.options import SourceOptions
@@ -25,6 +25,8 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     asked = getattr(arguments, "format", "auto")
     if asked != "auto" and asked not in FORMATS:
         raise ValueError(f"there is no shape {asked}; known are {', '.join(FORMATS)}")
+    if sources.is_tokenised(Path(arguments.file)):
+        raise ValueError(f"{arguments.file} holds tokens already (input_ids, labels): there are no rows to look at")
     source = SourceOptions(source=arguments.file, format=asked)
     paths = rows.locate(source, Path.cwd(), home)
     total, done = sum(path.stat().st_size for path in paths), 0
