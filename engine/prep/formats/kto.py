@@ -35,10 +35,10 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    label = next((name for name in LABELS if row.get(name) is not None), None)
-    if label is None or not isinstance(row[label], bool):
-        given = "missing" if label is None else repr(row[label])
-        raise ValueError(f"{label or 'label'} is {given}, not true or false")
+    label = next((name for name in LABELS if isinstance(row.get(name), bool)), None)
+    if label is None:
+        name, given = next(((name, row[name]) for name in LABELS if row.get(name) is not None), ("label", None))
+        raise ValueError(f"{name} is {'missing' if given is None else repr(given)}, not true or false")
     before, judged, used = _parts(row)
     if not before:
         raise ValueError("there is no question before the judged reply")

@@ -1,6 +1,7 @@
 """OpenAI messages: `{"messages": [{"role": "user", "content": "…"}, …]}`, with `tool_calls` and `tools`.
 
-Arguments of calls may be JSON text, as OpenAI has them, or mappings, as chat templates want them. Reverting writes JSON text.
+Arguments of calls may be JSON text, as OpenAI has them, or mappings, as chat templates want them. Reverting writes JSON text, and null
+for the words of a turn that only calls.
 """
 
 from __future__ import annotations
@@ -36,4 +37,4 @@ def _openai(message: Message) -> Message:
         {**call, "function": {**call["function"], "arguments": written(call["function"]["arguments"])}}
         for call in message["tool_calls"]
     ]
-    return {**message, "tool_calls": calls}
+    return {**message, "content": message["content"] or None, "tool_calls": calls}
