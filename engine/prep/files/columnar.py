@@ -14,7 +14,8 @@ _ROWS = 1024
 """Rows made into Python objects at a time."""
 BYTES = 16 * 2**20
 """Of such a slice, about."""
-_UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError)
+_UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, RecursionError)
+"""What pyarrow raises for values that Python has no form for, beside its own exceptions; LookupError for types that it has none for."""
 
 
 def records(batches: Iterator[Any], path: Path) -> Iterator[Record]:
@@ -27,7 +28,7 @@ def records(batches: Iterator[Any], path: Path) -> Iterator[Record]:
             batch = next(batches)
         except StopIteration:
             return
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, OSError, EOFError, *_UNREADABLE) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's trouble, not the file's
             raise ValueError(f"it is damaged, or no {path.suffix} file: {error}") from error
