@@ -1,0 +1,131 @@
+"""`cockpit data convert`: the rows of a file, a folder or a glob in another shape.
+
+A row goes over whole or not at all: what the other shape cannot hold is named in `OUT.rejects.jsonl`, beside the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import glob
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.prep import chunks, readers, rows, shapes
+from engine.prep.chunks import Span
+from engine.prep.files import lines
+from engine.prep.files.record import BOM
+from engine.prep.formats import FORMATS
+from engine.prep.options import SourceOptions
+from engine.prep.readers import Record
+from engine.prep.stages.context import default_processes
+from engine.protocol.home import Home
+
+_WORK = "engine.prep.verbs.convert:work"
+
+
+def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """`{rows, converted, rejected, file, rejects}`: rows read, rows written (a row may expand), rows that did not go over.
+
+    Raises ValueError for an unknown shape, and for a result that would stand in place of what it is made of.
+    """
+    _check_shape(arguments.to, FORMATS)
+    _check_shape(arguments.format, ("auto", *FORMATS))
+    source = SourceOptions(source=arguments.file, format=arguments.format)
+    out = Path(arguments.out).expanduser().absolute()
+    if out.suffix != ".jsonl":
+        raise ValueError(f"--out {arguments.out}: rows are written as JSONL; give it a name that ends in .jsonl")
+    paths = rows.locate(source, Path.cwd(), home)
+    if out.resolve() in {path.resolve() for path in paths}:
+        raise ValueError(f"--out {arguments.out} is what the rows are read from; name another file")
+    settings = {
+        "source": source.model_dump(),
+        "to": arguments.to,
+        "shapes": {str(path): rows.shape_of(source, path) for path in paths if path.stat().st_size},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = _work_folder(out, settings, paths)
+    rejects = out.with_name(f"{out.stem}.rejects.jsonl")
+    results = chunks.work_through(
+        [span for path in paths for span in _spans(path)],
+        _WORK,
+        settings,
+        folder,
+        default_processes(),
+        lambda done, total: progress("converting", done, total),
+    )
+    counts = chunks.gather(results, {"rows": out, "rejects": rejects})
+    shutil.rmtree(folder)
+    told: dict[str, Any] = {name: sum(each[name] for each in counts) for name in ("rows", "converted", "rejected")}
+    if not told["rejected"]:
+        rejects.unlink()
+    return told | {"file": str(out), "rejects": str(rejects) if told["rejected"] else None}
+
+
+def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Rows of a span, in the other shape, to `rows`; those that do not go over to `rejects`."""
+    shape, to = settings["shapes"][span.path], settings["to"]
+    convert, revert = rows.converter(SourceOptions(**settings["source"]), shape), shapes.load(to).revert
+    counts = {"rows": 0, "converted": 0, "rejected": 0}
+    with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
+        for record in _records(span):
+            counts["rows"] += 1
+            try:
+                if record.value is None:
+                    raise ValueError(record.reason)
+                canonical = convert(record.value)
+                # A row that has the shape already stays as it is: there are several ways to say the same.
+                found = [record.value] if shape == to else [revert(each) for each in canonical]
+                content = b"".join(msgspec.json.encode(row) + b"\n" for row in found)
+            except (ValueError, OverflowError) as error:
+                counts["rejected"] += 1
+                told = {"file": record.file, "line": record.line, "offset": record.offset, "reason": str(error)}
+                dropped.write(msgspec.json.encode(told) + b"\n")
+                continue
+            kept.write(content)
+            counts["converted"] += len(found)
+    return counts
+
+
+def _spans(path: Path) -> Iterator[Span]:
+    """Pieces of a JSONL file; what cannot be cut, as a whole."""
+    size = path.stat().st_size
+    if path.suffix.lower() == ".jsonl":
+        yield from chunks.cut(path)
+    elif size:
+        yield Span(str(path), 0, size, 1)
+
+
+def _records(span: Span) -> Iterator[Record]:
+    if Path(span.path).suffix.lower() != ".jsonl":
+        yield from readers.read(Path(span.path))
+        return
+    for number, offset, content in chunks.lines(span, lines.LONGEST_LINE):
+        if content is None:
+            yield Record(span.path, number, offset, offset, None, lines.too_long())
+        elif content := content.removeprefix(BOM).strip():
+            yield Record(span.path, number, offset, offset + len(content), *readers.decode(content))
+
+
+def _work_folder(out: Path, settings: dict[str, Any], paths: list[Path]) -> Path:
+    """Where the pieces of this very work are kept, beside its result; those of another that was given up are removed."""
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    key = hashlib.sha256(json.dumps([settings, stats], sort_keys=True).encode()).hexdigest()[:16]
+    folder = out.with_name(f".{out.name}.{key}")
+    for other in out.parent.glob(f".{glob.escape(out.name)}.{'[0-9a-f]' * 16}"):
+        if other != folder:
+            shutil.rmtree(other)
+    return folder
+
+
+def _check_shape(name: str, known: Collection[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, FORMATS, n=1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        raise ValueError(f"there is no shape {name!r}{hint}; known are {', '.join(known)}")
