@@ -29,6 +29,10 @@ WINDOW = 20
 """Rows fetched at once."""
 COUNTED = 5000
 """Rows up to which tokens are counted without being asked for."""
+REJECTED = "rejected"
+"""The part of bad rows."""
+VIEWS = ("conversation", "tokens", "text", "raw")
+"""How a row is shown, in the order of the key."""
 EMPTY = Content.from_markup(
     "[bold $text]No data open.[/]\n\n[$accent]o[/] picks a profile and shows the rows it would train on.\n"
     "To use your own JSONL: [$accent]3[/] opens Profile; save a copy of a built-in one and set data.train."
@@ -37,8 +41,11 @@ EMPTY = Content.from_markup(
 
 class DataScreen(CockpitScreen):
     HELP_TEXT = """
-    What a profile would train on. Tokens that are trained are bold and underlined; the others are context only.
-    A row that cannot be used is rejected and named with its file and line; training goes on without it.
+    What a profile would train on. `t` shows a row as a conversation, as tokens (those that are trained are bold and underlined), as
+    the text that training and chat write, and as it stands in its file. `b` shows real batches. A row that cannot be used is
+    rejected and named with its file and line; training goes on without it. `v` goes on to the held-out rows and to the rejected ones.
+    `/` finds rows: words and "phrases" in them, `column=value`, `source:name`, `chars>2000`, `tokens<20`; a number goes to that row.
+    `r` runs the stages that the profile asks for, as a run does first; Esc stops that, and what is done by then is kept.
     """
     DEFAULT_CSS = """
     DataScreen #place { height: 1; padding: 0 1; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -61,11 +68,14 @@ class DataScreen(CockpitScreen):
         Binding("end", "go_to(-1)", "Last row", show=False),
         Binding("j,down", "scroll(2)", "Down", show=False),
         Binding("k,up", "scroll(-2)", "Up", show=False),
-        Binding("t", "tokens", "Tokens"),
-        Binding("v", "part", "Split"),
+        Binding("t", "tokens", "View"),
+        Binding("b", "batch", "Batches"),
+        Binding("v", "part", "Part"),
+        Binding("slash", "find", "Find", key_display="/"),
+        Binding("r", "run", "Run stages"),
         Binding("s", "facts", "Facts"),
         Binding("n", "count", "Count tokens", show=False),
-        Binding("slash", "find", "Go to", key_display="/"),
+        Binding("escape", "stop", "Back", show=False),
     ]
 
     def __init__(self) -> None:
@@ -76,7 +86,14 @@ class DataScreen(CockpitScreen):
         self.stats: dict[str, dict[str, Any]] = {}
         self.rows: dict[tuple[str, int], dict[str, Any]] = {}
         self.part, self.index = "train", 0
-        self.totals = {"train": 0, "validation": 0}
+        self.view = "conversation"
+        self.step = 1
+        """Of the batch that is shown, of `batches`."""
+        self.batches = 1
+        self.totals: dict[str, int] = {}
+        """Rows of each part, or of what it is narrowed to."""
+        self.queries: dict[str, str] = {}
+        """What each part is narrowed to."""
         self.request = ""
 
     def compose_body(self) -> ComposeResult:
@@ -121,18 +138,16 @@ class DataScreen(CockpitScreen):
         summary = await self._ask("open", {"profile": text, "directory": str(path.parent)})
         if summary is None:
             return
-        self.summary, self.part, self.index = summary, "train", 0
-        self.totals = {
-            part: sum(source["rows"] for source in summary["sources"] if source["part"] == part) for part in self.totals
-        }
+        self.summary, self.part, self.index, self.step = summary, "train", 0, 1
+        self.totals, self.queries = dict(summary["parts"]), {}
         self._show_facts()
         await self._show()
         if summary["rows"] <= COUNTED:
             await self._count()
 
     async def _count(self) -> None:
-        for part, rows in self.totals.items():
-            if rows and (numbers := await self._ask("stats", {"part": part})) is not None:
+        for part, rows in self.summary["parts"].items():
+            if rows and part != REJECTED and (numbers := await self._ask("stats", {"part": part})) is not None:
                 self.stats[part] = numbers
                 self._show_facts()
         await self._show()
@@ -151,8 +166,8 @@ class DataScreen(CockpitScreen):
 
     def receive(self, state: State, body: object) -> None:
         if isinstance(body, ServiceEvent) and body.request == self.request and body.kind == "progress":
-            done, total = body.data.get("done", 0), body.data.get("total", 0)
-            self._place(f"reading … {done / total:.0%}" if total else "reading …")
+            done, total, phase = (body.data.get(key, 0) for key in ("done", "total", "phase"))
+            self._place(f"{phase or 'reading'} … {done / total:.0%}" if total else "reading …", "Esc stops")
 
     # ── showing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -161,31 +176,56 @@ class DataScreen(CockpitScreen):
         await self._show()
 
     async def _show(self) -> None:
-        """Show the present row, after fetching what is not here yet."""
-        part, index = self.part, self.index
-        if not self.totals[part]:
-            self._content(
-                Content(
-                    f"The profile has no {part} rows.\n\nv shows the other part; data.{part} in the profile names its sources."
-                )
-            )
-            self._place(part)
+        """Show the present row or batch, after fetching what is not here yet."""
+        if self.view == "batch":
+            await self._show_batch()
+            return
+        part, index, view = self.part, self.index, self.view if self.part != REJECTED else "conversation"
+        if not self.totals.get(part):
+            self._content(self._nothing(part))
+            self._place(part, self.queries.get(part, ""))
             return
         row = await self._row(part, index)
-        tokens = self.has_class("-tokens")
-        if row is not None and tokens and "tokens" not in row:
-            row["tokens"] = await self._ask("tokens", {"part": part, "index": index})
-        if row is None or (part, index) != (self.part, self.index) or (tokens and row["tokens"] is None):
+        if row is not None and view in ("tokens", "text") and view not in row:
+            question = "tokens" if view == "tokens" else "rendered"
+            row[view] = await self._ask(question, {"part": part, "index": index})
+        if row is None or (part, index) != (self.part, self.index) or row.get(view, row) is None:
             return
         counts = ""
-        if tokens:
-            counted = row["tokens"]
-            counts = f"{counted['tokens']} tokens, {counted['trained']} trained"
-            counts += f", {counted['cut']} cut" if counted.get("cut") else ""
-            self._content(row_view.tokens(counted["pieces"]))
-        else:
-            self._content(row_view.conversation(row))
-        self._place(part, f"row {index + 1:,} of {self.totals[part]:,}", counts)
+        match view:
+            case "tokens":
+                counted = row["tokens"]
+                counts = f"{counted['tokens']} tokens, {counted['trained']} trained"
+                counts += f", {counted['cut']} cut" if counted.get("cut") else ""
+                self._content(row_view.tokens(counted["pieces"]))
+            case "text":
+                self._content(row_view.rendered(row["text"]))
+            case "raw":
+                self._content(Content(row["raw"]))
+            case _:
+                self._content(row_view.conversation(row))
+        where = f"{row['file'].rpartition('/')[2]}:{row['line']}" if row.get("file") else ""
+        found = f"found by {self.queries[part]}" if part in self.queries else ""
+        self._place(part, f"row {index + 1:,} of {self.totals[part]:,}", found, counts, where)
+
+    def _nothing(self, part: str) -> Content:
+        """Why a part shows no row, and what to do."""
+        if part in self.queries:
+            return Content(f"No row of {part} fits: {self.queries[part]}\n\n/ asks anew; an empty line shows all.")
+        if part == REJECTED:
+            return Content("No row is rejected.\n\nv shows the training rows.")
+        return Content(
+            f"The profile has no {part} rows.\n\nv shows the next part; data.{part} in the profile names its sources."
+        )
+
+    async def _show_batch(self) -> None:
+        shown = await self._ask("batch", {"step": self.step})
+        if shown is None or self.view != "batch":
+            return
+        self._content(row_view.batch(shown))
+        share = f"{shown['trained'] / shown['tokens']:.0%} trained" if shown["tokens"] else ""
+        self.batches = shown["steps"]
+        self._place(f"batch of step {shown['step']:,} of {shown['steps']:,}", f"{shown['tokens']:,} tokens, {share}")
 
     async def _row(self, part: str, index: int) -> dict[str, Any] | None:
         if (part, index) not in self.rows:
@@ -218,28 +258,71 @@ class DataScreen(CockpitScreen):
     # ── keys ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def action_move(self, by: int) -> None:
-        self.action_go_to(max(0, self.index + by))
+        self.action_go_to(max(0, (self.step - 1 if self.view == "batch" else self.index) + by))
 
     def action_go_to(self, index: int) -> None:
-        """Row `index` of this part, from 0; -1 is the last."""
-        last = max(self.totals[self.part] - 1, 0)
-        self.index = last if index < 0 else min(index, last)
-        if self.summary:
-            self.query_one("#row").scroll_home(animate=False)
-            self.show_row()
+        """Row (or batch) `index` of this part, from 0; -1 is the last."""
+        if not self.summary:
+            return
+        if self.view == "batch":
+            self.step = self.batches if index < 0 else min(index + 1, self.batches)
+        else:
+            last = max(self.totals[self.part] - 1, 0)
+            self.index = last if index < 0 else min(index, last)
+        self.query_one("#row").scroll_home(animate=False)
+        self.show_row()
 
     def action_scroll(self, by: int) -> None:
         side = self.has_class("-facts") and self.has_class("-narrow")
         self.query_one("#side" if side else "#row").scroll_relative(y=by, animate=False)
 
     def action_tokens(self) -> None:
-        self.toggle_class("-tokens")
+        """The next way to show a row."""
+        at = VIEWS.index(self.view) + 1 if self.view in VIEWS else 0
+        self._set_view(VIEWS[at % len(VIEWS)])
+
+    def action_batch(self) -> None:
+        """Real batches, and back to the rows."""
+        self._set_view("conversation" if self.view == "batch" else "batch")
+
+    def _set_view(self, view: str) -> None:
+        self.view = view
+        self.set_class(view in ("tokens", "batch"), "-tokens")
         if self.summary:
+            self.query_one("#row").scroll_home(animate=False)
             self.show_row()
 
     def action_part(self) -> None:
-        self.part = "validation" if self.part == "train" else "train"
-        self.action_go_to(0)
+        """The next part that has rows."""
+        parts = [part for part in self.summary.get("parts", ()) if self.summary["parts"][part] or part == self.part]
+        if parts:
+            self.part = parts[(parts.index(self.part) + 1) % len(parts)]
+            self.view = "conversation" if self.view == "batch" else self.view
+            self.action_go_to(0)
+
+    @work(exclusive=True, group="open")
+    async def action_run(self) -> None:
+        """All stages of the profile, as a run would do them first."""
+        if not self.summary:
+            return
+        self._place("running the stages …", "Esc stops")
+        if (done := await self._ask("prepare", {})) is None:
+            return
+        self.summary["done"] = [*done["stages"], _tokenised(done)]
+        self._show_facts()
+        self.notify(
+            f"{done['rows']:,} rows, {done['tokens']:,} tokens, {done['trained_tokens']:,} trained", title="Prepared"
+        )
+        await self._show()
+
+    async def action_stop(self) -> None:
+        """Esc: give up what is being asked, else leave the batches, else go back."""
+        if self.request:
+            await self.worker.cancel(self.request)
+        elif self.view == "batch":
+            self.action_batch()
+        else:
+            await self.app.action_back()
 
     def action_facts(self) -> None:
         """On a narrow screen the facts take the row's place."""
@@ -254,8 +337,26 @@ class DataScreen(CockpitScreen):
     async def action_find(self) -> None:
         if not self.summary:
             return
-        answer = await self.app.push_screen_wait(Prompt("Go to row", f"1 to {self.totals[self.part]:,}"))
-        if answer and answer.isdigit():
+        hint = "words, column=value, source:name, chars>2000, tokens<20, or a number"
+        answer = await self.app.push_screen_wait(Prompt(f"Find in {self.part}", hint, self.queries.get(self.part, "")))
+        if answer is None:
+            return
+        if answer.strip().isdigit():
             self.action_go_to(max(int(answer) - 1, 0))
-        elif answer:
-            self.notify(f"{answer!r} is not a row number", severity="error", markup=False)
+            return
+        found = await self._ask("narrow", {"part": self.part, "query": answer})
+        if found is None:
+            return
+        self.queries.pop(self.part, None)
+        if answer.strip():
+            self.queries[self.part] = answer.strip()
+        self.totals[self.part] = found["total"]
+        self.rows.clear()
+        self._set_view("conversation" if self.view == "batch" else self.view)
+        self.action_go_to(0)
+
+
+def _tokenised(done: dict[str, Any]) -> dict[str, Any]:
+    """The last stage as the others tell theirs."""
+    stats = done["stats"]["train"]
+    return {"name": "tokenize", "in": stats["rows"] + stats["masked"], "out": stats["rows"]}

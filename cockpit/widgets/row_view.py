@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,17 +20,89 @@ LEGEND = Content.assemble(
 )
 PROBLEMS = 8
 """Bad rows told by name in the facts."""
+BARS = " ▏▎▍▌▋▊▉█"
+WIDE = 24
+"""Cells of a histogram's longest bar."""
 
 
 def conversation(row: Mapping[str, Any]) -> Content:
-    """Each turn under its role; a row of plain text as it is."""
-    turns = row.get("messages") or [{"role": "text", "content": row.get("text", "")}]
+    """Each turn under its role, pairs and judgements with theirs; a row of plain text as it is, a bad one with what is wrong."""
     blocks = []
-    for turn in turns:
-        role = str(turn.get("role", "?"))
-        heading = Content.styled(f"▌{role}", f"bold {ROLES.get(role, 'dim')}")
-        blocks.append(Content.assemble(heading, "\n", str(turn.get("content") or "")))
+    if row.get("reason"):
+        blocks.append(Content.styled(f"✗ {row['reason']}", "bold $text-error"))
+    if row.get("text"):
+        blocks.append(_turn({"role": "text", "content": row["text"]}))
+    for key in ("messages", "prompt", "chosen", "rejected", "completion"):
+        if key != "messages" and row.get(key):
+            blocks.append(Content.styled(f"── {key} ──", "bold $warning"))
+        blocks += [_turn(turn) for turn in row.get(key) or ()]
+    if "label" in row:
+        blocks.append(Content.assemble(("judged ", "dim"), "good" if row["label"] else "bad"))
+    if row.get("tools"):
+        names = [str((tool.get("function") or tool).get("name", "?")) for tool in row["tools"]]
+        blocks.append(Content.assemble(("tools ", "dim"), ", ".join(names)))
+    if row.get("columns"):
+        told = (Content.assemble((f"{name} ", "dim"), str(value)) for name, value in row["columns"].items())
+        blocks.append(Content("\n").join(told))
     return Content("\n\n").join(blocks)
+
+
+def _turn(turn: Mapping[str, Any]) -> Content:
+    role = str(turn.get("role", "?"))
+    heading = Content.styled(f"▌{role}", f"bold {ROLES.get(role, 'dim')}")
+    calls = [json.dumps(call, ensure_ascii=False) for call in turn.get("tool_calls") or ()]
+    return Content.assemble(heading, "\n", "\n".join(filter(None, (str(turn.get("content") or ""), *calls))))
+
+
+def batch(shown: Mapping[str, Any]) -> Content:
+    """A global batch: its rows one below the other, each packed sequence under its number."""
+    packed = len({part["sequence"] for part in shown["parts"]}) < len(shown["parts"])
+    blocks = []
+    for number, part in enumerate(shown["parts"], 1):
+        trained = sum(piece["trained"] for piece in part["pieces"])
+        told = f"▌row {number}" + (f" · sequence {part['sequence'] + 1}" if packed else "")
+        heading = Content.assemble(
+            (told, "bold $accent"), (f"  {len(part['pieces'])} tokens, {trained} trained", "dim")
+        )
+        blocks.append(Content.assemble(heading, "\n", tokens(part["pieces"])))
+    return Content("\n\n").join(blocks)
+
+
+def rendered(shown: Mapping[str, Any]) -> Content:
+    """The row's text as training has it; what chat sends to get its last reply is the first part of it, or the two are shown apart."""
+    if shown["same"]:
+        asked, reply = shown["chat"], shown["training"][len(shown["chat"]) :]
+        told = Content.styled("✓ chat sends the dim part, byte for byte; training goes on with the rest", "$success")
+        return Content.assemble(told, "\n\n", (asked, "dim"), (reply, "bold"))
+    told = Content.styled("✗ chat sends other bytes than training began with", "bold $text-error")
+    headings = ("▌training", "bold $accent"), ("▌chat", "bold $accent")
+    return Content.assemble(
+        told, "\n\n", headings[0], "\n", shown["training"], "\n\n", headings[1], "\n", shown["chat"]
+    )
+
+
+def histogram(bars: Sequence[Sequence[float]]) -> list[Content]:
+    """`[from, rows]` pairs, ascending, as horizontal bars."""
+    most = max((rows for _, rows in bars), default=0)
+    lines = []
+    for start, rows in bars:
+        eighths = math.ceil(rows / most * WIDE * 8) if most else 0
+        bar = BARS[8] * (eighths // 8) + (BARS[eighths % 8] if eighths % 8 else "")
+        lines.append(Content.assemble((f"{int(start):>6} ", "dim"), (bar, "$accent"), (f" {int(rows):,}", "dim")))
+    return lines
+
+
+def stages(asked: Sequence[str], done: Sequence[Mapping[str, Any]]) -> list[Content]:
+    """What a run does with the rows first: with counts once it is done."""
+    if not done:
+        names = " → ".join(["validate", *asked, "tokenize"])
+        return [Content(names), Content.assemble(("r", "$accent"), (" runs them", "dim"))]
+    lines = []
+    for stage in done:
+        part = "" if stage.get("part", "train") == "train" else f" {stage['part']}"
+        counts = f"{stage.get('in', 0):,} → {stage.get('out', 0):,}"
+        lines.append(Content.assemble((f"{stage['name'] + part:<21}", "dim"), counts))
+    return lines
 
 
 def tokens(pieces: Sequence[Mapping[str, Any]]) -> Content:
@@ -49,10 +123,13 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
         lines.append(Content.styled(f"  {source['part']} · {source['format']} · {source['rows']:,} rows", "dim"))
         if source["rejected"]:
             lines.append(Content.styled(f"  ✗ {source['rejected']:,} rejected", "$text-error"))
+    lines += [Content(""), Content.styled("Stages", "bold $accent")]
+    lines += stages(summary.get("stages", ()), summary.get("done", ()))
     for part, numbers in stats.items():
         lines += [Content(""), Content.styled(f"Tokens, {part}", "bold $accent"), *_numbers(numbers)]
     if summary["problems"]:
-        lines += [Content(""), Content.styled(f"Rejected rows ({len(summary['problems'])})", "bold $text-error")]
+        count = summary.get("parts", {}).get("rejected", len(summary["problems"]))
+        lines += [Content(""), Content.styled(f"Rejected rows ({count:,})", "bold $text-error")]
         for problem in summary["problems"][:PROBLEMS]:
             name = str(problem["file"]).rpartition("/")[2]
             lines.append(Content.assemble((f"{name}:{problem['line']} ", "dim"), str(problem["reason"])))
@@ -71,4 +148,5 @@ def _numbers(numbers: Mapping[str, Any]) -> list[Content]:
         "a row": f"p50 {numbers.get('p50', 0)}, p95 {numbers.get('p95', 0)}, max {numbers.get('max', 0)}",
         "cut": f"{numbers.get('truncated', 0):,} rows",
     }
-    return [Content.assemble((f"{name:<9}", "dim"), value) for name, value in told.items()]
+    lines = [Content.assemble((f"{name:<9}", "dim"), value) for name, value in told.items()]
+    return lines + histogram(numbers.get("histogram", ()))

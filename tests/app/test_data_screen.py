@@ -65,3 +65,72 @@ async def test_rows_tokens_counts_and_rejects(working: Home) -> None:
         assert numbers["rows"] == 3 and 0 < numbers["trained_tokens"] < numbers["tokens"]
         await pilot.press("slash", *"99", "enter")
         await until(pilot, lambda: "row 3 of 3" in shown(pilot))
+
+
+RICH = """\
+name: rich
+model: {base: smollm2-135m-instruct}
+data: {train: [{source: many.jsonl}], dedup: {near: false}, max_length: 64, max_rejected: 0.2}
+training: {micro_batch: 2}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [HIGH, LOW])
+async def test_finding_batches_rejects_and_stages(size: tuple[int, int], working: Home) -> None:
+    folder = working.root / "profiles"
+    (folder / "rich.yaml").write_text(RICH, encoding="utf-8")
+    rows = [
+        ROW,
+        *({"messages": [{"role": "user", "content": f"Question {n}"}, ROW["messages"][1]]} for n in range(7)),
+        ROW,
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "many.jsonl").write_text("\n".join([*lines, "{broken", ""]), encoding="utf-8")
+    async with opened(RealEngine, size, home=working, first="data") as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, DataScreen)
+        screen.open(folder / "rich.yaml")
+        await until(pilot, lambda: "train" in screen.stats and "row 1 of 9" in shown(pilot), 60)
+        await pilot.press("slash", *"question", "enter")
+        await until(pilot, lambda: "row 1 of 7" in shown(pilot) and "found by question" in shown(pilot))
+        await pilot.press("end")
+        await until(pilot, lambda: "row 7 of 7" in shown(pilot) and "Question 6" in shown(pilot))
+        await pilot.press("t", "t")
+        await until(pilot, lambda: "byte for byte" in shown(pilot) and "<|im_start|>" in shown(pilot))
+        await pilot.press("t")
+        await until(pilot, lambda: '{"messages"' in shown(pilot))
+        await pilot.press("slash", *"nowhere", "enter")
+        await until(pilot, lambda: "No row of train fits" in shown(pilot))
+        await pilot.press("v")
+        await until(pilot, lambda: "not JSON" in shown(pilot) and "many.jsonl:10" in shown(pilot))
+        assert_fits(pilot)
+        await pilot.press("r")
+        await until(pilot, lambda: screen.summary.get("done"), 60)
+        stages = {stage["name"]: (stage["in"], stage["out"]) for stage in screen.summary["done"]}
+        assert stages == {"validate": (10, 9), "dedup": (9, 8), "tokenize": (8, 8)}
+        await pilot.press("b")
+        await until(pilot, lambda: "batch of step 1 of 4" in shown(pilot) and "▌row 2" in shown(pilot), 20)
+        await pilot.press("right")
+        await until(pilot, lambda: "batch of step 2 of 4" in shown(pilot))
+        assert_fits(pilot)
+        await pilot.press("escape")
+        await until(pilot, lambda: screen.view == "conversation")
+
+
+def test_a_histogram_is_drawn_to_its_longest_bar() -> None:
+    lines = [line.plain for line in row_view.histogram([(0, 1), (100, 24 * 8), (200, 0)])]
+    assert lines == ["     0 ▏ 1", f"   100 {'█' * 24} 192", "   200  0"]
+
+
+def test_pairs_tools_and_columns_are_told() -> None:
+    turn = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "find"}}]}
+    row = {
+        "prompt": [ROW["messages"][0]],
+        "chosen": [turn],
+        "rejected": [ROW["messages"][1]],
+        "columns": {"topic": "rivers"},
+    }
+    text = row_view.conversation(row).plain
+    assert text.index("── prompt ──") < text.index("── chosen ──") < text.index('"find"') < text.index("── rejected ──")
+    assert text.endswith("topic rivers")
