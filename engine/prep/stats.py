@@ -1,0 +1,287 @@
+"""What a set looks like to a model: lengths, trained share, duplicates, languages, what truncation costs and what padding wastes.
+
+`measure` reads the rows once, span by span (see `chunks`), and adds up. Lengths are those of whole rows, before anything is cut.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import heapq
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.prep.chunks import Done, Span
+from engine.prep.formats.canonical import Canonical
+from engine.prep.options import DedupOptions
+from engine.prep.packing import pack
+from engine.prep.rows import Rejects
+from engine.prep.stages import dedup, fingerprints
+from engine.prep.stages.context import Context
+from engine.prep.templates import ChatTokenizer
+from engine.prep.tokenize import BATCH, MASKED, WHOLE, Counts, Tokenizing, percentile, read_span
+
+SHARES = (5, 25, 50, 75, 95, 99)
+"""Percentiles that are told."""
+CUTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Lengths at which truncation is looked at, beside the one asked for."""
+MICRO_BATCH = 8
+"""Rows that are padded to the longest of them, where padding is estimated."""
+BINS = 32
+SAMPLED = 10_000
+"""Rows, about, whose language is guessed."""
+
+_READ = 400
+"""Characters of a row by which its language is guessed."""
+_VALUES = 1000
+"""Values of a column that are told apart; further ones are counted together."""
+_LONG_VALUE = 100
+"""Characters of a value that are told."""
+_COLUMNS = ("lengths", "first")
+
+
+def measure(
+    rows: Path, tokenizer: Any, loss_on: str, max_length: int, by: str | None, context: Context, rejects: Rejects
+) -> dict[str, Any]:
+    """Figures of placed rows (see `stages.placed`), as `cockpit data stats` tells them. Those that no template renders go to `rejects`.
+
+    `by` names a column whose values are told apart. Raises ValueError when no row has it, or when nothing can be tokenised.
+    """
+    import numpy
+
+    settings = context.settings(tokenizer=str(ChatTokenizer.of(tokenizer).save(context.folder)), loss_on=loss_on, by=by)
+    size = max(1, rows.stat().st_size)
+    settings["sampled"] = -(-SAMPLED * 8 * 2**20 // max(size, 8 * 2**20))  # of each span of 8 MiB
+    tokens = context.within("tokens")
+    counts, told, groups = Counts(), Counter[str](), dict[str, Counts]()
+    arrays: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    columns: set[str] = set()
+    for done in tokens.work_through([rows], f"{__name__}:work", settings, "tokenising"):
+        counts.add(Counts.from_json(done.counts["counts"]))
+        told.update(done.counts["languages"])
+        columns |= set(done.counts["columns"])
+        _add_groups(groups, done)
+        for name in _COLUMNS:
+            arrays[name].append(numpy.fromfile(done.folder / name, dtype=numpy.int32))
+        for line in (done.folder / "rejects.jsonl").read_bytes().splitlines():
+            rejects.add(**msgspec.json.decode(line))
+    if not counts.rows:
+        raise ValueError(f"no row can be tokenised: {'; '.join(rejects.first) or 'there are none'}")
+    if by and by not in columns:
+        raise ValueError(f"no row has a column {by!r}; there are {', '.join(sorted(columns)) or 'none'}")
+    lengths, first = (numpy.concatenate(arrays[name]) for name in _COLUMNS)
+    return {
+        "rows": counts.rows,
+        "tokens": counts.tokens,
+        "trained_tokens": counts.trained_tokens,
+        "trained_share": counts.trained_tokens / counts.tokens,
+        "rejected": rejects.count,
+        "untrained": counts.masked,
+        "length": describe(counts.lengths),
+        "histogram": histogram(counts.lengths),
+        "duplicates": duplicates([rows], context.within("fingerprints")),
+        "languages": _shares(told),
+        "truncation": {
+            str(at): truncation(lengths, first, at)
+            for at in sorted({*CUTS, max_length})
+            if at <= max(max_length, lengths.max())
+        },
+        "padding": padding(numpy.minimum(lengths, max_length), max_length),
+        **({"by": {by: {value: _brief(each) for value, each in _largest_first(groups)}}} if by else {}),
+    }
+
+
+# ── figures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def describe(lengths: Counter[int]) -> dict[str, float]:
+    """Percentiles, the longest and the mean of lengths by their number of rows."""
+    rows = sum(lengths.values())
+    shares = {f"p{share}": percentile(lengths, share) for share in SHARES}
+    mean = sum(length * count for length, count in lengths.items()) / max(1, rows)
+    return {**shares, "max": max(lengths, default=0), "mean": mean}
+
+
+def histogram(lengths: Counter[int], bins: int = BINS) -> dict[str, list[int]]:
+    """`rows` of each bin, and the bins' `edges` in tokens, one more: bin i holds lengths from edges[i] to edges[i + 1] - 1."""
+    width = -(-(max(lengths, default=0) + 1) // bins)
+    rows = [0] * bins
+    for length, count in lengths.items():
+        rows[length // width] += count
+    return {"edges": [width * number for number in range(bins + 1)], "rows": rows}
+
+
+def truncation(lengths: Any, first: Any, at: int) -> dict[str, int]:
+    """What is lost at `at` tokens: `cut` rows, `lost` rows (no trained token is left) and `tokens`.
+
+    Arrays of int32, of each row: its tokens, and the place of the first trained one.
+    """
+    return {
+        "cut": int((lengths > at).sum()),
+        "lost": int((first >= at).sum()),
+        "tokens": int((lengths.astype("int64") - at).clip(min=0).sum()),
+    }
+
+
+def padding(lengths: Any, capacity: int) -> dict[str, Any]:
+    """Shares of a batch that are no tokens: rows of a shuffled set padded to the longest of MICRO_BATCH, and packed into sequences."""
+    import numpy
+
+    mixed = numpy.random.default_rng(0).permutation(lengths)
+    whole = len(mixed) // MICRO_BATCH * MICRO_BATCH
+    batches = mixed[:whole].reshape(-1, MICRO_BATCH).max(axis=1, initial=0).astype(numpy.int64) * MICRO_BATCH
+    padded = int(batches.sum()) + int(mixed[whole:].max(initial=0)) * (len(mixed) - whole)
+    _, sizes = pack(lengths, capacity)
+    tokens = int(lengths.sum(dtype=numpy.int64))
+    return {
+        "micro_batch": MICRO_BATCH,
+        "padded": 1 - tokens / padded,
+        "packed": 1 - tokens / (len(sizes) * capacity),
+        "sequences": len(sizes),
+        "sequence_length": capacity,
+    }
+
+
+def duplicates(rows: Sequence[Path], context: Context) -> dict[str, int]:
+    """Rows that deduplication with its own settings would drop: `exact` copies and `near` ones."""
+    options = DedupOptions()
+    prints = fingerprints.take(rows, options.shingle, options.near, context, "looking for duplicates")
+    fate, _ = dedup.decide(prints, 0, options)
+    return {"exact": int((fate == dedup.EXACT).sum()), "near": int((fate == dedup.NEAR).sum())}
+
+
+def plot(figures: dict[str, Any], path: Path) -> None:
+    """The histogram of lengths as a PNG, with percentiles marked. Raises ValueError for a name that does not end in .png."""
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--plot {path}: the picture is a PNG, name it so")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    edges = figures["histogram"]["edges"]
+    axes.bar(edges[:-1], figures["histogram"]["rows"], width=edges[1], align="edge", color="#5b8db8", edgecolor="white")
+    for name, style in (("p50", "-"), ("p95", "--"), ("max", ":")):
+        at = figures["length"][name]
+        axes.axvline(at, color="#333333", linestyle=style, linewidth=1, label=f"{name} {at}")
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("rows")
+    axes.set_title(f"{figures['rows']} rows, {figures['tokens']} tokens, {figures['trained_share']:.0%} trained")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _shares(languages: Counter[str]) -> dict[str, Any]:
+    seen = languages.total()
+    ordered = sorted(languages.items(), key=lambda each: (-each[1], each[0]))
+    return {"sampled": seen, "shares": {language: count / seen for language, count in ordered}}
+
+
+def _largest_first(groups: dict[str, Counts]) -> list[tuple[str, Counts]]:
+    return sorted(groups.items(), key=lambda each: (-each[1].rows, each[0]))
+
+
+def _brief(counts: Counts) -> dict[str, Any]:
+    lengths = describe(counts.lengths)
+    return {
+        "rows": counts.rows,
+        "tokens": counts.tokens,
+        "trained_tokens": counts.trained_tokens,
+        "trained_share": counts.trained_tokens / counts.tokens,
+        **{name: lengths[name] for name in ("p50", "p95", "max", "mean")},
+    }
+
+
+# ── a span ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The work on a span (see `chunks.Work`): leaves int32 files of each row's length and first trained place."""
+    import numpy
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
+    tokenizing = _tokenizing(settings["tokenizer"], settings["loss_on"])
+    counts, groups, columns = Counts(), dict[str, Counts](), set[str]()
+    samples: list[tuple[int, str]] = []
+    with (
+        (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects_file,
+        (folder / "lengths").open("wb") as lengths_file,
+        (folder / "first").open("wb") as first_file,
+    ):
+        rejects = Rejects(rejects_file.write)
+        rows = read_span(span, settings["files"], settings["shapes"], rejects)
+        while some := list(itertools.islice(rows, BATCH)):
+            contents = [row.content for row in some]
+            if not tokenizing.template and any("messages" in content for content in contents):
+                raise ValueError(
+                    "the model has no chat template, and the rows are conversations: name an instruction-tuned model"
+                )
+            batch = tokenizing(contents, counts)
+            for at, reason in batch.refused.items():
+                rejects.add(some[at].file, some[at].line, some[at].offset, reason)
+            if not batch.rows:
+                continue
+            lengths = numpy.array(batch.lengths, dtype=numpy.int32)
+            starts = numpy.cumsum(lengths) - lengths
+            is_trained = batch.labels != MASKED
+            trained = numpy.add.reduceat(is_trained, starts, dtype=numpy.int32)
+            places = numpy.flatnonzero(is_trained)
+            first = (places[numpy.searchsorted(places, starts)] - starts).astype(numpy.int32)
+            lengths_file.write(lengths.tobytes())
+            first_file.write(first.tobytes())
+            kept = [contents[at] for at in batch.rows]
+            samples = heapq.nsmallest(settings["sampled"], itertools.chain(samples, map(_sample, kept)))
+            columns.update(*(content.get("columns", ()) for content in kept))
+            if settings["by"]:
+                _group(groups, settings["by"], kept, lengths.tolist(), trained.tolist())
+    return {
+        "counts": counts.to_json(),
+        "groups": {value: each.to_json() for value, each in groups.items()},
+        "columns": sorted(columns)[:_VALUES],
+        "languages": Counter(_languages(text for _, text in samples)),
+    }
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizing(tokenizer: str, loss_on: str) -> Tokenizing:
+    """Kept from one span to the next. The folder's name is a hash of its content."""
+    return Tokenizing(ChatTokenizer.load(Path(tokenizer)), loss_on, WHOLE)
+
+
+def _sample(content: Canonical) -> tuple[int, str]:
+    """The beginning of a row's words, with a number by which rows are drawn: it hangs on the content alone."""
+    text = content["text"] if "text" in content else " ".join(each["content"] for each in content["messages"])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()), text[:_READ]
+
+
+def _languages(texts: Iterable[str]) -> Iterable[str]:
+    """ISO 639-1 codes."""
+    import py3langid
+
+    return (py3langid.classify(text)[0] for text in texts)
+
+
+def _group(groups: dict[str, Counts], by: str, rows: list[Canonical], lengths: list[int], trained: list[int]) -> None:
+    for content, length, tokens in zip(rows, lengths, trained, strict=True):
+        value = content.get("columns", {}).get(by)
+        name = value if isinstance(value, str) else msgspec.json.encode(value, order="sorted").decode()
+        group = _group_of(groups, name[:_LONG_VALUE])
+        group.add(Counts(rows=1, tokens=length, trained_tokens=tokens, lengths=Counter([length])))
+
+
+def _group_of(groups: dict[str, Counts], name: str) -> Counts:
+    if name not in groups and len(groups) >= _VALUES:
+        name = "(further values)"
+    return groups.setdefault(name, Counts())
+
+
+def _add_groups(groups: dict[str, Counts], done: Done) -> None:
+    for name, each in done.counts["groups"].items():
+        _group_of(groups, name).add(Counts.from_json(each))

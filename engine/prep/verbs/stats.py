@@ -1,0 +1,37 @@
+"""`cockpit data stats`: what a file's rows look like to a model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from engine.prep import stats
+from engine.prep.rows import Rejects
+from engine.prep.stages.standalone import Progress, opened
+from engine.prep.verbs.tokenize import find_tokenizer, load
+from engine.protocol.home import Home
+
+
+def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """`{rows, tokens, trained_tokens, length: {p50, p95, max, …}, …}` as `stats.measure` tells it; `plot` is the picture's path.
+
+    Raises ValueError, ProblemError.
+    """
+    picture = Path(arguments.plot).expanduser().absolute() if arguments.plot else None
+    if picture and picture.suffix.lower() != ".png":
+        raise ValueError(f"--plot {arguments.plot}: the picture is a PNG, name it so")
+    tokenizer_folder = find_tokenizer(arguments.model, home, progress)
+    arguments.out = None
+    with opened(home, "stats", arguments, {}, progress) as found:
+        loss_on = arguments.loss_on
+        if loss_on == "auto":
+            loss_on = "all" if set(found.context.shapes) == {"text"} else "assistant"
+        rejects = Rejects(lambda _: None, count=found.counts["rejected"])
+        figures = stats.measure(
+            found.rows, load(tokenizer_folder), loss_on, arguments.max_length, arguments.by, found.context, rejects
+        )
+    if picture:
+        stats.plot(figures, picture)
+        figures["plot"] = str(picture)
+    return figures

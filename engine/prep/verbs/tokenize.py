@@ -1,0 +1,213 @@
+"""`cockpit data tokenize`: rows to token ids and labels in a folder that `datasets.load_from_disk` opens."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.models import targets
+from engine.models.folders import has_tokenizer
+from engine.prep import cache
+from engine.prep.rows import Rejects
+from engine.prep.stages import located
+from engine.prep.stages.context import default_processes
+from engine.prep.stages.standalone import Progress, opened, out_of, source_of
+from engine.prep.stages.validate import shape_of
+from engine.protocol.home import Home, sync
+from engine.protocol.messages import Problem, ProblemError
+
+_REPORT = "report.json"
+
+
+def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """`{rows, tokens, trained_tokens, seconds, directory}`, what was rejected, truncated and masked, and `sequences` of a joined set.
+
+    `seconds` are those from rows to tokens on disk, without the loading of libraries and tokenizer. The folder appears when it is
+    complete, with `rejects.jsonl` and `report.json` in it; the same command on the same files again finds it done. `--blocks` also leaves
+    flat files there (see `flat`). Raises ValueError, ProblemError.
+    """
+    if arguments.packing and arguments.blocks:
+        raise ValueError("--packing keeps rows whole and --blocks cuts them: choose one")
+    if arguments.max_length < 8:
+        raise ValueError(f"--max-length {arguments.max_length}: at least 8 tokens")
+    out = out_of(arguments)
+    tokenizer_folder = find_tokenizer(arguments.model, home, progress)
+    with rows_of(home, "tokenize", arguments, tokenizer_folder, progress) as rows:
+        report = _report(out)
+        if report and report["key"] == rows.key:
+            return {name: value for name, value in report.items() if name != "key"}
+        draft = out.with_name(f".{out.name}.tokenize")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            report = _make(arguments, load(tokenizer_folder), rows, draft, progress) | {"directory": str(out)}
+            (draft / _REPORT).write_text(json.dumps({**report, "key": rows.key}, ensure_ascii=False), encoding="utf-8")
+            _publish(draft, out)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return report
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is tokenised: JSONL files of rows, or of placed rows where there are `files`, with their shapes (see `tokenize_rows`)."""
+
+    paths: list[Path]
+    files: Sequence[str]
+    kinds: Sequence[str | None]
+    rejects: Path | None
+    """Rows that were bad before they came to be tokenised."""
+    read: int
+    work: Path
+    processes: int
+    loss_on: str
+    key: str
+    """A hash of the files, the tokenizer and the settings."""
+
+
+@contextmanager
+def rows_of(
+    home: Home, verb: str, arguments: argparse.Namespace, tokenizer_folder: Path, progress: Progress
+) -> Iterator[Rows]:
+    """The rows of FILE, and a folder to work in, where a killed verb of the same files and settings goes on. Raises ValueError.
+
+    JSONL files of one shape are read where they lie; others are read and checked first.
+    """
+    source = source_of(arguments)
+    paths = located.paths(source, Path.cwd(), home, progress)
+    tokenizer = {name: tokenizer_folder / name for name in cache.TOKENIZER_FILES if (tokenizer_folder / name).is_file()}
+    settings = {
+        "tokenizer": cache.digests(tokenizer, lambda _: None),
+        **{name: getattr(arguments, name, None) for name in ("max_length", "loss_on", "packing", "blocks")},
+    }
+    processes = arguments.processes or default_processes()
+    kinds = {shape_of(source, path) for path in paths}
+    loss_on = arguments.loss_on
+    if loss_on == "auto":
+        loss_on = "all" if kinds == {"text"} else "assistant"
+    if len(kinds) == 1 and all(path.suffix.lower() == ".jsonl" for path in paths):
+        total = sum(path.stat().st_size for path in paths)
+        files = {str(number): path for number, path in enumerate(paths)}
+        told = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
+        key = cache.key(files, told, lambda done: progress("reading", done, total))
+        with cache.workshop(home, key) as work:
+            yield Rows(paths, (), sorted(kinds), None, 0, work, processes, loss_on, key)
+        return
+    with opened(home, verb, arguments, settings, progress) as found:
+        context = found.context
+        read = found.counts["rejected"]
+        yield Rows(
+            [found.rows], context.files, context.shapes, found.rejects, read, context.folder, processes, loss_on, context.folder.name
+        )  # fmt: skip
+
+
+def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path, progress: Progress) -> dict[str, Any]:
+    import datasets  # noqa: F401 - the time of loading it is not that of tokenising
+
+    from engine.prep import flat, store
+    from engine.prep.tokenize import WHOLE, tokenize_rows
+
+    began = time.perf_counter()
+    joined = arguments.packing or arguments.blocks
+    plain = rows.work / "plain" if joined else draft
+    with (draft / "rejects.jsonl").open("w", encoding="utf-8") as file:
+        if rows.rejects:
+            file.write(rows.rejects.read_text(encoding="utf-8"))
+        rejects = Rejects(file.write)
+        made = tokenize_rows(
+            rows.paths,
+            plain,
+            tokenizer,
+            rows.loss_on,
+            WHOLE if arguments.blocks else arguments.max_length,
+            rejects,
+            rows.work,
+            rows.processes,
+            lambda done, total: progress("tokenising", done, total),
+            rows.files,
+            rows.kinds,
+        )
+    counts = made.counts
+    if not counts.rows:
+        raise ValueError(_nothing(arguments, rows, rejects, counts.masked))
+    report = {
+        "rows": counts.rows,
+        "tokens": counts.tokens,
+        "trained_tokens": counts.trained_tokens,
+        "rejected": rows.read + rejects.count,
+        "truncated": counts.truncated,
+        "masked": counts.masked,
+    }
+    if arguments.packing:
+        report["sequences"] = store.write_packed(plain, draft, arguments.max_length)
+    if arguments.blocks:
+        blocks = store.write_blocks(plain, draft, arguments.max_length)
+        report |= {"sequences": blocks.rows, "trained_tokens": blocks.trained_tokens}
+        flat.write(plain, draft, len(tokenizer))
+    return {**report, "seconds": time.perf_counter() - began}
+
+
+def _nothing(arguments: argparse.Namespace, rows: Rows, rejects: Rejects, masked: int) -> str:
+    if masked:
+        return (
+            f"all {masked} rows are cut at {arguments.max_length} tokens before their reply begins: raise --max-length"
+        )
+    if rejects.first:
+        return f"no row can be tokenised: {'; '.join(rejects.first)}"
+    return f"{arguments.file} holds no good row" + (f"; {rows.read} are bad" if rows.read else "")
+
+
+def _report(out: Path) -> dict[str, Any]:
+    """What an earlier run has left at `out`. Raises ValueError when something else is there."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return {}
+    try:
+        content: dict[str, Any] = json.loads((out / _REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {}
+    if "key" not in content or not (out / "state.json").is_file():
+        raise ValueError(f"--out {out} is there and was not made by this verb; name a new folder")
+    return content
+
+
+def _publish(draft: Path, out: Path) -> None:
+    for path in draft.rglob("*"):
+        sync(path)
+    sync(draft)
+    if out.exists():
+        shutil.rmtree(out)
+    draft.rename(out)
+    sync(out.parent)
+
+
+# ── the model's tokenizer ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_tokenizer(target: str, home: Home, progress: Progress) -> Path:
+    """The folder of a TARGET's tokenizer; a catalogue model is pulled. Raises ProblemError."""
+    found = targets.resolve(target, home, Path.cwd())
+    found = targets.fetch(found, home, lambda _name, done, total: progress("pulling", done, total))
+    for folder in filter(None, (found.adapter, None if found.on_hub else Path(found.base))):
+        if has_tokenizer(folder):
+            return folder
+    if found.on_hub:
+        raise ProblemError(
+            Problem(title=f"{found.base} is not on this machine", hint=f"cockpit model pull {found.base}")
+        )
+    raise ProblemError(
+        Problem(title=f"{found.base} has no tokenizer", cause="there is no tokenizer.json in the folder")
+    )
+
+
+def load(folder: Path) -> Any:
+    """The folder's tokenizer. Raises ProblemError."""
+    from engine.prep.prepare import load_tokenizer
+
+    return load_tokenizer(folder, "auto", folder, trust_remote_code=False)
