@@ -22,6 +22,7 @@ from engine.prep.rows import Rejects, Row
 from engine.prep.stages import located
 from engine.prep.stages.located import PARTS
 from engine.prep.stages.pipeline import ASKED
+from engine.prep.stats import histogram
 from engine.prep.tokenize import MASKED, Counts, bare, encode, label, tokenize
 from engine.prep.views import Query, select
 from engine.protocol.home import Home
@@ -30,6 +31,7 @@ from engine.protocol.profile import Profile
 
 _PROBLEMS = 10_000
 """Bad rows that can be looked at; all are counted."""
+_BARS = 12
 _TOLD = 100
 """Bad rows told with the summary."""
 REJECTED = "rejected"
@@ -247,8 +249,8 @@ class Browser:
             "cut": len(pieces) - len(kept),
         }
 
-    def stats(self, part: str, progress: Progress) -> dict[str, int]:
-        """Counts over the whole part, tokenised as a run would."""
+    def stats(self, part: str, progress: Progress) -> dict[str, Any]:
+        """Counts over the whole part, tokenised as a run would; `histogram` has [length in tokens, rows] from the shortest on."""
         counts, total = Counts(), self.total(part)
 
         def told() -> Iterator[Row]:
@@ -261,7 +263,8 @@ class Browser:
         )
         for _ in tokens:
             pass
-        return counts.summary()
+        bars = histogram(counts.lengths, _BARS)
+        return {**counts.summary(), "histogram": [list(bar) for bar in zip(bars["edges"], bars["rows"], strict=False)]}
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
