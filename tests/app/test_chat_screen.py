@@ -58,7 +58,9 @@ async def test_a_fast_reply_is_plain_lines_until_it_is_whole() -> None:
 
 
 async def test_a_json_reply_is_set_out_and_nothing_of_it_is_cut_off() -> None:
-    text = '[{"subject": "Marie Curie", "predicate": "studied at", "object": "a university with a very long name indeed"}]'
+    text = (
+        '[{"subject": "Marie Curie", "predicate": "studied at", "object": "a university with a very long name indeed"}]'
+    )
     async with opened(FakeEngine(), size=LOW, first="chat") as pilot:
         screen = pilot.app.screen
         assert isinstance(screen, ChatScreen)
@@ -69,6 +71,8 @@ async def test_a_json_reply_is_set_out_and_nothing_of_it_is_cut_off() -> None:
             await reply.flush()
             await reply.finish(said, "30 tokens")
             assert reply.text == said
-        await until(pilot, lambda: '"predicate": "studied at",\n' in screen.query(Reply).first().query_one(Markdown).source)
+        await until(
+            pilot, lambda: '"predicate": "studied at",\n' in screen.query(Reply).first().query_one(Markdown).source
+        )
         await until(pilot, lambda: shown(pilot).count("very long name indeed") == 2)
         assert_fits(pilot)
