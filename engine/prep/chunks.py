@@ -54,8 +54,9 @@ class Done(NamedTuple):
     counts: dict[str, Any]
 
 
-def cut(path: Path, size: int = SIZE) -> Iterator[Span]:
-    """Spans that cover the file, each ending behind a line end; a line longer than `size` is a span of its own."""
+def cut(path: Path, size: int | None = None) -> Iterator[Span]:
+    """Spans of `size` bytes (`SIZE`) that cover the file, each ending behind a line end; a longer line is a span of its own."""
+    size = size or SIZE
     start, line, lines, seen = 0, 1, 0, 0
     with path.open("rb") as file:
         while block := file.read(max(2**16, size // 8)):

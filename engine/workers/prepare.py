@@ -23,6 +23,9 @@ from engine.workers.link import Link
 _EVERY = 0.5
 """Seconds between two journal lines of one phase."""
 
+_DROPPING = {"clean": (), "dedup": ("exact", "near", "held_out")}
+"""Stages that leave rows out, and their counts by kind."""
+
 
 class Journal:
     """The run's journal while this stage writes it."""
@@ -55,6 +58,14 @@ def warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(message, hint) for what was left out or cut, though not so much that the run was refused."""
     if prepared["rejected"]:
         yield f"{prepared['rejected']} bad rows are left out", f"they are named in {prepared['rejects']}"
+    for stage in prepared["stages"]:
+        if stage["name"] in _DROPPING and stage["rejected"]:
+            kinds = ", ".join(f"{stage[key]} {key.replace('_', ' ')}" for key in _DROPPING[stage["name"]] if stage[key])
+            by_rule = ", ".join(f"{count} {rule}" for rule, count in stage.get("rules", {}).items() if count)
+            yield (
+                f"{stage['name']} left out {stage['rejected']} of {stage['in']} rows of {stage['part']} ({kinds or by_rule})",
+                f"they are named in {prepared['rejects']}",
+            )
     for part, counts in prepared["stats"].items():
         if counts["masked"]:
             yield (

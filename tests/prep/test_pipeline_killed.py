@@ -1,0 +1,144 @@
+"""Killed at any moment, run again: byte for byte what an uninterrupted run leaves. Every stage, as a verb and in a profile."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.protocol.home import Home
+from tests.prep.conftest import ProfileOver, write
+from tests.prep.test_stages import asked, sentence
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+START = "from engine.prep import chunks; chunks.SIZE = 20_000; import sys, json, argparse; from pathlib import Path\n"
+VERB = (
+    START
+    + """
+import importlib
+from engine.protocol.home import Home
+import engine.prep.stages.fingerprints, numpy, rensa, ftfy
+run = importlib.import_module(f"engine.prep.verbs.{sys.argv[2]}").run
+arguments = argparse.Namespace(**json.loads(sys.argv[3]))
+print("begins", flush=True)
+run(Home(Path(sys.argv[1])), arguments, lambda *_: None)
+"""
+)
+PROFILE = (
+    START
+    + """
+from engine.protocol.home import Home
+from engine.protocol.profile import load
+import engine.prep.prepare, transformers, datasets, numpy, rensa, ftfy
+from engine.prep.prepare import prepare
+from transformers import AutoTokenizer
+home = Home(Path(sys.argv[1]))
+profile = load(Path(sys.argv[2]), home=home)
+print("begins", flush=True)
+prepare(profile, home, lambda *_: None)
+"""
+)
+
+
+def start(program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """The program, at the moment when it begins its work."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, env=environment)
+    assert child.stdout is not None and child.stdout.readline() == b"begins\n"
+    return child
+
+
+def uninterrupted(program: str, *arguments: str) -> float:
+    """Seconds that it takes."""
+    child = start(program, *arguments)
+    began = time.monotonic()
+    assert child.wait(120) == 0
+    return time.monotonic() - began
+
+
+def killed(seconds: float, program: str, *arguments: str) -> bool:
+    child = start(program, *arguments)
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGKILL)
+    return child.wait() == -signal.SIGKILL
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows(count: int) -> list[Any]:
+    chance = random.Random(12)
+    made: list[Any] = [
+        asked(sentence(chance, 10), sentence(chance, 40) + " Ã¼", category=chance.choice("abc")) for _ in range(count)
+    ]
+    return [*made, *made[: count // 5], "{oops", *made[: count // 10]]
+
+
+SHARED: dict[str, Any] = {"format": "auto", "processes": 1, "overrides": [], "seed": 1}
+VERBS: dict[str, dict[str, Any]] = {
+    "validate": {},
+    "clean": {"overrides": ["clean.min_chars=3"]},
+    "dedup": {"against": ["dev.jsonl"]},
+    "split": {"validation": 0.2, "test": 0.1, "stratify_by": "category"},
+    "balance": {"by": "category", "to": "largest"},
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_killed_verb_goes_on(bare_home: Home, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write(tmp_path / "rows.jsonl", *rows(1500))
+    write(tmp_path / "dev.jsonl", *rows(30)[10:20])
+    out = tmp_path / "out"
+    options = json.dumps({**SHARED, **VERBS[verb], "file": str(source), "out": str(out)})
+    command = (VERB, str(bare_home.root), verb, options)
+    seconds = uninterrupted(*command)
+    expected = content(out)
+    assert not list(bare_home.cache.iterdir())
+    shutil.rmtree(out)
+    chance, kills = random.Random(verb), 0
+    for _ in range(3):
+        kills += killed(chance.uniform(0.1, 0.9) * seconds, *command)
+    assert kills
+    uninterrupted(*command)
+    assert content(out) == expected
+    assert not list(bare_home.cache.iterdir())
+
+
+def test_a_killed_prepare_goes_on(home: Home, profile_over: ProfileOver) -> None:
+    profile = profile_over(
+        rows(800),
+        clean={},
+        dedup={},
+        split={"validation": 0.1, "stratify_by": "category"},
+        balance={"by": "category"},
+        packing=True,
+        processes=1,
+    )
+    path = profile.directory / "profile.yaml"
+    path.write_text(profile.to_yaml())
+    command = (PROFILE, str(home.root), str(path))
+    seconds = uninterrupted(*command)
+    expected = content(home.cache)
+    shutil.rmtree(home.cache)
+    chance, kills, went_on = random.Random(1), 0, False
+    for _ in range(3):
+        kills += killed(chance.uniform(0.05, 0.8) * seconds, *command)
+        went_on |= any(home.cache.glob("work-*/*"))
+    assert kills and went_on
+    uninterrupted(*command)
+    assert content(home.cache) == expected
