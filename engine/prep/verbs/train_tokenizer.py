@@ -1,0 +1,214 @@
+"""`cockpit tokenizer train`: a tokenizer from data files of any shape."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+
+from engine.models import targets
+from engine.models.catalogue import CATALOGUE
+from engine.models.folders import has_tokenizer
+from engine.prep import rows, tokenizer_training
+from engine.prep.formats.canonical import Canonical
+from engine.prep.options import SourceOptions
+from engine.prep.prepare import load_tokenizer
+from engine.protocol.home import Home, sync
+from engine.protocol.messages import Problem, ProblemError
+
+HELD_OUT = 1000
+"""Texts kept from training to measure compression on, at most; a tenth of few texts."""
+_MEASURED = 20_000
+"""Characters of a held-out text that are measured."""
+_TOLD = 500
+"""Rows between two words of progress."""
+RECORD = "training.json"
+"""In the tokenizer's folder: what it was trained with. A folder that has it may be replaced."""
+
+Progress = Callable[[str, int, int], None]
+
+
+def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """`{directory, size, kind, samples, held_out, rejected, notes, compression: {name: {…}}}`. Raises ValueError, ProblemError."""
+    out = Path(arguments.out).expanduser().absolute()
+    if out.exists() and not (out / RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already and is no tokenizer of this verb: name a new folder")
+    if arguments.samples < 1:
+        raise ValueError("--samples must be at least 1")
+    others = _others(home, arguments.compare)
+    template = _template(arguments.template)
+    files = Texts(arguments.files, arguments.seed, progress)
+    count = files.count()
+    chosen, held = choose(count, arguments.samples, arguments.seed)
+    tokenizer = tokenizer_training.train(
+        files.take(chosen, "training"),
+        kind=arguments.kind,
+        size=arguments.size,
+        special=arguments.special,
+        template=template,
+        byte_fallback=not arguments.no_byte_fallback,
+    )
+    # Few rows leave none to hold out: compression on what was learnt is better than none, and is said to be that.
+    measured = [text[:_MEASURED] for text in files.take(held or chosen, "measuring")]
+    result = {
+        "size": len(tokenizer),
+        "kind": arguments.kind,
+        "samples": len(chosen),
+        "held_out": len(held),
+        "rejected": files.rejected,
+        "notes": tokenizer_training.notes(tokenizer, arguments.size),
+        "compression": tokenizer_training.compression(
+            {out.name: tokenizer} | {_beside(name, out.name): each for name, each in others.items()}, measured
+        ),
+    }
+    if not held:
+        result["notes"].append("too few rows to hold any out: compression is measured on the training texts")
+    _save(tokenizer, out, result)
+    return {"directory": str(out), **result}
+
+
+def _template(file: str | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"there is no chat template {file}; --template takes a Jinja file")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8; --template takes a Jinja file")
+
+
+def _beside(name: str, own: str) -> str:
+    return f"{name} (compared)" if name == own else name
+
+
+def choose(count: int, samples: int, seed: int) -> tuple[set[int], set[int]]:
+    """Numbers of the rows to learn from and to hold out: a seeded sample of `count` rows without replacement."""
+    held = min(HELD_OUT, count // 10)
+    numbers = Random(seed).sample(range(count), min(count, samples + held))
+    return set(numbers[held:]), set(numbers[:held])
+
+
+def text_of(row: Canonical) -> str:
+    """All that a row says, turn after turn."""
+    if "text" in row:
+        return str(row["text"])
+    turns = [turn for part in ("messages", "prompt", "chosen", "rejected") for turn in row.get(part) or ()]
+    turns += row.get("completion") or ()
+    return "\n".join(turn["content"] for turn in turns if turn.get("content"))
+
+
+class Texts:
+    """The texts of files, streamed anew each time: they need not fit in memory."""
+
+    def __init__(self, files: list[str], seed: int, progress: Progress) -> None:
+        self.sources = [SourceOptions(source=file) for file in files]
+        self.seed, self.progress = seed, progress
+        self.rejected = 0
+
+    def count(self) -> int:
+        """Good rows. Raises ProblemError when there is none."""
+        rejects = rows.Rejects(lambda _: None)
+        count = 0
+        for _ in self._read(rejects):
+            count += 1
+            if count % _TOLD == 0:
+                self.progress("reading", count, 0)
+        if not count:
+            raise ProblemError(
+                Problem(
+                    title="There is nothing to learn from", cause="; ".join(rejects.first) or "the files hold no rows"
+                )
+            )
+        self.rejected = rejects.count
+        return count
+
+    def take(self, numbers: set[int], phase: str) -> _Taken:
+        return _Taken(self, numbers, phase)
+
+    def texts(self) -> Iterator[str]:
+        return (text_of(row.content) for row in self._read(rows.Rejects(lambda _: None)))
+
+    def _read(self, rejects: rows.Rejects) -> Iterator[rows.Row]:
+        return rows.read(self.sources, Path.cwd(), rejects, self.seed, lambda _: None)
+
+
+class _Taken:
+    """Those texts of a set that have these numbers; may be gone through more than once."""
+
+    def __init__(self, texts: Texts, numbers: set[int], phase: str) -> None:
+        self.all, self.numbers, self.phase = texts, numbers, phase
+
+    def __iter__(self) -> Iterator[str]:
+        taken = 0
+        for number, text in enumerate(self.all.texts()):
+            if number in self.numbers:
+                taken += 1
+                if taken % _TOLD == 0 or taken == len(self.numbers):
+                    self.all.progress(self.phase, taken, len(self.numbers))
+                yield text
+
+
+def _others(home: Home, names: list[str]) -> dict[str, Any]:
+    """Tokenizers to compare with, by name: those asked for, else the catalogue's that are here."""
+    names = names or [name for name in CATALOGUE if has_tokenizer(home.models / name)]
+    found: dict[str, Any] = {}
+    for name in names:
+        label, folder = _tokenizer_of(name, home)
+        found[label] = load_tokenizer(folder, "auto", Path.cwd(), trust_remote_code=False)
+    return found
+
+
+def _tokenizer_of(name: str, home: Home) -> tuple[str, Path]:
+    """Label and folder of a tokenizer: of a folder that holds one, a model or not, or of a target. Raises ProblemError."""
+    folder = Path(name).expanduser().absolute()
+    if has_tokenizer(folder):
+        return folder.name, folder
+    target = targets.fetch(targets.resolve(name, home, Path.cwd()), home, lambda *_: None)
+    for each in filter(None, (target.adapter, Path(target.base))):
+        if has_tokenizer(each):
+            return target.label, each
+    raise ProblemError(
+        Problem(
+            title=f"{name} has no tokenizer on this machine",
+            hint=f"cockpit model pull {name}"
+            if target.on_hub
+            else "--compare takes a folder or a model with a tokenizer",
+        )
+    )
+
+
+def _save(tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
+    """Write the folder as a whole, in place of an earlier one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
+    draft, old = (out.with_name(f".{out.name}.{kind}.{os.getpid()}") for kind in ("draft", "old"))
+    try:
+        tokenizer.save_pretrained(draft)
+        (draft / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        for path in (*draft.iterdir(), draft):
+            sync(path)
+        if out.exists():
+            out.rename(old)
+        draft.rename(out)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed processes have left beside `out`."""
+    for path in out.parent.glob(f".{glob.escape(out.name)}.*"):
+        left = re.fullmatch(r"(?:draft|old)\.(\d+)", path.name.removeprefix(f".{out.name}."))
+        if left and not psutil.pid_exists(int(left[1])):
+            shutil.rmtree(path)
