@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from engine.evaluation import thought_graph, triples
+from engine.prep import rows
 from engine.prep.expand import expand as expanding
 from engine.prep.expand.expand import expand, rehearse
 from engine.prep.expand.seeds import check
@@ -47,7 +48,8 @@ def options(service: LoopbackService, **further: Any) -> ExpandOptions:
 
 
 def run(chosen: ExpandOptions, out: Path, source: str | Path = BUNDLED) -> dict[str, Any]:
-    return expand(SourceOptions(source=str(source)), Path.cwd(), chosen, out, lambda *_: None)
+    seeds = SourceOptions(source=str(source))
+    return expand(rows.locate(seeds, Path.cwd()), seeds, chosen, out, lambda *_: None)
 
 
 def lines(path: Path) -> list[Any]:
@@ -352,6 +354,7 @@ def test_the_cost_limit_counts_what_the_service_says(tmp_path: Path) -> None:
         run(options(service, cost_limit=1.0), tmp_path / "unpriced")
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_timing(tmp_path: Path) -> None:
     def behave(number: int, body: dict[str, Any]) -> Any:
         time.sleep(0.05 * (number % 3))
@@ -389,6 +392,7 @@ def test_other_settings_want_another_folder(tmp_path: Path) -> None:
             run(options(service), tmp_path, "triples/dev.jsonl")
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
     with LoopbackService() as service:
         run(options(service, samples=60, concurrency=3), tmp_path / "whole")
@@ -429,6 +433,13 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
     }
 
 
+def test_the_seeds_are_never_overwritten(tmp_path: Path) -> None:
+    seeds = write(tmp_path / "rows.jsonl", {"prompt": "Hello?", "completion": "Hello."})
+    with LoopbackService() as service, pytest.raises(ValueError, match="name another folder"):
+        run(options(service), tmp_path, seeds)
+    assert list(tmp_path.iterdir()) == [seeds]
+
+
 def test_two_at_once_in_one_folder_are_refused(tmp_path: Path) -> None:
     from engine.prep.expand.journal import Journal
 
@@ -445,7 +456,8 @@ def test_a_dry_run_sends_nothing_and_tells_the_worst_case(tmp_path: Path) -> Non
     price = PriceOptions(input=10.0, output=20.0)
     with LoopbackService() as service:
         chosen = options(service, samples=12, max_tokens=100, price=price)
-        told = rehearse(SourceOptions(source=BUNDLED), Path.cwd(), chosen, lambda *_: None)
+        seeds = SourceOptions(source=BUNDLED)
+        told = rehearse(rows.locate(seeds, Path.cwd()), seeds, chosen, lambda *_: None)
         assert service.prompts == []
         run(chosen, tmp_path)
     assert told["requests"] == 3 and sorted(told["prompts"]) == sorted(service.prompts)

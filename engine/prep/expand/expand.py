@@ -27,7 +27,7 @@ from engine.prep.expand.answers import Harvest
 from engine.prep.expand.budget import Budget, Usage, worst
 from engine.prep.expand.duplicates import Duplicates
 from engine.prep.expand.journal import Journal
-from engine.prep.expand.results import Results
+from engine.prep.expand.results import NAMES, Results
 from engine.prep.expand.seeds import Seeds, read
 from engine.prep.options import ExpandOptions, SourceOptions
 from engine.protocol.messages import Problem, ProblemError
@@ -50,17 +50,19 @@ _SHOWN = 3
 
 
 def expand(
-    source: SourceOptions, directory: Path, options: ExpandOptions, out: Path, progress: Progress
+    paths: list[Path], source: SourceOptions, options: ExpandOptions, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Make `options.samples` new rows of the seed rows in `source`, or as many as the limits allow. Returns what `--json` prints.
+    """Make `options.samples` new rows of the seed rows in `paths`, the files of `source`, or as many as the limits allow. Returns what `--json` prints.
 
     Raises ProblemError (no key, a service that refuses or is out of order …), ValueError for options that cannot be; what was
     answered until then is kept, and the same call goes on from there.
     """
+    if overwritten := [path for path in paths if path.parent == out.resolve() and path.name in NAMES]:
+        raise ValueError(f"{overwritten[0]} holds the seeds and would be replaced: name another folder in --out")
     budget = Budget(options)
     key = service.api_key(options)
     duplicates = Duplicates(options.similarity)
-    seeds = read(source, directory, options, duplicates, lambda done, total: progress("reading", done, total))
+    seeds = read(source, paths, options, duplicates, lambda done, total: progress("reading", done, total))
     out.mkdir(parents=True, exist_ok=True)
     with closing(Journal(out / "requests.jsonl", _settings(seeds, options))) as journal, Results(out) as results:
         for used in journal.used:
@@ -86,11 +88,11 @@ def expand(
     return {**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}
 
 
-def rehearse(source: SourceOptions, directory: Path, options: ExpandOptions, progress: Progress) -> dict[str, Any]:
+def rehearse(paths: list[Path], source: SourceOptions, options: ExpandOptions, progress: Progress) -> dict[str, Any]:
     """The first prompts, and what the work costs at most when every answer is good. Sends nothing and needs no key."""
     lack = Budget(options).lack
     seeds = read(
-        source, directory, options, Duplicates(options.similarity), lambda done, total: progress("reading", done, total)
+        source, paths, options, Duplicates(options.similarity), lambda done, total: progress("reading", done, total)
     )
     requests = math.ceil(options.samples / options.per_request)
     prompt = reply = fitting = 0

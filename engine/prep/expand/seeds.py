@@ -7,12 +7,11 @@ import importlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from types import ModuleType
-from typing import Any
 
 from engine.prep import readers, rows
 from engine.prep.expand import TASKS
@@ -68,16 +67,21 @@ def check(options: ExpandOptions) -> None:
 
 
 def read(
-    source: SourceOptions, directory: Path, options: ExpandOptions, duplicates: Duplicates, progress: Any
+    source: SourceOptions,
+    paths: list[Path],
+    options: ExpandOptions,
+    duplicates: Duplicates,
+    progress: Callable[[int, int], object],
 ) -> Seeds:
-    """Go through the seed rows once. `duplicates` learns them; `progress` is told (bytes done, bytes in all).
+    """Go through the seed rows in `paths`, the files of `source`. `duplicates` learns them; `progress` is told (bytes done, bytes in all).
 
     Raises ProblemError when no row fits the task, ValueError for files that cannot be read.
     """
     check(options)
-    paths = rows.locate(source, directory)
     digest = hashlib.sha256()
-    name = options.task or _task_of([seed for seed, _ in itertools.islice(_seeds(source, paths), _LOOKED_AT) if seed])
+    name = options.task or _task_of(
+        [seed for seed, _, _ in itertools.islice(_seeds(source, paths), _LOOKED_AT) if seed]
+    )
     task = load(name)
     random = Random(f"{options.seed}:pool")
     pool: list[Seed] = []
@@ -89,13 +93,12 @@ def read(
         with path.open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
-    for seed, told in _seeds(source, paths):
+    for seed, told, done in _seeds(source, paths):
+        progress(done, total)
         if seed is None or not task.fits(seed):
             unused += 1
             first = first or (told if seed is None else f"{told}: it does not fit the task {name}")
             continue
-        if count % 1000 == 0:
-            progress(min(count, total), total)
         count += 1
         columns |= seed.row.keys()
         duplicates.add_exact(task.key(seed.row, seed.shape))
@@ -123,22 +126,25 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(TASKS[name])
 
 
-def _seeds(source: SourceOptions, paths: list[Path]) -> Iterator[tuple[Seed | None, str]]:
-    """Every row as (seed, place), a bad one as (None, place and reason)."""
+def _seeds(source: SourceOptions, paths: list[Path]) -> Iterator[tuple[Seed | None, str, int]]:
+    """Every row as (seed, place, bytes done); a bad one as (None, place and reason, bytes done)."""
+    before = 0
     for path in paths:
+        size = path.stat().st_size
         shape, convert = "", None
-        for record in readers.read(path) if path.stat().st_size else ():
-            place = f"{path.name}:{record.line}"
+        for record in readers.read(path) if size else ():
+            place, done = f"{path.name}:{record.line}", before + min(record.end, size)
             if record.value is None:
-                yield None, f"{place}: {record.reason}"
+                yield None, f"{place}: {record.reason}", done
                 continue
             if convert is None:
                 shape = rows.shape_of(source, path)
                 convert = rows.converter(source, shape)
             try:
-                yield Seed(record.value, shape, convert(record.value)[0]), place
+                yield Seed(record.value, shape, convert(record.value)[0]), place, done
             except ValueError as error:
-                yield None, f"{place}: {error}"
+                yield None, f"{place}: {error}", done
+        before += size
 
 
 def _task_of(seeds: list[Seed]) -> str:

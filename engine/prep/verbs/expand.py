@@ -11,19 +11,21 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from engine.prep import rows
 from engine.prep.expand.expand import expand, rehearse
 from engine.prep.options import ExpandOptions, SourceOptions
 from engine.protocol.complaints import explain
 from engine.protocol.home import Home
 
 
-def run(_home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
     """What `engine.prep.expand.expand` returns, of `expand` or with `--dry-run` of `rehearse`. Raises ValueError, ProblemError."""
     options = options_of(arguments.overrides)
     source = SourceOptions(source=arguments.file, format=arguments.format)
+    paths = rows.locate(source, Path.cwd(), home)
     if arguments.dry_run:
-        return rehearse(source, Path.cwd(), options, progress)
-    return expand(source, Path.cwd(), options, Path(arguments.out).expanduser().absolute(), progress)
+        return rehearse(paths, source, options, progress)
+    return expand(paths, source, options, Path(arguments.out).expanduser().absolute(), progress)
 
 
 def options_of(overrides: Iterable[str]) -> ExpandOptions:
