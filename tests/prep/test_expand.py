@@ -460,7 +460,7 @@ def test_a_dry_run_sends_nothing_and_tells_the_worst_case(tmp_path: Path) -> Non
         told = rehearse(rows.locate(seeds, Path.cwd()), seeds, chosen, lambda *_: None)
         assert service.prompts == []
         run(chosen, tmp_path)
-    assert told["requests"] == 3 and sorted(told["prompts"]) == sorted(service.prompts)
+    assert told["requests"] == 3 and sorted(told["prompts"].values()) == sorted(service.prompts)
     prompts = sum(len(prompt.encode()) for prompt in service.prompts)
     assert prompts + 300 < told["tokens_at_most"] < prompts + 300 + 3 * 100
     assert told["cost_at_most"] == pytest.approx(((told["tokens_at_most"] - 300) * 10 + 300 * 20) / 1e6)

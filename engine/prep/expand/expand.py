@@ -110,7 +110,7 @@ def rehearse(paths: list[Path], source: SourceOptions, options: ExpandOptions, p
         "tokens_at_most": prompt + reply,
         "cost_at_most": Usage(prompt, reply).cost(options.price),
         "requests_within_limits": fitting,
-        "prompts": [seeds.ask(number, options) for number in range(min(requests, _SHOWN))],
+        "prompts": {str(number + 1): seeds.ask(number, options) for number in range(min(requests, _SHOWN))},
     }
 
 
