@@ -344,6 +344,16 @@ def test_the_token_limit_is_never_exceeded(tmp_path: Path, concurrency: int) -> 
     assert service.most_at_once <= concurrency
 
 
+def test_where_a_limit_stops_does_not_depend_on_timing(tmp_path: Path) -> None:
+    written = []
+    for concurrency in (1, 6):
+        with LoopbackService(pause=0.02 * concurrency) as service:
+            chosen = options(service, samples=500, token_limit=7000, max_tokens=900, concurrency=concurrency)
+            run(chosen, tmp_path / str(concurrency))
+        written.append((tmp_path / str(concurrency) / "rows.jsonl").read_bytes())
+    assert written[0] == written[1] != b""
+
+
 def test_the_cost_limit_counts_what_the_service_says(tmp_path: Path) -> None:
     price = PriceOptions(input=1.0, output=2.0)
     with LoopbackService() as service:
