@@ -25,6 +25,7 @@ JOINED = ("input_ids", "labels", "position_ids", "seq_lengths")
 
 Columns = dict[str, tuple[Any, Any]]
 """Name -> (values of all rows end to end, number of values in each row)."""
+Progress = Callable[[int, int], object]
 
 _ROWS = 1000
 """Rows in one Arrow batch."""
@@ -192,8 +193,11 @@ class TokenSet:
 # ── joining ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def write_packed(plain: Path, folder: Path, capacity: int) -> int:
-    """The rows of the plain set, several to a sequence of at most `capacity` tokens. Returns the number of sequences."""
+def write_packed(plain: Path, folder: Path, capacity: int, progress: Progress = lambda *_: None) -> int:
+    """The rows of the plain set, several to a sequence of at most `capacity` tokens. Returns the number of sequences.
+
+    `progress` is told (rows done, rows in all).
+    """
     import numpy
 
     rows = TokenSet(plain)
@@ -206,14 +210,15 @@ def write_packed(plain: Path, folder: Path, capacity: int) -> int:
             lengths = rows.lengths[taken]
             tokens = numpy.add.reduceat(lengths, numpy.cumsum(counts) - counts)
             out(_joined(*rows.take(taken), lengths, tokens, counts))
+            progress(int(behind[first + len(counts) - 1]), len(order))
     return len(sizes)
 
 
-def write_blocks(plain: Path, folder: Path, capacity: int) -> Counts:
+def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = lambda *_: None) -> Counts:
     """The rows of the plain set end to end, in blocks of `capacity` tokens; the last holds what is left. Returns counts of blocks.
 
     A row that a border cuts in two goes on in the next block as a part of its own, so nothing predicts that part's first token: its
-    label is masked, as each row's first is.
+    label is masked, as each row's first is. `progress` is told (rows done, rows in all).
     """
     import numpy
 
@@ -233,8 +238,11 @@ def write_blocks(plain: Path, folder: Path, capacity: int) -> Counts:
         parts = numpy.searchsorted(ends, numpy.cumsum(tokens)) + 1
         return _joined(ids, labels, lengths, tokens, numpy.diff(parts, prepend=0))
 
+    rows, done = TokenSet(plain), 0
     with _written(folder, JOINED) as out:
-        for batch in TokenSet(plain).batches():
+        for batch in rows.batches():
+            done += len(batch[0])
+            progress(done, len(rows.lengths))
             lengths, ids, labels = map(numpy.concatenate, zip((lengths, ids, labels), batch, strict=True))
             whole = len(ids) // capacity
             border = whole * capacity

@@ -6,9 +6,11 @@ import copy
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.prep.rows import Rejects, Row
-from engine.prep.tokenize import MASKED, Counts, Tokens, tokenize
+from engine.prep.tokenize import MASKED, Counts, Tokens, bare, encode, label, tokenize
 from tests.prep.conftest import chat
 
 CHATS = [
@@ -112,3 +114,30 @@ def test_a_template_that_trims_still_gives_labels(tokenizer: Any, template: str)
     trimming.chat_template = template
     (made,), _, _ = run(trimming, [chat(" q ", "  a  ")])
     assert trained(trimming, made) == "a<|im_end|>"
+
+
+CONTENT = st.lists(
+    st.sampled_from(["word", " ", "  ", "\n", "…", "你好", "don't", "1.", "<|im_end|>", "é", "A b"]), min_size=1, max_size=8
+).map("".join)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(CONTENT, min_size=2, max_size=5), st.sampled_from(["assistant", "all"]), st.integers(20, 80))
+def test_labels_are_those_of_offsets_in_the_whole_text(
+    tokenizer: Any, contents: list[str], loss_on: str, max_length: int
+) -> None:
+    from engine.prep.chat import Rendered, Renderer
+
+    row = chat(*contents, system=contents[0])
+    made, counts, rejects = run(tokenizer, [row], loss_on, max_length)
+    (rendered,) = Renderer(tokenizer, loss_on).render([row])
+    if not isinstance(rendered, Rendered):
+        assert (made, rejects.count) == ([], 1)
+        return
+    (encoding,) = encode([rendered], bare(tokenizer))
+    labels = label(rendered, encoding)[:max_length]
+    expected = [(encoding.ids[:max_length], labels)] if {*labels} - {MASKED} else []
+    assert [(each.ids, each.labels) for each in made] == expected
+    assert counts.masked == 1 - len(expected) and counts.truncated == (len(encoding.ids) > max_length)
+    closed = [encoding.char_to_token(end - 1) for end in rendered.ends]
+    assert counts.ended == any(at < len(labels) and labels[at] != MASKED for at in closed if expected)

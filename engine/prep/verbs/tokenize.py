@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path
             rejects,
             rows.work,
             rows.processes,
-            lambda done, total: progress("tokenising", done, total),
+            partial(progress, "tokenising"),
             rows.files,
             rows.kinds,
         )
@@ -146,9 +147,9 @@ def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path
         "masked": counts.masked,
     }
     if arguments.packing:
-        report["sequences"] = store.write_packed(plain, draft, arguments.max_length)
+        report["sequences"] = store.write_packed(plain, draft, arguments.max_length, partial(progress, "packing"))
     if arguments.blocks:
-        blocks = store.write_blocks(plain, draft, arguments.max_length)
+        blocks = store.write_blocks(plain, draft, arguments.max_length, partial(progress, "joining"))
         report |= {"sequences": blocks.rows, "trained_tokens": blocks.trained_tokens}
         flat.write(plain, draft, len(tokenizer))
     return {**report, "seconds": time.perf_counter() - began}
