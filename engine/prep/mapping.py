@@ -7,13 +7,12 @@ the shape is looked for. One that stood under the new name already steps aside, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from engine.prep import shapes
-from engine.prep.formats.canonical import Canonical, said
+from engine.prep.formats.canonical import Canonical, json_of, said, written
 from engine.prep.options import SourceOptions
 
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -42,7 +41,9 @@ def converter(source: SourceOptions, shape: str) -> Converter:
         found = shapes.listed(module.convert(mapped))
         for canonical in found:
             if aside:
-                canonical["columns"] = canonical.get("columns", {}) | aside
+                canonical["columns"] = canonical.get("columns", {}) | {
+                    name: json_of(value, name) for name, value in aside.items()
+                }
             if prompt:
                 _ask(canonical, prompt)
             if source.system:
@@ -54,7 +55,7 @@ def converter(source: SourceOptions, shape: str) -> Converter:
 
 def check(source: SourceOptions, there: Collection[str]) -> None:
     """Raises ValueError for a column that `columns` or `prompt` names and none of the source's rows has."""
-    listed = ", ".join(sorted(there)) or "none"
+    listed = shapes.told(sorted(there))
     for ours, own in source.columns.items():
         if own not in there:
             hint = f"; columns says the shape's name first: {{{own}: {ours}}}" if ours in there else ""
@@ -107,8 +108,9 @@ def _fill(parts: list[tuple[str, str | None]], row: Mapping[str, Any]) -> str:
 def _value(name: str, row: Mapping[str, Any]) -> str:
     value = row.get(name)
     if value is None:
-        raise ValueError(f"prompt: the row has no {{{name}}}; it has {', '.join(map(str, row))}")
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        raise ValueError(f"prompt: the row has no {{{name}}}; it has {shapes.told(row)}")
+    checked = json_of(value, f"prompt: {{{name}}}")
+    return checked if isinstance(checked, str) else written(checked)
 
 
 def _ask(canonical: Canonical, prompt: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -32,7 +33,14 @@ def detect(rows: Sequence[dict[str, Any]]) -> str:
     if not counts[best]:
         columns = sorted({str(column) for row in rows for column in row})
         raise ValueError(
-            f"no known shape has the columns {', '.join(columns) or '(none)'}; known are {', '.join(FORMATS)}: "
+            f"no known shape has the columns {told(columns)}; known are {', '.join(FORMATS)}: "
             "say which in format, and name the columns in columns"
         )
     return best
+
+
+def told(columns: Iterable[object]) -> str:
+    """Names of columns in a message; rows of free keys have any number of them, of any length."""
+    names = [str(column) for column in itertools.islice(columns, 31)]
+    short = [name if len(name) <= 60 else name[:59] + "…" for name in names[:30]]
+    return ", ".join(short) + (" …" if len(names) > 30 else "") or "none"

@@ -255,7 +255,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (
         "messages",
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, A]},
-        "turn 1 holds a part of type image_url",
+        "turn 1 holds a part of type 'image_url'",
     ),
     ("messages", {"messages": [Q, A], "tools": [{"x": 1}]}, "tool 1 has no name"),
     ("messages", {"messages": [Q, A], "tools": "{"}, "tools is not JSON"),

@@ -94,7 +94,10 @@ def test_each_source_has_a_prompt_of_its_own(tmp_path: Path) -> None:
         ({"prompt": "{sentense}"}, "prompt: there is no column {sentense}; there are completion, prompt, sentence"),
         ({"prompt": "a } b"}, "prompt: } at character 3 is no {column}; write a brace twice"),
         ({"prompt": "{}"}, "prompt: {} at character 1 is no {column}"),
-        ({"columns": {"output": "repli"}}, "columns: there is no column 'repli' for output; there are completion, prompt, sentence"),
+        (
+            {"columns": {"output": "repli"}},
+            "columns: there is no column 'repli' for output; there are completion, prompt, sentence",
+        ),
         ({"columns": {"sentence": "prompts"}}, "columns says the shape's name first: {prompts: sentence}"),
         ({"format": "text", "system": "s"}, "prompt and system are for conversations"),
         ({"format": "thought_graph", "prompt": "p"}, "a thought graph asks several questions"),
@@ -114,6 +117,22 @@ def test_a_row_without_the_prompts_column_is_rejected_and_says_what_it_has(tmp_p
     found, rejects = read(tmp_path, {"source": "a.jsonl", "prompt": "{extra}"})
     assert len(found) == 1
     assert rejects.first == ["a.jsonl:2: prompt: the row has no {extra}; it has prompt, completion"]
+
+
+def test_values_without_a_json_form_never_reach_a_conversation() -> None:
+    convert = mapping.converter(SourceOptions(source="x", prompt="{x}", columns={"prompt": "y"}), "prompt_completion")
+    for value in ("\ud800", ["\ud800"]):
+        with pytest.raises(ValueError, match="half a surrogate pair"):
+            convert({"y": "q", "completion": "a", "x": value})
+        with pytest.raises(ValueError, match="half a surrogate pair"):
+            convert({"y": "q", "completion": "a", "x": "fine", "prompt": value})
+
+
+def test_rows_of_very_many_columns_do_not_fill_a_message() -> None:
+    row = {f"column {number} " + "x" * 1000: 1 for number in range(10_000)}
+    with pytest.raises(ValueError) as caught:
+        mapping.filled("{absent}", row)
+    assert len(str(caught.value)) < 3000
 
 
 pieces = st.lists(st.text("ab{} 二\n", max_size=6), min_size=2, max_size=4)

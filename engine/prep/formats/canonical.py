@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
@@ -66,7 +67,7 @@ def _message(turn: Any, number: int) -> Message:
         raise ValueError(f"turn {number} is {type(turn).__name__}, not a mapping of role and content")
     role, content = turn.get("role"), turn.get("content")
     if role not in ROLES:
-        raise ValueError(f"turn {number} has the role {role!r}, not one of {', '.join(ROLES)}")
+        raise ValueError(f"turn {number} has the role {shown(role)}, not one of {', '.join(ROLES)}")
     calls = _calls(turn["tool_calls"], number) if turn.get("tool_calls") else []
     if calls and role != "assistant":
         raise ValueError(f"turn {number} ({role}) calls tools, which only the assistant does")
@@ -90,7 +91,7 @@ def _joined(content: Any, number: int) -> Any:
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise ValueError(f"turn {number} holds a part of type {kind}; only text can be trained on")
+            raise ValueError(f"turn {number} holds a part of type {shown(kind)}; only text can be trained on")
     return "".join(part["text"] for part in content)
 
 
@@ -99,7 +100,7 @@ def _carry(turn: Mapping[str, Any], message: Message, number: int) -> None:
     if turn.get("function_call"):
         raise ValueError(f"turn {number} has function_call, which OpenAI replaced: write tool_calls")
     if turn.get("weight", 1) not in (0, 1):
-        raise ValueError(f"turn {number} has the weight {turn['weight']!r}; it is 0 (not trained) or 1")
+        raise ValueError(f"turn {number} has the weight {shown(turn['weight'])}; it is 0 (not trained) or 1")
     for key, value in turn.items():
         if key not in _PLAIN and key != "tool_calls" and value is not None:
             message[key] = json_of(value, f"turn {number} {key}")
@@ -120,7 +121,7 @@ def call_of(call: Any, name: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{name} names no function")
     if call.get("type", "function") != "function":
-        raise ValueError(f"{name} is of type {call['type']!r}, not function")
+        raise ValueError(f"{name} is of type {shown(call['type'])}, not function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = parsed(arguments, f"{name}: arguments") if arguments.strip() else {}
@@ -192,6 +193,11 @@ def parsed(text: str, name: str) -> Any:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
         raise ValueError(f"{name} is not JSON: {error}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: however large or deep it is, a few characters."""
+    return reprlib.repr(value)
 
 
 def written(value: Any) -> str:

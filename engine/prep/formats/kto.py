@@ -16,6 +16,7 @@ from engine.prep.formats.canonical import (
     named,
     opening,
     said,
+    shown,
     text_of,
     with_columns,
     with_tools,
@@ -38,7 +39,7 @@ def convert(row: dict[str, Any]) -> Canonical:
     label = next((name for name in LABELS if isinstance(row.get(name), bool)), None)
     if label is None:
         name, given = next(((name, row[name]) for name in LABELS if row.get(name) is not None), ("label", None))
-        raise ValueError(f"{name} is {'missing' if given is None else repr(given)}, not true or false")
+        raise ValueError(f"{name} is {'missing' if given is None else shown(given)}, not true or false")
     before, judged, used = _parts(row)
     if not before:
         raise ValueError("there is no question before the judged reply")
