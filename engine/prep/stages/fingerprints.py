@@ -3,14 +3,15 @@
 Signatures are rensa's R-MinHash (https://github.com/beowolx/rensa; Dahlgaard, Knudsen, Thorup, Fast Similarity Sketching, 2017) over
 character shingles, so that text without blanks between words works as any other. Candidates share a band of the signature
 (locality-sensitive hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3); they are near when their
-signatures agree in the threshold's share of places (standard error 0.03 at 0.8). Memory is some 60 bytes a row at most; what is larger is read in parts.
+signatures agree in the threshold's share of places (standard error 0.03 at 0.8). Memory is some 20 bytes a row and a few
+hundred megabytes at most; what is larger is read in parts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import mmap
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ _LONGEST = 2**20
 """Characters of a row that are looked at; longer rows are compared by their beginning."""
 _PART = 2**22
 """Rows whose keys are sorted together."""
-_PAIRS = 2**16
+_PAIRS = 2**15
 """Pairs compared together."""
 _RECALL = 0.99
 """Chance, at least, that two rows just at the threshold become candidates."""
@@ -127,31 +128,25 @@ def bands(threshold: float) -> list[tuple[int, int]]:
 
 
 class Signatures:
-    """The file of signatures, mapped; what was looked at does not stay in memory."""
+    """The file of signatures, read where it is asked for. (Mapped, all of it would soon be resident: the kernel maps what lies around.)"""
 
     def __init__(self, prints: Fingerprints) -> None:
-        import numpy as np
-
-        self._file = prints.signatures.open("rb")
-        empty = prints.signatures.stat().st_size == 0
-        self._map = None if empty else mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._table = np.frombuffer(self._map or b"", dtype="<u2").reshape(-1, SLOTS)
+        self._file = prints.signatures.open("rb", buffering=0)
 
     def __enter__(self) -> Signatures:
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._table
-        if self._map is not None:
-            self._map.close()
         self._file.close()
 
     def of(self, rows: Any) -> Any:
         """uint16[len(rows), SLOTS]"""
-        found = self._table[rows]
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
-        return found
+        import numpy as np
+
+        wanted, place = np.unique(rows, return_inverse=True)
+        file, size = self._file.fileno(), 2 * SLOTS
+        content = b"".join([os.pread(file, size, size * row) for row in wanted.tolist()])
+        return np.frombuffer(content, dtype="<u2").reshape(-1, SLOTS)[place]
 
 
 def signatures(prints: Fingerprints) -> Signatures:
@@ -175,7 +170,7 @@ def _bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -> Ite
     import numpy as np
 
     parts = max(1, math.ceil(prints.rows / _PART))
-    together = max(1, 2 * _PART // max(1, prints.rows // parts))
+    together = max(1, _PART // max(1, prints.rows // parts))
     for at in range(0, len(cuts), together):
         group = cuts[at : at + together]
         for part in range(parts):
