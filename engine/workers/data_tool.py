@@ -68,6 +68,8 @@ def _complain(as_json: bool, problem: Problem) -> int:
 def _show(result: dict[str, Any]) -> None:
     """Figures by name; what is nested, indented under its name."""
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a path is for copying: nothing of it may be left out
     for name, value in _lines(result):
         table.add_row(name, value)
     OUT.print(table)

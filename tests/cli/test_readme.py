@@ -1,4 +1,4 @@
-"""What README says of the command line is true."""
+"""What README and the documentation say of the command line is true."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import pytest
 
 from cockpit.cli import VERBS, build_parser
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-FENCED = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = README + (ROOT / "docs/data.md").read_text(encoding="utf-8")
+FENCED = "".join(re.findall(r"```sh\n(.*?)```", PAGES, re.DOTALL))
 COMMANDS = re.findall(r"^cockpit\b[^#>\n]*", FENCED, re.MULTILINE)
 
 
 def test_there_are_commands_to_try() -> None:
-    assert len(COMMANDS) >= 4
+    assert len(COMMANDS) >= 12
 
 
 @pytest.mark.parametrize("line", COMMANDS)
