@@ -25,7 +25,7 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
         raise ValueError(f"an epoch has {windows.per_epoch} steps; there is no step {step}")
     first = (step - 1) * settings.accumulation
     micro = itertools.islice(iter(windows), first, first + settings.accumulation)
-    parts = []
+    parts: list[dict[str, Any]] = []
     for sequence, index in enumerate(itertools.chain.from_iterable(micro)):
         row: dict[str, Any] = rows[index]
         start = 0

@@ -74,6 +74,11 @@ def warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:
             )
         if counts["truncated"] > counts["masked"]:
             yield f"{counts['truncated'] - counts['masked']} rows of {part} are cut at the end", "raise data.max_length"
+        if counts.get("unwritten"):
+            yield (
+                f"the chat template leaves out tools or tool calls {counts['unwritten']} times in {part}: the model does not see them",
+                "name a template in data.template that writes them",
+            )
 
 
 def main() -> int:
