@@ -19,7 +19,7 @@ from engine.models import targets
 from engine.models.folders import has_tokenizer
 from engine.prep import cache, store
 from engine.prep.rows import Rejects
-from engine.prep.stages import clean, located, pipeline, placed
+from engine.prep.stages import clean, located, pipeline, placed, tokenised
 from engine.prep.stages.context import Context, default_processes
 from engine.prep.stages.located import PARTS
 from engine.prep.stages.pipeline import ASKED, Located, Rows
@@ -43,6 +43,8 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     Raises ProblemError: nothing to train on, too many bad rows, a base without tokenizer or template …
     """
     base, tokenizer_folder = locate_base(profile, home, progress)
+    if already := tokenised.folders(profile.data, profile.directory):
+        return {**_as_it_is(profile, tokenizer_folder, already), "base": base}
     sources = _sources(profile, home, progress)
     of_rows = {
         f"{part}.{index}.{number}": path
@@ -124,6 +126,27 @@ def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str, 
             hint="copy the tokenizer's files from where the model came from",
         )
     )
+
+
+def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
+    """`prepared.json` of data that is tokens already. Nothing is known of its chats: the lock holds no golden ones."""
+    data = profile.data
+    tokenizer = load_tokenizer(tokenizer_folder, data.template, profile.directory, profile.model.trust_remote_code)
+    counts = {part: tokenised.count(folder, data.max_length) for part, folder in folders.items()}
+    states = {part: folder / "state.json" for part, folder in folders.items()}
+    return {
+        **dict.fromkeys(_WHERE),
+        **{part: str(folder) for part, folder in folders.items()},
+        "rows": counts["train"].rows,
+        "tokens": counts["train"].tokens,
+        "trained_tokens": counts["train"].trained_tokens,
+        "rejected": 0,
+        "stages": [],
+        "template": None if data.template == "auto" else tokenizer.chat_template,
+        "lock": lock(tokenizer, tokenizer_folder, []),
+        "stats": tokenised.summaries(counts),
+        "hash": cache.key(states, {"max_length": data.max_length}, lambda _: None),
+    }
 
 
 def _sources(profile: Profile, home: Home, progress: Progress) -> Located:

@@ -127,6 +127,20 @@ def test_a_catalogue_names_sources(home: Home, profile_over: ProfileOver, tmp_pa
     assert prepare(profile, home, quiet)["rows"] == 3
 
 
+def test_what_is_tokenised_already_is_trained_on_as_it_is(home: Home, profile_over: ProfileOver) -> None:
+    made = prepare(profile_over(ROWS), home, quiet)
+    again = prepare(profile_over(ROWS, train=[{"source": made["train"]}]), home, quiet)
+    assert again["train"] == made["train"] and again["validation"] is None
+    assert all(again[key] == made[key] for key in ("rows", "tokens", "trained_tokens", "base"))
+    assert again["stats"]["train"]["max"] == made["stats"]["train"]["max"]
+    assert list(warnings(again)) == []
+    for more, message in (({"dedup": {}}, "works on rows"), ({"max_length": 16}, "more than data.max_length")):
+        with pytest.raises(ProblemError, match=message):
+            prepare(profile_over(ROWS, **{"train": [{"source": made["train"]}], **more}), home, quiet)
+    with pytest.raises(ProblemError, match="both be tokenised"):
+        prepare(profile_over(ROWS, ROWS, train=[{"source": made["train"]}]), home, quiet)
+
+
 @pytest.mark.slow
 def test_a_packed_run_trains_as_an_unpacked_one(bare_home: Home, tmp_path: Path) -> None:
     base = make_model(tmp_path / "base")

@@ -1,0 +1,75 @@
+"""A source that is tokens already: a folder that `datasets.save_to_disk` or `cockpit data tokenize` wrote. It is trained on as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.prep.options import DataOptions
+from engine.prep.sources import find_source, is_tokenised
+from engine.prep.stages.located import PARTS
+from engine.prep.tokenize import MASKED, Counts
+from engine.protocol.messages import Problem, ProblemError
+
+_WORK_ON_ROWS = ("clean", "dedup", "split", "balance", "max_rows", "packing", "test")
+
+
+def folders(data: DataOptions, directory: Path) -> dict[str, Path]:
+    """Part -> the tokenised folder that it names; empty when all sources are rows. Raises ProblemError when both are asked for."""
+    found: dict[str, Path] = {}
+    for part in PARTS:
+        for index, source in enumerate(getattr(data, part)):
+            try:
+                path = find_source(source.source, directory)
+            except ValueError:
+                continue  # a glob, or a name of a catalogue
+            if isinstance(path, Path) and is_tokenised(path):
+                if len(getattr(data, part)) > 1 or source.model_fields_set - {"source"}:
+                    raise _cannot(f"data.{part}.{index} is tokenised already: it stands alone, without other options")
+                found[part] = path
+    if found and any(getattr(data, part) and part not in found for part in ("train", "validation")):
+        raise _cannot("data.train and data.validation must both be tokenised, or both be rows")
+    asked = [name for name in _WORK_ON_ROWS if getattr(data, name)]
+    if found and asked:
+        raise _cannot(f"data.{asked[0]} works on rows, and {next(iter(found.values()))} holds tokens")
+    return found
+
+
+def count(folder: Path, max_length: int) -> Counts:
+    """What a tokenised folder holds, read batch by batch. Raises ProblemError for sequences longer than the profile allows, and for nothing to train on."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import load_from_disk
+
+    counts = Counts()
+    for batch in load_from_disk(str(folder)).data.select(["input_ids", "labels"]).to_batches():
+        ids, labels = batch.column("input_ids"), batch.column("labels")
+        lengths = pc.list_value_length(ids)
+        if lengths != pc.list_value_length(labels):
+            raise _cannot(f"{folder} has rows whose input_ids and labels differ in length")
+        counts.rows += len(ids)
+        counts.tokens += pc.sum(lengths).as_py() or 0
+        counts.trained_tokens += (
+            pc.sum(pc.not_equal(labels.flatten(), pa.scalar(MASKED, labels.type.value_type))).as_py() or 0
+        )
+        counts.lengths.update(lengths.to_pylist())
+    if counts.lengths and max(counts.lengths) > max_length:
+        raise _cannot(
+            f"{folder} has sequences of up to {max(counts.lengths)} tokens, more than data.max_length ({max_length})"
+        )
+    if not counts.trained_tokens:
+        raise _cannot(f"{folder} holds no token that is trained")
+    return counts
+
+
+def _cannot(cause: str) -> ProblemError:
+    return ProblemError(
+        Problem(
+            title="The tokenised data cannot be used", cause=cause, hint="name the rows that it was made of instead"
+        )
+    )
+
+
+def summaries(counts: dict[str, Counts]) -> dict[str, Any]:
+    """As `prepared.json` has them, for both parts."""
+    return {part: counts.get(part, Counts()).summary() for part in ("train", "validation")}
