@@ -271,7 +271,7 @@ def tokenize_rows(
     # By the input alone, so that the number of processes shows nowhere; and no more of them than pay for their start.
     size = min(SIZE, max(SIZE // 8, total // 16))
     spans = [span for path in rows for span in cut(path, size)]
-    processes = min(processes, 1 + total // SIZE)
+    processes = min(processes, 1 + total // (2 * SIZE))
     made = Made(Counts(), [])
     with store.linked(into) as link, open(kept or os.devnull, "wb") as rows_file:
         for done in work_through(spans, f"{__name__}:work", settings, work / "tokens", processes, progress):

@@ -120,7 +120,8 @@ def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path
     plain = rows.work / "plain" if joined else draft
     with (draft / "rejects.jsonl").open("w", encoding="utf-8") as file:
         if rows.rejects:
-            file.write(rows.rejects.read_text(encoding="utf-8"))
+            with rows.rejects.open(encoding="utf-8") as earlier:
+                shutil.copyfileobj(earlier, file)
         rejects = Rejects(file.write)
         made = tokenize_rows(
             rows.paths,
