@@ -136,9 +136,9 @@ def test_a_killed_prepare_goes_on(home: Home, profile_over: ProfileOver) -> None
     expected = content(home.cache)
     shutil.rmtree(home.cache)
     chance, kills, went_on = random.Random(1), 0, False
-    for _ in range(3):
-        kills += killed(chance.uniform(0.05, 0.8) * seconds, *command)
-        went_on |= any(home.cache.glob("work-*/*"))
+    for moment in (0.1, 0.3, 0.5):
+        kills += killed((moment + chance.uniform(0, 0.2)) * seconds, *command)
+        went_on |= any(home.cache.glob("work-*/*")) or any(home.cache.glob("data-*"))
     assert kills and went_on
     uninterrupted(*command)
     assert content(home.cache) == expected
