@@ -54,6 +54,8 @@ LOSS_ON = option("--loss-on", choices=("auto", "assistant", "all"), default="aut
 PROCESSES = option("--processes", type=int, metavar="N", help="processes that work (one a core)")
 SEED = option("--seed", type=int, metavar="N", default=42, help="seed of the choice (42)")
 
+RULE = option("--set", metavar="K=V", action="append", default=[], dest="overrides", help="a rule, e.g. clean.min_chars=20 or dedup.threshold=0.9")  # fmt: skip
+
 DATA = (
     Verb("inspect", "what a file holds: shape, columns, a row", "tools:data", (FILE, FORMAT)),
     Verb(
@@ -66,7 +68,7 @@ DATA = (
         "clean",
         "repair text and drop what is empty, by rules that count",
         "tools:data",
-        (FILE, FORMAT, OUT, SET, PROCESSES),
+        (FILE, FORMAT, OUT, RULE, PROCESSES),
     ),
     Verb(
         "dedup",
@@ -83,7 +85,7 @@ DATA = (
                 default=[],
                 help="also drop rows that are in this file (repeatable)",
             ),
-            SET,
+            RULE,
             PROCESSES,
         ),
     ),
@@ -118,6 +120,7 @@ DATA = (
                 help="rows of each value: smallest, median, largest or a number",
             ),
             SEED,
+            PROCESSES,
         ),
     ),
     Verb(

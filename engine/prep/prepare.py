@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,9 @@ def _make(
     stats = {part: each.summary() for part, each in counts.items()}
     if data.packing:
         (folder / "train").rename(folder / "plain")
-        stats["train"]["sequences"] = store.write_packed(folder / "plain", folder / "train", data.max_length)
+        stats["train"]["sequences"] = store.write_packed(
+            folder / "plain", folder / "train", data.max_length, partial(progress, "packing")
+        )
         shutil.rmtree(folder / "plain")
     return {
         "train": "train",
