@@ -18,7 +18,7 @@ import pytest
 from engine.models import catalogue, embedded
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from tests.models.hub_server import COMMIT, Hub
+from tests.hub import COMMIT, Hub
 from tests.scripted.bench import wait_for
 
 

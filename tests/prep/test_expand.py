@@ -20,6 +20,7 @@ from engine.prep.expand import expand as expanding
 from engine.prep.expand.expand import expand, rehearse
 from engine.prep.expand.seeds import check
 from engine.prep.options import ExpandOptions, PriceOptions, SourceOptions
+from engine.prep.stages.standalone import options_of
 from engine.prep.verbs import expand as verb
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
@@ -515,9 +516,9 @@ def test_the_verb_reads_its_settings(home_stub: Home, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"expand\.seed: .*not 'x'; expand\.sampels: unknown key, did you mean samples\?"
     ):
-        verb.options_of(["expand.sampels=3", "expand.seed=x"])
+        options_of(ExpandOptions, "expand", ["expand.sampels=3", "expand.seed=x"])
     with pytest.raises(ValueError, match=r"write it as expand\.KEY=VALUE"):
-        verb.options_of(["samples=3"])
+        options_of(ExpandOptions, "expand", ["samples=3"])
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from engine.prep import catalog, sources
 from engine.prep.sources import HubSource
 from engine.protocol.home import Home
-from tests.prep.dataset_hub import DatasetHub
+from tests.hub import Hub
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -197,17 +197,17 @@ assert told[-1] == ("fetching", 3, 0), told
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[DatasetHub]:
+def hub(tmp_path: Path) -> Iterator[Hub]:
     touch(tmp_path, "set/data/train.jsonl", "set/data/test.jsonl", "set/README.md")
     (tmp_path / "set/data/test.jsonl").write_text('{"text": "1"}\n{"text": "2"}\n{"text": "3"}\n')
     (tmp_path / "set/README.md").write_text("A data set.\n")
-    server = DatasetHub(tmp_path / "set")
+    server = Hub(tmp_path / "set")
     yield server
     server.close()
 
 
 @pytest.mark.slow
-def test_datasets_itself_fetches_from_a_hub(hub: DatasetHub, tmp_path: Path) -> None:
+def test_datasets_itself_fetches_from_a_hub(hub: Hub, tmp_path: Path) -> None:
     """The real library over a real socket; only the hub's other side is ours."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
@@ -221,7 +221,7 @@ def test_datasets_itself_fetches_from_a_hub(hub: DatasetHub, tmp_path: Path) -> 
     done = fetched("hf://org/name@test")
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).read_text() == '{"text":"1"}\n{"text":"2"}\n{"text":"3"}\n'
-    assert any(each.endswith("data/test.jsonl") for each in hub.asked)
+    assert any(path.endswith("data/test.jsonl") for _, path, _ in hub.asked)
     for source, message in (
         ("hf://org/name@nope", r"Bad split: nope. Available splits: ['train', 'test']"),
         ("hf://org/other", "doesn't exist on the Hub or cannot be accessed"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,18 +112,27 @@ def out_of(arguments: argparse.Namespace) -> Path:
     return Path(arguments.out).expanduser().absolute()
 
 
-def options_of(model: type[Model], section: str, overrides: Iterable[str], **given: Any) -> Model:
-    """`--set data.SECTION.KEY=VALUE` or `SECTION.KEY=VALUE`, the value in YAML, over the options' defaults. Raises ValueError with all problems."""
+def options_of(
+    model: type[Model], section: str, overrides: Iterable[str], as_text: Collection[str] = (), **given: Any
+) -> Model:
+    """`--set data.SECTION.KEY=VALUE` or `SECTION.KEY=VALUE`, keys inside keys too, over the options' defaults. Raises ValueError with all problems.
+
+    The value is YAML, below the keys `as_text` plain text.
+    """
     document: dict[str, Any] = dict(given)
     wrong = []
     for override in overrides:
         name, equals, text = override.partition("=")
-        keys = name.strip().removeprefix("data.").split(".")
-        if not equals or len(keys) != 2 or keys[0] != section:
+        found, *keys = name.strip().removeprefix("data.").split(".")
+        if not equals or found != section or not keys or not all(keys):
             wrong.append(f"--set {override}: write it as {section}.KEY=VALUE")
             continue
+        node = document
+        for key in keys[:-1]:
+            inner = node.setdefault(key, {})
+            node = inner if isinstance(inner, dict) else {}
         try:
-            document[keys[1]] = YAML(typ="safe", pure=True).load(text)
+            node[keys[-1]] = text if keys[0] in as_text else YAML(typ="safe", pure=True).load(text)
         except YAMLError:
             wrong.append(f"--set {override}: the value is not YAML")
     try:

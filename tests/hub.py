@@ -1,4 +1,4 @@
-"""A hub on the loopback: the part of the Hugging Face hub's HTTP interface by which `datasets` streams a data set of files."""
+"""A hub on the loopback: the part of the Hugging Face hub's HTTP interface that fetching a model or a data set uses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,18 @@ from urllib.parse import unquote
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class DatasetHub:
-    """Serves the files of `folder` as the data set `org/name`."""
+class Hub:
+    """Serves the files of `folder` as the model or data set `org/name`, at `pace` bytes a second.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.asked: list[str] = []
+    What is `gated`, and any other name, is refused as the hub does.
+    """
+
+    def __init__(self, folder: Path, pace: float = 1e9) -> None:
+        self.folder, self.pace, self.gated = folder, pace, False
+        self.asked: list[tuple[str, str, str]] = []
+        """(method, path, Range header) of each request."""
+        self.sent = 0
+        """Bytes of files, bodies only."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -35,28 +42,30 @@ class DatasetHub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    hub: DatasetHub
+    hub: Hub
 
     def do_HEAD(self) -> None:
-        self._answer()
+        self._answer(body=False)
 
     def do_GET(self) -> None:
-        self._answer()
+        self._answer(body=True)
 
-    def _answer(self) -> None:
+    def _answer(self, body: bool) -> None:
         path = unquote(self.path.partition("?")[0])
-        self.hub.asked.append(f"{self.command} {path}")
+        self.hub.asked.append((self.command, path, self.headers.get("Range", "")))
         if "/org/name" not in path:
-            self._refuse("RepoNotFound")
-        elif path.startswith("/api/datasets/org/name/tree"):
-            inside = path.partition(f"tree/{COMMIT}")[2].strip("/")
-            self._json([self._entry(each) for each in sorted((self.hub.folder / inside).iterdir())])
-        elif path.startswith("/api/datasets/org/name"):
-            self._json({"id": "org/name", "sha": COMMIT, "siblings": [], "tags": []})
-        elif found := re.fullmatch(r"/datasets/org/name/resolve/[^/]+/(.+)", path):
-            self._file(self.hub.folder / found[1])
+            self._refuse(404, "RepoNotFound", "Repository not found")
+        elif self.hub.gated:
+            self._refuse(403, "GatedRepo", "Access to model org/name is restricted")
+        elif found := re.fullmatch(r"/api/(?:models|datasets)/org/name/tree/[^/]+/?(.*)", path):
+            self._json([self._entry(each) for each in sorted((self.hub.folder / found[1]).iterdir())])
+        elif re.match(r"/api/(?:models|datasets)/org/name", path):
+            siblings = [{"rfilename": each.name} for each in sorted(self.hub.folder.iterdir()) if each.is_file()]
+            self._json({"id": "org/name", "modelId": "org/name", "sha": COMMIT, "siblings": siblings, "tags": []})
+        elif found := re.fullmatch(r"(?:/datasets)?/org/name/resolve/[^/]+/(.+)", path):
+            self._file(self.hub.folder / found[1], body)
         else:
-            self._refuse("EntryNotFound")
+            self._refuse(404, "EntryNotFound", "No such entry")
 
     def _entry(self, path: Path) -> dict[str, Any]:
         name = str(path.relative_to(self.hub.folder))
@@ -64,9 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
             return {"type": "directory", "path": name, "oid": COMMIT}
         return {"type": "file", "path": name, "size": path.stat().st_size, "oid": _etag(path)}
 
-    def _file(self, path: Path) -> None:
+    def _file(self, path: Path, body: bool) -> None:
         if not path.is_file():
-            self._refuse("EntryNotFound")
+            self._refuse(404, "EntryNotFound", "No such entry")
             return
         content = path.read_bytes()
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -80,8 +89,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(part)
+        for at in range(0, len(part) if body else 0, 2**16):
+            try:
+                self.wfile.write(part[at : at + 2**16])
+            except OSError:
+                return  # the other side is gone
+            self.hub.sent += len(part[at : at + 2**16])
+            time.sleep(2**16 / self.hub.pace)
 
     def _json(self, document: Any) -> None:
         content = json.dumps(document).encode()
@@ -91,10 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _refuse(self, code: str) -> None:
-        self.send_response(404)
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self.send_response(status)
         self.send_header("X-Error-Code", code)
-        self.send_header("X-Error-Message", "not found")
+        self.send_header("X-Error-Message", message)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
