@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +35,14 @@ REJECTED = "rejected"
 VIEWS = ("conversation", "tokens", "text", "raw")
 """How a row is shown, in the order of the key."""
 EMPTY = Content.from_markup(
-    "[bold $text]No data open.[/]\n\n[$accent]o[/] picks a profile and shows the rows it would train on.\n"
-    "To use your own JSONL: [$accent]3[/] opens Profile; save a copy of a built-in one and set data.train."
+    "[bold $text]No data open.[/]\n\n[$accent]o[/] picks a profile and shows the rows it would train on, "
+    "or opens a data file or folder by its path.\n"
+    "To train on your own: [$accent]3[/] opens Profile; save a copy of a built-in one and set data.train."
 )
+PROFILES = (".yaml", ".yml")
+"""Suffixes of profiles; whatever else is opened is data, but JSON that reads as a profile."""
+LONGEST_PROFILE = 100_000
+"""Bytes."""
 
 
 class DataScreen(CockpitScreen):
@@ -120,7 +126,11 @@ class DataScreen(CockpitScreen):
         files = await asyncio.to_thread(profile_files, self.app.home, Path.cwd())
         choices = [Choice(str(file.path), f"{file.place} · {file.description}") for file in files]
         path = await self.app.push_screen_wait(
-            Picker("Data of which profile", "a name on the list, or a path", choices)
+            Picker(
+                "Data of which profile",
+                "a name on the list, or the path of a profile, a data file or a folder",
+                choices,
+            )
         )
         if path:
             self.open(Path(path).expanduser().absolute())
@@ -129,7 +139,7 @@ class DataScreen(CockpitScreen):
     async def open(self, path: Path) -> None:
         """Have the worker read the profile's sources, then show the first row and count tokens."""
         try:
-            text = await asyncio.to_thread(path.read_text, encoding="utf-8")
+            text = await asyncio.to_thread(_profile_of, path)
         except (OSError, UnicodeDecodeError) as error:
             self._trouble(Problem(title=f"cannot read {path}", cause=str(error)))
             return
@@ -354,6 +364,24 @@ class DataScreen(CockpitScreen):
         self.rows.clear()
         self._set_view("conversation" if self.view == "batch" else self.view)
         self.action_go_to(0)
+
+
+def _profile_of(path: Path) -> str:
+    """A profile's text; for a data file or folder that of one which trains on it and leaves all else as it comes."""
+    suffix, size = path.suffix.lower(), path.stat().st_size
+    if suffix in PROFILES:
+        return path.read_text(encoding="utf-8")
+    if suffix == ".json" and size < LONGEST_PROFILE and is_profile(text := path.read_text(encoding="utf-8")):
+        return text
+    return json.dumps({"name": path.stem, "data": {"train": [{"source": str(path)}]}})
+
+
+def is_profile(text: str) -> bool:
+    """Whether JSON is a profile rather than rows: an object whose `data` names what to train on."""
+    try:
+        return "train" in json.loads(text)["data"]
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _tokenised(done: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cockpit.screens.data import DataScreen
+from cockpit.screens.data import DataScreen, is_profile
 from cockpit.widgets import row_view
 from engine.protocol.home import Home
 from tests.app.fake import FakeEngine
@@ -116,6 +116,11 @@ async def test_finding_batches_rejects_and_stages(size: tuple[int, int], working
         assert_fits(pilot)
         await pilot.press("escape")
         await until(pilot, lambda: screen.view == "conversation")
+        (folder / "own.csv").write_text("question,answer\nWhere?,There.\n", encoding="utf-8")
+        screen.open(folder / "own.csv")
+        await until(pilot, lambda: "row 1 of 1" in shown(pilot) and "There." in shown(pilot), 20)
+        screen.open(folder / "nowhere.csv")
+        await until(pilot, lambda: "cannot read" in shown(pilot))
 
 
 def test_a_histogram_is_drawn_to_its_longest_bar() -> None:
@@ -134,3 +139,8 @@ def test_pairs_tools_and_columns_are_told() -> None:
     text = row_view.conversation(row).plain
     assert text.index("── prompt ──") < text.index("── chosen ──") < text.index('"find"') < text.index("── rejected ──")
     assert text.endswith("topic rivers")
+
+
+def test_a_json_profile_is_told_from_json_rows() -> None:
+    assert is_profile('{"data": {"train": []}}')
+    assert not any(map(is_profile, ('[{"text": "a"}]', '{"data": "a row"}', '{"text": 1}', "{broken", '{"data": 3}')))
