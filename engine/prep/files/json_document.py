@@ -17,10 +17,11 @@ from engine.prep.files.record import BOM, Record, decode
 
 _BLOCK = 2**20
 _BLANKS = re.compile(rb"[ \t\r\n]*+")
-_INSIDE = re.compile(rb'(?:[^"\[\]{}]*+"[^"\\]*+(?:\\.[^"\\]*+)*+")*+[^"\[\]{}]*+', re.DOTALL)
+_INSIDE = re.compile(rb'(?:[^"\[\]{}]*+"[^"\\]*+(?:\\.[^"\\]*+)*")*[^"\[\]{}]*+', re.DOTALL)
 """Up to the next bracket outside of strings, or to a string that the block does not hold to its end."""
-_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*', re.DOTALL)
 """Up to the quote that ends a string, or to a backslash that ends the block."""
+# Sets are possessive, groups are not: CPython before 3.11.5 (Debian 12 has 3.11.2) gives up on possessive groups too early.
 _SCALAR = re.compile(rb'[^\[\]{}",]*+')
 
 
