@@ -7,6 +7,7 @@ file's order: how many processes there were, and how often the step was killed, 
 
 from __future__ import annotations
 
+import glob
 import importlib
 import json
 import multiprocessing
@@ -19,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from engine.protocol.home import sync
+from engine.protocol.home import host_name, sync
 
 SIZE = 8 * 2**20
 """Bytes of a span, about: enough rows to be worth a task, few enough to be held."""
@@ -146,7 +147,9 @@ def gather(results: Iterable[Done], into: Mapping[str, Path]) -> list[dict[str, 
 @contextmanager
 def whole(*paths: Path) -> Iterator[list[BinaryIO]]:
     """Files to write, open; when the block ends well they take these names, one after the other, else they are removed."""
-    drafts = [path.with_name(f".{path.name}.{os.getpid()}") for path in paths]
+    drafts = [path.with_name(f".{path.name}.{host_name()}.{os.getpid()}") for path in paths]
+    for path in paths:
+        _sweep(path)
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(draft.open("wb")) for draft in drafts]
@@ -156,6 +159,16 @@ def whole(*paths: Path) -> Iterator[list[BinaryIO]]:
             draft.replace(path)
     finally:
         for draft in drafts:
+            draft.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the drafts of `path` that killed processes of this host have left."""
+    import psutil
+
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host_name())}.*"):
+        number = draft.name.rpartition(".")[2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
             draft.unlink(missing_ok=True)
 
 

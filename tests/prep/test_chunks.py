@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engine.prep.chunks import Done, Span, cut, work_through
+from engine.prep.chunks import Done, Span, cut, whole, work_through
 
 
 def shout(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def shout(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {"lines": content.count(b"\n"), "pid": os.getpid(), "first": span.line}
 
 
+ROOT = Path(__file__).parents[2]
 WORK = "tests.prep.test_chunks:shout"
 
 
@@ -81,6 +82,23 @@ def test_what_work_raises_passes_through(tmp_path: Path) -> None:
     path.write_text("good\nbad\n")
     with pytest.raises(ValueError, match="a bad line"):
         list(work_through(list(cut(path)), WORK, {}, tmp_path / "work", 1, lambda *_: None))
+
+
+def test_a_draft_that_a_kill_left_is_swept_and_a_live_ones_is_not(tmp_path: Path) -> None:
+    program = (
+        "import os, signal\nfrom pathlib import Path\nfrom engine.prep.chunks import whole\n"
+        f"with whole(Path({str(tmp_path / 'rows.jsonl')!r})) as (file,):\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"half"]
+    with whole(tmp_path / "rows.jsonl") as (first,):
+        assert len(list(tmp_path.iterdir())) == 1, "the dead one's is gone, this one's is there"
+        with whole(tmp_path / "rejects.jsonl") as (other,):
+            other.write(b"other")
+        first.write(b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rejects.jsonl", "rows.jsonl"]
+    assert (tmp_path / "rows.jsonl").read_bytes() == b"whole"
 
 
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
