@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class HeldOut:
         try:
             with torch.no_grad(), self._autocast(), folded(model):
                 values = self._loss(trainer)
-                trainer.head.segments.lengths = None  # generation's batches are ordinary ones
+                trainer.ordinary()
                 replies = self._replies(model)
         finally:
             model.train()
@@ -80,17 +81,17 @@ class HeldOut:
         return torch.autocast(device.kind, dtype=device.compute, enabled=device.compute != torch.float32)
 
     def _loss(self, trainer: Any) -> dict[str, float]:
-        from engine.training.loss import cross_entropy
-
-        loss = right = count = 0.0
+        sums: Counter[str] = Counter()
         for rows in self._batches:
             batch = trainer._prepare_inputs(self._collate(rows))
-            logits = trainer.head.logits(trainer.model, batch)
-            loss += cross_entropy(logits, batch["targets"]).item()
-            right += (logits.argmax(-1) == batch["targets"]).sum().item()
-            count += len(batch["targets"])
-        loss, right, count = self.job.ranks.sum([loss, right, count])
-        return {"eval/loss": loss / count, "eval/token_accuracy": right / count}
+            sums["units"] += trainer.units(batch)
+            sums.update(trainer.measure(batch))
+        whole: Counter[str] = Counter()
+        for share in self.job.ranks.gather(sums):  # a rank without rows has no sums
+            whole.update(share)
+        units = whole.pop("units")
+        means = {name: total / units for name, total in whole.items()}
+        return {f"eval/{name}": value for name, value in trainer.held_out_values(means).items()}
 
     def _tell(self, done: int, total: int) -> None:
         """Where generation stands, at most once in `TELL` seconds."""

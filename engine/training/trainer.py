@@ -6,16 +6,20 @@ library keeps the loop: batches, backward passes, clipping, optimiser, schedule,
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.protocol.journal import Metrics
-from engine.training.job import Job
-from engine.training.rows import Windows
+from engine.training.held_out import HeldOut
+from engine.training.rows import Collate
 from engine.training.saving import Saving
+
+if TYPE_CHECKING:
+    from engine.training.assemble import Parts
 
 _HUGE = 2**31
 
@@ -29,23 +33,59 @@ class Tally:
     rows: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    noted: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Further metrics: (sum, number of what it sums)."""
     mark: float = field(default_factory=time.perf_counter)
 
 
 class Steered(Saving):
-    """Mixin before a `transformers.Trainer`. `job` says everything; `windows` is the batch sampler of training rows."""
+    """Mixin before a `transformers.Trainer`; a method's trainer says what a loss is divided by and how held-out rows are measured."""
 
-    def __init__(self, *, job: Job, windows: Windows, loader: Any, evaluate: Any, **arguments: Any) -> None:
-        self.job, self.ranks, self.voice, self.profile = job, job.ranks, job.voice, job.profile
-        self.windows, self._loader, self._evaluator = windows, loader, evaluate
+    def __init__(self, parts: Parts, *, collate: Collate, args: Any, **library: Any) -> None:
+        """`collate` makes micro-batches whose `rows` and `tokens` are counts; `library` is what the library's trainer wants besides."""
+        import torch
+        from torch.utils.data import DataLoader
+
+        self.job = job = parts.job
+        self.ranks, self.voice, self.profile = job.ranks, job.voice, job.profile
+        self.windows = parts.windows
+        # A generator of its own: the loader must not draw from the one that dropout uses.
+        self._loader = DataLoader(
+            parts.rows, batch_sampler=parts.windows, collate_fn=collate, generator=torch.Generator()
+        )
+        self._evaluator = HeldOut(job, parts.held_out, collate) if parts.held_out is not None else None
         self.outcome = "completed"
         self.results: dict[int, dict[str, float]] = {}
         self._tally = Tally()
         self._boundary = 0
         self._begun = False
-        super().__init__(**arguments)
+        super().__init__(
+            model=parts.model, args=args, train_dataset=parts.rows, processing_class=job.tokenizer, **library
+        )
         for callback in list(self.callback_handler.callbacks)[1:]:
             self.remove_callback(callback)  # all but the flow: printing is ours
+
+    # ── what a method says ────────────────────────────────────────────────────────────────────────────────────────
+
+    def units(self, batch: dict[str, Any]) -> int:
+        """What the loss of this micro-batch is a sum over: trained tokens, pairs …; the library is told that of the global batch."""
+        raise NotImplementedError
+
+    def measure(self, inputs: dict[str, Any]) -> dict[str, float]:
+        """Sums over the units of held-out rows, `loss` among them, by metric. The model is in evaluation mode, without gradients."""
+        raise NotImplementedError
+
+    def held_out_values(self, means: dict[str, float]) -> dict[str, float]:
+        """Metrics of held-out rows by name, of the means of what `measure` gave."""
+        return means
+
+    def ordinary(self) -> None:
+        """Ordinary batches follow, as generation's."""
+
+    def note(self, name: str, total: float, count: float) -> None:
+        """Count towards the mean of the metric `name`, such as `train/accuracy`, at the next report. On every rank alike."""
+        before = self._tally.noted.get(name, (0.0, 0.0))
+        self._tally.noted[name] = (before[0] + total, before[1] + count)
 
     # ── what the library asks ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -65,12 +105,12 @@ class Steered(Saving):
             super()._run_epoch(**arguments)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """A window's micro-batches and its trained tokens, over all ranks; ours to count on the way."""
+        """A window's micro-batches and its units, over all ranks; ours to count on the way."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self._tally.rows += sum(batch.pop("rows") for batch in batches)
         self._tally.tokens += sum(batch.pop("tokens") for batch in batches)
-        trained = self.ranks.sum([sum(len(batch["targets"]) for batch in batches)])[0]
-        return batches, max(trained, 1.0)
+        units = self.ranks.sum([sum(self.units(batch) for batch in batches)])[0]
+        return batches, max(units, 1.0)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
@@ -165,7 +205,9 @@ class Steered(Saving):
         if step % self.profile.logging.every_steps and not last and not self._trouble:
             return
         tally, self._tally = self._tally, Tally()
-        loss, rows, tokens = self.ranks.sum([tally.loss / tally.steps, tally.rows, tally.tokens])
+        loss, rows, tokens, *noted = self.ranks.sum(
+            [tally.loss / tally.steps, tally.rows, tally.tokens, *itertools.chain(*tally.noted.values())]
+        )
         values: dict[str, float | None] = {
             "train/loss": loss,
             "train/learning_rate": learning_rate,
@@ -174,6 +216,8 @@ class Steered(Saving):
             "train/samples_per_second": rows / tally.seconds,
             "train/step_seconds": tally.seconds / tally.steps,
         }
+        means = zip(tally.noted, noted[::2], noted[1::2], strict=True)
+        values |= {name: total / count for name, total, count in means if count}
         values |= self.job.device_peak()
         self.voice.tell(Metrics(attempt=self.job.attempt, step=step, epoch=self.state.epoch, values=values))
         if not math.isfinite(loss):

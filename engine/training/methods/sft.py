@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from engine.protocol.options import Variant, option
 
@@ -12,28 +12,11 @@ class Options(Variant):
     loss_on: Literal["assistant", "all"] = option(
         "assistant", help="Which tokens are trained: the assistant's turns with their end, or everything."
     )
+    rows: ClassVar[str] = "tokens"
 
 
-def build(**arguments: Any) -> Any:
-    """The trainer of this method; `arguments` are `engine.training.trainer.Steered`'s."""
-    from transformers import Trainer
+def build(parts: Any) -> Any:
+    """The trainer; `parts` is an `engine.training.assemble.Parts`."""
+    from engine.training.supervised import SupervisedTrainer
 
-    from engine.training.loss import PickedHead, cross_entropy
-    from engine.training.trainer import Steered
-
-    class SupervisedTrainer(Steered, Trainer):
-        """Cross entropy over trained positions; the head sees no others."""
-
-        def __init__(self, *, segments: Any, **kwargs: Any) -> None:
-            super().__init__(**kwargs)
-            self.head = PickedHead(self.model, segments)
-            self.loss_is_scaled_for_ga = True
-
-        def compute_loss(
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            logits = self.head.logits(model, inputs)
-            # DDP takes the mean of the ranks' gradients, and the loss is to be a sum over ranks.
-            return cross_entropy(logits, inputs["targets"]) / num_items_in_batch * self.ranks.world
-
-    return SupervisedTrainer(**arguments)
+    return SupervisedTrainer(parts)

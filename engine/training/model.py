@@ -1,0 +1,60 @@
+"""The model that a run trains: the base, its adapter, and a checkpoint's weights when the run is resumed."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from engine.training import base, checkpoints
+from engine.training.job import Job
+
+
+def build(job: Job, resumed: Path | None) -> Any:
+    """The model to train, with a checkpoint's weights when resuming."""
+    import torch
+
+    from engine.training import dropout
+    from engine.training.adapters import fused_lora
+
+    profile, voice = job.profile, job.voice
+    full = profile.adapter.kind == "none"
+    folder = str(resumed) if resumed and full else job.prepared["base"]
+    voice.phase("loading", Path(job.prepared["base"]).name)
+    model = base.load(
+        folder,
+        profile.model,
+        job.device,
+        lambda done, total: voice.phase("loading", f"tensor {done} of {total}", done, total),
+    )
+    # Not the checkpoint's own folder: what is saved later must name the base.
+    model.name_or_path = job.prepared["base"]
+    torch.manual_seed(profile.training.seed)
+    model = importlib.import_module(f"engine.training.adapters.{profile.adapter.kind}").attach(model, profile.adapter)
+    if full and profile.model.dtype == "float16":
+        model.float()
+    job.masters = full and model.dtype != getattr(torch, profile.model.dtype)
+    if not full and job.device.kind == "cpu":
+        dropout.install(model)
+        fused_lora.install(model)
+    if resumed:
+        _restore(job, model, resumed)
+    if profile.training.gradient_checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        if not full:
+            model.enable_input_require_grads()
+    return model
+
+
+def _restore(job: Job, model: Any, folder: Path) -> None:
+    """A checkpoint's trained weights into `model`, bit for bit."""
+    import torch
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    elif job.masters:
+        masters = torch.load(folder / checkpoints.TRAINER / "masters.pt", map_location="cpu")
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(masters[name])
