@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from engine.prep import cache, readers
+from engine.prep.expand import decisions
 from engine.prep.files import KINDS
 from engine.protocol.bundled import bundled
 from engine.protocol.home import Home
@@ -61,6 +62,7 @@ def find_source(source: str, directory: Path) -> Path | str:
 def files(source: str, directory: Path) -> list[Path]:
     """The files that a source names, absolute and sorted: a file, all that can be read below a folder, or what a glob matches.
 
+    Of a folder in which `cockpit data expand` left its work that is the file of the rows which are kept.
     A file that is reached in two ways counts once. Raises ValueError when there is nothing of that name, or nothing that can be read.
     """
     if source.startswith(HUB):
@@ -74,6 +76,8 @@ def files(source: str, directory: Path) -> list[Path]:
     path = Path(found)
     if path.is_dir():
         _check_one_split(path, source)
+        if decisions.is_expansion(path):
+            return [path / decisions.ROWS]
         return _below(path, source)
     readers.check_suffix(path)
     return [path]

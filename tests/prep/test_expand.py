@@ -432,12 +432,14 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
         assert len(service.prompts) <= 12 + 3 * kills, "only what was on its way is asked again"
         assert len(set(service.prompts)) == 12
     assert json.loads(done.stdout)["rows"] == 60
-    for name in ("rows.jsonl", "answers.jsonl", "rejects.jsonl"):
+    for name in ("rows.jsonl", "made.jsonl", "answers.jsonl", "rejects.jsonl"):
         here, there = ((folder / name).read_text() for folder in (out, tmp_path / "whole"))
         assert here.replace(str(out), "") == there.replace(str(tmp_path / "whole"), "")
     assert {path.name for path in out.iterdir()} == {
         "requests.jsonl",
         "answers.jsonl",
+        "made.jsonl",
+        "decisions.jsonl",
         "rows.jsonl",
         "rejects.jsonl",
         "report.json",

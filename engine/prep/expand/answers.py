@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.evaluation.fences import load_json
 from engine.prep.expand.duplicates import Duplicates
+from engine.prep.expand.exchange import Seed
 from engine.prep.expand.journal import Answer
 from engine.prep.expand.results import Results
 from engine.prep.expand.seeds import Seeds
@@ -30,15 +31,16 @@ class Harvest:
         """The rows of one answer: at most as many as were asked for, and as are still wanted."""
         before = self.rows
         self.answers += 1
-        self._results.answer(number, answer)
+        shown = self._seeds.shown(number, self._options) if answer.reply is not None else []
+        self._results.answer(number, answer, [seed.row for seed in shown])
         if answer.reply is None:
             self.failed += 1
             self._refuse(0, f"no answer: {answer.finish}", None)
         else:
-            self._take(number, answer.reply, answer.finish)
+            self._take(shown, answer.reply, answer.finish)
         self.barren = 0 if self.rows > before else self.barren + 1
 
-    def _take(self, number: int, reply: str, finish: str) -> None:
+    def _take(self, shown: list[Seed], reply: str, finish: str) -> None:
         try:
             items = _items(reply)
         except ValueError as error:
@@ -46,7 +48,6 @@ class Harvest:
             reason = f"cut off at {self._options.max_tokens} tokens" if cut else f"not JSON: {error}"
             self._refuse(0, reason, reply)
             return
-        shown = self._seeds.shown(number, self._options)
         for place, item in enumerate(items):
             if place >= self._options.per_request:
                 self._refuse(place + 1, "more rows than were asked for", item)
@@ -65,7 +66,7 @@ class Harvest:
             else:
                 self._duplicates.add(key)
                 self.rows += 1
-                self._results.row(row)
+                self._results.row(place + 1, row)
 
     def _refuse(self, item: int, reason: str, value: Any) -> None:
         self.reasons[reason.partition(":")[0]] += 1

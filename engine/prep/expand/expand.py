@@ -1,8 +1,10 @@
 """Expanding a set: requests out, answers in, rows on disk. `expand` is the whole of it, `rehearse` a dry run.
 
     OUT/requests.jsonl   the journal: what was asked and answered, in the order in which it came (`journal.py`)
-    OUT/answers.jsonl    the answers by request: line n is request n's
-    OUT/rows.jsonl       the new rows, in the shape of the seeds
+    OUT/answers.jsonl    the answers by request: what its prompt showed, and which items of it became rows
+    OUT/made.jsonl       the new rows, in the shape of the seeds
+    OUT/decisions.jsonl  which of them the user accepted or dropped (`decisions.py`)
+    OUT/rows.jsonl       the new rows without the dropped ones: what to train on
     OUT/rejects.jsonl    what was not taken: `file` and `line` are its answer's, `item` its place in the answer
     OUT/report.json
 
@@ -84,7 +86,7 @@ def expand(
             "cost": Usage(budget.prompt, budget.reply).cost(options.price),
             "stopped": stopped,
         }
-        results.publish(report)
+        report = results.publish(report)
     return {**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}
 
 

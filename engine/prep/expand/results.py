@@ -7,10 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from engine.prep.expand import decisions
+from engine.prep.expand.decisions import DECISIONS, MADE, ROWS
 from engine.prep.expand.journal import Answer
-from engine.protocol.home import sync
+from engine.protocol.home import sync, write_private
 
-NAMES = ("answers.jsonl", "rows.jsonl", "rejects.jsonl", "report.json")
+_DRAFTED = ("answers.jsonl", MADE, "rejects.jsonl")
+NAMES = (*_DRAFTED, DECISIONS, ROWS, "report.json")
 
 
 class Results:
@@ -18,9 +21,11 @@ class Results:
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._drafts = {name: out / f".{name}.draft" for name in NAMES}
+        self._drafts = {name: out / f".{name}.draft" for name in _DRAFTED}
         self._files = {name: draft.open("w", encoding="utf-8") for name, draft in self._drafts.items()}
         self._answers = 0
+        self._answer: dict[str, Any] = {}
+        """The one told last; written when all is known of it."""
 
     def __enter__(self) -> Results:
         return self
@@ -32,25 +37,39 @@ class Results:
             self._files[name].close()
             draft.unlink(missing_ok=True)
 
-    def answer(self, number: int, answer: Answer) -> None:
+    def answer(self, number: int, answer: Answer, seeds: list[dict[str, Any]]) -> None:
+        """`seeds`: the rows that its prompt showed."""
+        self._finish_answer()
         self._answers += 1
-        self._write("answers.jsonl", {"request": number, "reply": answer.reply, "finish": answer.finish})
+        self._answer = {"request": number, "reply": answer.reply, "finish": answer.finish, "seeds": seeds, "items": []}
 
-    def row(self, row: dict[str, Any]) -> None:
-        self._write("rows.jsonl", row)
+    def row(self, item: int, row: dict[str, Any]) -> None:
+        """A good row: item `item` (from 1) of the answer told last."""
+        self._answer["items"].append(item)
+        self._write(MADE, row)
 
     def reject(self, item: int, reason: str, value: Any) -> None:
         """Item `item` (from 1, 0 for all of it) of the answer told last."""
         place = {"file": str(self._out / "answers.jsonl"), "line": self._answers, "offset": 0, "item": item}
         self._write("rejects.jsonl", {**place, "reason": reason, "row": value})
 
-    def publish(self, report: dict[str, Any]) -> None:
-        self._files["report.json"].write(json.dumps(report, ensure_ascii=False, indent=1) + "\n")
-        for name, draft in self._drafts.items():
-            self._files[name].close()
-            sync(draft)
-            draft.replace(self._out / name)
+    def publish(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Give the files their names; rows that the user has dropped stay out of `rows.jsonl`. Returns the report with `rows` and `dropped`."""
+        self._finish_answer()
+        with decisions.publishing(self._out):
+            for name, draft in self._drafts.items():
+                self._files[name].close()
+                sync(draft)
+                draft.replace(self._out / name)
+            kept, dropped = decisions.publish(self._out)
+        told = {**report, "rows": kept, "dropped": dropped}
+        write_private(self._out / "report.json", (json.dumps(told, ensure_ascii=False, indent=1) + "\n").encode())
         sync(self._out)
+        return told
+
+    def _finish_answer(self) -> None:
+        if self._answer:
+            self._write("answers.jsonl", self._answer)
 
     def _write(self, name: str, value: Any) -> None:
         # Half a surrogate pair, which a reply may hold, has no UTF-8 form but a JSON one.
