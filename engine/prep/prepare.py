@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engine.inference.lock import end_of_turn, render, template_sha256
-from engine.models import targets
-from engine.models.folders import has_tokenizer
 from engine.prep import cache, store
+from engine.prep.base import Progress, load_tokenizer, locate_base, tokenizer_files
+from engine.prep.refusals import bad, check_rejects, check_trained, refusing
 from engine.prep.rows import Rejects
-from engine.prep.stages import clean, located, pipeline, placed, tokenised
+from engine.prep.stages import located, pipeline, placed, tokenised
 from engine.prep.stages.context import Context, default_processes
 from engine.prep.stages.located import PARTS
 from engine.prep.stages.pipeline import ASKED, Located, Rows
@@ -28,9 +26,6 @@ from engine.prep.tokenize import Counts, tokenize_rows
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
-
-Progress = Callable[[str, int, int], None]
-"""Told (phase, done, total): `fetching` in rows, all others in bytes."""
 
 _WHERE = ("train", "validation", "validation_rows", "test_rows", "rejects")
 """Keys of `prepared.json` that are paths."""
@@ -53,7 +48,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         for index, (_, paths) in enumerate(listed)
         for number, path in enumerate(paths)
     }
-    files = {**of_rows, **_tokenizer_files(profile, tokenizer_folder)}
+    files = {**of_rows, **tokenizer_files(profile, tokenizer_folder)}
     total = sum(path.stat().st_size for path in files.values())
     digests = cache.digests(files, lambda done: progress("reading", done, total))
     settings = _row_settings(profile, sources)
@@ -75,58 +70,6 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     for part in _WHERE:
         content[part] = str(made.parent / content[part]) if content[part] else None
     return {**content, "hash": name, "base": base}
-
-
-def load_tokenizer(folder: Path, template: str, directory: Path, trust_remote_code: bool) -> Any:
-    """The folder's tokenizer, with the profile's template in place of its own unless that says `auto`. Raises ProblemError."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise ProblemError(
-            Problem(
-                title=f"The tokenizer in {folder} cannot be loaded",
-                cause=str(error),
-                hint=f"look with: cockpit model verify {folder}",
-            )
-        ) from error
-    if template != "auto":
-        tokenizer.chat_template = template_file(template, directory).read_text(encoding="utf-8")
-    return tokenizer
-
-
-def template_file(template: str, directory: Path) -> Path:
-    """The Jinja file that `data.template` names. Raises ProblemError."""
-    path = (directory / Path(template).expanduser()).absolute()
-    if not path.is_file():
-        raise ProblemError(
-            Problem(title=f"There is no chat template {path}", hint="data.template is auto or the path of a Jinja file")
-        )
-    return path
-
-
-def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str, Path]:
-    """The base model (absolute folder or hub id) and the folder of its tokenizer, pulled when it is a catalogue model. Raises ProblemError."""
-    target = targets.resolve(profile.model.base, home, profile.directory)
-    target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
-    if target.on_hub:
-        raise ProblemError(
-            Problem(
-                title=f"{target.base} is not on this machine",
-                hint=f"cockpit model pull {target.base}, then name its folder in model.base",
-            )
-        )
-    for folder in filter(None, (target.adapter, Path(target.base))):
-        if has_tokenizer(folder):
-            return target.base, folder
-    raise ProblemError(
-        Problem(
-            title=f"{target.base} has no tokenizer",
-            cause="there is no tokenizer.json in the folder",
-            hint="copy the tokenizer's files from where the model came from",
-        )
-    )
 
 
 def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
@@ -161,14 +104,6 @@ def _sources(profile: Profile, home: Home, progress: Progress) -> Located:
             except (ValueError, OSError) as error:
                 raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
     return found
-
-
-def _tokenizer_files(profile: Profile, tokenizer_folder: Path) -> dict[str, Path]:
-    """Role -> file."""
-    files = {name: tokenizer_folder / name for name in cache.TOKENIZER_FILES if (tokenizer_folder / name).is_file()}
-    if profile.data.template != "auto":
-        files["template"] = template_file(profile.data.template, profile.directory)
-    return files
 
 
 def _row_settings(profile: Profile, sources: Located) -> dict[str, Any]:
@@ -206,14 +141,14 @@ def _rows(profile: Profile, home: Home, sources: Located, name: str, work: Path,
 def _staged(profile: Profile, sources: Located, folder: Path, progress: Progress) -> Rows:
     data = profile.data
     context = Context(folder, data.processes or default_processes(), progress)
-    with _refusing("The data cannot be prepared"):
+    with refusing("The data cannot be prepared"):
         return pipeline.run(
             data,
             sources,
             profile.training.seed,
             context,
-            lambda part, counts: _check_rejects(
-                _bad(profile, counts), counts["in"], counts["first"], data.max_rejected, f"data.{part}"
+            lambda part, counts: check_rejects(
+                bad(profile, counts), counts["in"], counts["first"], data.max_rejected, f"data.{part}"
             ),
         )
 
@@ -237,7 +172,7 @@ def _make(
             if part not in rows.parts:
                 continue
             rejects = Rejects(file.write)
-            with _refusing("The base's tokenizer cannot be used"):
+            with refusing("The base's tokenizer cannot be used"):
                 made = tokenize_rows(
                     [rows.parts[part]],
                     folder / part,
@@ -255,15 +190,15 @@ def _make(
             done += rows.parts[part].stat().st_size
             refused += rejects.count
             checked = rows.validated(part)
-            _check_rejects(
-                _bad(profile, checked) + rejects.count,
+            check_rejects(
+                bad(profile, checked) + rejects.count,
                 checked["in"],
                 (checked["first"] + rejects.first)[:3],
                 data.max_rejected,
                 f"data.{part}",
             )
             if part == "train":
-                _check_trained(made.counts, data.max_length, tokenizer, _loss_on(profile), rows)
+                check_trained(made.counts, data.max_length, tokenizer, _loss_on(profile), rows)
             elif not made.counts.rows:
                 raise ProblemError(
                     Problem(
@@ -300,15 +235,6 @@ def _make(
     }
 
 
-@contextmanager
-def _refusing(title: str) -> Iterator[None]:
-    """Mistakes of the user as problems. What the disk does is none: then the work that was done is kept."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        raise ProblemError(Problem(title=title, cause=str(error))) from error
-
-
 def lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dict[str, Any]:
     """What chat must share with training: the template's hash, the tokens that end a reply, some conversations' token ids."""
     generation = folder / "generation_config.json"
@@ -325,63 +251,3 @@ def lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dic
         "eos_token_ids": sorted(stops - {None}),
         "golden": [{"messages": chat, "ids": render(tokenizer, chat, reply_follows=False)} for chat in chats],
     }
-
-
-# ── refusals ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _bad(profile: Profile, checked: dict[str, Any]) -> int:
-    """Bad rows that count against `data.max_rejected`: those without a reply do not where cleaning is asked to drop them."""
-    asked = profile.data.clean and profile.data.clean.empty
-    return int(checked["rejected"]) - (clean.empty(checked) if asked else 0)
-
-
-def _check_rejects(rejected: int, read: int, first: list[str], limit: float, part: str) -> None:
-    if rejected > limit * read:
-        raise ProblemError(
-            Problem(
-                title=f"{rejected} of {read} rows of {part} are bad",
-                cause="; ".join(first) + (" …" if rejected > len(first) else ""),
-                hint=f"mend the rows, or raise data.max_rejected (now {limit:g}) to go on without them",
-            )
-        )
-
-
-def _check_trained(counts: Counts, max_length: int, tokenizer: Any, loss_on: str, rows: Rows) -> None:
-    if not counts.rows and counts.masked:
-        raise ProblemError(
-            Problem(
-                title="No token would be trained",
-                cause=f"all {counts.masked} rows are masked: cut at {max_length} tokens, none reaches its reply",
-                hint="raise data.max_length",
-            )
-        )
-    if not counts.rows:
-        left = [
-            f"{stage['name']} leaves {stage['out']} of {stage['in']}"
-            for stage in rows.stages
-            if stage["part"] == "train"
-        ]
-        raise ProblemError(
-            Problem(
-                title="The training set is empty",
-                cause="; ".join(left) if rows.validated("train")["good"] else "its files hold no rows",
-                hint="loosen what data asks of its rows"
-                if rows.validated("train")["good"]
-                else "name files with rows in data.train",
-            )
-        )
-    if counts.ended or loss_on == "all":
-        return
-    cut = counts.truncated == counts.rows
-    raise ProblemError(
-        Problem(
-            title="The end of a turn is never trained: the model would not learn to stop",
-            cause=f"every row is cut at {max_length} tokens, before its reply ends"
-            if cut
-            else f"the chat template puts no special token after a reply (the tokenizer's end token is {tokenizer.eos_token!r})",
-            hint="raise data.max_length"
-            if cut
-            else "name a template in data.template that ends the assistant's turns with an end token",
-        )
-    )

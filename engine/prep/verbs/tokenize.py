@@ -210,6 +210,6 @@ def find_tokenizer(target: str, home: Home, progress: Progress) -> Path:
 
 def load(folder: Path) -> Any:
     """The folder's tokenizer. Raises ProblemError."""
-    from engine.prep.prepare import load_tokenizer
+    from engine.prep.base import load_tokenizer
 
     return load_tokenizer(folder, "auto", folder, trust_remote_code=False)

@@ -19,9 +19,9 @@ from engine.models import targets
 from engine.models.catalogue import CATALOGUE
 from engine.models.folders import has_tokenizer
 from engine.prep import rows, tokenizer_training
+from engine.prep.base import load_tokenizer
 from engine.prep.formats.canonical import Canonical
 from engine.prep.options import SourceOptions
-from engine.prep.prepare import load_tokenizer
 from engine.protocol.home import Home, sync
 from engine.protocol.messages import Problem, ProblemError
 
