@@ -82,6 +82,13 @@ def filled(prompt: str, row: Mapping[str, Any]) -> str:
     return _fill(_parts(prompt), row)
 
 
+def asked_with(source: SourceOptions, row: dict[str, Any]) -> str:
+    """The row's values that the source's prompt is filled with, without the words around them. Raises ValueError."""
+    assert source.prompt is not None
+    there = renamed(row, source.columns)[0] | row
+    return "\n".join(_value(name, there) for _, name in _parts(source.prompt) if name is not None)
+
+
 def _parts(prompt: str) -> list[tuple[str, str | None]]:
     """(text, column that follows it or None). Raises ValueError for a brace that is neither."""
     parts: list[tuple[str, str | None]] = []

@@ -4,7 +4,7 @@
     fits(seed) -> bool        can this seed row be shown for the task?
     shown(seed) -> Any        what the prompt shows of it, as JSON
     made(item, seed) -> row   a row in the shape of the seeds from one item of an answer; raises ValueError with the reason
-    key(row, shape) -> str    the text by which two rows are duplicates
+    key(row, form) -> str     the text by which two rows are duplicates
 
 A service answers with a JSON list of items; an item that is a whole row, in the seeds' shape or in another known one, will do too.
 `rows` takes seeds of any shape. When no task is named, it is the first, in this order, that most seeds fit.

@@ -22,6 +22,9 @@ class Harvest:
         self._seeds, self._options, self._duplicates, self._results = seeds, options, duplicates, results
         self.answers = self.failed = self.rows = self.barren = 0
         self.reasons: Counter[str] = Counter()
+        self.forms: list[int] = []
+        """Of each good row, the number of its form in `Seeds.forms`."""
+        self._forms = {id(form): number for number, form in enumerate(seeds.forms)}
 
     @property
     def rejected(self) -> int:
@@ -55,7 +58,7 @@ class Harvest:
             seed = shown[place % len(shown)]
             try:
                 row = self._seeds.task.made(item, seed)
-                key = self._seeds.task.key(row, seed.shape)
+                key = self._seeds.task.key(row, seed.form)
             except (ValueError, RecursionError) as error:
                 self._refuse(place + 1, f"bad row: {error}", item)
                 continue
@@ -66,6 +69,7 @@ class Harvest:
             else:
                 self._duplicates.add(key)
                 self.rows += 1
+                self.forms.append(self._forms[id(seed.form)])
                 self._results.row(place + 1, row)
 
     def _refuse(self, item: int, reason: str, value: Any) -> None:

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from engine.evaluation.fences import unfence
 from engine.prep import shapes
 from engine.prep.formats.canonical import Canonical
+from engine.prep.mapping import Converter, asked_with, renamed
+from engine.prep.options import SourceOptions
+
+
+@dataclass(frozen=True)
+class Form:
+    """What rows of a source look like, and what becomes of them under its own column names and prompts."""
+
+    source: SourceOptions
+    shape: str
+    convert: Converter
+
+    def matches(self, row: dict[str, Any]) -> bool:
+        """Whether a row has the columns of the shape."""
+        return bool(shapes.load(self.shape).matches(renamed(row, self.source.columns)[0]))
+
+    def content(self, row: dict[str, Any]) -> Canonical:
+        """The canonical row, the first for shapes that expand. Raises ValueError."""
+        return self.convert(row)[0]
+
+    def asked(self, row: dict[str, Any]) -> str | None:
+        """What fills the source's own prompt; None where it has none. Raises ValueError."""
+        return asked_with(self.source, row) if self.source.prompt else None
 
 
 class Seed(NamedTuple):
-    """A seed row as it stood in its file, its shape, and its canonical form (the first, for shapes that expand)."""
+    """A seed row as it stood in its file, and its canonical form (the first, for shapes that expand)."""
 
     row: dict[str, Any]
-    shape: str
+    form: Form
     content: Canonical
     columns: frozenset[str] = frozenset()
-    """Of all seed rows."""
+    """Of all seed rows of this form."""
 
 
 class Exchange(NamedTuple):
@@ -47,8 +71,8 @@ def replaced(seed: Seed, new: Exchange, instructions: tuple[str, ...]) -> dict[s
     """The seed's row with another text and another reply. Raises ValueError where the row does not hold them word for word."""
     old = of(seed.content, instructions)
     row: dict[str, Any] = _replaced(seed.row, old, new)
-    if of(shapes.convert(seed.shape, row)[0], instructions) != new:
-        raise ValueError(f"its seed's row ({seed.shape}) cannot hold it")
+    if of(seed.form.content(row), instructions) != new:
+        raise ValueError(f"its seed's row ({seed.form.shape}) cannot hold it")
     return row
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.prep.expand import service
 from engine.prep.expand.answers import Harvest
@@ -30,7 +30,7 @@ from engine.prep.expand.budget import Budget, Usage, worst
 from engine.prep.expand.duplicates import Duplicates
 from engine.prep.expand.journal import Journal
 from engine.prep.expand.results import NAMES, Results
-from engine.prep.expand.seeds import Seeds, read
+from engine.prep.expand.seeds import Seeds, Sources, read
 from engine.prep.options import ExpandOptions, SourceOptions
 from engine.protocol.messages import Problem, ProblemError
 
@@ -59,12 +59,26 @@ def expand(
     Raises ProblemError (no key, a service that refuses or is out of order …), ValueError for options that cannot be; what was
     answered until then is kept, and the same call goes on from there.
     """
+    return make([(source, paths)], options, out, progress).report
+
+
+class Made(NamedTuple):
+    """`report` is what `expand` returns. Of each row in `made.jsonl`, `forms` is the number of the source and shape that its seed had in `kinds`."""
+
+    report: dict[str, Any]
+    kinds: list[tuple[int, str]]
+    forms: list[int]
+
+
+def make(sources: Sources, options: ExpandOptions, out: Path, progress: Progress) -> Made:
+    """As `expand`, of the rows of several sources."""
+    paths = [path for _, listed in sources for path in listed]
     if overwritten := [path for path in paths if path.parent == out.resolve() and path.name in NAMES]:
         raise ValueError(f"{overwritten[0]} holds the seeds and would be replaced: name another folder in --out")
     budget = Budget(options)
     key = service.api_key(options)
     duplicates = Duplicates(options.similarity)
-    seeds = read(source, paths, options, duplicates, lambda done, total: progress("reading", done, total))
+    seeds = read(sources, options, duplicates, lambda done, total: progress("reading", done, total))
     out.mkdir(parents=True, exist_ok=True)
     with closing(Journal(out / "requests.jsonl", _settings(seeds, options))) as journal, Results(out) as results:
         for used in journal.used:
@@ -87,14 +101,16 @@ def expand(
             "stopped": stopped,
         }
         report = results.publish(report)
-    return {**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}
+    numbers = {id(source): number for number, (source, _) in enumerate(sources)}
+    kinds = [(numbers[id(form.source)], form.shape) for form in seeds.forms]
+    return Made({**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}, kinds, harvest.forms)
 
 
 def rehearse(paths: list[Path], source: SourceOptions, options: ExpandOptions, progress: Progress) -> dict[str, Any]:
     """The first prompts, and what the work costs at most when every answer is good. Sends nothing and needs no key."""
     lack = Budget(options).lack
     seeds = read(
-        source, paths, options, Duplicates(options.similarity), lambda done, total: progress("reading", done, total)
+        [(source, paths)], options, Duplicates(options.similarity), lambda done, total: progress("reading", done, total)
     )
     requests = math.ceil(options.samples / options.per_request)
     prompt = reply = fitting = 0

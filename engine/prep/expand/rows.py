@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.prep import shapes
-from engine.prep.expand.exchange import Seed
+from engine.prep.expand.exchange import Form, Seed
 from engine.prep.formats.canonical import Canonical
 
 PROMPTS = {
@@ -33,17 +33,20 @@ def shown(seed: Seed) -> Any:
 def made(item: Any, seed: Seed) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError(f"it is {type(item).__name__}, not an object")
-    if not shapes.load(seed.shape).matches(item):
-        item = _in_shape(item, seed.shape)
-    shapes.convert(seed.shape, item)
+    if not seed.form.matches(item):
+        item = _in_shape(item, seed.form.shape)
+    seed.form.convert(item)
     if further := sorted(item.keys() - seed.columns):
         raise ValueError(f"it has columns that no seed has: {', '.join(further)}")
     return dict(item)
 
 
-def key(row: dict[str, Any], shape: str) -> str:
-    """All but what the assistant says."""
-    content = shapes.convert(shape, row)[0]
+def key(row: dict[str, Any], form: Form) -> str:
+    """All but what the assistant says; of a prompt that the source gives, only what it is filled with."""
+    asked = form.asked(row)
+    if asked is not None:
+        return asked
+    content = form.content(row)
     if "text" in content:
         return str(content["text"])
     turns = content.get("messages") or content["prompt"]

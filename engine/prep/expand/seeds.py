@@ -16,7 +16,7 @@ from types import ModuleType
 from engine.prep import readers, rows
 from engine.prep.expand import TASKS
 from engine.prep.expand.duplicates import Duplicates
-from engine.prep.expand.exchange import Seed
+from engine.prep.expand.exchange import Form, Seed
 from engine.prep.options import ExpandOptions, SourceOptions
 from engine.protocol.complaints import suggest
 from engine.protocol.messages import Problem, ProblemError
@@ -27,6 +27,10 @@ against all."""
 _LOOKED_AT = 100
 _HAN, _KANA, _LETTER = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]"), re.compile(r"[^\W\d_]")
 _PLACE = re.compile(r"\{(seed|count)\}")
+
+
+Sources = list[tuple[SourceOptions, list[Path]]]
+"""Sources with their files."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Seeds:
     """Rows that fit the task."""
     unused: int
     """Rows that are bad, or do not fit it."""
+    forms: list[Form]
+    """Of the seed rows, and so of the new ones."""
 
     def shown(self, number: int, options: ExpandOptions) -> list[Seed]:
         """The seed rows of request `number`: a choice that depends on the seed and the number alone."""
@@ -67,41 +73,40 @@ def check(options: ExpandOptions) -> None:
 
 
 def read(
-    source: SourceOptions,
-    paths: list[Path],
+    sources: Sources,
     options: ExpandOptions,
     duplicates: Duplicates,
     progress: Callable[[int, int], object],
 ) -> Seeds:
-    """Go through the seed rows in `paths`, the files of `source`. `duplicates` learns them; `progress` is told (bytes done, bytes in all).
+    """Go through the seed rows of all sources, of each at most its `max_rows`. `duplicates` learns them; `progress` is told (bytes done, bytes in all).
 
     Raises ProblemError when no row fits the task, ValueError for files that cannot be read.
     """
     check(options)
     digest = hashlib.sha256()
-    name = options.task or _task_of(
-        [seed for seed, _, _ in itertools.islice(_seeds(source, paths), _LOOKED_AT) if seed]
-    )
+    forms: dict[tuple[int, str], Form] = {}
+    name = options.task or _task_of(_first(sources))
     task = load(name)
     random = Random(f"{options.seed}:pool")
     pool: list[Seed] = []
-    columns: set[str] = set()
+    columns: dict[int, set[str]] = {}
     count = unused = 0
     first = ""
+    paths = [path for _, listed in sources for path in listed]
     total = sum(path.stat().st_size for path in paths)
     for path in paths:
         with path.open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
-    for seed, told, done in _seeds(source, paths):
+    for seed, told, done in _seeds(sources, forms):
         progress(done, total)
         if seed is None or not task.fits(seed):
             unused += 1
             first = first or (told if seed is None else f"{told}: it does not fit the task {name}")
             continue
         count += 1
-        columns |= seed.row.keys()
-        duplicates.add_exact(task.key(seed.row, seed.shape))
+        columns.setdefault(id(seed.form), set()).update(seed.row)
+        duplicates.add_exact(task.key(seed.row, seed.form))
         # A reservoir (Vitter's algorithm R): every row is as likely to be kept.
         if len(pool) < POOL:
             pool.append(seed)
@@ -110,41 +115,56 @@ def read(
     if not pool:
         raise ProblemError(
             Problem(
-                title=f"No row of {source.source} can be a seed of the task {name}",
+                title=f"No row of {', '.join(source.source for source, _ in sources)} can be a seed of the task {name}",
                 cause=first or "it has no rows",
                 hint=f"tasks are {', '.join(TASKS)}: --set expand.task=NAME",
             )
         )
-    pool = [seed._replace(columns=frozenset(columns)) for seed in pool]
+    known = {form: frozenset(names) for form, names in columns.items()}
+    pool = [seed._replace(columns=known[id(seed.form)]) for seed in pool]
     for seed in pool:
-        duplicates.add(task.key(seed.row, seed.shape))
+        duplicates.add(task.key(seed.row, seed.form))
     prompt = options.prompts.get(name) or task.PROMPTS[_language(task, pool)]
-    return Seeds(task, name, pool, prompt, digest.hexdigest(), count, unused)
+    return Seeds(task, name, pool, prompt, digest.hexdigest(), count, unused, list(forms.values()))
 
 
 def load(name: str) -> ModuleType:
     return importlib.import_module(TASKS[name])
 
 
-def _seeds(source: SourceOptions, paths: list[Path]) -> Iterator[tuple[Seed | None, str, int]]:
-    """Every row as (seed, place, bytes done); a bad one as (None, place and reason, bytes done)."""
+def _seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tuple[Seed | None, str, int]]:
+    """Every row as (seed, place, bytes done); a bad one as (None, place and reason, bytes done). `forms` learns theirs, by source and shape."""
     before = 0
-    for path in paths:
-        size = path.stat().st_size
-        shape, convert = "", None
-        for record in readers.read(path) if size else ():
-            place, done = f"{path.name}:{record.line}", before + min(record.end, size)
-            if record.value is None:
-                yield None, f"{place}: {record.reason}", done
-                continue
-            if convert is None:
-                shape = rows.shape_of(source, path)
-                convert = rows.converter(source, shape)
-            try:
-                yield Seed(record.value, shape, convert(record.value)[0]), place, done
-            except ValueError as error:
-                yield None, f"{place}: {error}", done
-        before += size
+    for number, (source, paths) in enumerate(sources):
+        good = 0
+        for path in paths:
+            size = path.stat().st_size
+            form: Form | None = None
+            for record in readers.read(path) if size and good != source.max_rows else ():
+                place, done = f"{path.name}:{record.line}", before + min(record.end, size)
+                if record.value is None:
+                    yield None, f"{place}: {record.reason}", done
+                    continue
+                if form is None:
+                    shape = rows.shape_of(source, path)
+                    form = forms.setdefault((number, shape), Form(source, shape, rows.converter(source, shape)))
+                try:
+                    seed = Seed(record.value, form, form.content(record.value))
+                except ValueError as error:
+                    yield None, f"{place}: {error}", done
+                    continue
+                yield seed, place, done
+                good += 1
+                if good == source.max_rows:
+                    break
+            before += size
+
+
+def _first(sources: Sources) -> list[Seed]:
+    """The rows by which the task is chosen: of each source as many."""
+    each = max(1, _LOOKED_AT // len(sources))
+    looked_at = (itertools.islice(_seeds([source], {}), each) for source in sources)
+    return [seed for seeds in looked_at for seed, _, _ in seeds if seed]
 
 
 def _task_of(seeds: list[Seed]) -> str:

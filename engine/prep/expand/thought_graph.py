@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from engine.evaluation import thought_graph
-from engine.prep import shapes
 from engine.prep.expand import exchange, rows
-from engine.prep.expand.exchange import Exchange, Seed
+from engine.prep.expand.exchange import Exchange, Form, Seed
 
 _SHAPE = "thought_graph"
 _INSTRUCTIONS = tuple(thought_graph.messages(letter)[-1]["content"].removesuffix(letter) for letter in ("?", "问"))
@@ -29,25 +28,25 @@ Answer with a JSON list of {count} objects with exactly the keys of the examples
 
 
 def fits(seed: Seed) -> bool:
-    return _graph(seed.row, seed.shape) is not None
+    return not seed.form.source.prompt and _graph(seed.row, seed.form) is not None
 
 
 def shown(seed: Seed) -> Any:
-    graph = _graph(seed.row, seed.shape)
+    graph = _graph(seed.row, seed.form)
     assert graph is not None, "only seeds that fit are shown"
     return {key: graph[key] for key in thought_graph.KEYS}
 
 
 def made(item: Any, seed: Seed) -> dict[str, Any]:
-    if isinstance(item, dict) and "standpoints" not in item and seed.shape != _SHAPE:
+    if isinstance(item, dict) and "standpoints" not in item and seed.form.shape != _SHAPE:
         row = rows.made(item, seed)
-        if _graph(row, seed.shape) is None:
+        if _graph(row, seed.form) is None:
             raise ValueError("its reply is no thought graph")
         return row
     if fault := thought_graph.fault(item):
         raise ValueError(fault)
     graph = {key: item[key] for key in thought_graph.KEYS}
-    if seed.shape == _SHAPE:
+    if seed.form.shape == _SHAPE:
         others = {name: value for name, value in seed.row.items() if name not in thought_graph.KEYS}
         return {**graph, **others}
     example = exchange.of(seed.content, _INSTRUCTIONS).reply
@@ -55,17 +54,17 @@ def made(item: Any, seed: Seed) -> dict[str, Any]:
     return exchange.replaced(seed, Exchange(graph["question"].strip(), reply), _INSTRUCTIONS)
 
 
-def key(row: dict[str, Any], shape: str) -> str:
-    graph = _graph(row, shape)
+def key(row: dict[str, Any], form: Form) -> str:
+    graph = _graph(row, form)
     assert graph is not None, "only rows that were checked have a key"
     return str(graph["question"])
 
 
-def _graph(row: dict[str, Any], shape: str) -> dict[str, Any] | None:
+def _graph(row: dict[str, Any], form: Form) -> dict[str, Any] | None:
     """The graph that a row holds, as itself or as its reply."""
-    if shape == _SHAPE:
+    if form.shape == _SHAPE:
         return row
     try:
-        return thought_graph.parse(exchange.of(shapes.convert(shape, row)[0], _INSTRUCTIONS).reply)
+        return thought_graph.parse(exchange.of(form.content(row), _INSTRUCTIONS).reply)
     except ValueError:
         return None

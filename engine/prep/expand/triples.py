@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from engine.evaluation import triples
-from engine.prep import shapes
 from engine.prep.expand import exchange, rows
-from engine.prep.expand.exchange import Exchange, Seed
+from engine.prep.expand.exchange import Exchange, Form, Seed
 
 _INSTRUCTIONS = (triples.messages("")[-1]["content"],)
 
@@ -28,6 +27,8 @@ Answer with a JSON list of {count} objects like the examples, with the keys text
 
 
 def fits(seed: Seed) -> bool:
+    if seed.form.source.prompt:
+        return False  # its question is not in the row: none could be put in its place
     try:
         return bool(triples.parse(exchange.of(seed.content, _INSTRUCTIONS).reply))
     except ValueError:
@@ -42,7 +43,7 @@ def shown(seed: Seed) -> Any:
 def made(item: Any, seed: Seed) -> dict[str, Any]:
     if not isinstance(item, dict) or "triples" not in item:
         row = rows.made(item, seed)
-        _checked(exchange.of(shapes.convert(seed.shape, row)[0], _INSTRUCTIONS).reply)
+        _checked(exchange.of(seed.form.content(row), _INSTRUCTIONS).reply)
         return row
     text, found = item.get("text"), item["triples"]
     if item.keys() != {"text", "triples"}:
@@ -56,8 +57,8 @@ def made(item: Any, seed: Seed) -> dict[str, Any]:
     return exchange.replaced(seed, Exchange(text.strip(), exchange.written_like(example, ordered)), _INSTRUCTIONS)
 
 
-def key(row: dict[str, Any], shape: str) -> str:
-    return exchange.of(shapes.convert(shape, row)[0], _INSTRUCTIONS).text
+def key(row: dict[str, Any], form: Form) -> str:
+    return exchange.of(form.content(row), _INSTRUCTIONS).text
 
 
 def _checked(reply: str) -> list[triples.Triple]:
