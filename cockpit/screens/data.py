@@ -16,7 +16,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from cockpit.profiles import profile_files
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.deciding import EXPANDED, UNDECIDED, DecidingScreen
 from cockpit.service import Worker
 from cockpit.widgets import row_view
 from cockpit.widgets.picker import Choice, Picker
@@ -45,12 +45,15 @@ LONGEST_PROFILE = 100_000
 """Bytes."""
 
 
-class DataScreen(CockpitScreen):
+class DataScreen(DecidingScreen):
     HELP_TEXT = """
     What a profile would train on. `t` shows a row as a conversation, as tokens (those that are trained are bold and underlined), as
     the text that training and chat write, and as it stands in its file. `b` shows real batches. A row that cannot be used is
     rejected and named with its file and line; training goes on without it. `v` goes on to the held-out rows and to the rejected ones.
-    `/` finds rows: words and "phrases" in them, `column=value`, `source:name`, `chars>2000`, `tokens<20`; a number goes to that row.
+    `/` finds rows: words and "phrases" in them, `column=value`, `source:name`, `chars>2000`, `tokens<20`,
+    `is:undecided`; a number goes to that row.
+    Rows that a service made are a part of their own: `a` accepts a row, `x` drops it, `u` takes that back, `f` shows only those undecided;
+    beside it stands what it was made from. What is dropped is not trained on, also after the expansion goes on.
     `r` runs the stages that the profile asks for, as a run does first; Esc stops that, and what is done by then is kept.
     """
     DEFAULT_CSS = """
@@ -60,6 +63,7 @@ class DataScreen(CockpitScreen):
     DataScreen #side { width: 42; border-left: solid $primary; padding: 0 1; scrollbar-size-vertical: 1; }
     DataScreen #legend { height: 1; padding: 0 1; display: none; }
     DataScreen.-tokens #legend { display: block; }
+    DataScreen.-expanded #side { width: 45%; }
     DataScreen.-narrow #side { display: none; }
     DataScreen.-narrow.-facts #side { display: block; width: 1fr; border-left: none; }
     DataScreen.-narrow.-facts #main { display: none; }
@@ -88,18 +92,11 @@ class DataScreen(CockpitScreen):
         super().__init__()
         self.worker = Worker(self.app, "data")
         self.profile = ""
-        self.summary: dict[str, Any] = {}
         self.stats: dict[str, dict[str, Any]] = {}
-        self.rows: dict[tuple[str, int], dict[str, Any]] = {}
-        self.part, self.index = "train", 0
         self.view = "conversation"
         self.step = 1
         """Of the batch that is shown, of `batches`."""
         self.batches = 1
-        self.totals: dict[str, int] = {}
-        """Rows of each part, or of what it is narrowed to."""
-        self.queries: dict[str, str] = {}
-        """What each part is narrowed to."""
         self.request = ""
 
     def compose_body(self) -> ComposeResult:
@@ -139,30 +136,36 @@ class DataScreen(CockpitScreen):
     async def open(self, path: Path) -> None:
         """Have the worker read the profile's sources, then show the first row and count tokens."""
         try:
-            text = await asyncio.to_thread(_profile_of, path)
+            text, is_data = await asyncio.to_thread(_profile_of, path)
         except (OSError, UnicodeDecodeError) as error:
             self._trouble(Problem(title=f"cannot read {path}", cause=str(error)))
             return
         self.profile, self.summary, self.stats, self.rows = path.stem, {}, {}, {}
         self._place("reading …")
-        summary = await self._ask("open", {"profile": text, "directory": str(path.parent)})
+        summary = await self.ask("open", {"profile": text, "directory": str(path.parent)})
         if summary is None:
             return
-        self.summary, self.part, self.index, self.step = summary, "train", 0, 1
+        self.forget_decisions()
+        self.summary, self.index, self.step = summary, 0, 1
         self.totals, self.queries = dict(summary["parts"]), {}
-        self._show_facts()
+        # Whoever opens the work of an expansion, and not a profile, is there to decide about its rows.
+        self._enter(EXPANDED if is_data and EXPANDED in summary["parts"] else "train")
         await self._show()
         if summary["rows"] <= COUNTED:
             await self._count()
 
     async def _count(self) -> None:
         for part, rows in self.summary["parts"].items():
-            if rows and part != REJECTED and (numbers := await self._ask("stats", {"part": part})) is not None:
+            if (
+                rows
+                and part not in (EXPANDED, REJECTED)
+                and (numbers := await self.ask("stats", {"part": part})) is not None
+            ):
                 self.stats[part] = numbers
                 self._show_facts()
         await self._show()
 
-    async def _ask(self, question: str, arguments: dict[str, Any]) -> Any:
+    async def ask(self, question: str, arguments: dict[str, Any]) -> Any:
         """The worker's answer, or None after showing why there is none."""
         request = self.request = uuid.uuid4().hex
         try:
@@ -190,6 +193,8 @@ class DataScreen(CockpitScreen):
         if self.view == "batch":
             await self._show_batch()
             return
+        if self.changed and self.part != EXPANDED and not await self._reread():
+            return
         part, index, view = self.part, self.index, self.view if self.part != REJECTED else "conversation"
         if not self.totals.get(part):
             self._content(self._nothing(part))
@@ -198,7 +203,7 @@ class DataScreen(CockpitScreen):
         row = await self._row(part, index)
         if row is not None and view in ("tokens", "text") and view not in row:
             question = "tokens" if view == "tokens" else "rendered"
-            row[view] = await self._ask(question, {"part": part, "index": index})
+            row[view] = await self.ask(question, {"part": part, "index": index})
         if row is None or (part, index) != (self.part, self.index) or row.get(view, row) is None:
             return
         counts = ""
@@ -214,12 +219,17 @@ class DataScreen(CockpitScreen):
                 self._content(Content(row["raw"]))
             case _:
                 self._content(row_view.conversation(row))
+        if part == EXPANDED:
+            self.query_one("#facts", Static).update(row_view.origin(row, self.summary["decisions"]))
         where = f"{row['file'].rpartition('/')[2]}:{row['line']}" if row.get("file") else ""
         found = f"found by {self.queries[part]}" if part in self.queries else ""
-        self._place(part, f"row {index + 1:,} of {self.totals[part]:,}", found, counts, where)
+        decision = str(row.get("decision", ""))
+        self._place(part, f"row {index + 1:,} of {self.totals[part]:,}", decision, found, counts, where)
 
     def _nothing(self, part: str) -> Content:
         """Why a part shows no row, and what to do."""
+        if part == EXPANDED and self.queries.get(part) == UNDECIDED:
+            return Content("Every row is decided.\n\nf shows all of them; v goes on to the rows that are kept.")
         if part in self.queries:
             return Content(f"No row of {part} fits: {self.queries[part]}\n\n/ asks anew; an empty line shows all.")
         if part == REJECTED:
@@ -228,8 +238,24 @@ class DataScreen(CockpitScreen):
             f"The profile has no {part} rows.\n\nv shows the next part; data.{part} in the profile names its sources."
         )
 
+    async def _reread(self) -> bool:
+        """Have the worker read again what decisions have changed. Returns whether it could."""
+        self._place("reading …")
+        summary = await self.ask("reread", {})
+        if summary is None:
+            return False
+        self.changed = False
+        self.summary = summary
+        self.totals |= {part: rows for part, rows in summary["parts"].items() if part != EXPANDED}
+        self.queries = {part: query for part, query in self.queries.items() if part == EXPANDED}
+        self.index = min(self.index, max(self.totals[self.part] - 1, 0))
+        self.rows.clear()
+        self.stats.clear()
+        self._show_facts()
+        return True
+
     async def _show_batch(self) -> None:
-        shown = await self._ask("batch", {"step": self.step})
+        shown = await self.ask("batch", {"step": self.step})
         if shown is None or self.view != "batch":
             return
         self._content(row_view.batch(shown))
@@ -240,7 +266,7 @@ class DataScreen(CockpitScreen):
     async def _row(self, part: str, index: int) -> dict[str, Any] | None:
         if (part, index) not in self.rows:
             start = index // WINDOW * WINDOW
-            answer = await self._ask("rows", {"part": part, "start": start, "count": WINDOW})
+            answer = await self.ask("rows", {"part": part, "start": start, "count": WINDOW})
             if answer is None:
                 return None
             if len(self.rows) > 50 * WINDOW:  # what was leafed through is read again rather than kept
@@ -252,7 +278,9 @@ class DataScreen(CockpitScreen):
         self.query_one("#content", Static).update(content)
 
     def _show_facts(self) -> None:
-        self.query_one("#facts", Static).update(row_view.facts(self.summary, self.stats))
+        """Those of the data; of an expanded row, what it came from is shown with it."""
+        if self.part != EXPANDED:
+            self.query_one("#facts", Static).update(row_view.facts(self.summary, self.stats))
 
     def _place(self, *facts: str) -> None:
         line = Content.assemble(
@@ -306,9 +334,15 @@ class DataScreen(CockpitScreen):
         """The next part that has rows."""
         parts = [part for part in self.summary.get("parts", ()) if self.summary["parts"][part] or part == self.part]
         if parts:
-            self.part = parts[(parts.index(self.part) + 1) % len(parts)]
+            self._enter(parts[(parts.index(self.part) + 1) % len(parts)])
             self.view = "conversation" if self.view == "batch" else self.view
             self.action_go_to(0)
+
+    def _enter(self, part: str) -> None:
+        self.part = part
+        self.set_class(part == EXPANDED, "-expanded")
+        self._show_facts()
+        self.refresh_bindings()
 
     @work(exclusive=True, group="open")
     async def action_run(self) -> None:
@@ -316,7 +350,7 @@ class DataScreen(CockpitScreen):
         if not self.summary:
             return
         self._place("running the stages …", "Esc stops")
-        if (done := await self._ask("prepare", {})) is None:
+        if (done := await self.ask("prepare", {})) is None:
             return
         self.summary["done"] = [*done["stages"], _tokenised(done)]
         self._show_facts()
@@ -354,26 +388,30 @@ class DataScreen(CockpitScreen):
         if answer.strip().isdigit():
             self.action_go_to(max(int(answer) - 1, 0))
             return
-        found = await self._ask("narrow", {"part": self.part, "query": answer})
+        await self.narrow(answer)
+
+    async def narrow(self, query: str) -> None:
+        """Show the rows of this part that fit; an empty query shows all."""
+        found = await self.ask("narrow", {"part": self.part, "query": query})
         if found is None:
             return
         self.queries.pop(self.part, None)
-        if answer.strip():
-            self.queries[self.part] = answer.strip()
+        if query.strip():
+            self.queries[self.part] = query.strip()
         self.totals[self.part] = found["total"]
         self.rows.clear()
         self._set_view("conversation" if self.view == "batch" else self.view)
         self.action_go_to(0)
 
 
-def _profile_of(path: Path) -> str:
-    """A profile's text; for a data file or folder that of one which trains on it and leaves all else as it comes."""
+def _profile_of(path: Path) -> tuple[str, bool]:
+    """A profile's text, and whether `path` is no profile but data: then it is one which trains on that and leaves all else as it comes."""
     suffix, size = path.suffix.lower(), path.stat().st_size
     if suffix in PROFILES:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8"), False
     if suffix == ".json" and size < LONGEST_PROFILE and is_profile(text := path.read_text(encoding="utf-8")):
-        return text
-    return json.dumps({"name": path.stem, "data": {"train": [{"source": str(path)}]}})
+        return text, False
+    return json.dumps({"name": path.stem, "data": {"train": [{"source": str(path)}]}}), True
 
 
 def is_profile(text: str) -> bool:

@@ -15,6 +15,12 @@ CONTEXT = "dim"
 SHADE = "on $panel"
 """Behind every other token, so that one sees where each ends."""
 
+DECIDED = {
+    "accepted": ("✓ accepted", "bold $text-success"),
+    "dropped": ("✗ dropped", "bold $text-error"),
+    "undecided": ("? undecided", "bold $text-warning"),
+}
+"""Words and styles; the mark shows without colour too."""
 LEGEND = Content.assemble(
     (" trained ", TRAINED), "  ", (" context, not trained ", CONTEXT), ("   ↵ line end · ◌ part of a character", "dim")
 )
@@ -28,6 +34,8 @@ WIDE = 24
 def conversation(row: Mapping[str, Any]) -> Content:
     """Each turn under its role, pairs and judgements with theirs; a row of plain text as it is, a bad one with what is wrong."""
     blocks = []
+    if row.get("decision", "undecided") != "undecided":
+        blocks.append(Content.styled(*DECIDED[row["decision"]]))
     if row.get("reason"):
         blocks.append(Content.styled(f"✗ {row['reason']}", "bold $text-error"))
     if row.get("text"):
@@ -44,6 +52,20 @@ def conversation(row: Mapping[str, Any]) -> Content:
     if row.get("columns"):
         told = (Content.assemble((f"{name} ", "dim"), str(value)) for name, value in row["columns"].items())
         blocks.append(Content("\n").join(told))
+    return Content("\n\n").join(blocks)
+
+
+def origin(row: Mapping[str, Any], counts: Mapping[str, int]) -> Content:
+    """What was decided about an expanded row and all others, and what the row was made from."""
+    decided = Content.styled(*DECIDED[row["decision"]])
+    blocks = [Content.assemble(decided, ("  " + " · ".join(f"{n:,} {word}" for word, n in counts.items()), "dim"))]
+    made = row.get("origin")
+    if made:
+        place = f"task {made['task']} · request {made['request']:,}, item {made['item']}"
+        blocks.append(Content.assemble(("Made from", "bold $accent"), "\n", (place, "dim")))
+        for number, seed in enumerate(made["seeds"], 1):
+            blocks.append(Content.styled(f"── seed {number} of {len(made['seeds'])} ──", "bold $warning"))
+            blocks.append(conversation(seed))
     return Content("\n\n").join(blocks)
 
 
@@ -123,6 +145,10 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
         lines.append(Content.styled(f"  {source['part']} · {source['format']} · {source['rows']:,} rows", "dim"))
         if source["rejected"]:
             lines.append(Content.styled(f"  ✗ {source['rejected']:,} rejected", "$text-error"))
+    if summary.get("decisions"):
+        lines += [Content(""), Content.styled("Expanded rows", "bold $accent")]
+        lines += [Content.assemble((f"{word:<10}", "dim"), f"{rows:,}") for word, rows in summary["decisions"].items()]
+        lines.append(Content.assemble(("v", "$accent"), (" goes to them", "dim")))
     lines += [Content(""), Content.styled("Stages", "bold $accent")]
     lines += stages(summary.get("stages", ()), summary.get("done", ()))
     for part, numbers in stats.items():

@@ -4,148 +4,68 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.prep import mapping, readers, rows
+from engine.prep.base import load_tokenizer, locate_base
 from engine.prep.chat import Refused, Renderer
-from engine.prep.files.copies import copy, origins, rejects
-from engine.prep.files.record import Record
+from engine.prep.expand import decisions
+from engine.prep.expand.review import Review
 from engine.prep.formats.canonical import Canonical
-from engine.prep.mapping import Converter
+from engine.prep.indexed import Indexed, Indexer
 from engine.prep.options import SourceOptions
-from engine.prep.prepare import load_tokenizer, locate_base
 from engine.prep.rows import Rejects, Row
 from engine.prep.stages import located
 from engine.prep.stages.located import PARTS
 from engine.prep.stages.pipeline import ASKED
 from engine.prep.stats import histogram
 from engine.prep.tokenize import MASKED, Counts, bare, encode, label, tokenize
-from engine.prep.views import Query, select
+from engine.prep.views import EXPANDED, Query, select
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
 
-_PROBLEMS = 10_000
-"""Bad rows that can be looked at; all are counted."""
 _BARS = 12
 _TOLD = 100
 """Bad rows told with the summary."""
 REJECTED = "rejected"
 """What a part is called that holds the bad rows of all sources."""
-_COLUMNS = 50
-"""Columns told by name."""
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes in all)."""
 
 
-@dataclass
-class Indexed:
-    """A file of a source: where its good rows lie. Lines, offsets and ends are parallel: 24 bytes a row.
-
-    A row that expands into several stands there as often. Offsets and ends are of `stored`: the file itself if it is a .jsonl, else
-    a copy of its rows; lines are always the file's own.
-    """
-
-    options: SourceOptions
-    path: Path
-    stored: Path
-    shape: str
-    convert: Converter
-    lines: array[int] = field(default_factory=lambda: array("Q"))
-    offsets: array[int] = field(default_factory=lambda: array("Q"))
-    ends: array[int] = field(default_factory=lambda: array("Q"))
-    rejected: int = 0
-
-    def raw(self, index: int) -> bytes:
-        with self.stored.open("rb") as file:
-            file.seek(self.offsets[index])
-            return file.read(self.ends[index] - self.offsets[index]).strip().removeprefix(b"\xef\xbb\xbf")
-
-    def raws(self) -> Iterator[bytes]:
-        """All rows as they stand, the file opened once."""
-        with self.stored.open("rb") as file:
-            for offset, end in zip(self.offsets, self.ends, strict=True):
-                file.seek(offset)
-                yield file.read(end - offset)
-
-    def row(self, index: int, raw: bytes | None = None) -> Row:
-        """Raises ValueError when the file has changed since it was indexed."""
-        value, reason = readers.decode(self.raw(index) if raw is None else raw.strip().removeprefix(b"\xef\xbb\xbf"))
-        try:
-            if value is None:
-                raise ValueError(reason)
-            contents = self.convert(value)
-            first = index
-            while first and self.offsets[first - 1] == self.offsets[index]:
-                first -= 1
-            if index - first >= len(contents):
-                raise ValueError(f"it expands into {len(contents)} rows now")
-        except ValueError as error:
-            raise ValueError(f"{self.path.name}:{self.lines[index]} has changed since it was opened: {error}")
-        offset = self.offsets[index] if self.stored == self.path else 0
-        return Row(str(self.path), self.lines[index], offset, contents[index - first])
-
-
-@dataclass
-class Problematic:
-    """A bad row's place in its file, and in the JSON lines where it can be read again."""
-
-    path: Path
-    stored: Path
-    line: int
-    offset: int
-    end: int
-    reason: str
-
-    def told(self) -> dict[str, Any]:
-        return {"file": str(self.path), "line": self.line, "reason": self.reason}
-
-    def raw(self) -> str:
-        """At most its first 64 KiB; nothing for a row that only its file's own format can show."""
-        if self.stored != self.path:
-            return ""
-        with self.stored.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(min(self.end - self.offset, 2**16)).decode("utf-8", "replace").rstrip("\n")
-
-
 class Browser:
     """The rows of a profile's sources, and the bad ones. Weights and `data.max_rows` change what is trained, not what is shown.
 
-    A part can be narrowed to the rows that fit a query; rows are then numbered among these.
+    A part can be narrowed to the rows that fit a query; rows are then numbered among these. Where a source is what an expansion made,
+    there is a part of all its rows, and decisions about them are taken.
     """
 
     def __init__(self, profile: Profile, home: Home, progress: Progress) -> None:
         """Reads every row once, to find its place and whether it holds. Raises ProblemError."""
         self.profile, self._home = profile, home
-        self.problems: list[Problematic] = []
-        self.columns: list[str] = []
+        self._indexer = Indexer(home)
+        self.problems, self.columns = self._indexer.problems, self._indexer.columns
         self._views: dict[str, array[int]] = {}
         self._tokenizer: Any = None
-        found = [
+        self._located = [
             (part, source, self._files(part, index, source))
             for part in PARTS
             for index, source in enumerate(self._sources(part))
         ]
-        total = sum(path.stat().st_size for _, _, paths in found for path in paths)
+        total = sum(path.stat().st_size for _, _, paths in self._located for path in paths)
         self.parts: dict[str, list[list[Indexed]]] = {part: [] for part in PARTS}
         done = 0
-        for part, source, paths in found:
-            files: list[Indexed] = []
-            left = source.max_rows
-            for path in paths:
-                indexed, good = self._index(source, path, left, partial(_report, progress, done, total))
-                files.append(indexed)
-                done += path.stat().st_size
-                left = None if left is None else left - good
-                if left == 0:
-                    break
-            self.parts[part].append(files)
+        for part, source, paths in self._located:
+            self.parts[part].append(self._index(source, paths, partial(_report, progress, done, total)))
+            done += sum(path.stat().st_size for path in paths)
+        self.reviews = self._reviews()
+        """The expansions among the sources."""
 
     def summary(self) -> dict[str, Any]:
         """What `open` answers."""
@@ -163,7 +83,8 @@ class Browser:
                 for files in sources
             ],
             "rows": sum(self.total(part) for part in self.parts),
-            "parts": {part: self.total(part) for part in (*PARTS, REJECTED)},
+            "parts": {part: self.total(part) for part in (*PARTS, *([EXPANDED] if self.reviews else ()), REJECTED)},
+            "decisions": self.decisions(),
             "columns": self.columns,
             "problems": [problem.told() for problem in self.problems[:_TOLD]],
             "stages": [name for name in ASKED if getattr(self.profile.data, name)],
@@ -186,9 +107,7 @@ class Browser:
 
     def total(self, part: str) -> int:
         """Rows of a part."""
-        if part == REJECTED:
-            return len(self.problems)
-        return sum(len(indexed.lines) for indexed in self._each(part))
+        return len(self.problems) if part == REJECTED else sum(map(len, self._each(part)))
 
     def shown(self, part: str) -> int:
         """Rows of a part that the present query leaves."""
@@ -202,9 +121,51 @@ class Browser:
                 yield str(problem.path).lower(), told, lambda: {"text": ""}
             return
         for indexed in self._each(part):
-            place = f"{indexed.options.source} {indexed.path}".lower()
             for at, raw in enumerate(indexed.raws()):
-                yield place, raw, partial(_content, indexed, at, raw)
+                yield indexed.place(at), raw, partial(_content, indexed, at, raw)
+
+    # ── decisions ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def decisions(self) -> dict[str, int]:
+        """Rows of all expansions by what was decided about them; empty without an expansion."""
+        counts: Counter[str] = Counter()
+        for review in self.reviews:
+            counts.update(review.counts())
+        return dict(counts)
+
+    def decision(self, at: int) -> str:
+        """What was decided about row `at` of all expanded ones."""
+        review, number = self._review(at)
+        return review.decision(number)
+
+    def decide(self, at: int, decision: str) -> dict[str, Any]:
+        """Accept or drop row `at` of all expanded ones, or leave it undecided. Returns what was decided `before`, the `decisions` now, and
+        as `index` where the row is shown; None where the query leaves it out. Raises ValueError."""
+        review, number = self._review(at)
+        before = review.decision(number)
+        review.decide(number, decision)
+        view = self._views.get(EXPANDED)
+        index: int | None = at
+        if view is not None:
+            place = bisect_left(view, at)
+            index = place if place < len(view) and view[place] == at else None
+        return {"before": before, "decisions": self.decisions(), "index": index}
+
+    def reread(self, progress: Progress) -> dict[str, Any]:
+        """Read the sources again that decisions have changed. Returns the summary. Raises ProblemError."""
+        folders = {review.folder for review in self.reviews}
+        places: Counter[str] = Counter()
+        for part, source, paths in self._located:
+            if any(path.parent in folders for path in paths):
+                total = sum(path.stat().st_size for path in paths)
+                self._indexer.forget(paths)
+                self.parts[part][places[part]] = self._index(source, paths, partial(_report, progress, 0, total))
+                self._views.pop(part, None)
+                self._views.pop(REJECTED, None)
+            places[part] += 1
+        return self.summary()
+
+    # ── one row ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def length(self, content: Canonical) -> int:
         """Tokens of a row, uncut; 0 for one that the template refuses."""
@@ -286,57 +247,45 @@ class Browser:
         except ValueError as error:
             raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
 
-    def _index(
-        self, source: SourceOptions, path: Path, limit: int | None, progress: Callable[[int], object]
-    ) -> tuple[Indexed, int]:
-        """The file's places, up to `limit` good rows, and how many there were before any expanded."""
-        good = 0
-        try:
-            stored, records = self._records(path, progress)
-            shape = rows.shape_of(source, stored) if stored.stat().st_size else source.format
-            convert = mapping.converter(source, shape) if shape != "auto" else _no_rows
-            indexed = Indexed(source, path, stored, shape, convert)
-            for record in records:
-                contents = self._contents(indexed, record)
-                for _ in contents:
-                    indexed.lines.append(record.line)
-                    indexed.offsets.append(record.offset)
-                    indexed.ends.append(record.end)
-                good += bool(contents)
-                if good == limit:
-                    break
-        except (ValueError, OSError) as error:
-            raise ProblemError(Problem(title=f"{source.source} cannot be read", cause=str(error)))
-        return indexed, good
+    def _index(self, source: SourceOptions, paths: list[Path], progress: Callable[[int], object]) -> list[Indexed]:
+        """The files of a source, as far as its limit of rows goes. `progress` is told bytes."""
+        files: list[Indexed] = []
+        left, done = source.max_rows, 0
+        for path in paths:
+            indexed, good = self._indexer.index(source, path, left, partial(_further, progress, done))
+            files.append(indexed)
+            done += path.stat().st_size
+            left = None if left is None else left - good
+            if left == 0:
+                break
+        return files
 
-    def _records(self, path: Path, progress: Callable[[int], object]) -> tuple[Path, Iterator[Record]]:
-        """The JSON lines that hold a file's rows, and its records: line numbers the file's own, offsets those of the JSON lines."""
-        if path.suffix.lower() == ".jsonl":
-            return path, readers.read(path, progress)
-        copied = copy(path, self._home, progress)
-        placed = (
-            record._replace(line=line) for record, line in zip(readers.read(copied.rows), origins(copied), strict=True)
-        )
-        return copied.rows, itertools.chain(rejects(copied, path), placed)
+    def _reviews(self) -> list[Review]:
+        """Raises ProblemError."""
+        found: dict[Path, Review] = {}
+        for _, source, paths in self._located:
+            for path in paths:
+                folder = path.parent
+                if path.name == decisions.ROWS and folder not in found and decisions.is_expansion(folder):
+                    made, _ = self._indexer.index(source, folder / decisions.MADE, None, lambda _: None)
+                    try:
+                        found[folder] = Review(folder, made)
+                    except (ValueError, KeyError, OSError) as error:
+                        raise ProblemError(Problem(title=f"the expansion in {folder} cannot be read", cause=str(error)))
+        return list(found.values())
 
-    def _contents(self, indexed: Indexed, record: Record) -> list[Canonical]:
-        """The canonical rows of a record; none when it is bad, which is then counted."""
-        reason = record.reason
-        if record.value is not None:
-            self.columns += [column for column in record.value if column not in self.columns][
-                : _COLUMNS - len(self.columns)
-            ]
-            try:
-                return indexed.convert(record.value)
-            except ValueError as error:
-                reason = str(error)
-        indexed.rejected += 1
-        if len(self.problems) < _PROBLEMS:
-            place = (record.line, record.offset, record.end)
-            self.problems.append(Problematic(indexed.path, indexed.stored, *place, reason))
-        return []
+    def _review(self, at: int) -> tuple[Review, int]:
+        """The expansion and the number in it of row `at` of all expanded ones."""
+        number = at
+        for review in self.reviews:
+            if 0 <= number < len(review):
+                return review, number
+            number -= len(review)
+        raise ValueError(f"there is no expanded row {at}")
 
     def _each(self, part: str) -> Iterator[Indexed]:
+        if part == EXPANDED:
+            return (review.indexed for review in self.reviews)
         return itertools.chain.from_iterable(self.parts[part])
 
     def _find(self, part: str, index: int) -> tuple[Indexed, int]:
@@ -344,14 +293,14 @@ class Browser:
         if 0 <= index < self.shown(part):
             at = self._views[part][index] if part in self._views else index
             for indexed in self._each(part):
-                if at < len(indexed.lines):
+                if at < len(indexed):
                     return indexed, at
-                at -= len(indexed.lines)
+                at -= len(indexed)
         raise ValueError(f"there is no row {index} among the {self.shown(part)} of {part}")
 
     def _all(self, part: str) -> Iterator[Row]:
         return itertools.chain.from_iterable(
-            (indexed.row(at) for at in range(len(indexed.lines))) for indexed in self._each(part)
+            (indexed.row(at) for at in range(len(indexed))) for indexed in self._each(part)
         )
 
     def _told(self, part: str, index: int) -> dict[str, Any]:
@@ -361,7 +310,12 @@ class Browser:
         source, at = self._find(part, index)
         row = source.row(at)
         raw = source.raw(at).decode("utf-8", "replace")
-        return {"index": index, **row.content, "raw": raw, "file": row.file, "line": row.line}
+        told = {"index": index, **row.content, "raw": raw, "file": row.file, "line": row.line}
+        if part == EXPANDED:
+            made = self._views[part][index] if part in self._views else index
+            review, number = self._review(made)
+            told |= {"at": made, "decision": review.decision(number), "origin": review.origin(number)}
+        return told
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -372,13 +326,13 @@ class Browser:
         return self._tokenizer
 
 
+def _further(progress: Callable[[int], object], before: int, done: int) -> None:
+    progress(before + done)
+
+
 def _report(progress: Progress, before: int, total: int, done: int) -> None:
     progress(before + done, total)
 
 
 def _content(indexed: Indexed, at: int, raw: bytes) -> Canonical:
     return indexed.row(at, raw).content
-
-
-def _no_rows(row: dict[str, Any]) -> list[Canonical]:
-    raise ValueError("it held no rows")

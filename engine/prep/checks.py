@@ -6,7 +6,11 @@ import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from engine.prep.expand.decisions import is_expansion
+from engine.prep.expand.seeds import check
+from engine.prep.expand.service import VARIABLE, on_loopback
 from engine.prep.formats import FORMATS
 from engine.prep.sources import HUB, files
 from engine.prep.stages.located import PARTS, resolved
@@ -31,27 +35,52 @@ def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator
                 yield f"data.{part}.{index}.weight", "is for training rows: held-out rows are seen once"
             try:
                 found = resolved(source, data, directory)
+                # An expansion of which every row is dropped can be looked at: decisions can be taken back.
                 if not found.source.startswith(HUB) and not any(
-                    path.stat().st_size for path in files(found.source, directory)
+                    path.stat().st_size or is_expansion(path.parent) for path in files(found.source, directory)
                 ):
                     yield f"data.{part}.{index}.source", f"{source.source} is empty"
             except (ValueError, OSError) as error:
                 yield f"data.{part}.{index}.source", str(error)
     if data.catalog and not (directory / Path(data.catalog).expanduser()).is_file():
         yield "data.catalog", f"there is no {data.catalog} beside the profile ({directory})"
+    method = sections.get("method")
+    if data.packing and method and method.rows != "tokens":
+        yield "data.packing", f"does not go with method.kind {method.kind}: its rows stand alone"
     if data.split:
         yield from _split(data)
     if data.expand:
-        # It is a verb: its answers are looked through before anything is trained on them.
-        yield (
-            "data.expand",
-            "is no stage of a run: make the rows with `cockpit data expand`, then name them in data.train",
-        )
+        yield from _expand(data.expand)
     if data.template != "auto" and not (directory / Path(data.template).expanduser()).is_file():
         yield (
             "data.template",
             f"there is no {data.template} beside the profile ({directory}); auto takes the model's own",
         )
+
+
+def keys(profile: Any, shell: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """`(key, message)` when the shell that submits a run lacks the key of the service that makes its rows."""
+    expand = profile.data.expand
+    if expand and not shell.get(expand.api_key_env, "").strip() and not on_loopback(expand.base_url):
+        yield (
+            "data.expand.api_key_env",
+            f"there is no key for {expand.base_url}: the variable {expand.api_key_env} is not set; "
+            f"export {expand.api_key_env}=… in this shell, or name another variable",
+        )
+
+
+def _expand(expand: Any) -> Iterator[tuple[str, str]]:
+    if not VARIABLE.fullmatch(expand.api_key_env):
+        # The value is not repeated: it may be the key itself.
+        yield "data.expand.api_key_env", "must be the name of a variable; put the key into one, and name that"
+    if urlsplit(expand.base_url).scheme not in ("http", "https"):
+        yield "data.expand.base_url", f"must be an address such as https://api.deepseek.com, not {expand.base_url!r}"
+    if expand.cost_limit is not None and not (expand.price.input or expand.price.output):
+        yield "data.expand.cost_limit", "needs data.expand.price: what a million tokens cost"
+    try:
+        check(expand)
+    except ValueError as error:
+        yield "data.expand", str(error).removeprefix("expand.")
 
 
 def _split(data: Any) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ marie curie            rows that hold both words, in any case
 source:wiki            of a source or file with this in its name
 category=news          whose column has this value
 chars>2000 tokens<20   longer or shorter than that; tokens as the base's template and tokenizer make them
+is:undecided           expanded rows that are undecided, accepted or dropped
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine.prep.expand.decisions import WORDS
 from engine.prep.formats.canonical import Canonical
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 _MEASURED = re.compile(r"(chars|tokens)([<>])(\d+)")
 _COMPARE: dict[str, Callable[[int, int], bool]] = {"<": operator.lt, ">": operator.gt}
+
+EXPANDED = "expanded"
+"""The part that holds all rows which an expansion has made, dropped ones too."""
 
 Progress = Callable[[int, int], object]
 """Told (rows done, rows in all)."""
@@ -49,6 +54,8 @@ class Query:
     sources: tuple[str, ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
     measures: tuple[Measure, ...] = ()
+    decisions: tuple[str, ...] = ()
+    """Of which a row has one."""
 
     @property
     def empty(self) -> bool:
@@ -56,27 +63,38 @@ class Query:
 
 
 def parse(line: str) -> Query:
-    """Raises ValueError for a quote that is not closed."""
+    """Raises ValueError for a quote that is not closed, and for a decision that there is not."""
     try:
         parts = shlex.split(line)
     except ValueError:
         raise ValueError(f'a quote is not closed in: {line} (write " as \\")')
-    words, sources, columns, measures = [], [], [], []
+    words, sources, columns, measures, decided = [], [], [], [], []
     for part in parts:
         name, equals, value = part.partition("=")
         if found := _MEASURED.fullmatch(part):
             measures.append(Measure(found[1], found[2], int(found[3])))
         elif part.startswith("source:"):
             sources.append(part.removeprefix("source:").lower())
+        elif part.startswith("is:"):
+            decided.append(_decision(part.removeprefix("is:")))
         elif equals and name.isidentifier():
             columns.append((name, value))
         else:
             words.append(part.lower())
-    return Query(tuple(words), tuple(sources), tuple(columns), tuple(measures))
+    return Query(tuple(words), tuple(sources), tuple(columns), tuple(measures), tuple(decided))
+
+
+def _decision(word: str) -> str:
+    if word not in WORDS:
+        raise ValueError(f"is:{word} finds nothing; write is:{', is:'.join(WORDS)}")
+    return word
 
 
 def select(browser: Browser, part: str, query: Query, progress: Progress) -> array[int]:
-    """Indices of the part's rows that fit, ascending: 8 bytes each. Raises ValueError for a column that no row has."""
+    """Indices of the part's rows that fit, ascending: 8 bytes each. Raises ValueError for a column that no row has, and for decisions
+    where none are taken."""
+    if query.decisions and part != EXPANDED:
+        raise ValueError(f"only expanded rows are accepted and dropped: is:{query.decisions[0]} finds none in {part}")
     missing = [name for name, _ in query.columns if name not in browser.columns]
     if missing and browser.columns:
         raise ValueError(f"no row has the column {missing[0]}; there are {', '.join(browser.columns) or 'none'}")
@@ -85,6 +103,8 @@ def select(browser: Browser, part: str, query: Query, progress: Progress) -> arr
     for index, (place, raw, content) in enumerate(browser.scan(part)):
         if index % 256 == 0:
             progress(index, total)
+        if query.decisions and browser.decision(index) not in query.decisions:
+            continue
         if query.sources and not all(source in place for source in query.sources):
             continue
         if query.words and not _has_words(raw, query.words):

@@ -1,7 +1,7 @@
 """The data service: what a profile would train on, row by row and token by token.
 
 Questions: `open {profile, directory}`, `rows {part, start, count}`, `narrow {part, query}`, `tokens {part, index}`, `rendered {part, index}`,
-`stats {part}`, `prepare {}`, `batch {step}`. `open`, `narrow`, `stats` and `prepare` say `progress {phase, done, total}` on the way and can
+`stats {part}`, `prepare {}`, `batch {step}`, `decide {at, decision}`, `reread {}`. `open`, `narrow`, `stats`, `prepare` and `reread` say `progress {phase, done, total}` on the way and can
 be cancelled; what `prepare` has done by then is kept.
 """
 
@@ -23,7 +23,7 @@ from engine.protocol.messages import Instruction, Problem, ProblemError
 from engine.protocol.profile import ProfileError, parse
 from engine.workers.link import Link
 
-QUESTIONS = ("open", "rows", "narrow", "tokens", "rendered", "stats", "prepare", "batch")
+QUESTIONS = ("open", "rows", "narrow", "tokens", "rendered", "stats", "prepare", "batch", "decide", "reread")
 _EVERY = 0.1
 """Seconds between two words of progress."""
 
@@ -73,6 +73,14 @@ class Data:
             self._opened().profile, self.home, lambda phase, done, total: told(done, total, phase=phase)
         )
         return {key: value for key, value in self.prepared.items() if key != "lock"}
+
+    def decide(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Accept or drop an expanded row. The sources are read again by `reread`. Raises ValueError."""
+        self.prepared = None
+        return self._opened().decide(asked["at"], asked["decision"])
+
+    def reread(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return self._opened().reread(self._progress(asked))
 
     def batch(self, asked: dict[str, Any]) -> dict[str, Any]:
         from engine.training.batches import batch

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cockpit.screens.data import DataScreen, is_profile
 from cockpit.widgets import row_view
+from engine.prep import rows
+from engine.prep.expand.expand import expand
+from engine.prep.options import ExpandOptions, SourceOptions
 from engine.protocol.home import Home
 from tests.app.fake import FakeEngine
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
+from tests.prep.service import LoopbackService
 from tests.scripted.bench import Engine
 
 ROW = {"messages": [{"role": "user", "content": "上海在哪里？[b]"}, {"role": "assistant", "content": "长江入海口。"}]}
@@ -29,6 +34,16 @@ def working(home: Home) -> Iterator[Home]:
     engine = Engine(home, "engine.workers")
     yield home
     engine.close()
+
+
+@pytest.fixture
+def expanded(tmp_path: Path) -> Path:
+    """A folder in which six rows were made."""
+    seeds = SourceOptions(source="triples/train.jsonl")
+    with LoopbackService() as service:
+        options = ExpandOptions(base_url=service.url, samples=6)
+        expand(rows.locate(seeds, Path.cwd()), seeds, options, tmp_path / "more", lambda *_: None)
+    return tmp_path / "more"
 
 
 def test_trained_tokens_differ_by_more_than_colour() -> None:
@@ -80,12 +95,12 @@ training: {micro_batch: 2}
 async def test_finding_batches_rejects_and_stages(size: tuple[int, int], working: Home) -> None:
     folder = working.root / "profiles"
     (folder / "rich.yaml").write_text(RICH, encoding="utf-8")
-    rows = [
+    many = [
         ROW,
         *({"messages": [{"role": "user", "content": f"Question {n}"}, ROW["messages"][1]]} for n in range(7)),
         ROW,
     ]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines = [json.dumps(row, ensure_ascii=False) for row in many]
     (folder / "many.jsonl").write_text("\n".join([*lines, "{broken", ""]), encoding="utf-8")
     async with opened(RealEngine, size, home=working, first="data") as pilot:
         screen = pilot.app.screen
@@ -144,3 +159,38 @@ def test_pairs_tools_and_columns_are_told() -> None:
 def test_a_json_profile_is_told_from_json_rows() -> None:
     assert is_profile('{"data": {"train": []}}')
     assert not any(map(is_profile, ('[{"text": "a"}]', '{"data": "a row"}', '{"text": 1}', "{broken", '{"data": 3}')))
+
+
+@pytest.mark.slow
+async def test_expanded_rows_are_accepted_and_dropped(working: Home, expanded: Path) -> None:
+    out, made = expanded, (expanded / "made.jsonl").read_text().splitlines()
+    async with opened(RealEngine, HIGH, home=working, first="data") as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, DataScreen)
+        screen.open(out)
+        await until(pilot, lambda: "expanded · row 1 of 6 · undecided" in shown(pilot), 60)
+        text = shown(pilot)
+        assert "Made from" in text and "task triples · request 1, item 1" in text and "seed 1 of 3" in text
+        assert "6 undecided" in text and "x Drop" in text
+        await pilot.press("a")
+        await until(pilot, lambda: "row 2 of 6 · undecided" in shown(pilot) and "1 accepted" in shown(pilot))
+        await pilot.press("x")
+        await until(pilot, lambda: "row 3 of 6 · undecided" in shown(pilot) and "1 dropped" in shown(pilot))
+        await pilot.press("x")
+        await until(pilot, lambda: "row 4 of 6 · undecided" in shown(pilot) and "2 dropped" in shown(pilot))
+        await pilot.press("u")
+        await until(pilot, lambda: "row 3 of 6 · undecided" in shown(pilot) and "1 dropped" in shown(pilot))
+        assert (out / "rows.jsonl").read_text().splitlines() == [made[0], *made[2:]]
+        await pilot.press("f")
+        await until(pilot, lambda: "row 1 of 4 · undecided" in shown(pilot) and "is:undecided" in shown(pilot))
+        await pilot.press("f", "left")
+        await until(pilot, lambda: "row 1 of 6 · accepted" in shown(pilot))
+        await pilot.press("v")
+        await until(pilot, lambda: "train · row 1 of 5" in shown(pilot) and "Expanded rows" in shown(pilot))
+        assert "x Drop" not in shown(pilot)
+        await until(pilot, lambda: not screen.request)
+        await pilot.press("v", "end", "x")
+        await until(pilot, lambda: "2 dropped" in shown(pilot))
+        await pilot.press("v", "end")
+        await until(pilot, lambda: "train · row 4 of 4" in shown(pilot))
+        assert (out / "rows.jsonl").read_text().splitlines() == [made[0], *made[2:5]]

@@ -1,0 +1,95 @@
+"""Going through the rows of an expansion one by one: what each came from, and what was decided about it."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from pathlib import Path
+from typing import Any
+
+from engine.prep.expand import decisions
+from engine.prep.expand.decisions import MADE, UNDECIDED, WORDS
+from engine.prep.formats.canonical import Canonical
+from engine.prep.indexed import Indexed
+
+
+class Review:
+    """The rows that were made in a folder. A row's number is its place in `made.jsonl`, from 0.
+
+    Holds 40 bytes a row. `indexed` has one place for each row, also where a row of the file stands for several canonical ones.
+    """
+
+    def __init__(self, folder: Path, indexed: Indexed) -> None:
+        """Raises ValueError for files that are not as `expand` leaves them."""
+        self.folder = folder
+        self.indexed = _once_each(indexed)
+        with (folder / MADE).open("rb") as file:
+            self._digests = [decisions.digest(line) for line in file]
+        self._told = decisions.read(folder)
+        self._answers, self._items = _origins(folder)
+        report = json.loads((folder / "report.json").read_bytes())
+        self._task = str(report.get("task", ""))
+
+    def __len__(self) -> int:
+        return len(self.indexed)
+
+    def decision(self, number: int) -> str:
+        """`accepted`, `dropped` or `undecided`."""
+        return self._told.get(self._digests[self._line(number)], UNDECIDED)
+
+    def decide(self, number: int, decision: str) -> None:
+        """Write a decision down; the folder's rows are in keeping with it when this returns. Raises ValueError for a word that is none."""
+        if decision not in WORDS:
+            raise ValueError(f"{decision} is no decision, only {', '.join(WORDS)}")
+        row = self._digests[self._line(number)]
+        decisions.decide(self.folder, row, decision)
+        self._told[row] = decision
+
+    def counts(self) -> dict[str, int]:
+        """Rows by what was decided about them."""
+        found = dict.fromkeys(WORDS, 0)
+        for number in range(len(self)):
+            found[self.decision(number)] += 1
+        return found
+
+    def origin(self, number: int) -> dict[str, Any]:
+        """The task, the request (from 1) and the item of its answer that a row was made of, and the seed rows that the request showed, canonical."""
+        line = self._line(number)
+        if line >= len(self._answers):
+            return {}
+        with (self.folder / "answers.jsonl").open("rb") as file:
+            file.seek(self._answers[line])
+            answer = json.loads(file.readline())
+        seeds = [self._canonical(seed) for seed in answer["seeds"]]
+        return {"task": self._task, "request": answer["request"] + 1, "item": self._items[line], "seeds": seeds}
+
+    def _canonical(self, seed: dict[str, Any]) -> Canonical:
+        try:
+            return self.indexed.convert(seed)[0]
+        except ValueError:  # a seed need only fit its task
+            return {"text": json.dumps(seed, ensure_ascii=False)}
+
+    def _line(self, number: int) -> int:
+        """Of `made.jsonl`, from 0."""
+        return self.indexed.lines[number] - 1
+
+
+def _once_each(indexed: Indexed) -> Indexed:
+    first = [at for at in range(len(indexed)) if at == 0 or indexed.lines[at] != indexed.lines[at - 1]]
+    for name in ("lines", "offsets", "ends"):
+        column = getattr(indexed, name)
+        setattr(indexed, name, array("Q", (column[at] for at in first)))
+    return indexed
+
+
+def _origins(folder: Path) -> tuple[array[int], array[int]]:
+    """By line of `made.jsonl`: where its answer begins in `answers.jsonl`, and which item of it the row is."""
+    answers, items = array("Q"), array("Q")
+    offset = 0
+    with (folder / "answers.jsonl").open("rb") as file:
+        for line in file:
+            for item in json.loads(line)["items"]:
+                answers.append(offset)
+                items.append(item)
+            offset += len(line)
+    return answers, items
