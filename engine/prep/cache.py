@@ -108,6 +108,14 @@ def workshop(home: Home, name: str) -> Iterator[Path]:
 
 
 @contextmanager
+def kept(home: Home, name: str) -> Iterator[Path]:
+    """A folder for what must not be made twice, because it was paid for: it stays however the block ends. One process at a time has it."""
+    home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _turn(home.cache / name):
+        yield home.cache / name
+
+
+@contextmanager
 def _turn(folder: Path) -> Iterator[None]:
     """Make the folder and hold it; the kernel lets go of it however this process ends."""
     while True:

@@ -1,6 +1,6 @@
 """A profile's data, from files to tokens on disk. `prepare` is the whole of it.
 
-sources → validate → clean → dedup → split → balance → tokenize (and pack). What was made is kept by content hash: a second run with the same
+sources → expand → validate → clean → dedup → split → balance → tokenize (and pack). What was made is kept by content hash: a second run with the same
 files, tokenizer and settings only computes the hash (no tokenizer is loaded for that). Rows that went through a stage are kept by a
 hash of their own, so that other lengths or another tokenizer do not repeat it. A killed run goes on where it was.
 """
@@ -29,8 +29,8 @@ from engine.protocol.profile import Profile
 
 _WHERE = ("train", "validation", "validation_rows", "test_rows", "rejects")
 """Keys of `prepared.json` that are paths."""
-_NOT_OF_ROWS = {"template", "max_length", "packing", "processes", "catalog"}
-"""Keys of the data section that change no row. (A catalogue's entries count as what they say.)"""
+_NOT_OF_ROWS = {"template", "max_length", "packing", "processes", "catalog", "expand"}
+"""Keys of the data section that change no row. (A catalogue's entries count as what they say, and expanded rows as a source.)"""
 
 
 def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
@@ -42,15 +42,12 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     if already := tokenised.folders(profile.data, profile.directory):
         return {**_as_it_is(profile, tokenizer_folder, already), "base": base}
     sources = _sources(profile, home, progress)
-    of_rows = {
-        f"{part}.{index}.{number}": path
-        for part, listed in sources.items()
-        for index, (_, paths) in enumerate(listed)
-        for number, path in enumerate(paths)
-    }
+    of_rows = files_of(sources)
     files = {**of_rows, **tokenizer_files(profile, tokenizer_folder)}
     total = sum(path.stat().st_size for path in files.values())
     digests = cache.digests(files, lambda done: progress("reading", done, total))
+    expansion = expand(profile, home, sources, digests, progress) if profile.data.expand else None
+    of_rows = files_of(sources)
     settings = _row_settings(profile, sources)
     rows_name = "data-" + cache.name({role: digests[role] for role in of_rows}, settings)
     data = profile.data
@@ -69,7 +66,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     content = json.loads(made.read_text(encoding="utf-8"))
     for part in _WHERE:
         content[part] = str(made.parent / content[part]) if content[part] else None
-    return {**content, "hash": name, "base": base}
+    return {**content, "hash": name, "base": base, "expanded": expansion}
 
 
 def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
@@ -85,6 +82,7 @@ def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]
         "tokens": counts["train"].tokens,
         "trained_tokens": counts["train"].trained_tokens,
         "rejected": 0,
+        "expanded": None,
         "stages": [],
         "template": None if data.template == "auto" else tokenizer.chat_template,
         "lock": lock(tokenizer, tokenizer_folder, []),
@@ -104,6 +102,33 @@ def _sources(profile: Profile, home: Home, progress: Progress) -> Located:
             except (ValueError, OSError) as error:
                 raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
     return found
+
+
+def files_of(sources: Located) -> dict[str, Path]:
+    """Role -> file."""
+    return {
+        f"{part}.{index}.{number}": path
+        for part, listed in sources.items()
+        for index, (_, paths) in enumerate(listed)
+        for number, path in enumerate(paths)
+    }
+
+
+def expand(
+    profile: Profile, home: Home, sources: Located, digests: dict[str, str], progress: Progress
+) -> dict[str, Any]:
+    """Add the rows that a service makes of the training sources to these, and their files to `digests`. Returns what is told of them."""
+    from engine.prep.expand.stage import expanded
+
+    options = profile.data.expand
+    assert options is not None
+    seeds = {role: digest for role, digest in digests.items() if role.startswith("train.")}
+    with refusing("The training rows cannot be expanded"):
+        made = expanded(options, sources["train"], seeds, home, progress)
+    sources["train"] = [*sources["train"], *made.sources]
+    further = {role: path for role, path in files_of(sources).items() if role not in digests}
+    digests |= cache.digests(further, lambda _: None)
+    return made.report
 
 
 def _row_settings(profile: Profile, sources: Located) -> dict[str, Any]:

@@ -52,6 +52,10 @@ CHECKS = (
 """What no single section can know. Each `(sections, directory, home) -> [(key, message)]` and copes with missing sections."""
 
 
+SHELL_CHECKS = ("engine.prep.checks:keys",)
+"""What a run needs of the shell that submits it. Each `(profile, variables) -> [(key, message)]`."""
+
+
 @dataclass(frozen=True)
 class Issue:
     """One problem of a profile. `line` and `column` count from 1; 0 where the file has no such place (an override)."""
@@ -126,6 +130,16 @@ def find(name: str) -> Path:
     raise ProfileError(
         [Issue(f"no such file and no built-in profile{suggest(name, builtin)} (see: cockpit profile list)", file=name)]
     )
+
+
+def check_shell(profile: Profile, variables: Mapping[str, str]) -> None:
+    """Raises ProfileError when a job with these variables of its submitter's shell would lack one."""
+    given = {**profile.launch.environment, **variables}
+    issues = [
+        Issue(message, key=key) for check in SHELL_CHECKS for key, message in load_reference(check)(profile, given)
+    ]
+    if issues:
+        raise ProfileError(issues)
 
 
 def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:

@@ -15,7 +15,7 @@ from engine.launchers import LAUNCHERS
 from engine.protocol import journal, states
 from engine.protocol.home import RunDirectory, host_name, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
-from engine.protocol.profile import Profile, ProfileError, load_reference, parse
+from engine.protocol.profile import Profile, ProfileError, check_shell, load_reference, parse
 from engine.protocol.wire import workers_address
 from engine.supervisor import processes, scheduler
 from engine.supervisor.record import Job, Record, replay
@@ -34,6 +34,10 @@ class Queue:
         """Check, freeze and queue. Raises ProblemError, with nothing left on disk."""
         directory = Path(message.directory or "/")
         profile = self._checked(message.profile, message.source, directory)
+        try:
+            check_shell(profile, message.environment)
+        except ProfileError as error:
+            raise ProblemError(Problem(title="This shell lacks what the profile asks for", cause=str(error)))
         self._demand("", profile)
         self._room(profile)
         run_directory = self._new_directory(profile.name or Path(message.source).stem or message.kind)

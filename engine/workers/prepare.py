@@ -58,6 +58,8 @@ def warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(message, hint) for what was left out or cut, though not so much that the run was refused."""
     if prepared["rejected"]:
         yield f"{prepared['rejected']} bad rows are left out", f"they are named in {prepared['rejects']}"
+    if expanded := prepared["expanded"]:
+        yield from _of_expansion(expanded)
     for stage in prepared["stages"]:
         if stage["name"] in _DROPPING and stage["rejected"]:
             kinds = ", ".join(f"{stage[key]} {key.replace('_', ' ')}" for key in _DROPPING[stage["name"]] if stage[key])
@@ -79,6 +81,24 @@ def warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 f"the chat template leaves out tools or tool calls {counts['unwritten']} times in {part}: the model does not see them",
                 "name a template in data.template that writes them",
             )
+
+
+def _of_expansion(expanded: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if expanded["rejected"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in expanded["reasons"].items())
+        yield (
+            f"{expanded['rejected']} expanded rows were not taken ({reasons})",
+            f"they are named in {expanded['rejects']}",
+        )
+    if expanded["stopped"]:
+        yield (
+            f"{expanded['rows']} rows were expanded, fewer than asked for: {expanded['stopped']}",
+            (
+                "raise the limit, or go on with these"
+                if "limit" in expanded["stopped"]
+                else "look at the reasons above; another temperature or prompt in data.expand asks anew"
+            ),
+        )
 
 
 def main() -> int:

@@ -22,8 +22,8 @@ class Form:
     convert: Converter
 
     def matches(self, row: dict[str, Any]) -> bool:
-        """Whether a row has the columns of the shape."""
-        return bool(shapes.load(self.shape).matches(renamed(row, self.source.columns)[0]))
+        """Whether a row has the columns of the shape. A prompt of the source's own stands for those of the question."""
+        return bool(self.source.prompt) or bool(shapes.load(self.shape).matches(renamed(row, self.source.columns)[0]))
 
     def content(self, row: dict[str, Any]) -> Canonical:
         """The canonical row, the first for shapes that expand. Raises ValueError."""

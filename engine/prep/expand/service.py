@@ -25,7 +25,7 @@ LONGEST_WAIT = 600.0
 """Seconds. A service that asks for a longer one has stopped us for today."""
 NO_KEY = "none"
 """What a service on this machine is told, where there is no key: the client wants one."""
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _SPENT = re.compile(r"insufficient.?(quota|balance|funds|credit)|quota.?exceeded|billing", re.IGNORECASE)
 _STOPS = {401: "refuses the key", 402: "has no balance left", 403: "forbids this", 404: "has no such address or model"}
@@ -61,7 +61,7 @@ class Refused(Exception):
 
 def api_key(options: ExpandOptions) -> str:
     """The key in the variable that the options name. Raises ProblemError when there is none and the service is not on this machine."""
-    if not _VARIABLE.fullmatch(options.api_key_env):
+    if not VARIABLE.fullmatch(options.api_key_env):
         raise ProblemError(
             Problem(
                 title="expand.api_key_env is not the name of a variable",

@@ -11,7 +11,7 @@ from engine.prep.stages.located import PARTS
 from engine.prep.tokenize import MASKED, Counts
 from engine.protocol.messages import Problem, ProblemError
 
-_WORK_ON_ROWS = ("clean", "dedup", "split", "balance", "max_rows", "packing", "test")
+_WORK_ON_ROWS = ("expand", "clean", "dedup", "split", "balance", "max_rows", "packing", "test")
 
 
 def folders(data: DataOptions, directory: Path) -> dict[str, Path]:
