@@ -245,6 +245,23 @@ VERBS = (
         (RUN, option("--follow", "-f", action="store_true", help="go on until the run ends")),
     ),
     Verb(
+        "plot",
+        "a run's curves as a picture",
+        "tools:plot",
+        (
+            RUN,
+            option(
+                "--name",
+                action="append",
+                default=[],
+                metavar="NAME",
+                dest="names",
+                help="this metric instead of the losses (repeatable)",
+            ),
+            option("--out", metavar="FILE", help="the PNG to write (one in the run's plots/)"),
+        ),
+    ),
+    Verb(
         "stop",
         "end a run after its present step, with a checkpoint",
         "runs:stop",

@@ -28,6 +28,12 @@ def doctor(options: argparse.Namespace) -> NoReturn:
     _become("doctor", options, *filter(None, [options.folder]))
 
 
+def plot(options: argparse.Namespace) -> NoReturn:
+    named = [argument for name in options.names for argument in ("--name", name)]
+    out = ["--out", options.out] if options.out else []
+    _become("plot", options, options.run, *named, *out)
+
+
 def data(options: argparse.Namespace) -> NoReturn:
     _become_tool(options, "data")
 

@@ -58,10 +58,10 @@ def resolve(target: str, home: Home, directory: Path) -> Target:
     if name.startswith(HUB):
         return Target(base=name.removeprefix(HUB), label=name.removeprefix(HUB))
     run, at, step = name.rpartition("@")
-    if at and step.isdecimal() and (found := _find_run(run, home)):
+    if at and step.isdecimal() and (found := find_run(run, home)):
         return _of_run(found, int(step))
     if name == "last" or (_is_word(name) and home.run(name).profile.is_file()):
-        return _of_run(_find_run(name, home), None)
+        return _of_run(find_run(name, home), None)
     folder = (directory / Path(name).expanduser()).absolute()
     if name and folder.is_dir():
         return _of_folder(folder, home)
@@ -69,7 +69,7 @@ def resolve(target: str, home: Home, directory: Path) -> Target:
         return Target(base=str(home.models / name), label=name, catalogue=name)
     if _is_word(name) and (home.models / name).is_dir():
         return _of_folder(home.models / name, home)
-    if found := _find_run(name, home):
+    if found := find_run(name, home):
         return _of_run(found, None)
     if _HUB_ID.fullmatch(name):
         return Target(base=name, label=name)
@@ -112,7 +112,7 @@ def _is_word(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]*\w[\w.-]*", name))
 
 
-def _find_run(name: str, home: Home) -> RunDirectory | None:
+def find_run(name: str, home: Home) -> RunDirectory | None:
     """By id, by a prefix that only one run has, or `last`: the newest. None when there is none. Raises ProblemError."""
     runs = [home.run(path.parent.name) for path in home.runs.glob("*/profile.yaml")] if _is_word(name) else []
     if name == "last":

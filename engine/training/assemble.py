@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.protocol.messages import Problem, ProblemError
 from engine.training import optimizers
+from engine.training.combinations import VIRTUAL
 from engine.training.job import Job
 from engine.training.rows import Windows, token_counts
 from engine.training.segments import Segments, possible
@@ -38,8 +39,6 @@ def trainer(job: Job, model: Any) -> Any:
     method = importlib.import_module(f"engine.training.methods.{job.profile.method.kind}")
     built = method.build(_parts(job, model))
     torch.manual_seed(job.profile.training.seed + 7919 * job.ranks.rank)  # ranks must not share their dropout
-    if job.profile.logging.tensorboard:
-        job.voice.open_board()
     return built
 
 
@@ -52,6 +51,7 @@ def _parts(job: Job, model: Any) -> Parts:
     windows = Windows(
         token_counts(rows), settings.micro_batch, settings.accumulation, job.ranks.rank, job.ranks.world, settings.seed
     )
+    windows.skipped = job.skipped
     return Parts(
         job=job,
         model=model,
@@ -64,7 +64,10 @@ def _parts(job: Job, model: Any) -> Parts:
 
 
 def _segments(job: Job, model: Any) -> Segments | None:
-    if possible(model, job.profile.model.attention):
+    profile = job.profile
+    # Virtual tokens stand before every row: rows that have them do not lie end to end.
+    wanted = profile.training.optimizations and profile.adapter.kind not in VIRTUAL
+    if wanted and possible(model, profile.model.attention):
         segments = Segments()
         segments.install(model)
         return segments

@@ -9,6 +9,7 @@ from typing import Any
 from engine.protocol.home import RunDirectory
 from engine.protocol.profile import Profile
 from engine.training.devices import Device
+from engine.training.plots import Plots
 from engine.training.ranks import Ranks
 from engine.training.steering import Inbox
 from engine.training.voice import Voice
@@ -29,11 +30,14 @@ class Job:
     voice: Voice
     inbox: Inbox
     tokenizer: Any
+    plots: Plots
     masters: bool = False
     """Float32 weights are trained and a 16-bit copy is saved: the originals go into the checkpoint too."""
     saved_step: int = -1
     checkpoints: dict[int, dict[str, float]] = field(default_factory=dict)
     """Complete checkpoints with their metrics, by step."""
+    skipped: set[int] = field(default_factory=set)
+    """Numbers of training rows that are left out, since a step could not be made of them."""
 
     def device_peak(self) -> dict[str, float]:
         """Peak memory of this rank's device in bytes, as a metric; nothing on a CPU."""

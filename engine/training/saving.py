@@ -1,14 +1,14 @@
-"""Evaluating and saving at a step boundary, and the random states that a resume needs."""
+"""Evaluating and saving at a step boundary, with all that an exact resume needs."""
 
 from __future__ import annotations
 
-import random
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 from engine.protocol.journal import Checkpoint, Evaluation, Sample, Warn
-from engine.training import checkpoints, steering
+from engine.training import checkpoints, resuming, steering
 from engine.training.obeying import Obeying
 
 
@@ -18,6 +18,16 @@ class Saving(Obeying):
     results: dict[int, dict[str, float]]
     """Evaluations by step."""
     _evaluator: Any
+    _opening: dict[str, Any] | None
+    """`snapshot` as it was when the window in work began; None between two windows."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """What this rank holds beside weights and optimiser: generators, and sums not yet reported."""
+        raise NotImplementedError
+
+    def take_up(self, snapshot: dict[str, Any]) -> None:
+        """Go on with a snapshot."""
+        raise NotImplementedError
 
     def _warn(self, step: int, message: str, hint: str) -> None:
         self.voice.tell(Warn(attempt=self.job.attempt, step=step, message=message, hint=hint))
@@ -41,7 +51,8 @@ class Saving(Obeying):
         if step == self.job.saved_step:
             return
         self.voice.phase("saving")
-        states = self.ranks.gather(random_state())
+        # In the middle of a step weights and optimiser are still those of its beginning; so must the generators be.
+        states = self.ranks.gather(self._opening or self.snapshot())
         while trouble := self.ranks.broadcast(self._write_checkpoint(step, states)):
             self._pause(step, trouble)
             if self._stopping:
@@ -52,6 +63,8 @@ class Saving(Obeying):
                 )
                 return
         self.job.saved_step = step
+        if self.ranks.first:
+            self.job.plots.draw(step)
         self.voice.phase("training")
 
     def _write_checkpoint(self, step: int, states: list[Any]) -> str:
@@ -94,42 +107,9 @@ class Saving(Obeying):
         torch.save(self.lr_scheduler.state_dict(), inner / "scheduler.pt")
         if self.accelerator.scaler is not None:
             torch.save(self.accelerator.scaler.state_dict(), inner / "scaler.pt")
-        torch.save(states, inner / "random.pt")
+        torch.save(states, inner / resuming.RANKS)
         self.state.save_to_json(str(inner / "trainer_state.json"))
-        steering.store(inner / "steering.json", job.submitted, self.profile)
+        steering.store(inner / steering.FILE, job.submitted, self.profile, job.skipped)
+        (inner / resuming.FILE).write_text(json.dumps(resuming.fingerprint(self, self.state.global_step, states)))
         if job.masters:
             torch.save({name: p.data for name, p in self.model.named_parameters()}, inner / "masters.pt")
-
-    def _set_random_state(self, folder: Path) -> None:
-        import numpy
-        import torch
-
-        states = torch.load(folder / "random.pt", weights_only=False, map_location="cpu")
-        if len(states) != self.ranks.world:
-            self._warn(
-                self.state.global_step,
-                f"resumed with {self.ranks.world} ranks a checkpoint of {len(states)}: dropout goes on differently",
-                "for an exact resume use the same launch.processes",
-            )
-            return
-        state = states[self.ranks.rank]
-        random.setstate(state["python"])
-        numpy.random.set_state(state["numpy"])
-        torch.set_rng_state(state["torch"])
-        if "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"])
-
-
-def random_state() -> dict[str, Any]:
-    """All generators of this process."""
-    import numpy
-    import torch
-
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state(),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state

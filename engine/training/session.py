@@ -10,13 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from engine.protocol.home import RunDirectory
-from engine.protocol.journal import Start, Warn
+from engine.protocol.journal import Ledger, Start, Warn
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
-from engine.training import assemble, base, checkpoints, devices, optimizers, ranks, report, steering
+from engine.training import (
+    assemble,
+    base,
+    checkpoints,
+    devices,
+    lineage,
+    memory,
+    optimizers,
+    ranks,
+    report,
+    resuming,
+    steering,
+)
 from engine.training import model as models
+from engine.training.boards import open_boards
 from engine.training.job import Job
+from engine.training.lineage import Lineage
+from engine.training.plots import Plots
 from engine.training.steering import Inbox
+from engine.training.trouble import Again, Leave
 from engine.training.voice import Voice
 
 
@@ -32,33 +48,73 @@ def train(
     """Train to the end, or until told to stop; returns `completed` or `stopped`, and the step. Raises ProblemError and
     whatever the libraries raise. `directory` is what a relative `checkpoint.output` is meant from."""
     started = time.time()
-    resumed = _checkpoint_to_resume(run, from_step)
-    live = steering.replay(resumed / checkpoints.TRAINER / "steering.json", profile) if resumed else profile
+    way = lineage.trace(run)
+    resumed = _checkpoint_to_resume(run, way, from_step)
+    live, skipped = profile, set[int]()
+    if resumed:
+        later = way.changes if from_step is None else ()
+        live, skipped = steering.replay(resumed / checkpoints.TRAINER / steering.FILE, profile, later)
     output = Path(directory, live.checkpoint.output).expanduser() if live.checkpoint.output else None
     if output:
         checkpoints.check_output(output)
     job = _set_up(run, attempt, profile, live, voice, inbox)
-    model = models.build(job, resumed)
-    trainer = assemble.trainer(job, model)
-    step = int(resumed.name.removeprefix("step-")) if resumed else 0
-    _say_start(job, trainer, step, resumed)
-    job.saved_step = step if resumed else -1
-    if step < trainer.args.max_steps:
-        trainer.train(resume_from_checkpoint=str(resumed / checkpoints.TRAINER) if resumed else None)
-        step = trainer.state.global_step
+    job.skipped |= skipped
+    job.checkpoints = {step: metrics for step, metrics in checkpoints.known(run).items() if step in way.steps}
+    if from_step is not None:
+        newest = way.newest(run.checkpoint_steps())
+        voice.tell(Ledger(attempt=attempt, step=from_step, name=lineage.REWOUND, old=newest, new=from_step))
+    open_boards(job)
+    trainer = _train_until_done(job, resumed)
+    step = trainer.state.global_step
     if job.ranks.first:
-        _finish(job, model, trainer, step, output, time.time() - started)
+        _finish(job, trainer.model, trainer, step, output, time.time() - started)
     job.ranks.broadcast(None)  # nobody leaves before the last checkpoint is safe
     return trainer.outcome, step
 
 
-def _checkpoint_to_resume(run: RunDirectory, from_step: int | None) -> Path | None:
-    """The newest complete checkpoint, or that of `from_step`; None for a run that has none."""
+def _checkpoint_to_resume(run: RunDirectory, way: Lineage, from_step: int | None) -> Path | None:
+    """The newest complete checkpoint on the run's way, or that of `from_step`; None for a run that has none."""
     steps = run.checkpoint_steps()
     if from_step is not None and from_step not in steps:
         kept = ", ".join(map(str, steps)) or "none"
         raise ProblemError(Problem(title=f"There is no checkpoint of step {from_step}", hint=f"kept are: {kept}"))
-    return run.checkpoint(steps[-1] if from_step is None else from_step) if steps else None
+    step = way.newest(steps) if from_step is None else from_step
+    return run.checkpoint(step) if step is not None else None
+
+
+def _train_until_done(job: Job, resumed: Path | None) -> Any:
+    """The trainer after its last step. Trouble may ask for a new start from a checkpoint, in this process."""
+    results: dict[int, dict[str, float]] = {}
+    again: Again | None = None
+    while True:
+        ended = _train_once(job, resumed, results, again)
+        if not isinstance(ended, Again):
+            return ended
+        again = ended
+        memory.release()
+        job.profile = again.profile
+        resumed = job.run.checkpoint(again.step) if again.step is not None else None
+        results = {step: values for step, values in results.items() if step <= (again.step or 0)}
+
+
+def _train_once(job: Job, resumed: Path | None, results: dict[int, dict[str, float]], again: Again | None) -> Any:
+    """The trainer after its last step, or the Again that ended it early (a new one: the raised one holds on to all its frames)."""
+    trainer = assemble.trainer(job, models.build(job, resumed))
+    trainer.results = results
+    step = int(resumed.name.removeprefix("step-")) if resumed else 0
+    job.saved_step = step if resumed else -1
+    trainer.greet = lambda drift: _say_start(job, trainer, step, drift, warn=again is None)
+    if step >= trainer.args.max_steps:
+        trainer.state.global_step = step
+        _say_start(job, trainer, step, "", warn=False)
+        return trainer
+    try:
+        trainer.train(resume_from_checkpoint=str(resumed / checkpoints.TRAINER) if resumed else None)
+    except Leave:
+        pass
+    except Again as raised:
+        return Again(raised.profile, raised.step)
+    return trainer
 
 
 def _set_up(run: RunDirectory, attempt: int, submitted: Profile, live: Profile, voice: Voice, inbox: Inbox) -> Job:
@@ -92,13 +148,13 @@ def _set_up(run: RunDirectory, attempt: int, submitted: Profile, live: Profile, 
         device=device,
         voice=voice,
         inbox=inbox,
+        plots=Plots(run, group.first and live.logging.plots),
         tokenizer=base.tokenizer(prepared["base"], live.model.trust_remote_code, prepared.get("template")),
-        checkpoints=checkpoints.known(run),
     )
 
 
-def _say_start(job: Job, trainer: Any, step: int, resumed: Path | None) -> None:
-    """The facts of this attempt, and what the user should know about the machine."""
+def _say_start(job: Job, trainer: Any, step: int, drift: str, *, warn: bool) -> None:
+    """The facts of this attempt, and what the user should know about the machine. `drift` says how a resume went."""
     model, windows = trainer.model, trainer.windows
     compute = str(job.device.compute).removeprefix("torch.")
     job.voice.tell(
@@ -114,7 +170,7 @@ def _say_start(job: Job, trainer: Any, step: int, resumed: Path | None) -> None:
             trainable_parameters=_count(p for p in model.parameters() if p.requires_grad),
             rows=len(windows.lengths),
             trained_tokens=job.prepared["trained_tokens"],
-            resumed=f"from step {step}" if resumed else "",
+            resumed=drift,
             facts={
                 "device": job.device.label,
                 "dtype": job.profile.model.dtype,
@@ -124,6 +180,15 @@ def _say_start(job: Job, trainer: Any, step: int, resumed: Path | None) -> None:
             },
         )
     )
+    if warn and drift not in ("", resuming.EXACT):
+        job.voice.tell(
+            Warn(
+                attempt=job.attempt,
+                step=step,
+                message=f"resumed, but {drift}",
+                hint="losses will not be bit for bit those of an uninterrupted run; nothing to do where that was meant",
+            )
+        )
     if job.device.kind == "cpu" and compute != job.profile.model.dtype:
         job.voice.tell(
             Warn(
@@ -151,5 +216,14 @@ def _finish(job: Job, model: Any, trainer: Any, step: int, output: Path | None, 
         if output:
             job.voice.phase("saving", str(output))
             checkpoints.publish(last, output)
-    job.voice.close_board()
+    job.voice.close_boards()
+    if not job.plots.finish(step):
+        job.voice.tell(
+            Warn(
+                attempt=job.attempt,
+                step=step,
+                message="not all loss curves could be drawn",
+                hint=f"the log says why; `cockpit plot {job.run.id}` tries again",
+            )
+        )
     report.write(job, trainer.outcome, step, trainer.results, seconds)

@@ -1,4 +1,4 @@
-"""What a training worker says: journal first, then the bell; TensorBoard beside it.
+"""What a training worker says: journal first, then the bell; TensorBoard and its like beside it.
 
 Only rank 0 writes; the other ranks' voices reach the supervisor as phases in heartbeats. A full disk never raises here: what
 could not be written waits in memory, in order, and `trouble` asks for a pause.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING
 
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import AnyEntry, Evaluation, Metrics, Phase, Writer
 from engine.training.log_lines import line
 from engine.workers.link import Link
+
+if TYPE_CHECKING:
+    from engine.training.boards import Board
 
 PACE = 5.0
 """Seconds between two lines of metrics in the log."""
@@ -31,7 +34,8 @@ class Voice:
         self._writer = Writer(run.events) if rank == 0 else None
         self._waiting: deque[AnyEntry] = deque()
         self._phase = ("", "")
-        self._board: Any = None
+        self.boards: list[Board] = []
+        """Told what the journal was told (see `boards`)."""
         self._printed = 0.0
 
     def tell(self, entry: AnyEntry) -> None:
@@ -78,30 +82,11 @@ class Voice:
     def phase_name(self) -> str:
         return self._phase[0]
 
-    # ── TensorBoard ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    def open_board(self) -> None:
-        """Write TensorBoard events too, from now on. The library is slow to import and not needed by other ranks."""
-        if self._writer is None:
-            return
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._run.tensorboard.mkdir(exist_ok=True)
-        self._board = EventFileWriter(str(self._run.tensorboard), max_queue_size=10_000, flush_secs=10)
-
     def _draw(self, entry: AnyEntry) -> None:
-        if self._board is None or not isinstance(entry, (Metrics, Evaluation)):
-            return
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        if isinstance(entry, (Metrics, Evaluation)):
+            for board in self.boards:
+                board.write(entry)
 
-        values = [
-            Summary.Value(tag=name, simple_value=float("nan") if value is None else value)
-            for name, value in entry.values.items()
-        ]
-        self._board.add_event(Event(wall_time=entry.time, step=entry.step, summary=Summary(value=values)))
-
-    def close_board(self) -> None:
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+    def close_boards(self) -> None:
+        while self.boards:
+            self.boards.pop().close()

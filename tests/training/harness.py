@@ -96,7 +96,7 @@ data: {{train: [{{source: triples/train.jsonl}}], max_length: 64}}
 training: {{epochs: 1, micro_batch: 4, learning_rate: 1.0e-2, warmup: 2, threads: 1}}
 checkpoint: {{every_steps: 100}}
 evaluation: {{every_steps: 100, at_start: false}}
-logging: {{tensorboard: false}}
+logging: {{tensorboard: false, plots: false}}
 limits: {{disk_free_gb: 0}}
 """
 

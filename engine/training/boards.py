@@ -1,0 +1,102 @@
+"""What a run writes for other programs to show: TensorBoard events, and a Weights & Biases run when asked.
+
+Both get what the journal got, after the journal; neither can hold a run up for long or end it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Protocol
+
+from engine.protocol.home import RunDirectory
+from engine.protocol.journal import Evaluation, Metrics, Warn
+from engine.protocol.messages import Problem, ProblemError
+from engine.training.job import Job
+
+_CONNECTING = 60.0
+"""Seconds that Weights & Biases has to answer at the start."""
+
+
+class Board(Protocol):
+    def write(self, entry: Metrics | Evaluation) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_boards(job: Job) -> None:
+    """The boards that the profile asks for, from now on told what is journaled. By rank 0 alone. Raises ProblemError."""
+    if not job.ranks.first:
+        return
+    logging = job.profile.logging
+    if logging.tensorboard:
+        job.voice.boards.append(TensorBoard(job.run))
+    if logging.wandb is None:
+        return
+    if importlib.util.find_spec("wandb") is None:
+        raise ProblemError(
+            Problem(
+                title="logging.wandb needs the package wandb",
+                cause="it is not installed",
+                hint="pip install wandb, or leave logging.wandb out",
+            )
+        )
+    try:
+        job.voice.boards.append(WeightsAndBiases(job))
+    except Exception as error:  # noqa: BLE001 - whatever that service does, training goes on
+        job.voice.tell(
+            Warn(
+                attempt=job.attempt,
+                message=f"Weights & Biases gets nothing of this attempt: {error}",
+                hint="set logging.wandb.mode to offline, or log in with `wandb login`; the run itself goes on",
+            )
+        )
+
+
+class TensorBoard:
+    def __init__(self, run: RunDirectory) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        run.tensorboard.mkdir(exist_ok=True)
+        self._writer = EventFileWriter(str(run.tensorboard), max_queue_size=10_000, flush_secs=10)
+
+    def write(self, entry: Metrics | Evaluation) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=name, simple_value=float("nan") if value is None else value)
+            for name, value in entry.values.items()
+        ]
+        self._writer.add_event(Event(wall_time=entry.time, step=entry.step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """One run there for one run here: a later attempt goes on with it. Its x axis is our step, which a resume may take back."""
+
+    def __init__(self, job: Job) -> None:
+        import wandb
+
+        options = job.profile.logging.wandb
+        assert options is not None
+        settings = wandb.Settings(silent=True, console="off", init_timeout=_CONNECTING)
+        self._run: Any = wandb.init(
+            project=options.project,
+            name=options.name or job.run.id,
+            id=job.run.id,
+            resume="allow",
+            mode=options.mode,
+            dir=job.run.path,
+            config=job.profile.resolved(),
+            settings=settings,
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, entry: Metrics | Evaluation) -> None:
+        self._run.log({"step": entry.step, **entry.values})
+
+    def close(self) -> None:
+        self._run.finish()

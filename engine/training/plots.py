@@ -1,0 +1,176 @@
+"""Loss curves as pictures: the whole history beside the last thousand steps, drawn from a run's journal.
+
+Drawing takes a process of its own (`engine.workers.plot`): no step waits for it, and nothing that goes wrong in it reaches the run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.protocol import journal
+from engine.protocol.home import RunDirectory
+
+LAST = 1000
+"""Steps in the picture on the right."""
+_POINTS = 250
+"""Above so many steps a curve is drawn as the means of equal spans, inside the band from least to greatest."""
+_PATIENCE = 60.0
+"""Seconds that the end of a run waits for its pictures."""
+_COLOURS = {"train/loss": "#3b6ea5", "eval/loss": "#c8582b"}
+
+
+# ── from inside a run ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Plots:
+    """Pictures of one attempt of a run, drawn while it goes on. `used` is False where they are not asked for."""
+
+    run: RunDirectory
+    used: bool
+    _drawing: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def draw(self, step: int) -> None:
+        """`loss_curve_step_<n>.png`, and the same as `loss_curve_latest.png`."""
+        self._start(f"loss_curve_step_{step}.png", "loss_curve_latest.png")
+
+    def finish(self, step: int) -> bool:
+        """`loss_curve_final_step_<n>.png`; waits for all. False when one could not be drawn: the log says why."""
+        self._start(f"loss_curve_final_step_{step}.png", "loss_curve_latest.png")
+        end = time.monotonic() + _PATIENCE
+        done = True
+        for process in self._drawing:
+            try:
+                done &= process.wait(max(0.1, end - time.monotonic())) == 0
+            except subprocess.TimeoutExpired:
+                process.kill()
+                done = False
+        self._drawing.clear()
+        return done
+
+    def _start(self, *names: str) -> None:
+        if not self.used:
+            return
+        files = [argument for name in names for argument in ("--out", str(self.run.plots / name))]
+        home = self.run.path.parent.parent
+        command = [sys.executable, "-P", "-m", "engine.workers.plot", self.run.id, "--home", str(home), *files]
+        self._drawing.append(subprocess.Popen(["nice", *command], stdin=subprocess.DEVNULL))
+
+
+# ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def curves(run: RunDirectory, names: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:
+    """Name -> (steps ascending, values); a later attempt's value of a step takes the earlier one's place. Others are left out."""
+    found: dict[str, dict[int, float | None]] = {name: {} for name in names}
+    for line, _ in journal.read_lines(run.events):
+        if b'"metrics"' not in line and b'"evaluation"' not in line and b'"start"' not in line:
+            continue
+        match journal.decode(line):
+            case journal.Metrics(step=step, values=values) | journal.Evaluation(step=step, values=values):
+                for name in names:
+                    if name in values:
+                        found[name][step] = values[name]
+            case journal.Start(step=start):  # what an earlier attempt did beyond it is superseded
+                found = {
+                    name: {at: each for at, each in points.items() if at <= start} for name, points in found.items()
+                }
+    known = {
+        name: sorted((at, each) for at, each in points.items() if each is not None) for name, points in found.items()
+    }
+    return {name: ([at for at, _ in points], [each for _, each in points]) for name, points in known.items() if points}
+
+
+# ── drawing ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def picture(title: str, found: dict[str, tuple[list[int], list[float]]]) -> bytes:
+    """A PNG of 1680 × 720: the whole of `found` (see `curves`) on the left, the last thousand steps on the right.
+
+    Raises ValueError when there is nothing to draw.
+    """
+    if not found:
+        raise ValueError("there are no such metrics yet")
+    import io
+
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.family": _fonts(), "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(14, 6), layout="constrained")
+        FigureCanvasAgg(figure)
+        whole, recent = figure.subplots(1, 2, width_ratios=(3, 2))
+        figure.suptitle(title, fontsize=14)
+        end = max(steps[-1] for steps, _ in found.values())
+        for name, (steps, values) in found.items():
+            _curve(whole, name, steps, values)
+            first = next((at for at, step in enumerate(steps) if step > end - LAST), len(steps))
+            if first < len(steps):
+                _curve(recent, name, steps[first:], values[first:])
+        whole.set_title("whole history")
+        recent.set_title(f"last {min(end, LAST):,} steps")
+        _figures(recent, found, end)
+        for axes in (whole, recent):
+            axes.set_xlabel("step")
+            axes.grid(alpha=0.25)
+        whole.set_ylabel("loss" if all(name.endswith("loss") for name in found) else "value")
+        whole.legend(frameon=False)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=120)
+        return stream.getvalue()
+
+
+def _curve(axes: Any, name: str, steps: Sequence[int], values: Sequence[float]) -> None:
+    import numpy
+
+    colour = _COLOURS.get(name)
+    sparse = len(steps) <= 60
+    if len(steps) <= _POINTS:
+        axes.plot(steps, values, label=name, color=colour, linewidth=1.4, marker="o" if sparse else None, markersize=3)
+        return
+    parts = numpy.array_split(numpy.array([steps, values]), _POINTS, axis=1)
+    at, mean = zip(*((part[0].mean(), part[1].mean()) for part in parts), strict=True)
+    (drawn,) = axes.plot(at, mean, label=name, color=colour, linewidth=1.4)
+    low, high = [part[1].min() for part in parts], [part[1].max() for part in parts]
+    axes.fill_between(at, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
+
+
+def _figures(axes: Any, found: dict[str, tuple[list[int], list[float]]], end: int) -> None:
+    """Current, lowest, highest and mean of each curve over the last thousand steps, below the picture on the right."""
+    said = []
+    for name, (steps, values) in found.items():
+        recent = [value for step, value in zip(steps, values, strict=True) if step > end - LAST]
+        if recent:
+            mean = sum(recent) / len(recent)
+            said.append(
+                f"{name}   current {recent[-1]:.4g}   lowest {min(recent):.4g}   highest {max(recent):.4g}   mean {mean:.4g}"
+            )
+    axes.annotate(
+        "\n".join(said),
+        (0, -0.12),
+        xycoords="axes fraction",
+        va="top",
+        fontsize=9,
+        color="#444444",
+        annotation_clip=False,
+    )
+
+
+def _fonts() -> list[str]:
+    """matplotlib's own font, and one with Chinese characters for what that lacks."""
+    from matplotlib import font_manager
+
+    spec = importlib.util.find_spec("zhplot")  # not imported: that would change matplotlib's settings
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for file in Path(folder, "fonts").glob("*.ttf"):
+            font_manager.fontManager.addfont(file)
+            return ["DejaVu Sans", font_manager.FontProperties(fname=file).get_name()]
+    return ["DejaVu Sans"]
