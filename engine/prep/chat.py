@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.prep.formats.canonical import Canonical, Message
+from engine.prep.formats.canonical import Canonical, Message, kind_of, named
 
 Messages = list[Message]
 
@@ -38,6 +38,15 @@ class Refused(NamedTuple):
     """A row that this template cannot render so that its turns can be told apart, or that trains another method."""
 
     reason: str
+
+
+METHODS = {"pairs": "dpo, orpo or reward", "judged": "kto", "tokens": "sft"}
+"""Kind of rows -> the methods that they train, in words."""
+
+
+def misfit(row: Canonical) -> Refused:
+    """Why a row does not train a method that takes another kind."""
+    return Refused(f"these are {named(row)}: they train with method.kind {METHODS[kind_of(row)]}")
 
 
 Text = str | Exception
@@ -63,10 +72,8 @@ class Renderer:
         return [next(chats) if "messages" in row else self._other(row) for row in rows]
 
     def _other(self, row: Canonical) -> Rendered | Refused:
-        if "chosen" in row:
-            return Refused("rows are preference pairs: they train method dpo or reward")
-        if "label" in row:
-            return Refused("rows are single judgements: they train method kto")
+        if kind_of(row) != "tokens":
+            return misfit(row)
         if self._loss_on != "all":
             return Refused("plain text has no assistant turn: it needs method.loss_on: all")
         text = row["text"] + (self._tokenizer.eos_token or "")

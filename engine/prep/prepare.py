@@ -16,7 +16,7 @@ from typing import Any
 from engine.inference.lock import end_of_turn, render, template_sha256
 from engine.prep import cache, store
 from engine.prep.base import Progress, load_tokenizer, locate_base, tokenizer_files
-from engine.prep.refusals import bad, check_rejects, check_trained, refusing
+from engine.prep.refusals import bad, check_kind, check_rejects, check_trained, refusing
 from engine.prep.rows import Rejects
 from engine.prep.stages import located, pipeline, placed, tokenised
 from engine.prep.stages.context import Context, default_processes
@@ -53,7 +53,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     data = profile.data
     name = cache.name(
         digests,
-        {**settings, "max_length": data.max_length, "packing": data.packing, "loss_on": _loss_on(profile)},
+        {**settings, "max_length": data.max_length, "packing": data.packing, **_how(profile)},
     )
     made = home.cache / name / "prepared.json"
     if not made.is_file():
@@ -73,7 +73,7 @@ def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]
     """`prepared.json` of data that is tokens already. Nothing is known of its chats: the lock holds no golden ones."""
     data = profile.data
     tokenizer = load_tokenizer(tokenizer_folder, data.template, profile.directory, profile.model.trust_remote_code)
-    counts = {part: tokenised.count(folder, data.max_length) for part, folder in folders.items()}
+    counts = {part: tokenised.count(folder, profile.method, data.max_length) for part, folder in folders.items()}
     states = {part: folder / "state.json" for part, folder in folders.items()}
     return {
         **dict.fromkeys(_WHERE),
@@ -142,8 +142,14 @@ def _row_settings(profile: Profile, sources: Located) -> dict[str, Any]:
     return {"data": data, "sources": listed, "kinds": kinds, "seed": profile.training.seed}
 
 
-def _loss_on(profile: Profile) -> str:
-    return str(profile.method.loss_on)  # type: ignore[attr-defined]
+def _how(profile: Profile) -> dict[str, Any]:
+    """What the method asks of the tokens."""
+    method = profile.method
+    return {
+        "wanted": method.rows,  # type: ignore[attr-defined]
+        "loss_on": str(getattr(method, "loss_on", "assistant")),
+        "max_prompt": getattr(method, "max_prompt", None),
+    }
 
 
 # ── a miss ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -182,7 +188,7 @@ def _make(
     profile: Profile, tokenizer_folder: Path, rows: Rows, folder: Path, work: Path, progress: Progress
 ) -> dict[str, Any]:
     """Fill a cache entry. Returns `prepared.json`'s content with paths relative to the entry."""
-    data = profile.data
+    data, how = profile.data, _how(profile)
     tokenizer = load_tokenizer(tokenizer_folder, data.template, profile.directory, profile.model.trust_remote_code)
     with (folder / "rejects.jsonl").open("wb") as file:
         for path in rows.rejects:
@@ -202,7 +208,7 @@ def _make(
                     [rows.parts[part]],
                     folder / part,
                     tokenizer,
-                    _loss_on(profile),
+                    how["loss_on"],
                     data.max_length,
                     rejects,
                     work / part,
@@ -210,8 +216,11 @@ def _make(
                     lambda at, _, before=done: progress("tokenising", before + at, total),  # type: ignore[misc]
                     rows.files,
                     kept=folder / "validation.jsonl" if part == "validation" else None,
+                    wanted=how["wanted"],
+                    max_prompt=how["max_prompt"],
                 )
             counts[part], golden = made.counts, golden or made.golden
+            check_kind(made.counts, profile.method, f"data.{part}")
             done += rows.parts[part].stat().st_size
             refused += rejects.count
             checked = rows.validated(part)
@@ -223,7 +232,7 @@ def _make(
                 f"data.{part}",
             )
             if part == "train":
-                check_trained(made.counts, data.max_length, tokenizer, _loss_on(profile), rows)
+                check_trained(made.counts, data.max_length, tokenizer, profile.method, rows)
             elif not made.counts.rows:
                 raise ProblemError(
                     Problem(

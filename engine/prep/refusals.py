@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from engine.prep.chat import METHODS
 from engine.prep.stages import clean
 from engine.prep.stages.pipeline import Rows
 from engine.prep.tokenize import Counts
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
+from engine.training.methods import ROWS
 
 
 @contextmanager
@@ -39,7 +41,22 @@ def check_rejects(rejected: int, read: int, first: list[str], limit: float, part
         )
 
 
-def check_trained(counts: Counts, max_length: int, tokenizer: Any, loss_on: str, rows: Rows) -> None:
+def check_kind(counts: Counts, method: Any, part: str) -> None:
+    """Raises ProblemError when all rows are of a kind that another method trains on."""
+    if counts.rows or counts.masked or not counts.misfits:
+        return
+    (kind, _), *_ = counts.misfits.most_common(1)
+    raise ProblemError(
+        Problem(
+            title=f"{part} does not hold what method.kind {method.kind} trains on",
+            cause=f"{method.kind} takes {ROWS[method.rows]}; each of these rows is {ROWS[kind]}",
+            hint=f"set method.kind to {METHODS[kind]}, or name other rows in {part}",
+        )
+    )
+
+
+def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, rows: Rows) -> None:
+    """Raises ProblemError when there is nothing to train on, or when no end of a turn is among it."""
     if not counts.rows and counts.masked:
         raise ProblemError(
             Problem(
@@ -63,7 +80,7 @@ def check_trained(counts: Counts, max_length: int, tokenizer: Any, loss_on: str,
                 else "name files with rows in data.train",
             )
         )
-    if counts.ended or loss_on == "all":
+    if counts.ended or getattr(method, "loss_on", "") == "all" or getattr(method, "scores", False):
         return
     cut = counts.truncated == counts.rows
     raise ProblemError(

@@ -18,14 +18,26 @@ from typing import Any
 import msgspec
 
 from engine.prep.chunks import Done, Span
-from engine.prep.formats.canonical import Canonical
+from engine.prep.formats.canonical import Canonical, conversation_of
 from engine.prep.options import DedupOptions
 from engine.prep.packing import pack
+from engine.prep.replies import Replying, labels
 from engine.prep.rows import Rejects
 from engine.prep.stages import dedup, fingerprints
 from engine.prep.stages.context import Context
+from engine.prep.store import COLUMNS
 from engine.prep.templates import ChatTokenizer
-from engine.prep.tokenize import BATCH, MASKED, WHOLE, Counts, Tokenizing, percentile, read_span
+from engine.prep.tokenize import (
+    BATCH,
+    MASKED,
+    WHOLE,
+    Batch,
+    Counts,
+    Tokenizing,
+    percentile,
+    read_span,
+    tokenizing_of,
+)
 
 SHARES = (5, 25, 50, 75, 95, 99)
 """Percentiles that are told."""
@@ -47,24 +59,39 @@ _COLUMNS = ("lengths", "first")
 
 
 def measure(
-    rows: Path, tokenizer: Any, loss_on: str, max_length: int, by: str | None, context: Context, rejects: Rejects
+    rows: Path,
+    tokenizer: Any,
+    wanted: str,
+    loss_on: str,
+    max_length: int,
+    by: str | None,
+    context: Context,
+    rejects: Rejects,
 ) -> dict[str, Any]:
     """Figures of placed rows (see `stages.placed`), as `cockpit data stats` tells them. Those that no template renders go to `rejects`.
 
-    `by` names a column whose values are told apart. Raises ValueError when no row has it, or when nothing can be tokenised.
+    `wanted` is the kind of rows (see a method's `Options.rows`): preference pairs are told by their prompts and both replies, a pair's length being
+    that of its longer sequence. `by` names a column whose values are told apart. Raises ValueError when no row has it, or when nothing can be tokenised.
     """
     import numpy
 
-    settings = context.settings(tokenizer=str(ChatTokenizer.of(tokenizer).save(context.folder)), loss_on=loss_on, by=by)
+    settings = context.settings(
+        tokenizer=str(ChatTokenizer.of(tokenizer).save(context.folder)), wanted=wanted, loss_on=loss_on, by=by
+    )
     size = max(1, rows.stat().st_size)
     settings["sampled"] = -(-SAMPLED * 8 * 2**20 // max(size, 8 * 2**20))  # of each span of 8 MiB
     tokens = context.within("tokens")
     counts, told, groups = Counts(), Counter[str](), dict[str, Counts]()
+    parts: dict[str, Counter[int]] = {name.removesuffix("_ids"): Counter() for name in _parts(wanted)}
+    judged = Counter[str]()
     arrays: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     columns: set[str] = set()
     for done in tokens.work_through([rows], f"{__name__}:work", settings, "tokenising"):
         counts.add(Counts.from_json(done.counts["counts"]))
         told.update(done.counts["languages"])
+        judged.update(done.counts["judged"])
+        for name, lengths_of in done.counts["parts"].items():
+            parts[name].update(dict(lengths_of))
         columns |= set(done.counts["columns"])
         _add_groups(groups, done)
         for name in _COLUMNS:
@@ -76,6 +103,7 @@ def measure(
     if by and by not in columns:
         raise ValueError(f"no row has a column {by!r}; there are {', '.join(sorted(columns)) or 'none'}")
     lengths, first = (numpy.concatenate(arrays[name]) for name in _COLUMNS)
+    lengths = lengths.reshape(len(first), -1)
     return {
         "rows": counts.rows,
         "tokens": counts.tokens,
@@ -84,6 +112,8 @@ def measure(
         "rejected": rejects.count,
         "untrained": counts.masked,
         "length": describe(counts.lengths),
+        **{name: describe(each) for name, each in parts.items()},
+        **({"judged": dict(judged)} if judged else {}),
         "histogram": histogram(counts.lengths),
         "duplicates": duplicates([rows], context.within("fingerprints")),
         "languages": _shares(told),
@@ -92,7 +122,7 @@ def measure(
             for at in sorted({*CUTS, max_length})
             if at <= max(max_length, lengths.max())
         },
-        "padding": padding(numpy.minimum(lengths, max_length), max_length),
+        "padding": padding(numpy.minimum(lengths.ravel(), max_length), max_length),
         **({"by": {by: {value: _brief(each) for value, each in _largest_first(groups)}}} if by else {}),
     }
 
@@ -120,10 +150,10 @@ def histogram(lengths: Counter[int], bins: int = BINS) -> dict[str, list[int]]:
 def truncation(lengths: Any, first: Any, at: int) -> dict[str, int]:
     """What is lost at `at` tokens: `cut` rows, `lost` rows (no trained token is left) and `tokens`.
 
-    Arrays of int32, of each row: its tokens, and the place of the first trained one.
+    Arrays of int32, of each row: the tokens of its sequences, [rows, sequences], and the place of the first trained one, [rows].
     """
     return {
-        "cut": int((lengths > at).sum()),
+        "cut": int((lengths > at).any(axis=1).sum()),
         "lost": int((first >= at).sum()),
         "tokens": int((lengths.astype("int64") - at).clip(min=0).sum()),
     }
@@ -204,10 +234,11 @@ def _brief(counts: Counts) -> dict[str, Any]:
 
 def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The work on a span (see `chunks.Work`): leaves int32 files of each row's length and first trained place."""
-    import numpy
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
-    tokenizing = _tokenizing(settings["tokenizer"], settings["loss_on"])
+    tokenizing = _tokenizing(settings["wanted"], settings["tokenizer"], settings["loss_on"])
+    parts: dict[str, Counter[int]] = {name: Counter() for name in _parts(settings["wanted"])}
+    judged = Counter[str]()
     counts, groups, columns = Counts(), dict[str, Counts](), set[str]()
     samples: list[tuple[int, str]] = []
     with (
@@ -219,7 +250,7 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         rows = read_span(span, settings["files"], settings["shapes"], rejects)
         while some := list(itertools.islice(rows, BATCH)):
             contents = [row.content for row in some]
-            if not tokenizing.template and any("messages" in content for content in contents):
+            if not tokenizing.template and any(map(conversation_of, contents)):
                 raise ValueError(
                     "the model has no chat template, and the rows are conversations: name an instruction-tuned model"
                 )
@@ -228,36 +259,51 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
                 rejects.add(some[at].file, some[at].line, some[at].offset, reason)
             if not batch.rows:
                 continue
-            lengths = numpy.array(batch.lengths, dtype=numpy.int32)
-            starts = numpy.cumsum(lengths) - lengths
-            is_trained = batch.labels != MASKED
-            trained = numpy.add.reduceat(is_trained, starts, dtype=numpy.int32)
-            places = numpy.flatnonzero(is_trained)
-            first = (places[numpy.searchsorted(places, starts)] - starts).astype(numpy.int32)
+            lengths, first = tokenizing.lengths(batch)
             lengths_file.write(lengths.tobytes())
             first_file.write(first.tobytes())
+            for name, found in parts.items():
+                found.update(batch.columns[name][1])
             kept = [contents[at] for at in batch.rows]
+            judged.update(labels(kept))
             samples = heapq.nsmallest(settings["sampled"], itertools.chain(samples, map(_sample, kept)))
             columns.update(*(content.get("columns", ()) for content in kept))
             if settings["by"]:
-                _group(groups, settings["by"], kept, lengths.tolist(), trained.tolist())
+                _group(groups, settings["by"], kept, lengths, _trained(batch, lengths, first))
     return {
         "counts": counts.to_json(),
         "groups": {value: each.to_json() for value, each in groups.items()},
         "columns": sorted(columns)[:_VALUES],
+        "parts": {name.removesuffix("_ids"): sorted(each.items()) for name, each in parts.items()},
+        "judged": judged,
         "languages": Counter(_languages(text for _, text in samples)),
     }
 
 
+def _parts(wanted: str) -> list[str]:
+    """Columns of token ids whose lengths are told apart."""
+    return [] if wanted == "tokens" else [name for name in COLUMNS[wanted] if name.endswith("_ids")]
+
+
+def _trained(batch: Batch, lengths: Any, first: Any) -> list[int]:
+    """Trained tokens of each row; in preference rows those of the replies."""
+    import numpy
+
+    if "labels" not in batch.columns:
+        return (lengths - first[:, None]).sum(axis=1).tolist()  # type: ignore[no-any-return]
+    starts = numpy.cumsum(lengths) - lengths.ravel()
+    return numpy.add.reduceat(batch.columns["labels"][0] != MASKED, starts, dtype=numpy.int32).tolist()  # type: ignore[no-any-return]
+
+
 @functools.lru_cache(maxsize=2)
-def _tokenizing(tokenizer: str, loss_on: str) -> Tokenizing:
+def _tokenizing(wanted: str, tokenizer: str, loss_on: str) -> Tokenizing | Replying:
     """Kept from one span to the next. The folder's name is a hash of its content."""
-    return Tokenizing(ChatTokenizer.load(Path(tokenizer)), loss_on, WHOLE)
+    return tokenizing_of(wanted, ChatTokenizer.load(Path(tokenizer)), loss_on, WHOLE)
 
 
 def _sample(content: Canonical) -> tuple[int, str]:
     """The beginning of a row's words, with a number by which rows are drawn: it hangs on the content alone."""
-    text = content["text"] if "text" in content else " ".join(each["content"] for each in content["messages"])
+    text = content["text"] if "text" in content else " ".join(each["content"] for each in conversation_of(content))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()), text[:_READ]
 
 
@@ -268,12 +314,13 @@ def _languages(texts: Iterable[str]) -> Iterable[str]:
     return (py3langid.classify(text)[0] for text in texts)
 
 
-def _group(groups: dict[str, Counts], by: str, rows: list[Canonical], lengths: list[int], trained: list[int]) -> None:
-    for content, length, tokens in zip(rows, lengths, trained, strict=True):
+def _group(groups: dict[str, Counts], by: str, rows: list[Canonical], lengths: Any, trained: list[int]) -> None:
+    tokens, longest = lengths.sum(axis=1).tolist(), lengths.max(axis=1).tolist()
+    for content, count, length, learnt in zip(rows, tokens, longest, trained, strict=True):
         value = content.get("columns", {}).get(by)
         name = value if isinstance(value, str) else msgspec.json.encode(value, order="sorted").decode()
         group = _group_of(groups, name[:_LONG_VALUE])
-        group.add(Counts(rows=1, tokens=length, trained_tokens=tokens, lengths=Counter([length])))
+        group.add(Counts(rows=1, tokens=count, trained_tokens=learnt, lengths=Counter([length])))
 
 
 def _group_of(groups: dict[str, Counts], name: str) -> Counts:

@@ -21,6 +21,12 @@ from engine.prep.packing import pack
 from engine.prep.tokenize import MASKED, Counts, Tokens
 
 PLAIN = ("input_ids", "labels")
+COLUMNS = {
+    "tokens": PLAIN,
+    "pairs": ("prompt_ids", "chosen_ids", "rejected_ids"),
+    "judged": ("prompt_ids", "completion_ids", "label"),
+}
+"""Kind of rows, as a method's `Options.rows` names it -> what stands on disk. A `label` is 1 (good) or 0, alone in its list."""
 JOINED = ("input_ids", "labels", "position_ids", "seq_lengths")
 
 Columns = dict[str, tuple[Any, Any]]

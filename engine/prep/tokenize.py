@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -23,11 +23,14 @@ from engine.prep.chat import Refused, Rendered, Renderer
 from engine.prep.chunks import SIZE, Span, cut, lines, work_through
 from engine.prep.encoding import WIDTH, Asked, encoder_for, token_at
 from engine.prep.files.lines import LONGEST_LINE, too_long
-from engine.prep.formats.canonical import Canonical
+from engine.prep.formats.canonical import Canonical, conversation_of, kind_of
 from engine.prep.readers import decode
 from engine.prep.rows import Rejects, Row
 from engine.prep.templates import ChatTokenizer
 from engine.protocol.messages import Problem, ProblemError
+
+if TYPE_CHECKING:
+    from engine.prep.replies import Replying
 
 BATCH = 512
 """Rows encoded together: enough to make calls cheap, few enough to stream."""
@@ -64,20 +67,23 @@ class Counts:
     """Rows in which an end-of-turn token is trained."""
     unwritten: int = 0
     """Rows with tools or tool calls that the template says nothing of."""
+    misfits: Counter[str] = field(default_factory=Counter)
+    """Rows of another kind than is wanted, by kind."""
     lengths: Counter[int] = field(default_factory=Counter)
     """Rows by length."""
 
     def add(self, other: Counts) -> None:
         for name in ("rows", "tokens", "trained_tokens", "truncated", "masked", "ended", "unwritten"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.misfits.update(other.misfits)
         self.lengths.update(other.lengths)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"lengths": sorted(self.lengths.items())}
+        return asdict(self) | {"lengths": sorted(self.lengths.items()), "misfits": dict(self.misfits)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Counts:
-        return cls(**{**content, "lengths": Counter(dict(content["lengths"]))})
+        return cls(**{**content, "lengths": Counter(dict(content["lengths"])), "misfits": Counter(content["misfits"])})
 
     def summary(self) -> dict[str, int]:
         told = {
@@ -103,11 +109,9 @@ def percentile(lengths: Counter[int], share: int) -> int:
 
 
 class Batch(NamedTuple):
-    """Kept rows end to end. `ids` and `labels`: int32 arrays of [tokens]; `lengths` and `rows`: of each kept row its tokens and its place in the batch."""
+    """Kept rows. `columns`: name -> (values of all rows end to end, number of values in each), as `store` writes them; `rows`: their places in the batch."""
 
-    ids: Any
-    labels: Any
-    lengths: list[int]
+    columns: dict[str, tuple[Any, list[int]]]
     rows: list[int]
     refused: dict[int, str]
     """Place in the batch -> why no template renders it."""
@@ -125,6 +129,7 @@ class Tokenizing:
     def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:
         """Rows that can be trained on, in order; `counts` is told of all but the refused."""
         rendered = self._renderer.render(rows)
+        counts.misfits.update(kind for row in rows if (kind := kind_of(row)) != "tokens")
         counts.unwritten += self._renderer.unwritten.total()
         self._renderer.unwritten.clear()
         refused = {at: result.reason for at, result in enumerate(rendered) if isinstance(result, Refused)}
@@ -158,7 +163,18 @@ class Tokenizing:
         counts.tokens += total
         counts.lengths.update(lengths)
         ids, labels = _arrays(parts, bounds, total)
-        return Batch(ids, labels, lengths, numbers, refused)
+        return Batch({"input_ids": (ids, lengths), "labels": (labels, lengths)}, numbers, refused)
+
+    def lengths(self, batch: Batch) -> tuple[Any, Any]:
+        """Tokens of each row, an array of [rows, 1], and the place of its first trained token, [rows]."""
+        import numpy
+
+        labels, counted = batch.columns["labels"]
+        lengths = numpy.array(counted, dtype=numpy.int32)
+        starts = numpy.cumsum(lengths) - lengths
+        places = numpy.flatnonzero(labels != MASKED)
+        first = places[numpy.searchsorted(places, starts)] - starts if len(starts) else starts
+        return lengths[:, None], first.astype(numpy.int32)
 
 
 def _marks(rendered: Rendered) -> list[int]:
@@ -177,6 +193,17 @@ def _arrays(parts: list[bytes], bounds: list[tuple[int, int]], total: int) -> tu
         step[starts] += 1
         step[ends] -= 1
     return ids, numpy.where(numpy.cumsum(step[:-1], dtype=numpy.int8) > 0, ids, numpy.int32(MASKED))
+
+
+def tokenizing_of(
+    kind: str, tokenizer: Any, loss_on: str, max_length: int, max_prompt: int | None = None
+) -> Tokenizing | Replying:
+    """What makes rows of this kind (a method's `Options.rows`). Raises ValueError for a tokenizer that is pure Python."""
+    from engine.prep.replies import Replying
+
+    if kind == "tokens":
+        return Tokenizing(tokenizer, loss_on, max_length)
+    return Replying(tokenizer, kind, max_length, max_prompt)
 
 
 def bare(tokenizer: Any) -> Any:
@@ -200,8 +227,9 @@ def tokenize(
         batch = tokenizing([row.content for row in some], counts)
         for at, reason in batch.refused.items():
             rejects.add(some[at].file, some[at].line, some[at].offset, reason)
-        ids, labels, begin = batch.ids.tolist(), batch.labels.tolist(), 0
-        for at, length in zip(batch.rows, batch.lengths, strict=True):
+        (ids, lengths), (labels, _) = ((values.tolist(), sizes) for values, sizes in batch.columns.values())
+        begin = 0
+        for at, length in zip(batch.rows, lengths, strict=True):
             yield Tokens(ids[begin : begin + length], labels[begin : begin + length], some[at])
             begin += length
 
@@ -247,13 +275,16 @@ def tokenize_rows(
     files: Sequence[str] = (),
     kinds: Sequence[str | None] = (),
     kept: Path | None = None,
+    wanted: str = "tokens",
+    max_prompt: int | None = None,
 ) -> Made:
     """Tokenise the rows of JSONL files into the Arrow set `into`, as `store` describes it.
 
     A line is a row; or `[file, line, offset, row]`, as between two stages, where `files` are given: `file` is a place among them. Rows
     are canonical unless `kinds` says which shape they have, for each of `files`, or one for all lines that are rows. Bad ones go to `rejects`.
     `work` keeps what is done of the step across kills: remove it when the result is safe. `kept`, if given, becomes a JSONL file of the
-    canonical rows that were kept. `progress` is told (bytes done, bytes in all).
+    canonical rows that were kept. `progress` is told (bytes done, bytes in all). `wanted` is the kind of rows that a method takes, and
+    `max_prompt` where the prompts of preference rows are cut at their beginning.
 
     Raises ProblemError for a conversation when the tokenizer has no template, ValueError for a tokenizer that is pure Python.
     """
@@ -263,6 +294,8 @@ def tokenize_rows(
         "tokenizer": str(ChatTokenizer.of(tokenizer).save(work)),
         "loss_on": loss_on,
         "max_length": max_length,
+        "wanted": wanted,
+        "max_prompt": max_prompt,
         "files": list(files),
         "kinds": list(kinds),
         "kept": kept is not None,
@@ -273,7 +306,7 @@ def tokenize_rows(
     spans = [span for path in rows for span in cut(path, size)]
     processes = min(processes, 1 + total // (2 * SIZE))
     made = Made(Counts(), [])
-    with store.linked(into) as link, open(kept or os.devnull, "wb") as rows_file:
+    with store.linked(into, store.COLUMNS[wanted]) as link, open(kept or os.devnull, "wb") as rows_file:
         for done in work_through(spans, f"{__name__}:work", settings, work / "tokens", processes, progress):
             _check_template(done.counts["untemplated"])
             made.counts.add(Counts.from_json(done.counts["counts"]))
@@ -303,29 +336,31 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     from engine.prep import store
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
-    tokenizing = _tokenizing(settings["tokenizer"], settings["loss_on"], settings["max_length"])
+    tokenizing = _tokenizing(
+        *(settings[name] for name in ("wanted", "tokenizer", "loss_on", "max_length", "max_prompt"))
+    )
     counts, told = Counts(), {"read": 0, "untemplated": ""}
     golden: list[list[dict[str, Any]]] = []
     with (
         (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects_file,
         (folder / "rows.jsonl").open("wb") as rows_file,
-        store.arrow_writer(folder / "tokens.arrow", store.PLAIN) as write,
+        store.arrow_writer(folder / "tokens.arrow", store.COLUMNS[settings["wanted"]]) as write,
     ):
         rejects = Rejects(rejects_file.write)
         rows = read_span(span, settings["files"], settings["kinds"], rejects)
         while some := list(itertools.islice(rows, BATCH)):
-            talk = next((row for row in some if "messages" in row.content), None)
-            if talk and not tokenizing.template:
-                told["untemplated"] = f"{Path(talk.file).name}:{talk.line}"
+            spoken = next((row for row in some if conversation_of(row.content)), None)
+            if spoken and not tokenizing.template:
+                told["untemplated"] = f"{Path(spoken.file).name}:{spoken.line}"
                 break
             batch = tokenizing([row.content for row in some], counts)
             for at, reason in batch.refused.items():
                 rejects.add(some[at].file, some[at].line, some[at].offset, reason)
-            write({"input_ids": (batch.ids, batch.lengths), "labels": (batch.labels, batch.lengths)})
+            write(batch.columns)
             for at in batch.rows:
                 content = some[at].content
-                if len(golden) < _GOLDEN and "messages" in content and content["messages"] not in golden:
-                    golden.append(content["messages"])
+                if len(golden) < _GOLDEN and (talk := conversation_of(content)) and talk not in golden:
+                    golden.append(talk)
                 if settings["kept"]:
                     rows_file.write(msgspec.json.encode(content) + b"\n")
         told["read"] = rejects.read
@@ -333,9 +368,11 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizing(tokenizer: str, loss_on: str, max_length: int) -> Tokenizing:
+def _tokenizing(
+    wanted: str, tokenizer: str, loss_on: str, max_length: int, max_prompt: int | None
+) -> Tokenizing | Replying:
     """Kept from one span to the next. The folder's name is a hash of its content."""
-    return Tokenizing(ChatTokenizer.load(Path(tokenizer)), loss_on, max_length)
+    return tokenizing_of(wanted, ChatTokenizer.load(Path(tokenizer)), loss_on, max_length, max_prompt)
 
 
 def read_span(span: Span, files: Sequence[str], kinds: Sequence[str | None], rejects: Rejects) -> Iterator[Row]:

@@ -22,8 +22,16 @@ def token_counts(rows: Any) -> list[int]:
     """Tokens of each row of an Arrow set, read from the column's offsets and not from its content."""
     from pyarrow import compute
 
-    counts: list[int] = compute.list_value_length(rows.data.column("input_ids")).to_pylist()
-    return counts
+    def lengths(name: str) -> Any:
+        return compute.list_value_length(rows.data.column(name)).to_numpy()
+
+    if "input_ids" in rows.column_names:
+        counts = lengths("input_ids")
+    else:
+        replies = [name for name in ("chosen_ids", "rejected_ids", "completion_ids") if name in rows.column_names]
+        counts = sum(lengths("prompt_ids") + lengths(name) for name in replies)
+    found: list[int] = counts.tolist()
+    return found
 
 
 class Windows:

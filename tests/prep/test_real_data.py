@@ -124,7 +124,7 @@ def test_everything_renders_as_apply_chat_template_does(each: Set, tokenizer: An
     if each.shape == "preference":
         results = Renderer(tokenizer, "assistant").render(contents)
         assert {result.reason for result in results if isinstance(result, Refused)} == {
-            "rows are preference pairs: they train method dpo or reward"
+            "these are preference pairs: they train with method.kind dpo, orpo or reward"
         }
         contents = [{"messages": pair["prompt"] + pair["chosen"]} for pair in contents]
     results = Renderer(tokenizer, "all" if each.shape == "text" else "assistant").render(contents)

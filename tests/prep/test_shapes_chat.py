@@ -209,8 +209,8 @@ def test_rows_for_other_methods_are_refused_by_name(tokenizer: Any) -> None:
         result.reason for result in Renderer(tokenizer, "all").render([pair, judgement]) if isinstance(result, Refused)
     ]
     assert reasons == [
-        "rows are preference pairs: they train method dpo or reward",
-        "rows are single judgements: they train method kto",
+        "these are preference pairs: they train with method.kind dpo, orpo or reward",
+        "these are single judgements: they train with method.kind kto",
     ]
 
 

@@ -110,7 +110,7 @@ def test_a_worker_loads_neither_torch_nor_the_tokenizer_classes(tokenizer: Any, 
     program = (
         "import json, sys; from pathlib import Path; from engine.prep.tokenize import Counts, Tokenizing; from engine.prep.templates import ChatTokenizer\n"
         f"done = Tokenizing(ChatTokenizer.load(Path({str(place)!r})), 'assistant', 999)({CHATS!r}, Counts())\n"
-        "print(json.dumps([done.lengths, [name for name in ('torch', 'datasets', 'pandas') if name in sys.modules]]))"
+        "print(json.dumps([done.columns['input_ids'][1], [name for name in ('torch', 'datasets', 'pandas') if name in sys.modules]]))"
     )
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     lengths, loaded = json.loads(output)

@@ -13,6 +13,7 @@ from engine.protocol import profile
 from engine.protocol.bundled import bundled
 from engine.protocol.profile import ProfileError, find, load, parse
 from engine.protocol.profile_form import describe, schema
+from engine.training.methods import METHODS
 
 BAD = """\
 name: bad
@@ -50,7 +51,7 @@ def test_all_problems_are_told_at_once_each_with_line_and_column() -> None:
         "bad.yaml:13:10 launch.processes: must be a valid integer or must be all, not 'many'",
         "bad.yaml:13:40 launch.devices.1: must be a valid integer, not 'x'",
         "bad.yaml:14:1 trainig: unknown section, did you mean training?",
-        "bad.yaml:15:10 method.kind: must be one of sft, not 'sftt', did you mean sft?",
+        f"bad.yaml:15:10 method.kind: must be one of {', '.join(METHODS)}, not 'sftt', did you mean sft?",
         "bad.yaml:16:14 evaluation.task: must be one of triples, not 'triplez'",
     ]
 

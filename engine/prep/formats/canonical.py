@@ -291,3 +291,18 @@ def named(canonical: Mapping[str, Any]) -> str:
     if "label" in canonical:
         return "single judgements"
     return "conversations" if "messages" in canonical else "plain text"
+
+
+def kind_of(canonical: Mapping[str, Any]) -> str:
+    """Which kind of prepared rows it becomes, in the words of a method's `Options.rows`."""
+    if "chosen" in canonical:
+        return "pairs"
+    return "judged" if "label" in canonical else "tokens"
+
+
+def conversation_of(canonical: Mapping[str, Any]) -> list[Message]:
+    """The conversation that a row holds, with the first of its replies; empty for plain text."""
+    if "messages" in canonical:
+        messages: list[Message] = canonical["messages"]
+        return messages
+    return [*canonical.get("prompt", ()), *canonical.get("chosen", canonical.get("completion", ()))]

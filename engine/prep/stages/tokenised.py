@@ -8,6 +8,7 @@ from typing import Any
 from engine.prep.options import DataOptions
 from engine.prep.sources import find_source, is_tokenised
 from engine.prep.stages.located import PARTS
+from engine.prep.store import COLUMNS, PLAIN
 from engine.prep.tokenize import MASKED, Counts
 from engine.protocol.messages import Problem, ProblemError
 
@@ -35,14 +36,20 @@ def folders(data: DataOptions, directory: Path) -> dict[str, Path]:
     return found
 
 
-def count(folder: Path, max_length: int) -> Counts:
-    """What a tokenised folder holds, read batch by batch. Raises ProblemError for sequences longer than the profile allows, and for nothing to train on."""
+def count(folder: Path, method: Any, max_length: int) -> Counts:
+    """What a tokenised folder holds, read batch by batch. Raises ProblemError for sequences longer than the profile allows, for rows of another kind
+    than the method takes, and for nothing to train on."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import load_from_disk
 
-    counts = Counts()
-    for batch in load_from_disk(str(folder)).data.select(["input_ids", "labels"]).to_batches():
+    counts, table = Counts(), load_from_disk(str(folder)).data
+    columns = COLUMNS[method.rows]
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise _cannot(f"{folder} has no {', '.join(missing)}, which method.kind {method.kind} trains on")
+    if columns != PLAIN:
+        return _checked(_count_replies(table.select(columns), counts), folder, max_length)
+    for batch in table.select(columns).to_batches():
         ids, labels = batch.column("input_ids"), batch.column("labels")
         lengths = pc.list_value_length(ids)
         if lengths != pc.list_value_length(labels):
@@ -53,6 +60,26 @@ def count(folder: Path, max_length: int) -> Counts:
             pc.sum(pc.not_equal(labels.flatten(), pa.scalar(MASKED, labels.type.value_type))).as_py() or 0
         )
         counts.lengths.update(lengths.to_pylist())
+    return _checked(counts, folder, max_length)
+
+
+def _count_replies(table: Any, counts: Counts) -> Counts:
+    """Of preference rows: the tokens of their sequences, the longer one's length."""
+    import numpy
+    import pyarrow.compute as pc
+
+    for batch in table.to_batches():
+        prompts, *replies = (
+            pc.list_value_length(batch.column(name)).to_numpy() for name in table.column_names if name != "label"
+        )
+        counts.rows += len(prompts)
+        counts.trained_tokens += int(sum(reply.sum() for reply in replies))
+        counts.tokens += int(sum((prompts + reply).sum() for reply in replies))
+        counts.lengths.update((prompts + numpy.max(replies, axis=0)).tolist())
+    return counts
+
+
+def _checked(counts: Counts, folder: Path, max_length: int) -> Counts:
     if counts.lengths and max(counts.lengths) > max_length:
         raise _cannot(
             f"{folder} has sequences of up to {max(counts.lengths)} tokens, more than data.max_length ({max_length})"

@@ -9,7 +9,7 @@ from typing import Any
 from engine.prep import stats
 from engine.prep.rows import Rejects
 from engine.prep.stages.standalone import Progress, opened
-from engine.prep.verbs.tokenize import find_tokenizer, load
+from engine.prep.verbs.tokenize import find_tokenizer, load, loss_on_of, wanted_of
 from engine.protocol.home import Home
 
 
@@ -24,12 +24,17 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     tokenizer_folder = find_tokenizer(arguments.model, home, progress)
     arguments.out = None
     with opened(home, "stats", arguments, {}, progress) as found:
-        loss_on = arguments.loss_on
-        if loss_on == "auto":
-            loss_on = "all" if set(found.context.shapes) == {"text"} else "assistant"
+        kinds = set(found.context.shapes)
         rejects = Rejects(lambda _: None, count=found.counts["rejected"])
         figures = stats.measure(
-            found.rows, load(tokenizer_folder), loss_on, arguments.max_length, arguments.by, found.context, rejects
+            found.rows,
+            load(tokenizer_folder),
+            wanted_of(kinds),
+            loss_on_of(arguments.loss_on, kinds),
+            arguments.max_length,
+            arguments.by,
+            found.context,
+            rejects,
         )
     if picture:
         stats.plot(figures, picture)

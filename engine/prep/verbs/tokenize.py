@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +68,8 @@ class Rows:
     read: int
     work: Path
     processes: int
+    wanted: str
+    """Their kind, as a method's `Options.rows` names it."""
     loss_on: str
     key: str
     """A hash of the files, the tokenizer and the settings."""
@@ -90,23 +92,33 @@ def rows_of(
     }
     processes = arguments.processes or default_processes()
     kinds = {shape_of(source, path) for path in paths}
-    loss_on = arguments.loss_on
-    if loss_on == "auto":
-        loss_on = "all" if kinds == {"text"} else "assistant"
+    how = wanted_of(kinds), loss_on_of(arguments.loss_on, kinds)
     if len(kinds) == 1 and all(path.suffix.lower() == ".jsonl" for path in paths):
         total = sum(path.stat().st_size for path in paths)
         files = {str(number): path for number, path in enumerate(paths)}
         told = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
         key = cache.key(files, told, lambda done: progress("reading", done, total))
         with cache.workshop(home, key) as work:
-            yield Rows(paths, (), sorted(kinds), None, 0, work, processes, loss_on, key)
+            yield Rows(paths, (), sorted(kinds), None, 0, work, processes, *how, key)
         return
     with opened(home, verb, arguments, settings, progress) as found:
         context = found.context
         read = found.counts["rejected"]
         yield Rows(
-            [found.rows], context.files, context.shapes, found.rejects, read, context.folder, processes, loss_on, context.folder.name
+            [found.rows], context.files, context.shapes, found.rejects, read, context.folder, processes, *how, context.folder.name
         )  # fmt: skip
+
+
+def wanted_of(shapes: Collection[str | None]) -> str:
+    """The kind of rows, as a method's `Options.rows` names it, that files of these shapes hold; mixed ones are taken for conversations."""
+    if set(shapes) == {"preference"}:
+        return "pairs"
+    return "judged" if set(shapes) == {"kto"} else "tokens"
+
+
+def loss_on_of(asked: str, shapes: Collection[str | None]) -> str:
+    """`auto` trains plain text whole, all else by the assistant's turns."""
+    return asked if asked != "auto" else "all" if set(shapes) == {"text"} else "assistant"
 
 
 def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path, progress: Progress) -> dict[str, Any]:
@@ -117,6 +129,8 @@ def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path
 
     began = time.perf_counter()
     joined = arguments.packing or arguments.blocks
+    if joined and rows.wanted != "tokens":
+        raise ValueError("preference rows stand alone: leave out --packing and --blocks")
     plain = rows.work / "plain" if joined else draft
     with (draft / "rejects.jsonl").open("w", encoding="utf-8") as file:
         if rows.rejects:
@@ -135,6 +149,7 @@ def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path
             partial(progress, "tokenising"),
             rows.files,
             rows.kinds,
+            wanted=rows.wanted,
         )
     counts = made.counts
     if not counts.rows:

@@ -6,6 +6,10 @@ Beside `Options`, whose `rows` says which kind of prepared rows the method takes
 
 METHODS = {
     "sft": "engine.training.methods.sft:Options",
+    "reward": "engine.training.methods.reward:Options",
+    "dpo": "engine.training.methods.dpo:Options",
+    "kto": "engine.training.methods.kto:Options",
+    "orpo": "engine.training.methods.orpo:Options",
 }
 
 ROWS = {
