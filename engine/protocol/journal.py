@@ -102,6 +102,29 @@ class Ledger(Entry, tag="ledger", kw_only=True):
     new: Any = None
 
 
+class BadRow(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A row of a bad batch. `loss` is its own, None when that is not finite; `file` and `line` are empty where not known."""
+
+    row: int
+    """Its number in the prepared set, from 0."""
+    text: str
+    tokens: int
+    loss: float | None = None
+    file: str = ""
+    line: int = 0
+
+
+class BadBatch(Entry, tag="bad_batch", kw_only=True):
+    """The step after `step` is held back: its rows, the worst first. The run is paused until told to `skip` them, to
+    `rollback` and skip them, or to go on."""
+
+    step: int
+    reason: str
+    rows: list[BadRow]
+    total: int
+    """Rows of the global batch; `rows` may hold fewer."""
+
+
 class Warn(Entry, tag="warning", kw_only=True):
     """Something the user should know; `hint` says how to mend it."""
 
@@ -155,13 +178,13 @@ class Unknown(Entry, tag="unknown", kw_only=True):
     line: str = ""
 
 
-EventEntry = Start | Metrics | Phase | Checkpoint | Evaluation | Sample | Ledger | Warn | End
+EventEntry = Start | Metrics | Phase | Checkpoint | Evaluation | Sample | Ledger | BadBatch | Warn | End
 LifecycleEntry = State | Launched | Adopted | Exit
 AnyEntry = EventEntry | LifecycleEntry | Unknown
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyEntry)
-_SYNCED = (Start, Checkpoint, Ledger, End, State, Launched, Adopted, Exit)
+_SYNCED = (Start, Checkpoint, Ledger, BadBatch, End, State, Launched, Adopted, Exit)
 
 
 def decode(line: bytes) -> AnyEntry:

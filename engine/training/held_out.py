@@ -6,11 +6,12 @@ import importlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.evaluation import TASKS
+from engine.training import memory
 from engine.training.job import Job
 from engine.training.rows import Collate, token_counts
 
@@ -59,9 +60,9 @@ class HeldOut:
         model.eval()
         try:
             with torch.no_grad(), self._autocast(), folded(model):
-                values = self._loss(trainer)
+                values = self._loss(trainer, self._batches)
                 trainer.ordinary()
-                replies = self._replies(model)
+                replies = self._replies(model, self._conversations, self.job.profile.generation.max_new_tokens)
         finally:
             model.train()
         if self._task is None:
@@ -80,14 +81,32 @@ class HeldOut:
         device = self.job.device
         return torch.autocast(device.kind, dtype=device.compute, enabled=device.compute != torch.float32)
 
-    def _loss(self, trainer: Any) -> dict[str, float]:
-        sums: Counter[str] = Counter()
-        for rows in self._batches:
-            batch = trainer._prepare_inputs(self._collate(rows))
-            sums["units"] += trainer.units(batch)
-            sums.update(trainer.measure(batch))
+    def rehearse(self, trainer: Any) -> None:
+        """The longest rows, and two tokens after the longest prompt: what an evaluation needs at most, without what it tells."""
+        import torch
+
+        model = trainer.model
+        longest = sorted(self._conversations, key=lambda asked: -sum(len(message["content"]) for message in asked[0]))
+        model.eval()
+        try:
+            with torch.no_grad(), self._autocast():
+                self._loss(trainer, self._batches[-1:])
+                trainer.ordinary()
+                self._replies(model, longest[: self.job.ranks.world], 2)
+        finally:
+            model.train()
+
+    def _loss(self, trainer: Any, batches: list[list[Any]]) -> dict[str, float]:
+        def sums() -> Counter[str]:
+            found: Counter[str] = Counter()
+            for rows in batches:
+                batch = trainer._prepare_inputs(self._collate(rows))
+                found["units"] += trainer.units(batch)
+                found.update(trainer.measure(batch))
+            return found
+
         whole: Counter[str] = Counter()
-        for share in self.job.ranks.gather(sums):  # a rank without rows has no sums
+        for share in memory.shared(self.job.ranks, sums):  # a rank without rows has no sums
             whole.update(share)
         units = whole.pop("units")
         means = {name: total / units for name, total in whole.items()}
@@ -100,19 +119,21 @@ class HeldOut:
             self._told = now
             self.job.voice.phase("evaluating", f"reply {done} of {total}", done, total)
 
-    def _replies(self, model: Any) -> list[str]:
-        """Greedy replies to all conversations, in their order, on every rank."""
+    def _replies(self, model: Any, conversations: Sequence[tuple[list[dict[str, str]], str]], new: int) -> list[str]:
+        """Greedy replies of at most `new` tokens to all conversations, in their order, on every rank."""
         from engine.inference.generate import generate_batch
         from engine.inference.lock import render
 
         if self._task is None:
             return []
         job = self.job
-        asked = [messages for messages, _ in self._conversations][job.ranks.rank :: job.ranks.world]
+        asked = [messages for messages, _ in conversations][job.ranks.rank :: job.ranks.world]
         prompts = [render(job.tokenizer, messages, reply_follows=True) for messages in asked]
         stops = job.prepared["lock"]["eos_token_ids"]
-        new = job.profile.generation.max_new_tokens
-        ids = generate_batch(model, job.tokenizer, prompts, new, stops, self._tell) if prompts else []
-        mine = [job.tokenizer.decode(reply, skip_special_tokens=True) for reply in ids]
-        shares = job.ranks.gather(mine)
-        return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(self._conversations))]
+
+        def mine() -> list[str]:
+            ids = generate_batch(model, job.tokenizer, prompts, new, stops, self._tell) if prompts else []
+            return [job.tokenizer.decode(reply, skip_special_tokens=True) for reply in ids]
+
+        shares = memory.shared(job.ranks, mine)
+        return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(conversations))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from engine.protocol.journal import AnyEntry, Checkpoint, End, Evaluation, Ledger, Metrics, Start, Warn
+from engine.protocol.journal import AnyEntry, BadBatch, Checkpoint, End, Evaluation, Ledger, Metrics, Start, Warn
 
 SHOWN = ("train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second")
 
@@ -15,7 +15,7 @@ def line(entry: AnyEntry) -> str:
     match entry:
         case Start():
             said = f"{entry.trainable_parameters:,} of {entry.parameters:,} parameters train, {entry.max_steps:,} steps of {entry.global_batch} rows"
-            said += f", {entry.resumed}" if entry.resumed else ""
+            said += f", from step {entry.step:,} ({entry.resumed})" if entry.resumed else ""
         case Metrics():
             known = {name: entry.values[name] for name in SHOWN if name in entry.values}
             said = f"step {entry.step:,}  {_figures(known)}"
@@ -26,6 +26,9 @@ def line(entry: AnyEntry) -> str:
         case Ledger():
             change = f": {entry.old} → {entry.new}" if entry.old is not None else f": {entry.new}" if entry.new else ""
             said = f"step {entry.step:,}  {entry.name}{change}"
+        case BadBatch():
+            losses = ", ".join("not finite" if row.loss is None else f"{row.loss:.4g}" for row in entry.rows[:5])
+            said = f"step {entry.step:,}  held back: {entry.reason}; {entry.total} rows, their losses from the worst: {losses}"
         case Warn():
             said = " → ".join(part for part in (f"warning: {entry.message}", entry.hint) if part)
         case End():

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.protocol.journal import Ledger
 from engine.protocol.messages import Problem
 from engine.protocol.profile import Profile
 from engine.training import steering
+from engine.training.host import Host
 from engine.training.job import Job
 from engine.training.ranks import Ranks
 from engine.training.voice import Voice
 
-DISK_CHECK = 5.0
-"""Seconds between looks at the free disk space."""
 PAUSE_TURN = 1.0
 """Seconds between two agreements of ranks that are paused: far below any collective's time-out."""
+
+PASSING = ("disk low", "host memory", "host CPU", "device too hot")
+"""How reasons begin that pass by themselves."""
 
 if TYPE_CHECKING:
     from transformers import Trainer as Library
@@ -35,10 +37,12 @@ class Obeying(Library):
     """The run's settings as they stand now."""
     optimizer: Any
     lr_scheduler: Any
-    _trouble = ""
-    """Why this step asks for a pause."""
+    _resumed: Path | None = None
+    """The `trainer/` folder of the checkpoint that this attempt goes on from."""
     _stopping = False
-    _disk_looked = 0.0
+    _held_rows: Sequence[int] = ()
+    """Rows of the step that is held back, while it is."""
+    _host: Host
 
     def _obey(self, step: int) -> None:
         """Take what has come, on all ranks alike; return when the run may go on."""
@@ -47,13 +51,12 @@ class Obeying(Library):
 
     def _meet(self, step: int) -> str:
         """One agreement: commands are carried out, and a reason to pause is returned."""
-        trouble = self._trouble or self._disk_trouble()
-        self._trouble = ""
+        trouble = self._host_trouble()
         waiting = len(self.job.inbox) + bool(trouble) if self.ranks.first else 0
         if not self.ranks.sum([waiting])[0]:
             return ""
-        reason, names = self._take_orders(step, trouble)
-        for name in names:
+        reason, orders = self._take_orders(step, trouble)
+        for name, _ in orders:
             reason = {"pause": "asked", "continue": "", "stop": ""}.get(name, reason)
         return str(reason)
 
@@ -68,11 +71,28 @@ class Obeying(Library):
                 self.evaluate_now(step)
             case "set":
                 return self._set(arguments.get("changes", arguments), step)
-            case "pause" | "continue":
+            case "continue":
+                return self._choice_refused(arguments.get("choice", ""), step)
+            case "pause":
                 pass
             case _:
                 return f"a training worker does not know the command {name!r}"
         return ""
+
+    def _choice_refused(self, choice: str, step: int) -> str:
+        if not choice:
+            return ""
+        if choice not in ("skip", "rollback"):
+            return f"there is no choice {choice!r}: skip or rollback"
+        if not self._held_rows:
+            return f"no batch is held back at step {step}: there is nothing to {choice}"
+        if choice == "rollback" and self.ranks.broadcast(self._checkpoint_before(step)) is None:
+            return f"there is no checkpoint before step {step}: skip the rows instead"
+        return ""
+
+    def _checkpoint_before(self, step: int) -> int | None:
+        """The newest checkpoint before this step, by rank 0, which alone keeps the list."""
+        return max((each for each in self.job.checkpoints if each < step), default=None)
 
     def _set(self, changes: dict[str, Any], step: int) -> str:
         live = self.profile
@@ -83,6 +103,7 @@ class Obeying(Library):
                 raise ValueError(f"step {step} is done already; training.max_steps must be at least that")
         except ValueError as error:
             return str(error)
+        self.save_now(step)  # so that there is a way back to before the change
         for key in changes:
             old, new = steering.setting(self.profile, key), steering.setting(live, key)
             if key == "training.max_steps":
@@ -117,56 +138,51 @@ class Obeying(Library):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
+            self._resumed = Path(checkpoint)
             # The file holds the base of its time; the profile, with what was changed since, says the present one.
             self._reschedule(self.profile.training.learning_rate)
 
-    def _disk_trouble(self) -> str:
-        """Why the disk asks for a pause; looked at every few seconds by rank 0."""
+    def _host_trouble(self) -> str:
+        """Why disk or host ask for a pause; looked at every few seconds by rank 0."""
         if not self.ranks.first:
             return ""
         if self.voice.trouble and not self.voice.flush():
             return self.voice.trouble
-        now = time.monotonic()
-        if now - self._disk_looked < DISK_CHECK:
-            return ""
-        self._disk_looked = now
-        return self._disk_low()
+        return self._host.trouble(self.profile.limits) if self._host.due() else ""
 
-    def _disk_low(self) -> str:
-        free = shutil.disk_usage(self.job.run.path).free / 1e9
-        least = self.profile.limits.disk_free_gb
-        return f"disk low: {free:.1f} GB free, limits.disk_free_gb is {least:g}" if free < least else ""
+    def _passed(self) -> bool:
+        """Whether a trouble of disk or host is over."""
+        return self._host.due() and self.voice.flush() and not self._host.trouble(self.profile.limits)
 
-    def _pause(self, step: int, reason: str) -> None:
-        """Wait at this boundary until told to go on; a full disk is left as soon as there is room."""
+    def _pause(self, step: int, reason: str) -> str:
+        """Wait at this boundary until told to go on, or until the host is as it should be; returns the choice that came with it."""
+        passing = reason.startswith(PASSING)
         before = self.voice.phase_name
         self.voice.tell(Ledger(attempt=self.job.attempt, step=step, name="pause", new=reason))
         self.voice.phase("paused", reason)
-        looked = time.monotonic()
-        going_on = False
-        while not going_on and not self._stopping:
-            room = False
+        orders: list[tuple[str, dict[str, Any]]] = []
+        over = False
+        while not over and not self._stopping:
             if self.ranks.first:
                 self.job.inbox.arrived.wait(PAUSE_TURN)
-                if reason.startswith("disk low") and time.monotonic() - looked > DISK_CHECK:
-                    looked = time.monotonic()
-                    room = self.voice.flush() and not self._disk_low()
-            going_on = self._pause_turn(step, room)
-        self.voice.tell(Ledger(attempt=self.job.attempt, step=step, name="continue", old=reason))
+                over = passing and self._passed()
+            over, orders = self._take_orders(step, over)
+            over = over or any(name == "continue" for name, _ in orders)
+        choice = next((given["choice"] for name, given in orders if name == "continue" and given.get("choice")), "")
+        self.voice.tell(Ledger(attempt=self.job.attempt, step=step, name="continue", old=reason, new=choice or None))
         self.voice.phase(before)
+        return choice
 
-    def _pause_turn(self, step: int, room: bool) -> bool:
-        """Carry out what has come while paused; whether the pause is over."""
-        room, names = self._take_orders(step, room)
-        return room or "continue" in names
-
-    def _take_orders(self, step: int, word: Any) -> tuple[Any, list[str]]:
-        """Rank 0's `word` and the waiting commands go to all ranks, which carry them out; returns the word and their names."""
+    def _take_orders(self, step: int, word: Any) -> tuple[Any, list[tuple[str, dict[str, Any]]]]:
+        """Rank 0's `word` and the waiting commands go to all ranks, which carry them out; returns the word and those not refused."""
         instructions = self.job.inbox.take() if self.ranks.first else []
         word, orders = self.ranks.broadcast((word, [(each.name, each.arguments) for each in instructions]))
+        taken = []
         for index, (name, arguments) in enumerate(orders):
             refusal = self._carry_out(name, arguments, step)
+            if not refusal:
+                taken.append((name, arguments))
             if instructions:
                 problem = Problem(title=refusal) if refusal else None
                 self.voice.link.answer(instructions[index], step=step, problem=problem)
-        return word, [name for name, _ in orders]
+        return word, taken

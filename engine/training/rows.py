@@ -7,7 +7,7 @@ a mean over the window's trained tokens, who computes which row changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,10 @@ IGNORED = -100
 
 
 def token_counts(rows: Any) -> list[int]:
-    """Tokens of each row of an Arrow set, read from the column's offsets and not from its content."""
+    """Tokens of each row of an Arrow set, read from the columns' offsets and not from their content.
+
+    Of preference rows those of all their sequences, for the model reads the prompt once with each reply.
+    """
     from pyarrow import compute
 
     def lengths(name: str) -> Any:
@@ -47,6 +50,8 @@ class Windows:
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.rank, self.world, self.seed = rank, world, seed
         self.epoch = 0
+        self.skipped: Collection[int] = ()
+        """Rows that are left out of their windows; all else stays where it is."""
 
     @property
     def global_batch(self) -> int:
@@ -67,17 +72,27 @@ class Windows:
         shuffled: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
         return shuffled
 
+    def window(self, step: int) -> list[int]:
+        """Row numbers of the global batch that comes after `step` steps, the longest first."""
+        epoch, index = divmod(step, self.per_epoch)
+        order = self.order(epoch)
+        return self._by_length(order[index * self.global_batch : (index + 1) * self.global_batch])
+
     def __iter__(self) -> Iterator[list[int]]:
         order = self.order(self.epoch)
         for start in range(0, len(order), self.global_batch):
             window = order[start : start + self.global_batch]
             yield from self._share(window)[self.rank :: self.world]
 
+    def _by_length(self, window: list[int]) -> list[int]:
+        kept = [row for row in window if row not in self.skipped]
+        return sorted(kept, key=lambda row: (-self.lengths[row], row))
+
     def _share(self, window: list[int]) -> list[list[int]]:
         """The window as accumulation × world micro-batches, neighbours (different ranks' at one time) of like length."""
         count = self.accumulation * self.world
-        by_length = sorted(window, key=lambda row: (-self.lengths[row], row))
-        bounds = [index * len(window) // count for index in range(count + 1)]
+        by_length = self._by_length(window)
+        bounds = [index * len(by_length) // count for index in range(count + 1)]
         return [by_length[bounds[index] : bounds[index + 1]] for index in range(count)]
 
 

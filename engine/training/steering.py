@@ -9,11 +9,13 @@ import os
 import signal
 import threading
 from collections import deque
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from engine.protocol.journal import Ledger
 from engine.protocol.messages import Instruction
 from engine.protocol.profile import Profile
 from engine.workers.link import Link
@@ -25,6 +27,17 @@ SETTABLE = (
     "evaluation.every_steps",
     "checkpoint.every_steps",
 )
+KEPT = (*SETTABLE, "training.epochs", "training.micro_batch", "training.accumulation")
+"""What a checkpoint remembers of the settings: those, and what memory or a resume may change."""
+_TOGETHER = (
+    {"training.max_steps", "training.epochs"},
+    {"training.micro_batch", "training.accumulation"},
+)
+"""Settings that mean something only together: who asks for one of them anew, asks for all."""
+FILE = "steering.json"
+"""In a checkpoint's `trainer/`: `store` writes it, `replay` reads it."""
+SKIPPED = "skip"
+"""Name of the ledger's entry whose `new` are the numbers of rows that are not trained any more."""
 STACKS = signal.SIGUSR1
 """Makes a rank write the stacks of all its threads to its log, whatever it hangs in."""
 
@@ -74,6 +87,11 @@ def changed(profile: Profile, key: str, value: Any) -> Profile:
     """The profile with one setting replaced. Raises ValueError, in words, when it may not be, or not to that value."""
     if key not in SETTABLE:
         raise ValueError(f"{key} cannot change while a run is running; these can: {', '.join(SETTABLE)}")
+    return replaced(profile, key, value)
+
+
+def replaced(profile: Profile, key: str, value: Any) -> Profile:
+    """The same for any setting."""
     name, _, field = key.partition(".")
     section = getattr(profile, name)
     try:
@@ -89,16 +107,35 @@ def setting(profile: Profile, key: str) -> Any:
     return getattr(getattr(profile, name), field)
 
 
-def store(path: Path, submitted: Profile, live: Profile) -> None:
-    """Keep with a checkpoint what has been changed since the run was submitted."""
-    pairs = {key: [setting(submitted, key), setting(live, key)] for key in SETTABLE}
-    path.write_text(json.dumps({key: pair for key, pair in pairs.items() if pair[0] != pair[1]}))
+def store(path: Path, submitted: Profile, live: Profile, skipped: Collection[int]) -> None:
+    """Keep with a checkpoint the settings as they stand, what the submitted profile says of them, and the skipped rows."""
+    document = {
+        "submitted": {key: setting(submitted, key) for key in KEPT},
+        "live": {key: setting(live, key) for key in KEPT},
+        "skipped": sorted(skipped),
+    }
+    path.write_text(json.dumps(document))
 
 
-def replay(path: Path, submitted: Profile) -> Profile:
-    """The profile as it stood at a checkpoint. A setting that the profile itself has changed since is left alone."""
+def replay(path: Path, submitted: Profile, later: Sequence[Ledger] = ()) -> tuple[Profile, set[int]]:
+    """Profile and skipped rows as they stood at a checkpoint, with the changes that the ledger holds `later` made too.
+
+    A setting that the profile itself has changed since (`cockpit resume --set`) is left as the profile has it.
+    """
+    kept = json.loads(path.read_text())
+    values: dict[str, Any] = kept["live"]
+    skipped = set(kept["skipped"])
+    for entry in later:
+        if entry.name in KEPT:
+            values[entry.name] = entry.new
+        elif entry.name == SKIPPED:
+            skipped |= set(entry.new)
+    asked = {key for key in KEPT if setting(submitted, key) != kept["submitted"].get(key)}
+    for group in _TOGETHER:
+        if asked & group:
+            asked |= group
     live = submitted
-    for key, (before, after) in json.loads(path.read_text()).items():
-        if setting(submitted, key) == before:
-            live = changed(live, key, after)
-    return live
+    for key, value in values.items():
+        if key not in asked and key in KEPT:
+            live = replaced(live, key, value)
+    return live, skipped

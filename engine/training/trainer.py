@@ -7,16 +7,17 @@ library keeps the loop: batches, backward passes, clipping, optimiser, schedule,
 from __future__ import annotations
 
 import itertools
-import math
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from engine.protocol.journal import Metrics
+from engine.training import rehearsal, resuming
+from engine.training.guarding import Guarding, recent
 from engine.training.held_out import HeldOut
+from engine.training.host import Host
 from engine.training.rows import Collate
-from engine.training.saving import Saving
 
 if TYPE_CHECKING:
     from engine.training.assemble import Parts
@@ -38,7 +39,7 @@ class Tally:
     mark: float = field(default_factory=time.perf_counter)
 
 
-class Steered(Saving):
+class Steered(Guarding):
     """Mixin before a `transformers.Trainer`; a method's trainer says what a loss is divided by and how held-out rows are measured."""
 
     def __init__(self, parts: Parts, *, collate: Collate, args: Any, **library: Any) -> None:
@@ -48,7 +49,7 @@ class Steered(Saving):
 
         self.job = job = parts.job
         self.ranks, self.voice, self.profile = job.ranks, job.voice, job.profile
-        self.windows = parts.windows
+        self.windows, self.collate = parts.windows, collate
         # A generator of its own: the loader must not draw from the one that dropout uses.
         self._loader = DataLoader(
             parts.rows, batch_sampler=parts.windows, collate_fn=collate, generator=torch.Generator()
@@ -59,6 +60,11 @@ class Steered(Saving):
         self._tally = Tally()
         self._boundary = 0
         self._begun = False
+        self._opening = None
+        self._recent = recent()
+        self._host = Host(job.run.path, job.inbox.pids)
+        self.greet: Callable[[str], None] = lambda drift: None
+        """Called when all is in place, with how a resume went."""
         super().__init__(
             model=parts.model, args=args, train_dataset=parts.rows, processing_class=job.tokenizer, **library
         )
@@ -106,7 +112,9 @@ class Steered(Saving):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """A window's micro-batches and its units, over all ranks; ours to count on the way."""
+        opening = self.snapshot()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self._opening, self._exhausted = opening if batches else None, ""
         self._tally.rows += sum(batch.pop("rows") for batch in batches)
         self._tally.tokens += sum(batch.pop("tokens") for batch in batches)
         units = self.ranks.sum([sum(self.units(batch) for batch in batches)])[0]
@@ -115,41 +123,40 @@ class Steered(Saving):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
-    def _clip_grad_norm(self, model: Any) -> Any:
-        return self._guard(super()._clip_grad_norm(model))
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        if grad_norm is not None:
-            return grad_norm
-        return self._guard(super()._get_grad_norm(model))
-
-    def _guard(self, norm: Any) -> Any:
-        """A gradient that is not finite must not reach the weights: drop it, and ask for a pause. All ranks see the same norm."""
-        if self.accelerator.scaler is None and not math.isfinite(norm):
-            for parameter in self.model.parameters():
-                parameter.grad = None
-            self._trouble = "gradient not finite"
-        return norm
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The session has put the weights in place; the rest of a resume is the library's."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self._set_random_state(Path(checkpoint))
+        """Done before the first step, in `_begin`; fetching the batches to pass over draws nothing."""
 
     # ── the boundary ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def snapshot(self) -> dict[str, Any]:
+        tally = {field.name: getattr(self._tally, field.name) for field in fields(Tally)}
+        return {
+            "random": resuming.random_state(),
+            "tally": tally | {"noted": dict(self._tally.noted)},
+            "recent": list(self._recent),
+        }
+
+    def take_up(self, snapshot: dict[str, Any]) -> None:
+        resuming.set_random_state(snapshot["random"])
+        self._tally = Tally(**snapshot["tally"] | {"mark": time.perf_counter()})
+        self._recent = recent(snapshot["recent"])
 
     def _begin(self, step: int) -> None:
         """Before the first step of this attempt, with everything in place."""
         self._begun = True
         self._boundary = step
+        self.greet(resuming.take_up(self, self._resumed) if self._resumed else "")
+        if self.profile.training.rehearsal:
+            rehearsal.rehearse(self, fresh=self._resumed is None)
         if step == 0 and self.profile.evaluation.at_start:
             self.evaluate_now(step)
         self._obey(step)
         self._end_if_done(step)
         self.voice.phase("first step")
-        self._tally = Tally()
+        self._tally.mark = time.perf_counter()
 
     def _maybe_log_save_evaluate(
         self,
@@ -166,6 +173,7 @@ class Steered(Saving):
         if step == self._boundary:
             return  # the library calls once more after an epoch
         self._boundary = self.job.inbox.step = step
+        self._opening = None
         self._account(tr_loss)
         self.voice.link.alive(step=step)
         self._report(step, grad_norm, learning_rate)
@@ -193,7 +201,7 @@ class Steered(Saving):
         self._tally.seconds += now - self._tally.mark
         self._tally.steps += 1
         loss = tr_loss.item() / self.ranks.world
-        tr_loss -= tr_loss
+        tr_loss.zero_()  # a difference of NaN and itself would stay NaN
         self._tally.loss += loss
 
     def _due(self, step: int, every: int | None) -> bool:
@@ -202,7 +210,7 @@ class Steered(Saving):
     def _report(self, step: int, grad_norm: Any, learning_rate: float | None) -> None:
         """Metrics of the steps since the last report, once the whole has been added up over the ranks."""
         last = step >= self.state.max_steps
-        if step % self.profile.logging.every_steps and not last and not self._trouble:
+        if step % self.profile.logging.every_steps and not last:
             return
         tally, self._tally = self._tally, Tally()
         loss, rows, tokens, *noted = self.ranks.sum(
@@ -220,11 +228,3 @@ class Steered(Saving):
         values |= {name: total / count for name, total, count in means if count}
         values |= self.job.device_peak()
         self.voice.tell(Metrics(attempt=self.job.attempt, step=step, epoch=self.state.epoch, values=values))
-        if not math.isfinite(loss):
-            self._trouble = "loss not finite"
-        if self._trouble:
-            self._warn(
-                step,
-                f"step {step}: {self._trouble}; this step's update was not applied",
-                "look at the data of this step, lower training.learning_rate, then continue or stop",
-            )

@@ -13,7 +13,7 @@ def _paused(run) -> list[str]:
 
 @pytest.mark.slow
 def test_a_full_disk_pauses_and_goes_on_when_there_is_room(start_run):
-    run = start_run("full", "training.max_steps=100000")
+    run = start_run("full", "training.max_steps=100000", "training.rehearsal=false")
     run.start(limit=6000)  # bytes a file: the journal is full after some twenty lines
     run.until(lambda: any("disk low" in beat.rank.phase for beat in run.heard if type(beat).__name__ == "Heartbeat"))
     steps = [entry.step for entry in run.entries(Metrics)]
@@ -32,7 +32,7 @@ def test_a_full_disk_pauses_and_goes_on_when_there_is_room(start_run):
 
 @pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_pauses_and_is_then_written(start_run):
-    run = start_run("big", "training.max_steps=6", "checkpoint.every_steps=3", "adapter.rank=32")
+    run = start_run("big", "training.max_steps=6", "checkpoint.every_steps=3", "adapter.rank=32", "training.rehearsal=false")
     run.start(limit=50_000)
     run.until(lambda: _paused(run))
     assert "checkpoint cannot be written" in _paused(run)[0]
@@ -50,7 +50,7 @@ def test_a_gradient_that_is_not_finite_pauses_and_spares_the_weights(start_run):
     run.start()
     run.until(lambda: _paused(run))
     assert _paused(run)[0] in ("gradient not finite", "loss not finite")
-    assert "not applied" in run.entries(Warn)[-1].message
+    assert "not been applied" in run.entries(Warn)[-1].message
     run.ask("stop")
     assert run.wait() == 0
     assert run.entries(End)[-1].status == "stopped"

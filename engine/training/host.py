@@ -1,0 +1,82 @@
+"""What asks a run to pause for a while: a full disk, a host that others need, a device that is too hot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from engine.training.options import LimitOptions
+
+LOOK = 5.0
+"""Seconds between two looks."""
+
+
+class Host:
+    """Looked at by rank 0. `pids` are the job's own processes: what they compute is not held against the host."""
+
+    def __init__(self, writes_to: Path, pids: Sequence[int]) -> None:
+        self._writes_to, self._pids = writes_to, pids
+        self._looked = 0.0
+        self._busy: tuple[float, float, float] | None = None
+        """At the last look: seconds since some epoch, and CPU seconds spent by all and by this job."""
+
+    def due(self) -> bool:
+        """Whether it is time for another look; the answer counts as one."""
+        now = time.monotonic()
+        if now - self._looked < LOOK:
+            return False
+        self._looked = now
+        return True
+
+    def trouble(self, limits: LimitOptions) -> str:
+        """The first limit that is exceeded, in words; empty when none is."""
+        free = shutil.disk_usage(self._writes_to).free / 1e9
+        if free < limits.disk_free_gb:
+            return f"disk low: {free:.1f} GB free, limits.disk_free_gb is {limits.disk_free_gb:g}"
+        used = psutil.virtual_memory().percent
+        if limits.memory_percent is not None and used > limits.memory_percent:
+            return f"host memory: {used:.0f} % in use, limits.memory_percent is {limits.memory_percent:g}"
+        if limits.cpu_percent is not None and (others := self._others()) > limits.cpu_percent:
+            return f"host CPU: other programs use {others:.0f} %, limits.cpu_percent is {limits.cpu_percent:g}"
+        if limits.temperature is not None and (hottest := max(temperatures(), default=0.0)) > limits.temperature:
+            return f"device too hot: {hottest:.0f} °C, limits.temperature is {limits.temperature:g}"
+        return ""
+
+    def _others(self) -> float:
+        """Share of the host's CPU that was spent on other programs since the last look, in percent; 0 at the first."""
+        before, self._busy = self._busy, (time.monotonic(), _spent(), sum(map(_spent_by, self._pids)))
+        if before is None:
+            return 0.0
+        seconds, all_of_it, ours = (now - then for now, then in zip(self._busy, before, strict=True))
+        return 100 * max(0.0, all_of_it - ours) / (seconds * (os.cpu_count() or 1))
+
+
+def _spent() -> float:
+    """CPU seconds that the host has spent on anything."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
+
+
+def _spent_by(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def temperatures() -> list[float]:
+    """°C of the devices that this job sees; empty where nothing tells."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    try:
+        return [float(torch.cuda.temperature(index)) for index in range(torch.cuda.device_count())]
+    except (RuntimeError, ImportError):  # no NVML, or a virtual card without a sensor
+        return []

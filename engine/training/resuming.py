@@ -1,0 +1,164 @@
+"""Going on from a checkpoint as if nothing had happened, and saying so, or what is different.
+
+Beside weights, optimiser and schedule a checkpoint holds what each rank had in hand (`RANKS`: its generators, sums not yet reported)
+and a fingerprint (`FILE`): digests of all that, a hash of the batch that comes next, and the environment. A resume computes the
+fingerprint again, with everything in place, and compares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.training import report
+
+RANKS = "ranks.pt"
+"""In a checkpoint's `trainer/`: each rank's snapshot, in rank order."""
+FILE = "fingerprint.json"
+EXACT = "exact"
+_SAMPLE = 1024
+"""Elements of each tensor that go into a digest: enough to tell states apart, cheap beside a step."""
+_SECTIONS = ("model", "adapter", "method", "training")
+_WITHOUT_EFFECT = {"training.rehearsal", "training.threads"}
+"""Settings of these sections that change no number, or are told as themselves."""
+
+
+def random_state() -> dict[str, Any]:
+    """All generators of this process."""
+    import numpy
+    import torch
+
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": numpy.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    import numpy
+    import torch
+
+    random.setstate(state["python"])
+    numpy.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def take_up(trainer: Any, folder: Path) -> str:
+    """Put this rank's generators and sums in place; returns `exact`, or in words what is not as it was. On every rank."""
+    import torch
+
+    snapshots = torch.load(folder / RANKS, weights_only=False, map_location="cpu")
+    if len(snapshots) == trainer.ranks.world:
+        trainer.take_up(snapshots[trainer.ranks.rank])
+    now = fingerprint(trainer, trainer.state.global_step, trainer.ranks.gather(trainer.snapshot()))
+    then = json.loads((folder / FILE).read_text())
+    drifted = list(_differences(then, json.loads(json.dumps(now))))
+    said: str = trainer.ranks.broadcast(f"not exact: {'; '.join(drifted)}" if drifted else EXACT)
+    return said
+
+
+def fingerprint(trainer: Any, step: int, snapshots: list[dict[str, Any]]) -> dict[str, Any]:
+    """What an exact resume must find again. Computed alike on every rank; cheap beside writing a checkpoint."""
+    import torch
+
+    job = trainer.job
+    return {
+        "ranks": trainer.ranks.world,
+        "next batch": _batch_digest(trainer, step),
+        "data": job.prepared.get("hash"),
+        "weights": digest([p for p in trainer.model.parameters() if p.requires_grad]),
+        "optimiser": digest(_states(trainer.optimizer)),
+        "schedule": trainer.lr_scheduler.last_epoch,
+        "generators": [digest(snapshot["random"]) for snapshot in snapshots],
+        "threads per rank": torch.get_num_threads(),
+        "device": job.device.label,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "computing in": str(job.device.compute),
+        "versions": report.versions(),
+        "settings": _settings(trainer.profile.resolved()),
+    }
+
+
+def _batch_digest(trainer: Any, step: int) -> str:
+    """Of the rows of the global batch that comes after `step` steps."""
+    found = hashlib.sha256()
+    for row in trainer.windows.window(step):
+        found.update(json.dumps(trainer.train_dataset[row], sort_keys=True, default=str).encode())
+    return found.hexdigest()
+
+
+def _states(optimizer: Any) -> list[Any]:
+    """The states of all weights, in the optimiser's own order."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return [inner.state.get(p) for group in inner.param_groups for p in group["params"]]
+
+
+def digest(content: Any) -> str:
+    """A short hash of nested states: tensors by shape, dtype and some of their elements, all else whole."""
+    found = hashlib.sha256()
+    for piece in _pieces(content):
+        found.update(piece)
+    return found.hexdigest()[:16]
+
+
+def _pieces(content: Any) -> Iterator[bytes]:
+    import torch
+
+    if isinstance(content, torch.Tensor):
+        yield f"{tuple(content.shape)}{content.dtype}".encode()
+        flat = content.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE].cpu().contiguous()
+        yield some.view(torch.uint8).numpy().tobytes() if some.numel() else b""
+    elif isinstance(content, Mapping):
+        for key in sorted(content, key=str):
+            yield str(key).encode()
+            yield from _pieces(content[key])
+    elif isinstance(content, (list, tuple)):
+        for each in content:
+            yield from _pieces(each)
+    elif hasattr(content, "tobytes"):
+        yield content.tobytes()
+    else:
+        yield repr(content).encode()
+
+
+def _settings(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that numbers depend on, by their full names."""
+    flat = {f"{section}.{key}": value for section in _SECTIONS for key, value in (resolved.get(section) or {}).items()}
+    return {key: value for key, value in flat.items() if key not in _WITHOUT_EFFECT}
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs, in words, what is behind it first; what only follows from another difference is not told twice."""
+    settings = {**then["settings"], **now["settings"]}
+    for key in sorted(settings):
+        before, after = then["settings"].get(key), now["settings"].get(key)
+        if before != after:
+            yield f"{key} {before} → {after}"
+    for name in sorted({*then["versions"], *now["versions"]}):
+        before, after = then["versions"].get(name, "none"), now["versions"].get(name, "none")
+        if before != after:
+            yield f"{name} {before} → {after}"
+    for name in ("ranks", "threads per rank", "device", "processor", "computing in"):
+        if then[name] != now[name]:
+            yield f"{name} {then[name]} → {now[name]}"
+    if then["data"] != now["data"]:
+        yield "other data"
+    if then["next batch"] != now["next batch"]:
+        yield "the next batch holds other rows"
+    for name in ("weights", "optimiser", "schedule"):
+        if then[name] != now[name]:
+            yield f"the {name} read back differs" if name != "weights" else "the weights read back differ"
+    if then["ranks"] == now["ranks"] and then["generators"] != now["generators"]:
+        yield "the random generators stand elsewhere"
