@@ -32,6 +32,17 @@ COUNTED = 5000
 """Rows up to which tokens are counted without being asked for."""
 REJECTED = "rejected"
 """The part of bad rows."""
+SOURCES = "sources"
+"""The choice that shows the rows before all stages."""
+STAGES = {
+    "expand": "asks the service for new rows; what it answered before is kept",
+    "validate": "bad rows out, each with its reason",
+    "clean": "text repaired, rows that the rules refuse out",
+    "dedup": "equal and nearly equal rows out",
+    "split": "validation and test rows set apart",
+    "balance": "the values of a column evened out",
+    "tokenize": "all of them, as a run does first",
+}
 VIEWS = ("conversation", "tokens", "text", "raw")
 """How a row is shown, in the order of the key."""
 EMPTY = Content.from_markup(
@@ -151,7 +162,8 @@ class DataScreen(DecidingScreen):
         # Whoever opens the work of an expansion, and not a profile, is there to decide about its rows.
         self._enter(EXPANDED if is_data and EXPANDED in summary["parts"] else "train")
         await self._show()
-        if summary["rows"] <= COUNTED:
+        # Counting would keep the worker from taking decisions meanwhile.
+        if summary["rows"] <= COUNTED and self.part != EXPANDED:
             await self._count()
 
     async def _count(self) -> None:
@@ -224,7 +236,9 @@ class DataScreen(DecidingScreen):
         where = f"{row['file'].rpartition('/')[2]}:{row['line']}" if row.get("file") else ""
         found = f"found by {self.queries[part]}" if part in self.queries else ""
         decision = str(row.get("decision", ""))
-        self._place(part, f"row {index + 1:,} of {self.totals[part]:,}", decision, found, counts, where)
+        after = f"after {self.summary['shown']}" if self.summary.get("shown") and part != EXPANDED else ""
+        name = f"{part} {after}".strip()
+        self._place(name, f"row {index + 1:,} of {self.totals[part]:,}", decision, found, counts, where)
 
     def _nothing(self, part: str) -> Content:
         """Why a part shows no row, and what to do."""
@@ -346,18 +360,36 @@ class DataScreen(DecidingScreen):
 
     @work(exclusive=True, group="open")
     async def action_run(self) -> None:
-        """All stages of the profile, as a run would do them first."""
+        """The stages of the profile up to one, as a run would do them first; what leaves that one is shown."""
         if not self.summary:
             return
+        names = self.summary["stages"]
+        choices = [Choice(name, STAGES[name]) for name in names]
+        choices += [Choice(SOURCES, "the rows as they were read")] if self.summary.get("shown") else []
+        picker = Picker("Run the stages up to", "their rows are shown then", choices, len(names) - 1)
+        if picked := await self.app.push_screen_wait(picker):
+            await self._run_until("" if picked == SOURCES else picked)
+
+    async def _run_until(self, name: str) -> None:
         self._place("running the stages …", "Esc stops")
-        if (done := await self.ask("prepare", {})) is None:
+        done = await self.ask("stages", {"until": name})
+        if done is None:
             return
-        self.summary["done"] = [*done["stages"], _tokenised(done)]
-        self._show_facts()
-        self.notify(
-            f"{done['rows']:,} rows, {done['tokens']:,} tokens, {done['trained_tokens']:,} trained", title="Prepared"
-        )
-        await self._show()
+        self.changed = False
+        tokenised = [_tokenised(done)] if "stats" in done else []
+        self.summary |= {"done": [*done["stages"], *tokenised], "shown": name}
+        self.summary |= {"parts": done["parts"], "decisions": done["decisions"]}
+        self.totals, self.queries = dict(done["parts"]), {}
+        self.rows.clear()
+        self.stats.clear()
+        self.view = "conversation" if self.view == "batch" else self.view
+        self._enter(self.part if self.totals.get(self.part) else "train")
+        self.action_go_to(0)
+        if tokenised:
+            told = f"{done['rows']:,} rows, {done['tokens']:,} tokens, {done['trained_tokens']:,} trained"
+            self.notify(told, title="Prepared")
+        if sum(rows for part, rows in self.totals.items() if part != REJECTED) <= COUNTED:
+            await self._count()
 
     async def action_stop(self) -> None:
         """Esc: give up what is being asked, else leave the batches, else go back."""

@@ -30,9 +30,10 @@ class Picker(ModalScreen[str | None]):
     """
     BINDINGS = [("escape", "dismiss(None)", "Leave"), ("down", "move(1)", "Next"), ("up", "move(-1)", "Previous")]
 
-    def __init__(self, title: str, placeholder: str, choices: Sequence[Choice]) -> None:
+    def __init__(self, title: str, placeholder: str, choices: Sequence[Choice], start: int = 0) -> None:
+        """`start`: the choice that Enter alone takes."""
         super().__init__()
-        self.heading, self.placeholder, self.choices = title, placeholder, choices
+        self.heading, self.placeholder, self.choices, self.start = title, placeholder, choices, start
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -56,7 +57,7 @@ class Picker(ModalScreen[str | None]):
                 listing.add_option(
                     Option(Content.assemble(choice.value, (f"  {choice.detail}", "dim")), id=choice.value)
                 )
-        listing.highlighted = 0 if listing.option_count else None
+        listing.highlighted = (0 if text else self.start) if listing.option_count else None
 
     def action_move(self, by: int) -> None:
         listing = self.query_one(OptionList)

@@ -114,16 +114,22 @@ def histogram(bars: Sequence[Sequence[float]]) -> list[Content]:
     return lines
 
 
-def stages(asked: Sequence[str], done: Sequence[Mapping[str, Any]]) -> list[Content]:
-    """What a run does with the rows first: with counts once it is done."""
-    if not done:
-        names = " → ".join(["validate", *asked, "tokenize"])
-        return [Content(names), Content.assemble(("r", "$accent"), (" runs them", "dim"))]
+def stages(asked: Sequence[str], done: Sequence[Mapping[str, Any]], shown: str) -> list[Content]:
+    """What a run does with the rows first: rows in and out of those that are done, a mark at the one whose rows are shown."""
     lines = []
+    if not done:
+        lines.append(Content(" → ".join(asked)))
     for stage in done:
         part = "" if stage.get("part", "train") == "train" else f" {stage['part']}"
         counts = f"{stage.get('in', 0):,} → {stage.get('out', 0):,}"
-        lines.append(Content.assemble((f"{stage['name'] + part:<21}", "dim"), counts))
+        mark = "▸ " if stage["name"] == shown else "  "
+        lines.append(Content.assemble((mark, "$accent"), (f"{stage['name'] + part:<21}", "dim"), counts))
+    names = {stage["name"] for stage in done}
+    left = [name for name in asked if name not in names | {"expand"}]
+    if done and left:
+        lines.append(Content.styled(f"  then {' → '.join(left)}", "dim"))
+    if done or asked:
+        lines.append(Content.assemble(("r", "$accent"), (" runs them up to one, and shows its rows", "dim")))
     return lines
 
 
@@ -150,7 +156,7 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
         lines += [Content.assemble((f"{word:<10}", "dim"), f"{rows:,}") for word, rows in summary["decisions"].items()]
         lines.append(Content.assemble(("v", "$accent"), (" goes to them", "dim")))
     lines += [Content(""), Content.styled("Stages", "bold $accent")]
-    lines += stages(summary.get("stages", ()), summary.get("done", ()))
+    lines += stages(summary.get("stages", ()), summary.get("done", ()), summary.get("shown", ""))
     for part, numbers in stats.items():
         lines += [Content(""), Content.styled(f"Tokens, {part}", "bold $accent"), *_numbers(numbers)]
     if summary["problems"]:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from engine.prep import partly, staged
 from engine.prep.base import load_tokenizer, locate_base
 from engine.prep.chat import Refused, Renderer
 from engine.prep.expand import decisions
@@ -19,9 +20,10 @@ from engine.prep.formats.canonical import Canonical
 from engine.prep.indexed import Indexed, Indexer
 from engine.prep.options import SourceOptions
 from engine.prep.rows import Rejects, Row
+from engine.prep.staged import StagedFile
 from engine.prep.stages import located
 from engine.prep.stages.located import PARTS
-from engine.prep.stages.pipeline import ASKED
+from engine.prep.stages.pipeline import Rows
 from engine.prep.stats import histogram
 from engine.prep.tokenize import MASKED, Counts, bare, encode, label, tokenize
 from engine.prep.views import EXPANDED, Query, select
@@ -42,7 +44,7 @@ Progress = Callable[[int, int], None]
 class Browser:
     """The rows of a profile's sources, and the bad ones. Weights and `data.max_rows` change what is trained, not what is shown.
 
-    A part can be narrowed to the rows that fit a query; rows are then numbered among these. Where a source is what an expansion made,
+    After `show`, the rows that left a stage stand in place of those of the sources. A part can be narrowed to the rows that fit a query; rows are then numbered among these. Where a source is what an expansion made,
     there is a part of all its rows, and decisions about them are taken.
     """
 
@@ -64,6 +66,8 @@ class Browser:
         for part, source, paths in self._located:
             self.parts[part].append(self._index(source, paths, partial(_report, progress, done, total)))
             done += sum(path.stat().st_size for path in paths)
+        self.left: dict[str, StagedFile] | None = None
+        """What left a stage, when that is shown."""
         self.reviews = self._reviews()
         """The expansions among the sources."""
 
@@ -83,11 +87,11 @@ class Browser:
                 for files in sources
             ],
             "rows": sum(self.total(part) for part in self.parts),
-            "parts": {part: self.total(part) for part in (*PARTS, *([EXPANDED] if self.reviews else ()), REJECTED)},
+            "parts": self.totals(),
             "decisions": self.decisions(),
             "columns": self.columns,
             "problems": [problem.told() for problem in self.problems[:_TOLD]],
-            "stages": [name for name in ASKED if getattr(self.profile.data, name)],
+            "stages": partly.stages(self.profile),
             "template": self.profile.data.template,
             "base": self.profile.model.base,
         }
@@ -104,6 +108,27 @@ class Browser:
         if not query.empty:
             self._views[part] = select(self, part, query, progress)
         return self.shown(part)
+
+    def totals(self) -> dict[str, int]:
+        """Rows of each part; there is one of expanded rows where there is an expansion."""
+        return {part: self.total(part) for part in (*PARTS, *([EXPANDED] if self.reviews else ()), REJECTED)}
+
+    def review(self, folder: Path, forms: list[SourceOptions]) -> None:
+        """Have the rows of another expansion among the expanded ones: those that the profile itself had made. Raises ProblemError."""
+        others = [review for review in self.reviews if review.folder != folder]
+        self.reviews = [*others, _review(folder, forms)]
+        self._views.pop(EXPANDED, None)
+
+    def show(self, left: Rows | None, progress: Progress) -> dict[str, int]:
+        """The rows, and the rejected ones, as they leave the stages; by None as the sources have them. Returns rows by part."""
+        if left is None:
+            self.left, self.problems = None, self._indexer.problems
+        else:
+            total = sum(path.stat().st_size for path in left.parts.values())
+            self.left = staged.parts(left, lambda done: progress(done, total))
+            self.problems = staged.problems(left)
+        self._views = {part: view for part, view in self._views.items() if part == EXPANDED}
+        return self.totals()
 
     def total(self, part: str) -> int:
         """Rows of a part."""
@@ -152,7 +177,8 @@ class Browser:
         return {"before": before, "decisions": self.decisions(), "index": index}
 
     def reread(self, progress: Progress) -> dict[str, Any]:
-        """Read the sources again that decisions have changed. Returns the summary. Raises ProblemError."""
+        """Read the sources again that decisions have changed, and show them. Returns the summary. Raises ProblemError."""
+        self.show(None, progress)
         folders = {review.folder for review in self.reviews}
         places: Counter[str] = Counter()
         for part, source, paths in self._located:
@@ -267,11 +293,7 @@ class Browser:
             for path in paths:
                 folder = path.parent
                 if path.name == decisions.ROWS and folder not in found and decisions.is_expansion(folder):
-                    made, _ = self._indexer.index(source, folder / decisions.MADE, None, lambda _: None)
-                    try:
-                        found[folder] = Review(folder, made)
-                    except (ValueError, KeyError, OSError) as error:
-                        raise ProblemError(Problem(title=f"the expansion in {folder} cannot be read", cause=str(error)))
+                    found[folder] = _review(folder, [source])
         return list(found.values())
 
     def _review(self, at: int) -> tuple[Review, int]:
@@ -283,12 +305,16 @@ class Browser:
             number -= len(review)
         raise ValueError(f"there is no expanded row {at}")
 
-    def _each(self, part: str) -> Iterator[Indexed]:
+    def _each(self, part: str) -> Iterator[Indexed | StagedFile]:
         if part == EXPANDED:
             return (review.indexed for review in self.reviews)
+        if self.left is not None:
+            if part not in PARTS:
+                raise KeyError(part)
+            return iter([self.left[part]] if part in self.left else [])
         return itertools.chain.from_iterable(self.parts[part])
 
-    def _find(self, part: str, index: int) -> tuple[Indexed, int]:
+    def _find(self, part: str, index: int) -> tuple[Indexed | StagedFile, int]:
         """The file and the place in it of a row, numbered as it is shown."""
         if 0 <= index < self.shown(part):
             at = self._views[part][index] if part in self._views else index
@@ -326,6 +352,13 @@ class Browser:
         return self._tokenizer
 
 
+def _review(folder: Path, forms: list[SourceOptions]) -> Review:
+    try:
+        return Review(folder, forms)
+    except (ValueError, KeyError, OSError) as error:
+        raise ProblemError(Problem(title=f"the expansion in {folder} cannot be read", cause=str(error)))
+
+
 def _further(progress: Callable[[int], object], before: int, done: int) -> None:
     progress(before + done)
 
@@ -334,5 +367,5 @@ def _report(progress: Progress, before: int, total: int, done: int) -> None:
     progress(before + done, total)
 
 
-def _content(indexed: Indexed, at: int, raw: bytes) -> Canonical:
+def _content(indexed: Indexed | StagedFile, at: int, raw: bytes) -> Canonical:
     return indexed.row(at, raw).content

@@ -88,7 +88,8 @@ class Problematic:
     stored: Path
     line: int
     offset: int
-    end: int
+    end: int | None
+    """None for the end of the line."""
     reason: str
 
     def told(self) -> dict[str, Any]:
@@ -100,7 +101,8 @@ class Problematic:
             return ""
         with self.stored.open("rb") as file:
             file.seek(self.offset)
-            return file.read(min(self.end - self.offset, 2**16)).decode("utf-8", "replace").rstrip("\n")
+            raw = file.readline(2**16) if self.end is None else file.read(min(self.end - self.offset, 2**16))
+        return raw.decode("utf-8", "replace").rstrip("\n")
 
 
 class Indexer:

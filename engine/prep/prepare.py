@@ -41,14 +41,14 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     base, tokenizer_folder = locate_base(profile, home, progress)
     if already := tokenised.folders(profile.data, profile.directory):
         return {**_as_it_is(profile, tokenizer_folder, already), "base": base}
-    sources = _sources(profile, home, progress)
+    sources = sources_of(profile, home, progress)
     of_rows = files_of(sources)
     files = {**of_rows, **tokenizer_files(profile, tokenizer_folder)}
     total = sum(path.stat().st_size for path in files.values())
     digests = cache.digests(files, lambda done: progress("reading", done, total))
     expansion = expand(profile, home, sources, digests, progress) if profile.data.expand else None
     of_rows = files_of(sources)
-    settings = _row_settings(profile, sources)
+    settings = row_settings(profile, sources)
     rows_name = "data-" + cache.name({role: digests[role] for role in of_rows}, settings)
     data = profile.data
     name = cache.name(
@@ -91,7 +91,7 @@ def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]
     }
 
 
-def _sources(profile: Profile, home: Home, progress: Progress) -> Located:
+def sources_of(profile: Profile, home: Home, progress: Progress) -> Located:
     """The files that each part is read from. Raises ProblemError."""
     found: Located = {part: [] for part in PARTS}
     for part in PARTS:
@@ -131,7 +131,7 @@ def expand(
     return made.report
 
 
-def _row_settings(profile: Profile, sources: Located) -> dict[str, Any]:
+def row_settings(profile: Profile, sources: Located) -> dict[str, Any]:
     """All that the rows depend on beside the bytes of their files, wherever those lie."""
     listed = {
         part: [{"files": len(paths), **options.model_dump(exclude={"source"})} for options, paths in found]
@@ -158,18 +158,19 @@ def _how(profile: Profile) -> dict[str, Any]:
 def _rows(profile: Profile, home: Home, sources: Located, name: str, work: Path, progress: Progress) -> Rows:
     """The rows after all stages: in the cache when the profile asks for any, else beside the work that they are for."""
     if not any(getattr(profile.data, key) for key in ASKED):
-        return _staged(profile, sources, work / "rows", progress)
+        return staged(profile, sources, work / "rows", progress)
     kept = home.cache / name
     if not (kept / "rows.json").is_file():
         with cache.workshop(home, name) as shop:
             if not (kept / "rows.json").is_file():
-                rows = _staged(profile, sources, shop / "rows", progress)
+                rows = staged(profile, sources, shop / "rows", progress)
                 with cache.entry(home, name) as folder:
                     rows.keep(folder)
     return Rows.load(kept)
 
 
-def _staged(profile: Profile, sources: Located, folder: Path, progress: Progress) -> Rows:
+def staged(profile: Profile, sources: Located, folder: Path, progress: Progress, begun: Rows | None = None) -> Rows:
+    """All stages that the profile asks for but those that `begun` has behind it. Raises ProblemError."""
     data = profile.data
     context = Context(folder, data.processes or default_processes(), progress)
     with refusing("The data cannot be prepared"):
@@ -181,6 +182,7 @@ def _staged(profile: Profile, sources: Located, folder: Path, progress: Progress
             lambda part, counts: check_rejects(
                 bad(profile, counts), counts["in"], counts["first"], data.max_rejected, f"data.{part}"
             ),
+            begun,
         )
 
 

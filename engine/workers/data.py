@@ -1,7 +1,7 @@
 """The data service: what a profile would train on, row by row and token by token.
 
 Questions: `open {profile, directory}`, `rows {part, start, count}`, `narrow {part, query}`, `tokens {part, index}`, `rendered {part, index}`,
-`stats {part}`, `prepare {}`, `batch {step}`, `decide {at, decision}`, `reread {}`. `open`, `narrow`, `stats`, `prepare` and `reread` say `progress {phase, done, total}` on the way and can
+`stats {part}`, `stages {until}`, `prepare {}`, `batch {step}`, `decide {at, decision}`, `reread {}`. `open`, `narrow`, `stats`, `stages`, `prepare` and `reread` say `progress {phase, done, total}` on the way and can
 be cancelled; what `prepare` has done by then is kept.
 """
 
@@ -15,17 +15,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.prep import views
+from engine.prep import partly, views
 from engine.prep.browse import Browser
 from engine.prep.prepare import prepare
+from engine.prep.stages import tokenised
 from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError
 from engine.protocol.profile import ProfileError, parse
 from engine.workers.link import Link
 
-QUESTIONS = ("open", "rows", "narrow", "tokens", "rendered", "stats", "prepare", "batch", "decide", "reread")
+QUESTIONS = ("open", "rows", "narrow", "tokens", "rendered", "stats", "prepare", "batch", "decide", "reread", "stages")
 _EVERY = 0.1
 """Seconds between two words of progress."""
+
+
+class Cancelled(Exception):
+    """The question is given up. No mistake of the user's: what was done until then is kept."""
 
 
 class Data:
@@ -66,6 +71,22 @@ class Data:
     def stats(self, asked: dict[str, Any]) -> dict[str, Any]:
         return self._opened().stats(asked.get("part", "train"), self._progress(asked))
 
+    def stages(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The stages up to and with the one named `until`, those done before taken from the cache; from then on the rows that leave it are
+        shown, by an empty name those of the sources. Returns the counts of the `stages`, the rows of the `parts`, the `decisions`, and of
+        `tokenize` also what `prepare` answers. Raises ValueError, ProblemError."""
+        browser, told, name = self._opened(), self._progress(asked), asked["until"]
+        if not name:
+            return {"stages": [], "parts": browser.show(None, told), "decisions": browser.decisions()}
+        if name == partly.TOKENIZE and tokenised.folders(browser.profile.data, browser.profile.directory):
+            return {**self.prepare(asked), "parts": browser.totals(), "decisions": {}}
+        left = partly.until(browser.profile, name, self.home, lambda phase, done, total: told(done, total, phase=phase))
+        if left.expansion:
+            browser.review(left.expansion, left.forms)
+        parts = browser.show(left.rows, told)
+        done = self.prepare(asked) if name == partly.TOKENIZE else {"stages": left.rows.stages}
+        return {**done, "parts": parts, "decisions": browser.decisions()}
+
     def prepare(self, asked: dict[str, Any]) -> dict[str, Any]:
         """All stages, as a run would do them first; quick when they are done already. Raises ProblemError."""
         told = self._progress(asked)
@@ -96,13 +117,13 @@ class Data:
         return self.browser
 
     def _progress(self, asked: dict[str, Any]) -> Callable[..., None]:
-        """Tells `progress(done, total, **more)`. Raises ProblemError once the question is cancelled."""
+        """Tells `progress(done, total, **more)`. Raises Cancelled once the question is."""
         request, told = asked.get("request", ""), 0.0
 
         def progress(done: int, total: int, **more: Any) -> None:
             nonlocal told
             if request in self.cancelled:
-                raise ProblemError(Problem(title="Cancelled"))
+                raise Cancelled
             if time.monotonic() - told >= _EVERY:
                 told = time.monotonic()
                 self.link.say(request, "progress", done=done, total=total, **more)
@@ -118,6 +139,8 @@ def answer(data: Data, instruction: Instruction) -> None:
             raise ValueError(f"data does not know {instruction.name!r}, only {', '.join(QUESTIONS)}")
         data.link.status("busy", detail=instruction.name)
         result = getattr(data, instruction.name)(instruction.arguments)
+    except Cancelled:
+        problem = Problem(title="Cancelled")
     except ProblemError as error:
         problem = error.problem
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -90,6 +90,11 @@ training: {micro_batch: 2}
 """
 
 
+def stages(screen: DataScreen) -> dict[str, tuple[int, int]]:
+    """Rows in and out of those that are done."""
+    return {stage["name"]: (stage["in"], stage["out"]) for stage in screen.summary.get("done", ())}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [HIGH, LOW])
 async def test_finding_batches_rejects_and_stages(size: tuple[int, int], working: Home) -> None:
@@ -121,9 +126,22 @@ async def test_finding_batches_rejects_and_stages(size: tuple[int, int], working
         await until(pilot, lambda: "not JSON" in shown(pilot) and "many.jsonl:10" in shown(pilot))
         assert_fits(pilot)
         await pilot.press("r")
-        await until(pilot, lambda: screen.summary.get("done"), 60)
-        stages = {stage["name"]: (stage["in"], stage["out"]) for stage in screen.summary["done"]}
-        assert stages == {"validate": (10, 9), "dedup": (9, 8), "tokenize": (8, 8)}
+        await until(pilot, lambda: "Run the stages up to" in shown(pilot) and "nearly equal rows out" in shown(pilot))
+        await pilot.press(*"dedup", "enter")
+        await until(pilot, lambda: "rejected after dedup · row 1 of 2" in shown(pilot), 60)
+        assert "validate: not JSON" in shown(pilot) and stages(screen) == {"validate": (10, 9), "dedup": (9, 8)}
+        await until(pilot, lambda: not screen.request, 20)
+        await pilot.press("end")
+        await until(
+            pilot, lambda: "dedup: exact duplicate of many.jsonl:1" in shown(pilot) and "many.jsonl:9" in shown(pilot)
+        )
+        await pilot.press("v")
+        await until(pilot, lambda: "train after dedup · row 1 of 8" in shown(pilot))
+        assert_fits(pilot)
+        await pilot.press("r", "enter")
+        await until(pilot, lambda: "tokenize" in stages(screen), 60)
+        assert stages(screen) == {"validate": (10, 9), "dedup": (9, 8), "tokenize": (8, 8)}
+        await until(pilot, lambda: not screen.request, 20)
         await pilot.press("b")
         await until(pilot, lambda: "batch of step 1 of 4" in shown(pilot) and "▌row 2" in shown(pilot), 20)
         await pilot.press("right")

@@ -7,22 +7,24 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+from engine.prep import mapping, rows
 from engine.prep.expand import decisions
 from engine.prep.expand.decisions import MADE, UNDECIDED, WORDS
 from engine.prep.formats.canonical import Canonical
 from engine.prep.indexed import Indexed
+from engine.prep.options import SourceOptions
 
 
 class Review:
     """The rows that were made in a folder. A row's number is its place in `made.jsonl`, from 0.
 
-    Holds 40 bytes a row. `indexed` has one place for each row, also where a row of the file stands for several canonical ones.
+    `indexed` has one place for each row, also where a row of the file stands for several canonical ones.
     """
 
-    def __init__(self, folder: Path, indexed: Indexed) -> None:
-        """Raises ValueError for files that are not as `expand` leaves them."""
+    def __init__(self, folder: Path, forms: list[SourceOptions]) -> None:
+        """`forms`: the sources that the seeds were of; each row has the form of one. Raises ValueError for files that are not as `expand` leaves them."""
         self.folder = folder
-        self.indexed = _once_each(indexed)
+        self.indexed = _indexed(folder / MADE, forms)
         with (folder / MADE).open("rb") as file:
             self._digests = [decisions.digest(line) for line in file]
         self._told = decisions.read(folder)
@@ -35,13 +37,13 @@ class Review:
 
     def decision(self, number: int) -> str:
         """`accepted`, `dropped` or `undecided`."""
-        return self._told.get(self._digests[self._line(number)], UNDECIDED)
+        return self._told.get(self._digests[number], UNDECIDED)
 
     def decide(self, number: int, decision: str) -> None:
         """Write a decision down; the folder's rows are in keeping with it when this returns. Raises ValueError for a word that is none."""
         if decision not in WORDS:
             raise ValueError(f"{decision} is no decision, only {', '.join(WORDS)}")
-        row = self._digests[self._line(number)]
+        row = self._digests[number]
         decisions.decide(self.folder, row, decision)
         self._told[row] = decision
 
@@ -54,14 +56,13 @@ class Review:
 
     def origin(self, number: int) -> dict[str, Any]:
         """The task, the request (from 1) and the item of its answer that a row was made of, and the seed rows that the request showed, canonical."""
-        line = self._line(number)
-        if line >= len(self._answers):
+        if number >= len(self._answers):
             return {}
         with (self.folder / "answers.jsonl").open("rb") as file:
-            file.seek(self._answers[line])
+            file.seek(self._answers[number])
             answer = json.loads(file.readline())
         seeds = [self._canonical(seed) for seed in answer["seeds"]]
-        return {"task": self._task, "request": answer["request"] + 1, "item": self._items[line], "seeds": seeds}
+        return {"task": self._task, "request": answer["request"] + 1, "item": self._items[number], "seeds": seeds}
 
     def _canonical(self, seed: dict[str, Any]) -> Canonical:
         try:
@@ -69,16 +70,29 @@ class Review:
         except ValueError:  # a seed need only fit its task
             return {"text": json.dumps(seed, ensure_ascii=False)}
 
-    def _line(self, number: int) -> int:
-        """Of `made.jsonl`, from 0."""
-        return self.indexed.lines[number] - 1
 
+def _indexed(path: Path, forms: list[SourceOptions]) -> Indexed:
+    """The lines of `made.jsonl`. Its rows have one of these forms each. Raises ValueError."""
+    shapes = [rows.shape_of(form, path) for form in forms]
+    converters = [mapping.converter(form, shape) for form, shape in zip(forms, shapes, strict=True)]
 
-def _once_each(indexed: Indexed) -> Indexed:
-    first = [at for at in range(len(indexed)) if at == 0 or indexed.lines[at] != indexed.lines[at - 1]]
-    for name in ("lines", "offsets", "ends"):
-        column = getattr(indexed, name)
-        setattr(indexed, name, array("Q", (column[at] for at in first)))
+    def convert(row: dict[str, Any]) -> list[Canonical]:
+        faults = []
+        for each in converters:
+            try:
+                return each(row)
+            except ValueError as error:
+                faults.append(str(error))
+        raise ValueError("; ".join(faults))
+
+    indexed = Indexed(forms[0], path, path, shapes[0], convert)
+    end = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            indexed.lines.append(number)
+            indexed.offsets.append(end)
+            end += len(line)
+            indexed.ends.append(end)
     return indexed
 
 

@@ -72,24 +72,32 @@ class Rows:
         return cls(parts, [folder / "rejects.jsonl"], told["stages"], told["files"])
 
 
-def run(data: DataOptions, located: Located, seed: int, context: Context, check: Check) -> Rows:
-    """Do what `data` asks for. The rows lie in `context.folder`, in which also a killed run goes on. Raises ValueError, OSError, and what `check` raises."""
+def run(
+    data: DataOptions, located: Located, seed: int, context: Context, check: Check, begun: Rows | None = None
+) -> Rows:
+    """Do what `data` asks for and `begun` has not behind it. The rows lie in `context.folder`, in which also a killed run goes on.
+
+    Raises ValueError, OSError, and what `check` raises.
+    """
     files = [str(path) for sources in located.values() for _, paths in sources for path in paths]
     work = _Work(data, seed, replace(context, files=tuple(files)))
+    if begun:
+        work.take(begun)
+    done = {stage["name"] for stage in work.stages}
     number = 0
     for part, sources in located.items():
-        if sources:
+        if sources and "validate" not in done:
             checked = work.validate(part, sources, number)
             check(part, checked)
         number += sum(len(paths) for _, paths in sources)
     for part in list(work.parts):
-        if data.clean:
+        if data.clean and "clean" not in done:
             work.clean(part)
-    if data.dedup:
+    if data.dedup and "dedup" not in done:
         work.dedup()
-    if data.split:
+    if data.split and "split" not in done:
         work.split()
-    if data.balance:
+    if data.balance and "balance" not in done:
         work.balance()
     weights = _weights(located)
     if data.max_rows or any(weight != 1 for weight in weights):
@@ -105,6 +113,19 @@ class _Work:
         self.parts: dict[str, Path] = {}
         self.rejects: list[Path] = []
         self.stages: list[dict[str, Any]] = []
+
+    def take(self, begun: Rows) -> None:
+        """Go on from these: under names of their own, which go when the next stage is done."""
+        self.context.folder.mkdir(parents=True, exist_ok=True)
+        for part, path in begun.parts.items():
+            own = self.context.folder / f"{part}.begun.jsonl"
+            own.unlink(missing_ok=True)
+            try:
+                os.link(path, own)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, own)
+            self.parts[part] = own
+        self.rejects, self.stages = list(begun.rejects), list(begun.stages)
 
     def validate(self, part: str, sources: list[tuple[SourceOptions, list[Path]]], number: int) -> dict[str, Any]:
         def make(context: Context, rows: Path, rejects: Path) -> dict[str, Any]:
