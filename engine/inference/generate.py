@@ -227,7 +227,8 @@ def _decode(
     cache = None
     # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
     with torch.no_grad():
-        shared = _shared(prompts)
+        # What attends both ways cannot be read in two parts.
+        shared = 0 if getattr(model, "reads_both_ways", False) else _shared(prompts)
         if shared:
             prefix = torch.tensor([list(prompts[0][:shared])], device=model.device)
             cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values

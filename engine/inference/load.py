@@ -14,6 +14,7 @@ from engine.inference import devices, lock
 from engine.inference.generate import Piece, Reply, Sampling, context_length, generate_batch, stream
 from engine.models import folders, targets
 from engine.models.embedded import Progress
+from engine.models.loading import pretrained
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
@@ -176,10 +177,9 @@ class Loaded:
 
 def _load_base(target: Target, dtype: str | None, quantization: str, device: str, needed: int) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = pretrained(
             target.base,
             dtype=getattr(torch, dtype) if dtype else "auto",
             quantization_config=quantization_config(quantization, dtype),

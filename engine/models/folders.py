@@ -10,10 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.catalogue import CATALOGUE
-from engine.models.weights import DamagedFile, Tensor, digest, is_lfs_pointer, read_header
+from engine.models.glm.generations import Unsupported, recognise, weights_problem
+from engine.models.pickled import read_shapes
+from engine.models.weights import DamagedFile, digest, is_lfs_pointer, read_header
 
 ADAPTER = "adapter_config.json"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json")
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "ice_text.model",
+)
+_GLM_TOKENIZERS = {
+    1: ("ice_text.model",),
+    2: ("tokenizer.model", "tokenizer.json"),
+    3: ("tokenizer.model", "tokenizer.json"),
+    4: ("tokenizer.json", "tokenizer.model"),
+}
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -26,7 +42,27 @@ def kind(folder: Path) -> str | None:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in TOKENIZERS)
+    """Whether there is a file that a tokenizer can be made of. A GLM folder in its original layout has settings without one, too."""
+    named = _GLM_TOKENIZERS.get(_glm(folder), TOKENIZERS)
+    return any((folder / name).is_file() for name in named)
+
+
+def is_original_glm(folder: Path) -> bool:
+    return _glm(folder) > 0
+
+
+def _tokenizer(folder: Path) -> str:
+    """The files that are missing where there is no tokenizer."""
+    return _GLM_TOKENIZERS.get(_glm(folder), ("tokenizer.json and tokenizer_config.json",))[0]
+
+
+def _glm(folder: Path) -> int:
+    """The generation of a GLM folder in its original layout; 0 for every other, and for one that cannot be told."""
+    try:
+        generation = recognise(read_json(folder / "config.json"))
+    except (DamagedFile, Unsupported, AttributeError):
+        return 0
+    return generation.number if generation else 0
 
 
 def read_json(path: Path) -> Any:
@@ -41,16 +77,19 @@ def read_json(path: Path) -> Any:
 
 def problems(folder: Path) -> list[str]:
     """What keeps a model or adapter folder from loading, a sentence each; empty when nothing does."""
+    found = weights_problems(folder)
+    if kind(folder) == "model" and not has_tokenizer(folder):
+        found.append(f"no tokenizer: copy {_tokenizer(folder)} beside the weights")
+    return found
+
+
+def weights_problems(folder: Path) -> list[str]:
+    """The same, for whoever wants the model alone: its tokenizer may be missing."""
     match kind(folder):
         case "adapter":
             return [*_pointers(folder), *_said(_check_adapter, folder)]
         case "model":
-            tokenizer = (
-                ()
-                if has_tokenizer(folder)
-                else ("no tokenizer: copy tokenizer.json and tokenizer_config.json beside the weights",)
-            )
-            return [*_pointers(folder), *_weights_problems(folder), *tokenizer]
+            return [*_pointers(folder), *_weights_problems(folder)]
     return ["there is no config.json and no adapter_config.json: this is not a model folder"]
 
 
@@ -111,14 +150,36 @@ def _check_adapter(folder: Path) -> None:
         raise DamagedFile("adapter_model.safetensors is missing")
 
 
+def family(folder: Path) -> str | None:
+    """What a GLM folder in its original layout holds and what happens when it is loaded; None for every other folder."""
+    try:
+        generation = recognise(read_json(folder / "config.json"))
+    except (DamagedFile, Unsupported):
+        return None
+    return f"{generation.name}: {generation.conversion}" if generation else None
+
+
 def _weights_problems(folder: Path) -> Iterator[str]:
-    yield from _said(read_json, folder / "config.json")
+    try:
+        generation = recognise(read_json(folder / "config.json"))
+    except (DamagedFile, Unsupported) as error:
+        yield str(error)
+        return
+    shapes: dict[str, tuple[int, ...]] = {}
+    wrong = list(_files_problems(folder, shapes))
+    yield from wrong
+    if generation and shapes and not wrong and (problem := weights_problem(generation, shapes)):
+        yield problem
+
+
+def _files_problems(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """What is wrong with the weights' files; `shapes` is filled with what their headers tell, by name."""
     for name in _WEIGHTS:
         if (folder / f"{name}.index.json").is_file():
-            yield from _sharded_problems(folder, f"{name}.index.json")
+            yield from _sharded_problems(folder, f"{name}.index.json", shapes)
             return
         if (folder / name).is_file():
-            yield from _said(_check_weights, folder / name)
+            yield from _said(lambda path: shapes.update(_check_weights(path)), folder / name)
             return
         if (folder / name).is_symlink():
             yield f"{name} is a link to a file that is gone: download it again"
@@ -126,32 +187,40 @@ def _weights_problems(folder: Path) -> Iterator[str]:
     yield "there are no weights: neither model.safetensors nor an index of shards"
 
 
-def _sharded_problems(folder: Path, index: str) -> Iterator[str]:
+def _sharded_problems(folder: Path, index: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
     try:
-        placed: dict[str, str] = read_json(folder / index)["weight_map"]
-    except (DamagedFile, KeyError, TypeError):
-        yield f"{index} cannot be read, or has no weight_map"
+        content = read_json(folder / index)
+        placed: dict[str, str] = dict(content["weight_map"])
+    except (DamagedFile, KeyError, TypeError, ValueError):
+        placed = {}
+    if not placed or not all(isinstance(shard, str) and 0 < len(shard) < 256 for shard in placed.values()):
+        yield f"{index} cannot be read, or has no weight_map from names to files"
         return
     shards = sorted(set(placed.values()))
+    whole = True
     for number, shard in enumerate(shards, 1):
         path = folder / shard
         if not path.is_file():
             yield f"shard {number} of {len(shards)} is missing: {shard}"
+            whole = False
             continue
         try:
             tensors = _check_weights(path)
         except DamagedFile as error:
             yield str(error)
+            whole = False
             continue
+        shapes.update(tensors)
         absent = [name for name, place in placed.items() if place == shard and tensors and name not in tensors]
         if absent:
             yield f"{shard} lacks {len(absent)} tensors that {index} puts there, {absent[0]} among them"
+            whole = False
+    if whole and not isinstance(content.get("metadata"), dict):
+        yield f'{index} has no metadata, which transformers wants: add "metadata": {{}} to it'
 
 
-def _check_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors, as far as the format tells without unpickling. Raises DamagedFile."""
+def _check_weights(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors by name; empty where the format does not tell without unpickling. Raises DamagedFile."""
     if path.suffix == ".safetensors":
-        return read_header(path)
-    if is_lfs_pointer(path):
-        raise DamagedFile(f"{path.name} is a git-lfs pointer, not the weights: run `git lfs pull` in its repository")
-    return {}
+        return {name: tensor.shape for name, tensor in read_header(path).items()}
+    return read_shapes(path)

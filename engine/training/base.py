@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 
+from engine.models.loading import pretrained
 from engine.models.options import ModelOptions
 from engine.protocol.messages import Problem, ProblemError
 from engine.training.devices import Device
@@ -19,14 +20,13 @@ Progress = Callable[[int, int], None]
 def load(folder: str, options: ModelOptions, device: Device, progress: Progress) -> Any:
     """The base on `device`, its floating-point tensors in the dtype that is computed in. Raises ProblemError."""
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     from engine.inference.load import quantization_config
 
     before = logging.set_tqdm_hook(lambda factory, args, kwargs: _Bar(factory(*args, **kwargs), args[0], progress))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = pretrained(
             folder,
             dtype=getattr(torch, options.dtype),
             quantization_config=quantization_config(options.quantization, options.dtype),

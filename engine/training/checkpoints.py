@@ -96,7 +96,10 @@ def prune(run: RunDirectory, keep: int, protected: set[int]) -> list[int]:
 
 def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     """The adapter, or the whole model in `dtype`, with config and tokenizer, as the libraries' own loaders expect them."""
-    model.save_pretrained(folder, state_dict=weights(model, dtype))
+    from peft import PeftModel
+
+    own = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(folder, state_dict=weights(model, dtype), **own)
     tokenizer.save_pretrained(folder)
     for card in folder.glob("README.md"):  # peft's empty form
         card.unlink()
@@ -112,7 +115,9 @@ def weights(model: Any, dtype: str) -> dict[str, Any]:
     from peft import PeftModel, get_peft_model_state_dict
 
     if isinstance(model, PeftModel):
-        adapter: dict[str, Any] = get_peft_model_state_dict(model)
+        # peft compares vocabularies with the base's config.json to guess whether embeddings were changed, and ours never are; a
+        # config in another layout (engine/models/glm) would make it store them.
+        adapter: dict[str, Any] = get_peft_model_state_dict(model, save_embedding_layers=False)
         return adapter
     return {name: tensor.to(getattr(torch, dtype)) for name, tensor in model.state_dict().items()}
 

@@ -62,4 +62,5 @@ def possible(model: Any, attention: str) -> bool:
         and model.config._attn_implementation == "sdpa"
         and plain
         and not sliding
+        and not getattr(model, "reads_both_ways", False)
     )
