@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from engine.prep.tokenizer_options import TokenizerOptions
 from engine.protocol.options import Options, option
 
 
@@ -21,6 +22,11 @@ class ModelOptions(Options):
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = option(
         "auto", help="Attention implementation; auto takes the fastest that is exact here."
+    )
+    tokenizer: str | TokenizerOptions | None = option(
+        None,
+        help="Tokenizer of a model that starts from its config: a folder or model that has one, or "
+        "{kind: bpe, vocab_size: 15000} to train one; none: the base's.",
     )
     trust_remote_code: bool = option(
         False, help="Run Python code that comes with the model folder. Leave it off unless you have read that code."

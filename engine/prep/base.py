@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.models import targets
-from engine.models.folders import has_tokenizer
+from engine.models import targets, tokenizers
+from engine.models.folders import has_tokenizer, is_original_glm
+from engine.models.targets import Target
 from engine.prep import cache
+from engine.prep.tokenizer_options import TokenizerOptions
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
@@ -19,10 +21,10 @@ Progress = Callable[[str, int, int], None]
 
 def load_tokenizer(folder: Path, template: str, directory: Path, trust_remote_code: bool) -> Any:
     """The folder's tokenizer, with the profile's template in place of its own unless that says `auto`. Raises ProblemError."""
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = tokenizers.load(folder, trust_remote_code)
+    except ProblemError:
+        raise
     except Exception as error:
         raise ProblemError(
             Problem(
@@ -47,7 +49,22 @@ def template_file(template: str, directory: Path) -> Path:
 
 
 def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str, Path]:
-    """The base model (absolute folder or hub id) and the folder of its tokenizer, pulled when it is a catalogue model. Raises ProblemError."""
+    """The base model (absolute folder or hub id) and the folder of the profile's tokenizer, pulled when they are of the catalogue.
+
+    Raises ProblemError, also for a tokenizer that the profile has trained: `prepare` makes that.
+    """
+    base, named = locate_model(profile, home, progress), profile.model.tokenizer
+    if isinstance(named, TokenizerOptions):
+        raise ProblemError(
+            Problem(title="The profile's tokenizer is not trained yet", hint="prepare the data first: that trains it")
+        )
+    if named is not None:
+        return base.base, tokenizer_of(named, profile.directory, home, progress)
+    return base.base, _with_tokenizer(base, "copy the tokenizer's files from where the model came from")
+
+
+def locate_model(profile: Profile, home: Home, progress: Progress) -> Target:
+    """The base model, pulled when it is of the catalogue. Raises ProblemError."""
     target = targets.resolve(profile.model.base, home, profile.directory)
     target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
     if target.on_hub:
@@ -57,21 +74,33 @@ def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str, 
                 hint=f"cockpit model pull {target.base}, then name its folder in model.base",
             )
         )
+    return target
+
+
+def tokenizer_of(named: str, directory: Path, home: Home, progress: Progress) -> Path:
+    """The folder of the tokenizer that `model.tokenizer` names: a folder that holds one, a model or not, or a target's. Raises ProblemError."""
+    folder = (directory / Path(named).expanduser()).absolute()
+    if has_tokenizer(folder):
+        return folder
+    target = targets.resolve(named, home, directory)
+    target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
+    return _with_tokenizer(target, "name a folder or a model with a tokenizer in model.tokenizer")
+
+
+def _with_tokenizer(target: Target, hint: str) -> Path:
     for folder in filter(None, (target.adapter, Path(target.base))):
         if has_tokenizer(folder):
-            return target.base, folder
+            return folder
     raise ProblemError(
-        Problem(
-            title=f"{target.base} has no tokenizer",
-            cause="there is no tokenizer.json in the folder",
-            hint="copy the tokenizer's files from where the model came from",
-        )
+        Problem(title=f"{target.base} has no tokenizer", cause="there is no tokenizer.json in the folder", hint=hint)
     )
 
 
 def tokenizer_files(profile: Profile, tokenizer_folder: Path) -> dict[str, Path]:
     """Role -> file."""
     files = {name: tokenizer_folder / name for name in cache.TOKENIZER_FILES if (tokenizer_folder / name).is_file()}
+    if is_original_glm(tokenizer_folder):
+        files["config.json"] = tokenizer_folder / "config.json"  # the generation, and with it the template
     if profile.data.template != "auto":
         files["template"] = template_file(profile.data.template, profile.directory)
     return files

@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from engine.models import targets
+from engine.models.folders import has_tokenizer
 from engine.prep.expand.decisions import is_expansion
 from engine.prep.expand.seeds import check
 from engine.prep.expand.service import VARIABLE, on_loopback
 from engine.prep.formats import FORMATS
 from engine.prep.sources import HUB, files
 from engine.prep.stages.located import PARTS, resolved
+from engine.prep.tokenizer_options import TokenizerOptions
+from engine.prep.tokenizer_training import least
+from engine.protocol.home import Home
+from engine.protocol.messages import ProblemError
 
 
 def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
@@ -55,6 +61,46 @@ def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator
         yield (
             "data.template",
             f"there is no {data.template} beside the profile ({directory}); auto takes the model's own",
+        )
+
+
+def tokenizer(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """`(key, message)` for a tokenizer that does not go with the model, is nowhere, or cannot be trained."""
+    model, data = sections.get("model"), sections.get("data")
+    if model is None or model.tokenizer is None:
+        return
+    if getattr(model, "init", "pretrained") != "config":
+        yield (
+            "model.tokenizer",
+            f"needs model.init config: the weights of {model.base} know another vocabulary; "
+            "for another chat template alone, name it in data.template",
+        )
+    elif isinstance(model.tokenizer, TokenizerOptions):
+        yield from _trained(model.tokenizer, data, directory)
+    else:
+        folder = (directory / Path(model.tokenizer).expanduser()).absolute()
+        try:
+            if not has_tokenizer(folder):
+                targets.resolve(model.tokenizer, home or Home.locate(), directory)
+        except ProblemError as error:
+            yield "model.tokenizer", ": ".join(filter(None, (error.problem.title, error.problem.cause)))
+
+
+def _trained(options: TokenizerOptions, data: Any, directory: Path) -> Iterator[tuple[str, str]]:
+    given = data is not None and data.template != "auto"
+    if options.chat_template and given:
+        yield "model.tokenizer.chat_template", "data.template names one already: leave one of them out"
+    elif options.chat_template and not (directory / Path(options.chat_template).expanduser()).is_file():
+        yield "model.tokenizer.chat_template", f"there is no {options.chat_template} beside the profile ({directory})"
+    try:
+        small = least(options.special_tokens, not (options.chat_template or given), options.byte_fallback)
+    except ValueError as error:
+        yield "model.tokenizer.special_tokens", str(error)
+        return
+    if options.vocab_size < small:
+        yield (
+            "model.tokenizer.vocab_size",
+            f"must be at least {small}, which special tokens and the alphabet alone are, not {options.vocab_size}",
         )
 
 

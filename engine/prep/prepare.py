@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.inference.lock import end_of_turn, render, template_sha256
-from engine.prep import cache, store
-from engine.prep.base import Progress, load_tokenizer, locate_base, tokenizer_files
+from engine.inference.lock import render, template_sha256, turn_ends
+from engine.prep import cache, store, vocabulary
+from engine.prep.base import Progress, load_tokenizer, locate_base, locate_model, tokenizer_files
 from engine.prep.refusals import bad, check_kind, check_rejects, check_trained, refusing
 from engine.prep.rows import Rejects
 from engine.prep.stages import located, pipeline, placed, tokenised
@@ -23,6 +23,7 @@ from engine.prep.stages.context import Context, default_processes
 from engine.prep.stages.located import PARTS
 from engine.prep.stages.pipeline import ASKED, Located, Rows
 from engine.prep.tokenize import Counts, tokenize_rows
+from engine.prep.tokenizer_options import TokenizerOptions
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
@@ -38,12 +39,22 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
 
     Raises ProblemError: nothing to train on, too many bad rows, a base without tokenizer or template …
     """
-    base, tokenizer_folder = locate_base(profile, home, progress)
-    if already := tokenised.folders(profile.data, profile.directory):
-        return {**_as_it_is(profile, tokenizer_folder, already), "base": base}
+    own = profile.model.tokenizer if isinstance(profile.model.tokenizer, TokenizerOptions) else None
+    given: Path | None = None
+    if own:
+        base, pieces = locate_model(profile, home, progress).base, vocabulary.files(profile)
+    else:
+        base, given = locate_base(profile, home, progress)
+        pieces = tokenizer_files(profile, given)
+    told: dict[str, Any] = {"base": base, "tokenizer": None, "vocabulary": None}
+    if profile.model.tokenizer is not None:
+        told["tokenizer"] = str(given)
+    if already := tokenised.folders(profile.data, profile.directory, learning=own is not None):
+        assert given
+        return {**_as_it_is(profile, given, already), **told}
     sources = sources_of(profile, home, progress)
     of_rows = files_of(sources)
-    files = {**of_rows, **tokenizer_files(profile, tokenizer_folder)}
+    files = {**of_rows, **pieces}
     total = sum(path.stat().st_size for path in files.values())
     digests = cache.digests(files, lambda done: progress("reading", done, total))
     expansion = expand(profile, home, sources, digests, progress) if profile.data.expand else None
@@ -51,22 +62,33 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     settings = row_settings(profile, sources)
     rows_name = "data-" + cache.name({role: digests[role] for role in of_rows}, settings)
     data = profile.data
+    tokenizer_folder = given or vocabulary.folder_of(profile, digests, settings, home)
+    learnt = {"tokenizer": tokenizer_folder.name} if own else {}
     name = cache.name(
         digests,
-        {**settings, "max_length": data.max_length, "packing": data.packing, **_how(profile)},
+        {**settings, "max_length": data.max_length, "packing": data.packing, **_how(profile), **learnt},
     )
     made = home.cache / name / "prepared.json"
-    if not made.is_file():
+
+    def is_made() -> bool:
+        return made.is_file() and tokenizer_folder.is_dir()
+
+    if not is_made():
         with cache.workshop(home, name) as work:
-            if not made.is_file():  # another process may have made it while this one waited
+            if not is_made():  # another process may have made it while this one waited
                 rows = _rows(profile, home, sources, rows_name, work, progress)
+                if not tokenizer_folder.is_dir():
+                    with refusing("The tokenizer cannot be trained"):
+                        vocabulary.make(profile, rows.parts["train"], tokenizer_folder, home, progress)
                 with cache.entry(home, name) as folder:
                     content = _make(profile, tokenizer_folder, rows, folder, work, progress)
                     (folder / "prepared.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    if own:
+        told |= {"tokenizer": str(tokenizer_folder), "vocabulary": vocabulary.told(tokenizer_folder)}
     content = json.loads(made.read_text(encoding="utf-8"))
     for part in _WHERE:
         content[part] = str(made.parent / content[part]) if content[part] else None
-    return {**content, "hash": name, "base": base, "expanded": expansion}
+    return {**content, "hash": name, **told, "expanded": expansion}
 
 
 def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
@@ -279,8 +301,7 @@ def lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dic
     )
     stops = {
         *(configured if isinstance(configured, list) else [configured]),
-        tokenizer.eos_token_id,
-        end_of_turn(tokenizer),
+        *turn_ends(tokenizer),
     }
     return {
         "template_sha256": template_sha256(tokenizer),

@@ -14,11 +14,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from engine.inference.lock import end_of_turn
-
-Kind = Literal["bpe", "unigram"]
+from engine.prep.formats.canonical import Canonical
+from engine.prep.tokenizer_options import DEFAULT, Kind
 
 CHATML = (
     "{% for message in messages %}"
@@ -27,6 +27,8 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 END_OF_TEXT, UNKNOWN = "<|endoftext|>", "<unk>"
+RECORD = "training.json"
+"""In a tokenizer's folder: what it was trained with."""
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 WORDS = (
@@ -52,11 +54,11 @@ _LOOKS_SPECIAL = re.compile(r"<\|[\w ]+\|>|</?[A-Za-z_]+>|\[/?[A-Z_]+\]")
 def train(
     texts: Iterable[str],
     *,
-    kind: Kind = "bpe",
-    size: int = 15_000,
+    kind: Kind = DEFAULT.kind,
+    size: int = DEFAULT.vocab_size,
     special: Sequence[str] = (),
     template: str | None = None,
-    byte_fallback: bool = True,
+    byte_fallback: bool = DEFAULT.byte_fallback,
 ) -> Any:
     """A `PreTrainedTokenizerFast` over `size` tokens, special ones included; over fewer when the texts hold no more.
 
@@ -67,8 +69,7 @@ def train(
     from transformers import PreTrainedTokenizerFast
 
     tokens = _special_tokens(special, chatml=template is None, unknown=not byte_fallback)
-    least = len(tokens) + (256 if byte_fallback else 1)
-    if size < least:
+    if size < (least := _least(tokens, byte_fallback)):
         raise ValueError(f"size {size} is too small: special tokens and the alphabet alone are {least}")
     backend = _train(texts, kind, size, tokens, byte_fallback)
     tokenizer = PreTrainedTokenizerFast(
@@ -86,17 +87,31 @@ def train(
     return tokenizer
 
 
-def notes(tokenizer: Any, size: int) -> list[str]:
-    """What whoever asked for `size` tokens and this template should know."""
+def least(special: Sequence[str], chatml: bool, byte_fallback: bool) -> int:
+    """Tokens that special ones and the alphabet take. Raises ValueError for a special token that cannot be."""
+    return _least(_special_tokens(special, chatml, unknown=not byte_fallback), byte_fallback)
+
+
+def text_of(row: Canonical) -> str:
+    """All that a row says, turn after turn."""
+    if "text" in row:
+        return str(row["text"])
+    turns = [turn for part in ("messages", "prompt", "chosen", "rejected") for turn in row.get(part) or ()]
+    turns += row.get("completion") or ()
+    return "\n".join(turn["content"] for turn in turns if turn.get("content"))
+
+
+def notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str]:
+    """What whoever asked for `size` tokens and this template should know. `naming` is where further special tokens are named."""
     found = []
     if len(tokenizer) < size:
         found.append(f"{len(tokenizer)} tokens, not {size}: the texts hold no more that repeat")
     if end_of_turn(tokenizer) is None:
-        found.append("the chat template ends no turn with a special token: name it with --special")
+        found.append(f"the chat template ends no turn with a special token: name it with {naming}")
     special = set(tokenizer.all_special_tokens)
     plain = sorted(set(_LOOKS_SPECIAL.findall(tokenizer.chat_template)) - special)
     if plain:
-        found.append(f"the chat template writes {', '.join(plain)} as ordinary text: name it with --special")
+        found.append(f"the chat template writes {', '.join(plain)} as ordinary text: name it with {naming}")
     return found
 
 
@@ -119,6 +134,10 @@ def compression(tokenizers: Mapping[str, Any], texts: Sequence[str]) -> dict[str
             "size": len(tokenizer),
         }
     return table
+
+
+def _least(tokens: list[str], byte_fallback: bool) -> int:
+    return len(tokens) + (256 if byte_fallback else 1)
 
 
 def _special_tokens(special: Sequence[str], chatml: bool, unknown: bool) -> list[str]:

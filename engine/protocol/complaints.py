@@ -43,8 +43,13 @@ def _choices(details: list[Any]) -> list[str]:
 
 
 def _is_branch(key: str) -> bool:
-    """Pydantic names the branches of a union in `loc`: `int`, `literal['auto']`, `list[str]`, `constrained-int` …"""
-    return "[" in key or key in ("int", "str", "float", "bool", "none") or key.startswith("constrained-")
+    """Pydantic names the branches of a union in `loc`: `int`, `literal['auto']`, `list[str]`, `constrained-int`, `TokenizerOptions` …"""
+    return (
+        "[" in key
+        or key in ("int", "str", "float", "bool", "none")
+        or key.startswith("constrained-")
+        or key.endswith("Options")
+    )
 
 
 def _owner(model: type[Options], keys: tuple[str | int, ...]) -> type[Options]:

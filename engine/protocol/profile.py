@@ -47,6 +47,7 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
 CHECKS = (
     "engine.training.checks:combinations",
     "engine.prep.checks:sources",
+    "engine.prep.checks:tokenizer",
     "engine.models.checks:base",
 )
 """What no single section can know. Each `(sections, directory, home) -> [(key, message)]` and copes with missing sections."""

@@ -60,6 +60,8 @@ def warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{prepared['rejected']} bad rows are left out", f"they are named in {prepared['rejects']}"
     if expanded := prepared["expanded"]:
         yield from _of_expansion(expanded)
+    for note in (prepared["vocabulary"] or {}).get("notes", ()):
+        yield f"the tokenizer that was trained: {note}", "look at model.tokenizer"
     for stage in prepared["stages"]:
         if stage["name"] in _DROPPING and stage["rejected"]:
             kinds = ", ".join(f"{stage[key]} {key.replace('_', ' ')}" for key in _DROPPING[stage["name"]] if stage[key])

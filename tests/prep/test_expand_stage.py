@@ -37,7 +37,7 @@ SEEDS = [
                 }
             ]
         ),
-    )  # fmt: skip
+    )
     for name in ("Alder", "Birch", "Cedar", "Douglas", "Elm", "Fir")
 ]
 

@@ -15,8 +15,9 @@ from engine.protocol.messages import Problem, ProblemError
 _WORK_ON_ROWS = ("expand", "clean", "dedup", "split", "balance", "max_rows", "packing", "test")
 
 
-def folders(data: DataOptions, directory: Path) -> dict[str, Path]:
-    """Part -> the tokenised folder that it names; empty when all sources are rows. Raises ProblemError when both are asked for."""
+def folders(data: DataOptions, directory: Path, learning: bool = False) -> dict[str, Path]:
+    """Part -> the tokenised folder that it names; empty when all sources are rows. Raises ProblemError when both are asked for, and when a
+    tokenizer is to be trained on them."""
     found: dict[str, Path] = {}
     for part in PARTS:
         for index, source in enumerate(getattr(data, part)):
@@ -33,6 +34,8 @@ def folders(data: DataOptions, directory: Path) -> dict[str, Path]:
     asked = [name for name in _WORK_ON_ROWS if getattr(data, name)]
     if found and asked:
         raise _cannot(f"data.{asked[0]} works on rows, and {next(iter(found.values()))} holds tokens")
+    if found and learning:
+        raise _cannot(f"model.tokenizer is trained on rows, and {next(iter(found.values()))} holds tokens")
     return found
 
 

@@ -20,8 +20,8 @@ from engine.models.catalogue import CATALOGUE
 from engine.models.folders import has_tokenizer
 from engine.prep import rows, tokenizer_training
 from engine.prep.base import load_tokenizer
-from engine.prep.formats.canonical import Canonical
 from engine.prep.options import SourceOptions
+from engine.prep.tokenizer_training import RECORD, text_of
 from engine.protocol.home import Home, sync
 from engine.protocol.messages import Problem, ProblemError
 
@@ -31,8 +31,6 @@ _MEASURED = 20_000
 """Characters of a held-out text that are measured."""
 _TOLD = 500
 """Rows between two words of progress."""
-RECORD = "training.json"
-"""In the tokenizer's folder: what it was trained with. A folder that has it may be replaced."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -96,15 +94,6 @@ def choose(count: int, samples: int, seed: int) -> tuple[set[int], set[int]]:
     held = min(HELD_OUT, count // 10)
     numbers = Random(seed).sample(range(count), min(count, samples + held))
     return set(numbers[held:]), set(numbers[:held])
-
-
-def text_of(row: Canonical) -> str:
-    """All that a row says, turn after turn."""
-    if "text" in row:
-        return str(row["text"])
-    turns = [turn for part in ("messages", "prompt", "chosen", "rejected") for turn in row.get(part) or ()]
-    turns += row.get("completion") or ()
-    return "\n".join(turn["content"] for turn in turns if turn.get("content"))
 
 
 class Texts:
