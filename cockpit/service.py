@@ -21,6 +21,7 @@ class Worker:
 
     def __init__(self, app: CockpitApp, kind: str) -> None:
         self.app, self.kind, self.id = app, kind, ""
+        self._further: dict[str, str] = {}
         self._opening = asyncio.Lock()
 
     @property
@@ -44,6 +45,12 @@ class Worker:
         if self.id:
             await self.app.ask("service_cancel", Cancel(service=self.id, request=request))
 
+    async def need(self, further: dict[str, str]) -> None:
+        """Variables that it gets beside the usual ones: one that was opened without them is ended, and the next question opens another."""
+        if further != self._further:
+            await self.close()
+            self._further = further
+
     async def close(self) -> None:
         """End it, and let its memory go with it."""
         if self.id and self.app.client is not None:
@@ -58,7 +65,7 @@ class Worker:
             if self.service is not None and self.service.state == "ended":
                 self.id = ""
             if not self.id:
-                message = OpenService(kind=self.kind, environment=environment())
+                message = OpenService(kind=self.kind, environment=environment() | self._further)
                 self.id = (await self._request("service_open", message, 30.0)).id
 
     async def _request(self, operation: str, message: Any, seconds: float) -> Any:

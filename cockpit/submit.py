@@ -22,6 +22,11 @@ def environment(shell: Mapping[str, str] = os.environ) -> dict[str, str]:
     }
 
 
+def keys(profile: Profile, shell: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that the `*_api_key_env` fields of a profile name, those that the shell has."""
+    return {name: shell[name] for name in _key_variables(profile.resolved()) if name in shell}
+
+
 def submission(
     profile: Profile, kind: str = "train", source: str = "", output: str = "", shell: Mapping[str, str] = os.environ
 ) -> Submit:
@@ -31,8 +36,8 @@ def submission(
     names without giving a value. A value that the profile gives wins over the shell's.
     """
     given = {name for name, value in profile.launch.environment.items() if value}
-    named = set(_key_variables(profile.resolved())) | set(profile.launch.environment)
-    passed = environment(shell) | {name: shell[name] for name in named if name in shell}
+    named = {name: shell[name] for name in profile.launch.environment if name in shell}
+    passed = environment(shell) | keys(profile, shell) | named
     return Submit(
         profile=profile.to_yaml(),
         kind=kind,

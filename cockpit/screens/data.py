@@ -18,10 +18,13 @@ from textual.widgets import Static
 from cockpit.profiles import profile_files
 from cockpit.screens.deciding import EXPANDED, UNDECIDED, DecidingScreen
 from cockpit.service import Worker
+from cockpit.submit import keys
 from cockpit.widgets import row_view
 from cockpit.widgets.picker import Choice, Picker
 from cockpit.widgets.prompt import Prompt
+from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
+from engine.protocol.profile import ProfileError, parse
 
 if TYPE_CHECKING:
     from cockpit.state import State
@@ -65,7 +68,9 @@ class DataScreen(DecidingScreen):
     `is:undecided`; a number goes to that row.
     Rows that a service made are a part of their own: `a` accepts a row, `x` drops it, `u` takes that back, `f` shows only those undecided;
     beside it stands what it was made from. What is dropped is not trained on, also after the expansion goes on.
-    `r` runs the stages that the profile asks for, as a run does first; Esc stops that, and what is done by then is kept.
+    `r` runs the stages up to one that you choose, as a run does first, and shows the rows that leave it and those that it rejects; `r` and
+    `sources` shows them as they were read. What was done before comes from the cache; Esc stops, and what is done by then is kept.
+    `n` counts the tokens of large sets and of expanded rows, which are not counted by themselves.
     """
     DEFAULT_CSS = """
     DataScreen #place { height: 1; padding: 0 1; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -148,6 +153,7 @@ class DataScreen(DecidingScreen):
         """Have the worker read the profile's sources, then show the first row and count tokens."""
         try:
             text, is_data = await asyncio.to_thread(_profile_of, path)
+            await self.worker.need(await asyncio.to_thread(_keys, text, path, self.app.home))
         except (OSError, UnicodeDecodeError) as error:
             self._trouble(Problem(title=f"cannot read {path}", cause=str(error)))
             return
@@ -444,6 +450,14 @@ def _profile_of(path: Path) -> tuple[str, bool]:
     if suffix == ".json" and size < LONGEST_PROFILE and is_profile(text := path.read_text(encoding="utf-8")):
         return text, False
     return json.dumps({"name": path.stem, "data": {"train": [{"source": str(path)}]}}), True
+
+
+def _keys(text: str, path: Path, home: Home) -> dict[str, str]:
+    """What the profile's stages need of the shell; nothing of one that does not hold, which the worker tells."""
+    try:
+        return keys(parse(text, path.name, path.parent, home=home))
+    except ProfileError:
+        return {}
 
 
 def is_profile(text: str) -> bool:
