@@ -17,8 +17,9 @@ Progress = Callable[[int, int], None]
 """`(done, total)` tensors loaded."""
 
 
-def load(folder: str, options: ModelOptions, device: Device, progress: Progress) -> Any:
-    """The base on `device`, its floating-point tensors in the dtype that is computed in. Raises ProblemError."""
+def load(folder: str, options: ModelOptions, device: Device, progress: Progress, *, scores: bool = False) -> Any:
+    """The base on `device`, its floating-point tensors in the dtype that is computed in; with `scores` it ends in one number instead
+    of a vocabulary, drawn where the folder has none. Raises ProblemError."""
     import torch
     from transformers.utils import logging
 
@@ -26,7 +27,7 @@ def load(folder: str, options: ModelOptions, device: Device, progress: Progress)
 
     before = logging.set_tqdm_hook(lambda factory, args, kwargs: _Bar(factory(*args, **kwargs), args[0], progress))
     try:
-        model = pretrained(
+        model = (_scoring if scores else pretrained)(
             folder,
             dtype=getattr(torch, options.dtype),
             quantization_config=quantization_config(options.quantization, options.dtype),
@@ -52,6 +53,12 @@ def load(folder: str, options: ModelOptions, device: Device, progress: Progress)
         keep_nf4_trainable(model, device)
     _cast(model, device.compute)
     return model
+
+
+def _scoring(folder: str, **arguments: Any) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **arguments)
 
 
 class _Bar:

@@ -7,10 +7,12 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from engine.evaluation import TASKS
+from engine.prep.formats.canonical import conversation_of
 from engine.training import memory
 from engine.training.job import Job
 from engine.training.rows import Collate, token_counts
@@ -43,7 +45,7 @@ class HeldOut:
         with open(Path(self.job.prepared["validation_rows"]), encoding="utf-8") as file:
             taken = 0
             for line in file:
-                messages = json.loads(line).get("messages") or []
+                messages = conversation_of(json.loads(line))
                 if messages and messages[-1]["role"] == "assistant":
                     yield messages[:-1], messages[-1]["content"]
                     taken += 1
@@ -59,9 +61,13 @@ class HeldOut:
         model = trainer.model
         model.eval()
         try:
-            with torch.no_grad(), self._autocast(), folded(model):
+            with torch.no_grad(), self._autocast(), ExitStack() as stack:
+                if trainer.foldable:
+                    stack.enter_context(folded(model))
                 values = self._loss(trainer, self._batches)
                 trainer.ordinary()
+                if self._task and not trainer.foldable:
+                    stack.enter_context(folded(model))
                 replies = self._replies(model, self._conversations, self.job.profile.generation.max_new_tokens)
         finally:
             model.train()

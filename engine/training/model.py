@@ -21,11 +21,13 @@ def build(job: Job, resumed: Path | None) -> Any:
     full = profile.adapter.kind == "none"
     folder = str(resumed) if resumed and full else job.prepared["base"]
     voice.phase("loading", Path(job.prepared["base"]).name)
+    torch.manual_seed(profile.training.seed)  # a head that scores may have to be drawn
     model = base.load(
         folder,
         profile.model,
         job.device,
         lambda done, total: voice.phase("loading", f"tensor {done} of {total}", done, total),
+        scores=getattr(profile.method, "scores", False),
     )
     # Not the checkpoint's own folder: what is saved later must name the base.
     model.name_or_path = job.prepared["base"]
@@ -35,7 +37,8 @@ def build(job: Job, resumed: Path | None) -> Any:
         model.float()
     job.masters = full and model.dtype != getattr(torch, profile.model.dtype)
     if not full and job.device.kind == "cpu":
-        dropout.install(model)
+        if profile.method.rows == "tokens":  # type: ignore[attr-defined]
+            dropout.install(model)
         fused_lora.install(model)
     if resumed:
         _restore(job, model, resumed)

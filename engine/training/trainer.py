@@ -71,6 +71,9 @@ class Steered(Guarding):
         for callback in list(self.callback_handler.callbacks)[1:]:
             self.remove_callback(callback)  # all but the flow: printing is ours
 
+    foldable = True
+    """Whether held-out rows may be measured with the adapter added into the weights (see `inference.folding`)."""
+
     # ── what a method says ────────────────────────────────────────────────────────────────────────────────────────
 
     def units(self, batch: dict[str, Any]) -> int:

@@ -1,0 +1,126 @@
+"""Kahneman-Tversky optimisation: the loss of trl's KTOTrainer over a global batch, however it is split.
+
+What a reply is measured against is how far the trained model has left the reference as a whole: an estimate from prompts with replies
+that are not theirs. A row's such reply is that of the row before it in the set, whichever batch they come to, and the estimate is that of the
+whole global batch, taken before its first loss. (trl pairs rows within a micro-batch and estimates in each.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from engine.training import memory
+from engine.training.assemble import Parts
+from engine.training.methods.kto import Options
+from engine.training.preference.reference import ReferringTrainer
+from engine.training.preference.replies import collate_sequences, sequence
+
+
+class Mismatched:
+    """A set of judged rows in which each also has `other_ids`: the reply of the row before it, the last one's for the first."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        other = self._rows[(index - 1) % len(self._rows)]
+        return {**self._rows[index], "other_ids": other["completion_ids"]}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rows, name)
+
+
+def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
+    """`good` tells which of the `pairs` replies are; `others` are the same prompts with replies that are not theirs."""
+    own = collate_sequences([sequence(row["prompt_ids"], row["completion_ids"]) for row in rows], flat)
+    others = collate_sequences([sequence(row["prompt_ids"], row["other_ids"]) for row in rows], flat)
+    good = torch.tensor([row["label"][0] for row in rows], dtype=torch.bool)
+    return own | {"good": good, "others": others, "pairs": len(rows), "rows": len(rows)}
+
+
+class KTOTrainer(ReferringTrainer):
+    """The weighted mean of the judgements' losses."""
+
+    def __init__(self, parts: Parts) -> None:
+        held_out = None if parts.held_out is None else Mismatched(parts.held_out)
+        parts = replace(parts, rows=Mismatched(parts.rows), held_out=held_out)
+        super().__init__(parts, partial(collate, flat=parts.segments is not None))
+        self._window_kl: float | None = None
+        """The estimate for the global batch in work; none outside one."""
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        batches, units = super().get_batch_samples(epoch_iterator, num_batches, device)
+        distance = 0.0
+        try:
+            with self.compute_loss_context_manager():
+                distance = sum(float(self._distances(self._prepare_inputs(batch)).sum()) for batch in batches)
+        except Exception as error:
+            if not memory.exhausted(error):
+                raise
+            self._exhausted = str(error).splitlines()[0]
+            memory.release()
+        self._window_kl = max(0.0, self.ranks.sum([distance])[0] / units)
+        return batches, units
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        summed = self._summed(model, inputs, self._window_kl)
+        for name, count in (("chosen", "good"), ("rejected", "bad")):
+            self.note(f"train/rewards_{name}", float(summed[f"rewards_{name}"]), float(summed[count]))
+        for name in ("rewards_accuracy", "kl"):
+            self.note(f"train/{name}", float(summed[name]), inputs["pairs"])
+        # DDP takes the mean of the ranks' gradients, and the loss is to be a sum over ranks.
+        return summed["loss"] / num_items_in_batch * self.ranks.world
+
+    def measure(self, inputs: dict[str, Any]) -> dict[str, float]:
+        return {name: float(value) for name, value in self._summed(self.model, inputs, None).items()}
+
+    def held_out_values(self, means: dict[str, float]) -> dict[str, float]:
+        values = {name: means[name] for name in ("loss", "rewards_accuracy", "kl")}
+        for name, count in (("chosen", "good"), ("rejected", "bad")):
+            if means[count]:
+                values[f"rewards_{name}"] = means[f"rewards_{name}"] / means[count]
+        if means["good"] and means["bad"]:
+            values["rewards_margin"] = values["rewards_chosen"] - values["rewards_rejected"]
+        return values
+
+    def _distances(self, inputs: dict[str, Any]) -> Any:
+        """[rows]: log-ratios to the reference of replies that are not the prompts' own; zeros where the loss does not ask for them."""
+        options: Options = self.profile.method  # type: ignore[assignment]
+        if options.loss_type != "kto":
+            return torch.zeros(len(inputs["good"]))
+        with torch.no_grad():
+            reference = self.reference_log_probs(inputs["others"])
+            return self.log_probs(self.model, inputs["others"]) - reference
+
+    def _summed(self, model: Any, inputs: dict[str, Any], kl: float | None) -> dict[str, Any]:
+        """Sums over a micro-batch by metric; `loss` with its gradient. Without a `kl` it is estimated from these rows alone."""
+        options: Options = self.profile.method  # type: ignore[assignment]
+        if kl is None:
+            kl = max(0.0, float(self._distances(inputs).sum()) / max(1, inputs["pairs"]))
+        reference = self.reference_log_probs(inputs)
+        ratios = self.log_probs(model, inputs) - reference
+        good = inputs["good"].to(ratios.device)
+        beta, chosen, rejected = options.beta, ratios[good], ratios[~good]
+        if options.loss_type == "kto":
+            losses = 1 - torch.sigmoid(beta * (chosen - kl)), 1 - torch.sigmoid(beta * (kl - rejected))
+        else:
+            losses = 1 - torch.sigmoid(beta * chosen), torch.sigmoid(beta * rejected)
+        weights = options.desirable_weight, options.undesirable_weight
+        return {
+            "loss": sum(weight * each.sum() for weight, each in zip(weights, losses, strict=True)),
+            "rewards_chosen": beta * chosen.detach().sum(),
+            "rewards_rejected": beta * rejected.detach().sum(),
+            "rewards_accuracy": ((ratios.detach() > 0) == good).sum(),
+            "good": good.sum(),
+            "bad": (~good).sum(),
+            "kl": kl * inputs["pairs"],
+        }

@@ -1,0 +1,56 @@
+"""The model that a preference method must not leave too far: the base without its adapter, or a frozen copy where all weights are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.training import base
+from engine.training.assemble import Parts
+from engine.training.loss import PickedHead
+from engine.training.preference.replies import ReplyTrainer, sums
+from engine.training.segments import Segments
+
+
+class ReferringTrainer(ReplyTrainer):
+    """A trainer that also asks a reference."""
+
+    foldable = False  # the reference of held-out rows is the base alone, which a folded adapter would hide
+
+    def __init__(self, parts: Parts, collate: Any) -> None:
+        super().__init__(parts, collate)
+        self._reference: Any = None
+        if parts.job.profile.adapter.kind == "none":
+            self._reference = _copy(parts)
+            self._reference_head = PickedHead(self._reference, parts.segments or Segments(), early=self.early)
+
+    def reference_log_probs(self, inputs: dict[str, Any]) -> Any:
+        """[sequences]: of the replies of a micro-batch. To be asked before the trained model: recomputed activations belong to the last pass."""
+        import torch
+
+        with torch.no_grad():
+            if self._reference is not None:
+                values = self.token_log_probs(self._reference_head, self._reference, inputs)
+            else:
+                with self.model.disable_adapter():
+                    values = self.token_log_probs(self.head, self.model, inputs)
+            return sums(values, inputs["counts"])
+
+    def log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """[sequences]: of the replies of a micro-batch, by the trained model."""
+        return sums(self.token_log_probs(self.head, model, inputs), inputs["counts"])
+
+
+def _copy(parts: Parts) -> Any:
+    """The base as it was before the first step, also when a run is resumed."""
+    job = parts.job
+    job.voice.phase("loading", "the reference")
+    model = base.load(
+        job.prepared["base"],
+        job.profile.model,
+        job.device,
+        lambda done, total: None,
+        unpack=job.profile.training.optimizations,
+    )
+    if parts.segments:
+        parts.segments.install(model)
+    return model.to(next(parts.model.parameters()).dtype).requires_grad_(False).eval()

@@ -1,0 +1,88 @@
+"""What the methods that compare replies share: sequences of a prompt with a reply, and the log-probability of each reply.
+
+A preference row is several sequences: its prompt with each of its replies. They go through the model as supervised rows do (end to
+end and unpadded where attention can be cut, the output layer at the replies' positions alone), and come back as one number each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import Trainer, TrainingArguments
+
+from engine.protocol.journal import Warn
+from engine.training.assemble import Parts
+from engine.training.dropout import PooledDropout
+from engine.training.loss import PickedHead
+from engine.training.rows import IGNORED, Collate, collate_flat, collate_padded
+from engine.training.segments import Segments
+from engine.training.trainer import Steered
+
+Row = dict[str, list[int]]
+
+
+def sequence(prompt: list[int], reply: list[int], whole: bool = False) -> Row:
+    """Ids and labels of a prompt with a reply: the reply's tokens have labels, with `whole` the prompt's too."""
+    return {"input_ids": prompt + reply, "labels": (prompt if whole else [IGNORED] * len(prompt)) + reply}
+
+
+def collate_sequences(rows: list[Row], flat: bool) -> dict[str, Any]:
+    """`rows.collate_flat` or `collate_padded`, and `counts`: the number of labelled tokens of each sequence, its first never being one."""
+    collated = (collate_flat if flat else collate_padded)(rows)
+    del collated["rows"]
+    return collated | {"counts": [sum(label != IGNORED for label in row["labels"][1:]) for row in rows]}
+
+
+def collate_pairs(rows: list[Row], flat: bool) -> dict[str, Any]:
+    """Pairs: all chosen sequences, then all rejected ones, as trl has them. `pairs` is the number of rows."""
+    sequences = [sequence(row["prompt_ids"], row[name]) for name in ("chosen_ids", "rejected_ids") for row in rows]
+    return collate_sequences(sequences, flat) | {"pairs": len(rows), "rows": len(rows)}
+
+
+class ReplyTrainer(Steered, Trainer):  # type: ignore[misc]
+    """A trainer whose loss is made of the log-probabilities of replies. `losses` is what a method adds."""
+
+    def __init__(self, parts: Parts, collate: Collate) -> None:
+        switch_dropout_off(parts)
+        super().__init__(parts, collate=collate, args=TrainingArguments(**parts.arguments))
+        self.early = parts.job.profile.training.optimizations
+        self.head = PickedHead(self.model, parts.segments or Segments(), early=self.early)
+        self.loss_is_scaled_for_ga = True
+
+    def units(self, batch: dict[str, Any]) -> int:
+        return int(batch["pairs"])
+
+    def ordinary(self) -> None:
+        self.head.segments.lengths = None
+
+    def token_log_probs(self, head: PickedHead, model: Any, inputs: dict[str, Any]) -> Any:
+        """[labelled tokens], float32: the logarithm of each one's probability."""
+        return -functional.cross_entropy(head.logits(model, inputs).float(), inputs["targets"], reduction="none")
+
+
+def sums(values: Any, counts: list[int]) -> Any:
+    """[sequences]: the sums of values that lie end to end, `counts` of them in each."""
+    # Not index_add, which adds in any order on a GPU.
+    return torch.stack([part.sum() for part in values.split(counts)]) if counts else values[:0]
+
+
+def switch_dropout_off(parts: Parts) -> None:
+    """As trl does: two passes are compared, and dropout would be noise in their difference."""
+    for name, module in list(parts.model.named_modules()):
+        if isinstance(module, nn.Dropout | PooledDropout) and ".lora_dropout." in name:
+            parts.model.set_submodule(name, nn.Identity())
+        elif isinstance(module, nn.Dropout):
+            module.p = 0.0
+    job = parts.job
+    if getattr(job.profile.adapter, "dropout", 0.0):
+        kind = job.profile.method.kind
+        job.voice.tell(
+            Warn(
+                attempt=job.attempt,
+                message=f"adapter.dropout does not count: {kind} compares replies, and dropout would be noise between them",
+                hint="nothing to do; adapter.dropout=0 says the same",
+            )
+        )

@@ -1,0 +1,111 @@
+"""Prepared preference rows for the tiny model, and trl's own trainers on the same batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.training.harness import WORDS
+
+Rows = list[dict[str, list[int]]]
+
+
+def make_pairs(count: int, seed: int) -> Rows:
+    """Prompts of 4 to 12 words; the chosen reply repeats the prompt, the rejected one says other words."""
+    generator = random.Random(seed)
+
+    def words(low: int, high: int) -> list[int]:
+        return [generator.randrange(4, 4 + WORDS) for _ in range(generator.randrange(low, high))]
+
+    rows = []
+    for _ in range(count):
+        asked = words(4, 13)
+        rows.append({"prompt_ids": [2, *asked, 1, 3], "chosen_ids": [*asked, 1], "rejected_ids": [*words(2, 9), 1]})
+    return rows
+
+
+def judged(pairs: Rows) -> Rows:
+    """Each pair as two judgements, three out of four of them kept: more good ones than bad."""
+    rows = [
+        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[name], "label": [int(name == "chosen_ids")]}
+        for pair in pairs
+        for name in ("chosen_ids", "rejected_ids")
+    ]
+    return [row for number, row in enumerate(rows) if number % 4 != 3]
+
+
+def prepare(folder: Path, base: Path, kind: str, rows: int = 22, held_out: int = 6) -> dict[str, Any]:
+    """What the prepare stage would have left for a method whose rows are of this kind."""
+    from datasets import Dataset
+
+    sets = {"train": make_pairs(rows, 1), "validation": make_pairs(held_out, 2)}
+    for name, pairs in sets.items():
+        Dataset.from_list(judged(pairs) if kind == "judged" else pairs).save_to_disk(str(folder / name))
+    return {
+        **{name: str(folder / name) for name in sets},
+        "validation_rows": None,
+        "rows": rows,
+        "tokens": 1,
+        "trained_tokens": 1,
+        "rejected": 0,
+        "hash": "0",
+        "base": str(base),
+        "lock": {"template_sha256": "", "eos_token_ids": [1], "golden": []},
+        "stats": {},
+    }
+
+
+def make_scorer(base: Path, folder: Path) -> Path:
+    """The tiny model with a head that scores, drawn at random."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def windows_of(prepared: dict[str, Any], micro_batch: int, steps: int) -> Iterator[list[dict[str, list[int]]]]:
+    """The rows of the first steps, as a run of one process without accumulation sees them."""
+    from datasets import load_from_disk
+
+    from engine.training.rows import Windows, token_counts
+
+    rows = load_from_disk(prepared["train"])
+    windows = Windows(token_counts(rows), micro_batch, 1, 0, 1, 42)
+    done = 0
+    while True:
+        windows.epoch = done // windows.per_epoch
+        for window in windows:
+            yield [rows[index] for index in window]
+            done += 1
+            if done == steps:
+                return
+
+
+def losses_of(trainer: type, model: Any, config: Any, batches: list[Any], tokenizer: Any, **more: Any) -> list[float]:
+    """What a trl trainer loses at each step over these batches, prepared already."""
+    from datasets import Dataset
+
+    lost: list[float] = []
+
+    class Theirs(trainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+        def get_train_dataloader(self) -> Any:
+            return [self.data_collator(batch) for batch in batches]
+
+        def compute_loss(self, *arguments: Any, **named: Any) -> Any:
+            loss = super().compute_loss(*arguments, **named)
+            lost.append(float(loss))
+            return loss
+
+    theirs = Theirs(
+        model=model, args=config, train_dataset=Dataset.from_list(batches[0]), processing_class=tokenizer, **more
+    )
+    theirs.train()
+    return lost
