@@ -377,6 +377,8 @@ class DataScreen(DecidingScreen):
             await self._run_until("" if picked == SOURCES else picked)
 
     async def _run_until(self, name: str) -> None:
+        if self.request:  # tokens being counted: they would be counted anew
+            await self.worker.cancel(self.request)
         self._place("running the stages …", "Esc stops")
         done = await self.ask("stages", {"until": name})
         if done is None:
