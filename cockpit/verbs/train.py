@@ -19,7 +19,7 @@ from engine.protocol.client import Client
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Resume, Run
 
-PREPARED = ("rows", "tokens", "trained_tokens", "rejected", "rejects", "train", "validation")
+PREPARED = ("rows", "tokens", "trained_tokens", "rejected", "rejects", "train", "validation", "tokenizer", "expanded")
 """What `prepare` tells of `prepared.json`."""
 
 
@@ -87,7 +87,13 @@ def _print_outcome(run: Run) -> None:
     for name, value in sorted(run.metrics.items()):
         print(f"  {name:<28}{number(value)}")
     for name, value in document.get("prepared", {}).items():
-        print(f"  {name.replace('_', ' '):<28}{value}")
+        if value is not None:
+            print(f"  {name.replace('_', ' '):<28}{_of_service(value) if name == 'expanded' else value}")
+
+
+def _of_service(expanded: dict[str, Any]) -> str:
+    tokens = expanded["prompt_tokens"] + expanded["reply_tokens"]
+    return f"{expanded['rows']} rows, {expanded['dropped']} dropped, {tokens} tokens, cost {expanded['cost']:g}"
 
 
 def explain_end(run: Run) -> None:

@@ -344,12 +344,17 @@ class Browser:
         return told
 
     def tokenizer(self) -> Any:
+        """The profile's. Raises ProblemError, also for one that is yet to be trained on its rows."""
         if self._tokenizer is None:
             _, folder = locate_base(self.profile, self._home, lambda *_: None)
-            self._tokenizer = load_tokenizer(
-                folder, self.profile.data.template, self.profile.directory, self.profile.model.trust_remote_code
-            )
+            self.take_tokenizer(folder)
         return self._tokenizer
+
+    def take_tokenizer(self, folder: Path) -> None:
+        """Go on with this one: preparing has trained it."""
+        self._tokenizer = load_tokenizer(
+            folder, self.profile.data.template, self.profile.directory, self.profile.model.trust_remote_code
+        )
 
 
 def _review(folder: Path, forms: list[SourceOptions]) -> Review:

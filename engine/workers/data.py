@@ -93,6 +93,8 @@ class Data:
         self.prepared = prepare(
             self._opened().profile, self.home, lambda phase, done, total: told(done, total, phase=phase)
         )
+        if self.prepared["vocabulary"]:
+            self._opened().take_tokenizer(Path(self.prepared["tokenizer"]))
         return {key: value for key, value in self.prepared.items() if key != "lock"}
 
     def decide(self, asked: dict[str, Any]) -> dict[str, Any]:

@@ -223,7 +223,9 @@ def test_a_missing_key_is_refused_before_anything_is_launched(engine: Engine, pr
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_a_run_it_goes_on(real: Engine, profile_over: ProfileOver, tmp_path: Path) -> None:
+def test_killed_in_the_middle_of_a_run_it_goes_on(
+    real: Engine, profile_over: ProfileOver, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = Home(tmp_path / "other").create()
     (other.models / "smollm2-135m-instruct").symlink_to((real.home.models / "smollm2-135m-instruct").resolve())
     with LoopbackService(pause=0.2) as service:
@@ -245,6 +247,10 @@ def test_killed_in_the_middle_of_a_run_it_goes_on(real: Engine, profile_over: Pr
         asked = len(service.prompts)
         whole = prepare(profile, other, quiet)
         assert len(service.prompts) == asked + 12
+    from cockpit.verbs.train import _print_outcome
+
+    _print_outcome(real.show(run).run)
+    assert "60 rows, 0 dropped, " in capsys.readouterr().out
     directory = real.home.run(run.id)
     prepared = json.loads(directory.prepared.read_bytes())
     assert made(prepared) == made(whole) and len(made(whole)) == 60

@@ -230,3 +230,14 @@ def test_form_and_schema_show_it() -> None:
     kinds = written["properties"]["model"]["properties"]["tokenizer"]["anyOf"]
     assert kinds == [{"type": "string"}, {"$ref": "#/$defs/TokenizerOptions"}, {"type": "null"}]
     assert written["$defs"]["TokenizerOptions"]["properties"]["vocab_size"]["default"] == 15_000
+
+
+def test_the_screen_shows_tokens_of_it_once_it_is_trained(home: Home, profile_over: ProfileOver) -> None:
+    from engine.prep.browse import Browser
+
+    profile = over(profile_over(ROWS), SMALL)
+    browser = Browser(profile, home, quiet)
+    with pytest.raises(ProblemError, match="prepare the data first"):
+        browser.tokenizer()
+    browser.take_tokenizer(Path(prepare(profile, home, quiet)["tokenizer"]))
+    assert len(browser.tokenizer()) <= 400
