@@ -11,6 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.inference import soft_prompt
+from engine.inference.replies import Growing
+
 BATCH = 32
 """Rows decoded together by `generate_batch`: bounds the cache's memory."""
 
@@ -105,7 +108,9 @@ def stream(
     """
     import torch
 
-    limit = min(sampling.max_new_tokens, context_length(model) - len(prompt))
+    with torch.inference_mode():
+        model, cache, before = soft_prompt.opened(model)
+    limit = min(sampling.max_new_tokens, context_length(model) - before - len(prompt))
     if not prompt or limit <= 0:
         raise ValueError(
             f"a prompt of {len(prompt)} tokens leaves no room in a context of {context_length(model)}: shorten or clear it"
@@ -116,7 +121,6 @@ def stream(
     first = 0.0
     finish = "length"
     tokens: list[int] = []
-    cache = None
     following = torch.tensor([list(prompt)], device=model.device)
     while len(tokens) < limit:
         if cancelled():
@@ -224,24 +228,25 @@ def _decode(
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids, default=0)
     replies: list[list[int]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
-    cache = None
     # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
     with torch.no_grad():
         # What attends both ways cannot be read in two parts.
+        model, cache, before = soft_prompt.opened(model)
         shared = 0 if getattr(model, "reads_both_ways", False) else _shared(prompts)
         if shared:
             prefix = torch.tensor([list(prompts[0][:shared])], device=model.device)
-            cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+            cache = model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+        if cache is not None:
             cache.batch_repeat_interleave(len(prompts))
         pads = [longest - len(row) for row in prompts]
         following = torch.tensor(
             [[padding] * pad + list(row[shared:]) for pad, row in zip(pads, prompts, strict=True)], device=model.device
         )
         mask = torch.tensor(
-            [[1] * shared + [0] * pad + [1] * (longest - shared - pad) for pad in pads], device=model.device
+            [[1] * (before + shared) + [0] * pad + [1] * (longest - shared - pad) for pad in pads], device=model.device
         )
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
-        for _ in range(min(max_new_tokens, context_length(model) - longest)):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before + shared :]
+        for _ in range(min(max_new_tokens, context_length(model) - before - longest)):
             output = model(
                 input_ids=following,
                 attention_mask=mask,

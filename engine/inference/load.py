@@ -144,7 +144,7 @@ class Loaded:
 
     def _with_adapter(self, adapter: Path | None) -> Any:
         """The base, wrapped with `adapter` when there is one."""
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
 
         wrapped = isinstance(self.model, PeftModel)
         if adapter is None:
@@ -154,8 +154,15 @@ class Loaded:
                 lambda: PeftModel.from_pretrained(self._base, adapter, low_cpu_mem_usage=True).eval(), str(adapter)
             )
         from peft import load_peft_weights, set_peft_model_state_dict
+        if wrapped and self.model.active_peft_config.is_prompt_learning:
+            wrapped = False  # the base itself is as it was
 
         if _shape(adapter) == _shape(self.target.adapter):
+        if wrapped and _shape(adapter).get("peft_type") != _shape(self.target.adapter).get("peft_type"):
+            # Layers of two kinds do not stand on one base at a time. What cannot be read must not cost the adapter in use.
+            self._read(lambda: PeftConfig.from_pretrained(str(adapter)), str(adapter))
+            self.model.unload()
+            wrapped = False
             # Checkpoints of one run: only the numbers differ. Taking them over is four times as quick as building new layers.
             weights = self._read(lambda: load_peft_weights(str(adapter), device=self.device), str(adapter))
             set_peft_model_state_dict(self.model, weights, self.model.active_adapter)

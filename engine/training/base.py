@@ -17,9 +17,11 @@ Progress = Callable[[int, int], None]
 """`(done, total)` tensors loaded."""
 
 
-def load(folder: str, options: ModelOptions, device: Device, progress: Progress, *, scores: bool = False) -> Any:
-    """The base on `device`, its floating-point tensors in the dtype that is computed in; with `scores` it ends in one number instead
-    of a vocabulary, drawn where the folder has none. Raises ProblemError."""
+def load(
+    folder: str, options: ModelOptions, device: Device, progress: Progress, *, unpack: bool = True, scores: bool = False
+) -> Any:
+    """The base on `device`, its floating-point tensors in the dtype that is computed in; `unpack` lets NF4 weights on a CPU be
+    unpacked once; with `scores` it ends in one number instead of a vocabulary, drawn where the folder has none. Raises ProblemError."""
     import torch
     from transformers.utils import logging
 
@@ -50,7 +52,7 @@ def load(folder: str, options: ModelOptions, device: Device, progress: Progress,
     if device.kind == "cpu" and hasattr(model, "hf_device_map"):
         del model.hf_device_map  # a map with one entry makes the trainer think of a model spread over devices
     if device.kind == "cpu" and options.quantization == "nf4":
-        keep_nf4_trainable(model, device)
+        keep_nf4_trainable(model, device, unpack=unpack)
     _cast(model, device.compute)
     return model
 
@@ -90,11 +92,11 @@ def _cast(model: Any, dtype: Any) -> None:
             tensor.data = tensor.data.float()
 
 
-def keep_nf4_trainable(model: Any, device: Device) -> None:
+def keep_nf4_trainable(model: Any, device: Device, *, unpack: bool = True) -> None:
     """See that NF4 layers on a CPU can learn, and are quick.
 
-    bitsandbytes unpacks a 4-bit weight in every forward and backward pass. Where memory allows, unpack it once instead: the
-    product is the same number for number. Where it does not, forbid the repacking for inference, after which
+    bitsandbytes unpacks a 4-bit weight in every forward and backward pass. With `unpack`, and where memory allows, it is unpacked
+    once instead: the product is the same number for number. Where it does not, forbid the repacking for inference, after which
     bitsandbytes 0.50 has no backward pass, so that adapters below would silently stop learning.
     """
     import bitsandbytes as bnb
@@ -102,7 +104,7 @@ def keep_nf4_trainable(model: Any, device: Device) -> None:
 
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, bnb.nn.Linear4bit)]
     size = sum(layer.in_features * layer.out_features for _, layer in layers) * device.compute.itemsize
-    if size > psutil.virtual_memory().available / 4:
+    if not unpack or size > psutil.virtual_memory().available / 4:
         for _, layer in layers:
             layer.support_avx512bf16_for_cpu = False
             layer.compute_dtype = device.compute

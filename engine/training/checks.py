@@ -8,24 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from engine.evaluation import TASKS
+from engine.training.combinations import VIRTUAL, refusals
 
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
 
 
 def combinations(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
     """`(key, message)` for each combination refused. Sections that did not validate are missing and pass."""
-    model, adapter, data = (sections.get(name) for name in ("model", "adapter", "data"))
-    if model and adapter and adapter.kind == "none" and model.quantization != "none":
-        yield (
-            "model.quantization",
-            f"a {model.quantization} base cannot be trained in full: choose adapter.kind lora, or quantization none",
-        )
+    model, adapter, data, method = (sections.get(name) for name in ("model", "adapter", "data", "method"))
+    if model and adapter and method:
+        yield from refusals(adapter.kind, model.quantization, method.kind, method.rows)
+    training = sections.get("training")
+    if training:
+        yield from _training(training, adapter, data, method)
     evaluation = sections.get("evaluation")
     if evaluation and evaluation.task is not None:
         if evaluation.task not in TASKS:
             yield "evaluation.task", f"must be one of {', '.join(TASKS)}, not {evaluation.task!r}"
         elif data and not data.validation:
             yield "evaluation.task", "needs data.validation: replies are generated for held-out rows"
+    if evaluation and evaluation.early_stopping and data and not data.validation and not data.split:
+        yield (
+            "evaluation.early_stopping",
+            "needs data.validation or data.split: nothing is evaluated without held-out rows",
+        )
     launch = sections.get("launch")
     if launch:
         if (
@@ -40,3 +46,26 @@ def combinations(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
                     f"launch.environment.{name}",
                     "looks like a secret, and the profile is written to disk: set it in the shell that submits the run",
                 )
+
+
+def _training(training: Any, adapter: Any, data: Any, method: Any) -> Iterator[tuple[str, str]]:
+    """What `training` says that does not go with another section, or with itself."""
+    if adapter and adapter.kind in VIRTUAL:
+        if data and data.packing:
+            yield (
+                "data.packing",
+                f"does not go with adapter.kind {adapter.kind}: its tokens stand before a row, not within one",
+            )
+        if training.gradient_checkpointing and adapter.kind == "prefix":
+            yield (
+                "training.gradient_checkpointing",
+                "does not go with adapter.kind prefix: recomputed layers would not see it",
+            )
+    if data and data.packing and not training.optimizations:
+        yield "data.packing", "needs training.optimizations: the plain path cannot keep packed rows apart"
+    if method and method.rows != "tokens":
+        for name in ("label_smoothing", "neftune"):
+            if getattr(training, name):
+                yield f"training.{name}", f"is for methods that train on tokens, not for {method.kind}"
+    if training.scheduler == "wsd" and training.warmup < 1 < training.warmup + training.decay_share:
+        yield "training.decay_share", "leaves no room for training.warmup: together they must not be above 1"

@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,16 @@ class HeldOut:
         from engine.inference.folding import folded
 
         model = trainer.model
+        quicker = folded if self.job.profile.training.optimizations else nullcontext
         model.eval()
         try:
             with torch.no_grad(), self._autocast(), ExitStack() as stack:
                 if trainer.foldable:
-                    stack.enter_context(folded(model))
+                    stack.enter_context(quicker(model))
                 values = self._loss(trainer, self._batches)
                 trainer.ordinary()
                 if self._task and not trainer.foldable:
-                    stack.enter_context(folded(model))
+                    stack.enter_context(quicker(model))
                 replies = self._replies(model, self._conversations, self.job.profile.generation.max_new_tokens)
         finally:
             model.train()

@@ -27,6 +27,7 @@ def build(job: Job, resumed: Path | None) -> Any:
         profile.model,
         job.device,
         lambda done, total: voice.phase("loading", f"tensor {done} of {total}", done, total),
+        unpack=profile.training.optimizations,
         scores=getattr(profile.method, "scores", False),
     )
     # Not the checkpoint's own folder: what is saved later must name the base.
@@ -36,7 +37,7 @@ def build(job: Job, resumed: Path | None) -> Any:
     if full and profile.model.dtype == "float16":
         model.float()
     job.masters = full and model.dtype != getattr(torch, profile.model.dtype)
-    if not full and job.device.kind == "cpu":
+    if not full and job.device.kind == "cpu" and profile.training.optimizations:
         if profile.method.rows == "tokens":  # type: ignore[attr-defined]
             dropout.install(model)
         fused_lora.install(model)

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
+from engine.training import neftune
 from engine.training.assemble import Parts
 from engine.training.loss import PickedHead, cross_entropy
 from engine.training.rows import collate_flat, collate_padded
@@ -19,7 +20,10 @@ class SupervisedTrainer(Steered, Trainer):  # type: ignore[misc]
     def __init__(self, parts: Parts) -> None:
         collate = collate_flat if parts.segments else collate_padded
         super().__init__(parts, collate=collate, args=TrainingArguments(**parts.arguments))
-        self.head = PickedHead(self.model, parts.segments or Segments())
+        settings = parts.job.profile.training
+        self.head = PickedHead(self.model, parts.segments or Segments(), early=settings.optimizations)
+        self._smoothing = settings.label_smoothing
+        neftune.install(self.model, settings.neftune, self.head.segments)
         self.loss_is_scaled_for_ga = True
 
     def units(self, batch: dict[str, Any]) -> int:
@@ -30,7 +34,7 @@ class SupervisedTrainer(Steered, Trainer):  # type: ignore[misc]
     ) -> Any:
         logits = self.head.logits(model, inputs)
         # DDP takes the mean of the ranks' gradients, and the loss is to be a sum over ranks.
-        return cross_entropy(logits, inputs["targets"]) / num_items_in_batch * self.ranks.world
+        return cross_entropy(logits, inputs["targets"], self._smoothing) / num_items_in_batch * self.ranks.world
 
     def measure(self, inputs: dict[str, Any]) -> dict[str, float]:
         logits = self.head.logits(self.model, inputs)

@@ -1,0 +1,75 @@
+"""What the adapters share: options that several have, and putting one around a model through peft."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.options import Variant, option
+
+
+class AdapterOptions(Variant):
+    dtype: Literal["float32", "bfloat16"] = option("float32", help="Dtype of the adapter's weights.")
+
+
+class TargetedOptions(AdapterOptions):
+    targets: list[str] | Literal["all-linear"] = option(
+        "all-linear", help="Layers to adapt: all-linear, or names of modules."
+    )
+
+
+class LowRankOptions(TargetedOptions):
+    rank: int = option(16, help="Rank of the update.", ge=1)
+    alpha: float = option(32, help="The update is scaled by alpha / rank; with rslora by alpha / √rank.", gt=0)
+    dropout: float = option(0.0, help="Dropout on the adapter's input.", ge=0, lt=1)
+
+
+class VirtualTokenOptions(AdapterOptions):
+    virtual_tokens: int = option(
+        16, help="Trained positions before every row, beyond data.max_length.", unit="tokens", ge=1
+    )
+
+
+def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
+    """A PeftModel of peft's `config` around `model`, whose own weights are frozen; the adapter's have the options' dtype. Raises
+    ProblemError when no layer has the names asked for."""
+    import torch
+    from peft import get_peft_model
+
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise ProblemError(
+            Problem(
+                title=f"{options.kind} fits no layer of this model",
+                cause=str(error).splitlines()[0],
+                hint="name adapter.targets as the model's own layers are named (for example q_proj, v_proj)",
+            )
+        )
+    dtype = getattr(torch, options.dtype)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return adapted
+
+
+def task(model: Any) -> str:
+    """peft's word for what `model` is for; a scoring head on top is trained and saved beside the adapter."""
+    return "SEQ_CLS" if type(model).__name__.endswith("ForSequenceClassification") else "CAUSAL_LM"
+
+
+def low_rank(model: Any, options: LowRankOptions, *, use_rslora: bool = False, use_dora: bool = False) -> Any:
+    """LoRA and its relatives, which differ in two flags."""
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        task_type=task(model),
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=options.targets,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
+        bias="none",
+    )
+    return attach(model, config, options)

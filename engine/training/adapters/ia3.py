@@ -1,0 +1,33 @@
+"""(IA)³ (Liu et al. 2022, arXiv:2205.05638): one trained factor for each channel of keys, values and the feed-forward's inner width."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from engine.protocol.options import option
+from engine.training.adapters import attaching
+
+
+class Options(attaching.AdapterOptions):
+    kind: Literal["ia3"] = "ia3"
+    targets: list[str] | Literal["auto"] = option(
+        "auto",
+        help="Layers whose channels are scaled; auto: keys, values and the feed-forward, where peft knows the family.",
+    )
+    feedforward: list[str] = option(
+        [], help="Those of targets whose input is scaled rather than their output: the feed-forward's last layer."
+    )
+
+
+def attach(model: Any, options: Options) -> Any:
+    """A PeftModel around `model`, whose own weights are frozen. Raises ProblemError for layers that are not there, and for a family
+    whose layers peft does not know when the profile does not name them."""
+    from peft import IA3Config
+
+    named = options.targets != "auto"
+    config = IA3Config(
+        task_type=attaching.task(model),
+        target_modules=options.targets if named else None,
+        feedforward_modules=options.feedforward if named else None,
+    )
+    return attaching.attach(model, config, options)

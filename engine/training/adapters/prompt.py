@@ -1,0 +1,24 @@
+"""Prompt tuning (Lester et al. 2021, arXiv:2104.08691): trained embeddings before every row."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from engine.training.adapters import attaching
+
+
+class Options(attaching.VirtualTokenOptions):
+    kind: Literal["prompt"] = "prompt"
+
+
+def attach(model: Any, options: Options) -> Any:
+    """A PeftModel around `model`, whose own weights are frozen. The prompt begins as embeddings of the vocabulary, as the paper
+    found better than random ones."""
+    from peft import PromptTuningConfig, PromptTuningInit
+
+    config = PromptTuningConfig(
+        task_type=attaching.task(model),
+        num_virtual_tokens=options.virtual_tokens,
+        prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
+    )
+    return attaching.attach(model, config, options)

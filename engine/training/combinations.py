@@ -1,0 +1,55 @@
+"""Which adapter goes with which base and which method. docs/training.md shows these tables; a test compares the two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.training.methods import ROWS
+
+WHOLE = ("none",)
+ALL = ("none", "nf4", "int8")
+BASES = {
+    "none": WHOLE,
+    "lora": ALL,
+    "rslora": ALL,
+    "dora": ("none", "nf4"),
+    "ia3": ALL,
+    "oft": ALL,
+    "prefix": ALL,
+    "prompt": ALL,
+}
+"""Adapter -> the `model.quantization` that it trains on. DoRA reads the base's weights in every pass, by which peft 0.21 loses the
+scales of int8 ones on a CPU."""
+VIRTUAL = ("prefix", "prompt")
+"""Adapters that put trained positions before a row. trl's and our own losses on pairs know nothing of such positions."""
+
+
+def offered(adapter: str, quantization: str, rows: str) -> bool:
+    """Whether `adapter` trains on a base so quantised by a method whose prepared rows are of the kind `rows`."""
+    return quantization in BASES[adapter] and (rows == "tokens" or adapter not in VIRTUAL)
+
+
+def refusals(adapter: str, quantization: str, method: str, rows: str) -> Iterator[tuple[str, str]]:
+    """`(key, message)` for a combination that is not offered."""
+    if quantization not in BASES[adapter]:
+        why = "cannot be trained in full" if adapter == "none" else f"does not go with adapter.kind {adapter}"
+        bases = " or ".join(BASES[adapter])
+        yield "model.quantization", f"a {quantization} base {why}: choose adapter.kind lora, or quantization {bases}"
+    if not offered(adapter, BASES[adapter][0], rows):
+        yield (
+            "adapter.kind",
+            f"{adapter} does not go with method.kind {method}: choose lora, or another that moves weights",
+        )
+
+
+def table() -> str:
+    """The tables in Markdown: a row an adapter, a column a base, then one for each kind of prepared rows."""
+    kinds = ["tokens", *(kind for kind in ROWS if kind != "tokens")]
+    lines = [
+        "| adapter | " + " | ".join([*(f"base {base}" for base in ALL), *(f"{kind} rows" for kind in kinds)]) + " |",
+        "|---" * (1 + len(ALL) + len(kinds)) + "|",
+    ]
+    for adapter, bases in BASES.items():
+        cells = [base in bases for base in ALL] + [offered(adapter, bases[0], kind) for kind in kinds]
+        lines.append(f"| {adapter} | " + " | ".join("yes" if cell else "–" for cell in cells) + " |")
+    return "\n".join(lines)
