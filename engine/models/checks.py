@@ -6,25 +6,91 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.models import targets
+from engine.models import folders, scratch, targets
+from engine.models.options import ModelOptions
+from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 
+UNMERGEABLE = {
+    "ADAPTION_PROMPT",
+    "CPT",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "PROMPT_TUNING",
+}
+"""peft's kinds of adapters that add positions instead of changing weights: nothing of them can be put into a base."""
+
 
 def base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` when `model.base` names nothing that could be loaded. A catalogue name is pulled on first need."""
+    """`(key, message)` when `model.base` names nothing that training could begin from. A catalogue name is pulled on first need."""
     model = sections.get("model")
     if model is None:
         return
+    if model.from_scratch:
+        yield from _scratch(model, sections)
+    elif model.shaped:
+        yield (
+            "model.size" if model.size else "model.config",
+            "is for a model that begins with random weights: set model.init to config",
+        )
+    if not model.needs_base:
+        return
     try:
         target = targets.resolve(model.base, home or Home.locate(), directory)
-        targets.check(target)
-        if target.adapter is not None:
-            # Its adapter would be left out without a word, and another model be trained than the one named.
-            yield (
-                "model.base",
-                f"{model.base} is an adapter on {target.base}; training goes on from a whole model: name that base",
-            )
+        if not model.from_scratch or target.adapter:
+            targets.check(target)
+        yield from _adapter(model, target)
     except ProblemError as error:
         problem = error.problem
         yield "model.base", ": ".join(part for part in (problem.title, problem.cause) if part)
+
+
+def pinned(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
+    """`model` with a base that goes on meaning what it means now: a run's checkpoint by its step. Raises ProblemError."""
+    if not model.needs_base:
+        return model
+    target = targets.resolve(model.base, home, directory)
+    if target.run is None:
+        return model
+    return model.model_copy(update={"base": target.label})
+
+
+def _scratch(model: ModelOptions, sections: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if model.shaped:
+        data = sections.get("data")
+        yield from scratch.faults(model, data.max_length if data else None)
+    if model.quantization != "none":
+        yield "model.quantization", "random weights are trained in full: set it to none"
+    method = sections.get("method")
+    if method and method.rows != "tokens":
+        yield (
+            "method.kind",
+            f"{method.kind} goes on from a model that has learnt: pretrain one, then name its run in model.base",
+        )
+    adapter = sections.get("adapter")
+    if adapter and adapter.kind != "none":
+        yield (
+            "adapter.kind",
+            "an adapter on random weights learns nothing of use: set it to none, or model.init to pretrained",
+        )
+
+
+def _adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, str]]:
+    """An adapter is merged into its base before it is trained from: not every kind can be."""
+    if target.adapter is None:
+        return
+    kind = folders.read_json(target.adapter / folders.ADAPTER).get("peft_type", "")
+    if kind in UNMERGEABLE:
+        yield (
+            "model.base",
+            f"{model.base} is a {kind.lower().replace('_', ' ')} adapter, which cannot be merged into its base ({target.base}): "
+            "name that base",
+        )
+    config = Path(target.base) / "config.json"
+    if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json(config):
+        yield (
+            "model.base",
+            f"{model.base} is an adapter on {target.base}, whose weights are stored quantised: nothing can be merged into them",
+        )

@@ -8,6 +8,28 @@ from engine.prep.tokenizer_options import TokenizerOptions
 from engine.protocol.options import Options, option
 
 
+class ShapeOptions(Options):
+    """What a Llama-style model of one's own is made of, as transformers' `LlamaConfig` calls it; none: as `model.size` has it."""
+
+    hidden_size: int | None = option(None, help="Width of the residual stream.", ge=1)
+    intermediate_size: int | None = option(None, help="Width inside a feed-forward block.", ge=1)
+    num_hidden_layers: int | None = option(None, help="Layers.", ge=1)
+    num_attention_heads: int | None = option(None, help="Attention heads; they share hidden_size evenly.", ge=1)
+    num_key_value_heads: int | None = option(
+        None, help="Heads of keys and values; a divisor of num_attention_heads.", ge=1
+    )
+    head_dim: int | None = option(None, help="Width of a head; none: hidden_size / num_attention_heads.", ge=2)
+    max_position_embeddings: int | None = option(
+        None, help="Longest sequence that the model is made for.", unit="tokens", ge=8
+    )
+    rope_theta: float | None = option(None, help="Base of the rotary position embedding.", gt=0)
+    rms_norm_eps: float | None = option(None, help="Added to the variance in RMS normalisation.", gt=0)
+    initializer_range: float | None = option(None, help="Standard deviation of the initial weights.", gt=0)
+    tie_word_embeddings: bool | None = option(None, help="One matrix for the embedding and the output layer.")
+    attention_bias: bool | None = option(None, help="Biases in the attention's linear layers.")
+    mlp_bias: bool | None = option(None, help="Biases in the feed-forward blocks.")
+
+
 class ModelOptions(Options):
     base: str = option(
         "smollm2-135m-instruct",
@@ -31,3 +53,28 @@ class ModelOptions(Options):
     trust_remote_code: bool = option(
         False, help="Run Python code that comes with the model folder. Leave it off unless you have read that code."
     )
+    init: Literal["pretrained", "config"] = option(
+        "pretrained", help="Where training begins: the base's weights, or random ones drawn from training.seed."
+    )
+    size: Literal["small", "medium"] | None = option(
+        None,
+        help="With init config: a built-in Llama-style size, 26 or 308 million parameters before the vocabulary's.",
+    )
+    config: ShapeOptions | None = option(
+        None, help="With init config: a Llama-style shape of your own; what it leaves out is as model.size, else small."
+    )
+
+    @property
+    def from_scratch(self) -> bool:
+        """Weights are random at the beginning."""
+        return self.init == "config"
+
+    @property
+    def shaped(self) -> bool:
+        """The shape is said here, and not by the base."""
+        return self.size is not None or self.config is not None
+
+    @property
+    def needs_base(self) -> bool:
+        """Something of the base is wanted: its weights, its shape or its tokenizer."""
+        return not (self.from_scratch and self.shaped and self.tokenizer is not None)

@@ -204,7 +204,7 @@ def _of_folder(folder: Path, home: Home) -> Target:
 
 def _base_of_adapter(adapter: Path, named: str, home: Home) -> Target:
     """What the adapter was trained on. A catalogue model or a copied one is found again when the home has moved."""
-    for place in (Path(named), home.models / Path(named).name):
+    for place in (Path(named), home.models / Path(named).name, home.cache / Path(named).name):
         if named and place.is_absolute() and folders.kind(place) == "model":
             catalogue = place.name if place.parent == home.models and place.name in CATALOGUE else None
             return Target(base=str(place), label=place.name, catalogue=catalogue)

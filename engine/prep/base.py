@@ -48,19 +48,25 @@ def template_file(template: str, directory: Path) -> Path:
     return path
 
 
-def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str, Path]:
-    """The base model (absolute folder or hub id) and the folder of the profile's tokenizer, pulled when they are of the catalogue.
+def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str | None, Path]:
+    """The base model (absolute folder; none where nothing of one is needed) and the folder of the profile's tokenizer, pulled when they are of the catalogue.
 
     Raises ProblemError, also for a tokenizer that the profile has trained: `prepare` makes that.
     """
-    base, named = locate_model(profile, home, progress), profile.model.tokenizer
+    base, named = base_folder(profile, home, progress), profile.model.tokenizer
     if isinstance(named, TokenizerOptions):
         raise ProblemError(
             Problem(title="The profile's tokenizer is not trained yet", hint="prepare the data first: that trains it")
         )
     if named is not None:
-        return base.base, tokenizer_of(named, profile.directory, home, progress)
-    return base.base, _with_tokenizer(base, "copy the tokenizer's files from where the model came from")
+        return base, tokenizer_of(named, profile.directory, home, progress)
+    target = locate_model(profile, home, progress)
+    return base, _with_tokenizer(target, "copy the tokenizer's files from where the model came from")
+
+
+def base_folder(profile: Profile, home: Home, progress: Progress) -> str | None:
+    """The base model's folder, pulled when it is of the catalogue; none where the profile needs nothing of one. Raises ProblemError."""
+    return locate_model(profile, home, progress).base if profile.model.needs_base else None
 
 
 def locate_model(profile: Profile, home: Home, progress: Progress) -> Target:

@@ -15,14 +15,14 @@ from typing import Any
 
 from engine.inference.lock import render, template_sha256, turn_ends
 from engine.prep import cache, store, vocabulary
-from engine.prep.base import Progress, load_tokenizer, locate_base, locate_model, tokenizer_files
+from engine.prep.base import Progress, base_folder, load_tokenizer, locate_base, tokenizer_files
 from engine.prep.refusals import bad, check_kind, check_rejects, check_trained, refusing
 from engine.prep.rows import Rejects
 from engine.prep.stages import located, pipeline, placed, tokenised
 from engine.prep.stages.context import Context, default_processes
 from engine.prep.stages.located import PARTS
 from engine.prep.stages.pipeline import ASKED, Located, Rows
-from engine.prep.tokenize import Counts, tokenize_rows
+from engine.prep.tokenize import WHOLE, Counts, tokenize_rows
 from engine.prep.tokenizer_options import TokenizerOptions
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
@@ -42,7 +42,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     own = profile.model.tokenizer if isinstance(profile.model.tokenizer, TokenizerOptions) else None
     given: Path | None = None
     if own:
-        base, pieces = locate_model(profile, home, progress).base, vocabulary.files(profile)
+        base, pieces = base_folder(profile, home, progress), vocabulary.files(profile)
     else:
         base, given = locate_base(profile, home, progress)
         pieces = tokenizer_files(profile, given)
@@ -66,7 +66,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     learnt = {"tokenizer": tokenizer_folder.name} if own else {}
     name = cache.name(
         digests,
-        {**settings, "max_length": data.max_length, "packing": data.packing, **_how(profile), **learnt},
+        {**settings, "max_length": data.max_length, "sequences": _sequences(profile), **_how(profile), **learnt},
     )
     made = home.cache / name / "prepared.json"
 
@@ -174,6 +174,12 @@ def _how(profile: Profile) -> dict[str, Any]:
     }
 
 
+def _sequences(profile: Profile) -> str:
+    """What a training sequence holds: `rows` one each, `packed` several whole ones, `blocks` whatever fills it."""
+    chosen = "packed" if profile.data.packing else "rows"
+    return str(getattr(profile.method, "sequences", chosen))
+
+
 # ── a miss ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -233,7 +239,7 @@ def _make(
                     folder / part,
                     tokenizer,
                     how["loss_on"],
-                    data.max_length,
+                    WHOLE if _sequences(profile) == "blocks" else data.max_length,
                     rejects,
                     work / part,
                     data.processes or default_processes(),
@@ -270,12 +276,7 @@ def _make(
         with (folder / "test.jsonl").open("wb") as kept:
             kept.writelines(row.raw + b"\n" for row in placed.in_file(rows.parts["test"]))
     stats = {part: each.summary() for part, each in counts.items()}
-    if data.packing:
-        (folder / "train").rename(folder / "plain")
-        stats["train"]["sequences"] = store.write_packed(
-            folder / "plain", folder / "train", data.max_length, partial(progress, "packing")
-        )
-        shutil.rmtree(folder / "plain")
+    _join(profile, folder, stats, progress)
     return {
         "train": "train",
         "validation": "validation" if "validation" in rows.parts else None,
@@ -284,13 +285,30 @@ def _make(
         "rejects": "rejects.jsonl",
         "rows": counts["train"].rows,
         "tokens": counts["train"].tokens,
-        "trained_tokens": counts["train"].trained_tokens,
+        "trained_tokens": stats["train"]["trained_tokens"],
         "rejected": refused + sum(stage["rejected"] for stage in rows.stages if stage["name"] == "validate"),
         "stages": rows.stages,
         "template": None if data.template == "auto" else tokenizer.chat_template,
         "lock": lock(tokenizer, tokenizer_folder, golden),
         "stats": stats,
     }
+
+
+def _join(profile: Profile, folder: Path, stats: dict[str, dict[str, int]], progress: Progress) -> None:
+    """Put rows together as the profile says: packed for training, in blocks for training and evaluation alike."""
+    sequences, capacity = _sequences(profile), profile.data.max_length
+    for part in ("train", "validation") if sequences == "blocks" else ("train",):
+        if sequences == "rows" or not (folder / part).is_dir():
+            continue
+        (folder / part).rename(folder / "plain")
+        if sequences == "packed":
+            tell = partial(progress, "packing")
+            stats[part]["sequences"] = store.write_packed(folder / "plain", folder / part, capacity, tell)
+        else:
+            blocks = store.write_blocks(folder / "plain", folder / part, capacity, partial(progress, "joining"))
+            # A document that goes on in another block begins anew there: nothing predicts its first token.
+            stats[part] |= {"sequences": blocks.rows, "trained_tokens": blocks.trained_tokens}
+        shutil.rmtree(folder / "plain")
 
 
 def lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,9 @@ CHECKS = (
 
 SHELL_CHECKS = ("engine.prep.checks:keys",)
 """What a run needs of the shell that submits it. Each `(profile, variables) -> [(key, message)]`."""
+
+PINS = {"model": "engine.models.checks:pinned"}
+"""Section -> what makes it go on meaning what it means now: `(section, directory, home) -> section`."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,14 @@ def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), 
         raise ProfileError(issues)
     head = {key: document[key] for key in ("name", "description") if key in document}
     return Profile(**sections, **head, directory=directory)
+
+
+def pinned(profile: Profile, home: Any) -> Profile:
+    """A profile that has just been read, with names that move (`last`, a run that goes on) replaced by what they mean now. Raises ProblemError."""
+    sections = {
+        name: load_reference(pin)(getattr(profile, name), profile.directory, home) for name, pin in PINS.items()
+    }
+    return replace(profile, **sections)
 
 
 # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ from engine.launchers import LAUNCHERS
 from engine.protocol import journal, states
 from engine.protocol.home import RunDirectory, host_name, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
-from engine.protocol.profile import Profile, ProfileError, check_shell, load_reference, parse
+from engine.protocol.profile import Profile, ProfileError, check_shell, load_reference, parse, pinned
 from engine.protocol.wire import workers_address
 from engine.supervisor import processes, scheduler
 from engine.supervisor.record import Job, Record, replay
@@ -98,7 +98,7 @@ class Queue:
 
     def _checked(self, text: str, source: str, directory: Path, overrides: list[str] | None = None) -> Profile:
         try:
-            return parse(text, source or "profile", directory, overrides or [], self.home)
+            return pinned(parse(text, source or "profile", directory, overrides or [], self.home), self.home)
         except ProfileError as error:
             raise ProblemError(
                 Problem(title="The profile does not hold", cause=str(error), hint="cockpit profile check")

@@ -58,25 +58,27 @@ def _parts(job: Job, model: Any) -> Parts:
         rows=rows,
         held_out=held_out if held_out is not None and len(held_out) else None,
         windows=windows,
-        segments=_segments(job, model),
+        segments=_segments(job, model, "seq_lengths" in rows.column_names),
         arguments=_arguments(job, settings.max_steps or math.ceil(settings.epochs * windows.per_epoch)),
     )
 
 
-def _segments(job: Job, model: Any) -> Segments | None:
+def _segments(job: Job, model: Any, joined: bool) -> Segments | None:
+    """`joined`: rows hold several parts each."""
     profile = job.profile
-    # Virtual tokens stand before every row: rows that have them do not lie end to end.
-    wanted = profile.training.optimizations and profile.adapter.kind not in VIRTUAL
+    # Virtual tokens stand before every row: rows that have them do not lie end to end. Joined rows always do.
+    wanted = (profile.training.optimizations or joined) and profile.adapter.kind not in VIRTUAL
     if wanted and possible(model, profile.model.attention):
         segments = Segments()
         segments.install(model)
         return segments
-    if job.profile.data.packing:
+    if joined:
+        mend = "method.sequences to rows" if profile.method.kind == "pretrain" else "data.packing to false"
         raise ProblemError(
             Problem(
-                title="data.packing does not work with this model",
-                cause="its attention cannot be kept apart between packed rows",
-                hint="set data.packing to false, or model.attention to auto",
+                title="Rows cannot be joined for this model",
+                cause="its attention cannot be kept apart between rows that share a sequence",
+                hint=f"set {mend}, or model.attention to auto",
             )
         )
     return None

@@ -21,6 +21,8 @@ def combinations(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
     training = sections.get("training")
     if training:
         yield from _training(training, adapter, data, method)
+    if method and data and method.kind == "pretrain" and data.packing:
+        yield "data.packing", "of pretraining is method.sequences: packed"
     evaluation = sections.get("evaluation")
     if evaluation and evaluation.task is not None:
         if evaluation.task not in TASKS:

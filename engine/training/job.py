@@ -52,7 +52,7 @@ class Job:
         return json.dumps(
             self.prepared["lock"]
             | {
-                "base": self.prepared["base"],
+                "base": None if profile.model.from_scratch else self.prepared["base"],
                 "dtype": profile.model.dtype,
                 "quantization": profile.model.quantization,
                 "attention": profile.model.attention,

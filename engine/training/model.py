@@ -19,22 +19,27 @@ def build(job: Job, resumed: Path | None) -> Any:
 
     profile, voice = job.profile, job.voice
     full = profile.adapter.kind == "none"
-    folder = str(resumed) if resumed and full else job.prepared["base"]
-    voice.phase("loading", Path(job.prepared["base"]).name)
+    named = job.prepared["base"]
     torch.manual_seed(profile.training.seed)  # a head that scores may have to be drawn
-    model = base.load(
-        folder,
-        profile.model,
-        job.device,
-        lambda done, total: voice.phase("loading", f"tensor {done} of {total}", done, total),
-        unpack=profile.training.optimizations,
-        scores=getattr(profile.method, "scores", False),
-    )
+    if profile.model.from_scratch and not resumed:
+        model = _random(job)
+    else:
+        folder = str(resumed) if resumed and full else named
+        voice.phase("loading", Path(folder).name)
+        model = base.load(
+            folder,
+            profile.model,
+            job.device,
+            lambda done, total: voice.phase("loading", f"tensor {done} of {total}", done, total),
+            unpack=profile.training.optimizations,
+            scores=getattr(profile.method, "scores", False),
+        )
     # Not the checkpoint's own folder: what is saved later must name the base.
-    model.name_or_path = job.prepared["base"]
+    model.name_or_path = "" if profile.model.from_scratch else named
     torch.manual_seed(profile.training.seed)
     model = importlib.import_module(f"engine.training.adapters.{profile.adapter.kind}").attach(model, profile.adapter)
-    if full and profile.model.dtype == "float16":
+    # float16 has too small a range for weights, and bfloat16 too coarse steps for weights that begin anywhere.
+    if full and (profile.model.dtype == "float16" or profile.model.from_scratch):
         model.float()
     job.masters = full and model.dtype != getattr(torch, profile.model.dtype)
     if not full and job.device.kind == "cpu" and profile.training.optimizations:
@@ -48,6 +53,22 @@ def build(job: Job, resumed: Path | None) -> Any:
         if not full:
             model.enable_input_require_grads()
     return model
+
+
+def _random(job: Job) -> Any:
+    """A model with random weights on the run's device, the same on every rank: each draws them on its CPU from training.seed."""
+    from engine.models import scratch
+
+    job.voice.phase("loading", "random weights")
+    model = scratch.build(
+        job.profile.model,
+        job.prepared["base"],
+        job.tokenizer,
+        job.prepared.get("tokenizer") is not None,
+        job.prepared["lock"]["eos_token_ids"],
+        job.profile.training.seed,
+    )
+    return model.to(job.device.name)
 
 
 def _restore(job: Job, model: Any, folder: Path) -> None:

@@ -149,7 +149,9 @@ def _set_up(run: RunDirectory, attempt: int, submitted: Profile, live: Profile, 
         voice=voice,
         inbox=inbox,
         plots=Plots(run, group.first and live.logging.plots),
-        tokenizer=base.tokenizer(prepared["base"], live.model.trust_remote_code, prepared.get("template")),
+        tokenizer=base.tokenizer(
+            prepared.get("tokenizer") or prepared["base"], live.model.trust_remote_code, prepared.get("template")
+        ),
     )
 
 

@@ -136,9 +136,13 @@ def main() -> int:
 
 def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
     from engine.prep.prepare import prepare
+    from engine.prep.settled import settled
 
     directory = Path(json.loads((run.path / "job.json").read_bytes())["directory"])
     profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home)
+    if (fixed := settled(profile, home, journal.progress)) != profile:
+        profile = fixed
+        write_private(run.profile, profile.to_yaml().encode())
     prepared = prepare(profile, home, journal.progress)
     for message, hint in warnings(prepared):
         journal.warn(message, hint)

@@ -126,7 +126,12 @@ def test_a_profile_names_its_base(place: Home, base: Path) -> None:
     assert list(checks.base({}, place.root, place)) == []
 
 
-def test_an_adapter_is_refused_as_a_base(place: Home, base: Path) -> None:
+def test_an_adapter_is_a_base_like_any_other_when_all_of_it_is_whole(place: Home, base: Path) -> None:
     make_run(place, "first-run", base, {10: True})
-    found = dict(checks.base({"model": ModelOptions(base="first-run")}, place.root, place))
-    assert f"is an adapter on {base}" in found["model.base"]
+
+    def said() -> str:
+        return dict(checks.base({"model": ModelOptions(base="first-run")}, place.root, place)).get("model.base", "")
+
+    assert said() == ""
+    (base / "model.safetensors").unlink()
+    assert f"{base} cannot be loaded: there are no weights" in said()

@@ -6,6 +6,7 @@ Beside `Options`, whose `rows` says which kind of prepared rows the method takes
 
 METHODS = {
     "sft": "engine.training.methods.sft:Options",
+    "pretrain": "engine.training.methods.pretrain:Options",
     "reward": "engine.training.methods.reward:Options",
     "dpo": "engine.training.methods.dpo:Options",
     "kto": "engine.training.methods.kto:Options",

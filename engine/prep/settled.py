@@ -1,0 +1,83 @@
+"""The base of a run as one folder that stays what it is.
+
+A run named as base may go on training, and be deleted. So before anything is prepared its checkpoint is put into the cache, by the hash
+of its content: linked where the file system can, an adapter merged into its base once. The run's frozen profile then names that folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from engine.inference.merge import merge
+from engine.models import targets
+from engine.models.folders import ADAPTER
+from engine.models.targets import Target
+from engine.prep import cache
+from engine.prep.base import Progress
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.profile import Profile
+
+VERSION = 1
+"""Counts changes of what merging makes: an older folder is then no hit."""
+
+
+def settled(profile: Profile, home: Home, progress: Progress) -> Profile:
+    """`profile` with the folder of its base in `model.base`, where that may change or is an adapter; as it is otherwise. Raises ProblemError."""
+    if not profile.model.needs_base:
+        return profile
+    target = targets.resolve(profile.model.base, home, profile.directory)
+    ours = target.folder.resolve().is_relative_to(home.runs.resolve())
+    if target.adapter is None and not ours:
+        return profile
+    target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
+    if target.on_hub:
+        raise ProblemError(
+            Problem(
+                title=f"{target.label} is an adapter on {target.base}, which is not on this machine",
+                hint=f"cockpit model pull {target.base}",
+            )
+        )
+    folder = _kept(target, home, profile.model.trust_remote_code, progress)
+    return replace(profile, model=profile.model.model_copy(update={"base": str(folder)}))
+
+
+def _kept(target: Target, home: Home, trust_remote_code: bool, progress: Progress) -> Path:
+    """The cache entry of `target`, made when it is not there yet."""
+    files = _files("", target.folder)
+    if target.adapter:
+        files |= _files("base/", Path(target.base))
+    total = sum(path.stat().st_size for path in files.values())
+    digests = cache.digests(files, lambda done: progress("reading", done, total))
+    label = re.sub(r"[^\w.@-]+", "-", target.label)
+    folder = home.cache / f"{label}-{cache.name(digests, {'base': VERSION})[:16]}"
+    if not folder.is_dir():
+        with cache.workshop(home, folder.name):
+            if not folder.is_dir():  # another process may have made it while this one waited
+                with cache.entry(home, folder.name) as draft:
+                    if target.adapter:
+                        merge(target, draft, trust_remote_code, lambda done, of: progress("merging", done, of))
+                    else:
+                        _link(files, draft, lambda done: progress("keeping", done, len(files)))
+    return folder
+
+
+def _files(role: str, folder: Path) -> dict[str, Path]:
+    """Role -> file, for all that lies in `folder` itself: below it is only what a resume of that run needs."""
+    found = {f"{role}{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
+    assert found.keys() & {f"{role}config.json", f"{role}{ADAPTER}"}, folder
+    return found
+
+
+def _link(files: dict[str, Path], folder: Path, progress: Callable[[int], None]) -> None:
+    for done, (name, path) in enumerate(files.items(), 1):
+        try:
+            os.link(path, folder / name)
+        except OSError:  # a file system without links, or another one
+            shutil.copyfile(path, folder / name)
+        progress(done)
