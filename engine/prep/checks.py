@@ -69,7 +69,7 @@ def tokenizer(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterat
     model, data = sections.get("model"), sections.get("data")
     if model is None or model.tokenizer is None:
         return
-    if getattr(model, "init", "pretrained") != "config":
+    if model.init != "config":
         yield (
             "model.tokenizer",
             f"needs model.init config: the weights of {model.base} know another vocabulary; "

@@ -241,3 +241,10 @@ def test_the_screen_shows_tokens_of_it_once_it_is_trained(home: Home, profile_ov
         browser.tokenizer()
     browser.take_tokenizer(Path(prepare(profile, home, quiet)["tokenizer"]))
     assert len(browser.tokenizer()) <= 400
+
+
+def test_a_profile_that_starts_from_a_config_may_say_it(home: Home, profile_over: ProfileOver) -> None:
+    wish = "model.tokenizer={kind: unigram, vocab_size: 400}"
+    profile = profile_over(ROWS, None, "model.init=config", "method.kind=pretrain", "adapter.kind=none", wish)
+    assert profile.model.tokenizer == TokenizerOptions(kind="unigram", vocab_size=400)
+    assert "vocab_size: 400" in profile.to_yaml()
