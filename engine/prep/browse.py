@@ -257,7 +257,7 @@ class Browser:
 
     @property
     def _loss_on(self) -> str:
-        return str(self.profile.method.loss_on)  # type: ignore[attr-defined]
+        return str(getattr(self.profile.method, "loss_on", "assistant"))
 
     def _sources(self, part: str) -> list[SourceOptions]:
         """As the catalogue, if there is one, completes them. Raises ProblemError."""
