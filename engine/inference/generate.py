@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.inference import soft_prompt
+from engine.inference.replies import Growing
 
 BATCH = 32
 """Rows decoded together by `generate_batch`: bounds the cache's memory."""
