@@ -96,7 +96,7 @@ def _arguments(job: Job, max_steps: int) -> dict[str, Any]:
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": optimizers.SCHEDULERS[settings.scheduler],
         "warmup_steps": settings.warmup,
-        "optim": optimizers.OPTIMIZERS[settings.optimizer],
+        "optim": optimizers.OPTIMIZERS.get(settings.optimizer, "adamw_torch"),
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "seed": settings.seed,

@@ -19,7 +19,9 @@ from engine.protocol.messages import Problem, ProblemError
 
 TRAINER = "trainer"
 """Folder inside a checkpoint: optimizer, scheduler, scaler, random states, trainer_state.json."""
-_FALLING = ("loss", "perplexity")
+MASTERS = "masters.pt"
+"""In it, where they are not what the checkpoint itself holds: the weights that are trained, as they are trained."""
+FALLING = ("loss", "perplexity")
 """Metrics whose names end so are better when lower; all others when higher."""
 
 
@@ -77,7 +79,7 @@ def best(checkpoints: dict[int, dict[str, float]], metric: str) -> int | None:
     scored = {step: metrics[metric] for step, metrics in checkpoints.items() if metric in metrics}
     if not scored:
         return None
-    sign = 1 if metric.endswith(_FALLING) else -1
+    sign = 1 if metric.endswith(FALLING) else -1
     return min(scored, key=lambda step: (sign * scored[step], step))
 
 

@@ -32,7 +32,7 @@ class Job:
     tokenizer: Any
     plots: Plots
     masters: bool = False
-    """Float32 weights are trained and a 16-bit copy is saved: the originals go into the checkpoint too."""
+    """What is trained is not what a checkpoint holds (float32 weights are saved in 16 bits, or their average is): it goes there too."""
     saved_step: int = -1
     checkpoints: dict[int, dict[str, float]] = field(default_factory=dict)
     """Complete checkpoints with their metrics, by step."""

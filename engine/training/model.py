@@ -41,13 +41,13 @@ def build(job: Job, resumed: Path | None) -> Any:
     # float16 has too small a range for weights, and bfloat16 too coarse steps for weights that begin anywhere.
     if full and (profile.model.dtype == "float16" or profile.model.from_scratch):
         model.float()
-    job.masters = full and model.dtype != getattr(torch, profile.model.dtype)
+    job.masters = (full and model.dtype != getattr(torch, profile.model.dtype)) or profile.training.ema is not None
     if not full and job.device.kind == "cpu" and profile.training.optimizations:
         if profile.method.rows == "tokens":  # type: ignore[attr-defined]
             dropout.install(model)
         fused_lora.install(model)
     if resumed:
-        _restore(job, model, resumed)
+        _restore(model, resumed)
     if profile.training.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         if not full:
@@ -71,15 +71,17 @@ def _random(job: Job) -> Any:
     return model.to(job.device.name)
 
 
-def _restore(job: Job, model: Any, folder: Path) -> None:
+def _restore(model: Any, folder: Path) -> None:
     """A checkpoint's trained weights into `model`, bit for bit."""
     import torch
     from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-    elif job.masters:
-        masters = torch.load(folder / checkpoints.TRAINER / "masters.pt", map_location="cpu")
+    masters = folder / checkpoints.TRAINER / checkpoints.MASTERS
+    if masters.exists():
+        kept = torch.load(masters, map_location="cpu")
         for name, parameter in model.named_parameters():
-            parameter.data.copy_(masters[name])
+            if name in kept:
+                parameter.data.copy_(kept[name])
+    elif isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engine.protocol.journal import Ledger
 from engine.protocol.messages import Problem
 from engine.protocol.profile import Profile
-from engine.training import steering
+from engine.training import optimizers, steering
 from engine.training.host import Host
 from engine.training.job import Job
 from engine.training.ranks import Ranks
@@ -124,6 +124,7 @@ class Obeying(Library):
     def _reschedule(self, base: float) -> None:
         """The same shape at the same step, from another base and to another last step."""
         position = self.lr_scheduler.last_epoch
+        self.optimizer.defaults["lr"] = base  # what the polynomial's shape is relative to
         for group in self.optimizer.param_groups:
             group["initial_lr"] = base
         self.lr_scheduler = None
@@ -134,6 +135,17 @@ class Obeying(Library):
         scheduler.base_lrs = [base] * len(scheduler.base_lrs)
         scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.callback_handler.lr_scheduler = scheduler
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is None:
+            decayed = self.get_decay_parameter_names(self.model)
+            self.optimizer = optimizers.make(self.profile.training, self.model, decayed)
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        self.args.lr_scheduler_kwargs = optimizers.shape(self.profile.training, num_training_steps, warmup)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from engine.protocol.journal import Checkpoint, Evaluation, Sample, Warn
 from engine.training import checkpoints, resuming, steering
+from engine.training.early_stopping import Patience
+from engine.training.ema import Averages
 from engine.training.obeying import Obeying
 
 
@@ -17,6 +20,10 @@ class Saving(Obeying):
 
     results: dict[int, dict[str, float]]
     """Evaluations by step."""
+    averages: Averages | None = None
+    patience: Patience | None = None
+    _early = ""
+    """Why the run ends before its last step."""
     _evaluator: Any
     _opening: dict[str, Any] | None
     """`snapshot` as it was when the window in work began; None between two windows."""
@@ -32,13 +39,29 @@ class Saving(Obeying):
     def _warn(self, step: int, message: str, hint: str) -> None:
         self.voice.tell(Warn(attempt=self.job.attempt, step=step, message=message, hint=hint))
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the model has the weights that the run evaluates and saves."""
+        return self.averages.in_place() if self.averages else nullcontext()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for part in (self.averages, self.patience):
+            if part is not None and checkpoint is not None:
+                part.load(Path(checkpoint))
+
+    def _look(self, step: int) -> None:
+        """Whether the evaluation of this step, if there was one, was one too many without a new best."""
+        if self.patience and step in self.results:
+            self._early = self.patience.look(step, self.results[step])
+
     def evaluate_now(self, step: int) -> None:
         """Held-out loss and the task's metrics after `step` steps; nothing without held-out rows, or when just done."""
         if self._evaluator is None or step in self.results:
             return
         self.voice.phase("evaluating")
         start = time.perf_counter()
-        values, samples = self._evaluator(self)
+        with self.averaged():
+            values, samples = self._evaluator(self)
         self.results[step] = values
         seconds = time.perf_counter() - start
         self.voice.tell(Evaluation(attempt=self.job.attempt, step=step, values=values, seconds=seconds))
@@ -99,7 +122,8 @@ class Saving(Obeying):
         import torch
 
         job = self.job
-        checkpoints.save_weights(self.model, job.tokenizer, folder, self.profile.model.dtype)
+        with self.averaged():
+            checkpoints.save_weights(self.model, job.tokenizer, folder, self.profile.model.dtype)
         (folder / "lock.json").write_text(job.lock_text(self.profile))
         inner = folder / checkpoints.TRAINER
         inner.mkdir()
@@ -112,4 +136,8 @@ class Saving(Obeying):
         steering.store(inner / steering.FILE, job.submitted, self.profile, job.skipped)
         (inner / resuming.FILE).write_text(json.dumps(resuming.fingerprint(self, self.state.global_step, states)))
         if job.masters:
-            torch.save({name: p.data for name, p in self.model.named_parameters()}, inner / "masters.pt")
+            trained = {name: p.data for name, p in self.model.named_parameters() if p.requires_grad}
+            torch.save(trained, inner / checkpoints.MASTERS)
+        for part in (self.averages, self.patience):
+            if part is not None:
+                part.save(inner)

@@ -214,7 +214,8 @@ def _finish(job: Job, model: Any, trainer: Any, step: int, output: Path | None, 
     """Read the last checkpoint back, publish it, report."""
     last = job.run.checkpoint(step)
     if trainer.outcome == "completed":
-        checkpoints.read_back(last, model, job.profile.model.dtype)
+        with trainer.averaged():
+            checkpoints.read_back(last, model, job.profile.model.dtype)
         if output:
             job.voice.phase("saving", str(output))
             checkpoints.publish(last, output)

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from engine.protocol.journal import Metrics
+from engine.protocol.journal import Ledger, Metrics
 from engine.training import rehearsal, resuming
+from engine.training.early_stopping import Patience
+from engine.training.ema import Averages
 from engine.training.guarding import Guarding, recent
 from engine.training.held_out import HeldOut
 from engine.training.host import Host
@@ -70,6 +72,10 @@ class Steered(Guarding):
         )
         for callback in list(self.callback_handler.callbacks)[1:]:
             self.remove_callback(callback)  # all but the flow: printing is ours
+        if settings := job.profile.training.ema:
+            self.averages = Averages(self.model, settings.decay)
+        if stopping := job.profile.evaluation.early_stopping:
+            self.patience = Patience(stopping)
 
     foldable = True
     """Whether held-out rows may be measured with the adapter added into the weights (see `inference.folding`)."""
@@ -156,6 +162,7 @@ class Steered(Guarding):
             rehearsal.rehearse(self, fresh=self._resumed is None)
         if step == 0 and self.profile.evaluation.at_start:
             self.evaluate_now(step)
+            self._look(step)
         self._obey(step)
         self._end_if_done(step)
         self.voice.phase("first step")
@@ -178,6 +185,8 @@ class Steered(Guarding):
         self._boundary = self.job.inbox.step = step
         self._opening = None
         self._account(tr_loss)
+        if self.averages:
+            self.averages.update(step)
         self.voice.link.alive(step=step)
         self._report(step, grad_norm, learning_rate)
         if self.voice.phase_name != "training":
@@ -185,6 +194,7 @@ class Steered(Guarding):
         last = step >= self.state.max_steps
         if self._due(step, self.profile.evaluation.every_steps) or last:
             self.evaluate_now(step)
+            self._look(step)
         if self._due(step, self.profile.checkpoint.every_steps) or last:
             self.save_now(step)
         self._obey(step)
@@ -192,9 +202,12 @@ class Steered(Guarding):
         self._tally.mark = time.perf_counter()
 
     def _end_if_done(self, step: int) -> None:
-        """Leave the loop when told to stop, or when this was the last step (which a command may have moved to here)."""
-        done = step >= self.state.max_steps
+        """Leave the loop when told to stop, when nothing gets better any more, or when this was the last step (which a command may
+        have moved to here)."""
+        done = step >= self.state.max_steps or bool(self._early)
         if done or self._stopping:
+            if self._early and step < self.state.max_steps:
+                self.voice.tell(Ledger(attempt=self.job.attempt, step=step, name="early stopping", new=self._early))
             self.outcome = "completed" if done else "stopped"
             self.save_now(step)
             self.control.should_training_stop = True

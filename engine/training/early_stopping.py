@@ -1,0 +1,60 @@
+"""Ending a run when held-out rows say that it no longer gets better (`evaluation.early_stopping`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.evaluation.options import EarlyStoppingOptions
+from engine.protocol.messages import Problem, ProblemError
+from engine.training.checkpoints import FALLING
+
+FILE = "early_stopping.json"
+
+
+class Patience:
+    """Looks at each evaluation that the cadence brings, and counts those without a new best. Alike on every rank."""
+
+    def __init__(self, options: EarlyStoppingOptions) -> None:
+        self._options = options
+        self._best: float | None = None
+        self._best_step = 0
+        self._stale = 0
+
+    def look(self, step: int, values: dict[str, Any]) -> str:
+        """Why the run is over, or nothing. Raises ProblemError for a metric that the evaluation does not have."""
+        options = self._options
+        if options.metric not in values:
+            raise ProblemError(
+                Problem(
+                    title=f"evaluation.early_stopping.metric {options.metric} is not evaluated",
+                    cause=f"an evaluation of this run gives {', '.join(sorted(values))}",
+                    hint="name one of those",
+                )
+            )
+        value = values[options.metric]
+        if value is not None and self._better(value):
+            self._best, self._best_step, self._stale = value, step, 0
+            return ""
+        self._stale += 1
+        if self._stale < options.patience:
+            return ""
+        return f"{options.metric} has not been better than at step {self._best_step} for {self._stale} evaluations"
+
+    def _better(self, value: float) -> bool:
+        if self._best is None:
+            return True
+        gain = self._best - value if self._options.metric.endswith(FALLING) else value - self._best
+        return gain > self._options.min_delta
+
+    def save(self, folder: Path) -> None:
+        state = {"best": self._best, "step": self._best_step, "stale": self._stale, "metric": self._options.metric}
+        (folder / FILE).write_text(json.dumps(state))
+
+    def load(self, folder: Path) -> None:
+        """Go on counting as at a checkpoint; one that counted nothing, or another metric, begins anew."""
+        path = folder / FILE
+        state = json.loads(path.read_text()) if path.exists() else {}
+        if state.get("metric") == self._options.metric:
+            self._best, self._best_step, self._stale = state["best"], state["step"], state["stale"]
