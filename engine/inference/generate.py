@@ -116,7 +116,7 @@ def stream(
             f"a prompt of {len(prompt)} tokens leaves no room in a context of {context_length(model)}: shorten or clear it"
         )
     choose = _chooser(sampling, model.device)
-    detokenizer = Detokenizer(tokenizer)
+    detokenizer, growing = Detokenizer(tokenizer), Growing(tokenizer)
     began = time.perf_counter()
     first = 0.0
     finish = "length"
@@ -138,9 +138,10 @@ def stream(
         if token in stop_ids:
             finish = "stop"
             break
-        yield Piece(detokenizer.add(token), len(tokens))
-    reply = Reply(detokenizer.text, tokens, len(prompt), time.perf_counter() - began, first, finish)
-    yield Piece("", len(tokens), reply)
+        yield Piece(growing.add(detokenizer.add(token)), len(tokens))
+    rest = growing.finish()
+    reply = Reply(growing.text, tokens, len(prompt), time.perf_counter() - began, first, finish)
+    yield Piece(rest, len(tokens), reply)
 
 
 def context_length(model: Any) -> int:
@@ -230,8 +231,8 @@ def _decode(
     live = list(range(len(prompts)))
     # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
     with torch.no_grad():
-        # What attends both ways cannot be read in two parts.
         model, cache, before = soft_prompt.opened(model)
+        # What attends both ways cannot be read in two parts.
         shared = 0 if getattr(model, "reads_both_ways", False) else _shared(prompts)
         if shared:
             prefix = torch.tensor([list(prompts[0][:shared])], device=model.device)

@@ -12,7 +12,8 @@ from typing import Any
 
 from engine.inference import devices, lock
 from engine.inference.generate import Piece, Reply, Sampling, context_length, generate_batch, stream
-from engine.models import folders, targets
+from engine.inference.replies import text_of
+from engine.models import folders, targets, tokenizers
 from engine.models.embedded import Progress
 from engine.models.loading import pretrained
 from engine.models.targets import Target
@@ -28,6 +29,8 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab*",
     "merges.txt",
+    "ice_text.model",
+    "config.json",
 )
 
 
@@ -50,7 +53,8 @@ def load(
     if isinstance(target, str):
         target = targets.resolve(target, home, directory or Path.cwd())
     target = targets.fetch(target, home, progress)
-    targets.check(target)
+    targets.check_speaks(target)
+    targets.check(target, folders.weights_problems)
     return Loaded(target, dtype or target.dtype, quantization or target.quantization or "none", device)
 
 
@@ -73,7 +77,7 @@ class Loaded:
         """Tokenizer, lock and adapter of `target`. When it fails, all is as before."""
         tokenizer = self._tokenizer(target)
         recorded = json.loads(target.lock.read_text()) if target.lock else None
-        if recorded and target.lock:
+        if recorded and target.lock and tokenizer:
             lock.check(recorded, tokenizer, target.lock.parent)
         self.model = self._with_adapter(target.adapter)
         self.tokenizer, self.target = tokenizer, target
@@ -87,13 +91,14 @@ class Loaded:
 
     def swap(self, target: Target) -> None:
         """Change to another adapter of the loaded base, or to the base alone. Raises ProblemError, and then nothing has changed."""
-        targets.check(target)
+        targets.check_speaks(target)
+        targets.check(target, folders.weights_problems)
         self._enter(target)
 
     @property
     def templated(self) -> bool:
         """Without a chat template a conversation is only text to be continued. No template is ever borrowed."""
-        return bool(self.tokenizer.chat_template)
+        return bool(self.tokenizer and self.tokenizer.chat_template)
 
     @property
     def context(self) -> int:
@@ -101,7 +106,10 @@ class Loaded:
         return context_length(self._base)
 
     def prompt(self, messages: Messages) -> list[int]:
-        """Token ids that the model is to continue. Raises ValueError when the template refuses the conversation."""
+        """Token ids that the model is to continue. Raises ValueError when the template refuses the conversation, ProblemError
+        without a tokenizer."""
+        if self.tokenizer is None:
+            raise ProblemError(speechless(self.target))
         if not self.templated:
             ids: list[int] = self.tokenizer("\n".join(message["content"] for message in messages)).input_ids
             return ids
@@ -128,18 +136,19 @@ class Loaded:
         """Greedy replies to many conversations, in their order."""
         prompts = [self.prompt(messages) for messages in conversations]
         replies = generate_batch(self.model, self.tokenizer, prompts, max_new_tokens, self.stop_ids)
-        return [self.tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
+        return [text_of(self.tokenizer, reply) for reply in replies]
 
     def _tokenizer(self, target: Target) -> Any:
-        """The one that lies with the adapter, else the base's. Checkpoints of a run share theirs: equal files are read once."""
-        from transformers import AutoTokenizer
-
+        """The one that lies with the adapter, else the base's; None where there is none. Checkpoints of a run share theirs: equal
+        files are read once."""
         if target.on_hub and not (target.adapter and folders.has_tokenizer(target.adapter)):
-            return self._read(lambda: AutoTokenizer.from_pretrained(target.base), target.base)
+            return self._read(lambda: tokenizers.load(target.base), target.base)
         folder = target.folder if folders.has_tokenizer(target.folder) else Path(target.base)
+        if not folders.has_tokenizer(folder):
+            return None
         key = _digest(folder)
         if key not in self._tokenizers:
-            self._tokenizers[key] = self._read(lambda: AutoTokenizer.from_pretrained(folder), str(folder))
+            self._tokenizers[key] = self._read(lambda: tokenizers.load(folder), str(folder))
         return self._tokenizers[key]
 
     def _with_adapter(self, adapter: Path | None) -> Any:
@@ -147,22 +156,22 @@ class Loaded:
         from peft import PeftConfig, PeftModel
 
         wrapped = isinstance(self.model, PeftModel)
-        if adapter is None:
-            return self.model.unload().eval() if wrapped else self._base
-        if not wrapped:
-            return self._read(
-                lambda: PeftModel.from_pretrained(self._base, adapter, low_cpu_mem_usage=True).eval(), str(adapter)
-            )
-        from peft import load_peft_weights, set_peft_model_state_dict
         if wrapped and self.model.active_peft_config.is_prompt_learning:
             wrapped = False  # the base itself is as it was
-
-        if _shape(adapter) == _shape(self.target.adapter):
+        if adapter is None:
+            return self.model.unload().eval() if wrapped else self._base
         if wrapped and _shape(adapter).get("peft_type") != _shape(self.target.adapter).get("peft_type"):
             # Layers of two kinds do not stand on one base at a time. What cannot be read must not cost the adapter in use.
             self._read(lambda: PeftConfig.from_pretrained(str(adapter)), str(adapter))
             self.model.unload()
             wrapped = False
+        if not wrapped:
+            return self._read(
+                lambda: PeftModel.from_pretrained(self._base, adapter, low_cpu_mem_usage=True).eval(), str(adapter)
+            )
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        if _shape(adapter) == _shape(self.target.adapter):
             # Checkpoints of one run: only the numbers differ. Taking them over is four times as quick as building new layers.
             weights = self._read(lambda: load_peft_weights(str(adapter), device=self.device), str(adapter))
             set_peft_model_state_dict(self.model, weights, self.model.active_adapter)
@@ -256,6 +265,15 @@ def quantization_config(quantization: str, dtype: str | None) -> Any:
                 bnb_4bit_compute_dtype=compute,
             )
     raise ValueError(f"quantization must be none, nf4 or int8, not {quantization!r}")
+
+
+def speechless(target: Target) -> Problem:
+    """Of a model whose folder has no tokenizer."""
+    return Problem(
+        title=f"{target.label} cannot chat",
+        cause="the model is loaded, but there is no tokenizer in its folder to turn text into tokens",
+        hint=f"copy the tokenizer's files from where the model came from into {target.base}",
+    )
 
 
 def out_of_memory(device: str, needed: int, error: str) -> Problem:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.models.declared import declared
 from engine.protocol.messages import Problem, ProblemError
 
 
@@ -31,7 +32,15 @@ def stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) -> froz
         return frozenset(lock["eos_token_ids"])
     configured = model.generation_config.eos_token_id
     found = set(configured) if isinstance(configured, list) else {configured}
-    return frozenset(found | {tokenizer.eos_token_id, end_of_turn(tokenizer)}) - {None}
+    return frozenset(found | (turn_ends(tokenizer) if tokenizer else set())) - {None}
+
+
+def turn_ends(tokenizer: Any) -> set[int]:
+    """Tokens that end a reply, as tokenizer and template say: the end token, what the template writes behind a reply, and what it
+    declares as the beginning of another's turn."""
+    others = declared(tokenizer.chat_template).get("ends", "").split()
+    found = {tokenizer.eos_token_id, end_of_turn(tokenizer), *map(tokenizer.convert_tokens_to_ids, others)}
+    return found - {None}
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

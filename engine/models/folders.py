@@ -41,6 +41,14 @@ def kind(folder: Path) -> str | None:
     return "model" if (folder / "config.json").is_file() else None
 
 
+def scores(folder: Path) -> bool:
+    """Whether a model or adapter answers with a number instead of text, as reward models do."""
+    if kind(folder) == "adapter":
+        return read_json(folder / ADAPTER).get("task_type") == "SEQ_CLS"
+    named = read_json(folder / "config.json").get("architectures") or [""]
+    return str(named[0]).endswith("ForSequenceClassification")
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether there is a file that a tokenizer can be made of. A GLM folder in its original layout has settings without one, too."""
     named = _GLM_TOKENIZERS.get(_glm(folder), TOKENIZERS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,18 +90,31 @@ def fetch(target: Target, home: Home, progress: Progress) -> Target:
     return replace(target, base=str(pull(target.catalogue, home, progress)))
 
 
-def check(target: Target) -> None:
-    """Raises ProblemError when a folder that the target needs is damaged. What is not here yet passes."""
+def check(target: Target, look: Callable[[Path], list[str]] = folders.problems) -> None:
+    """Raises ProblemError when `look` finds a folder damaged that the target needs. What is not here yet passes."""
     for folder in (target.adapter, None if target.on_hub else Path(target.base)):
         if folder is None or (target.catalogue and not folder.exists()):
             continue
-        found = folders.problems(folder)
+        found = look(folder)
         if found:
             raise ProblemError(
                 Problem(
                     title=f"{folder} cannot be loaded",
                     cause="; ".join(found),
                     hint=f"`cockpit model verify {folder}` looks again when it is mended",
+                )
+            )
+
+
+def check_speaks(target: Target) -> None:
+    """Raises ProblemError for a reward model: it writes no replies."""
+    for folder in (target.adapter, None if target.on_hub else Path(target.base)):
+        if folder is not None and folders.scores(folder):
+            raise ProblemError(
+                Problem(
+                    title=f"{folder} is a reward model: it scores replies and writes none",
+                    cause="it ends in one number where a language model has its vocabulary",
+                    hint="name the model that it was trained from, or a run of method.kind sft, dpo, kto or orpo",
                 )
             )
 

@@ -27,6 +27,7 @@ VERSION = 2
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
+    "ice_text.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from engine.models.declared import declared
 from engine.prep.formats.canonical import Canonical, Message, kind_of, named
 
 Messages = list[Message]
@@ -63,6 +64,8 @@ class Renderer:
         self._turn_ends = tuple(sorted(ends, key=lambda each: (-len(each), each)))
         self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
         self._template_text = json.dumps(tokenizer.chat_template)
+        self._declared = declared(tokenizer.chat_template)
+        self._last_only = self._declared.get("trained") == "last"
         self.unwritten: Counter[str] = Counter()
         """Rows with `tools` or `tool_calls` that the template says nothing of: the model does not see them."""
 
@@ -76,8 +79,10 @@ class Renderer:
             return misfit(row)
         if self._loss_on != "all":
             return Refused("plain text has no assistant turn: it needs method.loss_on: all")
-        text = row["text"] + (self._tokenizer.eos_token or "")
-        return Rendered(text, [(0, len(text))], [len(text)] if self._tokenizer.eos_token else [], special=True)
+        opening = self._declared.get("text", "")
+        text = opening + row["text"] + (self._tokenizer.eos_token or "")
+        ends = [len(text)] if self._tokenizer.eos_token else []
+        return Rendered(text, [(len(opening), len(text))], ends, special=not opening)
 
     # ── one rendering a row ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -95,6 +100,8 @@ class Renderer:
     def _all(self, result: Rendered | Refused) -> Rendered | Refused:
         if self._loss_on != "all" or isinstance(result, Refused):
             return result
+        if self._declared.get("context") == "both ways":
+            return Refused("the model reads what precedes a reply both ways: train with method.loss_on: assistant")
         return result._replace(spans=[(0, len(result.text))])
 
     def _skeleton(self, row: Canonical) -> Skeleton | None:
@@ -131,7 +138,7 @@ class Renderer:
             (row, at)
             for row, chat in enumerate(chats)
             for at, turn in enumerate(chat)
-            if turn["role"] == "assistant" and turn.get("weight") != 0
+            if turn["role"] == "assistant" and turn.get("weight") != 0 and (not self._last_only or at == len(chat) - 1)
         ]
         inner = [(row, at) for row, at in turns if at < len(chats[row]) - 1]
         before = self._template([chats[row][:at] for row, at in turns], [tools[row] for row, _ in turns], opened=True)
@@ -171,6 +178,8 @@ class Renderer:
             ends += [end] if closed else []
         if isinstance(text, Exception):
             return Refused(f"the chat template refuses it: {text}")
+        if self._last_only and self._loss_on != "all" and not turns:
+            return Refused("the chat template trains the last turn alone, and that is no reply to be trained")
         return Rendered(text, spans, ends, special=False)
 
     def _in_place(self, text: str, turn: _Turn) -> tuple[int, int]:
@@ -200,8 +209,9 @@ class Renderer:
             return closed
         if self._ending(body):  # what closed the rendering ends a conversation, not a turn
             return start, end
-        # Another token is an end only when a turn is opened behind it: it could be that opening.
-        return closed if token and behind[len(token) :].lstrip().startswith(self._turn_ends) else (0, 0)
+        # Another token is an end only when a turn is opened behind it: it could be that opening. Some templates say that it is both.
+        opened = "ends" in self._declared or behind[len(token) :].lstrip().startswith(self._turn_ends)
+        return closed if token and opened else (0, 0)
 
     def _ending(self, text: str) -> str:
         """The special token that text ends with; empty without one."""

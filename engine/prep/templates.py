@@ -12,7 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.models.glm.encoder import FILE as GLM_FILE
+from engine.models.glm.encoder import Encoder
 from engine.protocol.home import write_private
+
+_FILE = "tokenizer.json"
 
 _PLAIN = {"role", "content"}
 """Keys of a message that a template sees as it is. Others have rules of their own in transformers, which then renders it."""
@@ -33,22 +37,26 @@ class ChatTokenizer:
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTokenizer:
-        """The same of a tokenizer of transformers, sharing its Rust tokenizer. Raises ValueError for one that is pure Python."""
+        """The same of a tokenizer of transformers, sharing its Rust tokenizer, or what it has in the place of one (see
+        `engine.models.glm.encoder`). Raises ValueError for one that is pure Python."""
         if isinstance(tokenizer, ChatTokenizer):
             return tokenizer
-        if not tokenizer.is_fast:
+        if not hasattr(tokenizer, "backend_tokenizer"):
             raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: its folder needs a tokenizer.json")
         special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         return cls(tokenizer.backend_tokenizer, tokenizer.chat_template, special, tokenizer.eos_token)
 
     def save(self, folder: Path) -> Path:
         """Write it below `folder`, under a name that is a hash of its content; returns that folder."""
-        content = self.backend_tokenizer.to_str().encode()
+        encoder = self.backend_tokenizer
+        content, name = (
+            (encoder.to_bytes(), GLM_FILE) if isinstance(encoder, Encoder) else (encoder.to_str().encode(), _FILE)
+        )
         chat = json.dumps([self.chat_template, self.special_tokens_map, self.eos_token], sort_keys=True).encode()
         place = folder / f"tokenizer-{hashlib.sha256(content + chat).hexdigest()[:16]}"
         if not (place / "chat.json").is_file():
             place.mkdir(parents=True, exist_ok=True)
-            (place / "tokenizer.json").write_bytes(content)
+            (place / name).write_bytes(content)
             write_private(place / "chat.json", chat)  # last: whoever finds it finds all
         return place
 
@@ -57,9 +65,9 @@ class ChatTokenizer:
         """What `save` wrote."""
         from tokenizers import Tokenizer
 
-        return cls(
-            Tokenizer.from_file(str(place / "tokenizer.json")), *json.loads((place / "chat.json").read_text("utf-8"))
-        )
+        own = place / GLM_FILE
+        encoder = Encoder(own.read_bytes()) if own.is_file() else Tokenizer.from_file(str(place / _FILE))
+        return cls(encoder, *json.loads((place / "chat.json").read_text("utf-8")))
 
     def apply_chat_template(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 
+from engine.models import tokenizers
 from engine.models.loading import pretrained
 from engine.models.options import ModelOptions
 from engine.protocol.messages import Problem, ProblemError
@@ -121,9 +122,7 @@ def keep_nf4_trainable(model: Any, device: Device, *, unpack: bool = True) -> No
 def tokenizer(folder: str, trust_remote_code: bool, template: str | None) -> Any:
     """The tokenizer that lies with the base, with the profile's own chat template when there is one. Padding is set, for
     generation, to what it has."""
-    from transformers import AutoTokenizer
-
-    found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    found = tokenizers.load(folder, trust_remote_code)
     if found.pad_token_id is None:
         found.pad_token = found.eos_token
     if template is not None:

@@ -130,6 +130,7 @@ class HeldOut:
         """Greedy replies of at most `new` tokens to all conversations, in their order, on every rank."""
         from engine.inference.generate import generate_batch
         from engine.inference.lock import render
+        from engine.inference.replies import text_of
 
         if self._task is None:
             return []
@@ -140,7 +141,7 @@ class HeldOut:
 
         def mine() -> list[str]:
             ids = generate_batch(model, job.tokenizer, prompts, new, stops, self._tell) if prompts else []
-            return [job.tokenizer.decode(reply, skip_special_tokens=True) for reply in ids]
+            return [text_of(job.tokenizer, reply) for reply in ids]
 
         shares = memory.shared(job.ranks, mine)
         return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(conversations))]

@@ -25,6 +25,7 @@ from rich.table import Table
 from engine.models import catalogue, folders
 from engine.models.find import find
 from engine.protocol.home import Home
+from engine.protocol.messages import ProblemError
 from engine.workers import probes
 
 LIBRARIES = ("transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers")
@@ -177,14 +178,18 @@ def of_folder(folder: Path) -> Iterator[Check]:
     """Files, then the tokenizer as it is really loaded, its template and its stop token."""
     wrong = folders.problems(folder)
     yield Check("files", not wrong, "; ".join(wrong) or "whole", f"cockpit model verify {folder}" if wrong else "")
+    if family := folders.family(folder):
+        yield Check("family", True, family)
     if not folders.has_tokenizer(folder):
         return
-    from transformers import AutoTokenizer
-
     from engine.inference.lock import end_of_turn
+    from engine.models import tokenizers
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = tokenizers.load(folder)
+    except ProblemError as error:
+        yield Check("tokenizer", False, error.problem.cause, error.problem.hint)
+        return
     except (OSError, ValueError, KeyError, ImportError) as error:
         yield Check("tokenizer", False, probes.last_line(str(error)), "copy the tokenizer's files again")
         return

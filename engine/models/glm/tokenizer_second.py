@@ -1,0 +1,79 @@
+"""The tokenizer of ChatGLM2-6B and ChatGLM3-6B as a fast tokenizer, from the folder's own `tokenizer.model`.
+
+The file is a sentencepiece BPE model: characters as they are, unknown ones as bytes, a blank before each text. Behind its pieces come the
+special tokens, which are in no file. What `save_pretrained` writes is read by plain `AutoTokenizer`: nothing of it is code of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.models.glm import literal, pieces
+from engine.models.glm.pieces import BPE, NORMAL, Piece
+from engine.models.glm.templates import template
+
+FILE = "tokenizer.model"
+SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+"""In the order of their ids, which begin where the pieces end."""
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+"""Special tokens of the third generation alone, behind the others."""
+_WORDS = ("sop", "eop")
+"""Special tokens that stand inside words (people, geopolitics): never taken out of one."""
+
+
+def build(folder: Path, generation: int) -> Any:
+    """The `PreTrainedTokenizerFast` of the second or third generation. Raises ProblemError for a file that cannot be used."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    listed = pieces.read(folder / FILE, BPE, charsmap=False).listed
+    vocabulary = {piece.text: number for number, piece in enumerate(listed)}
+    backend = Tokenizer(models.BPE(vocabulary, merges(listed), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.Prepend("▁"),
+            normalizers.Replace(" ", "▁"),
+            *(normalizers.Replace(mark, text) for mark, text in literal.UNDONE),
+        ]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = (*SPECIAL, *(ROLES if generation == 3 else ()))
+    backend.add_special_tokens(
+        [AddedToken(name, normalized=False, special=True) for name in ("<unk>", "<s>", "</s>")]
+        + [AddedToken(name, normalized=False, special=True, single_word=name in _WORDS) for name in special]
+    )
+    ids = [(name, backend.token_to_id(name)) for name in ("[gMASK]", "sop", "</s>")]
+    backend.post_processor = processors.TemplateProcessing(
+        single="[gMASK] sop $A", pair="[gMASK] sop $A $B </s>", special_tokens=ids
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        chat_template=template(generation),
+    )
+
+
+def merges(listed: Sequence[Piece]) -> list[tuple[str, str]]:
+    """The pairs that sentencepiece joins, first those it joins first.
+
+    It always joins the neighbours whose joint piece has the highest score: so each way to cut a piece into two pieces is a merge, as
+    urgent as the piece's score.
+    """
+    normal = {piece.text: piece.score for piece in listed if piece.kind == NORMAL}
+    found = [
+        (-score, text[:at], text[at:])
+        for text, score in normal.items()
+        for at in range(1, len(text))
+        if text[:at] in normal and text[at:] in normal
+    ]
+    return [(left, right) for _, left, right in sorted(found, key=lambda each: each[0])]

@@ -1,0 +1,96 @@
+"""The one place from which a tokenizer is loaded: transformers' own way, or that of a family which it lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.models.folders import read_json
+from engine.models.glm.generations import Generation, Unsupported, recognise
+from engine.models.weights import DamagedFile
+from engine.protocol.messages import Problem, ProblemError
+
+_FIRST = "ChatGLM1Tokenizer"
+
+
+def load(name: str | Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a folder or hub id, with its own chat template.
+
+    That of a GLM folder in its original layout is built from its sentencepiece file, and never runs the code that lies beside it, whatever
+    `trust_remote_code` says. Raises ProblemError for one that cannot be built, and what transformers raises.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if _content(folder, "tokenizer_config.json").get("tokenizer_class") == _FIRST:
+            from engine.models.glm.tokenizer_first import ChatGLM1Tokenizer
+
+            return ChatGLM1Tokenizer.from_pretrained(folder)
+        generation = _generation(folder)
+        if generation:
+            return _original(folder, generation)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+def _original(folder: Path, generation: Generation) -> Any:
+    """The tokenizer of a GLM folder in its original layout."""
+    from engine.models.glm import encoder, tokenizer_second
+    from engine.models.glm.templates import template
+
+    match generation.number:
+        case 1:
+            from engine.models.glm.tokenizer_first import ChatGLM1Tokenizer
+
+            if _content(folder, "tokenizer_config.json").get("num_image_tokens"):
+                raise _refusal(
+                    folder,
+                    generation,
+                    "its ids are shifted by num_image_tokens, as in the earliest published files",
+                    "take the files that are published today, weights and all",
+                )
+            found = ChatGLM1Tokenizer(str(folder / encoder.FILE))
+            found.chat_template = template(1)
+            return found
+        case 2 | 3 if (folder / tokenizer_second.FILE).exists() or not (folder / "tokenizer.json").is_file():
+            return tokenizer_second.build(folder, generation.number)
+    if not (folder / "tokenizer.json").is_file():
+        raise _refusal(
+            folder,
+            generation,
+            "its tokenizer.model is a list of byte sequences that only the code beside it reads",
+            "copy tokenizer.json and tokenizer_config.json from the folder of the same model whose name ends in -hf",
+        )
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _generation(folder: Path) -> Generation | None:
+    try:
+        return recognise(_content(folder, "config.json"))
+    except Unsupported as error:
+        raise ProblemError(Problem(title=f"{folder} cannot be loaded", cause=str(error))) from None
+
+
+def _content(folder: Path, name: str) -> dict[str, Any]:
+    """Of a JSON file that may be absent. Raises ProblemError for a damaged one."""
+    if not (folder / name).exists():
+        return {}
+    try:
+        found = read_json(folder / name)
+    except DamagedFile as error:
+        raise ProblemError(
+            Problem(
+                title=f"The tokenizer in {folder} cannot be loaded",
+                cause=str(error),
+                hint=f"copy {name} again from where the model came from",
+            )
+        ) from None
+    return found if isinstance(found, dict) else {}
+
+
+def _refusal(folder: Path, generation: Generation, cause: str, hint: str) -> ProblemError:
+    return ProblemError(
+        Problem(title=f"The tokenizer of {generation.name} in {folder} cannot be used", cause=cause, hint=hint)
+    )
