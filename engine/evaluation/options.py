@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pydantic import field_validator
+
+from engine.evaluation.thresholds import parse
 from engine.protocol.options import Options, option
 
 
@@ -19,7 +22,18 @@ class EvaluationOptions(Options):
     )
     task: str | None = option(None, help="Generate replies and score them by this task's metrics.")
     samples: int = option(32, help="Held-out rows to generate replies for.", unit="rows", ge=0)
+    probes: list[str] = option([], help="Prompts answered at every evaluation, to see how the replies change.")
+    thresholds: list[str] = option(
+        [], help="What the last evaluation must reach, such as schema_validity >= 0.95; said in the report."
+    )
     at_start: bool = option(True, help="Evaluate before the first step: an out-of-memory shows in the first minute.")
     early_stopping: EarlyStoppingOptions | None = option(
         None, help="End the run, with a checkpoint, when held-out rows say that it no longer gets better."
     )
+
+    @field_validator("thresholds")
+    @classmethod
+    def _readable(cls, thresholds: list[str]) -> list[str]:
+        for text in thresholds:
+            parse(text)
+        return thresholds

@@ -91,6 +91,8 @@ class Sample(Entry, tag="sample", kw_only=True):
     reply: str
     reference: str = ""
     scores: dict[str, float] = {}
+    probe: bool = False
+    """Asked by the profile itself, at every evaluation."""
 
 
 class Ledger(Entry, tag="ledger", kw_only=True):

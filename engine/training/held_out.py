@@ -30,15 +30,18 @@ class HeldOut:
     """When it last said how generation goes."""
 
     def __init__(self, job: Job, rows: Any, collate: Collate) -> None:
+        """`rows` are None where there are probes alone."""
         self.job, self._collate = job, collate
-        lengths = token_counts(rows)
-        order = sorted(range(len(rows)), key=lengths.__getitem__)  # neighbours of like length pad little
+        lengths = token_counts(rows) if rows is not None else []
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)  # neighbours of like length pad little
         mine = order[job.ranks.rank :: job.ranks.world]
         size = 2 * job.profile.training.micro_batch  # no activations are kept for a backward pass
         self._batches = [[rows[row] for row in mine[start : start + size]] for start in range(0, len(mine), size)]
-        task = job.profile.evaluation.task
-        self._task = importlib.import_module(TASKS[task]) if task and job.profile.evaluation.samples else None
+        options = job.profile.evaluation
+        task = importlib.import_module(TASKS[options.task]) if options.task else None
+        self._task = task if options.samples and rows is not None else None
         self._conversations = list(self._read_conversations()) if self._task else []
+        self._probes = [task.messages(text) if task else [{"role": "user", "content": text}] for text in options.probes]
 
     def _read_conversations(self) -> Iterator[tuple[list[dict[str, str]], str]]:
         """The first rows that end with a reply: what is asked, and the reply."""
@@ -67,20 +70,29 @@ class HeldOut:
                     stack.enter_context(quicker(model))
                 values = self._loss(trainer, self._batches)
                 trainer.ordinary()
-                if self._task and not trainer.foldable:
+                if self._asked and not trainer.foldable:
                     stack.enter_context(quicker(model))
-                replies = self._replies(model, self._conversations, self.job.profile.generation.max_new_tokens)
+                replies = self._replies(model, self._asked, self.job.profile.generation.max_new_tokens)
         finally:
             model.train()
+        probed = [
+            {"prompt": text, "reply": reply, "probe": True}
+            for text, reply in zip(self.job.profile.evaluation.probes, replies[len(self._conversations) :], strict=True)
+        ]
         if self._task is None:
-            return values, []
+            return values, probed
         references = [reference for _, reference in self._conversations]
-        scores = self._task.score(replies, references)
+        scores = self._task.score(replies[: len(references)], references)
         samples = [
             {"prompt": messages[-1]["content"], "reply": reply, "reference": reference}
             for (messages, reference), reply in zip(self._conversations[:KEPT], replies, strict=False)
         ]
-        return values | {f"eval/{name}": value for name, value in scores.items()}, samples
+        return values | {f"eval/{name}": value for name, value in scores.items()}, probed + samples
+
+    @property
+    def _asked(self) -> list[list[dict[str, str]]]:
+        """What replies are generated for: held-out rows first, then the probes."""
+        return [*(messages for messages, _ in self._conversations), *self._probes]
 
     def _autocast(self) -> Any:
         import torch
@@ -93,7 +105,7 @@ class HeldOut:
         import torch
 
         model = trainer.model
-        longest = sorted(self._conversations, key=lambda asked: -sum(len(message["content"]) for message in asked[0]))
+        longest = sorted(self._asked, key=lambda asked: -sum(len(message["content"]) for message in asked))
         model.eval()
         try:
             with torch.no_grad(), self._autocast():
@@ -115,7 +127,9 @@ class HeldOut:
         whole: Counter[str] = Counter()
         for share in memory.shared(self.job.ranks, sums):  # a rank without rows has no sums
             whole.update(share)
-        units = whole.pop("units")
+        units = whole.pop("units", 0)
+        if not units:
+            return {}
         means = {name: total / units for name, total in whole.items()}
         return {f"eval/{name}": value for name, value in trainer.held_out_values(means).items()}
 
@@ -126,17 +140,16 @@ class HeldOut:
             self._told = now
             self.job.voice.phase("evaluating", f"reply {done} of {total}", done, total)
 
-    def _replies(self, model: Any, conversations: Sequence[tuple[list[dict[str, str]], str]], new: int) -> list[str]:
+    def _replies(self, model: Any, conversations: Sequence[list[dict[str, str]]], new: int) -> list[str]:
         """Greedy replies of at most `new` tokens to all conversations, in their order, on every rank."""
         from engine.inference.generate import generate_batch
-        from engine.inference.lock import render
         from engine.inference.replies import text_of
 
-        if self._task is None:
+        if not conversations:
             return []
         job = self.job
-        asked = [messages for messages, _ in conversations][job.ranks.rank :: job.ranks.world]
-        prompts = [render(job.tokenizer, messages, reply_follows=True) for messages in asked]
+        asked = conversations[job.ranks.rank :: job.ranks.world]
+        prompts = [self._prompt(messages) for messages in asked]
         stops = job.prepared["lock"]["eos_token_ids"]
 
         def mine() -> list[str]:
@@ -145,3 +158,13 @@ class HeldOut:
 
         shares = memory.shared(job.ranks, mine)
         return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(conversations))]
+
+    def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids; of a model without a chat template the text as it stands, to be gone on with."""
+        from engine.inference.lock import render
+
+        tokenizer = self.job.tokenizer
+        if tokenizer.chat_template:
+            return render(tokenizer, messages, reply_follows=True)
+        ids: list[int] = tokenizer(messages[-1]["content"]).input_ids
+        return ids

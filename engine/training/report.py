@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from engine.evaluation.thresholds import Verdict
 from engine.protocol.home import write_private
 from engine.training.job import Job
 
@@ -24,7 +25,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write(job: Job, status: str, step: int, results: dict[int, dict[str, float]], seconds: float) -> None:
+def write(
+    job: Job, status: str, step: int, results: dict[int, dict[str, float]], verdicts: list[Verdict], seconds: float
+) -> None:
     """Write report.json beside the journal. Raises OSError."""
     document: dict[str, Any] = {
         "run": job.run.id,
@@ -38,6 +41,9 @@ def write(job: Job, status: str, step: int, results: dict[int, dict[str, float]]
         "data": {key: job.prepared.get(key) for key in ("hash", "rows", "tokens", "trained_tokens", "rejected")},
         "settings": job.profile.resolved(),
         "evaluations": [{"step": key, "values": values} for key, values in sorted(results.items())],
+        "thresholds": [
+            {"threshold": str(each.threshold), "value": each.value, "passed": each.passed} for each in verdicts
+        ],
         "checkpoints": [{"step": key, "metrics": metrics} for key, metrics in sorted(job.checkpoints.items())],
     }
     write_private(job.run.report, json.dumps(document, ensure_ascii=False, indent=1).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from engine.training import checkpoints, resuming, steering
 from engine.training.early_stopping import Patience
 from engine.training.ema import Averages
 from engine.training.obeying import Obeying
+from engine.training.overfitting import Overfitting
 
 
 class Saving(Obeying):
@@ -25,6 +27,7 @@ class Saving(Obeying):
     _early = ""
     """Why the run ends before its last step."""
     _evaluator: Any
+    _overfitting: Overfitting
     _opening: dict[str, Any] | None
     """`snapshot` as it was when the window in work began; None between two windows."""
 
@@ -67,6 +70,12 @@ class Saving(Obeying):
         self.voice.tell(Evaluation(attempt=self.job.attempt, step=step, values=values, seconds=seconds))
         for sample in samples:
             self.voice.tell(Sample(attempt=self.job.attempt, step=step, **sample))
+        if said := self._overfitting.evaluated(values.get("eval/loss", math.inf)):
+            self._warn(
+                step,
+                said,
+                "the model learns its rows by heart: stop and take the best checkpoint, add data, or set evaluation.early_stopping",
+            )
         self.voice.phase("training")
 
     def save_now(self, step: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine.evaluation import thresholds
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Ledger, Start, Warn
 from engine.protocol.messages import Problem, ProblemError
@@ -20,11 +21,11 @@ from engine.training import (
     devices,
     lineage,
     memory,
-    optimizers,
     ranks,
     report,
     resuming,
     steering,
+    switches,
 )
 from engine.training import model as models
 from engine.training.boards import open_boards
@@ -51,14 +52,15 @@ def train(
     way = lineage.trace(run)
     resumed = _checkpoint_to_resume(run, way, from_step)
     live, skipped = profile, set[int]()
+    later = way.changes if from_step is None else []
     if resumed:
-        later = way.changes if from_step is None else ()
         live, skipped = steering.replay(resumed / checkpoints.TRAINER / steering.FILE, profile, later)
     output = Path(directory, live.checkpoint.output).expanduser() if live.checkpoint.output else None
     if output:
         checkpoints.check_output(output)
     job = _set_up(run, attempt, profile, live, voice, inbox)
     job.skipped |= skipped
+    job.replayed = {entry.name: entry.new for entry in later}
     job.checkpoints = {step: metrics for step, metrics in checkpoints.known(run).items() if step in way.steps}
     if from_step is not None:
         newest = way.newest(run.checkpoint_steps())
@@ -127,7 +129,8 @@ def _set_up(run: RunDirectory, attempt: int, submitted: Profile, live: Profile, 
     disable_progress_bar()
     _, local, world = ranks.place()
     kind = devices.available()
-    optimizers.check(live.training.optimizer, kind)
+    switches.check(live.training, kind)
+    switches.before_model(live.training)
     devices.set_threads(live.training.threads, world)
     device = devices.choose(kind, local, live.model.dtype)
     group = ranks.join(kind)
@@ -178,6 +181,10 @@ def _say_start(job: Job, trainer: Any, step: int, drift: str, *, warn: bool) -> 
                 "dtype": job.profile.model.dtype,
                 "quantization": job.profile.model.quantization,
                 "compute_dtype": compute,
+                "thresholds": [
+                    (wanted.name, wanted.comparison, wanted.bound)
+                    for wanted in map(thresholds.parse, job.profile.evaluation.thresholds)
+                ],
                 **report.versions(),
             },
         )
@@ -229,4 +236,16 @@ def _finish(job: Job, model: Any, trainer: Any, step: int, output: Path | None, 
                 hint=f"the log says why; `cockpit plot {job.run.id}` tries again",
             )
         )
-    report.write(job, trainer.outcome, step, trainer.results, seconds)
+    last_values = trainer.results[max(trainer.results)] if trainer.results else {}
+    verdicts = thresholds.judge(job.profile.evaluation.thresholds, last_values)
+    for verdict in verdicts if trainer.outcome == "completed" else ():
+        if not verdict.passed:
+            job.voice.tell(
+                Warn(
+                    attempt=job.attempt,
+                    step=step,
+                    message=f"a threshold is missed: {verdict}",
+                    hint="train on, on more or better data, or change evaluation.thresholds",
+                )
+            )
+    report.write(job, trainer.outcome, step, trainer.results, verdicts, seconds)

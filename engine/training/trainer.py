@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from engine.protocol.journal import Ledger, Metrics
-from engine.training import rehearsal, resuming
+from engine.training import rehearsal, resuming, switches
 from engine.training.early_stopping import Patience
 from engine.training.ema import Averages
 from engine.training.guarding import Guarding, recent
 from engine.training.held_out import HeldOut
 from engine.training.host import Host
+from engine.training.overfitting import Overfitting
 from engine.training.rows import Collate
 
 if TYPE_CHECKING:
@@ -54,12 +55,18 @@ class Steered(Guarding):
         self.windows, self.collate = parts.windows, collate
         # A generator of its own: the loader must not draw from the one that dropout uses.
         self._loader = DataLoader(
-            parts.rows, batch_sampler=parts.windows, collate_fn=collate, generator=torch.Generator()
+            parts.rows,
+            batch_sampler=parts.windows,
+            collate_fn=collate,
+            generator=torch.Generator(),
+            **switches.loading(job.profile.training.workers, job.device.kind, job.ranks.world),
         )
-        self._evaluator = HeldOut(job, parts.held_out, collate) if parts.held_out is not None else None
+        asked = parts.held_out is not None or job.profile.evaluation.probes
+        self._evaluator = HeldOut(job, parts.held_out, collate) if asked else None
         self.outcome = "completed"
         self.results: dict[int, dict[str, float]] = {}
         self._tally = Tally()
+        self._overfitting = Overfitting()
         self._boundary = 0
         self._begun = False
         self._opening = None
@@ -242,5 +249,6 @@ class Steered(Guarding):
         }
         means = zip(tally.noted, noted[::2], noted[1::2], strict=True)
         values |= {name: total / count for name, total, count in means if count}
+        self._overfitting.trained(loss)
         values |= self.job.device_peak()
         self.voice.tell(Metrics(attempt=self.job.attempt, step=step, epoch=self.state.epoch, values=values))
