@@ -43,9 +43,12 @@ def kind(folder: Path) -> str | None:
 
 def scores(folder: Path) -> bool:
     """Whether a model or adapter answers with a number instead of text, as reward models do."""
-    if kind(folder) == "adapter":
-        return read_json(folder / ADAPTER).get("task_type") == "SEQ_CLS"
-    named = read_json(folder / "config.json").get("architectures") or [""]
+    try:
+        if kind(folder) == "adapter":
+            return bool(read_json(folder / ADAPTER).get("task_type") == "SEQ_CLS")
+        named = read_json(folder / "config.json").get("architectures") or [""]
+    except DamagedFile:
+        return False  # `problems` tells
     return str(named[0]).endswith("ForSequenceClassification")
 
 

@@ -80,6 +80,8 @@ def locate_model(profile: Profile, home: Home, progress: Progress) -> Target:
                 hint=f"cockpit model pull {target.base}, then name its folder in model.base",
             )
         )
+    if not getattr(profile.method, "scores", False):
+        targets.check_speaks(target)
     return target
 
 

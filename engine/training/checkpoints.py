@@ -100,8 +100,11 @@ def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     """The adapter, or the whole model in `dtype`, with config and tokenizer, as the libraries' own loaders expect them."""
     from peft import PeftModel
 
-    own = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
-    model.save_pretrained(folder, state_dict=weights(model, dtype), **own)
+    if isinstance(model, PeftModel):
+        # Of the whole model: given the adapter's weights alone, peft does not find a head that is trained beside them.
+        model.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder, state_dict=weights(model, dtype))
     tokenizer.save_pretrained(folder)
     for card in folder.glob("README.md"):  # peft's empty form
         card.unlink()

@@ -13,16 +13,16 @@ Rows = list[dict[str, list[int]]]
 
 
 def make_pairs(count: int, seed: int) -> Rows:
-    """Prompts of 4 to 12 words; the chosen reply repeats the prompt, the rejected one says other words."""
+    """Prompts of 4 to 12 of the first forty words; the chosen reply repeats them, the rejected one says some of the others."""
     generator = random.Random(seed)
 
-    def words(low: int, high: int) -> list[int]:
-        return [generator.randrange(4, 4 + WORDS) for _ in range(generator.randrange(low, high))]
+    def words(first: int, behind: int, low: int, high: int) -> list[int]:
+        return [generator.randrange(4 + first, 4 + behind) for _ in range(generator.randrange(low, high))]
 
     rows = []
     for _ in range(count):
-        asked = words(4, 13)
-        rows.append({"prompt_ids": [2, *asked, 1, 3], "chosen_ids": [*asked, 1], "rejected_ids": [*words(2, 9), 1]})
+        asked, wrong = words(0, WORDS - 20, 4, 13), words(WORDS - 20, WORDS, 2, 9)
+        rows.append({"prompt_ids": [2, *asked, 1, 3], "chosen_ids": [*asked, 1], "rejected_ids": [*wrong, 1]})
     return rows
 
 
@@ -39,6 +39,9 @@ def judged(pairs: Rows) -> Rows:
 def prepare(folder: Path, base: Path, kind: str, rows: int = 22, held_out: int = 6) -> dict[str, Any]:
     """What the prepare stage would have left for a method whose rows are of this kind."""
     from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    from engine.inference.lock import template_sha256
 
     sets = {"train": make_pairs(rows, 1), "validation": make_pairs(held_out, 2)}
     for name, pairs in sets.items():
@@ -52,7 +55,11 @@ def prepare(folder: Path, base: Path, kind: str, rows: int = 22, held_out: int =
         "rejected": 0,
         "hash": "0",
         "base": str(base),
-        "lock": {"template_sha256": "", "eos_token_ids": [1], "golden": []},
+        "lock": {
+            "template_sha256": template_sha256(AutoTokenizer.from_pretrained(base)),
+            "eos_token_ids": [1],
+            "golden": [],
+        },
         "stats": {},
     }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,7 @@ import pytest
 
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Start, Warn
-from engine.protocol.profile import ProfileError, parse
-from tests.training.harness import PROFILE
+from engine.protocol.messages import ProblemError
 from tests.training.in_process import entries, series, train
 from tests.training.preferences import losses_of, make_scorer, prepare, windows_of
 
@@ -115,8 +112,8 @@ def test_every_dpo_loss_is_trls(bare_home: Home, sets: Any, tiny: Path, tmp_path
     import typing
 
     import torch
-    from trl import DPOConfig, DPOTrainer
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
 
     from engine.training.methods.dpo import Options
     from engine.training.preference.dpo import LOSSES
@@ -158,3 +155,227 @@ def test_every_dpo_loss_is_trls(bare_home: Home, sets: Any, tiny: Path, tmp_path
             assert float(LOSSES[name](chosen, rejected, *tokens, options).mean()) == pytest.approx(
                 expected, rel=1e-4
             ), name
+
+
+def test_orpo_loses_what_trl_loses(bare_home: Home, sets: Any, tiny: Path) -> None:
+    """The first batch's loss, trl's computed by its own functions. (Its trainer tokenises text itself, otherwise than the template.)"""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from trl.experimental.orpo import ORPOTrainer
+
+    (rows,) = windows_of(sets["orpo"], 4, 1)
+    run = train(bare_home, "ours", sets["orpo"], "method.kind=orpo", "method.beta=0.3", *BRIEF)
+    theirs = object.__new__(ORPOTrainer)
+    theirs.__dict__ |= {"beta": 0.3, "is_encoder_decoder": False, "padding_value": 0, "aux_loss_enabled": False}
+    theirs.__dict__["accelerator"] = type(
+        "", (), {"device": "cpu", "gather_for_metrics": staticmethod(lambda each: each)}
+    )
+    batch: dict[str, Any] = {}
+    for name in ("chosen", "rejected"):
+        ids = [torch.tensor(row["prompt_ids"] + row[f"{name}_ids"]) for row in rows]
+        labels = [torch.tensor([-100] * len(row["prompt_ids"]) + row[f"{name}_ids"]) for row in rows]
+        for key, values, padding in (("input_ids", ids, 0), ("labels", labels, -100)):
+            batch[f"{name}_{key}"] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=padding)
+        masks = [torch.ones_like(each) for each in ids]
+        batch[f"{name}_attention_mask"] = torch.nn.utils.rnn.pad_sequence(masks, batch_first=True)
+    with torch.no_grad():
+        loss, told = theirs.get_batch_loss_metrics(AutoModelForCausalLM.from_pretrained(tiny), batch)
+    assert series(run, "train/loss")[1] == pytest.approx(float(loss), rel=1e-4)
+    assert series(run, "train/nll_loss")[1] == pytest.approx(told["nll_loss"], rel=1e-4)
+    assert series(run, "train/rewards_margin")[1] == pytest.approx(told["rewards/margins"], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["kto", "apo_zero_unpaired"])
+def test_kto_loses_what_trl_loses(sets: Any, tiny: Path, tmp_path: Path, kind: str) -> None:
+    """One batch with the same strange replies, by trl's own trainer."""
+    import torch
+    from datasets import load_from_disk
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import KTOConfig, KTOTrainer
+
+    from engine.training.methods.kto import Options
+    from engine.training.preference import kto
+
+    rows = [kto.Mismatched(load_from_disk(sets["kto"]["train"]))[index] for index in range(8)]
+    assert rows[0]["other_ids"] == load_from_disk(sets["kto"]["train"])[-1]["completion_ids"]
+    model, other = AutoModelForCausalLM.from_pretrained(tiny), AutoModelForCausalLM.from_pretrained(tiny)
+    torch.manual_seed(4)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+
+    class Theirs(KTOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+    from datasets import Dataset
+
+    prepared = [{**row, "KL_completion_ids": row["other_ids"], "label": bool(row["label"][0])} for row in rows]
+    weights = {"desirable_weight": 1.5, "undesirable_weight": 0.5, "beta": 0.4, "loss_type": kind}
+    theirs = Theirs(
+        model=model, ref_model=other, args=settings(KTOConfig, tmp_path, **weights),
+        train_dataset=Dataset.from_list(prepared), processing_class=AutoTokenizer.from_pretrained(tiny),
+    )  # fmt: skip
+    ours = object.__new__(kto.KTOTrainer)
+    from engine.training.loss import PickedHead
+    from engine.training.segments import Segments
+
+    ours.model, ours._reference = model, other
+    ours.head, ours._reference_head = (PickedHead(each, Segments()) for each in (model, other))
+    ours.profile = type("", (), {"method": Options(**weights)})
+    with torch.no_grad():
+        summed = ours._summed(model, kto.collate(rows, flat=False), None)
+        expected = float(theirs.compute_loss(model, theirs.data_collator(prepared)))
+    assert float(summed["loss"]) / len(rows) == pytest.approx(expected, rel=1e-4)
+    told = {name: values[-1] for name, values in theirs._metrics["eval"].items()}
+    assert (summed["kl"] > 0) == (kind == "kto") and summed["kl"] / len(rows) == pytest.approx(told["kl"], rel=1e-4)
+    assert float(summed["rewards_chosen"] / summed["good"]) == pytest.approx(told["rewards/chosen"], rel=1e-3)
+
+
+# ── a run of each ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", KINDS)
+def test_a_loss_does_not_hang_on_how_a_batch_is_split(bare_home: Home, sets: Any, method: str) -> None:
+    losses = {}
+    for micro_batch, accumulation in ((4, 1), (1, 4)):
+        run = train(
+            bare_home, f"{method}-{micro_batch}", sets[method], f"method.kind={method}", *BRIEF,
+            f"training.micro_batch={micro_batch}", f"training.accumulation={accumulation}",
+        )  # fmt: skip
+        losses[micro_batch] = series(run, "train/loss")
+    assert losses[1] == pytest.approx(losses[4], rel=1e-3) and len(losses[1]) == STEPS
+
+
+@pytest.mark.slow
+def test_two_ranks_lose_as_one(start_run: Any, bare_home: Home, sets: Any) -> None:
+    for method in ("kto", "orpo"):
+        one = train(bare_home, f"{method}-one", sets[method], f"method.kind={method}", *BRIEF)
+        two = start_run(
+            f"{method}-two",
+            f"method.kind={method}",
+            *BRIEF,
+            "training.micro_batch=2",
+            "launch.processes=2",
+            prepared=sets[method],
+        )
+        two.train(processes=2)
+        for name in ("train/loss", "train/grad_norm", "train/rewards_accuracy"):
+            assert two.series(name) == pytest.approx(series(one, name), rel=1e-3, abs=1e-6), (method, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("method", KINDS)
+def test_a_resumed_run_goes_on_exactly(bare_home: Home, sets: Any, method: str, full: bool) -> None:
+    changes = (
+        f"method.kind={method}",
+        *BRIEF,
+        "checkpoint.every_steps=4",
+        *(FULL if full else ("adapter.dropout=0.2",)),
+    )
+    run = train(bare_home, "run", sets[method], *changes)
+    whole = {name: series(run, name) for name in ("train/loss", "train/grad_norm", "train/learning_rate")}
+    held_out = entries(run, Evaluation)[-1].values
+    weights = "model.safetensors" if full else "adapter_model.safetensors"
+    kept = (run.checkpoint(STEPS) / weights).read_bytes()
+    again = train(bare_home, "run", sets[method], *changes, from_step=4)
+    starts = entries(again, Start)
+    assert [start.step for start in starts] == [0, 4]
+    assert {name: series(again, name) for name in whole} == whole
+    assert (again.checkpoint(STEPS) / weights).read_bytes() == kept
+    assert entries(again, Evaluation)[-1].values == held_out
+    assert any("dropout does not count" in each.message for each in entries(run, Warn)) != full
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_exactly(start_run: Any, sets: Any) -> None:
+    changes = ("method.kind=dpo", "training.max_steps=30", "checkpoint.every_steps=5")
+    whole = start_run("whole", *changes, prepared=sets["dpo"])
+    whole.train()
+    broken = start_run("broken", *changes, prepared=sets["dpo"])
+    broken.start()
+    broken.until(lambda: len(broken.series("train/loss")) >= 12)
+    broken.process.send_signal(signal.SIGKILL)
+    broken.process.wait()
+    broken.train()
+    assert broken.entries(Start)[-1].step in (10, 15, 20, 25)
+    for name in ("train/loss", "train/grad_norm", "train/rewards_margin"):
+        assert broken.series(name) == whole.series(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", KINDS)
+def test_preferences_are_learnt_and_told(bare_home: Home, sets: Any, method: str) -> None:
+    accuracy = "accuracy" if method == "reward" else "rewards_accuracy"
+    margin = "margin" if method == "reward" else "rewards_margin"
+    run = train(
+        bare_home, "run", sets[method], f"method.kind={method}", "training.max_steps=60", "evaluation.at_start=true",
+        "evaluation.every_steps=60", *(("method.beta=1",) if method == "orpo" else ()),
+    )  # fmt: skip
+    first, last = entries(run, Evaluation)[0].values, entries(run, Evaluation)[-1].values
+    assert last["eval/loss"] < first["eval/loss"]
+    assert last[f"eval/{accuracy}"] >= 0.8 and last[f"eval/{margin}"] > max(0.0, first.get(f"eval/{margin}", 0.0))
+    assert series(run, f"train/{accuracy}")[60] >= 0.75
+    if method in ("dpo", "kto"):  # before the first step the model is its reference
+        assert first["eval/loss"] == pytest.approx({"dpo": 0.6931, "kto": 0.5}[method], rel=1e-3)
+
+
+# ── what a run leaves ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [False, True])
+def test_a_reward_model_scores_in_plain_transformers_and_is_refused_for_chat(
+    bare_home: Home, sets: Any, full: bool
+) -> None:
+    import torch
+    from datasets import load_from_disk
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    from engine.inference.load import load as load_for_chat
+    from engine.models import folders
+
+    run = train(bare_home, "scorer", sets["reward"], "method.kind=reward", *BRIEF, *(FULL if full else ()))
+    folder = run.checkpoint(STEPS)
+    if full:
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+    else:
+        base = AutoModelForSequenceClassification.from_pretrained(sets["reward"]["base"], num_labels=1)
+        before = base.score.weight.clone()
+        model = PeftModel.from_pretrained(base, folder)
+        assert not torch.equal(model.score.modules_to_save["default"].weight, before)
+    right, loss = [], []
+    for row in load_from_disk(sets["reward"]["validation"]):
+        with torch.no_grad():
+            chosen, rejected = (
+                model(input_ids=torch.tensor([row["prompt_ids"] + row[name]])).logits.item()
+                for name in ("chosen_ids", "rejected_ids")
+            )
+        right.append(chosen > rejected)
+        loss.append(-torch.nn.functional.logsigmoid(torch.tensor(chosen - rejected)).item())
+    told = entries(run, Evaluation)[-1].values
+    assert told["eval/accuracy"] == pytest.approx(sum(right) / len(right))
+    assert told["eval/loss"] == pytest.approx(sum(loss) / len(loss), rel=1e-4)
+    assert folders.scores(folder) and not folders.scores(Path(sets["dpo"]["base"]))
+    with pytest.raises(ProblemError, match="is a reward model: it scores replies and writes none"):
+        load_for_chat(str(folder), home=bare_home)
+
+
+@pytest.mark.slow
+def test_dpo_on_an_nf4_base_with_a_model_that_answers(bare_home: Home, sets: Any) -> None:
+    """The reference is the NF4 base without its adapter; an evaluation in between leaves training as it is; chat answers."""
+    from engine.inference.generate import Sampling
+    from engine.inference.load import load as load_for_chat
+
+    changes = ("method.kind=dpo", *BRIEF, "model.quantization=nf4", "training.scheduler=constant", "training.warmup=0")
+    run = train(bare_home, "nf4", sets["dpo"], *changes, "evaluation.at_start=true")
+    first, last = entries(run, Evaluation)[0].values, entries(run, Evaluation)[-1].values
+    assert first["eval/loss"] == pytest.approx(0.6931, rel=1e-3) and first["eval/rewards_margin"] == pytest.approx(
+        0, abs=1e-4
+    )
+    assert last["eval/rewards_margin"] > 0.01
+    told = load_for_chat(str(run.checkpoint(STEPS)), home=bare_home)
+    reply = told.generate([{"role": "user", "content": "w1 w2"}], Sampling(max_new_tokens=4, temperature=0.0))
+    assert reply.tokens > 0

@@ -33,6 +33,9 @@ class Mismatched:
         other = self._rows[(index - 1) % len(self._rows)]
         return {**self._rows[index], "other_ids": other["completion_ids"]}
 
+    def __getitems__(self, indices: list[int]) -> list[dict[str, list[int]]]:
+        return [self[index] for index in indices]
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._rows, name)
 
