@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from engine.protocol.messages import Submit
 
@@ -35,17 +39,29 @@ def submission(
     Besides `environment`, the variables that `*_api_key_env` fields name are passed, and those that `launch.environment`
     names without giving a value. A value that the profile gives wins over the shell's.
     """
-    given = {name for name, value in profile.launch.environment.items() if value}
-    named = {name: shell[name] for name in profile.launch.environment if name in shell}
-    passed = environment(shell) | keys(profile, shell) | named
     return Submit(
         profile=profile.to_yaml(),
         kind=kind,
         source=source,
         directory=str(profile.directory),
-        environment={name: value for name, value in passed.items() if name not in given},
+        environment=_passed(profile.resolved(), shell),
         output=output,
     )
+
+
+def resumption(directory: str, shell: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the run in `directory` gets from the shell that resumes it: the same as from the one that submitted it."""
+    try:
+        profile = YAML(typ="safe").load(Path(directory, "profile.yaml").read_text(encoding="utf-8"))
+    except (OSError, YAMLError):
+        return environment(shell)  # what is wrong with it the engine will say
+    return _passed(profile if isinstance(profile, dict) else {}, shell)
+
+
+def _passed(profile: Mapping[str, Any], shell: Mapping[str, str]) -> dict[str, str]:
+    wanted = (profile.get("launch") or {}).get("environment") or {}
+    keys = {name: shell[name] for name in (*_key_variables(profile), *wanted) if name in shell}
+    return {name: value for name, value in (environment(shell) | keys).items() if not wanted.get(name)}
 
 
 def _key_variables(node: Any) -> Iterator[str]:

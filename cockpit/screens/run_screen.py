@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from textual import work
 
 from cockpit.screens.base import CockpitScreen
@@ -99,10 +101,13 @@ class RunScreen(CockpitScreen):
 
     @work(group="command")
     async def action_resume(self) -> None:
-        from cockpit.submit import environment
+        from cockpit.submit import resumption
 
         run = self.run_in_hand
-        if run is not None and await self.app.ask("resume", Resume(run=run.id, environment=environment())) is not None:
+        if run is None:
+            return
+        passed = await asyncio.to_thread(resumption, run.directory)
+        if await self.app.ask("resume", Resume(run=run.id, environment=passed)) is not None:
             self.notify(f"{run.id} is queued again")
 
     @work(group="command")

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from cockpit.submit import environment, submission
+from cockpit.submit import resumption, submission
 from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, number, say, show_problem
 from cockpit.verbs.profile import load_profile
@@ -17,7 +17,7 @@ from cockpit.verbs.runs import parse_changes
 from engine.protocol import states
 from engine.protocol.client import Client
 from engine.protocol.home import Home, RunDirectory
-from engine.protocol.messages import Resume, Run
+from engine.protocol.messages import Resume, Run, RunRef
 
 PREPARED = ("rows", "tokens", "trained_tokens", "rejected", "rejects", "train", "validation", "tokenizer", "expanded")
 """What `prepare` tells of `prepared.json`."""
@@ -46,13 +46,15 @@ def resume(options: argparse.Namespace) -> int:
     run, at, step = options.run.partition("@")
     if at and not step.isdigit():
         raise ValueError(f"{options.run!r}: write the checkpoint as RUN@STEP, for instance {run}@200")
-    message = Resume(
-        run=run,
-        step=int(step) if at else None,
-        changes=parse_changes(options.overrides),
-        environment=environment(),
-    )
+    changes = parse_changes(options.overrides)
     with Client(Home.locate(options.home)) as client:
+        found: Run = client.request("show", RunRef(run=run)).run
+        message = Resume(
+            run=found.id,
+            step=int(step) if at else None,
+            changes=changes,
+            environment=resumption(found.directory),
+        )
         return _see_through(client, client.request("resume", message), options)
 
 
