@@ -211,6 +211,7 @@ def bare(tokenizer: Any) -> Any:
     encoder = ChatTokenizer.of(tokenizer).backend_tokenizer
     encoder.no_truncation()
     encoder.no_padding()
+    encoder.encode_special_tokens = False  # transformers leaves it as the last call with `split_special_tokens` wanted it
     return encoder
 
 

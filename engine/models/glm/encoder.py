@@ -47,6 +47,8 @@ class Encoder:
 
     model = None
     """It is none of the models that `engine.prep.encoding` knows a quicker way for."""
+    encode_special_tokens = False
+    """`encode` is told with each text."""
 
     def __init__(self, content: bytes) -> None:
         import sentencepiece
