@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from engine.protocol.journal import BadBatch, Ledger
+from engine.protocol.settable import SETTABLE
 from engine.training import checkpoints, memory, steering
 from engine.training.saving import Saving
 from engine.training.trouble import RECENT, SHOWN, Again, Leave, autopsy, spike
@@ -140,8 +141,7 @@ class Guarding(Saving):
     def _guard(self, norm: Any) -> Any:
         """Hold a bad batch back before it reaches the weights. All ranks see the same loss and the same norm."""
         step = self.state.global_step
-        rows = self.windows.window(step) if self.job.skipped else None
-        if rows == []:
+        if self.job.skipped and self.job.skipped.issuperset(self.windows.window(step)):
             self._drop_gradients()  # all its rows are skipped: a step that changes nothing
             return norm
         if reason := self._verdict(norm):
@@ -159,7 +159,7 @@ class Guarding(Saving):
 
     def _hold_back(self, step: int, reason: str) -> None:
         """Show the batch, pause, and do with it what is chosen."""
-        rows = self.windows.window(step)
+        rows = [row for row in self.windows.window(step) if row not in self.job.skipped]
         shown = autopsy(self, rows)
         self.voice.tell(
             BadBatch(attempt=self.job.attempt, step=step, reason=reason, rows=shown[:SHOWN], total=len(shown))
@@ -193,9 +193,10 @@ class Guarding(Saving):
         then, _ = steering.replay(job.run.checkpoint(target) / checkpoints.TRAINER / steering.FILE, job.submitted)
         self._enter(target, "rollback", step, target)
         self._enter(target, steering.SKIPPED, None, rows)
-        for key in steering.SETTABLE:
+        for key in SETTABLE:
             if steering.setting(then, key) != (now := steering.setting(self.profile, key)):
                 self._enter(target, key, steering.setting(then, key), now)
+            job.replayed[key] = now
         job.skipped.update(rows)
         raise Again(self.profile, target)
 

@@ -38,6 +38,8 @@ class Job:
     """Complete checkpoints with their metrics, by step."""
     skipped: set[int] = field(default_factory=set)
     """Numbers of training rows that are left out, since a step could not be made of them."""
+    replayed: dict[str, Any] = field(default_factory=dict)
+    """Settings that the ledger changed after the checkpoint that is gone on from."""
 
     def device_peak(self) -> dict[str, float]:
         """Peak memory of this rank's device in bytes, as a metric; nothing on a CPU."""

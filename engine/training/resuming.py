@@ -24,7 +24,7 @@ EXACT = "exact"
 _SAMPLE = 1024
 """Elements of each tensor that go into a digest: enough to tell states apart, cheap beside a step."""
 _SECTIONS = ("model", "adapter", "method", "training")
-_WITHOUT_EFFECT = {"training.rehearsal", "training.threads"}
+_WITHOUT_EFFECT = {"training.rehearsal", "training.threads", "training.workers"}
 """Settings of these sections that change no number, or are told as themselves."""
 
 
@@ -63,6 +63,7 @@ def take_up(trainer: Any, folder: Path) -> str:
         trainer.take_up(snapshots[trainer.ranks.rank])
     now = fingerprint(trainer, trainer.state.global_step, trainer.ranks.gather(trainer.snapshot()))
     then = json.loads((folder / FILE).read_text())
+    then["settings"] |= {key: value for key, value in trainer.job.replayed.items() if key in then["settings"]}
     drifted = list(_differences(then, json.loads(json.dumps(now))))
     said: str = trainer.ranks.broadcast(f"not exact: {'; '.join(drifted)}" if drifted else EXACT)
     return said

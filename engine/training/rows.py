@@ -73,10 +73,9 @@ class Windows:
         return shuffled
 
     def window(self, step: int) -> list[int]:
-        """Row numbers of the global batch that comes after `step` steps, the longest first."""
+        """Row numbers of the global batch that comes after `step` steps, skipped ones too, in this epoch's order."""
         epoch, index = divmod(step, self.per_epoch)
-        order = self.order(epoch)
-        return self._by_length(order[index * self.global_batch : (index + 1) * self.global_batch])
+        return self.order(epoch)[index * self.global_batch : (index + 1) * self.global_batch]
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.order(self.epoch)

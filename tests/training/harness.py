@@ -134,13 +134,22 @@ class Supervised:
         return cls(home, name)
 
     def start(
-        self, *extra: str, processes: int = 1, environment: dict[str, str] | None = None, limit: int | None = None
+        self,
+        *extra: str,
+        processes: int = 1,
+        environment: dict[str, str] | None = None,
+        limit: int | None = None,
+        fault: str = "",
     ) -> None:
-        """The next attempt. `limit` is the largest file in bytes that the worker may write: a full disk, as far as it can tell."""
+        """The next attempt. `limit` is the largest file in bytes that the worker may write: a full disk, as far as it can tell.
+        `fault` is one of `faulty`'s."""
         self.attempts += 1
+        if fault:
+            environment = (environment or {}) | {"FAULT": fault, "PYTHONPATH": str(Path(__file__).parents[2])}
         self._rank0 = None
         arguments = ["--home", str(self.home.root), "--job", self.id, "--attempt", str(self.attempts)]
-        line = command(["engine.workers.train", *arguments, "--address", self.address, *extra], processes, None)
+        worker = "tests.training.faulty" if fault else "engine.workers.train"
+        line = command([worker, *arguments, "--address", self.address, *extra], processes, None)
         if limit is not None:
             line = ["prlimit", f"--fsize={limit}:unlimited", *line]
         log = open(self.run.log, "ab")  # noqa: SIM115 - the process keeps it
