@@ -9,6 +9,8 @@ from pathlib import Path
 from engine.protocol.bundled import bundled
 from engine.protocol.home import Home
 
+DEMO = "triples-qlora"
+"""The built-in profile that needs nothing but the embedded model."""
 _SECTION = re.compile(r"^(model|adapter|method|training)\s*:", re.MULTILINE)
 _DATA = re.compile(r"^data\s*:", re.MULTILINE)
 _DESCRIPTION = re.compile(r"^description\s*:\s*(.+)$", re.MULTILINE)
@@ -37,11 +39,13 @@ def folder_of_own(home: Home) -> Path:
 
 
 def profile_files(home: Home, directory: Path) -> list[ProfileFile]:
-    """Own profiles first, then the built-in ones. A YAML file that is no profile (a compose file, say) is left out."""
+    """Own profiles first, then the built-in ones, of which the demo's, which lacks nothing, comes first. A YAML file that is no
+    profile (a compose file, say) is left out."""
     places = (("here", directory), ("home", folder_of_own(home)), ("built-in", bundled("profiles")))
     found: dict[Path, ProfileFile] = {}
     for place, folder in places:
-        for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else ():
+        paths = folder.glob("*.yaml") if folder.is_dir() else ()
+        for path in sorted(paths, key=lambda path: (path.stem != DEMO, path)):
             try:
                 text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from cockpit.profiles import DEMO
 from cockpit.submit import submission
 from cockpit.verbs.app import on_terminal
 from cockpit.verbs.follow import follow
@@ -16,7 +17,6 @@ from engine.protocol.client import Client
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Run, RunRef
 
-PROFILE = "triples-qlora"
 FIGURES = {
     "loss": "eval/loss",
     "json_validity": "eval/json_validity",
@@ -28,7 +28,7 @@ FIGURES = {
 
 def demo(options: argparse.Namespace) -> int:
     home = Home.locate(options.home)
-    path, profile = load_profile(PROFILE, options.overrides, home)
+    path, profile = load_profile(DEMO, options.overrides, home)
     message = submission(profile, "train", str(path))
     with Client(home) as client:
         run: Run = client.request("submit", message)

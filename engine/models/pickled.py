@@ -35,6 +35,8 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with zipfile.ZipFile(path) as archive:
             content = _Shapes(archive, path.name).load()
+    except DamagedFile:
+        raise
     except zipfile.BadZipFile:
         raise DamagedFile(f"{path.name} has no end: the copy was cut off") from None
     except _DAMAGE as error:

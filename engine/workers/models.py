@@ -78,8 +78,11 @@ def run_verify(home: Home, arguments: argparse.Namespace) -> int:
     if not wrong:
         with _progress() as told:
             hashed, wrong = folders.hash_problems(folder, told)
+    family = folders.family(folder)
     good = f"{folder} is whole" + (f"; {hashed} hashes agree" if hashed else "; no hash is known to compare with")
-    _tell(arguments.json, {"path": str(folder), "ok": not wrong, "hashed": hashed, "problems": wrong}, good, wrong)
+    good += f"\n{family}" if family else ""
+    document = {"path": str(folder), "ok": not wrong, "hashed": hashed, "problems": wrong, "family": family}
+    _tell(arguments.json, document, good, wrong)
     return 1 if wrong else 0
 
 

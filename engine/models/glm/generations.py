@@ -77,6 +77,12 @@ class Later(Sizes):
             return f"{self.num_attention_heads} attention heads cannot share {self.multi_query_group_num} groups"
         if self.kv_channels % 4:
             return f"kv_channels {self.kv_channels} is not a multiple of 4"
+        stops = [self.eos_token_id] if isinstance(self.eos_token_id, int) else self.eos_token_id
+        if not stops:
+            return "eos_token_id names no token"
+        for token in (*stops, self.pad_token_id):
+            if not 0 <= token < self.padded_vocab_size:
+                return f"token {token} is not in a vocabulary of {self.padded_vocab_size}"
         return None
 
 
