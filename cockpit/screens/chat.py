@@ -124,6 +124,8 @@ class ChatScreen(CockpitScreen):
             return False
         self.loaded = loaded
         template = "" if loaded["template"] else "no chat template: it continues your text"
+        if not loaded.get("tokenizer", True):
+            template = "no tokenizer in its folder: it cannot chat"
         self._meter(loaded["label"], f"ready after {loaded['seconds']:.1f} s", f"context {loaded['context']}", template)
         return True
 

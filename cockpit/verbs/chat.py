@@ -29,7 +29,7 @@ class Chat:
         self._client, self._service, self._settings = client, service, settings
 
     def load(self, target: str) -> dict[str, Any]:
-        """What the worker says of the loaded target: `target label template context seconds`. Raises ProblemError.
+        """What the worker says of the loaded target: `target label template tokenizer context seconds`. Raises ProblemError.
 
         A terminal shows what the wait is for; a model that is not here yet is fetched first.
         """
@@ -86,7 +86,9 @@ def chat(options: argparse.Namespace) -> int:
         raise ValueError("--json needs --prompt: a conversation is for people")
     with opened(Home.locate(options.home), settings) as chat:
         loaded = chat.load(options.target)
-        if not loaded["template"]:
+        if not loaded.get("tokenizer", True):
+            say("The model is loaded, but its folder has no tokenizer: it cannot chat.", "yellow")
+        elif not loaded["template"]:
             say("This model has no chat template: it continues your text.", "yellow")
         if options.prompt is not None:
             return _answer_once(chat, [*system, {"role": "user", "content": options.prompt}], options.json)

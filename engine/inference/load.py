@@ -271,7 +271,7 @@ def speechless(target: Target) -> Problem:
     """Of a model whose folder has no tokenizer."""
     return Problem(
         title=f"{target.label} cannot chat",
-        cause="the model is loaded, but there is no tokenizer in its folder to turn text into tokens",
+        cause="the model is loaded, but its folder has no tokenizer",
         hint=f"copy the tokenizer's files from where the model came from into {target.base}",
     )
 

@@ -17,7 +17,7 @@ _PREFIXES = "|".join(re.escape(_DATE[:length]) for length in range(len(_DATE) - 
 _OPEN = rf"\s+\Z|(?:{_PREFIXES})\Z"
 """At the end of a text, what the text behind it may still change: blanks, which are removed from a reply's end, and part of the date."""
 _HAN = "\u4e00-\u9fff"
-_MARKS = (",，", "!！", ":：", ";；", "?？")
+_MARKS = ((",", "，"), ("!", "！"), (":", "："), (";", "；"), ("?", "？"))
 _ENGLISH = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 """Blanks that decoders of old put before these, and that are taken out again."""
 

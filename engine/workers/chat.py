@@ -67,6 +67,7 @@ class Chat:
             "target": asked["target"],
             "label": target.label,
             "template": self.loaded.templated,
+            "tokenizer": self.loaded.tokenizer is not None,
             "context": self.loaded.context,
             "seconds": time.perf_counter() - began,
         }
