@@ -268,7 +268,16 @@ VERBS = (
         (RUN, option("--now", action="store_true", help="end its processes at once, without a checkpoint")),
     ),
     Verb("pause", "hold a run at its next step boundary", "runs:pause", (RUN,)),
-    Verb("continue", "let a paused run go on", "runs:continue_", (RUN,)),
+    Verb(
+        "continue",
+        "let a paused run go on",
+        "runs:continue_",
+        (
+            RUN,
+            option("--skip", action="store_true", help="leave out the rows of the batch that is held back"),
+            option("--rollback", action="store_true", help="go back to the checkpoint before it, and leave them out"),
+        ),
+    ),
     Verb(
         "set",
         "change settings of a running run",

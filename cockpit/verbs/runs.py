@@ -17,6 +17,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import (
     CheckpointInfo,
     Command,
+    Continue,
     ListRuns,
     Problem,
     ProblemError,
@@ -177,7 +178,12 @@ def pause(options: argparse.Namespace) -> int:
 
 
 def continue_(options: argparse.Namespace) -> int:
-    return _command("continue", options)
+    if options.skip and options.rollback:
+        raise ValueError("--rollback skips the rows too: give one of the two")
+    choice = "skip" if options.skip else "rollback" if options.rollback else ""
+    with Client(Home.locate(options.home)) as client:
+        message = Continue(run=options.run, choice=choice)
+        return _tell_taken(client.request("continue", message, BOUNDARY), options.json)
 
 
 def _command(name: str, options: argparse.Namespace) -> int:

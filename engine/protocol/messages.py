@@ -272,7 +272,14 @@ class Stop(RunRef, kw_only=True):
 
 
 class Command(RunRef, kw_only=True):
-    """`pause`, `continue`, `save`, `evaluate`, `stacks` of a running worker."""
+    """`pause`, `save`, `evaluate`, `stacks` of a running worker."""
+
+
+class Continue(RunRef, kw_only=True):
+    """A paused run goes on. When a bad batch is held back, `choice` says what becomes of it: `skip` its rows, `rollback` to the
+    checkpoint before and skip them; empty: on with it where it can be."""
+
+    choice: str = ""
 
 
 class Set(RunRef, kw_only=True):
@@ -385,7 +392,7 @@ OPERATIONS: dict[str, tuple[type[Message], type[Message]]] = {
     "show": (RunRef, RunDetail),
     "stop": (Stop, Taken),
     "pause": (Command, Taken),
-    "continue": (Command, Taken),
+    "continue": (Continue, Taken),
     "save": (Command, Taken),
     "evaluate": (Command, Taken),
     "stacks": (Command, Taken),

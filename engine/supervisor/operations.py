@@ -17,6 +17,7 @@ from engine.protocol.messages import (
     Cancel,
     CheckpointInfo,
     Command,
+    Continue,
     Instruction,
     LedgerLine,
     ListRuns,
@@ -147,21 +148,27 @@ def command(name: str) -> Callable[[Server, Caller, Command], None]:
     """The handler of a command that a running worker takes at its next step boundary."""
 
     def handle(server: Server, caller: Caller, message: Command) -> None:
-        record = server.runs.find(message.run)
-        if record.run.state not in (states.RUNNING, states.PAUSED):
-            raise _not_live(record)
-        _own(server, record)
-        _instruct(server, caller, record, name, {})
+        _instruct(server, caller, _steerable(server, message), name, {})
 
     return handle
 
 
+def continue_(server: Server, caller: Caller, message: Continue) -> None:
+    arguments = {"choice": message.choice} if message.choice else {}
+    _instruct(server, caller, _steerable(server, message), "continue", arguments)
+
+
 def set_(server: Server, caller: Caller, message: Set) -> None:
+    _instruct(server, caller, _steerable(server, message), "set", message.changes)
+
+
+def _steerable(server: Server, message: RunRef) -> Record:
+    """The run, with a worker of ours at it. Raises ProblemError."""
     record = server.runs.find(message.run)
     if record.run.state not in (states.RUNNING, states.PAUSED):
         raise _not_live(record)
     _own(server, record)
-    _instruct(server, caller, record, "set", message.changes)
+    return record
 
 
 def _instruct(server: Server, caller: Caller, record: Record, name: str, arguments: dict[str, Any]) -> None:
@@ -303,7 +310,8 @@ HANDLERS: dict[str, Callable[[Any, Any, Any], Message | None]] = {
     "runs": runs,
     "show": show,
     "stop": stop,
-    **{name: command(name) for name in ("pause", "continue", "save", "evaluate", "stacks")},
+    **{name: command(name) for name in ("pause", "save", "evaluate", "stacks")},
+    "continue": continue_,
     "set": set_,
     "resume": resume,
     "delete": delete,

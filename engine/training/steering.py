@@ -18,15 +18,9 @@ from pydantic import ValidationError
 from engine.protocol.journal import Ledger
 from engine.protocol.messages import Instruction
 from engine.protocol.profile import Profile
+from engine.protocol.settable import SETTABLE
 from engine.workers.link import Link
 
-SETTABLE = (
-    "training.learning_rate",
-    "training.max_grad_norm",
-    "training.max_steps",
-    "evaluation.every_steps",
-    "checkpoint.every_steps",
-)
 KEPT = (*SETTABLE, "training.epochs", "training.micro_batch", "training.accumulation")
 """What a checkpoint remembers of the settings: those, and what memory or a resume may change."""
 _TOGETHER = (

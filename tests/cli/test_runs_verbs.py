@@ -55,12 +55,14 @@ def test_detach_prints_the_id_alone_and_stop_waits_for_the_end(cockpit: Cockpit,
     assert json.loads(changed.stdout)["state"] == "running"
     assert json.loads(cockpit("pause", run_id, "--json").stdout)["run"] == run_id
     wait_for(lambda: json.loads(cockpit("show", run_id, "--json").stdout)["state"] == "paused")
-    assert cockpit("continue", run_id).returncode == 0
+    assert cockpit("continue", run_id, "--skip", "--rollback").returncode == 2
+    assert cockpit("continue", run_id, "--skip").returncode == 0
     stopped = json.loads(cockpit("stop", run_id, "--json").stdout)
     assert stopped["state"] == "stopped"
 
     shown = json.loads(cockpit("show", run_id, "--json").stdout)
     assert [line["name"] for line in shown["ledger"]][:1] == ["training.warmup"]
+    assert [line["new"] for line in shown["ledger"] if line["name"] == "continue"] == ["skip"]
     assert [Path(each["path"]).is_absolute() for each in shown["checkpoints"]] == [True]
     assert [run["id"] for run in json.loads(cockpit("runs", "--state", "stopped", "--json").stdout)] == [run_id]
     assert cockpit("stop", run_id).returncode == 2, "it has ended"

@@ -72,7 +72,7 @@ def take(instruction: Instruction) -> None:
             tell(Ledger(attempt=attempt, step=step, name="pause", new="asked"))
         case "continue":
             paused = False
-            tell(Ledger(attempt=attempt, step=step, name="continue"))
+            tell(Ledger(attempt=attempt, step=step, name="continue", new=instruction.arguments.get("choice")))
         case "save":
             save()
         case "set":

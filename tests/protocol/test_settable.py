@@ -1,0 +1,17 @@
+"""What may change while a run runs is checked before it is asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.protocol.settable import SETTABLE, check, help_of
+
+
+def test_each_setting_is_explained_and_checked() -> None:
+    good = (1e-4, 0, 100, None, 25)
+    bad = (0, -1, 0, 0.5, "often")
+    for key, fine, wrong in zip(SETTABLE, good, bad, strict=True):
+        assert help_of(key)
+        check(key, fine)
+        with pytest.raises(ValueError, match=rf"{key} .*, not {wrong!r}"):
+            check(key, wrong)
