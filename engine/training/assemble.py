@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.protocol.messages import Problem, ProblemError
-from engine.training import optimizers
+from engine.training import optimizers, switches
 from engine.training.combinations import VIRTUAL
 from engine.training.job import Job
 from engine.training.rows import Windows, token_counts
@@ -39,6 +39,7 @@ def trainer(job: Job, model: Any) -> Any:
     method = importlib.import_module(f"engine.training.methods.{job.profile.method.kind}")
     built = method.build(_parts(job, model))
     torch.manual_seed(job.profile.training.seed + 7919 * job.ranks.rank)  # ranks must not share their dropout
+    switches.after_model(job, built.model, built.args.max_steps)
     return built
 
 

@@ -58,13 +58,13 @@ def _training(training: Any, adapter: Any, data: Any, method: Any) -> Iterator[t
                 "data.packing",
                 f"does not go with adapter.kind {adapter.kind}: its tokens stand before a row, not within one",
             )
+        if getattr(method, "sequences", "rows") != "rows":
+            yield "method.sequences", f"must be rows with adapter.kind {adapter.kind}: its tokens stand before a row"
         if training.gradient_checkpointing and adapter.kind == "prefix":
             yield (
                 "training.gradient_checkpointing",
                 "does not go with adapter.kind prefix: recomputed layers would not see it",
             )
-    if data and data.packing and not training.optimizations:
-        yield "data.packing", "needs training.optimizations: the plain path cannot keep packed rows apart"
     if method and method.rows != "tokens":
         for name in ("label_smoothing", "neftune"):
             if getattr(training, name):

@@ -192,7 +192,7 @@ def test_chat_changes_between_adapters_of_any_two_kinds(small: dict[str, Any], t
             "training.gradient_checkpointing",
             "prefix",
         ),
-        (("data.packing=true", "training.optimizations=false"), "data.packing", "optimizations"),
+        (("adapter={kind: prefix}", "method={kind: pretrain}"), "method.sequences", "prefix"),
     ],
 )
 def test_what_is_not_offered_is_refused_by_name(
