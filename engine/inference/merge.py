@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.models import folders
+from engine.models import folders, loading
 from engine.models.targets import Target
 from engine.prep import cache
 from engine.protocol.messages import Problem, ProblemError
@@ -25,13 +25,10 @@ def merge(target: Target, folder: Path, trust_remote_code: bool, progress: Calla
     reading, merging and writing.
     """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     assert target.adapter is not None
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            target.base, dtype="auto", trust_remote_code=trust_remote_code, device_map="cpu"
-        )
+        model = loading.pretrained(target.base, dtype="auto", trust_remote_code=trust_remote_code, device_map="cpu")
         progress(1, 4)
         # Not with low_cpu_mem_usage: peft 0.21 would round the adapter's float32 weights to the base's dtype first.
         adapted = PeftModel.from_pretrained(model, target.adapter)

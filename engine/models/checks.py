@@ -48,13 +48,12 @@ def base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tu
 
 
 def pinned(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
-    """`model` with a base that goes on meaning what it means now: a run's checkpoint by its step. Raises ProblemError."""
-    if not model.needs_base:
-        return model
-    target = targets.resolve(model.base, home, directory)
-    if target.run is None:
-        return model
-    return model.model_copy(update={"base": target.label})
+    """`model` with a base and a tokenizer that go on meaning what they mean now: a run's checkpoint by its step. Raises ProblemError."""
+    named = {"base": model.base} if model.needs_base else {}
+    if isinstance(model.tokenizer, str) and not folders.has_tokenizer(directory / Path(model.tokenizer).expanduser()):
+        named["tokenizer"] = model.tokenizer
+    found = {key: targets.resolve(name, home, directory) for key, name in named.items()}
+    return model.model_copy(update={key: target.label for key, target in found.items() if target.run})
 
 
 def _scratch(model: ModelOptions, sections: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

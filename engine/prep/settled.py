@@ -1,4 +1,4 @@
-"""The base of a run as one folder that stays what it is.
+"""The base of a run, and its tokenizer, as folders that stay what they are.
 
 A run named as base may go on training, and be deleted. So before anything is prepared its checkpoint is put into the cache, by the hash
 of its content: linked where the file system can, an adapter merged into its base once. The run's frozen profile then names that folder.
@@ -18,7 +18,7 @@ from engine.models import targets
 from engine.models.folders import ADAPTER
 from engine.models.targets import Target
 from engine.prep import cache
-from engine.prep.base import Progress
+from engine.prep.base import Progress, tokenizer_of
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
@@ -28,13 +28,18 @@ VERSION = 1
 
 
 def settled(profile: Profile, home: Home, progress: Progress) -> Profile:
-    """`profile` with the folder of its base in `model.base`, where that may change or is an adapter; as it is otherwise. Raises ProblemError."""
+    """`profile` with folders in `model.base` and `model.tokenizer`, where these may change or are adapters; as it is otherwise. Raises ProblemError."""
+    found = {"base": _base(profile, home, progress), "tokenizer": _tokenizer(profile, home, progress)}
+    changed = {key: str(folder) for key, folder in found.items() if folder}
+    return replace(profile, model=profile.model.model_copy(update=changed)) if changed else profile
+
+
+def _base(profile: Profile, home: Home, progress: Progress) -> Path | None:
     if not profile.model.needs_base:
-        return profile
+        return None
     target = targets.resolve(profile.model.base, home, profile.directory)
-    ours = target.folder.resolve().is_relative_to(home.runs.resolve())
-    if target.adapter is None and not ours:
-        return profile
+    if target.adapter is None and not _of_a_run(target.folder, home):
+        return None
     target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
     if target.on_hub:
         raise ProblemError(
@@ -43,8 +48,26 @@ def settled(profile: Profile, home: Home, progress: Progress) -> Profile:
                 hint=f"cockpit model pull {target.base}",
             )
         )
-    folder = _kept(target, home, profile.model.trust_remote_code, progress)
-    return replace(profile, model=profile.model.model_copy(update={"base": str(folder)}))
+    return _kept(target, home, profile.model.trust_remote_code, progress)
+
+
+def _tokenizer(profile: Profile, home: Home, progress: Progress) -> Path | None:
+    named = profile.model.tokenizer
+    if not isinstance(named, str):
+        return None
+    source = tokenizer_of(named, profile.directory, home, progress)
+    if not _of_a_run(source, home):
+        return None
+    files = {name: source / name for name in cache.TOKENIZER_FILES if (source / name).is_file()}
+    folder = home.cache / f"tokenizer-of-{cache.key(files, {}, lambda _: None)}"
+    if not folder.is_dir():
+        with cache.entry(home, folder.name) as draft:
+            _link(files, draft, lambda _: None)
+    return folder
+
+
+def _of_a_run(folder: Path, home: Home) -> bool:
+    return folder.resolve().is_relative_to(home.runs.resolve())
 
 
 def _kept(target: Target, home: Home, trust_remote_code: bool, progress: Progress) -> Path:

@@ -124,6 +124,22 @@ def test_moving_names_are_pinned_when_a_run_is_submitted(home: Home, base: Path)
     assert pinned(profile(home, "tiny"), home).model.base == "tiny"
 
 
+def test_a_tokenizer_of_a_run_stays_too(home: Home, base: Path) -> None:
+    checkpoint = run_of(home, "whole", 7)
+    shutil.copytree(base, checkpoint)
+    text = (
+        "model: {init: config, size: small, tokenizer: last, base: nothing}\nadapter: {kind: none}\n"
+        "data: {train: [{source: triples/train.jsonl}]}"
+    )
+    named = pinned(parse(text, "x", home.root, home=home), home)
+    assert (named.model.tokenizer, named.model.base) == ("whole@7", "nothing")
+    fixed = settled(named, home, lambda *_: None)
+    shutil.rmtree(home.run("whole").path)
+    assert Path(str(fixed.model.tokenizer)).parent == home.cache and fixed.model.base == "nothing"
+    assert len(AutoTokenizer.from_pretrained(fixed.model.tokenizer)) == len(AutoTokenizer.from_pretrained(base))
+    assert settled(fixed, home, lambda *_: None) == fixed
+
+
 def test_what_cannot_be_merged_is_refused(home: Home, base: Path) -> None:
     checkpoint = adapter(run_of(home, "first", 5), base)
     config = json.loads((checkpoint / "adapter_config.json").read_text())
