@@ -61,7 +61,6 @@ def train(
     job = _set_up(run, attempt, profile, live, voice, inbox)
     job.skipped |= skipped
     job.replayed = {entry.name: entry.new for entry in later}
-    job.replayed = {entry.name: entry.new for entry in later}
     job.checkpoints = {step: metrics for step, metrics in checkpoints.known(run).items() if step in way.steps}
     if from_step is not None:
         newest = way.newest(run.checkpoint_steps())
