@@ -32,10 +32,18 @@ class VirtualTokenOptions(AdapterOptions):
 
 def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
     """A PeftModel of peft's `config` around `model`, whose own weights are frozen; the adapter's have the options' dtype. Raises
-    ProblemError when no layer has the names asked for."""
+    ProblemError when no layer has the names asked for, and for virtual tokens in a model that reads both ways."""
     import torch
     from peft import get_peft_model
 
+    if config.is_prompt_learning and getattr(model, "reads_both_ways", False):
+        raise ProblemError(
+            Problem(
+                title=f"adapter.kind {options.kind} does not work with this model",
+                cause="its positions and what attends to what follow from the tokens, and virtual ones have none",
+                hint="set adapter.kind to lora",
+            )
+        )
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from engine.models.loading import pretrained
 from engine.models.options import ModelOptions
+from engine.protocol.messages import ProblemError
 from engine.training import base, checkpoints
 from engine.training.adapters import lora
 from engine.training.devices import Device
@@ -175,3 +177,11 @@ def test_the_adapter_sits_on_every_linear_layer_but_the_head():
         model = lora.attach(loaded(source), lora.Options(rank=2))
         found = {name.split(".lora_A")[0].rsplit(".", 1)[1] for name, _ in model.named_modules() if ".lora_A" in name}
         assert found == names
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_virtual_tokens_are_refused_where_positions_follow_from_the_tokens(kind):
+    adapter = importlib.import_module(f"engine.training.adapters.{kind}")
+    with pytest.raises(ProblemError, match=f"adapter.kind {kind} does not work"):
+        adapter.attach(loaded(FIRST), adapter.Options())
+    assert adapter.attach(loaded(THIRD), adapter.Options()).active_peft_config.is_prompt_learning
