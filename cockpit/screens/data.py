@@ -230,7 +230,9 @@ class DataScreen(DecidingScreen):
                 counted = row["tokens"]
                 counts = f"{counted['tokens']} tokens, {counted['trained']} trained"
                 counts += f", {counted['cut']} cut" if counted.get("cut") else ""
-                self._content(row_view.tokens(counted["pieces"]))
+                self._content(
+                    row_view.replies(counted["parts"]) if "parts" in counted else row_view.tokens(counted["pieces"])
+                )
             case "text":
                 self._content(row_view.rendered(row["text"]))
             case "raw":

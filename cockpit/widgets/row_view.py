@@ -78,6 +78,8 @@ def _turn(turn: Mapping[str, Any]) -> Content:
 
 def batch(shown: Mapping[str, Any]) -> Content:
     """A global batch: its rows one below the other, each packed sequence under its number."""
+    if any("name" in part for part in shown["parts"]):
+        return replies(shown["parts"])
     packed = len({part["sequence"] for part in shown["parts"]}) < len(shown["parts"])
     blocks = []
     for number, part in enumerate(shown["parts"], 1):
@@ -85,6 +87,19 @@ def batch(shown: Mapping[str, Any]) -> Content:
         told = f"▌row {number}" + (f" · sequence {part['sequence'] + 1}" if packed else "")
         heading = Content.assemble(
             (told, "bold $accent"), (f"  {len(part['pieces'])} tokens, {trained} trained", "dim")
+        )
+        blocks.append(Content.assemble(heading, "\n", tokens(part["pieces"])))
+    return Content("\n\n").join(blocks)
+
+
+def replies(parts: Sequence[Mapping[str, Any]]) -> Content:
+    """Preference rows: each prompt with each of its replies, under the row's number (where there are several) and the reply's name."""
+    blocks = []
+    for part in parts:
+        compared = sum(piece["trained"] for piece in part["pieces"])
+        told = f"▌row {part['sequence'] + 1} · {part['name']}" if "sequence" in part else f"▌{part['name']}"
+        heading = Content.assemble(
+            (told, "bold $accent"), (f"  {len(part['pieces'])} tokens, {compared} of the reply", "dim")
         )
         blocks.append(Content.assemble(heading, "\n", tokens(part["pieces"])))
     return Content("\n\n").join(blocks)

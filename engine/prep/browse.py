@@ -16,20 +16,32 @@ from engine.prep.base import load_tokenizer, locate_base
 from engine.prep.chat import Refused, Renderer
 from engine.prep.expand import decisions
 from engine.prep.expand.review import Review
-from engine.prep.formats.canonical import Canonical
+from engine.prep.formats.canonical import Canonical, conversation_of, kind_of
 from engine.prep.indexed import Indexed, Indexer
 from engine.prep.options import SourceOptions
+from engine.prep.replies import REPLIES, Replying
 from engine.prep.rows import Rejects, Row
 from engine.prep.staged import StagedFile
 from engine.prep.stages import located
 from engine.prep.stages.located import PARTS
 from engine.prep.stages.pipeline import Rows
 from engine.prep.stats import histogram
-from engine.prep.tokenize import MASKED, Counts, bare, encode, label, tokenize
+from engine.prep.tokenize import (
+    MASKED,
+    WHOLE,
+    Counts,
+    Tokenizing,
+    bare,
+    encode,
+    label,
+    tokenize,
+    tokenizing_of,
+)
 from engine.prep.views import EXPANDED, Query, select
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
+from engine.training.batches import reply_parts
 
 _BARS = 12
 _TOLD = 100
@@ -194,7 +206,11 @@ class Browser:
     # ── one row ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def length(self, content: Canonical) -> int:
-        """Tokens of a row, uncut; 0 for one that the template refuses."""
+        """Tokens of a row, uncut, of a pair those of its longer sequence; 0 for one that the template refuses."""
+        if kind_of(content) != "tokens":
+            counts = Counts()
+            tokenizing_of(kind_of(content), self.tokenizer(), self._loss_on, WHOLE)([content], counts)
+            return max(counts.lengths, default=0)
         tokenizer = self.tokenizer()
         rendered = Renderer(tokenizer, self._loss_on).render([content])[0]
         return 0 if isinstance(rendered, Refused) else len(next(encode([rendered], bare(tokenizer))).ids)
@@ -204,6 +220,9 @@ class Browser:
         tokenizer = self.tokenizer()
         source, at = self._find(part, index)
         content = source.row(at).content
+        if kind_of(content) != "tokens":  # the better reply, or the judged one
+            content = {**content, "messages": conversation_of(content)}
+            content = {name: content[name] for name in ("messages", "tools") if name in content}
         found = Renderer(tokenizer, self._loss_on).render([content])[0]
         if isinstance(found, Refused):
             raise ValueError(found.reason)
@@ -216,10 +235,16 @@ class Browser:
         return {"training": found.text, "chat": asked, "same": found.text.startswith(asked)}
 
     def tokens(self, part: str, index: int) -> dict[str, Any]:
-        """A row as the model will see it. The pieces' texts joined are the rendered row, up to where it is cut."""
+        """A row as the model will see it. The pieces' texts joined are the rendered row, up to where it is cut.
+
+        Of preference rows `parts` has the prompt with each reply, and `pieces` all of them.
+        """
         tokenizer = self.tokenizer()
         source, at = self._find(part, index)
-        rendered = Renderer(tokenizer, self._loss_on).render([source.row(at).content])[0]
+        row = source.row(at)
+        if self.profile.method.rows in REPLIES:  # type: ignore[attr-defined]
+            return self._reply_tokens(row)
+        rendered = Renderer(tokenizer, self._loss_on).render([row.content])[0]
         if isinstance(rendered, Refused):
             raise ValueError(rendered.reason)
         encoding = next(encode([rendered], bare(tokenizer)))
@@ -236,6 +261,23 @@ class Browser:
             "cut": len(pieces) - len(kept),
         }
 
+    def _reply_tokens(self, row: Row) -> dict[str, Any]:
+        """As `tokens`. Raises ValueError for a row that would be left out."""
+        kept, whole, rejects = Counts(), Counts(), Rejects(lambda _: None)
+        length = self.profile.data.max_length
+        found = [columns for _, columns in tokenize([row], self._tokenizing(length), rejects, kept)]
+        if not found:
+            raise ValueError(rejects.first[0] if rejects.first else f"cut at {length} tokens, before a reply begins")
+        self._tokenizing(WHOLE)([row.content], whole)
+        parts = reply_parts(self.tokenizer(), found[0])
+        return {
+            "pieces": [piece for part in parts for piece in part["pieces"]],
+            "parts": parts,
+            "tokens": kept.tokens,
+            "trained": kept.trained_tokens,
+            "cut": whole.tokens - kept.tokens,
+        }
+
     def stats(self, part: str, progress: Progress) -> dict[str, Any]:
         """Counts over the whole part, tokenised as a run would; `histogram` has [length in tokens, rows] from the shortest on."""
         counts, total = Counts(), self.total(part)
@@ -245,15 +287,19 @@ class Browser:
                 progress(index, total)
                 yield row
 
-        tokens = tokenize(
-            told(), self.tokenizer(), self._loss_on, self.profile.data.max_length, Rejects(lambda _: None), counts
-        )
-        for _ in tokens:
+        for _ in tokenize(told(), self._tokenizing(self.profile.data.max_length), Rejects(lambda _: None), counts):
             pass
         bars = histogram(counts.lengths, _BARS)
         return {**counts.summary(), "histogram": [list(bar) for bar in zip(bars["edges"], bars["rows"], strict=False)]}
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _tokenizing(self, max_length: int) -> Tokenizing | Replying:
+        """As a run with this method would."""
+        method: Any = self.profile.method
+        return tokenizing_of(
+            method.rows, self.tokenizer(), self._loss_on, max_length, getattr(method, "max_prompt", None)
+        )
 
     @property
     def _loss_on(self) -> str:

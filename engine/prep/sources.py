@@ -109,7 +109,9 @@ def fetch(hub: HubSource, home: Home, progress: Progress) -> Path:
 
 
 def is_tokenised(path: Path) -> bool:
-    """Is this a folder that `datasets.save_to_disk` wrote, of rows that are tokens already (`input_ids` and `labels`)?"""
+    """Is this a folder that `datasets.save_to_disk` wrote, of rows that are tokens already, of any kind (see `store.COLUMNS`)?"""
+    from engine.prep.store import COLUMNS
+
     told = path / "dataset_info.json"
     if not (path / "state.json").is_file() or not told.is_file():
         return False
@@ -117,7 +119,7 @@ def is_tokenised(path: Path) -> bool:
         features = json.loads(told.read_text(encoding="utf-8")).get("features") or {}
     except (ValueError, AttributeError):
         return False
-    return {"input_ids", "labels"} <= set(features)
+    return any(set(columns) <= set(features) for columns in COLUMNS.values())
 
 
 # ── folders and globs ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -112,7 +112,7 @@ def measure(
         "rejected": rejects.count,
         "untrained": counts.masked,
         "length": describe(counts.lengths),
-        **{name: describe(each) for name, each in parts.items()},
+        **({"parts": {name: describe(each) for name, each in parts.items()}} if parts else {}),
         **({"judged": dict(judged)} if judged else {}),
         "histogram": histogram(counts.lengths),
         "duplicates": duplicates([rows], context.within("fingerprints")),

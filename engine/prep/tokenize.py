@@ -211,7 +211,9 @@ def bare(tokenizer: Any) -> Any:
     encoder = ChatTokenizer.of(tokenizer).backend_tokenizer
     encoder.no_truncation()
     encoder.no_padding()
-    encoder.encode_special_tokens = False  # transformers leaves it as the last call with `split_special_tokens` wanted it
+    encoder.encode_special_tokens = (
+        False  # transformers leaves it as the last call with `split_special_tokens` wanted it
+    )
     return encoder
 
 
@@ -219,20 +221,21 @@ def bare(tokenizer: Any) -> Any:
 
 
 def tokenize(
-    rows: Iterable[Row], tokenizer: Any, loss_on: str, max_length: int, rejects: Rejects, counts: Counts
-) -> Iterator[Tokens]:
-    """The rows that can be trained on, in order; the others are counted, those that no template renders also rejected."""
-    tokenizing = Tokenizing(tokenizer, loss_on, max_length)
+    rows: Iterable[Row], tokenizing: Tokenizing | Replying, rejects: Rejects, counts: Counts
+) -> Iterator[tuple[Row, dict[str, list[int]]]]:
+    """The rows that can be trained on with their columns, in order; the others are counted, those that no template renders also rejected."""
     stream = iter(rows)
     while some := list(itertools.islice(stream, BATCH)):
         batch = tokenizing([row.content for row in some], counts)
         for at, reason in batch.refused.items():
             rejects.add(some[at].file, some[at].line, some[at].offset, reason)
-        (ids, lengths), (labels, _) = ((values.tolist(), sizes) for values, sizes in batch.columns.values())
-        begin = 0
-        for at, length in zip(batch.rows, lengths, strict=True):
-            yield Tokens(ids[begin : begin + length], labels[begin : begin + length], some[at])
-            begin += length
+        begins = dict.fromkeys(batch.columns, 0)
+        for number, at in enumerate(batch.rows):
+            columns = {}
+            for name, (values, lengths) in batch.columns.items():
+                columns[name] = [int(value) for value in values[begins[name] : begins[name] + lengths[number]]]
+                begins[name] += lengths[number]
+            yield some[at], columns
 
 
 def encode(rendered: list[Rendered], encoder: Any) -> Iterator[Any]:

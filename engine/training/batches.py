@@ -11,8 +11,8 @@ from engine.protocol.profile import Profile
 def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int) -> dict[str, Any]:
     """The global batch of `step` (from 1), as one rank without accumulation would see it.
 
-    Returns `parts`: for each row `{pieces: [{text, id, trained}], sequence}`, where equal sequences were packed together; `tokens`,
-    `trained`, and `steps` in an epoch. Raises ValueError for a step beyond the first epoch.
+    Returns `parts`: for each row `{pieces: [{text, id, trained}], sequence}`, where equal sequences were packed together, and for each reply
+    of a preference row one with its `name` besides; `tokens`, `trained`, and `steps` in an epoch. Raises ValueError for a step beyond the first epoch.
     """
     from datasets import load_from_disk
 
@@ -28,6 +28,9 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
     parts: list[dict[str, Any]] = []
     for sequence, index in enumerate(itertools.chain.from_iterable(micro)):
         row: dict[str, Any] = rows[index]
+        if "prompt_ids" in row:
+            parts += [{**part, "sequence": sequence} for part in reply_parts(tokenizer, row)]
+            continue
         start = 0
         for length in row.get("seq_lengths") or [len(row["input_ids"])]:
             ids, labels = (row[name][start : start + length] for name in ("input_ids", "labels"))
@@ -42,6 +45,21 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
         "steps": windows.per_epoch,
         "step": step,
     }
+
+
+def reply_parts(tokenizer: Any, row: dict[str, list[int]]) -> list[dict[str, Any]]:
+    """The prompt of a prepared preference row with each of its replies: `{name, pieces}`. What is compared counts as trained."""
+    names = [name for name in ("chosen", "rejected", "completion") if f"{name}_ids" in row]
+    asked = row["prompt_ids"]
+    return [
+        {
+            "name": ("good" if row["label"][0] else "bad") if "label" in row else name,
+            "pieces": _pieces(
+                tokenizer, asked + row[f"{name}_ids"], [False] * len(asked) + [True] * len(row[f"{name}_ids"])
+            ),
+        }
+        for name in names
+    ]
 
 
 def _pieces(tokenizer: Any, ids: list[int], trained: list[bool]) -> list[dict[str, Any]]:

@@ -144,3 +144,43 @@ def test_a_file_that_changed_is_said(over: Over, bare_home: Home, tmp_path: Path
     (tmp_path / "rows.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl:2 has changed since it was opened"):
         browser.rows("train", 1, 1)
+
+
+def test_preference_rows_are_shown_token_by_token(over: Over, home: Home, tmp_path: Path) -> None:
+    from engine.prep.prepare import prepare
+    from engine.training.batches import batch
+
+    write(
+        tmp_path / "rows.jsonl",
+        {"prompt": "Why?", "chosen": "Because 二 it is.", "rejected": "No " * 60},
+        {"prompt": "q" * 999, "chosen": "a", "rejected": "b"},
+    )
+    write(tmp_path / "judged.jsonl", {"prompt": "Why?", "completion": "So.", "label": False})
+    sources = {"data": {"train": [{"source": "rows.jsonl"}], "max_length": 80}}
+    profile = parse(json.dumps(sources), "test.json", tmp_path, ["method.kind=dpo"], home)
+    browser = opened(profile, home)
+    shown = browser.tokens("train", 0)
+    chosen, rejected = shown["parts"]
+    assert [part["name"] for part in shown["parts"]] == ["chosen", "rejected"]
+    texts = ["".join(piece["text"] for piece in part["pieces"]) for part in shown["parts"]]
+    assert texts[0] == browser.rendered("train", 0)["training"] and texts[0].endswith("Because 二 it is.<|im_end|>\n")
+    trained = "".join(piece["text"] for piece in chosen["pieces"] if piece["trained"])
+    assert trained == "Because 二 it is.<|im_end|>\n"
+    assert browser.rendered("train", 0)["same"] and browser.rendered("train", 0)["chat"] + trained == texts[0]
+    assert len(rejected["pieces"]) == 80 and shown["cut"] > 0
+    assert shown["tokens"] == len(shown["pieces"]) and shown["trained"] == sum(
+        each["trained"] for each in shown["pieces"]
+    )
+    assert browser.length(browser.parts["train"][0][0].row(0).content) == 80 + shown["cut"]
+    with pytest.raises(ValueError, match="cut at 80 tokens, before a reply begins"):
+        browser.tokens("train", 1)
+    counted = browser.stats("train", lambda *_: None)
+    assert (counted["rows"], counted["masked"], counted["truncated"], counted["max"]) == (1, 1, 2, 80)
+
+    batched = batch(prepare(profile, home, lambda *_: None), profile, browser.tokenizer(), 1)
+    assert batched["parts"] == [{**part, "sequence": 0} for part in shown["parts"]]
+    judged = {"data": {"train": [{"source": "judged.jsonl"}], "max_length": 80}}
+    (part,) = opened(parse(json.dumps(judged), "test.json", tmp_path, ["method.kind=kto"], home), home).tokens(
+        "train", 0
+    )["parts"]
+    assert part["name"] == "bad" and [each["text"] for each in part["pieces"] if each["trained"]][:2] == ["So", "."]

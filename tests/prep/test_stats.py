@@ -91,6 +91,51 @@ def test_mistakes_are_told(home: Home, tmp_path: Path, options: dict[str, Any], 
         figures(home, write(tmp_path / "rows.jsonl", *ROWS[:5]), **options)
 
 
+def test_preference_rows_are_told_by_both_replies(home: Home, tmp_path: Path, tokenizer: Any) -> None:
+    rows = [
+        {"prompt": f"question {at}", "chosen": f"{ENGLISH} {at}", "rejected": "no " * (at + 1), "kind": "ab"[at % 2]}
+        for at in range(10)
+    ]
+    told = figures(home, write(tmp_path / "rows.jsonl", *rows), by="kind", max_length=44)
+
+    def whole(row: dict[str, Any], name: str) -> int:
+        chat = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[name]}]
+        return len(tokenizer.apply_chat_template(chat, return_dict=False))
+
+    asked = [
+        len(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": row["prompt"]}], add_generation_prompt=True, return_dict=False
+            )
+        )
+        for row in rows
+    ]
+    both = {name: [whole(row, name) for row in rows] for name in ("chosen", "rejected")}
+    assert (told["rows"], told["rejected"], told["tokens"]) == (10, 0, sum(map(sum, both.values())))
+    assert told["trained_tokens"] == told["tokens"] - 2 * sum(asked)
+    for name, lengths in both.items():
+        replies = sorted(length - prompt for length, prompt in zip(lengths, asked, strict=True))
+        assert tuple(told["parts"][name][figure] for figure in ("max", "p50", "mean")) == (
+            replies[-1],
+            replies[5],
+            pytest.approx(sum(replies) / 10),
+        )
+    assert told["parts"]["prompt"]["max"] == max(asked)
+    assert told["length"]["max"] == max(map(max, both.values()))
+    cut = [max(0, length - 44) for lengths in both.values() for length in lengths]
+    rows_cut = sum(max(pair) > 44 for pair in zip(*both.values(), strict=True))
+    assert told["truncation"]["44"] == {"cut": rows_cut, "lost": 0, "tokens": sum(cut)} and rows_cut
+    assert sum(group["tokens"] for group in told["by"]["kind"].values()) == told["tokens"]
+    assert sum(group["trained_tokens"] for group in told["by"]["kind"].values()) == told["trained_tokens"]
+    json.dumps(told)
+
+
+def test_judgements_are_counted_by_their_label(home: Home, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q {at}", "completion": "a", "label": at % 3 == 0} for at in range(9)]
+    told = figures(home, write(tmp_path / "rows.jsonl", *rows))
+    assert told["judged"] == {"good": 3, "bad": 6} and told["parts"]["completion"]["max"] > 0
+
+
 @pytest.mark.slow
 def test_processes_change_nothing(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.prep.chunks.cut.__defaults__", (2**16,))

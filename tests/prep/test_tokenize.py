@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.prep.rows import Rejects, Row
-from engine.prep.tokenize import MASKED, Counts, Tokens, bare, encode, label, tokenize
+from engine.prep.tokenize import MASKED, Counts, Tokenizing, Tokens, bare, encode, label, tokenize
 from tests.prep.conftest import chat
 
 CHATS = [
@@ -26,7 +26,8 @@ def run(
 ) -> tuple[list[Tokens], Counts, Rejects]:
     counts, rejects = Counts(), Rejects(lambda _: None)
     stream = (Row("f", line, 0, content) for line, content in enumerate(rows, 1))
-    return list(tokenize(stream, tokenizer, loss_on, max_length, rejects, counts)), counts, rejects
+    made = tokenize(stream, Tokenizing(tokenizer, loss_on, max_length), rejects, counts)
+    return [Tokens(columns["input_ids"], columns["labels"], row) for row, columns in made], counts, rejects
 
 
 def trained(tokenizer: Any, tokens: Tokens) -> str:

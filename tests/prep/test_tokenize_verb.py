@@ -125,3 +125,26 @@ def test_mistakes_are_told_and_leave_nothing(home: Home, tmp_path: Path, options
 def test_a_model_that_is_nowhere_is_told(home: Home, tmp_path: Path) -> None:
     with pytest.raises(ProblemError, match="no model"):
         tokenize(home, write(tmp_path / "rows.jsonl", *CHATS), tmp_path / "out", model="smollm3")
+
+
+def test_preference_rows_become_sets_that_dpo_trains_on_as_they_are(home: Home, tmp_path: Path) -> None:
+    from engine.prep.prepare import prepare
+    from engine.protocol.profile import parse
+
+    rows = [{"prompt": f"question {at}", "chosen": f"yes {at}", "rejected": "no"} for at in range(8)]
+    told = tokenize(home, write(tmp_path / "pairs.jsonl", *rows), tmp_path / "out")
+    made = load(tmp_path / "out")
+    assert made.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"] and len(made) == told["rows"] == 8
+    assert told["tokens"] == sum(
+        2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in made
+    )
+    section = json.dumps({"data": {"train": [{"source": "out"}], "max_length": 64}})
+    prepared = prepare(parse(section, "test.json", tmp_path, ["method.kind=dpo"], home), home, lambda *_: None)
+    assert (prepared["train"], prepared["rows"], prepared["tokens"]) == (str(tmp_path / "out"), 8, told["tokens"])
+    with pytest.raises(ProblemError, match=r"has no input_ids, labels, which method\.kind sft trains on"):
+        prepare(parse(section, "test.json", tmp_path, [], home), home, lambda *_: None)
+    judged = [{"prompt": "q", "completion": "a", "label": at % 2 == 0} for at in range(4)]
+    tokenize(home, write(tmp_path / "judged.jsonl", *judged), tmp_path / "judged")
+    assert load(tmp_path / "judged")["label"][:] == [[1], [0], [1], [0]]
+    with pytest.raises(ValueError, match="preference rows stand alone"):
+        tokenize(home, tmp_path / "judged.jsonl", tmp_path / "packed", packing=True)

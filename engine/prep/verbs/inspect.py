@@ -26,7 +26,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     if asked != "auto" and asked not in FORMATS:
         raise ValueError(f"there is no shape {asked}; known are {', '.join(FORMATS)}")
     if sources.is_tokenised(Path(arguments.file)):
-        raise ValueError(f"{arguments.file} holds tokens already (input_ids, labels): there are no rows to look at")
+        raise ValueError(f"{arguments.file} holds tokens already: there are no rows to look at")
     source = SourceOptions(source=arguments.file, format=asked)
     paths = rows.locate(source, Path.cwd(), home)
     total, done = sum(path.stat().st_size for path in paths), 0
