@@ -13,7 +13,7 @@ from engine.inference.lock import turn_ends
 from engine.models import tokenizers
 from engine.prep.rows import Rejects, Row
 from engine.prep.templates import ChatTokenizer
-from engine.prep.tokenize import MASKED, WHOLE, Counts, tokenize
+from engine.prep.tokenize import MASKED, WHOLE, Counts, Tokenizing, tokenize
 from tests.models.glm.folders import golden, original
 
 
@@ -35,9 +35,9 @@ def rows(
     reasons: dict[int, str] = {}
     rejects = Rejects(lambda line: reasons.update({json.loads(line)["line"]: json.loads(line)["reason"]}))
     placed = [Row("rows.jsonl", at, 0, content) for at, content in enumerate(contents)]
-    found = list(tokenize(placed, tokenizer, loss_on, WHOLE, rejects, Counts()))
-    trained = [[label for label in each.labels if label != MASKED] for each in found]
-    return [each.ids for each in found], trained, reasons
+    found = list(tokenize(placed, Tokenizing(tokenizer, loss_on, WHOLE), rejects, Counts()))
+    trained = [[label for label in columns["labels"] if label != MASKED] for _, columns in found]
+    return [columns["input_ids"] for _, columns in found], trained, reasons
 
 
 def pieces(tokenizer: Any, text: str) -> list[int]:
