@@ -14,6 +14,7 @@ from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Ledger, Start, Warn
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
+from engine.protocol.settable import SETTABLE
 from engine.training import (
     assemble,
     base,
@@ -181,6 +182,7 @@ def _say_start(job: Job, trainer: Any, step: int, drift: str, *, warn: bool) -> 
                 "dtype": job.profile.model.dtype,
                 "quantization": job.profile.model.quantization,
                 "compute_dtype": compute,
+                "settings": {key: steering.setting(job.profile, key) for key in SETTABLE},
                 "thresholds": [
                     (wanted.name, wanted.comparison, wanted.bound)
                     for wanted in map(thresholds.parse, job.profile.evaluation.thresholds)
