@@ -56,7 +56,7 @@ def summary(profile: Profile) -> str:
     return "\n".join(
         (
             f"{profile.name or 'unnamed'}: {profile.method.kind}, {adapter}, {profile.model.quantization} base in {profile.model.dtype}",
-            f"base       {profile.model.base}",
+            f"base       {profile.model.origin}",
             f"data       {', '.join(source.source for source in profile.data.train)}",
             f"length     {length}, rows a step {each} (micro batch × accumulation × processes)",
         )

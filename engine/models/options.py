@@ -75,6 +75,11 @@ class ModelOptions(Options):
         return self.size is not None or self.config is not None
 
     @property
+    def origin(self) -> str:
+        """What a run begins from, in a word or two: the base, or random weights where it has none."""
+        return self.base if self.needs_base else f"random ({'own shape' if self.config else self.size})"
+
+    @property
     def needs_base(self) -> bool:
         """Something of the base is wanted: its weights, its shape or its tokenizer."""
         return not (self.from_scratch and self.shaped and self.tokenizer is not None)

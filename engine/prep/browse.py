@@ -105,7 +105,7 @@ class Browser:
             "problems": [problem.told() for problem in self.problems[:_TOLD]],
             "stages": partly.stages(self.profile),
             "template": self.profile.data.template,
-            "base": self.profile.model.base,
+            "base": self.profile.model.origin,
         }
 
     def rows(self, part: str, start: int, count: int) -> dict[str, Any]:

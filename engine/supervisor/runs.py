@@ -59,7 +59,7 @@ class Runs:
 
     def describe(self, record: Record, profile: Profile) -> None:
         run = record.run
-        run.base, run.method, run.adapter = profile.model.base, profile.method.kind, profile.adapter.kind
+        run.base, run.method, run.adapter = profile.model.origin, profile.method.kind, profile.adapter.kind
         run.epochs, run.max_steps = profile.training.epochs, profile.training.max_steps or run.max_steps
 
     def busy(self) -> set[int]:

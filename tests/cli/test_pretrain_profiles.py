@@ -32,18 +32,15 @@ def _train(cockpit: Cockpit, home: Home, name: str, *changes: str) -> tuple[Any,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "changes"), [("pretrain-small", ()), ("pretrain-medium", (TINY, "training.accumulation=1"))]
-)
-def test_from_scratch(cockpit: Cockpit, bare_home: Home, name: str, changes: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("name", ["pretrain-small", "pretrain-medium"])
+def test_from_scratch(cockpit: Cockpit, bare_home: Home, name: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    run, values = _train(cockpit, bare_home, name, *changes)
-    assert values["eval/perplexity"] < 2000
+    run, values = _train(cockpit, bare_home, name, TINY)
     model = AutoModelForCausalLM.from_pretrained(run.checkpoint(2))
     tokenizer = AutoTokenizer.from_pretrained(run.checkpoint(2))
     assert model.config.vocab_size == len(tokenizer) > 257
-    assert sum(weight.numel() for weight in model.parameters()) > 25e6 or changes
+    assert 257 < values["eval/perplexity"] < 1.2 * len(tokenizer)  # hardly anything is learnt in two steps
 
 
 @pytest.mark.slow

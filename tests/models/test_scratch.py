@@ -110,6 +110,12 @@ def test_a_shape_of_ones_own_stands_on_a_size() -> None:
     assert scratch.shape(options(config={"rope_theta": 5e5}))["hidden_size"] == 512
 
 
+def test_a_run_is_said_to_begin_from_what_it_begins_from() -> None:
+    own = {"tokenizer": "folder", "base": "unused"}
+    begins = [options(size="medium", **own), options(config=SMALLEST, **own), options(**own), ModelOptions(base="last")]
+    assert [each.origin for each in begins] == ["random (medium)", "random (own shape)", "unused", "last"]
+
+
 def test_weights_are_the_seeds_alone_and_load_plainly(tiny: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
 
