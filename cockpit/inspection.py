@@ -23,11 +23,13 @@ class Inspection:
     fields: list[Field]
     issues: list[Issue] = field(default_factory=list)
     profile: Profile | None = None
+    notes: list[str] = field(default_factory=list)
+    """What is good to know of a profile that holds."""
 
 
 def inspect(text: str, file: ProfileFile, home: Home) -> Inspection:
     """Read and check a profile's text. Takes milliseconds, the first time 0.2 s: call it off the loop."""
-    from engine.protocol.profile import SECTIONS, ProfileError, parse  # pydantic: not before the first paint
+    from engine.protocol.profile import SECTIONS, ProfileError, notes, parse  # pydantic: not before the first paint
     from engine.protocol.profile_form import describe
 
     document = read(text)
@@ -43,7 +45,7 @@ def inspect(text: str, file: ProfileFile, home: Home) -> Inspection:
         profile = parse(text, file.path.name, file.path.parent, home=home)
     except ProfileError as error:
         return Inspection(text, document, fields, error.issues)
-    return Inspection(text, document, fields, profile=profile)
+    return Inspection(text, document, fields, profile=profile, notes=notes(profile, home))
 
 
 def summary(profile: Profile) -> str:

@@ -43,6 +43,7 @@ class ProfileScreen(CockpitScreen):
     ProfileScreen OptionList, ProfileScreen OptionList:focus { border: none; padding: 0; background: $background; }
     ProfileScreen #files { width: 25; height: 1fr; border-right: solid $primary; text-wrap: nowrap; text-overflow: ellipsis; }
     ProfileScreen #status { height: 1; padding: 0 1; background: $surface; }
+    ProfileScreen #notes { height: auto; max-height: 3; padding: 0 1; color: $text-muted; display: none; }
     ProfileScreen #issues { height: auto; max-height: 6; border-top: solid $error; padding: 0; display: none; }
     ProfileScreen.-problems #issues { display: block; }
     ProfileScreen.-narrow #files { dock: top; width: 100%; height: 4; border-right: none; border-bottom: solid $primary; }
@@ -63,6 +64,7 @@ class ProfileScreen(CockpitScreen):
 
     def compose_body(self) -> ComposeResult:
         yield Static(id="status")
+        yield Static(id="notes")
         with Horizontal(id="body"):
             yield OptionList(id="files")
             yield Form(id="form")
@@ -173,6 +175,9 @@ class ProfileScreen(CockpitScreen):
         self.query_one("#status", Static).update(
             Content.assemble(verdict, "  ", (self.file.name, "bold"), (f"  {place}", "dim"))
         )
+        notes = self.query_one("#notes", Static)
+        notes.display = bool(inspection.notes)
+        notes.update(Content("\n".join(inspection.notes)))
 
     @on(OptionList.OptionSelected, "#issues")
     def _issue_selected(self, event: OptionList.OptionSelected) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cockpit.profiles import folder_of_own, profile_files
 from cockpit.verbs.output import emit, say, table
 from engine.protocol.home import Home
-from engine.protocol.profile import Profile, ProfileError, find, load
+from engine.protocol.profile import Profile, ProfileError, find, load, notes
 from engine.protocol.profile_form import schema as profile_schema
 
 
@@ -53,8 +53,9 @@ def show(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """One `file:line:col key: message` a line. Exit status 2 when there is any."""
+    home = Home.locate(options.home)
     try:
-        path, _ = load_profile(options.profile, options.overrides, Home.locate(options.home))
+        path, profile = load_profile(options.profile, options.overrides, home)
     except ProfileError as error:
         if options.json:
             emit({"profile": options.profile, "ok": False, "issues": error.issues})
@@ -63,9 +64,10 @@ def check(options: argparse.Namespace) -> int:
                 print(issue)
         return 2
     if options.json:
-        emit({"profile": str(path), "ok": True, "issues": []})
+        emit({"profile": str(path), "ok": True, "issues": [], "notes": notes(profile, home)})
     else:
-        say(f"{path} holds")
+        for line in (f"{path} holds", *notes(profile, home)):
+            say(line)
     return 0
 
 

@@ -47,6 +47,18 @@ def base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tu
         yield "model.base", ": ".join(part for part in (problem.title, problem.cause) if part)
 
 
+def family(profile: Any, home: Any) -> Iterator[str]:
+    """Which GLM a base in its original layout is, and what is converted when it is loaded."""
+    if not profile.model.needs_base:
+        return
+    try:
+        target = targets.resolve(profile.model.base, home or Home.locate(), profile.directory)
+    except ProblemError:  # it was there when the profile was checked
+        return
+    if not target.on_hub and (said := folders.family(Path(target.base))):
+        yield f"{profile.model.base} is {said}"
+
+
 def pinned(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
     """`model` with a base and a tokenizer that go on meaning what they mean now: a run's checkpoint by its step. Raises ProblemError."""
     named = {"base": model.base} if model.needs_base else {}

@@ -56,6 +56,9 @@ CHECKS = (
 SHELL_CHECKS = ("engine.prep.checks:keys",)
 """What a run needs of the shell that submits it. Each `(profile, variables) -> [(key, message)]`."""
 
+NOTES = ("engine.models.checks:family",)
+"""What is good to know of a profile that holds. Each `(profile, home) -> [text]`."""
+
 PINS = {"model": "engine.models.checks:pinned"}
 """Section -> what makes it go on meaning what it means now: `(section, directory, home) -> section`."""
 
@@ -164,6 +167,11 @@ def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), 
         raise ProfileError(issues)
     head = {key: document[key] for key in ("name", "description") if key in document}
     return Profile(**sections, **head, directory=directory)
+
+
+def notes(profile: Profile, home: Any) -> list[str]:
+    """What is good to know of a profile that holds, a sentence each."""
+    return [text for note in NOTES for text in load_reference(note)(profile, home)]
 
 
 def pinned(profile: Profile, home: Any) -> Profile:

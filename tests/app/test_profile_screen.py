@@ -80,3 +80,23 @@ async def test_launch_asks_then_submits_and_opens_the_run(home: Home) -> None:
         await until(pilot, lambda: pilot.app.current_mode == "dashboard")
         (submit,) = [message for operation, message in engine.asked if operation == "submit"]
         assert isinstance(submit, Submit) and "nf4" in submit.profile
+
+
+async def test_a_base_in_an_original_layout_is_said_to_be_converted(home: Home) -> None:
+    folder = home.create().models / "chatglm3-6b"
+    goldens = Path(__file__).parents[1] / "goldens" / "chatglm3"
+    folder.mkdir()
+    for name, source in {"tokenizer.model": "tiny_tokenizer.model"}.items():
+        (folder / name).write_bytes((goldens / source).read_bytes())
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((goldens / name).read_bytes())
+    own = home.root / "profiles" / "glm.yaml"
+    own.parent.mkdir()
+    own.write_text("model: {base: chatglm3-6b}\ndata: {train: [{source: triples/train.jsonl}]}\n")
+    async with opened(FakeEngine(), LOW, home=home, first="profile") as pilot:
+        await until(pilot, lambda: "chatglm3-6b is ChatGLM3: converted while" in shown(pilot))
+        assert "✓ holds" in shown(pilot)
+        assert_fits(pilot)
+        (folder / "model.safetensors").unlink()
+        pilot.app.screen.load_files(own)
+        await until(pilot, lambda: "✗ 1 problem" in shown(pilot) and "there are no weights" in shown(pilot))

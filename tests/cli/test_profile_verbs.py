@@ -61,3 +61,26 @@ def test_a_profile_that_is_not_there_names_the_nearest(cockpit: Cockpit) -> None
     answer = cockpit("profile", "show", "triples-qlor")
     assert answer.returncode == 2
     assert "did you mean triples-qlora?" in answer.stderr
+
+
+def test_a_profile_whose_model_one_has_to_bring_lacks_that_alone(cockpit: Cockpit, bare_home: Home) -> None:
+    for name in ("chatglm3-6b-qlora-8gpu", "chatglm-6b-qlora-20gb"):
+        (issue,) = json.loads(cockpit("profile", "check", name, "--json").stdout)["issues"]
+        assert issue["key"] == "model.base" and "There is no model" in issue["message"]
+    goldens = Path(__file__).parents[1] / "goldens"
+    for name, tiny, tokenizer in (
+        ("chatglm3", "tiny_tokenizer.model", "tokenizer.model"),
+        ("chatglm", "tiny_ice_text.model", "ice_text.model"),
+    ):
+        folder = bare_home.models / f"{name}-6b"
+        folder.mkdir()
+        for source, place in (
+            ("config.json", "config.json"),
+            ("model.safetensors", "model.safetensors"),
+            (tiny, tokenizer),
+        ):
+            (folder / place).write_bytes((goldens / name / source).read_bytes())
+    answer = cockpit("profile", "check", "chatglm3-6b-qlora-8gpu")
+    assert answer.returncode == 0 and "chatglm3-6b is ChatGLM3: converted while loading" in answer.stderr
+    told = json.loads(cockpit("profile", "check", "chatglm-6b-qlora-20gb", "--json").stdout)
+    assert told["ok"] and told["notes"][0].startswith("chatglm-6b is ChatGLM-6B (first generation)")
