@@ -69,7 +69,12 @@ def test_a_rehearsal_leaves_no_trace(whole, tmp_path, prepared):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_a_rehearsal_leaves_no_trace_in_full_tuning(optimizer, tmp_path, prepared):
-    changes = ("adapter={kind: none}", f"training.optimizer={optimizer}", "training.weight_decay=0.1", "training.max_steps=4")
+    changes = (
+        "adapter={kind: none}",
+        f"training.optimizer={optimizer}",
+        "training.weight_decay=0.1",
+        "training.max_steps=4",
+    )
     found = []
     for rehearsal in ("true", "false"):
         run = Here(tmp_path, f"{optimizer}-{rehearsal}", prepared, *changes, f"training.rehearsal={rehearsal}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-
 from safetensors.torch import load_file
 
 from engine.protocol.journal import BadBatch, Ledger, Start, Warn
@@ -119,12 +118,20 @@ def test_rolled_back_goes_on_from_the_checkpoint_before_without_the_rows(tmp_pat
     assert [(entry.step, entry.resumed) for entry in run.entries(Start)][1:] == [(17, "exact")]
     names = [(entry.step, entry.name, entry.new) for entry in run.entries(Ledger)][-4:]
     rows = [row.row for row in held.rows]
-    assert [name[:2] for name in names] == [(18, "continue"), (17, "rollback"), (17, "skip"), (17, "training.learning_rate")]
+    assert [name[:2] for name in names] == [
+        (18, "continue"),
+        (17, "rollback"),
+        (17, "skip"),
+        (17, "training.learning_rate"),
+    ]
     assert sorted(names[2][2]) == sorted(rows) and names[3][2] == 0.02
     # Settings stay as they were set.
     rates = run.series("train/learning_rate")
     assert [rates[step] for step in (17, 18, 21)] == [0.01, 0.02, 0.02]
-    assert (run.series("train/loss")[19], run.series("train/grad_norm")[19]) == (0.0, 0.0)  # nothing is left of that batch
+    assert (run.series("train/loss")[19], run.series("train/grad_norm")[19]) == (
+        0.0,
+        0.0,
+    )  # nothing is left of that batch
 
 
 def test_going_on_drops_what_is_not_finite(tmp_path, prepared, poison):
@@ -149,4 +156,8 @@ def test_refused_choices_say_why_and_the_pause_goes_on(tmp_path, prepared, poiso
 
     run.train(orders=orders)
     titles = [answer.problem.title if answer.problem else "" for answer in run.answers]
-    assert titles == ["there is no checkpoint before step 0: skip the rows instead", "there is no choice 'sell': skip or rollback", ""]
+    assert titles == [
+        "there is no checkpoint before step 0: skip the rows instead",
+        "there is no choice 'sell': skip or rollback",
+        "",
+    ]
