@@ -36,7 +36,7 @@ def load(name: str | Path, trust_remote_code: bool = False) -> Any:
 def _original(folder: Path, generation: Generation) -> Any:
     """The tokenizer of a GLM folder in its original layout."""
     from engine.models.glm import encoder, tokenizer_second
-    from engine.models.glm.templates import template
+    from engine.models.glm.conversations import template
 
     match generation.number:
         case 1:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.glm import literal, pieces
+from engine.models.glm.conversations import template
 from engine.models.glm.pieces import BPE, NORMAL, Piece
-from engine.models.glm.templates import template
 
 FILE = "tokenizer.model"
 SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
