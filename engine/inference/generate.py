@@ -1,4 +1,4 @@
-"""The token loops: one reply streamed and cancellable at any token, and a batch of greedy ones.
+"""The token loops: one reply streamed and cancellable at any token, and a batch, greedy or sampled.
 
 Both run `model.forward` themselves. `transformers.generate` yields nothing between tokens except through a second thread,
 and costs more host time a token than this model's arithmetic. Greedy replies equal its replies token for token (tested).
@@ -115,7 +115,7 @@ def stream(
         raise ValueError(
             f"a prompt of {len(prompt)} tokens leaves no room in a context of {context_length(model)}: shorten or clear it"
         )
-    choose = _chooser(sampling, model.device)
+    choose = _chooser(sampling, _generator(sampling.seed, model.device))
     detokenizer, growing = Detokenizer(tokenizer), Growing(tokenizer)
     began = time.perf_counter()
     first = 0.0
@@ -150,8 +150,20 @@ def context_length(model: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
-def _chooser(sampling: Sampling, device: Any) -> Callable[[Any], Any]:
-    """`[1, vocabulary]` float logits -> `[1]` token id."""
+def _generator(seed: int | None, device: Any) -> Any:
+    """A generator of its own for one reply; without a seed no two are alike."""
+    import torch
+
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+def _chooser(sampling: Sampling, generator: Any) -> Callable[[Any], Any]:
+    """`[rows, vocabulary]` float logits -> `[rows]` token ids, by the laws of transformers' own `generate`. A `generator` of None is torch's."""
     import torch
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -162,11 +174,6 @@ def _chooser(sampling: Sampling, device: Any) -> Callable[[Any], Any]:
         warpers.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p is not None:
         warpers.append(TopPLogitsWarper(sampling.top_p))
-    generator = torch.Generator(device)
-    if sampling.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(sampling.seed)
 
     def sample(logits: Any) -> Any:
         probabilities = warpers(None, logits).softmax(-1)
@@ -190,16 +197,58 @@ def generate_batch(
     equals that of the prompt alone; in 16 bits the padding's rounding may turn a close decision. `progress` hears, after
     each token, how many replies are finished.
     """
+    replies = _decode_all(
+        model, tokenizer, prompts, max_new_tokens, eos_ids, lambda logits: logits.argmax(-1), BATCH, progress
+    )
+    return [reply[:-1] if reply and reply[-1] in eos_ids else reply for reply in replies]
+
+
+def sample_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    eos_ids: Collection[int],
+    rows: int = BATCH,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[int]]:
+    """As `generate_batch`, sampled: with the token that ended a reply, where one did. At most `rows` are decoded together. Without a
+    seed torch's own generator of the model's device is drawn from, whose state a training run keeps."""
+    generator = None if sampling.seed is None else _generator(sampling.seed, model.device)
+    choose = _chooser(sampling, generator)
+    return _decode_all(
+        model,
+        tokenizer,
+        prompts,
+        sampling.max_new_tokens,
+        eos_ids,
+        lambda logits: choose(logits.float()),
+        rows,
+        progress,
+    )
+
+
+def _decode_all(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos_ids: Collection[int],
+    choose: Callable[[Any], Any],
+    rows: int,
+    progress: Callable[[int, int], None],
+) -> list[list[int]]:
+    """Replies with their stop tokens, in the order of `prompts`; those of about one length go together."""
     replies: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), BATCH):
-        indices = order[start : start + BATCH]
+    for start in range(0, len(order), rows):
+        indices = order[start : start + rows]
         batch = [prompts[index] for index in indices]
 
         def finished(in_batch: int, before: int = start) -> None:
             progress(before + in_batch, len(prompts))
 
-        decoded = _decode(model, tokenizer, batch, max_new_tokens, eos_ids, finished)
+        decoded = _decode(model, tokenizer, batch, max_new_tokens, eos_ids, choose, finished)
         for index, reply in zip(indices, decoded, strict=True):
             replies[index] = reply
     return replies
@@ -221,6 +270,7 @@ def _decode(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     eos_ids: Collection[int],
+    choose: Callable[[Any], Any],
     finished: Callable[[int], None],
 ) -> list[list[int]]:
     import torch
@@ -257,11 +307,11 @@ def _decode(
                 logits_to_keep=1,
             )
             cache = output.past_key_values
-            chosen = output.logits[:, -1].argmax(-1)
+            chosen = choose(output.logits[:, -1])
             tokens = chosen.tolist()
             going = [place for place, token in enumerate(tokens) if token not in eos_ids]
-            for place in going:
-                replies[live[place]].append(tokens[place])
+            for place, token in enumerate(tokens):
+                replies[live[place]].append(token)
             finished(len(prompts) - len(going))
             if not going:
                 break
