@@ -27,6 +27,8 @@ def train(options: argparse.Namespace) -> int:
     overrides = list(options.overrides)
     if options.output_dir:
         overrides.append(f"checkpoint.output={os.path.abspath(options.output_dir)}")
+    if options.no_rehearsal:
+        overrides.append("training.rehearsal=false")
     return start("train", options.profile, overrides, options)
 
 
@@ -105,7 +107,10 @@ def explain_end(run: Run) -> None:
     elif run.state == states.STOPPED:
         say(f"go on with it: cockpit resume {run.id}")
     elif run.state == states.COMPLETED and run.kind == "train":
-        say(f"talk to it: cockpit chat {run.id}")
+        if run.method == "reward":
+            say(f"it scores replies; where its checkpoints are: cockpit show {run.id}")
+        else:
+            say(f"talk to it: cockpit chat {run.id}")
 
 
 def exit_status(run: Run) -> int:

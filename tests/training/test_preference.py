@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -310,7 +311,7 @@ def test_preferences_are_learnt_and_told(bare_home: Home, sets: Any, method: str
     accuracy = "accuracy" if method == "reward" else "rewards_accuracy"
     margin = "margin" if method == "reward" else "rewards_margin"
     run = train(
-        bare_home, "run", sets[method], f"method.kind={method}", "training.max_steps=60", "evaluation.at_start=true",
+        bare_home, "run", sets[method], f"method.kind={method}", "training.rehearsal=true", "training.max_steps=60", "evaluation.at_start=true",
         "evaluation.every_steps=60", *(("method.beta=1",) if method == "orpo" else ()),
     )  # fmt: skip
     first, last = entries(run, Evaluation)[0].values, entries(run, Evaluation)[-1].values
@@ -379,3 +380,62 @@ def test_dpo_on_an_nf4_base_with_a_model_that_answers(bare_home: Home, sets: Any
     told = load_for_chat(str(run.checkpoint(STEPS)), home=bare_home)
     reply = told.generate([{"role": "user", "content": "w1 w2"}], Sampling(max_new_tokens=4, temperature=0.0))
     assert reply.tokens > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["reward", "dpo"])
+def test_the_profiles_run(home: Home, name: str) -> None:
+    from engine.prep.prepare import prepare as prepare_rows
+    from engine.protocol.profile import find, load
+    from engine.training import session
+    from engine.training.steering import Inbox
+    from engine.training.voice import Voice
+    from engine.workers.link import Link
+
+    brief = ("max_steps=1", "micro_batch=1", "rehearsal=false")
+    few = (
+        "data.train.0.max_rows=3",
+        "data.validation.0.max_rows=1",
+        "evaluation.at_start=false",
+        "logging.tensorboard=false",
+    )
+    profile = load(find(name), [*(f"training.{each}" for each in brief), *few], home=home)
+    run = home.run(f"{name}-profile")
+    run.path.mkdir(parents=True)
+    prepared = prepare_rows(profile, home, lambda *_: None)
+    run.prepared.write_text(json.dumps(prepared))
+    link, inbox = Link(f"ipc://{run.path}/nobody", run.id, 1), Inbox()
+    inbox.connect(link)
+    try:
+        outcome = session.train(run, 1, profile, run.path, None, Voice(run, 1, link, 0), inbox)
+    finally:
+        link.close()
+    assert outcome == ("completed", 1) and prepared["rows"] == 3
+    assert entries(run, Evaluation)[-1].values[f"eval/{'accuracy' if name == 'reward' else 'rewards_accuracy'}"] >= 0
+
+
+def test_what_does_not_go_with_a_preference_method_is_refused(home: Home) -> None:
+    from engine.protocol.profile import ProfileError, parse
+    from tests.training.harness import PROFILE
+
+    text = PROFILE.format(base="smollm2-135m-instruct")
+    for change, message in {
+        (
+            "method.kind=dpo",
+            "data.packing=true",
+        ): "data.packing: does not go with method.kind dpo: its rows stand alone",
+        (
+            "method.kind=dpo",
+            "method.label_smoothing=0.1",
+        ): "label_smoothing is for loss_type robust and exo_pair, not for sigmoid",
+        ("method.kind=dpo", "method.loss_type=exo_pair"): "loss_type exo_pair needs a label_smoothing above 0",
+        ("method.kind=dpo", "method.loss_type=aot"): "method.loss_type: must be sigmoid, hinge",
+        (
+            "method.kind=reward",
+            "evaluation.task=triples",
+            "data.validation=[{source: triples/dev.jsonl}]",
+        ): "evaluation.task: does not go with method.kind reward",
+    }.items():
+        with pytest.raises(ProfileError) as error:
+            parse(text, "test", Path("/"), change, home)
+        assert message in str(error.value), str(error.value)
