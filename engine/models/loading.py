@@ -1,4 +1,4 @@
-"""The one place from which a causal language model is loaded: transformers' own way, or that of a family which it lacks."""
+"""The one place from which a base model is loaded: transformers' own way, or that of a family which it lacks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.models import folders
-from engine.models.glm.generations import Unsupported, recognise
+from engine.models.glm.generations import Generation, Unsupported, recognise
 from engine.protocol.messages import Problem, ProblemError
 
 
@@ -16,13 +16,9 @@ def pretrained(name: str, **arguments: Any) -> Any:
     GLM folders in their original layout are known by their config.json, and never run the code that lies in them, whatever
     `trust_remote_code` says. Raises ProblemError for one that cannot be loaded exactly, and what transformers raises.
     """
-    from transformers import AutoModelForCausalLM, PreTrainedConfig
+    from transformers import AutoModelForCausalLM
 
-    told, _ = PreTrainedConfig.get_config_dict(name)
-    try:
-        generation = recognise(told)
-    except Unsupported as error:
-        raise _cannot(name, str(error))
+    generation = _generation(name)
     if generation is None:
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
     # transformers would fill what is missing with random numbers, and speak of it in terms of its own names.
@@ -36,6 +32,36 @@ def pretrained(name: str, **arguments: Any) -> Any:
     from engine.models.glm import converted
 
     return converted.load(name, generation, arguments)
+
+
+def scoring(name: str, **arguments: Any) -> Any:
+    """The same with one number at its end instead of a vocabulary, drawn where the folder has none. Raises ProblemError for GLM
+    folders in their original layout."""
+    from transformers import AutoModelForSequenceClassification
+
+    generation = _generation(name)
+    if generation is not None:
+        raise ProblemError(
+            Problem(
+                title=f"{name} cannot become a reward model as it is",
+                cause=f"{generation.name} in its original layout is loaded as a language model alone",
+                hint="ChatGLM2, ChatGLM3 and GLM-4: name a run on it with adapter.kind none, which is saved as transformers' own"
+                if generation.number > 1
+                else "name a base of another family",
+            )
+        )
+    return AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **arguments)
+
+
+def _generation(name: str) -> Generation | None:
+    """Raises ProblemError for a GLM that cannot be loaded exactly."""
+    from transformers import PreTrainedConfig
+
+    told, _ = PreTrainedConfig.get_config_dict(name)
+    try:
+        return recognise(told)
+    except Unsupported as error:
+        raise _cannot(name, str(error))
 
 
 def _cannot(name: str, cause: str) -> ProblemError:

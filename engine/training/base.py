@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from engine.models import tokenizers
-from engine.models.loading import pretrained
+from engine.models.loading import pretrained, scoring
 from engine.models.options import ModelOptions
 from engine.protocol.messages import Problem, ProblemError
 from engine.training.devices import Device
@@ -30,7 +30,7 @@ def load(
 
     before = logging.set_tqdm_hook(lambda factory, args, kwargs: _Bar(factory(*args, **kwargs), args[0], progress))
     try:
-        model = (_scoring if scores else pretrained)(
+        model = (scoring if scores else pretrained)(
             folder,
             dtype=getattr(torch, options.dtype),
             quantization_config=quantization_config(options.quantization, options.dtype),
@@ -56,12 +56,6 @@ def load(
         keep_nf4_trainable(model, device, unpack=unpack)
     _cast(model, device.compute)
     return model
-
-
-def _scoring(folder: str, **arguments: Any) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **arguments)
 
 
 class _Bar:

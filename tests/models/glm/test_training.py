@@ -185,3 +185,10 @@ def test_virtual_tokens_are_refused_where_positions_follow_from_the_tokens(kind)
     with pytest.raises(ProblemError, match=f"adapter.kind {kind} does not work"):
         adapter.attach(loaded(FIRST), adapter.Options())
     assert adapter.attach(loaded(THIRD), adapter.Options()).active_peft_config.is_prompt_learning
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_an_original_folder_is_refused_as_a_reward_model_and_runs_no_code(source):
+    options = ModelOptions(base=str(source), dtype="float32", trust_remote_code=True)
+    with pytest.raises(ProblemError, match="cannot become a reward model as it is"):
+        base.load(str(source), options, CPU, lambda *_: None, scores=True)
