@@ -194,7 +194,13 @@ VERBS = (
         "train",
         "run all that a profile asks for, and follow it",
         "train:train",
-        (PROFILE, SET, DETACH, option("--output-dir", metavar="DIR", help="publish the final checkpoint there")),
+        (
+            PROFILE,
+            SET,
+            DETACH,
+            option("--output-dir", metavar="DIR", help="publish the final checkpoint there"),
+            option("--no-rehearsal", action="store_true", help="begin at once, without the longest batch's rehearsal"),
+        ),
     ),
     Verb("prepare", "read, check and tokenise a profile's data, nothing more", "train:prepare", (PROFILE, SET, DETACH)),
     Verb(

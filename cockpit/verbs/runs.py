@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+import msgspec
+
 from cockpit.verbs import disk
 from cockpit.verbs.follow import watch
 from cockpit.verbs.output import age, duration, emit, number, say, show_problem, table
@@ -85,7 +87,7 @@ def show(options: argparse.Namespace) -> int:
                     for each in detail.checkpoints
                 ],
                 "pids": detail.pids,
-                "ledger": detail.ledger,
+                "ledger": [msgspec.structs.asdict(line) for line in detail.ledger],
                 "warnings": detail.warnings,
             }
         )

@@ -128,7 +128,7 @@ class BadBatch(Entry, tag="bad_batch", kw_only=True):
 
 
 class Warn(Entry, tag="warning", kw_only=True):
-    """Something the user should know; `hint` says how to mend it."""
+    """Something the user should know; `hint` says how to mend it. The supervisor writes those on silent ranks into the lifecycle."""
 
     message: str
     hint: str = ""
@@ -181,8 +181,8 @@ class Unknown(Entry, tag="unknown", kw_only=True):
 
 
 EventEntry = Start | Metrics | Phase | Checkpoint | Evaluation | Sample | Ledger | BadBatch | Warn | End
-LifecycleEntry = State | Launched | Adopted | Exit
-AnyEntry = EventEntry | LifecycleEntry | Unknown
+LifecycleEntry = State | Launched | Adopted | Exit | Warn
+AnyEntry = EventEntry | State | Launched | Adopted | Exit | Unknown
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyEntry)

@@ -78,6 +78,8 @@ class Rank(Message, kw_only=True):
     device_used: int = 0
     device_reserved: int = 0
     device_peak: int = 0
+    waiting: bool = False
+    """It waits for the other ranks: if nothing goes on, it is not to blame."""
 
 
 class Run(Message, kw_only=True):

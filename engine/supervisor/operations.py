@@ -106,7 +106,7 @@ def show(server: Server, caller: Caller, message: RunRef) -> None:
             pids=server.watch.pids(record),
             ranks=ranks,
             ledger=[msgspec.convert(entry, LedgerLine) for entry in told if entry["kind"] == "ledger"],
-            warnings=[entry["message"] for entry in told if entry["kind"] == "warning"],
+            warnings=[entry["message"] for entry in told if entry["kind"] == "warning"] + record.warnings,
             told=told,
             facts=next((entry.get("facts", {}) for entry in reversed(told) if entry["kind"] == "start"), {}),
         )

@@ -20,6 +20,7 @@ from engine.protocol.wire import workers_address
 from engine.supervisor import processes, scheduler
 from engine.supervisor.record import Job, Record, replay
 from engine.supervisor.runs import CPU, Runs
+from engine.supervisor.silence import Pulse
 
 
 class Queue:
@@ -128,7 +129,7 @@ class Queue:
         run = record.run
         run.attempt += 1
         run.started = run.ended = 0.0
-        record.end, record.stop_asked, record.ranks = None, False, {}
+        record.end, record.stop_asked, record.ranks, record.pulse = None, False, {}, Pulse()
         self.order.append(run.id)
         record.move(event)
         self.renumber()

@@ -15,6 +15,7 @@ from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, End, Evaluation, Ledger, Metrics, Phase, Start
 from engine.protocol.messages import Instruction, Problem, Rank, Run
 from engine.supervisor.processes import Leader
+from engine.supervisor.silence import Pulse
 
 TURN = 1 << 19
 """Bytes of a journal taken in one turn of the loop (about 10 ms)."""
@@ -53,6 +54,10 @@ class Record:
     """From the submitting shell; in memory only."""
     end: End | None = None
     """The present attempt's last word."""
+    pulse: Pulse = field(default_factory=Pulse)
+    """How the present attempt's ranks are heard."""
+    warnings: list[str] = field(default_factory=list)
+    """The supervisor's own, of this run."""
     stop_asked: bool = False
     resume_step: int | None = None
     oom_kills: int = 0
@@ -175,6 +180,7 @@ def replay(
     run.state = ""
     launched = None
     stage = ""
+    warnings: list[str] = []
     for entry, _ in journal.read(directory.lifecycle):
         run.attempt = max(run.attempt, entry.attempt)
         if isinstance(entry, journal.State):
@@ -183,9 +189,12 @@ def replay(
         elif isinstance(entry, journal.Launched):
             launched, stage, run.started = entry, entry.stage, entry.time
             run.devices = entry.devices
+        elif isinstance(entry, journal.Warn):
+            warnings.append(entry.message)
         elif isinstance(entry, journal.Exit):
             launched = None
     record = Record(run=run, directory=directory, job=job, offset=offset if summary else 0, stage=stage)
+    record.warnings = warnings
     return record, launched
 
 

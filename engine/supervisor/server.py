@@ -379,6 +379,7 @@ class Server:
                 self.publish(Ranks(run=record.run.id, ranks=sorted(record.ranks.values(), key=lambda rank: rank.rank)))
             if record.leader is not None:
                 self._rung.add(record.run.id)  # a bell may have been lost; the journal is not
+        self.watch.listen()
 
     def _sampled(self, sample: Telemetry) -> None:
         self.telemetry = sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -21,7 +22,7 @@ from engine.protocol.messages import (
     Told,
 )
 from engine.protocol.profile import ProfileError
-from engine.supervisor import processes
+from engine.supervisor import processes, silence
 from engine.supervisor.autopsy import Death, explain
 from engine.supervisor.processes import Leader
 from engine.supervisor.queue import Queue
@@ -56,6 +57,24 @@ class Watch:
     def heard(self, record: Record, rank: Rank) -> None:
         """A rank's sign of life."""
         record.ranks[rank.rank] = rank
+        record.pulse.beat(rank, time.time())
+
+    def listen(self) -> None:
+        """Name ranks that have fallen silent: in the log with the stacks of all, and as a warning."""
+        for record in self.runs.live():
+            if record.leader is None or record.run.state not in (states.RUNNING, states.STOPPING):
+                continue
+            if said := silence.name(record.pulse, time.time()):
+                warning = journal.Warn(
+                    attempt=record.run.attempt,
+                    message=f"silent: {said}",
+                    hint=f"the stacks of all ranks are in the log: `cockpit logs {record.run.id}`; `cockpit stop --now` ends the run, "
+                    "`cockpit resume` goes on from its last checkpoint",
+                    step=record.run.step,
+                )
+                record.warnings.append(warning.message)
+                record.note(warning)
+                self.publish(Told(run=record.run.id, entry=msgspec.to_builtins(warning)))
 
     def ingest(self, record: Record) -> bool:
         """Read on in a run's journal and tell what it says. True when there is more to read."""
@@ -117,6 +136,7 @@ class Watch:
     def _failed(self, record: Record, problem: Problem | None) -> None:
         """Restarts are counted by attempts, so that an engine's restart forgets none."""
         record.move("failed", problem=problem)
+        record.resume_step = None  # a restart goes on from where it got to, wherever it was sent back to before
         if not record.stop_asked and record.run.attempt <= self._restarts(record):
             self.queue.enqueue(record, "resume")
 

@@ -7,7 +7,8 @@ waits for no device. With one rank every function here is free.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,6 +25,14 @@ class Ranks:
     local: int = 0
     world: int = 1
     group: Any = None
+    waiting: Callable[[bool], None] = lambda begins: None
+    """Told when this rank begins and ends to wait for the others."""
+
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        self.waiting(True)
+        yield
+        self.waiting(False)
 
     @property
     def first(self) -> bool:
@@ -38,7 +47,8 @@ class Ranks:
         import torch.distributed as dist
 
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total, group=self.group)
+        with self._meeting():
+            dist.all_reduce(total, group=self.group)
         summed: list[float] = total.tolist()
         return summed
 
@@ -49,7 +59,8 @@ class Ranks:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value, group=self.group)
+        with self._meeting():
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def broadcast(self, value: Any) -> Any:
@@ -59,7 +70,8 @@ class Ranks:
         import torch.distributed as dist
 
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.group)
+        with self._meeting():
+            dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
 

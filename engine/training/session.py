@@ -134,7 +134,7 @@ def _set_up(run: RunDirectory, attempt: int, submitted: Profile, live: Profile, 
     switches.before_model(live.training)
     devices.set_threads(live.training.threads, world)
     device = devices.choose(kind, local, live.model.dtype)
-    group = ranks.join(kind)
+    group = replace(ranks.join(kind), waiting=voice.link.waiting)
     # A close race between two dtypes must not end differently on two ranks.
     device = replace(device, compute=group.broadcast(device.compute))
     inbox.pids = group.gather(inbox.pids[0])

@@ -84,6 +84,10 @@ class Link:
             self._state.step = step
         self._state.time = time.time()
 
+    def waiting(self, begins: bool) -> None:
+        """Note that this rank begins or ends to wait for the others."""
+        self._state.waiting = begins
+
     def written(self, size: int) -> None:
         """Ring: the journal is `size` bytes long."""
         self._send(Written(job=self.job, size=size))

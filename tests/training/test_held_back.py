@@ -161,3 +161,27 @@ def test_refused_choices_say_why_and_the_pause_goes_on(tmp_path, prepared, poiso
         "there is no choice 'sell': skip or rollback",
         "",
     ]
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("dpo", "pairs"), ("kto", "judged")])
+def test_preference_runs_are_rehearsed_resumed_and_held_back_too(kind, rows, tmp_path, tiny, monkeypatch):
+    from engine.training.preference.replies import ReplyTrainer
+    from tests.training.preferences import prepare
+
+    prepared = prepare(tmp_path / "pairs", tiny, rows)
+    changes = (f"method={{kind: {kind}}}", "training.max_steps=6", "checkpoint.every_steps=2")
+    plain = Here(tmp_path, "plain", prepared, *changes, "training.rehearsal=false")
+    plain.train()
+    run = Here(tmp_path, "dpo", prepared, *changes)
+    run.train(orders=at(3, "stop"))
+    run.train()
+    assert run.entries(Start)[-1].resumed == "exact"
+    assert run.series("train/loss") == plain.series("train/loss")
+
+    monkeypatch.setattr(
+        ReplyTrainer, "_verdict", lambda self, norm: "loss not finite" if self.state.global_step == 3 else ""
+    )
+    held = Here(tmp_path, "held", prepared, *changes)
+    assert held.train(orders=_when_held("continue", choice="skip")) == ("completed", 6)
+    (batch,) = held.entries(BadBatch)
+    assert len(batch.rows) == 4 and all(row.loss is not None and row.text and row.tokens for row in batch.rows)
