@@ -1,0 +1,106 @@
+"""Every built-in profile runs: two steps of each on a tiny model of its base's family, with the embedded model's tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engine.prep.prepare import prepare
+from engine.protocol.bundled import bundled
+from engine.protocol.home import Home
+from engine.protocol.journal import End, Evaluation
+from engine.protocol.profile import find, load
+
+LLAMA, QWEN = "LlamaConfig", "Qwen2Config"
+FAMILIES = {
+    "quick-check": LLAMA,
+    "resource-limited": LLAMA,
+    "sft-full": LLAMA,
+    "sft-lora": LLAMA,
+    "thought-graph-qlora": LLAMA,
+    "triples-8gpu": QWEN,
+    "triples-16gb": QWEN,
+    "triples-20gb": QWEN,
+    "triples-24gb": QWEN,
+}
+ELSEWHERE = {
+    "triples-qlora": "tests/cli/test_demo.py",
+    "pretrain-small": "tests/cli/test_pretrain_profiles.py",
+    "pretrain-medium": "tests/cli/test_pretrain_profiles.py",
+    "pretrain-continued": "tests/cli/test_pretrain_profiles.py",
+    "reward": "tests/training/test_preference.py",
+    "dpo": "tests/training/test_preference.py",
+    "grpo": "tests/training/test_online.py",
+    "chatglm3-6b-qlora-8gpu": "tests/models/glm/test_training.py",
+    "chatglm-6b-qlora-20gb": "tests/models/glm/test_training.py",
+}
+"""Run there, with what they need."""
+SHORT = (
+    "training.max_steps=2",
+    "training.rehearsal=false",
+    "training.threads=1",
+    "data.max_rows=40",
+    "data.validation.0.max_rows=2",
+    "evaluation.samples=1",
+    "generation.max_new_tokens=2",
+    "logging={plots: false, tensorboard: false}",
+    "limits={disk_free_gb: 0}",
+)
+
+
+def test_every_profile_is_run_somewhere() -> None:
+    names = {path.stem for path in bundled("profiles").glob("*.yaml")}
+    assert names and names == FAMILIES.keys() | ELSEWHERE.keys()
+    for name, file in ELSEWHERE.items():
+        assert name in (Path(__file__).parents[2] / file).read_text(), f"{file} does not run {name}"
+
+
+def family(folder: Path, kind: str, smollm2: Path) -> Path:
+    """A model of two tiny layers of this kind, random weights, with the embedded model's vocabulary."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    for file in smollm2.glob("*token*"):
+        shutil.copy(file, folder)
+    for file in smollm2.glob("*.jinja"):
+        shutil.copy(file, folder)
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(
+        vocab_size=49152,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> dict[str, Path]:
+    return {kind: family(tmp_path_factory.mktemp(kind), kind, smollm2) for kind in (LLAMA, QWEN)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_profile(name: str, families: dict[str, Path], bare_home: Home, start_run) -> None:
+    """As written, but for its base, its length in steps, and the cards that this machine has not."""
+    changes = [f"model.base={families[FAMILIES[name]]}", *SHORT]
+    changes += ["launch.processes=2"] if name == "triples-8gpu" else []
+    settings = load(find(name), changes, bare_home)
+    prepared = prepare(settings, bare_home, lambda *_: None)
+    run = start_run(name, prepared=prepared, profile=settings.to_yaml().replace("{", "{{").replace("}", "}}"))
+    run.train(processes=settings.launch.processes)
+    (end,) = run.entries(End)
+    assert (end.status, end.step) == ("completed", 2)
+    losses = run.series("train/loss")
+    assert sorted(losses) == [1, 2] and all(9 < loss < 12.5 for loss in losses.values()), losses
+    assert 9 < run.entries(Evaluation)[-1].values["eval/loss"] < 12.5
