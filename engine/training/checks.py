@@ -29,7 +29,7 @@ def combinations(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
             yield "evaluation.task", f"must be one of {', '.join(TASKS)}, not {evaluation.task!r}"
         elif data and not data.validation:
             yield "evaluation.task", "needs data.validation: replies are generated for held-out rows"
-        elif getattr(method, "scores", False):
+        elif method and getattr(method, "scores", False):
             yield "evaluation.task", f"does not go with method.kind {method.kind}: it scores replies and writes none"
     if evaluation and evaluation.early_stopping and data and not data.validation and not data.split:
         yield (

@@ -5,6 +5,7 @@ Without them these tests skip, saying so; where `CI` is `true` they fail, for th
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ from engine.prep import rows, shapes
 from engine.prep.chat import Refused, Rendered, Renderer
 from engine.prep.options import SourceOptions
 from engine.prep.rows import Rejects, Row
+from engine.prep.tokenize import WHOLE, Counts, tokenizing_of
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared/data"
 
@@ -165,3 +167,19 @@ def test_thought_graphs_become_whole_graphs_arguments_and_counter_questions_in_c
             assert "问题：" in question and "Question" not in question
             assert (thought_graph.parse(reply) is not None) == (task == "thought_graph")
         assert tasks["thought_graph"] == tasks["counter_question"] and tasks["arguments"] >= 2 * tasks["thought_graph"]
+
+
+def test_real_pairs_are_the_template_s_own_text_with_both_replies(tokenizer: Any) -> None:
+    found, _ = read("dpo_en_demo.json")
+    contents = [row.content for row in found]
+    counts = Counts()
+    batch = tokenizing_of("pairs", tokenizer, "assistant", WHOLE)(contents, counts)
+    assert (batch.rows, batch.refused, counts.ended) == (list(range(300)), {}, 300)
+    parts = []
+    for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        values, lengths = batch.columns[name]
+        at = [0, *itertools.accumulate(lengths)]
+        parts.append([values[begin:end].tolist() for begin, end in itertools.pairwise(at)])
+    for content, prompt, chosen, rejected in zip(contents, *parts, strict=True):
+        for name, ids in (("chosen", chosen), ("rejected", rejected)):
+            assert prompt + ids == tokenizer.apply_chat_template(content["prompt"] + content[name], return_dict=False)

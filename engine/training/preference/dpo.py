@@ -126,8 +126,8 @@ class DPOTrainer(ReferringTrainer):
         ratios = self.log_probs(model, inputs) - reference
         pairs = inputs["pairs"]
         chosen, rejected = ratios.split([pairs, pairs])
-        tokens = torch.tensor(inputs["counts"], device=ratios.device).split([pairs, pairs])
-        losses = LOSSES[options.loss_type](chosen, rejected, *tokens, options)
+        chosen_tokens, rejected_tokens = torch.tensor(inputs["counts"], device=ratios.device).split([pairs, pairs])
+        losses = LOSSES[options.loss_type](chosen, rejected, chosen_tokens, rejected_tokens, options)
         good, bad = options.beta * chosen.detach(), options.beta * rejected.detach()
         return {
             "loss": losses.sum(),

@@ -45,7 +45,7 @@ class ORPOTrainer(ReplyTrainer):
         summed = self._summed(model, inputs)
         for name in ("rewards_chosen", "rewards_rejected", "rewards_accuracy", "rewards_margin"):
             self.note(f"train/{name}", float(summed[name]), inputs["pairs"])
-        self.note("train/nll_loss", float(summed["nll"]), _chosen_tokens(inputs))
+        self.note("train/nll_loss", float(summed["nll"].detach()), _chosen_tokens(inputs))
         tokens = self._window_tokens or max(_chosen_tokens(inputs), 1) * self.ranks.world
         # DDP takes the mean of the ranks' gradients, and the loss is to be a sum over ranks.
         return (summed["nll"] / tokens + summed["odds"] / num_items_in_batch) * self.ranks.world
