@@ -105,7 +105,7 @@ def show(server: Server, caller: Caller, message: RunRef) -> None:
             checkpoints=_checkpoints(record, told),
             pids=server.watch.pids(record),
             ranks=ranks,
-            ledger=[msgspec.convert(entry, LedgerLine) for entry in told if entry["kind"] == "ledger"],
+            ledger=[msgspec.convert(entry, LedgerLine) for entry in server.registry.ledger(run.id)],
             warnings=[entry["message"] for entry in told if entry["kind"] == "warning"] + record.warnings,
             told=told,
             facts=next((entry.get("facts", {}) for entry in reversed(told) if entry["kind"] == "start"), {}),

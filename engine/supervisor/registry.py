@@ -115,6 +115,14 @@ class Registry:
         self._db.execute("DELETE FROM runs WHERE id = ?", (run_id,))
         self._db.execute("COMMIT")
 
+    def ledger(self, run_id: str) -> list[dict[str, Any]]:
+        """All ledger entries of a run, oldest first, however much was told since."""
+        rows = self._db.execute(
+            'SELECT line FROM told WHERE run = ? AND instr(line, CAST(\'"kind":"ledger"\' AS BLOB)) ORDER BY offset',
+            (self._runs.get(run_id, -1),),
+        )
+        return [msgspec.json.decode(line) for (line,) in rows]
+
     def told(self, run_id: str, limit: int) -> list[dict[str, Any]]:
         """The newest `limit` journal entries that are not metrics, oldest first."""
         rows = self._db.execute(

@@ -64,3 +64,12 @@ def test_telemetry_is_kept_by_the_second_for_an_hour_and_by_the_minute_after(reg
     old = [sample for sample in registry.telemetry(0) if sample.time < now - 3_600]
     assert len(recent) == 361
     assert 58 <= len(old) <= 62
+
+
+def test_the_ledger_is_whole_however_much_was_told_since(registry: Registry) -> None:
+    line = b'{"kind":"ledger","step":3,"name":"training.learning_rate","old":0.1,"new":0.2}'
+    registry.store(
+        Run(id="a"), 1, [], [(100, line), *((101 + n, b'{"kind":"phase","name":"ledger"}') for n in range(900))]
+    )
+    assert [(entry["step"], entry["new"]) for entry in registry.ledger("a")] == [(3, 0.2)]
+    assert registry.ledger("b") == []
