@@ -21,12 +21,20 @@ BASES = {
 """Adapter -> the `model.quantization` that it trains on. DoRA reads the base's weights in every pass, by which peft 0.21 loses the
 scales of int8 ones on a CPU."""
 VIRTUAL = ("prefix", "prompt")
-"""Adapters that put trained positions before a row. trl's and our own losses on pairs know nothing of such positions."""
+"""Adapters that put trained positions before a row. Losses on replies know nothing of such positions."""
+_MOVING_WEIGHTS = tuple(adapter for adapter in BASES if adapter not in VIRTUAL)
+ADAPTERS_FOR = {
+    "tokens": tuple(BASES),
+    "pairs": _MOVING_WEIGHTS,
+    "judged": _MOVING_WEIGHTS,
+    "prompts": ("none", "lora"),
+}
+"""Kind of prepared rows -> adapters. Of the methods that answer prompts themselves only these two have been tried."""
 
 
 def offered(adapter: str, quantization: str, rows: str) -> bool:
     """Whether `adapter` trains on a base so quantised by a method whose prepared rows are of the kind `rows`."""
-    return quantization in BASES[adapter] and (rows == "tokens" or adapter not in VIRTUAL)
+    return quantization in BASES[adapter] and adapter in ADAPTERS_FOR[rows]
 
 
 def refusals(adapter: str, quantization: str, method: str, rows: str) -> Iterator[tuple[str, str]]:
@@ -38,7 +46,7 @@ def refusals(adapter: str, quantization: str, method: str, rows: str) -> Iterato
     if not offered(adapter, BASES[adapter][0], rows):
         yield (
             "adapter.kind",
-            f"{adapter} does not go with method.kind {method}: choose lora, or another that moves weights",
+            f"{adapter} does not go with method.kind {method}: choose {' or '.join(ADAPTERS_FOR[rows])}",
         )
 
 

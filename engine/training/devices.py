@@ -12,6 +12,8 @@ import psutil
 
 from engine.protocol.messages import Problem, ProblemError, Rank
 
+_KNOWN_TO_ACCELERATE = frozenset({"cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "neuron"})
+
 
 @dataclass(frozen=True)
 class Device:
@@ -49,16 +51,41 @@ def choose(kind: str, local: int, dtype: str) -> Device:
             )
         )
     torch.accelerator.set_device_index(local)
-    if kind == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    label = torch.cuda.get_device_name(local) if kind == "cuda" else kind
+    if refusal := _refusal(f"{kind}:{local}", dtype):
         raise ProblemError(
             Problem(
-                title=f"{torch.cuda.get_device_name(local)} has no bfloat16",
-                cause="model.dtype is bfloat16, and this card would only emulate it",
-                hint="set model.dtype to float16",
+                title=f"{label} does not compute in {dtype}",
+                cause=f"model.dtype is {dtype}; {refusal}",
+                hint=f"set model.dtype to {'float16, or float32' if dtype == 'bfloat16' else 'float32'}",
             )
         )
-    label = torch.cuda.get_device_name(local) if kind == "cuda" else kind
+    if kind not in _KNOWN_TO_ACCELERATE:
+        # Else accelerate, which goes by names, would put every batch on the CPU.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = f"{kind}:{local}"
     return Device(f"{kind}:{local}", getattr(torch, dtype), label)
+
+
+def _refusal(device: str, dtype: str) -> str:
+    """Why this device cannot train in `dtype`; nothing when it can. Tried with a product, its gradient and torch's autocast, but where
+    the card says that it would only emulate."""
+    import torch
+
+    if (
+        device.startswith("cuda")
+        and dtype == "bfloat16"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        return "this card would only emulate it"
+    kind, wanted = device.partition(":")[0], getattr(torch, dtype)
+    try:
+        left = torch.ones(2, 2, dtype=wanted, device=device, requires_grad=True)
+        (left @ left).sum().backward()
+        if dtype != "float32":
+            torch.autocast(kind, dtype=wanted)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        return str(error).strip().splitlines()[0]
+    return ""
 
 
 def cpu_compute(dtype: Any) -> Any:

@@ -38,8 +38,8 @@ def random_state() -> dict[str, Any]:
         "numpy": numpy.random.get_state(),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device := _device_generator():
+        state["device"] = device.get_rng_state()
     return state
 
 
@@ -50,8 +50,18 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     numpy.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    device = _device_generator()
+    if device and "device" in state:
+        device.set_rng_state(state["device"])
+
+
+def _device_generator() -> Any:
+    """torch's module for the accelerator, where there is one that has a generator of its own; else None."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    module = torch.get_device_module(accelerator) if accelerator else None
+    return module if hasattr(module, "get_rng_state") else None
 
 
 def take_up(trainer: Any, folder: Path) -> str:

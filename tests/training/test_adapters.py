@@ -13,6 +13,7 @@ from engine.protocol.home import Home
 from engine.protocol.profile import ProfileError, parse
 from engine.training import combinations
 from engine.training.adapters import ADAPTERS
+from tests.training import preferences
 from tests.training.harness import PROFILE, make_model, prepare
 from tests.training.in_process import series, train
 
@@ -97,6 +98,33 @@ def test_two_steps_move_the_adapter_and_nothing_else(
         assert parameter.grad is None or name in expected, name
     losses = series(run, "train/loss")
     assert list(losses) == [1, 2] and all(torch.isfinite(torch.tensor(list(losses.values()))))
+
+
+PREFERENCE = [
+    (method, rows, kind, base)
+    for method, rows in (("dpo", "pairs"), ("orpo", "pairs"), ("reward", "pairs"), ("kto", "judged"))
+    for kind, base in COMBINATIONS
+    if combinations.offered(kind, base, rows)
+    and (base == "none" or (method, kind) in {("reward", "lora"), ("dpo", "oft")})
+]
+"""Every method with every adapter; with quantised bases those in which most differs, a head of its own and a weight that is turned."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "rows", "kind", "base"), PREFERENCE)
+def test_methods_on_preferences_move_the_adapter_and_nothing_else(
+    method: str, rows: str, kind: str, base: str, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = preferences.prepare(tmp_path / "rows", Path(small["base"]), rows, 8, 3)
+    watch = Watch(monkeypatch)
+    changes = [*STEPS, f"method.kind={method}", adapter(kind), f"model.quantization={base}"]
+    run = train(Home(tmp_path), "run", prepared, *changes)
+    parts = (*KINDS[kind], "modules_to_save", "score.weight") if method == "reward" else KINDS[kind]
+    expected = {name for name in watch.before if any(part in name for part in parts) and "original_module" not in name}
+    assert {name for name, p in watch.model.named_parameters() if p.requires_grad} == expected == watch.moved
+    for name, parameter in watch.model.named_parameters():
+        assert parameter.equal(watch.before[name]) is (name not in expected), name
+    assert list(series(run, "train/loss")) == [1, 2]
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"none"}))
@@ -221,6 +249,7 @@ def test_virtual_tokens_are_refused_by_methods_whose_loss_knows_nothing_of_them(
     found = list(combinations.refusals("prefix", "none", "dpo", "pairs"))
     assert [key for key, _ in found] == ["adapter.kind"] and "dpo" in found[0][1]
     assert not list(combinations.refusals("oft", "int8", "dpo", "pairs"))
+    assert [key for key, _ in combinations.refusals("oft", "none", "grpo", "prompts")] == ["adapter.kind"]
 
 
 def test_the_documented_table_is_the_one_in_code() -> None:
