@@ -1,0 +1,78 @@
+"""Any back end that is registered with torch's accelerator API trains; what a device cannot do is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.protocol.home import Home
+from engine.protocol.journal import Evaluation
+from engine.protocol.messages import ProblemError
+from engine.training import devices
+from tests.training.in_process import entries, series, train
+
+SOURCE = Path(__file__).parent / "backend" / "slate.cpp"
+CHANGES = (
+    "training.max_steps=4",
+    "checkpoint.every_steps=2",
+    "evaluation.every_steps=2",
+    "training.threads=1",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the test back end is C++ and wants a compiler")
+def test_a_back_end_that_nobody_knows_trains_as_a_cpu_does(prepared: dict[str, Any], tmp_path: Path) -> None:
+    import torch
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    library = tmp_path / "slate.so"
+    places = [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    line = ["g++", "-O0", "-std=c++20", "-shared", "-fPIC", abi, *places[:-1], str(SOURCE), "-o", str(library)]
+    subprocess.run([*line, places[-1], "-lc10", "-ltorch_cpu", "-ltorch"], check=True)
+    (tmp_path / "prepared.json").write_text(json.dumps(prepared))
+
+    command = [sys.executable, "-m", "tests.training.backend.slate", library, tmp_path / "slate"]
+    done = subprocess.run(
+        [*map(str, command), str(tmp_path / "prepared.json"), *CHANGES],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["device"] == "slate"
+    assert found["refusal"] == "slate does not compute in float16"
+    assert found["again"] == found["losses"] and found["resumed"] == "exact"
+
+    run = train(Home(tmp_path / "cpu"), "run", prepared, *CHANGES)
+    assert list(found["losses"].values()) == pytest.approx(list(series(run, "train/loss").values()), rel=1e-4)
+    held_out = [entry.values["eval/loss"] for entry in entries(run, Evaluation)]
+    assert found["held_out"][: len(held_out)] == pytest.approx(held_out, rel=1e-4)
+
+
+def test_a_card_without_bfloat16_refuses_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(ProblemError, match="Tesla T4 does not compute in bfloat16") as refused:
+        devices.choose("cuda", 0, "bfloat16")
+    assert "float16" in refused.value.problem.hint
+
+
+def test_what_a_device_cannot_multiply_is_refused_with_its_own_words() -> None:
+    assert devices._refusal("cpu", "float32") == ""
+    assert devices._refusal("cpu", "bfloat16") == ""
+    assert devices._refusal("cpu", "int32")
