@@ -19,6 +19,7 @@ from engine.prep.expand.review import Review
 from engine.prep.formats.canonical import Canonical, conversation_of, kind_of
 from engine.prep.indexed import Indexed, Indexer
 from engine.prep.options import SourceOptions
+from engine.prep.prompts import Prompting
 from engine.prep.replies import REPLIES, Replying
 from engine.prep.rows import Rejects, Row
 from engine.prep.staged import StagedFile
@@ -294,9 +295,11 @@ class Browser:
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _tokenizing(self, max_length: int) -> Tokenizing | Replying:
+    def _tokenizing(self, max_length: int) -> Tokenizing | Replying | Prompting:
         """As a run with this method would."""
         method: Any = self.profile.method
+        if method.rows == "prompts":
+            max_length -= method.max_new_tokens
         return tokenizing_of(
             method.rows, self.tokenizer(), self._loss_on, max_length, getattr(method, "max_prompt", None)
         )

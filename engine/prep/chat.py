@@ -74,6 +74,13 @@ class Renderer:
         chats = iter(self._chats([row for row in rows if "messages" in row]))
         return [next(chats) if "messages" in row else self._other(row) for row in rows]
 
+    def opened(self, rows: Sequence[Canonical]) -> list[str | Refused]:
+        """The text of each conversation, up to where the assistant begins to speak."""
+        texts = self._template([row["messages"] for row in rows], [row.get("tools") for row in rows], opened=True)
+        for row in rows:
+            self._count_unwritten(row)
+        return [text if isinstance(text, str) else Refused(f"the chat template refuses it: {text}") for text in texts]
+
     def _other(self, row: Canonical) -> Rendered | Refused:
         if kind_of(row) != "tokens":
             return misfit(row)

@@ -27,6 +27,7 @@ from engine.prep.tokenizer_options import TokenizerOptions
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
+from engine.training.online import checks as rewarding
 
 _WHERE = ("train", "validation", "validation_rows", "test_rows", "rejects")
 """Keys of `prepared.json` that are paths."""
@@ -47,6 +48,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         base, given = locate_base(profile, home, progress)
         pieces = tokenizer_files(profile, given)
     told: dict[str, Any] = {"base": base, "tokenizer": None, "vocabulary": None}
+    told |= rewarding.told(profile.method, profile.directory, home)
     if profile.model.tokenizer is not None:
         told["tokenizer"] = str(given)
     if already := tokenised.folders(profile.data, profile.directory, learning=own is not None):
@@ -171,7 +173,13 @@ def _how(profile: Profile) -> dict[str, Any]:
         "wanted": method.rows,  # type: ignore[attr-defined]
         "loss_on": str(getattr(method, "loss_on", "assistant")),
         "max_prompt": getattr(method, "max_prompt", None),
+        **_sampling(method),
     }
+
+
+def _sampling(method: Any) -> dict[str, Any]:
+    """What a method that samples replies asks besides: `room` for them behind a prompt, and the task of which the rows' own are answers."""
+    return {"room": method.max_new_tokens, "task": method.reward.task} if method.rows == "prompts" else {}
 
 
 def _sequences(profile: Profile) -> str:
@@ -239,7 +247,7 @@ def _make(
                     folder / part,
                     tokenizer,
                     how["loss_on"],
-                    WHOLE if _sequences(profile) == "blocks" else data.max_length,
+                    WHOLE if _sequences(profile) == "blocks" else data.max_length - how.get("room", 0),
                     rejects,
                     work / part,
                     data.processes or default_processes(),
@@ -248,6 +256,7 @@ def _make(
                     kept=folder / "validation.jsonl" if part == "validation" else None,
                     wanted=how["wanted"],
                     max_prompt=how["max_prompt"],
+                    task=how.get("task"),
                 )
             counts[part], golden = made.counts, golden or made.golden
             check_kind(made.counts, profile.method, f"data.{part}")

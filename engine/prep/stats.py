@@ -21,6 +21,7 @@ from engine.prep.chunks import Done, Span
 from engine.prep.formats.canonical import Canonical, conversation_of
 from engine.prep.options import DedupOptions
 from engine.prep.packing import pack
+from engine.prep.prompts import Prompting
 from engine.prep.replies import Replying, labels
 from engine.prep.rows import Rejects
 from engine.prep.stages import dedup, fingerprints
@@ -296,7 +297,7 @@ def _trained(batch: Batch, lengths: Any, first: Any) -> list[int]:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizing(wanted: str, tokenizer: str, loss_on: str) -> Tokenizing | Replying:
+def _tokenizing(wanted: str, tokenizer: str, loss_on: str) -> Tokenizing | Replying | Prompting:
     """Kept from one span to the next. The folder's name is a hash of its content."""
     return tokenizing_of(wanted, ChatTokenizer.load(Path(tokenizer)), loss_on, WHOLE)
 

@@ -2,7 +2,7 @@
 
 A plain set has `input_ids` and `labels`, a row each. In a joined set (packed rows, or blocks of documents) a row is a sequence of
 several parts: `position_ids` restart at 0 with each part, and `seq_lengths` are the parts' lengths; attention must not cross them.
-All columns are lists of int32.
+All columns are lists of int32, but for `TEXTS`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ COLUMNS = {
     "tokens": PLAIN,
     "pairs": ("prompt_ids", "chosen_ids", "rejected_ids"),
     "judged": ("prompt_ids", "completion_ids", "label"),
+    "prompts": ("prompt_ids", "prompt", "reference"),
 }
 """Kind of rows, as a method's `Options.rows` names it -> what stands on disk. A `label` is 1 (good) or 0, alone in its list."""
+TEXTS = ("prompt", "reference")
+"""Columns of text, one a row: a conversation as JSON (`messages`, perhaps `tools`), and the reply that its row has."""
 JOINED = ("input_ids", "labels", "position_ids", "seq_lengths")
 
 Columns = dict[str, tuple[Any, Any]]
@@ -48,12 +51,15 @@ def arrow_writer(path: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Col
     import numpy
     import pyarrow as pa
 
-    schema = pa.schema([(column, pa.list_(pa.int32())) for column in columns])
+    schema = _schema(columns)
 
     def write(rows: Columns) -> None:
         arrays = []
         for column in columns:
             values, lengths = rows[column]
+            if column in TEXTS:
+                arrays.append(pa.array(values, pa.string()))
+                continue
             offsets = numpy.zeros(len(lengths) + 1, dtype=numpy.int32)
             numpy.cumsum(lengths, out=offsets[1:])
             arrays.append(pa.ListArray.from_arrays(offsets, numpy.asarray(values, dtype=numpy.int32)))
@@ -61,6 +67,12 @@ def arrow_writer(path: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Col
 
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         yield write
+
+
+def _schema(columns: tuple[str, ...]) -> Any:
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.string() if name in TEXTS else pa.list_(pa.int32())) for name in columns])
 
 
 @contextmanager
@@ -98,11 +110,9 @@ def _written(folder: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Colum
 
 def _describe(folder: Path, parts: list[Path], columns: tuple[str, ...]) -> None:
     """What `datasets` wants to find beside the streams. The fingerprint tells its caches apart and is made from the content."""
-    import pyarrow as pa
     from datasets import DatasetInfo, Features
 
-    schema = pa.schema([(column, pa.list_(pa.int32())) for column in columns])
-    DatasetInfo(features=Features.from_arrow_schema(schema)).write_to_directory(str(folder))
+    DatasetInfo(features=Features.from_arrow_schema(_schema(columns))).write_to_directory(str(folder))
     digest = hashlib.sha256()
     for part in parts:
         with part.open("rb") as file:

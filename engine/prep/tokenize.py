@@ -30,6 +30,7 @@ from engine.prep.templates import ChatTokenizer
 from engine.protocol.messages import Problem, ProblemError
 
 if TYPE_CHECKING:
+    from engine.prep.prompts import Prompting
     from engine.prep.replies import Replying
 
 BATCH = 512
@@ -196,13 +197,22 @@ def _arrays(parts: list[bytes], bounds: list[tuple[int, int]], total: int) -> tu
 
 
 def tokenizing_of(
-    kind: str, tokenizer: Any, loss_on: str, max_length: int, max_prompt: int | None = None
-) -> Tokenizing | Replying:
-    """What makes rows of this kind (a method's `Options.rows`). Raises ValueError for a tokenizer that is pure Python."""
+    kind: str,
+    tokenizer: Any,
+    loss_on: str,
+    max_length: int,
+    max_prompt: int | None = None,
+    task: str | None = None,
+) -> Tokenizing | Replying | Prompting:
+    """What makes rows of this kind (a method's `Options.rows`); `task` is whose answers the references of prompts must be. Raises
+    ValueError for a tokenizer that is pure Python."""
+    from engine.prep.prompts import Prompting
     from engine.prep.replies import Replying
 
     if kind == "tokens":
         return Tokenizing(tokenizer, loss_on, max_length)
+    if kind == "prompts":
+        return Prompting(tokenizer, max_length, max_prompt, task)
     return Replying(tokenizer, kind, max_length, max_prompt)
 
 
@@ -221,8 +231,8 @@ def bare(tokenizer: Any) -> Any:
 
 
 def tokenize(
-    rows: Iterable[Row], tokenizing: Tokenizing | Replying, rejects: Rejects, counts: Counts
-) -> Iterator[tuple[Row, dict[str, list[int]]]]:
+    rows: Iterable[Row], tokenizing: Tokenizing | Replying | Prompting, rejects: Rejects, counts: Counts
+) -> Iterator[tuple[Row, dict[str, list[Any]]]]:
     """The rows that can be trained on with their columns, in order; the others are counted, those that no template renders also rejected."""
     stream = iter(rows)
     while some := list(itertools.islice(stream, BATCH)):
@@ -233,7 +243,8 @@ def tokenize(
         for number, at in enumerate(batch.rows):
             columns = {}
             for name, (values, lengths) in batch.columns.items():
-                columns[name] = [int(value) for value in values[begins[name] : begins[name] + lengths[number]]]
+                some_values = values[begins[name] : begins[name] + lengths[number]]
+                columns[name] = [value if isinstance(value, str) else int(value) for value in some_values]
                 begins[name] += lengths[number]
             yield some[at], columns
 
@@ -281,6 +292,7 @@ def tokenize_rows(
     kept: Path | None = None,
     wanted: str = "tokens",
     max_prompt: int | None = None,
+    task: str | None = None,
 ) -> Made:
     """Tokenise the rows of JSONL files into the Arrow set `into`, as `store` describes it.
 
@@ -288,7 +300,7 @@ def tokenize_rows(
     are canonical unless `kinds` says which shape they have, for each of `files`, or one for all lines that are rows. Bad ones go to `rejects`.
     `work` keeps what is done of the step across kills: remove it when the result is safe. `kept`, if given, becomes a JSONL file of the
     canonical rows that were kept. `progress` is told (bytes done, bytes in all). `wanted` is the kind of rows that a method takes, and
-    `max_prompt` where the prompts of preference rows are cut at their beginning.
+    `max_prompt` where prompts are cut at their beginning, `task` whose answers the references of prompts to answer must be.
 
     Raises ProblemError for a conversation when the tokenizer has no template, ValueError for a tokenizer that is pure Python.
     """
@@ -300,6 +312,7 @@ def tokenize_rows(
         "max_length": max_length,
         "wanted": wanted,
         "max_prompt": max_prompt,
+        "task": task,
         "files": list(files),
         "kinds": list(kinds),
         "kept": kept is not None,
@@ -341,7 +354,7 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
     tokenizing = _tokenizing(
-        *(settings[name] for name in ("wanted", "tokenizer", "loss_on", "max_length", "max_prompt"))
+        *(settings[name] for name in ("wanted", "tokenizer", "loss_on", "max_length", "max_prompt", "task"))
     )
     counts, told = Counts(), {"read": 0, "untemplated": ""}
     golden: list[list[dict[str, Any]]] = []
@@ -373,10 +386,10 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=2)
 def _tokenizing(
-    wanted: str, tokenizer: str, loss_on: str, max_length: int, max_prompt: int | None
-) -> Tokenizing | Replying:
+    wanted: str, tokenizer: str, loss_on: str, max_length: int, max_prompt: int | None, task: str | None
+) -> Tokenizing | Replying | Prompting:
     """Kept from one span to the next. The folder's name is a hash of its content."""
-    return tokenizing_of(wanted, ChatTokenizer.load(Path(tokenizer)), loss_on, max_length, max_prompt)
+    return tokenizing_of(wanted, ChatTokenizer.load(Path(tokenizer)), loss_on, max_length, max_prompt, task)
 
 
 def read_span(span: Span, files: Sequence[str], kinds: Sequence[str | None], rejects: Rejects) -> Iterator[Row]:

@@ -46,6 +46,7 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
 
 CHECKS = (
     "engine.training.checks:combinations",
+    "engine.training.online.checks:online",
     "engine.prep.checks:sources",
     "engine.prep.checks:tokenizer",
     "engine.models.checks:base",
@@ -59,7 +60,7 @@ SHELL_CHECKS = ("engine.prep.checks:keys",)
 NOTES = ("engine.models.checks:family",)
 """What is good to know of a profile that holds. Each `(profile, home) -> [text]`."""
 
-PINS = {"model": "engine.models.checks:pinned"}
+PINS = {"model": "engine.models.checks:pinned", "method": "engine.training.online.checks:pinned"}
 """Section -> what makes it go on meaning what it means now: `(section, directory, home) -> section`."""
 
 

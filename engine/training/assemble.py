@@ -11,6 +11,7 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.training import optimizers, switches
 from engine.training.combinations import VIRTUAL
 from engine.training.job import Job
+from engine.training.online.windows import windows_of
 from engine.training.rows import Windows, token_counts
 from engine.training.segments import Segments, possible
 
@@ -49,9 +50,7 @@ def _parts(job: Job, model: Any) -> Parts:
     settings = job.profile.training
     rows = load_from_disk(job.prepared["train"])
     held_out = load_from_disk(job.prepared["validation"]) if job.prepared.get("validation") else None
-    windows = Windows(
-        token_counts(rows), settings.micro_batch, settings.accumulation, job.ranks.rank, job.ranks.world, settings.seed
-    )
+    windows = windows_of(job.profile, token_counts(rows), job.ranks.rank, job.ranks.world)
     windows.skipped = job.skipped
     return Parts(
         job=job,

@@ -16,11 +16,12 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
     """
     from datasets import load_from_disk
 
-    from engine.training.rows import IGNORED, Windows, token_counts
+    from engine.training.online.windows import windows_of
+    from engine.training.rows import IGNORED, token_counts
 
     rows = load_from_disk(prepared["train"])
     settings = profile.training
-    windows = Windows(token_counts(rows), settings.micro_batch, settings.accumulation, 0, 1, settings.seed)
+    windows = windows_of(profile, token_counts(rows))
     if not 1 <= step <= windows.per_epoch:
         raise ValueError(f"an epoch has {windows.per_epoch} steps; there is no step {step}")
     first = (step - 1) * settings.accumulation
@@ -48,9 +49,12 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
 
 
 def reply_parts(tokenizer: Any, row: dict[str, list[int]]) -> list[dict[str, Any]]:
-    """The prompt of a prepared preference row with each of its replies: `{name, pieces}`. What is compared counts as trained."""
+    """The prompt of a prepared preference row with each of its replies: `{name, pieces}`. What is compared counts as trained.
+    A prompt that is to be answered stands alone."""
     names = [name for name in ("chosen", "rejected", "completion") if f"{name}_ids" in row]
     asked = row["prompt_ids"]
+    if not names:
+        return [{"name": "prompt", "pieces": _pieces(tokenizer, asked, [False] * len(asked))}]
     return [
         {
             "name": ("good" if row["label"][0] else "bad") if "label" in row else name,

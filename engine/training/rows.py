@@ -32,7 +32,7 @@ def token_counts(rows: Any) -> list[int]:
         counts = lengths("input_ids")
     else:
         replies = [name for name in ("chosen_ids", "rejected_ids", "completion_ids") if name in rows.column_names]
-        counts = sum(lengths("prompt_ids") + lengths(name) for name in replies)
+        counts = sum(lengths("prompt_ids") + lengths(name) for name in replies) if replies else lengths("prompt_ids")
     found: list[int] = counts.tolist()
     return found
 

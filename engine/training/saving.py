@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -70,7 +69,7 @@ class Saving(Obeying):
         self.voice.tell(Evaluation(attempt=self.job.attempt, step=step, values=values, seconds=seconds))
         for sample in samples:
             self.voice.tell(Sample(attempt=self.job.attempt, step=step, **sample))
-        if said := self._overfitting.evaluated(values.get("eval/loss", math.inf)):
+        if "eval/loss" in values and (said := self._overfitting.evaluated(values["eval/loss"])):
             self._warn(
                 step,
                 said,

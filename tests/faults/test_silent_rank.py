@@ -20,7 +20,7 @@ def test_a_stopped_rank_is_named_with_the_stacks_of_all(bare_home, tmp_path):
     try:
         text = PROFILE.format(base=base).replace("epochs: 1", "max_steps: 100000") + "launch: {processes: 2}\n"
         run = engine.client.request("submit", Submit(profile=text, directory="/"))
-        wait_for(lambda: engine.show(run).run.step > 5, 120, "the first steps")
+        wait_for(lambda: engine.show(run).run.step > 5, 300, "the first steps")
         ranks = wait_for(lambda: len(found := engine.show(run).ranks) == 2 and found, 20, "both ranks")
         os.kill(ranks[1].pid, signal.SIGSTOP)
         silent = wait_for(
@@ -36,7 +36,7 @@ def test_a_stopped_rank_is_named_with_the_stacks_of_all(bare_home, tmp_path):
         # It was only asleep: nothing is lost.
         before, stacks = engine.show(run).run.step, log.read_text().count("most recent call first")
         os.kill(ranks[1].pid, signal.SIGCONT)
-        wait_for(lambda: engine.show(run).run.step > before + 5, 60, "further steps")
+        wait_for(lambda: engine.show(run).run.step > before + 5, 120, "further steps")
         wait_for(
             lambda: log.read_text().count("most recent call first") > stacks, 20, "the stacks of the one that slept"
         )

@@ -32,7 +32,9 @@ def test_a_full_disk_pauses_and_goes_on_when_there_is_room(start_run):
 
 @pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_pauses_and_is_then_written(start_run):
-    run = start_run("big", "training.max_steps=6", "checkpoint.every_steps=3", "adapter.rank=32", "training.rehearsal=false")
+    run = start_run(
+        "big", "training.max_steps=6", "checkpoint.every_steps=3", "adapter.rank=32", "training.rehearsal=false"
+    )
     run.start(limit=50_000)
     run.until(lambda: _paused(run))
     assert "checkpoint cannot be written" in _paused(run)[0]

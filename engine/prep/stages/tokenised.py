@@ -46,6 +46,8 @@ def count(folder: Path, method: Any, max_length: int) -> Counts:
     import pyarrow.compute as pc
     from datasets import load_from_disk
 
+    if method.rows == "prompts":
+        raise _cannot(f"{folder} holds tokens, and method.kind {method.kind} needs to know what a prompt says")
     counts, table = Counts(), load_from_disk(str(folder)).data
     columns = COLUMNS[method.rows]
     if missing := [name for name in columns if name not in table.column_names]:

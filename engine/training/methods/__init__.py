@@ -11,6 +11,8 @@ METHODS = {
     "dpo": "engine.training.methods.dpo:Options",
     "kto": "engine.training.methods.kto:Options",
     "orpo": "engine.training.methods.orpo:Options",
+    "grpo": "engine.training.methods.grpo:Options",
+    "rloo": "engine.training.methods.rloo:Options",
 }
 
 ROWS = {

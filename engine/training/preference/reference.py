@@ -19,21 +19,24 @@ class ReferringTrainer(ReplyTrainer):
     def __init__(self, parts: Parts, collate: Any) -> None:
         super().__init__(parts, collate)
         self._reference: Any = None
-        if parts.job.profile.adapter.kind == "none":
+        method: Any = parts.job.profile.method
+        if parts.job.profile.adapter.kind == "none" and method.beta:
             self._reference = _copy(parts)
             self._reference_head = PickedHead(self._reference, parts.segments or Segments(), early=self.early)
 
-    def reference_log_probs(self, inputs: dict[str, Any]) -> Any:
-        """[sequences]: of the replies of a micro-batch. To be asked before the trained model: recomputed activations belong to the last pass."""
+    def reference_values(self, inputs: dict[str, Any]) -> Any:
+        """[labelled tokens]: of a micro-batch. To be asked before the trained model: recomputed activations belong to the last pass."""
         import torch
 
         with torch.no_grad():
             if self._reference is not None:
-                values = self.token_log_probs(self._reference_head, self._reference, inputs)
-            else:
-                with self.model.disable_adapter():
-                    values = self.token_log_probs(self.head, self.model, inputs)
-            return sums(values, inputs["counts"])
+                return self.token_log_probs(self._reference_head, self._reference, inputs)
+            with self.model.disable_adapter():
+                return self.token_log_probs(self.head, self.model, inputs)
+
+    def reference_log_probs(self, inputs: dict[str, Any]) -> Any:
+        """[sequences]: the same of whole replies."""
+        return sums(self.reference_values(inputs), inputs["counts"])
 
     def log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """[sequences]: of the replies of a micro-batch, by the trained model."""

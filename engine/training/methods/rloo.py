@@ -1,0 +1,23 @@
+"""Reinforce, leave one out (Ahmadian et al. 2024, arXiv:2402.14740): a reply's reward against those of the others to its prompt."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from engine.protocol.options import option
+from engine.training.online.options import OnlineOptions
+
+
+class Options(OnlineOptions):
+    kind: Literal["rloo"] = "rloo"
+    beta: float = option(
+        0.05, help="What leaving the base costs of the reward; 0 needs no second model's passes.", ge=0
+    )
+    normalize_advantages: bool = option(False, help="Give a step's advantages the mean 0 and the deviation 1.")
+
+
+def build(parts: Any) -> Any:
+    """The trainer; `parts` is an `engine.training.assemble.Parts`."""
+    from engine.training.online.rloo import RLOOTrainer
+
+    return RLOOTrainer(parts)

@@ -1,0 +1,46 @@
+"""Replies that were sampled for training: what a step learns from, and how it becomes micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.training.preference.replies import collate_sequences, sequence
+
+
+@dataclass
+class Answer:
+    """A sampled reply. Values are those of the model that sampled it; per-token ones are [tokens of the reply], float32, on the CPU."""
+
+    prompt: list[int]
+    reply: list[int]
+    """With the token that ended it, if one did."""
+    ended: bool
+    advantage: float = 0.0
+    old: Any = None
+    """Log-probabilities; None where the step's own are as good."""
+    reference: Any = None
+    """Those of the reference; None without one."""
+
+
+def dealt(answers: Sequence[Answer], count: int) -> list[list[Answer]]:
+    """As `count` micro-batches, neighbours of like length together; some may be empty."""
+    by_length = sorted(answers, key=lambda each: -(len(each.prompt) + len(each.reply)))
+    bounds = [index * len(by_length) // count for index in range(count + 1)]
+    return [by_length[bounds[index] : bounds[index + 1]] for index in range(count)]
+
+
+def collate(answers: Sequence[Answer], flat: bool, mask_truncated: bool) -> dict[str, Any]:
+    """A micro-batch: `collate_sequences` with `advantages` and `learnt` (1, or 0 for a reply that nothing is learnt from), [replies], and
+    `old` and `reference`, [tokens], where there are any."""
+    batch = collate_sequences([sequence(each.prompt, each.reply) for each in answers], flat)
+    del batch["tokens"]
+    batch["advantages"] = torch.tensor([each.advantage for each in answers])
+    batch["learnt"] = torch.tensor([float(each.ended or not mask_truncated) for each in answers])
+    for name in ("old", "reference"):
+        values = [getattr(each, name) for each in answers]
+        batch[name] = torch.cat(values) if values and values[0] is not None else None
+    return batch

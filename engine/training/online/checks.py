@@ -1,0 +1,113 @@
+"""Who is to reward, and does what is sampled fit? Looks at names and small files; loads nothing."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.evaluation import TASKS
+from engine.models import folders, targets
+from engine.models.targets import Target
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+from engine.training.online.options import OnlineOptions, RewardOptions
+
+
+def online(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """`(key, message)` for what a method that samples replies cannot work with. Other methods pass."""
+    method = sections.get("method")
+    if not isinstance(method, OnlineOptions):
+        return
+    yield from _reward(method.reward, directory, home or Home.locate())
+    if training := sections.get("training"):
+        share = training.micro_batch * training.accumulation
+        if share % method.generations:
+            yield (
+                "training.micro_batch",
+                f"times training.accumulation is {share}, and must be a multiple of method.generations ({method.generations}): "
+                "they count replies, and all replies to a prompt belong to one step",
+            )
+    data = sections.get("data")
+    if data and method.max_new_tokens >= data.max_length:
+        yield (
+            "method.max_new_tokens",
+            f"leaves no room for a prompt: it must be below data.max_length ({data.max_length}), which prompt and reply share",
+        )
+    if data and (data.validation or data.split):
+        yield from _measured(sections, method.kind)
+
+
+def _reward(reward: RewardOptions, directory: Path, home: Home) -> Iterator[tuple[str, str]]:
+    if reward.task is not None:
+        if reward.task not in TASKS:
+            yield "method.reward.task", f"must be one of {', '.join(TASKS)}, not {reward.task!r}"
+        elif reward.metric not in (known := importlib.import_module(TASKS[reward.task]).score([], [])):
+            yield "method.reward.metric", f"must be one of {', '.join(known)}, not {reward.metric!r}"
+        return
+    try:
+        scorer(reward, directory, home)
+    except ProblemError as error:
+        problem = error.problem
+        yield "method.reward.run", ": ".join(part for part in (problem.title, problem.cause) if part)
+
+
+def _measured(sections: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str]]:
+    """Held-out rows are rewarded; there is no loss of theirs."""
+    checkpoint, evaluation = sections.get("checkpoint"), sections.get("evaluation")
+    if checkpoint and checkpoint.best_by == "eval/loss":
+        yield "checkpoint.best_by", f"eval/loss is not measured by {kind}: set it to eval/reward"
+    stopping = evaluation.early_stopping if evaluation else None
+    if stopping and stopping.metric == "eval/loss":
+        yield "evaluation.early_stopping.metric", f"eval/loss is not measured by {kind}: set it to eval/reward"
+
+
+def scorer(reward: RewardOptions, directory: Path, home: Home) -> Target:
+    """The reward model that `reward.run` names. Raises ProblemError when it names none."""
+    assert reward.run is not None
+    target = targets.resolve(reward.run, home, directory)
+    if target.on_hub:
+        raise ProblemError(
+            Problem(
+                title=f"{reward.run} is not on this machine",
+                hint=f"cockpit model pull {reward.run}, then name its folder",
+            )
+        )
+    if not folders.scores(target.folder):
+        raise ProblemError(
+            Problem(
+                title=f"{reward.run} is no reward model",
+                cause="it has a vocabulary where a reward model ends in one number; name a run of method.kind reward",
+            )
+        )
+    targets.check(target)
+    return target
+
+
+def told(method: Any, directory: Path, home: Home) -> dict[str, Any]:
+    """The reward model as `prepared.json` has it, under `reward`; nothing where there is none. Raises ProblemError."""
+    if not isinstance(method, OnlineOptions) or method.reward.run is None:
+        return {}
+    target = scorer(method.reward, directory, home)
+    where = target.folder if folders.has_tokenizer(target.folder) else Path(target.base)
+    return {
+        "reward": {
+            "label": target.label,
+            "base": target.base,
+            "adapter": str(target.adapter) if target.adapter else None,
+            "tokenizer": str(where),
+            "dtype": target.dtype or "float32",
+            "quantization": target.quantization or "none",
+        }
+    }
+
+
+def pinned(method: Any, directory: Path, home: Home) -> Any:
+    """`method` with a reward that goes on meaning what it means now: a run's checkpoint by its step. Raises ProblemError."""
+    if not isinstance(method, OnlineOptions) or method.reward.run is None:
+        return method
+    target = scorer(method.reward, directory, home)
+    if target.run is None:
+        return method
+    return method.model_copy(update={"reward": RewardOptions(run=target.label)})

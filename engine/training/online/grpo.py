@@ -1,0 +1,57 @@
+"""Group relative policy optimisation: the losses of trl's GRPOTrainer over the replies of a step, however it is split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.training.methods.grpo import Options
+from engine.training.online import advantages
+from engine.training.online.trainer import OnlineTrainer
+
+
+class GRPOTrainer(OnlineTrainer):
+    options: Options  # type: ignore[assignment]
+
+    def advantages(self, rewards: Any) -> Any:
+        return advantages.of_groups(rewards, self.options.generations, self.options.scale_rewards)
+
+    def units(self, batch: dict[str, Any]) -> int:
+        if "prompts" in batch or self.options.loss_type != "dapo":
+            return super().units(batch)
+        counts = zip(batch["counts"], batch["learnt"].tolist(), strict=True)
+        return int(sum(count * learnt for count, learnt in counts))
+
+    def summed(self, values: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        return losses(values, inputs, self.options)
+
+
+def losses(values: Any, inputs: dict[str, Any], options: Options) -> dict[str, Any]:
+    """As `OnlineTrainer.summed`."""
+    counts = torch.tensor(inputs["counts"], device=values.device)
+    old = values.detach() if inputs["old"] is None else inputs["old"]
+    learnt, advantage = (inputs[name].repeat_interleave(counts) for name in ("learnt", "advantages"))
+    log_ratios = values - old
+    if options.importance_sampling_level == "sequence":
+        means = [part.mean() if len(part) else part.sum() for part in log_ratios.split(inputs["counts"])]
+        log_ratios = (torch.stack(means) if means else log_ratios[:0]).repeat_interleave(counts)
+    ratios = log_ratios.exp()
+    low, high = 1 - options.epsilon, 1 + (options.epsilon if options.epsilon_high is None else options.epsilon_high)
+    each = -torch.min(ratios * advantage, ratios.clamp(low, high) * advantage)
+    tokens = learnt.sum()
+    clipped = ((ratios < low) & (advantage < 0)) | ((ratios > high) & (advantage > 0))
+    found = {"clip_ratio": ((clipped * learnt).sum(), tokens)}
+    if options.beta:
+        beyond = inputs["reference"] - values
+        # Schulman's estimate, weighted as trl's use_bias_correction_kl has it (DeepSeek-V3.2).
+        divergence = (beyond.exp() - beyond - 1) * ratios
+        each = each + options.beta * divergence
+        found["kl"] = ((divergence.detach() * learnt).sum(), tokens)
+    each = each * learnt
+    match options.loss_type:
+        case "grpo":
+            each = each / counts.repeat_interleave(counts)
+        case "dr_grpo":
+            each = each / options.max_new_tokens
+    return {"loss": each.sum(), **found}
