@@ -42,10 +42,14 @@ class RunTold:
     checkpoints: tuple[Entry, ...] = ()
     evaluations: tuple[Entry, ...] = ()
     samples: tuple[Entry, ...] = ()
+    probes: tuple[Entry, ...] = ()
+    """Samples that the profile itself asks for, at every evaluation."""
     ledger: tuple[Entry, ...] = ()
     warnings: tuple[Entry, ...] = ()
     start: Entry | None = None
     phase: Entry | None = None
+    bad_batch: Entry | None = None
+    """The newest batch that was held back."""
 
 
 _LISTS = {
@@ -167,9 +171,9 @@ def take(told: RunTold, entry: Entry) -> RunTold:
     kind = entry.get("kind", "")
     changed: dict[str, Any] = {}
     if kind in _LISTS:
-        name = _LISTS[kind]
+        name = "probes" if entry.get("probe") else _LISTS[kind]
         changed[name] = (*getattr(told, name), entry)[-KEPT:]
-    elif kind in ("start", "phase"):
+    elif kind in ("start", "phase", "bad_batch"):
         changed[kind] = entry
     return replace(told, **changed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual import work
@@ -15,11 +16,12 @@ from textual.widgets import Static
 from cockpit.pacing import Pace
 from cockpit.screens.run_screen import RunScreen
 from cockpit.state import RunTold, State, neighbour, select
+from cockpit.story import marks
 from cockpit.widgets.chart import Chart, curve_of
 from cockpit.widgets.chart_raster import Trace
 from cockpit.widgets.devices import Devices
 from cockpit.widgets.log_tail import LogTail
-from cockpit.widgets.panels import Line, Notice, RunHeader, evaluation, facts, present, table
+from cockpit.widgets.panels import Line, Notice, RunHeader, bounds, evaluation, facts, present, table
 from engine.protocol.messages import (
     LogQuery,
     Points,
@@ -54,14 +56,21 @@ In another terminal:
 
 
 class DashboardScreen(RunScreen):
-    HELP_TEXT = "One run, live. The bright line is the smoothed loss, the dim band what was measured, ◆ an evaluation."
+    HELP_TEXT = """\
+One run, live. The bright line is the smoothed loss, the dim band what was measured, ◆ an evaluation.
+┊ marks a step at which something changed (lr, clip, eval, save, end, batch, pause, skip, back): w says what.
+╌ is a threshold of the profile; ✓ and ✗ in the evaluation say which are reached."""
     CSS_PATH = "dashboard.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("b", "bad_batch", "Batch"),
         Binding("p", "pause", "Pause"),
         Binding("s", "save", "Save"),
         Binding("e", "evaluate", "Eval"),
-        Binding("l", "learning_rate", "Rate"),
+        Binding("a", "adjust", "Set"),
+        Binding("l", "learning_rate", "Learning rate", show=False),
         Binding("x", "stop", "Stop"),
+        Binding("v", "replies", "Replies"),
+        Binding("w", "history", "History"),
         Binding("left_square_bracket", "neighbour(-1)", "Newer run", key_display="[", show=False),
         Binding("right_square_bracket", "neighbour(1)", "Older run", key_display="]", show=False),
         Binding("y", "log_scale", "Log"),
@@ -82,6 +91,8 @@ class DashboardScreen(RunScreen):
         """Something was told while this screen was not on top."""
         self._log_offset: int | None = None
         self._texts = Pace(self, self._show_texts, 0.5)
+        self._batch_told = False
+        """Whether the key for a bad batch is offered."""
 
     def compose_body(self) -> ComposeResult:
         yield Static(EMPTY, id="empty")
@@ -217,17 +228,22 @@ class DashboardScreen(RunScreen):
         listed = [other.id for other in state.listed()]
         place = f"{listed.index(run.id) + 1}/{len(listed)} [ ]" if len(listed) > 1 else ""
         self.query_one(RunHeader).show_run(run, told, place)
-        self.query_one(Notice).show(run.problem or state.problem, told)
-        self.query_one("#loss", Chart).limit = run.max_steps
+        self.query_one(Notice).show(run, run.problem or state.problem, told)
+        if self._batch_told != (told.bad_batch is not None):
+            self._batch_told = told.bad_batch is not None
+            self.refresh_bindings()
+        chart = self.query_one("#loss", Chart)
+        chart.limit = run.max_steps
+        chart.annotate(marks(told), bounds(told))
         evaluated = evaluation(told)
         panel = self.query_one("#evaluation", Line)
         title = f"evaluation · step {told.evaluations[-1]['step']:,}" if evaluated else "evaluation"
         if panel.border_title != title:  # setting it repaints the panel
             panel.border_title = title
-        panel.show(table([(name, f"{value:<6} {moved}") for name, value, moved in evaluated]))
-        blocks = [facts(run, told)]
+        panel.show(table(evaluated))
+        blocks: list[Sequence[tuple[str, str | Content]]] = [facts(run, told)]
         if self.has_class("-narrow") or self.has_class("-low"):
-            blocks = [present(run), [(name, value) for name, value, _ in evaluated], *blocks]
+            blocks = [present(run), evaluation(told, short=True), *blocks]
         self.query_one("#facts", Line).show(Content("\n").join(table(rows) for rows in blocks if rows))
 
     def _show_empty(self, state: State) -> None:
@@ -244,6 +260,25 @@ class DashboardScreen(RunScreen):
         if other is not None:
             self.app.state = select(self.app.state, other)
             self._follow_selection()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "bad_batch":
+            return self._batch_told
+        if action in ("replies", "history"):
+            return self.is_mounted and self.run_in_hand is not None
+        return super().check_action(action, parameters)
+
+    def action_replies(self) -> None:
+        from cockpit.widgets.replies import Replies
+
+        if self.app.state.run is not None:
+            self.app.push_screen(Replies(self.app.state.run.id))
+
+    def action_history(self) -> None:
+        from cockpit.widgets.history import History
+
+        if self.app.state.run is not None:
+            self.app.push_screen(History("what happened", self.app.state.run.id))
 
     def action_log_scale(self) -> None:
         self._chart().toggle_log()

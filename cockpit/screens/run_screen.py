@@ -7,12 +7,19 @@ import asyncio
 from textual import work
 
 from cockpit.screens.base import CockpitScreen
+from cockpit.state import RunTold
+from cockpit.story import settings, written
 from cockpit.widgets.confirm import Confirm
-from engine.protocol.messages import Command, Reorder, Resume, Run, RunRef, Set, Stop
-from engine.protocol.states import ENDED, LIVE, PAUSED
+from engine.protocol.messages import Command, Continue, Message, Reorder, Resume, Run, RunRef, Set, Stop, Taken
+from engine.protocol.states import ENDED, LIVE, PAUSED, RUNNING
 
-STEERING = frozenset({"pause", "save", "evaluate", "learning_rate", "stop", "delete", "resume"})
+STEERING = frozenset({"pause", "save", "evaluate", "adjust", "learning_rate", "stop", "delete", "resume"})
 """Actions on a run: without one they are not offered, `--readonly` greys them out."""
+STEERABLE = (RUNNING, PAUSED)
+BOUNDARY = 600.0
+"""Seconds that a command may wait for a step to end: evaluations and first steps of large models are long."""
+WHILE = 2.0
+"""Seconds after which a command that waits says that it does."""
 
 
 class RunScreen(CockpitScreen):
@@ -33,9 +40,17 @@ class RunScreen(CockpitScreen):
         run = self.run_in_hand
         if run is None:
             return
-        taken = await self.app.ask(operation, Command(run=run.id))
+        message = Continue(run=run.id) if operation == "continue" else Command(run=run.id)
+        taken = await self._steer(operation, message)
         if taken is not None:
             self.notify(f"{operation}: taken at step {taken.step:,}")
+
+    async def _steer(self, operation: str, message: Message) -> Taken | None:
+        """Have a command taken at the next step boundary; when that takes a while, say so."""
+        waiting = self.set_timer(WHILE, lambda: self.notify(f"{operation}: waits for the present step to end"))
+        taken: Taken | None = await self.app.ask(operation, message, timeout=BOUNDARY)
+        waiting.stop()
+        return taken
 
     @work(group="command")
     async def action_pause(self) -> None:
@@ -52,28 +67,66 @@ class RunScreen(CockpitScreen):
 
     @work(group="command")
     async def action_learning_rate(self) -> None:
+        await self._change("training.learning_rate")
+
+    @work(group="command")
+    async def action_adjust(self) -> None:
+        """Choose among the settings that may change while the run is running, then change that one."""
+        from cockpit.steering import TITLES
+        from cockpit.widgets.picker import Choice, Picker
+
+        run = self.run_in_hand
+        if run is None or run.state not in STEERABLE:
+            self.notify("only a run that is running or paused can be changed", severity="warning")
+            return
+        now = settings(run, self.app.state.told.get(run.id, RunTold()))
+        choices = [
+            Choice(key, f"{title}, now {written(now[key])}" if key in now else title) for key, title in TITLES.items()
+        ]
+        chosen = await self.app.push_screen_wait(Picker(f"Change {run.id}", "type to narrow", choices))
+        if chosen in TITLES:
+            await self._change(chosen)
+
+    async def _change(self, key: str) -> None:
+        """Ask for a setting's new value until it can be one, then have it set."""
+        from cockpit.steering import TITLES, meaning, value_of
         from cockpit.widgets.prompt import Prompt
 
         run = self.run_in_hand
-        if run is None or run.state not in LIVE:
-            self.notify("only a running run has a learning rate to set", severity="warning")
+        if run is None or run.state not in STEERABLE:
+            self.notify(f"only a run that is running or paused has a {TITLES[key].lower()} to set", severity="warning")
             return
-        now = run.metrics.get("train/learning_rate")
-        written = f"now {now:.3g}; " if now is not None else ""
-        text = f"{written}the schedule's new base from the next step on, its shape goes on"
-        answer = await self.app.push_screen_wait(Prompt("Learning rate", text))
-        if not answer:
-            return
-        try:
-            rate = float(answer)
-        except ValueError:
-            rate = -1.0
-        if not 0 < rate < 1:
-            self.notify(f"{answer} is no learning rate: write a number above 0, like 2e-4", severity="error")
-            return
-        taken = await self.app.ask("set", Set(run=run.id, changes={"training.learning_rate": rate}))
+        now = settings(run, self.app.state.told.get(run.id, RunTold()))
+        before = f"now {written(now[key])}; " if key in now else ""
+        typed, wrong = "", ""
+        while True:
+            answer = await self.app.push_screen_wait(Prompt(TITLES[key], f"{wrong}{before}{meaning(key)}", typed))
+            if not answer:
+                return
+            typed = answer
+            try:
+                value = value_of(key, answer, run.step)
+                break
+            except ValueError as error:
+                wrong = f"✗ {error}\n"
+        taken = await self._steer("set", Set(run=run.id, changes={key: value}))
         if taken is not None:
-            self.notify(f"learning rate {rate:g} from step {taken.step + 1:,} on")
+            change = f"{written(now[key])} → {written(value)}" if key in now else written(value)
+            self.notify(f"{change} from step {taken.step + 1:,} on", title=TITLES[key])
+
+    @work(group="command")
+    async def action_bad_batch(self) -> None:
+        """The rows of a batch that is held back, and what becomes of them."""
+        from cockpit.widgets.bad_batch import BadBatch
+
+        run = self.run_in_hand
+        if run is None:
+            return
+        choice = await self.app.push_screen_wait(BadBatch(run.id))
+        if choice is not None:
+            taken = await self._steer("continue", Continue(run=run.id, choice="" if choice == "continue" else choice))
+            if taken is not None:
+                self.notify(f"{choice}: taken at step {taken.step:,}")
 
     @work(group="command")
     async def action_stop(self) -> None:
@@ -85,7 +138,7 @@ class RunScreen(CockpitScreen):
         text = f"{run.name or run.id} is {run.state} at step {run.step:,}. It can be resumed later."
         answer = await self.app.push_screen_wait(Confirm(f"Stop {run.id}?", text, choices))
         if answer is not None:
-            await self.app.ask("stop", Stop(run=run.id, now=answer == "k"), timeout=600.0)
+            await self.app.ask("stop", Stop(run=run.id, now=answer == "k"), timeout=BOUNDARY)
 
     @work(group="command")
     async def action_delete(self) -> None:

@@ -29,6 +29,8 @@ class Canvas(Widget):
         & > .canvas--line { color: $accent; }
         & > .canvas--second { color: $success; }
         & > .canvas--marker { color: $error; text-style: bold; }
+        & > .canvas--event { color: $secondary; }
+        & > .canvas--bound { color: $success; }
     }
     """
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from textual.content import Content
 
 from cockpit.pacing import Pace
+from cockpit.widgets import chart_notes as notes
 from cockpit.widgets import chart_raster as raster
 from cockpit.widgets.canvas import Canvas
 from cockpit.widgets.curve import Bucket, Curve
@@ -38,6 +40,8 @@ class Chart(Canvas, can_focus=True):
         self.traces: dict[str, raster.Trace] = {}
         self.marks: dict[int, float] = {}
         self.marks_name = ""
+        self.events: tuple[notes.Mark, ...] = ()
+        self.bounds: tuple[notes.Bound, ...] = ()
         self.logarithmic, self.zoom = False, 0
         self.limit = 0
         """The last step there will be, as far as is known; 0 if not."""
@@ -59,6 +63,12 @@ class Chart(Canvas, can_focus=True):
         self.marks_name = name
         self.marks |= dict(points)
         self._pace.ask()
+
+    def annotate(self, events: tuple[notes.Mark, ...], bounds: tuple[notes.Bound, ...]) -> None:
+        """What stands in the picture beside the curves: what changed at a step, and values to reach."""
+        if (events, bounds) != (self.events, self.bounds):
+            self.events, self.bounds = events, bounds
+            self._pace.ask()
 
     def append(self, name: str, points: Sequence[tuple[int, float]]) -> None:
         """New points of the curve `name`; those at or before its newest step are known already."""
@@ -103,9 +113,10 @@ class Chart(Canvas, can_focus=True):
             line = (waiting, bytes([raster.LABEL]) * width)
             self.paint([line if row == height // 2 else blank for row in range(height)])
             return
-        self._range = raster.settle(self._range, *found)
+        self._range = raster.settle(self._range, *notes.widened(*found, self.bounds, self.logarithmic))
         view = raster.View(first, last, *self._range, self.logarithmic)
-        self.paint(raster.chart(list(self.traces.values()), marks, view, width, height))
+        note = partial(notes.noted, marks=self.events, bounds=self.bounds, view=view)
+        self.paint(raster.chart(list(self.traces.values()), marks, view, width, height, note))
 
     def on_resize(self) -> None:
         self.draw()

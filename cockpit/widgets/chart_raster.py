@@ -7,7 +7,7 @@ costs the same for a hundred points as for a million.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ from cockpit.widgets.curve import Bucket, Curve
 Row = tuple[str, bytes]
 """A row's characters, and for each the index of its role in `ROLES`."""
 
-ROLES = ("blank", "axis", "label", "band", "line", "second", "marker")
-BLANK, AXIS, LABEL, BAND, LINE, SECOND, MARKER = range(len(ROLES))
+ROLES = ("blank", "axis", "label", "band", "line", "second", "marker", "event", "bound")
+BLANK, AXIS, LABEL, BAND, LINE, SECOND, MARKER, EVENT, BOUND = range(len(ROLES))
 MARK = "◆"
 GUTTER = 7
 """Cells left of the plot: labels of at most six characters and the axis."""
@@ -199,13 +199,19 @@ def _draw_band(picture: Picture, reduced: Sequence[Bucket], view: View, tall: in
 
 
 def chart(
-    traces: Sequence[Trace], marks: Sequence[tuple[int, float]], view: View, width: int, height: int
+    traces: Sequence[Trace],
+    marks: Sequence[tuple[int, float]],
+    view: View,
+    width: int,
+    height: int,
+    note: Callable[[list[Row]], list[Row]] = list,
 ) -> list[Row]:
-    """Plot, y axis with labels on the left, x axis with step labels below. Needs at least 12 × 3 cells; smaller gives blanks."""
+    """Plot, y axis with labels on the left, x axis with step labels below; `note` writes into the plot. Needs at least 12 × 3
+    cells; smaller gives blanks."""
     if width < GUTTER + 5 or height < 3:
         return [(" " * width, bytes(width))] * height
     inner, tall = width - GUTTER, height - 1
-    body = plot(traces, marks, view, inner, tall)
+    body = note(plot(traces, marks, view, inner, tall))
     labels = dict(_y_labels(view, tall))
     rows = []
     for at, (text, roles) in enumerate(body):

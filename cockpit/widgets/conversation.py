@@ -95,7 +95,7 @@ class Reply(Vertical):
         await self._stop_stream()
         if self._raw is not None:
             await self._raw.remove()
-        whole = _indented(text)
+        whole = indented(text)
         if self._raw is not None or whole != self.text:
             await self.query_one(Markdown).update(_fenced(whole))
         self.text = text
@@ -112,7 +112,7 @@ def _fenced(text: str) -> str:
     return f"```json\n{text}" if text.lstrip()[:1] in ("[", "{") and text.strip() else text
 
 
-def _indented(text: str) -> str:
+def indented(text: str) -> str:
     """JSON on lines that one can read; anything else as it is."""
     if text.lstrip()[:1] not in ("[", "{"):
         return text

@@ -12,11 +12,13 @@ from textual.widgets import Static
 
 from cockpit.figures import big, duration, number, percent, state_mark
 from cockpit.state import RunTold
+from cockpit.story import Threshold, advice, holds, standing, thresholds
 from engine.protocol.messages import Problem, Run
 from engine.protocol.states import LIVE
 
 MUTED = "$text-muted"
 BAR = ("━", "╺", "─")
+COMPARISONS = {">=": "≥", "<=": "≤", ">": ">", "<": "<"}
 
 
 class Line(Static):
@@ -127,22 +129,25 @@ def remaining(run: Run, told: RunTold) -> float | None:
 # ── facts and notices ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def table(rows: Sequence[tuple[str, str]]) -> Content:
+def table(rows: Sequence[tuple[str, str | Content]]) -> Content:
     """Names and values in two columns."""
     if not rows:
         return Content("")
     widest = max(len(name) for name, _ in rows)
-    lines = [Content.assemble((f"{name:<{widest}} ", MUTED), (value, "$text")) for name, value in rows]
+    lines = [
+        Content.assemble((f"{name:<{widest}} ", MUTED), (value, "$text") if isinstance(value, str) else value)
+        for name, value in rows
+    ]
     return Content("\n").join(lines)
 
 
-def present(run: Run) -> list[tuple[str, str]]:
+def present(run: Run) -> list[tuple[str, str | Content]]:
     """What the small charts show, in figures, for a screen without room for them."""
     names = {"train/learning_rate": "learning rate", "train/grad_norm": "gradient norm"}
     return [(name, number(run.metrics[key])) for key, name in names.items() if key in run.metrics]
 
 
-def facts(run: Run, told: RunTold) -> list[tuple[str, str]]:
+def facts(run: Run, told: RunTold) -> list[tuple[str, str | Content]]:
     """What does not change while a run runs, the most asked first."""
     start: dict[str, Any] = told.start or {}
     further: dict[str, Any] = start.get("facts", {})
@@ -163,48 +168,92 @@ def facts(run: Run, told: RunTold) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def evaluation(told: RunTold) -> list[tuple[str, str, str]]:
-    """The last evaluation: name, value, and how it moved since the one before."""
+def evaluation(told: RunTold, *, short: bool = False) -> list[tuple[str, str | Content]]:
+    """The last evaluation: each metric's name; its value, whether that is what it must be, and how it moved since the one before.
+    `short` leaves out the bounds and the moves."""
     if not told.evaluations:
         return []
+    values = told.evaluations[-1]["values"]
     before = told.evaluations[-2]["values"] if len(told.evaluations) > 1 else {}
-    rows = []
-    for name, value in told.evaluations[-1]["values"].items():
-        old, moved = before.get(name), ""
-        if value is not None and old is not None and value != old:
-            moved = f"{'▲' if value > old else '▼'} {number(abs(value - old))}"
-        rows.append((name.removeprefix("eval/"), number(value) if value is not None else "not finite", moved))
+    wanted: dict[str, list[Threshold]] = {}
+    for threshold in thresholds(told):
+        if threshold[0].startswith("eval/"):
+            wanted.setdefault(threshold[0], []).append(threshold)
+    verdicts = {name: _verdict(each, values.get(name), short) for name, each in wanted.items()}
+    room = max((verdict.cell_length for verdict in verdicts.values()), default=0)
+    rows: list[tuple[str, str | Content]] = []
+    for name in dict.fromkeys([*values, *wanted]):
+        value, old, moved = values.get(name), before.get(name), ""
+        if value is not None and old is not None and value != old and not short:
+            moved = f" {'▲' if value > old else '▼'} {abs(value - old):.2g}"
+        said = number(value) if value is not None else "not finite" if name in values else "–"
+        verdict = verdicts.get(name, Content("")).pad_right(room - verdicts.get(name, Content("")).cell_length)
+        rows.append((name.removeprefix("eval/"), Content.assemble(f"{said:<6} ", verdict, moved)))
     return rows
 
 
+def _verdict(wanted: Sequence[Threshold], value: float | None, short: bool) -> Content:
+    passed = all(holds(threshold, value) for threshold in wanted)
+    bounds = ",".join(f"{COMPARISONS[comparison]}{bound:g}" for _, comparison, bound in wanted)
+    mark = Content.styled("✓" if passed else "✗", "bold $success" if passed else "bold $error")
+    return mark if short else Content.assemble(mark, f" {bounds}")
+
+
+def bounds(told: RunTold) -> tuple[tuple[float, str], ...]:
+    """Where the loss chart has a line, and what it says."""
+    return tuple(
+        (bound, f"{name.partition('/')[0]} {COMPARISONS[comparison]} {bound:g}")
+        for name, comparison, bound in thresholds(told)
+        if name in ("eval/loss", "train/loss")
+    )
+
+
 class Notice(Static):
-    """What went wrong, why, and what mends it; or the newest warning. Hidden when there is neither."""
+    """What went wrong, why, and what mends it; or what a paused run waits for; or the newest warning. Hidden when there is nothing."""
 
     DEFAULT_CSS = """
-    Notice { height: auto; max-height: 2; padding: 0 1; border-left: thick $warning; background: $surface; display: none;
-             text-wrap: nowrap; text-overflow: ellipsis; }
-    Notice.-problem { max-height: 7; border-left: thick $error; text-wrap: wrap; }
+    Notice { height: auto; max-height: 4; padding: 0 1; border-left: thick $warning; background: $surface; display: none; }
+    Notice.-problem { max-height: 7; border-left: thick $error; }
     """
 
     _plain = ""
 
-    def show(self, problem: Problem | None, told: RunTold) -> None:
+    def show(self, run: Run, problem: Problem | None, told: RunTold) -> None:
         self.set_class(problem is not None, "-problem")
-        if problem is not None:
-            lines = [
-                (problem.title, "bold $error"),
-                (problem.cause, "$text"),
-                (f"→ {problem.hint}" if problem.hint else "", "$accent"),
-            ]
-        elif told.warnings:
-            warning = told.warnings[-1]
-            count = f"{len(told.warnings)} warnings, the last: " if len(told.warnings) > 1 else ""
-            hint = warning.get("hint", "")
-            lines = [(count + warning["message"], "$warning"), (f"→ {hint}" if hint else "", "$text")]
-        else:
-            lines = []
-        text = Content("\n").join(Content.styled(line, style) for line, style in lines if line)
+        text = Content("\n").join(self._lines(run, problem, told))
         if text.plain != self._plain:
             self._plain = text.plain
             self.update(text)
-        self.display = bool(lines)
+        self.display = bool(text)
+
+    def _lines(self, run: Run, problem: Problem | None, told: RunTold) -> list[Content]:
+        if problem is not None:
+            told_of = (problem.title, "bold $error"), (problem.cause, "$text"), (_hint(problem.hint), "$accent")
+            return [Content.styled(line, style) for line, style in told_of if line]
+        reason, keys = advice(run, told)
+        if reason:
+            return [Content.styled(reason, "bold $warning"), Content.styled(_hint(keys), "$accent")]
+        warnings = standing(run, told)
+        if not warnings:
+            return []
+        count = f"{len(warnings)} warnings, the last: " if len(warnings) > 1 else ""
+        message, hint = count + warnings[-1]["message"], _hint(warnings[-1].get("hint", ""))
+        lines, width = (2 if self.screen.has_class("-low") else 4), self.app.size.width - 10
+        # What there is no room for is one key away; words are wrapped, so that a line holds a little less than its width.
+        rest = Content.styled(" … w shows the rest", "bold $accent")
+        if len(message) + len(hint) + 2 <= width:
+            return [Content.assemble((message, "$warning"), "  ", (hint, "$text"))]
+        needed = -(-len(message) // width) + -(-len(hint) // width)
+        if needed <= lines:
+            return [Content.styled(line, style) for line, style in ((message, "$warning"), (hint, "$text")) if line]
+        if -(-len(message) // width) < lines:
+            return [Content.styled(message, "$warning"), _cut(hint, width - rest.cell_length, "$text") + rest]
+        return [_cut(message, lines * width - rest.cell_length, "$warning") + rest]
+
+
+def _hint(text: str) -> str:
+    return f"→ {text}" if text else ""
+
+
+def _cut(text: str, cells: int, style: str) -> Content:
+    return Content.styled(text, style).truncate(max(1, cells))

@@ -84,12 +84,51 @@ def entries() -> list[dict[str, Any]]:
     }
     first = {"eval/loss": 2.31, "eval/json_validity": 0.0, "eval/schema_validity": 0.0, "eval/triples_f1": 0.0}
     second = {"eval/loss": 0.4512, "eval/json_validity": 0.97, "eval/schema_validity": 0.94, "eval/triples_f1": 0.81}
+    facts = {
+        "dtype": "bfloat16",
+        "quantization": "nf4",
+        "device": "cpu",
+        "torch": "2.13.0",
+        "settings": {
+            "training.learning_rate": 3e-4,
+            "training.max_grad_norm": 1.0,
+            "training.max_steps": None,
+            "evaluation.every_steps": 25,
+            "checkpoint.every_steps": 25,
+        },
+        "thresholds": [["eval/loss", "<", 1.2], ["eval/schema_validity", ">=", 0.95], ["eval/rouge", ">", 0.5]],
+    }
     return [
-        start | {"facts": {"dtype": "bfloat16", "quantization": "nf4", "device": "cpu", "torch": "2.13.0"}},
+        start | {"facts": facts},
         {"kind": "evaluation", "time": now - 79, "attempt": 1, "step": 0, "values": first},
         {"kind": "evaluation", "time": now - 30, "attempt": 1, "step": 25, "values": second},
         {"kind": "checkpoint", "time": now - 29, "attempt": 1, "step": 25, "path": "/x/step-00000025"},
+        *[sample(step, reply, now) for step, reply in ((0, "I am a language model."), (25, '[{"subject": "Ada"}]'))],
     ]
+
+
+def sample(step: int, reply: str, now: float) -> dict[str, Any]:
+    """A kept reply to a held-out row."""
+    reference = '[{"subject": "Ada", "object": "London"}]'
+    told = {"kind": "sample", "time": now - 28, "attempt": 1, "step": step, "prompt": "Ada lived in London."}
+    return told | {"reply": reply, "reference": reference, "scores": {"f1": 0.5}}
+
+
+def ledger(step: int, name: str, old: Any = None, new: Any = None) -> dict[str, Any]:
+    return {"kind": "ledger", "time": time.time(), "attempt": 1, "step": step, "name": name, "old": old, "new": new}
+
+
+def bad_batch() -> dict[str, Any]:
+    """Step 32 is held back."""
+    rows = [
+        {"row": 7, "text": "Ada lived in London.", "tokens": 12, "loss": 0.4, "file": "/data/train.jsonl", "line": 8},
+        {"row": 41, "text": "%%%% %%%% broken row", "tokens": 96, "loss": 9.5, "file": "/data/train.jsonl", "line": 42},
+        {"row": 3, "text": "抽取三元组 第三行", "tokens": 30, "file": "/data/train.jsonl", "line": 4},
+        {"row": 9, "text": "no file known", "tokens": 1_200, "loss": 5.25},
+    ]
+    reason = "loss spike: 5.12, 3.4 times the usual 1.5 (limits.loss_spike is 3)"
+    told = {"kind": "bad_batch", "time": time.time(), "attempt": 1, "step": 31, "reason": reason, "rows": rows}
+    return told | {"total": 8}
 
 
 def loss(step: int) -> float:
@@ -146,6 +185,8 @@ class FakeEngine:
         self.asked: list[tuple[str, Message]] = []
         self.problems: dict[str, Problem] = {}
         """Operation -> the problem that it is answered with."""
+        self.delay = 0.0
+        """Seconds until a command is taken."""
         self.log = LOG
         self._events: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -203,6 +244,7 @@ class FakeEngine:
                 return run
             case "delete":
                 return Nothing()
+        await asyncio.sleep(self.delay)
         return Taken(run=run.id, state=run.state, step=run.step)
 
     def _series(self, name: str, last: int, lift: float) -> Series:

@@ -1,0 +1,80 @@
+"""What is written into a chart beside its curves: thin vertical marks where something changed, dashed lines at bounds. Pure.
+
+Notes take only cells that are blank, so that no point is ever hidden, and have shapes of their own, so that they need no colour.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+from cockpit.widgets.chart_raster import BLANK, BOUND, EVENT, Row, View, scale
+
+UPRIGHT, DASH = "┊", "╌"
+ROOM = 1.0
+"""A bound widens the range of values by at most so many times; one further away is pointed at from the edge."""
+
+Mark = tuple[int, str]
+"""A step and a short word."""
+Bound = tuple[float, str]
+"""A value and what it is a bound of."""
+
+
+def widened(low: float, high: float, bounds: Iterable[Bound], log: bool) -> tuple[float, float]:
+    """The range on the axis, with those bounds in it that are near enough."""
+    reach = ROOM * ((high - low) or abs(high) or 1.0)
+    for value, _ in bounds:
+        scaled = scale(value, log)
+        if scaled is not None and low - reach <= scaled <= high + reach:
+            low, high = min(low, scaled), max(high, scaled)
+    return low, high
+
+
+def noted(rows: Sequence[Row], marks: Sequence[Mark], bounds: Sequence[Bound], view: View) -> list[Row]:
+    """The plot's rows with its notes; marks stand before bounds, and a label is left out where there is no room for it."""
+    if not rows or not (marks or bounds):
+        return list(rows)
+    texts, roles = [list(text) for text, _ in rows], [bytearray(each) for _, each in rows]
+    height, width = len(rows), len(texts[0])
+
+    def put(x: int, y: int, text: str, role: int) -> None:
+        for at, character in enumerate(text, x):
+            if roles[y][at] == BLANK:
+                texts[y][at], roles[y][at] = character, role
+
+    def free(x: int, y: int, length: int) -> bool:
+        return x >= 0 and x + length <= width and not any(roles[y][x : x + length])
+
+    upright: dict[int, list[str]] = {}
+    for step, word in marks:
+        if view.first <= step <= view.last:
+            upright.setdefault(view.column(step, width * 2) >> 1, []).append(word)
+    for x, words in upright.items():
+        y = 0
+        for word in dict.fromkeys(words):
+            places = (
+                (at, row)
+                for row in range(y, max(1, height // 2))
+                for at in (x + 1, x - len(word))
+                if free(at, row, len(word)) and upright.keys().isdisjoint(range(at, at + len(word)))
+            )
+            for at, row in itertools.islice(places, 1):
+                put(at, row, word, EVENT)
+                y = row + 1
+    for x in upright:
+        for y in range(height):
+            put(x, y, UPRIGHT, EVENT)
+
+    dashed = []
+    for value, name in bounds:
+        scaled = scale(value, view.log)
+        beyond = "▼" if scaled is None or scaled < view.low else "▲" if scaled > view.high else ""
+        label, y = f" {beyond}{name} ", view.line(value, height * 4) >> 2
+        place = next((at for at in range(width - len(label), -1, -1) if free(at, y, len(label))), None)
+        if place is not None:
+            put(place, y, label, BOUND)
+        if not beyond:
+            dashed.append(y)
+    for y in dashed:
+        put(0, y, DASH * width, BOUND)
+    return [("".join(text), bytes(each)) for text, each in zip(texts, roles, strict=True)]

@@ -1,0 +1,198 @@
+"""Steering and trouble on the dashboard: what can be changed, what a held-back batch shows, replies, history, marks."""
+
+from __future__ import annotations
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from cockpit.app import READING
+from cockpit.widgets.chart import Chart
+from engine.protocol.messages import Command, Continue, Message, RunChanged, Set, Told
+from tests.app.fake import FakeEngine, bad_batch, demo_run, ledger
+from tests.app.screen import HIGH, LOW, assert_fits, opened, shown, until
+
+SIZES = pytest.mark.parametrize("size", [HIGH, LOW])
+
+
+def steered(engine: FakeEngine) -> list[tuple[str, Message]]:
+    return [(operation, message) for operation, message in engine.asked if operation not in READING]
+
+
+async def ready(pilot: Pilot[None]) -> None:
+    await until(pilot, lambda: pilot.app.state.told.get(pilot.app.state.selected or "") is not None)  # type: ignore[attr-defined]
+
+
+@SIZES
+async def test_a_setting_is_chosen_checked_and_set(size: tuple[int, int]) -> None:
+    run = demo_run()
+    engine = FakeEngine(run)
+    async with opened(engine, size) as pilot:
+        await ready(pilot)
+        await pilot.press("a")
+        wanted = ("training.learning_rate  Learning rate, now 3e-4", "Last step, now 50", "Gradient clipping, now 1")
+        await until(pilot, lambda: not [words for words in wanted if words not in shown(pilot)])
+        assert_fits(pilot)
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: "now 25; Evaluate every so many steps" in shown(pilot))
+        await pilot.press(*"often", "enter")
+        await until(pilot, lambda: "often is not a number of steps" in shown(pilot))
+        assert steered(engine) == []
+        pilot.app.screen.query_one(Input).value = "10"
+        await pilot.press("enter")
+        await until(pilot, lambda: "25 → 10 from step 32 on" in shown(pilot))
+        assert steered(engine) == [("set", Set(run=run.id, changes={"evaluation.every_steps": 10}))]
+
+
+@SIZES
+async def test_changes_are_marked_on_the_chart_and_thresholds_drawn(size: tuple[int, int]) -> None:
+    run = demo_run()
+    engine = FakeEngine(run)
+    async with opened(engine, size) as pilot:
+        await ready(pilot)
+        assert "┊" not in shown(pilot)
+        engine.say(Told(run=run.id, entry=ledger(20, "training.learning_rate", 3e-4, 2e-4)))
+        chart = pilot.app.screen.query_one("#loss", Chart)
+        await until(pilot, lambda: chart.events == ((20, "lr"),) and "┊" in shown(pilot))
+        text = shown(pilot)
+        assert "lr" in text and "╌╌╌" in text and "eval < 1.2" in text
+        assert "0.4512 ✓" in text and "0.94   ✗" in text
+        assert_fits(pilot)
+        await pilot.press("w")
+        await until(pilot, lambda: "training.learning_rate  3e-4 → 2e-4" in shown(pilot))
+        assert_fits(pilot)
+        await pilot.press("escape")
+        await until(pilot, lambda: "● running" in shown(pilot))
+
+
+@SIZES
+async def test_a_held_back_batch_shows_its_rows_and_takes_a_choice(size: tuple[int, int]) -> None:
+    run = demo_run()
+    engine = FakeEngine(run)
+    async with opened(engine, size) as pilot:
+        await ready(pilot)
+        assert "Batch" not in shown(pilot)
+        reason = bad_batch()["reason"]
+        warning = {"kind": "warning", "step": 31, "message": f"step 32 is held back: {reason}", "hint": "look"}
+        for entry in (bad_batch(), warning, ledger(31, "pause", None, reason)):
+            engine.say(Told(run=run.id, entry=entry))
+        engine.say(RunChanged(run=demo_run(state="paused", reason=reason)))
+        await until(pilot, lambda: "‖ step 32 is held back" in shown(pilot) and "b Batch" in shown(pilot))
+        assert "b shows its rows" in shown(pilot)
+        assert_fits(pilot)
+        await pilot.press("b")
+        wanted = (
+            "not finite",
+            "train.jsonl:42",
+            "row 9",
+            "抽取三元组",
+            "8 rows, the worst 4",
+            "checkpoint of step 25 (6 steps",
+        )
+        await until(pilot, lambda: not [words for words in wanted if words not in shown(pilot)])
+        assert_fits(pilot)
+        text = shown(pilot)
+        assert (
+            text.index("train.jsonl:4 ")
+            < text.index("train.jsonl:42")
+            < text.index("row 9")
+            < text.index("train.jsonl:8")
+        )
+        await pilot.press("enter", "down")
+        await until(pilot, lambda: shown(pilot).count("%%%% %%%% broken row") == 2)  # in the table, and whole below it
+        await pilot.press("s")
+        await until(pilot, lambda: "skip: taken at step 31" in shown(pilot))
+        assert steered(engine) == [("continue", Continue(run=run.id, choice="skip"))]
+
+
+async def test_a_decided_batch_can_be_read_again_but_not_decided() -> None:
+    run = demo_run()
+    engine = FakeEngine(run)
+    async with opened(engine, LOW) as pilot:
+        await ready(pilot)
+        engine.say(Told(run=run.id, entry=bad_batch()))
+        await until(pilot, lambda: "b Batch" in shown(pilot))
+        await pilot.press("b")
+        await until(pilot, lambda: "step 32 was held back" in shown(pilot))
+        await pilot.press("s", "r", "c", "escape")
+        await until(pilot, lambda: "● running" in shown(pilot))
+        assert steered(engine) == []
+
+
+async def test_trouble_says_its_reason_and_the_keys_and_p_goes_on() -> None:
+    run = demo_run(state="paused", reason="disk low: 1.2 GB free, limits.disk_free_gb is 2")
+    engine = FakeEngine(run)
+    async with opened(engine, LOW) as pilot:
+        await until(pilot, lambda: "goes on by itself when that is over" in shown(pilot))
+        assert "‖ paused: disk low: 1.2 GB free" in shown(pilot)
+        assert_fits(pilot)
+        await pilot.press("p")
+        await until(pilot, lambda: "continue: taken at step 31" in shown(pilot))
+        assert steered(engine) == [("continue", Continue(run=run.id))]
+
+
+@SIZES
+async def test_a_long_warning_is_whole_or_says_where_it_is(size: tuple[int, int]) -> None:
+    run = demo_run()
+    engine = FakeEngine(run)
+    message = (
+        "out of memory: going on from step 12 with training.micro_batch 8 → 4 and training.accumulation 1 → 2: the same "
+        "global batch, in the same order (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB in total)"
+    )
+    hint = "nothing to do; training.gradient_checkpointing=true needs less memory too"
+    async with opened(engine, size) as pilot:
+        await ready(pilot)
+        engine.say(Told(run=run.id, entry={"kind": "warning", "step": 12, "message": message, "hint": hint}))
+        await until(pilot, lambda: "out of memory: going on" in shown(pilot))
+        words = " ".join(shown(pilot).split())
+        assert ("needs less memory too" in words) == (size == HIGH)
+        assert ("… w shows the rest" in words) == (size == LOW)
+        assert_fits(pilot)
+        await pilot.press("w")
+        await until(pilot, lambda: "total)" in shown(pilot) and "memory too" in shown(pilot))
+
+
+@SIZES
+async def test_probes_and_kept_samples_are_one_key_away(size: tuple[int, int]) -> None:
+    run = demo_run()
+    engine = FakeEngine(run)
+    async with opened(engine, size) as pilot:
+        await ready(pilot)
+        for step, reply in ((0, "A physicist."), (25, "A chemist.")):
+            told = {"kind": "sample", "probe": True, "step": step, "prompt": "Who was Curie?", "reply": reply}
+            engine.say(Told(run=run.id, entry=told))
+        await pilot.press("v")
+        await until(pilot, lambda: "1 word new, 1 gone" in shown(pilot))
+        assert_fits(pilot)
+        assert shown(pilot).index("step 25") < shown(pilot).index("A physicist.")
+        later = {"kind": "sample", "probe": True, "step": 50, "prompt": "Who was Curie?", "reply": "Both."}
+        engine.say(Told(run=run.id, entry=later))
+        await until(pilot, lambda: "step 50" in shown(pilot))  # while it is open
+        await pilot.press("down")
+        await until(pilot, lambda: '"subject": "Ada"' in shown(pilot) and "── reference" in shown(pilot))
+        assert "f1 0.5" in shown(pilot)
+        assert_fits(pilot)
+
+
+async def test_read_only_looks_and_changes_nothing() -> None:
+    run = demo_run()
+    engine = FakeEngine(run)
+    async with opened(engine, readonly=True) as pilot:
+        await ready(pilot)
+        await pilot.press("a", "l", "v")
+        await until(pilot, lambda: "Held-out rows" in shown(pilot))
+        await pilot.press("escape", "w")
+        await until(pilot, lambda: "Nothing yet" in shown(pilot))
+        assert steered(engine) == []
+        assert not any(isinstance(message, Command) for _, message in engine.asked)
+
+
+async def test_a_command_that_waits_for_a_long_step_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cockpit.screens.run_screen.WHILE", 0.05)
+    run = demo_run()
+    engine = FakeEngine(run)
+    engine.delay = 0.6
+    async with opened(engine) as pilot:
+        await pilot.press("s")
+        await until(pilot, lambda: "save: waits for the present step to end" in shown(pilot))
+        await until(pilot, lambda: "save: taken at step 31" in shown(pilot))
