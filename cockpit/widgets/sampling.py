@@ -16,7 +16,7 @@ FIELDS: dict[str, tuple[str, type, str, str]] = {
     "seed": ("seed", int, "", "same seed, same reply"),
 }
 """Name for the worker -> label, type, start value, help."""
-TASKS = ("triples",)
+TASKS = ("triples", "thought_graph")
 
 
 class Sampling(VerticalScroll):

@@ -27,5 +27,14 @@ def load_json(reply: str) -> Any:
         raise ValueError("nested too deeply")
 
 
+def is_json(reply: str) -> bool:
+    """Does the reply hold a JSON value?"""
+    try:
+        load_json(reply)
+    except ValueError:
+        return False
+    return True
+
+
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")

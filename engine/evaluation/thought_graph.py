@@ -10,12 +10,43 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.evaluation.fences import load_json
+from engine.evaluation.tallies import Tally, each, ratio, summed
 
 KEYS = ("question", "standpoints", "counter_questions")
+COLUMN = "task_type"
+"""Says of a row which of a graph's tasks it is; without it, a row is a whole graph."""
+
+
+def _objects(least: int, **further: Any) -> dict[str, Any]:
+    text = {"type": "string", "minLength": 1}
+    properties = {"id": text, "text": text, **further}
+    return {
+        "type": "array",
+        "minItems": least,
+        "items": {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties),
+            "additionalProperties": False,
+        },
+    }
+
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "question": {"type": "string", "minLength": 1},
+        "standpoints": _objects(2, arguments=_objects(1)),
+        "counter_questions": _objects(1),
+    },
+    "required": list(KEYS),
+    "additionalProperties": False,
+}
+"""All of `fault` but that ids are unique and texts not blank, which no JSON schema says."""
 
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _KANA = re.compile(r"[\u3040-\u30ff]")
@@ -56,6 +87,57 @@ def parse(reply: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return None if fault(value) else value
+
+
+def concerns(columns: Mapping[str, Any]) -> bool:
+    """Rows that ask for arguments or counter-questions alone are none."""
+    return columns.get(COLUMN, "thought_graph") == "thought_graph"
+
+
+def tally(reply: str, reference: str) -> Tally:
+    """What a reply adds to the sums that `metrics` reads. Raises ValueError for a reference that is no thought graph."""
+    if parse(reference) is None:
+        raise ValueError(f"is not a thought graph: {reference[:80]!r}")
+    try:
+        value = load_json(reply)
+    except ValueError:
+        return {"replies": 1}
+    standpoints, arguments, questions = _parts(value)
+    ids = [item.get("id") for item in (*standpoints, *arguments, *questions)]
+    named = bool(ids) and all(_is_text(name) for name in ids)
+    return {
+        "replies": 1,
+        "valid": 1,
+        "fitting": not fault(value),
+        "keyed": _is_keyed(value),
+        "unique": named and len(set(map(str, ids))) == len(ids),
+        "graphs": isinstance(value, dict),
+        "standpoints": len(standpoints),
+        "arguments": len(arguments),
+        "counter_questions": len(questions),
+    }
+
+
+def metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Shares in 0…1 of all replies; counts are means over the replies that are JSON objects, 0 where none is.
+
+    `required_keys`: every object of the reply has the keys that the schema asks of it. `unique_ids`: each item has an id of its own.
+    """
+    replies, graphs = sums.get("replies", 0), sums.get("graphs", 0)
+    return {
+        "json_validity": ratio(sums.get("valid", 0), replies),
+        "schema_validity": ratio(sums.get("fitting", 0), replies),
+        "required_keys": ratio(sums.get("keyed", 0), replies),
+        "unique_ids": ratio(sums.get("unique", 0), replies),
+        "standpoints_per_graph": ratio(sums.get("standpoints", 0), graphs),
+        "arguments_per_graph": ratio(sums.get("arguments", 0), graphs),
+        "counter_questions_per_graph": ratio(sums.get("counter_questions", 0), graphs),
+    }
+
+
+def score(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """`metrics` over all replies. Raises ValueError for lists that do not pair up, and for a reference that is itself no thought graph."""
+    return metrics(summed(each(tally, replies, references)))
 
 
 def written(graph: dict[str, Any]) -> str:
@@ -108,6 +190,29 @@ def _list_faults(items: object, name: str, keys: tuple[str, ...], least: int) ->
             return
         if not _is_text(item["id"]) or not _is_text(item["text"]):
             yield f"{name} {number}: id or text is not text, or empty"
+
+
+def _parts(value: object) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The objects that stand where standpoints, arguments and counter-questions do, however little else is right."""
+    if not isinstance(value, dict):
+        return [], [], []
+    standpoints = _objects_of(value.get("standpoints"))
+    arguments = [argument for standpoint in standpoints for argument in _objects_of(standpoint.get("arguments"))]
+    return standpoints, arguments, _objects_of(value.get("counter_questions"))
+
+
+def _objects_of(value: object) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _is_keyed(value: object) -> bool:
+    standpoints, arguments, questions = _parts(value)
+    return (
+        isinstance(value, dict)
+        and value.keys() >= set(KEYS)
+        and all(item.keys() >= {"id", "text", "arguments"} for item in standpoints)
+        and all(item.keys() >= {"id", "text"} for item in (*arguments, *questions))
+    )
 
 
 def _items(graph: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -6,12 +6,24 @@ The prompt here is the one: training data, chat, probes and evaluation all send 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from engine.evaluation.fences import load_json
+from engine.evaluation.fences import is_json, load_json
+from engine.evaluation.tallies import Tally, each, ratio, summed
 
 SYSTEM = "You extract facts from text. Answer with a JSON list of triples and nothing else."
 KEYS = ("subject", "subject_type", "predicate", "object", "object_type")
+
+SCHEMA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {key: {"type": "string"} for key in KEYS},
+        "required": list(KEYS),
+        "additionalProperties": False,
+    },
+}
 
 Triple = dict[str, str]
 
@@ -30,33 +42,46 @@ def parse(reply: str) -> list[Triple] | None:
     return value if _fits(value) else None
 
 
-def score(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Shares in 0…1 over all replies; precision, recall and F1 are micro-averaged over the rows' sets of triples.
+def concerns(columns: Mapping[str, Any]) -> bool:
+    """Every row is one."""
+    return True
 
-    A reply that is not a list of triples counts as none. A ratio without a denominator is 0. Raises ValueError for lists
-    that do not pair up, and for a reference that is itself no list of triples.
-    """
-    if len(replies) != len(references):
-        raise ValueError(f"{len(replies)} replies for {len(references)} references")
-    valid = fitting = found = expected = right = 0
-    for index, (reply, reference) in enumerate(zip(replies, references, strict=True)):
-        wanted = parse(reference)
-        if wanted is None:
-            raise ValueError(f"reference {index} is not a JSON list of triples: {reference[:80]!r}")
-        given = parse(reply)
-        valid += _is_json(reply)
-        fitting += given is not None
-        given_set, wanted_set = _facts(given or ()), _facts(wanted)
-        found += len(given_set)
-        expected += len(wanted_set)
-        right += len(given_set & wanted_set)
+
+def tally(reply: str, reference: str) -> Tally:
+    """What a reply adds to the sums that `metrics` reads. Raises ValueError for a reference that is no list of triples."""
+    wanted = parse(reference)
+    if wanted is None:
+        raise ValueError(f"is not a JSON list of triples: {reference[:80]!r}")
+    given = parse(reply)
+    given_set, wanted_set = facts(given or ()), facts(wanted)
     return {
-        "json_validity": _ratio(valid, len(replies)),
-        "schema_validity": _ratio(fitting, len(replies)),
-        "triples_precision": _ratio(right, found),
-        "triples_recall": _ratio(right, expected),
-        "triples_f1": _ratio(2 * right, found + expected),
+        "replies": 1,
+        "valid": is_json(reply),
+        "fitting": given is not None,
+        "found": len(given_set),
+        "expected": len(wanted_set),
+        "right": len(given_set & wanted_set),
     }
+
+
+def metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Shares in 0…1; precision, recall and F1 are micro-averaged over the rows' sets of triples.
+
+    A reply that is not a list of triples counts as none. A ratio without a denominator is 0.
+    """
+    replies, found, expected, right = (sums.get(name, 0) for name in ("replies", "found", "expected", "right"))
+    return {
+        "json_validity": ratio(sums.get("valid", 0), replies),
+        "schema_validity": ratio(sums.get("fitting", 0), replies),
+        "triples_precision": ratio(right, found),
+        "triples_recall": ratio(right, expected),
+        "triples_f1": ratio(2 * right, found + expected),
+    }
+
+
+def score(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """`metrics` over all replies. Raises ValueError for lists that do not pair up, and for a reference that is itself no list of triples."""
+    return metrics(summed(each(tally, replies, references)))
 
 
 def _fits(value: object) -> bool:
@@ -66,22 +91,10 @@ def _fits(value: object) -> bool:
     )
 
 
-def _is_json(reply: str) -> bool:
-    try:
-        load_json(reply)
-    except ValueError:
-        return False
-    return True
-
-
-def _facts(triples: Iterable[Triple]) -> set[tuple[str, ...]]:
+def facts(triples: Iterable[Triple]) -> set[tuple[str, ...]]:
     """What is compared: subject, predicate and object; types are not, nor are spellings that NFKC makes equal."""
     return {tuple(_normal(triple[key]) for key in ("subject", "predicate", "object")) for triple in triples}
 
 
 def _normal(text: str) -> str:
     return unicodedata.normalize("NFKC", text).strip()
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0

@@ -44,12 +44,14 @@ class HeldOut:
         self._probes = [task.messages(text) if task else [{"role": "user", "content": text}] for text in options.probes]
 
     def _read_conversations(self) -> Iterator[tuple[list[dict[str, str]], str]]:
-        """The first rows that end with a reply: what is asked, and the reply."""
+        """The first rows of the task that end with a reply: what is asked, and the reply."""
+        assert self._task is not None
         with open(Path(self.job.prepared["validation_rows"]), encoding="utf-8") as file:
             taken = 0
             for line in file:
-                messages = conversation_of(json.loads(line))
-                if messages and messages[-1]["role"] == "assistant":
+                row = json.loads(line)
+                messages = conversation_of(row)
+                if messages and messages[-1]["role"] == "assistant" and self._task.concerns(row.get("columns", {})):
                     yield messages[:-1], messages[-1]["content"]
                     taken += 1
                 if taken == self.job.profile.evaluation.samples:

@@ -35,7 +35,7 @@ def convert(row: dict[str, Any]) -> list[Canonical]:
 
 
 def _task(row: dict[str, Any], task: str, asked: list[dict[str, str]], reply: str) -> Canonical:
-    marked = row if "task_type" in row else {**row, "task_type": task}
+    marked = row if thought_graph.COLUMN in row else {**row, thought_graph.COLUMN: task}
     return with_columns(conversation([*asked, said("assistant", reply)]), marked, _USED)
 
 
@@ -49,8 +49,8 @@ def revert(canonical: Canonical) -> dict[str, Any]:
     if fault := thought_graph.fault(graph):
         raise ValueError(f"thought_graph holds whole graphs: {fault}")
     columns = canonical.get("columns", {})
-    if columns.get("task_type") == _TASKS[0]:
-        columns = {name: value for name, value in columns.items() if name != "task_type"}
+    if columns.get(thought_graph.COLUMN) == _TASKS[0]:
+        columns = {name: value for name, value in columns.items() if name != thought_graph.COLUMN}
     if twice := sorted(columns.keys() & _USED):
         raise ValueError(f"thought_graph has a meaning of its own for the column {', '.join(twice)}")
     row: dict[str, Any] = {**graph, **columns}
