@@ -1,4 +1,4 @@
-"""Measuring replies. One row a task: name -> its module, which has
+"""Measuring replies. `TASKS` has a row for each task: name -> its module, which has
 
 messages(text)                  the conversation that asks for it; training data, chat, probes and evaluation send these bytes
 concerns(columns) -> bool       is a row with these other columns one of the task, and not one of another beside it?
@@ -12,4 +12,18 @@ SCHEMA                          the JSON schema of a reply
 TASKS = {
     "triples": "engine.evaluation.triples",
     "thought_graph": "engine.evaluation.thought_graph",
+}
+
+METRICS = {
+    "exact_match": "engine.evaluation.exact_match",
+    "rouge": "engine.evaluation.rouge",
+    "bleu": "engine.evaluation.bleu",
+    "length": "engine.evaluation.length",
+    "repetition": "engine.evaluation.repetition",
+    "stopping": "engine.evaluation.stopping",
+    "latency": "engine.evaluation.latency",
+}
+
+PARTS = {
+    "triples": "engine.evaluation.predicates",
 }

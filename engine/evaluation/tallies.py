@@ -22,7 +22,7 @@ def ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def each(tally: Callable[[str, str], Tally], replies: Sequence[str], references: Sequence[str]) -> list[Tally]:
+def each(tally: Callable[[str, str | None], Tally], replies: Sequence[str], references: Sequence[str]) -> list[Tally]:
     """What each reply adds beside its reference. Raises ValueError for lists that do not pair up, and naming the row for
     what `tally` refuses."""
     if len(replies) != len(references):

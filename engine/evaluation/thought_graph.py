@@ -48,6 +48,8 @@ SCHEMA: dict[str, Any] = {
 }
 """All of `fault` but that ids are unique and texts not blank, which no JSON schema says."""
 
+MAIN = "schema_validity"
+
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _KANA = re.compile(r"[\u3040-\u30ff]")
 _ASK = {
@@ -94,9 +96,9 @@ def concerns(columns: Mapping[str, Any]) -> bool:
     return columns.get(COLUMN, "thought_graph") == "thought_graph"
 
 
-def tally(reply: str, reference: str) -> Tally:
+def tally(reply: str, reference: str | None) -> Tally:
     """What a reply adds to the sums that `metrics` reads. Raises ValueError for a reference that is no thought graph."""
-    if parse(reference) is None:
+    if reference is not None and parse(reference) is None:
         raise ValueError(f"is not a thought graph: {reference[:80]!r}")
     try:
         value = load_json(reply)

@@ -25,6 +25,8 @@ SCHEMA = {
     },
 }
 
+MAIN = "triples_f1"
+
 Triple = dict[str, str]
 
 
@@ -47,32 +49,33 @@ def concerns(columns: Mapping[str, Any]) -> bool:
     return True
 
 
-def tally(reply: str, reference: str) -> Tally:
+def tally(reply: str, reference: str | None) -> Tally:
     """What a reply adds to the sums that `metrics` reads. Raises ValueError for a reference that is no list of triples."""
+    given = parse(reply)
+    alone: Tally = {"replies": 1, "valid": is_json(reply), "fitting": given is not None}
+    if reference is None:
+        return alone
     wanted = parse(reference)
     if wanted is None:
         raise ValueError(f"is not a JSON list of triples: {reference[:80]!r}")
-    given = parse(reply)
     given_set, wanted_set = facts(given or ()), facts(wanted)
-    return {
-        "replies": 1,
-        "valid": is_json(reply),
-        "fitting": given is not None,
-        "found": len(given_set),
-        "expected": len(wanted_set),
-        "right": len(given_set & wanted_set),
-    }
+    right = len(given_set & wanted_set)
+    return {**alone, "compared": 1, "found": len(given_set), "expected": len(wanted_set), "right": right}
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """Shares in 0…1; precision, recall and F1 are micro-averaged over the rows' sets of triples.
+    """Shares in 0…1; precision, recall and F1 are micro-averaged over the rows' sets of triples, and absent where no reply had a reference.
 
     A reply that is not a list of triples counts as none. A ratio without a denominator is 0.
     """
     replies, found, expected, right = (sums.get(name, 0) for name in ("replies", "found", "expected", "right"))
-    return {
+    shares = {
         "json_validity": ratio(sums.get("valid", 0), replies),
         "schema_validity": ratio(sums.get("fitting", 0), replies),
+    }
+    if replies and not sums.get("compared"):
+        return shares
+    return shares | {
         "triples_precision": ratio(right, found),
         "triples_recall": ratio(right, expected),
         "triples_f1": ratio(2 * right, found + expected),

@@ -1,0 +1,105 @@
+"""The metrics of single replies and of many: against values worked out by hand, and against the libraries used plainly."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from engine.evaluation import METRICS, PARTS, tokens
+from engine.evaluation.answers import Answer
+from engine.evaluation.tallies import summed
+from engine.evaluation.words import words
+
+ENGLISH = [
+    ("The cat sat on the mat, and the dog lay by the door.", "The cat is on the mat and a dog lies by the door."),
+    ("Paris is the capital of France.", "The capital of France is Paris."),
+    ("no overlap whatsoever here", "entirely different words in this one"),
+]
+CHINESE = [("北京是中国的首都。", "中国的首都是北京。"), ("善意的谎言可以接受。", "善意的谎言不可以接受。")]
+JAPANESE = [("東京は日本の首都です。", "日本の首都は東京です。")]
+
+
+def measured(name: str, answers: list[Answer]) -> dict[str, float]:
+    module = importlib.import_module(METRICS[name])
+    found: dict[str, float] = module.metrics(summed(module.tally(answer) for answer in answers))
+    return found
+
+
+def answers(pairs: list[tuple[str, str]]) -> list[Answer]:
+    return [Answer(reply, reference) for reply, reference in pairs]
+
+
+def test_rouge_is_the_librarys_own_on_english() -> None:
+    plain = RougeScorer(["rougeL"])
+    expected = [plain.score(reference, reply)["rougeL"].fmeasure for reply, reference in ENGLISH]
+    assert measured("rouge", answers(ENGLISH)) == {"rouge_l": pytest.approx(sum(expected) / 3)}
+    assert 0 < sum(expected) / 3 < 1
+
+
+def test_rouge_compares_chinese_by_character() -> None:
+    # 中国的首都 is common, in order: 5 of 8 characters on both sides
+    assert measured("rouge", answers(CHINESE[:1])) == {"rouge_l": pytest.approx(5 / 8)}
+    assert words("在Tokyo的3个人, don't_go!") == ["在", "tokyo", "的", "3", "个", "人", "don", "t", "go"]
+
+
+@pytest.mark.parametrize(("pairs", "tokenizer"), [(ENGLISH, "13a"), (CHINESE, "zh"), (JAPANESE, "char")])
+def test_bleu_is_sacrebleus_over_the_corpus(pairs: list[tuple[str, str]], tokenizer: str) -> None:
+    replies, references = map(list, zip(*pairs, strict=True))
+    expected = sacrebleu.corpus_bleu(replies, [references], tokenize=tokenizer).score
+    assert measured("bleu", answers(pairs)) == {"bleu": pytest.approx(expected)}
+    assert expected > 0
+
+
+def test_exact_match_looks_at_no_blanks_around() -> None:
+    pairs = [("a b ", "a b"), ("A b", "a b"), ("", "\n")]
+    assert measured("exact_match", [*answers(pairs), Answer("no reference")]) == {"exact_match": pytest.approx(2 / 3)}
+
+
+def test_what_was_measured_beside_the_text() -> None:
+    some = [
+        Answer("one two", tokens=3, stopped=True, seconds=1.0),
+        Answer("a b c d a b c d a b c d", tokens=12, stopped=False, seconds=2.0),  # 4 distinct of 9 sequences
+        Answer("from elsewhere"),
+    ]
+    assert measured("length", some) == {"reply_characters": (7 + 23 + 14) / 3, "reply_tokens": 7.5}
+    assert measured("stopping", some) == {"no_stop_rate": 0.5}
+    assert measured("latency", some) == {"latency": 1.5}
+    assert measured("repetition", some) == {"repetition": pytest.approx((1 - 4 / 9) / 3)}
+
+
+def test_triples_of_each_predicate() -> None:
+    def listed(*facts: tuple[str, str, str]) -> str:
+        keys = ("subject", "predicate", "object")
+        return json.dumps(
+            [{**dict(zip(keys, fact, strict=True)), "subject_type": "t", "object_type": "t"} for fact in facts]
+        )
+
+    module = importlib.import_module(PARTS["triples"])
+    some = [
+        Answer(
+            listed(("A", "born in", "B"), ("A", "invented", "Z")), listed(("A", "born in", "B"), ("A", "works at", "C"))
+        ),
+        Answer("no list", listed(("D", "born in", "E"))),
+        Answer(listed(("A", "born in", "B"))),  # nothing to compare it with
+    ]
+    assert module.metrics(summed(map(module.tally, some))) == {
+        "triples_precision.born_in": 1.0,
+        "triples_recall.born_in": 0.5,
+        "triples_f1.born_in": pytest.approx(2 / 3),
+        "triples_precision.works_at": 0.0,
+        "triples_recall.works_at": 0.0,
+        "triples_f1.works_at": 0.0,
+    }
+
+
+def test_a_mean_loss_is_over_tokens_and_not_over_rows() -> None:
+    rows = [tokens.tally(1, 4.0, 0), tokens.tally(3, 2.0, 3)]
+    assert tokens.metrics(summed(rows)) == {
+        "loss": 1.5,
+        "perplexity": pytest.approx(4.4816890703),
+        "token_accuracy": 0.75,
+    }
