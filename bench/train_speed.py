@@ -172,7 +172,7 @@ def measure_trl(side: str, prepared: dict[str, Any], steps: int, threads: int | 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from engine.inference.load import quantization_config
+    from engine.inference.loaded import quantization_config
     from engine.protocol.bundled import bundled
 
     if threads:

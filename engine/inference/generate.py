@@ -1,4 +1,4 @@
-"""The token loops: one reply streamed and cancellable at any token, and a batch, greedy or sampled.
+"""The token loops: one reply streamed and cancellable at any token, and a batch of replies.
 
 Both run `model.forward` themselves. `transformers.generate` yields nothing between tokens except through a second thread,
 and costs more host time a token than this model's arithmetic. Greedy replies equal its replies token for token (tested).
@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.inference import soft_prompt
-from engine.inference.replies import Growing
+from engine.inference.reading import Cancelled, Reader
+from engine.inference.sampling import Grammar, Row, Sampling, choose, opened
+from engine.inference.telling import Telling, behind_thinking, stop_tokens
 
 BATCH = 32
-"""Rows decoded together by `generate_batch`: bounds the cache's memory."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. `temperature` 0 is greedy, and then nothing else matters."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
+"""Rows decoded together: bounds the cache's memory."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,9 @@ class Reply:
     seconds: float
     first_token_seconds: float
     finish: str
-    """`stop`: a stop token; `length`: the limit or the end of the context; `cancelled`."""
+    """`stop`: a stop token or a stop text; `length`: the limit or the end of the context; `cancelled`."""
+    thinking: str = ""
+    """What the model thought before it replied, without its marks; no part of `text`."""
 
     @property
     def tokens(self) -> int:
@@ -60,37 +54,8 @@ class Piece:
     text: str
     count: int
     reply: Reply | None = None
-
-
-@dataclass
-class Detokenizer:
-    """Turns growing ids into growing text, never half a character.
-
-    A token may end inside a UTF-8 character, which decodes to U+FFFD, and may look different without its predecessor: so it
-    decodes from a few tokens back, and holds back what ends in U+FFFD.
-    """
-
-    tokenizer: Any
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    _start: int = 0
-    _told: int = 0
-
-    def add(self, token: int) -> str:
-        """The text that has become certain with this token."""
-        self.ids.append(token)
-        before = self._decode(self.ids[self._start : self._told])
-        now = self._decode(self.ids[self._start :])
-        if len(now) <= len(before) or now.endswith("\ufffd"):
-            return ""
-        self._start, self._told = self._told, len(self.ids)
-        piece = now[len(before) :]
-        self.text += piece
-        return piece
-
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+    thinking: str = ""
+    """The same of what the model thinks."""
 
 
 def stream(
@@ -100,48 +65,56 @@ def stream(
     sampling: Sampling,
     stop_ids: Collection[int],
     cancelled: Callable[[], bool] = lambda: False,
+    grammar: Grammar | None = None,
 ) -> Iterator[Piece]:
     """Generate one reply to the token ids of `prompt`; the last piece carries the `Reply`.
 
-    `model` is in eval mode; `cancelled` is asked before every token. Raises ValueError for an empty prompt and for one that
-    fills the model's context.
+    `model` is in eval mode; `cancelled` is asked before every token, and between layers. `grammar` keeps the reply to a schema.
+    Raises ValueError for an empty prompt and for one that fills the model's context.
     """
     import torch
 
     with torch.inference_mode():
         model, cache, before = soft_prompt.opened(model)
-    limit = min(sampling.max_new_tokens, context_length(model) - before - len(prompt))
+    limit = min(sampling.max_new_tokens, room(model, len(prompt), before))
     if not prompt or limit <= 0:
-        raise ValueError(
-            f"a prompt of {len(prompt)} tokens leaves no room in a context of {context_length(model)}: shorten or clear it"
-        )
-    choose = _chooser(sampling, _generator(sampling.seed, model.device))
-    detokenizer, growing = Detokenizer(tokenizer), Growing(tokenizer)
+        raise ValueError(no_room(model, len(prompt)))
+    row = opened(sampling, prompt, model.device, grammar, behind_thinking(tokenizer, prompt) if grammar else ())
+    stops = {*stop_ids} | stop_tokens(tokenizer, sampling.stop)
+    telling = Telling(tokenizer, prompt, sampling.stop)
     began = time.perf_counter()
     first = 0.0
     finish = "length"
     tokens: list[int] = []
-    following = torch.tensor([list(prompt)], device=model.device)
+    following, read = torch.tensor([[*prompt]], device=model.device), Reader(model, cancelled)
     while len(tokens) < limit:
         if cancelled():
             finish = "cancelled"
             break
         # Entered anew for each token: a generator must not hold a thread-wide mode while its caller runs.
         with torch.inference_mode():
-            output = model(input_ids=following, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            try:
+                output = read(following, cache)
+            except Cancelled:
+                finish = "cancelled"
+                break
             cache = output.past_key_values
-            following = choose(output.logits[:, -1].float())
-        token = int(following)
-        following = following.view(1, 1)
+            following = choose(output.logits[:, -1], [row]).view(1, 1)
+        token = row.history[-1]
         tokens.append(token)
         first = first or time.perf_counter() - began
-        if token in stop_ids:
+        if token in stops:
             finish = "stop"
             break
-        yield Piece(growing.add(detokenizer.add(token)), len(tokens))
-    rest = growing.finish()
-    reply = Reply(growing.text, tokens, len(prompt), time.perf_counter() - began, first, finish)
-    yield Piece(rest, len(tokens), reply)
+        told = telling.add(token)
+        yield Piece(told.text, len(tokens), thinking=told.thinking)
+        if telling.stopped:
+            finish = "stop"
+            break
+    rest = telling.finish()
+    seconds = time.perf_counter() - began
+    reply = Reply(telling.text, tokens, len(prompt), seconds, first, finish, telling.thinking)
+    yield Piece(rest.text, len(tokens), reply, rest.thinking)
 
 
 def context_length(model: Any) -> int:
@@ -150,36 +123,72 @@ def context_length(model: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
-def _generator(seed: int | None, device: Any) -> Any:
-    """A generator of its own for one reply; without a seed no two are alike."""
-    import torch
-
-    generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
+def room(model: Any, prompt: int, before: int = 0) -> int:
+    """How many tokens a reply to a prompt of so many may have; `before` positions are a soft prompt's."""
+    return context_length(model) - before - prompt
 
 
-def _chooser(sampling: Sampling, generator: Any) -> Callable[[Any], Any]:
-    """`[rows, vocabulary]` float logits -> `[rows]` token ids, by the laws of transformers' own `generate`. A `generator` of None is torch's."""
-    import torch
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+def no_room(model: Any, prompt: int) -> str:
+    """Of a prompt of so many tokens that cannot be answered."""
+    return f"a prompt of {prompt} tokens leaves no room in a context of {context_length(model)}: shorten or clear it"
 
-    if sampling.temperature == 0:
-        return lambda logits: logits.argmax(-1)
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
-    if sampling.top_k is not None:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p is not None:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
 
-    def sample(logits: Any) -> Any:
-        probabilities = warpers(None, logits).softmax(-1)
-        return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+def reply_batch(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    stop_ids: Collection[int],
+    told: Callable[[int, Reply], None] = lambda index, reply: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    size: int = BATCH,
+) -> list[Reply]:
+    """The replies to many prompts, each as `stream` gives it and by its own settings, in the order of `rows`, which have just been opened.
 
-    return sample
+    At most `size` are decoded together, those of about one length; rows that have ended leave. `told` hears each reply with its place as
+    soon as it is finished. `cancelled` is asked before every token: what is not finished then has what it came to. Raises ValueError, before
+    anything is generated, for a prompt without room.
+    """
+    prompts = [row.history[:] for row in rows]
+    for prompt in prompts:
+        if not prompt or room(model, len(prompt)) <= 0:
+            raise ValueError(no_room(model, len(prompt)))
+    tellings = [Telling(tokenizer, row.history, row.sampling.stop) for row in rows]
+    stops = [{*stop_ids} | stop_tokens(tokenizer, row.sampling.stop) for row in rows]
+    replies: list[Reply | None] = [None] * len(rows)
+    firsts = [0.0] * len(rows)
+    began = 0.0
+
+    def conclude(index: int, finish: str) -> None:
+        telling, seconds = tellings[index], time.perf_counter() - began
+        telling.finish()
+        ids = rows[index].history[len(prompts[index]) :]
+        reply = Reply(telling.text, ids, len(prompts[index]), seconds, firsts[index], finish, telling.thinking)
+        replies[index] = reply
+        told(index, reply)
+
+    def ended(index: int, token: int) -> bool:
+        firsts[index] = firsts[index] or time.perf_counter() - began
+        if token in stops[index]:
+            conclude(index, "stop")
+            return True
+        tellings[index].add(token)
+        if tellings[index].stopped:
+            conclude(index, "stop")
+        return tellings[index].stopped
+
+    for together in _by_length(prompts, size):
+        began = time.perf_counter()
+        if not cancelled():
+            batch = [rows[index] for index in together]
+
+            def ended_in_batch(place: int, token: int, of: Sequence[int] = together) -> bool:
+                return ended(of[place], token)
+
+            _decode(model, tokenizer, batch, ended_in_batch, cancelled=cancelled)
+        for index in together:
+            if replies[index] is None:
+                conclude(index, "cancelled" if cancelled() else "length")
+    return [reply for reply in replies if reply is not None]
 
 
 def generate_batch(
@@ -197,9 +206,8 @@ def generate_batch(
     equals that of the prompt alone; in 16 bits the padding's rounding may turn a close decision. `progress` hears, after
     each token, how many replies are finished.
     """
-    replies = _decode_all(
-        model, tokenizer, prompts, max_new_tokens, eos_ids, lambda logits: logits.argmax(-1), BATCH, progress
-    )
+    sampling = Sampling(max_new_tokens)
+    replies = sample_batch(model, tokenizer, prompts, sampling, eos_ids, progress=progress)
     return [reply[:-1] if reply and reply[-1] in eos_ids else reply for reply in replies]
 
 
@@ -213,45 +221,29 @@ def sample_batch(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[int]]:
     """As `generate_batch`, sampled: with the token that ended a reply, where one did. At most `rows` are decoded together. Without a
-    seed torch's own generator of the model's device is drawn from, whose state a training run keeps."""
-    generator = None if sampling.seed is None else _generator(sampling.seed, model.device)
-    choose = _chooser(sampling, generator)
-    return _decode_all(
-        model,
-        tokenizer,
-        prompts,
-        sampling.max_new_tokens,
-        eos_ids,
-        lambda logits: choose(logits.float()),
-        rows,
-        progress,
-    )
+    seed torch's own generator of the model's device is drawn from, whose state a training run keeps; with one, each row by itself."""
+    drawing = [
+        Row(sampling, [*prompt])
+        if sampling.seed is None
+        else opened(replace(sampling, seed=sampling.seed + index), prompt, model.device)
+        for index, prompt in enumerate(prompts)
+    ]
+    done = 0
+    for together in _by_length(prompts, rows):
+
+        def finished(count: int, before: int = done) -> None:
+            progress(before + count, len(prompts))
+
+        batch = [drawing[index] for index in together]
+        _decode(model, tokenizer, batch, lambda place, token: token in eos_ids, finished)
+        done += len(together)
+    return [row.history[len(prompt) :] for row, prompt in zip(drawing, prompts, strict=True)]
 
 
-def _decode_all(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    eos_ids: Collection[int],
-    choose: Callable[[Any], Any],
-    rows: int,
-    progress: Callable[[int, int], None],
-) -> list[list[int]]:
-    """Replies with their stop tokens, in the order of `prompts`; those of about one length go together."""
-    replies: list[list[int]] = [[] for _ in prompts]
+def _by_length(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Their places, those of about one length together."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), rows):
-        indices = order[start : start + rows]
-        batch = [prompts[index] for index in indices]
-
-        def finished(in_batch: int, before: int = start) -> None:
-            progress(before + in_batch, len(prompts))
-
-        decoded = _decode(model, tokenizer, batch, max_new_tokens, eos_ids, choose, finished)
-        for index, reply in zip(indices, decoded, strict=True):
-            replies[index] = reply
-    return replies
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _shared(prompts: Sequence[Sequence[int]]) -> int:
@@ -267,60 +259,59 @@ def _shared(prompts: Sequence[Sequence[int]]) -> int:
 def _decode(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    eos_ids: Collection[int],
-    choose: Callable[[Any], Any],
-    finished: Callable[[int], None],
-) -> list[list[int]]:
+    rows: Sequence[Row],
+    ended: Callable[[int, int], bool],
+    finished: Callable[[int], None] = lambda count: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Let the histories of `rows`, which are their prompts, grow to their limits. `ended` is told place and token, and says whether the
+    reply ends with it; `finished` hears after each token how many have."""
     import torch
 
-    longest = max(map(len, prompts))
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids, default=0)
-    replies: list[list[int]] = [[] for _ in prompts]
-    live = list(range(len(prompts)))
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
-    with torch.no_grad():
+    with torch.no_grad(), suppress(Cancelled):
         model, cache, before = soft_prompt.opened(model)
+        read = Reader(model, cancelled)
+        begun = [len(row.history) for row in rows]
+        limits = [min(row.sampling.max_new_tokens, room(model, len(row.history), before)) for row in rows]
+        live = [place for place, limit in enumerate(limits) if limit > 0]
+        if not live:
+            return
+        prompts = [rows[place].history for place in live]
+        longest = max(map(len, prompts))
         # What attends both ways cannot be read in two parts.
         shared = 0 if getattr(model, "reads_both_ways", False) else _shared(prompts)
         if shared:
-            prefix = torch.tensor([list(prompts[0][:shared])], device=model.device)
-            cache = model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+            cache = read(torch.tensor([prompts[0][:shared]], device=model.device), cache).past_key_values
         if cache is not None:
             cache.batch_repeat_interleave(len(prompts))
         pads = [longest - len(row) for row in prompts]
         following = torch.tensor(
-            [[padding] * pad + list(row[shared:]) for pad, row in zip(pads, prompts, strict=True)], device=model.device
+            [[padding] * pad + row[shared:] for pad, row in zip(pads, prompts, strict=True)], device=model.device
         )
         mask = torch.tensor(
             [[1] * (before + shared) + [0] * pad + [1] * (longest - shared - pad) for pad in pads], device=model.device
         )
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before + shared :]
-        for _ in range(min(max_new_tokens, context_length(model) - before - longest)):
-            output = model(
-                input_ids=following,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+        while not cancelled():
+            output = read(following, cache, mask, positions)
             cache = output.past_key_values
-            chosen = choose(output.logits[:, -1])
-            tokens = chosen.tolist()
-            going = [place for place, token in enumerate(tokens) if token not in eos_ids]
-            for place, token in enumerate(tokens):
-                replies[live[place]].append(token)
-            finished(len(prompts) - len(going))
+            chosen = choose(output.logits[:, -1], [rows[place] for place in live])
+            over = [ended(place, rows[place].history[-1]) for place in live]
+            going = [
+                index
+                for index, place in enumerate(live)
+                if not over[index] and len(rows[place].history) - begun[place] < limits[place]
+            ]
+            finished(len(rows) - len(going))
             if not going:
-                break
-            if len(going) < len(tokens):
+                return
+            if len(going) < len(live):
                 keep = torch.tensor(going, device=model.device)
                 cache.batch_select_indices(keep)
                 chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
-                live = [live[place] for place in going]
+                live = [live[index] for index in going]
             following = chosen[:, None]
             mask = torch.cat([mask, mask.new_ones(len(live), 1)], -1)
             positions = positions[:, -1:] + 1
-    return replies

@@ -5,6 +5,7 @@ Known keys are
 - `trained: last`: earlier replies stand in the text as the context of the last, which alone is trained;
 - `context: both ways`: the model reads what comes before the reply in both directions, so nothing of it can be predicted;
 - `text: TOKENS`: what a text that is no conversation begins with, in place of the tokenizer's own special tokens;
+- `thinking: OPEN CLOSE`: what stands before and behind the thinking that a reply begins with;
 - `ends: TOKENS`: tokens, parted by blanks, with which the turn of another begins, and that end a reply as its end token does.
 """
 
@@ -14,7 +15,7 @@ import re
 from typing import Any
 
 _COMMENT = re.compile(r"\s*\{#-?(.*?)-?#\}", re.DOTALL)
-_STATEMENT = re.compile(r"\b(replies|trained|context|text|ends):[ \t]*([^;]*?)\s*(?=;|$)", re.DOTALL)
+_STATEMENT = re.compile(r"\b(replies|trained|context|text|thinking|ends):[ \t]*([^;]*?)\s*(?=;|$)", re.DOTALL)
 
 
 def declared(template: Any) -> dict[str, str]:

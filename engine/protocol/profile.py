@@ -25,9 +25,10 @@ from engine.prep.options import DataOptions
 from engine.protocol.bundled import bundled
 from engine.protocol.complaints import explain, suggest
 from engine.protocol.options import Options, Variant
+from engine.protocol.sampling import SamplingOptions
 from engine.training.adapters import ADAPTERS
 from engine.training.methods import METHODS
-from engine.training.options import CheckpointOptions, GenerationOptions, LimitOptions, LoggingOptions, TrainingOptions
+from engine.training.options import CheckpointOptions, LimitOptions, LoggingOptions, TrainingOptions
 
 SECTIONS: dict[str, type[Options] | dict[str, str]] = {
     "model": ModelOptions,
@@ -40,7 +41,7 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
     "evaluation": EvaluationOptions,
     "logging": LoggingOptions,
     "limits": LimitOptions,
-    "generation": GenerationOptions,
+    "generation": SamplingOptions,
 }
 """Section -> its model, or the table of kinds that it may be. The first kind of a table is the default."""
 
@@ -101,7 +102,7 @@ class Profile:
     evaluation: EvaluationOptions
     logging: LoggingOptions
     limits: LimitOptions
-    generation: GenerationOptions
+    generation: SamplingOptions
     name: str = ""
     description: str = ""
     directory: Path = field(default_factory=Path.cwd)

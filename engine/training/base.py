@@ -26,7 +26,7 @@ def load(
     import torch
     from transformers.utils import logging
 
-    from engine.inference.load import quantization_config
+    from engine.inference.loaded import quantization_config
 
     before = logging.set_tqdm_hook(lambda factory, args, kwargs: _Bar(factory(*args, **kwargs), args[0], progress))
     try:

@@ -120,13 +120,3 @@ class LimitOptions(Options):
         help="Hold a step back whose loss is more than this many times the median of the last 32; none: never.",
         gt=1,
     )
-
-
-class GenerationOptions(Options):
-    max_new_tokens: int = option(256, help="Longest reply.", unit="tokens", ge=1)
-    temperature: float = option(0.0, help="0 is greedy.", ge=0)
-    top_k: int | None = option(None, help="Sample among the k likeliest tokens.", ge=1)
-    top_p: float | None = option(
-        None, help="Sample among the likeliest tokens that together have this probability.", gt=0, le=1
-    )
-    seed: int | None = option(None, help="Seed of sampling.", ge=0)

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import psutil
 
 from engine.evaluation import TASKS
@@ -26,7 +25,7 @@ from engine.workers.link import Link
 
 if TYPE_CHECKING:
     from engine.inference.generate import Reply
-    from engine.inference.load import Loaded
+    from engine.inference.loaded import Loaded
 
 COALESCE = 0.03
 """Seconds that pieces of text are gathered for before they are said."""
@@ -51,7 +50,7 @@ class Chat:
             self.loaded.swap(target)
         else:
             self.release()
-            from engine.inference.load import load
+            from engine.inference.loaded import load
 
             self.loaded = load(
                 target,
@@ -74,7 +73,7 @@ class Chat:
 
     def generate(self, instruction: Instruction) -> dict[str, Any]:
         """Stream one reply. Raises ProblemError, or ValueError for a conversation that cannot be continued."""
-        from engine.inference.generate import Sampling
+        from engine.inference.sampling import sampling_of
 
         asked = instruction.arguments
         if self.loaded is None:
@@ -84,9 +83,7 @@ class Chat:
                 Instruction(id=instruction.id, name="load", arguments=self.wanted | {"request": asked["request"]})
             )
         assert self.loaded is not None
-        sampling = msgspec.convert(
-            {name: value for name in Sampling.__dataclass_fields__ if (value := asked.get(name)) is not None}, Sampling
-        )
+        sampling = sampling_of(asked)
         self.link.status("busy", target=self.loaded.target.label, device=self.loaded.device, detail="generating")
         reply = self._stream(self._messages(asked), sampling, asked["request"])
         return {
@@ -170,7 +167,7 @@ def _failure(chat: Chat, error: BaseException) -> Problem:
     """Out of memory in numbers; anything else as it is."""
     import torch
 
-    from engine.inference.load import out_of_memory
+    from engine.inference.loaded import out_of_memory
 
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from engine.inference.generate import Detokenizer, Sampling, generate_batch, stream
+from engine.inference.generate import generate_batch, stream
+from engine.inference.sampling import Sampling
+from engine.inference.telling import Detokenizer
 
 QUESTIONS = ("What is the capital of France?", "List three primes.", "Describe the sea in one short line.")
 END = {2}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from engine.inference import lock
-from engine.inference.generate import Sampling
-from engine.inference.load import Loaded, load
+from engine.inference.loaded import Loaded, load
+from engine.inference.sampling import Sampling
 from engine.models import targets
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
@@ -90,7 +90,7 @@ def test_an_embedded_model_answers_and_stops(loaded: Loaded, smollm2: Path, home
     loaded.swap(target(smollm2, home))
     reply = loaded.generate(QUESTION, Sampling(32))
     assert (reply.text, reply.finish) == ("The capital of France is Paris.", "stop")
-    assert loaded.batch([QUESTION], 32) == [reply.text]
+    assert [each.text for each in loaded.batch([QUESTION], Sampling(32))] == [reply.text]
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.inference.generate import Sampling
-from engine.inference.load import load
+from engine.inference.loaded import load
+from engine.inference.sampling import Sampling
 from engine.models import targets
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
@@ -30,7 +30,7 @@ def test_the_model_is_loaded_and_says_that_it_cannot_chat(folder: Path, tmp_path
     loaded = load(str(folder), home=Home(tmp_path), dtype="float32", device="cpu")
     assert loaded.tokenizer is None and not loaded.templated and loaded.stop_ids == {2}
     assert loaded.model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 64)
-    for ask in (lambda: loaded.generate(ASKED, Sampling()), lambda: loaded.batch([ASKED], 4)):
+    for ask in (lambda: loaded.generate(ASKED, Sampling()), lambda: loaded.batch([ASKED], Sampling(4))):
         with pytest.raises(ProblemError) as refused:
             ask()
         assert refused.value.problem.title == "mute cannot chat" and "tokenizer" in refused.value.problem.hint

@@ -136,8 +136,9 @@ def test_a_checkpoint_loads_in_plain_peft_and_answers_in_chat(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from engine.inference.generate import Sampling, generate_batch
-    from engine.inference.load import load
+    from engine.inference.generate import generate_batch
+    from engine.inference.loaded import load
+    from engine.inference.sampling import Sampling
 
     watch = Watch(monkeypatch)
     more = ("training.learning_rate=0.5", "data.validation=[{source: triples/dev.jsonl}]")
@@ -185,7 +186,7 @@ def test_chat_changes_between_adapters_of_any_two_kinds(small: dict[str, Any], t
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from engine.inference.load import load
+    from engine.inference.loaded import load
     from engine.models import targets
 
     home = Home(tmp_path)

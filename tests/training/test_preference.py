@@ -335,7 +335,7 @@ def test_a_reward_model_scores_in_plain_transformers_and_is_refused_for_chat(
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    from engine.inference.load import load as load_for_chat
+    from engine.inference.loaded import load as load_for_chat
     from engine.models import folders
 
     run = train(bare_home, "scorer", sets["reward"], "method.kind=reward", *BRIEF, *(FULL if full else ()))
@@ -367,8 +367,8 @@ def test_a_reward_model_scores_in_plain_transformers_and_is_refused_for_chat(
 @pytest.mark.slow
 def test_dpo_on_an_nf4_base_with_a_model_that_answers(bare_home: Home, sets: Any) -> None:
     """The reference is the NF4 base without its adapter; an evaluation in between leaves training as it is; chat answers."""
-    from engine.inference.generate import Sampling
-    from engine.inference.load import load as load_for_chat
+    from engine.inference.loaded import load as load_for_chat
+    from engine.inference.sampling import Sampling
 
     changes = ("method.kind=dpo", *BRIEF, "model.quantization=nf4", "training.scheduler=constant", "training.warmup=0")
     run = train(bare_home, "nf4", sets["dpo"], *changes, "evaluation.at_start=true")

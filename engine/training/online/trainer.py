@@ -18,8 +18,9 @@ import torch
 from torch.nn import functional
 
 from engine.inference.folding import folded
-from engine.inference.generate import Sampling, sample_batch
+from engine.inference.generate import sample_batch
 from engine.inference.replies import text_of
+from engine.inference.sampling import Sampling
 from engine.training import memory
 from engine.training.assemble import Parts
 from engine.training.held_out import KEPT, TELL, HeldOut

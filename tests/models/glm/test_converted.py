@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GlmForCausalLM
 
-from engine.inference.load import quantization_config
+from engine.inference.loaded import quantization_config
 from engine.models.glm.generations import recognise, translated
 from engine.models.loading import pretrained
 from tests.models.glm.layouts import FOURTH, THIRD, golden, rewrite

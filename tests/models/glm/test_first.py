@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.inference.generate import Sampling, generate_batch, stream
+from engine.inference.generate import generate_batch, stream
+from engine.inference.sampling import Sampling
 from engine.models.loading import pretrained
 from engine.training.segments import possible
 from tests.models.glm.layouts import FIRST, golden, rewrite
@@ -60,7 +61,10 @@ def test_our_own_loops_give_the_originals_replies(model, told, case):
     """The batch has rows of different lengths, the stream hands over one token at a time and nothing else."""
 
     class Tokenizer:
-        pad_token_id, chat_template = PAD, None
+        pad_token_id, chat_template, all_special_ids = PAD, None, ()
+
+        def get_added_vocab(self):
+            return {}
 
         def decode(self, ids, **_):
             return ""

@@ -21,7 +21,7 @@ SIZES = {
 MEASURE = """
 import sys, threading, time
 import torch
-from engine.inference.load import quantization_config
+from engine.inference.loaded import quantization_config
 from engine.models.loading import pretrained
 
 def held():

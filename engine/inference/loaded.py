@@ -6,14 +6,15 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.inference import devices, lock
-from engine.inference.generate import Piece, Reply, Sampling, context_length, generate_batch, stream
-from engine.inference.replies import text_of
+from engine.inference.generate import Piece, Reply, context_length, reply_batch, stream
+from engine.inference.sampling import Sampling, opened
 from engine.models import folders, targets, tokenizers
+from engine.models.declared import declared
 from engine.models.embedded import Progress
 from engine.models.loading import pretrained
 from engine.models.targets import Target
@@ -21,6 +22,9 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
 Messages = list[dict[str, str]]
+Asked = str | Messages
+"""A text to be continued as it stands, or a conversation."""
+GREEDY = Sampling()
 
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -105,38 +109,53 @@ class Loaded:
         """The most tokens that prompt and reply may have together."""
         return context_length(self._base)
 
-    def prompt(self, messages: Messages) -> list[int]:
-        """Token ids that the model is to continue. Raises ValueError when the template refuses the conversation, ProblemError
-        without a tokenizer."""
+    def prompt(self, asked: Asked) -> list[int]:
+        """Token ids that the model is to continue: of a text as it stands; of a conversation by the model's own template, and without one
+        of its texts, a line each. Raises ValueError when the template refuses the conversation, ProblemError without a tokenizer."""
         if self.tokenizer is None:
             raise ProblemError(speechless(self.target))
-        if not self.templated:
-            ids: list[int] = self.tokenizer("\n".join(message["content"] for message in messages)).input_ids
+        if isinstance(asked, str) or not self.templated:
+            text = asked if isinstance(asked, str) else "\n".join(message["content"] for message in asked)
+            opening = declared(self.tokenizer.chat_template).get("text")
+            ids: list[int] = self.tokenizer((opening or "") + text, add_special_tokens=opening is None).input_ids
             return ids
         from jinja2 import TemplateError
 
         try:
-            return lock.render(self.tokenizer, messages, reply_follows=True)
+            return lock.render(self.tokenizer, asked, reply_follows=True)
         except TemplateError as error:
             raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
 
     def stream(
-        self, messages: Messages, sampling: Sampling, cancelled: Callable[[], bool] = lambda: False
+        self, asked: Asked, sampling: Sampling = GREEDY, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Piece]:
         """The reply in pieces as it comes; the last piece has the whole `Reply`. Raises ValueError for a prompt that does not fit."""
-        return stream(self.model, self.tokenizer, self.prompt(messages), sampling, self.stop_ids, cancelled)
+        prompt = self.prompt(asked)
+        return stream(self.model, self.tokenizer, prompt, sampling, self.stop_ids, cancelled)
 
-    def generate(self, messages: Messages, sampling: Sampling) -> Reply:
-        """The reply, whole."""
-        *_, last = self.stream(messages, sampling)
+    def generate(self, asked: Asked, sampling: Sampling = GREEDY) -> Reply:
+        """The reply, whole. A text is continued as it stands, without any template; a list of messages is a conversation."""
+        *_, last = self.stream(asked, sampling)
         assert last.reply is not None
         return last.reply
 
-    def batch(self, conversations: list[Messages], max_new_tokens: int) -> list[str]:
-        """Greedy replies to many conversations, in their order."""
-        prompts = [self.prompt(messages) for messages in conversations]
-        replies = generate_batch(self.model, self.tokenizer, prompts, max_new_tokens, self.stop_ids)
-        return [text_of(self.tokenizer, reply) for reply in replies]
+    def chat(self, said: Asked, sampling: Sampling = GREEDY) -> Reply:
+        """The reply to what a user says, or to a conversation. A model without a chat template continues it (see `templated`)."""
+        return self.generate([{"role": "user", "content": said}] if isinstance(said, str) else said, sampling)
+
+    def batch(
+        self,
+        asked: Sequence[Asked],
+        sampling: Sampling | Sequence[Sampling] = GREEDY,
+        told: Callable[[int, Reply], None] = lambda index, reply: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> list[Reply]:
+        """The replies to many prompts, in their order, decoded together: by one `sampling`, or one each. `told` hears each reply with its
+        place as soon as it is there. Raises ValueError for a prompt that does not fit, before anything is generated."""
+        prompts = [self.prompt(each) for each in asked]
+        samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        rows = [opened(*pair, self.model.device) for pair in zip(samplings, prompts, strict=True)]
+        return reply_batch(self.model, self.tokenizer, rows, self.stop_ids, told, cancelled)
 
     def _tokenizer(self, target: Target) -> Any:
         """The one that lies with the adapter, else the base's; None where there is none. Checkpoints of a run share theirs: equal

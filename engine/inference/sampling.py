@@ -1,0 +1,248 @@
+"""How the next token is chosen: each row of a batch by its own settings, so that no reply hangs on its neighbours.
+
+Settings act in the order and by the arithmetic of transformers' logits processors (tested against them): repetition penalty, n-grams,
+schema, temperature, top-k, top-p, min-p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from engine.protocol.sampling import PRESETS, SamplingOptions, preset
+
+__all__ = ["PRESETS", "Grammar", "Row", "Sampling", "choose", "opened", "sampling_of"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; `engine.protocol.sampling` says what the fields mean. `temperature` 0 is greedy: then top-k, top-p,
+    min-p and the seed say nothing. `schema` is a JSON schema that the reply fits."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    schema: Mapping[str, Any] | None = None
+
+
+_NAMES = tuple(each.name for each in fields(Sampling))
+
+
+def sampling_of(asked: Mapping[str, Any]) -> Sampling:
+    """What somebody asks for by name, further keys left alone: a `preset` first, then what is named beside it. None is as if absent.
+    Raises ValueError, in words."""
+    named = {name: value for name in (*_NAMES, "preset") if (value := asked.get(name)) is not None}
+    schema = named.pop("schema", None)
+    stop = named.get("stop", [])
+    settings = preset(named.pop("preset", "greedy")) | named | {"stop": [stop] if isinstance(stop, str) else [*stop]}
+    if schema is not None and not isinstance(schema, Mapping):
+        raise ValueError(f"schema is a JSON schema, an object, not {type(schema).__name__}")
+    try:
+        checked = SamplingOptions.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{name} {first['msg'].removeprefix('Input ')}, not {first['input']!r}") from None
+    if not all(checked.stop):
+        raise ValueError("stop holds an empty text, before which every reply would end")
+    return Sampling(**(checked.model_dump() | {"stop": tuple(checked.stop), "schema": schema}))
+
+
+class Grammar(Protocol):
+    """What keeps a reply within a schema, as far as it has come."""
+
+    def mask(self, logits: Any) -> None:
+        """Set the `[vocabulary]` logits of tokens that cannot come next to -inf, in place."""
+
+    def accept(self, token: int) -> None:
+        """Go on behind this token."""
+
+
+@dataclass
+class Row:
+    """One reply in the making. `generator` draws its tokens; None draws from torch's own of the device."""
+
+    sampling: Sampling
+    history: list[int]
+    """Prompt and reply."""
+    generator: Any = None
+    grammar: Grammar | None = None
+    grammar_after: tuple[int, ...] = ()
+    """Tokens behind which the grammar begins; none: at once."""
+    prompt_tokens: int = 0
+    _seen: Any = None
+    """[vocabulary] of bools: tokens in `history`."""
+    _followers: dict[tuple[int, ...], set[int]] = field(default_factory=dict)
+    """What came after each sequence of `no_repeat_ngram` - 1 tokens."""
+    _read: int = 0
+    """How much of `history` is in the two."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is what comes next, and nothing else matters."""
+        sampling = self.sampling
+        return sampling.temperature == 0 and not self.bends
+
+    @property
+    def bends(self) -> bool:
+        """Whether logits are changed by what came before."""
+        sampling = self.sampling
+        return bool(sampling.repetition_penalty != 1 or sampling.no_repeat_ngram or self.grammar)
+
+    def take(self, token: int) -> None:
+        """This token came next."""
+        self.history.append(token)
+        if self.grammar is None:
+            return
+        if self.grammar_after:
+            if (
+                tuple(self.history[max(self.prompt_tokens, len(self.history) - len(self.grammar_after)) :])
+                == self.grammar_after
+            ):
+                self.grammar_after = ()
+        else:
+            self.grammar.accept(token)
+
+    def bend(self, logits: Any) -> None:
+        """Change the float `[vocabulary]` logits in place by what came before."""
+        import torch
+
+        self._look_back(logits)
+        sampling = self.sampling
+        if sampling.repetition_penalty != 1:
+            penalty = sampling.repetition_penalty
+            bent = torch.where(logits < 0, logits * penalty, logits / penalty)
+            logits.copy_(torch.where(self._seen, bent, logits))
+        banned = self._banned()
+        before = logits[banned] if banned else None
+        if banned:
+            logits[banned] = -torch.inf
+        if self.grammar is not None and not self.grammar_after:
+            self.grammar.mask(logits)
+            if banned and bool((logits == -torch.inf).all()):  # the schema weighs more than a repetition
+                logits[banned] = before
+                self.grammar.mask(logits)
+
+    def _banned(self) -> list[int]:
+        size = self.sampling.no_repeat_ngram
+        if not size or len(self.history) + 1 < size:
+            return []
+        return sorted(self._followers.get(tuple(self.history[len(self.history) - size + 1 :]), ()))
+
+    def _look_back(self, logits: Any) -> None:
+        """Note what has been added to the history since the last call."""
+        import torch
+
+        new = self.history[self._read :]
+        if self.sampling.repetition_penalty != 1:
+            if self._seen is None:
+                self._seen = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+            # Some models embed more tokens than they can say.
+            self._seen[[token for token in new if token < len(logits)]] = True
+        if size := self.sampling.no_repeat_ngram:
+            for end in range(max(self._read, size - 1), len(self.history)):
+                start = end - size + 1
+                self._followers.setdefault(tuple(self.history[start:end]), set()).add(self.history[end])
+        self._read = len(self.history)
+
+
+def opened(
+    sampling: Sampling,
+    prompt: Sequence[int],
+    device: Any,
+    grammar: Grammar | None = None,
+    grammar_after: Sequence[int] = (),
+) -> Row:
+    """A row before its first token, with a generator of its own on `device`; without a seed no two are alike."""
+    import torch
+
+    generator = None
+    if sampling.temperature > 0:
+        generator = torch.Generator(device)
+        if sampling.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(sampling.seed)
+    return Row(sampling, [*prompt], generator, grammar, tuple(grammar_after), len(prompt))
+
+
+def choose(logits: Any, rows: Sequence[Row]) -> Any:
+    """`[rows, vocabulary]` logits -> `[rows]` token ids, which the rows take. A row's token depends on its own logits and settings
+    alone; rows without a generator are drawn together."""
+    import torch
+
+    if all(row.plain for row in rows):
+        chosen = logits.argmax(-1)
+    else:
+        logits = logits.float().clone()
+        for place, row in enumerate(rows):
+            if row.bends:
+                row.bend(logits[place])
+        chosen = logits.argmax(-1)
+        sampled = [place for place, row in enumerate(rows) if row.sampling.temperature > 0]
+        if sampled:
+            drawn = _draw(
+                _warp(logits[sampled], [rows[place].sampling for place in sampled]), [rows[place] for place in sampled]
+            )
+            chosen[torch.tensor(sampled, device=chosen.device)] = drawn
+    for row, token in zip(rows, chosen.tolist(), strict=True):
+        row.take(token)
+    return chosen
+
+
+def _draw(logits: Any, rows: Sequence[Row]) -> Any:
+    import torch
+
+    probabilities = logits.softmax(-1)
+    together = [place for place, row in enumerate(rows) if row.generator is None]
+    if len(together) == len(rows):
+        return torch.multinomial(probabilities, 1).squeeze(1)
+    drawn = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+    if together:
+        drawn[together] = torch.multinomial(probabilities[together], 1).squeeze(1)
+    for place, row in enumerate(rows):
+        if row.generator is not None:
+            drawn[place] = torch.multinomial(probabilities[place], 1, generator=row.generator)
+    return drawn
+
+
+def _warp(logits: Any, samplings: Sequence[Sampling]) -> Any:
+    """Temperature, top-k, top-p and min-p of each row; tokens that are left out become -inf."""
+    import torch
+
+    def column(values: Sequence[float]) -> Any:
+        return torch.tensor(values, dtype=logits.dtype, device=logits.device)[:, None]
+
+    logits = logits / column([each.temperature for each in samplings])
+    size = logits.shape[-1]
+    least = min(each.top_k or size for each in samplings)
+    kept = size
+    if least < size:
+        counts = [min(each.top_k or size, size) for each in samplings]
+        highest = logits.topk(max(count for count in counts if count < size), -1).values
+        places = torch.tensor([min(count, highest.shape[-1]) for count in counts], device=logits.device)[:, None] - 1
+        bounds = highest.gather(1, places)
+        bounds[torch.tensor([count == size for count in counts], device=logits.device)] = -torch.inf
+        logits = logits.masked_fill(logits < bounds, -torch.inf)  # what is as likely as the last one stays, too
+        kept = int((logits > -torch.inf).sum(-1).max())
+    if any((each.top_p or 1) < 1 for each in samplings):
+        likeliest, ids = logits.topk(kept, -1)
+        ascending = likeliest.flip(-1).softmax(-1).cumsum(-1).flip(-1)
+        out = ascending <= 1 - column([each.top_p or 1 for each in samplings])
+        out[:, 0] = False
+        out[torch.tensor([(each.top_p or 1) == 1 for each in samplings], device=logits.device)] = False
+        logits = logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, out), -torch.inf)
+    if any(each.min_p for each in samplings):
+        probabilities = logits.softmax(-1)
+        shares = column([each.min_p or 0 for each in samplings]) * probabilities.amax(-1, keepdim=True)
+        logits = logits.masked_fill(probabilities < shares, -torch.inf)
+    return logits

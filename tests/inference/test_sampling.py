@@ -1,0 +1,132 @@
+"""Choosing tokens: as transformers' own processors do, and every row by itself."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from engine.inference.sampling import Row, Sampling, choose, opened, sampling_of
+from engine.inference.sampling import _warp as warp
+from engine.protocol.sampling import PRESETS, SamplingOptions
+
+SIZE = 300
+SETTINGS = [
+    {"top_k": 20},
+    {"top_p": 0.8},
+    {"min_p": 0.1},
+    {"top_k": 500, "top_p": 1.0},
+    {"top_k": 40, "top_p": 0.9, "min_p": 0.05, "temperature": 0.8},
+    {"top_p": 1e-6},
+    {"repetition_penalty": 1.3},
+    {"no_repeat_ngram": 1},
+    {"no_repeat_ngram": 2, "repetition_penalty": 0.9},
+    {"no_repeat_ngram": 3, "top_k": 5},
+    {},
+]
+
+
+def logits(rows: int, ties: bool = False) -> torch.Tensor:
+    found = torch.randn(rows, SIZE, generator=torch.Generator().manual_seed(rows)) * 4
+    return found.round() if ties else found
+
+
+def history(seed: int) -> list[int]:
+    """Of few tokens, so that sequences come again."""
+    ids: list[int] = torch.randint(4, (30,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return ids
+
+
+def by_transformers(scores: torch.Tensor, ids: list[int], sampling: Sampling) -> torch.Tensor:
+    processors = transformers.LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        processors.append(transformers.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.no_repeat_ngram:
+        processors.append(transformers.NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram))
+    processors.append(transformers.TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        processors.append(transformers.TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p and sampling.top_p < 1:
+        processors.append(transformers.TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        processors.append(transformers.MinPLogitsWarper(sampling.min_p))
+    return processors(torch.tensor([ids]), scores[None].clone())[0]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_rows_of_any_settings_become_what_transformers_makes_of_each(ties: bool) -> None:
+    samplings = [Sampling(**{"temperature": 1.0} | each) for each in SETTINGS]
+    scores = logits(len(samplings), ties)
+    bent = scores.clone()
+    for place, sampling in enumerate(samplings):
+        row = Row(sampling, history(place)[:10])
+        row.bend(torch.zeros(SIZE))
+        for token in history(place)[10:]:  # what is remembered from call to call is as if it were looked up anew
+            row.take(token)
+        row.bend(bent[place])
+    found = warp(bent, samplings)
+    for place, sampling in enumerate(samplings):
+        expected = by_transformers(scores[place], history(place), sampling)
+        if ties and sampling.top_p is not None:  # which of the equally likely stay is left to the order of sorting
+            assert sorted(found[place].tolist()) == pytest.approx(sorted(expected.tolist()))
+        else:
+            assert torch.equal(found[place], expected), sampling
+
+
+def test_a_draw_depends_on_its_own_row_alone() -> None:
+    scores = logits(6)
+    rows = [Sampling(temperature=1.5, seed=seed, top_k=top_k) for seed, top_k in ((7, None), (8, 50), (7, None))]
+    mixed = [
+        rows[0],
+        Sampling(),
+        rows[1],
+        Sampling(temperature=1.0),
+        replace(rows[0], min_p=0.2),
+        Sampling(repetition_penalty=2.0),
+    ]
+
+    def drawn(samplings: list[Sampling], of: torch.Tensor) -> list[list[int]]:
+        opened_rows = [opened(each, [1, 2], "cpu") for each in samplings]
+        for _ in range(20):
+            choose(of, opened_rows)
+        return [row.history[2:] for row in opened_rows]
+
+    together = drawn(mixed, scores)
+    for place in (0, 1, 2, 4, 5):
+        assert together[place] == drawn([mixed[place]], scores[place : place + 1])[0]
+    assert together[0] != together[3] and len({*together[0]}) > 3
+    assert {*together[1]} == {int(scores[1].argmax())}
+
+
+def test_rows_without_a_generator_draw_from_torchs_own() -> None:
+    def drawn(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return choose(logits(4), [Row(Sampling(temperature=2.0), []) for _ in range(4)])
+
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+    state = torch.get_rng_state()
+    choose(logits(2), [opened(Sampling(temperature=2.0, seed=3), [], "cpu"), opened(Sampling(), [], "cpu")])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_what_people_ask_for() -> None:
+    options = {name: info.get_default(call_default_factory=True) for name, info in SamplingOptions.model_fields.items()}
+    assert {each.name for each in fields(Sampling)} == {*options, "schema"}
+    assert sampling_of({}) == Sampling(**options | {"stop": ()}) == Sampling()
+    assert sampling_of({"preset": "chat", "top_k": 7, "top_p": None, "messages": []}) == Sampling(
+        temperature=0.8, top_k=7, top_p=0.9
+    )
+    assert sampling_of({"stop": "end"}).stop == sampling_of({"stop": ["end"]}).stop == ("end",)
+    assert [*PRESETS] == ["creative", "chat", "factual", "greedy"]
+    for wrong, said in (
+        ({"temperature": -1}, "temperature should be greater than or equal to 0, not -1"),
+        ({"top_k": 0.5}, "top_k should be a valid integer, not 0.5"),
+        ({"preset": "wild"}, "no preset 'wild': choose one of creative"),
+        ({"stop": [""]}, "empty text"),
+        ({"schema": 3}, "an object, not int"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sampling_of(wrong)
