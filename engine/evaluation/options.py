@@ -1,10 +1,13 @@
-"""What a profile says about evaluation while training."""
+"""What a profile says about evaluation, while training and after it."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from pydantic import field_validator
 
 from engine.evaluation.thresholds import parse
+from engine.prep.options import PriceOptions
 from engine.protocol.options import Options, option
 
 
@@ -16,6 +19,46 @@ class EarlyStoppingOptions(Options):
     min_delta: float = option(0.0, help="What a value must be better by to count.", ge=0)
 
 
+class JudgeOptions(Options):
+    """Points for replies from an OpenAI-compatible service."""
+
+    SECTION: ClassVar[str] = "judge"
+
+    base_url: str = option("https://api.deepseek.com", help="Address of the service.")
+    model: str = option("deepseek-chat", help="The service's name of the model.")
+    api_key_env: str = option("DEEPSEEK_API_KEY", help="Variable that holds the key. Never the key itself.")
+    rubric: dict[str, str] = option(
+        {
+            "opposition": "The standpoints truly contradict one another, and each is put as strongly as its defenders would put it.",
+            "rigour": "Every argument supports its own standpoint; none is false, circular or said twice.",
+            "depth": "It goes beyond what comes to mind first, and the counter-questions touch what the standpoints take for granted.",
+        },
+        help="What is judged, with 1 to 5 points each: a name, and what deserves five.",
+        min_length=1,
+    )
+    prompt: str | None = option(
+        None, help="What the judge is asked, with {question}, {reply}, {reference} and {rubric}; none: by language."
+    )
+    concurrency: int = option(4, help="Requests at one time.", ge=1)
+    temperature: float = option(0.0, help="Sampling temperature.", ge=0)
+    max_tokens: int = option(512, help="Longest answer.", unit="tokens", ge=1)
+    token_limit: int | None = option(None, help="Stop before this many tokens, prompts included.", unit="tokens", ge=1)
+    cost_limit: float | None = option(None, help="Stop before this cost, in the currency of `price`.", gt=0)
+    price: PriceOptions = option(PriceOptions(), help="What the service asks for.")
+    retries: int = option(
+        5, help="Times that a failed request is tried again; waiting for a rate limit is no try.", ge=0
+    )
+    timeout: float = option(120.0, help="Longest wait for an answer.", unit="seconds", gt=0)
+
+    @field_validator("rubric")
+    @classmethod
+    def _named(cls, rubric: dict[str, str]) -> dict[str, str]:
+        for name in rubric:
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} names no criterion: letters, digits and _ alone")
+        return rubric
+
+
 class EvaluationOptions(Options):
     every_steps: int | None = option(
         None, help="Evaluate every so many steps; none: once an epoch.", unit="steps", ge=1
@@ -25,6 +68,10 @@ class EvaluationOptions(Options):
     probes: list[str] = option([], help="Prompts answered at every evaluation, to see how the replies change.")
     thresholds: list[str] = option(
         [], help="What the last evaluation must reach, such as schema_validity >= 0.95; said in the report."
+    )
+    judge: JudgeOptions | None = option(
+        None,
+        help="Let a service judge the replies of `cockpit eval`, and of the pipeline's evaluation; not while training.",
     )
     at_start: bool = option(True, help="Evaluate before the first step: an out-of-memory shows in the first minute.")
     early_stopping: EarlyStoppingOptions | None = option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Protocol
 
 from pydantic import Field, field_validator
 
@@ -83,8 +83,39 @@ class PriceOptions(Options):
     output: float = option(0.0, help="Price of a million reply tokens.", ge=0)
 
 
+class ServiceOptions(Protocol):
+    """What is asked of any OpenAI-compatible service, whatever for. `SECTION` is where a profile says it."""
+
+    SECTION: ClassVar[str]
+
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def api_key_env(self) -> str: ...
+    @property
+    def concurrency(self) -> int: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def token_limit(self) -> int | None: ...
+    @property
+    def cost_limit(self) -> float | None: ...
+    @property
+    def price(self) -> PriceOptions: ...
+    @property
+    def retries(self) -> int: ...
+    @property
+    def timeout(self) -> float: ...
+
+
 class ExpandOptions(Options):
     """New training rows from an OpenAI-compatible service."""
+
+    SECTION: ClassVar[str] = "expand"
 
     task: str | None = option(
         None, help="Task whose schema every answer must fit: triples, thought_graph or rows; none: as the seeds are."

@@ -16,7 +16,7 @@ import pytest
 
 from engine.evaluation import thought_graph, triples
 from engine.prep import rows
-from engine.prep.expand import expand as expanding
+from engine.prep.expand import asking
 from engine.prep.expand.expand import expand, rehearse
 from engine.prep.expand.seeds import check
 from engine.prep.options import ExpandOptions, PriceOptions, SourceOptions
@@ -41,7 +41,7 @@ BUNDLED = "triples/train.jsonl"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expanding, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
 
 
 def options(service: LoopbackService, **further: Any) -> ExpandOptions:

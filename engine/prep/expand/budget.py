@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine.prep.options import ExpandOptions, PriceOptions
+from engine.prep.options import PriceOptions, ServiceOptions
 
 _AROUND = 64
 """Tokens that a chat template puts around one message, at most."""
@@ -22,7 +22,7 @@ class Usage(NamedTuple):
         return (self.prompt * price.input + self.reply * price.output) / 1e6
 
 
-def worst(text: str, options: ExpandOptions) -> Usage:
+def worst(text: str, options: ServiceOptions) -> Usage:
     """What a request costs at most: a token is at least one byte of its prompt."""
     return Usage(len(text.encode("utf-8", "surrogatepass")) + _AROUND, options.max_tokens)
 
@@ -31,7 +31,7 @@ def worst(text: str, options: ExpandOptions) -> Usage:
 class Budget:
     """What was used, and what requests on their way may yet use."""
 
-    options: ExpandOptions
+    options: ServiceOptions
     prompt: int = 0
     reply: int = 0
     reserved_prompt: int = 0
@@ -39,7 +39,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.options.cost_limit is not None and not (self.options.price.input or self.options.price.output):
-            raise ValueError("expand.cost_limit needs expand.price: what a million tokens cost")
+            section = self.options.SECTION
+            raise ValueError(f"{section}.cost_limit needs {section}.price: what a million tokens cost")
 
     def lack(self, usage: Usage) -> str:
         """Why a request of this worst case must not leave; empty when it may."""
@@ -47,9 +48,9 @@ class Budget:
         reply = self.reply + self.reserved_reply + usage.reply
         limit, cost_limit = self.options.token_limit, self.options.cost_limit
         if limit is not None and prompt + reply > limit:
-            return f"expand.token_limit of {limit} leaves no room for another request"
+            return f"{self.options.SECTION}.token_limit of {limit} leaves no room for another request"
         if cost_limit is not None and Usage(prompt, reply).cost(self.options.price) > cost_limit:
-            return f"expand.cost_limit of {cost_limit:g} leaves no room for another request"
+            return f"{self.options.SECTION}.cost_limit of {cost_limit:g} leaves no room for another request"
         return ""
 
     def reserve(self, usage: Usage) -> None:

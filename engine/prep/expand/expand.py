@@ -19,34 +19,26 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from random import Random
 from typing import Any, NamedTuple
 
 from engine.prep.expand import service
 from engine.prep.expand.answers import Harvest
+from engine.prep.expand.asking import Asking
 from engine.prep.expand.budget import Budget, Usage, worst
 from engine.prep.expand.duplicates import Duplicates
 from engine.prep.expand.journal import Journal
 from engine.prep.expand.results import NAMES, Results
 from engine.prep.expand.seeds import Seeds, Sources, read
 from engine.prep.options import ExpandOptions, SourceOptions
-from engine.protocol.messages import Problem, ProblemError
 
 Progress = Callable[[str, int, int], None]
 
 BARREN = 10
 """Answers in succession without a good row, after which more of the same is not asked."""
-FAILURES = 3
-"""Requests in succession that came to nothing, after which the service is taken to be out of order."""
-FIRST_WAIT, LAST_WAIT = 0.5, 60.0
-"""Seconds between tries: doubled each time, a random part taken off so that requests do not come back together."""
-PATIENCE = 1800.0
-"""Seconds that one request waits for rate limits, in all."""
 GRACE = 10.0
 """Seconds that answers on their way have when the work ends early."""
-_NOTHING = Usage(0, 0)
 _SHOWN = 3
 """Prompts that a dry run shows."""
 
@@ -157,43 +149,42 @@ class _Conversation:
         self.taken = 0
         """The harvest has the answers of all requests before this one."""
         self.asked: dict[int, asyncio.Task[None]] = {}
-        self.failures: dict[int, str] = {}
-        """They are written down when the service is seen to work again: an outage leaves no gap."""
-        self.failed = 0
-        """Failures in succession."""
-        self.ending: ProblemError | None = None
-        self.over = asyncio.Event()
+        self.asking = Asking(options, journal, budget, options.seed)
         self.lack = ""
 
     async def hold(self, key: str) -> str:
         """Ask until there are enough rows; returns why there are not, or nothing. Raises ProblemError."""
         self._harvest()
         if self._wants():
-            async with service.Service(self.options, key) as self.service:
-                await self._ask_all()
-        if self.ending:
-            raise self.ending
+            async with service.Service(self.options, key) as connection:
+                await self._ask_all(connection)
+        if self.asking.ending:
+            raise self.asking.ending
         # A limit may have left gaps: what was answered behind them is taken, too.
         for number in sorted(number for number in self.journal.answers if number >= self.taken):
             self._take(number)
         return self._barren() or (self.lack if self.harvest.rows < self.options.samples else "")
 
-    async def _ask_all(self) -> None:
+    async def _ask_all(self, connection: service.Service) -> None:
         while True:
             while len(self.asked) < self.options.concurrency and self._wants() and self._fits():
                 number = self._next()
                 self.budget.reserve(self._worst(number))
-                self.asked[number] = asyncio.create_task(self._request(number))
+                self.asked[number] = asyncio.create_task(
+                    self.asking.ask(connection, number, self.seeds.ask(number, self.options))
+                )
             if not self.asked:
-                if self.ending or not self.failures:
+                if self.asking.ending or not self.asking.failures:
                     return
-                self._write_failures()
+                self.asking.write_failures()
             else:
                 await asyncio.wait(
-                    self.asked.values(), timeout=GRACE if self.ending else None, return_when=asyncio.FIRST_COMPLETED
+                    self.asked.values(),
+                    timeout=GRACE if self.asking.ending else None,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 done = [number for number, task in self.asked.items() if task.done()]
-                if self.ending and not done:
+                if self.asking.ending and not done:
                     return self._give_up()
                 for number in done:
                     self.asked.pop(number).result()
@@ -219,7 +210,7 @@ class _Conversation:
         return f"the last {BARREN} answers held no good row" if self.harvest.barren >= BARREN else ""
 
     def _wants(self) -> bool:
-        if self.ending or self._barren():
+        if self.asking.ending or self._barren():
             return False
         ahead = self.asked.keys() | {number for number in self.journal.answers if number >= self.taken}
         return self.harvest.rows + len(ahead) * self.options.per_request < self.options.samples
@@ -233,96 +224,9 @@ class _Conversation:
     def _next(self) -> int:
         """The lowest number without an answer that is not on its way."""
         number = self.taken
-        while number in self.journal.answers or number in self.asked or number in self.failures:
+        while number in self.journal.answers or number in self.asked or number in self.asking.failures:
             number += 1
         return number
 
     def _worst(self, number: int) -> Usage:
         return worst(self.seeds.ask(number, self.options), self.options)
-
-    # ── one request ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _request(self, number: int) -> None:
-        """Ask until there is an answer, or a reason why there is none. What was set aside for it is free again afterwards."""
-        text = self.seeds.ask(number, self.options)
-        reserved, random = worst(text, self.options), Random(f"{self.options.seed}:{number}:wait")
-        tries = limits = 0
-        waited = 0.0
-        while True:
-            while self.service.wait and not self.ending:
-                await self._rest(self.service.wait)
-            if self.ending:
-                self.budget.settle(reserved, _NOTHING)
-                return
-            self.journal.sent(number, reserved)
-            used, pause, reason = _NOTHING, 0.0, ""
-            try:
-                reply = await self.service.ask(text)
-            except service.Limited as limit:
-                limits += 1
-                wait = _pause(limits, random) if limit.wait is None else limit.wait * (1 + 0.1 * random.random())
-                waited += wait
-                reason = "the rate limit does not let up" if waited > PATIENCE else ""
-                self._pause_all(wait)
-            except service.Trouble as trouble:
-                tries += 1
-                used = reserved if trouble.billed else _NOTHING
-                pause = _pause(tries, random)
-                reason = str(trouble) if tries > self.options.retries else ""
-            except service.Refused as refused:
-                reason = str(refused)
-            except ProblemError as error:
-                self._end(error)
-            else:
-                self.journal.answered(number, reply.text, reply.finish, reply.usage or reserved)
-                self.budget.settle(reserved, reply.usage or reserved)
-                self.failed = 0
-                self._write_failures()
-                return
-            self.journal.lost(number, used)
-            self.budget.settle(reserved, used)
-            if reason:
-                self._fail(number, reason)
-            if reason or self.ending or self.budget.lack(reserved):
-                return  # without room for another try it is as if it had not been asked: there may be room later
-            self.budget.reserve(reserved)
-            await self._rest(pause)
-
-    async def _rest(self, seconds: float) -> None:
-        """Wait, but not beyond the end."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.over.wait(), seconds)
-
-    def _pause_all(self, pause: float) -> None:
-        try:
-            self.service.hold(pause)
-        except ProblemError as error:
-            self._end(error)
-
-    def _end(self, error: ProblemError) -> None:
-        self.ending = self.ending or error
-        self.over.set()
-
-    def _fail(self, number: int, reason: str) -> None:
-        self.failures[number] = reason
-        self.failed += 1
-        if self.failed >= FAILURES:
-            self._end(
-                ProblemError(
-                    Problem(
-                        title=f"{self.options.base_url} gave no answer to {self.failed} requests in succession",
-                        cause=reason,
-                        hint="what was made is kept; the same command goes on from here",
-                    )
-                )
-            )
-
-    def _write_failures(self) -> None:
-        """Called when the service works: these requests it will not answer."""
-        for number, reason in sorted(self.failures.items()):
-            self.journal.failed(number, reason)
-        self.failures.clear()
-
-
-def _pause(times: int, random: Random) -> float:
-    return min(LAST_WAIT, FIRST_WAIT * 2.0 ** (times - 1)) * (0.5 + random.random() / 2)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from engine.prep.expand.budget import Usage
-from engine.prep.options import ExpandOptions
+from engine.prep.options import ServiceOptions
 from engine.protocol.messages import Problem, ProblemError
 
 LONGEST_WAIT = 600.0
@@ -59,12 +59,12 @@ class Refused(Exception):
     """The service will not answer this request, however often it is asked."""
 
 
-def api_key(options: ExpandOptions) -> str:
+def api_key(options: ServiceOptions) -> str:
     """The key in the variable that the options name. Raises ProblemError when there is none and the service is not on this machine."""
     if not VARIABLE.fullmatch(options.api_key_env):
         raise ProblemError(
             Problem(
-                title="expand.api_key_env is not the name of a variable",
+                title=f"{options.SECTION}.api_key_env is not the name of a variable",
                 hint="put the key into a variable of the environment and name that; a key itself is never written down",
             )
         )
@@ -74,7 +74,7 @@ def api_key(options: ExpandOptions) -> str:
             Problem(
                 title=f"There is no key for {options.base_url}",
                 cause=f"the variable {options.api_key_env} is not set",
-                hint=f"export {options.api_key_env}=…, or name another variable in expand.api_key_env",
+                hint=f"export {options.api_key_env}=…, or name another variable in {options.SECTION}.api_key_env",
             )
         )
     return key or NO_KEY
@@ -91,13 +91,13 @@ def on_loopback(url: str) -> bool:
 class Service:
     """Use as an asynchronous context manager."""
 
-    def __init__(self, options: ExpandOptions, key: str) -> None:
+    def __init__(self, options: ServiceOptions, key: str) -> None:
         """Raises ValueError for an address that is none."""
         import httpx2
         import openai
 
         if urlsplit(options.base_url).scheme not in ("http", "https"):
-            raise ValueError(f"expand.base_url: {options.base_url} is no address; write https://…")
+            raise ValueError(f"{options.SECTION}.base_url: {options.base_url} is no address; write https://…")
         self._options, self._key = options, key
         limits = httpx2.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
         self._client = openai.AsyncOpenAI(
@@ -164,7 +164,7 @@ class Service:
             what = _STOPS[402] if spent else _STOPS[status]
             hints = {
                 401: f"look at the variable {self._options.api_key_env}",
-                404: "look at expand.base_url and expand.model",
+                404: f"look at {self._options.SECTION}.base_url and {self._options.SECTION}.model",
             }
             hint = hints.get(status, "what was made is kept; the same command goes on from here")
             return ProblemError(Problem(title=f"{self._options.base_url} {what}", cause=f"{status}: {said}", hint=hint))

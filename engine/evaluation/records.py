@@ -1,0 +1,120 @@
+"""The folder of an evaluation: what was asked, and every row that is done, so that a second call goes on where a killed one stopped.
+
+    evaluation.json     what was evaluated and how (`identity`), and once it is done the metrics
+    losses.jsonl        {"row", "units", "loss", "right"} of each row; of a reward model {"row", "chosen", "rejected"}
+    replies.jsonl       {"row", "asked", "reply", "reference", "tokens", "stopped", "seconds", "scores", "passed"} of each reply
+    judge.jsonl         what the judge was asked and answered
+
+Lines stand as they came; when the evaluation is done, `replies.jsonl` is in the order of the rows and has the judge's points.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.protocol.home import write_private
+
+FILE = "evaluation.json"
+LOSSES, REPLIES, JUDGE = "losses.jsonl", "replies.jsonl", "judge.jsonl"
+
+
+class Record:
+    """Open for one process at a time; use as a context manager."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, again: bool = False) -> None:
+        """Raises ValueError where another process works, and where something else was evaluated; with `again` what is there goes."""
+        self.folder, self.identity = folder, json.loads(json.dumps(identity))
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._files: dict[str, int] = {}
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ValueError(f"another process is evaluating into {folder}")
+        try:
+            self._begin(again)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _begin(self, again: bool) -> None:
+        before = read(self.folder)
+        kept = before.get("identity", {})
+        if before and kept != self.identity and not again:
+            names = sorted(
+                name for name in kept.keys() | self.identity.keys() if kept.get(name) != self.identity.get(name)
+            )
+            raise ValueError(
+                f"{self.folder} holds an evaluation with other {', '.join(names)}: name another folder, or add --again"
+            )
+        if again or not before:
+            for name in (LOSSES, REPLIES, JUDGE):
+                (self.folder / name).unlink(missing_ok=True)
+        self.began = before["began"] if before and not again else time.time()
+        if again or not before:
+            self._write({"state": "going"})
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (*self._files.values(), self._lock):
+            os.close(file)
+
+    def done(self, name: str) -> dict[int, dict[str, Any]]:
+        """The entries of a file by row, the latest of each. A torn last line is cut off."""
+        path = self.folder / name
+        found = {entry["row"]: entry for entry in lines(path)}
+        if path.exists():
+            os.truncate(path, _whole(path))
+        return found
+
+    def add(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Each is a line in the file when this returns."""
+        if name not in self._files:
+            self._files[name] = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        content = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode("utf-8", "replace")
+        while content:
+            content = content[os.write(self._files[name], content) :]
+
+    def finish(self, replies: Iterable[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
+        """Put the replies in order, and write down what came out."""
+        content = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in replies)
+        if content:
+            write_private(self.folder / REPLIES, content.encode("utf-8", "replace"))
+        self._write({"state": "done", **result})
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        told = {"identity": self.identity, "began": self.began, "written": time.time(), **content}
+        write_private(self.folder / FILE, json.dumps(told, ensure_ascii=False, indent=1).encode())
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """`evaluation.json`; empty where there is none that can be read."""
+    try:
+        content = json.loads((folder / FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def lines(path: Path) -> Iterable[dict[str, Any]]:
+    """The whole lines of a file; none of one that is not there."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+def _whole(path: Path) -> int:
+    """Bytes up to the last newline."""
+    return path.read_bytes().rfind(b"\n") + 1
