@@ -55,6 +55,7 @@ def test_a_demo_that_was_stopped_says_how_to_go_on(tmp_path: Path, capsys: pytes
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_demo_runs_headless_on_the_real_model(cockpit: Cockpit, home: Home) -> None:
+    """The profile triples-qlora, a few rows of it."""
     few_rows = ("data.train.0.max_rows=8", "data.validation.0.max_rows=2", "evaluation.samples=2")
     small = (*few_rows, "training.max_steps=2", "training.micro_batch=2", "generation.max_new_tokens=8")
     settings = [part for setting in small for part in ("--set", setting)]

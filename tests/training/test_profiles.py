@@ -27,7 +27,7 @@ FAMILIES = {
     "triples-24gb": QWEN,
 }
 ELSEWHERE = {
-    "triples-qlora": "tests/cli/test_runs_verbs.py",
+    "triples-qlora": "tests/cli/test_demo.py",
     "pretrain-small": "tests/cli/test_pretrain_profiles.py",
     "pretrain-medium": "tests/cli/test_pretrain_profiles.py",
     "pretrain-continued": "tests/cli/test_pretrain_profiles.py",
