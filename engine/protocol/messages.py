@@ -202,7 +202,7 @@ class Telemetry(Message, tag="telemetry", kw_only=True):
 
 
 class Service(Message, kw_only=True):
-    """A worker that answers questions rather than finishing a job: `chat`, `data`."""
+    """A worker that answers questions rather than finishing a job: `chat`, `data`, `serve`."""
 
     id: str
     kind: str
@@ -211,6 +211,8 @@ class Service(Message, kw_only=True):
     target: str = ""
     device: str = ""
     detail: str = ""
+    figures: dict[str, float] = {}
+    """What it counts, if it counts: a server's requests and tokens."""
     problem: Problem | None = None
 
 
@@ -539,3 +541,4 @@ class CancelInstruction(Message, tag="cancel", kw_only=True):
 
 
 ToWorker = Instruction | CancelInstruction
+    figures: dict[str, float] = {}

@@ -29,7 +29,7 @@ from engine.supervisor.autopsy import Death, explain
 from engine.supervisor.processes import Leader
 from engine.supervisor.record import log_tail
 
-KINDS = ("chat", "data")
+KINDS = ("chat", "data", "export", "serve")
 """Which of `engine.workers` may be opened as a service."""
 
 
@@ -141,7 +141,7 @@ class Services:
     def reported(self, service_id: str, status: Status) -> None:
         service = self.find(service_id).service
         service.state, service.target = status.state, status.target
-        service.device, service.detail = status.device, status.detail
+        service.device, service.detail, service.figures = status.device, status.detail, status.figures
         self.publish(ServiceChanged(service=service))
 
     def reap(self) -> None:

@@ -109,9 +109,11 @@ class Link:
         """A service's word while it answers `request`."""
         self._send(Said(request=request, kind=kind, data=data))
 
-    def status(self, state: str, *, target: str = "", device: str = "", detail: str = "") -> None:
+    def status(
+        self, state: str, *, target: str = "", device: str = "", detail: str = "", figures: dict[str, float] | None = None
+    ) -> None:
         """A service's new state."""
-        self._status = Status(state=state, target=target, device=device, detail=detail)
+        self._status = Status(state=state, target=target, device=device, detail=detail, figures=figures or {})
         self._send(self._status)
 
     def close(self, seconds: float = 2.0) -> None:
