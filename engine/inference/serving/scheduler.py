@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ READING = 0.1
 PIECES = (32, 4096)
 """Least and most tokens of such a piece."""
 FIRST_PIECE = 128
+FAILURES = (RuntimeError, MemoryError, ValueError, IndexError, TypeError, KeyError, AssertionError)
+"""What a model, its template or a grammar may raise: it costs the replies concerned, not the server."""
 
 
 class Refused(Exception):
@@ -36,7 +39,8 @@ class Refused(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """A reply that somebody waits for. `deadline` is on the monotonic clock. `grammar` keeps the reply within a schema."""
+    """A reply that somebody waits for, to a prompt that is not empty and leaves room in the context. `deadline` is on the monotonic clock.
+    `grammar` keeps the reply within a schema."""
 
     prompt: list[int]
     sampling: Sampling
@@ -110,8 +114,14 @@ class Scheduler:
     ) -> None:
         """`model` is in eval mode. `slots`: rows decoded together; `queue`: jobs that may wait; `room`: bytes for their cache (None: half of
         what is free)."""
+        import torch
+
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids
         self.most, self.queue = slots, queue
+        with torch.inference_mode():
+            decoder, _, before = soft_prompt.opened(model)
+        self.context = context_length(decoder) - before
+        """The most tokens that prompt and reply may have together."""
         self.figures = Figures()
         self.alive = True
         """False once the thread has ended."""
@@ -189,8 +199,9 @@ class Scheduler:
         if self._rows:
             try:
                 self._decode()
-            except (RuntimeError, MemoryError) as error:
-                self._fail(self._rows, error)
+            except FAILURES as error:
+                self._fail([live.job for live in self._rows], error)
+                self._rows, self._slots, self._following = [], Slots(), None
         self.figures.running = len(self._rows) + (self._reading is not None)
         self.figures.waiting = len(self._waiting)
         self._tell()
@@ -217,19 +228,15 @@ class Scheduler:
         """At most `_piece` tokens of prompts; who is read whole has its first token, and a place among the rows."""
         left = self._piece
         while left > 0:
-            if self._reading is None:
-                job = self._next()
-                if job is None:
-                    return
-                self._open(job)
-                if self._reading is None:
-                    continue
-            live = self._reading
+            job = self._reading.job if self._reading else self._next()
+            if job is None:
+                return
             try:
-                left -= self._read_piece(live, left)
-            except (RuntimeError, MemoryError) as error:
+                self._reading = self._reading or self._opened(job)
+                left -= self._read_piece(self._reading, left)
+            except FAILURES as error:
                 self._reading = None
-                self._fail([live], error)
+                self._fail([job], error)
 
     def _next(self) -> Job | None:
         """Who waits longest, if there is a place and room for it."""
@@ -247,26 +254,22 @@ class Scheduler:
         )
         return 2 * self._token_bytes * longest * (len(self._rows) + 1) <= self._room
 
-    def _open(self, job: Job) -> None:
-        """Begin to read; what cannot be begun is failed."""
+    def _opened(self, job: Job) -> _Live:
+        """Begin to read."""
         job.started = time.monotonic()
-        model, cache, before = soft_prompt.opened(self.model)
-        room = context_length(model) - before - len(job.prompt)
-        if not job.prompt or room <= 0:
-            cause = f"a prompt of {len(job.prompt)} tokens leaves no room in a context of {context_length(model) - before}"
-            self._end(job, "failed", cause)
-            return
-        self._reading = _Live(
+        model, cache, _ = soft_prompt.opened(self.model)
+        assert 0 < len(job.prompt) < self.context
+        self._decoder = model
+        return _Live(
             job,
             opened(
                 job.sampling, job.prompt, model.device, job.grammar, behind_thinking(self.tokenizer, job.prompt)
             ),
             Telling(self.tokenizer, job.prompt, job.sampling.stop),
             self.stop_ids | stop_tokens(self.tokenizer, job.sampling.stop),
-            min(job.sampling.max_new_tokens, room),
+            min(job.sampling.max_new_tokens, self.context - len(job.prompt)),
             cache,
         )
-        self._decoder = model
 
     def _read_piece(self, live: _Live, most: int) -> int:
         """Returns how many tokens were read."""
@@ -360,13 +363,12 @@ class Scheduler:
             self._told.append((live.job, Said(rest.text, rest.thinking)))
         self._end(live.job, finish)
 
-    def _fail(self, rows: list[_Live], error: BaseException) -> None:
+    def _fail(self, jobs: list[Job], error: BaseException) -> None:
         """These cannot go on; the server can."""
+        traceback.print_exception(error)
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        for live in rows:
-            self._end(live.job, "failed", cause)
-        if rows is self._rows:
-            self._rows, self._slots, self._following = [], Slots(), None
+        for job in jobs:
+            self._end(job, "failed", cause)
 
     def _end_all(self, finish: str) -> None:
         with self._wake:

@@ -1,0 +1,193 @@
+"""What clients of the OpenAI API send, and the errors they understand.
+
+Fields follow the API reference of OpenAI's chat completions and completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's. Fields that
+are unknown are ignored, as clients expect; those that would change the reply and cannot be served are refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+NOT_SERVED = {
+    "logprobs": "log probabilities are not kept",
+    "top_logprobs": "log probabilities are not kept",
+    "logit_bias": "logits are not biased here",
+    "presence_penalty": "repetition_penalty is served instead",
+    "frequency_penalty": "repetition_penalty is served instead",
+    "functions": "tools took its place",
+    "function_call": "tool_choice took its place",
+    "audio": "only text is served",
+    "echo": "the prompt is not repeated",
+    "suffix": "text is not filled in between",
+    "best_of": "n is served instead",
+}
+"""Field -> why it is refused when it asks for something."""
+
+
+class RequestError(Exception):
+    """What a client did wrong, or what we cannot do for it, with the HTTP status."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def body(self) -> dict[str, Any]:
+        """As OpenAI says it."""
+        kind = "invalid_request_error" if self.status < 429 else "rate_limit_error" if self.status == 429 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+class Part(msgspec.Struct):
+    type: str
+    text: str = ""
+
+
+class Message(msgspec.Struct):
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class JsonSchema(msgspec.Struct):
+    schema: dict[str, Any] | None = None
+    name: str = ""
+
+
+class ResponseFormat(msgspec.Struct):
+    type: str
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool = False
+
+
+class Asked(msgspec.Struct, kw_only=True):
+    """What both kinds of completion share."""
+
+    model: str = ""
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+
+    logprobs: bool | int | None = None
+    top_logprobs: int | None = None
+    logit_bias: dict[str, float] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    best_of: int | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """By the names of `Sampling`, what is said; None where nothing is."""
+        return {
+            "max_new_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": None if self.top_p is None else max(self.top_p, 1e-6),  # 0 is allowed there: the likeliest alone
+            "top_k": None if self.top_k in (0, -1) else self.top_k,  # vLLM's words for none
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "seed": None if self.seed is None else self.seed & ((1 << 63) - 1),
+            "stop": self.stop,
+        }
+
+    def schema(self) -> dict[str, Any] | None:
+        """That the reply must fit. Raises RequestError."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return {"type": "object"}
+        if wanted.type != "json_schema":
+            raise RequestError(400, f"response_format.type {wanted.type!r} is not served", param="response_format")
+        if wanted.json_schema is None or wanted.json_schema.schema is None:
+            raise RequestError(400, "response_format.json_schema.schema is missing", param="response_format")
+        return wanted.json_schema.schema
+
+
+class ChatAsked(Asked, kw_only=True):
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    audio: Any = None
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """As chat templates take it. Raises RequestError."""
+        if not self.messages:
+            raise RequestError(400, "messages is empty", param="messages")
+        return [_for_template(message, index) for index, message in enumerate(self.messages)]
+
+
+class TextAsked(Asked, kw_only=True):
+    prompt: str | list[str | int | list[int]]
+    echo: bool = False
+    suffix: str | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """One or several. Raises RequestError."""
+        given: list[Any] = self.prompt if isinstance(self.prompt, list) else [self.prompt]
+        if given and all(isinstance(each, int) for each in given):
+            given = [given]
+        if any(isinstance(each, int) for each in given):
+            raise RequestError(400, "prompt mixes tokens with texts", param="prompt")
+        if not given or not all(given):
+            raise RequestError(400, "prompt is empty", param="prompt")
+        return given
+
+
+def read(body: bytes, kind: type[ChatAsked] | type[TextAsked]) -> Any:
+    """Raises RequestError for what is no JSON, for fields of another type, and for what is not served."""
+    try:
+        asked = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        raise RequestError(400, str(error), param=where.strip(".`") or None)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(400, f"the body is no JSON: {error}")
+    for name, why in NOT_SERVED.items():
+        if getattr(asked, name, None) not in (None, False, 0, 0.0, "", {}, []) and (name, asked.best_of) != ("best_of", 1):
+            raise RequestError(400, f"{name} is not served: {why}", param=name, code="unsupported_parameter")
+    return asked
+
+
+def _for_template(message: Message, index: int) -> dict[str, Any]:
+    content = message.content
+    if isinstance(content, list):
+        if other := next((part.type for part in content if part.type not in ("text", "input_text")), None):
+            raise RequestError(400, f"content of type {other!r} is not served: only text", param=f"messages[{index}].content")
+        content = "".join(part.text for part in content)
+    told: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
+    if message.name is not None:
+        told["name"] = message.name
+    if message.tool_call_id is not None:
+        told["tool_call_id"] = message.tool_call_id
+    if message.tool_calls is not None:
+        told["tool_calls"] = [_call(call) for call in message.tool_calls]
+    return told
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    """Arguments travel as JSON in a string; templates want what it says."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        return call | {"function": function | {"arguments": json.loads(function["arguments"])}}
+    except ValueError:
+        return call

@@ -1,0 +1,154 @@
+"""The serve service: a model behind an OpenAI-compatible address, until it is stopped.
+
+Questions: `start {…Settings}` answers where it listens; `follow {}` says `requests {requests, left_out}` and `figures {…}` until it is cancelled;
+`stop {seconds}` lets what is in flight finish for so long, tells the rest, answers and ends. It goes on when whoever started it leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from engine.inference.serving.settings import BACKENDS, Settings
+from engine.models import targets
+from engine.protocol.home import Home
+from engine.protocol.messages import Instruction, Problem, ProblemError
+from engine.workers.link import Link
+
+if TYPE_CHECKING:
+    from engine.inference.serving.running import Running
+
+TICK = 0.5
+"""Seconds between two looks at the figures."""
+TOLD = 20
+"""Requests told at a time; the rest is counted."""
+
+
+class Serve:
+    """One server, or none yet."""
+
+    def __init__(self, link: Link, home: Home) -> None:
+        self.link, self.home = link, home
+        self.running: Running | None = None
+        self.following: dict[str, Instruction] = {}
+        """Request -> the question that is not answered before it is cancelled."""
+        self._told = 0
+        self._figures: dict[str, Any] = {}
+
+    def start(self, instruction: Instruction) -> dict[str, Any]:
+        """Load and listen. Raises ProblemError, ValueError."""
+        if self.running is not None:
+            raise ValueError(f"it serves {self.running.label} already")
+        settings = msgspec.convert(
+            {key: value for key, value in instruction.arguments.items() if key != "request"}, Settings
+        )
+        settings.key()
+        target = targets.resolve(settings.target, self.home, Path(settings.directory or self.home.root))
+        self.link.status("busy", target=target.label, detail="loading")
+
+        def progress(stage: str, done: int, total: int) -> None:
+            self.link.say(instruction.arguments["request"], "progress", stage=stage, done=done, total=total)
+
+        module, _, name = BACKENDS[settings.backend].partition(":")
+        self.running = running = getattr(importlib.import_module(module), name)(target, settings, self.home, progress)
+        self.rest()
+        return {
+            "address": running.address,
+            "target": settings.target,
+            "label": running.label,
+            "device": running.device,
+            "template": running.template,
+        }
+
+    def rest(self) -> None:
+        """Say how we stand, when that has changed."""
+        if self.running is None:
+            self.link.status("ready", detail="nothing is served")
+            return
+        figures = self.running.figures()
+        if figures != self._figures:
+            self._figures = figures
+            state = "busy" if figures["running"] else "ready"
+            running = self.running
+            self.link.status(
+                state, target=running.label, device=running.device, detail=running.address, figures=figures
+            )
+        told, self._told = self.running.requests(self._told)
+        for request in self.following:
+            self.link.say(request, "figures", **figures)
+            if told:
+                self.link.say(
+                    request,
+                    "requests",
+                    requests=[msgspec.to_builtins(each) for each in told[-TOLD:]],
+                    left_out=len(told[:-TOLD]),
+                )
+
+    def stop(self, seconds: float) -> None:
+        if self.running is not None:
+            self.link.status("busy", target=self.running.label, device=self.running.device, detail="stopping")
+            self.running.close(seconds)
+            self.running = None
+
+
+def serve(server: Serve, cancelled: set[str]) -> None:
+    """Answer until `stop`."""
+    link = server.link
+    while True:
+        link.arrived.wait(TICK if server.running else None)
+        for instruction in link.instructions():
+            result, problem = None, None
+            try:
+                match instruction.name:
+                    case "start":
+                        result = server.start(instruction)
+                    case "follow":
+                        server.following[instruction.arguments["request"]] = instruction
+                        continue
+                    case "stop":
+                        server.stop(float(instruction.arguments.get("seconds", 5)))
+                        link.answer(instruction, result={})
+                        return
+                    case other:
+                        raise ValueError(f"serve does not know {other!r}, only start, follow, stop")
+            except ProblemError as error:
+                problem = error.problem
+            except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+                problem = Problem(title="This cannot be served", cause=str(error))
+            link.answer(instruction, result=result, problem=problem)
+        for request in cancelled & server.following.keys():
+            cancelled.discard(request)
+            link.answer(server.following.pop(request), result={})
+        if server.running and not server.running.alive:
+            raise SystemExit("a thread of the server has ended; its traceback is above")
+        server.rest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("--home", "--job", "--address"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--options", type=json.loads, default={})
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    cancelled: set[str] = set()
+    link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
+    server = Serve(link, Home.locate(arguments.home))
+    server.rest()
+    try:
+        serve(server, cancelled)
+    finally:
+        server.stop(0)
+        link.close()
+
+
+if __name__ == "__main__":
+    main()
