@@ -210,7 +210,9 @@ class Events(Response):
     """A reply as server-sent events. It begins with the first news, so that what fails before has an HTTP status of its own."""
 
     def __init__(self, server: Server, replying: Replying, shape: Shape, with_usage: bool) -> None:
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(
+            media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+        )
         del self.headers["content-length"]
         self.server, self.replying, self.shape, self.with_usage = server, replying, shape, with_usage
 

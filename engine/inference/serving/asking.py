@@ -36,7 +36,13 @@ class RequestError(Exception):
 
     def body(self) -> dict[str, Any]:
         """As OpenAI says it."""
-        kind = "invalid_request_error" if self.status < 429 else "rate_limit_error" if self.status == 429 else "server_error"
+        kind = (
+            "invalid_request_error"
+            if self.status < 429
+            else "rate_limit_error"
+            if self.status == 429
+            else "server_error"
+        )
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -156,12 +162,15 @@ def read(body: bytes, kind: type[ChatAsked] | type[TextAsked]) -> Any:
     try:
         asked = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
+        _, _, where = str(error).partition(" - at `$")
         raise RequestError(400, str(error), param=where.strip(".`") or None)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(400, f"the body is no JSON: {error}")
     for name, why in NOT_SERVED.items():
-        if getattr(asked, name, None) not in (None, False, 0, 0.0, "", {}, []) and (name, asked.best_of) != ("best_of", 1):
+        if getattr(asked, name, None) not in (None, False, 0, 0.0, "", {}, []) and (name, asked.best_of) != (
+            "best_of",
+            1,
+        ):
             raise RequestError(400, f"{name} is not served: {why}", param=name, code="unsupported_parameter")
     return asked
 
@@ -170,7 +179,9 @@ def _for_template(message: Message, index: int) -> dict[str, Any]:
     content = message.content
     if isinstance(content, list):
         if other := next((part.type for part in content if part.type not in ("text", "input_text")), None):
-            raise RequestError(400, f"content of type {other!r} is not served: only text", param=f"messages[{index}].content")
+            raise RequestError(
+                400, f"content of type {other!r} is not served: only text", param=f"messages[{index}].content"
+            )
         content = "".join(part.text for part in content)
     told: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
     if message.name is not None:

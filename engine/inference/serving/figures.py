@@ -46,9 +46,11 @@ class Book:
         self._before = (time.monotonic(), 0)
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        buckets = {"buckets": SECONDS, "registry": self._registry, "namespace": PREFIX}
-        self._first = Histogram("first_token_seconds", "from a request to its first token", **buckets)
-        self._whole = Histogram("request_seconds", "from a request to its end", **buckets)
+        self._first = self._histogram("first_token_seconds", "from a request to its first token")
+        self._whole = self._histogram("request_seconds", "from a request to its end")
+
+    def _histogram(self, name: str, about: str) -> Histogram:
+        return Histogram(name, about, namespace=PREFIX, registry=self._registry, buckets=SECONDS)
 
     def note(self, request: Request) -> None:
         self.requests[request.path, request.status] += 1

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -36,7 +35,9 @@ ENDING = 1
 class Running:
     """Served from the moment it is made, until `close`. Raises ProblemError."""
 
-    def __init__(self, target: Target, settings: Settings, home: Home, progress: Callable[[str, int, int], None]) -> None:
+    def __init__(
+        self, target: Target, settings: Settings, home: Home, progress: Callable[[str, int, int], None]
+    ) -> None:
         from engine.inference.loaded import load
 
         key = settings.key()
@@ -46,11 +47,18 @@ class Running:
                 target, home=home, dtype=settings.dtype, quantization=settings.quantization, progress=progress
             )
             if loaded.tokenizer is None:
-                raise ProblemError(Problem(title=f"{target.label} cannot be served", cause="its folder has no tokenizer"))
+                raise ProblemError(
+                    Problem(title=f"{target.label} cannot be served", cause="its folder has no tokenizer")
+                )
             self._loop = asyncio.new_event_loop()
             post = Post(self._loop)
             self.scheduler = Scheduler(
-                loaded.model, loaded.tokenizer, loaded.stop_ids, post.deliver, slots=settings.slots, queue=settings.queue
+                loaded.model,
+                loaded.tokenizer,
+                loaded.stop_ids,
+                post.deliver,
+                slots=settings.slots,
+                queue=settings.queue,
             )
         except BaseException:
             listening.close()

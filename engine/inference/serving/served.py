@@ -45,7 +45,10 @@ class Served:
         """Raises RequestError for a model that is not served here."""
         if name and name not in self.names:
             raise RequestError(
-                404, f"the model {name!r} is not served here, only {self.names[0]!r}", param="model", code="model_not_found"
+                404,
+                f"the model {name!r} is not served here, only {self.names[0]!r}",
+                param="model",
+                code="model_not_found",
             )
 
     def chat(self, asked: ChatAsked) -> list[Job]:
@@ -114,7 +117,9 @@ class Served:
         """Each prompt `n` times, a seed of its own for each choice. Raises RequestError."""
         count = 1 if asked.n is None else asked.n
         if not 1 <= count * len(prompts) <= MOST_CHOICES:
-            raise RequestError(400, f"n times prompts is from 1 to {MOST_CHOICES}, not {count * len(prompts)}", param="n")
+            raise RequestError(
+                400, f"n times prompts is from 1 to {MOST_CHOICES}, not {count * len(prompts)}", param="n"
+            )
         if longest := next((len(prompt) for prompt in prompts if len(prompt) >= self.context), None):
             raise RequestError(
                 400,

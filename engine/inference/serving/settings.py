@@ -70,7 +70,9 @@ class Settings(msgspec.Struct, kw_only=True):
         key = os.environ.get(self.key_env, "")
         if not key:
             raise ProblemError(
-                Problem(title=f"The variable {self.key_env} holds no key", hint=f"export {self.key_env}=… and serve again")
+                Problem(
+                    title=f"The variable {self.key_env} holds no key", hint=f"export {self.key_env}=… and serve again"
+                )
             )
         return key
 

@@ -174,7 +174,7 @@ class _Sliding(DynamicSlidingWindowLayer):
         if not self.is_initialized:
             self.lazy_initialization(theirs.keys, theirs.values)
         kept = min(width, self.sliding_window - 1)
-        ours = [self.keys, self.values] if rows else [None, None]
+        ours: list[Any] = [self.keys, self.values] if rows else [None, None]
         self.keys, self.values = (
             _stacked(held, new, kept) for held, new in zip(ours, (theirs.keys, theirs.values), strict=True)
         )
