@@ -1,0 +1,113 @@
+"""The export service: a target becomes a folder for others. Questions: `export {target, out, directory?, adapter_only?, dtype?, gguf?, converter?}`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.models import targets
+from engine.protocol.home import Home
+from engine.protocol.messages import Instruction, Problem, ProblemError
+from engine.workers.link import Link
+
+_EVERY = 0.2
+"""Seconds between two words on one stage."""
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+class Cancelled(Exception):
+    """The one who asked does not want it any more."""
+
+
+class Export:
+    """`cancelled` holds the names of requests that were given up."""
+
+    def __init__(self, link: Link, home: Home, cancelled: set[str]) -> None:
+        self.link, self.home, self.cancelled = link, home, cancelled
+
+    def export(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """`directory kind agreement`, and `gguf` where one was asked for. Raises ProblemError, OSError and Cancelled."""
+        from engine.inference.export.export import Wanted, export
+
+        wanted = msgspec.convert(
+            {name: value for name in Wanted.__dataclass_fields__ if (value := asked.get(name)) is not None}, Wanted
+        )
+        if wanted.dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {wanted.dtype!r}")
+        directory = Path(asked.get("directory") or self.home.root)
+        target = targets.resolve(asked["target"], self.home, directory)
+        self.link.status("busy", target=target.label, detail="exporting")
+        request, stage, told = asked["request"], "", 0.0
+
+        def check() -> None:
+            if request in self.cancelled:
+                raise Cancelled
+
+        def progress(name: str, done: int, total: int) -> None:
+            nonlocal stage, told
+            check()
+            now = time.monotonic()
+            if name != stage or now - told >= _EVERY:
+                stage, told = name, now
+                self.link.say(request, "progress", stage=name, done=done, total=total)
+
+        out = (directory / Path(asked["out"]).expanduser()).absolute()
+        made = export(target, out, wanted, self.home, progress, check)
+        return {
+            "directory": str(made.directory),
+            "kind": made.kind,
+            "agreement": made.agreement,
+            **({"gguf": made.gguf} if made.gguf else {}),
+        }
+
+
+def answer(service: Export, instruction: Instruction) -> None:
+    """Do what is asked and answer it, whatever happens."""
+    result, problem = None, None
+    try:
+        if instruction.name != "export":
+            raise ValueError(f"export does not know {instruction.name!r}, only export")
+        result = service.export(instruction.arguments)
+    except Cancelled:
+        problem = Problem(title="Cancelled")
+    except ProblemError as error:
+        problem = error.problem
+    except (ValueError, KeyError, TypeError) as error:
+        problem = Problem(title="This cannot be exported", cause=str(error))
+    except (OSError, RuntimeError, MemoryError) as error:
+        print(traceback.format_exc(), flush=True)
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        problem = Problem(title="The export failed", cause=cause, traceback=traceback.format_exc())
+    service.cancelled.discard(instruction.arguments.get("request", ""))
+    service.link.status("ready")
+    service.link.answer(instruction, result=result, problem=problem)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("--home", "--job", "--address"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--options", type=json.loads, default={})
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half written is removed on the way out
+    cancelled: set[str] = set()
+    link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
+    service = Export(link, Home.locate(arguments.home), cancelled)
+    link.status("ready")
+    while True:
+        link.arrived.wait()
+        for instruction in link.instructions():
+            answer(service, instruction)
+
+
+if __name__ == "__main__":
+    main()
