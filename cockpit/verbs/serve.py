@@ -21,6 +21,8 @@ from engine.protocol.messages import Ask, OpenService, Problem, ProblemError, Se
 KIND = "serve"
 GRACE = 5.0
 """Seconds that requests in flight have to finish when the server is stopped."""
+GONE = 3.0
+"""Seconds that its process then has to end."""
 SETTINGS = (
     "target", "host", "port", "task", "constrained", "preset", "slots", "queue", "most_bytes", "seconds", "longest",
     "dtype", "quantization", "backend",
@@ -143,7 +145,14 @@ def line(request: dict[str, Any]) -> str:
 
 
 def _end(client: Client, service: str, seconds: float) -> None:
+    """Until it is gone. Raises ProblemError."""
     client.ask(_asking(service, "stop", {"seconds": seconds}), lambda _: None)
+    deadline = time.monotonic() + GONE
+    while any(each.id == service for each in client.request("hello").services):
+        if time.monotonic() > deadline:
+            client.request("service_close", ServiceRef(service=service))
+            return
+        time.sleep(0.05)
 
 
 def _servers(client: Client) -> list[Service]:

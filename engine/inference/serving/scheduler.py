@@ -262,7 +262,13 @@ class Scheduler:
         self._decoder = model
         return _Live(
             job,
-            opened(job.sampling, job.prompt, model.device, job.grammar, behind_thinking(self.tokenizer, job.prompt)),
+            opened(
+                job.sampling,
+                job.prompt,
+                model.device,
+                job.grammar,
+                behind_thinking(self.tokenizer, job.prompt) if job.grammar else (),
+            ),
             Telling(self.tokenizer, job.prompt, job.sampling.stop),
             self.stop_ids | stop_tokens(self.tokenizer, job.sampling.stop),
             min(job.sampling.max_new_tokens, self.context - len(job.prompt)),

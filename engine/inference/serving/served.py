@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.evaluation import TASKS
+from engine.inference.constrained import Constraining
 from engine.inference.sampling import sampling_of
 from engine.inference.serving.asking import Asked, ChatAsked, RequestError, TextAsked
 from engine.inference.serving.scheduler import Job
@@ -39,6 +40,7 @@ class Served:
     def __post_init__(self) -> None:
         # The device's thread decodes with the other one: a tokenizer is not to be used by two.
         self._tokenizer = copy.deepcopy(self.loaded.tokenizer)
+        self._constraining: Constraining | None = None
         self._task = importlib.import_module(TASKS[self.task]) if self.task else None
 
     def check_name(self, name: str) -> None:
@@ -142,11 +144,18 @@ class Served:
         for prompt in prompts:
             for choice in range(count):
                 seed = None if sampling.seed is None else (sampling.seed + choice) % (1 << 63)
-                jobs.append(Job(prompt, replace(sampling, seed=seed), deadline, self._grammar(sampling.schema, prompt)))
+                jobs.append(Job(prompt, replace(sampling, seed=seed), deadline, self._grammar(sampling.schema)))
         return jobs
 
-    def _grammar(self, schema: Any, prompt: list[int]) -> Any:
-        """Raises RequestError for a schema that cannot be kept to."""
+    def _grammar(self, schema: Any) -> Any:
+        """For one reply, None without a schema. Raises RequestError for one that cannot be kept to."""
         if schema is None:
             return None
-        raise NotImplementedError
+        try:
+            with self._lock:
+                if self._constraining is None:
+                    size = self.loaded.model.config.get_text_config().vocab_size
+                    self._constraining = Constraining(self._tokenizer, size, self.loaded.stop_ids)
+            return self._constraining.schema(schema)
+        except ValueError as error:
+            raise RequestError(400, str(error), param="response_format")

@@ -7,6 +7,7 @@ import os
 
 import msgspec
 
+from engine.evaluation import TASKS
 from engine.protocol.messages import Problem, ProblemError
 
 BACKENDS = {
@@ -55,6 +56,8 @@ class Settings(msgspec.Struct, kw_only=True):
             raise ValueError(f"a port is a number from 0 to 65535, not {self.port}")
         if self.backend not in BACKENDS:
             raise ValueError(f"there is no backend {self.backend!r}: choose one of {', '.join(BACKENDS)}")
+        if self.task is not None and self.task not in TASKS:
+            raise ValueError(f"there is no task {self.task!r}: choose one of {', '.join(TASKS)}")
         if self.constrained and self.task is None:
             raise ValueError("constrained needs a task, whose schema replies are to fit")
         if not self.key_env:

@@ -99,6 +99,9 @@ def _emptied(layer: Any) -> Any:
 class _Full(DynamicLayer):
     """All tokens, in room that is larger than what it holds: rows `[0, rows)`, columns `[start, end)`."""
 
+    keys: Any
+    values: Any
+
     def __init__(self) -> None:
         super().__init__()
         self._room: tuple[Any, Any] | None = None
@@ -169,6 +172,9 @@ class _Full(DynamicLayer):
 
 class _Sliding(DynamicSlidingWindowLayer):
     """The last tokens of each row. A window is short: it is copied, as transformers does."""
+
+    keys: Any
+    values: Any
 
     def join(self, theirs: Any, rows: int, width: int) -> None:
         if not self.is_initialized:
