@@ -222,6 +222,57 @@ VERBS = (
         ),
     ),
     Verb(
+        "eval",
+        "measure a run, a checkpoint or a model on rows; or replies from elsewhere",
+        "evaluate:evaluate",
+        (
+            option(
+                "target",
+                nargs="?",
+                metavar="TARGET",
+                help="a run, `last`, RUN@STEP, a folder, a catalogue name or a hub id",
+            ),
+            option(
+                "--predictions", metavar="FILE", help="score these JSON lines of reply and reference, without a model"
+            ),
+            option("--data", metavar="SOURCE", help="rows to measure on (those that the run held out)"),
+            FORMAT,
+            option("--task", metavar="NAME", help="score replies as answers to this task, e.g. triples"),
+            option("--rows", type=int, metavar="N", help="take at most so many rows"),
+            option("--samples", type=int, metavar="N", help="generate replies for so many of them (all); 0 for none"),
+            option("--max-new-tokens", type=int, metavar="N", help="longest reply, in tokens (the run's, else 256)"),
+            option("--constrained", action="store_true", help="let replies hold to the task's JSON schema"),
+            option(
+                "--thresholds",
+                action="append",
+                default=[],
+                metavar="T",
+                help="what must be reached, e.g. 'schema_validity >= 0.95'; a failed one exits 1 (repeatable)",
+            ),
+            option(
+                "--judge",
+                nargs="?",
+                const="",
+                action="append",
+                metavar="K=V",
+                help="let a service give points; settings such as model=NAME (repeatable)",
+            ),
+            option(
+                "--against",
+                action="append",
+                default=[],
+                metavar="TARGET",
+                help="measure this, too, and say whether the difference is beyond noise (repeatable)",
+            ),
+            option(
+                "--out", metavar="DIR", help="folder for the replies and their scores (in the run, else in the home)"
+            ),
+            option("--again", action="store_true", help="measure anew what was measured before"),
+            option("--dtype", choices=("bfloat16", "float16", "float32"), help="to load in (as trained)"),
+            option("--quantization", choices=("none", "nf4", "int8"), help="to load with (as trained)"),
+        ),
+    ),
+    Verb(
         "export",
         "a run, checkpoint or model as a folder that others load, measured against what it was made from",
         "export:export",

@@ -71,7 +71,7 @@ class EvaluationOptions(Options):
     )
     judge: JudgeOptions | None = option(
         None,
-        help="Let a service judge the replies of `cockpit eval`, and of the pipeline's evaluation; not while training.",
+        help="How a service judges replies, when `cockpit eval --judge` or a pipeline asks it to; never while training.",
     )
     at_start: bool = option(True, help="Evaluate before the first step: an out-of-memory shows in the first minute.")
     early_stopping: EarlyStoppingOptions | None = option(

@@ -1,6 +1,6 @@
 """The folder of an evaluation: what was asked, and every row that is done, so that a second call goes on where a killed one stopped.
 
-    evaluation.json     what was evaluated and how (`identity`), and once it is done the metrics
+    evaluation.json     what was evaluated and how (`identity`), which files are `complete`, and once it is done the metrics
     losses.jsonl        {"row", "units", "loss", "right"} of each row; of a reward model {"row", "chosen", "rejected"}
     replies.jsonl       {"row", "asked", "reply", "reference", "tokens", "stopped", "seconds", "scores", "passed"} of each reply
     judge.jsonl         what the judge was asked and answered
@@ -57,9 +57,12 @@ class Record:
         if again or not before:
             for name in (LOSSES, REPLIES, JUDGE):
                 (self.folder / name).unlink(missing_ok=True)
-        self.began = before["began"] if before and not again else time.time()
-        if again or not before:
-            self._write({"state": "going"})
+            before = {}
+        self.began: float = before.get("began") or time.time()
+        self._complete: list[str] = before.get("complete", [])
+        self.notes: list[str] = before.get("notes", [])
+        """What was to be said of the files that are complete."""
+        self._write({**before, "state": "going", "notes": self.notes})
 
     def __enter__(self) -> Record:
         return self
@@ -84,6 +87,16 @@ class Record:
         while content:
             content = content[os.write(self._files[name], content) :]
 
+    def complete(self, name: str) -> bool:
+        """Whether a file has all rows that can be measured."""
+        return name in self._complete
+
+    def conclude(self, name: str, notes: Iterable[str]) -> None:
+        """All rows that can be measured are in this file."""
+        self._complete.append(name)
+        self.notes = list(notes)
+        self._write({"state": "going", "notes": self.notes})
+
     def finish(self, replies: Iterable[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
         """Put the replies in order, and write down what came out."""
         content = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in replies)
@@ -92,7 +105,13 @@ class Record:
         self._write({"state": "done", **result})
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        told = {"identity": self.identity, "began": self.began, "written": time.time(), **content}
+        told = {
+            **content,
+            "identity": self.identity,
+            "began": self.began,
+            "written": time.time(),
+            "complete": self._complete,
+        }
         write_private(self.folder / FILE, json.dumps(told, ensure_ascii=False, indent=1).encode())
 
 

@@ -4,6 +4,9 @@
       runs/<id>/          one directory a run, the truth about it
       models/             pulled and user-copied base models
       cache/              tokenised data by content hash
+      evaluations/        what was measured of models that are no runs
+      chats/              conversations that the app has saved
+      votes.jsonl         votes and ratings of models that are no runs
       engine/<host>/      this host's supervisor: registry, connection file, lock, log
 
 Sockets do not live here (the home may be NFS, and a Unix socket's path holds 107 bytes) but in a short,
@@ -18,6 +21,8 @@ import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+
+from engine.protocol.stages import RESULTS
 
 _CHECKPOINT = re.compile(r"step-(\d{8})")
 
@@ -56,6 +61,21 @@ class Home:
     @property
     def cache(self) -> Path:
         return self.root / "cache"
+
+    @property
+    def evaluations(self) -> Path:
+        """What was measured of models that are no runs, a folder each."""
+        return self.root / "evaluations"
+
+    @property
+    def chats(self) -> Path:
+        """Saved conversations, a JSON file each; made when the first is saved."""
+        return self.root / "chats"
+
+    @property
+    def votes(self) -> Path:
+        """Votes and ratings of models that are no runs; those of a run lie with it."""
+        return self.root / "votes.jsonl"
 
     @property
     def engine(self) -> Path:
@@ -137,9 +157,28 @@ class RunDirectory:
         return self.path / "report.json"
 
     @property
+    def votes(self) -> Path:
+        """What people thought of its replies, written by the supervisor: a `messages.Judgement` a line."""
+        return self.path / "votes.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """What was measured of its checkpoints, a folder each."""
+        return self.path / "evaluations"
+
+    @property
     def prepared(self) -> Path:
         """Written by the prepare worker when it is done: which cache entries the run trains on."""
         return self.path / "prepared.json"
+
+    def result(self, stage: str) -> Path:
+        """What a stage of `stages.RESULTS` leaves when it is done."""
+        return self.path / RESULTS[stage]
+
+    @property
+    def exported(self) -> Path:
+        """Where the export goes that the profile names no place for."""
+        return self.path / "export"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}"

@@ -29,7 +29,7 @@ from engine.supervisor.autopsy import Death, explain
 from engine.supervisor.processes import Leader
 from engine.supervisor.record import log_tail
 
-KINDS = ("chat", "data", "export", "serve")
+KINDS = ("chat", "data", "evaluate", "export", "serve")
 """Which of `engine.workers` may be opened as a service."""
 
 

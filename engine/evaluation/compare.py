@@ -1,0 +1,95 @@
+"""Is one better than the other, or is it noise? A paired bootstrap over the rows that both were measured on (Efron 1979; Koehn 2004).
+
+Rows are drawn with replacement, the same for both, and every metric is worked out anew from what the drawn rows add up to: so a mean
+over tokens, a micro-averaged F1 and a corpus BLEU have the interval of what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.evaluation import measures
+from engine.evaluation.measures import Tallies
+
+RESAMPLES = 1000
+SHARE = 0.95
+"""Of the resampled differences within the interval."""
+_AT_ONCE = 50
+"""Resamples drawn together: bounds memory."""
+
+
+def compare(
+    first: Mapping[int, Tallies],
+    second: Mapping[int, Tallies],
+    task: str | None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`compared_rows`, and under `differences` of each metric that both have: `first`, `second`, `difference` (second − first), `low` and `high`
+    of its 95 % interval, `beyond_noise` (the interval does not hold 0) and `better` (1 where second is, -1 where first is, 0 where noise
+    or taste decides).
+
+    Raises ValueError where there is no row that both were measured on.
+    """
+    import numpy
+
+    rows = sorted(first.keys() & second.keys())
+    if not rows:
+        raise ValueError("there is no row that both were measured on")
+    sides = [_Sums([side[row] for row in rows]) for side in (first, second)]
+    values = [measures.metrics(side.of(numpy.ones((1, len(rows)))[0]), task) for side in sides]
+    names = [name for name in values[0] if name in values[1]]
+    generator = numpy.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {name: [] for name in names}
+    for start in range(0, resamples, _AT_ONCE):
+        count = min(_AT_ONCE, resamples - start)
+        weights = generator.multinomial(len(rows), [1 / len(rows)] * len(rows), size=count)
+        for times in weights:
+            pair = [measures.metrics(side.of(times), task) for side in sides]
+            for name in names:
+                if name in pair[0] and name in pair[1]:
+                    drawn[name].append(pair[1][name] - pair[0][name])
+    tail = 100 * (1 - SHARE) / 2
+    found = {}
+    for name in names:
+        low, high = (float(bound) for bound in numpy.percentile(drawn[name] or [0.0], [tail, 100 - tail]))
+        difference = values[1][name] - values[0][name]
+        beyond = low > 0 or high < 0
+        found[name] = {
+            "first": values[0][name],
+            "second": values[1][name],
+            "difference": difference,
+            "low": low,
+            "high": high,
+            "beyond_noise": beyond,
+            "better": measures.direction(name) * (1 if difference > 0 else -1) if beyond else 0,
+        }
+    return {"compared_rows": len(rows), "resamples": resamples, "differences": found}
+
+
+class _Sums:
+    """The tallies of rows as matrices, a measure each."""
+
+    def __init__(self, rows: list[Tallies]) -> None:
+        import numpy
+
+        self._names: dict[str, list[str]] = {}
+        for row in rows:
+            for measure, tally in row.items():
+                known = self._names.setdefault(measure, [])
+                known += [name for name in tally if name not in known]
+        self._matrices = {
+            measure: numpy.array([[float(row.get(measure, {}).get(name, 0)) for name in names] for row in rows])
+            for measure, names in self._names.items()
+        }
+
+    def of(self, times: Any) -> dict[str, dict[str, float]]:
+        """Sums by measure, each row taken so many times; a measure that none of them adds to is missing."""
+        found: dict[str, dict[str, float]] = {}
+        for measure, names in self._names.items():
+            sums = (times @ self._matrices[measure]).tolist()
+            if any(sums):
+                found[measure] = dict(zip(names, sums, strict=True))
+        return found

@@ -1,0 +1,178 @@
+"""The evaluation service: targets measured on rows, what was measured before, and comparisons of it.
+
+Questions: `evaluate {target, directory, against, …settings}`, `listed {run}`, `replies {directory, start, count, by, passed}`,
+`reply {directory, row}`, `compare {first, second}`. `evaluate` says `progress {stage, done, total, target}` on the way and can be cancelled; what
+it has done by then is kept, and the same question goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from engine.evaluation import evaluations, examine
+from engine.evaluation.examine import Wanted
+from engine.models.targets import Target
+from engine.protocol.home import Home
+from engine.protocol.messages import Instruction, Problem, ProblemError
+from engine.workers.link import Link
+
+if TYPE_CHECKING:
+    from engine.evaluation.scoring import Scorer
+    from engine.inference.loaded import Loaded
+
+QUESTIONS = ("evaluate", "listed", "replies", "reply", "compare")
+_EVERY = 0.1
+"""Seconds between two words of progress."""
+
+
+class Cancelled(Exception):
+    """The question is given up. No mistake of the user's: what was done until then is kept."""
+
+
+class Watch:
+    """Tells of one question, and raises Cancelled once it is given up."""
+
+    def __init__(self, link: Link, request: str, cancelled: set[str]) -> None:
+        self._link, self._request, self._cancelled = link, request, cancelled
+        self._told, self._stage = 0.0, ""
+        self.target = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self.given_up():
+            raise Cancelled
+        if stage != self._stage or time.monotonic() - self._told >= _EVERY:
+            self._told, self._stage = time.monotonic(), stage
+            self._link.say(self._request, "progress", stage=stage, done=done, total=total, target=self.target)
+
+    def given_up(self) -> bool:
+        return self._request in self._cancelled
+
+
+class Models:
+    """One language model at a time; checkpoints of one base are changed on it."""
+
+    def __init__(self, home: Home, watch: Watch) -> None:
+        self._home, self._watch = home, watch
+        self._loaded: Loaded | None = None
+
+    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded:
+        """Raises ProblemError."""
+        from engine.inference.loaded import load
+
+        if self._loaded is not None and self._loaded.serves(target, dtype, quantization):
+            self._loaded.swap(target)
+            return self._loaded
+        self._loaded = None
+        self._loaded = load(target, home=self._home, dtype=dtype, quantization=quantization, progress=self._told)
+        return self._loaded
+
+    def reward_model(self, target: Target) -> Scorer:
+        """Raises ProblemError."""
+        from engine.evaluation.scoring import Scorer
+
+        return Scorer(target, lambda done, total: self._told("loading", done, total))
+
+    def _told(self, stage: str, done: int, total: int) -> None:
+        self._watch(stage, done, total)
+
+
+class Evaluate:
+    def __init__(self, link: Link, home: Home, cancelled: set[str]) -> None:
+        self.link, self.home, self.cancelled = link, home, cancelled
+
+    def evaluate(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The target's result; under `against`, of each other target: its result, and the comparison of the two. Raises ProblemError,
+        ValueError."""
+        named = {"target", "directory", "against", "request"}
+        wanted = msgspec.convert({name: value for name, value in asked.items() if name not in named}, Wanted)
+        directory = Path(asked.get("directory") or self.home.root)
+        watch = Watch(self.link, asked.get("request", ""), self.cancelled)
+        models = Models(self.home, watch)
+        found: list[dict[str, Any]] = []
+        for target in (asked["target"], *asked.get("against", ())):
+            watch.target = target
+            place = msgspec.structs.replace(wanted, out=_beside(wanted.out, target)) if found and wanted.out else wanted
+            found.append(examine.evaluate(target, place, self.home, directory, models, watch))
+        result, *others = found
+        if others:
+            watch("comparing", 0, 0)
+            result = result | {
+                "against": [
+                    {**other, **evaluations.compared(Path(other["directory"]), Path(result["directory"]))}
+                    for other in others
+                ]
+            }
+        return result
+
+    def listed(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return {"evaluations": evaluations.of_run(self.home.run(asked["run"]))}
+
+    def replies(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return evaluations.replies(
+            Path(asked["directory"]), asked["start"], asked["count"], asked.get("by"), asked.get("passed")
+        )
+
+    def reply(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return evaluations.reply(Path(asked["directory"]), asked["row"])
+
+    def compare(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return evaluations.compared(Path(asked["first"]), Path(asked["second"]))
+
+
+def _beside(out: str | None, target: str) -> str:
+    """The folder of another target's evaluation."""
+    return f"{out}-{examine.slug(target)}"
+
+
+def answer(worker: Evaluate, instruction: Instruction) -> None:
+    """Do what is asked and answer it, whatever happens."""
+    result, problem = None, None
+    try:
+        if instruction.name not in QUESTIONS:
+            raise ValueError(f"evaluate does not know {instruction.name!r}, only {', '.join(QUESTIONS)}")
+        worker.link.status("busy", detail=instruction.name)
+        result = getattr(worker, instruction.name)(instruction.arguments)
+    except Cancelled:
+        problem = Problem(title="Cancelled", hint="what was measured is kept; the same evaluation goes on from here")
+    except ProblemError as error:
+        problem = error.problem
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        problem = Problem(title="This cannot be evaluated", cause=str(error), traceback=traceback.format_exc())
+    except (RuntimeError, MemoryError) as error:
+        problem = Problem(
+            title="The evaluation failed",
+            cause=str(error).strip().partition("\n")[0] or type(error).__name__,
+            hint="what was measured is kept; the same evaluation goes on from there",
+            traceback=traceback.format_exc(),
+        )
+    worker.cancelled.discard(instruction.arguments.get("request", ""))
+    worker.link.status("ready")
+    worker.link.answer(instruction, result=result, problem=problem)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("--home", "--job", "--address"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--options", type=json.loads, default={})
+    arguments = parser.parse_args()
+    cancelled: set[str] = set()
+    link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
+    worker = Evaluate(link, Home.locate(arguments.home), cancelled)
+    link.status("ready")
+    while True:
+        link.arrived.wait()
+        for instruction in link.instructions():
+            answer(worker, instruction)
+
+
+if __name__ == "__main__":
+    main()

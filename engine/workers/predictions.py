@@ -1,0 +1,75 @@
+"""`cockpit eval --predictions`, in a process of its own: it needs the scoring libraries, but no engine and no model.
+
+One JSON document goes to stdout, `{"result": …}` or `{"error": {title, cause, hint}}`, progress to stderr. What was judged until an interrupt is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from engine.evaluation import predictions
+from engine.evaluation.examine import Wanted
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+
+
+class Watch:
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self._status.update(escape(f"{stage} {done} of {total}" if total else stage))
+
+    def given_up(self) -> bool:
+        return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("arguments", type=json.loads)
+    parser.add_argument("--home", required=True)
+    asked = parser.parse_args()
+    paths = [Path(path).expanduser() for path in asked.arguments["files"]]
+    try:
+        wanted = msgspec.convert(asked.arguments["settings"], Wanted)
+        with Console(stderr=True, highlight=False).status("scoring") as status:
+            result, *others = _evaluated(paths, wanted, Home.locate(asked.home), Watch(status))
+            if others:
+                result["against"] = [predictions.against(result, other) for other in others]
+    except ProblemError as error:
+        return _say({"error": _told(error.problem)})
+    except (ValueError, OSError) as error:
+        return _say({"error": _told(Problem(title="These replies cannot be scored", cause=str(error)))})
+    except KeyboardInterrupt:
+        return 130
+    return _say({"result": result})
+
+
+def _evaluated(paths: list[Path], wanted: Wanted, home: Home, watch: Watch) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for path in paths:
+        out = f"{wanted.out}-{path.stem}" if wanted.out and found else wanted.out
+        found.append(predictions.evaluate(path, msgspec.structs.replace(wanted, out=out), home, watch))
+    return found
+
+
+def _told(problem: Problem) -> dict[str, str]:
+    return {"title": problem.title, "cause": problem.cause, "hint": problem.hint}
+
+
+def _say(document: dict[str, Any]) -> int:
+    print(json.dumps(document, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
