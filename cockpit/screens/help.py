@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from textual.app import ComposeResult
@@ -32,7 +33,7 @@ class HelpScreen(ModalScreen[None]):
 
 
 def _describe(screen: Screen[Any]) -> Content:
-    lines = [Content(text) for text in getattr(screen, "HELP_TEXT", "").strip().splitlines()]
+    lines = [Content(text) for text in inspect.cleandoc(getattr(screen, "HELP_TEXT", "")).splitlines()]
     seen: set[str] = set()
     own: list[Content] = []
     everywhere = [

@@ -12,9 +12,9 @@ from textual.content import Content
 from textual.widgets import DataTable, Static
 
 from cockpit.figures import number
+from cockpit.shapes import indented
 from cockpit.state import Entry, RunTold
 from cockpit.story import held, rows_of, way_back
-from cockpit.widgets.conversation import indented
 from cockpit.widgets.sheet import Sheet
 from engine.protocol.messages import Run
 

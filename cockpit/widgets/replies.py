@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
@@ -12,13 +9,12 @@ from textual.content import Content
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from cockpit.shapes import NEW, compared, indented
 from cockpit.state import Entry, RunTold
 from cockpit.story import Answered, probes, samples, scores
-from cockpit.widgets.conversation import indented
 from cockpit.widgets.sheet import Sheet
 from engine.protocol.messages import Run
 
-NEW = "bold underline $success"
 CHANGES = 40
 """Changed replies of a probe that are shown, the newest."""
 NOTHING = """\
@@ -29,7 +25,6 @@ Prompts that are answered at every evaluation:
 Held-out rows that are answered and scored:
     evaluation: {task: triples, samples: 32}\
 """
-_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 class Replies(Sheet[None]):
@@ -120,27 +115,6 @@ def told_of_probe(prompt: str, replies: list[Answered]) -> Content:
     legend = Content.assemble((" new ", NEW), ("  against the reply before, which stands below", "$text-muted"))
     asked = Content.assemble(("asked  ", "$text-muted"), prompt)
     return Content("\n\n").join([asked, *([legend] if len(replies) > 1 else []), *reversed(blocks)])
-
-
-def compared(before: str, now: str) -> tuple[Content, str]:
-    """The text as it is now with the words marked that are new, and how many came and went."""
-    old, new = _WORDS.findall(before), _WORDS.findall(now)
-    pieces: list[Content] = []
-    come = gone = 0
-    for what, old_start, old_stop, start, stop in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        words = "".join(new[start:stop])
-        if what == "equal":
-            pieces.append(Content(words))
-            continue
-        gone += sum(word[0].isalnum() for word in old[old_start:old_stop])
-        come += sum(word[0].isalnum() for word in new[start:stop])
-        lines = words.split("\n")
-        # Blanks at the start of a line are not worth a mark.
-        marked = [
-            Content(line[: len(line) - len(line.lstrip())]) + Content.styled(line.lstrip(), NEW) for line in lines
-        ]
-        pieces.append(Content("\n").join(marked))
-    return Content("").join(pieces), f"{come} word{'s'[: come != 1]} new, {gone} gone"
 
 
 def told_of_sample(entry: Entry) -> Content:

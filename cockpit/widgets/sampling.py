@@ -1,62 +1,169 @@
-"""How replies are sampled: a column of small fields."""
+"""How replies are sampled: a column of small fields, all read from the one declaration of them."""
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
+from pydantic import ValidationError
+from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
 from textual.widgets import Input, Select, Static
 
-FIELDS: dict[str, tuple[str, type, str, str]] = {
-    "temperature": ("temperature", float, "0", "0 takes the likeliest token"),
-    "top_k": ("top-k", int, "", "among the k likeliest; empty: all"),
-    "top_p": ("top-p", float, "", "among those of this probability"),
-    "max_new_tokens": ("max tokens", int, "256", "longest reply"),
-    "seed": ("seed", int, "", "same seed, same reply"),
+from engine.protocol.sampling import PRESETS, SamplingOptions
+
+LABELS = {
+    "temperature": "temperature",
+    "top_k": "top-k",
+    "top_p": "top-p",
+    "min_p": "min-p",
+    "repetition_penalty": "repetition",
+    "no_repeat_ngram": "no-repeat n",
+    "max_new_tokens": "max tokens",
+    "seed": "seed",
+    "stop": "stop",
 }
-"""Name for the worker -> label, type, start value, help."""
+"""Field of `SamplingOptions` -> its name here, in this order."""
 TASKS = ("triples", "thought_graph")
+BETWEEN = "|"
+"""Between stop texts."""
+HINTS = {
+    "preset": "Temperature, top-k and top-p in one; change what you like of it.",
+    "stop": f"Texts before which a reply ends, with {BETWEEN} between them.",
+    "seed": "Same seed, same reply. Empty: another each time; targets side by side share one.",
+    "task": "Asks as the task's training does.",
+    "json": "Only JSON that fits the task's schema can be written.",
+    "system": "Said before the conversation; the next question takes it.",
+}
+HELP = "Tab goes on. Empty: left to the model."
 
 
 class Sampling(VerticalScroll):
-    """`settings` is what the worker is asked with; empty fields are left to the model."""
+    """`settings` is what the worker is asked with; empty fields are left out."""
 
     DEFAULT_CSS = """
     Sampling { width: 32; height: 1fr; border-left: solid $primary; padding: 0 1; }
     Sampling Horizontal { height: 1; }
     Sampling .label { width: 13; }
-    Sampling Input { width: 1fr; }
-    Sampling .hint { color: $text-muted; height: auto; margin: 0 0 1 0; }
-    Sampling .title { color: $accent; text-style: bold; margin: 0 0 1 0; }
+    Sampling Input, Sampling Select { width: 1fr; }
+    Sampling .title { color: $accent; text-style: bold; }
+    Sampling .gap { height: 1; }
+    Sampling #hint { color: $text-muted; height: auto; margin: 1 0 0 0; }
     """
 
     def compose(self) -> ComposeResult:
         yield Static("Sampling", classes="title")
-        for name, (label, kind, value, hint) in FIELDS.items():
+        with Horizontal():
+            yield Static("preset", classes="label")
+            yield Select([(name, name) for name in PRESETS], id="preset", prompt="none", compact=True, value="greedy")
+        for name, label in LABELS.items():
             with Horizontal():
                 yield Static(label, classes="label")
-                yield Input(value, id=name, compact=True, type="integer" if kind is int else "number", placeholder="–")
-            yield Static(hint, classes="hint")
+                yield Input(_start(name), id=name, compact=True, type=_kind(name), placeholder="–")
+        yield Static("", classes="gap")
         with Horizontal():
             yield Static("task", classes="label")
-            yield Select([(task, task) for task in TASKS], id="task", prompt="none", compact=True)
-        yield Static("a task asks as its training did", classes="hint")
+            yield Select([(task.replace("_", " "), task) for task in TASKS], id="task", prompt="none", compact=True)
+        with Horizontal():
+            yield Static("JSON", classes="label")
+            yield Select([("only what fits", "fits")], id="json", prompt="free", compact=True, disabled=True)
+        with Horizontal():
+            yield Static("system", classes="label")
+            yield Input(id="system", compact=True, placeholder="–")
+        yield Static(HELP, id="hint")
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def settings(self) -> dict[str, Any]:
         """Raises ValueError, in words, for a field that does not hold."""
         chosen: dict[str, Any] = {}
-        for name, (label, kind, _, _) in FIELDS.items():
+        for name in LABELS:
             text = self.query_one(f"#{name}", Input).value.strip()
-            if not text:
-                continue
-            try:
-                chosen[name] = kind(text)
-            except ValueError:
-                raise ValueError(f"{label}: {text!r} is not a number")
-        if chosen.get("temperature", 0) < 0 or not 0 < chosen.get("top_p", 1) <= 1:
-            raise ValueError("temperature is 0 or more, top-p above 0 and at most 1")
-        if chosen.get("max_new_tokens", 1) < 1 or chosen.get("top_k", 1) < 1:
-            raise ValueError("max tokens and top-k are 1 or more")
+            if text:
+                chosen[name] = [part for part in text.split(BETWEEN) if part] if name == "stop" else text
+        try:
+            checked = SamplingOptions.model_validate(chosen, strict=False).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = LABELS.get(str(first["loc"][0]), str(first["loc"][0]))
+            raise ValueError(f"{name}: {first['msg'].removeprefix('Input ')}, not {first['input']!r}") from None
+        task = self.chosen_task
+        settings = {name: checked[name] for name in chosen} | ({"task": task} if task else {})
+        return settings | ({"constrained": True} if task and self.query_one("#json", Select).value == "fits" else {})
+
+    @property
+    def chosen_task(self) -> str:
         task = self.query_one("#task", Select).value
-        return chosen | ({"task": task} if task in TASKS else {})
+        return task if isinstance(task, str) and task in TASKS else ""
+
+    @property
+    def system(self) -> str:
+        return self.query_one("#system", Input).value.strip()
+
+    # ── filling ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def take(self, settings: dict[str, Any]) -> None:
+        """Put settings into the fields, as they come from a saved conversation or a run; others stay as they are."""
+        for name in LABELS:
+            if name in settings:
+                value = settings[name]
+                text = BETWEEN.join(value) if isinstance(value, list) else "" if value is None else str(value)
+                self.query_one(f"#{name}", Input).value = text
+        if "task" in settings:
+            task = settings["task"]
+            self.query_one("#task", Select).value = task if task in TASKS else Select.NULL
+        if "system" in settings:
+            self.query_one("#system", Input).value = settings["system"]
+
+    @on(Select.Changed, "#preset")
+    def _preset(self, event: Select.Changed) -> None:
+        if event.value in PRESETS:
+            given = PRESETS[str(event.value)]
+            for name in ("temperature", "top_k", "top_p"):
+                self.query_one(f"#{name}", Input).value = str(given.get(name, ""))
+
+    @on(Input.Changed)
+    def _changed(self) -> None:
+        """The preset's name goes as soon as the fields say something else."""
+        values = {name: self.query_one(f"#{name}", Input).value.strip() for name in ("temperature", "top_k", "top_p")}
+        fitting = [
+            name
+            for name, given in PRESETS.items()
+            if all(_same(text, given.get(field)) for field, text in values.items())
+        ]
+        select = self.query_one("#preset", Select)
+        with self.prevent(Select.Changed):
+            select.value = fitting[0] if fitting else Select.NULL
+
+    @on(Select.Changed, "#task")
+    def _task_changed(self) -> None:
+        box = self.query_one("#json", Select)
+        box.disabled = not self.chosen_task
+        if box.disabled:
+            box.clear()
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        name = event.widget.id or ""
+        field = SamplingOptions.model_fields.get(name)
+        self.query_one("#hint", Static).update(Content(HINTS.get(name) or (field.description if field else "") or HELP))
+
+
+def _start(name: str) -> str:
+    default = SamplingOptions.model_fields[name].get_default(call_default_factory=True)
+    return "" if default in (None, []) else f"{default:g}"
+
+
+def _kind(name: str) -> typing.Literal["integer", "number", "text"]:
+    kinds = typing.get_args(SamplingOptions.model_fields[name].annotation) or (
+        SamplingOptions.model_fields[name].annotation,
+    )
+    return "text" if name == "stop" else "integer" if int in kinds else "number"
+
+
+def _same(text: str, value: float | None) -> bool:
+    try:
+        return (float(text) if text else None) == value
+    except ValueError:
+        return False

@@ -394,6 +394,36 @@ OPERATIONS: dict[str, tuple[type[Message], type[Message]]] = {
     "submit": (Submit, Run),
     "runs": (ListRuns, RunList),
     "show": (RunRef, RunDetail),
+class Judgement(Message, kw_only=True):
+    """What somebody thought of replies: a vote between two whose names were hidden, or a rating of one. Kept with the runs it is about."""
+
+    targets: list[str]
+    """A vote's two, as they stood from left to right; a rating's one. As workers label them: `run@step`, or a model's name."""
+    prompt: str
+    replies: list[str]
+    """In the order of `targets`."""
+    vote: str = ""
+    """`left`, `right`, `tie` or `both bad`; empty for a rating."""
+    rating: int = 0
+    """1 to 5; 0 for a vote."""
+    settings: dict[str, Any] = {}
+    """How the replies were sampled."""
+    id: str = ""
+    time: float = 0.0
+    """Both filled in by whoever writes it down. Of two ratings of one reply the later counts."""
+
+
+class JudgementQuery(Message, kw_only=True):
+    """Judgements of any of these targets, and of all steps of their runs."""
+
+    targets: list[str]
+
+
+class Judgements(Message, kw_only=True):
+    judgements: list[Judgement]
+    """Oldest first, each once."""
+
+
     "stop": (Stop, Taken),
     "pause": (Command, Taken),
     "continue": (Continue, Taken),
@@ -419,6 +449,8 @@ OPERATIONS: dict[str, tuple[type[Message], type[Message]]] = {
 
 # ── published bodies ───────────────────────────────────────────────────────────────────────────────────────────────
 
+    "judge": (Judgement, Judgement),
+    "judgements": (JudgementQuery, Judgements),
 
 class RunChanged(Message, tag="run", kw_only=True):
     """A run as it is now. State changes are published at once, progress at most five times a second."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ from engine.protocol.messages import (
     Command,
     Continue,
     Instruction,
+    Judgement,
+    JudgementQuery,
+    Judgements,
     LedgerLine,
     ListRuns,
     LogQuery,
@@ -48,6 +52,7 @@ from engine.protocol.messages import (
     TelemetryQuery,
     Welcome,
 )
+from engine.supervisor import judging
 from engine.supervisor.record import Record, checkpoint_metrics
 
 if TYPE_CHECKING:
@@ -311,6 +316,19 @@ HANDLERS: dict[str, Callable[[Any, Any, Any], Message | None]] = {
     "show": show,
     "stop": stop,
     **{name: command(name) for name in ("pause", "save", "evaluate", "stacks")},
+def judge(server: Server, caller: Caller, message: Judgement) -> None:
+    judging.check(message)
+    message.id, message.time = uuid.uuid4().hex, time.time()
+    files = judging.files(server.runs, message.targets)
+    # The registry's thread, so that a file has one writer.
+    server.reply_later(caller, lambda: judging.write(message, files), index=True)
+
+
+def judgements(server: Server, caller: Caller, message: JudgementQuery) -> None:
+    files = judging.files(server.runs, message.targets)
+    server.reply_later(caller, lambda: Judgements(judgements=judging.read(files)), index=True)
+
+
     "continue": continue_,
     "set": set_,
     "resume": resume,
@@ -326,3 +344,5 @@ HANDLERS: dict[str, Callable[[Any, Any, Any], Message | None]] = {
     "service_cancel": service_cancel,
     "service_close": service_close,
 }
+    "judge": judge,
+    "judgements": judgements,

@@ -2,77 +2,242 @@
 
 from __future__ import annotations
 
-import pytest
-from textual.widgets import Log, Markdown
+import json
 
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Log, Markdown, Tree
+
+from cockpit.branches import Answered
 from cockpit.screens.chat import ChatScreen
-from cockpit.widgets.conversation import Reply
+from cockpit.widgets.conversation import Answer, Question
+from cockpit.widgets.reply import Reply
+from cockpit.widgets.shown import Graph, Thinking, Triples
 from tests.app.fake import FakeEngine
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
 from tests.scripted.bench import Engine
 
+SIZES = pytest.mark.parametrize("size", [HIGH, LOW])
 
-@pytest.mark.parametrize("size", [HIGH, LOW])
+
+def chat_of(pilot: Pilot[None]) -> ChatScreen:
+    assert isinstance(pilot.app.screen, ChatScreen)
+    return pilot.app.screen
+
+
+async def load(pilot: Pilot[None], *targets: str) -> ChatScreen:
+    screen = chat_of(pilot)
+    for number, target in enumerate(targets):
+        screen.load(target, beside=bool(number))
+        await until(pilot, lambda at=number: len(screen.talkers) > at and screen.talkers[at].loaded, 15)
+    return screen
+
+
+async def say(pilot: Pilot[None], *keys: str) -> None:
+    """Type, send, and wait for the answer."""
+    screen, before = chat_of(pilot), len(chat_of(pilot).said.turns)
+    await pilot.press(*keys, "enter")
+    await until(pilot, lambda: len(screen.said.turns) > before + 1 and screen.answer is None)
+    await pilot.pause(0.1)
+
+
+def texts(screen: ChatScreen) -> list[str]:
+    return [turn.replies[0].text.strip() if turn.answer else turn.said for turn in screen.said.way]
+
+
+@SIZES
 async def test_pick_talk_stop_and_clear(size: tuple[int, int], engine: Engine) -> None:
     async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
-        screen = pilot.app.screen
-        assert isinstance(screen, ChatScreen)
-        assert "Nothing loaded yet" in shown(pilot) and "ctrl+t" in shown(pilot)
+        screen = chat_of(pilot)
+        assert "Nothing loaded yet" in shown(pilot) and "^t Target" in shown(pilot)
         assert_fits(pilot)
         await pilot.press("ctrl+t")
         await until(pilot, lambda: "pulled on first use" in shown(pilot))
         await pilot.press("enter")
         await until(pilot, lambda: "ready after" in shown(pilot), 15)
-        await pilot.press(*"one 二", "ctrl+j", *"two", "enter")
-        await until(pilot, lambda: "tok/s" in shown(pilot) and not screen.request)
-        assert [turn["content"] for turn in screen.messages] == ["one 二\ntwo", "one 二 two "]
+        await say(pilot, *"one 二", "ctrl+j", *"two")
+        assert texts(screen) == ["one 二\ntwo", "one 二 two"]
         assert "first after 0.10 s" in shown(pilot)
         assert_fits(pilot)
         await pilot.press(*"long", "enter")
         await until(pilot, lambda: "more more" in shown(pilot))
+        assert "^x Stop" in shown(pilot)
         await pilot.press("escape")
         await until(pilot, lambda: "stopped" in shown(pilot))
-        assert len(screen.messages) == 4
+        assert len(screen.said.turns) == 4 and "^x Stop" not in shown(pilot)
         await pilot.press("ctrl+n")
         await until(pilot, lambda: "Ready." in shown(pilot))
-        assert screen.messages == []
+        assert not screen.said.turns
         screen.load("broken")
         await until(pilot, lambda: "broken is no model" in shown(pilot))
         assert "→ cockpit model find" in shown(pilot)
-        service = screen.worker.id
+        service = screen.talkers[0].worker.id
     listed = engine.client.request("hello").services
     assert service not in [each.id for each in listed], "leaving the app ends its chat worker"
 
 
+@SIZES
+async def test_edit_and_again_are_branches(size: tuple[int, int], engine: Engine) -> None:
+    async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
+        screen = await load(pilot, "model-1")
+        await say(pilot, *"one")
+        await say(pilot, *"two")
+        await pilot.press("escape", "up", "up", "up", "e")
+        await until(pilot, lambda: "in other words" in shown(pilot))
+        await say(pilot, "s")
+        assert texts(screen) == ["ones", "ones"]
+        await pilot.press("escape", "up")
+        await until(pilot, lambda: "2/2" in shown(pilot) and "[ ] Branch" in shown(pilot))
+        await pilot.press("left_square_bracket")
+        await until(pilot, lambda: "1/2" in shown(pilot))
+        assert texts(screen) == ["one", "one", "two", "one | one | two"]
+        await pilot.press("down", "r")
+        await until(pilot, lambda: len(screen.said.turns) == 7 and screen.answer is None)
+        await until(pilot, lambda: "2/2 · " in shown(pilot))
+        assert texts(screen) == ["one", "one"] and screen.said.place(6) == (2, 2)
+        assert_fits(pilot)
+        # Saved, and opened by an app that has no target yet: with all branches.
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: "Save the conversation" in shown(pilot))
+        await pilot.press("enter")
+        await until(pilot, lambda: (engine.home.chats / "one.json").exists())
+        kept = screen.said
+    assert json.loads((engine.home.chats / "one.json").read_text())["targets"] == ["model-1"]
+    async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
+        screen = chat_of(pilot)
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: "7 turns" in shown(pilot))
+        await pilot.press("enter")
+        await until(pilot, lambda: "the next message loads it" in shown(pilot))
+        assert screen.said == kept
+        await say(pilot, *"three")
+        assert texts(screen)[-1] == "one | one | three"
+
+
+@SIZES
+async def test_replies_are_shown_as_what_they_are(size: tuple[int, int], engine: Engine) -> None:
+    async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
+        screen = await load(pilot, "model-1")
+        for word, kind in (("triples", Triples), ("graph", Graph), ("json", Tree), ("think", Thinking)):
+            await pilot.press("ctrl+n")
+            await say(pilot, *word)
+            await until(pilot, lambda kind=kind: screen.query(Reply).last().query(kind))
+            assert_fits(pilot)
+            assert "{" not in shown(pilot).replace("{4 keys}", "").replace("{1 key}", "")
+        assert "First I think" not in shown(pilot) and "thinking · 5 words" in shown(pilot)
+        await pilot.press("escape", "enter", "enter")
+        await until(pilot, lambda: "First I think" in shown(pilot))
+        await pilot.press("escape", "v")
+        await until(pilot, lambda: "<think>First" in shown(pilot))
+
+
 async def test_a_fast_reply_is_plain_lines_until_it_is_whole() -> None:
     async with opened(FakeEngine(), first="chat") as pilot:
-        screen = pilot.app.screen
-        assert isinstance(screen, ChatScreen)
-        reply = Reply()
-        await screen.conversation.add(reply)
+        answer = await chat_of(pilot).conversation.begin(["m"], [0], False)
+        reply = answer.of(0)
         reply.write("a *bold* word\n" * 500, 5000)
         await until(pilot, lambda: reply.query(Log))
-        await reply.finish(reply.text, "5000 tokens")
+        await reply.finish(Answered("m", reply.text, {"tokens": 5000}))
         assert not reply.query(Log)
         assert reply.query_one(Markdown).source == reply.text
 
 
-async def test_a_json_reply_is_set_out_and_nothing_of_it_is_cut_off() -> None:
-    text = (
-        '[{"subject": "Marie Curie", "predicate": "studied at", "object": "a university with a very long name indeed"}]'
-    )
-    async with opened(FakeEngine(), size=LOW, first="chat") as pilot:
-        screen = pilot.app.screen
-        assert isinstance(screen, ChatScreen)
-        for said in (text, text[:-1]):  # the second is not whole: it is shown as it came
-            reply = Reply()
-            await screen.conversation.add(reply)
-            reply.write(said, 30)
-            await reply.flush()
-            await reply.finish(said, "30 tokens")
-            assert reply.text == said
-        await until(
-            pilot, lambda: '"predicate": "studied at",\n' in screen.query(Reply).first().query_one(Markdown).source
-        )
-        await until(pilot, lambda: shown(pilot).count("very long name indeed") == 2)
+@SIZES
+async def test_two_targets_side_by_side_differ_word_by_word(size: tuple[int, int], engine: Engine) -> None:
+    async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
+        screen = await load(pilot, "model-1", "model-2")
+        await say(pilot, *"what was said")
+        (_, answer) = screen.said.way
+        assert [(reply.target, reply.text.strip()) for reply in answer.replies] == [
+            ("model-1", "what was said"),
+            ("model-2", "what was other"),
+        ]
+        replies = screen.query_one(Answer).replies
+        marked = [str(reply.query_one(".body > Static").render().markup) for reply in replies]  # type: ignore[attr-defined]
+        assert "underline" in marked[0].split("was ")[1] and "underline" not in marked[0].split("was ")[0]
+        await until(pilot, lambda: shown(pilot).count("1 word new") == (2 if size == HIGH else 1))
+        assert "A model-1" in shown(pilot) and "B model-2" in shown(pilot)
         assert_fits(pilot)
+        # Each goes on from what it said itself.
+        await say(pilot, *"and")
+        assert [reply.text.strip() for reply in screen.said.way[-1].replies] == [
+            "what was said | what was said | and",
+            "what was other | what was other | and",
+        ]
+        await pilot.press("escape", "right")
+        await until(pilot, lambda: screen.conversation.reply is screen.query(Answer).last().replies[1])
+        assert "other" in shown(pilot)
+        await pilot.press("d")
+        await until(pilot, lambda: "words new" not in shown(pilot).splitlines()[-5])
+        await pilot.press("x")
+        await until(pilot, lambda: len(screen.talkers) == 1)
+        assert screen.talkers[0].target == "model-1" and "b Blind" not in shown(pilot)
+
+
+@SIZES
+async def test_blind_votes_and_ratings_are_kept(size: tuple[int, int], engine: Engine) -> None:
+    async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
+        screen = await load(pilot, "model-1", "model-2")
+        await pilot.press("escape", "b", "i")
+        await say(pilot, *"it was said")
+        assert "model-" not in shown(pilot) and "tok/s" not in shown(pilot)
+        await until(pilot, lambda: "Which is better?" in shown(pilot) and "< Left is better" in shown(pilot))
+        assert_fits(pilot)
+        order = screen.said.way[-1].blind
+        assert sorted(order) == [0, 1]
+        await pilot.press("less_than_sign")
+        await until(pilot, lambda: screen.said.way[-1].vote == "left")
+        better = f"model-{order[0] + 1}"
+        await until(pilot, lambda: f"{'AB'[order[0]]} {better} ✓" in shown(pilot))
+        await until(pilot, lambda: f"left  {better} 1 : 0" in shown(pilot))
+        (kept,) = [json.loads(line) for line in engine.home.votes.read_text().splitlines()]
+        assert kept["targets"] == [f"model-{at + 1}" for at in order]
+        assert kept["vote"] == "left" and kept["prompt"] == "it was said"
+        await pilot.press("escape", "s")
+        await until(pilot, lambda: "excellent" in shown(pilot))
+        await pilot.press("4")
+        await until(pilot, lambda: "★★★★☆" in shown(pilot))
+        await pilot.press("t")
+        await until(pilot, lambda: "4.0 of 5 · 1 rating" in shown(pilot) and "Blind votes" in shown(pilot))
+
+
+async def test_keys_are_offered_only_where_they_do_something(engine: Engine) -> None:
+    async with opened(RealEngine, home=engine.home, first="chat") as pilot:
+        screen = await load(pilot, "model-1")
+        await say(pilot, *"hello")
+        await pilot.press("escape")
+        await until(pilot, lambda: "s Rate" in shown(pilot))
+        foot = shown(pilot).splitlines()[-1]
+        assert "e Edit" not in foot and "Branch" not in foot and "Differences" not in foot and "Blind" not in foot
+        await pilot.press("up")
+        await until(pilot, lambda: "e Edit" in shown(pilot).splitlines()[-1])
+        assert "s Rate" not in shown(pilot).splitlines()[-1]
+        assert isinstance(screen.conversation.selected, Question)
+        await pilot.press("question_mark")
+        await until(pilot, lambda: "Esc closes" in shown(pilot))
+        assert "Next turn" in shown(pilot) and "Tally" in shown(pilot)
+
+
+async def test_sampling_says_what_does_not_hold_and_follows_presets(engine: Engine) -> None:
+    from textual.widgets import Input, Select
+
+    from cockpit.widgets.sampling import Sampling
+
+    async with opened(RealEngine, home=engine.home, first="chat") as pilot:
+        screen = await load(pilot, "model-1")
+        panel = screen.query_one(Sampling)
+        assert panel.settings() == {"temperature": 0.0, "repetition_penalty": 1.0, "max_new_tokens": 256}
+        panel.query_one("#preset", Select).value = "chat"
+        await pilot.pause()
+        panel.query_one("#stop", Input).value = "END|\\n"
+        assert (
+            panel.settings() | {"top_k": 40, "top_p": 0.9, "temperature": 0.8, "stop": ["END", "\\n"]}
+            == panel.settings()
+        )
+        panel.query_one("#top_k", Input).value = "7"
+        await pilot.pause()
+        assert panel.query_one("#preset", Select).value == Select.NULL
+        panel.query_one("#top_p", Input).value = "2"
+        await pilot.press(*"hi", "enter")
+        await until(pilot, lambda: "top-p: should be less than or equal to 1" in shown(pilot))
+        assert not screen.said.turns

@@ -1,11 +1,13 @@
 """A chat worker without a model: it answers with all that was said so far, a word at a time.
 
-The target `broken` cannot be loaded, and the message `long` is answered until it is cancelled.
+The target `broken` cannot be loaded, the message `long` is answered until it is cancelled, and a message of `SHAPES` with what it names.
+Every other target than the first answers `other` where it said `said`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 
 from engine.protocol.messages import Instruction, Problem
@@ -20,7 +22,32 @@ link = Link(arguments.address, arguments.job, int(arguments.attempt), on_cancel=
 link.status("ready")
 
 
+SHAPES = {
+    "triples": json.dumps(
+        [
+            {"subject": "Marie Curie", "subject_type": "person", "predicate": "discovered", "object": "polonium", "object_type": "element"},
+            {"subject": "居里夫人", "subject_type": "人物", "predicate": "studied at", "object": "the University of Paris", "object_type": "school"},
+        ],
+        ensure_ascii=False,
+    ),
+    "graph": json.dumps(
+        {
+            "question": "Should cities ban cars?",
+            "standpoints": [
+                {"id": "s1", "text": "Yes, in the centre.", "arguments": [{"id": "a1", "text": "The air is cleaner, and children can walk to school by themselves."}]},
+                {"id": "s2", "text": "No.", "arguments": [{"id": "a2", "text": "Not everybody can walk."}, {"id": "a3", "text": "Shops need deliveries."}]},
+            ],
+            "counter_questions": [{"id": "q1", "text": "Who pays for the buses?"}],
+        }
+    ),
+    "json": '{"name": "Ada", "born": 1815, "known": {"for": ["notes", "a program"]}, "text": "' + "a long line of words " * 8 + '"}',
+    "think": "<think>First I think about it.</think>\n\nThen I *answer*.",
+}  # fmt: skip
+target = ""
+
+
 def load(question: Instruction) -> None:
+    global target
     target = question.arguments["target"]
     if target == "broken":
         link.answer(question, problem=Problem(title="broken is no model", hint="cockpit model find"))
@@ -31,7 +58,10 @@ def load(question: Instruction) -> None:
 def generate(question: Instruction) -> None:
     messages, request = question.arguments["messages"], question.arguments["request"]
     text = " | ".join(message["content"] for message in messages)
-    words = ["more "] * 10_000 if messages[-1]["content"] == "long" else [f"{word} " for word in text.split()]
+    text = SHAPES.get(messages[-1]["content"], " ".join(text.split()))
+    if target.endswith("-2"):
+        text = text.replace("said", "other")
+    words = ["more "] * 10_000 if messages[-1]["content"] == "long" else [f"{word} " for word in text.split(" ")]
     spoken = []
     for word in words:
         if request in cancelled:

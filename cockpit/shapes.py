@@ -1,0 +1,118 @@
+"""What a reply is, told by its shape: thinking, triples, a thought graph, any other JSON, or text. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from textual.content import Content
+
+NEW = "bold underline $success"
+TRIPLE = ("subject", "predicate", "object")
+_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
+_FENCE = re.compile(r"\A\s*```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
+_THINKING = re.compile(r"\A\s*<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`kind`: `triples`, `graph`, `json` with the parsed `value`, or `text`. `body` is the reply without its thinking."""
+
+    kind: str
+    body: str
+    thinking: str = ""
+    value: Any = None
+    thought: bool = True
+    """Whether the thinking has come to its end."""
+
+
+def shape(text: str) -> Shape:
+    """One surrounding fence is not a part of JSON; whatever does not parse is text."""
+    thinking, thought = "", True
+    if match := _THINKING.match(text):
+        thinking, thought = match[1].strip(), text[: match.end()].rstrip().endswith(">")
+        text = text[match.end() :].lstrip()
+    value = parsed(text)
+    if value is None:
+        return Shape("text", text, thinking, None, thought)
+    kind = "triples" if _triples(value) else "graph" if _graph(value) else "json"
+    return Shape(kind, text, thinking, value, thought)
+
+
+def opened(text: str) -> tuple[str, str]:
+    """A reply that is still being written: what it has thought so far while the thinking goes on, and what it has said besides."""
+    start = text.lstrip()[:10]
+    if len(start) < 10 and start and any(tag.startswith(start) for tag in ("<think>", "<thinking>")):
+        return "", ""  # it may become a tag yet
+    found = shape(text) if start.startswith("<think") else None
+    if found is None:
+        return "", text
+    return (found.thinking, "") if not found.thought else ("", found.body)
+
+
+def parsed(text: str) -> list[Any] | dict[str, Any] | None:
+    """The JSON list or object that a text is; None for anything else."""
+    fenced = _FENCE.match(text)
+    body = fenced[1] if fenced else text
+    if body.lstrip()[:1] not in ("[", "{"):
+        return None
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, (list, dict)) else None
+
+
+def _triples(value: Any) -> bool:
+    """At least one object, each with the three texts that make a triple; more keys do no harm."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(each, dict) and all(isinstance(each.get(key), str) for key in TRIPLE) for each in value)
+    )
+
+
+def _graph(value: Any) -> bool:
+    """A question's standpoints, each a text with arguments; that ids are missing or doubled is for an evaluation to say."""
+    if not isinstance(value, dict) or not isinstance(value.get("standpoints"), list) or not value["standpoints"]:
+        return False
+    lists = [value["standpoints"], value.get("counter_questions", [])]
+    lists += [each.get("arguments", []) if isinstance(each, dict) else None for each in value["standpoints"]]
+    return all(
+        isinstance(items, list) and all(isinstance(each, dict) and isinstance(each.get("text"), str) for each in items)
+        for items in lists
+    )
+
+
+def indented(text: str) -> str:
+    """JSON on lines that one can read; anything else as it is."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return text
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return text
+
+
+def compared(before: str, now: str) -> tuple[Content, str]:
+    """The text as it is now with the words marked that are new, and how many came and went."""
+    old, new = _WORDS.findall(before), _WORDS.findall(now)
+    pieces: list[Content] = []
+    come = gone = 0
+    for what, old_start, old_stop, start, stop in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        words = "".join(new[start:stop])
+        if what == "equal":
+            pieces.append(Content(words))
+            continue
+        gone += sum(word[0].isalnum() for word in old[old_start:old_stop])
+        come += sum(word[0].isalnum() for word in new[start:stop])
+        lines = words.split("\n")
+        # Blanks at the start of a line are not worth a mark.
+        marked = [
+            Content(line[: len(line) - len(line.lstrip())]) + Content.styled(line.lstrip(), NEW) for line in lines
+        ]
+        pieces.append(Content("\n").join(marked))
+    return Content("").join(pieces), f"{come} word{'s'[: come != 1]} new, {gone} gone"
