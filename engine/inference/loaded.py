@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.inference import devices, lock
+from engine.inference.adapters import Adapters
 from engine.inference.generate import Piece, Reply, context_length, reply_batch, stream
 from engine.inference.sampling import Sampling, opened
 from engine.models import folders, targets, tokenizers
@@ -72,9 +72,7 @@ class Loaded:
         """Bytes that the model is thought to take; 0 when nothing tells."""
         self.device = device or devices.choose(self.needed)
         self._tokenizers: dict[str, Any] = {}
-        self._base = _load_base(target, self.dtype, quantization, self.device, self.needed)
-        self.model = self._base
-        """The base, or a PeftModel around it; in eval mode."""
+        self._adapters = Adapters(_load_base(target, self.dtype, quantization, self.device, self.needed))
         self._enter(target)
 
     def _enter(self, target: Target) -> None:
@@ -83,9 +81,14 @@ class Loaded:
         recorded = json.loads(target.lock.read_text()) if target.lock else None
         if recorded and target.lock and tokenizer:
             lock.check(recorded, tokenizer, target.lock.parent)
-        self.model = self._with_adapter(target.adapter)
+        self._read(lambda: self._adapters.put(target.adapter), str(target.adapter))
         self.tokenizer, self.target = tokenizer, target
-        self.stop_ids = lock.stop_ids(recorded, self._base, tokenizer)
+        self.stop_ids = lock.stop_ids(recorded, self._adapters.base, tokenizer)
+
+    @property
+    def model(self) -> Any:
+        """The base, or a PeftModel around it; in eval mode."""
+        return self._adapters.model
 
     def serves(self, target: Target, dtype: str | None, quantization: str | None) -> bool:
         """Whether `swap` is enough to get to `target` in this dtype and quantisation (None: as for `load`)."""
@@ -107,7 +110,7 @@ class Loaded:
     @property
     def context(self) -> int:
         """The most tokens that prompt and reply may have together."""
-        return context_length(self._base)
+        return context_length(self._adapters.base)
 
     def prompt(self, asked: Asked) -> list[int]:
         """Token ids that the model is to continue: of a text as it stands; of a conversation by the model's own template, and without one
@@ -170,38 +173,6 @@ class Loaded:
             self._tokenizers[key] = self._read(lambda: tokenizers.load(folder), str(folder))
         return self._tokenizers[key]
 
-    def _with_adapter(self, adapter: Path | None) -> Any:
-        """The base, wrapped with `adapter` when there is one."""
-        from peft import PeftConfig, PeftModel
-
-        wrapped = isinstance(self.model, PeftModel)
-        if wrapped and self.model.active_peft_config.is_prompt_learning:
-            wrapped = False  # the base itself is as it was
-        if adapter is None:
-            return self.model.unload().eval() if wrapped else self._base
-        if wrapped and _shape(adapter).get("peft_type") != _shape(self.target.adapter).get("peft_type"):
-            # Layers of two kinds do not stand on one base at a time. What cannot be read must not cost the adapter in use.
-            self._read(lambda: PeftConfig.from_pretrained(str(adapter)), str(adapter))
-            self.model.unload()
-            wrapped = False
-        if not wrapped:
-            return self._read(
-                lambda: PeftModel.from_pretrained(self._base, adapter, low_cpu_mem_usage=True).eval(), str(adapter)
-            )
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        if _shape(adapter) == _shape(self.target.adapter):
-            # Checkpoints of one run: only the numbers differ. Taking them over is four times as quick as building new layers.
-            weights = self._read(lambda: load_peft_weights(str(adapter), device=self.device), str(adapter))
-            set_peft_model_state_dict(self.model, weights, self.model.active_adapter)
-            return self.model
-        # The new one first, beside the old: if it cannot be read, the old one still answers.
-        old, new = self.model.active_adapter, uuid.uuid4().hex[:8]
-        self._read(lambda: self.model.load_adapter(adapter, new, low_cpu_mem_usage=True), str(adapter))
-        self.model.set_adapter(new)
-        self.model.delete_adapter(old)
-        return self.model.eval()
-
     @staticmethod
     def _read(reader: Callable[[], Any], name: str) -> Any:
         try:
@@ -211,6 +182,7 @@ class Loaded:
 
 
 def _load_base(target: Target, dtype: str | None, quantization: str, device: str, needed: int) -> Any:
+    import peft  # noqa: F401 - takes a second, which the first adapter would wait for
     import torch
 
     try:
@@ -312,12 +284,6 @@ def _digest(folder: Path) -> str:
     """Over all files that make a tokenizer what it is."""
     paths = sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in paths)).hexdigest()
-
-
-def _shape(adapter: Path | None) -> dict[str, Any]:
-    """What an adapter's config says of its layers: everything but where its base came from."""
-    config: dict[str, Any] = folders.read_json(adapter / folders.ADAPTER) if adapter else {}
-    return {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision")}
 
 
 def _first_lines(error: BaseException) -> str:

@@ -31,7 +31,7 @@ def adapters(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     folders = []
     for index, rank in enumerate((8, 8, 4)):
         torch.manual_seed(index)
