@@ -53,7 +53,9 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         told["tokenizer"] = str(given)
     if already := tokenised.folders(profile.data, profile.directory, learning=own is not None):
         assert given
-        return {**_as_it_is(profile, given, already), **told}
+        whole = {f"{part}.{path.name}": path for part, folder in already.items() for path in sorted(folder.iterdir())}
+        digests = cache.digests(whole, lambda _: None)
+        return {**_as_it_is(profile, given, already), **told, "files": described(whole, digests)}
     sources = sources_of(profile, home, progress)
     of_rows = files_of(sources)
     files = {**of_rows, **pieces}
@@ -90,6 +92,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     content = json.loads(made.read_text(encoding="utf-8"))
     for part in _WHERE:
         content[part] = str(made.parent / content[part]) if content[part] else None
+    told["files"] = described(files_of(sources), digests)
     return {**content, "hash": name, **told, "expanded": expansion}
 
 
@@ -136,6 +139,14 @@ def files_of(sources: Located) -> dict[str, Path]:
         for index, (_, paths) in enumerate(listed)
         for number, path in enumerate(paths)
     }
+
+
+def described(files: dict[str, Path], digests: dict[str, str]) -> list[dict[str, Any]]:
+    """Every source file as another machine finds it again: its part of the data, name, bytes and SHA-256."""
+    return [
+        {"part": role.partition(".")[0], "name": path.name, "bytes": path.stat().st_size, "sha256": digests[role]}
+        for role, path in files.items()
+    ]
 
 
 def expand(

@@ -110,6 +110,10 @@ class Run(Message, kw_only=True):
     devices: list[int] = []
     processes: int = 1
     phase: str = ""
+    stage: str = ""
+    """The stage that it is in, or has ended in: `prepare`, `train`, `evaluate`, `export`."""
+    stages: list[str] = []
+    """All that the profile asks for, in their order (`protocol.stages`)."""
     global_batch: int = 0
     parameters: int = 0
     trainable_parameters: int = 0
@@ -256,6 +260,8 @@ class Submit(Message, kw_only=True):
     """The working directory that relative sources are meant from."""
     environment: dict[str, str] = {}
     output: str = ""
+    first: str = ""
+    """Begin with this stage; what lies before is taken from the newest run of the same profile."""
 
 
 class RunRef(Message, kw_only=True):
@@ -388,12 +394,6 @@ class Cancel(ServiceRef, kw_only=True):
     request: str
 
 
-OPERATIONS: dict[str, tuple[type[Message], type[Message]]] = {
-    "hello": (Nothing, Welcome),
-    "attach": (Nothing, Snapshot),
-    "submit": (Submit, Run),
-    "runs": (ListRuns, RunList),
-    "show": (RunRef, RunDetail),
 class Judgement(Message, kw_only=True):
     """What somebody thought of replies: a vote between two whose names were hidden, or a rating of one. Kept with the runs it is about."""
 
@@ -424,6 +424,12 @@ class Judgements(Message, kw_only=True):
     """Oldest first, each once."""
 
 
+OPERATIONS: dict[str, tuple[type[Message], type[Message]]] = {
+    "hello": (Nothing, Welcome),
+    "attach": (Nothing, Snapshot),
+    "submit": (Submit, Run),
+    "runs": (ListRuns, RunList),
+    "show": (RunRef, RunDetail),
     "stop": (Stop, Taken),
     "pause": (Command, Taken),
     "continue": (Continue, Taken),
@@ -443,14 +449,14 @@ class Judgements(Message, kw_only=True):
     "service_ask": (Ask, Answer),
     "service_cancel": (Cancel, Nothing),
     "service_close": (ServiceRef, Nothing),
+    "judge": (Judgement, Judgement),
+    "judgements": (JudgementQuery, Judgements),
 }
 """Operation -> (request type, reply type)."""
 
 
 # ── published bodies ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    "judge": (Judgement, Judgement),
-    "judgements": (JudgementQuery, Judgements),
 
 class RunChanged(Message, tag="run", kw_only=True):
     """A run as it is now. State changes are published at once, progress at most five times a second."""
@@ -553,6 +559,7 @@ class Status(Message, tag="status", kw_only=True):
     target: str = ""
     device: str = ""
     detail: str = ""
+    figures: dict[str, float] = {}
 
 
 FromWorker = Joined | Written | Heartbeat | Answered | Said | Status
@@ -573,4 +580,3 @@ class CancelInstruction(Message, tag="cancel", kw_only=True):
 
 
 ToWorker = Instruction | CancelInstruction
-    figures: dict[str, float] = {}

@@ -19,6 +19,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
 from engine.evaluation.options import EvaluationOptions
+from engine.inference.export.options import ExportOptions
 from engine.launchers.options import LaunchOptions
 from engine.models.options import ModelOptions
 from engine.prep.options import DataOptions
@@ -42,6 +43,7 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
     "logging": LoggingOptions,
     "limits": LimitOptions,
     "generation": SamplingOptions,
+    "export": ExportOptions,
 }
 """Section -> its model, or the table of kinds that it may be. The first kind of a table is the default."""
 
@@ -51,6 +53,7 @@ CHECKS = (
     "engine.prep.checks:sources",
     "engine.prep.checks:tokenizer",
     "engine.models.checks:base",
+    "engine.inference.export.checks:handing_over",
 )
 """What no single section can know. Each `(sections, directory, home) -> [(key, message)]` and copes with missing sections."""
 
@@ -103,6 +106,7 @@ class Profile:
     logging: LoggingOptions
     limits: LimitOptions
     generation: SamplingOptions
+    export: ExportOptions
     name: str = ""
     description: str = ""
     directory: Path = field(default_factory=Path.cwd)

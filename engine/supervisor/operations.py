@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.protocol import states
+from engine.protocol import stages, states
 from engine.protocol.home import host_name
 from engine.protocol.messages import (
     PROTOCOL,
@@ -139,7 +139,7 @@ def stop(server: Server, caller: Caller, message: Stop) -> Taken | None:
     if record.run.state not in states.LIVE:
         raise _not_live(record)
     _own(server, record)
-    if message.now or record.run.state in (states.QUEUED, states.PREPARING):
+    if message.now or record.run.state in (states.QUEUED, states.PREPARING) or record.stage in stages.AFTER:
         server.watch.stop_without_asking(record)
         return _taken(record, record.run.step)
     if record.run.state != states.STOPPING:
@@ -173,6 +173,14 @@ def _steerable(server: Server, message: RunRef) -> Record:
     if record.run.state not in (states.RUNNING, states.PAUSED):
         raise _not_live(record)
     _own(server, record)
+    if record.stage in stages.AFTER:
+        raise ProblemError(
+            Problem(
+                title=f"{record.run.id} is past training",
+                cause=f"its stage is {record.stage}, and only training takes commands",
+                hint=f"cockpit stop {record.run.id} ends it; cockpit resume goes on at that stage",
+            )
+        )
     return record
 
 
@@ -308,14 +316,6 @@ def service_close(server: Server, caller: Caller, message: ServiceRef) -> Nothin
     return Nothing()
 
 
-HANDLERS: dict[str, Callable[[Any, Any, Any], Message | None]] = {
-    "hello": hello,
-    "attach": attach,
-    "submit": submit,
-    "runs": runs,
-    "show": show,
-    "stop": stop,
-    **{name: command(name) for name in ("pause", "save", "evaluate", "stacks")},
 def judge(server: Server, caller: Caller, message: Judgement) -> None:
     judging.check(message)
     message.id, message.time = uuid.uuid4().hex, time.time()
@@ -329,6 +329,14 @@ def judgements(server: Server, caller: Caller, message: JudgementQuery) -> None:
     server.reply_later(caller, lambda: Judgements(judgements=judging.read(files)), index=True)
 
 
+HANDLERS: dict[str, Callable[[Any, Any, Any], Message | None]] = {
+    "hello": hello,
+    "attach": attach,
+    "submit": submit,
+    "runs": runs,
+    "show": show,
+    "stop": stop,
+    **{name: command(name) for name in ("pause", "save", "evaluate", "stacks")},
     "continue": continue_,
     "set": set_,
     "resume": resume,
@@ -343,6 +351,6 @@ def judgements(server: Server, caller: Caller, message: JudgementQuery) -> None:
     "service_ask": service_ask,
     "service_cancel": service_cancel,
     "service_close": service_close,
-}
     "judge": judge,
     "judgements": judgements,
+}

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from engine.launchers import LAUNCHERS
-from engine.protocol import journal, states
+from engine.protocol import journal, stages, states
 from engine.protocol.home import RunDirectory, host_name, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
 from engine.protocol.profile import Profile, ProfileError, check_shell, load_reference, parse, pinned
@@ -41,6 +41,7 @@ class Queue:
             raise ProblemError(Problem(title="This shell lacks what the profile asks for", cause=str(error)))
         self._demand("", profile)
         self._room(profile)
+        self._place(profile)
         run_directory = self._new_directory(profile.name or Path(message.source).stem or message.kind)
         job = Job(
             kind=message.kind,
@@ -87,10 +88,13 @@ class Queue:
             overrides = [f"{key}={json.dumps(value)}" for key, value in message.changes.items()]
             profile = self._checked(text, record.job.source, Path(record.job.directory), overrides)
             write_private(record.directory.profile, profile.to_yaml().encode())
-            record.directory.prepared.unlink(
-                missing_ok=True
-            )  # prepared anew: a hit in the cache when the data settings stand
+            # prepared anew: a hit in the cache when the data settings stand
+            record.directory.prepared.unlink(missing_ok=True)
+            self._reopen(record, stages.first_touched(message.changes))
             self.runs.freeze(record, profile)
+        if message.step is not None:
+            self._reopen(record, stages.TRAIN)
+        self._place(self.runs.profile(record), record.directory)
         self._room(self.runs.profile(record))
         record.environment |= message.environment
         record.resume_step = message.step
@@ -112,6 +116,26 @@ class Queue:
             cause = f"{free:.1f} GB are free in {self.home.root}, and limits.disk_free_gb is {least:g}"
             raise ProblemError(
                 Problem(title="Too little disk", cause=cause, hint="make room, or lower limits.disk_free_gb")
+            )
+
+    def _reopen(self, record: Record, stage: str) -> None:
+        """This stage, and all after it, are to be done again."""
+        for later in stages.STAGES[stages.STAGES.index(stage) :]:
+            record.directory.result(later).unlink(missing_ok=True)
+
+    def _place(self, profile: Profile, run: RunDirectory | None = None) -> None:
+        """A run that would not be allowed to write its export in the end is not begun."""
+        if profile.export.kind == "none" or profile.export.output is None:
+            return
+        if run is not None and run.result(stages.EXPORT).is_file():
+            return  # it has done so
+        out = Path(profile.directory, profile.export.output).expanduser()
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ProblemError(
+                Problem(
+                    title=f"export.output is not empty: {out}",
+                    hint="name a folder that does not exist yet, or empty this one",
+                )
             )
 
     def _new_directory(self, name: str) -> RunDirectory:
@@ -165,8 +189,8 @@ class Queue:
                 return
             self.leave(record)
             record.run.devices = found[1]
-            prepared = record.job.kind == "train" and record.directory.prepared.is_file()
-            self.start(record, "train" if prepared else "prepare")
+            # One that has done everything was asked to go on: to a later end.
+            self.start(record, self.following(record) or stages.TRAIN)
 
     def _demand(self, run_id: str, profile: Profile) -> scheduler.Demand:
         """Raises ProblemError when this host can never give what the profile asks for."""
@@ -195,11 +219,24 @@ class Queue:
         record.changed = True
         self.renumber()
 
+    def following(self, record: Record) -> str | None:
+        """The first stage of the run that has not left its result yet; None when all have."""
+        directory = record.directory
+        return next((stage for stage in self._of(record) if not directory.result(stage).is_file()), None)
+
+    def _of(self, record: Record) -> list[str]:
+        """The run's stages that have a worker."""
+        if record.job.kind == stages.PREPARE:
+            return [stages.PREPARE]
+        return [stage for stage in stages.asked(self.runs.profile(record)) if stage in stages.RESULTS]
+
     def start(self, record: Record, stage: str) -> None:
-        """Start a run's worker: `prepare`, or `train` on the devices it was given."""
+        """Start the worker of a run's stage; all but `prepare` have the devices it was given. What later stages left is no longer so."""
         run, profile = record.run, self.runs.profile(record)
+        if stage != stages.PREPARE:
+            self._reopen(record, stage)
         worker = [
-            f"{self.workers}.{stage}",
+            f"{self.workers}.{'conclude' if stage in stages.AFTER else stage}",
             *("--home", str(self.home.root)),
             *("--job", run.id),
             *("--attempt", str(run.attempt)),
@@ -207,14 +244,17 @@ class Queue:
         ]
         environment = dict(profile.launch.environment) | record.environment
         count = 1
-        if stage == "train":
+        if stage == stages.TRAIN:
             worker += ["--from-step", str(record.resume_step)] if record.resume_step is not None else []
             count = profile.launch.processes if isinstance(profile.launch.processes, int) else max(1, len(run.devices))
-            if run.devices:
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.devices))
+        elif stage in stages.AFTER:
+            worker += ["--stage", stage]
+        if stage != stages.PREPARE and run.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.devices))
         command = load_reference(LAUNCHERS[profile.launch.strategy])
         port = profile.launch.port if isinstance(profile.launch.port, int) else None
         record.stage, record.identity, record.held, record.end = stage, None, [], None
+        run.stage, run.phase = stage, ""
         record.oom_kills = processes.oom_kills()
         try:
             leader = processes.start(command(worker, count, port), record.directory.log, environment)
@@ -228,4 +268,6 @@ class Queue:
                 attempt=run.attempt, pid=leader.pid, start_time=leader.start_time, stage=stage, devices=run.devices
             )
         )
-        record.move("start" if stage == "train" else "prepare")
+        if run.state != states.RUNNING:  # what follows training is one and the same run that goes on
+            record.move("prepare" if stage == stages.PREPARE else "start")
+        record.changed = True

@@ -43,7 +43,7 @@ class Record:
     offset: int = 0
     """Bytes of events.jsonl read."""
     stage: str = ""
-    """Which worker is at it: `prepare` or `train`."""
+    """Which worker is at it, by the stage of `protocol.stages`."""
     leader: Leader | None = None
     ranks: dict[int, Rank] = field(default_factory=dict)
     identity: bytes | None = None
@@ -195,6 +195,7 @@ def replay(
             launched = None
     record = Record(run=run, directory=directory, job=job, offset=offset if summary else 0, stage=stage)
     record.warnings = warnings
+    run.stage = stage
     return record, launched
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.protocol import states
+from engine.protocol import stages, states
 from engine.protocol.home import Home, host_name
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile, parse
@@ -60,6 +60,7 @@ class Runs:
     def describe(self, record: Record, profile: Profile) -> None:
         run = record.run
         run.base, run.method, run.adapter = profile.model.origin, profile.method.kind, profile.adapter.kind
+        run.stages = [stages.PREPARE] if record.job.kind == "prepare" else stages.asked(profile)
         run.epochs, run.max_steps = profile.training.epochs, profile.training.max_steps or run.max_steps
 
     def busy(self) -> set[int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 import psutil
 
-from engine.protocol import journal, states
+from engine.protocol import journal, stages, states
 from engine.protocol.messages import (
     Body,
     Instruction,
@@ -63,6 +63,8 @@ class Watch:
         """Name ranks that have fallen silent: in the log with the stacks of all, and as a warning."""
         for record in self.runs.live():
             if record.leader is None or record.run.state not in (states.RUNNING, states.STOPPING):
+                continue
+            if record.stage != stages.TRAIN:  # what comes after has one process, which says itself what it does
                 continue
             if said := silence.name(record.pulse, time.time()):
                 warning = journal.Warn(
@@ -119,12 +121,12 @@ class Watch:
         end = record.end
         if end is not None and end.status == "failed":
             self._failed(record, end.problem)
-        elif end is not None and end.status in ("completed", "stopped"):
-            self._finish(record, "done" if end.status == "completed" else "stopped")
+        elif end is not None and end.status == "stopped" and record.stage == stages.TRAIN:
+            self._finish(record, "stopped")
+        elif self._accomplished(record, status):
+            self._go_on(record)
         elif record.stop_asked:
             self._finish(record, "stopped")
-        elif record.stage == "prepare" and status in (0, None) and record.directory.prepared.is_file():
-            self._prepared(record)
         elif status is None:
             record.move(
                 "lost",
@@ -151,11 +153,21 @@ class Watch:
             record.move("stop")
         record.move(event)
 
-    def _prepared(self, record: Record) -> None:
-        if record.job.kind == "prepare":
-            record.move("done")
+    def _accomplished(self, record: Record, status: int | None) -> bool:
+        """Its stage did what it is for. Training says so itself; its process may be killed on the way out."""
+        result = record.directory.result(record.stage)
+        if record.stage == stages.TRAIN:
+            return record.end is not None and record.end.status == "completed" and result.is_file()
+        return status in (0, None) and result.is_file()
+
+    def _go_on(self, record: Record) -> None:
+        following = self.queue.following(record)
+        if following is None:
+            self._finish(record, "done")
+        elif record.stop_asked:
+            self._finish(record, "stopped")
         else:
-            self.queue.start(record, "train")
+            self.queue.start(record, following)
 
     def _autopsy(self, record: Record, status: int) -> Problem:
         death = Death(status, log_tail(record.directory.log), processes.oom_kills() > record.oom_kills)

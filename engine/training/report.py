@@ -1,17 +1,24 @@
-"""report.json: environment, settings and results of a run, from which another machine can repeat it."""
+"""report.json: environment, settings and results of a run, from which another machine can repeat it. Each stage adds its part."""
 
 from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from engine.evaluation import thresholds
 from engine.evaluation.thresholds import Verdict
-from engine.protocol.home import write_private
-from engine.training.job import Job
+from engine.protocol import stages
+from engine.protocol.home import RunDirectory, write_private
+from engine.protocol.profile import Profile
+
+if TYPE_CHECKING:
+    from engine.training.job import Job
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "cockpit")
+_OF_DATA = ("hash", "files", "rows", "tokens", "trained_tokens", "rejected")
 
 
 def versions() -> dict[str, str]:
@@ -28,22 +35,56 @@ def versions() -> dict[str, str]:
 def write(
     job: Job, status: str, step: int, results: dict[int, dict[str, float]], verdicts: list[Verdict], seconds: float
 ) -> None:
-    """Write report.json beside the journal. Raises OSError."""
+    """Write report.json beside the journal, what earlier stages after training had added left out. Raises OSError."""
+    done = [stage for stage in stages.asked(job.profile) if stage not in stages.AFTER]
     document: dict[str, Any] = {
         "run": job.run.id,
         "status": status,
         "attempt": job.attempt,
         "step": step,
         "seconds": seconds,
+        "stages": done if status == "completed" else done[:-1],
         "environment": versions()
         | {"platform": platform.platform(), "device": job.device.label, "processes": job.ranks.world},
         "compute_dtype": str(job.device.compute).removeprefix("torch."),
-        "data": {key: job.prepared.get(key) for key in ("hash", "rows", "tokens", "trained_tokens", "rejected")},
+        "data": {key: job.prepared.get(key) for key in _OF_DATA},
         "settings": job.profile.resolved(),
         "evaluations": [{"step": key, "values": values} for key, values in sorted(results.items())],
-        "thresholds": [
-            {"threshold": str(each.threshold), "value": each.value, "passed": each.passed} for each in verdicts
-        ],
+        "thresholds": _told(verdicts),
+        "passed": all(verdict.passed for verdict in verdicts),
         "checkpoints": [{"step": key, "metrics": metrics} for key, metrics in sorted(job.checkpoints.items())],
     }
     write_private(job.run.report, json.dumps(document, ensure_ascii=False, indent=1).encode())
+
+
+def extend(run: RunDirectory, stage: str, **parts: Any) -> None:
+    """Add what a stage after training has found. Raises OSError."""
+    document = _read(run)
+    before = [each for each in document.get("stages", []) if stages.STAGES.index(each) < stages.STAGES.index(stage)]
+    document |= {"stages": [*before, stage], **parts}
+    write_private(run.report, json.dumps(document, ensure_ascii=False, indent=1).encode())
+
+
+def conclude(run: RunDirectory, profile: Profile, tested: Mapping[str, float | None]) -> list[Verdict]:
+    """Hold the thresholds against the test rows' values, `test/…`, and note it in the report. Raises OSError.
+
+    A threshold without a group, or on held-out rows, is about the last evaluation: the test rows where these were measured, else the last while
+    training.
+    """
+    document = _read(run)
+    evaluations = document.get("evaluations") or [{"values": {}}]
+    last = {f"eval/{name.partition('/')[2]}": value for name, value in tested.items()}
+    verdicts = thresholds.judge(profile.evaluation.thresholds, {**evaluations[-1]["values"], **last, **tested})
+    document |= {"thresholds": _told(verdicts), "passed": all(verdict.passed for verdict in verdicts)}
+    write_private(run.report, json.dumps(document, ensure_ascii=False, indent=1).encode())
+    return verdicts
+
+
+def _told(verdicts: list[Verdict]) -> list[dict[str, Any]]:
+    return [{"threshold": str(each.threshold), "value": each.value, "passed": each.passed} for each in verdicts]
+
+
+def _read(run: RunDirectory) -> dict[str, Any]:
+    found = json.loads(run.report.read_text(encoding="utf-8")) if run.report.is_file() else {"run": run.id}
+    assert isinstance(found, dict)
+    return found

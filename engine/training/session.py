@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.evaluation import thresholds
-from engine.protocol.home import RunDirectory
+from engine.protocol import stages
+from engine.protocol.home import RunDirectory, write_private
 from engine.protocol.journal import Ledger, Start, Warn
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import Profile
@@ -240,7 +241,9 @@ def _finish(job: Job, model: Any, trainer: Any, step: int, output: Path | None, 
         )
     last_values = trainer.results[max(trainer.results)] if trainer.results else {}
     verdicts = thresholds.judge(job.profile.evaluation.thresholds, last_values)
-    for verdict in verdicts if trainer.outcome == "completed" else ():
+    # What the test rows will be measured for is judged there, and once.
+    judged = trainer.outcome == "completed" and not stages.tests(job.profile)
+    for verdict in verdicts if judged else ():
         if not verdict.passed:
             job.voice.tell(
                 Warn(
@@ -251,3 +254,5 @@ def _finish(job: Job, model: Any, trainer: Any, step: int, output: Path | None, 
                 )
             )
     report.write(job, trainer.outcome, step, trainer.results, verdicts, seconds)
+    if trainer.outcome == "completed":
+        write_private(job.run.result(stages.TRAIN), json.dumps({"step": step, "seconds": seconds}).encode())

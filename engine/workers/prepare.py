@@ -8,50 +8,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from engine.protocol.home import Home, RunDirectory, write_private
-from engine.protocol.journal import End, EventEntry, Phase, Warn, Writer
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import ProfileError, parse
+from engine.workers.journalling import Journal
 from engine.workers.link import Link
-
-_EVERY = 0.5
-"""Seconds between two journal lines of one phase."""
 
 _DROPPING = {"clean": (), "dedup": ("exact", "near", "held_out")}
 """Stages that leave rows out, and their counts by kind."""
-
-
-class Journal:
-    """The run's journal while this stage writes it."""
-
-    def __init__(self, run: RunDirectory, attempt: int, link: Link) -> None:
-        self._writer, self._attempt, self._link = Writer(run.events), attempt, link
-        self._phase, self._told = "", 0.0
-
-    def progress(self, phase: str, done: int, total: int) -> None:
-        """Each new phase and each phase's end is written, what lies between at most every `_EVERY` seconds."""
-        self._link.alive(phase=phase)
-        now = time.monotonic()
-        if phase == self._phase and done < total and now - self._told < _EVERY:
-            return
-        self._phase, self._told = phase, now
-        self.write(Phase(attempt=self._attempt, name=phase, done=done, total=total))
-
-    def warn(self, message: str, hint: str) -> None:
-        self.write(Warn(attempt=self._attempt, message=message, hint=hint))
-
-    def fail(self, problem: Problem) -> None:
-        print(problem, problem.traceback, sep="\n", file=sys.stderr)
-        self.write(End(attempt=self._attempt, step=0, status="failed", problem=problem))
-
-    def write(self, entry: EventEntry) -> None:
-        self._link.written(self._writer.write(entry))
 
 
 def warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -18,10 +18,11 @@ class Script:
         parser.add_argument("--attempt", type=int, required=True)
         parser.add_argument("--address", required=True)
         parser.add_argument("--from-step", type=int)
+        parser.add_argument("--stage", default="")
         arguments = parser.parse_args()
         self.home = Home(arguments.home)
         self.job, self.attempt, self.address = arguments.job, arguments.attempt, arguments.address
-        self.from_step = arguments.from_step
+        self.from_step, self.stage = arguments.from_step, arguments.stage
         self.rank = int(os.environ.get("RANK", 0))
         self.run = self.home.run(self.job)
         self.profile = parse(self.run.profile.read_text(), "profile", Path("/"))

@@ -1,0 +1,188 @@
+"""The stages of a run after training: its best checkpoint is evaluated on the test rows, and exported.
+
+Each leaves its result in the run's directory and adds to report.json; what was measured when it was killed is not measured again. It writes no `End`
+when all went well, for the run may go on with another stage and the same journal; a failure ends the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.models import targets
+from engine.models.targets import Target
+from engine.protocol import stages
+from engine.protocol.home import Home, RunDirectory, write_private
+from engine.protocol.journal import Evaluation
+from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.profile import Profile, ProfileError, parse
+from engine.workers.journalling import Journal
+from engine.workers.link import Link
+
+if TYPE_CHECKING:
+    from engine.evaluation.scoring import Scorer
+    from engine.inference.loaded import Loaded
+
+GROUP = "test/"
+"""What the names of metrics on the test rows begin with."""
+
+
+@dataclass
+class Stage:
+    """One stage of one run. `target` is its best checkpoint, else its newest."""
+
+    home: Home
+    run: RunDirectory
+    profile: Profile
+    target: Target
+    journal: Journal
+
+
+def evaluate(stage: Stage) -> dict[str, Any]:
+    """The last evaluation, on the test rows; returns what `evaluated.json` keeps."""
+    from engine.evaluation.examine import Wanted
+    from engine.evaluation.examine import evaluate as measure
+    from engine.training import report
+
+    began = time.monotonic()
+    watch = _Watch(stage.journal)
+    found = measure(stage.target.label, Wanted(), stage.home, stage.run.path, _Models(stage.home, watch), watch)
+    values = {f"{GROUP}{name}": value for name, value in found["metrics"].items()}
+    seconds = time.monotonic() - began
+    stage.journal.write(
+        Evaluation(attempt=stage.journal.attempt, step=stage.target.step or 0, values=values, seconds=seconds)
+    )
+    verdicts = report.conclude(stage.run, stage.profile, values)
+    for verdict in verdicts:
+        if not verdict.passed:
+            stage.journal.warn(
+                f"a threshold is missed: {verdict}",
+                "train on, on more or better data, or change evaluation.thresholds",
+                stage.target.step,
+            )
+    kept = ("rows", "replies", "data", "sha256", "directory", "notes")
+    told = {
+        "step": stage.target.step,
+        "values": values,
+        "seconds": seconds,
+        **{name: found.get(name) for name in kept},
+    }
+    report.extend(stage.run, stages.EVALUATE, test=told)
+    return told
+
+
+def export(stage: Stage) -> dict[str, Any]:
+    """The folder for others; returns what `exported.json` keeps."""
+    from engine.inference.export.export import Wanted
+    from engine.inference.export.export import export as hand_over
+    from engine.training import report
+
+    options = stage.profile.export
+    directory = stage.profile.directory
+    out = Path(directory, options.output).expanduser() if options.output else stage.run.exported
+    wanted = Wanted(
+        adapter_only=options.kind == "adapter",
+        dtype=options.dtype,
+        gguf=options.gguf,
+        converter=str(Path(directory, options.converter).expanduser()) if options.converter else None,
+        replacing=options.output is None,
+    )
+    began = time.monotonic()
+    told = lambda name, done, total: stage.journal.progress(f"exporting: {name}", done, total)  # noqa: E731
+    made = hand_over(stage.target, out, wanted, stage.home, told)
+    outcome: dict[str, Any] = {
+        "step": stage.target.step,
+        "directory": str(made.directory),
+        "kind": made.kind,
+        "agreement": made.agreement,
+        "gguf": made.gguf,
+        "seconds": time.monotonic() - began,
+    }
+    report.extend(stage.run, stages.EXPORT, export=outcome)
+    return outcome
+
+
+STAGES = {stages.EVALUATE: evaluate, stages.EXPORT: export}
+
+
+class _Watch:
+    """Tells the run how far its evaluation is."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self._journal.progress(f"evaluating on the test rows: {stage}", done, total)
+
+    def given_up(self) -> bool:
+        return False  # to stop it is to end this process
+
+
+class _Models:
+    """Loads what is measured."""
+
+    def __init__(self, home: Home, watch: _Watch) -> None:
+        self._home, self._watch = home, watch
+
+    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded:
+        from engine.inference.loaded import load
+
+        return load(target, home=self._home, dtype=dtype, quantization=quantization, progress=self._watch)
+
+    def reward_model(self, target: Target) -> Scorer:
+        from engine.evaluation.scoring import Scorer
+
+        return Scorer(target, lambda done, total: self._watch("loading", done, total))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--stage", choices=stages.AFTER, required=True)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half written is removed on the way out
+    home = Home(arguments.home)
+    run = home.run(arguments.job)
+    link = Link(arguments.address, arguments.job, arguments.attempt)
+    journal = Journal(run, arguments.attempt, link)
+    step = 0
+    try:
+        directory = Path(json.loads((run.path / "job.json").read_bytes())["directory"])
+        profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home)
+        target = targets.resolve(run.id, home, directory)
+        step = target.step or 0
+        told = STAGES[arguments.stage](Stage(home, run, profile, target, journal))
+        write_private(run.result(arguments.stage), json.dumps(told, ensure_ascii=False, indent=1).encode())
+        return 0
+    except ProblemError as error:
+        journal.fail(error.problem, step)
+    except ProfileError as error:
+        journal.fail(Problem(title="The run's profile does not hold any more", cause=str(error)), step)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run must say it
+        said = str(error).strip().partition("\n")[0]
+        journal.fail(
+            Problem(
+                title=f"The stage {arguments.stage} failed",
+                cause=f"{type(error).__name__}: {said}",
+                hint="the trained checkpoints stand; `cockpit resume` goes on at this stage",
+                traceback=traceback.format_exc(),
+            ),
+            step,
+        )
+    finally:
+        link.close()
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
