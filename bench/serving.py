@@ -50,12 +50,11 @@ def main() -> None:
         (Path(home) / "models" / MODEL).symlink_to(folder)
         address = json.loads(_cockpit(home, "serve", MODEL, "--port", "0", "--detach", "--json"))["address"]
         try:
-            client = openai.AsyncOpenAI(base_url=address, api_key="none", timeout=600, max_retries=0)
-            asyncio.run(_asked(client))  # what is done once: kernels, pages
+            asyncio.run(_asked(address))  # what is done once: kernels, pages
             plain.loop(2)
             rounds = []
             for index in range(arguments.rounds):
-                served, alone, batch = asyncio.run(_asked(client)), plain.loop(), plain.continuous()
+                served, alone, batch = asyncio.run(_asked(address)), plain.loop(), plain.continuous()
                 rounds.append((served, alone, batch))
                 rates = " ".join(
                     f"{name} {side['tokens_per_second']:.1f}" for name, side in zip(NAMES, rounds[-1], strict=True)
@@ -128,11 +127,12 @@ class Plain:
         }
 
 
-async def _asked(client: openai.AsyncOpenAI) -> dict[str, Any]:
+async def _asked(address: str) -> dict[str, Any]:
     """All at once, over HTTP."""
-    began = time.perf_counter()
-    answers = await asyncio.gather(*(_one(client, text) for text in ASKED))
-    seconds = time.perf_counter() - began
+    async with openai.AsyncOpenAI(base_url=address, api_key="none", timeout=600, max_retries=0) as client:
+        began = time.perf_counter()
+        answers = await asyncio.gather(*(_one(client, text) for text in ASKED))
+        seconds = time.perf_counter() - began
     return {
         "tokens_per_second": sum(tokens for tokens, _, _ in answers) / seconds,
         "first": statistics.median(first for _, first, _ in answers),

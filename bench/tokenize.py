@@ -6,18 +6,23 @@ its rows already in Arrow and makes no labels; the others begin with the JSONL f
 too. CPU seconds are those of all processes.
 
     python -m bench.tokenize ROWS.json --llamafactory /path/to/its/bin/python
+    python -m bench.tokenize ROWS.json --recombine …    no row twice: sentences of all replies, drawn anew for each row
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--recombine", action="store_true", help="draw the replies' sentences anew for each row")
     arguments = parser.parse_args()
     contenders = {"cockpit": sys.executable, "datasets_map": sys.executable}
     if arguments.llamafactory:
@@ -43,15 +49,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.jsonl")
         with rows.open("w", encoding="utf-8") as file:
-            for number in range(arguments.rows):
-                file.write(json.dumps(source[number % len(source)], ensure_ascii=False) + "\n")
+            for row in itertools.islice(
+                recombined(source) if arguments.recombine else itertools.cycle(source), arguments.rows
+            ):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
         for _ in range(arguments.rounds):
             for processes in arguments.processes:
                 for name, python in contenders.items():
                     told = _measure(python, name, rows, arguments.model, processes)
                     measured[f"{name}_{processes}"].append(told)
-    save("tokenize", {"rows": arguments.rows, "distinct_rows": len(source), "rounds": arguments.rounds,
-                      **{name: _rates(told, arguments.rows) for name, told in measured.items()}})  # fmt: skip
+    name = "tokenize_recombined" if arguments.recombine else "tokenize"
+    save(name, {"rows": arguments.rows, "distinct_rows": len(source), "rounds": arguments.rounds,
+                      **{side: _rates(told, arguments.rows) for side, told in measured.items()}})  # fmt: skip
+
+
+def recombined(source: list[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """Rows of the source's lengths that do not repeat: the words are those of the source, in its frequencies."""
+    generator = random.Random(0)
+    pool = [part for row in source for part in re.split(r"(?<=[.!?])\s+", row["output"]) if part]
+    for row in itertools.cycle(source):
+        count = len(re.split(r"(?<=[.!?])\s+", row["output"]))
+        asked = " ".join(generator.sample(pool, 1))
+        yield {"instruction": asked, "input": row["input"], "output": " ".join(generator.choices(pool, k=count))}
 
 
 def _measure(python: str, name: str, rows: Path, model: Path, processes: int) -> dict[str, float]:
