@@ -11,8 +11,11 @@ from typing import Any
 
 from engine.inference import devices, lock
 from engine.inference.adapters import Adapters
+from engine.inference.asking import Asked
+from engine.inference.constrained import Constraining
 from engine.inference.generate import Piece, Reply, context_length, reply_batch, stream
-from engine.inference.sampling import Sampling, opened
+from engine.inference.sampling import Grammar, Row, Sampling, opened
+from engine.inference.telling import behind_thinking
 from engine.models import folders, targets, tokenizers
 from engine.models.declared import declared
 from engine.models.embedded import Progress
@@ -21,9 +24,6 @@ from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
-Messages = list[dict[str, str]]
-Asked = str | Messages
-"""A text to be continued as it stands, or a conversation."""
 GREEDY = Sampling()
 
 _TOKENIZER_FILES = (
@@ -72,6 +72,8 @@ class Loaded:
         """Bytes that the model is thought to take; 0 when nothing tells."""
         self.device = device or devices.choose(self.needed)
         self._tokenizers: dict[str, Any] = {}
+        self._constraining: tuple[object, Constraining] | None = None
+        """For the tokenizer and stop tokens that it was made for."""
         self._adapters = Adapters(_load_base(target, self.dtype, quantization, self.device, self.needed))
         self._enter(target)
 
@@ -133,8 +135,8 @@ class Loaded:
         self, asked: Asked, sampling: Sampling = GREEDY, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Piece]:
         """The reply in pieces as it comes; the last piece has the whole `Reply`. Raises ValueError for a prompt that does not fit."""
-        prompt = self.prompt(asked)
-        return stream(self.model, self.tokenizer, prompt, sampling, self.stop_ids, cancelled)
+        prompt, grammar = self.prompt(asked), self.grammar(sampling)
+        return stream(self.model, self.tokenizer, prompt, sampling, self.stop_ids, cancelled, grammar)
 
     def generate(self, asked: Asked, sampling: Sampling = GREEDY) -> Reply:
         """The reply, whole. A text is continued as it stands, without any template; a list of messages is a conversation."""
@@ -157,8 +159,24 @@ class Loaded:
         place as soon as it is there. Raises ValueError for a prompt that does not fit, before anything is generated."""
         prompts = [self.prompt(each) for each in asked]
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
-        rows = [opened(*pair, self.model.device) for pair in zip(samplings, prompts, strict=True)]
+        rows = [self.row(prompt, each) for prompt, each in zip(prompts, samplings, strict=True)]
         return reply_batch(self.model, self.tokenizer, rows, self.stop_ids, told, cancelled)
+
+    def row(self, prompt: Sequence[int], sampling: Sampling) -> Row:
+        """A reply before its first token, for a batch. Raises ValueError for a schema that cannot be kept to."""
+        grammar = self.grammar(sampling)
+        after = behind_thinking(self.tokenizer, prompt) if grammar else ()
+        return opened(sampling, prompt, self.model.device, grammar, after)
+
+    def grammar(self, sampling: Sampling) -> Grammar | None:
+        """What keeps one reply to the schema of `sampling`. Raises ValueError."""
+        if sampling.schema is None:
+            return None
+        key = (id(self.tokenizer), self.stop_ids)
+        if self._constraining is None or self._constraining[0] != key:
+            size = self._adapters.base.get_output_embeddings().weight.shape[0]
+            self._constraining = key, Constraining(self.tokenizer, size, self.stop_ids)
+        return self._constraining[1].schema(sampling.schema)
 
     def _tokenizer(self, target: Target) -> Any:
         """The one that lies with the adapter, else the base's; None where there is none. Checkpoints of a run share theirs: equal

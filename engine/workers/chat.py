@@ -1,7 +1,9 @@
 """The chat service: a base loaded once, adapters and checkpoints changed on it, replies streamed and cancelled at any token.
 
-Questions: `load {target, directory?, dtype?, quantization?}`, `generate {messages, task?, …sampling}`, `unload {}`. It is its own
-process, so that running out of memory here never hurts a run; after `idle_seconds` it gives the memory back and stays.
+Questions: `load {target, directory?, dtype?, quantization?}`, `generate {messages | text, task?, constrain?, preset?, …sampling}`, `unload {}`.
+`text` is continued as it stands. What the model thinks comes apart from its reply, in the answer and in each word of the stream; with a task
+the answer has the reply as the task reads it (`parsed`, null where it does not fit). It is its own process, so that running out of memory
+here never hurts a run; after `idle_seconds` it gives the memory back and stays.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import importlib
 import json
 import time
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from engine.evaluation import TASKS
 from engine.models import targets
 from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError, Rank
@@ -73,7 +73,7 @@ class Chat:
 
     def generate(self, instruction: Instruction) -> dict[str, Any]:
         """Stream one reply. Raises ProblemError, or ValueError for a conversation that cannot be continued."""
-        from engine.inference.sampling import sampling_of
+        from engine.inference.asking import parsed, prompt_of, settings_of
 
         asked = instruction.arguments
         if self.loaded is None:
@@ -83,17 +83,19 @@ class Chat:
                 Instruction(id=instruction.id, name="load", arguments=self.wanted | {"request": asked["request"]})
             )
         assert self.loaded is not None
-        sampling = sampling_of(asked)
+        prompt, sampling = prompt_of(asked), settings_of(asked)
         self.link.status("busy", target=self.loaded.target.label, device=self.loaded.device, detail="generating")
-        reply = self._stream(self._messages(asked), sampling, asked["request"])
+        reply = self._stream(prompt, sampling, asked["request"])
         return {
             "reply": reply.text,
+            "thinking": reply.thinking,
             "tokens": reply.tokens,
             "prompt_tokens": reply.prompt_tokens,
             "seconds": reply.seconds,
             "first_token_seconds": reply.first_token_seconds,
             "tokens_per_second": reply.tokens_per_second,
             "finish": reply.finish,
+            **parsed(asked, reply.text),
         }
 
     def unload(self, instruction: Instruction) -> dict[str, Any]:
@@ -120,26 +122,16 @@ class Chat:
         target, device = (self.loaded.target.label, self.loaded.device) if self.loaded else ("", "")
         self.link.status("ready", target=target, device=device, detail=detail)
 
-    def _messages(self, asked: dict[str, Any]) -> list[dict[str, str]]:
-        """With a task, the bytes it trains on around the last text; else the conversation as it is."""
-        messages: list[dict[str, str]] = asked["messages"]
-        task = asked.get("task")
-        if task is None:
-            return messages
-        if task not in TASKS:
-            raise ValueError(f"there is no task {task!r}: choose one of {', '.join(TASKS)}")
-        with_prompt: list[dict[str, str]] = importlib.import_module(TASKS[task]).messages(messages[-1]["content"])
-        return with_prompt
-
-    def _stream(self, messages: list[dict[str, str]], sampling: Any, request: str) -> Reply:
+    def _stream(self, prompt: str | list[dict[str, str]], sampling: Any, request: str) -> Reply:
         assert self.loaded is not None
-        waiting, said = "", 0.0
-        for piece in self.loaded.stream(messages, sampling, lambda: request in self.cancelled):
-            waiting += piece.text
+        text = thinking = ""
+        said = 0.0
+        for piece in self.loaded.stream(prompt, sampling, lambda: request in self.cancelled):
+            text, thinking = text + piece.text, thinking + piece.thinking
             now = time.monotonic()
-            if waiting and (piece.reply or now - said >= COALESCE):
-                self.link.say(request, "tokens", text=waiting, count=piece.count)
-                waiting, said = "", now
+            if (text or thinking) and (piece.reply or now - said >= COALESCE):
+                self.link.say(request, "tokens", text=text, thinking=thinking, count=piece.count)
+                text, thinking, said = "", "", now
         assert piece.reply is not None
         return piece.reply
 
