@@ -7,11 +7,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation import TASKS
+from engine.evaluation import TASKS, trained
 from engine.prep.formats.canonical import conversation_of
 from engine.training import memory
 from engine.training.job import Job
@@ -85,11 +85,27 @@ class HeldOut:
             return values, probed
         references = [reference for _, reference in self._conversations]
         scores = self._task.score(replies[: len(references)], references)
+        self._keep(trainer.state.global_step, replies, values | {f"eval/{name}": scores[name] for name in scores})
         samples = [
             {"prompt": messages[-1]["content"], "reply": reply, "reference": reference}
             for (messages, reference), reply in zip(self._conversations[:KEPT], replies, strict=False)
         ]
         return values | {f"eval/{name}": value for name, value in scores.items()}, probed + samples
+
+    def _keep(self, step: int, replies: Sequence[str], values: dict[str, float]) -> None:
+        """All replies with their scores, for whoever looks at the run. What a full disk takes of them is no loss to the run."""
+        options, prepared = self.job.profile.evaluation, self.job.prepared
+        told = {
+            "task": options.task,
+            "data": "data.validation",
+            "sha256": f"{prepared['hash']} first {options.samples}",
+        }
+        said = [
+            (asked, reference, reply) for (asked, reference), reply in zip(self._conversations, replies, strict=False)
+        ]
+        if self.job.ranks.rank == 0:
+            with suppress(OSError):
+                trained.keep(self.job.run, step, told, said, values, options.thresholds)
 
     @property
     def _asked(self) -> list[list[dict[str, str]]]:

@@ -1,0 +1,155 @@
+"""Evaluations of a real run: the values that its own training measured, every reply kept, gone on with after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.evaluation import evaluations, examine
+from engine.evaluation.examine import Wanted
+from engine.protocol.home import Home, RunDirectory
+from engine.protocol.journal import Evaluation, Sample, read
+from engine.protocol.messages import ProblemError
+from engine.workers.evaluate import Models
+
+Trained = tuple[Home, RunDirectory]
+
+
+class Watch:
+    """Hears what is done; gives up after `limit` replies."""
+
+    target = ""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.heard: list[tuple[str, int, int]] = []
+        self.limit = limit
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self.given_up():
+            raise InterruptedError
+        self.heard.append((stage, done, total))
+
+    def given_up(self) -> bool:
+        return self.limit is not None and ("replies", self.limit, 4) in self.heard
+
+    @property
+    def stages(self) -> list[str]:
+        return list(dict.fromkeys(stage for stage, _, _ in self.heard))
+
+
+def evaluate(home: Home, target: str, watch: Watch | None = None, **settings: Any) -> dict[str, Any]:
+    watch = watch or Watch()
+    return examine.evaluate(target, Wanted(**settings), home, Path("/"), Models(home, watch), watch)  # type: ignore[arg-type]
+
+
+def journaled(run: RunDirectory) -> dict[int, dict[str, float | None]]:
+    return {entry.step: entry.values for entry, _ in read(run.events) if isinstance(entry, Evaluation)}
+
+
+def lines(folder: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(folder) / "replies.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_runs_own_evaluation_is_measured_again_to_the_same_values(trained: Trained) -> None:
+    home, run = trained
+    told = journaled(run)
+    for step in (2, 4):
+        result = evaluate(home, f"{run.id}@{step}", samples=3)
+        assert result["metrics"]["loss"] == pytest.approx(told[step]["eval/loss"], rel=1e-5)
+        assert result["metrics"]["token_accuracy"] == pytest.approx(told[step]["eval/token_accuracy"], rel=1e-6)
+        for name in ("json_validity", "schema_validity", "unique_ids", "arguments_per_graph"):
+            assert result["metrics"][name] == told[step][f"eval/{name}"]
+        assert result["task"] == "thought_graph", "as the profile says"
+        assert [each["text"] for each in result["thresholds"]] and result["passed"]
+    assert told[2]["eval/loss"] != told[4]["eval/loss"]
+
+
+@pytest.mark.slow
+def test_training_keeps_its_replies_as_an_evaluation_does(trained: Trained) -> None:
+    _, run = trained
+    listed = evaluations.of_run(run)
+    training = [each for each in listed if each["origin"] == "training"]
+    assert [each["step"] for each in training] == [2, 4]
+    assert [each["replies"] for each in training] == [3, 3]
+    assert training[0]["metrics"]["loss"] == journaled(run)[2]["eval/loss"]
+    assert [each["threshold"] for each in training[0]["thresholds"]] == ["loss < 100", "json_validity >= 0"]
+    page = evaluations.replies(Path(training[1]["directory"]), 0, 10, None, None)
+    samples = [entry for entry, _ in read(run.events) if isinstance(entry, Sample) and entry.step == 4]
+    assert {each["reply"] for each in page["replies"]} == {sample.reply for sample in samples if not sample.probe}
+    assert [sample.prompt for sample in samples if sample.probe] == ["What is a question?"]
+    assert page["by"] == "schema_validity" and "json_validity" in page["scores"]
+    compared = evaluations.compared(Path(training[0]["directory"]), Path(training[1]["directory"]))
+    assert compared["compared_rows"] == 3 and "schema_validity" in compared["differences"]
+
+
+@pytest.mark.slow
+def test_a_second_call_goes_on_where_the_first_was_killed(trained: Trained, tmp_path: Path) -> None:
+    home, run = trained
+    settings = {"data": "samples/thought_graph.jsonl", "task": "thought_graph", "rows": 20, "samples": 4}
+    settings |= {"max_new_tokens": 8, "out": str(tmp_path / "kept")}
+    with pytest.raises(InterruptedError):
+        evaluate(home, run.id, Watch(limit=2), **settings)
+    kept = lines(str(tmp_path / "kept"))
+    assert 2 <= len(kept) < 5 and json.loads((tmp_path / "kept" / "evaluation.json").read_text())["state"] == "going"
+    with (tmp_path / "kept" / "replies.jsonl").open("a") as file:
+        file.write('{"row": 3, "torn')  # as a kill in the middle of a line leaves it
+    watch = Watch()
+    result = evaluate(home, run.id, watch, **settings)
+    rows = [entry["row"] for entry in lines(result["directory"])]
+    assert rows == sorted(rows) and len(set(rows)) == result["replies"] == 4
+    assert "losses" not in watch.stages, "they were all there"
+    asked = max(total for stage, _, total in watch.heard if stage == "replies")
+    assert asked == 4 - len(kept)
+    again = Watch()
+    assert evaluate(home, run.id, again, **settings)["metrics"] == result["metrics"]
+    assert again.stages == ["reading", "scoring"], "no model is loaded for what is there"
+    for entry in lines(result["directory"]):
+        assert entry["scores"]["json_validity"] in (0, 1) and "rouge_l" in entry["scores"] and entry["passed"] is False
+        assert entry["tokens"] <= 8 and isinstance(entry["stopped"], bool) and entry["seconds"] > 0
+    with pytest.raises(ValueError, match=r"holds an evaluation with other .*max_new_tokens"):
+        evaluate(home, run.id, **settings | {"max_new_tokens": 9})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"task": "graphs"}, "there is no task 'graphs'"),
+        ({"thresholds": ["high"]}, "'high' is no threshold"),
+        ({"constrained": True, "data": "samples/text.jsonl"}, "name the task"),
+        ({"data": "samples/nothing.jsonl"}, r"samples/nothing\.jsonl cannot be read"),
+        (
+            {"data": "samples/text.jsonl", "task": "triples", "samples": 2, "judge": {"temprature": 1}},
+            r"judge\.temprature",
+        ),
+        ({"judge": {"rubric": {"a b": "?"}}}, r"judge\.rubric: .*names no criterion"),
+        ({"data": "samples/preference.jsonl", "task": "triples"}, "reference of row 1 is not a JSON list of triples"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_by_name(trained: Trained, settings: dict[str, Any], words: str) -> None:
+    home, run = trained
+    with pytest.raises((ValueError, ProblemError), match=words):
+        evaluate(home, run.id, **settings)
+
+
+@pytest.mark.slow
+def test_a_model_without_rows_of_its_own_needs_some(trained: Trained, tiny: Path) -> None:
+    home, _ = trained
+    with pytest.raises(ProblemError, match="There is nothing to evaluate"):
+        evaluate(home, str(tiny))
+
+
+@pytest.mark.slow
+def test_plain_text_is_measured_whole_and_wrapped_in_a_tasks_prompt(trained: Trained, tiny: Path) -> None:
+    home, _ = trained
+    settings: dict[str, Any] = {"data": "samples/text.jsonl", "rows": 3, "max_new_tokens": 4}
+    plain = evaluate(home, str(tiny), **settings)
+    assert plain["metrics"].keys() == {"loss", "perplexity", "token_accuracy"}, "nothing can be asked of it"
+    asked = evaluate(home, str(tiny), task="triples", **settings)
+    assert "json_validity" in asked["metrics"] and "triples_f1" not in asked["metrics"], "there is no reference"
+    assert lines(asked["directory"])[0]["asked"][-1]["content"].startswith("Extract the triples: ")
+    assert asked["metrics"]["loss"] == pytest.approx(plain["metrics"]["loss"])
