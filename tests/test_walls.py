@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+API = ROOT / "engine" / "inference" / "__init__.py"
 HEAVY = ("torch", "transformers", "datasets", "numpy", "pandas", "peft", "trl", "accelerate", "bitsandbytes", "matplotlib")  # fmt: skip
 
 
@@ -61,4 +62,17 @@ def test_package_faces_are_empty_or_tables() -> None:
         for node in ast.parse(path.read_text()).body:
             table = isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict | ast.Tuple)
             future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
-            assert isinstance(node, ast.Expr) or table or future, f"{path}:{node.lineno}"
+            assert isinstance(node, ast.Expr) or table or future or path == API, f"{path}:{node.lineno}"
+
+
+def test_the_python_interface_is_loaded_when_it_is_asked_for() -> None:
+    """`engine.inference` is the one face that is more: its modules must not pay for what stands there."""
+    program = "import sys; from engine.inference import PRESETS, Sampling; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert "engine.inference.sampling" in loaded
+    assert not {name.partition(".")[0] for name in loaded} & set(HEAVY)
+    from engine import inference
+
+    assert all(getattr(inference, name).__name__ == name for name in inference.FACE if name != "PRESETS")
+    with pytest.raises(AttributeError):
+        inference.nothing  # noqa: B018 - that it fails is the point

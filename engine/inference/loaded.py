@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from engine.inference.constrained import Constraining
 from engine.inference.generate import Piece, Reply, context_length, reply_batch, stream
 from engine.inference.sampling import Grammar, Row, Sampling, opened
 from engine.inference.telling import behind_thinking
-from engine.models import folders, targets, tokenizers
+from engine.models import folders, gguf, targets, tokenizers
 from engine.models.declared import declared
 from engine.models.embedded import Progress
 from engine.models.loading import pretrained
@@ -25,6 +26,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
 GREEDY = Sampling()
+QUANTIZATIONS = ("none", "nf4", "int8")
 
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -46,17 +48,27 @@ def load(
     quantization: str | None = None,
     device: str | None = None,
     directory: Path | None = None,
+    trust_remote_code: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Loaded:
-    """Load a model for inference. Raises ProblemError.
+    """Load a model for inference: a run, RUN@STEP, an adapter, a checkpoint or model folder, a catalogue name, a hub id, a GGUF file.
 
-    `dtype` and `quantization` default to those the checkpoint was trained with, else to the stored dtype, unquantised.
-    `device` defaults to the one with most free memory. A catalogue model that is missing is pulled, with `progress`.
+    `dtype` (`bfloat16 float16 float32`) and `quantization` (`none nf4 int8`) default to those the checkpoint was trained with, else to the
+    stored dtype, unquantised. `device` defaults to the one with most free memory. A relative folder is meant from `directory`, the working
+    directory by default. A catalogue model that is missing is pulled, and a GGUF file dequantised, with `progress`. Code that lies with
+    the base runs when `trust_remote_code` says so, or the profile of the target's run. Raises ProblemError, and ValueError for a dtype or
+    quantisation that there is not.
     """
+    if dtype is not None and dtype not in devices.BYTES.keys() - QUANTIZATIONS:
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization must be {', '.join(QUANTIZATIONS)}, not {quantization!r}")
     home = home or Home.locate()
     if isinstance(target, str):
         target = targets.resolve(target, home, directory or Path.cwd())
-    target = targets.fetch(target, home, progress)
+    target = replace(
+        targets.fetch(target, home, progress), trust_remote_code=target.trust_remote_code or trust_remote_code
+    )
     targets.check_speaks(target)
     targets.check(target, folders.weights_problems)
     return Loaded(target, dtype or target.dtype, quantization or target.quantization or "none", device)
@@ -108,6 +120,11 @@ class Loaded:
     def templated(self) -> bool:
         """Without a chat template a conversation is only text to be continued. No template is ever borrowed."""
         return bool(self.tokenizer and self.tokenizer.chat_template)
+
+    @property
+    def note(self) -> str:
+        """What was dequantised, of a GGUF file; else empty."""
+        return "" if self.target.on_hub else gguf.note(Path(self.target.base))
 
     @property
     def context(self) -> int:
@@ -182,13 +199,13 @@ class Loaded:
         """The one that lies with the adapter, else the base's; None where there is none. Checkpoints of a run share theirs: equal
         files are read once."""
         if target.on_hub and not (target.adapter and folders.has_tokenizer(target.adapter)):
-            return self._read(lambda: tokenizers.load(target.base), target.base)
+            return self._read(lambda: tokenizers.load(target.base, target.trust_remote_code), target.base)
         folder = target.folder if folders.has_tokenizer(target.folder) else Path(target.base)
         if not folders.has_tokenizer(folder):
             return None
         key = _digest(folder)
         if key not in self._tokenizers:
-            self._tokenizers[key] = self._read(lambda: tokenizers.load(folder), str(folder))
+            self._tokenizers[key] = self._read(lambda: tokenizers.load(folder, target.trust_remote_code), str(folder))
         return self._tokenizers[key]
 
     @staticmethod
@@ -208,6 +225,7 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
             target.base,
             dtype=getattr(torch, dtype) if dtype else "auto",
             quantization_config=quantization_config(quantization, dtype),
+            trust_remote_code=target.trust_remote_code,
             device_map={"": device},
         )
     except (torch.OutOfMemoryError, MemoryError) as error:

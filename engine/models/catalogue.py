@@ -40,22 +40,26 @@ def pull(name: str, home: Home, progress: Progress) -> Path:
     Complete or absent: it is built under a temporary name and renamed. Two pulls at once take turns. Raises ProblemError.
     """
     entry = CATALOGUE[name]
-    folder = home.models / name
+    home.create()
+    return made(home.models / name, entry.disk, lambda partial: entry.fetch(partial, progress))
+
+
+def made(folder: Path, needed: int, fill: Callable[[Path], None]) -> Path:
+    """`folder`, filled under a temporary name when it is not there, which takes `needed` bytes of disk. Raises ProblemError."""
     if folder.is_dir():
         return folder
-    home.create()
-    with _turn(home.models / f".{name}.lock"):
+    with _turn(folder.with_name(f".{folder.name}.lock")):
         if folder.is_dir():
             return folder
-        _check_disk(home.models, name, entry.disk)
-        partial = home.models / f".{name}.partial"
+        _check_disk(folder.parent, folder.name, needed)
+        partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # what a killed pull left; nobody else is at it, we hold the lock
         partial.mkdir()
         try:
-            entry.fetch(partial, progress)
+            fill(partial)
             _sync(partial)
             partial.rename(folder)
-            _sync_directory(home.models)
+            _sync_directory(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -74,7 +78,7 @@ def _check_disk(folder: Path, name: str, needed: int) -> None:
     if free < needed:
         raise ProblemError(
             Problem(
-                title=f"Too little disk to pull {name}",
+                title=f"Too little disk for {name}",
                 cause=f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed meanwhile",
                 hint="free some space, or choose another place with --home or COCKPIT_HOME",
             )

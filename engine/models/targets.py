@@ -1,7 +1,7 @@
 """What a TARGET on the command line or in `model.base` means. Looks at names and small files; loads nothing.
 
 A target is a run id, a prefix of one, or `last` (its best checkpoint, else its newest); RUN@STEP; a checkpoint, adapter or
-model folder; a catalogue name; a folder's name in COCKPIT_HOME/models; or a hub id (`org/name`, `hf://org/name`).
+model folder, or a GGUF file; a catalogue name; a folder's name in COCKPIT_HOME/models; or a hub id (`org/name`, `hf://org/name`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.models import folders
+from engine.models import folders, gguf
 from engine.models.catalogue import CATALOGUE, pull
 from engine.models.embedded import Progress
 from engine.models.weights import DamagedFile
@@ -42,6 +42,10 @@ class Target:
     """`lock.json` of the checkpoint: template, stop tokens, golden token ids."""
     catalogue: str | None = None
     """The catalogue name behind `base`, when there is one."""
+    gguf: Path | None = None
+    """The file that `base` is made of by `fetch`."""
+    trust_remote_code: bool = False
+    """Whether the profile of its run, which the user wrote, lets the code run that lies with the base."""
 
     @property
     def on_hub(self) -> bool:
@@ -66,6 +70,8 @@ def resolve(target: str, home: Home, directory: Path) -> Target:
     folder = (directory / Path(name).expanduser()).absolute()
     if name and folder.is_dir():
         return _of_folder(folder, home)
+    if name and folder.suffix == gguf.SUFFIX and folder.is_file():
+        return _of_gguf(folder, home)
     if name in CATALOGUE:
         return Target(base=str(home.models / name), label=name, catalogue=name)
     if _is_word(name) and (home.models / name).is_dir():
@@ -84,7 +90,9 @@ def resolve(target: str, home: Home, directory: Path) -> Target:
 
 
 def fetch(target: Target, home: Home, progress: Progress) -> Target:
-    """Make a catalogue base present. Harmless for any other target. Raises ProblemError."""
+    """Make a catalogue base present, or the base that a GGUF file becomes. Harmless for any other target. Raises ProblemError."""
+    if target.gguf is not None:
+        gguf.unpack(target.gguf, Path(target.base), progress)
     if target.catalogue is None:
         return target
     return replace(target, base=str(pull(target.catalogue, home, progress)))
@@ -93,7 +101,7 @@ def fetch(target: Target, home: Home, progress: Progress) -> Target:
 def check(target: Target, look: Callable[[Path], list[str]] = folders.problems) -> None:
     """Raises ProblemError when `look` finds a folder damaged that the target needs. What is not here yet passes."""
     for folder in (target.adapter, None if target.on_hub else Path(target.base)):
-        if folder is None or (target.catalogue and not folder.exists()):
+        if folder is None or ((target.catalogue or target.gguf) and not folder.exists()):
             continue
         found = look(folder)
         if found:
@@ -173,7 +181,19 @@ def _of_run(run: RunDirectory | None, step: int | None) -> Target:
         )
     chosen = step if step is not None else _best(run, steps)
     found = _of_folder(run.checkpoint(chosen), Home(run.path.parent.parent))
-    return replace(found, run=run.id, step=chosen, label=f"{run.id}@{chosen}")
+    label = f"{run.id}@{chosen}"
+    return replace(found, run=run.id, step=chosen, label=label, trust_remote_code=_trusts(run))
+
+
+def _trusts(run: RunDirectory) -> bool:
+    """What the run's frozen profile says. A checkpoint's own files are not asked: they may come from elsewhere."""
+    text = run.profile.read_text(encoding="utf-8")
+    if "trust_remote_code" not in text:
+        return False
+    from ruamel.yaml import YAML
+
+    model = YAML(typ="safe").load(text).get("model", {})
+    return model.get("trust_remote_code") is True
 
 
 def _best(run: RunDirectory, steps: list[int]) -> int:
@@ -207,13 +227,22 @@ def _of_folder(folder: Path, home: Home) -> Target:
             named = recorded.get("base") or _read(folder / folders.ADAPTER).get("base_model_name_or_path") or ""
             base = _base_of_adapter(folder, named, home)
             return replace(found, base=base.base, catalogue=base.catalogue, adapter=folder)
+    files = sorted(folder.glob(f"*{gguf.SUFFIX}"))
+    if len(files) == 1:
+        return _of_gguf(files[0], home)
     raise ProblemError(
         Problem(
             title=f"{folder} is not a model folder",
-            cause="it has neither config.json nor adapter_config.json",
+            cause=f"it has {len(files)} GGUF files: name the one you mean"
+            if files
+            else "it has neither config.json nor adapter_config.json",
             hint="name the folder that holds the weights; `cockpit model find FOLDER` looks below one",
         )
     )
+
+
+def _of_gguf(file: Path, home: Home) -> Target:
+    return Target(base=str(gguf.folder(file, home)), label=file.stem, gguf=file)
 
 
 def _base_of_adapter(adapter: Path, named: str, home: Home) -> Target:

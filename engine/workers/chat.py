@@ -68,6 +68,7 @@ class Chat:
             "template": self.loaded.templated,
             "tokenizer": self.loaded.tokenizer is not None,
             "context": self.loaded.context,
+            "note": self.loaded.note,
             "seconds": time.perf_counter() - began,
         }
 
