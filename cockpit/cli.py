@@ -199,6 +199,13 @@ VERBS = (
             SET,
             DETACH,
             option("--output-dir", metavar="DIR", help="publish the final checkpoint there"),
+            option(
+                "--from",
+                choices=("check", "expand", "prepare", "train", "evaluate", "export"),
+                metavar="STAGE",
+                dest="first",
+                help="begin there, with what this profile's newest run has done before it: check, expand, prepare, train, evaluate, export",
+            ),
             option("--no-rehearsal", action="store_true", help="begin at once, without the longest batch's rehearsal"),
         ),
     ),
@@ -288,7 +295,7 @@ VERBS = (
                 choices=("auto", "f32", "f16", "bf16", "q8_0"),
                 metavar="TYPE",
                 help="also write GGUF: f32, f16, bf16, q8_0 or auto",
-            ),  # fmt: skip
+            ),
             option("--converter", metavar="PATH", help="a llama.cpp checkout, for --gguf (else looked for on PATH)"),
         ),
     ),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cockpit.verbs.output import console, duration, number, say
-from engine.protocol import states
+from engine.protocol import stages, states
 from engine.protocol.client import Client
 from engine.protocol.messages import Problem, ProblemError, Run, RunChanged, RunRemoved, Snapshot, Told
 
@@ -53,12 +53,17 @@ def follow(client: Client, run_id: str) -> Run:
     """Show the run until it has ended. Raises Detached on ctrl+c, after saying how to come back and how to stop it."""
     screen = console()
     display: Display = Bars(screen) if screen.is_terminal else Lines()
+    stage, since = "", time.monotonic()
     try:
         for body in client.follow():
             if isinstance(body, Told) and body.run == run_id:
                 _tell(display, body.entry)
             run = _run_in(body, run_id)
             if run is not None:
+                if run.stage != stage and run.state not in states.ENDED:
+                    if stage and len(run.stages) > 1:
+                        display.passed(f"{stage} is done, in {duration(time.monotonic() - since)}")
+                    stage, since = run.stage, time.monotonic()
                 display.show(run)
                 if run.state in states.ENDED:
                     return run
@@ -86,11 +91,14 @@ class Display(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def passed(self, text: str) -> None:
+        """A stage has come to its end, and another begins."""
+
     def close(self) -> None: ...
 
 
 class Bars:
-    """One bar: the rows of a phase that counts while the run prepares, its steps from then on."""
+    """One bar: the steps while it trains; what a phase counts in every other stage."""
 
     def __init__(self, screen: Console) -> None:
         self._progress = Progress(
@@ -110,9 +118,9 @@ class Bars:
         self._progress.start()
 
     def show(self, run: Run) -> None:
-        preparing = run.state in (states.QUEUED, states.PREPARING)
-        done, total = self._counted if preparing else (run.step, run.max_steps)
-        stage = "preparing" if preparing else f"steps of attempt {run.attempt}"
+        training = run.stage == stages.TRAIN and run.state not in (states.QUEUED, states.PREPARING)
+        done, total = (run.step, run.max_steps) if training else self._counted
+        stage = f"steps of attempt {run.attempt}" if training else run.stage
         if stage != self._stage:  # another thing is counted: its speed says nothing about this one's
             self._stage = stage
             self._progress.reset(self._task, completed=done, total=total or None)
@@ -125,6 +133,10 @@ class Bars:
 
     def note(self, text: str) -> None:
         self._progress.console.print(text, style="yellow", markup=False)
+
+    def passed(self, text: str) -> None:
+        self._counted = (0, 0)
+        self._progress.console.print(f"✓ {text}", style="green", markup=False)
 
     def close(self) -> None:
         self._progress.stop()
@@ -147,14 +159,18 @@ class Lines:
         if run.state == self._state and not other_phase and not moved_on:
             return
         self._activity, self._state, self._step, self._said = activity, run.state, run.step, now
-        progress = f"step {run.step}/{run.max_steps}" if run.max_steps else ""
-        say("  ".join(filter(None, (run.id, _activity(run), progress, _figures(run), _left(run)))))
+        training = run.max_steps and run.stage in ("", stages.TRAIN)
+        told = (f"step {run.step}/{run.max_steps}", _figures(run), _left(run)) if training else ()
+        say("  ".join(filter(None, (run.id, _activity(run), *told))))
 
     def phase(self, done: int, total: int) -> None:
         pass  # its name comes with the run
 
     def note(self, text: str) -> None:
         say(f"warning: {text}", "yellow")
+
+    def passed(self, text: str) -> None:
+        say(text, "green")
 
     def close(self) -> None:
         pass

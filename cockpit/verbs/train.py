@@ -14,13 +14,17 @@ from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, number, say, show_problem
 from cockpit.verbs.profile import load_profile
 from cockpit.verbs.runs import parse_changes
-from engine.protocol import states
+from engine.protocol import stages, states
 from engine.protocol.client import Client
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Resume, Run, RunRef
 
 PREPARED = ("rows", "tokens", "trained_tokens", "rejected", "rejects", "train", "validation", "tokenizer", "expanded")
 """What `prepare` tells of `prepared.json`."""
+
+
+_REPORTED = ("stages", "passed", "thresholds", "test", "export")
+"""What `train` tells of report.json."""
 
 
 def train(options: argparse.Namespace) -> int:
@@ -40,6 +44,9 @@ def start(kind: str, profile: str, overrides: list[str], options: argparse.Names
     home = Home.locate(options.home)
     path, checked = load_profile(profile, overrides, home)
     message = submission(checked, kind, str(path), checked.checkpoint.output or "")
+    if kind == "train":
+        message.first = options.first or ""
+        say(f"{path.name} holds; its stages: {', '.join(stages.asked(checked))}")
     with Client(home) as client:
         return _see_through(client, client.request("submit", message), options)
 
@@ -77,6 +84,7 @@ def _see_through(client: Client, run: Run, options: argparse.Namespace) -> int:
 def outcome(run: Run) -> dict[str, Any]:
     """`run state step metrics`, the problem of a run that has one, and what a job that only prepares has made."""
     document = {"run": run.id, "state": run.state, "step": run.step, "metrics": run.metrics}
+    document |= {key: value for key, value in reported(run).items() if key in _REPORTED}
     if run.problem is not None:
         document["problem"] = run.problem
     if run.kind == "prepare" and run.state == states.COMPLETED:
@@ -85,9 +93,20 @@ def outcome(run: Run) -> dict[str, Any]:
     return document
 
 
+def reported(run: Run) -> dict[str, Any]:
+    """report.json of a run that has come to its end; empty for any other."""
+    path = RunDirectory(Path(run.directory)).report
+    if run.state != states.COMPLETED or run.kind != "train" or not path.is_file():
+        return {}
+    found = msgspec.json.decode(path.read_bytes())
+    return found if isinstance(found, dict) else {}
+
+
 def _print_outcome(run: Run) -> None:
     document = outcome(run)
     print(f"{run.id} is {run.state}" + (f" at step {run.step}" if run.step else ""))
+    for line in passed(document):
+        print(line)
     for name, value in sorted(run.metrics.items()):
         print(f"  {name:<28}{number(value)}")
     for name, value in document.get("prepared", {}).items():
@@ -98,6 +117,39 @@ def _print_outcome(run: Run) -> None:
 def _of_service(expanded: dict[str, Any]) -> str:
     tokens = expanded["prompt_tokens"] + expanded["reply_tokens"]
     return f"{expanded['rows']} rows, {expanded['dropped']} dropped, {tokens} tokens, cost {expanded['cost']:g}"
+
+
+def passed(document: dict[str, Any]) -> list[str]:
+    """A line for each stage and threshold that the report tells of, of a run that does more than train."""
+    done = document.get("stages", [])
+    lines = [f"  ✓ {stage:<9} {_found(stage, document)}".rstrip() for stage in done] if len(done) > 3 else []
+    return [*lines, *map(_verdict, document.get("thresholds", ()))]
+
+
+def _found(stage: str, document: dict[str, Any]) -> str:
+    """What a stage came to, in a few words."""
+    match stage:
+        case stages.TRAIN:
+            return f"{document['step']} steps"
+        case stages.EVALUATE:
+            test = document["test"]
+            return f"{test['rows']} rows of data.test, checkpoint of step {test['step']}"
+        case stages.EXPORT:
+            made = document["export"]
+            return f"{made['kind']} in {made['directory']}{_agreeing(made['agreement'])}"
+    return ""
+
+
+def _agreeing(agreement: dict[str, Any]) -> str:
+    if agreement.get("kl") is None:
+        return ""
+    golden = f", golden prompts {agreement['golden_equal']} of {agreement['golden']}" if agreement.get("golden") else ""
+    return f": KL {number(agreement['kl'])}, top-1 {number(agreement['top1'])}{golden}"
+
+
+def _verdict(each: dict[str, Any]) -> str:
+    value = "not measured" if each["value"] is None else number(each["value"])
+    return f"  {'✓ passed' if each['passed'] else '✗ MISSED'}  {each['threshold']}  ({value})"
 
 
 def explain_end(run: Run) -> None:
@@ -114,5 +166,5 @@ def explain_end(run: Run) -> None:
 
 
 def exit_status(run: Run) -> int:
-    """A stopped run did what it was told: only `failed` and `lost` are failures."""
-    return 1 if run.state in (states.FAILED, states.LOST) else 0
+    """A stopped run did what it was told: failures are `failed`, `lost`, and a threshold that was missed."""
+    return 1 if run.state in (states.FAILED, states.LOST) or not reported(run).get("passed", True) else 0

@@ -149,6 +149,20 @@ def described(files: dict[str, Path], digests: dict[str, str]) -> list[dict[str,
     ]
 
 
+def is_expanded(profile: Profile, home: Home, progress: Progress) -> bool:
+    """Whether all the rows that the profile asks a service for are in the cache: then preparing asks it nothing. Raises ProblemError."""
+    from engine.prep.expand.stage import is_made
+
+    options = profile.data.expand
+    if options is None:
+        return True
+    sources = sources_of(profile, home, progress)
+    seeds = cache.digests(
+        {role: path for role, path in files_of(sources).items() if role.startswith("train.")}, lambda _: None
+    )
+    return is_made(options, sources["train"], seeds, home)
+
+
 def expand(
     profile: Profile, home: Home, sources: Located, digests: dict[str, str], progress: Progress
 ) -> dict[str, Any]:

@@ -43,12 +43,13 @@ def first_touched(settings: Iterable[str]) -> str:
     """The first stage that must be done again when these settings (`section.key…`) have changed: `train`, `evaluate` or `export`."""
     found = EXPORT
     for name in settings:
-        stage = next((stage for stage, late in _LATE.items() if _within(name, late)), TRAIN)
+        stage = next((stage for stage, late in _LATE.items() if within(name, late)), TRAIN)
         found = min(found, stage, key=STAGES.index)
     return found
 
 
-def _within(name: str, keys: Iterable[str]) -> bool:
+def within(name: str, keys: Iterable[str]) -> bool:
+    """Whether the setting `name` is one of `keys`, or part of one."""
     return any(name == key or name.startswith(f"{key}.") for key in keys)
 
 

@@ -17,7 +17,7 @@ from engine.protocol.home import RunDirectory, host_name, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
 from engine.protocol.profile import Profile, ProfileError, check_shell, load_reference, parse, pinned
 from engine.protocol.wire import workers_address
-from engine.supervisor import processes, scheduler
+from engine.supervisor import beginning, processes, scheduler
 from engine.supervisor.record import Job, Record, replay
 from engine.supervisor.runs import CPU, Runs
 from engine.supervisor.silence import Pulse
@@ -41,7 +41,12 @@ class Queue:
             raise ProblemError(Problem(title="This shell lacks what the profile asks for", cause=str(error)))
         self._demand("", profile)
         self._room(profile)
+        if message.first in stages.AFTER:
+            return self._go_on(message, *beginning.trained(self.runs, message, profile))
         self._place(profile)
+        rows = None
+        if message.first == stages.TRAIN:
+            rows, profile = beginning.prepared(self.runs, message, profile)
         run_directory = self._new_directory(profile.name or Path(message.source).stem or message.kind)
         job = Job(
             kind=message.kind,
@@ -51,8 +56,11 @@ class Queue:
             output=message.output,
             host=host_name(),
             created=time.time(),
+            first=message.first,
         )
         try:
+            if rows is not None:
+                write_private(run_directory.prepared, rows.directory.prepared.read_bytes())
             write_private(run_directory.profile, profile.to_yaml().encode())
             write_private(run_directory.path / "job.json", msgspec.json.format(msgspec.json.encode(job)))
         except OSError as error:
@@ -65,6 +73,18 @@ class Queue:
         self.runs.records[record.run.id] = record
         self.runs.freeze(record, profile)
         self.enqueue(record, "submitted")
+        return record.run
+
+    def _go_on(self, message: Submit, record: Record, profile: Profile) -> Run:
+        """Queue the next attempt of a trained run from the stage `message.first` on, with the settings of `profile`."""
+        self._place(profile)
+        self._reopen(record, message.first)
+        record.directory.prepared.unlink(missing_ok=True)  # other test rows may be named now
+        write_private(record.directory.profile, profile.to_yaml().encode())
+        self.runs.freeze(record, profile)
+        record.environment |= message.environment
+        record.resume_step = None
+        self.enqueue(record, "resume")
         return record.run
 
     def resume(self, record: Record, message: Resume) -> Run:
@@ -83,19 +103,23 @@ class Queue:
                     hint=f"it has: {', '.join(map(str, steps)) or 'none'}",
                 )
             )
+        profile = self.runs.profile(record)
+        again = None if message.step is None else stages.TRAIN
         if message.changes:
             text = record.directory.profile.read_text(encoding="utf-8")
             overrides = [f"{key}={json.dumps(value)}" for key, value in message.changes.items()]
             profile = self._checked(text, record.job.source, Path(record.job.directory), overrides)
+            again = again or stages.first_touched(message.changes)
+        self._room(profile)
+        if again or not record.directory.result(stages.EXPORT).is_file():
+            self._place(profile)
+        if message.changes:
             write_private(record.directory.profile, profile.to_yaml().encode())
             # prepared anew: a hit in the cache when the data settings stand
             record.directory.prepared.unlink(missing_ok=True)
-            self._reopen(record, stages.first_touched(message.changes))
             self.runs.freeze(record, profile)
-        if message.step is not None:
-            self._reopen(record, stages.TRAIN)
-        self._place(self.runs.profile(record), record.directory)
-        self._room(self.runs.profile(record))
+        if again:
+            self._reopen(record, again)
         record.environment |= message.environment
         record.resume_step = message.step
         self.enqueue(record, "resume")
@@ -123,12 +147,10 @@ class Queue:
         for later in stages.STAGES[stages.STAGES.index(stage) :]:
             record.directory.result(later).unlink(missing_ok=True)
 
-    def _place(self, profile: Profile, run: RunDirectory | None = None) -> None:
+    def _place(self, profile: Profile) -> None:
         """A run that would not be allowed to write its export in the end is not begun."""
         if profile.export.kind == "none" or profile.export.output is None:
             return
-        if run is not None and run.result(stages.EXPORT).is_file():
-            return  # it has done so
         out = Path(profile.directory, profile.export.output).expanduser()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ProblemError(

@@ -33,6 +33,8 @@ class Job(msgspec.Struct, kw_only=True):
     output: str
     host: str
     created: float
+    first: str = ""
+    """The stage that it begins with, where that is not the first."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.protocol import stages
 from engine.protocol.home import Home, RunDirectory, write_private
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import ProfileError, parse
@@ -104,14 +105,23 @@ def main() -> int:
 
 
 def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
-    from engine.prep.prepare import prepare
+    from engine.prep.prepare import is_expanded, prepare
     from engine.prep.settled import settled
 
-    directory = Path(json.loads((run.path / "job.json").read_bytes())["directory"])
+    job = json.loads((run.path / "job.json").read_bytes())
+    directory = Path(job["directory"])
     profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home)
     if (fixed := settled(profile, home, journal.progress)) != profile:
         profile = fixed
         write_private(run.profile, profile.to_yaml().encode())
+    if job.get("first") == stages.PREPARE and not is_expanded(profile, home, journal.progress):
+        raise ProblemError(
+            Problem(
+                title="There is nothing to begin with prepare on",
+                cause="the rows that data.expand asks for are not all there, and only the stage expand may ask the service",
+                hint="cockpit train --from expand",
+            )
+        )
     prepared = prepare(profile, home, journal.progress)
     for message, hint in warnings(prepared):
         journal.warn(message, hint)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.protocol import journal, stages, states
-from engine.protocol.messages import Command, ProblemError, Resume, Run, Stop
+from engine.protocol.messages import Command, ProblemError, Resume, Run, Stop, Submit
 from engine.protocol.profile import find, load
 from tests.scripted.bench import Engine, wait_for
 
@@ -89,3 +89,30 @@ def test_an_export_into_a_folder_that_is_not_empty_is_refused_before_anything_is
     with pytest.raises(ProblemError, match=r"export\.output is not empty"):
         engine.submit(*ALL, f"export.output={tmp_path / 'out'}")
     assert list(engine.home.runs.iterdir()) == []
+
+
+def begin(engine: Engine, first: str, *changes: str) -> Run:
+    profile = load(find("triples-qlora"), ("training.max_steps=3", "training.learning_rate=0.001", *ALL, *changes))
+    message = Submit(profile=profile.to_yaml(), directory="/", source="mine.yaml", first=first)
+    return engine.client.request("submit", message)
+
+
+def test_a_profile_is_begun_in_the_middle(engine: Engine) -> None:
+    with pytest.raises(ProblemError, match="nothing to begin with export on"):
+        begin(engine, "export")
+    first = begin(engine, "")
+    engine.wait(first, states.COMPLETED)
+    again = begin(engine, "evaluate", "evaluation.thresholds=['loss < 3']")
+    assert (again.id, again.attempt) == (first.id, 2)
+    engine.wait(again, states.COMPLETED)
+    assert launched(engine, first)[4:] == [(2, "prepare"), (2, "evaluate"), (2, "export")]
+    with pytest.raises(ProblemError, match=r"settings of an earlier stage have changed since: training\.epochs"):
+        begin(engine, "evaluate", "training.epochs=2")
+    with pytest.raises(ProblemError, match=r"changed since: evaluation\.thresholds"):
+        begin(engine, "export")
+    other = begin(engine, "train", "training.epochs=2")
+    assert other.id != first.id
+    engine.wait(other, states.COMPLETED)
+    assert launched(engine, other) == [(1, "train"), (1, "evaluate"), (1, "export")]
+    with pytest.raises(ProblemError, match=r"changed since: data\.max_length"):
+        begin(engine, "train", "data.max_length=99")

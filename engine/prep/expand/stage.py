@@ -65,6 +65,12 @@ def expanded(
     return Expanded(_sources(lines, told["kinds"], sources, home), report)
 
 
+def is_made(options: ExpandOptions, sources: Sources, digests: Mapping[str, str], home: Home) -> bool:
+    """Whether `expanded` would find all of it in the cache."""
+    marker = folder_of(options, sources, digests, home) / "stage.json"
+    return marker.is_file() and json.loads(marker.read_bytes()).get("asked") == options.model_dump(include=set(_ROWS))
+
+
 def _made(folder: Path, options: ExpandOptions, sources: Sources, progress: Progress) -> dict[str, Any]:
     """`stage.json`, of an expansion as it is asked for."""
     marker = folder / "stage.json"
