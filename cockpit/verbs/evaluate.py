@@ -153,13 +153,34 @@ def show(result: dict[str, Any]) -> None:
     for other in result.get("against", ()):
         _compared(result, other)
     if not result.get("against"):
-        table((result["target"], ""), [(name, number(value)) for name, value in result["metrics"].items()])
+        whole, parts = _parted(result["metrics"])
+        table((result["target"], ""), [(name, number(value)) for name, value in whole.items()])
+        for stem, columns in parts.items():
+            rows = [(part, *(number(value) for value in values)) for part, values in columns[1].items()]
+            table((f"{stem}, part by part", *columns[0]), rows)
     for each in result["thresholds"]:
         print(f"{'passed' if each['passed'] else 'FAILED'}: {each['text']}")
     if usage := result.get("judge_usage"):
         cost = f", cost {usage['cost']:.4g}" if usage["cost"] else ""
         say(f"the judge used {usage['prompt_tokens']} + {usage['reply_tokens']} tokens{cost}", "dim")
     say(f"{result['replies']} replies of {result['rows']} rows, each with its scores: {result['directory']}", "dim")
+
+
+def _parted(
+    metrics: Mapping[str, float],
+) -> tuple[dict[str, float], dict[str, tuple[list[str], dict[str, list[float]]]]]:
+    """Metrics of the whole, and those of parts (`triples_f1.born_in`): stem -> names, and their values by part."""
+    whole = {name: value for name, value in metrics.items() if "." not in name}
+    parts: dict[str, tuple[list[str], dict[str, list[float]]]] = {}
+    for name, value in metrics.items():
+        metric, dot, part = name.partition(".")
+        if dot:
+            stem, _, score = metric.rpartition("_")
+            names, values = parts.setdefault(stem, ([], {}))
+            if score not in names:
+                names.append(score)
+            values.setdefault(part, []).append(value)
+    return whole, parts
 
 
 def _compared(result: dict[str, Any], other: dict[str, Any]) -> None:

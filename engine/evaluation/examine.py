@@ -97,6 +97,8 @@ def evaluate(name: str, wanted: Wanted, home: Home, directory: Path, models: Mod
             f"{target.label} is a reward model: it is measured on preference pairs, and {material.source} holds others"
         )
     questions = [] if scores else material.questions(wanted.task, wanted.samples)
+    for question in questions:
+        tallies_of({"row": question.row, "reply": "", "reference": question.reference}, wanted.task)
     identity = _identity(target, wanted, material)
     folder = _folder(target, wanted, home, identity)
     with Record(folder, identity, again=wanted.again) as record:
