@@ -16,6 +16,7 @@ from engine.protocol.messages import (
     Answer,
     Ask,
     Cancel,
+    CancelInstruction,
     CheckpointInfo,
     Command,
     Continue,
@@ -188,6 +189,11 @@ def _instruct(server: Server, caller: Caller, record: Record, name: str, argumen
     instruction = Instruction(id=uuid.uuid4().hex, name=name, arguments=arguments)
 
     server.expect(caller, record.run.id, instruction, lambda answer: _taken(record, answer.step))
+    _send(server, record, instruction)
+
+
+def _send(server: Server, record: Record, instruction: Instruction) -> None:
+    """To the worker, or kept for it until it has joined."""
     if record.identity is not None:
         server.instruct(record.identity, instruction)
     else:
@@ -299,6 +305,9 @@ def service_open(server: Server, caller: Caller, message: OpenService) -> Servic
 
 
 def service_ask(server: Server, caller: Caller, message: Ask) -> None:
+    if message.service in server.runs.records:
+        _talk_to_run(server, caller, message)
+        return
     instruction = Instruction(
         id=uuid.uuid4().hex, name=message.question, arguments=message.arguments | {"request": message.request}
     )
@@ -306,7 +315,27 @@ def service_ask(server: Server, caller: Caller, message: Ask) -> None:
     server.expect(caller, message.service, instruction, lambda answer: Answer(result=answer.result))
 
 
+def _talk_to_run(server: Server, caller: Caller, message: Ask) -> None:
+    """A run that is training answers one question, `generate`, out of its own process, as a chat service would."""
+    record = _steerable(server, RunRef(run=message.service))
+    if message.question != "generate":
+        raise ProblemError(
+            Problem(
+                title=f"A run that is training does not know {message.question!r}", hint="it can be asked to generate"
+            )
+        )
+    arguments = message.arguments | {"request": message.request}
+    instruction = Instruction(id=uuid.uuid4().hex, name="generate", arguments=arguments)
+    server.expect(caller, record.run.id, instruction, lambda answer: Answer(result=answer.result))
+    _send(server, record, instruction)
+
+
 def service_cancel(server: Server, caller: Caller, message: Cancel) -> Nothing:
+    record = server.runs.records.get(message.service)
+    if record is not None:
+        if record.identity is not None:
+            server.instruct(record.identity, CancelInstruction(request=message.request))
+        return Nothing()
     server.services.cancel(message.service, message.request)
     return Nothing()
 

@@ -9,6 +9,7 @@ from typing import Any
 from engine.protocol.home import RunDirectory
 from engine.protocol.profile import Profile
 from engine.training.devices import Device
+from engine.training.hot_chat import HotChat
 from engine.training.plots import Plots
 from engine.training.ranks import Ranks
 from engine.training.steering import Inbox
@@ -38,6 +39,8 @@ class Job:
     """Complete checkpoints with their metrics, by step."""
     skipped: set[int] = field(default_factory=set)
     """Numbers of training rows that are left out, since a step could not be made of them."""
+    hot: HotChat = field(default_factory=HotChat)
+    """Questions to the weights that are being trained."""
     replayed: dict[str, Any] = field(default_factory=dict)
     """Settings that the ledger changed after the checkpoint that is gone on from."""
 

@@ -48,6 +48,8 @@ class Obeying(Library):
         """Take what has come, on all ranks alike; return when the run may go on."""
         if reason := self._meet(step):
             self._pause(step, reason)
+        if not self._stopping:
+            self.job.hot.go_on(self, step)
 
     def _meet(self, step: int) -> str:
         """One agreement: commands are carried out, and a reason to pause is returned."""
@@ -176,7 +178,8 @@ class Obeying(Library):
         over = False
         while not over and not self._stopping:
             if self.ranks.first:
-                self.job.inbox.arrived.wait(PAUSE_TURN)
+                if not self.job.hot.go_on(self, step):
+                    self.job.inbox.arrived.wait(PAUSE_TURN)
                 over = passing and self._passed()
             over, orders = self._take_orders(step, over)
             over = over or any(name == "continue" for name, _ in orders)
@@ -191,6 +194,10 @@ class Obeying(Library):
         word, orders = self.ranks.broadcast((word, [(each.name, each.arguments) for each in instructions]))
         taken = []
         for index, (name, arguments) in enumerate(orders):
+            if name == "generate":  # rank 0's alone, and answered when the reply is whole
+                for instruction in instructions[index : index + 1]:
+                    self.job.hot.take(instruction)
+                continue
             refusal = self._carry_out(name, arguments, step)
             if not refusal:
                 taken.append((name, arguments))

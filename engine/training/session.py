@@ -68,7 +68,10 @@ def train(
         newest = way.newest(run.checkpoint_steps())
         voice.tell(Ledger(attempt=attempt, step=from_step, name=lineage.REWOUND, old=newest, new=from_step))
     open_boards(job)
-    trainer = _train_until_done(job, resumed)
+    try:
+        trainer = _train_until_done(job, resumed)
+    finally:
+        job.hot.end(voice.link, inbox.step)
     step = trainer.state.global_step
     if job.ranks.first:
         _finish(job, trainer.model, trainer, step, output, time.time() - started)

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -36,6 +37,10 @@ STACKS = signal.SIGUSR1
 """Makes a rank write the stacks of all its threads to its log, whatever it hangs in."""
 
 
+CAME = "came"
+"""Argument of a question for hot chat: when it came, as `perf_counter` tells."""
+
+
 class Inbox:
     """Instructions on their way from the link's thread to the next boundary. `stacks` does not wait for one."""
 
@@ -44,6 +49,8 @@ class Inbox:
         self.pids: list[int] = [os.getpid()]
         """All ranks' processes, once known."""
         self.step = 0
+        self.cancelled: set[str] = set()
+        """Requests of hot chat that were given up; added to by the link's thread."""
         self._waiting: deque[Instruction] = deque()
         self._link: Link | None = None
         faulthandler.register(STACKS, all_threads=True)
@@ -63,6 +70,8 @@ class Inbox:
                     os.kill(pid, STACKS)
                 self._link.answer(instruction, step=self.step)
             else:
+                if instruction.name == "generate":
+                    instruction.arguments[CAME] = time.perf_counter()
                 self._waiting.append(instruction)
                 self.arrived.set()
 

@@ -45,6 +45,7 @@ def main() -> int:
         arguments.attempt,
         rank,
         memory=devices.measure,
+        on_cancel=inbox.cancelled.add,
         on_instruction=inbox.take_in,
         die_with_parent=world > 1,
     )

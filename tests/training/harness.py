@@ -17,7 +17,7 @@ from engine.launchers.local import command
 from engine.protocol import wire
 from engine.protocol.home import Home
 from engine.protocol.journal import AnyEntry, read
-from engine.protocol.messages import Answered, Instruction
+from engine.protocol.messages import Answered, CancelInstruction, Instruction
 from engine.protocol.profile import parse
 
 WORDS = 60
@@ -178,6 +178,10 @@ class Supervised:
         instruction = Instruction(id=identity, name=name, arguments=arguments)
         self._socket.send_multipart([self._rank0, wire.encode(instruction)])
         return identity
+
+    def cancel(self, request: str) -> None:
+        """Give a question up."""
+        self._socket.send_multipart([self._rank0, wire.encode(CancelInstruction(request=request))])
 
     def ask(self, name: str, **arguments: Any) -> Answered:
         """Send an instruction and wait for its answer."""

@@ -69,7 +69,7 @@ class _Link(Link):
     def answer(
         self, instruction: Instruction, *, step: int = 0, result: object = None, problem: Problem | None = None
     ) -> None:
-        self._run.answers.append(Answered(id=instruction.id, step=step, problem=problem))
+        self._run.answers.append(Answered(id=instruction.id, step=step, result=result, problem=problem))
 
 
 class _Inbox(Inbox):
