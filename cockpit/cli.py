@@ -54,6 +54,25 @@ LOSS_ON = option("--loss-on", choices=("auto", "assistant", "all"), default="aut
 PROCESSES = option("--processes", type=int, metavar="N", help="processes that work (one a core)")
 SEED = option("--seed", type=int, metavar="N", default=42, help="seed of the choice (42)")
 
+TARGET = option("target", metavar="TARGET", help="a run, `last`, RUN@STEP, a folder, a GGUF file, a catalogue name or a hub id")  # fmt: skip
+SYSTEM = option("--system", metavar="T", help="system prompt")
+SAMPLING = (
+    option("--task", metavar="NAME", help="prompt exactly as this task was trained, e.g. triples, and read the reply"),
+    option("--json-schema", metavar="F", help="replies fit the JSON schema in this file; task: the schema of --task"),
+    option("--preset", metavar="NAME", help="creative, chat, factual or greedy; what is named beside it changes it"),
+    option("--max-new-tokens", type=int, metavar="N", help="longest reply, in tokens (256)"),
+    option("--temperature", type=float, metavar="X", help="0 is greedy, the default"),
+    option("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens"),
+    option("--top-p", type=float, metavar="X", help="sample among the likeliest tokens of this total probability"),
+    option("--min-p", type=float, metavar="X", help="leave out tokens with less than this share of the likeliest one's probability"),
+    option("--repetition-penalty", type=float, metavar="X", help="above 1, what was said becomes less likely"),
+    option("--no-repeat-ngram", type=int, metavar="N", help="no N tokens come in the same order twice"),
+    option("--seed", type=int, metavar="N", help="seed of sampling"),
+    option("--stop", metavar="T", action="append", help="a text before which a reply ends (repeatable)"),
+    option("--dtype", choices=("bfloat16", "float16", "float32"), help="to load it in (as trained, or stored)"),
+    option("--quantization", choices=("none", "nf4", "int8"), help="to load it in (as trained, or none)"),
+)  # fmt: skip
+
 RULE = option("--set", metavar="K=V", action="append", default=[], dest="overrides", help="a rule, e.g. clean.min_chars=20 or dedup.threshold=0.9")  # fmt: skip
 
 DATA = (
@@ -215,17 +234,32 @@ VERBS = (
         "one answer, or a conversation, with a run, a checkpoint or a model",
         "chat:chat",
         (
-            option("target", metavar="TARGET", help="a run, `last`, RUN@STEP, a folder, a catalogue name or a hub id"),
+            TARGET,
             option("--prompt", metavar="T", help="ask this once and leave"),
-            option("--system", metavar="T", help="system prompt"),
-            option("--task", metavar="NAME", help="prompt exactly as this task was trained, e.g. triples"),
-            option("--max-new-tokens", type=int, metavar="N", help="longest reply, in tokens (256)"),
-            option("--temperature", type=float, metavar="X", help="0 is greedy, the default"),
-            option("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens"),
+            SYSTEM,
+            *SAMPLING,
+        ),
+    ),
+    Verb(
+        "generate",
+        "replies to a file of prompts; goes on where it was stopped",
+        "generate:generate",
+        (
+            TARGET,
             option(
-                "--top-p", type=float, metavar="X", help="sample among the likeliest tokens of this total probability"
+                "--input",
+                metavar="F",
+                required=True,
+                help="a prompt a line (.txt), or rows of any shape, or with `prompt` or `text`",
             ),
-            option("--seed", type=int, metavar="N", help="seed of sampling"),
+            option(
+                "--output", metavar="F", required=True, help="a .jsonl or .json file for the rows with their replies"
+            ),
+            SYSTEM,
+            *SAMPLING,
+            option("--batch-size", type=int, metavar="N", help="prompts decoded together (32)"),
+            option("--devices", metavar="D,…", help="GPUs by number, or cpu (all that are free)"),
+            option("--again", action="store_true", help="begin anew where other settings were at work"),
         ),
     ),
     Verb(

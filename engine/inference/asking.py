@@ -1,6 +1,6 @@
 """What somebody asks of a model, by names: `messages` or `text`, a `task`, and the settings of `sampling.Sampling`.
 
-A task gives its prompt around the bare text, byte for byte as training did; with `constrain` also its schema, which the reply then fits.
+A task gives its prompt around the bare text, byte for byte as training did; with `constrained` also its schema, which the reply then fits.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def prompt_of(asked: Mapping[str, Any]) -> Asked:
 
 
 def settings_of(asked: Mapping[str, Any]) -> Sampling:
-    """The settings, with the task's schema where `constrain` is true. Raises ValueError."""
-    if not asked.get("constrain"):
+    """The settings, with the task's schema where `constrained` is true. Raises ValueError."""
+    if not asked.get("constrained"):
         return sampling_of(asked)
     if asked.get("task") is None:
-        raise ValueError("constrain keeps replies to the schema of a task: name the task too, or give a schema")
+        raise ValueError("constrained keeps replies to the schema of a task: name the task too, or give a schema")
     if asked.get("schema") is not None:
-        raise ValueError("constrain and a schema of one's own do not go together")
+        raise ValueError("constrained and a schema of one's own do not go together")
     return sampling_of({**asked, "schema": task_named(asked["task"]).SCHEMA})
 
 

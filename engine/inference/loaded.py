@@ -14,7 +14,7 @@ from engine.inference import devices, lock
 from engine.inference.adapters import Adapters
 from engine.inference.asking import Asked
 from engine.inference.constrained import Constraining
-from engine.inference.generate import Piece, Reply, context_length, reply_batch, stream
+from engine.inference.generate import BATCH, Piece, Reply, context_length, reply_batch, stream
 from engine.inference.sampling import Grammar, Row, Sampling, opened
 from engine.inference.telling import behind_thinking
 from engine.models import folders, gguf, targets, tokenizers
@@ -171,13 +171,14 @@ class Loaded:
         sampling: Sampling | Sequence[Sampling] = GREEDY,
         told: Callable[[int, Reply], None] = lambda index, reply: None,
         cancelled: Callable[[], bool] = lambda: False,
+        size: int = BATCH,
     ) -> list[Reply]:
-        """The replies to many prompts, in their order, decoded together: by one `sampling`, or one each. `told` hears each reply with its
-        place as soon as it is there. Raises ValueError for a prompt that does not fit, before anything is generated."""
+        """The replies to many prompts, in their order, at most `size` decoded together: by one `sampling`, or one each. `told` hears each
+        reply with its place as soon as it is there. Raises ValueError for a prompt that does not fit, before anything is generated."""
         prompts = [self.prompt(each) for each in asked]
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         rows = [self.row(prompt, each) for prompt, each in zip(prompts, samplings, strict=True)]
-        return reply_batch(self.model, self.tokenizer, rows, self.stop_ids, told, cancelled)
+        return reply_batch(self.model, self.tokenizer, rows, self.stop_ids, told, cancelled, size)
 
     def row(self, prompt: Sequence[int], sampling: Sampling) -> Row:
         """A reply before its first token, for a batch. Raises ValueError for a schema that cannot be kept to."""

@@ -29,7 +29,7 @@ from engine.supervisor.autopsy import Death, explain
 from engine.supervisor.processes import Leader
 from engine.supervisor.record import log_tail
 
-KINDS = ("chat", "data", "evaluate", "export", "serve")
+KINDS = ("chat", "data", "evaluate", "export", "generate", "serve")
 """Which of `engine.workers` may be opened as a service."""
 
 

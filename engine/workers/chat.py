@@ -1,6 +1,6 @@
 """The chat service: a base loaded once, adapters and checkpoints changed on it, replies streamed and cancelled at any token.
 
-Questions: `load {target, directory?, dtype?, quantization?}`, `generate {messages | text, task?, constrain?, preset?, …sampling}`, `unload {}`.
+Questions: `load {target, directory?, dtype?, quantization?}`, `generate {messages | text, task?, constrained?, preset?, …sampling}`, `unload {}`.
 `text` is continued as it stands. What the model thinks comes apart from its reply, in the answer and in each word of the stream; with a task
 the answer has the reply as the task reads it (`parsed`, null where it does not fit). It is its own process, so that running out of memory
 here never hurts a run; after `idle_seconds` it gives the memory back and stays.
