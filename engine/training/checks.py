@@ -27,8 +27,11 @@ def combinations(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
     if evaluation and evaluation.task is not None:
         if evaluation.task not in TASKS:
             yield "evaluation.task", f"must be one of {', '.join(TASKS)}, not {evaluation.task!r}"
-        elif data and not data.validation:
-            yield "evaluation.task", "needs data.validation: replies are generated for held-out rows"
+        elif data and not (data.validation or data.test or data.split):
+            yield (
+                "evaluation.task",
+                "needs data.validation, data.test or data.split: replies are generated for held-out rows",
+            )
         elif method and getattr(method, "scores", False):
             yield "evaluation.task", f"does not go with method.kind {method.kind}: it scores replies and writes none"
     if evaluation and evaluation.early_stopping and data and not data.validation and not data.split:

@@ -28,6 +28,8 @@ FAMILIES = {
 }
 ELSEWHERE = {
     "triples-qlora": "tests/cli/test_demo.py",
+    "thought-graph-pipeline": "tests/cli/test_pipeline.py",
+    "triples-pipeline": "tests/cli/test_pipeline.py",
     "pretrain-small": "tests/cli/test_pretrain_profiles.py",
     "pretrain-medium": "tests/cli/test_pretrain_profiles.py",
     "pretrain-continued": "tests/cli/test_pretrain_profiles.py",

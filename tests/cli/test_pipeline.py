@@ -1,0 +1,161 @@
+"""The built-in pipelines, all their stages in one command: a service on the loopback, a tiny model, real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from engine.protocol import journal
+from engine.protocol.home import Home, RunDirectory
+from tests.cli.conftest import Cockpit
+from tests.prep.service import Act, LoopbackService, completion
+from tests.training.test_profiles import LLAMA, family
+
+SMALL = (
+    "model.quantization=none",
+    "model.dtype=float32",
+    "adapter={kind: lora, rank: 4}",
+    "training={max_steps: 2, micro_batch: 2, rehearsal: false, threads: 1}",
+    "evaluation.samples=1",
+    "generation.max_new_tokens=2",
+    "logging={plots: false, tensorboard: false}",
+    "limits={disk_free_gb: 0}",
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
+    return family(tmp_path_factory.mktemp("llama"), LLAMA, smollm2)
+
+
+def settings(tiny: Path, *more: str) -> list[str]:
+    return [part for change in (f"model.base={tiny}", *SMALL, *more) for part in ("--set", change)]
+
+
+def graphs(number: int, body: dict[str, Any]) -> Act:
+    """Two new thought graphs for each request."""
+    made = [
+        {
+            "question": f"Would question {number}-{item} about {word} have an answer?",
+            "standpoints": [
+                {"id": f"s{side}", "text": f"{word} {side}", "arguments": [{"id": f"a{side}", "text": f"For {word}."}]}
+                for side in "12"
+            ],
+            "counter_questions": [{"id": "c1", "text": f"What if {word} were not {number}?"}],
+        }
+        for item, word in enumerate(("rivers", "numbers"))
+    ]
+    return completion(json.dumps(made))
+
+
+def stages_of(run: RunDirectory) -> list[str]:
+    return [entry.stage for entry, _ in journal.read(run.lifecycle) if isinstance(entry, journal.Launched)]
+
+
+@pytest.mark.slow
+def test_thought_graphs_from_examples_to_an_exported_model(
+    cockpit: Cockpit, bare_home: Home, tiny: Path, tmp_path: Path
+) -> None:
+    with LoopbackService(graphs) as service:
+        changes = settings(
+            tiny,
+            f"data.expand.base_url={service.url}",
+            "data.expand.samples=6",
+            "data.expand.per_request=2",
+            "data.max_rows=20",
+            "evaluation.thresholds=['schema_validity >= 0.9', 'loss < 100']",
+        )
+        done = cockpit("train", "thought-graph-pipeline", "--json", *changes, seconds=280, DEEPSEEK_API_KEY="sk-loop")
+        asked = len(service.prompts)
+        assert asked >= 3 and service.keys == {"Bearer sk-loop"}
+        # A missed threshold is told by the exit status; the run has done all its stages nevertheless.
+        assert done.returncode == 1, done.stderr
+        told = json.loads(done.stdout.splitlines()[-1])
+        assert (told["state"], told["step"], told["passed"]) == ("completed", 2, False)
+        assert told["stages"] == ["check", "expand", "prepare", "train", "evaluate", "export"]
+        assert [(each["threshold"], each["passed"]) for each in told["thresholds"]] == [
+            ("schema_validity >= 0.9", False),
+            ("loss < 100", True),
+        ]
+        assert "a threshold is missed: schema_validity is 0" in done.stderr
+        assert "train is done, in" in done.stderr and "its stages: check, expand, prepare" in done.stderr
+        run = bare_home.run(told["run"])
+        report = json.loads(run.report.read_text())
+        assert report["test"]["rows"] > 0 and report["test"]["values"]["test/schema_validity"] == 0
+        assert report["export"]["agreement"]["golden_equal"] == report["export"]["agreement"]["golden"] > 0
+        named = {(each["part"], each["name"]) for each in report["data"]["files"]}
+        assert {
+            ("train", "thought_graph.jsonl"),
+            ("train", "thought_graph_zh.jsonl"),
+            ("train", "expanded-0.jsonl"),
+        } <= named
+        check_loads(run.exported)
+        card = (run.exported / "README.md").read_text()
+        for wanted in ("test/schema_validity", "MISSED", "thought_graph_zh.jsonl", f"run: {run.id}"):
+            assert wanted in card
+        assert "sk-loop" not in "".join(
+            path.read_text(errors="replace") for path in run.path.rglob("*.*") if path.is_file()
+        )
+        # Another threshold, and nothing but what it is about is done again: the service is not asked.
+        changes += ["--set", "evaluation.thresholds=['loss < 100']"]
+        again = cockpit(
+            "train", "thought-graph-pipeline", "--from", "evaluate", *changes, seconds=120, DEEPSEEK_API_KEY="sk-loop"
+        )
+        assert again.returncode == 0, again.stderr
+        assert "✓ passed  loss < 100" in again.stdout and "✓ export    merged in" in again.stdout
+        assert stages_of(run) == ["prepare", "train", "evaluate", "export", "prepare", "evaluate", "export"]
+        assert len(service.prompts) == asked
+
+
+def check_loads(folder: Path) -> None:
+    """In plain transformers, in a process that knows nothing of ours."""
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model, tokenizer = (c.from_pretrained(sys.argv[1]) for c in (AutoModelForCausalLM, AutoTokenizer))\n"
+        "asked = tokenizer.apply_chat_template([{'role': 'user', 'content': 'Why?'}], add_generation_prompt=True,\n"
+        "    return_tensors='pt', return_dict=True)\n"
+        "print(model.generate(**asked, max_new_tokens=3).shape, 'engine' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code, str(folder)], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0 and done.stdout.strip().endswith("False"), done.stderr
+
+
+@pytest.mark.slow
+def test_triples_killed_in_the_last_stage_and_gone_on_with(cockpit: Cockpit, bare_home: Home, tiny: Path) -> None:
+    changes = settings(tiny, "data.test.0.max_rows=3", "evaluation.thresholds=[]")
+    started = cockpit("train", "triples-pipeline", "--detach", *changes)
+    run = bare_home.run(started.stdout.strip())
+    worker = wait_for_worker(run, "export")
+    os.kill(worker, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while (shown := json.loads(cockpit("show", run.id, "--json").stdout))["state"] != "failed":
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.3)
+    assert not run.exported.exists() and run.result("evaluate").is_file()
+    resumed = cockpit("resume", run.id, "--json", seconds=120)
+    assert resumed.returncode == 0, resumed.stderr
+    told = json.loads(resumed.stdout.splitlines()[-1])
+    assert told["stages"] == ["check", "prepare", "train", "evaluate", "export"]
+    assert stages_of(run) == ["prepare", "train", "evaluate", "export", "export"]
+    check_loads(run.exported)
+    assert [path.name for path in run.path.iterdir() if path.name.startswith(".")] == []
+
+
+def wait_for_worker(run: RunDirectory, stage: str) -> int:
+    """The pid of the worker of this stage, as soon as it has begun."""
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline:
+        for entry, _ in journal.read(run.lifecycle):
+            if isinstance(entry, journal.Launched) and entry.stage == stage and psutil.pid_exists(entry.pid):
+                return entry.pid
+        time.sleep(0.05)
+    raise AssertionError(f"{stage} was not begun: {run.log.read_text()[-2000:]}")
