@@ -62,7 +62,7 @@ def _key(name: str) -> dict[str, str]:
 
 
 def _start(client: Client, service: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the worker answers: `address target label device template`. Raises ProblemError."""
+    """What the worker answers: `address target label device template note`. Raises ProblemError."""
     label = escape(settings["target"])
     with console().status(f"loading {label}") as status:
 
@@ -91,6 +91,8 @@ def _told(client: Client, service: str, started: dict[str, Any], options: argpar
             "It has no chat template: it continues texts at /v1/completions, and refuses /v1/chat/completions.",
             "yellow",
         )
+    if started["note"]:
+        say(started["note"], "dim")
     if options.detach:
         say(f"It goes on without this terminal. Stop it: cockpit serve --stop {service}")
         return 0

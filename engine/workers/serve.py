@@ -65,6 +65,7 @@ class Serve:
             "label": running.label,
             "device": running.device,
             "template": running.template,
+            "note": running.note,
         }
 
     def rest(self) -> None:

@@ -66,6 +66,7 @@ class Running:
         host, port = listening.getsockname()[:2]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
         self.label, self.device, self.template = target.label, str(loaded.device), loaded.templated
+        self.note = loaded.note
         self.book = Book(lambda: self.scheduler.figures)
         served = Served(
             loaded,

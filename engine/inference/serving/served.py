@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.evaluation import TASKS
-from engine.inference.constrained import Constraining
+from jinja2 import TemplateError
+
+from engine.inference.asking import task_named
 from engine.inference.sampling import sampling_of
 from engine.inference.serving.asking import Asked, ChatAsked, RequestError, TextAsked
 from engine.inference.serving.scheduler import Job
@@ -38,10 +38,10 @@ class Served:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        # The device's thread decodes with the other one: a tokenizer is not to be used by two.
-        self._tokenizer = copy.deepcopy(self.loaded.tokenizer)
-        self._constraining: Constraining | None = None
-        self._task = importlib.import_module(TASKS[self.task]) if self.task else None
+        # The device's thread decodes with the other tokenizer: one is not to be used by two.
+        self._own = copy.copy(self.loaded)
+        self._own.tokenizer = copy.deepcopy(self.loaded.tokenizer)
+        self._task = task_named(self.task) if self.task else None
 
     def check_name(self, name: str) -> None:
         """Raises RequestError for a model that is not served here."""
@@ -84,33 +84,35 @@ class Served:
 
     def _render(self, messages: list[dict[str, Any]], asked: ChatAsked) -> list[int]:
         """Raises RequestError."""
-        from jinja2 import TemplateError
-
-        further: dict[str, Any] = {}
-        if asked.tools and asked.tool_choice != "none":
-            if "tools" not in (self._tokenizer.chat_template or ""):
-                raise RequestError(400, f"the chat template of {self.names[0]} takes no tools", param="tools")
-            if asked.tool_choice not in (None, "auto"):
-                raise RequestError(400, "tool_choice is served as auto or none", param="tool_choice")
-            further["tools"] = asked.tools
         try:
             with self._lock:
-                ids: list[int] = self._tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, return_dict=False, **further
-                )
+                if asked.tools and asked.tool_choice != "none":
+                    return self._with_tools(messages, asked)
+                ids: list[int] = self._own.prompt(messages)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise RequestError(400, f"the chat template refuses this conversation: {error}", param="messages")
+            raise RequestError(400, str(error), param="messages")
+        return ids
+
+    def _with_tools(self, messages: list[dict[str, Any]], asked: ChatAsked) -> list[int]:
+        """For templates that take them; what the model says of them stays text. Raises RequestError."""
+        if "tools" not in self._own.tokenizer.chat_template:
+            raise RequestError(400, f"the chat template of {self.names[0]} takes no tools", param="tools")
+        if asked.tool_choice not in (None, "auto"):
+            raise RequestError(400, "tool_choice is served as auto or none", param="tool_choice")
+        ids: list[int] = self._own.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False, tools=asked.tools
+        )
         return ids
 
     def _encoded(self, prompt: str | list[int]) -> list[int]:
         """Raises RequestError."""
         if isinstance(prompt, list):
-            size = len(self._tokenizer)
-            if not all(0 <= token < size for token in prompt):
-                raise RequestError(400, f"prompt holds tokens beyond the vocabulary of {size}", param="prompt")
+            size = len(self._own.tokenizer)
+            if not all(isinstance(token, int) and 0 <= token < size for token in prompt):
+                raise RequestError(400, f"prompt holds what is no token of the vocabulary of {size}", param="prompt")
             return prompt
         with self._lock:
-            ids: list[int] = self._tokenizer(prompt).input_ids
+            ids: list[int] = self._own.prompt(prompt)
         if not ids:
             raise RequestError(400, "prompt is empty", param="prompt")
         return ids
@@ -144,18 +146,10 @@ class Served:
         for prompt in prompts:
             for choice in range(count):
                 seed = None if sampling.seed is None else (sampling.seed + choice) % (1 << 63)
-                jobs.append(Job(prompt, replace(sampling, seed=seed), deadline, self._grammar(sampling.schema)))
+                try:
+                    with self._lock:
+                        grammar = self._own.grammar(sampling)
+                except ValueError as error:
+                    raise RequestError(400, str(error), param="response_format")
+                jobs.append(Job(prompt, replace(sampling, seed=seed), deadline, grammar))
         return jobs
-
-    def _grammar(self, schema: Any) -> Any:
-        """For one reply, None without a schema. Raises RequestError for one that cannot be kept to."""
-        if schema is None:
-            return None
-        try:
-            with self._lock:
-                if self._constraining is None:
-                    size = self.loaded.model.config.get_text_config().vocab_size
-                    self._constraining = Constraining(self._tokenizer, size, self.loaded.stop_ids)
-            return self._constraining.schema(schema)
-        except ValueError as error:
-            raise RequestError(400, str(error), param="response_format")

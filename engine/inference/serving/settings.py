@@ -14,7 +14,7 @@ BACKENDS = {
     "transformers": "engine.inference.serving.running:Running",
     "vllm": "engine.inference.serving.vllm:Vllm",
 }
-"""Name -> what serves: opened with (target, settings, progress), it has `address`, `label`, `device`, `template`, `figures()`,
+"""Name -> what serves: opened with (target, settings, progress), it has `address`, `label`, `device`, `template`, `note`, `alive`, `figures()`,
 `requests(since)` and `close(seconds)`."""
 
 

@@ -65,6 +65,7 @@ class Vllm:
             lock.check(folders.read_json(target.lock), tokenizer, target.lock.parent)
         self.label, self.device, self.template = target.label, "vllm", bool(tokenizer.chat_template)
         self.address = f"http://{settings.host}:{settings.port}/v1"
+        self.note = ""
         self._key = key
         self._before = (time.monotonic(), 0.0)
         environment = os.environ | ({"VLLM_API_KEY": key} if key else {})

@@ -1,0 +1,198 @@
+"""The `openai` client against the server, streaming and not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.serving.conftest import ENDLESS, Kitchen, Served
+
+pytestmark = pytest.mark.slow
+
+ASKED: Any = [{"role": "user", "content": "w1 w2 w3"}]
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served.address, api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def plain(kitchen: Kitchen) -> Any:
+    """`model.generate`'s reply to messages."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(kitchen.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(kitchen.model)
+
+    def reply(messages: Any, tokens: int) -> str:
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        ids = torch.tensor([prompt])
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+        text: str = tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
+        return text
+
+    return reply
+
+
+def test_a_greedy_reply_is_that_of_generate_streamed_and_whole(client: openai.OpenAI, plain: Any) -> None:
+    wanted = plain(ASKED, 40)
+    whole = client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=40, temperature=0)
+    choice = whole.choices[0]
+    assert (choice.message.content, choice.finish_reason, choice.message.role) == (wanted, "length", "assistant")
+    assert whole.usage and (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.usage.total_tokens) == (
+        6,
+        40,
+        46,
+    )
+    chunks = list(
+        client.chat.completions.create(
+            model="tiny",
+            messages=ASKED,
+            max_completion_tokens=40,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == wanted
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+    assert chunks[0].choices[0].delta.role == "assistant" and len({chunk.id for chunk in chunks}) == 1
+    assert chunks[-1].usage == whole.usage and not chunks[-1].choices
+    assert not any(chunk.usage for chunk in chunks[:-1])
+    assert len(chunks) > 5, "it comes in pieces"
+
+
+async def test_sixteen_at_a_time_get_what_each_gets_alone(served: Served, plain: Any) -> None:
+    async with openai.AsyncOpenAI(base_url=served.address, api_key="none", max_retries=0) as client:
+        asked: Any = [
+            [{"role": "user", "content": " ".join(f"w{at}" for at in range(index + 1))}] for index in range(16)
+        ]
+        answers = await asyncio.gather(
+            *(
+                client.chat.completions.create(model="tiny", messages=each, max_tokens=30, temperature=0)
+                for each in asked
+            )
+        )
+    assert [answer.choices[0].message.content for answer in answers] == [plain(each, 30) for each in asked]
+
+
+def test_settings_of_a_request(client: openai.OpenAI, plain: Any) -> None:
+    def said(**settings: Any) -> list[str]:
+        answer = client.chat.completions.create(model="tiny", messages=ASKED, **({"max_tokens": 20} | settings))
+        return [choice.message.content or "" for choice in answer.choices]
+
+    assert said(seed=5) == said(seed=5) != said(seed=6)
+    assert said(seed=5, temperature=1.0) == said(seed=5), "1 is where the API begins"
+    assert len({*said(n=4)}) == 4
+    assert said(temperature=0, top_p=0.1) == said(top_p=0) == said(extra_body={"top_k": 1}) == [plain(ASKED, 20)]
+    words = plain(ASKED, 20).split(" ")
+    stopped = client.chat.completions.create(
+        model="tiny", messages=ASKED, max_tokens=20, temperature=0, stop=["nothing", " " + words[3]]
+    )
+    assert stopped.choices[0].message.content == " ".join(words[:3]) and stopped.choices[0].finish_reason == "stop"
+    assert said(temperature=0, user="somebody", metadata={"a": "b"}, extra_body={"new": 1}) == [plain(ASKED, 20)]
+    parts: Any = [{"role": "user", "content": [{"type": "text", "text": "w1 w2"}, {"type": "text", "text": " w3"}]}]
+    answer = client.chat.completions.create(model="tiny", messages=parts, max_tokens=20, temperature=0)
+    assert answer.choices[0].message.content == plain(ASKED, 20)
+
+
+def test_texts_are_continued(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="tiny", prompt=["w1 w2", "w3"], n=2, max_tokens=6, temperature=0)
+    texts = [choice.text for choice in answer.choices]
+    assert texts[0] == texts[1] and texts[2] == texts[3] and len({*texts}) == 2
+    assert answer.usage and (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 24)
+    assert (
+        client.completions.create(model="tiny", prompt=[5, 6], max_tokens=6, temperature=0).choices[0].text == texts[0]
+    )
+    streamed = client.completions.create(model="tiny", prompt="w1 w2", temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed).startswith(texts[0])
+    unsaid = client.completions.create(model="tiny", prompt="w1 w2", temperature=0)
+    assert unsaid.usage and unsaid.usage.completion_tokens == 16, "as the API says"
+
+
+def test_what_is_not_served_is_refused_by_name(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="'gpt-9' is not served here, only 'tiny'") as missing:
+        client.chat.completions.create(model="gpt-9", messages=ASKED)
+    assert missing.value.code == "model_not_found"
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"logprobs": True}, "logprobs is not served"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty is not served"),
+        ({"logit_bias": {"5": 100}}, "logit_bias is not served"),
+        ({"n": 99}, "n times prompts is from 1 to 16, not 99"),
+        ({"n": 0}, "not 0"),
+        ({"max_tokens": 0}, "max_new_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "takes no tools"),
+        ({"response_format": {"type": "xml"}}, "'xml' is not served"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "only text"),
+    ]
+    for settings, why in refused:
+        with pytest.raises(openai.BadRequestError, match=why):
+            client.chat.completions.create(**({"model": "tiny", "messages": ASKED} | settings))
+    with pytest.raises(openai.BadRequestError, match="leaves|nothing is left of a context"):
+        client.completions.create(
+            model="tiny", prompt=[5] * 4000 * 1, max_tokens=1, extra_body={"prompt": [[5] * 5000] * 17}
+        )
+    assert client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=1, logprobs=False, n=1).choices
+
+
+def test_a_model_without_a_template_continues_and_does_not_chat(kitchen: Kitchen, tmp_path: Any) -> None:
+    import shutil
+
+    bare = shutil.copytree(kitchen.model, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    server = kitchen.serve(target=str(bare))
+    with openai.OpenAI(base_url=server.address, api_key="none", max_retries=0) as client:
+        with pytest.raises(
+            openai.BadRequestError, match="bare has no chat template: it continues texts, at /v1/completions"
+        ):
+            client.chat.completions.create(model="bare", messages=ASKED)
+        assert client.completions.create(model="bare", prompt="w1", max_tokens=3).choices[0].text
+    assert server.stop().returncode == 0
+
+
+def test_a_key_is_asked_for_and_never_printed(kitchen: Kitchen) -> None:
+    refused = kitchen.cockpit("serve", str(kitchen.model), "--host", "0.0.0.0", "--port", "0", "--detach")
+    assert refused.returncode == 2 and "0.0.0.0 is reached from other machines: a key is needed" in refused.stderr
+    assert kitchen.cockpit("serve", str(kitchen.model), "--api-key-env", "NO_SUCH_KEY").returncode == 2
+    server = kitchen.serve("--host", "0.0.0.0", "--api-key-env", "KITCHEN_KEY", KITCHEN_KEY="s3cret-key")
+    local = f"http://127.0.0.1:{server.port}/v1"
+    with openai.OpenAI(base_url=local, api_key="s3cret-key", max_retries=0) as client:
+        assert client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=1).choices
+    for wrong in ("s3cret-kex", "s3cret-key2", "ключ".encode().decode("latin-1")):
+        with (
+            openai.OpenAI(base_url=local, api_key=wrong, max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.models.list()
+    assert server.stop().returncode == 0
+    written = [path for path in kitchen.home.root.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
+    assert written == [], "a key is kept in memory alone"
+
+
+def test_limits_of_time_and_of_the_queue(kitchen: Kitchen) -> None:
+    server = kitchen.serve("--slots", "1", "--queue", "0", "--timeout", "1.5")
+    with openai.OpenAI(base_url=server.address, api_key="none", max_retries=0) as client:
+        first = client.chat.completions.create(
+            model="tiny", messages=ASKED, max_tokens=ENDLESS, temperature=0, stream=True
+        )
+        next(iter(first))
+        with pytest.raises(openai.RateLimitError, match="the queue is full"):
+            client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=1)
+        with pytest.raises(openai.APIError, match="longer than this server allows"):
+            for _ in first:
+                pass
+        with pytest.raises(openai.InternalServerError, match="longer than this server allows") as late:
+            client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=ENDLESS, temperature=0)
+        assert late.value.status_code == 504
+        assert client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=1).choices
+    assert server.stop().returncode == 0
