@@ -27,6 +27,8 @@ class Answered:
     facts: Mapping[str, Any] = field(default_factory=dict)
     rating: int = 0
     """1 to 5 by hand; 0 is none."""
+    thinking: str = ""
+    """What the model thought before it replied; no part of what later questions are asked with."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,13 @@ def _turn(number: int, kept: Mapping[str, Any]) -> Turn:
     if not ROOT <= parent < number:
         raise ValueError(f"turn {number} follows turn {parent}, which comes later")
     replies = tuple(
-        Answered(str(each["target"]), str(each["text"]), dict(each.get("facts") or {}), int(each.get("rating") or 0))
+        Answered(
+            str(each["target"]),
+            str(each["text"]),
+            dict(each.get("facts") or {}),
+            int(each.get("rating") or 0),
+            str(each.get("thinking") or ""),
+        )
         for each in kept.get("replies") or ()
     )
     blind = tuple(int(each) for each in kept.get("blind") or ())

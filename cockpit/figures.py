@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from textual.content import Content
 
 from cockpit.widgets.chart_raster import number
 
-__all__ = ["age", "big", "duration", "number", "percent", "size", "state_mark"]
+__all__ = ["age", "big", "duration", "held", "number", "percent", "size", "state_mark"]
 
 STATES = {
     "queued": ("◌", "$foreground-muted"),
@@ -69,3 +71,12 @@ def percent(share: float) -> str:
     """A share from 0 to 1: 62 %, and 0.7 % where whole numbers say nothing."""
     value = 100 * share
     return f"{value:.1f} %" if 0 < value < 9.95 and not math.isclose(value, round(value)) else f"{value:.0f} %"
+
+
+def held(facts: Mapping[str, Any]) -> str:
+    """What a reply out of a run's own process cost the run: seconds at each step boundary that it was written at."""
+    first, last, boundaries = facts["first_step"], facts["last_step"], facts["boundaries"]
+    steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+    each = f", {facts['held_seconds'] / boundaries:.2f} s a step" if boundaries > 1 else ""
+    beside = f" beside {facts['step_seconds']:.2f} s" if facts.get("step_seconds") else ""
+    return f"weights of {steps} · held training up {facts['held_seconds']:.2f} s{each}{beside}"

@@ -200,7 +200,8 @@ class ChatScreen(CockpitScreen):
         if self.talkers[0].run:
             self._meter(loaded["label"], "the newest weights answer at the run's step boundaries")
         else:
-            self._meter(loaded["label"], f"ready after {loaded['seconds']:.1f} s", context, template)
+            seconds = f"ready after {loaded['seconds']:.1f} s"
+            self._meter(loaded["label"], seconds, context, template, loaded.get("note") or "")
 
     def _mode(self) -> str:
         return "blind: from the next question on names are hidden until you vote" if self.blind else ""
@@ -315,8 +316,9 @@ class ChatScreen(CockpitScreen):
                 return None
             answered = Answered(talker.label, reply.text, {"problem": error.problem.title})
         else:
-            facts = {name: value for name, value in told.items() if name != "reply"}
-            answered = Answered(talker.label, told["reply"], facts | {"settings": settings})
+            facts = {name: value for name, value in told.items() if name not in ("reply", "thinking", "parsed")}
+            facts["settings"] = settings
+            answered = Answered(talker.label, told["reply"], facts, thinking=told.get("thinking", ""))
         await reply.finish(answered)
         return answered
 
@@ -359,7 +361,8 @@ class ChatScreen(CockpitScreen):
 
     def _heard(self, column: int, event: ServiceEvent) -> None:
         if event.kind == "tokens" and self.answer is not None:
-            self.answer.of(column).write(event.data["text"], event.data["count"])
+            data = event.data
+            self.answer.of(column).write(data["text"], data["count"], data.get("thinking", ""))
         elif event.kind == "progress":
             done, total = event.data.get("done", 0), event.data.get("total", 0)
             share = f"{done / total:.0%}" if total else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,9 @@ def chat(options: argparse.Namespace) -> int:
     if options.prompt is None and options.json:
         raise ValueError("--json needs --prompt: a conversation is for people")
     home = Home.locate(options.home)
-    with opened(home, settings) as chat:
+    from cockpit.verbs.hot import COST, hot
+
+    with hot(home, options.target, settings) if options.hot else opened(home, settings) as chat:
         loaded = chat.load(options.target, dtype=options.dtype, quantization=options.quantization)
         if not loaded.get("tokenizer", True):
             say("The model is loaded, but its folder has no tokenizer: it cannot chat.", "yellow")
@@ -135,7 +137,8 @@ def chat(options: argparse.Namespace) -> int:
             say(loaded["note"], "dim")
         if options.prompt is not None:
             system = [{"role": "system", "content": options.system}] if options.system else []
-            return _answer_once(chat, [*system, {"role": "user", "content": options.prompt}], options.json)
+            told = COST if options.hot else ()
+            return _answer_once(chat, [*system, {"role": "user", "content": options.prompt}], options.json, told)
         from cockpit.verbs.conversation import Conversation, remembered
 
         keep = remembered(home)
@@ -145,8 +148,8 @@ def chat(options: argparse.Namespace) -> int:
             keep()
 
 
-def _answer_once(chat: Chat, messages: list[Message], as_json: bool) -> int:
-    """`reply` is what is said; `thinking` and, with a task, `parsed` stand beside it when there is any."""
+def _answer_once(chat: Chat, messages: list[Message], as_json: bool, told: Sequence[str] = ()) -> int:
+    """`reply` is what is said; `thinking` and, with a task, `parsed` stand beside it when there is any; `told` names what else does."""
     if not as_json:
         answer = chat.reply(messages)
         print()
@@ -154,7 +157,7 @@ def _answer_once(chat: Chat, messages: list[Message], as_json: bool) -> int:
             say(f"The task {chat.settings['task']} cannot read this reply.", "yellow")
         return 0
     answer = chat.reply(messages, lambda *_: None)
-    found = {key: answer[key] for key in ("reply", "tokens", "seconds", "first_token_seconds")}
+    found = {key: answer[key] for key in ("reply", "tokens", "seconds", "first_token_seconds", *told)}
     if answer.get("thinking"):
         found["thinking"] = answer["thinking"]
     if "parsed" in answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from textual.app import ComposeResult
@@ -15,7 +16,8 @@ from textual.widgets import Log, Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
 from cockpit.branches import Answered
-from cockpit.shapes import compared, indented, opened, shape
+from cockpit.figures import held
+from cockpit.shapes import Shape, compared, indented, opened, shape
 from cockpit.widgets.shown import views
 
 TICK = 0.1
@@ -46,6 +48,7 @@ class Reply(Vertical):
         super().__init__()
         self.column, self.answered = column, answered
         self.text, self.tokens = answered.text if answered else "", 0
+        self.thinking = answered.thinking if answered else ""
         self.raw = False
         self.against: str | None = None
         """The reply that differences are marked against; None: none are."""
@@ -74,8 +77,9 @@ class Reply(Vertical):
 
     # ── while it comes ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def write(self, text: str, tokens: int) -> None:
+    def write(self, text: str, tokens: int, thinking: str = "") -> None:
         self.text += text
+        self.thinking += thinking
         self.tokens = tokens
 
     async def flush(self) -> None:
@@ -84,10 +88,11 @@ class Reply(Vertical):
             await self._flush()
 
     async def _flush(self) -> None:
-        if self.answered is not None or not self.text:
+        if self.answered is not None or not (self.text or self.thinking):
             return
         thinking, body = opened(self.text)
-        if thinking:
+        thinking = thinking or self.thinking
+        if thinking and not body:
             self.query_one(".facts", Static).update(f"thinking … {len(thinking.split())} words")
         waiting = body[self._streamed :]
         if not waiting:
@@ -113,7 +118,7 @@ class Reply(Vertical):
             await self._flush()
             await self._stop_stream()
             streamed, self.answered, self.text = self.text, answered, answered.text
-        found = shape(answered.text)
+        found = self._shape()
         plain = found.kind == "text" and not found.thinking and self._log is None and answered.text == streamed
         if plain and answered.text.strip() and not self.raw and self.against is None:
             self._facts()  # it stands there already
@@ -140,16 +145,24 @@ class Reply(Vertical):
         if "problem" in self.answered.facts:
             shown = [Static(Content.styled(f"✗ {self.answered.facts['problem']}", "$text-error"))]
         elif self.raw:
-            shown = [Static(Content(text) if text else Content.styled("(an empty reply)", "$text-muted"))]
+            thought = f"{self.answered.thinking}\n\n" if self.answered.thinking else ""
+            said = Content(text) if text else Content.styled("(an empty reply)", "$text-muted")
+            shown = [Static(Content.assemble((thought, "$text-muted"), said))]
         elif self.against is not None:
             marked, _ = compared(indented(self.against), indented(text))
             shown = [Static(marked if text else Content.styled("(an empty reply)", "$text-muted"))]
         else:
-            shown = list(views(shape(text)))
+            shown = list(views(self._shape()))
         with self.app.batch_update():
             await body.remove_children()
             await body.mount(*shown)
         self._facts()
+
+    def _shape(self) -> Shape:
+        """What it is; thinking that the worker told apart stands before it."""
+        assert self.answered is not None
+        found = shape(self.answered.text)
+        return replace(found, thinking=self.answered.thinking) if self.answered.thinking else found
 
     def _facts(self) -> None:
         line = self.query_one(".facts", Static)
@@ -179,13 +192,6 @@ def figures(facts: Mapping[str, Any]) -> str:
     if "held_seconds" in facts:
         told.append(held(facts))
     return " · ".join(told)
-
-
-def held(facts: Mapping[str, Any]) -> str:
-    """What a reply of a run's own process cost the run."""
-    first, last, boundaries = facts["first_step"], facts["last_step"], facts["boundaries"]
-    steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
-    return f"weights of {steps} · held training up {facts['held_seconds']:.2f} s, {facts['held_seconds'] / max(boundaries, 1):.2f} s a step"
 
 
 def _fenced(text: str) -> str:

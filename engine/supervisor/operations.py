@@ -301,7 +301,7 @@ def reindex(server: Server, caller: Caller, message: Nothing) -> RunList:
 
 
 def service_open(server: Server, caller: Caller, message: OpenService) -> Service:
-    return server.services.open(message)
+    return server.services.open(message, caller.identity)
 
 
 def service_ask(server: Server, caller: Caller, message: Ask) -> None:
@@ -311,7 +311,7 @@ def service_ask(server: Server, caller: Caller, message: Ask) -> None:
     instruction = Instruction(
         id=uuid.uuid4().hex, name=message.question, arguments=message.arguments | {"request": message.request}
     )
-    server.services.ask(message.service, instruction)
+    server.services.ask(message.service, instruction, caller.identity)
     server.expect(caller, message.service, instruction, lambda answer: Answer(result=answer.result))
 
 

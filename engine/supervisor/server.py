@@ -246,6 +246,16 @@ class Server:
         except zmq.ZMQError:
             pass  # the client left before its answer
 
+    def _reachable(self, client: bytes) -> bool:
+        """Whether a client is still connected; told by a reply to nothing, which it passes over."""
+        try:
+            self._control.send_multipart([client, wire.REPLY, wire.encode(Reply(id=""))], zmq.NOBLOCK)
+        except zmq.Again:
+            return True  # it reads too slowly, but it is there
+        except zmq.ZMQError:
+            return False
+        return True
+
     def _from_client(self, identity: bytes, payload: bytes) -> None:
         try:
             request = wire.decode(payload, Request)
@@ -380,6 +390,7 @@ class Server:
             if record.leader is not None:
                 self._rung.add(record.run.id)  # a bell may have been lost; the journal is not
         self.watch.listen()
+        self.services.end_left(self._reachable)
 
     def _sampled(self, sample: Telemetry) -> None:
         self.telemetry = sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,14 @@ KINDS = ("chat", "data", "evaluate", "export", "generate", "serve")
 """Which of `engine.workers` may be opened as a service."""
 
 
+LASTING = ("serve",)
+"""Kinds that go on without whoever opened them."""
+GONE = 10.0
+"""Seconds that a client may be away before what it opened is ended."""
+UNASKED = 600.0
+"""The same for a service of an earlier supervisor, which nobody has asked since."""
+
+
 @dataclass
 class Warm:
     """A service and its process. `identity` is its address on the workers' socket, once it has joined."""
@@ -42,6 +51,10 @@ class Warm:
     identity: bytes | None = None
     held: list[Instruction] | None = None
     oom_kills: int = 0
+    client: bytes | None = None
+    """Who opened it, or asked it last; None for one that an earlier supervisor started, until somebody asks."""
+    missed: float = 0.0
+    """Since when that client cannot be reached, as `monotonic` tells; 0 while it can."""
 
 
 class Services:
@@ -75,8 +88,8 @@ class Services:
     def listed(self) -> list[Service]:
         return [warm.service for warm in self.warm.values()]
 
-    def open(self, message: OpenService) -> Service:
-        """Start a worker. Raises ProblemError for a kind that is no service, or when it does not start."""
+    def open(self, message: OpenService, client: bytes | None = None) -> Service:
+        """Start a worker for a client. Raises ProblemError for a kind that is no service, or when it does not start."""
         if message.kind not in KINDS:
             raise ProblemError(
                 Problem(title=f"There is no service {message.kind!r}", hint=f"there are: {', '.join(KINDS)}")
@@ -90,7 +103,7 @@ class Services:
             *("--address", workers_address(self.home)),
             *("--options", json.dumps(message.options)),
         ]
-        warm = Warm(service, held=[], oom_kills=processes.oom_kills())
+        warm = Warm(service, held=[], oom_kills=processes.oom_kills(), client=client)
         try:
             warm.leader = processes.start(command(worker, 1, None), self._log(service.id), message.environment)
         except OSError as error:
@@ -100,9 +113,10 @@ class Services:
         self.publish(ServiceChanged(service=service))
         return service
 
-    def ask(self, service_id: str, instruction: Instruction) -> None:
-        """Forward a question, or hold it until the worker has joined. Raises ProblemError."""
+    def ask(self, service_id: str, instruction: Instruction, client: bytes | None = None) -> None:
+        """Forward a client's question, or hold it until the worker has joined. Raises ProblemError."""
         warm = self.find(service_id)
+        warm.client, warm.missed = client, 0.0
         if warm.identity is not None:
             self.instruct(warm.identity, instruction)
         elif warm.held is not None:
@@ -154,6 +168,19 @@ class Services:
                     oom = processes.oom_kills() > warm.oom_kills
                     problem = explain(Death(status, log_tail(self._log(warm.service.id)), oom), None)
                 self._forget(warm, problem)
+
+    def end_left(self, reachable: Callable[[bytes], bool]) -> None:
+        """End what nobody will ask any more: its client is gone without having closed it, as one that was killed is."""
+        now = time.monotonic()
+        for warm in list(self.warm.values()):
+            if warm.service.kind in LASTING:
+                continue
+            if warm.client is not None and reachable(warm.client):
+                warm.missed = 0.0
+                continue
+            warm.missed = warm.missed or now
+            if now - warm.missed > (GONE if warm.client is not None else UNASKED):
+                self.close(warm.service.id)
 
     def _forget(self, warm: Warm, problem: Problem | None) -> None:
         del self.warm[warm.service.id]

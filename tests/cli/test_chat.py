@@ -58,3 +58,17 @@ def test_ctrl_c_cancels_the_reply_and_leaves(bare_home: Home, engine: Engine) ->
     talking.communicate(timeout=10)
     assert talking.returncode == 130
     wait_for(lambda: not engine.client.request("hello").services, what="the end of the chat worker")
+
+
+def test_a_run_answers_while_it_trains(cockpit: Cockpit, engine: Engine) -> None:
+    run = engine.submit(steps=10_000)
+    engine.wait_step(run, 2)
+    plain = cockpit("chat", run.id, "--hot", "--prompt", "a b")
+    assert (plain.returncode, plain.stdout) == (0, "a b \n")
+    assert "held training up 0.25 s" in plain.stderr
+    document = json.loads(cockpit("chat", "last", "--hot", "--prompt", "a b", "--json").stdout)
+    assert document["reply"] == "a b " and document["held_seconds"] == 0.25 and document["last_step"] >= 2
+    assert engine.show(run).run.state == "running" and not engine.client.request("hello").services
+    assert cockpit("stop", run.id).returncode == 0
+    refused = cockpit("chat", run.id, "--hot", "--prompt", "a")
+    assert refused.returncode == 2 and f"{run.id} is stopped" in refused.stderr

@@ -15,8 +15,14 @@ from engine.workers.link import Link
 from tests.scripted.script import Script
 
 script = Script()
+cancelled: set[str] = set()
 link = Link(
-    script.address, script.job, script.attempt, script.rank, die_with_parent=script.profile.launch.processes != 1
+    script.address,
+    script.job,
+    script.attempt,
+    script.rank,
+    on_cancel=cancelled.add,
+    die_with_parent=script.profile.launch.processes != 1,
 )
 
 
@@ -66,9 +72,30 @@ def save() -> None:
     tell(Checkpoint(attempt=attempt, step=step, path=str(folder), metrics={"eval/loss": 1.0}))
 
 
+def speak(instruction: Instruction) -> None:
+    """Says what was said, as of this step; `long` until it is given up."""
+    text, request = instruction.arguments["messages"][-1]["content"], instruction.arguments["request"]
+    words = [f"{word} " for word in (["more"] * 10_000 if text == "long" else text.split())]
+    spoken = 0
+    for spoken, word in enumerate(words, 1):
+        if request in cancelled:
+            break
+        link.say(request, "tokens", text=word, thinking="", count=spoken)
+        time.sleep(0.01)
+    result = {
+        "reply": "".join(words[:spoken]), "thinking": "", "tokens": spoken, "seconds": 0.5, "first_token_seconds": 0.1,
+        "tokens_per_second": 9.0, "finish": "cancelled" if request in cancelled else "stop",
+        "first_step": step, "last_step": step, "boundaries": 1, "held_seconds": 0.25, "step_seconds": None,
+    }  # fmt: skip
+    link.answer(instruction, step=step, result=result)
+
+
 def take(instruction: Instruction) -> None:
     global paused, last
     match instruction.name:
+        case "generate":
+            speak(instruction)
+            return
         case "pause":
             paused = True
             tell(Ledger(attempt=attempt, step=step, name="pause", new="asked"))

@@ -1,0 +1,73 @@
+"""Services end with the client that opened them, however that ends; a run that is training answers as one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from engine.protocol.client import Client
+from engine.protocol.messages import Ask, Cancel, OpenService, ProblemError, ServiceEvent, Stop
+from tests.scripted.bench import ROOT, Engine, wait_for
+
+OPENS = """
+import sys, time
+from engine.protocol.client import Client
+from engine.protocol.home import Home
+from engine.protocol.messages import OpenService
+client = Client(Home.locate(sys.argv[1]))
+print(client.request("service_open", OpenService(kind="chat")).id, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_clients_worker_is_ended_and_a_live_ones_stays(engine: Engine) -> None:
+    ours = engine.client.request("service_open", OpenService(kind="chat")).id
+    other = subprocess.Popen(
+        [sys.executable, "-c", OPENS, str(engine.home.root)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    theirs = other.stdout.readline().strip()
+
+    def listed() -> list[str]:
+        return [each.id for each in engine.client.request("hello").services]
+
+    assert sorted(listed()) == sorted([ours, theirs])
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    wait_for(lambda: theirs not in listed(), 25, "the end of the killed client's worker")
+    assert listed() == [ours]
+
+
+def test_a_run_that_trains_is_asked_like_a_service(engine: Engine) -> None:
+    run = engine.submit(steps=10_000)
+    engine.wait_step(run, 3)
+    said: list[str] = []
+
+    def heard(event: ServiceEvent) -> None:
+        said.append(event.data["text"])
+
+    messages = {"messages": [{"role": "user", "content": "one two"}]}
+    with Client(engine.home, start=False) as client:
+        answer = client.ask(Ask(service=run.id, request="r", question="generate", arguments=messages), heard)
+        assert answer["reply"] == "one two " and answer["first_step"] >= 3
+        assert said == ["one ", "two "]
+        with pytest.raises(ProblemError, match="does not know 'load'"):
+            client.ask(Ask(service=run.id, request="r", question="load"), heard)
+        # Given up by another client: no reply is the property of who asked for it.
+        messages = {"messages": [{"role": "user", "content": "long"}]}
+        cancel = Cancel(service=run.id, request="l")
+        threading.Timer(0.5, lambda: engine.client.request("service_cancel", cancel)).start()
+        answer = client.ask(Ask(service=run.id, request="l", question="generate", arguments=messages), heard)
+        assert answer["finish"] == "cancelled"
+        engine.client.request("stop", Stop(run=run.id))
+        engine.wait(run, "stopped")
+        with pytest.raises(ProblemError, match="is stopped"):
+            client.ask(Ask(service=run.id, request="r", question="generate", arguments=messages), heard)
