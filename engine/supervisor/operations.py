@@ -273,8 +273,9 @@ def telemetry(server: Server, caller: Caller, message: TelemetryQuery) -> None:
 
 def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:
     live = server.runs.live()
-    if live and not message.force:
-        names = ", ".join(record.run.id for record in live)
+    serving = [service.id for service in server.services.listed() if service.kind == "serve"]
+    if (live or serving) and not message.force:
+        names = ", ".join([*(record.run.id for record in live), *serving])
         raise ProblemError(
             Problem(
                 title="Jobs are live",
