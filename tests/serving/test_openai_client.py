@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,9 +96,9 @@ def test_settings_of_a_request(client: openai.OpenAI, plain: Any) -> None:
     assert said(temperature=0, top_p=0.1) == said(top_p=0) == said(extra_body={"top_k": 1}) == [plain(ASKED, 20)]
     words = plain(ASKED, 20).split(" ")
     stopped = client.chat.completions.create(
-        model="tiny", messages=ASKED, max_tokens=20, temperature=0, stop=["nothing", " " + words[3]]
+        model="tiny", messages=ASKED, max_tokens=20, temperature=0, stop=["nothing", f" {words[1]} "]
     )
-    assert stopped.choices[0].message.content == " ".join(words[:3]) and stopped.choices[0].finish_reason == "stop"
+    assert stopped.choices[0].message.content == words[0] != words[1] and stopped.choices[0].finish_reason == "stop"
     assert said(temperature=0, user="somebody", metadata={"a": "b"}, extra_body={"new": 1}) == [plain(ASKED, 20)]
     parts: Any = [{"role": "user", "content": [{"type": "text", "text": "w1 w2"}, {"type": "text", "text": " w3"}]}]
     answer = client.chat.completions.create(model="tiny", messages=parts, max_tokens=20, temperature=0)
@@ -138,18 +140,14 @@ def test_what_is_not_served_is_refused_by_name(client: openai.OpenAI) -> None:
     for settings, why in refused:
         with pytest.raises(openai.BadRequestError, match=why):
             client.chat.completions.create(**({"model": "tiny", "messages": ASKED} | settings))
-    with pytest.raises(openai.BadRequestError, match="leaves|nothing is left of a context"):
-        client.completions.create(
-            model="tiny", prompt=[5] * 4000 * 1, max_tokens=1, extra_body={"prompt": [[5] * 5000] * 17}
-        )
     assert client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=1, logprobs=False, n=1).choices
 
 
 def test_a_model_without_a_template_continues_and_does_not_chat(kitchen: Kitchen, tmp_path: Any) -> None:
-    import shutil
-
     bare = shutil.copytree(kitchen.model, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
     server = kitchen.serve(target=str(bare))
     with openai.OpenAI(base_url=server.address, api_key="none", max_retries=0) as client:
         with pytest.raises(
@@ -157,6 +155,12 @@ def test_a_model_without_a_template_continues_and_does_not_chat(kitchen: Kitchen
         ):
             client.chat.completions.create(model="bare", messages=ASKED)
         assert client.completions.create(model="bare", prompt="w1", max_tokens=3).choices[0].text
+        with pytest.raises(
+            openai.BadRequestError, match="the prompt has 32 tokens: nothing is left of a context of 32"
+        ):
+            client.completions.create(model="bare", prompt=[5] * 32)
+        full = client.completions.create(model="bare", prompt=[5] * 30, max_tokens=50, temperature=0)
+        assert full.usage and full.usage.completion_tokens == 2 and full.choices[0].finish_reason == "length"
     assert server.stop().returncode == 0
 
 
@@ -168,7 +172,7 @@ def test_a_key_is_asked_for_and_never_printed(kitchen: Kitchen) -> None:
     local = f"http://127.0.0.1:{server.port}/v1"
     with openai.OpenAI(base_url=local, api_key="s3cret-key", max_retries=0) as client:
         assert client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=1).choices
-    for wrong in ("s3cret-kex", "s3cret-key2", "ключ".encode().decode("latin-1")):
+    for wrong in ("s3cret-kex", "s3cret-key2", "s"):
         with (
             openai.OpenAI(base_url=local, api_key=wrong, max_retries=0) as client,
             pytest.raises(openai.AuthenticationError),
@@ -185,7 +189,7 @@ def test_limits_of_time_and_of_the_queue(kitchen: Kitchen) -> None:
         first = client.chat.completions.create(
             model="tiny", messages=ASKED, max_tokens=ENDLESS, temperature=0, stream=True
         )
-        next(iter(first))
+        next(first)
         with pytest.raises(openai.RateLimitError, match="the queue is full"):
             client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=1)
         with pytest.raises(openai.APIError, match="longer than this server allows"):

@@ -1,0 +1,216 @@
+"""Crowds, slow readers, clients that hang up, bodies that are none: it goes on serving, and its memory stays as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from engine.protocol.home import Home
+from tests.serving.conftest import ENDLESS, Kitchen, Served
+
+pytestmark = pytest.mark.slow
+
+CHAT = "/v1/chat/completions"
+ASKED: Any = [{"role": "user", "content": "w1 w2 w3"}]
+
+
+def body(**settings: Any) -> bytes:
+    return json.dumps({"messages": ASKED, "max_tokens": 8, "temperature": 0} | settings).encode()
+
+
+def raw(served: Served, sent: bytes, *, reads: bool = True) -> bytes:
+    """What the server says to these bytes, until it closes or a second has passed."""
+    with socket.create_connection(("127.0.0.1", served.port), 5) as connection:
+        connection.sendall(sent)
+        if not reads:
+            return b""
+        connection.settimeout(1)
+        told = b""
+        try:
+            while part := connection.recv(65536):
+                told += part
+        except TimeoutError:
+            pass
+        return told
+
+
+def post(data: bytes, *headers: str) -> bytes:
+    lines = (f"POST {CHAT} HTTP/1.1", "Host: localhost", f"Content-Length: {len(data)}", *headers)
+    return "\r\n".join((*lines, "", "")).encode() + data
+
+
+def figure(served: Served, name: str) -> float:
+    lines = httpx.get(f"http://127.0.0.1:{served.port}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"cockpit_serve_{name}"))
+
+
+def until_idle(served: Served, seconds: float = 10.0) -> float:
+    """Waits until nothing runs or waits; returns how long that took."""
+    began = time.monotonic()
+    while figure(served, "running") or figure(served, "waiting"):
+        assert time.monotonic() - began < seconds, "something is left on the device"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def works(served: Served) -> bool:
+    told = httpx.post(f"http://127.0.0.1:{served.port}{CHAT}", content=body(), timeout=30)
+    return bool(told.status_code == 200 and told.json()["choices"][0]["finish_reason"] == "length")
+
+
+def test_bodies_that_are_none(served: Served) -> None:
+    url = f"http://127.0.0.1:{served.port}{CHAT}"
+    wrong: list[tuple[bytes, int]] = [
+        (b"", 400),
+        (b"{", 400),
+        (b"\xff\xfe\x00", 400),
+        (b"[]", 400),
+        (b"null", 400),
+        (b'{"messages": "hi"}', 400),
+        (b'{"messages": [{"role": 1}]}', 400),
+        (b'{"messages": [{"role": "user", "content": {"a": 1}}]}', 400),
+        (b'{"messages": [], "messages": []}', 400),
+        (b"[" * 10_000, 400),
+        (b'{"a":' * 3000 + b"1" + b"}" * 3000, 400),
+        (body(max_tokens=10**30), 400),
+        (body(seed=-(10**6)), 200),
+        (body(stop=[""]), 400),
+        (body(stop=["x"] * 17), 400),
+        (body(temperature=1e400), 400),
+        (body(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}), 400),
+        (b" " * 20_001, 413),
+    ]
+    for data, status in wrong:
+        told = httpx.post(url, content=data, timeout=30)
+        assert told.status_code == status, (data[:60], told.text)
+        if status != 200:
+            error = told.json()["error"]
+            assert error["message"] and error["type"] == "invalid_request_error", told.text
+    assert httpx.get(url).status_code == 405 and httpx.get(url.replace("chat", "chap")).status_code == 404
+    assert httpx.post(url, content=body(), headers={"host": "evil.example"}).status_code == 403
+    assert httpx.post(url, content=body(), headers={"origin": "http://evil.example"}).status_code == 403
+    assert works(served)
+
+
+def test_bytes_that_are_no_http(served: Served) -> None:
+    assert b" 400 " in raw(served, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
+    assert b" 400 " in raw(served, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000 + b"\r\n\r\n")
+    assert b" 413 " in raw(served, post(b"x").replace(b"Content-Length: 1", b"Content-Length: 99999999999"))
+    endless = b"POST " + CHAT.encode() + b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert b" 413 " in raw(served, endless + (b"1000\r\n" + b"x" * 4096 + b"\r\n") * 8)
+    raw(served, post(b"{}").replace(b"Content-Length: 2", b"Content-Length: 2000"), reads=False)  # leaves in mid-body
+    assert works(served)
+
+
+def test_who_hangs_up_leaves_nothing_on_the_device(served: Served) -> None:
+    until_idle(served)
+    for stream in (True, False):
+        connection = socket.create_connection(("127.0.0.1", served.port), 5)
+        connection.sendall(post(body(max_tokens=ENDLESS, stream=stream)))
+        while not figure(served, "running"):
+            time.sleep(0.01)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        assert until_idle(served) < 1.0, "a token's time, and the metrics' own"
+    assert works(served)
+
+
+async def test_a_crowd_of_all_kinds_leaves_memory_flat(served: Served) -> None:
+    """64 clients at a time, three times over: readers, slow readers, some that leave early, some that only talk nonsense."""
+    process = served.process
+
+    async def reader(client: openai.AsyncOpenAI, index: int) -> None:
+        stream = await client.chat.completions.create(
+            model="tiny", messages=ASKED, max_tokens=60, temperature=0, stream=True, seed=index
+        )
+        said = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+        assert len(said.split()) == 60
+
+    async def slow(index: int) -> None:
+        """Takes nothing for a while, then all of it."""
+        streams = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
+        streams[1].write(post(body(max_tokens=2000, stream=True), "Connection: close"))
+        await asyncio.sleep(1 + index % 3)
+        told = await streams[0].read(-1) if index % 2 else await streams[0].read(5000)
+        assert told.startswith(b"HTTP/1.1 200") and (not index % 2 or told.rstrip().endswith(b"[DONE]\n\n\r\n0"))
+        streams[1].close()
+
+    async def leaver(index: int) -> None:
+        streams = await asyncio.open_connection("127.0.0.1", served.port)
+        streams[1].write(post(body(max_tokens=ENDLESS, stream=bool(index % 2))))
+        await asyncio.sleep(0.05 * index)
+        streams[1].transport.abort()
+
+    async def nonsense(index: int) -> None:
+        streams = await asyncio.open_connection("127.0.0.1", served.port)
+        streams[1].write(post(b"[" * (index + 1) * 1000, "Connection: close"))
+        assert b" 400 " in await streams[0].read(-1) or index > 18
+        streams[1].close()
+
+    async def crowd() -> None:
+        async with openai.AsyncOpenAI(base_url=served.address, api_key="none", max_retries=10) as client:
+            async with asyncio.TaskGroup() as group:
+                for index in range(16):
+                    group.create_task(reader(client, index))
+                    group.create_task(slow(index))
+                    group.create_task(leaver(index))
+                    group.create_task(nonsense(index))
+
+    sizes = []
+    for _ in range(4):
+        await crowd()
+        await asyncio.to_thread(until_idle, served, 30.0)
+        sizes.append(process.memory_info().rss)
+    assert await asyncio.to_thread(works, served)
+    assert sizes[-1] - sizes[1] < 12e6, [size // 1024 for size in sizes]
+    assert process.num_fds() < 80 and process.num_threads() < 60
+    assert figure(served, "replies_total") > 150
+
+
+def test_it_ends_in_order_with_requests_in_flight(kitchen: Kitchen) -> None:
+    """A short one is finished, a long one told, a new one refused, and the process is gone within seconds."""
+    server = kitchen.serve("--slots", "4")
+    process = server.process
+    with openai.OpenAI(base_url=server.address, api_key="none", max_retries=0) as client:
+        long = client.chat.completions.create(
+            model="tiny", messages=ASKED, max_tokens=ENDLESS, temperature=0, stream=True
+        )
+        next(long)
+        began = time.monotonic()
+        stopped = server.stop()
+        assert stopped.returncode == 0, stopped.stderr
+        assert 4.5 < time.monotonic() - began < 12
+        with pytest.raises(openai.APIError, match="the server is shutting down"):
+            for _ in long:
+                pass
+    assert not process.is_running() or process.status() == "zombie"
+    assert json.loads(kitchen.cockpit("serve", "--json").stdout) == []
+
+
+def test_it_ends_at_once_when_the_engine_does(tmp_path: Path, kitchen: Kitchen) -> None:
+    other = Kitchen(Home(tmp_path / "home").create(), kitchen.model)
+    server = other.serve()
+    process = server.process
+    with openai.OpenAI(base_url=server.address, api_key="none", max_retries=0) as client:
+        long = client.chat.completions.create(
+            model="tiny", messages=ASKED, max_tokens=ENDLESS, temperature=0, stream=True
+        )
+        next(long)
+        refused = other.cockpit("engine", "stop")
+        assert refused.returncode == 2 and server.told["service"] in refused.stderr, "a server is a live job"
+        began = time.monotonic()
+        assert other.cockpit("engine", "stop", "--force").returncode == 0
+        assert time.monotonic() - began < 8
+        with pytest.raises(openai.APIError, match="the server is shutting down"):
+            for _ in long:
+                pass
+    assert not process.is_running()
