@@ -9,7 +9,7 @@ from typing import Any
 from engine.evaluation import preferences
 from engine.evaluation.material import Material
 from engine.evaluation.tallies import Tally
-from engine.inference import devices
+from engine.inference import devices, lock
 from engine.models.targets import Target
 
 BATCH = 8
@@ -37,6 +37,7 @@ class Scorer:
         model = base.load(target.base, options, device, progress, scores=True)
         if target.adapter:
             model = PeftModel.from_pretrained(model, target.adapter)
+        lock.check_target(target)
         folder = target.folder if folders.has_tokenizer(target.folder) else Path(target.base)
         self.tokenizer = tokenizers.load(folder)
         model.config.pad_token_id = self.tokenizer.pad_token_id

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.models import folders, tokenizers
 from engine.models.declared import declared
+from engine.models.targets import Target
 from engine.protocol.messages import Problem, ProblemError
 
 
@@ -75,11 +77,36 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
                 f"conversation {index} becomes other tokens: at {place} {ids[place : place + 1]}, trained {expected[place : place + 1]}"
             )
             break
+    further = _configured(folder) - set(lock.get("eos_token_ids", ()))
+    if further and lock.get("eos_token_ids"):
+        differences.append(
+            f"its generation_config.json stops at {sorted(further)}, which no reply of its training ended with"
+        )
     if differences:
         raise ProblemError(
             Problem(
                 title=f"{folder} does not fit its tokenizer any more",
                 cause="; ".join(differences),
-                hint="put back the tokenizer files and chat_template.jinja that the checkpoint was saved with",
+                hint="put back the tokenizer files, chat_template.jinja and generation_config.json that the checkpoint was saved with",
             )
         )
+
+
+def check_target(target: Target) -> None:
+    """`check` for whoever uses a target without loading it for chat. Nothing to hold it against passes. Raises ProblemError."""
+    source = tokenizer_source(target)
+    if target.lock and source:
+        check(folders.read_json(target.lock), tokenizers.load(source), target.lock.parent)
+
+
+def tokenizer_source(target: Target) -> Path | None:
+    """The folder of its tokenizer: the adapter's, else the base's; None where neither has one, or it is on the hub."""
+    places = (target.adapter, None if target.on_hub else Path(target.base))
+    return next((place for place in places if place and folders.has_tokenizer(place)), None)
+
+
+def _configured(folder: Path) -> set[int]:
+    """Stop tokens in the folder's generation_config.json."""
+    path = folder / "generation_config.json"
+    named = folders.read_json(path).get("eos_token_id") if path.is_file() else None
+    return set(named if isinstance(named, list) else [named]) - {None}

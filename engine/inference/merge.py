@@ -31,7 +31,7 @@ def merge(target: Target, folder: Path, trust_remote_code: bool, progress: Calla
     The base is the pristine one, in the dtype that it is stored in. Tokenizer, template and lock are the adapter's. `progress` is told (done,
     total) of reading, merging and writing.
     """
-    check_lock(target)
+    lock.check_target(target)
     model = merged(target, PRISTINE, None, progress, trust_remote_code)
     write(model, target, folder)
     progress(4, 4)
@@ -112,7 +112,7 @@ def write(model: Any, target: Target, folder: Path) -> None:
 
 def write_tokenizer(target: Target, folder: Path) -> None:
     """Its tokenizer's files, as plain transformers reads them: one that only exists in a GLM's original layout is built."""
-    source = tokenizer_source(target)
+    source = lock.tokenizer_source(target)
     if source is None:
         return
     if folders.is_original_glm(source) and not (source / "tokenizer.json").is_file():
@@ -121,19 +121,6 @@ def write_tokenizer(target: Target, folder: Path) -> None:
     for file in cache.TOKENIZER_FILES:
         if file not in _OF_THE_BASE and (source / file).is_file():
             shutil.copyfile(source / file, folder / file)
-
-
-def tokenizer_source(target: Target) -> Path | None:
-    """The folder of its tokenizer: the adapter's, else the base's; None where neither has one."""
-    places = (target.adapter, None if target.on_hub else Path(target.base))
-    return next((place for place in places if place and folders.has_tokenizer(place)), None)
-
-
-def check_lock(target: Target) -> None:
-    """Raises ProblemError when template, tokens or stop tokens are no longer those that the checkpoint was trained with."""
-    source = tokenizer_source(target)
-    if target.lock and source:
-        lock.check(json.loads(target.lock.read_text(encoding="utf-8")), tokenizers.load(source), target.lock.parent)
 
 
 def not_finite(model: Any) -> str:
@@ -169,7 +156,7 @@ def _base(target: Target, base: str, dtype: str | None, scores: bool, trust_remo
 
 
 def _pad(target: Target) -> int | None:
-    source = tokenizer_source(target)
+    source = lock.tokenizer_source(target)
     found = tokenizers.load(source) if source else None
     return None if found is None else found.pad_token_id or found.eos_token_id
 

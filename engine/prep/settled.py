@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from engine.inference import lock
 from engine.inference.merge import merge
 from engine.models import targets
 from engine.models.folders import ADAPTER
@@ -71,7 +72,8 @@ def _of_a_run(folder: Path, home: Home) -> bool:
 
 
 def _kept(target: Target, home: Home, trust_remote_code: bool, progress: Progress) -> Path:
-    """The cache entry of `target`, made when it is not there yet."""
+    """The cache entry of `target`, made when it is not there yet. Raises ProblemError, also for one that no longer fits its template lock."""
+    lock.check_target(target)
     files = _files("", target.folder)
     if target.adapter:
         files |= _files("base/", Path(target.base))

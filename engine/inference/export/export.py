@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from engine.inference import devices, merge
+from engine.inference import devices, lock, merge
 from engine.inference.export import agreement, card, gguf, scores
 from engine.models import folders, loading, targets
 from engine.models.targets import Target
@@ -68,7 +68,7 @@ def export(
     refuse(target, out, wanted)
     target = targets.fetch(target, home, progress)
     targets.check(target, folders.weights_problems)
-    merge.check_lock(target)
+    lock.check_target(target)
     _room(target, out, wanted)
     out.parent.mkdir(parents=True, exist_ok=True)
     _sweep(out)

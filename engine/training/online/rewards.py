@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from engine.evaluation import TASKS
+from engine.inference import lock
 from engine.training.job import Job
 from engine.training.online.options import OnlineOptions
 
@@ -77,5 +79,8 @@ def _load(job: Job) -> tuple[Any, Any]:
     if named["adapter"]:
         model = PeftModel.from_pretrained(model, named["adapter"])
     tokenizer = tokenizers.load(named["tokenizer"])
+    recorded = Path(named["tokenizer"]) / "lock.json"
+    if recorded.is_file():
+        lock.check(json.loads(recorded.read_text(encoding="utf-8")), tokenizer, recorded.parent)
     model.config.pad_token_id = tokenizer.pad_token_id  # by which the class finds the last token, as in training
     return model.requires_grad_(False).eval(), tokenizer
