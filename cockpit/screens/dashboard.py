@@ -71,6 +71,7 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
         Binding("x", "stop", "Stop"),
         Binding("v", "replies", "Replies"),
         Binding("w", "history", "History"),
+        Binding("E", "evaluations", "Results"),
         Binding("left_square_bracket", "neighbour(-1)", "Newer run", key_display="[", show=False),
         Binding("right_square_bracket", "neighbour(1)", "Older run", key_display="]", show=False),
         Binding("y", "log_scale", "Log"),
@@ -264,7 +265,7 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "bad_batch":
             return self._batch_told
-        if action in ("replies", "history"):
+        if action in ("replies", "history", "evaluations"):
             return self.is_mounted and self.run_in_hand is not None
         return super().check_action(action, parameters)
 

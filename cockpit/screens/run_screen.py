@@ -65,6 +65,14 @@ class RunScreen(CockpitScreen):
     async def action_evaluate(self) -> None:
         await self._tell("evaluate")
 
+    def action_evaluations(self) -> None:
+        """Its evaluations: metrics over the steps, replies with their scores, comparisons."""
+        from cockpit.screens.evaluations import EvaluationsScreen
+
+        run = self.run_in_hand
+        if run is not None and len(self.app.screen_stack) == 1:
+            self.app.push_screen(EvaluationsScreen(run.id))
+
     @work(group="command")
     async def action_learning_rate(self) -> None:
         await self._change("training.learning_rate")

@@ -42,6 +42,7 @@ class RunsScreen(RunScreen):
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("t", "sort", "Sort"),
         Binding("o", "overlay", "Overlay"),
+        Binding("E", "evaluations", "Results"),
         Binding("x", "stop", "Stop"),
         Binding("r", "resume", "Resume"),
         Binding("d", "delete", "Del"),

@@ -112,7 +112,8 @@ class Evaluate:
         return result
 
     def listed(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return {"evaluations": evaluations.of_run(self.home.run(asked["run"]))}
+        run = self.home.run(asked["run"])
+        return {"evaluations": evaluations.of_run(run), "checkpoints": run.checkpoint_steps()}
 
     def replies(self, asked: dict[str, Any]) -> dict[str, Any]:
         return evaluations.replies(
