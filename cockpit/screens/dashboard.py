@@ -72,6 +72,7 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
         Binding("v", "replies", "Replies"),
         Binding("w", "history", "History"),
         Binding("E", "evaluations", "Results"),
+        Binding("X", "export", "Export", show=False),
         Binding("left_square_bracket", "neighbour(-1)", "Newer run", key_display="[", show=False),
         Binding("right_square_bracket", "neighbour(1)", "Older run", key_display="]", show=False),
         Binding("y", "log_scale", "Log"),

@@ -11,9 +11,9 @@ from cockpit.state import RunTold
 from cockpit.story import settings, written
 from cockpit.widgets.confirm import Confirm
 from engine.protocol.messages import Command, Continue, Message, Reorder, Resume, Run, RunRef, Set, Stop, Taken
-from engine.protocol.states import ENDED, LIVE, PAUSED, RUNNING
+from engine.protocol.states import ENDED, LIVE, PAUSED, PREPARING, QUEUED, RUNNING
 
-STEERING = frozenset({"pause", "save", "evaluate", "adjust", "learning_rate", "stop", "delete", "resume"})
+STEERING = frozenset({"pause", "save", "evaluate", "adjust", "learning_rate", "stop", "delete", "resume", "export"})
 """Actions on a run: without one they are not offered, `--readonly` greys them out."""
 STEERABLE = (RUNNING, PAUSED)
 BOUNDARY = 600.0
@@ -72,6 +72,21 @@ class RunScreen(CockpitScreen):
         run = self.run_in_hand
         if run is not None and len(self.app.screen_stack) == 1:
             self.app.push_screen(EvaluationsScreen(run.id))
+
+    @work(group="command")
+    async def action_export(self) -> None:
+        """Its best checkpoint as a folder for others."""
+        from cockpit.widgets.exporting import Exporting
+        from cockpit.widgets.prompt import Prompt
+
+        run = self.run_in_hand
+        if run is None or run.state in (QUEUED, PREPARING):
+            self.notify("nothing to export: it has no checkpoint yet" if run else "no run", severity="warning")
+            return
+        text = "The best checkpoint as a folder that others load, merged and compared with it. The folder:"
+        out = await self.app.push_screen_wait(Prompt(f"Export {run.id}", text, f"{run.id}-export"))
+        if out:
+            self.app.push_screen(Exporting(run.id, out))
 
     @work(group="command")
     async def action_learning_rate(self) -> None:

@@ -46,6 +46,7 @@ class RunsScreen(RunScreen):
         Binding("x", "stop", "Stop"),
         Binding("r", "resume", "Resume"),
         Binding("d", "delete", "Del"),
+        Binding("X", "export", "Export", show=False),
         Binding("j", "cursor(1)", "Down", show=False),
         Binding("k", "cursor(-1)", "Up", show=False),
         Binding("J", "queue(1)", "Later in the queue", show=False),

@@ -57,6 +57,8 @@ class Export:
             now = time.monotonic()
             if name != stage or now - told >= _EVERY:
                 stage, told = name, now
+                share = f" {done / total:.0%}" if total else ""
+                self.link.status("busy", target=target.label, detail=f"{name}{share}")
                 self.link.say(request, "progress", stage=name, done=done, total=total)
 
         out = (directory / Path(asked["out"]).expanduser()).absolute()
