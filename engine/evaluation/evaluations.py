@@ -57,7 +57,13 @@ def _journaled(run: RunDirectory) -> list[dict[str, Any]]:
             continue
         entry = journal.decode(line)
         if isinstance(entry, journal.Evaluation):
-            values = {name.removeprefix("eval/"): value for name, value in entry.values.items() if value is not None}
+            values = {
+                name.removeprefix("eval/"): value
+                for name, value in entry.values.items()
+                if name.startswith("eval/") and value is not None
+            }
+            if not values:
+                continue  # of the test rows, by an evaluation that has a folder of its own
             found[entry.step] = {
                 "name": f"step {entry.step}",
                 "directory": "",

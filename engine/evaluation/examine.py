@@ -45,7 +45,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rows: int | None = None
     """At most so many rows are taken."""
     samples: int | None = None
-    """Replies are generated for so many of them; None: for all."""
+    """Replies are generated for so many of them; None: for as many as the run's profile says, or for all."""
     max_new_tokens: int | None = None
     constrained: bool = False
     """Let replies hold to the task's schema."""
@@ -113,7 +113,7 @@ def evaluate(name: str, wanted: Wanted, home: Home, directory: Path, models: Mod
             "step": target.step,
             "data": material.source,
             "sha256": material.sha256,
-            "rows": len(material.rows),
+            "rows": len(material.rows) or len(record.done(LOSSES)),
             "rejected": material.rejected,
         }
         return conclude(record, told, wanted, notes, watch)
@@ -124,7 +124,7 @@ def settled(wanted: Wanted, target: Target, home: Home) -> Wanted:
     own = Own.of(home.run(target.run)) if target.run else None
     further: dict[str, Any] = {}
     if own is not None and wanted.data is None:
-        further = {name: own.said("evaluation", name) for name in ("task", "thresholds")}
+        further = {name: own.said("evaluation", name) for name in ("task", "thresholds", "samples")}
     if own is not None:
         further["max_new_tokens"] = own.said("generation", "max_new_tokens")
     if own is not None and wanted.judge is not None:

@@ -40,18 +40,20 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Material:
-    """`rows` are canonical. `tokens` is the folder of the same rows as tokens, where a run has made them; `rejected` were bad."""
+    """`rows` are canonical. `tokens` is the folder of the same rows as tokens, where a run has made them: of data that were tokens from the
+    beginning there are no others, and `key` says which they are. `rejected` were bad."""
 
     source: str
     rows: list[Canonical]
     tokens: Path | None = None
     rejected: int = 0
     first_rejected: list[str] = field(default_factory=list)
+    key: str = ""
 
     @cached_property
     def sha256(self) -> str:
         """Of what the rows say, wherever they lie."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.key.encode())
         for row in self.rows:
             digest.update(json.dumps(row, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()
@@ -143,6 +145,9 @@ class Own:
             with Path(path).open(encoding="utf-8") as file:
                 rows = [json.loads(line) for line in itertools.islice(file, limit)]
             return Material(f"{name} of {self.run.id}", rows, Path(tokens) if tokens else None)
+        if self.prepared.get("validation"):
+            tokens = Path(self.prepared["validation"])
+            return Material(f"data.validation of {self.run.id}", [], tokens, key=str(self.prepared.get("hash")))
         raise ProblemError(
             Problem(
                 title=f"Run {self.run.id} held no rows out",
