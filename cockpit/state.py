@@ -74,6 +74,8 @@ class State:
     wanted: str | None = None
     """A run that was asked for before the engine told of it; selected as soon as it does."""
     services: Mapping[str, Service] = field(default_factory=dict)
+    rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Server -> its tokens a second whenever it told them, newest last."""
     telemetry: Telemetry | None = None
     device_history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Name -> values a second apart, newest last: `host/cpu_percent`, `host/memory_percent`, `device/0/utilisation`,
@@ -137,7 +139,8 @@ def reduce(state: State, body: object) -> State:
                 state = _sampled(state, sample)
             return state
         case ServiceChanged(service=service):
-            return replace(state, services={**state.services, service.id: service})
+            state = replace(state, services={**state.services, service.id: service})
+            return _rated(state, service)
     return state
 
 
@@ -176,6 +179,16 @@ def take(told: RunTold, entry: Entry) -> RunTold:
     elif kind in ("start", "phase", "bad_batch"):
         changed[kind] = entry
     return replace(told, **changed)
+
+
+def _rated(state: State, service: Service) -> State:
+    """With what a server has just told of its pace; without a server that has ended."""
+    if service.state == "ended":
+        return replace(state, rates=_without(state.rates, service.id))
+    rate = service.figures.get("tokens_per_second")
+    if rate is None:
+        return state
+    return replace(state, rates={**state.rates, service.id: (*state.rates.get(service.id, ()), rate)[-HISTORY:]})
 
 
 def _with_told(state: State, run: str, told: RunTold) -> State:

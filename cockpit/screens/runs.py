@@ -20,7 +20,8 @@ from cockpit.screens.run_screen import RunScreen
 from cockpit.state import State
 from cockpit.widgets.chart import Chart, curve_of
 from cockpit.widgets.chart_raster import LINE, SECOND, Trace
-from engine.protocol.messages import Points, Run, RunChanged, RunRemoved, SeriesQuery, Snapshot
+from cockpit.widgets.servers import Servers
+from engine.protocol.messages import Points, Run, RunChanged, RunRemoved, SeriesQuery, ServiceChanged, Snapshot
 
 SORTS = {
     "newest": lambda run: -run.created,
@@ -36,7 +37,9 @@ NARROW = {"": 1, "state": 11, "run": 0, "progress": 12, "loss": 6, "age": 6}
 
 
 class RunsScreen(RunScreen):
-    HELP_TEXT = "All runs of this engine. Mark two with o to see their losses over each other."
+    HELP_TEXT = (
+        "All runs of this engine, and what `cockpit serve` serves. Mark two with o to see their losses over each other."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
         Binding("slash", "filter", "Filter", key_display="/"),
@@ -76,6 +79,7 @@ class RunsScreen(RunScreen):
         self._room = 12
         """Cells for a run's id."""
         self._pace = Pace(self, self._show, 1.0)
+        self._serving = Pace(self, self._show_servers, 1.0)
 
     def compose_body(self) -> ComposeResult:
         with Horizontal(id="bar"):
@@ -85,6 +89,7 @@ class RunsScreen(RunScreen):
             yield DataTable(cursor_type="row", zebra_stripes=True)
         yield Static("No runs yet: press 3 and launch a profile, or run `cockpit demo`.", id="none")
         yield Chart("loss", id="overlay")
+        yield Servers()
 
     def on_mount(self) -> None:
         self._layout()
@@ -95,12 +100,18 @@ class RunsScreen(RunScreen):
 
     def on_screen_resume(self) -> None:
         self._show()
+        self._show_servers()
+
+    def _show_servers(self) -> None:
+        self.query_one(Servers).show(self.app.state)
 
     def receive(self, state: State, body: object) -> None:
         if not self.is_active:
             return
         if isinstance(body, (Snapshot, RunChanged, RunRemoved)):
             self._pace.ask()
+        if isinstance(body, (Snapshot, ServiceChanged)):
+            self._serving.ask()
         if isinstance(body, Points) and body.run in self._marked:
             self.query_one("#overlay", Chart).append(body.run, body.values.get(LOSS, []))
 

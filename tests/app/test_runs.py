@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from cockpit.widgets.chart import Chart
 from engine.protocol.home import Home
-from engine.protocol.messages import Resume, RunChanged, RunRef
+from engine.protocol.messages import Problem, Resume, RunChanged, RunRef, Service, ServiceChanged
 from tests.app.fake import FakeEngine, demo_run
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
 from tests.scripted.bench import Engine
@@ -103,3 +104,44 @@ async def test_a_queued_run_changes_its_place(bare_home: Home) -> None:
         assert [engine.show(run).run.position for run in (second, third)] == [2, 1]
     finally:
         engine.close()
+
+
+def server(name: str, **changes: float) -> Service:
+    figures = {"running": 3, "queued": 2, "served": 1280, "errors": 1, "tokens": 81_000, "tokens_per_second": 241.5}
+    return Service(
+        id=name,
+        kind="serve",
+        state="busy",
+        target="smollm2-135m-instruct",
+        device="cpu",
+        detail="http://127.0.0.1:8000/v1",
+        figures=figures | changes,
+    )
+
+
+@pytest.mark.parametrize("size", [HIGH, LOW])
+async def test_what_is_served_is_shown_while_it_is(size: tuple[int, int]) -> None:
+    fake = engine()
+    async with opened(fake, size, first="runs") as pilot:
+        await until(pilot, lambda: "3 runs" in shown(pilot))
+        assert "tok/s" not in shown(pilot)
+        fake.say(*(ServiceChanged(service=server("serve-1", tokens_per_second=rate)) for rate in (0.0, 120.0, 241.5)))
+        await until(pilot, lambda: "241 tok/s" in shown(pilot) or "242 tok/s" in shown(pilot))
+        text = shown(pilot)
+        for wanted in ("smollm2-135m-instruct", "running 3", "queued 2", "served 1.3k", ":8000"):
+            assert wanted in text
+        assert "errors 1" in text
+        assert any("⠀" < sign <= "⣿" for line in text.splitlines() if "tok/s" in line for sign in line), (
+            "a line of its pace"
+        )
+        assert_fits(pilot)
+        fake.say(*(ServiceChanged(service=server(f"serve-{index}")) for index in range(2, 6)))
+        await until(pilot, lambda: "and 2 more" in shown(pilot))
+        assert_fits(pilot)
+        problem = Problem(title="The worker was killed by the kernel")
+        ended = [
+            msgspec.structs.replace(server(f"serve-{index}"), state="ended", problem=None) for index in range(1, 5)
+        ]
+        last = msgspec.structs.replace(server("serve-5"), state="ended", problem=problem)
+        fake.say(*(ServiceChanged(service=each) for each in (*ended, last)))
+        await until(pilot, lambda: "✗ The worker was killed" in shown(pilot) and "tok/s" not in shown(pilot))

@@ -1,0 +1,100 @@
+"""The verb in the foreground, and a task's replies kept to its schema."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from engine.evaluation import triples
+from tests.serving.conftest import ROOT, Kitchen
+
+pytestmark = pytest.mark.slow
+
+
+def test_in_the_foreground_it_tells_its_requests_and_ends_with_ctrl_c(kitchen: Kitchen) -> None:
+    environment = os.environ | {"COCKPIT_HOME": str(kitchen.home.root), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "cockpit.cli", "serve", str(kitchen.model), "--port", "0"]
+    verb = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert verb.stdout is not None and verb.stderr is not None
+    address = verb.stdout.readline().strip()
+    with openai.OpenAI(base_url=address, api_key="none", max_retries=0) as client:
+        asked: Any = {"model": str(kitchen.model), "messages": [{"role": "user", "content": "w1"}], "temperature": 0}
+        assert client.chat.completions.create(**asked, max_tokens=5).usage
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(**asked, n=0)
+    told = ""
+    while "n times prompts" not in told:
+        told += verb.stderr.readline()
+    assert "200  /v1/chat/completions  4 + 5 tokens in" in told and "400  /v1/chat/completions" in told
+    listed = json.loads(kitchen.cockpit("serve", "--json").stdout)
+    assert [(each["address"], each["served"], each["errors"]) for each in listed] == [(address, 1, 1)]
+    verb.send_signal(signal.SIGINT)
+    out, _ = verb.communicate(timeout=20)
+    assert verb.returncode == 130 and out == ""
+    assert json.loads(kitchen.cockpit("serve", "--json").stdout) == []
+
+
+def test_what_cannot_be_served_is_the_users_mistake(kitchen: Kitchen) -> None:
+    for arguments, why in (
+        (("no-such-model",), "There is no model 'no-such-model'"),
+        (("tiny", "--task", "cooking"), "there is no task 'cooking'"),
+        (("tiny", "--constrained"), "constrained needs a task"),
+        (("tiny", "--preset", "wild"), "there is no preset 'wild'"),
+        (("tiny", "--slots", "0"), "slots is at least 1"),
+        (("tiny", "--port", "70000"), "a port is a number"),
+        (("tiny", "--backend", "vllm"), "vLLM is not installed here"),
+        (("--stop",), "There are 0 servers"),
+    ):
+        named = [str(kitchen.model) if argument == "tiny" else argument for argument in arguments]
+        done = kitchen.cockpit("serve", *named)
+        assert done.returncode == 2 and why in done.stderr, (arguments, done.stderr)
+    assert json.loads(kitchen.cockpit("serve", "--json").stdout) == [], "what failed is gone"
+
+
+def test_a_tasks_prompt_and_schema(kitchen: Kitchen, smollm2: Path) -> None:
+    from transformers import AutoTokenizer
+
+    server = kitchen.serve("--task", "triples", "--constrained", target=str(smollm2))
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    text = "Ada lives in Paris."
+    with openai.OpenAI(base_url=server.address, api_key="none", max_retries=0) as client:
+        name = client.models.list().data[0].id
+        bare: Any = [{"role": "user", "content": text}]
+        answer = client.chat.completions.create(model=name, messages=bare, max_tokens=100)
+        again = client.chat.completions.create(model=name, messages=bare, max_tokens=100)
+        wanted = tokenizer.apply_chat_template(triples.messages(text), add_generation_prompt=True, return_dict=False)
+        assert answer.usage and answer.usage.prompt_tokens == len(wanted), "what training would send"
+        reply = answer.choices[0].message.content or ""
+        assert reply == again.choices[0].message.content, "with a task it is greedy"
+        assert answer.choices[0].finish_reason == "length" or triples.parse(reply) is not None
+        assert reply.lstrip().startswith("[")
+        schema = {
+            "type": "object",
+            "properties": {"city": {"enum": ["Paris", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        }
+        stream = client.chat.completions.create(
+            model=name,
+            messages=[
+                {"role": "system", "content": "You are terse."},
+                {"role": "user", "content": "Where does Ada live?"},
+            ],
+            response_format={"type": "json_schema", "json_schema": {"name": "place", "schema": schema}},
+            temperature=1.5,
+            seed=3,
+            stream=True,
+        )
+        assert json.loads("".join(chunk.choices[0].delta.content or "" for chunk in stream))["city"] in (
+            "Paris",
+            "Rome",
+        )
+    assert server.stop().returncode == 0
