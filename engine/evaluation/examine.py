@@ -102,7 +102,7 @@ def evaluate(name: str, wanted: Wanted, home: Home, directory: Path, models: Mod
     identity = _identity(target, wanted, material)
     folder = _folder(target, wanted, home, identity)
     with Record(folder, identity, again=wanted.again) as record:
-        notes = list(record.notes)
+        notes = [*record.notes, *material.said()]
         if scores:
             _score(record, models.reward_model(target), material, own, notes, watch)
         else:
@@ -268,11 +268,16 @@ def _reply(
 
     fitting: list[Question] = []
     unfit: list[Question] = []
+    refused: list[Question] = []
     for question in asked:
-        (fitting if len(loaded.prompt(question.asked)) < loaded.context else unfit).append(question)
+        try:
+            (fitting if len(loaded.prompt(question.asked)) < loaded.context else unfit).append(question)
+        except ValueError as error:
+            notes.append(f"row {question.row + 1} gets an empty reply: {error}")
+            refused.append(question)
     if unfit:
         notes.append(f"{len(unfit)} prompts fill the model's context of {loaded.context} tokens: their reply is empty")
-        record.add(REPLIES, [_entry(question, "", 0, False, None) for question in unfit])
+    record.add(REPLIES, [_entry(question, "", 0, False, None) for question in (*unfit, *refused)])
     schema = _schema(wanted.task) if wanted.constrained else None
     sampling = Sampling(max_new_tokens=wanted.max_new_tokens or NEW_TOKENS, schema=schema)
     done = 0

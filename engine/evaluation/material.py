@@ -62,9 +62,17 @@ class Material:
     def are_pairs(self) -> bool:
         return bool(self.rows) and all("chosen" in row for row in self.rows)
 
+    def said(self) -> list[str]:
+        """What is to be known of the rows."""
+        tools, bad = (sum(map(of, self.rows)) for of in (_has_tools, _is_bad))
+        notes = [f"{tools} rows have tools: they are not asked anything"] if tools else []
+        return notes + (
+            [f"{bad} rows hold a bad reply: their loss counts, and they are not asked anything"] if bad else []
+        )
+
     def questions(self, task: str | None, samples: int | None) -> list[Question]:
-        """The first rows that something can be asked by: those of the task, with one; of plain text the task's prompt around it. Raises
-        ValueError where there is none although they are wanted."""
+        """The first rows that something can be asked by: those of the task, with one; of plain text the task's prompt around it. Rows with
+        tools, and replies that somebody has called bad, are none. Raises ValueError where there is no row of a task although it is wanted."""
         found: list[Question] = []
         for number, row in enumerate(self.rows):
             if len(found) == samples:
@@ -83,10 +91,20 @@ def _question(number: int, row: Canonical, task: str | None) -> Question | None:
             return None
         if "text" in row:
             return Question(number, of_task.messages(row["text"]), None)
+    if _has_tools(row) or _is_bad(row):
+        return None
     messages = conversation_of(row)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         return None
     return Question(number, messages[:-1], messages[-1]["content"])
+
+
+def _has_tools(row: Canonical) -> bool:
+    return "tools" in row
+
+
+def _is_bad(row: Canonical) -> bool:
+    return row.get("label") is False
 
 
 def of_source(
