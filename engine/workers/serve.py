@@ -49,6 +49,7 @@ class Serve:
         settings = msgspec.convert(
             {key: value for key, value in instruction.arguments.items() if key != "request"}, Settings
         )
+        settings.check()
         settings.key()
         target = targets.resolve(settings.target, self.home, Path(settings.directory or self.home.root))
         self.link.status("busy", target=target.label, detail="loading")

@@ -13,7 +13,6 @@ from typing import Any
 import uvicorn
 
 from engine.inference.folding import folded
-from engine.inference.sampling import PRESETS
 from engine.inference.serving.application import Server
 from engine.inference.serving.figures import Book, Request
 from engine.inference.serving.replying import Post
@@ -23,6 +22,7 @@ from engine.inference.serving.settings import Settings
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.sampling import preset
 
 IDLE_CONNECTIONS = 256
 """Open beside those whose requests run or wait."""
@@ -136,12 +136,10 @@ class Running:
 
 
 def defaults(settings: Settings) -> dict[str, Any]:
-    """The sampling of requests that do not say. Raises ValueError."""
+    """The sampling of requests that do not say."""
     if settings.preset is None:
         return {"temperature": 0.0 if settings.task else 1.0}
-    if settings.preset not in PRESETS:
-        raise ValueError(f"there is no preset {settings.preset!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[settings.preset]
+    return preset(settings.preset)
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -9,6 +9,7 @@ import msgspec
 
 from engine.evaluation import TASKS
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.sampling import preset
 
 BACKENDS = {
     "transformers": "engine.inference.serving.running:Running",
@@ -45,9 +46,8 @@ class Settings(msgspec.Struct, kw_only=True):
     quantization: str | None = None
     backend: str = "transformers"
 
-    def key(self) -> str:
-        """The key; empty when none is needed. Raises ProblemError for an address that others reach without one, ValueError for settings
-        that make no sense."""
+    def check(self) -> None:
+        """Raises ValueError for what makes no sense, before anything is loaded."""
         for name in ("slots", "queue", "most_bytes", "seconds", "longest"):
             least = 0 if name == "queue" else 1
             if getattr(self, name) < least:
@@ -60,6 +60,11 @@ class Settings(msgspec.Struct, kw_only=True):
             raise ValueError(f"there is no task {self.task!r}: choose one of {', '.join(TASKS)}")
         if self.constrained and self.task is None:
             raise ValueError("constrained needs a task, whose schema replies are to fit")
+        if self.preset is not None:
+            preset(self.preset)
+
+    def key(self) -> str:
+        """What clients must show; empty when they need nothing. Raises ProblemError for an address that others reach without one."""
         if not self.key_env:
             if not is_loopback(self.host):
                 raise ProblemError(
