@@ -32,7 +32,10 @@ def body(**settings: Any) -> bytes:
 def raw(served: Served, sent: bytes, *, reads: bool = True) -> bytes:
     """What the server says to these bytes, until it closes or a second has passed."""
     with socket.create_connection(("127.0.0.1", served.port), 5) as connection:
-        connection.sendall(sent)
+        try:
+            connection.sendall(sent)
+        except ConnectionError:
+            pass
         if not reads:
             return b""
         connection.settimeout(1)
@@ -40,7 +43,7 @@ def raw(served: Served, sent: bytes, *, reads: bool = True) -> bytes:
         try:
             while part := connection.recv(65536):
                 told += part
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):  # it does not read on what it has refused
             pass
         return told
 
@@ -83,7 +86,7 @@ def test_bodies_that_are_none(served: Served) -> None:
         (b'{"messages": [], "messages": []}', 400),
         (b"[" * 10_000, 400),
         (b'{"a":' * 3000 + b"1" + b"}" * 3000, 400),
-        (body(max_tokens=10**30), 400),
+        (body(max_tokens=2.5), 400),
         (body(seed=-(10**6)), 200),
         (body(stop=[""]), 400),
         (body(stop=["x"] * 17), 400),

@@ -35,7 +35,7 @@ class Request:
 
 
 class Book:
-    """Everything that is counted. `note` and `now` are for the loop's thread."""
+    """Everything that is counted. `note` is for the loop's thread, `now` for one other."""
 
     def __init__(self, figures: Callable[[], Figures]) -> None:
         self._figures = figures
@@ -64,13 +64,14 @@ class Book:
     def now(self) -> dict[str, Any]:
         """For the app. `tokens_per_second` is over the time since the last call."""
         figures, moment = self._figures(), time.monotonic()
+        answers = self.requests.copy()  # the loop's thread goes on counting
         then, tokens = self._before
         self._before = (moment, figures.tokens)
         return {
             "running": figures.running,
             "queued": figures.waiting,
-            "served": sum(count for (_, status), count in self.requests.items() if status < 400),
-            "errors": sum(count for (_, status), count in self.requests.items() if status >= 400),
+            "served": sum(count for (_, status), count in answers.items() if status < 400),
+            "errors": sum(count for (_, status), count in answers.items() if status >= 400),
             "tokens": figures.tokens,
             "tokens_per_second": (figures.tokens - tokens) / max(moment - then, 1e-3),
         }

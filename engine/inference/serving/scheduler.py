@@ -249,9 +249,8 @@ class Scheduler:
 
     def _fits(self, job: Job) -> bool:
         """Whether the cache has room when all rows are as long as the longest may become, twice over: it grows by copying."""
-        longest = max(
-            len(job.prompt) + job.sampling.max_new_tokens, *(len(live.job.prompt) + live.limit for live in self._rows)
-        )
+        jobs = [job, *(live.job for live in self._rows)]
+        longest = max(min(self.context, len(each.prompt) + each.sampling.max_new_tokens) for each in jobs)
         return 2 * self._token_bytes * longest * (len(self._rows) + 1) <= self._room
 
     def _opened(self, job: Job) -> _Live:
