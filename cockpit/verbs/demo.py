@@ -67,7 +67,8 @@ def _rows(before: dict[str, float | None], after: dict[str, float | None]) -> li
 
 def _before_and_after(run: RunDirectory) -> tuple[dict[str, float | None], dict[str, float | None]]:
     """Figures of the first and the last evaluation; None where there was none."""
-    evaluations = [entry.values for entry, _ in journal.read(run.events) if isinstance(entry, journal.Evaluation)]
+    found = [entry.values for entry, _ in journal.read(run.events) if isinstance(entry, journal.Evaluation)]
+    evaluations = [values for values in found if "eval/loss" in values]  # of other rows than these: the test rows
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
     return _figures(first), _figures(last)
 

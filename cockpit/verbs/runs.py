@@ -58,6 +58,8 @@ def _summary(run: Run) -> dict[str, Any]:
         "reason": run.reason,
         "host": run.host,
         "profile": run.profile,
+        "stage": run.stage,
+        "stages": run.stages,
         "step": run.step,
         "max_steps": run.max_steps,
         "epoch": run.epoch,
@@ -102,7 +104,10 @@ def _print_detail(detail: RunDetail) -> None:
     lines = {
         "run": run.id,
         "state": f"{run.state} ({run.reason})" if run.reason else run.state,
+        "stage": f"{run.stage or 'none yet'} of {', '.join(run.stages)}" if len(run.stages) > 3 else "",
         "profile": run.profile,
+        "stage": run.stage,
+        "stages": run.stages,
         "base": f"{run.base} · {run.method} · {run.adapter}",
         "step": f"{run.step} of {run.max_steps or '?'}, epoch {run.epoch:.2f}, attempt {run.attempt}",
         "time": f"submitted {age(run.created)}" + (f", this attempt {duration(spent)}" if spent else ""),
@@ -111,7 +116,8 @@ def _print_detail(detail: RunDetail) -> None:
         "metrics": "  ".join(f"{name} {number(value)}" for name, value in sorted(run.metrics.items())) or "none yet",
     }
     for name, value in lines.items():
-        print(f"{name:<12}{value}")
+        if value:
+            print(f"{name:<12}{value}")
     for each in detail.checkpoints:
         print(_checkpoint_line(each))
     for change in detail.ledger:

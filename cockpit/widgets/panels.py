@@ -175,10 +175,12 @@ def evaluation(told: RunTold, *, short: bool = False) -> list[tuple[str, str | C
         return []
     values = told.evaluations[-1]["values"]
     before = told.evaluations[-2]["values"] if len(told.evaluations) > 1 else {}
+    tested = any(name.startswith("test/") for name in values)  # then thresholds are about these
     wanted: dict[str, list[Threshold]] = {}
     for threshold in thresholds(told):
         if threshold[0].startswith("eval/"):
-            wanted.setdefault(threshold[0], []).append(threshold)
+            name = f"test/{threshold[0].removeprefix('eval/')}" if tested else threshold[0]
+            wanted.setdefault(name, []).append(threshold)
     verdicts = {name: _verdict(each, values.get(name), short) for name, each in wanted.items()}
     room = max((verdict.cell_length for verdict in verdicts.values()), default=0)
     rows: list[tuple[str, str | Content]] = []

@@ -12,7 +12,10 @@ from cockpit.cli import VERBS, build_parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = README + "".join((ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("data", "evaluation", "serve"))
+PAGES = README + "".join(
+    (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+    for name in ("data", "evaluation", "serve", "export", "pipeline")
+)
 FENCED = "".join(re.findall(r"```sh\n(.*?)```", PAGES, re.DOTALL))
 COMMANDS = re.findall(r"^cockpit\b[^#>\n]*", FENCED, re.MULTILINE)
 
