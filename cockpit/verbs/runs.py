@@ -106,8 +106,6 @@ def _print_detail(detail: RunDetail) -> None:
         "state": f"{run.state} ({run.reason})" if run.reason else run.state,
         "stage": f"{run.stage or 'none yet'} of {', '.join(run.stages)}" if len(run.stages) > 3 else "",
         "profile": run.profile,
-        "stage": run.stage,
-        "stages": run.stages,
         "base": f"{run.base} · {run.method} · {run.adapter}",
         "step": f"{run.step} of {run.max_steps or '?'}, epoch {run.epoch:.2f}, attempt {run.attempt}",
         "time": f"submitted {age(run.created)}" + (f", this attempt {duration(spent)}" if spent else ""),
