@@ -280,7 +280,7 @@ def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:
             Problem(
                 title="Jobs are live",
                 cause=names,
-                hint="stop them first, or `cockpit engine stop --force` to end them now",
+                hint="stop them first (`cockpit stop`, `cockpit serve --stop`), or `cockpit engine stop --force` to end them now",
             )
         )
     for record in live:

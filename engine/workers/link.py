@@ -110,7 +110,13 @@ class Link:
         self._send(Said(request=request, kind=kind, data=data))
 
     def status(
-        self, state: str, *, target: str = "", device: str = "", detail: str = "", figures: dict[str, float] | None = None
+        self,
+        state: str,
+        *,
+        target: str = "",
+        device: str = "",
+        detail: str = "",
+        figures: dict[str, float] | None = None,
     ) -> None:
         """A service's new state."""
         self._status = Status(state=state, target=target, device=device, detail=detail, figures=figures or {})
