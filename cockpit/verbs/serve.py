@@ -14,7 +14,7 @@ from rich.markup import escape
 from cockpit.cli import INTERRUPTED
 from cockpit.submit import environment
 from cockpit.verbs.output import console, emit, say, table
-from engine.protocol.client import Client
+from engine.protocol.client import Client, running_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, OpenService, Problem, ProblemError, Service, ServiceEvent, ServiceRef
 
@@ -157,13 +157,16 @@ def _end(client: Client, service: str, seconds: float) -> None:
         time.sleep(0.05)
 
 
-def _servers(client: Client) -> list[Service]:
-    return [each for each in client.request("hello").services if each.kind == KIND]
+def _servers(home: Home) -> list[Service]:
+    """Where no engine runs, nothing is served."""
+    if running_engine(home) is None:
+        return []
+    with Client(home, start=False) as client:
+        return [each for each in client.request("hello").services if each.kind == KIND]
 
 
 def _list(home: Home, as_json: bool) -> int:
-    with Client(home, start=False) as client:
-        servers = _servers(client)
+    servers = _servers(home)
     if as_json:
         emit([{"service": each.id, "target": each.target, "address": each.detail, **each.figures} for each in servers])
     elif servers:
@@ -176,19 +179,19 @@ def _list(home: Home, as_json: bool) -> int:
 
 def _stop(home: Home, options: argparse.Namespace) -> int:
     """The server named by its id, target, port or address; the only one without a name. Raises ProblemError."""
-    with Client(home, start=False) as client:
-        servers = _servers(client)
-        chosen = [each for each in servers if options.target is None or _is(each, options.target)]
-        if len(chosen) != 1:
-            told = ", ".join(f"{each.id} ({each.target} at {each.detail})" for each in servers) or "none"
-            which = f"by the name {options.target}" if options.target else ""
-            raise ProblemError(
-                Problem(
-                    title=f"There are {len(chosen)} servers {which}".rstrip(),
-                    cause=f"open: {told}",
-                    hint="cockpit serve --stop SERVICE",
-                )
+    servers = _servers(home)
+    chosen = [each for each in servers if options.target is None or _is(each, options.target)]
+    if len(chosen) != 1:
+        told = ", ".join(f"{each.id} ({each.target} at {each.detail})" for each in servers) or "none"
+        which = f" by the name {options.target}" if options.target else ""
+        raise ProblemError(
+            Problem(
+                title=f"There are {len(chosen)} servers{which}" if chosen else f"There is no server{which}",
+                cause=f"open: {told}",
+                hint="cockpit serve --stop SERVICE",
             )
+        )
+    with Client(home, start=False) as client:
         _end(client, chosen[0].id, GRACE)
     if options.json:
         emit({"service": chosen[0].id, "stopped": True})

@@ -51,7 +51,7 @@ def test_what_cannot_be_served_is_the_users_mistake(kitchen: Kitchen) -> None:
         (("tiny", "--slots", "0"), "slots is at least 1"),
         (("tiny", "--port", "70000"), "a port is a number"),
         (("tiny", "--backend", "vllm"), "vLLM is not installed here"),
-        (("--stop",), "There are 0 servers"),
+        (("--stop",), "There is no server"),
     ):
         named = [str(kitchen.model) if argument == "tiny" else argument for argument in arguments]
         done = kitchen.cockpit("serve", *named)
