@@ -8,26 +8,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import DataTable, Static
 
 from cockpit.figures import number
-from cockpit.results import BEST, MUTED, about, best, columns, comparison, origin, passed, settings, shared, title
+from cockpit.results import BEST, MUTED, about, best, columns, comparison, origin, passed, settings, title
 from cockpit.screens.base import CockpitScreen
 from cockpit.service import Worker
-from cockpit.shapes import shape
 from cockpit.state import RunTold
 from cockpit.widgets.picker import Choice, Picker
 from cockpit.widgets.prompt import Prompt
-from cockpit.widgets.shown import views
+from cockpit.widgets.scored import Scored
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
 
 if TYPE_CHECKING:
     from cockpit.state import State
 
-PAGE = 200
-"""Replies fetched at once."""
 ASKED = "samples=32"
 """What is offered when an evaluation is begun."""
 NOTHING = """\
@@ -38,9 +35,6 @@ While it trains, a profile asks for replies with  evaluation: {task: triples, sa
 """
 LEADING = {"": 1, "step": 7, "by": 5, "ok": 2, "replies": 7}
 """Heading -> width, before the metrics."""
-VERDICTS: dict[bool | None, str] = {True: "passed", False: "failed"}
-KEPT: dict[bool | None, str] = {None: "all", True: "passed", False: "failed"}
-"""What `f` goes through, by the worker's word."""
 
 
 class EvaluationsScreen(CockpitScreen):
@@ -74,20 +68,11 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
     EvaluationsScreen #listing { height: 1fr; }
     EvaluationsScreen #below { height: auto; max-height: 60%; border-top: solid $primary; padding: 0 1; }
     EvaluationsScreen #about { height: auto; }
-    EvaluationsScreen #replies { height: 1fr; }
-    EvaluationsScreen #rows { width: 44; height: 1fr; }
-    EvaluationsScreen #reply { width: 1fr; height: 1fr; border-left: solid $primary; padding: 0 1; }
-    EvaluationsScreen .beside { height: auto; }
-    EvaluationsScreen .side { width: 1fr; height: auto; padding: 0 1 0 0; }
-    EvaluationsScreen .side Static, EvaluationsScreen #reply > Static { height: auto; }
     EvaluationsScreen #compared { height: 1fr; padding: 0 1; }
     EvaluationsScreen #none { height: 1fr; padding: 1 2; }
     EvaluationsScreen #none, EvaluationsScreen #replies, EvaluationsScreen #compared, EvaluationsScreen #listing { display: none; }
     EvaluationsScreen.-none #none, EvaluationsScreen.-list #listing, EvaluationsScreen.-replies #replies,
     EvaluationsScreen.-compared #compared { display: block; }
-    EvaluationsScreen.-narrow #rows { width: 30; }
-    EvaluationsScreen.-narrow .beside { layout: vertical; }
-    EvaluationsScreen.-narrow .side { width: 100%; }
     """
 
     def __init__(self, run: str) -> None:
@@ -98,11 +83,6 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
         self.view = ""
         self._marked: list[str] = []
         """Names of the evaluations to compare, at most two."""
-        self._opened: dict[str, Any] = {}
-        """The evaluation whose replies are shown."""
-        self._page: dict[str, Any] = {"replies": [], "total": 0, "scores": [], "by": ""}
-        self._by: str | None = None
-        self._kept: bool | None = None
         self._request = ""
         """Of the evaluation that is going on; empty without one."""
         self._told = 0
@@ -115,9 +95,7 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
             yield DataTable(id="list", cursor_type="row", zebra_stripes=True)
             with VerticalScroll(id="below", can_focus=False):
                 yield Static(id="about")
-        with Horizontal(id="replies"):
-            yield DataTable(id="rows", cursor_type="row", zebra_stripes=True)
-            yield VerticalScroll(id="reply", can_focus=False)
+        yield Scored(lambda question, arguments: self._ask(self.reader, question, arguments), id="replies")
         with VerticalScroll(id="compared"):
             yield Static(id="comparison")
         yield Static(id="progress")
@@ -257,88 +235,23 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
         if not chosen["directory"] or not chosen["replies"]:
             self.notify("no replies were kept of it", severity="warning")
             return
-        self._opened, self._by, self._kept = chosen, None, None
-        await self._fetch()
+        if await self.query_one(Scored).open(chosen):
+            self._show("replies")
+            self._headline()
+            self.query_one("#rows").focus()
 
     @work(exclusive=True, group="replies")
     async def action_sort(self) -> None:
-        names = self._page["scores"]
-        if names:
-            at = names.index(self._page["by"]) if self._page["by"] in names else -1
-            self._by = names[(at + 1) % len(names)]
-            await self._fetch()
+        await self.query_one(Scored).resort()
+        self._headline()
 
     @work(exclusive=True, group="replies")
     async def action_filter(self) -> None:
-        kept = list(KEPT)
-        self._kept = kept[(kept.index(self._kept) + 1) % len(kept)]
-        await self._fetch()
+        await self.query_one(Scored).refilter()
+        self._headline()
 
-    async def _fetch(self) -> None:
-        asked = {
-            "directory": self._opened["directory"],
-            "start": 0,
-            "count": PAGE,
-            "by": self._by,
-            "passed": self._kept,
-        }
-        page = await self._ask(self.reader, "replies", asked)
-        if page is None:
-            return
-        self._page = page
-        rows = self.query_one("#rows", DataTable)
-        rows.clear(columns=True)
-        by = max(len(page["by"]), 6)
-        start = shared([each["prompt"] for each in page["replies"]])
-        for heading, width in (("row", 4), (page["by"], by), ("asked", 60)):
-            rows.add_column(heading, width=width, key=heading)
-        for each in page["replies"]:
-            value, failed = each["scores"].get(page["by"]), each["passed"] is False
-            rows.add_row(
-                Content(f"{each['row'] + 1:>4}"),
-                Content.styled(f"{'–' if value is None else number(value):>{by}}", "$error" if failed else ""),
-                Content(" ".join(each["prompt"][start:].split())),
-            )
-        self._show("replies")
-        cut = f", the first {PAGE}" if page["total"] > PAGE else ""
-        self._place(
-            f"{title(self._opened)}  ·  {page['total']} replies{cut}  ·  {KEPT[self._kept]}  ·  worst {page['by']} first  ·  Esc goes back"
-        )
-        rows.focus()
-        if not page["replies"]:
-            await self.query_one("#reply").remove_children()
-
-    @on(DataTable.RowHighlighted, "#rows")
-    def _row_moved(self, event: DataTable.RowHighlighted) -> None:
-        if self.view == "replies" and 0 <= event.cursor_row < len(self._page["replies"]):
-            self._read(self._page["replies"][event.cursor_row]["row"])
-
-    @work(exclusive=True, group="reply")
-    async def _read(self, row: int) -> None:
-        """The whole of a reply, its reference beside it."""
-        told = await self._ask(self.reader, "reply", {"directory": self._opened["directory"], "row": row})
-        if told is None:
-            return
-        asked, reference = told.get("asked"), told.get("reference")
-        text = asked[-1]["content"] if isinstance(asked, list) and asked else str(asked or "")
-        panel = self.query_one("#reply", VerticalScroll)
-        async with self.batch():
-            await panel.remove_children()
-            scores = [f"{name} {number(value)}" for name, value in told.get("scores", {}).items()]
-            await panel.mount(
-                Static(Content.assemble((f"row {row + 1}  asked  ", MUTED), text)),
-                Static(Content.styled("   ".join(scores), "$secondary")),
-                Horizontal(
-                    Vertical(_heading("reply", _how(told)), *views(shape(told["reply"])), classes="side"),
-                    *(
-                        [Vertical(_heading("reference", _same(told)), *views(shape(reference)), classes="side")]
-                        if reference is not None
-                        else []
-                    ),
-                    classes="beside",
-                ),
-            )
-        panel.scroll_home(animate=False)
+    def _headline(self) -> None:
+        self._place(f"{self.query_one(Scored).headline}  ·  Esc goes back")
 
     def action_scroll(self, by: int) -> None:
         panel = self.query_one(
@@ -465,21 +378,3 @@ def _figure(value: float | None, is_best: bool) -> Content:
     if value is None:
         return Content.styled("–", MUTED)
     return Content.styled(f"{number(value)} {BEST}", "bold $success") if is_best else Content(number(value))
-
-
-def _heading(name: str, note: str) -> Static:
-    return Static(Content.assemble((f"── {name} ", "bold $accent"), (note, MUTED)))
-
-
-def _how(told: dict[str, Any]) -> str:
-    """What is known of a reply beside its text."""
-    parts = [f"{told['tokens']} tokens" if told.get("tokens") is not None else ""]
-    parts += [
-        "did not end" if told.get("stopped") is False else "",
-        VERDICTS.get(told.get("passed"), ""),
-    ]
-    return " · ".join(filter(None, parts))
-
-
-def _same(told: dict[str, Any]) -> str:
-    return "the same" if told["reply"].strip() == told["reference"].strip() else ""

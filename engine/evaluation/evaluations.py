@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation import examine, measures, records
+from engine.evaluation import measures, records
 from engine.evaluation.compare import compare
+from engine.evaluation.conclude import kept, text_of
 from engine.evaluation.records import REPLIES
 from engine.protocol import journal
 from engine.protocol.home import RunDirectory
@@ -111,7 +112,7 @@ def replies(folder: Path, start: int, count: int, by: str | None, passed: bool |
         "replies": [
             {
                 "row": entry["row"],
-                "prompt": _cut(examine.text_of(entry)),
+                "prompt": _cut(text_of(entry)),
                 "reply": _cut(entry["reply"]),
                 "reference": _cut(entry.get("reference") or ""),
                 "scores": entry.get("scores", {}),
@@ -137,7 +138,7 @@ def compared(first: Path, second: Path) -> dict[str, Any]:
         if told[0].get(name) != told[1].get(name):
             raise ValueError(f"the two were measured on different {words} and cannot be compared")
     task = told[0].get("task")
-    return compare(examine.kept(first, task), examine.kept(second, task), task)
+    return compare(kept(first, task), kept(second, task), task)
 
 
 def _cut(text: str) -> str:

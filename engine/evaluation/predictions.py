@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.evaluation import evaluations
-from engine.evaluation.examine import Wanted, Watch, check, conclude, slug
+from engine.evaluation.conclude import conclude
+from engine.evaluation.examine import slug
 from engine.evaluation.records import LOSSES, REPLIES, Record
+from engine.evaluation.wanted import Wanted, Watch, check
 from engine.protocol.home import Home
 
 

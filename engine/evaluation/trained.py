@@ -6,7 +6,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.evaluation import TASKS, examine, thresholds
+from engine.evaluation import TASKS, thresholds
+from engine.evaluation.conclude import outcome, passes
 from engine.evaluation.records import REPLIES, Record
 from engine.protocol.home import RunDirectory
 
@@ -28,11 +29,11 @@ def keep(
     entries = []
     for row, (asked, reference, reply) in enumerate(replies):
         scores = module.score([reply], [reference])
-        passed = examine.passes(scores, parsed)
+        passed = passes(scores, parsed)
         entries.append(
             {"row": row, "asked": asked, "reference": reference, "reply": reply, "scores": scores, "passed": passed}
         )
     with Record(run.evaluations / f"step-{step:08d}-training", identity, again=True) as record:
         record.add(REPLIES, entries)
         about = {"run": run.id, "step": step, "replies": len(replies), "notes": []}
-        record.finish(entries, {**examine.outcome(metrics, limits), **about, **told})
+        record.finish(entries, {**outcome(metrics, limits), **about, **told})
