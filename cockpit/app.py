@@ -36,7 +36,7 @@ HANG_UP = 1.0
 """Seconds that leaving may take once the terminal is gone."""
 RETRY = 3.0
 """Seconds between attempts to bring up an engine that does not start."""
-READING = frozenset({"hello", "attach", "runs", "show", "series", "log", "telemetry"})
+READING = frozenset({"hello", "attach", "runs", "show", "series", "log", "telemetry", "judgements"})
 SERVING = frozenset({"service_open", "service_ask", "service_cancel", "service_close"})
 """Operations that `--readonly` allows: those that look, and services, which change no run."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,6 @@ class Talker:
         self.app, self.target = app, target
         self.loaded: dict[str, Any] | None = None
         self.request = ""
-        self.cancelled = False
-        """Whether the present question was given up; one that has not begun loading is then not asked."""
         self.worker = Worker(app, "chat")
 
     @property
@@ -53,19 +52,25 @@ class Talker:
 
     async def cancel(self) -> None:
         """Give up the present question; harmless without one."""
-        self.cancelled = True
         if self.request and self.run:
             await self.app.ask("service_cancel", Cancel(service=self.run, request=self.request))
         elif self.request:
             await self.worker.cancel(self.request)
 
     async def close(self) -> None:
+        """Leave it: a worker ends, a run is told that nobody listens any more."""
+        if self.run and self.request and self.app.client is not None:
+            with contextlib.suppress(ProblemError):
+                cancel = Cancel(service=self.run, request=self.request)
+                await self.app.client.request("service_cancel", cancel, 2.0)
         await self.worker.close()
 
     def _place(self) -> dict[str, Any]:
         return {"target": self.target, "directory": str(Path.cwd())}
 
     def _of_run(self) -> dict[str, Any]:
+        if self.app.readonly:
+            raise ProblemError(Problem(title="This cockpit is read-only", cause="to answer takes a run's time"))
         run = self.app.state.runs.get(self.run)
         if run is None or run.state not in (RUNNING, PAUSED):
             state = run.state if run else "not there"
@@ -79,7 +84,7 @@ class Talker:
         return {"label": f"{self.run}{NOW}", "template": True, "seconds": 0.0}
 
     async def _ask(self, question: str, arguments: dict[str, Any]) -> Any:
-        self.request, self.cancelled = uuid.uuid4().hex, False
+        self.request = uuid.uuid4().hex
         try:
             if not self.run:
                 return await self.worker.ask(question, arguments, self.request)

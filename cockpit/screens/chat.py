@@ -303,17 +303,24 @@ class ChatScreen(CockpitScreen):
             *(self._reply(talker, answer.of(at), question, settings) for at, talker in enumerate(talkers))
         )
         self.answer = None
-        await self._take(question, [each for each in replies if each], order, answer)
+        if problems := [each for each in replies if isinstance(each, Problem)]:
+            await answer.remove()
+            await self.conversation.show(self.said)
+            await self.conversation.trouble(problems[0])
+            self._ready()
+            return
+        await self._take(question, [each for each in replies if isinstance(each, Answered)], order, answer)
 
-    async def _reply(self, talker: Talker, reply: Reply, question: Turn, settings: dict[str, Any]) -> Answered | None:
-        """One target's reply; None where there is none, after showing why."""
+    async def _reply(
+        self, talker: Talker, reply: Reply, question: Turn, settings: dict[str, Any]
+    ) -> Answered | Problem:
+        """One target's reply, or why there is none. Of several targets one that fails costs the others nothing."""
         messages = self.said.messages(question.id, reply.column)
         try:
             told = await talker.ask(messages, settings)
         except ProblemError as error:
             if len(self.talkers) == 1:
-                await self.conversation.trouble(error.problem)
-                return None
+                return error.problem
             answered = Answered(talker.label, reply.text, {"problem": error.problem.title})
         else:
             facts = {name: value for name, value in told.items() if name not in ("reply", "thinking", "parsed")}
@@ -324,10 +331,6 @@ class ChatScreen(CockpitScreen):
 
     async def _take(self, question: Turn, replies: list[Answered], order: list[int], answer: Answer) -> None:
         """The answer is whole: it goes into the tree, and blind ones wait for a vote."""
-        if len(replies) < len(order):
-            await answer.remove()
-            self._ready()
-            return
         blind = order if answer.blind and all("problem" not in each.facts for each in replies) else []
         answer.blind = bool(blind)
         self.said = self.said.answered(question.id, replies, blind)
@@ -565,7 +568,7 @@ class ChatScreen(CockpitScreen):
         self.query_one(ChatInput).focus()
 
     def _meter(self, label: str, *facts: str) -> None:
-        line = Content.assemble((label, "bold"), (f"  {' · '.join(filter(None, facts))}", "$text-muted"))
+        line = Content.assemble((label, "bold"), (f"  {' · '.join(filter(None, facts))}", "$foreground-muted"))
         self.query_one("#meter", Static).update(line, layout=False)
 
 

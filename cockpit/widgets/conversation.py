@@ -35,7 +35,7 @@ class Question(Static):
 
     def __init__(self, turn: Turn, place: Place) -> None:
         mark = f"\n{branch(place)}" if place[1] > 1 else ""
-        super().__init__(Content.assemble(turn.said, (mark, "$text-muted")))
+        super().__init__(Content.assemble(turn.said, (mark, "$foreground-muted")))
         self.turn, self.place = turn, place
 
 
@@ -119,9 +119,10 @@ class Answer(Horizontal):
             own = Content.styled(titles[at], "bold $accent")
             if narrow:
                 parts = [
-                    own if place == at else Content.styled(each, "$text-muted") for place, each in enumerate(titles)
+                    own if place == at else Content.styled(each, "$foreground-muted")
+                    for place, each in enumerate(titles)
                 ]
-                line.update(Content.assemble(Content("  │  ").join(parts), ("   ← →", "$text-muted")))
+                line.update(Content.assemble(Content("  │  ").join(parts), ("   ← →", "$foreground-muted")))
             else:
                 line.update(own)
 
@@ -241,6 +242,8 @@ class Conversation(VerticalScroll):
         self._select(chosen or (rows[-1] if rows else None))
         if chosen is None:
             self.anchor()
+        else:
+            self.call_after_refresh(self.scroll_to_widget, chosen, animate=False)
 
     def _row(self, turn: Turn, tree: Tree) -> Row:
         place = tree.place(turn.id)

@@ -36,6 +36,7 @@ class Reply(Vertical):
     Reply .body { height: auto; }
     Reply .body > Static { padding: 0 1; }
     Reply Markdown { margin: 0; padding: 0 1; }
+    Reply Markdown > MarkdownBlock:last-child { margin-bottom: 0; }
     Reply MarkdownFence { margin: 0; max-height: 100; }
     Reply MarkdownFence > Label { width: 1fr; padding: 0 1; }
     Reply Log { height: 12; }
@@ -146,11 +147,11 @@ class Reply(Vertical):
             shown = [Static(Content.styled(f"✗ {self.answered.facts['problem']}", "$text-error"))]
         elif self.raw:
             thought = f"{self.answered.thinking}\n\n" if self.answered.thinking else ""
-            said = Content(text) if text else Content.styled("(an empty reply)", "$text-muted")
-            shown = [Static(Content.assemble((thought, "$text-muted"), said))]
+            said = Content(text) if text else Content.styled("(an empty reply)", "$foreground-muted")
+            shown = [Static(Content.assemble((thought, "$foreground-muted"), said))]
         elif self.against is not None:
             marked, _ = compared(indented(self.against), indented(text))
-            shown = [Static(marked if text else Content.styled("(an empty reply)", "$text-muted"))]
+            shown = [Static(marked if text else Content.styled("(an empty reply)", "$foreground-muted"))]
         else:
             shown = list(views(self._shape()))
         with self.app.batch_update():

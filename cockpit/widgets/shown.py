@@ -24,7 +24,7 @@ LEAST = 8
 """Cells that a column of a table keeps, however narrow the screen."""
 DEEP = 2
 """Levels of a JSON tree that are open at first."""
-MUTED = "$text-muted"
+MUTED = "$foreground-muted"
 
 
 def views(shape: Shape) -> Iterator[Widget]:

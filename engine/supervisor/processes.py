@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -51,6 +52,12 @@ class Leader:
     def status(self) -> int | None:
         """Exit status, negative for a signal; None while running and for an adopted process."""
         return self.child.returncode if self.child else None
+
+
+def first_to_go(pid: int) -> None:
+    """Where the host's memory runs out, let the kernel end this process and its children before any job."""
+    with contextlib.suppress(OSError):  # not Linux, or gone already
+        Path(f"/proc/{pid}/oom_score_adj").write_text("800")
 
 
 def start(command: list[str], log: Path, environment: dict[str, str]) -> Leader:

@@ -108,6 +108,8 @@ class Services:
             warm.leader = processes.start(command(worker, 1, None), self._log(service.id), message.environment)
         except OSError as error:
             raise ProblemError(Problem(title="The worker could not be started", cause=str(error)))
+        if message.kind not in LASTING:
+            processes.first_to_go(warm.leader.pid)
         service.pid = warm.leader.pid
         self.warm[service.id] = warm
         self.publish(ServiceChanged(service=service))

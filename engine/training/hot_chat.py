@@ -8,6 +8,7 @@ have been. A failure, out of memory too, is the question's answer and nothing el
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 SECONDS = 0.5
 """How long a boundary is held up: no token is begun after that. A long prompt may hold it for as long again as reading it took."""
+SHARE = 0.25
+"""Of a step's time, which may be held up instead where steps are long."""
 READING = 3.0
 """Seconds that reading a prompt may take; a longer one is for a checkpoint in a worker of its own."""
 
@@ -48,13 +51,18 @@ class Talk:
     held: float = 0.0
     longest: float = 0.0
     between: list[float] = field(default_factory=list)
-    """Seconds between two boundaries: what a step takes without it."""
+    """Seconds between two boundaries: a step's, some with an evaluation or a save."""
     left: float = 0.0
     """When the boundary before was left."""
 
     @property
     def request(self) -> str:
         return str(self.instruction.arguments.get("request", ""))
+
+    @property
+    def step_seconds(self) -> float:
+        """What a step takes without it; 0 before the second boundary."""
+        return statistics.median_low(self.between) if self.between else 0.0
 
     @property
     def tokens(self) -> int:
@@ -95,7 +103,9 @@ class HotChat:
             model.train()
             resuming.set_random_state(state)
         if trainer.job.device.kind != "cpu":
-            memory.release()
+            import torch
+
+            torch.accelerator.empty_cache()  # what the slice took is a step's again
         return True
 
     def end(self, link: Any, step: int) -> None:
@@ -186,7 +196,7 @@ class HotChat:
                 "boundaries": len(talk.steps),
                 "held_seconds": talk.held,
                 "longest_hold_seconds": talk.longest,
-                "step_seconds": sum(talk.between) / len(talk.between) if talk.between else None,
+                "step_seconds": talk.step_seconds or None,
             },
         )
         steps = f"steps {talk.steps[0]} to {talk.steps[-1]}" if talk.steps else f"step {step}"
@@ -258,7 +268,7 @@ def _generate(talk: Talk, trainer: Any, began: float, given_up: Callable[[], boo
             said["thinking"] += told.thinking
             if talk.telling.stopped:
                 return said, "stop"
-            until = until or max(began + SECONDS, 2 * now - start)
+            until = until or max(began + SECONDS, began + SHARE * talk.step_seconds, 2 * now - start)
             late = max(late, until + READING)
             if now >= until:
                 return said, "" if talk.tokens < talk.limit else "length"

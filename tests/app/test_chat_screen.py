@@ -6,12 +6,13 @@ import json
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Log, Markdown, Tree
+from textual.widgets import Input, Log, Markdown, Select, Tree
 
 from cockpit.branches import Answered
 from cockpit.screens.chat import ChatScreen
 from cockpit.widgets.conversation import Answer, Question
 from cockpit.widgets.reply import Reply
+from cockpit.widgets.sampling import Sampling
 from cockpit.widgets.shown import Graph, Thinking, Triples
 from tests.app.fake import FakeEngine
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
@@ -142,6 +143,24 @@ async def test_a_fast_reply_is_plain_lines_until_it_is_whole() -> None:
         assert reply.query_one(Markdown).source == reply.text
 
 
+async def test_a_reply_that_fails_costs_nothing_that_was_said(engine: Engine) -> None:
+    async with opened(RealEngine, home=engine.home, first="chat") as pilot:
+        screen = await load(pilot, "model-1")
+        await say(pilot, *"one")
+        await pilot.press(*"fail", "enter")
+        await until(pilot, lambda: "as it was told to" in shown(pilot))
+        assert texts(screen) == ["one", "one", "fail"] and "✗ The model failed" in shown(pilot)
+        await say(pilot, *"two")  # in the failed question's place
+        assert texts(screen) == ["one", "one", "two", "one | one | two"]
+        # Beside another target the failure is that target's column alone.
+        screen.load("model-2", beside=True)
+        await until(pilot, lambda: len(screen.talkers) == 2 and screen.talkers[1].loaded)
+        await say(pilot, *"fail")
+        left, right = screen.said.way[-1].replies
+        assert left.facts == {"problem": "The model failed"} and right.text.strip().endswith("fail")
+        assert "✗ The model failed" in shown(pilot)
+
+
 @SIZES
 async def test_two_targets_side_by_side_differ_word_by_word(size: tuple[int, int], engine: Engine) -> None:
     async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
@@ -219,10 +238,6 @@ async def test_keys_are_offered_only_where_they_do_something(engine: Engine) -> 
 
 
 async def test_sampling_says_what_does_not_hold_and_follows_presets(engine: Engine) -> None:
-    from textual.widgets import Input, Select
-
-    from cockpit.widgets.sampling import Sampling
-
     async with opened(RealEngine, home=engine.home, first="chat") as pilot:
         screen = await load(pilot, "model-1")
         panel = screen.query_one(Sampling)
@@ -241,3 +256,29 @@ async def test_sampling_says_what_does_not_hold_and_follows_presets(engine: Engi
         await pilot.press(*"hi", "enter")
         await until(pilot, lambda: "top-p: should be less than or equal to 1" in shown(pilot))
         assert not screen.said.turns
+
+
+@SIZES
+async def test_a_run_that_trains_answers_and_says_what_it_cost(size: tuple[int, int], engine: Engine) -> None:
+    run = engine.submit(steps=10_000)
+    engine.wait_step(run, 3)
+    async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
+        screen = chat_of(pilot)
+        await pilot.press("ctrl+t")
+        await until(pilot, lambda: "the newest weights" in shown(pilot))
+        await pilot.press("enter")
+        await until(pilot, lambda: "the newest weights answer" in shown(pilot))
+        panel = screen.query_one(Sampling)
+        await until(pilot, lambda: panel.chosen_task == "triples", 5)  # what the run was trained for
+        await say(pilot, *"hot")
+        assert screen.said.way[-1].replies[0].target == f"{run.id}@now"
+        await until(pilot, lambda: "held training up 0.25 s" in shown(pilot))
+        assert_fits(pilot)
+        await pilot.press(*"long", "enter")
+        await until(pilot, lambda: "more more" in shown(pilot))
+        await pilot.press("escape")
+        await until(pilot, lambda: "stopped" in shown(pilot))
+    assert engine.show(run).run.state == "running"
+    async with opened(RealEngine, size, home=engine.home, first="chat", readonly=True) as pilot:
+        chat_of(pilot).load(f"{run.id}@now")
+        await until(pilot, lambda: "This cockpit is read-only" in shown(pilot))

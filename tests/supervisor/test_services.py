@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,18 @@ def test_a_killed_clients_worker_is_ended_and_a_live_ones_stays(engine: Engine) 
     other.wait()
     wait_for(lambda: theirs not in listed(), 25, "the end of the killed client's worker")
     assert listed() == [ours]
+
+
+def test_the_kernel_ends_a_service_before_a_run(engine: Engine) -> None:
+    service = engine.client.request("service_open", OpenService(kind="chat"))
+    run = engine.submit(steps=10_000)
+    engine.wait_step(run, 1)
+
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    assert score(service.pid) == 800
+    assert all(score(process.pid) < 800 for process in engine.processes(run))
 
 
 def test_a_run_that_trains_is_asked_like_a_service(engine: Engine) -> None:
