@@ -158,7 +158,10 @@ def _base(target: Target, base: str, dtype: str | None, scores: bool, trust_remo
 def _pad(target: Target) -> int | None:
     source = lock.tokenizer_source(target)
     found = tokenizers.load(source) if source else None
-    return None if found is None else found.pad_token_id or found.eos_token_id
+    if found is None:
+        return None
+    pad: int | None = found.eos_token_id if found.pad_token_id is None else found.pad_token_id
+    return pad
 
 
 def _failed(target: Target, cause: str, hint: str) -> ProblemError:

@@ -104,8 +104,8 @@ def made(home: Home, name: str | Path = "run", **wanted: Any) -> Exported:
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "ia3", "oft"])
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_adapters_of_every_kind_that_merges(home: Home, base: Path, kind: str, quantization: str) -> None:
-    trained(home, base, kind, quantization)
-    done = made(home, dtype="float32")
+    trained(home, base, kind, quantization, "float32")
+    done = made(home)
     agreed = done.agreement
     assert done.kind == "merged" and agreed["prompts"] == "8 held-out rows of the run" and agreed["positions"] > 20
     assert agreed["kl"] < 1e-4 and agreed["top1"] > 0.99 and agreed["golden_equal"] == agreed["golden"] == 3
@@ -211,7 +211,7 @@ def test_glm_folders_in_their_original_layout(home: Home, generation: int) -> No
     done = made(home)
     assert done.agreement["kl"] < 1e-4 and done.agreement["golden_equal"] == 1
     code = "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
-    code += "import engine.models.glm.first\n" if generation == 1 else ""
+    code += "import engine.models.glm.tokenizer_first\n" if generation == 1 else ""
     code += "model, tokenizer = M.from_pretrained(sys.argv[1]), T.from_pretrained(sys.argv[1])\n"
     code += "ids = tokenizer.apply_chat_template([{'role': 'user', 'content': 'hello'}], add_generation_prompt=True, return_dict=False)\n"
     code += "print(type(model).__name__, ids)"
@@ -219,7 +219,9 @@ def test_glm_folders_in_their_original_layout(home: Home, generation: int) -> No
     name, _, ids = told.stdout.strip().splitlines()[-1].partition(" ")
     assert name == ("ChatGLMForConditionalGeneration" if generation == 1 else "GlmForCausalLM")
     assert json.loads(ids) == lock.render(tokenizer, chat[:1], reply_follows=True)
-    assert ("import engine.models.glm.first" in (done.directory / "README.md").read_text()) == (generation == 1)
+    assert ("import engine.models.glm.tokenizer_first" in (done.directory / "README.md").read_text()) == (
+        generation == 1
+    )
     # The original folder itself, whose tokenizer is built.
     whole = export(targets.resolve(str(folder), home, home.root), home.root / "whole", Wanted(), home)
     assert whole.kind == "model" and whole.agreement["kl"] < 1e-4

@@ -70,7 +70,7 @@ def _loading(folder: Path, target: Target, exported: Exported) -> Iterator[str]:
     yield from ("## Load it", "```python")
     first = exported.kind != "adapter" and _content(folder / "config.json").get("model_type") == _FIRST
     if first:
-        yield "import engine.models.glm.first  # the package cockpit: ChatGLM-6B has no class in transformers"
+        yield "import engine.models.glm.tokenizer_first  # the package cockpit: ChatGLM-6B has no class in transformers"
     classes = {"reward": "AutoModelForSequenceClassification"}.get(exported.kind, "AutoModelForCausalLM")
     yield f"from transformers import {classes}, AutoTokenizer"
     if exported.kind == "adapter":
