@@ -114,6 +114,8 @@ def write_tokenizer(target: Target, folder: Path) -> None:
     """Its tokenizer's files, as plain transformers reads them: one that only exists in a GLM's original layout is built."""
     source = lock.tokenizer_source(target)
     if source is None:
+        if target.on_hub:
+            tokenizers.load(target.base, target.trust_remote_code).save_pretrained(folder)
         return
     if folders.is_original_glm(source) and not (source / "tokenizer.json").is_file():
         tokenizers.load(source).save_pretrained(folder)

@@ -8,6 +8,7 @@ measured and on the disk.
 from __future__ import annotations
 
 import gc
+import glob
 import json
 import os
 import shutil
@@ -135,7 +136,7 @@ def _bases(target: Target) -> tuple[str, ...]:
 
 def _sweep(out: Path) -> None:
     """Remove what killed exports have left beside `out`."""
-    for left in out.parent.glob(f".{out.name}.*"):
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*"):
         pid = left.name.rpartition(".")[2]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)) and left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -217,7 +218,9 @@ class _Work:
             self.check()
             self.progress(f"merging into the {base} base", done, total)
 
-        merge.write(merge.merged(self.target, base, self.dtype, tell), self.target, folder)
+        merge.write(
+            merge.merged(self.target, base, self.dtype, tell, self.target.trust_remote_code), self.target, folder
+        )
         self._say_dtype(folder)
 
     def _whole(self, folder: Path) -> None:
@@ -225,7 +228,12 @@ class _Work:
 
         self.progress("reading the weights", 0, 0)
         load = loading.scoring if self.scores else loading.pretrained
-        model = load(self.target.base, dtype=getattr(torch, self.dtype) if self.dtype else "auto", device_map="cpu")
+        model = load(
+            self.target.base,
+            dtype=getattr(torch, self.dtype) if self.dtype else "auto",
+            device_map="cpu",
+            trust_remote_code=self.target.trust_remote_code,
+        )
         if name := merge.not_finite(model):
             raise ProblemError(
                 Problem(
