@@ -67,6 +67,8 @@ class RunsScreen(RunScreen):
     RunsScreen DataTable { height: auto; max-height: 100%; background: $background; }
     RunsScreen #overlay { height: 1fr; display: none; }
     RunsScreen.-overlay #overlay { display: block; }
+    RunsScreen.-low ServerPanel { height: 2; border: none; }
+    RunsScreen.-low ServerPanel > .name { display: block; }
     RunsScreen #none { height: 1fr; content-align: center middle; display: none; }
     """
 

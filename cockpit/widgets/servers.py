@@ -48,21 +48,19 @@ def described(service: Service, width: int) -> Content:
 
 
 class ServerPanel(Widget):
-    """One server; a single row, with its name in it, where the screen is low."""
+    """One server: its name and address in the frame, or, where the screen is low and its style takes the frame away, in a row of their own."""
 
     DEFAULT_CSS = """
     ServerPanel { height: 3; border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; padding: 0 1; }
     ServerPanel > Horizontal { height: 1; }
-    ServerPanel .name { display: none; width: auto; max-width: 24; color: $accent; text-wrap: nowrap; text-overflow: ellipsis; }
-    ServerPanel Line { width: 3fr; height: 1; text-wrap: nowrap; }
+    ServerPanel > .name { display: none; height: 1; color: $accent; text-wrap: nowrap; text-overflow: ellipsis; }
+    ServerPanel Line { width: 4fr; height: 1; text-wrap: nowrap; }
     ServerPanel Graph { width: 1fr; height: 1; }
-    .-low ServerPanel { height: 1; border: none; }
-    .-low ServerPanel .name { display: block; }
     """
 
     def compose(self) -> ComposeResult:
+        yield Static(classes="name")
         with Horizontal():
-            yield Static(classes="name")
             yield Line()
             yield Graph()
 
@@ -71,10 +69,10 @@ class ServerPanel(Widget):
         address = service.detail if service.figures else ""
         if (title, address) != (self.border_title, self.border_subtitle):
             self.border_title, self.border_subtitle = title, address
-            port = address.removesuffix("/v1").rpartition(":")[2]
-            self.query_one(".name", Static).update(Content(f"{service.target}{f' :{port}' if port else ''} "))
+            name = Content.assemble(title, (f"  {address}", "$text-muted"))
+            self.query_one(".name", Static).update(name, layout=False)
         line = self.query_one(Line)
-        line.show(described(service, line.size.width or self.app.size.width * 3 // 5))
+        line.show(described(service, line.size.width or self.app.size.width * 3 // 4))
         highest = max(rates, default=0.0) or 1.0
         self.query_one(Graph).show([100 * rate / highest for rate in rates])
 
