@@ -21,7 +21,7 @@ LEAVE = ("exit", "quit", "q", "/exit", "/quit", "/q")
 CLEAR = ("clear", "/clear")
 HISTORY = 1000
 """Lines that are remembered from one conversation to the next."""
-FACTS = ("tokens", "tokens_per_second", "first_token_seconds", "finish", "thinking")
+FACTS = ("tokens", "tokens_per_second", "first_token_seconds", "finish")
 NUMBERS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram", "seed")
 SETTINGS = (*NUMBERS, "stop", "preset", "task", "constrained")
 
@@ -89,7 +89,8 @@ class Conversation:
             return False
         print()
         facts = {name: answer[name] for name in FACTS if answer.get(name)}
-        self._tree = self._tree.answered(question.id, [Answered(self._target, answer["reply"], facts)])
+        reply = Answered(self._target, answer["reply"], facts, thinking=answer.get("thinking", ""))
+        self._tree = self._tree.answered(question.id, [reply])
         if "parsed" in answer and answer["parsed"] is None:
             say("the task cannot read this reply", "yellow")
         cut = ", cut off: /set max_new_tokens=N allows more" if answer["finish"] == "length" else ""

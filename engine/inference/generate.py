@@ -166,23 +166,22 @@ def reply_batch(
         replies[index] = reply
         told(index, reply)
 
-    def ended(index: int, token: int) -> bool:
+    def ended(index: int, token: int, full: bool) -> bool:
         firsts[index] = firsts[index] or time.perf_counter() - began
-        if token in stops[index]:
-            conclude(index, "stop")
-            return True
-        tellings[index].add(token)
-        if tellings[index].stopped:
-            conclude(index, "stop")
-        return tellings[index].stopped
+        if token not in stops[index]:
+            tellings[index].add(token)
+        over = token in stops[index] or tellings[index].stopped
+        if over or full:
+            conclude(index, "stop" if over else "length")
+        return over
 
     for together in _by_length(prompts, size):
         began = time.perf_counter()
         if not cancelled():
             batch = [rows[index] for index in together]
 
-            def ended_in_batch(place: int, token: int, of: Sequence[int] = together) -> bool:
-                return ended(of[place], token)
+            def ended_in_batch(place: int, token: int, full: bool, of: Sequence[int] = together) -> bool:
+                return ended(of[place], token, full)
 
             _decode(model, tokenizer, batch, ended_in_batch, cancelled=cancelled)
         for index in together:
@@ -235,7 +234,7 @@ def sample_batch(
             progress(before + count, len(prompts))
 
         batch = [drawing[index] for index in together]
-        _decode(model, tokenizer, batch, lambda place, token: token in eos_ids, finished)
+        _decode(model, tokenizer, batch, lambda place, token, full: token in eos_ids, finished)
         done += len(together)
     return [row.history[len(prompt) :] for row, prompt in zip(drawing, prompts, strict=True)]
 
@@ -260,12 +259,12 @@ def _decode(
     model: Any,
     tokenizer: Any,
     rows: Sequence[Row],
-    ended: Callable[[int, int], bool],
+    ended: Callable[[int, int, bool], bool],
     finished: Callable[[int], None] = lambda count: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Let the histories of `rows`, which are their prompts, grow to their limits. `ended` is told place and token, and says whether the
-    reply ends with it; `finished` hears after each token how many have."""
+    """Let the histories of `rows`, which are their prompts, grow to their limits. `ended` is told place, token, and whether there is room
+    for no further one, and says whether the reply ends with it; `finished` hears after each token how many have."""
     import torch
 
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -298,12 +297,12 @@ def _decode(
             output = read(following, cache, mask, positions)
             cache = output.past_key_values
             chosen = choose(output.logits[:, -1], [rows[place] for place in live])
-            over = [ended(place, rows[place].history[-1]) for place in live]
-            going = [
-                index
-                for index, place in enumerate(live)
-                if not over[index] and len(rows[place].history) - begun[place] < limits[place]
-            ]
+            going = []
+            for index, place in enumerate(live):
+                history = rows[place].history
+                full = len(history) - begun[place] >= limits[place]
+                if not ended(place, history[-1], full) and not full:
+                    going.append(index)
             finished(len(rows) - len(going))
             if not going:
                 return

@@ -54,7 +54,7 @@ class Reader:
         weights = sum(weight.numel() for weight in self._layers[0].parameters()) if self._layers else 0
         hidden = getattr(model.config.get_text_config(), "hidden_size", 0)
         operations = rows * (2 * weights + 4 * hidden * context)
-        return max(16, int(_OPERATIONS.get(model.device.type, _OPERATIONS_ELSEWHERE) / max(operations, 1)))
+        return max(64, int(_OPERATIONS.get(model.device.type, _OPERATIONS_ELSEWHERE) / max(operations, 1)))
 
     @contextmanager
     def _asking(self, many: bool) -> Iterator[None]:

@@ -136,8 +136,8 @@ class Telling:
         return text
 
     def _reply(self) -> str:
-        found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-        certain = min(found) if found else held_from(self._held, self._stop)
+        found = [(place + len(stop), place) for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        certain = min(found)[1] if found else held_from(self._held, self._stop)  # the one that is whole first
         piece, self._held = self._held[:certain], self._held[certain:]
         self.stopped = bool(found)
         return self._growing.add(piece) if piece else ""

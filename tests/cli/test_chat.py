@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from cockpit import branches
 from engine.protocol.home import Home
 from tests.cli.conftest import Cockpit, command, environment
 from tests.scripted.bench import Engine, wait_for
@@ -72,3 +74,46 @@ def test_a_run_answers_while_it_trains(cockpit: Cockpit, engine: Engine) -> None
     assert cockpit("stop", run.id).returncode == 0
     refused = cockpit("chat", run.id, "--hot", "--prompt", "a")
     assert refused.returncode == 2 and f"{run.id} is stopped" in refused.stderr
+
+
+def typed(home: Home, *lines: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("chat", "some-model"),
+        env=environment(home, **more),
+        input="".join(f"{line}\n" for line in lines),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_commands_of_a_conversation(bare_home: Home, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    said = typed(
+        bare_home, "/system be brief", "one", "/regenerate", "/set temperature=0.5 stop='a b'", "/set temperature=",
+        "/set nothing=1", "/set top_k=many", f"/save {kept}", "/save short", "clear", "two", f"/load {kept}", "three", "/nope", "quit",
+    )  # fmt: skip
+    assert said.returncode == 0
+    replies = [line.removeprefix("you> ").removeprefix("you> ").strip() for line in said.stdout.splitlines()]
+    assert replies[:2] == ["be brief | one", "be brief | one"]
+    assert "be brief | two" in said.stdout and "be brief | one | be brief | one | three" in said.stdout
+    assert "temperature=0.5, stop=['a b']" in said.stderr and "stop=['a b']\n" in said.stderr
+    for problem in ("nothing=1: write K=V", "top_k: 'many' is not a number", "there is no command /nope"):
+        assert problem in said.stderr
+    tree, beside = branches.read(kept.read_text())
+    assert [len(tree.children(parent)) for parent in (branches.ROOT, 0)] == [1, 2], "another reply is a branch"
+    assert beside["targets"] == ["some-model"] and beside["settings"] == {"stop": ["a b"]}
+    assert (bare_home.chats / "short.json").is_file()
+
+
+def test_what_cannot_be_asked_is_the_users_mistake(cockpit: Cockpit, tmp_path: Path) -> None:
+    for arguments, problem in (
+        (("--json-schema", "task"), "--json-schema task needs --task"),
+        (("--json-schema", "none.json"), "No such file"),
+        (("--json",), "--json needs --prompt"),
+    ):
+        answer = cockpit("chat", "some-model", *arguments)
+        assert answer.returncode == 2 and problem in answer.stderr
+    (tmp_path / "bad.json").write_text("{")
+    answer = cockpit("chat", "some-model", "--prompt", "a", "--json-schema", "bad.json")
+    assert answer.returncode == 2 and "bad.json is not JSON" in answer.stderr

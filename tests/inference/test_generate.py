@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.inference.generate import generate_batch, stream
-from engine.inference.sampling import Sampling
+from engine.inference.generate import Reply, generate_batch, reply_batch, stream
+from engine.inference.sampling import Sampling, opened
 from engine.inference.telling import Detokenizer
 
 QUESTIONS = ("What is the capital of France?", "List three primes.", "Describe the sea in one short line.")
@@ -103,3 +106,123 @@ def test_sampling_is_seeded_and_cancel_stops_at_the_next_token(model: Any, token
 def test_a_prompt_that_fills_the_context_is_refused(model: Any, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="leaves no room in a context of 8192"):
         next(stream(model, tokenizer, [1] * 8192, Sampling(), END))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_greedy_stream_equals_generate_in_16_bits(smollm2: Path, tokenizer: Any, dtype: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    narrow = AutoModelForCausalLM.from_pretrained(smollm2, dtype=getattr(torch, dtype)).eval()
+    ids = prompt(tokenizer, QUESTIONS[1])
+    row = torch.tensor([ids])
+    expected = narrow.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=24, do_sample=False)
+    assert answered(narrow, tokenizer, ids, Sampling(24)).ids == expected[0, len(ids) :].tolist()
+
+
+@pytest.mark.gpu
+def test_greedy_replies_equal_generate_on_a_gpu(smollm2: Path, tokenizer: Any) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).to("cuda").eval()
+    prompts = [prompt(tokenizer, question) for question in QUESTIONS]
+    together = generate_batch(model, tokenizer, prompts, 32, END)
+    for ids, found in zip(prompts, together, strict=True):
+        row = torch.tensor([ids], device="cuda")
+        made = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=32, do_sample=False)
+        expected = made[0, len(ids) :].tolist()
+        assert answered(model, tokenizer, ids, Sampling(32)).ids == expected
+        assert found == [token for token in expected if token not in END]
+
+
+def answered(model: Any, tokenizer: Any, ids: list[int], sampling: Sampling) -> Reply:
+    *_, last = stream(model, tokenizer, ids, sampling, END)
+    assert last.reply is not None
+    return last.reply
+
+
+@pytest.mark.slow
+def test_a_batch_of_any_settings_equals_its_rows_alone(model: Any, tokenizer: Any) -> None:
+    samplings = [
+        Sampling(20, stop=("France", "Paris")),
+        Sampling(12, temperature=1.0, seed=5, top_p=0.9),
+        Sampling(3, repetition_penalty=1.5),
+        Sampling(16, temperature=0.7, seed=5, min_p=0.05, no_repeat_ngram=2),
+        Sampling(16),
+    ]
+    prompts = [prompt(tokenizer, QUESTIONS[index % 3]) for index in range(len(samplings))]
+    rows = [opened(sampling, ids, model.device) for sampling, ids in zip(samplings, prompts, strict=True)]
+    heard: dict[int, Reply] = {}
+    together = reply_batch(model, tokenizer, rows, END, heard.__setitem__, size=3)
+    assert heard == dict(enumerate(together))
+    for found, sampling, ids in zip(together, samplings, prompts, strict=True):
+        alone = answered(model, tokenizer, ids, sampling)
+        assert (found.text, found.ids, found.finish) == (alone.text, alone.ids, alone.finish)
+        assert found.prompt_tokens == len(ids) and 0 < found.first_token_seconds <= found.seconds
+    assert (together[0].text, together[0].finish, together[2].finish) == ("The capital of ", "stop", "length")
+
+
+@pytest.mark.slow
+def test_penalties_are_those_of_generate(model: Any, tokenizer: Any) -> None:
+    import torch
+
+    ids = prompt(tokenizer, QUESTIONS[1])
+    row = torch.tensor([ids])
+    named = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}
+    expected = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=16, do_sample=False, **named)
+    found = answered(model, tokenizer, ids, Sampling(16, repetition_penalty=1.3, no_repeat_ngram=2))
+    assert found.ids == expected[0, len(ids) :].tolist()
+
+
+@pytest.mark.slow
+def test_a_prompt_read_in_parts_is_answered_as_by_generate(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from engine.inference import reading
+
+    monkeypatch.setitem(reading._OPERATIONS, "cpu", 6e8)
+    prompts = [prompt(tokenizer, "Tell me more. " * count + QUESTIONS[0]) for count in (60, 90)]
+    read: list[int] = []
+    hook = model.register_forward_pre_hook(lambda *call: read.append(call[2]["input_ids"].shape[1]), with_kwargs=True)
+    try:
+        alone = [answered(model, tokenizer, ids, Sampling(8)).ids for ids in prompts]
+        assert len([tokens for tokens in read if tokens > 1]) > 4
+        rows = [opened(Sampling(8), ids, model.device) for ids in prompts]
+        assert [reply.ids for reply in reply_batch(model, tokenizer, rows, END)] == alone
+    finally:
+        hook.remove()
+    for ids, found in zip(prompts, alone, strict=True):
+        row = torch.tensor([ids])
+        expected = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=8, do_sample=False)
+        assert found == expected[0, len(ids) :].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [1500, 1])
+def test_a_reply_is_given_up_within_200_ms(model: Any, tokenizer: Any, words: int) -> None:
+    """While a prompt of 4500 tokens is read, and between tokens; the best of some tries, for other programs are at work too."""
+    ids = prompt(tokenizer, "Tell me more. " * words)
+    seconds = []
+    for delay in (0.3, 0.5, 0.7, 0.9):
+        given_up: list[float] = []
+        timer = threading.Timer(delay, lambda said=given_up: said.append(time.perf_counter()))
+        timer.start()
+        *_, last = stream(model, tokenizer, ids, Sampling(1000), {-1}, cancelled=lambda said=given_up: bool(said))
+        seconds.append(time.perf_counter() - given_up[0])
+        assert last.reply is not None and last.reply.finish == "cancelled"
+        assert (last.reply.tokens == 0) is (words > 1)
+        timer.join()
+    assert min(seconds) < 0.2, seconds
+
+
+@pytest.mark.slow
+def test_a_batch_is_given_up_too(model: Any, tokenizer: Any) -> None:
+    rows = [opened(Sampling(50), prompt(tokenizer, question), model.device) for question in QUESTIONS]
+    replies = reply_batch(
+        model, tokenizer, rows, {-1}, cancelled=lambda: len(rows[0].history) - len(prompt(tokenizer, QUESTIONS[0])) >= 3
+    )
+    assert [(reply.finish, reply.tokens) for reply in replies] == [("cancelled", 3)] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -153,8 +154,12 @@ def share(home: Home, arguments: Mapping[str, Any], device: str) -> None:
     """One of the processes: batches come in by lines, rows go out."""
     from engine.inference.loaded import load
 
+    # What libraries print must not come between the lines.
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
     def say(entry: dict[str, Any]) -> None:
-        print(json.dumps(entry), flush=True)
+        print(json.dumps(entry), file=told, flush=True)
 
     try:
         target = targets.resolve(arguments["target"], home, Path(arguments["directory"]))

@@ -1,0 +1,1 @@
+"""Workers for `bench.inference`: they say what time it is instead of tokens."""
