@@ -12,7 +12,10 @@ from textual.content import Content
 
 NEW = "bold underline $success"
 TRIPLE = ("subject", "predicate", "object")
-_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
+_HAN = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORDS = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+|[^\w\s]")
+"""Where words have no blanks between them each character is one."""
+_LINES = re.compile(r"\S(?:[^\n]*\S)?")
 _FENCE = re.compile(r"\A\s*```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
 _THINKING = re.compile(r"\A\s*<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)", re.DOTALL)
 
@@ -98,21 +101,18 @@ def indented(text: str) -> str:
 
 
 def compared(before: str, now: str) -> tuple[Content, str]:
-    """The text as it is now with the words marked that are new, and how many came and went."""
-    old, new = _WORDS.findall(before), _WORDS.findall(now)
-    pieces: list[Content] = []
+    """The text as it is now with the words marked that are new, and how many came and went. Blanks are not compared."""
+    old = [match[0] for match in _WORDS.finditer(before)]
+    new = list(_WORDS.finditer(now))
+    marked = Content(now)
     come = gone = 0
-    for what, old_start, old_stop, start, stop in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        words = "".join(new[start:stop])
+    matcher = difflib.SequenceMatcher(None, old, [match[0] for match in new], autojunk=False)
+    for what, old_start, old_stop, start, stop in matcher.get_opcodes():
         if what == "equal":
-            pieces.append(Content(words))
             continue
         gone += sum(word[0].isalnum() for word in old[old_start:old_stop])
-        come += sum(word[0].isalnum() for word in new[start:stop])
-        lines = words.split("\n")
-        # Blanks at the start of a line are not worth a mark.
-        marked = [
-            Content(line[: len(line) - len(line.lstrip())]) + Content.styled(line.lstrip(), NEW) for line in lines
-        ]
-        pieces.append(Content("\n").join(marked))
-    return Content("").join(pieces), f"{come} word{'s'[: come != 1]} new, {gone} gone"
+        come += sum(match[0][0].isalnum() for match in new[start:stop])
+        # Blanks between two new words are marked with them, those at the start of a line are not worth a mark.
+        for line in _LINES.finditer(now, new[start].start(), new[stop - 1].end()) if stop > start else ():
+            marked = marked.stylize(NEW, *line.span())
+    return marked, f"{come} word{'s'[: come != 1]} new, {gone} gone"

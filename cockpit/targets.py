@@ -30,7 +30,7 @@ def choices(
     """Runs that train, with `hot`; checkpoints of runs, newest first and the best of each before the others; then `found`, the models on
     this machine as `model find` lists them; then the catalogue's."""
     listed = [
-        Choice(f"{detail.run.id}{NOW}", f"training · step {detail.run.step:,} · the newest weights, as it goes on")
+        Choice(f"{detail.run.id}{NOW}", f"the newest weights · training, step {detail.run.step:,}")
         for detail in details
         if hot and detail.run.state in (RUNNING, PAUSED)
     ]

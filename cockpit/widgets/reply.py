@@ -57,6 +57,8 @@ class Reply(Vertical):
         """Whether figures would tell whose reply it is."""
         self.note = ""
         """Said before the figures: which branch this is."""
+        self._moved = ""
+        """How many words differ."""
         self._streamed, self._flushed, self._shown = 0, time.monotonic(), 0
         self._stream: MarkdownStream | None = None
         self._writing = asyncio.Lock()
@@ -150,7 +152,8 @@ class Reply(Vertical):
             said = Content(text) if text else Content.styled("(an empty reply)", "$foreground-muted")
             shown = [Static(Content.assemble((thought, "$foreground-muted"), said))]
         elif self.against is not None:
-            marked, _ = compared(indented(self.against), indented(text))
+            # Long replies take a while to compare: off the loop.
+            marked, self._moved = await asyncio.to_thread(compared, indented(self.against), indented(text))
             shown = [Static(marked if text else Content.styled("(an empty reply)", "$foreground-muted"))]
         else:
             shown = list(views(self._shape()))
@@ -171,10 +174,12 @@ class Reply(Vertical):
         if self.answered is not None and not self.hidden:
             told.append(figures(self.answered.facts))
             if self.against is not None and "problem" not in self.answered.facts:
-                told.append("the same" if self.against == self.text else compared(self.against, self.text)[1])
+                told.append("the same" if self.against == self.text else self._moved)
             if rating := self.answered.rating:
                 told.append("★" * rating + "☆" * (5 - rating))
         text = " · ".join(filter(None, told))
+        if self.answered is not None and "held_seconds" in self.answered.facts:
+            text += f"\n{held(self.answered.facts)}"
         line.update(text)
         line.display = bool(text)
 
@@ -183,15 +188,13 @@ def figures(facts: Mapping[str, Any]) -> str:
     """What a worker told of its reply, in a line."""
     if "tokens" not in facts:
         return ""
-    told = [f"{facts['tokens']} tokens"]
+    told = [f"{facts['tokens']:,} token{'s'[: facts['tokens'] != 1]}"]
     if facts.get("tokens_per_second"):
         told.append(f"{facts['tokens_per_second']:.1f} tok/s")
     if "first_token_seconds" in facts:
         told.append(f"first after {facts['first_token_seconds']:.2f} s")
     if ended := ENDED.get(str(facts.get("finish", ""))):
         told.append(ended)
-    if "held_seconds" in facts:
-        told.append(held(facts))
     return " · ".join(told)
 
 

@@ -77,9 +77,8 @@ async def test_pick_talk_stop_and_clear(size: tuple[int, int], engine: Engine) -
     assert service not in [each.id for each in listed], "leaving the app ends its chat worker"
 
 
-@SIZES
-async def test_edit_and_again_are_branches(size: tuple[int, int], engine: Engine) -> None:
-    async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
+async def test_edit_and_again_are_branches(engine: Engine) -> None:
+    async with opened(RealEngine, LOW, home=engine.home, first="chat") as pilot:
         screen = await load(pilot, "model-1")
         await say(pilot, *"one")
         await say(pilot, *"two")
@@ -104,7 +103,7 @@ async def test_edit_and_again_are_branches(size: tuple[int, int], engine: Engine
         await until(pilot, lambda: (engine.home.chats / "one.json").exists())
         kept = screen.said
     assert json.loads((engine.home.chats / "one.json").read_text())["targets"] == ["model-1"]
-    async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
+    async with opened(RealEngine, LOW, home=engine.home, first="chat") as pilot:
         screen = chat_of(pilot)
         await pilot.press("ctrl+o")
         await until(pilot, lambda: "7 turns" in shown(pilot))
@@ -115,9 +114,8 @@ async def test_edit_and_again_are_branches(size: tuple[int, int], engine: Engine
         assert texts(screen)[-1] == "one | one | three"
 
 
-@SIZES
-async def test_replies_are_shown_as_what_they_are(size: tuple[int, int], engine: Engine) -> None:
-    async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
+async def test_replies_are_shown_as_what_they_are(engine: Engine) -> None:
+    async with opened(RealEngine, HIGH, home=engine.home, first="chat") as pilot:
         screen = await load(pilot, "model-1")
         for word, kind in (("triples", Triples), ("graph", Graph), ("json", Tree), ("think", Thinking)):
             await pilot.press("ctrl+n")
@@ -258,11 +256,10 @@ async def test_sampling_says_what_does_not_hold_and_follows_presets(engine: Engi
         assert not screen.said.turns
 
 
-@SIZES
-async def test_a_run_that_trains_answers_and_says_what_it_cost(size: tuple[int, int], engine: Engine) -> None:
+async def test_a_run_that_trains_answers_and_says_what_it_cost(engine: Engine) -> None:
     run = engine.submit(steps=10_000)
     engine.wait_step(run, 3)
-    async with opened(RealEngine, size, home=engine.home, first="chat") as pilot:
+    async with opened(RealEngine, LOW, home=engine.home, first="chat") as pilot:
         screen = chat_of(pilot)
         await pilot.press("ctrl+t")
         await until(pilot, lambda: "the newest weights" in shown(pilot))
@@ -279,6 +276,6 @@ async def test_a_run_that_trains_answers_and_says_what_it_cost(size: tuple[int, 
         await pilot.press("escape")
         await until(pilot, lambda: "stopped" in shown(pilot))
     assert engine.show(run).run.state == "running"
-    async with opened(RealEngine, size, home=engine.home, first="chat", readonly=True) as pilot:
+    async with opened(RealEngine, LOW, home=engine.home, first="chat", readonly=True) as pilot:
         chat_of(pilot).load(f"{run.id}@now")
         await until(pilot, lambda: "This cockpit is read-only" in shown(pilot))

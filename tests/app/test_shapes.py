@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from cockpit.shapes import opened, shape
+from cockpit.shapes import NEW, compared, opened, shape
 from cockpit.widgets.shown import table
 
 TRIPLE = {"subject": "居里夫人", "subject_type": "人物", "predicate": "studied at", "object": "the University of Paris"}
@@ -60,3 +60,18 @@ def test_a_table_keeps_its_columns_in_line_and_cuts_nothing(width: int) -> None:
     wanted = Counter("".join("".join(row.values()) for row in rows).replace(" ", ""))
     assert not wanted - Counter("".join(line.plain for line in lines)), "a word may be broken, and no letter is lost"
     assert lines[-1].plain == "2 triples"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "marked"),
+    [
+        ("a b c", "a x c", "a [x] c"),
+        ("a c", "a x y c", "a [x y] c"),
+        ("a\n b", "a\n  x\n  y", "a\n  [x]\n  [y]"),
+        ("a  b", "a\nb", "a\nb"),
+        ("居里夫人发现了镭", "居里夫人发明了镭", "居里夫人发[明]了镭"),
+    ],
+)
+def test_differences_are_marked_word_by_word(before: str, now: str, marked: str) -> None:
+    content, _ = compared(before, now)
+    assert content.markup.replace(f"[{NEW}]", "[").replace(f"[/{NEW}]", "]") == marked
