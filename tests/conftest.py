@@ -16,6 +16,7 @@ from engine.protocol.home import Home
 from engine.supervisor.nvidia import Nvidia
 from engine.supervisor.processes import WORKER_DEFAULTS
 from tests.scripted.bench import Engine
+from tests.trained import trained  # noqa: F401 - a fixture
 
 USER_HOME = Home.locate()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

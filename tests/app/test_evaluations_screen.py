@@ -17,7 +17,6 @@ from cockpit.screens.evaluations import EvaluationsScreen
 from engine.protocol.home import Home, RunDirectory
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
 from tests.conftest import end_processes_of
-from tests.evaluation.conftest import tiny, trained  # noqa: F401 - fixtures
 
 Trained = tuple[Home, RunDirectory]
 
@@ -89,7 +88,7 @@ def test_what_a_task_writes_around_each_question_is_left_out_of_a_list() -> None
 
 
 @asynccontextmanager
-async def on_screen(trained: Trained, size: tuple[int, int]) -> AsyncIterator[Pilot[None]]:  # noqa: F811 - the fixture's value
+async def on_screen(trained: Trained, size: tuple[int, int]) -> AsyncIterator[Pilot[None]]:
     home, run = trained
     async with opened(RealEngine, size, home) as pilot:
         pilot.app.push_screen(EvaluationsScreen(run.id))
@@ -108,7 +107,7 @@ def assert_fills(pilot: Pilot[None]) -> None:
 
 
 @pytest.fixture
-def engine_of(trained: Trained):  # noqa: F811
+def engine_of(trained: Trained):
     yield trained
     end_processes_of(trained[0])
 
