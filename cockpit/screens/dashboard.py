@@ -21,7 +21,7 @@ from cockpit.widgets.chart import Chart, curve_of
 from cockpit.widgets.chart_raster import Trace
 from cockpit.widgets.devices import Devices
 from cockpit.widgets.log_tail import LogTail
-from cockpit.widgets.panels import Line, Notice, RunHeader, bounds, evaluation, facts, present, table
+from cockpit.widgets.panels import MUTED, Line, Notice, RunHeader, bounds, evaluation, facts, present, table
 from engine.protocol.messages import (
     LogQuery,
     Points,
@@ -242,7 +242,7 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
         title = f"evaluation · step {told.evaluations[-1]['step']:,}" if evaluated else "evaluation"
         if panel.border_title != title:  # setting it repaints the panel
             panel.border_title = title
-        panel.show(table(evaluated))
+        panel.show(table(evaluated) if evaluated else Content.styled("nothing measured yet", MUTED))
         blocks: list[Sequence[tuple[str, str | Content]]] = [facts(run, told)]
         if self.has_class("-narrow") or self.has_class("-low"):
             blocks = [present(run), evaluation(told, short=True), *blocks]

@@ -61,6 +61,9 @@ class RankPanel(Line):
 
     def show_ranks(self, ranks: Sequence[Rank]) -> None:
         self._ranks = ranks
+        if not ranks:
+            self.show(Content.styled("no run is live", "$text-muted"))
+            return
         if self.content_size.height <= 1:
             self.show(Content.assemble(("Ranks ", "$accent"), "  ".join(size(rank.resident) for rank in ranks)))
             return

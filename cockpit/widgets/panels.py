@@ -73,7 +73,9 @@ def _title(run: Run, place: str, width: int) -> Content:
     doing = run.phase if run.state in LIVE and run.phase not in ("", run.state, "training") else ""
     if run.state == "queued" and run.position:
         doing = f"place {run.position} in the queue"
-    left = Content.assemble(state_mark(run.state), "  ", (run.name or run.id, "bold $text"), "  ", (run.id, MUTED))
+    left = Content.assemble(state_mark(run.state), "  ", (run.name or run.id, "bold $text"))
+    if run.name not in ("", run.id):
+        left = Content.assemble(left, "  ", (run.id, MUTED))
     for note, colour in ((run.reason, "$warning"), (doing, "$secondary")):
         left = Content.assemble(left, (f"   {note}" if note else "", colour))
     right = Content.styled(place, MUTED)
