@@ -72,10 +72,20 @@ class Served:
         return self.kitchen.cockpit("serve", "--stop", self.told["service"])
 
 
-@pytest.fixture(scope="module")
+def _never_ending(model: Path) -> None:
+    """Weigh the stop token so that no greedy reply has it."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights["lm_head.weight"][1] = 0  # the likeliest of 64 random numbers is above it
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="session")
 def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
     folder = tmp_path_factory.mktemp("serving")
     model = make_model(folder / "tiny")
+    _never_ending(model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2 * ENDLESS}))
     kitchen = Kitchen(Home(folder / "home").create(), model)
@@ -84,7 +94,7 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
     shutil.rmtree(kitchen.home.sockets, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served(kitchen: Kitchen) -> Served:
-    """One for all tests of a module that leave it as it was."""
+    """One for all tests that leave it as it was."""
     return kitchen.serve("--slots", "16", "--queue", "64", "--max-body", "20000")

@@ -35,14 +35,15 @@ def test_in_the_foreground_it_tells_its_requests_and_ends_with_ctrl_c(kitchen: K
         told += verb.stderr.readline()
     assert "200  /v1/chat/completions  4 + 5 tokens in" in told and "400  /v1/chat/completions" in told
     listed = json.loads(kitchen.cockpit("serve", "--json").stdout)
-    assert [(each["address"], each["served"], each["errors"]) for each in listed] == [(address, 1, 1)]
+    assert [(each["served"], each["errors"]) for each in listed if each["address"] == address] == [(1, 1)]
     verb.send_signal(signal.SIGINT)
     out, _ = verb.communicate(timeout=20)
     assert verb.returncode == 130 and out == ""
-    assert json.loads(kitchen.cockpit("serve", "--json").stdout) == []
+    assert address not in kitchen.cockpit("serve", "--json").stdout
 
 
 def test_what_cannot_be_served_is_the_users_mistake(kitchen: Kitchen) -> None:
+    before = kitchen.cockpit("serve", "--json").stdout
     for arguments, why in (
         (("no-such-model",), "There is no model 'no-such-model'"),
         (("tiny", "--task", "cooking"), "there is no task 'cooking'"),
@@ -51,12 +52,12 @@ def test_what_cannot_be_served_is_the_users_mistake(kitchen: Kitchen) -> None:
         (("tiny", "--slots", "0"), "slots is at least 1"),
         (("tiny", "--port", "70000"), "a port is a number"),
         (("tiny", "--backend", "vllm"), "vLLM is not installed here"),
-        (("--stop",), "There is no server"),
+        (("--stop", "soup"), "There is no server by the name soup"),
     ):
         named = [str(kitchen.model) if argument == "tiny" else argument for argument in arguments]
         done = kitchen.cockpit("serve", *named)
         assert done.returncode == 2 and why in done.stderr, (arguments, done.stderr)
-    assert json.loads(kitchen.cockpit("serve", "--json").stdout) == [], "what failed is gone"
+    assert len(json.loads(kitchen.cockpit("serve", "--json").stdout)) == len(json.loads(before)), "what failed is gone"
 
 
 def test_a_tasks_prompt_and_schema(kitchen: Kitchen, smollm2: Path) -> None:
@@ -68,8 +69,8 @@ def test_a_tasks_prompt_and_schema(kitchen: Kitchen, smollm2: Path) -> None:
     with openai.OpenAI(base_url=server.address, api_key="none", max_retries=0) as client:
         name = client.models.list().data[0].id
         bare: Any = [{"role": "user", "content": text}]
-        answer = client.chat.completions.create(model=name, messages=bare, max_tokens=100)
-        again = client.chat.completions.create(model=name, messages=bare, max_tokens=100)
+        answer = client.chat.completions.create(model=name, messages=bare, max_tokens=40)
+        again = client.chat.completions.create(model=name, messages=bare, max_tokens=40)
         wanted = tokenizer.apply_chat_template(triples.messages(text), add_generation_prompt=True, return_dict=False)
         assert answer.usage and answer.usage.prompt_tokens == len(wanted), "what training would send"
         reply = answer.choices[0].message.content or ""
