@@ -6,6 +6,9 @@ base answers alone they are only taken out of it, and an adapter of the same lay
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,8 @@ class Adapters:
         """Without `low_cpu_mem_usage`: peft 0.21 would round the float32 weights to a 16-bit base's dtype."""
         from peft import PeftModel
 
-        self._wrapped = PeftModel.from_pretrained(self.base, adapter, torch_device=str(self.base.device)).eval()
+        with _uncollected():
+            self._wrapped = PeftModel.from_pretrained(self.base, adapter, torch_device=str(self.base.device)).eval()
         self.model, self._adapter = self._wrapped, adapter
 
     def _refilled(self, adapter: Path) -> bool:
@@ -112,7 +116,22 @@ class Adapters:
     def _drop(self) -> None:
         """The base alone, and nothing kept."""
         self._bared()
+        if hasattr(self.base, "peft_config"):
+            del self.base.peft_config  # else peft warns of two adapters on one model
         self.model, self._wrapped, self._adapter, self._out = self.base, None, None, []
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: thousands of new objects would set it off, and each time it looks at all that torch and transformers hold."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _shape(adapter: Path) -> dict[str, Any]:

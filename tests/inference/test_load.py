@@ -16,6 +16,7 @@ from engine.inference.sampling import Sampling
 from engine.models import targets
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
+from tests.training.harness import make_model
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -165,3 +166,25 @@ def test_a_checkpoint_whose_template_was_changed_is_refused(
         file.write("\n{# edited #}")
     with pytest.raises(ProblemError, match="does not fit its tokenizer any more"):
         loaded.swap(target(folder, home))
+
+
+def test_code_that_lies_with_a_base_runs_when_it_is_trusted(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    with pytest.raises(ProblemError, match="cannot be loaded"):
+        load(str(folder), home=Home(tmp_path), device="cpu")
+    loaded = load(str(folder), home=Home(tmp_path), device="cpu", trust_remote_code=True)
+    assert type(loaded.model).__name__ == "OwnModel" and loaded.chat("w1", Sampling(2)).tokens > 0
+
+
+def test_what_there_is_not_is_the_users_mistake(tmp_path: Path) -> None:
+    for wrong in ({"dtype": "int4"}, {"quantization": "q4"}, {"dtype": "nf4"}):
+        with pytest.raises(ValueError, match="must be"):
+            load("tiny", home=Home(tmp_path), **wrong)

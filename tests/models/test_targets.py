@@ -87,6 +87,15 @@ def test_runs(place: Home, base: Path) -> None:
         resolve("gamma-1", place)
 
 
+def test_only_the_profile_of_a_run_lets_code_of_the_base_run(place: Home, base: Path) -> None:
+    make_run(place, "careful", base, {1: True})
+    make_run(place, "trusting", base, {1: True})
+    place.run("trusting").profile.write_text("name: test\nmodel: {base: tiny, trust_remote_code: true}\n")
+    found = {name: resolve(name, place).trust_remote_code for name in ("careful", "trusting@1", "tiny")}
+    assert found == {"careful": False, "trusting@1": True, "tiny": False}
+    assert not resolve(str(place.run("trusting").checkpoint(1)), place).trust_remote_code
+
+
 def test_folders_names_and_hub_ids(place: Home, base: Path, tmp_path: Path) -> None:
     assert resolve("tiny", place).base == str(base)
     assert resolve("models/tiny", place).base == str(base), "relative to the directory"
