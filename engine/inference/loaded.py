@@ -78,7 +78,7 @@ class Loaded:
     """A model in memory with its tokenizer. `swap` puts another target of the same base in place."""
 
     def __init__(self, target: Target, dtype: str | None, quantization: str, device: str | None) -> None:
-        self.dtype, self.quantization = dtype or _stored_dtype(target), quantization
+        self.dtype, self.quantization = dtype or stored_dtype(target), quantization
         kind = self.dtype if quantization == "none" else quantization
         self.needed = 0 if target.on_hub else devices.estimate(Path(target.base), kind)
         """Bytes that the model is thought to take; 0 when nothing tells."""
@@ -106,7 +106,7 @@ class Loaded:
 
     def serves(self, target: Target, dtype: str | None, quantization: str | None) -> bool:
         """Whether `swap` is enough to get to `target` in this dtype and quantisation (None: as for `load`)."""
-        dtype = dtype or target.dtype or _stored_dtype(target)
+        dtype = dtype or target.dtype or stored_dtype(target)
         wanted = (target.base, dtype, quantization or target.quantization or "none")
         return wanted == (self.target.base, self.dtype, self.quantization)
 
@@ -263,7 +263,7 @@ def _quicken(model: Any, quantization: str) -> None:
                 tensor.data = tensor.data.float()
 
 
-def _stored_dtype(target: Target) -> str | None:
+def stored_dtype(target: Target) -> str | None:
     """What the base's config.json says; None for a hub id, and for a folder that does not say."""
     if target.on_hub:
         return None

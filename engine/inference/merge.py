@@ -135,11 +135,13 @@ def not_finite(model: Any) -> str:
 def _base(target: Target, base: str, dtype: str | None, scores: bool, trust_remote_code: bool) -> Any:
     import torch
 
-    from engine.inference.loaded import quantization_config
+    from engine.inference.loaded import quantization_config, stored_dtype
 
     load = loading.scoring if scores else loading.pretrained
     if base == PRISTINE:
-        return load(target.base, dtype="auto", trust_remote_code=trust_remote_code, device_map="cpu")
+        # Into another dtype the sum is rounded once, too: from 32 bits.
+        read = "auto" if dtype in (None, stored_dtype(target)) else torch.float32
+        return load(target.base, dtype=read, trust_remote_code=trust_remote_code, device_map="cpu")
     assert target.quantization and target.dtype
     packed = load(
         target.base,
@@ -154,6 +156,7 @@ def _base(target: Target, base: str, dtype: str | None, scores: bool, trust_remo
             packing.dtype = wide  # else NF4 values would be rounded to 16 bits on their way to 32
     unpacked = packed.dequantize(dtype=wide)
     assert "quantization_config" not in unpacked.config.to_dict()
+    unpacked.is_loaded_in_4bit = unpacked.is_loaded_in_8bit = False  # peft asks it, and would refuse
     return unpacked
 
 
