@@ -140,7 +140,9 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
         if found is None:
             return
         self.evaluations = found["evaluations"]
-        self._list()
+        self._marked = [name for name in self._marked if any(each["name"] == name for each in self.evaluations)]
+        if self.view not in ("replies", "compared"):  # what somebody reads stays on the screen
+            self._list()
 
     def _list(self) -> None:
         listing = self.query_one("#list", DataTable)
