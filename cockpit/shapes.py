@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +100,12 @@ def indented(text: str) -> str:
         return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
     except (ValueError, RecursionError):
         return text
+
+
+def alike(texts: Sequence[str]) -> bool:
+    """Whether the texts share enough with the first that marking what differs says something: half of the longer one's words."""
+    first, *others = [Counter(match[0] for match in _WORDS.finditer(text)) for text in texts]
+    return all((first & other).total() * 2 >= max(first.total(), other.total()) for other in others)
 
 
 def compared(before: str, now: str) -> tuple[Content, str]:

@@ -12,6 +12,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from cockpit.branches import Tree, Turn
+from cockpit.shapes import alike
 from cockpit.widgets.reply import TICK, Reply
 from engine.protocol.messages import Problem
 
@@ -59,7 +60,8 @@ class Answer(Horizontal):
         super().__init__(classes="-several" if len(order) > 1 else "")
         self.names, self.turn, self.place, self.blind = names, turn, place, blind
         self.replies = [Reply(column, turn.replies[column] if turn else None) for column in order]
-        self.marked = len(order) > 1
+        self.marked = self._alike(turn) if turn else None
+        """Whether differences are marked; at first where there is much in common. None before the replies are whole."""
         self._mark()
 
     def compose(self) -> ComposeResult:
@@ -81,6 +83,8 @@ class Answer(Horizontal):
         self.turn, self.place = turn, place
         for reply in self.replies:
             reply.answered, reply.text = turn.replies[reply.column], turn.replies[reply.column].text
+        if self.marked is None:
+            self.marked = self._alike(turn)
         self._mark()
         await self.look()
 
@@ -89,13 +93,17 @@ class Answer(Horizontal):
             await reply.look()
         self._label()
 
+    @staticmethod
+    def _alike(turn: Turn) -> bool:
+        return len(turn.replies) > 1 and alike([reply.text for reply in turn.replies])
+
     def _mark(self) -> None:
         """What each reply is compared with: the first, and of two the first with the second."""
         for at, reply in enumerate(self.replies):
             reply.hidden = self.hidden
             reply.note = branch(self.place) if not at and self.place[1] > 1 else ""
             other = 0 if at else 1 if len(self.replies) == 2 else None
-            shown = self.marked and self.turn is not None and other is not None
+            shown = bool(self.marked) and other is not None
             reply.against = self.replies[other].text if shown and other is not None else None
 
     async def mark(self, marked: bool) -> None:

@@ -38,6 +38,8 @@ def views(shape: Shape) -> Iterator[Widget]:
             yield Graph(shape.value)
         case "json":
             yield JsonTree(shape.value)
+        case _ if shape.body[:1] in ("[", "{"):
+            yield Static(Content(shape.body))  # JSON that is not whole, or nearly: its lines say more than a paragraph
         case _ if shape.body.strip():
             yield Markdown(shape.body, open_links=False)
         case _:

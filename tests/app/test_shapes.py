@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from cockpit.shapes import NEW, compared, opened, shape
+from cockpit.shapes import NEW, alike, compared, opened, shape
 from cockpit.widgets.shown import table
 
 TRIPLE = {"subject": "居里夫人", "subject_type": "人物", "predicate": "studied at", "object": "the University of Paris"}
@@ -60,6 +60,12 @@ def test_a_table_keeps_its_columns_in_line_and_cuts_nothing(width: int) -> None:
     wanted = Counter("".join("".join(row.values()) for row in rows).replace(" ", ""))
     assert not wanted - Counter("".join(line.plain for line in lines)), "a word may be broken, and no letter is lost"
     assert lines[-1].plain == "2 triples"
+
+
+def test_what_has_little_in_common_is_not_worth_marking() -> None:
+    assert alike(["a b c d", "a b c x", "b a d c"])
+    assert not alike(["a b c d", "a b c x", "a w x y"])
+    assert alike(["居里夫人发现了镭", "居里夫人发明了镭"]) and not alike(["a", ""])
 
 
 @pytest.mark.parametrize(
