@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual import on, work
@@ -17,23 +15,16 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from cockpit import branches
 from cockpit.branches import Answered, Tree, Turn
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.keeping import MOST, KeepingScreen
 from cockpit.talking import Talker
-from cockpit.tally import duels, means, told_duel, told_mean
-from cockpit.targets import chats, choices, on_this_machine
+from cockpit.targets import choices, on_this_machine
 from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.conversation import LETTERS, SIDES, Answer, Conversation
 from cockpit.widgets.picker import Picker
-from cockpit.widgets.prompt import Prompt
-from cockpit.widgets.rating import Rating, TallySheet
 from cockpit.widgets.reply import Reply
 from cockpit.widgets.sampling import Sampling
 from engine.protocol.messages import (
-    Judgement,
-    JudgementQuery,
-    Judgements,
     Problem,
     ProblemError,
     RunRef,
@@ -48,8 +39,6 @@ RECENT = 12
 """Runs whose checkpoints are offered."""
 CATALOGUE = "smollm2-135m-instruct"
 """What a new user can talk to before anything is trained."""
-MOST = 4
-"""Targets side by side."""
 EMPTY = Content.from_markup(
     "[bold $text]Nothing loaded yet.[/]\n\n[$accent]ctrl+t[/] picks a run's checkpoint or a model, [$accent]ctrl+b[/] one beside it.\n"
     "No run yet? Esc, then [$accent]3[/] opens Profile; [$accent]ctrl+l[/] there launches one."
@@ -59,7 +48,7 @@ READY = Content.from_markup(
 )
 
 
-class ChatScreen(CockpitScreen):
+class ChatScreen(KeepingScreen):
     HELP_TEXT = """
     Talk to a run's checkpoint, to a run while it trains, or to a model; ctrl+b sets up to four side by side, with one prompt and seed.
     Enter sends, ctrl+j begins a line. Esc stops a reply, then leaves the input: keys then work on the turn that ↑ ↓ select, ← → between replies.
@@ -96,16 +85,11 @@ class ChatScreen(CockpitScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.talkers: list[Talker] = []
-        self.said = Tree()
-        """The whole conversation, with all its branches."""
         self.blind = False
         self.editing: int | None = None
         """The question that is being put in other words."""
         self.answer: Answer | None = None
         """What is being written."""
-        self._found: list[dict[str, Any]] = []
-        self._saved = ""
 
     def compose_body(self) -> ComposeResult:
         with Horizontal(id="body"):
@@ -114,14 +98,6 @@ class ChatScreen(CockpitScreen):
                 yield Static(id="meter")
                 yield ChatInput()
             yield Sampling()
-
-    @property
-    def conversation(self) -> Conversation:
-        return self.query_one(Conversation)
-
-    @property
-    def busy(self) -> bool:
-        return any(talker.request for talker in self.talkers)
 
     async def on_mount(self) -> None:
         self._meter("no model", "ctrl+t picks one")
@@ -153,8 +129,8 @@ class ChatScreen(CockpitScreen):
             return None
         runs = [run for run in self.app.state.listed() if run.kind == "train" and run.step][:RECENT]
         details = [detail for run in runs if (detail := await self.app.ask("show", RunRef(run=run.id)))]
-        self._found = await on_this_machine(self.app.home)
-        listed = choices(details, self._found, CATALOGUE, hot=not self.app.readonly)
+        found = await on_this_machine(self.app.home)
+        listed = choices(details, found, CATALOGUE, hot=not self.app.readonly)
         placeholder = "run, run@step, folder, catalogue name or org/name"
         return await self.app.push_screen_wait(Picker(title, placeholder, listed))
 
@@ -407,118 +383,6 @@ class ChatScreen(CockpitScreen):
             box.move_cursor(box.document.end)
             box.focus()
 
-    @work(exclusive=True, group="judge")
-    async def _rate(self, turn: Turn, column: int) -> None:
-        rating = await self.app.push_screen_wait(Rating())
-        if rating is None:
-            return
-        reply = turn.replies[column]
-        kept = await self._judge(turn, [reply], rating=rating)
-        if kept is None:
-            return
-        self.said = self.said.rated(turn.id, column, rating)
-        await self._settled(turn.id)
-        of_target = [mean for mean in means(kept) if mean.target == reply.target]
-        self._meter("Rated", *(told_mean(mean) for mean in of_target))
-
-    @work(exclusive=True, group="judge")
-    async def _vote(self, turn: Turn, word: str) -> None:
-        """Keep the vote, then say which was which and how the two stand."""
-        replies = [turn.replies[column] for column in turn.blind]
-        kept = await self._judge(turn, replies, vote=word)
-        if kept is None:
-            return
-        self.said = self.said.voted(turn.id, word)
-        await self._settled(turn.id)
-        names = {reply.target for reply in replies}
-        self._meter(word, *(told_duel(duel) for duel in duels(kept) if {duel.first, duel.second} == names))
-        self.action_write()
-
-    async def _judge(
-        self, turn: Turn, replies: Sequence[Answered], vote: str = "", rating: int = 0
-    ) -> list[Judgement] | None:
-        """Have a judgement written down; returns all of these targets. None after showing why not."""
-        asked = self.said.turns[turn.parent]
-        judgement = Judgement(
-            targets=[reply.target for reply in replies],
-            prompt=asked.said,
-            replies=[reply.text for reply in replies],
-            vote=vote,
-            rating=rating,
-            settings=dict(replies[0].facts.get("settings", {})),
-        )
-        if await self.app.ask("judge", judgement) is None:
-            return None
-        return await self._judgements(judgement.targets)
-
-    async def _judgements(self, targets: list[str]) -> list[Judgement]:
-        found: Judgements | None = await self.app.ask("judgements", JudgementQuery(targets=targets))
-        return found.judgements if found else []
-
-    async def _settled(self, turn: int) -> None:
-        """Show what has changed of an answer."""
-        for row in self.conversation.query(Answer):
-            if row.turn is not None and row.turn.id == turn:
-                await row.settle(self.said.turns[turn], self.said.place(turn))
-        self.refresh_bindings()
-
-    @work(exclusive=True, group="judge")
-    async def action_tally(self) -> None:
-        targets = {talker.label for talker in self.talkers}
-        targets |= {reply.target for turn in self.said.turns for reply in turn.replies}
-        await self.app.push_screen_wait(TallySheet(await self._judgements(sorted(targets - {""}))))
-
-    # ── keeping ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @work(exclusive=True, group="keep")
-    async def action_save(self) -> None:
-        """Write the conversation with all its branches to a file."""
-        if not self.said.turns:
-            self.notify("nothing has been said yet", severity="warning")
-            return
-        name = self._saved or _slug(self.said.turns[0].said)
-        text = f"A name, kept in {self.app.home.chats}, or a path"
-        if answer := await self.app.push_screen_wait(Prompt("Save the conversation", text, name)):
-            path = _place(answer, self.app.home.chats)
-            targets = [talker.target for talker in self.talkers]
-            settings = self._settings() or {}
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                written = branches.written(self.said, targets=targets, settings=settings)
-                await asyncio.to_thread(path.write_text, written, encoding="utf-8")
-            except OSError as error:
-                self.notify(f"{path}: {error.strerror}", title="Not saved", severity="error", markup=False)
-                return
-            self._saved = answer
-            self.notify(str(path), title="Saved", markup=False)
-
-    @work(exclusive=True, group="keep")
-    async def action_open(self) -> None:
-        """Go on with a conversation that was saved. The targets stay; without any, its own are loaded."""
-        if self.busy:
-            self.notify("Esc stops the present reply first", severity="warning")
-            return
-        picker = Picker("Open a conversation", "a name, or a path", chats(self.app.home.chats))
-        if not (answer := await self.app.push_screen_wait(picker)):
-            return
-        path = _place(answer, self.app.home.chats)
-        try:
-            tree, beside = branches.read(await asyncio.to_thread(path.read_text, encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            cause = error.strerror if isinstance(error, OSError) else str(error)
-            self.notify(f"{path}: {cause}", title="Not opened", severity="error", markup=False)
-            return
-        self.said, self._saved = tree, answer
-        self._edit(None)
-        self.query_one(Sampling).take({**beside.get("settings", {}), "system": tree.system})
-        await self.conversation.clear("")
-        await self.conversation.show(tree)
-        if not self.talkers and beside.get("targets"):
-            self.talkers = [Talker(self.app, str(target)) for target in beside["targets"][:MOST]]
-            self._arranged()
-            self._meter(", ".join(talker.target for talker in self.talkers), "the next message loads it")
-        self.action_write()
-
     # ── keys ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -567,10 +431,6 @@ class ChatScreen(CockpitScreen):
     def action_write(self) -> None:
         self.query_one(ChatInput).focus()
 
-    def _meter(self, label: str, *facts: str) -> None:
-        line = Content.assemble((label, "bold"), (f"  {' · '.join(filter(None, facts))}", "$foreground-muted"))
-        self.query_one("#meter", Static).update(line, layout=False)
-
 
 def _speed(reply: Answered) -> list[str]:
     facts = reply.facts
@@ -578,15 +438,3 @@ def _speed(reply: Answered) -> list[str]:
         return ["broken off"]
     speed = f"{facts['tokens']} tokens · {facts.get('tokens_per_second', 0):.1f} tok/s"
     return [speed, f"first after {facts.get('first_token_seconds', 0):.2f} s"]
-
-
-def _slug(text: str) -> str:
-    """A file's name from what was said first."""
-    return "-".join(re.findall(r"\w+", text.lower())[:6])[:48] or "chat"
-
-
-def _place(name: str, folder: Path) -> Path:
-    """A bare name lies in `folder`; anything with a slash or an ending is a path."""
-    if "/" in name or name.endswith(".json"):
-        return Path(name).expanduser().absolute()
-    return folder / f"{name}.json"
