@@ -7,10 +7,7 @@ be cancelled; what `prepare` has done by then is kept.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,17 +17,14 @@ from engine.prep.browse import Browser
 from engine.prep.prepare import prepare
 from engine.prep.stages import tokenised
 from engine.protocol.home import Home
-from engine.protocol.messages import Instruction, Problem, ProblemError
+from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.profile import ProfileError, parse
 from engine.workers.link import Link
+from engine.workers.questions import Cancelled, Wording, attend, parser
 
 QUESTIONS = ("open", "rows", "narrow", "tokens", "rendered", "stats", "prepare", "batch", "decide", "reread", "stages")
 _EVERY = 0.1
 """Seconds between two words of progress."""
-
-
-class Cancelled(Exception):
-    """The question is given up. No mistake of the user's: what was done until then is kept."""
 
 
 class Data:
@@ -133,42 +127,17 @@ class Data:
         return progress
 
 
-def answer(data: Data, instruction: Instruction) -> None:
-    """Do what is asked and answer it, whatever happens."""
-    result, problem = None, None
-    try:
-        if instruction.name not in QUESTIONS:
-            raise ValueError(f"data does not know {instruction.name!r}, only {', '.join(QUESTIONS)}")
-        data.link.status("busy", detail=instruction.name)
-        result = getattr(data, instruction.name)(instruction.arguments)
-    except Cancelled:
-        problem = Problem(title="Cancelled")
-    except ProblemError as error:
-        problem = error.problem
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        problem = Problem(
-            title="This cannot be answered", cause=f"{type(error).__name__}: {error}", traceback=traceback.format_exc()
-        )
-    data.cancelled.discard(instruction.arguments.get("request", ""))
-    data.link.status("ready")
-    data.link.answer(instruction, result=result, problem=problem)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("--home", "--job", "--address"):
-        parser.add_argument(name, required=True)
-    parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--options", type=json.loads, default={})
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     cancelled: set[str] = set()
     link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
     data = Data(link, Home.locate(arguments.home), cancelled)
-    link.status("ready")
-    while True:
-        link.arrived.wait()
-        for instruction in link.instructions():
-            answer(data, instruction)
+    attend(
+        link,
+        cancelled,
+        {name: getattr(data, name) for name in QUESTIONS},
+        Wording("This cannot be answered", "Reading the data failed"),
+    )
 
 
 if __name__ == "__main__":
