@@ -123,9 +123,11 @@ class Bars:
         stage = f"steps of attempt {run.attempt}" if training else run.stage
         if stage != self._stage:  # another thing is counted: its speed says nothing about this one's
             self._stage = stage
-            self._progress.reset(self._task, completed=done, total=total or None)
+            self._progress.remove_task(self._task)  # a total, once told, cannot be taken back
+            self._task = self._progress.add_task("", total=total or None, figures="")
+        figures = _figures(run) if training else ""
         self._progress.update(
-            self._task, description=_activity(run), completed=done, total=total or None, figures=_figures(run)
+            self._task, description=_activity(run), completed=done, total=total or None, figures=figures
         )
 
     def phase(self, done: int, total: int) -> None:
