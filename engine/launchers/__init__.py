@@ -2,4 +2,5 @@
 
 LAUNCHERS = {
     "ddp": "engine.launchers.local:command",
+    "zero2": "engine.launchers.local:command",
 }

@@ -16,7 +16,10 @@ class LaunchOptions(Options):
     devices: list[Annotated[int, Field(ge=0)]] | Literal["auto"] = option(
         "auto", help="Device indices, or auto for the free ones."
     )
-    strategy: Literal["ddp"] = option("ddp", help="How several ranks share the work.")
+    strategy: Literal["ddp", "zero2"] = option(
+        "ddp",
+        help="How several ranks share the work: each with the whole optimiser, or (zero2) with the states of a share of the weights.",
+    )
     nodes: int = option(1, help="Hosts.", ge=1, le=1)
     port: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] = option("auto", help="Rendezvous port.")
     restarts: int = option(0, help="Automatic restarts after a failure.", ge=0)

@@ -13,6 +13,7 @@ from engine.training import optimizers, steering
 from engine.training.host import Host
 from engine.training.job import Job
 from engine.training.ranks import Ranks
+from engine.training.shares import Shares
 from engine.training.voice import Voice
 
 PAUSE_TURN = 1.0
@@ -37,6 +38,8 @@ class Obeying(Library):
     """The run's settings as they stand now."""
     optimizer: Any
     lr_scheduler: Any
+    shares: Shares | None = None
+    """Who keeps the optimiser's states of which weights, where ranks share them."""
     _resumed: Path | None = None
     """The `trainer/` folder of the checkpoint that this attempt goes on from."""
     _stopping = False
@@ -142,7 +145,10 @@ class Obeying(Library):
         if self.optimizer is None:
             decayed = self.get_decay_parameter_names(self.model)
             self.optimizer = optimizers.make(self.profile.training, self.model, decayed)
-        return super().create_optimizer(model)
+        made = super().create_optimizer(model)
+        if self.profile.launch.strategy == "zero2" and self.ranks.world > 1:
+            self.shares = Shares(made, self.ranks)
+        return made
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         warmup = self.args.get_warmup_steps(num_training_steps)
@@ -150,7 +156,14 @@ class Obeying(Library):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.shares and checkpoint is not None:
+            import torch
+
+            # The library would put all states on every device first.
+            self.shares.load(Path(checkpoint, "optimizer.pt"))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._resumed = Path(checkpoint)
             # The file holds the base of its time; the profile, with what was changed since, says the present one.

@@ -74,6 +74,19 @@ class Ranks:
             dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
+    def to_first(self, value: Any, source: int) -> Any:
+        """On rank 0 the value of rank `source`, another one; elsewhere what was given."""
+        import torch.distributed as dist
+
+        box = [value]
+        if self.rank in (0, source):
+            with self._meeting():
+                if self.first:
+                    dist.recv_object_list(box, src=source, group=self.group)
+                else:
+                    dist.send_object_list(box, dst=0, group=self.group)
+        return box[0]
+
 
 def place() -> tuple[int, int, int]:
     """Rank, local rank and number of ranks, as torchrun tells; 0, 0, 1 without it. Torch-free."""

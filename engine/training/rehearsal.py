@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engine.training import checkpoints, memory
 
 if TYPE_CHECKING:
+    from engine.training.saving import Gathered
     from engine.training.trainer import Steered
 
 FOLDER = ".step-rehearsal"
@@ -84,14 +85,13 @@ def _evaluate(trainer: Steered) -> None:
 def _save(trainer: Steered) -> None:
     """A whole checkpoint, written and read back by rank 0. A full disk pauses the run here, before anything is at stake."""
     trainer.voice.phase("rehearsing", "a checkpoint")
-    snapshots = trainer.ranks.gather(trainer.snapshot())
-    while trouble := trainer.ranks.broadcast(_written_and_read(trainer, snapshots)):
+    while trouble := trainer.ranks.broadcast(_written_and_read(trainer, trainer.gathered())):
         trainer._pause(trainer.state.global_step, trouble)
         if trainer._stopping:
             return
 
 
-def _written_and_read(trainer: Steered, snapshots: list[dict[str, Any]]) -> str:
+def _written_and_read(trainer: Steered, gathered: Gathered) -> str:
     """By rank 0; returns why there is no room."""
     import torch
 
@@ -99,7 +99,7 @@ def _written_and_read(trainer: Steered, snapshots: list[dict[str, Any]]) -> str:
         return ""
     folder = trainer.job.run.checkpoints / FOLDER
     try:
-        checkpoints.write(folder, lambda place: trainer._fill(place, snapshots))
+        checkpoints.write(folder, lambda place: trainer._fill(place, gathered))
         checkpoints.read_back(folder, trainer.model, trainer.profile.model.dtype)
         torch.load(folder / checkpoints.TRAINER / "optimizer.pt", map_location="cpu", weights_only=True)
     except OSError as error:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def take_up(trainer: Any, folder: Path) -> str:
 
 
 def fingerprint(trainer: Any, step: int, snapshots: list[dict[str, Any]]) -> dict[str, Any]:
-    """What an exact resume must find again. Computed alike on every rank; cheap beside writing a checkpoint."""
+    """What an exact resume must find again. Computed on every rank alike; cheap beside writing a checkpoint."""
     import torch
 
     job = trainer.job
@@ -89,7 +89,7 @@ def fingerprint(trainer: Any, step: int, snapshots: list[dict[str, Any]]) -> dic
         "next batch": _batch_digest(trainer, step),
         "data": job.prepared.get("hash"),
         "weights": digest([p for p in trainer.model.parameters() if p.requires_grad]),
-        "optimiser": digest(_states(trainer.optimizer)),
+        "optimiser": _optimizer_digest(trainer),
         "schedule": trainer.lr_scheduler.last_epoch,
         "generators": [digest(snapshot["random"]) for snapshot in snapshots],
         "threads per rank": torch.get_num_threads(),
@@ -109,16 +109,22 @@ def _batch_digest(trainer: Any, step: int) -> str:
     return found.hexdigest()
 
 
-def _states(optimizer: Any) -> list[Any]:
-    """The states of all weights, in the optimiser's own order."""
-    inner = getattr(optimizer, "optimizer", optimizer)
-    return [inner.state.get(p) for group in inner.param_groups for p in group["params"]]
+def _optimizer_digest(trainer: Any) -> str:
+    """Of the states of all weights, in the optimiser's own order, whichever ranks hold them."""
+    inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    weights = (weight for group in inner.param_groups for weight in group["params"])
+    pieces = [b"".join(_pieces(inner.state.get(weight))) for weight in weights]
+    return _hashed(trainer.shares.together(pieces) if trainer.shares else pieces)
 
 
 def digest(content: Any) -> str:
     """A short hash of nested states: tensors by shape, dtype and some of their elements, all else whole."""
+    return _hashed(_pieces(content))
+
+
+def _hashed(pieces: Iterable[bytes]) -> str:
     found = hashlib.sha256()
-    for piece in _pieces(content):
+    for piece in pieces:
         found.update(piece)
     return found.hexdigest()[:16]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,16 @@ from engine.training.early_stopping import Patience
 from engine.training.ema import Averages
 from engine.training.obeying import Obeying
 from engine.training.overfitting import Overfitting
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a checkpoint holds of all ranks."""
+
+    snapshots: list[Any]
+    optimizer: dict[str, Any]
+    """Its `state_dict()`; on rank 0 alone where ranks share it."""
+    fingerprint: dict[str, Any]
 
 
 class Saving(Obeying):
@@ -82,9 +93,7 @@ class Saving(Obeying):
         if step == self.job.saved_step:
             return
         self.voice.phase("saving")
-        # In the middle of a step weights and optimiser are still those of its beginning; so must the generators be.
-        states = self.ranks.gather(self._opening or self.snapshot())
-        while trouble := self.ranks.broadcast(self._write_checkpoint(step, states)):
+        while trouble := self.ranks.broadcast(self._write_checkpoint(step, self.gathered())):
             self._pause(step, trouble)
             if self._stopping:
                 self._warn(
@@ -98,13 +107,23 @@ class Saving(Obeying):
             self.job.plots.draw(step)
         self.voice.phase("training")
 
-    def _write_checkpoint(self, step: int, states: list[Any]) -> str:
+    def gathered(self) -> Gathered:
+        """On every rank alike."""
+        # In the middle of a step weights and optimiser are still those of its beginning; so must the generators be.
+        snapshots = self.ranks.gather(self._opening or self.snapshot())
+        return Gathered(
+            snapshots,
+            self.shares.whole() if self.shares else self.optimizer.state_dict(),
+            resuming.fingerprint(self, self.state.global_step, snapshots),
+        )
+
+    def _write_checkpoint(self, step: int, gathered: Gathered) -> str:
         """By rank 0; returns why it could not be written."""
         if not self.ranks.first:
             return ""
         job, folder = self.job, self.job.run.checkpoint(step)
         try:
-            checkpoints.write(folder, lambda place: self._fill(place, states))
+            checkpoints.write(folder, lambda place: self._fill(place, gathered))
         except OSError as error:
             return f"disk low: the checkpoint cannot be written ({error.strerror or error})"
         job.checkpoints[step] = {k: v for k, v in self.results.get(step, {}).items() if v is not None}
@@ -126,7 +145,7 @@ class Saving(Obeying):
         )
         return ""
 
-    def _fill(self, folder: Path, states: list[Any]) -> None:
+    def _fill(self, folder: Path, gathered: Gathered) -> None:
         import torch
 
         job = self.job
@@ -135,14 +154,14 @@ class Saving(Obeying):
         (folder / "lock.json").write_text(job.lock_text(self.profile))
         inner = folder / checkpoints.TRAINER
         inner.mkdir()
-        torch.save(self.optimizer.state_dict(), inner / "optimizer.pt")
+        torch.save(gathered.optimizer, inner / "optimizer.pt")
         torch.save(self.lr_scheduler.state_dict(), inner / "scheduler.pt")
         if self.accelerator.scaler is not None:
             torch.save(self.accelerator.scaler.state_dict(), inner / "scaler.pt")
-        torch.save(states, inner / resuming.RANKS)
+        torch.save(gathered.snapshots, inner / resuming.RANKS)
         self.state.save_to_json(str(inner / "trainer_state.json"))
         steering.store(inner / steering.FILE, job.submitted, self.profile, job.skipped)
-        (inner / resuming.FILE).write_text(json.dumps(resuming.fingerprint(self, self.state.global_step, states)))
+        (inner / resuming.FILE).write_text(json.dumps(gathered.fingerprint))
         if job.masters:
             trained = {name: p.data for name, p in self.model.named_parameters() if p.requires_grad}
             torch.save(trained, inner / checkpoints.MASTERS)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.protocol.home import Home
-from engine.protocol.journal import Evaluation, read
+from engine.protocol.journal import Evaluation, Start, read
 from tests.cli.conftest import Cockpit
 from tests.training.harness import WORDS, make_model
 
@@ -46,6 +46,10 @@ def test_from_scratch(cockpit: Cockpit, bare_home: Home, name: str) -> None:
 @pytest.mark.slow
 def test_continued(cockpit: Cockpit, bare_home: Home, tmp_path: Path) -> None:
     base = make_model(tmp_path / "base")
-    run, values = _train(cockpit, bare_home, "pretrain-continued", f"model.base={base}", "data.max_length=64")
+    small = ("data.max_length=64", "launch.processes=2")
+    run, values = _train(cockpit, bare_home, "pretrain-continued", f"model.base={base}", *small)
+    assert "strategy: zero2" in run.profile.read_text()
+    (start,) = [entry for entry, _ in read(run.events) if isinstance(entry, Start)]
+    assert start.processes == 2
     assert 1 < values["eval/perplexity"] < WORDS + 4
     assert json.loads(run.prepared.read_text())["base"] == str(base)

@@ -2,6 +2,7 @@
 
 `oom:N`    each pass over more than N tokens runs out of memory, in the model's forward pass
 `oom:N:R`  the same on rank R alone
+`weigh`    nothing goes wrong; each rank leaves the number of elements that its optimiser holds in the run's `weighed-RANK.json`
 `save:S`, `evaluate:S`, `window:S`, `boundary:S`   kill -9 in the middle of saving, evaluating or computing after step S, or right at that boundary
 """
 
@@ -38,6 +39,20 @@ def run_out(tokens: int, rank: int | None = None) -> None:
     model.build = faulty
 
 
+def weigh() -> None:
+    from engine.training.trainer import Steered
+
+    end = Steered._end_if_done
+
+    def weighed(self: Any, step: int) -> None:
+        states = self.optimizer.state.values()
+        held = sum(value.numel() for state in states for value in state.values())
+        (self.job.run.path / f"weighed-{self.ranks.rank}.json").write_text(str(held))
+        end(self, step)
+
+    Steered._end_if_done = weighed  # type: ignore[method-assign]
+
+
 def kill(where: str, step: int) -> None:
     from engine.training import checkpoints
     from engine.training.held_out import HeldOut
@@ -71,6 +86,8 @@ if __name__ == "__main__":
     what, *numbers = os.environ["FAULT"].split(":")
     if what == "oom":
         run_out(*map(int, numbers))
+    elif what == "weigh":
+        weigh()
     else:
         kill(what, int(numbers[0]))
     os._exit(train.main())

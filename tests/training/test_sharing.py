@@ -1,0 +1,181 @@
+"""`launch.strategy: zero2`: the numbers of `ddp`, with the optimiser's states shared out between the ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.launchers.local import free_port
+from engine.protocol.journal import Start
+from engine.training import optimizers
+from engine.training.options import TrainingOptions
+from engine.training.shares import Shares, deal
+from tests.training.harness import Supervised, make_model
+
+FULL = (
+    "adapter={kind: none}",
+    "training.epochs=2",
+    "training.micro_batch=1",
+    "training.accumulation=2",
+    "training.weight_decay=0.1",
+    "training.max_grad_norm=0.5",
+    "training.ema={decay: 0.9}",
+    "checkpoint.every_steps=4",
+    "checkpoint.keep=20",
+    "launch.processes=2",
+)
+LOSSES = ("train/loss", "train/grad_norm", "train/learning_rate")
+
+
+def test_weights_are_dealt_by_size() -> None:
+    assert deal([1, 8, 3, 4, 2], 2) == [0, 0, 1, 1, 1]
+    assert deal([5, 5, 5], 4) == [0, 1, 2]  # the fourth has none
+    sizes = [size % 97 for size in range(1000)]
+    owners = deal(sizes, 8)
+    shares = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(8)]
+    assert max(shares) - min(shares) <= 1
+
+
+# ── one optimiser after another, on two ranks without a trainer ──────────────────────────────────────────────────────
+
+
+def _walk(weights: list[Any], optimizer: Any, steps: range) -> None:
+    """Gradients are the same on all ranks, as they are once they have been added up."""
+    import torch
+
+    for step in steps:
+        for index, weight in enumerate(weights):
+            weight.grad = None if step == 1 and index % 3 == 0 else torch.cos(weight.detach() * (step + 1) + index)
+        optimizer.step()
+
+
+def _made(name: str, folder: Path) -> tuple[list[Any], Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.model.norm.to(torch.bfloat16)  # weights of several dtypes
+    decayed = {name for name, weight in model.named_parameters() if weight.ndim == 2}
+    settings = TrainingOptions(optimizer=name, learning_rate=0.01, weight_decay=0.1)  # type: ignore[arg-type]
+    optimizer = optimizers.make(settings, model, decayed)
+    if optimizer is None:
+        arguments = TrainingArguments(output_dir="unused", optim=optimizers.OPTIMIZERS[name], use_cpu=True)
+        kind, extra = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        optimizer = kind(model.parameters(), **extra | {"lr": 0.01})
+    return [weight for group in optimizer.param_groups for weight in group["params"]], optimizer
+
+
+def _elements(optimizer: Any) -> int:
+    return sum(
+        value.numel() for state in optimizer.state.values() for value in state.values() if hasattr(value, "numel")
+    )
+
+
+def _compare(rank: int, port: int, folder: Path) -> None:
+    """On one of two ranks: each optimiser with and without shares; what was found is asserted here and fails the process."""
+    import torch
+
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    from engine.training import ranks as meeting
+
+    ranks = meeting.join("cpu")
+    for name in ("adamw", "adam", "sgd", "adafactor", "muon"):
+        alone, whole = _made(name, folder)
+        weights, optimizer = _made(name, folder)
+        shares = Shares(optimizer, ranks)
+        _walk(alone, whole, range(3))
+        _walk(weights, optimizer, range(3))
+        assert all(torch.equal(one, other) for one, other in zip(alone, weights, strict=True)), name
+        held, total = _elements(optimizer), _elements(whole)
+        assert abs(held - total / 2) < 0.1 * total or total == 0, (name, held, total)
+        assert ranks.sum([held]) == [total], name
+        state, file = shares.whole(), folder / f"{name}.pt"
+        if rank == 0:
+            expected = whole.state_dict()
+            torch.testing.assert_close(state["state"], expected["state"], rtol=0, atol=0)
+            assert state["param_groups"] == expected["param_groups"]
+            torch.save(state, file)
+        else:
+            assert state == {}
+        ranks.broadcast(None)
+        # Going on from the file: shared as before, and by one alone.
+        for shared in (True, False):
+            again, other = _made(name, folder)
+            for weight, kept in zip(again, weights, strict=True):
+                weight.data.copy_(kept.data)
+            if shared:
+                Shares(other, ranks).load(file)
+                assert _elements(other) == held, name
+            else:
+                other.load_state_dict(torch.load(file, weights_only=True))
+            _walk(again, other, range(3, 5))
+            if shared:
+                _walk(alone, whole, range(3, 5))
+            assert all(torch.equal(one, two) for one, two in zip(alone, again, strict=True)), (name, shared)
+
+
+@pytest.mark.slow
+def test_every_optimiser_moves_the_weights_alike_and_holds_its_half(tmp_path: Path) -> None:
+    import torch.multiprocessing as processes
+
+    folder = make_model(tmp_path / "model")
+    processes.spawn(_compare, (free_port(), folder), nprocs=2)
+    assert {file.stem for file in folder.glob("*.pt")} == {"adamw", "adam", "sgd", "adafactor", "muon"}
+
+
+# ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _weights(run: Supervised, step: int) -> bytes:
+    return (run.run.checkpoint(step) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_is_that_of_ddp_and_goes_on_exactly_with_any_number_of_processes(start_run) -> None:
+    import torch
+
+    whole = start_run("ddp", *FULL)
+    whole.train(processes=2)
+    run = start_run("zero2", *FULL, "launch.strategy=zero2")
+    run.start(processes=2, fault="window:6")
+    assert run.wait() != 0 and run.run.checkpoint_steps() == [4]
+    run.start(processes=2, fault="weigh")
+    assert run.wait() == 0, run.log()
+    assert [(entry.step, entry.resumed) for entry in run.entries(Start)] == [(0, ""), (4, "exact")]
+    for name in LOSSES:
+        assert run.series(name) == whole.series(name), name
+    assert max(whole.series("train/grad_norm").values()) > 0.5  # something was clipped
+    for step in whole.run.checkpoint_steps():
+        ours, theirs = (each.run.checkpoint(step) / "trainer" for each in (run, whole))
+        assert (ours / "fingerprint.json").read_bytes() == (theirs / "fingerprint.json").read_bytes()
+        found, wanted = (torch.load(folder / "optimizer.pt", weights_only=True) for folder in (ours, theirs))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        assert _weights(run, step) == _weights(whole, step)
+    last = whole.run.checkpoint_steps()[-1]
+    total = sum(value.numel() for state in wanted["state"].values() for value in state.values())
+    held = [json.loads((run.run.path / f"weighed-{rank}.json").read_text()) for rank in range(2)]
+    assert sum(held) == total and abs(held[0] - held[1]) < 0.05 * total
+
+    # With one process from a checkpoint of two, and with two under the other strategy.
+    for name, source, changes in (("one", run, ("launch.processes=1",)), ("shared", whole, ("launch.strategy=zero2",))):
+        other = start_run(name, *FULL, *changes)
+        target = other.run.checkpoint(8)
+        target.parent.mkdir()
+        source.run.checkpoint(8).rename(target)
+        other.run.events.write_bytes(source.run.events.read_bytes())
+        other.attempts = 2
+        other.train(processes=1 if name == "one" else 2)
+        (start,) = [entry for entry in other.entries(Start) if entry.attempt == 3]
+        assert start.step == 8
+        if name == "one":
+            assert "ranks 2 → 1" in start.resumed and "optimiser" not in start.resumed
+            assert other.run.checkpoint_steps()[-1] == other.entries(Start)[-1].max_steps
+        else:
+            assert start.resumed == "exact" and _weights(other, last) == _weights(whole, last)
