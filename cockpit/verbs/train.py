@@ -108,7 +108,8 @@ def _print_outcome(run: Run) -> None:
     for line in passed(document):
         print(line)
     for name, value in sorted(run.metrics.items()):
-        print(f"  {name:<28}{number(value)}")
+        if "." not in name:  # a part of another, such as one predicate's
+            print(f"  {name:<28} {number(value)}")
     for name, value in document.get("prepared", {}).items():
         if value is not None:
             print(f"  {name.replace('_', ' '):<28}{_of_service(value) if name == 'expanded' else value}")
