@@ -239,7 +239,11 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
         chart.annotate(marks(told), bounds(told))
         evaluated = evaluation(told)
         panel = self.query_one("#evaluation", Line)
-        title = f"evaluation · step {told.evaluations[-1]['step']:,}" if evaluated else "evaluation"
+        title = "evaluation"
+        if evaluated:
+            last = told.evaluations[-1]
+            rows = "test rows" if any(name.startswith("test/") for name in last["values"]) else "evaluation"
+            title = f"{rows} · step {last['step']:,}"
         if panel.border_title != title:  # setting it repaints the panel
             panel.border_title = title
         panel.show(table(evaluated) if evaluated else Content.styled("nothing measured yet", MUTED))

@@ -171,7 +171,7 @@ def facts(run: Run, told: RunTold) -> list[tuple[str, str | Content]]:
 
 
 def evaluation(told: RunTold, *, short: bool = False) -> list[tuple[str, str | Content]]:
-    """The last evaluation: each metric's name; its value, whether that is what it must be, and how it moved since the one before.
+    """The last evaluation, of held-out rows or at the end of test rows: each metric's name; its value, whether that is what it must be, and how it moved since the one before.
     `short` leaves out the bounds and the moves."""
     if not told.evaluations:
         return []
@@ -192,7 +192,7 @@ def evaluation(told: RunTold, *, short: bool = False) -> list[tuple[str, str | C
             moved = f" {'▲' if value > old else '▼'} {abs(value - old):.2g}"
         said = number(value) if value is not None else "not finite" if name in values else "–"
         verdict = verdicts.get(name, Content("")).pad_right(room - verdicts.get(name, Content("")).cell_length)
-        rows.append((name.removeprefix("eval/"), Content.assemble(f"{said:<6} ", verdict, moved)))
+        rows.append((name.removeprefix("eval/").removeprefix("test/"), Content.assemble(f"{said:<6} ", verdict, moved)))
     return rows
 
 

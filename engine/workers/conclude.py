@@ -56,8 +56,9 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     found = measure(stage.target.label, Wanted(), stage.home, stage.run.path, _Models(stage.home, watch), watch)
     values = {f"{GROUP}{name}": value for name, value in found["metrics"].items()}
     seconds = time.monotonic() - began
+    whole = {name: value for name, value in values.items() if "." not in name}  # not each predicate's share of one
     stage.journal.write(
-        Evaluation(attempt=stage.journal.attempt, step=stage.target.step or 0, values=values, seconds=seconds)
+        Evaluation(attempt=stage.journal.attempt, step=stage.target.step or 0, values=whole, seconds=seconds)
     )
     verdicts = report.conclude(stage.run, stage.profile, values)
     for verdict in verdicts:
