@@ -95,7 +95,8 @@ class Answer(Horizontal):
 
     @staticmethod
     def _alike(turn: Turn) -> bool:
-        return len(turn.replies) > 1 and alike([reply.text for reply in turn.replies])
+        texts = [reply.text for reply in turn.replies]
+        return len({*texts}) > 1 and alike(texts)
 
     def _mark(self) -> None:
         """What each reply is compared with: the first, and of two the first with the second."""
@@ -103,7 +104,8 @@ class Answer(Horizontal):
             reply.hidden = self.hidden
             reply.note = branch(self.place) if not at and self.place[1] > 1 else ""
             other = 0 if at else 1 if len(self.replies) == 2 else None
-            shown = bool(self.marked) and other is not None
+            reply.lined = bool(self.marked)
+            shown = reply.lined and other is not None
             reply.against = self.replies[other].text if shown and other is not None else None
 
     async def mark(self, marked: bool) -> None:

@@ -53,6 +53,8 @@ class Reply(Vertical):
         self.raw = False
         self.against: str | None = None
         """The reply that differences are marked against; None: none are."""
+        self.lined = False
+        """Whether it is shown as lines of text, since differences are marked in this reply or in those beside it."""
         self.hidden = False
         """Whether figures would tell whose reply it is."""
         self.note = ""
@@ -123,7 +125,7 @@ class Reply(Vertical):
             streamed, self.answered, self.text = self.text, answered, answered.text
         found = self._shape()
         plain = found.kind == "text" and not found.thinking and self._log is None and answered.text == streamed
-        if plain and answered.text.strip() and not self.raw and self.against is None:
+        if plain and answered.text.strip() and not (self.raw or self.lined):
             self._facts()  # it stands there already
         else:
             await self.look()
@@ -151,7 +153,9 @@ class Reply(Vertical):
             thought = f"{self.answered.thinking}\n\n" if self.answered.thinking else ""
             said = Content(text) if text else Content.styled("(an empty reply)", "$foreground-muted")
             shown = [Static(Content.assemble((thought, "$foreground-muted"), said))]
-        elif self.against is not None:
+        elif self.lined and self.against in (None, text):
+            shown = [Static(Content(indented(text)))]
+        elif self.lined and self.against is not None:
             # Long replies take a while to compare: off the loop.
             marked, self._moved = await asyncio.to_thread(compared, indented(self.against), indented(text))
             shown = [Static(marked if text else Content.styled("(an empty reply)", "$foreground-muted"))]

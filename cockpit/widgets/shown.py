@@ -20,6 +20,8 @@ from textual.widgets.tree import TreeNode
 from cockpit.shapes import TRIPLE, Shape
 
 GAP = 2
+NARROW = 40
+"""Cells below which a table has no columns."""
 LEAST = 8
 """Cells that a column of a table keeps, however narrow the screen."""
 DEEP = 2
@@ -83,7 +85,10 @@ class Triples(Static):
 
 
 def table(rows: Sequence[dict[str, Any]], width: int) -> Content:
-    """Triples in columns that wrap, in at most `width` cells, and how many there are."""
+    """Triples in columns that wrap, in at most `width` cells, and how many there are; where columns have no room, one below the other."""
+    count = Content.styled(f"{len(rows)} triple{'s'[: len(rows) != 1]}", MUTED)
+    if width < NARROW:
+        return Content("\n").join([line for row in rows for line in _stacked(row, width)] + [count])
     cells = [[_cell(row, key) for key in TRIPLE] for row in rows]
     heads = [Content.styled(key, "bold $accent") for key in TRIPLE]
     room = width - GAP * (len(heads) - 1)
@@ -94,8 +99,15 @@ def table(rows: Sequence[dict[str, Any]], width: int) -> Content:
     for number, row in enumerate(cells):
         lines += [Content("")] if tall and number else []
         lines += _set(row, widths)
-    count = Content.styled(f"{len(rows)} triple{'s'[: len(rows) != 1]}", MUTED)
     return Content("\n").join([*lines, count])
+
+
+def _stacked(row: dict[str, Any], width: int) -> list[Content]:
+    """A triple in a narrow place: its subject, below it indented what is said of it."""
+    lines = _cell(row, "subject").wrap(width)
+    for key in ("predicate", "object"):
+        lines += [Content.assemble("  ", line) for line in _cell(row, key).wrap(max(1, width - 2))]
+    return [line.rstrip() for line in lines]
 
 
 def _cell(row: dict[str, Any], key: str) -> Content:
