@@ -53,7 +53,7 @@ def test_all_problems_are_told_at_once_each_with_line_and_column() -> None:
         "bad.yaml:13:40 launch.devices.1: must be a valid integer, not 'x'",
         "bad.yaml:14:1 trainig: unknown section, did you mean training?",
         f"bad.yaml:15:10 method.kind: must be one of {', '.join(METHODS)}, not 'sftt', did you mean sft?",
-        "bad.yaml:16:14 evaluation.task: must be one of triples, not 'triplez'",
+        "bad.yaml:16:14 evaluation.task: must be one of triples, thought_graph, not 'triplez'",
     ]
 
 
