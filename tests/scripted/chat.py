@@ -1,6 +1,7 @@
 """A chat worker without a model: it answers with all that was said so far, a word at a time.
 
-The target `broken` cannot be loaded, the message `long` is answered until it is cancelled, `fail` is not answered but by `model-2`, and a message of `SHAPES` with what it names.
+The target `broken` cannot be loaded, the message `long` is answered until it is cancelled, `fail` is not answered but by `model-2`, `fill` takes
+more memory than there is, and a message of `SHAPES` with what it names.
 Every other target than the first answers `other` where it said `said`.
 """
 
@@ -60,6 +61,8 @@ def generate(question: Instruction) -> None:
     if messages[-1]["content"] == "fail" and target != "model-2":
         link.answer(question, problem=Problem(title="The model failed", cause="as it was told to"))
         return
+    if messages[-1]["content"] == "fill":
+        bytearray(1 << 60)
     text = " | ".join(message["content"] for message in messages)
     text = SHAPES.get(messages[-1]["content"], " ".join(text.split()))
     if target.endswith("-2"):

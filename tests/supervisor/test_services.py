@@ -59,6 +59,18 @@ def test_the_kernel_ends_a_service_before_a_run(engine: Engine) -> None:
     assert all(score(process.pid) < 800 for process in engine.processes(run))
 
 
+def test_a_chat_out_of_memory_leaves_a_run_alone(engine: Engine) -> None:
+    run = engine.submit(steps=10_000)
+    engine.wait_step(run, 2)
+    service = engine.client.request("service_open", OpenService(kind="chat")).id
+    messages = {"messages": [{"role": "user", "content": "fill"}]}
+    with Client(engine.home, start=False) as client, pytest.raises(ProblemError, match=r"chat|status|memory"):
+        client.ask(Ask(service=service, request="r", question="generate", arguments=messages), lambda event: None)
+    now = engine.show(run).run
+    assert now.state == "running"
+    engine.wait_step(run, now.step + 5)
+
+
 def test_a_run_that_trains_is_asked_like_a_service(engine: Engine) -> None:
     run = engine.submit(steps=10_000)
     engine.wait_step(run, 3)
