@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_OPERATIONS = {"cpu": 2e10}
+_OPERATIONS = {"cpu": 8e9}
 """What a layer may compute before one asks again: a tenth of a second on two slow cores."""
 _OPERATIONS_ELSEWHERE = 1e13
 
