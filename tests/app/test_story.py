@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from cockpit.shapes import NEW, compared
 from cockpit.state import RunTold, take
 from cockpit.steering import TITLES, meaning, value_of
 from cockpit.story import Answered, advice, held, marks, probes, rows_of, samples, settings, standing, way_back, written
 from cockpit.widgets.history import lines
 from cockpit.widgets.panels import bounds, evaluation
-from cockpit.shapes import NEW, compared
 from cockpit.widgets.replies import told_of_probe
 from engine.protocol.settable import SETTABLE
 from tests.app.fake import bad_batch, demo_run, entries, ledger
