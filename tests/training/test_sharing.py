@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from engine.training import optimizers
 from engine.training.options import TrainingOptions
 from engine.training.shares import Shares, deal
 from tests.training.harness import Supervised, make_model
+from tests.training.here import Here, at
 
 FULL = (
     "adapter={kind: none}",
@@ -138,7 +141,9 @@ def _weights(run: Supervised, step: int) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_run_is_that_of_ddp_and_goes_on_exactly_with_any_number_of_processes(start_run) -> None:
+def test_a_run_is_that_of_ddp_and_goes_on_exactly(
+    start_run: Callable[..., Supervised], tmp_path: Path, prepared: dict[str, Any]
+) -> None:
     import torch
 
     whole = start_run("ddp", *FULL)
@@ -151,7 +156,7 @@ def test_a_run_is_that_of_ddp_and_goes_on_exactly_with_any_number_of_processes(s
     assert [(entry.step, entry.resumed) for entry in run.entries(Start)] == [(0, ""), (4, "exact")]
     for name in LOSSES:
         assert run.series(name) == whole.series(name), name
-    assert max(whole.series("train/grad_norm").values()) > 0.5  # something was clipped
+    assert any(norm and norm > 0.5 for norm in whole.series("train/grad_norm").values())  # something was clipped
     for step in whole.run.checkpoint_steps():
         ours, theirs = (each.run.checkpoint(step) / "trainer" for each in (run, whole))
         assert (ours / "fingerprint.json").read_bytes() == (theirs / "fingerprint.json").read_bytes()
@@ -163,19 +168,13 @@ def test_a_run_is_that_of_ddp_and_goes_on_exactly_with_any_number_of_processes(s
     held = [json.loads((run.run.path / f"weighed-{rank}.json").read_text()) for rank in range(2)]
     assert sum(held) == total and abs(held[0] - held[1]) < 0.05 * total
 
-    # With one process from a checkpoint of two, and with two under the other strategy.
-    for name, source, changes in (("one", run, ("launch.processes=1",)), ("shared", whole, ("launch.strategy=zero2",))):
-        other = start_run(name, *FULL, *changes)
-        target = other.run.checkpoint(8)
-        target.parent.mkdir()
-        source.run.checkpoint(8).rename(target)
-        other.run.events.write_bytes(source.run.events.read_bytes())
-        other.attempts = 2
-        other.train(processes=1 if name == "one" else 2)
-        (start,) = [entry for entry in other.entries(Start) if entry.attempt == 3]
-        assert start.step == 8
-        if name == "one":
-            assert "ranks 2 → 1" in start.resumed and "optimiser" not in start.resumed
-            assert other.run.checkpoint_steps()[-1] == other.entries(Start)[-1].max_steps
-        else:
-            assert start.resumed == "exact" and _weights(other, last) == _weights(whole, last)
+    # And one process alone takes up what two have left.
+    alone = Here(tmp_path, "one", prepared, *FULL)
+    shutil.copytree(run.run.checkpoint(8), alone.run.checkpoint(8))
+    shutil.copy(run.run.events, alone.run.events)
+    alone.attempts = 2
+    alone.train("launch.processes=1", "launch.strategy=zero2", f"training.max_steps={last}", orders=at(10, "stop"))
+    start = alone.entries(Start)[-1]
+    assert (start.step, start.processes) == (8, 1)
+    assert "ranks 2 → 1" in start.resumed and "read back differs" not in start.resumed
+    assert alone.run.checkpoint_steps() == [8, 10]
