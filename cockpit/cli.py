@@ -236,7 +236,9 @@ VERBS = (
         (
             TARGET,
             option("--prompt", metavar="T", help="ask this once and leave"),
-            option("--hot", action="store_true", help="a run while it trains: its newest weights answer, and it goes on"),
+            option(
+                "--hot", action="store_true", help="a run while it trains: its newest weights answer, and it goes on"
+            ),
             SYSTEM,
             *SAMPLING,
         ),
