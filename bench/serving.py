@@ -1,7 +1,6 @@
 """Sixteen requests at a time to `cockpit serve`, over the same prompts through `model.generate` one after the other, as a script would do it.
 
-The embedded model, greedy, 64 tokens a reply, in float32 on both sides where there is no GPU (there it serves in float32 what is stored in bfloat16,
-since such CPUs compute bfloat16 more slowly), else in bfloat16. The server is a process of its own, spoken to by the `openai` client over HTTP, streaming;
+The embedded model, greedy, 64 tokens a reply, in float32 on both sides where there is no GPU, else in bfloat16. The server is a process of its own, spoken to by the `openai` client over HTTP, streaming;
 while one side works the other rests. Rounds alternate. transformers' own continuous batching (`generate_batch`) runs beside both.
 
     python -m bench.serving
@@ -44,11 +43,14 @@ def main() -> None:
 
     folder = pull(MODEL, Home.locate().create(), lambda *_: None)
     on_gpu = torch.cuda.is_available()
-    plain = Plain(folder, "bfloat16" if on_gpu else "float32", "cuda" if on_gpu else "cpu")
+    dtype = "bfloat16" if on_gpu else "float32"
+    plain = Plain(folder, dtype, "cuda" if on_gpu else "cpu")
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "models").mkdir()
         (Path(home) / "models" / MODEL).symlink_to(folder)
-        address = json.loads(_cockpit(home, "serve", MODEL, "--port", "0", "--detach", "--json"))["address"]
+        address = json.loads(_cockpit(home, "serve", MODEL, "--dtype", dtype, "--port", "0", "--detach", "--json"))[
+            "address"
+        ]
         try:
             asyncio.run(_asked(address))  # what is done once: kernels, pages
             plain.loop(2)
