@@ -13,10 +13,8 @@ import pytest
 
 from engine.launchers.local import free_port
 from engine.protocol.journal import Start
-from engine.training import optimizers
-from engine.training.options import TrainingOptions
 from engine.training.shares import Shares, deal
-from tests.training.harness import Supervised, make_model
+from tests.training.harness import Supervised
 from tests.training.here import Here, at
 
 FULL = (
@@ -56,20 +54,29 @@ def _walk(weights: list[Any], optimizer: Any, steps: range) -> None:
         optimizer.step()
 
 
-def _made(name: str, folder: Path) -> tuple[list[Any], Any]:
+def _made(name: str) -> tuple[list[Any], Any]:
+    """Weights of several shapes and dtypes, the same every time, and their optimiser."""
     import torch
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+    from transformers.optimization import Adafactor
 
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    model.model.norm.to(torch.bfloat16)  # weights of several dtypes
-    decayed = {name for name, weight in model.named_parameters() if weight.ndim == 2}
-    settings = TrainingOptions(optimizer=name, learning_rate=0.01, weight_decay=0.1)  # type: ignore[arg-type]
-    optimizer = optimizers.make(settings, model, decayed)
-    if optimizer is None:
-        arguments = TrainingArguments(output_dir="unused", optim=optimizers.OPTIMIZERS[name], use_cpu=True)
-        kind, extra = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-        optimizer = kind(model.parameters(), **extra | {"lr": 0.01})
-    return [weight for group in optimizer.param_groups for weight in group["params"]], optimizer
+    from engine.training.muon import MuonAdamW
+
+    torch.manual_seed(0)
+    shapes: list[tuple[int, ...]] = [(64, 32), (32, 32), (32, 64), (48, 32), (32,), (32,), (64, 32), (32, 40), (5, 1)]
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    weights.append(torch.nn.Parameter(torch.randn(32, dtype=torch.bfloat16)))
+    groups: list[dict[str, Any]] = [
+        {"params": weights[:4], "weight_decay": 0.1, "matrices": True},
+        {"params": weights[4:], "weight_decay": 0.0, "matrices": False},
+    ]
+    made: dict[str, Callable[[], Any]] = {
+        "adamw": lambda: torch.optim.AdamW(groups, lr=0.01, fused=True),
+        "adam": lambda: torch.optim.Adam(groups, lr=0.01),
+        "sgd": lambda: torch.optim.SGD(groups, lr=0.01),
+        "adafactor": lambda: Adafactor(groups, lr=0.01, scale_parameter=False, relative_step=False),
+        "muon": lambda: MuonAdamW(groups, 0.01),
+    }
+    return weights, made[name]()
 
 
 def _elements(optimizer: Any) -> int:
@@ -90,14 +97,14 @@ def _compare(rank: int, port: int, folder: Path) -> None:
 
     ranks = meeting.join("cpu")
     for name in ("adamw", "adam", "sgd", "adafactor", "muon"):
-        alone, whole = _made(name, folder)
-        weights, optimizer = _made(name, folder)
+        alone, whole = _made(name)
+        weights, optimizer = _made(name)
         shares = Shares(optimizer, ranks)
         _walk(alone, whole, range(3))
         _walk(weights, optimizer, range(3))
         assert all(torch.equal(one, other) for one, other in zip(alone, weights, strict=True)), name
         held, total = _elements(optimizer), _elements(whole)
-        assert abs(held - total / 2) < 0.1 * total or total == 0, (name, held, total)
+        assert abs(held - total / 2) < 0.15 * total or total == 0, (name, held, total)
         assert ranks.sum([held]) == [total], name
         state, file = shares.whole(), folder / f"{name}.pt"
         if rank == 0:
@@ -110,7 +117,7 @@ def _compare(rank: int, port: int, folder: Path) -> None:
         ranks.broadcast(None)
         # Going on from the file: shared as before, and by one alone.
         for shared in (True, False):
-            again, other = _made(name, folder)
+            again, other = _made(name)
             for weight, kept in zip(again, weights, strict=True):
                 weight.data.copy_(kept.data)
             if shared:
@@ -128,9 +135,8 @@ def _compare(rank: int, port: int, folder: Path) -> None:
 def test_every_optimiser_moves_the_weights_alike_and_holds_its_half(tmp_path: Path) -> None:
     import torch.multiprocessing as processes
 
-    folder = make_model(tmp_path / "model")
-    processes.spawn(_compare, (free_port(), folder), nprocs=2)
-    assert {file.stem for file in folder.glob("*.pt")} == {"adamw", "adam", "sgd", "adafactor", "muon"}
+    processes.spawn(_compare, (free_port(), tmp_path), nprocs=2)
+    assert {file.stem for file in tmp_path.glob("*.pt")} == {"adamw", "adam", "sgd", "adafactor", "muon"}
 
 
 # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
