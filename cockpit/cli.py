@@ -288,6 +288,7 @@ VERBS = (
             option("--constrained", action="store_true", help="let replies hold to the task's JSON schema"),
             option(
                 "--thresholds",
+                "--threshold",
                 action="append",
                 default=[],
                 metavar="T",

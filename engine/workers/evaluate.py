@@ -7,10 +7,7 @@ it has done by then is kept, and the same question goes on from there.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +17,8 @@ from engine.evaluation import evaluations, examine
 from engine.evaluation.examine import Wanted
 from engine.models.targets import Target
 from engine.protocol.home import Home
-from engine.protocol.messages import Instruction, Problem, ProblemError
 from engine.workers.link import Link
+from engine.workers.questions import Cancelled, Wording, attend, parser
 
 if TYPE_CHECKING:
     from engine.evaluation.scoring import Scorer
@@ -30,10 +27,6 @@ if TYPE_CHECKING:
 QUESTIONS = ("evaluate", "listed", "replies", "reply", "compare")
 _EVERY = 0.1
 """Seconds between two words of progress."""
-
-
-class Cancelled(Exception):
-    """The question is given up. No mistake of the user's: what was done until then is kept."""
 
 
 class Watch:
@@ -132,47 +125,21 @@ def _beside(out: str | None, target: str) -> str:
     return f"{out}-{examine.slug(target)}"
 
 
-def answer(worker: Evaluate, instruction: Instruction) -> None:
-    """Do what is asked and answer it, whatever happens."""
-    result, problem = None, None
-    try:
-        if instruction.name not in QUESTIONS:
-            raise ValueError(f"evaluate does not know {instruction.name!r}, only {', '.join(QUESTIONS)}")
-        worker.link.status("busy", detail=instruction.name)
-        result = getattr(worker, instruction.name)(instruction.arguments)
-    except Cancelled:
-        problem = Problem(title="Cancelled", hint="what was measured is kept; the same evaluation goes on from here")
-    except ProblemError as error:
-        problem = error.problem
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        problem = Problem(title="This cannot be evaluated", cause=str(error), traceback=traceback.format_exc())
-    except (RuntimeError, MemoryError) as error:
-        problem = Problem(
-            title="The evaluation failed",
-            cause=str(error).strip().partition("\n")[0] or type(error).__name__,
-            hint="what was measured is kept; the same evaluation goes on from there",
-            traceback=traceback.format_exc(),
-        )
-    worker.cancelled.discard(instruction.arguments.get("request", ""))
-    worker.link.status("ready")
-    worker.link.answer(instruction, result=result, problem=problem)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("--home", "--job", "--address"):
-        parser.add_argument(name, required=True)
-    parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--options", type=json.loads, default={})
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     cancelled: set[str] = set()
     link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
     worker = Evaluate(link, Home.locate(arguments.home), cancelled)
-    link.status("ready")
-    while True:
-        link.arrived.wait()
-        for instruction in link.instructions():
-            answer(worker, instruction)
+    attend(
+        link,
+        cancelled,
+        {name: getattr(worker, name) for name in QUESTIONS},
+        Wording(
+            "This cannot be evaluated",
+            "The evaluation failed",
+            "what was measured is kept; the same evaluation goes on from there",
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-import traceback
 from typing import Any
 
 from engine.protocol.home import Home
-from engine.protocol.messages import Instruction, Problem, ProblemError
 from engine.workers.link import Link
+from engine.workers.questions import Cancelled, Wording, attend, parser
 
 _EVERY = 0.2
 """Seconds between two words on one stage."""
-
-
-class Cancelled(Exception):
-    """The question is given up; what is done is kept."""
 
 
 class Generate:
@@ -49,56 +45,36 @@ class Generate:
         return found
 
 
-def answer(service: Generate, instruction: Instruction) -> None:
-    """Do what is asked and answer it, whatever happens."""
-    result, problem = None, None
-    try:
-        if instruction.name != "generate":
-            raise ValueError(f"generate does not know {instruction.name!r}, only generate")
-        result = service.generate(instruction.arguments)
-    except Cancelled as told:
-        problem = Problem(title="Cancelled", cause=str(told), hint="the same command goes on from there")
-    except ProblemError as error:
-        problem = error.problem
-    except (ValueError, KeyError, TypeError) as error:
-        problem = Problem(title="This cannot be generated", cause=str(error))
-    except (OSError, RuntimeError, MemoryError) as error:
-        print(traceback.format_exc(), flush=True)
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        problem = Problem(
-            title="Generation failed",
-            cause=cause,
-            hint="what is done is kept: the same command goes on, with a smaller --batch-size when memory was short",
-            traceback=traceback.format_exc(),
-        )
-    service.cancelled.discard(instruction.arguments.get("request", ""))
-    service.link.status("ready")
-    service.link.answer(instruction, result=result, problem=problem)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--home", required=True)
-    for name in ("--job", "--address", "--device"):
-        parser.add_argument(name, default="")
-    parser.add_argument("--attempt", type=int, default=1)
-    parser.add_argument("--options", type=json.loads, default={})
-    parser.add_argument("--share", type=json.loads)
-    arguments = parser.parse_args()
-    home = Home.locate(arguments.home)
-    if arguments.share:
-        from engine.inference.bulk import devices
-
-        devices.share(home, arguments.share, arguments.device)
+    if "--share" in sys.argv:
+        share()
         return
+    arguments = parser().parse_args()
     cancelled: set[str] = set()
     link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
-    service = Generate(link, home, cancelled)
-    link.status("ready")
-    while True:
-        link.arrived.wait()
-        for instruction in link.instructions():
-            answer(service, instruction)
+    service = Generate(link, Home.locate(arguments.home), cancelled)
+    attend(
+        link,
+        cancelled,
+        {"generate": service.generate},
+        Wording(
+            "This cannot be generated",
+            "Generation failed",
+            "what is done is kept: the same command goes on, with a smaller --batch-size when memory was short",
+        ),
+    )
+
+
+def share() -> None:
+    """One device's part of a question."""
+    from engine.inference.bulk import devices
+
+    made = argparse.ArgumentParser()
+    made.add_argument("--home", required=True)
+    made.add_argument("--device", default="")
+    made.add_argument("--share", type=json.loads)
+    arguments = made.parse_args()
+    devices.share(Home.locate(arguments.home), arguments.share, arguments.device)
 
 
 if __name__ == "__main__":
