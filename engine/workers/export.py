@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +12,12 @@ import msgspec
 
 from engine.models import targets
 from engine.protocol.home import Home
-from engine.protocol.messages import Instruction, Problem, ProblemError
 from engine.workers.link import Link
+from engine.workers.questions import Cancelled, Wording, attend, parser
 
 _EVERY = 0.2
 """Seconds between two words on one stage."""
 DTYPES = ("bfloat16", "float16", "float32")
-
-
-class Cancelled(Exception):
-    """The one who asked does not want it any more."""
 
 
 class Export:
@@ -71,44 +64,13 @@ class Export:
         }
 
 
-def answer(service: Export, instruction: Instruction) -> None:
-    """Do what is asked and answer it, whatever happens."""
-    result, problem = None, None
-    try:
-        if instruction.name != "export":
-            raise ValueError(f"export does not know {instruction.name!r}, only export")
-        result = service.export(instruction.arguments)
-    except Cancelled:
-        problem = Problem(title="Cancelled")
-    except ProblemError as error:
-        problem = error.problem
-    except (ValueError, KeyError, TypeError) as error:
-        problem = Problem(title="This cannot be exported", cause=str(error))
-    except (OSError, RuntimeError, MemoryError) as error:
-        print(traceback.format_exc(), flush=True)
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        problem = Problem(title="The export failed", cause=cause, traceback=traceback.format_exc())
-    service.cancelled.discard(instruction.arguments.get("request", ""))
-    service.link.status("ready")
-    service.link.answer(instruction, result=result, problem=problem)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("--home", "--job", "--address"):
-        parser.add_argument(name, required=True)
-    parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--options", type=json.loads, default={})
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half written is removed on the way out
     cancelled: set[str] = set()
     link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
     service = Export(link, Home.locate(arguments.home), cancelled)
-    link.status("ready")
-    while True:
-        link.arrived.wait()
-        for instruction in link.instructions():
-            answer(service, instruction)
+    attend(link, cancelled, {"export": service.export}, Wording("This cannot be exported", "The export failed"))
 
 
 if __name__ == "__main__":
