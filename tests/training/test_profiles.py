@@ -96,7 +96,7 @@ def families(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> dict[st
 def test_profile(name: str, families: dict[str, Path], bare_home: Home, start_run) -> None:
     """As written, but for its base, its length in steps, and the cards that this machine has not."""
     changes = [f"model.base={families[FAMILIES[name]]}", *SHORT]
-    changes += ["launch.processes=2"] if name == "triples-8gpu" else []
+    changes += {"triples-8gpu": ["launch.processes=2"], "grpo": ["method.max_new_tokens=8"]}.get(name, [])
     settings = load(find(name), changes, bare_home)
     prepared = prepare(settings, bare_home, lambda *_: None)
     run = start_run(name, prepared=prepared, profile=settings.to_yaml().replace("{", "{{").replace("}", "}}"))
