@@ -99,10 +99,15 @@ async def on_screen(trained: Trained, size: tuple[int, int]) -> AsyncIterator[Pi
         yield pilot
 
 
-def assert_fills(pilot: Pilot[None]) -> None:
-    """Every row has the screen's width, where a panel scrolls and its content is longer than the screen."""
+def assert_wide(pilot: Pilot[None]) -> None:
+    """Every row has the screen's width, where a panel scrolls and its content may be longer than the screen."""
     strips = pilot.app.screen._compositor.render_strips()
     assert {sum(segment.cell_length for segment in strip) for strip in strips} == {pilot.app.size.width}
+
+
+def assert_fills(pilot: Pilot[None]) -> None:
+    """As `assert_wide`, with rows and reply side by side."""
+    assert_wide(pilot)
     assert pilot.app.screen.query_one("#rows").region.right <= pilot.app.screen.query_one("#reply").region.x
 
 
@@ -116,7 +121,7 @@ def engine_of(trained: Trained):
 @pytest.mark.parametrize("size", [HIGH, LOW])
 async def test_steps_replies_and_a_comparison(engine_of: Trained, size: tuple[int, int]) -> None:
     async with on_screen(engine_of, size) as pilot:
-        assert_fits(pilot)
+        assert_wide(pilot)
         text = shown(pilot)
         listing = pilot.app.screen.query_one("#list", DataTable)
         assert listing.row_count >= 2 and "train" in text and "★" in text
