@@ -40,6 +40,8 @@ def option(*flags: str, **settings: Any) -> Option:
     return Option(flags, settings)
 
 
+DTYPES, QUANTIZATIONS = ("bfloat16", "float16", "float32"), ("none", "nf4", "int8")
+
 RUN = option("run", metavar="RUN", help="a run's id, an unambiguous prefix of it, or `last`")
 PROFILE = option("profile", metavar="PROFILE", help="a YAML or JSON file, or the name of a built-in profile")
 SET = option("--set", metavar="K=V", action="append", default=[], dest="overrides", help="override one setting, e.g. training.epochs=2")  # fmt: skip
@@ -69,8 +71,8 @@ SAMPLING = (
     option("--no-repeat-ngram", type=int, metavar="N", help="no N tokens come in the same order twice"),
     option("--seed", type=int, metavar="N", help="seed of sampling"),
     option("--stop", metavar="T", action="append", help="a text before which a reply ends (repeatable)"),
-    option("--dtype", choices=("bfloat16", "float16", "float32"), help="to load it in (as trained, or stored)"),
-    option("--quantization", choices=("none", "nf4", "int8"), help="to load it in (as trained, or none)"),
+    option("--dtype", choices=DTYPES, help="to load it in (as trained, or stored)"),
+    option("--quantization", choices=QUANTIZATIONS, help="to load it in (as trained, or none)"),
 )  # fmt: skip
 
 RULE = option("--set", metavar="K=V", action="append", default=[], dest="overrides", help="a rule, e.g. clean.min_chars=20 or dedup.threshold=0.9")  # fmt: skip
@@ -313,8 +315,8 @@ VERBS = (
                 "--out", metavar="DIR", help="folder for the replies and their scores (in the run, else in the home)"
             ),
             option("--again", action="store_true", help="measure anew what was measured before"),
-            option("--dtype", choices=("bfloat16", "float16", "float32"), help="to load in (as trained)"),
-            option("--quantization", choices=("none", "nf4", "int8"), help="to load with (as trained)"),
+            option("--dtype", choices=DTYPES, help="to load in (as trained)"),
+            option("--quantization", choices=QUANTIZATIONS, help="to load with (as trained)"),
         ),
     ),
     Verb(
@@ -325,7 +327,7 @@ VERBS = (
             option("target", metavar="TARGET", help="a run, `last`, RUN@STEP, a folder, a catalogue name or a hub id"),
             option("--out", metavar="DIR", required=True, help="the folder to make; it must not exist, or be empty"),
             option("--adapter-only", action="store_true", help="the adapter alone, not merged into its base"),
-            option("--dtype", choices=("bfloat16", "float16", "float32"), help="of the weights (as trained)"),
+            option("--dtype", choices=DTYPES, help="of the weights (as trained)"),
             option(
                 "--gguf",
                 nargs="?",
@@ -373,8 +375,8 @@ VERBS = (
             option("--queue", type=int, metavar="N", help="replies that may wait for a place (128)"),
             option("--max-body", type=int, metavar="BYTES", dest="most_bytes", help="largest request (1048576)"),
             option("--timeout", type=float, metavar="SECONDS", dest="seconds", help="that a request may take (600)"),
-            option("--dtype", choices=("bfloat16", "float16", "float32"), help="to load it in (as trained or stored)"),
-            option("--quantization", choices=("none", "nf4", "int8"), help="to load it in (as trained)"),
+            option("--dtype", choices=DTYPES, help="to load it in (as trained or stored)"),
+            option("--quantization", choices=QUANTIZATIONS, help="to load it in (as trained)"),
             option("--backend", metavar="NAME", help="transformers, or vllm where it is installed (transformers)"),
             option("--detach", action="store_true", help="print the address and leave it running"),
             option("--stop", action="store_true", help="end a server; requests in flight have five seconds"),

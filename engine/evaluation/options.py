@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import field_validator
 
 from engine.evaluation.thresholds import parse
-from engine.prep.options import PriceOptions
+from engine.prep.options import ServiceOptions
 from engine.protocol.options import Options, option
 
 
@@ -19,14 +19,11 @@ class EarlyStoppingOptions(Options):
     min_delta: float = option(0.0, help="What a value must be better by to count.", ge=0)
 
 
-class JudgeOptions(Options):
+class JudgeOptions(ServiceOptions):
     """Points for replies from an OpenAI-compatible service."""
 
     SECTION: ClassVar[str] = "judge"
 
-    base_url: str = option("https://api.deepseek.com", help="Address of the service.")
-    model: str = option("deepseek-chat", help="The service's name of the model.")
-    api_key_env: str = option("DEEPSEEK_API_KEY", help="Variable that holds the key. Never the key itself.")
     rubric: dict[str, str] = option(
         {
             "opposition": "The standpoints truly contradict one another, and each is put as strongly as its defenders would put it.",
@@ -39,16 +36,6 @@ class JudgeOptions(Options):
     prompt: str | None = option(
         None, help="What the judge is asked, with {question}, {reply}, {reference} and {rubric}; none: by language."
     )
-    concurrency: int = option(4, help="Requests at one time.", ge=1)
-    temperature: float = option(0.0, help="Sampling temperature.", ge=0)
-    max_tokens: int = option(512, help="Longest answer.", unit="tokens", ge=1)
-    token_limit: int | None = option(None, help="Stop before this many tokens, prompts included.", unit="tokens", ge=1)
-    cost_limit: float | None = option(None, help="Stop before this cost, in the currency of `price`.", gt=0)
-    price: PriceOptions = option(PriceOptions(), help="What the service asks for.")
-    retries: int = option(
-        5, help="Times that a failed request is tried again; waiting for a rate limit is no try.", ge=0
-    )
-    timeout: float = option(120.0, help="Longest wait for an answer.", unit="seconds", gt=0)
 
     @field_validator("rubric")
     @classmethod

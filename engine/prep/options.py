@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -83,36 +83,27 @@ class PriceOptions(Options):
     output: float = option(0.0, help="Price of a million reply tokens.", ge=0)
 
 
-class ServiceOptions(Protocol):
-    """What is asked of any OpenAI-compatible service, whatever for. `SECTION` is where a profile says it."""
+class ServiceOptions(Options):
+    """What is said of any OpenAI-compatible service, whatever is asked of it. `SECTION` is where a profile says it."""
 
     SECTION: ClassVar[str]
 
-    @property
-    def base_url(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def api_key_env(self) -> str: ...
-    @property
-    def concurrency(self) -> int: ...
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def max_tokens(self) -> int: ...
-    @property
-    def token_limit(self) -> int | None: ...
-    @property
-    def cost_limit(self) -> float | None: ...
-    @property
-    def price(self) -> PriceOptions: ...
-    @property
-    def retries(self) -> int: ...
-    @property
-    def timeout(self) -> float: ...
+    base_url: str = option("https://api.deepseek.com", help="Address of the service.")
+    model: str = option("deepseek-chat", help="The service's name of the model.")
+    api_key_env: str = option("DEEPSEEK_API_KEY", help="Variable that holds the key. Never the key itself.")
+    concurrency: int = option(4, help="Requests at one time.", ge=1)
+    temperature: float = option(0.0, help="Sampling temperature.", ge=0)
+    max_tokens: int = option(512, help="Longest answer.", unit="tokens", ge=1)
+    token_limit: int | None = option(None, help="Stop before this many tokens, prompts included.", unit="tokens", ge=1)
+    cost_limit: float | None = option(None, help="Stop before this cost, in the currency of `price`.", gt=0)
+    price: PriceOptions = option(PriceOptions(), help="What the service asks for.")
+    retries: int = option(
+        5, help="Times that a failed request is tried again; waiting for a rate limit is no try.", ge=0
+    )
+    timeout: float = option(120.0, help="Longest wait for an answer.", unit="seconds", gt=0)
 
 
-class ExpandOptions(Options):
+class ExpandOptions(ServiceOptions):
     """New training rows from an OpenAI-compatible service."""
 
     SECTION: ClassVar[str] = "expand"
@@ -129,19 +120,8 @@ class ExpandOptions(Options):
     similarity: float = option(
         0.8, help="Jaccard similarity from which a new row is a duplicate of a seed or of another.", gt=0, le=1
     )
-    base_url: str = option("https://api.deepseek.com", help="Address of the service.")
-    model: str = option("deepseek-chat", help="The service's name of the model.")
-    api_key_env: str = option("DEEPSEEK_API_KEY", help="Variable that holds the key. Never the key itself.")
-    concurrency: int = option(4, help="Requests at one time.", ge=1)
     temperature: float = option(1.0, help="Sampling temperature.", ge=0)
     max_tokens: int = option(4096, help="Longest answer.", unit="tokens", ge=1)
-    token_limit: int | None = option(None, help="Stop before this many tokens, prompts included.", unit="tokens", ge=1)
-    cost_limit: float | None = option(None, help="Stop before this cost, in the currency of `price`.", gt=0)
-    price: PriceOptions = option(PriceOptions(), help="What the service asks for.")
-    retries: int = option(
-        5, help="Times that a failed request is tried again; waiting for a rate limit is no try.", ge=0
-    )
-    timeout: float = option(120.0, help="Longest wait for an answer.", unit="seconds", gt=0)
     seed: int = option(42, help="Seed of the choice of seed rows.")
 
 

@@ -8,10 +8,8 @@ here never hurts a run; after `idle_seconds` it gives the memory back and stays.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ from engine.models import targets
 from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError, Rank
 from engine.workers.link import Link
+from engine.workers.questions import parser
 
 if TYPE_CHECKING:
     from engine.inference.generate import Reply
@@ -184,12 +183,7 @@ def memory(rank: Rank) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("--home", "--job", "--address"):
-        parser.add_argument(name, required=True)
-    parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--options", type=json.loads, default={})
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     idle = float(arguments.options.get("idle_seconds", IDLE))
     cancelled: set[str] = set()
     link = Link(arguments.address, arguments.job, arguments.attempt, memory=memory, on_cancel=cancelled.add)

@@ -6,9 +6,7 @@ Questions: `start {…Settings}` answers where it listens; `follow {}` says `req
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +19,7 @@ from engine.models import targets
 from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError
 from engine.workers.link import Link
+from engine.workers.questions import parser
 
 if TYPE_CHECKING:
     from engine.inference.serving.running import Running
@@ -134,12 +133,7 @@ def serve(server: Serve, cancelled: set[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("--home", "--job", "--address"):
-        parser.add_argument(name, required=True)
-    parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--options", type=json.loads, default={})
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     cancelled: set[str] = set()
     link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
