@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from engine.evaluation import preferences
 from engine.evaluation.material import Material
@@ -16,17 +15,16 @@ BATCH = 8
 """Pairs of one forward pass."""
 
 
-class Scorer:
-    """A reward model in memory."""
+class PairScorer:
+    """A reward model that is asked which of two replies is worth more."""
 
     def __init__(self, target: Target, progress: Callable[[int, int], None]) -> None:
         """Raises ProblemError."""
         import torch
-        from peft import PeftModel
 
-        from engine.models import folders, tokenizers
+        from engine.inference.scorer import Scorer
+        from engine.models import folders
         from engine.models.options import ModelOptions
-        from engine.training import base
         from engine.training.devices import Device, cpu_compute
 
         stored = {"dtype": target.dtype or "float32", "quantization": target.quantization or "none"}
@@ -34,15 +32,9 @@ class Scorer:
         dtype = getattr(torch, options.dtype)
         name = devices.choose(devices.estimate(Path(target.base), options.dtype))
         device = Device(name, cpu_compute(dtype) if name == "cpu" else dtype, name)
-        model = base.load(target.base, options, device, progress, scores=True)
-        if target.adapter:
-            model = PeftModel.from_pretrained(model, target.adapter)
         lock.check_target(target)
         folder = target.folder if folders.has_tokenizer(target.folder) else Path(target.base)
-        self.tokenizer = tokenizers.load(folder)
-        model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.model = model.requires_grad_(False).eval()
-        self._device, self._compute = device, device.compute
+        self._scorer = Scorer(target.base, target.adapter, folder, options, device, progress)
 
     def pairs(
         self, material: Material, max_length: int, max_prompt: int | None
@@ -52,7 +44,7 @@ class Scorer:
         from engine.prep.tokenize import Counts
 
         counts = Counts()
-        replying = Replying(self.tokenizer, "pairs", max_length, max_prompt)
+        replying = Replying(self._scorer.tokenizer, "pairs", max_length, max_prompt)
         batch = replying(material.rows, counts)
         found: dict[int, dict[str, list[int]]] = {row: {} for row in batch.rows}
         for name, (values, lengths) in batch.columns.items():
@@ -64,24 +56,14 @@ class Scorer:
 
     def scores(self, pairs: dict[int, dict[str, list[int]]]) -> Iterator[dict[int, Tally]]:
         """The tallies of pairs, a batch at a time."""
-        import torch
-
-        from engine.training.preference.reward import collate
-
         order = sorted(pairs, key=lambda row: sum(map(len, pairs[row].values())))
         for start in range(0, len(order), BATCH):
             some = order[start : start + BATCH]
-            batch = collate([pairs[row] for row in some], self.model.config.pad_token_id)
-            asked = {name: batch[name].to(self._device.name) for name in ("input_ids", "attention_mask")}
-            with torch.no_grad(), self._autocast():
-                found = self.model(**asked, use_cache=False).logits.squeeze(-1).float().tolist()
+            replies = [
+                pairs[row]["prompt_ids"] + pairs[row][name] for name in ("chosen_ids", "rejected_ids") for row in some
+            ]
+            found = self._scorer.scores(replies)
             yield {
                 row: preferences.tally(chosen, rejected)
                 for row, chosen, rejected in zip(some, found[: len(some)], found[len(some) :], strict=True)
             }
-
-    def _autocast(self) -> Any:
-        import torch
-
-        enabled = self._compute != torch.float32
-        return torch.autocast(self._device.kind, dtype=self._compute if enabled else None, enabled=enabled)

@@ -13,7 +13,7 @@ from engine.evaluation.options import JudgeOptions
 from engine.models.targets import Target
 
 if TYPE_CHECKING:
-    from engine.evaluation.scoring import Scorer
+    from engine.evaluation.scoring import PairScorer
     from engine.inference.loaded import Loaded
 
 NEW_TOKENS = 256
@@ -48,7 +48,7 @@ class Models(Protocol):
 
     def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded: ...
 
-    def reward_model(self, target: Target) -> Scorer: ...
+    def reward_model(self, target: Target) -> PairScorer: ...
 
 
 class Watch(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,12 @@ class Device:
     @property
     def kind(self) -> str:
         return self.name.partition(":")[0]
+
+    def autocast(self) -> Any:
+        """What forward passes without the trainer are computed under. Not every back end has an autocast to be switched off."""
+        import torch
+
+        return nullcontext() if self.compute == torch.float32 else torch.autocast(self.kind, dtype=self.compute)
 
 
 def available() -> str:

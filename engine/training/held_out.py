@@ -67,7 +67,7 @@ class HeldOut:
         quicker = folded if self.job.profile.training.optimizations else nullcontext
         model.eval()
         try:
-            with torch.no_grad(), self._autocast(), ExitStack() as stack:
+            with torch.no_grad(), self.job.device.autocast(), ExitStack() as stack:
                 if trainer.foldable:
                     stack.enter_context(quicker(model))
                 values = self._loss(trainer, self._batches)
@@ -112,14 +112,6 @@ class HeldOut:
         """What replies are generated for: held-out rows first, then the probes."""
         return [*(messages for messages, _ in self._conversations), *self._probes]
 
-    def _autocast(self) -> Any:
-        import torch
-
-        device = self.job.device
-        if device.compute == torch.float32:
-            return nullcontext()  # not every back end has an autocast to be switched off
-        return torch.autocast(device.kind, dtype=device.compute)
-
     def rehearse(self, trainer: Any) -> None:
         """The longest rows, and two tokens after the longest prompt: what an evaluation needs at most, without what it tells."""
         import torch
@@ -128,7 +120,7 @@ class HeldOut:
         longest = sorted(self._asked, key=lambda asked: -sum(len(message["content"]) for message in asked))
         model.eval()
         try:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self.job.device.autocast():
                 self._loss(trainer, self._batches[-1:])
                 trainer.ordinary()
                 self._replies(model, longest[: self.job.ranks.world], 2)

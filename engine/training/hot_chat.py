@@ -12,7 +12,6 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -232,8 +231,6 @@ def _generate(talk: Talk, trainer: Any, began: float, given_up: Callable[[], boo
 
     said = {"text": "", "thinking": ""}
     device = trainer.job.device
-    # As `switches` and evaluation: not every back end has an autocast to be switched off.
-    autocast = nullcontext() if device.compute == torch.float32 else torch.autocast(device.kind, dtype=device.compute)
     start = time.perf_counter()
     late = start + READING
 
@@ -241,7 +238,7 @@ def _generate(talk: Talk, trainer: Any, began: float, given_up: Callable[[], boo
         return given_up() or time.perf_counter() > late
 
     # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
-    with torch.no_grad(), autocast:
+    with torch.no_grad(), device.autocast():
         model, cache, _ = soft_prompt.opened(trainer.model)
         read = Reader(model, cancelled)
         following = torch.tensor([talk.row.history], device=trainer.model.device)

@@ -27,7 +27,7 @@ from engine.workers.journalling import Journal
 from engine.workers.link import Link
 
 if TYPE_CHECKING:
-    from engine.evaluation.scoring import Scorer
+    from engine.evaluation.scoring import PairScorer
     from engine.inference.loaded import Loaded
 
 GROUP = "test/"
@@ -137,10 +137,10 @@ class _Models:
 
         return load(target, home=self._home, dtype=dtype, quantization=quantization, progress=self._watch)
 
-    def reward_model(self, target: Target) -> Scorer:
-        from engine.evaluation.scoring import Scorer
+    def reward_model(self, target: Target) -> PairScorer:
+        from engine.evaluation.scoring import PairScorer
 
-        return Scorer(target, lambda done, total: self._watch("loading", done, total))
+        return PairScorer(target, lambda done, total: self._watch("loading", done, total))
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ from engine.workers.link import Link
 from engine.workers.questions import Cancelled, Wording, attend, parser
 
 if TYPE_CHECKING:
-    from engine.evaluation.scoring import Scorer
+    from engine.evaluation.scoring import PairScorer
     from engine.inference.loaded import Loaded
 
 QUESTIONS = ("evaluate", "listed", "replies", "reply", "compare")
@@ -66,11 +66,11 @@ class Models:
         self._loaded = load(target, home=self._home, dtype=dtype, quantization=quantization, progress=self._told)
         return self._loaded
 
-    def reward_model(self, target: Target) -> Scorer:
+    def reward_model(self, target: Target) -> PairScorer:
         """Raises ProblemError."""
-        from engine.evaluation.scoring import Scorer
+        from engine.evaluation.scoring import PairScorer
 
-        return Scorer(target, lambda done, total: self._told("loading", done, total))
+        return PairScorer(target, lambda done, total: self._told("loading", done, total))
 
     def _told(self, stage: str, done: int, total: int) -> None:
         self._watch(stage, done, total)

@@ -1,0 +1,51 @@
+"""A reward model in memory: tokens to the number that they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.models import tokenizers
+from engine.models.options import ModelOptions
+from engine.training.base import Progress, load
+from engine.training.devices import Device
+
+
+class Scorer:
+    """Frozen, computing as the training of a reward model does on `device`."""
+
+    def __init__(
+        self,
+        base: str,
+        adapter: str | Path | None,
+        tokenizer: str | Path,
+        options: ModelOptions,
+        device: Device,
+        progress: Progress = lambda done, total: None,
+        *,
+        unpack: bool = True,
+    ) -> None:
+        """`tokenizer` is the folder of one; `options` and `unpack` are as for `base.load`. Raises ProblemError."""
+        from peft import PeftModel
+
+        model = load(base, options, device, progress, unpack=unpack, scores=True)
+        if adapter:
+            model = PeftModel.from_pretrained(model, adapter)
+        self.tokenizer = tokenizers.load(tokenizer)
+        model.config.pad_token_id = (
+            self.tokenizer.pad_token_id
+        )  # by which the class finds the last token, as in training
+        self.model, self._device = model.requires_grad_(False).eval(), device
+
+    def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Of token ids, all in one pass, in their order."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        rows = [torch.tensor(each, device=self._device.name) for each in sequences]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        masks = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        with torch.no_grad(), self._device.autocast():
+            found = self.model(input_ids=ids, attention_mask=masks, use_cache=False).logits[:, 0]
+        told: list[float] = found.float().tolist()
+        return told
