@@ -83,7 +83,7 @@ def _sides(folder: Path, dtype: str) -> tuple[Any, Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from engine.inference.loaded import load
+    from engine.inference.loaded_model import load
 
     ours = load(str(folder), dtype=dtype)
     ends, ours.stop_ids = ours.stop_ids, frozenset()
@@ -163,7 +163,7 @@ def adapters(folder: Path) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from engine.inference.loaded import load
+    from engine.inference.loaded_model import load
     from engine.models import targets
 
     with tempfile.TemporaryDirectory() as place:
@@ -208,7 +208,7 @@ def token_path() -> dict[str, float]:
 
 def through_the_engine(folder: Path) -> dict[str, float]:
     """What chatting through the engine adds to a token of the real model, over the same stream in one process."""
-    from engine.inference.loaded import load
+    from engine.inference.loaded_model import load
 
     loaded = load(str(folder))
     settings = {

@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 
 from bench.report import save
+from engine.config.profile import parse
 from engine.protocol.home import Home
 from engine.protocol.messages import Shutdown
-from engine.protocol.profile import parse
 from tests.scripted.bench import Engine
 from tests.training.harness import PROFILE, make_model, prepare
 
@@ -79,11 +79,11 @@ def _supervisor_seconds(step: float) -> float:
 
 def _steered(prepared: dict[str, Any], told: bool) -> tuple[float, float]:
     """Wall and CPU seconds of STEPS steps; without `told`, the library's loop with its boundary empty."""
+    from engine.protocol.worker_link import Link
     from engine.training import session
+    from engine.training.reporter import Voice
     from engine.training.steering import Inbox
     from engine.training.trainer import Steered
-    from engine.training.voice import Voice
-    from engine.workers.link import Link
 
     begun: list[tuple[float, float]] = []
     ended: list[tuple[float, float]] = []

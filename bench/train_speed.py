@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import save
-from engine.protocol import profile
+from engine.config import profile
 from engine.protocol.home import Home
 from engine.supervisor.processes import WORKER_DEFAULTS
 
@@ -121,11 +121,11 @@ class Clock:
 
 def measure_ours(_: str, prepared: dict[str, Any], steps: int, threads: int | None) -> dict[str, float]:
     """The training session itself, journal and all, evaluation and checkpoints out of the way."""
+    from engine.protocol.worker_link import Link
     from engine.training import session
+    from engine.training.reporter import Voice
     from engine.training.steering import Inbox
     from engine.training.trainer import Steered
-    from engine.training.voice import Voice
-    from engine.workers.link import Link
 
     clock = Clock()
     account = Steered._account
@@ -172,8 +172,8 @@ def measure_trl(side: str, prepared: dict[str, Any], steps: int, threads: int | 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from engine.inference.loaded import quantization_config
-    from engine.protocol.bundled import bundled
+    from engine.config.bundled import bundled
+    from engine.models.quantization import quantization_config
 
     if threads:
         torch.set_num_threads(threads)

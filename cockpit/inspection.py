@@ -9,9 +9,9 @@ from cockpit.profiles import ProfileFile
 from cockpit.yaml_edit import read
 
 if TYPE_CHECKING:
+    from engine.config.form import Field
+    from engine.config.profile import Issue, Profile
     from engine.protocol.home import Home
-    from engine.protocol.profile import Issue, Profile
-    from engine.protocol.profile_form import Field
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Inspection:
 
 def inspect(text: str, file: ProfileFile, home: Home) -> Inspection:
     """Read and check a profile's text. Takes milliseconds, the first time 0.2 s: call it off the loop."""
-    from engine.protocol.profile import SECTIONS, ProfileError, notes, parse  # pydantic: not before the first paint
-    from engine.protocol.profile_form import describe
+    from engine.config.form import describe
+    from engine.config.profile import SECTIONS, ProfileError, notes, parse  # pydantic: not before the first paint
 
     document = read(text)
     kinds = {}

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.protocol.bundled import bundled
+from engine.config.bundled import bundled
 from engine.protocol.home import Home
 
 DEMO = "triples-qlora"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.protocol.settable import check, help_of
+from engine.config.settable import check, help_of
 
 TITLES = {
     "training.learning_rate": "Learning rate",

@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 from engine.protocol.messages import Submit
 
 if TYPE_CHECKING:
-    from engine.protocol.profile import Profile
+    from engine.config.profile import Profile
 
 PASSED_PREFIXES = ("HF_", "HUGGING_FACE_", "MODELSCOPE_", "WANDB_", "NCCL_")
 PASSED_NAMES = frozenset({"CUDA_VISIBLE_DEVICES", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "FTP_PROXY", "NO_PROXY"})

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from engine.evaluation.triples import messages
+from engine.tasks.triples import messages
 
 ROWS = {"train": 400, "dev": 64, "test": 64}
 SEED = 20260

@@ -20,7 +20,7 @@ HEAVY = ("torch", "transformers", "datasets", "numpy", "pandas", "peft", "trl", 
         "cockpit.app",
         "engine.supervisor.__main__",
         "cockpit.cli, cockpit.verbs.train, cockpit.verbs.chat, cockpit.verbs.demo, cockpit.verbs.engine, cockpit.verbs.tools",
-        "engine.protocol.profile, engine.protocol.async_client",
+        "engine.config.profile, engine.protocol.async_client",
     ],
 )
 def test_no_training_library_is_loaded(modules: str) -> None:

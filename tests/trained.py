@@ -27,8 +27,8 @@ CHANGES = (
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, RunDirectory]]:
     """Its home and the finished run; one for all tests that look at it."""
+    from engine.config.profile import parse
     from engine.prep.prepare import prepare
-    from engine.protocol.profile import parse
     from tests.training.harness import PROFILE, Supervised, make_model
 
     tiny = make_model(tmp_path_factory.mktemp("tiny"))

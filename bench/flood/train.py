@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.protocol.journal import End, Metrics, Start, Writer
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 from tests.scripted.script import Script
 
 script = Script()

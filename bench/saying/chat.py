@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 
 PACE = 0.005
 

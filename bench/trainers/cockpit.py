@@ -20,16 +20,16 @@ def main() -> None:
     sys.path[:] = [
         place for place in sys.path if Path(place) != Path(__file__).parent
     ]  # this file has the package's name
+    from engine.config import profile
+    from engine.models.loss import PickedHead
+    from engine.prep.batching import Windows
     from engine.prep.prepare import prepare
-    from engine.protocol import profile
     from engine.protocol.home import Home
+    from engine.protocol.worker_link import Link
     from engine.training import session, supervised
-    from engine.training.loss import PickedHead
-    from engine.training.rows import Windows
+    from engine.training.reporter import Voice
     from engine.training.steering import Inbox
     from engine.training.trainer import Steered
-    from engine.training.voice import Voice
-    from engine.workers.link import Link
 
     text = json.dumps(
         {

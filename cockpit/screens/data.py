@@ -22,9 +22,9 @@ from cockpit.submit import keys
 from cockpit.widgets import row_view
 from cockpit.widgets.picker import Choice, Picker
 from cockpit.widgets.prompt import Prompt
+from engine.config.profile import ProfileError, parse
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
-from engine.protocol.profile import ProfileError, parse
 
 if TYPE_CHECKING:
     from cockpit.state import State

@@ -25,7 +25,7 @@ from cockpit.widgets.yaml_editor import YamlEditor
 from cockpit.yaml_edit import clear_value, set_value
 
 if TYPE_CHECKING:
-    from engine.protocol.profile import Issue
+    from engine.config.profile import Issue
 
 DEBOUNCE = 0.15
 """Seconds of rest in typing after which the text is checked."""

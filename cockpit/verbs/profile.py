@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cockpit.profiles import folder_of_own, profile_files
 from cockpit.verbs.output import emit, say, table
+from engine.config.form import schema as profile_schema
+from engine.config.profile import Profile, ProfileError, find, load, notes
 from engine.protocol.home import Home
-from engine.protocol.profile import Profile, ProfileError, find, load, notes
-from engine.protocol.profile_form import schema as profile_schema
 
 
 def locate(name: str, home: Home) -> Path:

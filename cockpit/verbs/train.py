@@ -14,6 +14,7 @@ from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, number, say, show_problem
 from cockpit.verbs.profile import load_profile
 from cockpit.verbs.runs import parse_changes
+from engine.config import stage_plan
 from engine.protocol import stages, states
 from engine.protocol.client import Client
 from engine.protocol.home import Home, RunDirectory
@@ -46,7 +47,7 @@ def start(kind: str, profile: str, overrides: list[str], options: argparse.Names
     message = submission(checked, kind, str(path), checked.checkpoint.output or "")
     if kind == "train":
         message.first = options.first or ""
-        say(f"{path.name} holds; its stages: {', '.join(stages.asked(checked))}")
+        say(f"{path.name} holds; its stages: {', '.join(stage_plan.asked(checked))}")
     with Client(home) as client:
         return _see_through(client, client.request("submit", message), options)
 

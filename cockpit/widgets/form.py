@@ -22,7 +22,7 @@ from textual.widgets.option_list import Option
 from cockpit.yaml_edit import flow, value_at
 
 if TYPE_CHECKING:
-    from engine.protocol.profile_form import Field
+    from engine.config.form import Field
 
 KEY_WIDTH = 22
 

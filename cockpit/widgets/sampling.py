@@ -12,7 +12,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widgets import Input, Select, Static
 
-from engine.protocol.sampling import PRESETS, SamplingOptions
+from engine.config.sampling import PRESETS, SamplingOptions
 
 LABELS = {
     "temperature": "temperature",

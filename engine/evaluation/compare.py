@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.evaluation import measures
-from engine.evaluation.measures import Tallies
+from engine.evaluation.metrics import registry
+from engine.evaluation.metrics.registry import Tallies
 
 RESAMPLES = 1000
 SHARE = 0.95
@@ -39,7 +39,7 @@ def compare(
     if not rows:
         raise ValueError("there is no row that both were measured on")
     sides = [_Sums([side[row] for row in rows]) for side in (first, second)]
-    values = [measures.metrics(side.of(numpy.ones((1, len(rows)))[0]), task) for side in sides]
+    values = [registry.metrics(side.of(numpy.ones((1, len(rows)))[0]), task) for side in sides]
     names = [name for name in values[0] if name in values[1]]
     generator = numpy.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in names}
@@ -47,7 +47,7 @@ def compare(
         count = min(_AT_ONCE, resamples - start)
         weights = generator.multinomial(len(rows), [1 / len(rows)] * len(rows), size=count)
         for times in weights:
-            pair = [measures.metrics(side.of(times), task) for side in sides]
+            pair = [registry.metrics(side.of(times), task) for side in sides]
             for name in names:
                 if name in pair[0] and name in pair[1]:
                     drawn[name].append(pair[1][name] - pair[0][name])
@@ -64,7 +64,7 @@ def compare(
             "low": low,
             "high": high,
             "beyond_noise": beyond,
-            "better": measures.direction(name) * (1 if difference > 0 else -1) if beyond else 0,
+            "better": registry.direction(name) * (1 if difference > 0 else -1) if beyond else 0,
         }
     return {"compared_rows": len(rows), "resamples": resamples, "differences": found}
 

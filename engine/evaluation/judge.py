@@ -14,12 +14,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.evaluation.options import JudgeOptions
-from engine.evaluation.words import script
-from engine.prep.expand import service
-from engine.prep.expand.asking import Asking
-from engine.prep.expand.budget import Budget, Usage, worst
-from engine.prep.expand.journal import Journal
+from engine.evaluation.metrics.words import script
+from engine.llm_api import client
+from engine.llm_api.budget import Budget, Usage, worst
+from engine.llm_api.journal import Journal
+from engine.llm_api.retries import Asking
+from engine.options.evaluation import JudgeOptions
 
 MOST = 5
 """Points."""
@@ -74,7 +74,7 @@ def judge(
     """Raises ProblemError: no key, a service that refuses or is out of order; ValueError for options that cannot be, and for a journal
     that was begun with other ones. What was answered until then is kept."""
     budget = Budget(options)
-    key = service.api_key(options)
+    key = client.api_key(options)
     settings = {name: getattr(options, name) for name in ("model", "rubric", "prompt", "temperature", "max_tokens")}
     with closing(Journal(journal, settings)) as asked:
         for used in asked.used:
@@ -100,7 +100,7 @@ async def _ask_all(
     if not waiting:
         return ""
     asking, going, stopped = Asking(options, journal, budget, seed=0), set[asyncio.Task[None]](), ""
-    async with service.Service(options, key) as connection:
+    async with client.Service(options, key) as connection:
         while going or (waiting and not asking.ending and not stopped):
             while waiting and len(going) < options.concurrency and not asking.ending:
                 text = prompt(waiting[0], options)

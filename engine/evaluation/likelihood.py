@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from engine.evaluation import tokens
-from engine.evaluation.material import Material
-from engine.evaluation.tallies import Tally
+from engine.evaluation.dataset import Material
+from engine.evaluation.metrics import tokens
 from engine.prep.formats.canonical import Canonical
+from engine.tasks.sufficient_stats import Tally
 
 if TYPE_CHECKING:
-    from engine.inference.loaded import Loaded
+    from engine.inference.loaded_model import Loaded
 
 BATCH_TOKENS = 4096
 """Tokens of one forward pass, padding included."""
@@ -74,9 +74,9 @@ def losses(
     """The tallies of rows, a batch at a time, the shortest rows first. `model` is in eval mode and stays as it is."""
     import torch
 
-    from engine.training.loss import PickedHead
-    from engine.training.rows import collate_padded
-    from engine.training.segments import Segments
+    from engine.models.loss import PickedHead
+    from engine.models.segments import Segments
+    from engine.prep.batching import collate_padded
 
     head = PickedHead(model, Segments())
     order = sorted(rows, key=lambda number: len(rows[number]["input_ids"]))

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation import evaluations
-from engine.evaluation.conclude import conclude
-from engine.evaluation.examine import slug
-from engine.evaluation.records import LOSSES, REPLIES, Record
-from engine.evaluation.wanted import Wanted, Watch, check
+from engine.evaluation import history
+from engine.evaluation.request import Wanted, Watch, check
+from engine.evaluation.results_store import LOSSES, REPLIES, Record
+from engine.evaluation.run import slug
+from engine.evaluation.summarize import conclude
 from engine.protocol.home import Home
 
 
@@ -51,7 +51,7 @@ def evaluate(path: Path, wanted: Wanted, home: Home, watch: Watch) -> dict[str, 
 
 def against(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """`other` with the comparison of the two; `result` is the second. Raises ValueError for replies to other references."""
-    return other | evaluations.compared(Path(other["directory"]), Path(result["directory"]))
+    return other | history.compared(Path(other["directory"]), Path(result["directory"]))
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine.inference.generate import Piece as Piece
     from engine.inference.generate import Reply as Reply
-    from engine.inference.loaded import Loaded as Loaded
-    from engine.inference.loaded import load as load
+    from engine.inference.loaded_model import Loaded as Loaded
+    from engine.inference.loaded_model import load as load
     from engine.inference.sampling import PRESETS as PRESETS
     from engine.inference.sampling import Sampling as Sampling
 
 FACE = {
-    "load": "engine.inference.loaded",
-    "Loaded": "engine.inference.loaded",
+    "load": "engine.inference.loaded_model",
+    "Loaded": "engine.inference.loaded_model",
     "Sampling": "engine.inference.sampling",
     "PRESETS": "engine.inference.sampling",
     "Piece": "engine.inference.generate",

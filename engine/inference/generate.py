@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.inference import soft_prompt
-from engine.inference.reading import Cancelled, Reader
+from engine.inference.detokenizer import Telling, behind_thinking, stop_tokens
+from engine.inference.prefill import Cancelled, Reader
 from engine.inference.sampling import Grammar, Row, Sampling, choose, opened
-from engine.inference.telling import Telling, behind_thinking, stop_tokens
 
 BATCH = 32
 """Rows decoded together: bounds the cache's memory."""

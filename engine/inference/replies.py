@@ -1,6 +1,6 @@
 """What is done to a generated reply before anybody sees it, as the models that ask for it were published: whole, and as it grows.
 
-A chat template names it (see `engine.models.declared`), so it goes with a checkpoint and with every adapter of it.
+A chat template names it (see `engine.models.template_metadata`), so it goes with a checkpoint and with every adapter of it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from engine.models.declared import declared
+from engine.models.template_metadata import declared
 
 _DATE = "[[训练时间]]"
 """What the models were trained to say for the time of their training."""

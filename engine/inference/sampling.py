@@ -12,14 +12,14 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from engine.protocol.sampling import PRESETS, SamplingOptions, preset
+from engine.config.sampling import PRESETS, SamplingOptions, preset
 
 __all__ = ["PRESETS", "Grammar", "Row", "Sampling", "choose", "opened", "sampling_of"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; `engine.protocol.sampling` says what the fields mean. `temperature` 0 is greedy: then top-k, top-p,
+    """How the next token is chosen; `engine.config.sampling` says what the fields mean. `temperature` 0 is greedy: then top-k, top-p,
     min-p and the seed say nothing. `schema` is a JSON schema that the reply fits."""
 
     max_new_tokens: int = 256

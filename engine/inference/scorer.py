@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.models import tokenizers
-from engine.models.options import ModelOptions
-from engine.training.base import Progress, load
-from engine.training.devices import Device
+from engine.models.base import Progress, load
+from engine.models.devices import Device
+from engine.options.model import ModelOptions
 
 
 class Scorer:

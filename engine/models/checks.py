@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.models import folders, scratch, targets
-from engine.models.options import ModelOptions
 from engine.models.targets import Target
+from engine.options.model import ModelOptions
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 
+VIRTUAL = ("prefix", "prompt")
+"""Adapters that put trained positions before a row. Losses on replies know nothing of such positions."""
 UNMERGEABLE = {
     "ADAPTION_PROMPT",
     "CPT",

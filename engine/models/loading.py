@@ -26,12 +26,12 @@ def pretrained(name: str, **arguments: Any) -> Any:
         raise _cannot(name, "; ".join(wrong))
     arguments.pop("trust_remote_code", None)
     if generation.number == 1:
-        from engine.models.glm import first
+        from engine.models.glm import chatglm_first
 
-        return first.load(name, generation, arguments)
-    from engine.models.glm import converted
+        return chatglm_first.load(name, generation, arguments)
+    from engine.models.glm import load_glm
 
-    return converted.load(name, generation, arguments)
+    return load_glm.load(name, generation, arguments)
 
 
 def scoring(name: str, **arguments: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.models.options import ModelOptions
+from engine.options.model import ModelOptions
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {

@@ -11,22 +11,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.prep import partly, staged
-from engine.prep.base import load_tokenizer, locate_base
-from engine.prep.chat import Refused, Renderer
+from engine.config.profile import Profile
+from engine.options.data import SourceOptions
+from engine.prep import partial as partly
+from engine.prep import stage_output
+from engine.prep.base_model import load_tokenizer, locate_base
+from engine.prep.chat_labels import Refused, Renderer
 from engine.prep.expand import decisions
 from engine.prep.expand.review import Review
 from engine.prep.formats.canonical import Canonical, conversation_of, kind_of
-from engine.prep.indexed import Indexed, Indexer
-from engine.prep.options import SourceOptions
-from engine.prep.prompts import Prompting
-from engine.prep.replies import REPLIES, Replying
-from engine.prep.rows import Rejects, Row
-from engine.prep.staged import StagedFile
-from engine.prep.stages import located
-from engine.prep.stages.located import PARTS
+from engine.prep.read_rows import Rejects, Row
+from engine.prep.row_index import Indexed, Indexer
+from engine.prep.search import EXPANDED, Query, select
+from engine.prep.stage_output import StagedFile
+from engine.prep.stages import source_files
 from engine.prep.stages.pipeline import Rows
+from engine.prep.stages.source_files import PARTS
 from engine.prep.stats import histogram
+from engine.prep.token_pieces import reply_parts
 from engine.prep.tokenize import (
     MASKED,
     WHOLE,
@@ -38,11 +40,10 @@ from engine.prep.tokenize import (
     tokenize,
     tokenizing_of,
 )
-from engine.prep.views import EXPANDED, Query, select
+from engine.prep.tokenize_prompts import Prompting
+from engine.prep.tokenize_replies import REPLIES, Replying
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
-from engine.protocol.profile import Profile
-from engine.training.batches import reply_parts
 
 _BARS = 12
 _TOLD = 100
@@ -138,8 +139,8 @@ class Browser:
             self.left, self.problems = None, self._indexer.problems
         else:
             total = sum(path.stat().st_size for path in left.parts.values())
-            self.left = staged.parts(left, lambda done: progress(done, total))
-            self.problems = staged.problems(left)
+            self.left = stage_output.parts(left, lambda done: progress(done, total))
+            self.problems = stage_output.problems(left)
         self._views = {part: view for part, view in self._views.items() if part == EXPANDED}
         return self.totals()
 
@@ -312,13 +313,13 @@ class Browser:
         """As the catalogue, if there is one, completes them. Raises ProblemError."""
         data = self.profile.data
         try:
-            return [located.resolved(source, data, self.profile.directory) for source in getattr(data, part)]
+            return [source_files.resolved(source, data, self.profile.directory) for source in getattr(data, part)]
         except (ValueError, OSError) as error:
             raise ProblemError(Problem(title=f"data.{part} cannot be used", cause=str(error)))
 
     def _files(self, part: str, index: int, source: SourceOptions) -> list[Path]:
         try:
-            return located.paths(source, self.profile.directory, self._home, lambda *_: None)
+            return source_files.paths(source, self.profile.directory, self._home, lambda *_: None)
         except ValueError as error:
             raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from engine.llm_api.client import VARIABLE, on_loopback
 from engine.models import targets
 from engine.models.folders import has_tokenizer
+from engine.options.tokenizer import TokenizerOptions
 from engine.prep.expand.decisions import is_expansion
 from engine.prep.expand.seeds import check
-from engine.prep.expand.service import VARIABLE, on_loopback
 from engine.prep.formats import FORMATS
 from engine.prep.sources import HUB, files
-from engine.prep.stages.located import PARTS, resolved
-from engine.prep.tokenizer_options import TokenizerOptions
+from engine.prep.stages.source_files import PARTS, resolved
 from engine.prep.tokenizer_training import least
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError

@@ -13,21 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.inference.lock import render, template_sha256, turn_ends
-from engine.prep import cache, store, vocabulary
-from engine.prep.base import Progress, base_folder, load_tokenizer, locate_base, tokenizer_files
-from engine.prep.refusals import bad, check_kind, check_rejects, check_trained, refusing
-from engine.prep.rows import Rejects
-from engine.prep.stages import located, pipeline, placed, tokenised
+from engine.config.profile import Profile
+from engine.models.template_lock import render, template_sha256, turn_ends
+from engine.options.tokenizer import TokenizerOptions
+from engine.prep import profile_tokenizer, token_store
+from engine.prep.base_model import Progress, base_folder, load_tokenizer, locate_base, tokenizer_files
+from engine.prep.errors import bad, check_kind, check_rejects, check_trained, refusing
+from engine.prep.read_rows import Rejects
+from engine.prep.stages import pipeline, pretokenized, row_files, source_files
 from engine.prep.stages.context import Context, default_processes
-from engine.prep.stages.located import PARTS
 from engine.prep.stages.pipeline import ASKED, Located, Rows
+from engine.prep.stages.source_files import PARTS
 from engine.prep.tokenize import WHOLE, Counts, tokenize_rows
-from engine.prep.tokenizer_options import TokenizerOptions
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
-from engine.protocol.profile import Profile
-from engine.training.online import checks as rewarding
+from engine.storage import cache
 
 _WHERE = ("train", "validation", "validation_rows", "test_rows", "rejects")
 """Keys of `prepared.json` that are paths."""
@@ -43,15 +43,14 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     own = profile.model.tokenizer if isinstance(profile.model.tokenizer, TokenizerOptions) else None
     given: Path | None = None
     if own:
-        base, pieces = base_folder(profile, home, progress), vocabulary.files(profile)
+        base, pieces = base_folder(profile, home, progress), profile_tokenizer.files(profile)
     else:
         base, given = locate_base(profile, home, progress)
         pieces = tokenizer_files(profile, given)
     told: dict[str, Any] = {"base": base, "tokenizer": None, "vocabulary": None}
-    told |= rewarding.told(profile.method, profile.directory, home)
     if profile.model.tokenizer is not None:
         told["tokenizer"] = str(given)
-    if already := tokenised.folders(profile.data, profile.directory, learning=own is not None):
+    if already := pretokenized.folders(profile.data, profile.directory, learning=own is not None):
         assert given
         whole = {f"{part}.{path.name}": path for part, folder in already.items() for path in sorted(folder.iterdir())}
         digests = cache.digests(whole, lambda _: None)
@@ -66,7 +65,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     settings = row_settings(profile, sources)
     rows_name = "data-" + cache.name({role: digests[role] for role in of_rows}, settings)
     data = profile.data
-    tokenizer_folder = given or vocabulary.folder_of(profile, digests, settings, home)
+    tokenizer_folder = given or profile_tokenizer.folder_of(profile, digests, settings, home)
     learnt = {"tokenizer": tokenizer_folder.name} if own else {}
     name = cache.name(
         digests,
@@ -83,12 +82,12 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
                 rows = _rows(profile, home, sources, rows_name, work, progress)
                 if not tokenizer_folder.is_dir():
                     with refusing("The tokenizer cannot be trained"):
-                        vocabulary.make(profile, rows.parts["train"], tokenizer_folder, home, progress)
+                        profile_tokenizer.make(profile, rows.parts["train"], tokenizer_folder, home, progress)
                 with cache.entry(home, name) as folder:
                     content = _make(profile, tokenizer_folder, rows, folder, work, progress)
                     (folder / "prepared.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     if own:
-        told |= {"tokenizer": str(tokenizer_folder), "vocabulary": vocabulary.told(tokenizer_folder)}
+        told |= {"tokenizer": str(tokenizer_folder), "vocabulary": profile_tokenizer.told(tokenizer_folder)}
     content = json.loads(made.read_text(encoding="utf-8"))
     for part in _WHERE:
         content[part] = str(made.parent / content[part]) if content[part] else None
@@ -100,7 +99,7 @@ def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]
     """`prepared.json` of data that is tokens already. Nothing is known of its chats: the lock holds no golden ones."""
     data = profile.data
     tokenizer = load_tokenizer(tokenizer_folder, data.template, profile.directory, profile.model.trust_remote_code)
-    counts = {part: tokenised.count(folder, profile.method, data.max_length) for part, folder in folders.items()}
+    counts = {part: pretokenized.count(folder, profile.method, data.max_length) for part, folder in folders.items()}
     states = {part: folder / "state.json" for part, folder in folders.items()}
     return {
         **dict.fromkeys(_WHERE),
@@ -113,7 +112,7 @@ def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]
         "stages": [],
         "template": None if data.template == "auto" else tokenizer.chat_template,
         "lock": lock(tokenizer, tokenizer_folder, []),
-        "stats": tokenised.summaries(counts),
+        "stats": pretokenized.summaries(counts),
         "hash": cache.key(states, {"max_length": data.max_length}, lambda _: None),
     }
 
@@ -124,8 +123,8 @@ def sources_of(profile: Profile, home: Home, progress: Progress) -> Located:
     for part in PARTS:
         for index, source in enumerate(getattr(profile.data, part)):
             try:
-                options = located.resolved(source, profile.data, profile.directory)
-                found[part].append((options, located.paths(options, profile.directory, home, progress)))
+                options = source_files.resolved(source, profile.data, profile.directory)
+                found[part].append((options, source_files.paths(options, profile.directory, home, progress)))
             except (ValueError, OSError) as error:
                 raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
     return found
@@ -308,7 +307,7 @@ def _make(
                 )
     if "test" in rows.parts:
         with (folder / "test.jsonl").open("wb") as kept:
-            kept.writelines(row.raw + b"\n" for row in placed.in_file(rows.parts["test"]))
+            kept.writelines(row.raw + b"\n" for row in row_files.in_file(rows.parts["test"]))
     stats = {part: each.summary() for part, each in counts.items()}
     _join(profile, folder, stats, progress)
     return {
@@ -337,9 +336,9 @@ def _join(profile: Profile, folder: Path, stats: dict[str, dict[str, int]], prog
         (folder / part).rename(folder / "plain")
         if sequences == "packed":
             tell = partial(progress, "packing")
-            stats[part]["sequences"] = store.write_packed(folder / "plain", folder / part, capacity, tell)
+            stats[part]["sequences"] = token_store.write_packed(folder / "plain", folder / part, capacity, tell)
         else:
-            blocks = store.write_blocks(folder / "plain", folder / part, capacity, partial(progress, "joining"))
+            blocks = token_store.write_blocks(folder / "plain", folder / part, capacity, partial(progress, "joining"))
             # A document that goes on in another block begins anew there: nothing predicts its first token.
             stats[part] |= {"sequences": blocks.rows, "trained_tokens": blocks.trained_tokens}
         shutil.rmtree(folder / "plain")

@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.prep import cache, readers
+from engine.config.bundled import bundled
+from engine.prep import readers
 from engine.prep.expand import decisions
 from engine.prep.files import KINDS
-from engine.protocol.bundled import bundled
 from engine.protocol.home import Home
+from engine.storage import cache
 
 HUB = "hf://"
 _HUB = re.compile(r"hf://(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@:]+))?(?:@(?P<split>\w[\w.-]*))?")
@@ -110,7 +111,7 @@ def fetch(hub: HubSource, home: Home, progress: Progress) -> Path:
 
 def is_tokenised(path: Path) -> bool:
     """Is this a folder that `datasets.save_to_disk` wrote, of rows that are tokens already, of any kind (see `store.COLUMNS`)?"""
-    from engine.prep.store import COLUMNS
+    from engine.prep.token_store import COLUMNS
 
     told = path / "dataset_info.json"
     if not (path / "state.json").is_file() or not told.is_file():

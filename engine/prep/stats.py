@@ -17,17 +17,15 @@ from typing import Any
 
 import msgspec
 
+from engine.options.data import DedupOptions
 from engine.prep.chunks import Done, Span
 from engine.prep.formats.canonical import Canonical, conversation_of
-from engine.prep.options import DedupOptions
 from engine.prep.packing import pack
-from engine.prep.prompts import Prompting
-from engine.prep.replies import Replying, labels
-from engine.prep.rows import Rejects
+from engine.prep.read_rows import Rejects
 from engine.prep.stages import dedup, fingerprints
 from engine.prep.stages.context import Context
-from engine.prep.store import COLUMNS
 from engine.prep.templates import ChatTokenizer
+from engine.prep.token_store import COLUMNS
 from engine.prep.tokenize import (
     BATCH,
     MASKED,
@@ -39,6 +37,8 @@ from engine.prep.tokenize import (
     read_span,
     tokenizing_of,
 )
+from engine.prep.tokenize_prompts import Prompting
+from engine.prep.tokenize_replies import Replying, labels
 
 SHARES = (5, 25, 50, 75, 95, 99)
 """Percentiles that are told."""

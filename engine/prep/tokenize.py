@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from engine.prep import shapes
-from engine.prep.chat import Refused, Rendered, Renderer
+from engine.prep import detect_format
+from engine.prep.chat_labels import Refused, Rendered, Renderer
 from engine.prep.chunks import SIZE, Span, cut, lines, work_through
 from engine.prep.encoding import WIDTH, Asked, encoder_for, token_at
 from engine.prep.files.lines import LONGEST_LINE, too_long
 from engine.prep.formats.canonical import Canonical, conversation_of, kind_of
+from engine.prep.read_rows import Rejects, Row
 from engine.prep.readers import decode
-from engine.prep.rows import Rejects, Row
 from engine.prep.templates import ChatTokenizer
 from engine.protocol.messages import Problem, ProblemError
 
 if TYPE_CHECKING:
-    from engine.prep.prompts import Prompting
-    from engine.prep.replies import Replying
+    from engine.prep.tokenize_prompts import Prompting
+    from engine.prep.tokenize_replies import Replying
 
 BATCH = 512
 """Rows encoded together: enough to make calls cheap, few enough to stream."""
@@ -206,8 +206,8 @@ def tokenizing_of(
 ) -> Tokenizing | Replying | Prompting:
     """What makes rows of this kind (a method's `Options.rows`); `task` is whose answers the references of prompts must be. Raises
     ValueError for a tokenizer that is pure Python."""
-    from engine.prep.prompts import Prompting
-    from engine.prep.replies import Replying
+    from engine.prep.tokenize_prompts import Prompting
+    from engine.prep.tokenize_replies import Replying
 
     if kind == "tokens":
         return Tokenizing(tokenizer, loss_on, max_length)
@@ -304,7 +304,7 @@ def tokenize_rows(
 
     Raises ProblemError for a conversation when the tokenizer has no template, ValueError for a tokenizer that is pure Python.
     """
-    from engine.prep import store
+    from engine.prep import token_store
 
     settings = {
         "tokenizer": str(ChatTokenizer.of(tokenizer).save(work)),
@@ -323,7 +323,7 @@ def tokenize_rows(
     spans = [span for path in rows for span in cut(path, size)]
     processes = min(processes, 1 + total // (2 * SIZE))
     made = Made(Counts(), [])
-    with store.linked(into, store.COLUMNS[wanted]) as link, open(kept or os.devnull, "wb") as rows_file:
+    with token_store.linked(into, token_store.COLUMNS[wanted]) as link, open(kept or os.devnull, "wb") as rows_file:
         for done in work_through(spans, f"{__name__}:work", settings, work / "tokens", processes, progress):
             _check_template(done.counts["untemplated"])
             made.counts.add(Counts.from_json(done.counts["counts"]))
@@ -350,7 +350,7 @@ def _check_template(place: str) -> None:
 
 def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The work on a span (see `chunks.Work`): leaves `tokens.arrow`, `rejects.jsonl` and, where asked for, `rows.jsonl`."""
-    from engine.prep import store
+    from engine.prep import token_store
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
     tokenizing = _tokenizing(
@@ -361,7 +361,7 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     with (
         (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects_file,
         (folder / "rows.jsonl").open("wb") as rows_file,
-        store.arrow_writer(folder / "tokens.arrow", store.COLUMNS[settings["wanted"]]) as write,
+        token_store.arrow_writer(folder / "tokens.arrow", token_store.COLUMNS[settings["wanted"]]) as write,
     ):
         rejects = Rejects(rejects_file.write)
         rows = read_span(span, settings["files"], settings["kinds"], rejects)
@@ -394,7 +394,7 @@ def _tokenizing(
 
 def read_span(span: Span, files: Sequence[str], kinds: Sequence[str | None], rejects: Rejects) -> Iterator[Row]:
     """The canonical rows of a span, see `tokenize_rows`: of placed lines where there are `files`. Bad ones are rejected."""
-    convert = {kind: shapes.load(kind).convert for kind in kinds if kind}
+    convert = {kind: detect_format.load(kind).convert for kind in kinds if kind}
     for line in lines(span, PLACED_LINE if files else LONGEST_LINE):
         file, number, offset, value, reason = span.path, line.number, line.offset, None, ""
         kind = kinds[0] if kinds else None
@@ -410,7 +410,7 @@ def read_span(span: Span, files: Sequence[str], kinds: Sequence[str | None], rej
         rejects.read += 1
         if value is not None:
             try:
-                for content in shapes.listed(convert[kind](value)) if kind else [value]:
+                for content in detect_format.listed(convert[kind](value)) if kind else [value]:
                     yield Row(file, number, offset, content)
             except ValueError as error:
                 reason = str(error)

@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from engine.inference.lock import end_of_turn
+from engine.models.template_lock import end_of_turn
+from engine.options.tokenizer import DEFAULT, Kind
 from engine.prep.formats.canonical import Canonical
-from engine.prep.tokenizer_options import DEFAULT, Kind
 
 CHATML = (
     "{% for message in messages %}"

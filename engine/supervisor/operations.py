@@ -53,8 +53,8 @@ from engine.protocol.messages import (
     TelemetryQuery,
     Welcome,
 )
-from engine.supervisor import judging
-from engine.supervisor.record import Record, checkpoint_metrics
+from engine.supervisor import votes
+from engine.supervisor.run_record import Record, checkpoint_metrics
 
 if TYPE_CHECKING:
     from engine.supervisor.server import Caller, Server
@@ -347,16 +347,16 @@ def service_close(server: Server, caller: Caller, message: ServiceRef) -> Nothin
 
 
 def judge(server: Server, caller: Caller, message: Judgement) -> None:
-    judging.check(message)
+    votes.check(message)
     message.id, message.time = uuid.uuid4().hex, time.time()
-    files = judging.files(server.runs, message.targets)
+    files = votes.files(server.runs, message.targets)
     # The registry's thread, so that a file has one writer.
-    server.reply_later(caller, lambda: judging.write(message, files), index=True)
+    server.reply_later(caller, lambda: votes.write(message, files), index=True)
 
 
 def judgements(server: Server, caller: Caller, message: JudgementQuery) -> None:
-    files = judging.files(server.runs, message.targets)
-    server.reply_later(caller, lambda: Judgements(judgements=judging.read(files)), index=True)
+    files = votes.files(server.runs, message.targets)
+    server.reply_later(caller, lambda: Judgements(judgements=votes.read(files)), index=True)
 
 
 HANDLERS: dict[str, Callable[[Any, Any, Any], Message | None]] = {

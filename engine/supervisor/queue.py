@@ -11,16 +11,17 @@ from pathlib import Path
 
 import msgspec
 
-from engine.launchers import LAUNCHERS
+from engine.config import stage_plan
+from engine.config.profile import Profile, ProfileError, check_shell, load_reference, parse, pinned
 from engine.protocol import journal, stages, states
 from engine.protocol.home import RunDirectory, host_name, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
-from engine.protocol.profile import Profile, ProfileError, check_shell, load_reference, parse, pinned
 from engine.protocol.wire import workers_address
-from engine.supervisor import beginning, processes, scheduler
-from engine.supervisor.record import Job, Record, replay
+from engine.supervisor import processes, scheduler, start_stage
+from engine.supervisor.hang_detector import Pulse
+from engine.supervisor.launchers import LAUNCHERS
+from engine.supervisor.run_record import Job, Record, replay
 from engine.supervisor.runs import CPU, Runs
-from engine.supervisor.silence import Pulse
 
 
 class Queue:
@@ -42,11 +43,11 @@ class Queue:
         self._demand("", profile)
         self._room(profile)
         if message.first in stages.AFTER:
-            return self._go_on(message, *beginning.trained(self.runs, message, profile))
+            return self._go_on(message, *start_stage.trained(self.runs, message, profile))
         self._place(profile)
         rows = None
         if message.first == stages.TRAIN:
-            rows, profile = beginning.prepared(self.runs, message, profile)
+            rows, profile = start_stage.prepared(self.runs, message, profile)
         run_directory = self._new_directory(profile.name or Path(message.source).stem or message.kind)
         job = Job(
             kind=message.kind,
@@ -109,7 +110,7 @@ class Queue:
             text = record.directory.profile.read_text(encoding="utf-8")
             overrides = [f"{key}={json.dumps(value)}" for key, value in message.changes.items()]
             profile = self._checked(text, record.job.source, Path(record.job.directory), overrides)
-            again = again or stages.first_touched(message.changes)
+            again = again or stage_plan.first_touched(message.changes)
         self._room(profile)
         if again or not record.directory.result(stages.EXPORT).is_file():
             self._place(profile)
@@ -250,7 +251,7 @@ class Queue:
         """The run's stages that have a worker."""
         if record.job.kind == stages.PREPARE:
             return [stages.PREPARE]
-        return [stage for stage in stages.asked(self.runs.profile(record)) if stage in stages.RESULTS]
+        return [stage for stage in stage_plan.asked(self.runs.profile(record)) if stage in stages.RESULTS]
 
     def start(self, record: Record, stage: str) -> None:
         """Start the worker of a run's stage; all but `prepare` have the devices it was given. What later stages left is no longer so."""

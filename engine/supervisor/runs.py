@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine.config import stage_plan
+from engine.config.profile import Profile, parse
 from engine.protocol import stages, states
 from engine.protocol.home import Home, host_name
 from engine.protocol.messages import Problem, ProblemError
-from engine.protocol.profile import Profile, parse
-from engine.supervisor.record import Record
+from engine.supervisor.run_record import Record
 
 CPU = -1
 """Stands for the host itself where there are no devices."""
@@ -60,7 +61,7 @@ class Runs:
     def describe(self, record: Record, profile: Profile) -> None:
         run = record.run
         run.base, run.method, run.adapter = profile.model.origin, profile.method.kind, profile.adapter.kind
-        run.stages = [stages.PREPARE] if record.job.kind == "prepare" else stages.asked(profile)
+        run.stages = [stages.PREPARE] if record.job.kind == "prepare" else stage_plan.asked(profile)
         run.epochs, run.max_steps = profile.training.epochs, profile.training.max_steps or run.max_steps
 
     def busy(self) -> set[int]:

@@ -39,15 +39,15 @@ from engine.protocol.messages import (
     Telemetry,
     Written,
 )
+from engine.supervisor.adoption import refresh_foreign, take_over
 from engine.supervisor.operations import HANDLERS
 from engine.supervisor.queue import Queue
-from engine.supervisor.record import Point, Record
 from engine.supervisor.registry import Registry
+from engine.supervisor.run_monitor import Watch
+from engine.supervisor.run_record import Point, Record
 from engine.supervisor.runs import Runs
 from engine.supervisor.services import Services
-from engine.supervisor.takeover import refresh_foreign, take_over
 from engine.supervisor.telemetry import Sampler
-from engine.supervisor.watch import Watch
 
 FLUSH = 0.2
 """Seconds between looks at the journals and publications of progress."""

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.launchers.local import command
 from engine.protocol.home import Home
 from engine.protocol.messages import (
     Body,
@@ -26,9 +25,10 @@ from engine.protocol.messages import (
 )
 from engine.protocol.wire import workers_address
 from engine.supervisor import processes
-from engine.supervisor.autopsy import Death, explain
+from engine.supervisor.crash_report import Death, explain
+from engine.supervisor.launchers.local import command
 from engine.supervisor.processes import Leader
-from engine.supervisor.record import log_tail
+from engine.supervisor.run_record import log_tail
 
 KINDS = ("chat", "data", "evaluate", "export", "generate", "serve")
 """Which of `engine.workers` may be opened as a service."""

@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from engine.models.checks import VIRTUAL
+from engine.models.segments import Segments, possible
+from engine.prep.batching import Windows, token_counts
 from engine.protocol.messages import Problem, ProblemError
-from engine.training import optimizers, switches
-from engine.training.combinations import VIRTUAL
+from engine.training import optimizers, performance
 from engine.training.job import Job
 from engine.training.online.windows import windows_of
-from engine.training.rows import Windows, token_counts
-from engine.training.segments import Segments, possible
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def trainer(job: Job, model: Any) -> Any:
     method = importlib.import_module(f"engine.training.methods.{job.profile.method.kind}")
     built = method.build(_parts(job, model))
     torch.manual_seed(job.profile.training.seed + 7919 * job.ranks.rank)  # ranks must not share their dropout
-    switches.after_model(job, built.model, built.args.max_steps)
+    performance.after_model(job, built.model, built.args.max_steps)
     return built
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from engine.protocol.profile import Profile
+from engine.config.profile import Profile
+from engine.prep.token_pieces import pieces, reply_parts
 
 
 def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int) -> dict[str, Any]:
@@ -16,8 +17,8 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
     """
     from datasets import load_from_disk
 
+    from engine.prep.batching import IGNORED, token_counts
     from engine.training.online.windows import windows_of
-    from engine.training.rows import IGNORED, token_counts
 
     rows = load_from_disk(prepared["train"])
     settings = profile.training
@@ -37,7 +38,7 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
             ids, labels = (row[name][start : start + length] for name in ("input_ids", "labels"))
             # Nothing predicts a part's first token, so it is never trained, whatever its label says.
             trained = [False, *(label != IGNORED for label in labels[1:])]
-            parts.append({"pieces": _pieces(tokenizer, ids, trained), "sequence": sequence})
+            parts.append({"pieces": pieces(tokenizer, ids, trained), "sequence": sequence})
             start += length
     return {
         "parts": parts,
@@ -46,37 +47,3 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
         "steps": windows.per_epoch,
         "step": step,
     }
-
-
-def reply_parts(tokenizer: Any, row: dict[str, list[int]]) -> list[dict[str, Any]]:
-    """The prompt of a prepared preference row with each of its replies: `{name, pieces}`. What is compared counts as trained.
-    A prompt that is to be answered stands alone."""
-    names = [name for name in ("chosen", "rejected", "completion") if f"{name}_ids" in row]
-    asked = row["prompt_ids"]
-    if not names:
-        return [{"name": "prompt", "pieces": _pieces(tokenizer, asked, [False] * len(asked))}]
-    return [
-        {
-            "name": ("good" if row["label"][0] else "bad") if "label" in row else name,
-            "pieces": _pieces(
-                tokenizer, asked + row[f"{name}_ids"], [False] * len(asked) + [True] * len(row[f"{name}_ids"])
-            ),
-        }
-        for name in names
-    ]
-
-
-def _pieces(tokenizer: Any, ids: list[int], trained: list[bool]) -> list[dict[str, Any]]:
-    """Each token with the text that became certain with it, special tokens included; a part of a character shows nothing."""
-    pieces, at, told = [], 0, ""
-    for number, (token, is_trained) in enumerate(zip(ids, trained, strict=True), 1):
-        text = tokenizer.decode(ids[at:number], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        whole = not text.endswith("\ufffd")
-        pieces.append({"text": text[len(told) :] if whole else "", "id": token, "trained": is_trained})
-        if whole:
-            # From the last whole token on: some tokenizers write a token differently when it comes first.
-            at, told = (
-                number - 1,
-                tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False),
-            )
-    return pieces

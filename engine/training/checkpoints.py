@@ -7,15 +7,14 @@ A checkpoint is written into a hidden folder beside its place, synced, and renam
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.protocol.home import RunDirectory, sync
+from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, read
 from engine.protocol.messages import Problem, ProblemError
+from engine.storage.atomic import write_folder
 
 TRAINER = "trainer"
 """Folder inside a checkpoint: optimizer, scheduler, scaler, random states, trainer_state.json."""
@@ -23,43 +22,6 @@ MASTERS = "masters.pt"
 """In it, where they are not what the checkpoint itself holds: the weights that are trained, as they are trained."""
 FALLING = ("loss", "perplexity")
 """Metrics whose names end so are better when lower; all others when higher."""
-
-
-def write(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Make `folder` with what `fill` puts into it, complete or not at all. Raises OSError, and then nothing is left behind."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        _fill(temporary, fill)
-        _sync(temporary)
-        if folder.exists():  # an earlier attempt's, superseded by this one
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync(folder.parent)
-
-
-def _fill(folder: Path, fill: Callable[[Path], object]) -> None:
-    """`fill`, with what the libraries make of a failed write as the OSError that it was."""
-    from safetensors import SafetensorError
-
-    try:
-        fill(folder)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    except RuntimeError as error:
-        if "write" not in str(error) and "writing" not in str(error):
-            raise
-        raise OSError(str(error).splitlines()[0]) from error  # torch.save
-
-
-def _sync(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        sync(path)
 
 
 def clean(run: RunDirectory) -> None:
@@ -165,7 +127,7 @@ def publish(checkpoint: Path, output: Path) -> None:
     """Copy a checkpoint, without what only a resume needs, to `output`: complete or not at all."""
     check_output(output)
     without = shutil.ignore_patterns(TRAINER)
-    write(output, lambda folder: shutil.copytree(checkpoint, folder, dirs_exist_ok=True, ignore=without))
+    write_folder(output, lambda folder: shutil.copytree(checkpoint, folder, dirs_exist_ok=True, ignore=without))
 
 
 def check_output(output: Path) -> None:

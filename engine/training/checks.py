@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation import TASKS
-from engine.training.combinations import VIRTUAL, refusals
+from engine.models.checks import VIRTUAL
+from engine.tasks import TASKS
+from engine.training.combinations import refusals
 
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.training.methods import ROWS
+from engine.models.checks import VIRTUAL
+from engine.options.tables import ROW_KINDS
 
 WHOLE = ("none",)
 ALL = ("none", "nf4", "int8")
@@ -20,8 +21,6 @@ BASES = {
 }
 """Adapter -> the `model.quantization` that it trains on. DoRA reads the base's weights in every pass, by which peft 0.21 loses the
 scales of int8 ones on a CPU."""
-VIRTUAL = ("prefix", "prompt")
-"""Adapters that put trained positions before a row. Losses on replies know nothing of such positions."""
 _MOVING_WEIGHTS = tuple(adapter for adapter in BASES if adapter not in VIRTUAL)
 ADAPTERS_FOR = {
     "tokens": tuple(BASES),
@@ -52,7 +51,7 @@ def refusals(adapter: str, quantization: str, method: str, rows: str) -> Iterato
 
 def table() -> str:
     """The tables in Markdown: a row an adapter, a column a base, then one for each kind of prepared rows."""
-    kinds = ["tokens", *(kind for kind in ROWS if kind != "tokens")]
+    kinds = ["tokens", *(kind for kind in ROW_KINDS if kind != "tokens")]
     lines = [
         "| adapter | " + " | ".join([*(f"base {base}" for base in ALL), *(f"{kind} rows" for kind in kinds)]) + " |",
         "|---" * (1 + len(ALL) + len(kinds)) + "|",

@@ -30,7 +30,7 @@ def install(model: Any, device_kind: str, warn: Warn) -> int:
     import torch._functorch.config
     from transformers import AttentionInterface
 
-    from engine.training.segments import NAME
+    from engine.models.segments import NAME
 
     # The backward pass with the forward pass: when it cannot be compiled, nothing has been computed yet.
     torch._functorch.config.force_non_lazy_backward_lowering = True

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation.options import EarlyStoppingOptions
+from engine.options.evaluation import EarlyStoppingOptions
 from engine.protocol.messages import Problem, ProblemError
 from engine.training.checkpoints import FALLING
 

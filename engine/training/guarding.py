@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
+from engine.config.settable import SETTABLE
 from engine.protocol.journal import BadBatch, Ledger
-from engine.protocol.settable import SETTABLE
 from engine.training import checkpoints, memory, steering
+from engine.training.exceptions import RECENT, SHOWN, Again, Leave, autopsy, spike
 from engine.training.saving import Saving
-from engine.training.trouble import RECENT, SHOWN, Again, Leave, autopsy, spike
 
 BUCKET = 32 * 2**20
 """Bytes of gradients that travel together."""

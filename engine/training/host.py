@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.training.options import LimitOptions
+from engine.options.training import LimitOptions
 
 LOOK = 5.0
 """Seconds between two looks."""

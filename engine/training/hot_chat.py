@@ -20,9 +20,9 @@ from engine.training import memory, resuming
 from engine.training.steering import CAME
 
 if TYPE_CHECKING:
-    from engine.inference.asking import Asked
+    from engine.inference.detokenizer import Telling
+    from engine.inference.request import Asked
     from engine.inference.sampling import Row
-    from engine.inference.telling import Telling
 
 SECONDS = 0.5
 """How long a boundary is held up: no token is begun after that. A long prompt may hold it for as long again as reading it took."""
@@ -120,9 +120,9 @@ class HotChat:
     def _open(self, trainer: Any) -> None:
         """Make the next question ready. Raises ValueError for what cannot be answered."""
         from engine.inference import generate
-        from engine.inference.asking import prompt_of, settings_of
+        from engine.inference.detokenizer import Telling, behind_thinking, stop_tokens
+        from engine.inference.request import prompt_of, settings_of
         from engine.inference.sampling import opened
-        from engine.inference.telling import Telling, behind_thinking, stop_tokens
 
         instruction = self._waiting[0]
         model, tokenizer = trainer.model, trainer.job.tokenizer
@@ -226,7 +226,7 @@ def _generate(talk: Talk, trainer: Any, began: float, given_up: Callable[[], boo
     import torch
 
     from engine.inference import soft_prompt
-    from engine.inference.reading import Cancelled, Reader
+    from engine.inference.prefill import Cancelled, Reader
     from engine.inference.sampling import choose
 
     said = {"text": "", "thinking": ""}
@@ -276,7 +276,7 @@ def _prompt(tokenizer: Any, asked: Asked) -> list[int]:
     """Token ids; without a chat template the text as it stands. Raises ValueError for a conversation that the template refuses."""
     from jinja2 import TemplateError
 
-    from engine.inference.lock import render
+    from engine.models.template_lock import render
 
     if isinstance(asked, str) or not tokenizer.chat_template:
         text = asked if isinstance(asked, str) else "\n".join(message["content"] for message in asked)

@@ -6,14 +6,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.config.profile import Profile
+from engine.models.devices import Device
 from engine.protocol.home import RunDirectory
-from engine.protocol.profile import Profile
-from engine.training.devices import Device
 from engine.training.hot_chat import HotChat
 from engine.training.plots import Plots
 from engine.training.ranks import Ranks
+from engine.training.reporter import Voice
 from engine.training.steering import Inbox
-from engine.training.voice import Voice
 
 
 @dataclass

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from engine.protocol.profile import Profile
+from engine.config.profile import Profile
 from engine.training import steering
 from engine.training.ranks import Ranks
 

@@ -6,7 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from engine.training import base, checkpoints
+from engine.models import base
+from engine.training import checkpoints
 from engine.training.job import Job
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.training.segments import Segments
+from engine.models.segments import Segments
 
 
 def install(model: Any, alpha: float, segments: Segments) -> None:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.config.profile import Profile
 from engine.protocol.journal import Ledger
 from engine.protocol.messages import Problem
-from engine.protocol.profile import Profile
 from engine.training import optimizers, steering
 from engine.training.host import Host
 from engine.training.job import Job
+from engine.training.parallel.zero2 import Shares
 from engine.training.ranks import Ranks
-from engine.training.shares import Shares
-from engine.training.voice import Voice
+from engine.training.reporter import Voice
 
 PAUSE_TURN = 1.0
 """Seconds between two agreements of ranks that are paused: far below any collective's time-out."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from engine.options.training import TrainingOptions
 from engine.protocol.messages import Problem, ProblemError
-from engine.training.options import TrainingOptions
 
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",

@@ -5,38 +5,27 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from engine.evaluation import thresholds
-from engine.evaluation.thresholds import Verdict
+from engine.config import stage_plan
+from engine.config.profile import Profile
+from engine.models.versions import versions
+from engine.options import thresholds
+from engine.options.thresholds import Verdict
 from engine.protocol import stages
 from engine.protocol.home import RunDirectory, write_private
-from engine.protocol.profile import Profile
 
 if TYPE_CHECKING:
     from engine.training.job import Job
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "cockpit")
 _OF_DATA = ("hash", "files", "rows", "tokens", "trained_tokens", "rejected")
-
-
-def versions() -> dict[str, str]:
-    """Python's and the libraries' versions; a library that is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            pass
-    return found
 
 
 def write(
     job: Job, status: str, step: int, results: dict[int, dict[str, float]], verdicts: list[Verdict], seconds: float
 ) -> None:
     """Write report.json beside the journal, what earlier stages after training had added left out. Raises OSError."""
-    done = [stage for stage in stages.asked(job.profile) if stage not in stages.AFTER]
+    done = [stage for stage in stage_plan.asked(job.profile) if stage not in stages.AFTER]
     document: dict[str, Any] = {
         "run": job.run.id,
         "status": status,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.protocol.journal import Checkpoint, Evaluation, Sample, Warn
+from engine.storage.atomic import write_folder
 from engine.training import checkpoints, resuming, steering
 from engine.training.early_stopping import Patience
 from engine.training.ema import Averages
@@ -123,7 +124,7 @@ class Saving(Obeying):
             return ""
         job, folder = self.job, self.job.run.checkpoint(step)
         try:
-            checkpoints.write(folder, lambda place: self._fill(place, gathered))
+            write_folder(folder, lambda place: self._fill(place, gathered))
         except OSError as error:
             return f"disk low: the checkpoint cannot be written ({error.strerror or error})"
         job.checkpoints[step] = {k: v for k, v in self.results.get(step, {}).items() if v is not None}

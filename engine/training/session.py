@@ -9,34 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation import thresholds
+from engine.config import stage_plan
+from engine.config.profile import Profile
+from engine.config.settable import SETTABLE
+from engine.models import base, devices
+from engine.models.versions import versions
+from engine.options import thresholds
 from engine.protocol import stages
 from engine.protocol.home import RunDirectory, write_private
 from engine.protocol.journal import Ledger, Start, Warn
 from engine.protocol.messages import Problem, ProblemError
-from engine.protocol.profile import Profile
-from engine.protocol.settable import SETTABLE
-from engine.training import (
-    assemble,
-    base,
-    checkpoints,
-    devices,
-    lineage,
-    memory,
-    ranks,
-    report,
-    resuming,
-    steering,
-    switches,
-)
+from engine.training import assemble, checkpoints, lineage, memory, performance, ranks, report, resuming, steering
 from engine.training import model as models
-from engine.training.boards import open_boards
+from engine.training.exceptions import Again, Leave
 from engine.training.job import Job
 from engine.training.lineage import Lineage
+from engine.training.loggers import open_boards
 from engine.training.plots import Plots
+from engine.training.reporter import Voice
 from engine.training.steering import Inbox
-from engine.training.trouble import Again, Leave
-from engine.training.voice import Voice
 
 
 def train(
@@ -134,8 +125,8 @@ def _set_up(run: RunDirectory, attempt: int, submitted: Profile, live: Profile, 
     disable_progress_bar()
     _, local, world = ranks.place()
     kind = devices.available()
-    switches.check(live.training, kind)
-    switches.before_model(live.training)
+    performance.check(live.training, kind)
+    performance.before_model(live.training)
     devices.set_threads(live.training.threads, world)
     device = devices.choose(kind, local, live.model.dtype)
     group = replace(ranks.join(kind), waiting=voice.link.waiting)
@@ -191,7 +182,7 @@ def _say_start(job: Job, trainer: Any, step: int, drift: str, *, warn: bool) -> 
                     (wanted.name, wanted.comparison, wanted.bound)
                     for wanted in map(thresholds.parse, job.profile.evaluation.thresholds)
                 ],
-                **report.versions(),
+                **versions(),
             },
         )
     )
@@ -245,7 +236,7 @@ def _finish(job: Job, model: Any, trainer: Any, step: int, output: Path | None, 
     last_values = trainer.results[max(trainer.results)] if trainer.results else {}
     verdicts = thresholds.judge(job.profile.evaluation.thresholds, last_values)
     # What the test rows will be measured for is judged there, and once.
-    judged = trainer.outcome == "completed" and not stages.tests(job.profile)
+    judged = trainer.outcome == "completed" and not stage_plan.tests(job.profile)
     for verdict in verdicts if judged else ():
         if not verdict.passed:
             job.voice.tell(

@@ -16,11 +16,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from engine.config.profile import Profile
+from engine.config.settable import SETTABLE
 from engine.protocol.journal import Ledger
 from engine.protocol.messages import Instruction
-from engine.protocol.profile import Profile
-from engine.protocol.settable import SETTABLE
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 
 KEPT = (*SETTABLE, "training.epochs", "training.micro_batch", "training.accumulation")
 """What a checkpoint remembers of the settings: those, and what memory or a resume may change."""

@@ -6,11 +6,11 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
+from engine.models.loss import PickedHead, cross_entropy
+from engine.models.segments import Segments
+from engine.prep.batching import collate_flat, collate_padded
 from engine.training import neftune
 from engine.training.assemble import Parts
-from engine.training.loss import PickedHead, cross_entropy
-from engine.training.rows import collate_flat, collate_padded
-from engine.training.segments import Segments
 from engine.training.trainer import Steered
 
 

@@ -12,15 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from engine.prep.batching import Collate
 from engine.protocol.journal import Ledger, Metrics
-from engine.training import rehearsal, resuming, switches
+from engine.training import performance, preflight, resuming
 from engine.training.early_stopping import Patience
 from engine.training.ema import Averages
+from engine.training.evaluator import HeldOut
 from engine.training.guarding import Guarding, recent
-from engine.training.held_out import HeldOut
 from engine.training.host import Host
 from engine.training.overfitting import Overfitting
-from engine.training.rows import Collate
 
 if TYPE_CHECKING:
     from engine.training.assemble import Parts
@@ -59,7 +59,7 @@ class Steered(Guarding):
             batch_sampler=parts.windows,
             collate_fn=collate,
             generator=torch.Generator(),
-            **switches.loading(job.profile.training.workers, job.device.kind, job.ranks.world),
+            **performance.loading(job.profile.training.workers, job.device.kind, job.ranks.world),
         )
         asked = parts.held_out is not None or job.profile.evaluation.probes
         self._evaluator = HeldOut(job, parts.held_out, collate) if asked else None
@@ -166,7 +166,7 @@ class Steered(Guarding):
         self._boundary = step
         self.greet(resuming.take_up(self, self._resumed) if self._resumed else "")
         if self.profile.training.rehearsal:
-            rehearsal.rehearse(self, fresh=self._resumed is None)
+            preflight.rehearse(self, fresh=self._resumed is None)
         if step == 0 and self.profile.evaluation.at_start:
             self.evaluate_now(step)
             self._look(step)

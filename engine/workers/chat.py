@@ -19,12 +19,12 @@ import psutil
 from engine.models import targets
 from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError, Rank
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 from engine.workers.questions import parser
 
 if TYPE_CHECKING:
     from engine.inference.generate import Reply
-    from engine.inference.loaded import Loaded
+    from engine.inference.loaded_model import Loaded
 
 COALESCE = 0.03
 """Seconds that pieces of text are gathered for before they are said."""
@@ -49,7 +49,7 @@ class Chat:
             self.loaded.swap(target)
         else:
             self.release()
-            from engine.inference.loaded import load
+            from engine.inference.loaded_model import load
 
             self.loaded = load(
                 target,
@@ -73,7 +73,7 @@ class Chat:
 
     def generate(self, instruction: Instruction) -> dict[str, Any]:
         """Stream one reply. Raises ProblemError, or ValueError for a conversation that cannot be continued."""
-        from engine.inference.asking import parsed, prompt_of, settings_of
+        from engine.inference.request import parsed, prompt_of, settings_of
 
         asked = instruction.arguments
         if self.loaded is None:
@@ -159,7 +159,7 @@ def _failure(chat: Chat, error: BaseException) -> Problem:
     """Out of memory in numbers; anything else as it is."""
     import torch
 
-    from engine.inference.loaded import out_of_memory
+    from engine.inference.loaded_model import out_of_memory
 
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text:

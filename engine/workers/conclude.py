@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.config.profile import Profile, ProfileError, parse
 from engine.models import targets
 from engine.models.targets import Target
 from engine.protocol import stages
 from engine.protocol.home import Home, RunDirectory, write_private
 from engine.protocol.journal import Evaluation
 from engine.protocol.messages import Problem, ProblemError
-from engine.protocol.profile import Profile, ProfileError, parse
+from engine.protocol.worker_link import Link
 from engine.workers.journalling import Journal
-from engine.workers.link import Link
 
 if TYPE_CHECKING:
-    from engine.evaluation.scoring import PairScorer
-    from engine.inference.loaded import Loaded
+    from engine.evaluation.reward_scoring import PairScorer
+    from engine.inference.loaded_model import Loaded
 
 GROUP = "test/"
 """What the names of metrics on the test rows begin with."""
@@ -47,8 +47,8 @@ class Stage:
 
 def evaluate(stage: Stage) -> dict[str, Any]:
     """The last evaluation, on the test rows; returns what `evaluated.json` keeps."""
-    from engine.evaluation.examine import Wanted
-    from engine.evaluation.examine import evaluate as measure
+    from engine.evaluation.run import Wanted
+    from engine.evaluation.run import evaluate as measure
     from engine.training import report
 
     began = time.monotonic()
@@ -81,8 +81,8 @@ def evaluate(stage: Stage) -> dict[str, Any]:
 
 def export(stage: Stage) -> dict[str, Any]:
     """The folder for others; returns what `exported.json` keeps."""
-    from engine.inference.export.export import Wanted
-    from engine.inference.export.export import export as hand_over
+    from engine.export.run import Wanted
+    from engine.export.run import export as hand_over
     from engine.training import report
 
     options = stage.profile.export
@@ -133,12 +133,12 @@ class _Models:
         self._home, self._watch = home, watch
 
     def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded:
-        from engine.inference.loaded import load
+        from engine.inference.loaded_model import load
 
         return load(target, home=self._home, dtype=dtype, quantization=quantization, progress=self._watch)
 
     def reward_model(self, target: Target) -> PairScorer:
-        from engine.evaluation.scoring import PairScorer
+        from engine.evaluation.reward_scoring import PairScorer
 
         return PairScorer(target, lambda done, total: self._watch("loading", done, total))
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.prep import partly, views
+from engine.config.profile import ProfileError, parse
+from engine.prep import partial, search
 from engine.prep.browse import Browser
 from engine.prep.prepare import prepare
-from engine.prep.stages import tokenised
+from engine.prep.stages import pretokenized
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
-from engine.protocol.profile import ProfileError, parse
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 from engine.workers.questions import Cancelled, Wording, attend, parser
 
 QUESTIONS = ("open", "rows", "narrow", "tokens", "rendered", "stats", "prepare", "batch", "decide", "reread", "stages")
@@ -57,7 +57,7 @@ class Data:
     def narrow(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Raises ValueError for a query that cannot be read."""
         browser, part = self._opened(), asked.get("part", "train")
-        return {"total": browser.narrow(part, views.parse(asked["query"]), self._progress(asked))}
+        return {"total": browser.narrow(part, search.parse(asked["query"]), self._progress(asked))}
 
     def rendered(self, asked: dict[str, Any]) -> dict[str, Any]:
         return self._opened().rendered(asked.get("part", "train"), asked["index"])
@@ -72,13 +72,15 @@ class Data:
         browser, told, name = self._opened(), self._progress(asked), asked["until"]
         if not name:
             return {"stages": [], "parts": browser.show(None, told), "decisions": browser.decisions()}
-        if name == partly.TOKENIZE and tokenised.folders(browser.profile.data, browser.profile.directory):
+        if name == partial.TOKENIZE and pretokenized.folders(browser.profile.data, browser.profile.directory):
             return {**self.prepare(asked), "parts": browser.totals(), "decisions": {}}
-        left = partly.until(browser.profile, name, self.home, lambda phase, done, total: told(done, total, phase=phase))
+        left = partial.until(
+            browser.profile, name, self.home, lambda phase, done, total: told(done, total, phase=phase)
+        )
         if left.expansion:
             browser.review(left.expansion, left.forms)
         parts = browser.show(left.rows, told)
-        done = self.prepare(asked) if name == partly.TOKENIZE else {"stages": left.rows.stages}
+        done = self.prepare(asked) if name == partial.TOKENIZE else {"stages": left.rows.stages}
         return {**done, "parts": parts, "decisions": browser.decisions()}
 
     def prepare(self, asked: dict[str, Any]) -> dict[str, Any]:

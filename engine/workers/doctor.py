@@ -182,8 +182,8 @@ def of_folder(folder: Path) -> Iterator[Check]:
         yield Check("family", True, family)
     if not folders.has_tokenizer(folder):
         return
-    from engine.inference.lock import end_of_turn
     from engine.models import tokenizers
+    from engine.models.template_lock import end_of_turn
 
     try:
         tokenizer = tokenizers.load(folder)

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.evaluation import evaluations, examine
-from engine.evaluation.examine import Wanted
+from engine.evaluation import history
+from engine.evaluation import run as examine
+from engine.evaluation.run import Wanted
 from engine.models.targets import Target
 from engine.protocol.home import Home
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 from engine.workers.questions import Cancelled, Wording, attend, parser
 
 if TYPE_CHECKING:
-    from engine.evaluation.scoring import PairScorer
-    from engine.inference.loaded import Loaded
+    from engine.evaluation.reward_scoring import PairScorer
+    from engine.inference.loaded_model import Loaded
 
 QUESTIONS = ("evaluate", "listed", "replies", "reply", "compare")
 _EVERY = 0.1
@@ -57,7 +58,7 @@ class Models:
 
     def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded:
         """Raises ProblemError."""
-        from engine.inference.loaded import load
+        from engine.inference.loaded_model import load
 
         if self._loaded is not None and self._loaded.serves(target, dtype, quantization):
             self._loaded.swap(target)
@@ -68,7 +69,7 @@ class Models:
 
     def reward_model(self, target: Target) -> PairScorer:
         """Raises ProblemError."""
-        from engine.evaluation.scoring import PairScorer
+        from engine.evaluation.reward_scoring import PairScorer
 
         return PairScorer(target, lambda done, total: self._told("loading", done, total))
 
@@ -98,7 +99,7 @@ class Evaluate:
             watch("comparing", 0, 0)
             result = result | {
                 "against": [
-                    {**other, **evaluations.compared(Path(other["directory"]), Path(result["directory"]))}
+                    {**other, **history.compared(Path(other["directory"]), Path(result["directory"]))}
                     for other in others
                 ]
             }
@@ -106,18 +107,18 @@ class Evaluate:
 
     def listed(self, asked: dict[str, Any]) -> dict[str, Any]:
         run = self.home.run(asked["run"])
-        return {"evaluations": evaluations.of_run(run), "checkpoints": run.checkpoint_steps()}
+        return {"evaluations": history.of_run(run), "checkpoints": run.checkpoint_steps()}
 
     def replies(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return evaluations.replies(
+        return history.replies(
             Path(asked["directory"]), asked["start"], asked["count"], asked.get("by"), asked.get("passed")
         )
 
     def reply(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return evaluations.reply(Path(asked["directory"]), asked["row"])
+        return history.reply(Path(asked["directory"]), asked["row"])
 
     def compare(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return evaluations.compared(Path(asked["first"]), Path(asked["second"]))
+        return history.compared(Path(asked["first"]), Path(asked["second"]))
 
 
 def _beside(out: str | None, target: str) -> str:

@@ -12,7 +12,7 @@ import msgspec
 
 from engine.models import targets
 from engine.protocol.home import Home
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 from engine.workers.questions import Cancelled, Wording, attend, parser
 
 _EVERY = 0.2
@@ -28,7 +28,7 @@ class Export:
 
     def export(self, asked: dict[str, Any]) -> dict[str, Any]:
         """`directory kind agreement`, and `gguf` where one was asked for. Raises ProblemError, OSError and Cancelled."""
-        from engine.inference.export.export import Wanted, export
+        from engine.export.run import Wanted, export
 
         wanted = msgspec.convert(
             {name: value for name in Wanted.__dataclass_fields__ if (value := asked.get(name)) is not None}, Wanted

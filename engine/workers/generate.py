@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from engine.protocol.home import Home
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 from engine.workers.questions import Cancelled, Wording, attend, parser
 
 _EVERY = 0.2
@@ -67,14 +67,14 @@ def main() -> None:
 
 def share() -> None:
     """One device's part of a question."""
-    from engine.inference.bulk import devices
+    from engine.inference.bulk import decode
 
     made = argparse.ArgumentParser()
     made.add_argument("--home", required=True)
     made.add_argument("--device", default="")
     made.add_argument("--share", type=json.loads)
     arguments = made.parse_args()
-    devices.share(Home.locate(arguments.home), arguments.share, arguments.device)
+    decode.share(Home.locate(arguments.home), arguments.share, arguments.device)
 
 
 if __name__ == "__main__":

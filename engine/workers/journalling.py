@@ -8,7 +8,7 @@ import time
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import End, EventEntry, Phase, Warn, Writer
 from engine.protocol.messages import Problem
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 
 _EVERY = 0.5
 """Seconds between two journal lines of one phase."""

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from engine.evaluation import predictions
-from engine.evaluation.wanted import Wanted
+from engine.evaluation.request import Wanted
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.config.profile import ProfileError, parse
 from engine.protocol import stages
 from engine.protocol.home import Home, RunDirectory, write_private
 from engine.protocol.messages import Problem, ProblemError
-from engine.protocol.profile import ProfileError, parse
+from engine.protocol.worker_link import Link
 from engine.workers.journalling import Journal
-from engine.workers.link import Link
 
 _DROPPING = {"clean": (), "dedup": ("exact", "near", "held_out")}
 """Stages that leave rows out, and their counts by kind."""
@@ -105,8 +105,9 @@ def main() -> int:
 
 
 def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
+    from engine.prep.pin_base import settled
     from engine.prep.prepare import is_expanded, prepare
-    from engine.prep.settled import settled
+    from engine.training.online.checks import describe_reward_model
 
     job = json.loads((run.path / "job.json").read_bytes())
     directory = Path(job["directory"])
@@ -122,7 +123,8 @@ def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
                 hint="cockpit train --from expand",
             )
         )
-    prepared = prepare(profile, home, journal.progress)
+    reward = describe_reward_model(profile.method, profile.directory, home)
+    prepared = prepare(profile, home, journal.progress) | reward
     for message, hint in warnings(prepared):
         journal.warn(message, hint)
     write_private(run.prepared, json.dumps(prepared, ensure_ascii=False).encode())

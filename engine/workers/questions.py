@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from engine.protocol.messages import Instruction, Problem, ProblemError
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 
 
 class Cancelled(Exception):

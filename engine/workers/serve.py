@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.inference.serving.settings import BACKENDS, Settings
 from engine.models import targets
 from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
+from engine.serving.settings import BACKENDS, Settings
 from engine.workers.questions import parser
 
 if TYPE_CHECKING:
-    from engine.inference.serving.running import Running
+    from engine.serving.server import Running
 
 TICK = 0.5
 """Seconds between two looks at the figures."""

@@ -11,14 +11,15 @@ import traceback
 import warnings
 from pathlib import Path
 
+from engine.config.profile import Profile, parse
+from engine.models import devices
 from engine.protocol.home import Home
 from engine.protocol.journal import End
 from engine.protocol.messages import Problem, ProblemError
-from engine.protocol.profile import Profile, parse
-from engine.training import devices, ranks
+from engine.protocol.worker_link import Link
+from engine.training import ranks
+from engine.training.reporter import Voice
 from engine.training.steering import Inbox
-from engine.training.voice import Voice
-from engine.workers.link import Link
 
 RETRY = 2.0
 """Seconds between attempts to write the last words to a full disk."""

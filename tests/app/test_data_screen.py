@@ -10,9 +10,9 @@ import pytest
 
 from cockpit.screens.data import DataScreen, is_profile
 from cockpit.widgets import row_view
-from engine.prep import rows
+from engine.options.data import ExpandOptions, SourceOptions
+from engine.prep import read_rows
 from engine.prep.expand.expand import expand
-from engine.prep.options import ExpandOptions, SourceOptions
 from engine.protocol.home import Home
 from tests.app.fake import FakeEngine
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
@@ -42,7 +42,7 @@ def expanded(tmp_path: Path) -> Path:
     seeds = SourceOptions(source="triples/train.jsonl")
     with LoopbackService() as service:
         options = ExpandOptions(base_url=service.url, samples=6)
-        expand(rows.locate(seeds, Path.cwd()), seeds, options, tmp_path / "more", lambda *_: None)
+        expand(read_rows.locate(seeds, Path.cwd()), seeds, options, tmp_path / "more", lambda *_: None)
     return tmp_path / "more"
 
 

@@ -13,7 +13,7 @@ from cockpit.story import Answered, advice, held, marks, probes, rows_of, sample
 from cockpit.widgets.history import lines
 from cockpit.widgets.panels import bounds, evaluation
 from cockpit.widgets.replies import told_of_probe
-from engine.protocol.settable import SETTABLE
+from engine.config.settable import SETTABLE
 from tests.app.fake import bad_batch, demo_run, entries, ledger
 
 

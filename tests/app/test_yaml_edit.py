@@ -9,7 +9,7 @@ import pytest
 from cockpit.inspection import inspect
 from cockpit.profiles import ProfileFile
 from cockpit.yaml_edit import clear_value, flow, read, set_value, value_at
-from engine.protocol.profile import find
+from engine.config.profile import find
 from tests.app.screen import NOWHERE
 
 DEMO = find("triples-qlora")

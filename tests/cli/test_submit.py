@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cockpit.submit import resumption, submission
-from engine.protocol.profile import find, load
+from engine.config.profile import find, load
 
 
 def test_a_job_gets_the_list_and_what_its_profile_names(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine.evaluation import evaluations, examine
-from engine.evaluation.examine import Wanted
+from engine.evaluation import history
+from engine.evaluation import run as examine
+from engine.evaluation.run import Wanted
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.journal import Evaluation, Sample, read
 from engine.protocol.messages import ProblemError
@@ -72,18 +73,18 @@ def test_a_runs_own_evaluation_is_measured_again_to_the_same_values(trained: Tra
 @pytest.mark.slow
 def test_training_keeps_its_replies_as_an_evaluation_does(trained: Trained) -> None:
     _, run = trained
-    listed = evaluations.of_run(run)
+    listed = history.of_run(run)
     training = [each for each in listed if each["origin"] == "training"]
     assert [each["step"] for each in training] == [2, 4]
     assert [each["replies"] for each in training] == [3, 3]
     assert training[0]["metrics"]["loss"] == journaled(run)[2]["eval/loss"]
     assert [each["threshold"] for each in training[0]["thresholds"]] == ["loss < 100", "json_validity >= 0"]
-    page = evaluations.replies(Path(training[1]["directory"]), 0, 10, None, None)
+    page = history.replies(Path(training[1]["directory"]), 0, 10, None, None)
     samples = [entry for entry, _ in read(run.events) if isinstance(entry, Sample) and entry.step == 4]
     assert {each["reply"] for each in page["replies"]} == {sample.reply for sample in samples if not sample.probe}
     assert [sample.prompt for sample in samples if sample.probe] == ["What is a question?"]
     assert page["by"] == "schema_validity" and "json_validity" in page["scores"]
-    compared = evaluations.compared(Path(training[0]["directory"]), Path(training[1]["directory"]))
+    compared = history.compared(Path(training[0]["directory"]), Path(training[1]["directory"]))
     assert compared["compared_rows"] == 3 and "schema_validity" in compared["differences"]
 
 

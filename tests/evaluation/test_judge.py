@@ -11,8 +11,8 @@ import pytest
 
 from engine.evaluation import judge as judging
 from engine.evaluation.judge import Case, judge, prompt, read
-from engine.evaluation.options import JudgeOptions
-from engine.prep.expand import asking
+from engine.llm_api import retries
+from engine.options.evaluation import JudgeOptions
 from engine.protocol.messages import ProblemError
 from tests.prep.service import Act, LoopbackService, answer, completion, error
 
@@ -24,7 +24,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
 
 
 def options(service: LoopbackService, **changes: Any) -> JudgeOptions:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.evaluation import triples
-from engine.evaluation.material import Material, of_source
+from engine.evaluation.dataset import Material, of_source
 from engine.protocol.home import Home
+from engine.tasks import triples
 
 
 def material(source: str, home: Home, limit: int | None = None) -> Material:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from engine.evaluation import examine
-from engine.evaluation.wanted import Wanted
+from engine.config.profile import parse
+from engine.evaluation import run as examine
+from engine.evaluation.request import Wanted
 from engine.prep.prepare import prepare
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation
-from engine.protocol.profile import parse
 from engine.workers.evaluate import Models
 from tests.evaluation.test_examine import Watch
 from tests.training.harness import PROFILE, Supervised

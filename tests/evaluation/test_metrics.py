@@ -9,10 +9,11 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from engine.evaluation import METRICS, PARTS, tokens
-from engine.evaluation.answers import Answer
-from engine.evaluation.tallies import summed
-from engine.evaluation.words import words
+from engine.evaluation.metrics import METRICS, tokens
+from engine.evaluation.metrics.words import words
+from engine.tasks import PARTS
+from engine.tasks.answer import Answer
+from engine.tasks.sufficient_stats import summed
 
 ENGLISH = [
     ("The cat sat on the mat, and the dog lay by the door.", "The cat is on the mat and a dog lies by the door."),

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.evaluation import thought_graph
-from engine.protocol.bundled import bundled
+from engine.config.bundled import bundled
+from engine.tasks import thought_graph
 
 
 def graphs(name: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.evaluation.thresholds import judge, parse
+from engine.options.thresholds import judge, parse
 
 
 def test_thresholds_are_read_and_judged() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from engine.evaluation import triples
-from engine.protocol.bundled import bundled
+from engine.config.bundled import bundled
+from engine.tasks import triples
 
 SETS = bundled("data") / "triples"
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from engine.evaluation import triples
-from engine.inference.asking import settings_of
 from engine.inference.bulk import job, prompts
-from engine.inference.bulk.record import Record
-from engine.inference.loaded import load
+from engine.inference.bulk.progress import Record
+from engine.inference.loaded_model import load
+from engine.inference.request import settings_of
 from engine.protocol.home import Home
+from engine.tasks import triples
 from tests.training.harness import make_model
 
 
@@ -165,6 +165,6 @@ def test_a_system_prompt_and_what_is_refused(tmp_path: Path) -> None:
 def test_an_output_has_one_writer(tmp_path: Path) -> None:
     identity = {"sampling": {"seed": 1}}
     with Record(tmp_path / "out.jsonl", identity), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.inference.bulk.record._PATIENCE", 0.1)
+        patch.setattr("engine.inference.bulk.progress._PATIENCE", 0.1)
         with pytest.raises(ValueError, match="another process is generating"):
             Record(tmp_path / "out.jsonl", identity)

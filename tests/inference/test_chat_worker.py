@@ -15,10 +15,10 @@ import psutil
 import pytest
 import zmq
 
-from engine.evaluation import triples
 from engine.protocol import wire
 from engine.protocol.home import Home
 from engine.protocol.messages import Answered, CancelInstruction, Instruction, Joined, Said, Status
+from engine.tasks import triples
 
 pytestmark = pytest.mark.slow
 

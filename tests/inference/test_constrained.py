@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from engine.evaluation import TASKS, thought_graph, triples
-from engine.inference.asking import parsed, prompt_of, settings_of
-from engine.inference.loaded import Loaded, load
+from engine.inference.loaded_model import Loaded, load
+from engine.inference.request import parsed, prompt_of, settings_of
 from engine.inference.sampling import Row, Sampling, choose, sampling_of
 from engine.protocol.home import Home
+from engine.tasks import TASKS, thought_graph, triples
 
 SCHEMA = {
     "type": "object",

@@ -16,10 +16,9 @@ import torch
 from peft import IA3Config, LoraConfig, OFTConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from engine.inference import lock, merge
-from engine.inference.export import gguf
-from engine.inference.export.export import Exported, Wanted, export
-from engine.models import targets, tokenizers
+from engine.export import gguf_converter
+from engine.export.run import Exported, Wanted, export
+from engine.models import merge, targets, template_lock, tokenizers
 from engine.models.loading import pretrained
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
@@ -71,12 +70,14 @@ def trained(home: Home, base: Path, kind: str, quantization: str, dtype: str = "
     model.save_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.save_pretrained(checkpoint)
-    golden = [{"messages": chat, "ids": lock.render(tokenizer, chat, reply_follows=False)} for chat in CHATS[:3]]
+    golden = [
+        {"messages": chat, "ids": template_lock.render(tokenizer, chat, reply_follows=False)} for chat in CHATS[:3]
+    ]
     written = {
         "base": str(base),
         "dtype": dtype,
         "quantization": quantization,
-        "template_sha256": lock.template_sha256(tokenizer),
+        "template_sha256": template_lock.template_sha256(tokenizer),
         "eos_token_ids": [1],
         "golden": golden,
     }
@@ -209,7 +210,7 @@ def test_glm_folders_in_their_original_layout(home: Home, generation: int) -> No
     tokenizer = tokenizers.load(folder)
     tokenizer.save_pretrained(checkpoint)
     chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
-    golden = [{"messages": chat, "ids": lock.render(tokenizer, chat, reply_follows=False)}]
+    golden = [{"messages": chat, "ids": template_lock.render(tokenizer, chat, reply_follows=False)}]
     written = {"base": str(folder), "dtype": "float32", "quantization": "none", "golden": golden}
     (checkpoint / "lock.json").write_text(json.dumps(written))
     done = made(home)
@@ -222,7 +223,7 @@ def test_glm_folders_in_their_original_layout(home: Home, generation: int) -> No
     told = subprocess.run([sys.executable, "-c", code, done.directory], capture_output=True, text=True, check=True)
     name, _, ids = told.stdout.strip().splitlines()[-1].partition(" ")
     assert name == ("ChatGLMForConditionalGeneration" if generation == 1 else "GlmForCausalLM")
-    assert json.loads(ids) == lock.render(tokenizer, chat[:1], reply_follows=True)
+    assert json.loads(ids) == template_lock.render(tokenizer, chat[:1], reply_follows=True)
     assert ("import engine.models.glm.tokenizer_first" in (done.directory / "README.md").read_text()) == (
         generation == 1
     )
@@ -275,7 +276,7 @@ def test_given_up_or_killed_it_leaves_nothing_under_its_name(home: Home, base: P
     assert [path.name for path in home.root.iterdir() if "out" in path.name] == []
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from engine.inference.export.export import Wanted, export\n"
+        "from engine.export.run import Wanted, export\n"
         "from engine.models import targets; from engine.protocol.home import Home\n"
         "home = Home(Path(sys.argv[1]))\n"
         "def tell(stage, done, total):\n"
@@ -292,7 +293,7 @@ def test_given_up_or_killed_it_leaves_nothing_under_its_name(home: Home, base: P
 @pytest.mark.slow
 def test_gguf_by_llama_cpps_converter(home: Home, smollm2: Path) -> None:
     try:
-        gguf.find(None)
+        gguf_converter.find(None)
     except ProblemError as error:
         pytest.skip(f"{error.problem.title}: `make test` could not install it")
     folder = home.models / "llama"
@@ -306,4 +307,4 @@ def test_gguf_by_llama_cpps_converter(home: Home, smollm2: Path) -> None:
     config = folder / "config.json"
     config.write_text(config.read_text().replace("LlamaForCausalLM", "UnheardOfForCausalLM"))
     with pytest.raises(ProblemError, match=r"converter does not take this model(.|\n)*not supported"):
-        gguf.convert(folder, "x", "f16", gguf.find(None))
+        gguf_converter.convert(folder, "x", "f16", gguf_converter.find(None))

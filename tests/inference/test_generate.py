@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from engine.inference.detokenizer import Detokenizer
 from engine.inference.generate import Reply, generate_batch, reply_batch, stream
 from engine.inference.sampling import Sampling, opened
-from engine.inference.telling import Detokenizer
 
 QUESTIONS = ("What is the capital of France?", "List three primes.", "Describe the sea in one short line.")
 END = {2}
@@ -182,7 +182,7 @@ def test_a_prompt_read_in_parts_is_answered_as_by_generate(
 ) -> None:
     import torch
 
-    from engine.inference import reading
+    from engine.inference import prefill as reading
 
     monkeypatch.setitem(reading._OPERATIONS, "cpu", 6e8)
     prompts = [prompt(tokenizer, "Tell me more. " * count + QUESTIONS[0]) for count in (60, 90)]

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from engine.inference import lock
-from engine.inference.loaded import Loaded, load
+from engine.inference.loaded_model import Loaded, load
 from engine.inference.sampling import Sampling
-from engine.models import targets
+from engine.models import targets, template_lock
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from tests.training.harness import make_model
@@ -119,21 +118,21 @@ def test_a_quantised_base_still_talks(smollm2: Path, home: Home, quantization: s
 
 
 def test_lock_names_what_differs(tokenizer: Any, tmp_path: Path) -> None:
-    ids = lock.render(tokenizer, [*QUESTION, {"role": "assistant", "content": "Paris."}], reply_follows=False)
+    ids = template_lock.render(tokenizer, [*QUESTION, {"role": "assistant", "content": "Paris."}], reply_follows=False)
     golden = {"messages": [*QUESTION, {"role": "assistant", "content": "Paris."}], "ids": ids}
-    good = {"template_sha256": lock.template_sha256(tokenizer), "eos_token_ids": [2], "golden": [golden]}
-    lock.check(good, tokenizer, tmp_path)
+    good = {"template_sha256": template_lock.template_sha256(tokenizer), "eos_token_ids": [2], "golden": [golden]}
+    template_lock.check(good, tokenizer, tmp_path)
     with pytest.raises(ProblemError, match="chat template is not the one"):
-        lock.check(good | {"template_sha256": "0" * 64}, tokenizer, tmp_path)
+        template_lock.check(good | {"template_sha256": "0" * 64}, tokenizer, tmp_path)
     changed = {**golden, "ids": [*ids[:5], ids[5] + 1, *ids[6:]]}
     with pytest.raises(ProblemError, match=r"conversation 0 becomes other tokens: at 5 "):
-        lock.check(good | {"golden": [changed]}, tokenizer, tmp_path)
+        template_lock.check(good | {"golden": [changed]}, tokenizer, tmp_path)
     with pytest.raises(ProblemError, match="beyond the vocabulary of 49152"):
-        lock.check(good | {"eos_token_ids": [50000]}, tokenizer, tmp_path)
+        template_lock.check(good | {"eos_token_ids": [50000]}, tokenizer, tmp_path)
 
 
 def test_end_of_turn_is_read_from_the_template(tokenizer: Any) -> None:
-    assert lock.end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert template_lock.end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
 @pytest.mark.slow
@@ -159,7 +158,7 @@ def test_a_checkpoint_whose_template_was_changed_is_refused(
         shutil.copy(smollm2 / name, folder)
     from transformers import AutoTokenizer
 
-    sha256 = lock.template_sha256(AutoTokenizer.from_pretrained(smollm2))
+    sha256 = template_lock.template_sha256(AutoTokenizer.from_pretrained(smollm2))
     (folder / "lock.json").write_text(json.dumps({"template_sha256": sha256, "eos_token_ids": [2], "golden": []}))
     loaded.swap(target(folder, home))
     with (folder / "chat_template.jinja").open("a") as file:

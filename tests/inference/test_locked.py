@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from engine.evaluation.examine import Wanted as Measured
-from engine.evaluation.examine import evaluate
-from engine.inference.export.export import Wanted, export
-from engine.inference.loaded import load
-from engine.inference.serving.running import Running
-from engine.inference.serving.settings import Settings
+from engine.evaluation.run import Wanted as Measured
+from engine.evaluation.run import evaluate
+from engine.export.run import Wanted, export
+from engine.inference.loaded_model import load
 from engine.models import targets
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
+from engine.serving.server import Running
+from engine.serving.settings import Settings
 from tests.inference.test_export import base, home, trained
 from tests.inference.test_merge import settle
 

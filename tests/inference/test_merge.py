@@ -12,11 +12,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from engine.config.profile import Profile, ProfileError, parse, pinned
 from engine.models import targets
-from engine.prep.settled import settled
+from engine.prep.pin_base import settled
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from engine.protocol.profile import Profile, ProfileError, parse, pinned
 from tests.training.harness import make_model
 
 

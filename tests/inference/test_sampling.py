@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
+from engine.config.sampling import PRESETS, SamplingOptions
 from engine.inference.sampling import Row, Sampling, choose, opened, sampling_of
 from engine.inference.sampling import _warp as warp
-from engine.protocol.sampling import PRESETS, SamplingOptions
 
 SIZE = 300
 SETTINGS = [

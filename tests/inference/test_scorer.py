@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.inference.scorer import Scorer
-from engine.models.options import ModelOptions
-from engine.training.devices import Device
+from engine.models.devices import Device
+from engine.options.model import ModelOptions
 from tests.training.harness import make_model
 from tests.training.preferences import make_scorer
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from engine.inference.sampling import Sampling
-from engine.inference.serving import scheduler as scheduling
-from engine.inference.serving.scheduler import Ended, Job, Refused, Said, Scheduler
+from engine.serving import scheduler as scheduling
+from engine.serving.scheduler import Ended, Job, Refused, Said, Scheduler
 from tests.training.harness import make_model
 
 LATER = 60.0

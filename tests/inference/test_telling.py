@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.inference.telling import Telling, behind_thinking, held_from, marks, stop_tokens
+from engine.inference.detokenizer import Telling, behind_thinking, held_from, marks, stop_tokens
 
 
 class Letters:

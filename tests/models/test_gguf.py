@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.inference.loaded import load
+from engine.inference.loaded_model import load
 from engine.inference.sampling import Sampling
 from engine.models import gguf, targets
 from engine.protocol.home import Home

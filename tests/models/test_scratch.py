@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from engine.config.profile import ProfileError, parse
 from engine.models import scratch
-from engine.models.options import ModelOptions
+from engine.options.model import ModelOptions
 from engine.protocol.home import Home
-from engine.protocol.profile import ProfileError, parse
 from tests.training.harness import WORDS, make_model
 
 SMALLEST = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.models import checks, targets
-from engine.models.options import ModelOptions
+from engine.options.model import ModelOptions
 from engine.protocol import journal
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError

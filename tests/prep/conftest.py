@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from engine.config.profile import Profile, parse
 from engine.protocol.home import Home
-from engine.protocol.profile import Profile, parse
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from engine.config.profile import Profile, parse
 from engine.prep.browse import Browser
 from engine.prep.files.copies import copy
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from engine.protocol.profile import Profile, parse
 from tests.prep.conftest import chat, write
 
 ALPACA = [{"instruction": f"question {at}", "input": "", "output": f"answer {at}"} for at in range(1200)]

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from engine.prep import shapes
+from engine.config.bundled import bundled
+from engine.prep import detect_format
 from engine.prep.verbs import convert
-from engine.protocol.bundled import bundled
 from engine.protocol.home import Home
 from tests.prep.conftest import chat, write
 from tests.prep.test_formats import GRAPH
@@ -134,8 +134,8 @@ def test_the_verb_prints_its_counts_as_json(tmp_path: Path) -> None:
     )
     told = json.loads(done.stdout)
     assert (told["rows"], told["converted"], told["rejected"]) == (12, 12, 0)
-    canonical = [shapes.convert("sharegpt", row)[0] for row in rows(source)]
-    assert [shapes.convert("messages", row)[0] for row in rows(Path(told["file"]))] == canonical
+    canonical = [detect_format.convert("sharegpt", row)[0] for row in rows(source)]
+    assert [detect_format.convert("messages", row)[0] for row in rows(Path(told["file"]))] == canonical
 
 
 @pytest.mark.slow

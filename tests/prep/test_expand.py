@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from engine.evaluation import thought_graph, triples
-from engine.prep import rows
-from engine.prep.expand import asking
+from engine.llm_api import retries
+from engine.options.data import ExpandOptions, PriceOptions, SourceOptions
+from engine.prep import read_rows
 from engine.prep.expand.expand import expand, rehearse
 from engine.prep.expand.seeds import check
-from engine.prep.options import ExpandOptions, PriceOptions, SourceOptions
 from engine.prep.stages.standalone import options_of
 from engine.prep.verbs import expand as verb
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
+from engine.tasks import thought_graph, triples
 from tests.prep.conftest import write
 from tests.prep.service import (
     LoopbackService,
@@ -41,7 +41,7 @@ BUNDLED = "triples/train.jsonl"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
 
 
 def options(service: LoopbackService, **further: Any) -> ExpandOptions:
@@ -50,7 +50,7 @@ def options(service: LoopbackService, **further: Any) -> ExpandOptions:
 
 def run(chosen: ExpandOptions, out: Path, source: str | Path = BUNDLED) -> dict[str, Any]:
     seeds = SourceOptions(source=str(source))
-    return expand(rows.locate(seeds, Path.cwd()), seeds, chosen, out, lambda *_: None)
+    return expand(read_rows.locate(seeds, Path.cwd()), seeds, chosen, out, lambda *_: None)
 
 
 def lines(path: Path) -> list[Any]:
@@ -454,7 +454,7 @@ def test_the_seeds_are_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_two_at_once_in_one_folder_are_refused(tmp_path: Path) -> None:
-    from engine.prep.expand.journal import Journal
+    from engine.llm_api.journal import Journal
 
     journal = Journal(tmp_path / "requests.jsonl", {})
     with LoopbackService() as service, pytest.raises(ValueError, match="another process"):
@@ -470,7 +470,7 @@ def test_a_dry_run_sends_nothing_and_tells_the_worst_case(tmp_path: Path) -> Non
     with LoopbackService() as service:
         chosen = options(service, samples=12, max_tokens=100, price=price)
         seeds = SourceOptions(source=BUNDLED)
-        told = rehearse(rows.locate(seeds, Path.cwd()), seeds, chosen, lambda *_: None)
+        told = rehearse(read_rows.locate(seeds, Path.cwd()), seeds, chosen, lambda *_: None)
         assert service.prompts == []
         run(chosen, tmp_path)
     assert told["requests"] == 3 and sorted(told["prompts"].values()) == sorted(service.prompts)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from engine.prep import rows
+from engine.options.data import ExpandOptions, SourceOptions
+from engine.prep import read_rows
 from engine.prep.expand import decisions
 from engine.prep.expand.expand import expand
-from engine.prep.options import ExpandOptions, SourceOptions
 from tests.prep.service import LoopbackService, completion
 
 SEEDS = SourceOptions(source="triples/train.jsonl")
@@ -21,7 +21,7 @@ SEEDS = SourceOptions(source="triples/train.jsonl")
 
 def run(service: LoopbackService, out: Path, **further: Any) -> dict[str, Any]:
     options = ExpandOptions(base_url=service.url, **{"samples": 10, **further})
-    return expand(rows.locate(SEEDS, Path.cwd()), SEEDS, options, out, lambda *_: None)
+    return expand(read_rows.locate(SEEDS, Path.cwd()), SEEDS, options, out, lambda *_: None)
 
 
 def digests(out: Path) -> list[str]:
@@ -94,7 +94,7 @@ def test_the_folder_is_a_source_of_the_rows_that_are_kept(tmp_path: Path) -> Non
     for name in ("made.jsonl", "answers.jsonl", "rejects.jsonl", "requests.jsonl"):
         (tmp_path / name).write_text('{"text": "a"}\n')
     decisions.decide(tmp_path, digests(tmp_path)[0], "accepted")
-    assert rows.locate(SourceOptions(source=str(tmp_path)), tmp_path) == [tmp_path / "rows.jsonl"]
+    assert read_rows.locate(SourceOptions(source=str(tmp_path)), tmp_path) == [tmp_path / "rows.jsonl"]
 
 
 @pytest.mark.slow

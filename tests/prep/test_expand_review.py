@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from engine.prep import rows
+from engine.config import profile
+from engine.options.data import ExpandOptions, SourceOptions
+from engine.prep import read_rows
 from engine.prep.browse import Browser
 from engine.prep.expand import decisions
 from engine.prep.expand.expand import expand
-from engine.prep.options import ExpandOptions, SourceOptions
-from engine.prep.views import EXPANDED, parse
-from engine.protocol import profile
+from engine.prep.search import EXPANDED, parse
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from tests.prep.conftest import write
@@ -30,7 +30,7 @@ def expanded(out: Path, source: str = "triples/train.jsonl") -> Path:
     seeds = SourceOptions(source=source)
     with LoopbackService() as service:
         options = ExpandOptions(base_url=service.url, samples=10)
-        expand(rows.locate(seeds, Path.cwd()), seeds, options, out, quiet)
+        expand(read_rows.locate(seeds, Path.cwd()), seeds, options, out, quiet)
     return out
 
 
@@ -105,7 +105,7 @@ def test_a_thought_graph_is_decided_as_one_row(bare_home: Home, tmp_path: Path) 
     made = [graph("Can machines grieve?"), graph("Why do we laugh?")]
     with LoopbackService(lambda _number, _body: completion(json.dumps(made))) as service:
         options = ExpandOptions(base_url=service.url, samples=2)
-        expand(rows.locate(source, tmp_path), source, options, tmp_path / "more", quiet)
+        expand(read_rows.locate(source, tmp_path), source, options, tmp_path / "more", quiet)
     browser = opened(bare_home, tmp_path, {"source": "more"})
     parts = browser.summary()["parts"]
     assert parts["expanded"] == 2 and parts["train"] > 2

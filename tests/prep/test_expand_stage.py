@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from engine.config.profile import Profile, ProfileError
 from engine.prep.expand import decisions
 from engine.prep.expand.decisions import DROPPED
 from engine.prep.prepare import prepare
 from engine.protocol import journal
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError, Resume, RunRef, Submit
-from engine.protocol.profile import Profile, ProfileError
 from engine.workers.prepare import warnings
 from tests.prep.conftest import ProfileOver, chat, write
 from tests.prep.service import LoopbackService, completion

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from engine.evaluation import thought_graph
-from engine.prep import shapes
+from engine.config.bundled import bundled
+from engine.prep import detect_format
 from engine.prep.formats import FORMATS
-from engine.protocol.bundled import bundled
+from engine.tasks import thought_graph
 
 
 def said(role: str, content: str, **more: Any) -> dict[str, Any]:
@@ -167,8 +167,8 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 def test_rows_become_canonical_and_their_shape_is_found(
     shape: str, row: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    assert shapes.detect([row]) == shape
-    assert shapes.convert(shape, row) == [expected]
+    assert detect_format.detect([row]) == shape
+    assert detect_format.convert(shape, row) == [expected]
 
 
 GRAPH = {
@@ -182,8 +182,8 @@ GRAPH = {
 
 
 def test_a_thought_graph_expands_into_its_tasks() -> None:
-    assert shapes.detect([GRAPH]) == "thought_graph"
-    rows = shapes.convert("thought_graph", {**GRAPH, "category": "logic"})
+    assert detect_format.detect([GRAPH]) == "thought_graph"
+    rows = detect_format.convert("thought_graph", {**GRAPH, "category": "logic"})
     assert [row["columns"] for row in rows] == [
         {"category": "logic", "task_type": task}
         for task in ("thought_graph", "arguments", "arguments", "counter_question")
@@ -196,7 +196,7 @@ def test_a_thought_graph_expands_into_its_tasks() -> None:
 
 def test_a_graph_is_asked_for_in_its_own_language_and_a_task_type_of_its_own_stays() -> None:
     chinese = {**GRAPH, "question": "真的是这样吗？", "task_type": "own"}
-    rows = shapes.convert("thought_graph", chinese)
+    rows = detect_format.convert("thought_graph", chinese)
     assert "问题：真的是这样吗？" in rows[0]["messages"][0]["content"]
     assert {row["columns"]["task_type"] for row in rows} == {"own"}
     assert "Question: これは本当？" in thought_graph.messages("これは本当？")[0]["content"]
@@ -220,12 +220,12 @@ def test_a_graph_is_asked_for_in_its_own_language_and_a_task_type_of_its_own_sta
 )
 def test_graphs_that_do_not_fit_the_schema_are_refused(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        shapes.convert("thought_graph", GRAPH | change)
+        detect_format.convert("thought_graph", GRAPH | change)
 
 
 def test_a_graph_without_counter_questions_is_refused() -> None:
     with pytest.raises(ValueError, match="the graph lacks counter_questions"):
-        shapes.convert("thought_graph", {key: GRAPH[key] for key in ("question", "standpoints")})
+        detect_format.convert("thought_graph", {key: GRAPH[key] for key in ("question", "standpoints")})
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
@@ -286,18 +286,18 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("shape", "row", "reason"), BAD)
 def test_bad_rows_are_refused_with_the_reason(shape: str, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        shapes.convert(shape, row)
+        detect_format.convert(shape, row)
 
 
 def test_the_shape_of_most_rows_wins_and_none_is_an_error() -> None:
-    assert shapes.detect([{"odd": 1}, {"text": "t"}, {"text": "t"}]) == "text"
+    assert detect_format.detect([{"odd": 1}, {"text": "t"}, {"text": "t"}]) == "text"
     with pytest.raises(ValueError, match="columns foo"):
-        shapes.detect([{"foo": 1}])
+        detect_format.detect([{"foo": 1}])
 
 
 def test_a_label_that_is_no_judgement_makes_no_kto_row() -> None:
-    assert shapes.detect([{"instruction": "q", "output": "a", "label": True}]) == "alpaca"
-    assert shapes.detect([{"messages": [Q, A], "label": 3}]) == "messages"
+    assert detect_format.detect([{"instruction": "q", "output": "a", "label": True}]) == "alpaca"
+    assert detect_format.detect([{"messages": [Q, A], "label": 3}]) == "messages"
 
 
 def samples() -> list[tuple[str, str]]:
@@ -309,9 +309,9 @@ def samples() -> list[tuple[str, str]]:
 def test_bundled_samples_have_the_shape_that_the_catalog_says(file: str, shape: str) -> None:
     rows = [json.loads(line) for line in (bundled("data") / file).read_text(encoding="utf-8").splitlines()]
     assert 10 <= len(rows) <= 40
-    assert shapes.detect(rows) == shape
-    assert all(shapes.detect([row]) == shape for row in rows)
-    assert all(shapes.convert(shape, row) for row in rows)
+    assert detect_format.detect(rows) == shape
+    assert all(detect_format.detect([row]) == shape for row in rows)
+    assert all(detect_format.convert(shape, row) for row in rows)
 
 
 def test_there_is_a_sample_of_every_shape_and_every_one_is_listed() -> None:

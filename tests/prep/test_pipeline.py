@@ -153,7 +153,7 @@ def test_a_packed_run_trains_as_an_unpacked_one(bare_home: Home, tmp_path: Path)
             "training.micro_batch=30",
             "training.max_steps=3",
         ]
-        from engine.protocol.profile import parse
+        from engine.config.profile import parse
 
         profile = parse(PROFILE.format(base=base), "test", Path("/"), changes, bare_home)
         prepared = prepare(profile, bare_home, quiet)

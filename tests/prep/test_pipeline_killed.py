@@ -39,7 +39,7 @@ PROFILE = (
     START
     + """
 from engine.protocol.home import Home
-from engine.protocol.profile import load
+from engine.config.profile import load
 import engine.prep.prepare, transformers, datasets, numpy, rensa, ftfy
 from engine.prep.prepare import prepare
 from transformers import AutoTokenizer

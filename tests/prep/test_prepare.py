@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from engine.config.profile import ProfileError, find, load
 from engine.prep.prepare import prepare
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from engine.protocol.profile import ProfileError, find, load
 from tests.prep.conftest import ProfileOver, chat
 
 GOOD = [chat(f"question {number}", f"answer {number}") for number in range(10)]
@@ -54,7 +54,7 @@ def test_a_hit_changes_nothing_loads_nothing_and_costs_next_to_nothing(home: Hom
     before = {path: path.stat().st_mtime_ns for path in home.cache.rglob("*")}
     (profile.directory / "profile.yaml").write_text(profile.to_yaml())
     script = (
-        "import sys; from pathlib import Path; from engine.protocol.home import Home; from engine.protocol.profile import load;"
+        "import sys; from pathlib import Path; from engine.protocol.home import Home; from engine.config.profile import load;"
         "from engine.prep.prepare import prepare; import time, json; home = Home(Path(sys.argv[1]));"
         "profile = load(Path(sys.argv[2]), home=home); began = time.perf_counter();"
         "prepared = prepare(profile, home, lambda *_: None);"

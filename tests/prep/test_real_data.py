@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from engine.evaluation import thought_graph
-from engine.evaluation.fences import load_json
-from engine.prep import rows, shapes
-from engine.prep.chat import Refused, Rendered, Renderer
-from engine.prep.options import SourceOptions
-from engine.prep.rows import Rejects, Row
+from engine.options.data import SourceOptions
+from engine.prep import detect_format
+from engine.prep import read_rows as rows
+from engine.prep.chat_labels import Refused, Rendered, Renderer
+from engine.prep.read_rows import Rejects, Row
 from engine.prep.tokenize import WHOLE, Counts, tokenizing_of
+from engine.tasks import thought_graph
+from engine.tasks.fences import load_json
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared/data"
 
@@ -84,7 +85,7 @@ def test_the_shape_is_found_and_all_rows_convert_but_those_that_are_bad(each: Se
     assert rows.shape_of(SourceOptions(source=each.file), locate(each.file)) == each.shape
     assert (rejects.read, len(found), rejects.count) == (each.rows, each.canonical, len(each.bad))
     assert all(reason in told for reason, told in zip(each.bad, rejects.first, strict=True))
-    assert all(shapes.detect([row]) == each.shape for row in source_rows(each.file))
+    assert all(detect_format.detect([row]) == each.shape for row in source_rows(each.file))
 
 
 @pytest.mark.parametrize("each", SETS, ids=lambda each: each.file)
@@ -96,21 +97,21 @@ def test_rows_survive_every_shape_that_holds_them(each: Set) -> None:
     }
     found, _ = read(each.file)
     for shape in held.get(each.shape, held["context_target"]):
-        load = shapes.load(shape)
+        load = detect_format.load(shape)
         for row in found:
             through = json.loads(json.dumps(load.revert(row.content), ensure_ascii=False))
-            assert shapes.convert(shape, through) == [row.content]
+            assert detect_format.convert(shape, through) == [row.content]
 
 
 @pytest.mark.parametrize("each", SETS, ids=lambda each: each.file)
 def test_rows_come_back_as_they_stood(each: Set) -> None:
-    load, compared = shapes.load(each.shape), 0
+    load, compared = detect_format.load(each.shape), 0
     for row in source_rows(each.file):
         if each.bad and "counter_questions" not in row:
             continue
-        back = load.revert(shapes.convert(each.shape, row)[0])
+        back = load.revert(detect_format.convert(each.shape, row)[0])
         if each.shape == "preference":  # as prompt, chosen and rejected
-            assert shapes.convert(each.shape, back) == shapes.convert(each.shape, row)
+            assert detect_format.convert(each.shape, back) == detect_format.convert(each.shape, row)
         elif not row.get("input") and "\nInput: " not in row.get("context", ""):
             assert back == row
         else:  # the input stands with the instruction

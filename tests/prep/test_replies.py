@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from engine.prep import shapes
+from engine.config.bundled import bundled as bundled_folder
+from engine.prep import detect_format
 from engine.prep.prepare import prepare
-from engine.prep.rows import Rejects
+from engine.prep.read_rows import Rejects
 from engine.prep.tokenize import Counts, Made, tokenize_rows, tokenizing_of
-from engine.protocol.bundled import bundled as bundled_folder
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from tests.prep.conftest import ProfileOver, chat, write
@@ -180,7 +180,7 @@ def test_sets_on_disk_do_not_hang_on_the_number_of_processes(
 ) -> None:
     from datasets import load_from_disk
 
-    from engine.training.rows import token_counts
+    from engine.prep.batching import token_counts
 
     rows = [
         pair(turns(f"question {at} " + "word " * (at % 50)), f"yes {at}", "no " * (at % 9 + 1)) for at in range(1500)
@@ -222,7 +222,7 @@ def test_a_profile_of_preferences(
     train = load_from_disk(prepared["train"])
     assert train.column_names == columns and len(train) == prepared["rows"] == len(rows)
     assert prepared["rejected"] == 0 and len(load_from_disk(prepared["validation"])) == 2
-    first = shapes.convert(sample, rows[0])[0]
+    first = detect_format.convert(sample, rows[0])[0]
     assert prepared["lock"]["golden"][0]["messages"] == first["prompt"] + first[columns[1].removesuffix("_ids")]
     assert prepared["lock"]["golden"][0]["ids"] == train[0][columns[0]] + train[0][columns[1]]
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.prep import shapes
-from engine.prep.chat import Refused, Rendered, Renderer
-from engine.protocol.bundled import bundled
+from engine.config.bundled import bundled
+from engine.prep import detect_format
+from engine.prep.chat_labels import Refused, Rendered, Renderer
 
 SPECIAL = ["<|eot_id|>", "<|eom_id|>", "<|end|>", "<|start|>", "<|message|>", "<|channel|>", "<|call|>", "<|return|>"]
 TEMPLATES = (
@@ -58,7 +58,7 @@ SAMPLES = [
     canonical
     for name in ("messages", "sharegpt")
     for line in (bundled("data") / f"samples/{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    for canonical in shapes.convert(name, json.loads(line))
+    for canonical in detect_format.convert(name, json.loads(line))
 ]
 WITH_TOOLS = [row for row in SAMPLES if "tools" in row]
 
@@ -197,7 +197,7 @@ def test_most_chats_are_rendered_once(tokenizer: Any, smollm2: Path) -> None:
 
 def test_a_turn_of_weight_0_is_not_trained(tokenizer: Any, smollm2: Path) -> None:
     tokenizer.chat_template = (smollm2 / "chat_template.jinja").read_text(encoding="utf-8")
-    (row,) = shapes.convert("messages", MULTI)
+    (row,) = detect_format.convert("messages", MULTI)
     row["messages"][1]["weight"] = 0
     assert trained(Renderer(tokenizer, "assistant").render([row])[0]) == ["four<|im_end|>"]
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.prep import mapping, shapes
+from engine.options.data import SourceOptions
+from engine.prep import column_mapping, detect_format
 from engine.prep.formats import FORMATS
 from engine.prep.formats.canonical import ROLES
-from engine.prep.options import SourceOptions
 
 KEYS = [
     *("text", "messages", "tools", "conversations", "system", "instruction", "input", "output", "history", "prompt"),
@@ -58,9 +58,9 @@ def test_any_row_is_converted_or_refused_and_what_is_converted_is_json(row: dict
 
 
 def check(shape: str, row: dict[str, Any]) -> None:
-    assert shapes.load(shape).matches(row) in (True, False)
+    assert detect_format.load(shape).matches(row) in (True, False)
     try:
-        found = shapes.convert(shape, row)
+        found = detect_format.convert(shape, row)
     except ValueError as error:
         assert str(error)
         return
@@ -69,10 +69,10 @@ def check(shape: str, row: dict[str, Any]) -> None:
         assert json.loads(written) == canonical
         for name in FORMATS:
             try:
-                row = shapes.load(name).revert(canonical)
+                row = detect_format.load(name).revert(canonical)
             except ValueError:
                 continue
-            assert canonical in shapes.convert(name, row)
+            assert canonical in detect_format.convert(name, row)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -88,7 +88,7 @@ def test_so_it_is_with_mapped_columns_and_prompts(
 ) -> None:
     source = SourceOptions(source="x", columns=columns, prompt=prompt, system=system)
     try:
-        found = mapping.converter(source, shape)(row)
+        found = column_mapping.converter(source, shape)(row)
     except ValueError as error:
         assert str(error)
         return
@@ -102,8 +102,8 @@ def test_values_nested_too_deeply_are_refused(shape: str) -> None:
         deep = [deep]
     row = dict.fromkeys(KEYS, deep)
     with pytest.raises(ValueError):
-        shapes.convert(shape, row)
+        detect_format.convert(shape, row)
     text = {"text": "t", "prompt": "q", "completion": "a", "note": deep}
     for name in ("text", "prompt_completion"):
         with pytest.raises(ValueError, match="note has no JSON form"):
-            shapes.convert(name, text)
+            detect_format.convert(name, text)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.prep import shapes
+from engine.config.bundled import bundled
+from engine.prep import detect_format
 from engine.prep.formats import FORMATS
-from engine.protocol.bundled import bundled
 from tests.prep.test_formats import GOOD, GRAPH
 
 SETTINGS = settings(max_examples=150, deadline=None, derandomize=True)
@@ -122,8 +122,8 @@ alternating = st.builds(
 
 def there_and_back(shape: str, canonical: dict[str, Any]) -> None:
     """Through JSON, as a file would have it."""
-    row = json.loads(json.dumps(shapes.load(shape).revert(canonical), ensure_ascii=False))
-    assert shapes.convert(shape, row) == [canonical]
+    row = json.loads(json.dumps(detect_format.load(shape).revert(canonical), ensure_ascii=False))
+    assert detect_format.convert(shape, row) == [canonical]
 
 
 @SETTINGS
@@ -134,7 +134,7 @@ def test_a_canonical_row_is_its_own_canonical_row(canonical: dict[str, Any]) -> 
         for name, key in (("preference", "chosen"), ("kto", "label"), ("messages", "messages"), ("text", "text"))
         if key in canonical
     )
-    assert shapes.convert(shape, json.loads(json.dumps(canonical))) == [canonical]
+    assert detect_format.convert(shape, json.loads(json.dumps(canonical))) == [canonical]
 
 
 @SETTINGS
@@ -176,7 +176,7 @@ def test_sharegpt_holds_tools_and_calls_unless_words_stand_beside_them(
     canonical = with_columns({"messages": made} | ({"tools": offered} if offered else {}), others)
     if any(turn["content"] and "tool_calls" in turn for turn in made):
         with pytest.raises(ValueError, match="both the words and the tool calls of turn"):
-            shapes.load("sharegpt").revert(canonical)
+            detect_format.load("sharegpt").revert(canonical)
     else:
         there_and_back("sharegpt", canonical)
 
@@ -195,11 +195,11 @@ def test_single_exchanges_go_into_every_shape_of_questions_and_answers(canonical
 @given(conversations | texts | pairs | judgements, st.sampled_from(sorted(FORMATS)))
 def test_whatever_a_shape_takes_comes_back_and_the_rest_is_refused(canonical: dict[str, Any], shape: str) -> None:
     try:
-        row = shapes.load(shape).revert(canonical)
+        row = detect_format.load(shape).revert(canonical)
     except ValueError as error:
         assert str(error)
         return
-    assert canonical in shapes.convert(shape, row)
+    assert canonical in detect_format.convert(shape, row)
 
 
 @pytest.mark.parametrize(("shape", "row", "expected"), GOOD)
@@ -208,7 +208,7 @@ def test_every_known_spelling_comes_back_as_the_same_row(
 ) -> None:
     if shape == "prompt_completion" and isinstance(row.get("prompt"), list):
         with pytest.raises(ValueError, match="cannot hold the weight of turn 2"):
-            shapes.load(shape).revert(expected)
+            detect_format.load(shape).revert(expected)
         return
     there_and_back(shape, expected)
 
@@ -222,14 +222,14 @@ def test_sample_rows_survive_another_shape(shape: str, through: str) -> None:
     lines = (bundled("data") / f"samples/{shape}.jsonl").read_text(encoding="utf-8").splitlines()
     came = 0
     for row in map(json.loads, lines):
-        (canonical,) = shapes.convert(shape, row)
+        (canonical,) = detect_format.convert(shape, row)
         try:
-            other = shapes.load(through).revert(canonical)
+            other = detect_format.load(through).revert(canonical)
         except ValueError as error:
             assert "both the words and the tool calls" in str(error)
             continue
-        back = shapes.load(shape).revert(shapes.convert(through, other)[0])
-        assert shapes.convert(shape, back) == [canonical]
+        back = detect_format.load(shape).revert(detect_format.convert(through, other)[0])
+        assert detect_format.convert(shape, back) == [canonical]
         if not row.get("input") and "Input: " not in row.get("context", "") and "system" not in row:
             assert back == row  # not only what it says: the row as it stood
         came += 1
@@ -238,12 +238,12 @@ def test_sample_rows_survive_another_shape(shape: str, through: str) -> None:
 
 def test_a_whole_graph_comes_back_from_its_first_task_and_from_no_other() -> None:
     row = {**GRAPH, "category": "logic"}
-    whole, *others = shapes.convert("thought_graph", row)
-    (again,) = shapes.convert("alpaca", shapes.load("alpaca").revert(whole))
-    assert shapes.load("thought_graph").revert(again) == row
+    whole, *others = detect_format.convert("thought_graph", row)
+    (again,) = detect_format.convert("alpaca", detect_format.load("alpaca").revert(whole))
+    assert detect_format.load("thought_graph").revert(again) == row
     for other in others:
         with pytest.raises(ValueError, match="holds whole graphs"):
-            shapes.load("thought_graph").revert(other)
+            detect_format.load("thought_graph").revert(other)
 
 
 @pytest.mark.parametrize(
@@ -283,4 +283,4 @@ def test_a_whole_graph_comes_back_from_its_first_task_and_from_no_other() -> Non
 )
 def test_what_a_shape_cannot_hold_is_named(shape: str, canonical: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        shapes.load(shape).revert(canonical)
+        detect_format.load(shape).revert(canonical)

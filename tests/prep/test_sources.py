@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from engine.prep import catalog, sources
+from engine.prep import dataset_info, sources
 from engine.prep.sources import HubSource
 from engine.protocol.home import Home
 from tests.hub import Hub
@@ -266,14 +266,14 @@ ENTRIES: dict[str, Any] = {
 
 
 @pytest.fixture
-def listed(tmp_path: Path) -> catalog.Catalog:
+def listed(tmp_path: Path) -> dataset_info.Catalog:
     path = tmp_path / "dataset_info.json"
     path.write_text(json.dumps(ENTRIES))
     (tmp_path / "here.json").write_text("[]")
-    return catalog.read(path)
+    return dataset_info.read(path)
 
 
-def test_catalogue_entries_become_sources(listed: catalog.Catalog, tmp_path: Path) -> None:
+def test_catalogue_entries_become_sources(listed: dataset_info.Catalog, tmp_path: Path) -> None:
     assert list(listed) == list(ENTRIES) and len(listed) == len(ENTRIES) and "dpo" in listed and "no" not in listed
     found = {name: listed[name] for name in list(ENTRIES)[:7]}
     assert {name: (each.format, each.columns) for name, each in found.items()} == {
@@ -302,7 +302,7 @@ def test_catalogue_entries_become_sources(listed: catalog.Catalog, tmp_path: Pat
         ("odd", r"its formatting is 'other'"),
     ],
 )
-def test_entries_that_cannot_be_used_are_refused_by_name(name: str, message: str, listed: catalog.Catalog) -> None:
+def test_entries_that_cannot_be_used_are_refused_by_name(name: str, message: str, listed: dataset_info.Catalog) -> None:
     with pytest.raises(ValueError, match=message):
         listed[name]
 
@@ -313,4 +313,4 @@ def test_entries_that_cannot_be_used_are_refused_by_name(name: str, message: str
 def test_a_file_that_is_no_catalogue(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        catalog.read(tmp_path / "x.json")
+        dataset_info.read(tmp_path / "x.json")

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.options.data import BalanceOptions, CleanOptions, DedupOptions, SourceOptions, SplitOptions
 from engine.prep import chunks
-from engine.prep.options import BalanceOptions, CleanOptions, DedupOptions, SourceOptions, SplitOptions
-from engine.prep.stages import fingerprints, placed
+from engine.prep.stages import fingerprints, row_files
 from engine.prep.stages.balance import balance
 from engine.prep.stages.clean import clean, clean_text
 from engine.prep.stages.context import Context
@@ -59,7 +59,7 @@ class Stage:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [row.row() for row in placed.in_file(path)]
+    return [row.row() for row in row_files.in_file(path)]
 
 
 @pytest.fixture
@@ -107,14 +107,15 @@ def test_every_row_is_good_or_named_with_its_place(lines: list[str], span: int) 
         assert counts["rejected"] == len(rejected) == sum(counts["reasons"].values())
         assert counts["good"] == counts["out"] == len(rows_of(kept))
         places = sorted(
-            (each["line"], each["offset"]) for each in [*rejected, *map(placed.Placed._asdict, placed.in_file(kept))]
+            (each["line"], each["offset"])
+            for each in [*rejected, *map(row_files.Placed._asdict, row_files.in_file(kept))]
         )
         at, expected = 0, []
         for number, line in enumerate(content.split(b"\n"), 1):
             expected += [(number, at)] if line.strip() else []
             at += len(line) + 1
         assert places == expected
-        for row in placed.in_file(kept):
+        for row in row_files.in_file(kept):
             assert content[row.offset :].startswith(row.raw)
 
 
@@ -132,7 +133,7 @@ def test_limits_count_good_rows_over_all_files_of_a_source(stage: Stage, small_s
     counts = validate(files, CANONICAL, stage.out, stage.rejects, stage.context)
     # A bad line stands before each good one: reading stops at the 150th good row.
     assert (counts["read"], counts["good"], counts["rejected"], counts["out"]) == (300, 150, 150, 150)
-    assert [row.row()["messages"][0]["content"] for row in placed.in_file(stage.out)][-1] == "b 49"
+    assert [row.row()["messages"][0]["content"] for row in row_files.in_file(stage.out)][-1] == "b 49"
     assert stage.rejected()[-1]["line"] == 99
 
 
@@ -143,7 +144,7 @@ def test_other_kinds_of_files_keep_their_lines(stage: Stage) -> None:
     file = SourceFile(0, 0, path, source, shape_of(source, path))
     counts = validate([file], AS_IT_STOOD, stage.out, stage.rejects, stage.context)
     assert (counts["read"], counts["good"]) == (3, 1)
-    assert [(row.line, row.row()["output"]) for row in placed.in_file(stage.out)] == [(2, "a1")]
+    assert [(row.line, row.row()["output"]) for row in row_files.in_file(stage.out)] == [(2, "a1")]
     assert [each["line"] for each in stage.rejected()] == [3, 4]
 
 
@@ -206,7 +207,7 @@ def test_rows_keep_their_shape_and_every_rule_counts(stage: Stage) -> None:
     assert (counts["in"], counts["out"], counts["changed"], counts["rejected"]) == (7, 2, 1, 5)
     assert [each["line"] for each in stage.rejected()] == [3, 4, 5, 6, 7]
     # A row that nothing changed is written byte for byte.
-    assert list(placed.in_file(stage.out))[1].raw == (stage.folder / "rows.jsonl").read_bytes().splitlines()[1]
+    assert list(row_files.in_file(stage.out))[1].raw == (stage.folder / "rows.jsonl").read_bytes().splitlines()[1]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.prep import flat, store
-from engine.prep.rows import Row
+from engine.prep import token_file, token_store
+from engine.prep.read_rows import Row
 from engine.prep.tokenize import MASKED, Tokens
 
 Rows = list[tuple[list[int], list[int]]]
@@ -29,7 +29,7 @@ def rows_of(*lengths: int) -> Rows:
 
 def plain_set(folder: Path, rows: Rows) -> Path:
     place = Row("f", 1, 0, {})
-    store.write((Tokens(ids, labels, place) for ids, labels in rows), folder)
+    token_store.write((Tokens(ids, labels, place) for ids, labels in rows), folder)
     return folder
 
 
@@ -57,7 +57,7 @@ def test_packing_keeps_every_row_whole(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], capacity: int
 ) -> None:
     folder, rows = tmp_path_factory.mktemp("packed"), rows_of(*lengths)
-    sequences = store.write_packed(plain_set(folder / "plain", rows), folder / "packed", capacity)
+    sequences = token_store.write_packed(plain_set(folder / "plain", rows), folder / "packed", capacity)
     packed = load(folder / "packed")
     assert len(packed) == sequences
     assert all(len(each["input_ids"]) <= capacity for each in packed)
@@ -71,8 +71,8 @@ def test_blocks_hold_the_documents_end_to_end(
 ) -> None:
     folder, rows = tmp_path_factory.mktemp("blocks"), rows_of(*lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_ROWS", batch)  # what is left of a batch goes on in the next
-        counts = store.write_blocks(plain_set(folder / "plain", rows), folder / "blocks", capacity)
+        patch.setattr(token_store, "_ROWS", batch)  # what is left of a batch goes on in the next
+        counts = token_store.write_blocks(plain_set(folder / "plain", rows), folder / "blocks", capacity)
     blocks = list(load(folder / "blocks"))
     sizes = [len(each["input_ids"]) for each in blocks]
     assert sizes[:-1] == [capacity] * len(sizes[:-1]) and all(0 < size <= capacity for size in sizes)
@@ -91,15 +91,15 @@ def test_blocks_hold_the_documents_end_to_end(
 
 def test_a_set_made_of_streams_is_in_their_order_and_outlives_them(tmp_path: Path) -> None:
     rows = rows_of(3, 5, 1, 7)
-    with store.linked(tmp_path / "set") as link:
+    with token_store.linked(tmp_path / "set") as link:
         for number, each in enumerate(rows):
             stream = tmp_path / f"{number}.arrow"
-            with store.arrow_writer(stream, store.PLAIN) as write:
+            with token_store.arrow_writer(stream, token_store.PLAIN) as write:
                 write({"input_ids": (each[0], [len(each[0])]), "labels": (each[1], [len(each[1])])})
             link(stream)
             stream.unlink()
     assert load(tmp_path / "set")["input_ids"][:] == [ids for ids, _ in rows]
-    taken = store.TokenSet(tmp_path / "set")
+    taken = token_store.TokenSet(tmp_path / "set")
     assert taken.lengths.tolist() == [3, 5, 1, 7]
     import numpy
 
@@ -111,9 +111,9 @@ def test_flat_files_hold_every_document(tmp_path: Path, vocabulary: int, dtype: 
     import numpy
 
     rows = rows_of(4, 1, 9)
-    told = flat.write(plain_set(tmp_path / "plain", rows), tmp_path / "flat", vocabulary)
+    told = token_file.write(plain_set(tmp_path / "plain", rows), tmp_path / "flat", vocabulary)
     assert told == {"dtype": dtype, "tokens": 14, "documents": 3, "vocabulary": vocabulary}
-    found = flat.read(tmp_path / "flat")
+    found = token_file.read(tmp_path / "flat")
     assert [found.document(number).tolist() for number in range(3)] == [ids for ids, _ in rows]
     assert numpy.memmap(tmp_path / "flat" / "tokens.bin", dtype=dtype).tolist() == [
         token for ids, _ in rows for token in ids
@@ -123,14 +123,14 @@ def test_flat_files_hold_every_document(tmp_path: Path, vocabulary: int, dtype: 
     with (tmp_path / "flat" / "tokens.bin").open("ab") as file:
         file.write(b"x")
     with pytest.raises(ValueError, match=r"tokens\.bin is not as long"):
-        flat.read(tmp_path / "flat")
+        token_file.read(tmp_path / "flat")
     with pytest.raises(ValueError, match="holds no flat token file"):
-        flat.read(tmp_path)
+        token_file.read(tmp_path)
 
 
 def test_no_documents_are_flat_files_too(tmp_path: Path) -> None:
-    flat.write(plain_set(tmp_path / "plain", []), tmp_path / "flat", 100)
-    assert len(flat.read(tmp_path / "flat").offsets) == 1
+    token_file.write(plain_set(tmp_path / "plain", []), tmp_path / "flat", 100)
+    assert len(token_file.read(tmp_path / "flat").offsets) == 1
 
 
 @pytest.mark.slow
@@ -141,9 +141,9 @@ def test_packed_rows_have_the_log_probabilities_of_rows_alone(tmp_path: Path) ->
     import torch
     from transformers import AutoModelForCausalLM
 
-    from engine.training.loss import PickedHead
-    from engine.training.rows import collate_flat
-    from engine.training.segments import Segments
+    from engine.models.loss import PickedHead
+    from engine.models.segments import Segments
+    from engine.prep.batching import collate_flat
     from tests.training.harness import WORDS, make_model
 
     generator = random.Random(0)
@@ -152,8 +152,8 @@ def test_packed_rows_have_the_log_probabilities_of_rows_alone(tmp_path: Path) ->
         ids = [generator.randrange(4, 4 + WORDS) for _ in range(length)]
         rows.append((ids, [MASKED, *ids[1:]]))
     plain = plain_set(tmp_path / "plain", rows)
-    store.write_packed(plain, tmp_path / "packed", 32)
-    store.write_blocks(plain, tmp_path / "blocks", 32)
+    token_store.write_packed(plain, tmp_path / "packed", 32)
+    token_store.write_blocks(plain, tmp_path / "blocks", 32)
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "tiny"), dtype=torch.float32).eval()
     segments = Segments()
     segments.install(model)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.prep.rows import Rejects, Row
+from engine.prep.read_rows import Rejects, Row
 from engine.prep.tokenize import MASKED, Counts, Tokenizing, Tokens, bare, encode, label, tokenize
 from tests.prep.conftest import chat
 
@@ -127,7 +127,7 @@ CONTENT = st.lists(
 def test_labels_are_those_of_offsets_in_the_whole_text(
     tokenizer: Any, contents: list[str], loss_on: str, max_length: int
 ) -> None:
-    from engine.prep.chat import Rendered, Renderer
+    from engine.prep.chat_labels import Rendered, Renderer
 
     row = chat(*contents, system=contents[0])
     made, counts, rejects = run(tokenizer, [row], loss_on, max_length)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engine.prep.rows import Rejects
+from engine.prep.read_rows import Rejects
 from engine.prep.tokenize import Made, tokenize_rows
 from engine.protocol.messages import ProblemError
 from tests.prep.conftest import chat, write
@@ -105,7 +105,7 @@ def test_processes_and_kills_leave_no_trace(
 
     program = (
         "import sys; from pathlib import Path; from engine.prep import tokenize; tokenize.SIZE = 2**19\n"
-        "from transformers import AutoTokenizer; from engine.prep.rows import Rejects; from engine.prep.tokenize import tokenize_rows\n"
+        "from transformers import AutoTokenizer; from engine.prep.read_rows import Rejects; from engine.prep.tokenize import tokenize_rows\n"
         "path, into = map(Path, sys.argv[2:]); tokenizer = AutoTokenizer.from_pretrained(sys.argv[1]); print('go', flush=True)\n"
         "told = lambda *at: print(*at, flush=True)\n"
         "tokenize_rows([path], into, tokenizer, 'assistant', 40, Rejects(lambda _: None), into.with_name('work'), 1, told)\n"

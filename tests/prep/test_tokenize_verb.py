@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.prep import flat
+from engine.prep import token_file
 from engine.prep.verbs.tokenize import run
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
@@ -100,7 +100,7 @@ def test_blocks_are_documents_end_to_end_with_their_end_between(home: Home, tmp_
     assert [token for block in rows["input_ids"] for token in block] == expected
     assert {len(block) for block in rows["input_ids"][:-1]} == {64} and len(rows) == told["sequences"]
     assert told["trained_tokens"] == sum(label != -100 for labels in rows["labels"] for label in labels)
-    found = flat.read(tmp_path / "out")
+    found = token_file.read(tmp_path / "out")
     assert found.tokens.tolist() == expected
     assert tokenizer.decode(found.document(2)) == TEXTS[2]["text"] + "<|im_end|>"
 
@@ -128,8 +128,8 @@ def test_a_model_that_is_nowhere_is_told(home: Home, tmp_path: Path) -> None:
 
 
 def test_preference_rows_become_sets_that_dpo_trains_on_as_they_are(home: Home, tmp_path: Path) -> None:
+    from engine.config.profile import parse
     from engine.prep.prepare import prepare
-    from engine.protocol.profile import parse
 
     rows = [{"prompt": f"question {at}", "chosen": f"yes {at}", "rejected": "no"} for at in range(8)]
     told = tokenize(home, write(tmp_path / "pairs.jsonl", *rows), tmp_path / "out")

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.inference.lock import end_of_turn
-from engine.prep import rows
-from engine.prep.options import SourceOptions
+from engine.models.template_lock import end_of_turn
+from engine.options.data import SourceOptions
+from engine.prep import read_rows
 from engine.prep.tokenizer_training import CHATML, compression, notes, text_of, train
 from engine.prep.verbs import train_tokenizer
 from engine.protocol.home import Home
@@ -30,7 +30,7 @@ SIZE = 700
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     source = SourceOptions(source="triples/train.jsonl")
-    read = rows.read([source], Path.cwd(), rows.Rejects(lambda _: None), 0, lambda _: None)
+    read = read_rows.read([source], Path.cwd(), read_rows.Rejects(lambda _: None), 0, lambda _: None)
     chinese = ["意识是否可以被完全还原为大脑的物理过程？", "存在本身是否需要一个定义？"] * 20
     return [text_of(row.content) for row in read][:200] + chinese
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from engine.prep.browse import REJECTED, Browser
-from engine.prep.chat import Renderer
+from engine.prep.chat_labels import Renderer
 from engine.prep.prepare import prepare
-from engine.prep.views import Measure, Query, parse
+from engine.prep.search import Measure, Query, parse
 from engine.protocol.home import Home
 from engine.training.batches import batch
 from tests.prep.conftest import ProfileOver, chat

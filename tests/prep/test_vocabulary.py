@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
+from engine.config.form import describe, schema
+from engine.config.profile import Profile, ProfileError
+from engine.options.tokenizer import TokenizerOptions
 from engine.prep import checks
-from engine.prep.base import locate_base
+from engine.prep.base_model import locate_base
 from engine.prep.prepare import prepare
-from engine.prep.tokenizer_options import TokenizerOptions
 from engine.prep.tokenizer_training import train
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from engine.protocol.profile import Profile, ProfileError
-from engine.protocol.profile_form import describe, schema
 from engine.workers.prepare import warnings
 from tests.prep.conftest import ProfileOver, chat
 from tests.prep.test_prepare import quiet, rows_of
@@ -143,9 +143,9 @@ import os, signal, sys
 from pathlib import Path
 from dataclasses import replace
 from engine.prep.prepare import prepare
-from engine.prep.tokenizer_options import TokenizerOptions
+from engine.options.tokenizer import TokenizerOptions
 from engine.protocol.home import Home
-from engine.protocol.profile import load
+from engine.config.profile import load
 home = Home(Path(sys.argv[1]))
 profile = load(Path(sys.argv[2]), home=home)
 profile = replace(profile, model=profile.model.model_copy(update={"tokenizer": TokenizerOptions(vocab_size=400)}))

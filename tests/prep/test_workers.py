@@ -13,10 +13,10 @@ import msgspec
 import pytest
 import zmq
 
+from engine.config.profile import Profile
 from engine.protocol import journal, wire
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Answered, CancelInstruction, Instruction
-from engine.protocol.profile import Profile
 from tests.prep.conftest import ProfileOver, chat
 
 pytestmark = pytest.mark.slow

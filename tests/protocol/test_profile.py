@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.protocol import profile
-from engine.protocol.bundled import bundled
+from engine.config import profile
+from engine.config.bundled import bundled
+from engine.config.form import describe, schema
+from engine.config.profile import ProfileError, find, load, parse
+from engine.options.tables import METHODS
 from engine.protocol.home import Home
-from engine.protocol.profile import ProfileError, find, load, parse
-from engine.protocol.profile_form import describe, schema
-from engine.training.methods import METHODS
 
 BAD = """\
 name: bad

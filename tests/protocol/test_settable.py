@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.protocol.settable import SETTABLE, check, help_of
+from engine.config.settable import SETTABLE, check, help_of
 
 
 def test_each_setting_is_explained_and_checked() -> None:

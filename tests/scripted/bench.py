@@ -13,11 +13,11 @@ from typing import Any
 
 import psutil
 
+from engine.config.profile import find, load
 from engine.protocol import journal
 from engine.protocol.client import Client, running_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import Run, RunDetail, RunRef, Submit
-from engine.protocol.profile import find, load
 
 ROOT = Path(__file__).parents[2]
 

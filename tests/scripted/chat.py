@@ -12,7 +12,7 @@ import json
 import time
 
 from engine.protocol.messages import Instruction, Problem
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 
 parser = argparse.ArgumentParser()
 for name in ("home", "job", "attempt", "address", "options"):

@@ -8,7 +8,7 @@ import sys
 import time
 
 from engine.protocol.journal import Phase, Writer
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 from tests.scripted.script import Script
 
 script = Script()

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from engine.protocol.messages import Problem
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 
 parser = argparse.ArgumentParser()
 for name in ("--home", "--job", "--address", "--options", "--attempt"):

@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from engine.config.profile import parse
 from engine.protocol.home import Home
-from engine.protocol.profile import parse
 
 
 class Script:

@@ -11,7 +11,7 @@ import time
 
 from engine.protocol.journal import Checkpoint, End, Ledger, Metrics, Phase, Start, Writer, read
 from engine.protocol.messages import Instruction
-from engine.workers.link import Link
+from engine.protocol.worker_link import Link
 from tests.scripted.script import Script
 
 script = Script()

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from engine.evaluation import triples
+from engine.tasks import triples
 from tests.serving.conftest import ROOT, Kitchen
 
 pytestmark = pytest.mark.slow

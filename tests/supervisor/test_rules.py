@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.protocol.profile import find, load
-from engine.supervisor.autopsy import Death, explain
+from engine.config.profile import find, load
+from engine.supervisor.crash_report import Death, explain
 from engine.supervisor.scheduler import Demand, assign, first
 
 

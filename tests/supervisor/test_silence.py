@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from engine.protocol.messages import Rank
-from engine.supervisor import silence
-from engine.supervisor.silence import Pulse
+from engine.supervisor import hang_detector
+from engine.supervisor.hang_detector import Pulse
 
 
 def _rank(number: int, time: float, phase: str = "training", waiting: bool = False) -> Rank:
@@ -34,7 +34,7 @@ def test_a_rank_that_beats_but_does_not_get_on_is_told_from_those_that_wait() ->
         pulse.beat(_rank(0, 100.0, waiting=True), float(now))
         pulse.beat(_rank(1, 100.0), float(now))
         silent = pulse.silent(float(now))
-        assert bool(silent) == (now - 100 > silence.LEAST)
+        assert bool(silent) == (now - 100 > hang_detector.LEAST)
     assert set(silent) == {1}
 
 
@@ -59,11 +59,11 @@ def test_an_engine_that_stood_still_itself_blames_nobody() -> None:
 
 def test_a_silence_is_told_once(monkeypatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(silence, "_ask_for_stacks", asked.append)
+    monkeypatch.setattr(hang_detector, "_ask_for_stacks", asked.append)
     pulse = _pulse(_rank(0, 0.0), _rank(1, 0.0), now=0.0)
     told = []
     for now in range(1, 40):
         pulse.beat(_rank(0, float(now)), float(now))
-        told.append(silence.name(pulse, float(now)))
+        told.append(hang_detector.name(pulse, float(now)))
     assert [text for text in told if text] == [f"rank 1 (process {os.getpid()}): no sign of life for 16 s"]
     assert asked == [os.getpid()] * 2

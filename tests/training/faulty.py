@@ -55,7 +55,7 @@ def weigh() -> None:
 
 def kill(where: str, step: int) -> None:
     from engine.training import checkpoints
-    from engine.training.held_out import HeldOut
+    from engine.training.evaluator import HeldOut
     from engine.training.trainer import Steered
 
     if where == "save":

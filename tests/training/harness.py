@@ -13,12 +13,12 @@ from typing import Any
 
 import zmq
 
-from engine.launchers.local import command
+from engine.config.profile import parse
 from engine.protocol import wire
 from engine.protocol.home import Home
 from engine.protocol.journal import AnyEntry, read
 from engine.protocol.messages import Answered, CancelInstruction, Instruction
-from engine.protocol.profile import parse
+from engine.supervisor.launchers.local import command
 
 WORDS = 60
 SECONDS = 120.0

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.config.profile import parse
 from engine.protocol.home import Home
 from engine.protocol.journal import AnyEntry, Metrics, Start, read
 from engine.protocol.messages import Answered, Instruction, Problem
-from engine.protocol.profile import parse
+from engine.protocol.worker_link import Link
+from engine.training.reporter import Voice
 from engine.training.steering import Inbox
-from engine.training.voice import Voice
-from engine.workers.link import Link
 from tests.training.harness import PROFILE
 
 Orders = Callable[["Here"], list[tuple[str, dict[str, Any]]]]

@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engine.config.profile import parse
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.journal import AnyEntry, Metrics, read
-from engine.protocol.profile import parse
 from tests.training.harness import PROFILE
 
 
 def train(home: Home, name: str, prepared: dict[str, Any], *changes: str, from_step: int | None = None) -> RunDirectory:
     """One attempt of the run `name`, to its end; a second call with `from_step` is its second attempt."""
+    from engine.protocol.worker_link import Link
     from engine.training import session
+    from engine.training.reporter import Voice
     from engine.training.steering import Inbox
-    from engine.training.voice import Voice
-    from engine.workers.link import Link
 
     run = home.run(name)
     run.path.mkdir(parents=True, exist_ok=True)

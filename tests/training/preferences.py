@@ -41,7 +41,7 @@ def prepare(folder: Path, base: Path, kind: str, rows: int = 22, held_out: int =
     from datasets import Dataset
     from transformers import AutoTokenizer
 
-    from engine.inference.lock import template_sha256
+    from engine.models.template_lock import template_sha256
 
     sets = {"train": make_pairs(rows, 1), "validation": make_pairs(held_out, 2)}
     for name, pairs in sets.items():
@@ -79,7 +79,7 @@ def windows_of(prepared: dict[str, Any], micro_batch: int, steps: int) -> Iterat
     """The rows of the first steps, as a run of one process without accumulation sees them."""
     from datasets import load_from_disk
 
-    from engine.training.rows import Windows, token_counts
+    from engine.prep.batching import Windows, token_counts
 
     rows = load_from_disk(prepared["train"])
     windows = Windows(token_counts(rows), micro_batch, 1, 0, 1, 42)

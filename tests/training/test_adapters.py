@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from engine.config.profile import ProfileError, parse
+from engine.options.tables import ADAPTERS
 from engine.protocol.home import Home
-from engine.protocol.profile import ProfileError, parse
 from engine.training import combinations
-from engine.training.adapters import ADAPTERS
 from tests.training import preferences
 from tests.training.harness import PROFILE, make_model, prepare
 from tests.training.in_process import series, train
@@ -36,7 +36,7 @@ STEPS = ("training.max_steps=2", "training.warmup=0", "training.scheduler=consta
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    from engine.inference.lock import template_sha256
+    from engine.models.template_lock import template_sha256
 
     folder = tmp_path_factory.mktemp("small")
     prepared = prepare(folder, make_model(folder / "model", hidden=32), rows=8, held_out=3)
@@ -137,7 +137,7 @@ def test_a_checkpoint_loads_in_plain_peft_and_answers_in_chat(
     from transformers import AutoModelForCausalLM
 
     from engine.inference.generate import generate_batch
-    from engine.inference.loaded import load
+    from engine.inference.loaded_model import load
     from engine.inference.sampling import Sampling
 
     watch = Watch(monkeypatch)
@@ -186,7 +186,7 @@ def test_chat_changes_between_adapters_of_any_two_kinds(small: dict[str, Any], t
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from engine.inference.loaded import load
+    from engine.inference.loaded_model import load
     from engine.models import targets
 
     home = Home(tmp_path)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from engine.models import devices
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation
 from engine.protocol.messages import ProblemError
-from engine.training import devices
 from tests.training.in_process import entries, series, train
 
 SOURCE = Path(__file__).parent / "backend" / "slate.cpp"

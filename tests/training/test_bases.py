@@ -67,8 +67,8 @@ def test_nf4_without_memory_for_unpacked_weights_keeps_its_backward(tiny, monkey
     import psutil
     import torch
 
-    from engine.models.options import ModelOptions
-    from engine.training import base, devices
+    from engine.models import base, devices
+    from engine.options.model import ModelOptions
     from engine.training.adapters import lora
 
     device = devices.Device("cpu", torch.float32, "")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.profile import parse
 from engine.protocol.home import Home
 from engine.protocol.journal import Metrics, Start, read
-from engine.protocol.profile import parse
 from tests.training.harness import PROFILE
 
 
@@ -18,10 +18,11 @@ def test_bfloat16_arithmetic_learns_as_float32(prepared, tmp_path, monkeypatch):
     """In this process, so that the choice of this machine's CPU can be overruled."""
     import torch
 
-    from engine.training import devices, session
+    from engine.models import devices
+    from engine.protocol.worker_link import Link
+    from engine.training import session
+    from engine.training.reporter import Voice
     from engine.training.steering import Inbox
-    from engine.training.voice import Voice
-    from engine.workers.link import Link
 
     losses = {}
     for compute in (torch.bfloat16, torch.float32):

@@ -86,7 +86,7 @@ def test_the_fused_layer_leaves_everything_else_to_peft() -> None:
 def test_folding_computes_the_same_and_leaves_no_trace() -> None:
     import torch
 
-    from engine.inference.folding import folded
+    from engine.inference.merged_decode import folded
     from engine.training.adapters import fused_lora
 
     model, ids = tiny(0.3), torch.arange(1, 21).view(2, 10)
@@ -114,7 +114,7 @@ def test_folding_computes_the_same_and_leaves_no_trace() -> None:
 def test_folding_keeps_away_from_what_is_not_float32() -> None:
     import torch
 
-    from engine.inference.folding import folded
+    from engine.inference.merged_decode import folded
 
     model = tiny().to(torch.bfloat16)
     down = model.base_model.model.model.layers[0].mlp.down_proj

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from engine.evaluation.options import EarlyStoppingOptions
+from engine.config.profile import ProfileError, parse
+from engine.options.evaluation import EarlyStoppingOptions
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.journal import Evaluation, Ledger, Start
 from engine.protocol.messages import ProblemError
-from engine.protocol.profile import ProfileError, parse
 from engine.training.early_stopping import Patience
 from tests.training.harness import PROFILE
 from tests.training.in_process import entries, series, train

@@ -43,7 +43,7 @@ def _row_of(prepared, step: int) -> int:
     """A row of the batch after `step` steps, with the settings of these tests."""
     from datasets import load_from_disk
 
-    from engine.training.rows import Windows, token_counts
+    from engine.prep.batching import Windows, token_counts
 
     return Windows(token_counts(load_from_disk(prepared["train"])), 4, 1, 0, 1, 42).window(step)[1]
 

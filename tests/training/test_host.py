@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine.options.training import LimitOptions
 from engine.protocol.journal import Ledger
 from engine.training import host
-from engine.training.options import LimitOptions
 from tests.training.here import Here
 
 

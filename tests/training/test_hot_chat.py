@@ -52,7 +52,7 @@ def test_the_newest_weights_answer(tmp_path, prepared):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from engine.inference.generate import generate_batch
-    from engine.inference.lock import render
+    from engine.models.template_lock import render
 
     run = Here(tmp_path, "newest", prepared, *MANY, "checkpoint.every_steps=5", "training.learning_rate=0.1")
     run.train(orders=one_after_another(at(5, "generate", **ask("w9 w8")), at(20, "generate", **ask("w9 w8"))))
@@ -71,9 +71,9 @@ def test_the_newest_weights_answer(tmp_path, prepared):
 
 def test_what_goes_wrong_is_the_answer_and_the_run_goes_on(whole, tmp_path, prepared, monkeypatch):
     """A real allocator that has no room, a question that makes no sense, one that does not fit."""
-    from engine.inference import reading
+    from engine.inference import prefill
 
-    read = reading.Reader.__call__
+    read = prefill.Reader.__call__
 
     def greedy(self, ids, *others):
         import torch
@@ -82,7 +82,7 @@ def test_what_goes_wrong_is_the_answer_and_the_run_goes_on(whole, tmp_path, prep
             torch.empty(1 << 50)
         return read(self, ids, *others)
 
-    monkeypatch.setattr(reading.Reader, "__call__", greedy)
+    monkeypatch.setattr(prefill.Reader, "__call__", greedy)
     run = Here(tmp_path, "wrong", prepared, *MANY)
     orders = one_after_another(
         at(2, "generate", **ask(" ".join(["w4"] * 30))),

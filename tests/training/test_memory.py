@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from engine.config.profile import parse
 from engine.protocol.journal import End, Ledger, Start, Warn
-from engine.protocol.profile import parse
 from engine.training import memory
 from tests.training import faulty
 from tests.training.harness import PROFILE

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from engine.config.profile import ProfileError, parse, pinned
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Sample, Start
-from engine.protocol.profile import ProfileError, parse, pinned
 from tests.training.harness import PROFILE
 from tests.training.in_process import entries, series, train
 from tests.training.online import make_prompts, prepare
@@ -24,7 +24,7 @@ FULL = ("adapter={kind: none}", "training.learning_rate=1.0e-3")
 
 @pytest.fixture(autouse=True)
 def _lows(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.evaluation import TASKS
+    from engine.tasks import TASKS
 
     monkeypatch.setitem(TASKS, "lows", "tests.training.lows")
 
@@ -105,9 +105,9 @@ def test_a_loss_is_trls(kind: str, options: Any, tiny: Path, tmp_path: Path) -> 
 
     import torch
 
-    from engine.training.loss import PickedHead
+    from engine.models.loss import PickedHead
+    from engine.models.segments import Segments
     from engine.training.online.answers import Answer, collate
-    from engine.training.segments import Segments
 
     names = {"mask_truncated": "mask_truncated_completions"}
     asked = [row["prompt_ids"] for row in make_prompts(3, 5)]
@@ -177,9 +177,9 @@ def test_a_run_loses_what_trl_loses(
     from datasets import load_from_disk
     from safetensors.torch import load_file
 
+    from engine.prep.batching import token_counts
     from engine.training.online import trainer as online
     from engine.training.online.windows import PromptWindows
-    from engine.training.rows import token_counts
 
     def sampled(_: Any, __: Any, asked: list[list[int]], *___: Any) -> list[list[int]]:
         return [canned(prompt, number % 4) for number, prompt in enumerate(asked)]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from engine.config.profile import ProfileError, parse
+from engine.options.training import TrainingOptions
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from engine.protocol.profile import ProfileError, parse
 from engine.training import optimizers
-from engine.training.options import TrainingOptions
 from tests.training.harness import PROFILE, make_model
 from tests.training.in_process import series, train
 

@@ -217,8 +217,8 @@ def test_kto_loses_what_trl_loses(sets: Any, tiny: Path, tmp_path: Path, kind: s
         train_dataset=Dataset.from_list(prepared), processing_class=AutoTokenizer.from_pretrained(tiny),
     )  # fmt: skip
     ours = object.__new__(kto.KTOTrainer)
-    from engine.training.loss import PickedHead
-    from engine.training.segments import Segments
+    from engine.models.loss import PickedHead
+    from engine.models.segments import Segments
 
     ours.model, ours._reference = model, other
     ours.head, ours._reference_head = (PickedHead(each, Segments()) for each in (model, other))
@@ -335,7 +335,7 @@ def test_a_reward_model_scores_in_plain_transformers_and_is_refused_for_chat(
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    from engine.inference.loaded import load as load_for_chat
+    from engine.inference.loaded_model import load as load_for_chat
     from engine.models import folders
 
     run = train(bare_home, "scorer", sets["reward"], "method.kind=reward", *BRIEF, *(FULL if full else ()))
@@ -367,7 +367,7 @@ def test_a_reward_model_scores_in_plain_transformers_and_is_refused_for_chat(
 @pytest.mark.slow
 def test_dpo_on_an_nf4_base_with_a_model_that_answers(bare_home: Home, sets: Any) -> None:
     """The reference is the NF4 base without its adapter; an evaluation in between leaves training as it is; chat answers."""
-    from engine.inference.loaded import load as load_for_chat
+    from engine.inference.loaded_model import load as load_for_chat
     from engine.inference.sampling import Sampling
 
     changes = ("method.kind=dpo", *BRIEF, "model.quantization=nf4", "training.scheduler=constant", "training.warmup=0")
@@ -385,12 +385,12 @@ def test_dpo_on_an_nf4_base_with_a_model_that_answers(bare_home: Home, sets: Any
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["reward", "dpo"])
 def test_the_profiles_run(home: Home, name: str) -> None:
+    from engine.config.profile import find, load
     from engine.prep.prepare import prepare as prepare_rows
-    from engine.protocol.profile import find, load
+    from engine.protocol.worker_link import Link
     from engine.training import session
+    from engine.training.reporter import Voice
     from engine.training.steering import Inbox
-    from engine.training.voice import Voice
-    from engine.workers.link import Link
 
     brief = ("max_steps=1", "micro_batch=1", "rehearsal=false")
     few = (
@@ -415,7 +415,7 @@ def test_the_profiles_run(home: Home, name: str) -> None:
 
 
 def test_what_does_not_go_with_a_preference_method_is_refused(home: Home) -> None:
-    from engine.protocol.profile import ProfileError, parse
+    from engine.config.profile import ProfileError, parse
     from tests.training.harness import PROFILE
 
     text = PROFILE.format(base="smollm2-135m-instruct")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from engine.config.profile import parse
 from engine.prep.prepare import prepare
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Start
-from engine.protocol.profile import parse
 from tests.training import in_process
 from tests.training.harness import WORDS
 
@@ -142,7 +142,7 @@ def _losses(trainer: Any, rows: Any, collate: Any) -> dict[int, float]:
     """Train on our batches in our order, all else as the library does it; the loss of each step, not rounded."""
     from torch.utils.data import DataLoader
 
-    from engine.training.rows import Windows, token_counts
+    from engine.prep.batching import Windows, token_counts
 
     windows = Windows(token_counts(_plain(rows)), 3, 2, 0, 1, 42)
     order = []

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.bundled import bundled
+from engine.config.profile import find, load
 from engine.prep.prepare import prepare
-from engine.protocol.bundled import bundled
 from engine.protocol.home import Home
 from engine.protocol.journal import End, Evaluation
-from engine.protocol.profile import find, load
 
 LLAMA, QWEN = "LlamaConfig", "Qwen2Config"
 FAMILIES = {

@@ -10,9 +10,9 @@ def test_rows_end_to_end_have_the_logits_of_rows_alone(tiny):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from engine.training.loss import PickedHead
-    from engine.training.rows import collate_flat, collate_padded
-    from engine.training.segments import Segments, possible
+    from engine.models.loss import PickedHead
+    from engine.models.segments import Segments, possible
+    from engine.prep.batching import collate_flat, collate_padded
     from tests.training.harness import make_rows
 
     model = AutoModelForCausalLM.from_pretrained(tiny).eval()
@@ -43,7 +43,7 @@ def test_rows_end_to_end_have_the_logits_of_rows_alone(tiny):
 
 
 def test_nothing_is_trained_across_the_border_of_two_rows():
-    from engine.training.rows import collate_flat
+    from engine.prep.batching import collate_flat
 
     rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [4, 5], "labels": [4, 5]}]
     batch = collate_flat(rows)

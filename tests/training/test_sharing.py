@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from engine.launchers.local import free_port
 from engine.protocol.journal import Start
-from engine.training.shares import Shares, deal
+from engine.supervisor.launchers.local import free_port
+from engine.training.parallel.zero2 import Shares, deal
 from tests.training.harness import Supervised
 from tests.training.here import Here, at
 

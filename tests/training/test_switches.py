@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from engine.options.training import TrainingOptions
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Warn
 from engine.protocol.messages import ProblemError
-from engine.training import compiling, liger, switches
-from engine.training.options import TrainingOptions
+from engine.training import compiling, liger, performance
 from tests.training.in_process import entries, series, train
 
 STEPS = ("training.max_steps=4", "evaluation.every_steps=4")
@@ -49,7 +49,7 @@ def test_the_switch_leaves_the_libraries_plain_path(
     import bitsandbytes as bnb
     from peft.tuners.lora.bnb import Linear4bit
 
-    from engine.inference import folding
+    from engine.inference import merged_decode
     from engine.training import dropout, model
     from engine.training.adapters import fused_lora
 
@@ -57,7 +57,7 @@ def test_the_switch_leaves_the_libraries_plain_path(
         raise AssertionError("a shortcut was taken")
 
     for module, name in (
-        (folding, "folded"),
+        (merged_decode, "folded"),
         (dropout, "install"),
         (fused_lora, "install"),
         (compiling, "install"),
@@ -86,12 +86,12 @@ def test_loader_processes_give_the_same_batches_also_after_a_resume(prepared: di
 
 def test_workers_are_chosen_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
-    assert switches.workers("auto", "cpu", 1) == 0
-    assert switches.workers("auto", "cuda", 1) == 4
-    assert switches.workers("auto", "cuda", 8) == 1
-    assert switches.workers(7, "cpu", 8) == 7
-    assert switches.loading(0, "cuda", 1) == {}
-    assert switches.loading("auto", "cuda", 4)["num_workers"] == 3
+    assert performance.workers("auto", "cpu", 1) == 0
+    assert performance.workers("auto", "cuda", 1) == 4
+    assert performance.workers("auto", "cuda", 8) == 1
+    assert performance.workers(7, "cpu", 8) == 7
+    assert performance.loading(0, "cuda", 1) == {}
+    assert performance.loading("auto", "cuda", 4)["num_workers"] == 3
 
 
 def test_label_smoothing_is_that_of_transformers_and_of_training_alone(
@@ -100,7 +100,7 @@ def test_label_smoothing_is_that_of_transformers_and_of_training_alone(
     import torch
     from transformers.trainer_pt_utils import LabelSmoother
 
-    from engine.training.loss import cross_entropy
+    from engine.models.loss import cross_entropy
 
     torch.manual_seed(0)
     logits, targets = torch.randn(1, 9, 30), torch.randint(30, (1, 9))
@@ -116,8 +116,8 @@ def test_neftune_gives_each_row_the_noise_of_its_own_length() -> None:
     import torch
     from transformers.integrations.neftune import neftune_post_forward_hook
 
+    from engine.models.segments import Segments
     from engine.training import neftune
-    from engine.training.segments import Segments
 
     flat = neftune.noise(torch.zeros(1, 20, 64), 5.0, [4, 16])
     for part, length in zip(flat.split([4, 16], dim=1), (4, 16), strict=True):
@@ -224,6 +224,6 @@ def test_tf32_wants_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 0))
     with pytest.raises(ProblemError, match="Tesla V100 has no TF32"):
-        switches.check(TrainingOptions(tf32=True), "cuda")
+        performance.check(TrainingOptions(tf32=True), "cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    switches.check(TrainingOptions(tf32=True), "cuda")
+    performance.check(TrainingOptions(tf32=True), "cuda")

@@ -13,17 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.inference.asking import parsed, settings_of
-from engine.inference.bulk import devices, prompts
-from engine.inference.bulk.devices import Batch
-from engine.inference.bulk.record import Record
-from engine.inference.devices import estimate
+from engine.inference.bulk import decode, prompts
+from engine.inference.bulk.decode import Batch
+from engine.inference.bulk.progress import Record
 from engine.inference.generate import BATCH, no_room, room
+from engine.inference.request import parsed, settings_of
 from engine.models import targets
+from engine.models.placement import estimate
 from engine.protocol.home import Home
 
 if TYPE_CHECKING:
-    from engine.inference.loaded import Loaded
+    from engine.inference.loaded_model import Loaded
 
 Progress = Callable[[str, int, int], None]
 OUTPUTS = (".json", ".jsonl")
@@ -35,7 +35,7 @@ def generate(asked: Mapping[str, Any], home: Home, progress: Progress, cancelled
     `asked` has `target directory input output`, may have `task system devices batch_size again dtype quantization`, and settings. `progress` is
     told (stage, done, total); what is done when it is `cancelled` is kept for the next call. Raises ProblemError and ValueError.
     """
-    from engine.inference.loaded import load
+    from engine.inference.loaded_model import load
 
     began = time.perf_counter()
     directory = Path(asked["directory"])
@@ -66,7 +66,7 @@ def generate(asked: Mapping[str, Any], home: Home, progress: Progress, cancelled
         progress(f"loading {target.label}", 0, 0)
         target = targets.fetch(target, home, progress)
         needed = 0 if target.on_hub else estimate(Path(target.base), asked.get("dtype") or target.dtype)
-        names = devices.chosen(asked.get("devices"), needed)
+        names = decode.chosen(asked.get("devices"), needed)
         loaded = load(
             target,
             home=home,
@@ -88,7 +88,7 @@ def generate(asked: Mapping[str, Any], home: Home, progress: Progress, cancelled
         if len(names) == 1:
             for batch in batches:
                 if not cancelled():
-                    devices.decode(loaded, batch, chosen, record.seed, told, cancelled)
+                    decode.decode(loaded, batch, chosen, record.seed, told, cancelled)
         elif batches:
             del loaded
             arguments = {
@@ -96,7 +96,7 @@ def generate(asked: Mapping[str, Any], home: Home, progress: Progress, cancelled
                 "seed": record.seed,
                 "settings": chosen,
             }
-            devices.each(names, arguments, home, batches, told, cancelled)
+            decode.each(names, arguments, home, batches, told, cancelled)
         if len(record.done) == len(found):
             record.finish({**found[row].row, **record.done[row]} for row in range(len(found)))
         rows = record.done.values()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.inference.asking import Asked, Messages, task_named
-from engine.prep import readers, shapes
+from engine.inference.request import Asked, Messages, task_named
+from engine.prep import detect_format, readers
 from engine.prep.formats.canonical import conversation_of, messages_of, said
 
 _LOOKED_AT = 100
@@ -72,8 +72,8 @@ def _rows(path: Path, task: str | None, system: str | None) -> Iterator[Prompt]:
             if turns := _turns(row):
                 yield _conversation(turns, row)
                 continue
-            shape = shape or shapes.detect([each.value for each in first if each.value is not None])
-            for canonical in shapes.convert(shape, _completed(row)):
+            shape = shape or detect_format.detect([each.value for each in first if each.value is not None])
+            for canonical in detect_format.convert(shape, _completed(row)):
                 yield _conversation(conversation_of(canonical), row)
         except ValueError as error:
             raise ValueError(f"{path}:{record.line}: {error}") from None

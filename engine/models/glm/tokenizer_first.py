@@ -8,8 +8,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizer
 
 from engine.models.glm import pieces
+from engine.models.glm.chatglm_first import ChatGLMConfig
 from engine.models.glm.encoder import BLANKS, FILE, LINE, LONGEST, SPECIAL, TAB, Encoder
-from engine.models.glm.first import ChatGLMConfig
 from engine.models.glm.pieces import USER_DEFINED
 
 

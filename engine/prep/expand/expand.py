@@ -23,15 +23,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.prep.expand import service
-from engine.prep.expand.answers import Harvest
-from engine.prep.expand.asking import Asking
-from engine.prep.expand.budget import Budget, Usage, worst
+from engine.llm_api import client
+from engine.llm_api.budget import Budget, Usage, worst
+from engine.llm_api.journal import Journal
+from engine.llm_api.retries import Asking
+from engine.options.data import ExpandOptions, SourceOptions
 from engine.prep.expand.duplicates import Duplicates
-from engine.prep.expand.journal import Journal
+from engine.prep.expand.parse_replies import Harvest
 from engine.prep.expand.results import NAMES, Results
 from engine.prep.expand.seeds import Seeds, Sources, read
-from engine.prep.options import ExpandOptions, SourceOptions
 
 Progress = Callable[[str, int, int], None]
 
@@ -68,7 +68,7 @@ def make(sources: Sources, options: ExpandOptions, out: Path, progress: Progress
     if overwritten := [path for path in paths if path.parent == out.resolve() and path.name in NAMES]:
         raise ValueError(f"{overwritten[0]} holds the seeds and would be replaced: name another folder in --out")
     budget = Budget(options)
-    key = service.api_key(options)
+    key = client.api_key(options)
     duplicates = Duplicates(options.similarity)
     seeds = read(sources, options, duplicates, lambda done, total: progress("reading", done, total))
     out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ class _Conversation:
         """Ask until there are enough rows; returns why there are not, or nothing. Raises ProblemError."""
         self._harvest()
         if self._wants():
-            async with service.Service(self.options, key) as connection:
+            async with client.Service(self.options, key) as connection:
                 await self._ask_all(connection)
         if self.asking.ending:
             raise self.asking.ending
@@ -165,7 +165,7 @@ class _Conversation:
             self._take(number)
         return self._barren() or (self.lack if self.harvest.rows < self.options.samples else "")
 
-    async def _ask_all(self, connection: service.Service) -> None:
+    async def _ask_all(self, connection: client.Service) -> None:
         while True:
             while len(self.asked) < self.options.concurrency and self._wants() and self._fits():
                 number = self._next()

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from engine.llm_api.journal import Answer
 from engine.prep.expand import decisions
 from engine.prep.expand.decisions import DECISIONS, MADE, ROWS
-from engine.prep.expand.journal import Answer
 from engine.protocol.home import sync, write_private
 
 _DRAFTED = ("answers.jsonl", MADE, "rejects.jsonl")

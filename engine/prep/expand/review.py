@@ -7,12 +7,12 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from engine.prep import mapping, rows
+from engine.options.data import SourceOptions
+from engine.prep import column_mapping, read_rows
 from engine.prep.expand import decisions
 from engine.prep.expand.decisions import MADE, UNDECIDED, WORDS
 from engine.prep.formats.canonical import Canonical
-from engine.prep.indexed import Indexed
-from engine.prep.options import SourceOptions
+from engine.prep.row_index import Indexed
 
 
 class Review:
@@ -73,8 +73,8 @@ class Review:
 
 def _indexed(path: Path, forms: list[SourceOptions]) -> Indexed:
     """The lines of `made.jsonl`. Its rows have one of these forms each. Raises ValueError."""
-    shapes = [rows.shape_of(form, path) for form in forms]
-    converters = [mapping.converter(form, shape) for form, shape in zip(forms, shapes, strict=True)]
+    shapes = [read_rows.shape_of(form, path) for form in forms]
+    converters = [column_mapping.converter(form, shape) for form, shape in zip(forms, shapes, strict=True)]
 
     def convert(row: dict[str, Any]) -> list[Canonical]:
         faults = []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.prep import shapes
-from engine.prep.expand.exchange import Form, Seed
+from engine.prep import detect_format
+from engine.prep.expand.substitute import Form, Seed
 from engine.prep.formats.canonical import Canonical
 
 PROMPTS = {
@@ -56,9 +56,9 @@ def key(row: dict[str, Any], form: Form) -> str:
 def _in_shape(item: dict[str, Any], shape: str) -> dict[str, Any]:
     """A row of another known shape in this one."""
     try:
-        other = shapes.detect([item])
+        other = detect_format.detect([item])
     except ValueError:
         raise ValueError("it has no known shape")
-    found: list[Canonical] = shapes.convert(other, item)
-    row: dict[str, Any] = shapes.load(shape).revert(found[0])
+    found: list[Canonical] = detect_format.convert(other, item)
+    row: dict[str, Any] = detect_format.load(shape).revert(found[0])
     return row

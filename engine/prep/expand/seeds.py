@@ -13,12 +13,12 @@ from pathlib import Path
 from random import Random
 from types import ModuleType
 
-from engine.prep import readers, rows
+from engine.config.complaints import suggest
+from engine.options.data import ExpandOptions, SourceOptions
+from engine.prep import read_rows, readers
 from engine.prep.expand import TASKS
 from engine.prep.expand.duplicates import Duplicates
-from engine.prep.expand.exchange import Form, Seed
-from engine.prep.options import ExpandOptions, SourceOptions
-from engine.protocol.complaints import suggest
+from engine.prep.expand.substitute import Form, Seed
 from engine.protocol.messages import Problem, ProblemError
 
 POOL = 10_000
@@ -146,8 +146,8 @@ def _seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tup
                     yield None, f"{place}: {record.reason}", done
                     continue
                 if form is None:
-                    shape = rows.shape_of(source, path)
-                    form = forms.setdefault((number, shape), Form(source, shape, rows.converter(source, shape)))
+                    shape = read_rows.shape_of(source, path)
+                    form = forms.setdefault((number, shape), Form(source, shape, read_rows.converter(source, shape)))
                 try:
                     seed = Seed(record.value, form, form.content(record.value))
                 except ValueError as error:

@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.prep import cache
+from engine.options.data import ExpandOptions
 from engine.prep.expand import decisions
 from engine.prep.expand.decisions import DROPPED, MADE
 from engine.prep.expand.expand import Progress, make
 from engine.prep.expand.seeds import Sources
-from engine.prep.options import ExpandOptions
 from engine.protocol.home import Home, write_private
+from engine.storage import cache
 
 _REQUESTS = ("task", "prompts", "per_request", "shots", "base_url", "model", "temperature", "max_tokens", "seed")
 """Settings that decide what is asked, and of whom."""

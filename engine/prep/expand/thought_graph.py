@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.evaluation import thought_graph
-from engine.prep.expand import exchange, rows
-from engine.prep.expand.exchange import Exchange, Form, Seed
+from engine.prep.expand import rows, substitute
+from engine.prep.expand.substitute import Exchange, Form, Seed
+from engine.tasks import thought_graph
 
 _SHAPE = "thought_graph"
 _INSTRUCTIONS = tuple(thought_graph.messages(letter)[-1]["content"].removesuffix(letter) for letter in ("?", "问"))
@@ -49,9 +49,9 @@ def made(item: Any, seed: Seed) -> dict[str, Any]:
     if seed.form.shape == _SHAPE:
         others = {name: value for name, value in seed.row.items() if name not in thought_graph.KEYS}
         return {**graph, **others}
-    example = exchange.of(seed.content, _INSTRUCTIONS).reply
-    reply = exchange.written_like(example, graph)
-    return exchange.replaced(seed, Exchange(graph["question"].strip(), reply), _INSTRUCTIONS)
+    example = substitute.of(seed.content, _INSTRUCTIONS).reply
+    reply = substitute.written_like(example, graph)
+    return substitute.replaced(seed, Exchange(graph["question"].strip(), reply), _INSTRUCTIONS)
 
 
 def key(row: dict[str, Any], form: Form) -> str:
@@ -65,6 +65,6 @@ def _graph(row: dict[str, Any], form: Form) -> dict[str, Any] | None:
     if form.shape == _SHAPE:
         return row
     try:
-        return thought_graph.parse(exchange.of(form.content(row), _INSTRUCTIONS).reply)
+        return thought_graph.parse(substitute.of(form.content(row), _INSTRUCTIONS).reply)
     except ValueError:
         return None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.evaluation import triples
-from engine.prep.expand import exchange, rows
-from engine.prep.expand.exchange import Exchange, Form, Seed
+from engine.prep.expand import rows, substitute
+from engine.prep.expand.substitute import Exchange, Form, Seed
+from engine.tasks import triples
 
 _INSTRUCTIONS = (triples.messages("")[-1]["content"],)
 
@@ -30,35 +30,35 @@ def fits(seed: Seed) -> bool:
     if seed.form.source.prompt:
         return False  # its question is not in the row: none could be put in its place
     try:
-        return bool(triples.parse(exchange.of(seed.content, _INSTRUCTIONS).reply))
+        return bool(triples.parse(substitute.of(seed.content, _INSTRUCTIONS).reply))
     except ValueError:
         return False
 
 
 def shown(seed: Seed) -> Any:
-    text, reply = exchange.of(seed.content, _INSTRUCTIONS)
+    text, reply = substitute.of(seed.content, _INSTRUCTIONS)
     return {"text": text, "triples": triples.parse(reply)}
 
 
 def made(item: Any, seed: Seed) -> dict[str, Any]:
     if not isinstance(item, dict) or "triples" not in item:
         row = rows.made(item, seed)
-        _checked(exchange.of(seed.form.content(row), _INSTRUCTIONS).reply)
+        _checked(substitute.of(seed.form.content(row), _INSTRUCTIONS).reply)
         return row
     text, found = item.get("text"), item["triples"]
     if item.keys() != {"text", "triples"}:
         raise ValueError("its keys are not text and triples")
     if not isinstance(text, str) or not text.strip():
         raise ValueError("its text is not text, or empty")
-    example = exchange.of(seed.content, _INSTRUCTIONS).reply
+    example = substitute.of(seed.content, _INSTRUCTIONS).reply
     order = (triples.parse(example) or [dict.fromkeys(triples.KEYS, "")])[0]
-    reply = exchange.written_like(example, found)
+    reply = substitute.written_like(example, found)
     ordered = [{key: each[key] for key in order} for each in _checked(reply)]
-    return exchange.replaced(seed, Exchange(text.strip(), exchange.written_like(example, ordered)), _INSTRUCTIONS)
+    return substitute.replaced(seed, Exchange(text.strip(), substitute.written_like(example, ordered)), _INSTRUCTIONS)
 
 
 def key(row: dict[str, Any], form: Form) -> str:
-    return exchange.of(form.content(row), _INSTRUCTIONS).text
+    return substitute.of(form.content(row), _INSTRUCTIONS).text
 
 
 def _checked(reply: str) -> list[triples.Triple]:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.prep import cache, readers
+from engine.prep import readers
 from engine.prep.files.record import Record
 from engine.protocol.home import Home
+from engine.storage import cache
 
 
 class Copy(NamedTuple):

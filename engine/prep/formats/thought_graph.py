@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.evaluation import thought_graph
-from engine.evaluation.fences import load_json
 from engine.prep.formats.canonical import Canonical, conversation, json_of, only_messages, said, with_columns
+from engine.tasks import thought_graph
+from engine.tasks.fences import load_json
 
 _USED = frozenset(thought_graph.KEYS)
 _TASKS = ("thought_graph", "arguments", "counter_question")

@@ -8,9 +8,9 @@ from random import Random
 from statistics import median_low
 from typing import Any
 
+from engine.options.data import BalanceOptions
 from engine.prep import chunks
-from engine.prep.options import BalanceOptions
-from engine.prep.stages import placed, texts
+from engine.prep.stages import row_files, row_text
 from engine.prep.stages.context import Context
 
 _MOST_VALUES = 10_000
@@ -24,11 +24,11 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
     """
     groups: Counter[str] = Counter()
     there: Counter[str] = Counter()
-    for row in placed.in_file(rows):
+    for row in row_files.in_file(rows):
         content = row.row()
-        value = texts.column(content, options.by)
+        value = row_text.column(content, options.by)
         groups[value or ""] += 1
-        there.update(texts.columns(content))
+        there.update(row_text.columns(content))
         if len(groups) > _MOST_VALUES:
             raise ValueError(f"the column {options.by} has more than {_MOST_VALUES} values: it cannot be balanced")
     if groups and set(groups) == {""}:
@@ -41,8 +41,8 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
     after: Counter[str] = Counter()
     total, done = rows.stat().st_size, 0
     with chunks.whole(out) as (file,):
-        for row in placed.in_file(rows):
-            found = texts.column(row.row(), options.by)
+        for row in row_files.in_file(rows):
+            found = row_text.column(row.row(), options.by)
             value = found or ""
             line = row.written()
             done += len(line)

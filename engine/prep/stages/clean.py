@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from engine.options.data import CleanOptions
 from engine.prep import chunks
 from engine.prep.chunks import Span
-from engine.prep.options import CleanOptions
-from engine.prep.stages import placed, texts
+from engine.prep.stages import row_files, row_text
 from engine.prep.stages.context import Context
 
 WORK = "engine.prep.stages.clean:clean_span"
@@ -107,25 +107,25 @@ _REPAIRS: dict[str, Callable[[str, Any], str]] = {
 
 
 def _empty(rows: list[dict[str, Any]], _: Any) -> str:
-    if any(not text.strip() for text in texts.replies(rows)):
+    if any(not text.strip() for text in row_text.replies(rows)):
         return "the reply is empty"
-    if any(not text.strip() for text in texts.questions(rows)):
+    if any(not text.strip() for text in row_text.questions(rows)):
         return "the question is empty"
     return ""
 
 
 def _min_chars(rows: list[dict[str, Any]], least: Any) -> str:
-    length = len(texts.compared(rows))
+    length = len(row_text.compared(rows))
     return f"{length} characters, fewer than {least}" if length < least else ""
 
 
 def _max_chars(rows: list[dict[str, Any]], most: Any) -> str:
-    length = len(texts.compared(rows))
+    length = len(row_text.compared(rows))
     return f"{length} characters, more than {most}" if length > most else ""
 
 
 def _boilerplate(rows: list[dict[str, Any]], patterns: Any) -> str:
-    replies = texts.replies(rows)
+    replies = row_text.replies(rows)
     found = (pattern for pattern in patterns if any(_compiled(pattern).search(reply) for reply in replies))
     return next((f"boilerplate: the reply matches {pattern}" for pattern in found), "")
 
@@ -147,7 +147,7 @@ def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, 
     counts: Counter[str] = Counter()
     rules: Counter[str] = Counter()
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
-        for row in placed.in_span(span):
+        for row in row_files.in_span(span):
             counts["in"] += 1
             touched: set[str] = set()
             content = _cleaned(row.row(), options, touched)
@@ -156,19 +156,19 @@ def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, 
             if reason:
                 counts["rejected"] += 1
                 rules.update([rule])
-                dropped.write(placed.reject(settings["files"][row.file], row, reason, "clean"))
+                dropped.write(row_files.reject(settings["files"][row.file], row, reason, "clean"))
                 continue
             rules.update(touched)
             counts["out"] += 1
             counts["changed"] += bool(touched)
-            kept.write(row.written(placed.encode(content) if touched else None))
+            kept.write(row.written(row_files.encode(content) if touched else None))
     return {**{name: counts[name] for name in ("in", "out", "changed", "rejected")}, "rules": rules}
 
 
 def _dropped(row: dict[str, Any], shape: str | None, options: CleanOptions) -> tuple[str, str]:
     """(rule, reason), both empty for a row that stays. A row that cleaning has made empty no longer holds in its shape."""
     try:
-        rows = texts.canonical(row, shape)
+        rows = row_text.canonical(row, shape)
     except ValueError as error:
         return "empty", str(error)
     for rule in _DROPS:

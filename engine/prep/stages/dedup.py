@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from engine.options.data import DedupOptions
 from engine.prep import chunks
-from engine.prep.options import DedupOptions
-from engine.prep.stages import fingerprints, placed
+from engine.prep.stages import fingerprints, row_files
 from engine.prep.stages.context import Context
 from engine.prep.stages.fingerprints import Fingerprints
 
@@ -42,7 +42,7 @@ def dedup(
     total = rows.stat().st_size
     done = 0
     with chunks.whole(out, rejects) as (kept, dropped):
-        for number, row in enumerate(placed.in_file(rows), before):
+        for number, row in enumerate(row_files.in_file(rows), before):
             line = row.written()
             done += len(line)
             context.progress("removing duplicates", done, total)
@@ -50,7 +50,7 @@ def dedup(
                 kept.write(line)
             else:
                 reason = _REASONS[int(fate[number])].format(places.of(int(of[number])))
-                dropped.write(placed.reject(context.files[row.file], row, reason, "dedup"))
+                dropped.write(row_files.reject(context.files[row.file], row, reason, "dedup"))
     counts = [int((fate[before:] == each).sum()) for each in range(5)]
     return {
         "in": prints.rows - before,

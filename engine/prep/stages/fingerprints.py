@@ -20,7 +20,7 @@ from typing import Any
 
 from engine.prep import chunks
 from engine.prep.chunks import Span
-from engine.prep.stages import placed, texts
+from engine.prep.stages import row_files, row_text
 from engine.prep.stages.context import Context
 
 SLOTS = 128
@@ -229,14 +229,14 @@ def fingerprint_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict
         (folder / "signatures").open("wb") as kept,
         (folder / "places").open("wb") as places,
     ):
-        for row in placed.in_span(span):
-            content = texts.canonical(row.row(), settings["shapes"][row.file] if settings["shapes"] else None)
+        for row in row_files.in_span(span):
+            content = row_text.canonical(row.row(), settings["shapes"][row.file] if settings["shapes"] else None)
             whole = [{name: value for name, value in each.items() if name != "columns"} for each in content]
-            hashes.write(hashlib.blake2b(placed.encode_sorted(whole), digest_size=HASH).digest())
+            hashes.write(hashlib.blake2b(row_files.encode_sorted(whole), digest_size=HASH).digest())
             places.write(np.array([row.file, row.line], dtype="<i8").tobytes())
             rows += 1
             if settings["near"]:
-                waiting.append((texts.compared(content)[:_LONGEST], _judgement(content)))
+                waiting.append((row_text.compared(content)[:_LONGEST], _judgement(content)))
                 size += len(waiting[-1][0])
                 if size >= _BATCH:
                     kept.write(_signatures(waiting, settings["shingle"]))

@@ -15,14 +15,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from engine.options.data import DataOptions, DedupOptions, SourceOptions
 from engine.prep import chunks
-from engine.prep.options import DataOptions, DedupOptions, SourceOptions
-from engine.prep.stages import placed
+from engine.prep.stages import row_files
 from engine.prep.stages.balance import balance
 from engine.prep.stages.clean import clean
 from engine.prep.stages.context import Context, once
 from engine.prep.stages.dedup import dedup
-from engine.prep.stages.placed import Placed
+from engine.prep.stages.row_files import Placed
 from engine.prep.stages.split import split
 from engine.prep.stages.validate import CANONICAL, SourceFile, shape_of, validate
 from engine.protocol.messages import Problem, ProblemError
@@ -223,7 +223,7 @@ def weigh(rows: Path, out: Path, weights: list[float], most: int | None, seed: i
 def _weighted(rows: Path, weights: list[float], seed: int) -> Iterator[tuple[int, Placed]]:
     """(times, row): a weight's whole part, and with the chance of its fraction once more."""
     chance = [Random(f"{seed}:{number}") for number in range(len(weights))]
-    for row in placed.in_file(rows):
+    for row in row_files.in_file(rows):
         weight = weights[row.file]
         yield int(weight) + (chance[row.file].random() < weight % 1), row
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.options.data import DedupOptions, SplitOptions
 from engine.prep import chunks
-from engine.prep.options import DedupOptions, SplitOptions
-from engine.prep.stages import fingerprints, placed, texts
+from engine.prep.stages import fingerprints, row_files, row_text
 from engine.prep.stages.context import Context
 from engine.prep.stages.fingerprints import Fingerprints
 
@@ -36,7 +36,7 @@ def split(
         raise ValueError(f"of {prints.rows} rows none would be left to train on: lower the shares of data.split")
     total, done = rows.stat().st_size, 0
     with chunks.whole(*(out[name] for name in PARTS)) as files:
-        for number, row in enumerate(placed.in_file(rows)):
+        for number, row in enumerate(row_files.in_file(rows)):
             line = row.written()
             files[part[number]].write(line)
             done += len(line)
@@ -101,11 +101,11 @@ def _strata(rows: Path, count: int, by: str | None) -> tuple[Any, list[str]]:
         return strata, []
     known: dict[str, int] = {}
     there: Counter[str] = Counter()
-    for number, row in enumerate(placed.in_file(rows)):
+    for number, row in enumerate(row_files.in_file(rows)):
         content = row.row()
-        value = texts.column(content, by)
+        value = row_text.column(content, by)
         if value is None:
-            there.update(texts.columns(content))
+            there.update(row_text.columns(content))
         strata[number] = known.setdefault("" if value is None else value, len(known))
         if len(known) > _MOST_VALUES:
             raise ValueError(f"the column {by} has more than {_MOST_VALUES} values: it cannot stratify a split")

@@ -15,15 +15,16 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from engine.prep import cache, chunks
+from engine.config.complaints import explain, suggest
+from engine.options.base import Options
+from engine.options.data import SourceOptions
+from engine.prep import chunks
 from engine.prep.formats import FORMATS
-from engine.prep.options import SourceOptions
-from engine.prep.stages import located, placed
+from engine.prep.stages import row_files, source_files
 from engine.prep.stages.context import Context, default_processes, once
 from engine.prep.stages.validate import AS_IT_STOOD, SourceFile, shape_of, validate
-from engine.protocol.complaints import explain, suggest
 from engine.protocol.home import Home
-from engine.protocol.options import Options
+from engine.storage import cache
 
 Progress = Callable[[str, int, int], None]
 Model = TypeVar("Model", bound=Options)
@@ -62,7 +63,7 @@ def opened(
     Raises ValueError for what is nowhere or cannot be read, and when `--out` would stand in place of a source.
     """
     sources = [source_of(arguments), *(SourceOptions(source=each) for each in further)]
-    found = [located.paths(source, Path.cwd(), home, progress) for source in sources]
+    found = [source_files.paths(source, Path.cwd(), home, progress) for source in sources]
     paths = [path for each in found for path in each]
     _check_out(arguments.out, paths)
     total = sum(path.stat().st_size for path in paths)
@@ -98,7 +99,7 @@ def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report
     with chunks.whole(*(out / name for name in rows), out / "rejects.jsonl", out / "report.json") as files:
         *kept, dropped, told = files
         for path, file in zip(rows.values(), kept, strict=True):
-            file.writelines(row.raw + b"\n" for row in placed.in_file(path))
+            file.writelines(row.raw + b"\n" for row in row_files.in_file(path))
         for path in rejects:
             if path.is_file():
                 with path.open("rb") as part:

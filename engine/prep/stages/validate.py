@@ -10,14 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.prep import chunks, mapping, readers, rows
+from engine.options.data import SourceOptions
+from engine.prep import chunks, column_mapping, readers
+from engine.prep import read_rows as rows
 from engine.prep.chunks import Done, Span
 from engine.prep.files.lines import LONGEST_LINE, too_long
 from engine.prep.files.record import BOM
-from engine.prep.options import SourceOptions
-from engine.prep.stages import placed
+from engine.prep.stages import row_files
 from engine.prep.stages.context import Context
-from engine.prep.stages.placed import Placed
+from engine.prep.stages.row_files import Placed
 
 _FIRST = 3
 """Bad rows told in a message."""
@@ -70,7 +71,7 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
                 read, good, written = read + taken.read, good + taken.good, written + taken.written
                 reasons.update(taken.reasons)
                 if taken.rejects and len(first) < _FIRST:
-                    told = map(placed.decode, taken.rejects.splitlines()[: _FIRST - len(first)])
+                    told = map(row_files.decode, taken.rejects.splitlines()[: _FIRST - len(first)])
                     first += [f"{Path(each['file']).name}:{each['line']}: {each['reason']}" for each in told]
                 if remaining is not None:
                     remaining -= taken.good
@@ -121,9 +122,9 @@ def _unpack(file: SourceFile, into: Path, progress: Callable[[int, int], object]
         for record in readers.read(file.path, lambda done: progress(done, total)):
             value: Any = record.reason if record.value is None else record.value
             try:
-                raw = placed.encode(value)
+                raw = row_files.encode(value)
             except (UnicodeEncodeError, TypeError, ValueError, RecursionError, OverflowError) as error:
-                raw = placed.encode(f"has no JSON form: {type(error).__name__}")
+                raw = row_files.encode(f"has no JSON form: {type(error).__name__}")
             kept.write(Placed(file.number, record.line, record.offset, raw).written())
 
 
@@ -135,13 +136,13 @@ AS_IT_STOOD = "engine.prep.stages.validate:check_as_it_stood"
 
 def check_canonical(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Rows go on in canonical form."""
-    convert = mapping.converter(SourceOptions(**settings["options"]), settings["shape"])
-    return _check(span, folder, settings, lambda row, _: [placed.encode(each) for each in convert(row)])
+    convert = column_mapping.converter(SourceOptions(**settings["options"]), settings["shape"])
+    return _check(span, folder, settings, lambda row, _: [row_files.encode(each) for each in convert(row)])
 
 
 def check_as_it_stood(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Rows go on byte for byte."""
-    convert = mapping.converter(SourceOptions(**settings["options"]), settings["shape"])
+    convert = column_mapping.converter(SourceOptions(**settings["options"]), settings["shape"])
     return _check(span, folder, settings, lambda row, raw: [raw] if convert(row) else [])
 
 
@@ -165,7 +166,7 @@ def _check(
                     reason = f"nested deeper than {_DEEPEST} levels"
             if reason:
                 reasons[reason_class(reason)] += 1
-                dropped.write(placed.reject(settings["path"], row, reason, "validate"))
+                dropped.write(row_files.reject(settings["path"], row, reason, "validate"))
             for raw in outcome:
                 kept.write(row.written(raw))
             written += len(outcome)
@@ -182,8 +183,8 @@ def _plain(span: Span, number: int) -> Iterator[tuple[Placed, dict[str, Any] | N
 
 
 def _unpacked(span: Span, _: int) -> Iterator[tuple[Placed, dict[str, Any] | None, str]]:
-    for row in placed.in_span(span):
-        value: Any = placed.decode(row.raw)
+    for row in row_files.in_span(span):
+        value: Any = row_files.decode(row.raw)
         yield (row, None, value) if isinstance(value, str) else (row, value, "")
 
 
@@ -213,11 +214,11 @@ def _taken(done: Done, remaining: int | None) -> _Taken:
     counts = done.counts
     if remaining is None or counts["good"] <= remaining:
         return _Taken(kept, rejected, counts["read"], counts["good"], counts["out"], counts["reasons"])
-    lines = [(placed.read(line)[1:3], line) for line in kept.splitlines(keepends=True)]
+    lines = [(row_files.read(line)[1:3], line) for line in kept.splitlines(keepends=True)]
     places = [place for place, _ in itertools.groupby(lines, key=lambda each: each[0])][:remaining]
     kept_lines = [line for place, line in lines if place <= places[-1]]
     rejected_lines = [line for line in rejected.splitlines(keepends=True) if _place(line) < places[-1]]
-    reasons = Counter(reason_class(placed.decode(line)["reason"]) for line in rejected_lines)
+    reasons = Counter(reason_class(row_files.decode(line)["reason"]) for line in rejected_lines)
     return _Taken(
         b"".join(kept_lines),
         b"".join(rejected_lines),
@@ -229,5 +230,5 @@ def _taken(done: Done, remaining: int | None) -> _Taken:
 
 
 def _place(reject: bytes) -> tuple[int, int]:
-    told = placed.decode(reject)
+    told = row_files.decode(reject)
     return told["line"], told["offset"]

@@ -17,12 +17,12 @@ from typing import Any
 
 import msgspec
 
-from engine.prep import chunks, readers, rows, shapes
+from engine.options.data import SourceOptions
+from engine.prep import chunks, detect_format, read_rows, readers
 from engine.prep.chunks import Span
 from engine.prep.files import lines
 from engine.prep.files.record import BOM
 from engine.prep.formats import FORMATS
-from engine.prep.options import SourceOptions
 from engine.prep.readers import Record
 from engine.prep.stages.context import default_processes
 from engine.protocol.home import Home
@@ -41,13 +41,13 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     out = Path(arguments.out).expanduser().absolute()
     if out.suffix != ".jsonl":
         raise ValueError(f"--out {arguments.out}: rows are written as JSONL; give it a name that ends in .jsonl")
-    paths = rows.locate(source, Path.cwd(), home)
+    paths = read_rows.locate(source, Path.cwd(), home)
     if out.resolve() in {path.resolve() for path in paths}:
         raise ValueError(f"--out {arguments.out} is what the rows are read from; name another file")
     settings = {
         "source": source.model_dump(),
         "to": arguments.to,
-        "shapes": {str(path): rows.shape_of(source, path) for path in paths if path.stat().st_size},
+        "shapes": {str(path): read_rows.shape_of(source, path) for path in paths if path.stat().st_size},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = _work_folder(out, settings, paths)
@@ -71,7 +71,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
 def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Rows of a span, in the other shape, to `rows`; those that do not go over to `rejects`."""
     shape, to = settings["shapes"][span.path], settings["to"]
-    convert, revert = rows.converter(SourceOptions(**settings["source"]), shape), shapes.load(to).revert
+    convert, revert = read_rows.converter(SourceOptions(**settings["source"]), shape), detect_format.load(to).revert
     counts = {"rows": 0, "converted": 0, "rejected": 0}
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
         for record in _records(span):

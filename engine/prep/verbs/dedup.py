@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from engine.prep.options import DedupOptions
+from engine.options.data import DedupOptions
 from engine.prep.stages.context import once
 from engine.prep.stages.dedup import dedup
 from engine.prep.stages.standalone import Progress, opened, options_of, out_of, publish

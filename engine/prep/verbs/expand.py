@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.prep import rows
+from engine.options.data import ExpandOptions, SourceOptions
+from engine.prep import read_rows
 from engine.prep.expand.expand import expand, rehearse
-from engine.prep.options import ExpandOptions, SourceOptions
 from engine.prep.stages.standalone import options_of
 from engine.protocol.home import Home
 
@@ -18,7 +18,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     """What `engine.prep.expand.expand` returns, of `expand` or with `--dry-run` of `rehearse`. Raises ValueError, ProblemError."""
     options = options_of(ExpandOptions, "expand", arguments.overrides, as_text=("prompts",))
     source = SourceOptions(source=arguments.file, format=arguments.format)
-    paths = rows.locate(source, Path.cwd(), home)
+    paths = read_rows.locate(source, Path.cwd(), home)
     if arguments.dry_run:
         return rehearse(paths, source, options, progress)
     return expand(paths, source, options, Path(arguments.out).expanduser().absolute(), progress)

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from engine.prep import mapping, readers, rows, sources
+from engine.options.data import SourceOptions
+from engine.prep import column_mapping, read_rows, readers, sources
 from engine.prep.formats import FORMATS
 from engine.prep.formats.canonical import Canonical
-from engine.prep.options import SourceOptions
 from engine.prep.sources import Progress
 from engine.protocol.home import Home
 
@@ -28,7 +28,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     if sources.is_tokenised(Path(arguments.file)):
         raise ValueError(f"{arguments.file} holds tokens already: there are no rows to look at")
     source = SourceOptions(source=arguments.file, format=asked)
-    paths = rows.locate(source, Path.cwd(), home)
+    paths = read_rows.locate(source, Path.cwd(), home)
     total, done = sum(path.stat().st_size for path in paths), 0
     shape, count, columns = "", 0, dict[str, None]()
     sample: Canonical | None = None
@@ -39,7 +39,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
                 continue
             if record.value.keys() - columns.keys() and len(columns) < _COLUMNS:
                 columns |= dict.fromkeys(record.value)
-            shape = shape or rows.shape_of(source, path)
+            shape = shape or read_rows.shape_of(source, path)
             sample = sample or _sample(source, shape, record.value)
         done += path.stat().st_size
     if not shape:
@@ -50,7 +50,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 def _sample(source: SourceOptions, shape: str, row: dict[str, Any]) -> Canonical | None:
     """The row in canonical form, or the first that it expands into; None for a bad row."""
     try:
-        canonical = mapping.converter(source, shape)(row)[0]
+        canonical = column_mapping.converter(source, shape)(row)[0]
     except (ValueError, IndexError):
         return None
     return {name: value for name, value in canonical.items() if name != "columns"}

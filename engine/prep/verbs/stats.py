@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.prep import stats
-from engine.prep.rows import Rejects
+from engine.prep.read_rows import Rejects
 from engine.prep.stages.standalone import Progress, opened
 from engine.prep.verbs.tokenize import find_tokenizer, load, loss_on_of, wanted_of
 from engine.protocol.home import Home

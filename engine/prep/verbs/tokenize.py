@@ -15,14 +15,14 @@ from typing import Any
 
 from engine.models import targets
 from engine.models.folders import has_tokenizer
-from engine.prep import cache
-from engine.prep.rows import Rejects
-from engine.prep.stages import located
+from engine.prep.read_rows import Rejects
+from engine.prep.stages import source_files
 from engine.prep.stages.context import default_processes
 from engine.prep.stages.standalone import Progress, opened, out_of, source_of
 from engine.prep.stages.validate import shape_of
 from engine.protocol.home import Home, sync
 from engine.protocol.messages import Problem, ProblemError
+from engine.storage import cache
 
 _REPORT = "report.json"
 
@@ -84,7 +84,7 @@ def rows_of(
     JSONL files of one shape are read where they lie; others are read and checked first.
     """
     source = source_of(arguments)
-    paths = located.paths(source, Path.cwd(), home, progress)
+    paths = source_files.paths(source, Path.cwd(), home, progress)
     tokenizer = {name: tokenizer_folder / name for name in cache.TOKENIZER_FILES if (tokenizer_folder / name).is_file()}
     settings = {
         "tokenizer": cache.digests(tokenizer, lambda _: None),
@@ -124,7 +124,7 @@ def loss_on_of(asked: str, shapes: Collection[str | None]) -> str:
 def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path, progress: Progress) -> dict[str, Any]:
     import datasets  # noqa: F401 - the time of loading it is not that of tokenising
 
-    from engine.prep import flat, store
+    from engine.prep import token_file, token_store
     from engine.prep.tokenize import WHOLE, tokenize_rows
 
     began = time.perf_counter()
@@ -163,11 +163,11 @@ def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path
         "masked": counts.masked,
     }
     if arguments.packing:
-        report["sequences"] = store.write_packed(plain, draft, arguments.max_length, partial(progress, "packing"))
+        report["sequences"] = token_store.write_packed(plain, draft, arguments.max_length, partial(progress, "packing"))
     if arguments.blocks:
-        blocks = store.write_blocks(plain, draft, arguments.max_length, partial(progress, "joining"))
+        blocks = token_store.write_blocks(plain, draft, arguments.max_length, partial(progress, "joining"))
         report |= {"sequences": blocks.rows, "trained_tokens": blocks.trained_tokens}
-        flat.write(plain, draft, len(tokenizer))
+        token_file.write(plain, draft, len(tokenizer))
     return {**report, "seconds": time.perf_counter() - began}
 
 
@@ -225,6 +225,6 @@ def find_tokenizer(target: str, home: Home, progress: Progress) -> Path:
 
 def load(folder: Path) -> Any:
     """The folder's tokenizer. Raises ProblemError."""
-    from engine.prep.base import load_tokenizer
+    from engine.prep.base_model import load_tokenizer
 
     return load_tokenizer(folder, "auto", folder, trust_remote_code=False)

@@ -18,9 +18,9 @@ import psutil
 from engine.models import targets
 from engine.models.catalogue import CATALOGUE
 from engine.models.folders import has_tokenizer
-from engine.prep import rows, tokenizer_training
-from engine.prep.base import load_tokenizer
-from engine.prep.options import SourceOptions
+from engine.options.data import SourceOptions
+from engine.prep import read_rows, tokenizer_training
+from engine.prep.base_model import load_tokenizer
 from engine.prep.tokenizer_training import RECORD, text_of
 from engine.protocol.home import Home, sync
 from engine.protocol.messages import Problem, ProblemError
@@ -106,7 +106,7 @@ class Texts:
 
     def count(self) -> int:
         """Good rows. Raises ProblemError when there is none."""
-        rejects = rows.Rejects(lambda _: None)
+        rejects = read_rows.Rejects(lambda _: None)
         count = 0
         for _ in self._read(rejects):
             count += 1
@@ -125,10 +125,10 @@ class Texts:
         return _Taken(self, numbers, phase)
 
     def texts(self) -> Iterator[str]:
-        return (text_of(row.content) for row in self._read(rows.Rejects(lambda _: None)))
+        return (text_of(row.content) for row in self._read(read_rows.Rejects(lambda _: None)))
 
-    def _read(self, rejects: rows.Rejects) -> Iterator[rows.Row]:
-        return rows.read(self.sources, Path.cwd(), rejects, self.seed, lambda _: None)
+    def _read(self, rejects: read_rows.Rejects) -> Iterator[read_rows.Row]:
+        return read_rows.read(self.sources, Path.cwd(), rejects, self.seed, lambda _: None)
 
 
 class _Taken:

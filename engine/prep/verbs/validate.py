@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engine.prep import cache
 from engine.prep.stages.standalone import Opened, Progress, opened, out_of, publish
 from engine.protocol.home import Home
+from engine.storage import cache
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:

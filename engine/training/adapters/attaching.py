@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from engine.options.base import Variant, option
 from engine.protocol.messages import Problem, ProblemError
-from engine.protocol.options import Variant, option
 
 
 class AdapterOptions(Variant):

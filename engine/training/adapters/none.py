@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from engine.protocol.options import Variant
+from engine.options.base import Variant
 
 
 class Options(Variant):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from engine.protocol.options import Variant, option
+from engine.options.base import Variant, option
 
 SMOOTHED = ("robust", "exo_pair")
 """Losses that take a label smoothing."""

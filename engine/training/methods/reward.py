@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from engine.protocol.options import Variant, option
+from engine.options.base import Variant, option
 
 
 class Options(Variant):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from engine.protocol.options import option
+from engine.options.base import option
 from engine.training.online.options import OnlineOptions
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation import TASKS
 from engine.models import folders, targets
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.tasks import TASKS
 from engine.training.online.options import OnlineOptions, RewardOptions
 
 
@@ -85,7 +85,7 @@ def scorer(reward: RewardOptions, directory: Path, home: Home) -> Target:
     return target
 
 
-def told(method: Any, directory: Path, home: Home) -> dict[str, Any]:
+def describe_reward_model(method: Any, directory: Path, home: Home) -> dict[str, Any]:
     """The reward model as `prepared.json` has it, under `reward`; nothing where there is none. Raises ProblemError."""
     if not isinstance(method, OnlineOptions) or method.reward.run is None:
         return {}

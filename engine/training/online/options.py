@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
-from engine.protocol.options import Options, Variant, option
+from engine.options.base import Options, Variant, option
 
 
 class RewardOptions(Options):

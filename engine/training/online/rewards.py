@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation import TASKS
-from engine.inference import lock
 from engine.inference.scorer import Scorer
-from engine.models.options import ModelOptions
+from engine.models import template_lock
+from engine.options.model import ModelOptions
+from engine.tasks import TASKS
 from engine.training.job import Job
 from engine.training.online.options import OnlineOptions
 
@@ -67,5 +67,5 @@ def _load(job: Job) -> Scorer:
     scorer = Scorer(named["base"], named["adapter"], named["tokenizer"], options, job.device, unpack=unpack)
     recorded = Path(named["tokenizer"]) / "lock.json"
     if recorded.is_file():
-        lock.check(json.loads(recorded.read_text(encoding="utf-8")), scorer.tokenizer, recorded.parent)
+        template_lock.check(json.loads(recorded.read_text(encoding="utf-8")), scorer.tokenizer, recorded.parent)
     return scorer

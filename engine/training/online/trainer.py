@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from engine.inference.folding import folded
 from engine.inference.generate import sample_batch
+from engine.inference.merged_decode import folded
 from engine.inference.replies import text_of
 from engine.inference.sampling import Sampling
 from engine.training import memory
 from engine.training.assemble import Parts
-from engine.training.held_out import KEPT, TELL, HeldOut
+from engine.training.evaluator import KEPT, TELL, HeldOut
 from engine.training.online import answers
 from engine.training.online.answers import Answer
 from engine.training.online.options import OnlineOptions

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from engine.protocol.profile import Profile
+from engine.config.profile import Profile
+from engine.prep.batching import Windows
 from engine.training.online.options import OnlineOptions
-from engine.training.rows import Windows
 
 
 def windows_of(profile: Profile, lengths: Sequence[int], rank: int = 0, world: int = 1) -> Windows:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.training import base
+from engine.models import base
+from engine.models.loss import PickedHead
+from engine.models.segments import Segments
 from engine.training.assemble import Parts
-from engine.training.loss import PickedHead
 from engine.training.preference.replies import ReplyTrainer, sums
-from engine.training.segments import Segments
 
 
 class ReferringTrainer(ReplyTrainer):

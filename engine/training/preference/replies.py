@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 
+from engine.models.loss import PickedHead
+from engine.models.segments import Segments
+from engine.prep.batching import IGNORED, Collate, collate_flat, collate_padded
 from engine.protocol.journal import Warn
 from engine.training.assemble import Parts
 from engine.training.dropout import PooledDropout
-from engine.training.loss import PickedHead
-from engine.training.rows import IGNORED, Collate, collate_flat, collate_padded
-from engine.training.segments import Segments
 from engine.training.trainer import Steered
 
 Row = dict[str, list[int]]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GlmForCausalLM
 
-from engine.inference.loaded import quantization_config
 from engine.models.glm.generations import recognise, translated
 from engine.models.loading import pretrained
+from engine.models.quantization import quantization_config
 from tests.models.glm.layouts import FOURTH, THIRD, golden, rewrite
 
 CLOSE = 1e-5

@@ -14,15 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.models import folders
+from engine.models import base, folders
+from engine.models.devices import Device
 from engine.models.glm.generations import Unsupported, recognise
 from engine.models.loading import pretrained
-from engine.models.options import ModelOptions
 from engine.models.pickled import read_shapes
 from engine.models.weights import DamagedFile
+from engine.options.model import ModelOptions
 from engine.protocol.messages import ProblemError
-from engine.training import base
-from engine.training.devices import Device
 from tests.models.glm.layouts import FIRST, FOURTH, GOLDENS, THIRD, rewrite
 
 VALUES = (None, True, False, -1, 0, 1, 3, 1.5, 10**12, "x", "64", [], [1], {}, float("nan"))

@@ -10,7 +10,7 @@ import torch
 from engine.inference.generate import generate_batch, stream
 from engine.inference.sampling import Sampling
 from engine.models.loading import pretrained
-from engine.training.segments import possible
+from engine.models.segments import possible
 from tests.models.glm.layouts import FIRST, golden, rewrite
 
 CASES = ("prompt", "train", "mask", "pad")

@@ -21,7 +21,7 @@ SIZES = {
 MEASURE = """
 import sys, threading, time
 import torch
-from engine.inference.loaded import quantization_config
+from engine.models.quantization import quantization_config
 from engine.models.loading import pretrained
 
 def held():

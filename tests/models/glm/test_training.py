@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from engine.models import base
+from engine.models.devices import Device
 from engine.models.loading import pretrained
-from engine.models.options import ModelOptions
+from engine.models.loss import PickedHead, cross_entropy
+from engine.models.segments import Segments, possible
+from engine.options.model import ModelOptions
+from engine.prep.batching import collate_flat, collate_padded
 from engine.protocol.messages import ProblemError
-from engine.training import base, checkpoints
+from engine.training import checkpoints
 from engine.training.adapters import lora
-from engine.training.devices import Device
-from engine.training.loss import PickedHead, cross_entropy
-from engine.training.rows import collate_flat, collate_padded
-from engine.training.segments import Segments, possible
 from tests.models.glm.layouts import FIRST, THIRD
 
 CPU = Device("cpu", torch.float32, "")

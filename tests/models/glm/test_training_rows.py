@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine.inference.lock import turn_ends
 from engine.models import tokenizers
-from engine.prep.rows import Rejects, Row
+from engine.models.template_lock import turn_ends
+from engine.prep.read_rows import Rejects, Row
 from engine.prep.templates import ChatTokenizer
 from engine.prep.tokenize import MASKED, WHOLE, Counts, Tokenizing, tokenize
 from tests.models.glm.folders import golden, original

@@ -1,0 +1,96 @@
+"""What is derived from the profile's one declaration: the fields of a form, and the JSON Schema."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+
+from engine.config.profile import SECTIONS, load_reference
+from engine.options.base import Options
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting as a form shows it. `kind` is `bool int float text choice list mapping`."""
+
+    key: str
+    kind: str
+    default: Any
+    help: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    required: bool = False
+
+
+def describe(method: str | None = None, adapter: str | None = None) -> list[Field]:
+    """All settings in file order, for the given method and adapter kinds (the tables' first by default)."""
+    fields = [Field("name", "text", "", "What the run is called; letters, digits, dashes.")]
+    chosen = {"method": method, "adapter": adapter}
+    for name, owner in SECTIONS.items():
+        if isinstance(owner, dict):
+            kind = chosen[name] or next(iter(owner))
+            fields.append(Field(f"{name}.kind", "choice", next(iter(owner)), f"Which {name}.", choices=tuple(owner)))
+            owner = load_reference(owner[kind])
+        fields += [_field(f"{name}.{key}", info) for key, info in owner.model_fields.items() if key != "kind"]
+    return fields
+
+
+def _field(key: str, info: FieldInfo) -> Field:
+    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    kind, choices, optional = _form_kind(info.annotation)
+    return Field(
+        key,
+        kind,
+        None if info.is_required() else info.get_default(call_default_factory=True),
+        info.description or "",
+        str(extra.get("unit", "")),
+        choices,
+        optional,
+        info.is_required(),
+    )
+
+
+def _form_kind(annotation: Any) -> tuple[str, tuple[str, ...], bool]:
+    plain = {bool: "bool", int: "int", float: "float", str: "text"}
+    if annotation in plain:
+        return plain[annotation], (), False
+    branches = [branch for branch in get_args(annotation) if branch is not type(None)]
+    optional = type(None) in get_args(annotation)
+    if branches and all(isinstance(branch, str) for branch in branches):
+        return "choice", tuple(branches), False
+    if len(branches) == 1:
+        kind, choices, _ = _form_kind(branches[0])
+        return kind, choices, optional
+    origin = str(getattr(annotation, "__origin__", ""))
+    if "dict" in origin:
+        return "mapping", (), optional
+    return ("list" if "list" in origin else "text"), (), optional
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a profile."""
+    properties: dict[str, Any] = {"name": {"type": "string"}, "description": {"type": "string"}}
+    definitions: dict[str, Any] = {}
+
+    def add(model: type[Options]) -> dict[str, Any]:
+        own = model.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(own.pop("$defs", {}))
+        return own
+
+    for name, owner in SECTIONS.items():
+        if isinstance(owner, dict):
+            properties[name] = {"oneOf": [add(load_reference(reference)) for reference in owner.values()]}
+        else:
+            properties[name] = add(owner)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "cockpit profile",
+        "type": "object",
+        "properties": properties,
+        "required": ["data"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }

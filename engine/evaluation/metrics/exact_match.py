@@ -1,0 +1,19 @@
+"""Replies that are their reference, but for blanks around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engine.tasks.answer import Answer
+from engine.tasks.sufficient_stats import Tally, ratio
+
+
+def tally(answer: Answer) -> Tally:
+    if answer.reference is None:
+        return {}
+    return {"compared": 1, "same": answer.reply.strip() == answer.reference.strip()}
+
+
+def metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """`exact_match`: a share."""
+    return {"exact_match": ratio(sums.get("same", 0), sums["compared"])}

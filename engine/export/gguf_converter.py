@@ -1,0 +1,111 @@
+"""GGUF beside the weights, by llama.cpp's own converter, which follows every family. It is not part of this program: it is looked for.
+
+What it wrote is read back by transformers and compared with the weights that it was made from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine.protocol.messages import Problem, ProblemError
+
+SCRIPT = "convert_hf_to_gguf.py"
+COMMANDS = (SCRIPT, "convert-hf-to-gguf", "llama-convert-hf-to-gguf")
+"""What the converter is called where it is installed."""
+BESIDE = "gguf-converter"
+"""Folder beside this Python's own in which it is looked for, too."""
+TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+"""What the converter itself writes; smaller ones are made of these by llama.cpp's `llama-quantize`."""
+
+
+def find(named: str | None) -> list[str]:
+    """The command that converts: `named` is a llama.cpp checkout, its script or a command; None looks on PATH. Raises ProblemError."""
+    if named:
+        path = Path(named).expanduser()
+        script = path / SCRIPT if path.is_dir() else path
+        if script.is_file():
+            return [sys.executable, str(script)] if script.suffix == ".py" else [str(script)]
+        if found := shutil.which(named):
+            return [found]
+        raise ProblemError(
+            Problem(title=f"There is no {SCRIPT} in {named}", hint="name a checkout of llama.cpp, or that file in it")
+        )
+    beside = Path(sys.prefix, BESIDE, SCRIPT)
+    if beside.is_file():
+        return [sys.executable, str(beside)]
+    for name in COMMANDS:
+        if found := shutil.which(name):
+            return [sys.executable, found] if name == SCRIPT else [found]
+    raise ProblemError(
+        Problem(
+            title="There is no converter to GGUF on this machine",
+            cause=f"none of {', '.join(COMMANDS)} is on PATH",
+            hint="name a checkout of llama.cpp with --converter, or leave --gguf out; docs/export.md says where to get it",
+        )
+    )
+
+
+def convert(folder: Path, name: str, kind: str, command: list[str]) -> dict[str, Any]:
+    """Make `NAME-KIND.gguf` of the model in `folder`, in it. Returns `file type bytes` and how it compares. Raises ProblemError."""
+    made = folder / f"{name.strip('.') or 'model'}-{kind}.gguf"
+    # The script goes by its own copy of the gguf package, which may be newer than ours; it has no business on the network.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": ""}
+    done = subprocess.run(
+        [*command, "--outtype", kind, "--outfile", str(made), str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+    )
+    if done.returncode or not made.is_file():
+        lines = [line for line in done.stdout.replace("\r", "\n").splitlines() if line.strip()]
+        raise ProblemError(
+            Problem(
+                title="llama.cpp's converter does not take this model",
+                cause="\n".join(lines[-3:]) or f"it ended with status {done.returncode}",
+                hint="a newer llama.cpp may know the family; without --gguf the export goes on",
+            )
+        )
+    return {"file": made.name, "type": kind, "bytes": made.stat().st_size, **_compared(folder, made)}
+
+
+def _compared(folder: Path, made: Path) -> dict[str, Any]:
+    """`kl` and `top1` of the file against the folder's own weights, on plain sentences; `unread` says why where transformers cannot read the family."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from engine.export.agreement import PLAIN
+    from engine.models import loading, tokenizers
+
+    tokenizer = tokenizers.load(folder)
+    texts = [torch.tensor([tokenizer(text).input_ids]) for text in PLAIN]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would run through ours
+            ids = [AutoTokenizer.from_pretrained(folder, gguf_file=made.name)(text).input_ids for text in PLAIN]
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=made.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            )
+    except (ValueError, KeyError, ImportError, NotImplementedError, RuntimeError) as error:
+        return {"unread": str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
+    with torch.inference_mode():
+        after = [model.eval()(text).logits[0].log_softmax(-1) for text in texts]
+        del model
+        own = loading.pretrained(str(folder), dtype=torch.float32).eval()
+        before = [own(text).logits[0].log_softmax(-1) for text in texts]
+    places = sum(len(each) for each in before)
+    divergence = sum(float((old.exp() * (old - new)).sum()) for old, new in zip(before, after, strict=True))
+    same = sum(int((old.argmax(-1) == new.argmax(-1)).sum()) for old, new in zip(before, after, strict=True))
+    return {
+        "kl": max(0.0, divergence / places),
+        "top1": same / places,
+        "same_tokens": sum(one == text[0].tolist() for one, text in zip(ids, texts, strict=True)) / len(texts),
+    }

@@ -1,0 +1,182 @@
+"""README.md of an export: what it is, where it came from, how it did, and how to load it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.models import folders
+from engine.models.targets import Target
+from engine.models.versions import versions
+from engine.protocol.home import Home
+
+if TYPE_CHECKING:
+    from engine.export.run import Exported
+
+_FIRST = "chatglm"
+"""`model_type` of what is loaded after one import."""
+
+
+def write(folder: Path, target: Target, exported: Exported, dtype: str | None, home: Home) -> None:
+    """Raises OSError."""
+    report = _report(target)
+    parts = (
+        _head(folder, target, exported, dtype),
+        _loading(folder, target, exported),
+        _agreement(exported),
+        _results(report, target),
+        _data(report),
+        _lineage(target, report, home),
+        _settings(target, home),
+        _environment(report),
+    )
+    text = "\n".join(line for part in parts for line in part)
+    (folder / "README.md").write_text(text + "\n", encoding="utf-8")
+
+
+def _report(target: Target) -> dict[str, Any]:
+    path = target.folder.parent.parent / "report.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if target.run and path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _base_name(target: Target) -> str:
+    return target.catalogue or (target.base if target.on_hub else Path(target.base).name)
+
+
+def _head(folder: Path, target: Target, exported: Exported, dtype: str | None) -> Iterator[str]:
+    library = "peft" if exported.kind == "adapter" else "transformers"
+    yield from ("---", f"library_name: {library}", "tags: [cockpit]")
+    if target.on_hub:
+        yield f"base_model: {target.base}"
+    yield "---"
+    yield f"# {exported.directory.name}"
+    yield ""
+    what = {
+        "merged": f"{_base_name(target)} with the adapter of {target.label} merged into its weights",
+        "model": f"The weights of {target.label}",
+        "reward": f"A reward model: the weights of {target.label}, one number for a conversation",
+        "adapter": f"The adapter of {target.label} alone, for {_base_name(target)}",
+    }[exported.kind]
+    yield f"{what}{f', {dtype}' if dtype and exported.kind != 'adapter' else ''}. Exported {time.strftime('%Y-%m-%d')}."
+    yield ""
+
+
+def _loading(folder: Path, target: Target, exported: Exported) -> Iterator[str]:
+    yield from ("## Load it", "```python")
+    first = exported.kind != "adapter" and _content(folder / "config.json").get("model_type") == _FIRST
+    if first:
+        yield "import engine.models.glm.tokenizer_first  # the package cockpit: ChatGLM-6B has no class in transformers"
+    classes = {"reward": "AutoModelForSequenceClassification"}.get(exported.kind, "AutoModelForCausalLM")
+    yield f"from transformers import {classes}, AutoTokenizer"
+    if exported.kind == "adapter":
+        scoring = folders.scores(folder)
+        classes = "AutoModelForSequenceClassification" if scoring else classes
+        yield from ("from peft import PeftModel", "")
+        labels = ", num_labels=1" if scoring else ""
+        yield f'base = {classes}.from_pretrained("{_base_name(target)}", dtype="auto"{labels})'
+        yield 'model = PeftModel.from_pretrained(base, "FOLDER")'
+    else:
+        yield from ("", f'model = {classes}.from_pretrained("FOLDER", dtype="auto")')
+    yield from ('tokenizer = AutoTokenizer.from_pretrained("FOLDER")', "```")
+    yield "or `cockpit chat FOLDER`." if exported.kind != "reward" else ""
+    if exported.kind == "adapter":
+        yield f"It was trained on {_base_name(target)} as {target.quantization or 'none'} ({target.dtype or 'its stored dtype'})."
+    yield ""
+
+
+def _agreement(exported: Exported) -> Iterator[str]:
+    agreed = exported.agreement
+    yield "## Against the checkpoint"
+    yield f"Measured on {agreed['prompts']}, {agreed['positions']} positions, this folder read back from disk."
+    yield ""
+    yield from ("| | |", "|---|---|")
+    for key, label in (
+        ("kl", "Kullback-Leibler divergence, nats a token"),
+        ("top1", "same likeliest token"),
+        ("score_difference", "largest difference of a score"),
+        ("order_kept", "pairs in the same order"),
+    ):
+        if agreed.get(key) is not None:
+            yield f"| {label} | {agreed[key]:.4g} |"
+    if agreed.get("golden"):
+        yield f"| golden prompts answered alike | {agreed['golden_equal']} of {agreed['golden']} |"
+    for name, figures in agreed.get("candidates", {}).items():
+        told = ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if value is not None)
+        yield f"| merged into the {name} base{' (this folder)' if name == agreed['base'] else ''} | {told} |"
+    yield ""
+    for difference in agreed.get("differences", ()):
+        yield f"- {difference['prompt']!r}: other {difference['of']} from token {difference['at']} on"
+    if exported.gguf:
+        made = exported.gguf
+        told = f"KL {made['kl']:.4g}, top-1 {made['top1']:.4g}" if "kl" in made else f"not read back: {made['unread']}"
+        yield f"`{made['file']}` ({made['bytes'] / 1e6:.0f} MB, {made['type']}) against these weights: {told}."
+    yield ""
+
+
+def _results(report: dict[str, Any], target: Target) -> Iterator[str]:
+    at = [each for each in report.get("evaluations", ()) if each["step"] == target.step]
+    test = report.get("test") or {}
+    if not at and not test and not report.get("thresholds"):
+        return
+    yield from ("## Results", "| metric | value |", "|---|---|")
+    for each in at:
+        yield from (f"| {name} | {value:.4g} |" for name, value in each["values"].items() if value is not None)
+    yield from (f"| {name} | {value:.4g} |" for name, value in test.get("values", {}).items() if value is not None)
+    yield ""
+    for each in report.get("thresholds", ()):
+        value = "not measured" if each["value"] is None else f"{each['value']:.4g}"
+        yield f"- {each['threshold']}: {'passed' if each['passed'] else 'MISSED'} ({value})"
+    yield ""
+
+
+def _data(report: dict[str, Any]) -> Iterator[str]:
+    data = report.get("data") or {}
+    if not data:
+        return
+    yield "## Data"
+    yield f"{data.get('rows')} training rows, {data.get('trained_tokens')} trained tokens an epoch; prepared as `{data.get('hash')}`."
+    yield ""
+    if files := data.get("files"):
+        yield from ("| part | file | bytes | SHA-256 |", "|---|---|---|---|")
+        yield from (f"| {each['part']} | {each['name']} | {each['bytes']} | `{each['sha256']}` |" for each in files)
+        yield ""
+
+
+def _lineage(target: Target, report: dict[str, Any], home: Home) -> Iterator[str]:
+    yield "## Lineage"
+    yield f"- base: {_base_name(target)}"
+    if target.run:
+        attempt = f", attempt {report['attempt']}" if report.get("attempt") else ""
+        yield f"- run: {target.run}, step {target.step}{attempt}"
+    if target.quantization or target.dtype:
+        yield f"- trained as: {target.dtype}, quantization {target.quantization or 'none'}"
+    yield ""
+
+
+def _settings(target: Target, home: Home) -> Iterator[str]:
+    profile = target.folder.parent.parent / "profile.yaml"
+    if not target.run or not profile.is_file():
+        return
+    text = profile.read_text(encoding="utf-8").replace(str(home.root), "COCKPIT_HOME").replace(str(Path.home()), "~")
+    yield from ("## Settings", "```yaml", text.rstrip(), "```", "")
+
+
+def _environment(report: dict[str, Any]) -> Iterator[str]:
+    yield "## Environment"
+    trained = report.get("environment") or {}
+    if trained:
+        yield "- trained with " + ", ".join(f"{name} {value}" for name, value in trained.items())
+    yield (
+        "- exported with "
+        + ", ".join(f"{name} {value}" for name, value in versions().items())
+        + f", {platform.system()}"
+    )
+
+
+def _content(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

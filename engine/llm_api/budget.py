@@ -1,0 +1,71 @@
+"""Tokens and money. The worst case is set aside before a request leaves, so that no limit is ever exceeded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.options.data import PriceOptions, ServiceOptions
+
+_AROUND = 64
+"""Tokens that a chat template puts around one message, at most."""
+
+
+class Usage(NamedTuple):
+    """Tokens."""
+
+    prompt: int
+    reply: int
+
+    def cost(self, price: PriceOptions) -> float:
+        """In the price's currency."""
+        return (self.prompt * price.input + self.reply * price.output) / 1e6
+
+
+def worst(text: str, options: ServiceOptions) -> Usage:
+    """What a request costs at most: a token is at least one byte of its prompt."""
+    return Usage(len(text.encode("utf-8", "surrogatepass")) + _AROUND, options.max_tokens)
+
+
+@dataclass
+class Budget:
+    """What was used, and what requests on their way may yet use."""
+
+    options: ServiceOptions
+    prompt: int = 0
+    reply: int = 0
+    reserved_prompt: int = 0
+    reserved_reply: int = 0
+
+    def __post_init__(self) -> None:
+        if self.options.cost_limit is not None and not (self.options.price.input or self.options.price.output):
+            section = self.options.SECTION
+            raise ValueError(f"{section}.cost_limit needs {section}.price: what a million tokens cost")
+
+    def lack(self, usage: Usage) -> str:
+        """Why a request of this worst case must not leave; empty when it may."""
+        prompt = self.prompt + self.reserved_prompt + usage.prompt
+        reply = self.reply + self.reserved_reply + usage.reply
+        limit, cost_limit = self.options.token_limit, self.options.cost_limit
+        if limit is not None and prompt + reply > limit:
+            return f"{self.options.SECTION}.token_limit of {limit} leaves no room for another request"
+        if cost_limit is not None and Usage(prompt, reply).cost(self.options.price) > cost_limit:
+            return f"{self.options.SECTION}.cost_limit of {cost_limit:g} leaves no room for another request"
+        return ""
+
+    def reserve(self, usage: Usage) -> None:
+        self.reserved_prompt += usage.prompt
+        self.reserved_reply += usage.reply
+
+    def settle(self, reserved: Usage, used: Usage) -> None:
+        """What was set aside for a request is free again, what it used is not."""
+        self.reserve(Usage(-reserved.prompt, -reserved.reply))
+        self.spend(used)
+
+    def spend(self, used: Usage) -> None:
+        self.prompt += used.prompt
+        self.reply += used.reply
+
+    @property
+    def used(self) -> Usage:
+        return Usage(self.prompt, self.reply)

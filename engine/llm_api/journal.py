@@ -1,0 +1,109 @@
+"""What was asked and answered, on disk as it comes: a JSON object a line, so that nothing is asked or paid for twice.
+
+    {"settings": {…}}                                         the first line
+    {"request": 3, "worst": [prompt, reply]}                  before a try leaves
+    {"request": 3, "used": [prompt, reply]}                   a try came to nothing; what it may have cost
+    {"request": 3, "used": […], "reply": "…", "finish": "stop"}     the answer
+    {"request": 3, "failed": "reason"}                        there will be none
+
+A try without a `used` line was on its way when the process was killed: it counts with its worst case.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.llm_api.budget import Usage
+
+
+class Answer(NamedTuple):
+    """`reply` is None, and `finish` the reason, where the service gave no answer."""
+
+    reply: str | None
+    finish: str
+
+
+class Journal:
+    """Open for one process at a time. Reads what is there; a torn last line is cut off."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """Raises ValueError when the file is another process's, or was begun with other settings."""
+        self.answers: dict[int, Answer] = {}
+        self.used: list[Usage] = []
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise ValueError(f"another process is expanding into {path.parent}")
+        try:
+            kept = self._read()
+            if kept is None:
+                self._write({"settings": settings})
+            elif kept != settings:
+                names = sorted(name for name in kept.keys() | settings.keys() if kept.get(name) != settings.get(name))
+                raise ValueError(
+                    f"{path.parent} holds an expansion with other {', '.join(names)}: name another folder, or remove {path}"
+                )
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def sent(self, request: int, worst: Usage) -> None:
+        self._write({"request": request, "worst": worst})
+
+    def lost(self, request: int, used: Usage) -> None:
+        self._write({"request": request, "used": used})
+
+    def answered(self, request: int, reply: str, finish: str, used: Usage) -> None:
+        self.answers[request] = Answer(reply, finish)
+        self._write({"request": request, "used": used, "reply": reply, "finish": finish})
+
+    def failed(self, request: int, reason: str) -> None:
+        self.answers[request] = Answer(None, reason)
+        self._write({"request": request, "failed": reason})
+
+    def _read(self) -> dict[str, Any] | None:
+        """Take in all lines; returns the settings, None for a new file."""
+        settings: dict[str, Any] | None = None
+        pending: dict[int, Usage] = {}
+        good = 0
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                good += len(line)
+                entry = json.loads(line)
+                if "settings" in entry:
+                    settings = entry["settings"]
+                    continue
+                request = entry["request"]
+                if "worst" in entry:
+                    # A second try of a request whose first has no end: both may have been paid for.
+                    self.used += [pending.pop(request)] if request in pending else []
+                    pending[request] = Usage(*entry["worst"])
+                if "used" in entry:
+                    pending.pop(request, None)
+                    self.used.append(Usage(*entry["used"]))
+                if "reply" in entry:
+                    self.answers[request] = Answer(entry["reply"], entry["finish"])
+                if "failed" in entry:
+                    self.answers[request] = Answer(None, entry["failed"])
+        self.used += pending.values()
+        os.ftruncate(self._file, good)
+        os.lseek(self._file, good, os.SEEK_SET)
+        return settings
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        content = (json.dumps(entry, ensure_ascii=True) + "\n").encode()
+        while content:
+            content = content[os.write(self._file, content) :]
+        if "reply" in entry:
+            os.fsync(self._file)  # it was paid for

@@ -1,0 +1,124 @@
+"""Loading the base model for training, in every dtype and quantisation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+
+from engine.models import tokenizers
+from engine.models.devices import Device
+from engine.models.loading import pretrained, scoring
+from engine.options.model import ModelOptions
+from engine.protocol.messages import Problem, ProblemError
+
+Progress = Callable[[int, int], None]
+"""`(done, total)` tensors loaded."""
+
+
+def load(
+    folder: str, options: ModelOptions, device: Device, progress: Progress, *, unpack: bool = True, scores: bool = False
+) -> Any:
+    """The base on `device`, its floating-point tensors in the dtype that is computed in; `unpack` lets NF4 weights on a CPU be
+    unpacked once; with `scores` it ends in one number instead of a vocabulary, drawn where the folder has none. Raises ProblemError."""
+    import torch
+    from transformers.utils import logging
+
+    from engine.models.quantization import quantization_config
+
+    before = logging.set_tqdm_hook(lambda factory, args, kwargs: _Bar(factory(*args, **kwargs), args[0], progress))
+    try:
+        model = (scoring if scores else pretrained)(
+            folder,
+            dtype=getattr(torch, options.dtype),
+            quantization_config=quantization_config(options.quantization, options.dtype),
+            attn_implementation=None if options.attention == "auto" else options.attention,
+            trust_remote_code=options.trust_remote_code,
+            device_map={"": device.name},
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ProblemError(
+            Problem(
+                title=f"{folder} cannot be loaded",
+                cause="\n".join(str(error).strip().splitlines()[:3]),
+                hint=f"cockpit model verify {folder}",
+            )
+        )
+    finally:
+        logging.set_tqdm_hook(before)
+    if device.kind == "cpu" and hasattr(model, "hf_device_map"):
+        del model.hf_device_map  # a map with one entry makes the trainer think of a model spread over devices
+    if device.kind == "cpu" and options.quantization == "nf4":
+        keep_nf4_trainable(model, device, unpack=unpack)
+    _cast(model, device.compute)
+    return model
+
+
+class _Bar:
+    """A tqdm bar that also tells, at most twice a second."""
+
+    def __init__(self, bar: Any, items: Any, progress: Progress) -> None:
+        self._bar, self._items, self._progress = bar, items, progress
+
+    def __iter__(self) -> Iterator[Any]:
+        told = time.monotonic()
+        for done, item in enumerate(self._bar):
+            if time.monotonic() - told > 0.5:
+                told = time.monotonic()
+                self._progress(done, len(self._items))
+            yield item
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)
+
+
+def _cast(model: Any, dtype: Any) -> None:
+    """Widen 16-bit weights to the dtype that is computed in; packed ones are left alone. No value changes."""
+    import torch
+
+    if dtype != torch.float32:
+        return
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor.data = tensor.data.float()
+
+
+def keep_nf4_trainable(model: Any, device: Device, *, unpack: bool = True) -> None:
+    """See that NF4 layers on a CPU can learn, and are quick.
+
+    bitsandbytes unpacks a 4-bit weight in every forward and backward pass. With `unpack`, and where memory allows, it is unpacked
+    once instead: the product is the same number for number. Where it does not, forbid the repacking for inference, after which
+    bitsandbytes 0.50 has no backward pass, so that adapters below would silently stop learning.
+    """
+    import bitsandbytes as bnb
+    import torch
+
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, bnb.nn.Linear4bit)]
+    size = sum(layer.in_features * layer.out_features for _, layer in layers) * device.compute.itemsize
+    if not unpack or size > psutil.virtual_memory().available / 4:
+        for _, layer in layers:
+            layer.support_avx512bf16_for_cpu = False
+            layer.compute_dtype = device.compute
+        return
+    for name, layer in layers:
+        layer.weight.quant_state.dtype = device.compute  # unpack to what is computed in, as each product would
+        weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+        plain.bias = layer.bias
+        model.set_submodule(name, plain)
+
+
+def tokenizer(folder: str, trust_remote_code: bool, template: str | None) -> Any:
+    """The tokenizer that lies with the base, with the profile's own chat template when there is one. Padding is set, for
+    generation, to what it has."""
+    found = tokenizers.load(folder, trust_remote_code)
+    if found.pad_token_id is None:
+        found.pad_token = found.eos_token
+    if template is not None:
+        found.chat_template = template
+    return found

@@ -1,0 +1,266 @@
+"""ChatGLM-6B, the first generation: a transformers model whose weights are named as in the original files.
+
+Importing this module makes the Auto classes know it. Facts that differ from today's decoders: residual branches start at the
+LayerNorm's output and are scaled by sqrt(2 · 28) whatever the depth; attention and positions are `reading`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.output_capturing import capture_outputs
+
+from engine.models.glm import generations
+from engine.models.glm.generations import Generation
+from engine.models.glm.positions import Marks, present, read, rotated, rotation
+from engine.models.glm.verify_weights import check
+
+RESIDUAL = math.sqrt(2 * 28)
+
+
+class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Names as in the original config.json. Raises ValueError for the later generations, which share the model type."""
+
+    model_type = generations.MODEL_TYPE
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "num_hidden_layers": "num_layers",
+        "intermediate_size": "inner_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+    }
+
+    vocab_size: int = 130528
+    hidden_size: int = 4096
+    inner_hidden_size: int = 16384
+    num_layers: int = 28
+    num_attention_heads: int = 32
+    layernorm_epsilon: float = 1e-5
+    max_sequence_length: int = 2048
+    position_encoding_2d: bool = True
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    bos_token_id: int = 130004
+    eos_token_id: int = 130005
+    mask_token_id: int = 130000
+    gmask_token_id: int = 130001
+    pad_token_id: int = 3
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("auto_map", None)  # names files of the original repository, which do not go with what is saved here
+        if "padded_vocab_size" in kwargs:
+            raise ValueError("this is a later ChatGLM than the first; engine.models.loading.pretrained loads it")
+        super().__post_init__(**kwargs)
+
+
+class ChatGLMAttention(nn.Module):
+    def __init__(self, config: ChatGLMConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.heads, self.width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        self.is_causal = False
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden: Tensor, attends: Tensor, cosine: Tensor, sine: Tensor, past_key_values: Cache | None
+    ) -> tuple[Tensor, Tensor | None]:
+        shape = hidden.shape[:2]
+        mixed = self.query_key_value(hidden).view(*shape, self.heads, 3 * self.width).transpose(1, 2)
+        query, key, value = mixed.chunk(3, -1)
+        query, key = rotated(query, cosine, sine), rotated(key, cosine, sine)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager)
+        context, weights = attend(self, query, key, value, attends, scaling=self.width**-0.5)
+        return self.dense(context.reshape(*shape, -1)), weights
+
+
+def _eager(
+    module: ChatGLMAttention, query: Tensor, key: Tensor, value: Tensor, attends: Tensor, scaling: float, **_: Any
+) -> tuple[Tensor, Tensor]:
+    """Scores are divided by the layer's number before the product and multiplied after it, which keeps float16 in range."""
+    depth = module.layer + 1
+    scores = (query * (scaling / depth)) @ key.transpose(2, 3)
+    weights = (scores.float() * depth).masked_fill(~attends, torch.finfo(torch.float32).min).softmax(-1).to(value.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class ChatGLMMLP(nn.Module):
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
+        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        widened: Tensor = functional.gelu(self.dense_h_to_4h(hidden), approximate="tanh")
+        narrowed: Tensor = self.dense_4h_to_h(widened)
+        return narrowed
+
+
+class ChatGLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
+    def __init__(self, config: ChatGLMConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.attention = ChatGLMAttention(config, layer)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.mlp = ChatGLMMLP(config)
+
+    def forward(
+        self, hidden: Tensor, attends: Tensor, cosine: Tensor, sine: Tensor, past_key_values: Cache | None = None
+    ) -> Tensor:
+        normed = self.input_layernorm(hidden)
+        attended, _ = self.attention(normed, attends, cosine, sine, past_key_values)
+        normed = self.post_attention_layernorm(normed * RESIDUAL + attended)
+        output: Tensor = normed * RESIDUAL + self.mlp(normed)
+        return output
+
+
+class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    config: ChatGLMConfig
+    config_class = ChatGLMConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    reads_both_ways = True
+    """The context attends both ways: neither rows end to end nor the common beginning of prompts can be read on their own."""
+    _no_split_modules = ["ChatGLMBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
+    _can_record_outputs = {"hidden_states": ChatGLMBlock, "attentions": ChatGLMAttention}
+
+
+class ChatGLMModel(ChatGLMPreTrainedModel):
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__(config)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(ChatGLMBlock(config, layer) for layer in range(config.num_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.word_embeddings = value
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """`input_ids` [batch, new tokens]. `attention_mask` [batch, tokens so far], 0 on padding, or bool [batch, 1, new tokens,
+        tokens so far], True where a token attends; `position_ids` [batch, 2, new tokens]. Both are worked out from the ids when
+        not given. Positions of one dimension, as callers work out for other models, say nothing here."""
+        if (self.config.use_cache if use_cache is None else use_cache) and not self._recomputes():
+            past_key_values = DynamicCache(config=self.config) if past_key_values is None else past_key_values
+        positions, attends = self._read(input_ids, attention_mask, past_key_values)
+        if position_ids is not None and position_ids.dim() == 3:
+            positions = position_ids
+        if attention_mask is not None and attention_mask.dim() == 4:
+            attends = attention_mask
+        hidden = self.word_embeddings(input_ids)
+        width = self.config.hidden_size // self.config.num_attention_heads // 2
+        cosine, sine = rotation(positions, width, hidden.dtype)
+        for layer in self.layers:
+            hidden = layer(hidden, attends, cosine, sine, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden), past_key_values=past_key_values)
+
+    def _recomputes(self) -> bool:
+        return self.training and self.gradient_checkpointing
+
+    def _read(self, ids: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        """Positions and attention of the new tokens, from all ids so far.
+
+        These lie in the cache as one layer more, so that what reorders, repeats, selects or crops its rows does so with them.
+        """
+        new = ids.shape[1]
+        marks = Marks(
+            self.config.bos_token_id, self.config.gmask_token_id, self.config.mask_token_id, self.config.pad_token_id
+        )
+        past = cache.get_seq_length() if cache is not None else 0
+        if mask is not None and mask.dim() == 2:
+            held = mask[:, -new:].bool()
+        else:
+            held = present(ids, marks) if past == 0 else torch.ones_like(ids, dtype=torch.bool)
+        if cache is not None:
+            if cache.layer_class_to_replicate is None and len(cache.layers) == self.config.num_layers:
+                cache.layers.append(DynamicLayer())
+            told = cache.update(ids[:, None, :, None], held.long()[:, None, :, None], self.config.num_layers)
+            ids, held = told[0][:, 0, :, 0], told[1][:, 0, :, 0].bool()
+        positions, attends = read(ids, held, marks)
+        return positions[..., -new:], attends[:, :, -new:]
+
+
+class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """Named as in the original config.json; a causal language model to the Auto classes."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__(config)
+        self.transformer = ChatGLMModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **arguments: Any,
+    ) -> CausalLMOutputWithPast:
+        """As `ChatGLMModel.forward`; `labels` [batch, tokens] with -100 where nothing is trained give a mean loss."""
+        told = self.transformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **arguments,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(told.last_hidden_state[:, kept])
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **arguments)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=told.past_key_values,
+            hidden_states=told.hidden_states,
+            attentions=told.attentions,
+        )
+
+
+AutoConfig.register(generations.MODEL_TYPE, ChatGLMConfig, exist_ok=True)
+AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
+
+
+def load(name: str, generation: Generation, arguments: dict[str, Any]) -> ChatGLMForConditionalGeneration:
+    """The model of a folder or hub id; `arguments` are for `from_pretrained`. Raises ProblemError for weights that are not all
+    there, and what transformers raises."""
+    config = ChatGLMConfig(**generation.sizes.model_dump())
+    model, told = ChatGLMForConditionalGeneration.from_pretrained(
+        name, config=config, output_loading_info=True, **arguments
+    )
+    check(name, generation, told)
+    model.generation_config.eos_token_id = generation.sizes.eos_token_id
+    return model

@@ -1,0 +1,174 @@
+"""An adapter put into the weights that it was trained beside: what comes out is an ordinary model folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine.models import folders, loading, template_lock, tokenizers
+from engine.models.checks import UNMERGEABLE
+from engine.models.targets import Target
+from engine.protocol.messages import Problem, ProblemError
+from engine.storage import cache
+
+PRISTINE, DEQUANTISED = "pristine", "dequantised"
+"""The two bases that an adapter can be put into: the stored one, and the one that a quantised run computed with."""
+SHARD = "4GB"
+"""Longest file of weights."""
+
+_OF_THE_BASE = {"generation_config.json"}
+"""Of `cache.TOKENIZER_FILES`, what says something of the model and not of its tokenizer."""
+_LOCKED = ("template_sha256", "eos_token_ids", "golden", "generation")
+
+
+def merge(target: Target, folder: Path, trust_remote_code: bool, progress: Callable[[int, int], None]) -> None:
+    """Write the base of `target` with its adapter added to its weights into the empty `folder`. Raises ProblemError.
+
+    The base is the pristine one, in the dtype that it is stored in. Tokenizer, template and lock are the adapter's. `progress` is told (done,
+    total) of reading, merging and writing.
+    """
+    template_lock.check_target(target)
+    model = merged(target, PRISTINE, None, progress, trust_remote_code)
+    write(model, target, folder)
+    progress(4, 4)
+
+
+def refusal(target: Target) -> Problem | None:
+    """Why the adapter of `target` cannot become part of its base; None when it can."""
+    assert target.adapter is not None
+    kind = folders.read_json(target.adapter / folders.ADAPTER).get("peft_type", "")
+    if kind in UNMERGEABLE:
+        return Problem(
+            title=f"The adapter {target.label} cannot be merged into its base",
+            cause=f"{kind.lower().replace('_', ' ')} adds positions before the text and changes no weight",
+            hint="hand over the adapter alone, beside its base: cockpit export --adapter-only",
+        )
+    config = Path(target.base) / "config.json"
+    if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json(config):
+        return Problem(
+            title=f"The adapter {target.label} cannot be merged into its base",
+            cause=f"the weights of {target.base} are stored quantised, and nothing is ever merged into quantised weights",
+            hint="hand over the adapter alone (cockpit export --adapter-only), or train on the model that those were made from",
+        )
+    return None
+
+
+def merged(
+    target: Target,
+    base: str,
+    dtype: str | None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """The base of `target`, `PRISTINE` or `DEQUANTISED`, on the CPU with the adapter in its weights, as `dtype` (None: as it is stored).
+
+    peft computes each product in the adapter's dtype and rounds its sum with the weight once, to the base's. Raises ProblemError.
+    """
+    import torch
+    from peft import PeftModel
+
+    assert target.adapter is not None
+    if problem := refusal(target):
+        raise ProblemError(problem)
+    scores = folders.scores(target.adapter)
+    try:
+        model = _base(target, base, dtype, scores, trust_remote_code)
+        progress(1, 4)
+        # Not with low_cpu_mem_usage: peft 0.21 would round the adapter's float32 weights to the base's dtype first.
+        adapted = PeftModel.from_pretrained(model, target.adapter)
+        progress(2, 4)
+        whole = adapted.merge_and_unload()
+    except (ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
+        raise _failed(
+            target,
+            "\n".join(str(error).strip().splitlines()[:3]),
+            "name the base itself, or hand over the adapter alone",
+        )
+    if name := not_finite(whole):
+        raise _failed(
+            target, f"{name} would hold numbers that are not finite", "choose an earlier checkpoint of the run"
+        )
+    progress(3, 4)
+    if scores:
+        whole.config.pad_token_id = _pad(target)  # by which the class finds the last token
+    return whole if dtype is None else whole.to(getattr(torch, dtype))
+
+
+def write(model: Any, target: Target, folder: Path) -> None:
+    """`model` as transformers loads it, with tokenizer, template, stop tokens and lock of `target`, into `folder`. Raises OSError."""
+    recorded = json.loads(target.lock.read_text(encoding="utf-8")) if target.lock else {}
+    if (stops := recorded.get("eos_token_ids")) and model.can_generate():
+        model.generation_config.eos_token_id = stops
+    model.save_pretrained(folder, max_shard_size=SHARD)
+    write_tokenizer(target, folder)
+    if recorded:
+        kept = {key: recorded[key] for key in _LOCKED if key in recorded}
+        (folder / "lock.json").write_text(json.dumps(kept, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def write_tokenizer(target: Target, folder: Path) -> None:
+    """Its tokenizer's files, as plain transformers reads them: one that only exists in a GLM's original layout is built."""
+    source = template_lock.tokenizer_source(target)
+    if source is None:
+        if target.on_hub:
+            tokenizers.load(target.base, target.trust_remote_code).save_pretrained(folder)
+        return
+    if folders.is_original_glm(source) and not (source / "tokenizer.json").is_file():
+        tokenizers.load(source).save_pretrained(folder)
+        return
+    for file in cache.TOKENIZER_FILES:
+        if file not in _OF_THE_BASE and (source / file).is_file():
+            shutil.copyfile(source / file, folder / file)
+
+
+def not_finite(model: Any) -> str:
+    """The first weight with a number that is not finite; empty when there is none."""
+    import torch
+
+    return next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), "")
+
+
+def _base(target: Target, base: str, dtype: str | None, scores: bool, trust_remote_code: bool) -> Any:
+    import torch
+
+    from engine.models.quantization import quantization_config, stored_dtype
+
+    load = loading.scoring if scores else loading.pretrained
+    if base == PRISTINE:
+        # Into another dtype the sum is rounded once, too: from 32 bits.
+        read = "auto" if dtype in (None, stored_dtype(target)) else torch.float32
+        return load(target.base, dtype=read, trust_remote_code=trust_remote_code, device_map="cpu")
+    assert target.quantization and target.dtype
+    packed = load(
+        target.base,
+        dtype=getattr(torch, target.dtype),
+        quantization_config=quantization_config(target.quantization, target.dtype),
+        trust_remote_code=trust_remote_code,
+        device_map={"": "cpu"},
+    )
+    wide = torch.float32 if dtype == "float32" else getattr(torch, target.dtype)
+    for module in packed.modules():
+        if (packing := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
+            packing.dtype = wide  # else NF4 values would be rounded to 16 bits on their way to 32
+    unpacked = packed.dequantize(dtype=wide)
+    assert "quantization_config" not in unpacked.config.to_dict()
+    unpacked.is_loaded_in_4bit = unpacked.is_loaded_in_8bit = False  # peft asks it, and would refuse
+    return unpacked
+
+
+def _pad(target: Target) -> int | None:
+    source = template_lock.tokenizer_source(target)
+    found = tokenizers.load(source) if source else None
+    if found is None:
+        return None
+    pad: int | None = found.eos_token_id if found.pad_token_id is None else found.pad_token_id
+    return pad
+
+
+def _failed(target: Target, cause: str, hint: str) -> ProblemError:
+    return ProblemError(
+        Problem(title=f"The adapter {target.label} cannot be merged into {target.base}", cause=cause, hint=hint)
+    )

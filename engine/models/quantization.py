@@ -1,0 +1,45 @@
+"""Quantisations that a base can be loaded in, and the dtype that it is stored in."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from engine.models import folders
+from engine.models.placement import BYTES
+from engine.models.targets import Target
+
+QUANTIZATIONS = ("none", "nf4", "int8")
+
+
+def stored_dtype(target: Target) -> str | None:
+    """What the base's config.json says; None for a hub id, and for a folder that does not say."""
+    if target.on_hub:
+        return None
+    config = folders.read_json(Path(target.base) / "config.json")
+    stored = config.get("dtype") or config.get("torch_dtype")
+    return stored if stored in BYTES else None
+
+
+def quantization_config(quantization: str, dtype: str | None) -> Any:
+    """What `from_pretrained` takes: NF4 with double quantisation, int8, or None."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    match quantization:
+        case "none":
+            return None
+        case "int8":
+            # It says at every product that bfloat16 becomes float16: thousands of lines a reply.
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+            return BitsAndBytesConfig(load_in_8bit=True)
+        case "nf4":
+            compute = getattr(torch, dtype or "bfloat16")
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=compute,
+            )
+    raise ValueError(f"quantization must be none, nf4 or int8, not {quantization!r}")

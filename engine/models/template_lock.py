@@ -1,0 +1,112 @@
+"""The template lock: training and chat must render the same bytes and stop at the same tokens.
+
+A checkpoint's `lock.json` records the template's hash, the stop tokens, and a few conversations with their token ids as they
+were trained on. It is checked wherever the checkpoint is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.models import folders, tokenizers
+from engine.models.targets import Target
+from engine.models.template_metadata import declared
+from engine.protocol.messages import Problem, ProblemError
+
+
+def template_sha256(tokenizer: Any) -> str:
+    """Of the chat template's text; of the empty text when there is none."""
+    return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]], *, reply_follows: bool) -> list[int]:
+    """Token ids of a conversation; `reply_follows` ends it where the assistant begins to speak."""
+    ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=reply_follows, return_dict=False)
+    return ids
+
+
+def stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a reply: those recorded, else what the generation config, the tokenizer and the template say."""
+    if lock and lock.get("eos_token_ids"):
+        return frozenset(lock["eos_token_ids"])
+    configured = model.generation_config.eos_token_id
+    found = set(configured) if isinstance(configured, list) else {configured}
+    return frozenset(found | (turn_ends(tokenizer) if tokenizer else set())) - {None}
+
+
+def turn_ends(tokenizer: Any) -> set[int]:
+    """Tokens that end a reply, as tokenizer and template say: the end token, what the template writes behind a reply, and what it
+    declares as the beginning of another's turn."""
+    others = declared(tokenizer.chat_template).get("ends", "").split()
+    found = {tokenizer.eos_token_id, end_of_turn(tokenizer), *map(tokenizer.convert_tokens_to_ids, others)}
+    return found - {None}
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that the template puts after an assistant's reply; None without one."""
+    if not tokenizer.chat_template:
+        return None
+    reply = "a reply"
+    turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": reply}]
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    after = tokenizer(text.rpartition(reply)[2], add_special_tokens=False).input_ids
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((token for token in after if token in special), None)
+
+
+def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
+    """Raises ProblemError saying what differs between the checkpoint in `folder` and the tokenizer that was loaded for it."""
+    differences = []
+    if lock.get("template_sha256", template_sha256(tokenizer)) != template_sha256(tokenizer):
+        differences.append("the chat template is not the one it was trained with")
+    size = len(tokenizer)
+    differences += [
+        f"its stop token {token} is beyond the vocabulary of {size}"
+        for token in lock.get("eos_token_ids", ())
+        if token >= size
+    ]
+    for index, golden in enumerate(lock.get("golden", ()) if tokenizer.chat_template else ()):
+        expected = golden["ids"]
+        ids = render(tokenizer, golden["messages"], reply_follows=False)[: len(expected)]  # training may have cut it
+        if ids != expected:
+            place = next((i for i, pair in enumerate(zip(ids, expected, strict=False)) if len({*pair}) > 1), len(ids))
+            differences.append(
+                f"conversation {index} becomes other tokens: at {place} {ids[place : place + 1]}, trained {expected[place : place + 1]}"
+            )
+            break
+    further = _configured(folder) - set(lock.get("eos_token_ids", ()))
+    if further and lock.get("eos_token_ids"):
+        differences.append(
+            f"its generation_config.json stops at {sorted(further)}, which no reply of its training ended with"
+        )
+    if differences:
+        raise ProblemError(
+            Problem(
+                title=f"{folder} does not fit its tokenizer any more",
+                cause="; ".join(differences),
+                hint="put back the tokenizer files, chat_template.jinja and generation_config.json that the checkpoint was saved with",
+            )
+        )
+
+
+def check_target(target: Target) -> None:
+    """`check` for whoever uses a target without loading it for chat. Nothing to hold it against passes. Raises ProblemError."""
+    source = tokenizer_source(target)
+    if target.lock and source:
+        check(folders.read_json(target.lock), tokenizers.load(source), target.lock.parent)
+
+
+def tokenizer_source(target: Target) -> Path | None:
+    """The folder of its tokenizer: the adapter's, else the base's; None where neither has one, or it is on the hub."""
+    places = (target.adapter, None if target.on_hub else Path(target.base))
+    return next((place for place in places if place and folders.has_tokenizer(place)), None)
+
+
+def _configured(folder: Path) -> set[int]:
+    """Stop tokens in the folder's generation_config.json."""
+    path = folder / "generation_config.json"
+    named = folders.read_json(path).get("eos_token_id") if path.is_file() else None
+    return set(named if isinstance(named, list) else [named]) - {None}

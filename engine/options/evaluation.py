@@ -1,0 +1,73 @@
+"""What a profile says about evaluation, while training and after it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import field_validator
+
+from engine.options.base import Options, option
+from engine.options.data import ServiceOptions
+from engine.options.thresholds import parse
+
+
+class EarlyStoppingOptions(Options):
+    patience: int = option(3, help="Evaluations in a row without a new best after which the run ends.", ge=1)
+    metric: str = option(
+        "eval/loss", help="Metric to watch; losses and perplexity down, all else up.", pattern="^eval/."
+    )
+    min_delta: float = option(0.0, help="What a value must be better by to count.", ge=0)
+
+
+class JudgeOptions(ServiceOptions):
+    """Points for replies from an OpenAI-compatible service."""
+
+    SECTION: ClassVar[str] = "judge"
+
+    rubric: dict[str, str] = option(
+        {
+            "opposition": "The standpoints truly contradict one another, and each is put as strongly as its defenders would put it.",
+            "rigour": "Every argument supports its own standpoint; none is false, circular or said twice.",
+            "depth": "It goes beyond what comes to mind first, and the counter-questions touch what the standpoints take for granted.",
+        },
+        help="What is judged, with 1 to 5 points each: a name, and what deserves five.",
+        min_length=1,
+    )
+    prompt: str | None = option(
+        None, help="What the judge is asked, with {question}, {reply}, {reference} and {rubric}; none: by language."
+    )
+
+    @field_validator("rubric")
+    @classmethod
+    def _named(cls, rubric: dict[str, str]) -> dict[str, str]:
+        for name in rubric:
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} names no criterion: letters, digits and _ alone")
+        return rubric
+
+
+class EvaluationOptions(Options):
+    every_steps: int | None = option(
+        None, help="Evaluate every so many steps; none: once an epoch.", unit="steps", ge=1
+    )
+    task: str | None = option(None, help="Generate replies and score them by this task's metrics.")
+    samples: int = option(32, help="Held-out rows to generate replies for.", unit="rows", ge=0)
+    probes: list[str] = option([], help="Prompts answered at every evaluation, to see how the replies change.")
+    thresholds: list[str] = option(
+        [], help="What the last evaluation must reach, such as schema_validity >= 0.95; said in the report."
+    )
+    judge: JudgeOptions | None = option(
+        None,
+        help="How a service judges replies, when `cockpit eval --judge` or a pipeline asks it to; never while training.",
+    )
+    at_start: bool = option(True, help="Evaluate before the first step: an out-of-memory shows in the first minute.")
+    early_stopping: EarlyStoppingOptions | None = option(
+        None, help="End the run, with a checkpoint, when held-out rows say that it no longer gets better."
+    )
+
+    @field_validator("thresholds")
+    @classmethod
+    def _readable(cls, thresholds: list[str]) -> list[str]:
+        for text in thresholds:
+            parse(text)
+        return thresholds

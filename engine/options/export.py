@@ -1,0 +1,24 @@
+"""What a profile says about handing over what was trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from engine.options.base import Options, option
+
+
+class ExportOptions(Options):
+    kind: Literal["none", "merged", "adapter"] = option(
+        "none",
+        help="Export the best checkpoint when all else is done: merged, whole weights; adapter, the adapter alone.",
+    )
+    output: str | None = option(
+        None, help="Folder to make, absent or empty; none: export/ in the run's directory.", min_length=1
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] | None = option(None, help="Of the weights; none: as trained.")
+    gguf: Literal["auto", "f32", "f16", "bf16", "q8_0"] | None = option(
+        None, help="Also write GGUF of this type, by llama.cpp's converter."
+    )
+    converter: str | None = option(
+        None, help="A llama.cpp checkout with the converter; none: look on PATH.", min_length=1
+    )

@@ -1,0 +1,28 @@
+"""What a profile says about processes and devices."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from engine.options.base import Options, option
+
+
+class LaunchOptions(Options):
+    processes: Annotated[int, Field(ge=1)] | Literal["all"] = option(
+        1, help="Ranks on this host, one a device; all: as many as there are devices."
+    )
+    devices: list[Annotated[int, Field(ge=0)]] | Literal["auto"] = option(
+        "auto", help="Device indices, or auto for the free ones."
+    )
+    strategy: Literal["ddp", "zero2"] = option(
+        "ddp",
+        help="How several ranks share the work: each with the whole optimiser, or (zero2) with the states of a share of the weights.",
+    )
+    nodes: int = option(1, help="Hosts.", ge=1, le=1)
+    port: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] = option("auto", help="Rendezvous port.")
+    restarts: int = option(0, help="Automatic restarts after a failure.", ge=0)
+    environment: dict[str, str] = option(
+        {}, help="Variables for the job. Never secrets: the profile is written to disk."
+    )

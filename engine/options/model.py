@@ -1,0 +1,85 @@
+"""What a profile says about the base model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from engine.options.base import Options, option
+from engine.options.tokenizer import TokenizerOptions
+
+
+class ShapeOptions(Options):
+    """What a Llama-style model of one's own is made of, as transformers' `LlamaConfig` calls it; none: as `model.size` has it."""
+
+    hidden_size: int | None = option(None, help="Width of the residual stream.", ge=1)
+    intermediate_size: int | None = option(None, help="Width inside a feed-forward block.", ge=1)
+    num_hidden_layers: int | None = option(None, help="Layers.", ge=1)
+    num_attention_heads: int | None = option(None, help="Attention heads; they share hidden_size evenly.", ge=1)
+    num_key_value_heads: int | None = option(
+        None, help="Heads of keys and values; a divisor of num_attention_heads.", ge=1
+    )
+    head_dim: int | None = option(None, help="Width of a head; none: hidden_size / num_attention_heads.", ge=2)
+    max_position_embeddings: int | None = option(
+        None, help="Longest sequence that the model is made for.", unit="tokens", ge=8
+    )
+    rope_theta: float | None = option(None, help="Base of the rotary position embedding.", gt=0)
+    rms_norm_eps: float | None = option(None, help="Added to the variance in RMS normalisation.", gt=0)
+    initializer_range: float | None = option(None, help="Standard deviation of the initial weights.", gt=0)
+    tie_word_embeddings: bool | None = option(None, help="One matrix for the embedding and the output layer.")
+    attention_bias: bool | None = option(None, help="Biases in the attention's linear layers.")
+    mlp_bias: bool | None = option(None, help="Biases in the feed-forward blocks.")
+
+
+class ModelOptions(Options):
+    base: str = option(
+        "smollm2-135m-instruct",
+        help="Base model: a folder, a catalogue name, a run or run@step, or org/name on the hub.",
+        min_length=1,
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = option(
+        "bfloat16", help="Dtype of the loaded base and of autocast."
+    )
+    quantization: Literal["none", "nf4", "int8"] = option(
+        "none", help="Quantise the frozen base: nf4 (4 bit, double quantisation) or int8."
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = option(
+        "auto", help="Attention implementation; auto takes the fastest that is exact here."
+    )
+    tokenizer: str | TokenizerOptions | None = option(
+        None,
+        help="Tokenizer of a model that starts from its config: a folder or model that has one, or "
+        "{kind: bpe, vocab_size: 15000} to train one; none: the base's.",
+    )
+    trust_remote_code: bool = option(
+        False, help="Run Python code that comes with the model folder. Leave it off unless you have read that code."
+    )
+    init: Literal["pretrained", "config"] = option(
+        "pretrained", help="Where training begins: the base's weights, or random ones drawn from training.seed."
+    )
+    size: Literal["small", "medium"] | None = option(
+        None,
+        help="With init config: a built-in Llama-style size, 26 or 308 million parameters before the vocabulary's.",
+    )
+    config: ShapeOptions | None = option(
+        None, help="With init config: a Llama-style shape of your own; what it leaves out is as model.size, else small."
+    )
+
+    @property
+    def from_scratch(self) -> bool:
+        """Weights are random at the beginning."""
+        return self.init == "config"
+
+    @property
+    def shaped(self) -> bool:
+        """The shape is said here, and not by the base."""
+        return self.size is not None or self.config is not None
+
+    @property
+    def origin(self) -> str:
+        """What a run begins from, in a word or two: the base, or random weights where it has none."""
+        return self.base if self.needs_base else f"random ({'own shape' if self.config else self.size})"
+
+    @property
+    def needs_base(self) -> bool:
+        """Something of the base is wanted: its weights, its shape or its tokenizer."""
+        return not (self.from_scratch and self.shaped and self.tokenizer is not None)

@@ -1,0 +1,36 @@
+"""The kinds that a profile may choose from: one row each, `kind -> "module:Options"`.
+
+The options model of a method or an adapter stands beside the code that reads it; the profile reaches it through these strings.
+"""
+
+METHODS = {
+    "sft": "engine.training.methods.sft:Options",
+    "pretrain": "engine.training.methods.pretrain:Options",
+    "reward": "engine.training.methods.reward:Options",
+    "dpo": "engine.training.methods.dpo:Options",
+    "kto": "engine.training.methods.kto:Options",
+    "orpo": "engine.training.methods.orpo:Options",
+    "grpo": "engine.training.methods.grpo:Options",
+    "rloo": "engine.training.methods.rloo:Options",
+}
+"""What is optimised. Each module also has `build`, which makes the method (see `engine.training.methods`)."""
+
+ADAPTERS = {
+    "none": "engine.training.adapters.none:Options",
+    "lora": "engine.training.adapters.lora:Options",
+    "rslora": "engine.training.adapters.rslora:Options",
+    "dora": "engine.training.adapters.dora:Options",
+    "ia3": "engine.training.adapters.ia3:Options",
+    "oft": "engine.training.adapters.oft:Options",
+    "prefix": "engine.training.adapters.prefix:Options",
+    "prompt": "engine.training.adapters.prompt:Options",
+}
+"""Which weights are trained. Each module also has `attach(model, options)`."""
+
+ROW_KINDS = {
+    "tokens": "text or conversations, as token ids with labels",
+    "pairs": "a prompt with a chosen and a rejected reply",
+    "judged": "a prompt with one reply and whether it was good",
+    "prompts": "prompts to answer, with what a reward needs to know",
+}
+"""Kinds of prepared rows, with a description of each. A method's `Options.rows` says which kind it takes."""

@@ -1,0 +1,122 @@
+"""What a profile says about optimisation, checkpoints and logging."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from engine.options.base import Options, option
+
+
+class EmaOptions(Options):
+    decay: float = option(
+        0.999,
+        help="Share of the average that a step keeps; less in the first steps, (1 + step) / (10 + step).",
+        gt=0,
+        lt=1,
+    )
+
+
+class TrainingOptions(Options):
+    epochs: float = option(1.0, help="Passes over the training set.", gt=0)
+    max_steps: int | None = option(
+        None, help="Stop after so many optimiser steps; wins over epochs.", unit="steps", ge=1
+    )
+    micro_batch: int = option(1, help="Rows per process and forward pass.", unit="rows", ge=1)
+    accumulation: int = option(
+        1, help="Forward passes per optimiser step. Global batch = micro_batch × accumulation × processes.", ge=1
+    )
+    learning_rate: float = option(2.0e-4, help="Peak learning rate.", gt=0)
+    scheduler: Literal["cosine", "linear", "polynomial", "constant", "wsd"] = option(
+        "cosine", help="Shape of the learning rate after warm-up; wsd: constant, then decay."
+    )
+    power: float = option(2.0, help="Exponent of the polynomial scheduler; 1 is linear.", gt=0)
+    decay_share: float = option(
+        0.1, help="Share of all steps, the last, in which wsd lets the learning rate fall.", gt=0, le=1
+    )
+    warmup: float = option(0.0, help="Below 1 a share of all steps, from 1 on a number of steps.", ge=0)
+    optimizer: Literal["adamw", "adam", "sgd", "adafactor", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = (
+        option("adamw", help="Optimiser. The 8-bit and paged ones need a GPU.")
+    )
+    weight_decay: float = option(0.0, help="Weight decay; decoupled but for adam and sgd.", ge=0)
+    max_grad_norm: float = option(1.0, help="Clip the gradient's norm to this; 0 clips nothing.", ge=0)
+    gradient_checkpointing: bool = option(
+        False, help="Recompute activations in the backward pass: less memory, about a third slower."
+    )
+    label_smoothing: float = option(
+        0.0,
+        help="Share of each target's probability that is spread over the whole vocabulary while training.",
+        ge=0,
+        lt=1,
+    )
+    neftune: float = option(
+        0.0, help="Noise on embeddings while training (NEFTune's alpha, often 5); 0 adds none.", ge=0
+    )
+    ema: EmaOptions | None = option(
+        None, help="Keep an exponential average of the trained weights, which is what is evaluated and saved."
+    )
+    seed: int = option(42, help="Seed of the data order, dropout and adapter initialisation.", ge=0)
+    rehearsal: bool = option(
+        True,
+        help="Before the first step, take the longest batch through step, evaluation, save and reload: what would break late breaks at once.",
+    )
+    threads: int | None = option(None, help="CPU threads per process; none: the cores shared by the processes.", ge=1)
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = option(
+        "auto", help="Processes per rank that make batches ahead; auto: none on a CPU, else by the cores."
+    )
+    tf32: bool = option(False, help="Let NVIDIA cards multiply float32 matrices in TF32: faster, 10 bits of mantissa.")
+    compile: bool | Literal["auto"] = option(
+        "auto",
+        help="Compile the model's layers with torch.compile; auto: on CUDA and MPS, for runs that are long enough.",
+    )
+    liger: bool | Literal["auto"] = option(
+        "auto", help="Use Liger's kernels; auto: on CUDA where the package liger-kernel is installed."
+    )
+    optimizations: bool = option(
+        True, help="false: the libraries' plain path, none of this program's shortcuts, nothing compiled, no Liger."
+    )
+
+
+class CheckpointOptions(Options):
+    every_steps: int | None = option(None, help="Save every so many steps; none: once an epoch.", unit="steps", ge=1)
+    keep: int = option(3, help="Complete checkpoints to keep, the best and the last always among them.", ge=1)
+    best_by: str = option(
+        "eval/loss", help="Metric that names the best checkpoint; losses and perplexity down, all else up."
+    )
+    output: str | None = option(None, help="Folder to which the final checkpoint is published, complete or not at all.")
+
+
+class WandbOptions(Options):
+    project: str = option(help="Project there.", min_length=1)
+    name: str | None = option(None, help="Name of the run there; none: the run's id.")
+    mode: Literal["online", "offline"] = option(
+        "online", help="offline keeps it in the run's directory, for `wandb sync`."
+    )
+
+
+class LoggingOptions(Options):
+    every_steps: int = option(1, help="Write metrics every so many steps.", unit="steps", ge=1)
+    plots: bool = option(True, help="Draw loss curves as pictures at each checkpoint.")
+    tensorboard: bool = option(True, help="Also write TensorBoard events.")
+    wandb: WandbOptions | None = option(None, help="Also tell Weights & Biases.")
+
+
+class LimitOptions(Options):
+    disk_free_gb: float = option(2.0, help="Pause when less than this is free where the run writes.", unit="GB", ge=0)
+    memory_percent: float | None = option(
+        None, help="Pause while more of the host's memory is in use.", unit="%", gt=0, le=100
+    )
+    cpu_percent: float | None = option(
+        None,
+        help="Pause while other programs use more of the host's CPU; what this run computes is not counted.",
+        unit="%",
+        gt=0,
+        le=100,
+    )
+    temperature: float | None = option(None, help="Pause while a device is hotter.", unit="°C", gt=0)
+    loss_spike: float | None = option(
+        None,
+        help="Hold a step back whose loss is more than this many times the median of the last 32; none: never.",
+        gt=1,
+    )

@@ -1,0 +1,114 @@
+"""The base model and the tokenizer that a profile means, as far as preparing needs them. No weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine.config.profile import Profile
+from engine.models import targets, tokenizers
+from engine.models.folders import has_tokenizer, is_original_glm
+from engine.models.targets import Target
+from engine.options.tokenizer import TokenizerOptions
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+from engine.storage import cache
+
+Progress = Callable[[str, int, int], None]
+"""Told (phase, done, total): `fetching` and `expanding` in rows, all others in bytes."""
+
+
+def load_tokenizer(folder: Path, template: str, directory: Path, trust_remote_code: bool) -> Any:
+    """The folder's tokenizer, with the profile's template in place of its own unless that says `auto`. Raises ProblemError."""
+    try:
+        tokenizer = tokenizers.load(folder, trust_remote_code)
+    except ProblemError:
+        raise
+    except Exception as error:
+        raise ProblemError(
+            Problem(
+                title=f"The tokenizer in {folder} cannot be loaded",
+                cause=str(error),
+                hint=f"look with: cockpit model verify {folder}",
+            )
+        ) from error
+    if template != "auto":
+        tokenizer.chat_template = template_file(template, directory).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def template_file(template: str, directory: Path) -> Path:
+    """The Jinja file that `data.template` names. Raises ProblemError."""
+    path = (directory / Path(template).expanduser()).absolute()
+    if not path.is_file():
+        raise ProblemError(
+            Problem(title=f"There is no chat template {path}", hint="data.template is auto or the path of a Jinja file")
+        )
+    return path
+
+
+def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str | None, Path]:
+    """The base model (absolute folder; none where nothing of one is needed) and the folder of the profile's tokenizer, pulled when they are of the catalogue.
+
+    Raises ProblemError, also for a tokenizer that the profile has trained: `prepare` makes that.
+    """
+    base, named = base_folder(profile, home, progress), profile.model.tokenizer
+    if isinstance(named, TokenizerOptions):
+        raise ProblemError(
+            Problem(title="The profile's tokenizer is not trained yet", hint="prepare the data first: that trains it")
+        )
+    if named is not None:
+        return base, tokenizer_of(named, profile.directory, home, progress)
+    target = locate_model(profile, home, progress)
+    return base, _with_tokenizer(target, "copy the tokenizer's files from where the model came from")
+
+
+def base_folder(profile: Profile, home: Home, progress: Progress) -> str | None:
+    """The base model's folder, pulled when it is of the catalogue; none where the profile needs nothing of one. Raises ProblemError."""
+    return locate_model(profile, home, progress).base if profile.model.needs_base else None
+
+
+def locate_model(profile: Profile, home: Home, progress: Progress) -> Target:
+    """The base model, pulled when it is of the catalogue. Raises ProblemError."""
+    target = targets.resolve(profile.model.base, home, profile.directory)
+    target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
+    if target.on_hub:
+        raise ProblemError(
+            Problem(
+                title=f"{target.base} is not on this machine",
+                hint=f"cockpit model pull {target.base}, then name its folder in model.base",
+            )
+        )
+    if not getattr(profile.method, "scores", False):
+        targets.check_speaks(target)
+    return target
+
+
+def tokenizer_of(named: str, directory: Path, home: Home, progress: Progress) -> Path:
+    """The folder of the tokenizer that `model.tokenizer` names: a folder that holds one, a model or not, or a target's. Raises ProblemError."""
+    folder = (directory / Path(named).expanduser()).absolute()
+    if has_tokenizer(folder):
+        return folder
+    target = targets.resolve(named, home, directory)
+    target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
+    return _with_tokenizer(target, "name a folder or a model with a tokenizer in model.tokenizer")
+
+
+def _with_tokenizer(target: Target, hint: str) -> Path:
+    for folder in filter(None, (target.adapter, Path(target.base))):
+        if has_tokenizer(folder):
+            return folder
+    raise ProblemError(
+        Problem(title=f"{target.base} has no tokenizer", cause="there is no tokenizer.json in the folder", hint=hint)
+    )
+
+
+def tokenizer_files(profile: Profile, tokenizer_folder: Path) -> dict[str, Path]:
+    """Role -> file."""
+    files = {name: tokenizer_folder / name for name in cache.TOKENIZER_FILES if (tokenizer_folder / name).is_file()}
+    if is_original_glm(tokenizer_folder):
+        files["config.json"] = tokenizer_folder / "config.json"  # the generation, and with it the template
+    if profile.data.template != "auto":
+        files["template"] = template_file(profile.data.template, profile.directory)
+    return files

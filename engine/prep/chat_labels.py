@@ -1,0 +1,303 @@
+"""Conversations to text, and which of its characters are trained. The text is the template's, byte for byte.
+
+Labels come from prefix differences, for few templates mark what they generate: what the template adds when an
+assistant turn is appended to the turns before it, up to and with the special token that ends the turn, is that turn. Tool calls of the
+assistant are turns like others. A turn of `weight` 0 is not trained.
+
+Most conversations need no more than one rendering. How a template writes plain turns of given roles is found out once, with
+contents that are easy to find (`Skeleton`); where a conversation's text is that skeleton with its own contents, so are its spans.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from engine.models.template_metadata import declared
+from engine.prep.formats.canonical import Canonical, Message, kind_of, named
+
+Messages = list[Message]
+
+_PLAIN = {"role", "content"}
+_SKELETONS = 1000
+"""Kept at most: sequences of roles are few, but nothing says so."""
+
+
+class Rendered(NamedTuple):
+    """In characters of `text`, ascending: `spans` are the trained [start, end), `ends` where an end-of-turn token closes a turn."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    ends: list[int]
+    special: bool
+    """Whether the tokenizer still has to add its own special tokens: plain text yes, a rendered template no."""
+
+
+class Refused(NamedTuple):
+    """A row that this template cannot render so that its turns can be told apart, or that trains another method."""
+
+    reason: str
+
+
+METHODS = {"pairs": "dpo, orpo or reward", "judged": "kto", "tokens": "sft"}
+"""Kind of rows -> the methods that they train, in words."""
+
+
+def misfit(row: Canonical) -> Refused:
+    """Why a row does not train a method that takes another kind."""
+    return Refused(f"these are {named(row)}: they train with method.kind {METHODS[kind_of(row)]}")
+
+
+Text = str | Exception
+"""What a template made of a conversation, or raised."""
+
+
+class Renderer:
+    """Renders batches. `loss_on`: `assistant` trains the assistant's turns with their ends, `all` everything."""
+
+    def __init__(self, tokenizer: Any, loss_on: str) -> None:
+        self._tokenizer, self._loss_on = tokenizer, loss_on
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        ends = special | ({tokenizer.eos_token} if tokenizer.eos_token else set())
+        self._turn_ends = tuple(sorted(ends, key=lambda each: (-len(each), each)))
+        self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
+        self._template_text = json.dumps(tokenizer.chat_template)
+        self._declared = declared(tokenizer.chat_template)
+        self._last_only = self._declared.get("trained") == "last"
+        self.unwritten: Counter[str] = Counter()
+        """Rows with `tools` or `tool_calls` that the template says nothing of: the model does not see them."""
+
+    def render(self, rows: Sequence[Canonical]) -> list[Rendered | Refused]:
+        """One result a row, in order."""
+        chats = iter(self._chats([row for row in rows if "messages" in row]))
+        return [next(chats) if "messages" in row else self._other(row) for row in rows]
+
+    def opened(self, rows: Sequence[Canonical]) -> list[str | Refused]:
+        """The text of each conversation, up to where the assistant begins to speak."""
+        texts = self._template([row["messages"] for row in rows], [row.get("tools") for row in rows], opened=True)
+        for row in rows:
+            self._count_unwritten(row)
+        return [text if isinstance(text, str) else Refused(f"the chat template refuses it: {text}") for text in texts]
+
+    def _other(self, row: Canonical) -> Rendered | Refused:
+        if kind_of(row) != "tokens":
+            return misfit(row)
+        if self._loss_on != "all":
+            return Refused("plain text has no assistant turn: it needs method.loss_on: all")
+        opening = self._declared.get("text", "")
+        text = opening + row["text"] + (self._tokenizer.eos_token or "")
+        ends = [len(text)] if self._tokenizer.eos_token else []
+        return Rendered(text, [(len(opening), len(text))], ends, special=not opening)
+
+    # ── one rendering a row ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _chats(self, rows: list[Canonical]) -> list[Rendered | Refused]:
+        done: list[Rendered | Refused | None] = []
+        texts = self._template([row["messages"] for row in rows], [row.get("tools") for row in rows], opened=False)
+        for row, text in zip(rows, texts, strict=True):
+            self._count_unwritten(row)
+            skeleton = self._skeleton(row) if isinstance(text, str) else None
+            done.append(skeleton.fit(text, row["messages"]) if skeleton and isinstance(text, str) else None)
+        left = [at for at, result in enumerate(done) if result is None]
+        worked_out = iter(self._work_out([rows[at] for at in left], [texts[at] for at in left]))
+        return [self._all(next(worked_out) if result is None else result) for result in done]
+
+    def _all(self, result: Rendered | Refused) -> Rendered | Refused:
+        if self._loss_on != "all" or isinstance(result, Refused):
+            return result
+        if self._declared.get("context") == "both ways":
+            return Refused("the model reads what precedes a reply both ways: train with method.loss_on: assistant")
+        return result._replace(spans=[(0, len(result.text))])
+
+    def _skeleton(self, row: Canonical) -> Skeleton | None:
+        """That of the row's roles; none for rows that hold more than words."""
+        if "tools" in row or not all(message.keys() == _PLAIN for message in row["messages"]):
+            return None
+        roles = tuple(message["role"] for message in row["messages"])
+        if roles not in self._skeletons:
+            if len(self._skeletons) == _SKELETONS:
+                self._skeletons.clear()
+            self._skeletons[roles] = self._find_skeleton(roles)
+        return self._skeletons[roles]
+
+    def _find_skeleton(self, roles: tuple[str, ...]) -> Skeleton | None:
+        marks = [f"qz{number}xv" for number in range(len(roles))]
+        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        (text,) = self._template([messages], [None], opened=False)
+        (result,) = self._work_out([{"messages": messages}], [text])
+        if isinstance(result, Refused) or len(result.ends) != len(result.spans):
+            return None  # without an end token of the template's own, the end of a turn depends on what it says
+        return Skeleton.cut(result, marks)
+
+    def _count_unwritten(self, row: Canonical) -> None:
+        if "tools" in row and "tools" not in self._template_text:
+            self.unwritten["tools"] += 1
+        if "tool_calls" not in self._template_text and any("tool_calls" in message for message in row["messages"]):
+            self.unwritten["tool_calls"] += 1
+
+    # ── prefix differences ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _work_out(self, rows: list[Canonical], whole: list[Text]) -> list[Rendered | Refused]:
+        chats, tools = [row["messages"] for row in rows], [row.get("tools") for row in rows]
+        turns = [
+            (row, at)
+            for row, chat in enumerate(chats)
+            for at, turn in enumerate(chat)
+            if turn["role"] == "assistant" and turn.get("weight") != 0 and (not self._last_only or at == len(chat) - 1)
+        ]
+        inner = [(row, at) for row, at in turns if at < len(chats[row]) - 1]
+        before = self._template([chats[row][:at] for row, at in turns], [tools[row] for row, _ in turns], opened=True)
+        after = self._template(
+            [chats[row][: at + 1] for row, at in inner], [tools[row] for row, _ in inner], opened=False
+        )
+        ends = dict(zip(inner, after, strict=True))
+        pieces: list[list[_Turn]] = [[] for _ in chats]
+        for (row, at), start in zip(turns, before, strict=True):
+            pieces[row].append(_Turn(start, ends.get((row, at), whole[row]), chats[row][at]))
+        return [self._spans(text, parts) for text, parts in zip(whole, pieces, strict=True)]
+
+    def _spans(self, text: Text, turns: list[_Turn]) -> Rendered | Refused:
+        spans, ends = [], []
+        for turn in turns:
+            failed = next((each for each in (text, turn.before, turn.after) if isinstance(each, Exception)), None)
+            if failed:
+                return Refused(f"the chat template refuses it: {failed}")
+            assert isinstance(text, str) and isinstance(turn.before, str) and isinstance(turn.after, str)
+            start = len(turn.before)
+            if text.startswith(turn.after) and turn.after.startswith(turn.before):
+                said = turn.after[start:].rstrip()
+                closed = said.endswith(self._turn_ends)
+                end = start + len(said) if closed else len(turn.after)
+            elif turn.after == text:
+                return Refused(
+                    "the chat template renders earlier turns differently once the reply follows "
+                    f"(it opens one with {turn.before[-30:]!r}): training and chat would differ"
+                )
+            else:
+                (start, end), closed = self._in_place(text, turn), True
+            if not end:
+                return Refused(
+                    "the chat template renders earlier turns differently once later ones follow: turns cannot be told apart"
+                )
+            spans.append((start, end))
+            ends += [end] if closed else []
+        if isinstance(text, Exception):
+            return Refused(f"the chat template refuses it: {text}")
+        if self._last_only and self._loss_on != "all" and not turns:
+            return Refused("the chat template trains the last turn alone, and that is no reply to be trained")
+        return Rendered(text, spans, ends, special=False)
+
+    def _in_place(self, text: str, turn: _Turn) -> tuple[int, int]:
+        """The span of a turn that stands in `text` otherwise than it was rendered as the last one; (0, 0) where it cannot be seen.
+
+        Templates leave out thoughts, empty ones included, once a question follows, and close the last turn with a token of its own.
+        So what ends the rendering, the turn's words at least, must stand in the text, and an end token behind it.
+        """
+        assert isinstance(turn.before, str) and isinstance(turn.after, str)
+        start = _alike(turn.before, text)  # shorter than `before` where that opens a thought which is left out later
+        said, rest = turn.after[start:].rstrip(), text[start:]
+        close = self._ending(said)
+        body = said.removesuffix(close).rstrip() if close else ""
+        words = [
+            turn.message["content"].strip(),
+            *(call["function"]["name"] for call in turn.message.get("tool_calls", ())),
+        ]
+        last = min((body.rfind(word) for word in words if word in body), default=len(body) - 1)
+        at = next((at for at in range(last + 1) if rest.startswith(body[at:])), None)
+        if at is None:
+            return 0, 0
+        end = start + len(body) - at
+        behind = text[end:].lstrip()
+        token = next((each for each in self._turn_ends if behind.startswith(each)), "")
+        closed = (start, len(text) - len(behind) + len(token))
+        if token == close:
+            return closed
+        if self._ending(body):  # what closed the rendering ends a conversation, not a turn
+            return start, end
+        # Another token is an end only when a turn is opened behind it: it could be that opening. Some templates say that it is both.
+        opened = "ends" in self._declared or behind[len(token) :].lstrip().startswith(self._turn_ends)
+        return closed if token and opened else (0, 0)
+
+    def _ending(self, text: str) -> str:
+        """The special token that text ends with; empty without one."""
+        return next((each for each in self._turn_ends if text.endswith(each)), "")
+
+    def _template(self, chats: list[Messages], tools: list[Any], opened: bool) -> list[Text]:
+        """Each chat rendered; `opened` ends it where the assistant begins to speak. Chats with the same tools go together."""
+        groups: dict[str, list[int]] = {}
+        for at, each in enumerate(tools):
+            groups.setdefault(json.dumps(each) if each else "", []).append(at)
+        done: dict[int, Text] = {}
+        for group in groups.values():
+            done.update(zip(group, self._render([chats[at] for at in group], tools[group[0]], opened), strict=True))
+        return [done[at] for at in range(len(chats))]
+
+    def _render(self, chats: list[Messages], tools: Any, opened: bool) -> list[Text]:
+        """A template may refuse a chat by raising: then each goes by itself."""
+        try:
+            texts: list[Text] = self._tokenizer.apply_chat_template(
+                chats, tools=tools, tokenize=False, add_generation_prompt=opened
+            )
+            return texts
+        except Exception as error:  # noqa: BLE001 - templates raise what they like
+            return [error] if len(chats) == 1 else [self._render([chat], tools, opened)[0] for chat in chats]
+
+
+class _Turn(NamedTuple):
+    """An assistant's turn: what is rendered before it, the assistant's header included, and up to its end."""
+
+    before: Text
+    after: Text
+    message: Message
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    same = (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    return next(same, min(len(one), len(other)))
+
+
+class Skeleton(NamedTuple):
+    """A template's own words around the contents of a conversation: one more than there are contents.
+
+    Places in a text are (contents before it, characters behind the last of them).
+    """
+
+    literals: list[str]
+    spans: list[tuple[tuple[int, int], tuple[int, int]]]
+    ends: list[tuple[int, int]]
+
+    @classmethod
+    def cut(cls, rendered: Rendered, marks: list[str]) -> Skeleton | None:
+        """The skeleton of a conversation whose contents are `marks`; none unless each is there once, in order."""
+        literals, behind, at = [], [0], 0
+        for mark in marks:
+            found = rendered.text.find(mark, at)
+            if found < 0 or rendered.text.count(mark) != 1:
+                return None
+            literals.append(rendered.text[at:found])
+            at = found + len(mark)
+            behind.append(at)
+        literals.append(rendered.text[at:])
+
+        def place(position: int) -> tuple[int, int]:
+            contents = max(number for number, end in enumerate(behind) if end <= position)
+            return contents, position - behind[contents]
+
+        ends = [place(end) for end in rendered.ends]
+        return cls(literals, [(place(start), place(end)) for start, end in rendered.spans], ends)
+
+    def fit(self, text: str, messages: Messages) -> Rendered | None:
+        """The spans of a conversation of the same roles; None where its text is not the skeleton with its contents."""
+        parts, behind, at = [self.literals[0]], [0], len(self.literals[0])
+        for message, literal in zip(messages, self.literals[1:], strict=True):
+            at += len(message["content"])
+            behind.append(at)
+            at += len(literal)
+            parts += (message["content"], literal)
+        if "".join(parts) != text:
+            return None
+        spans = [(behind[first] + start, behind[last] + end) for (first, start), (last, end) in self.spans]
+        return Rendered(text, spans, [behind[number] + end for number, end in self.ends], special=False)

@@ -1,0 +1,136 @@
+"""What a source says about its rows: own column names, a prompt of its own, a system prompt.
+
+`columns` maps the shape's column to the source's (`{instruction: question, output: reply}`). The column changes its name before
+the shape is looked for. One that stood under the new name already steps aside, and is kept with the other columns.
+`prompt` and `system` change what the shape made of the row: they are never parsed as the shape's own columns are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from engine.options.data import SourceOptions
+from engine.prep import detect_format
+from engine.prep.formats.canonical import Canonical, json_of, said, written
+
+_PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+Converter = Callable[[dict[str, Any]], list[Canonical]]
+"""A row as it stands in its file -> canonical rows. Raises ValueError with the reason for a bad row."""
+
+
+def converter(source: SourceOptions, shape: str) -> Converter:
+    """What makes canonical rows of this source's rows. Raises ValueError when the shape cannot do what the source asks for."""
+    module = detect_format.load(shape)
+    if not (source.columns or source.prompt or source.system):
+        return lambda row: detect_format.listed(module.convert(row))
+    if shape == "text" and (source.prompt or source.system):
+        raise ValueError("prompt and system are for conversations; the rows here are plain text")
+    if shape == "thought_graph" and source.prompt:
+        raise ValueError("a thought graph asks several questions, each in its own words: leave prompt out")
+    parts = _parts(source.prompt) if source.prompt else []
+    questions: tuple[str, ...] = getattr(module, "QUESTIONS", ())
+
+    def convert(row: dict[str, Any]) -> list[Canonical]:
+        mapped, aside = renamed(row, source.columns)
+        prompt = _fill(parts, mapped | row) if parts else ""
+        if prompt and questions and all(mapped.get(name) is None for name in questions):
+            mapped = {**mapped, questions[0]: prompt}  # the shape would miss a question
+        found = detect_format.listed(module.convert(mapped))
+        for canonical in found:
+            if aside:
+                canonical["columns"] = canonical.get("columns", {}) | {
+                    name: json_of(value, name) for name, value in aside.items()
+                }
+            if prompt:
+                _ask(canonical, prompt)
+            if source.system:
+                _open(canonical, source.system)
+        return found
+
+    return convert
+
+
+def check(source: SourceOptions, there: Collection[str]) -> None:
+    """Raises ValueError for a column that `columns` or `prompt` names and none of the source's rows has."""
+    listed = detect_format.told(sorted(there))
+    for ours, own in source.columns.items():
+        if own not in there:
+            hint = f"; columns says the shape's name first: {{{own}: {ours}}}" if ours in there else ""
+            raise ValueError(f"columns: there is no column {own!r} for {ours}; there are {listed}{hint}")
+    if source.prompt:
+        known = {*there, *source.columns}
+        for _, name in _parts(source.prompt):
+            if name is not None and name not in known:
+                raise ValueError(f"prompt: there is no column {{{name}}}; there are {listed}")
+
+
+def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row under the shape's names, and the columns that stood under those names before."""
+    if not columns:
+        return row, {}
+    taken = {own for own in columns.values() if own in row}
+    found = {name: value for name, value in row.items() if name not in taken}
+    aside = {ours: found[ours] for ours, own in columns.items() if ours in found and own in row}
+    return found | {ours: row[own] for ours, own in columns.items() if own in row}, aside
+
+
+def filled(prompt: str, row: Mapping[str, Any]) -> str:
+    """The prompt with each `{column}` replaced by the row's value; `{{` and `}}` stand for braces. Raises ValueError."""
+    return _fill(_parts(prompt), row)
+
+
+def asked_with(source: SourceOptions, row: dict[str, Any]) -> str:
+    """The row's values that the source's prompt is filled with, without the words around them. Raises ValueError."""
+    assert source.prompt is not None
+    there = renamed(row, source.columns)[0] | row
+    return "\n".join(_value(name, there) for _, name in _parts(source.prompt) if name is not None)
+
+
+def _parts(prompt: str) -> list[tuple[str, str | None]]:
+    """(text, column that follows it or None). Raises ValueError for a brace that is neither."""
+    parts: list[tuple[str, str | None]] = []
+    text, at = "", 0
+    for place in _PLACE.finditer(prompt):
+        text += prompt[at : place.start()]
+        at = place.end()
+        if place[0] in ("{{", "}}"):
+            text += place[0][0]
+        elif place[1] is None or not place[1].strip():
+            raise ValueError(
+                f"prompt: {place[0]} at character {place.start() + 1} is no {{column}}; write a brace twice"
+            )
+        else:
+            parts.append((text, place[1].strip()))
+            text = ""
+    return [*parts, (text + prompt[at:], None)]
+
+
+def _fill(parts: list[tuple[str, str | None]], row: Mapping[str, Any]) -> str:
+    return "".join(text + ("" if name is None else _value(name, row)) for text, name in parts)
+
+
+def _value(name: str, row: Mapping[str, Any]) -> str:
+    value = row.get(name)
+    if value is None:
+        raise ValueError(f"prompt: the row has no {{{name}}}; it has {detect_format.told(row)}")
+    checked = json_of(value, f"prompt: {{{name}}}")
+    return checked if isinstance(checked, str) else written(checked)
+
+
+def _ask(canonical: Canonical, prompt: str) -> None:
+    """Put the prompt in place of the last question."""
+    turns = canonical["messages" if "messages" in canonical else "prompt"]
+    at = next((at for at in reversed(range(len(turns))) if turns[at]["role"] == "user"), None)
+    if at is None:
+        raise ValueError("the row has no user turn, where prompt would stand")
+    turns[at] = {**turns[at], "content": prompt}
+
+
+def _open(canonical: Canonical, system: str) -> None:
+    """Put the system prompt before a conversation that has none."""
+    turns = canonical["messages" if "messages" in canonical else "prompt"]
+    if not turns or turns[0]["role"] != "system":
+        turns.insert(0, said("system", system))

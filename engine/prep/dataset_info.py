@@ -1,0 +1,127 @@
+"""LLaMA-Factory's `dataset_info.json` as a catalogue: its names become sources.
+
+What an entry says is told in the options of our own sources: `formatting` and `ranking` as `format`, `columns` (theirs are called
+by role: prompt, query, response …) as the columns of that shape, `num_samples` as `max_rows`, `hf_hub_url` with `subset` and
+`split` as `hf://name:subset@split`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.options.data import SourceOptions
+from engine.prep.sources import HUB
+
+_COLUMNS = {
+    "alpaca": {"prompt": "instruction", "query": "input", "response": "output", "history": "history"},
+    "sharegpt": {"messages": "conversations"},
+    "openai": {"messages": "messages"},
+}
+"""`formatting` -> their name of a column -> the shape's."""
+_SHARED = {name: name for name in ("system", "tools", "chosen", "rejected", "kto_tag")}
+_SHAPES = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
+_TAGS = {
+    "role_tag": ("from", "role"),
+    "content_tag": ("value", "content"),
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant", "model"),
+    "observation_tag": ("observation", "tool"),
+    "function_tag": ("function_call", "function", "tool_calls"),
+    "system_tag": ("system",),
+}
+"""The names in turns that the shapes know by themselves."""
+_MEDIA = ("images", "videos", "audios")
+
+
+class Catalog(Mapping[str, SourceOptions]):
+    """Sources by name. An entry is looked at when it is asked for: one that cannot be used does no harm to the others."""
+
+    def __init__(self, path: Path, entries: dict[str, dict[str, Any]]) -> None:
+        self.path, self._entries = path, entries
+
+    def __getitem__(self, name: str) -> SourceOptions:
+        """Raises ValueError, with near misses, for an unknown name, and for an entry that asks for what is not known here."""
+        if name not in self._entries:
+            near = difflib.get_close_matches(name, self._entries, n=1, cutoff=0.6)
+            raise ValueError(
+                f"{self.path.name} has no data set {name}" + (f", did you mean {near[0]}?" if near else "")
+            )
+        try:
+            return _source(self._entries[name], self.path.parent)
+        except ValueError as error:
+            raise ValueError(f"{self.path.name}: {name}: {error}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def read(path: Path) -> Catalog:
+    """The catalogue in a file. Raises ValueError when it is none, OSError when it cannot be opened."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}")
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise ValueError(f"{path.name} is no catalogue: it must be an object of objects, a name for each data set")
+    return Catalog(path, entries)
+
+
+def _source(entry: dict[str, Any], folder: Path) -> SourceOptions:
+    formatting = entry.get("formatting") or "alpaca"
+    if formatting not in _SHAPES:
+        raise ValueError(f"its formatting is {formatting!r}, not one of {', '.join(_SHAPES)}")
+    _check_tags(entry.get("tags") or {})
+    theirs = entry.get("columns") or {}
+    ours = _COLUMNS[formatting] | _SHARED
+    unknown = [name for name in theirs if name not in ours]
+    if unknown:
+        media = " (pictures and sound are not trained on here)" if unknown[0] in _MEDIA else ""
+        raise ValueError(f"its column {unknown[0]!r} is not known for {formatting}{media}")
+    shape = "kto" if "kto_tag" in theirs else "preference" if entry.get("ranking") else _SHAPES[formatting]
+    if shape == "alpaca" and theirs and not {"query", "response"} & set(theirs) and "prompt" in theirs:
+        # A prompt alone is how they name the text of a pretraining set.
+        shape, ours = "text", {"prompt": "text"} | _SHARED
+    return SourceOptions(
+        source=_place(entry, folder),
+        format=shape,
+        columns={ours[name]: column for name, column in theirs.items() if column and column != ours[name]},
+        max_rows=entry.get("num_samples"),
+    )
+
+
+def _place(entry: dict[str, Any], folder: Path) -> str:
+    """A file beside the catalogue if it is there, else the hub: what is at hand needs no network."""
+    file, hub = entry.get("file_name"), entry.get("hf_hub_url")
+    if file and (not hub or (folder / file).exists()):
+        return str((folder / file).absolute())
+    if hub:
+        if entry.get("folder"):
+            raise ValueError("it names a folder of a hub data set; download that folder and name it in file_name")
+        subset, split = entry.get("subset"), entry.get("split")
+        return f"{HUB}{hub}{f':{subset}' if subset else ''}{f'@{split}' if split else ''}"
+    other = next(
+        (name for name in ("ms_hub_url", "om_hub_url", "cloud_file_name", "script_url") if entry.get(name)), ""
+    )
+    raise ValueError(
+        f"it has neither file_name nor hf_hub_url{f', and {other} cannot be read here; download it' if other else ''}"
+    )
+
+
+def _check_tags(tags: dict[str, Any]) -> None:
+    for tag, name in tags.items():
+        if tag not in _TAGS:
+            raise ValueError(f"its tag {tag!r} is not known; known are {', '.join(_TAGS)}")
+        if name not in _TAGS[tag]:
+            raise ValueError(
+                f"its {tag} is {name!r}, but turns are read by {' or '.join(_TAGS[tag])}; rename it in the rows"
+            )

@@ -1,0 +1,96 @@
+"""What preparing refuses by name: too many bad rows, nothing to train on, an end that is never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from engine.config.profile import Profile
+from engine.options.tables import ROW_KINDS
+from engine.prep.chat_labels import METHODS
+from engine.prep.stages import clean
+from engine.prep.stages.pipeline import Rows
+from engine.prep.tokenize import Counts
+from engine.protocol.messages import Problem, ProblemError
+
+
+@contextmanager
+def refusing(title: str) -> Iterator[None]:
+    """Mistakes of the user as problems. What the disk does is none: then the work that was done is kept."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        raise ProblemError(Problem(title=title, cause=str(error))) from error
+
+
+def bad(profile: Profile, checked: dict[str, Any]) -> int:
+    """Bad rows that count against `data.max_rejected`: those without a reply do not where cleaning is asked to drop them."""
+    asked = profile.data.clean and profile.data.clean.empty
+    return int(checked["rejected"]) - (clean.empty(checked) if asked else 0)
+
+
+def check_rejects(rejected: int, read: int, first: list[str], limit: float, part: str) -> None:
+    if rejected > limit * read:
+        raise ProblemError(
+            Problem(
+                title=f"{rejected} of {read} rows of {part} are bad",
+                cause="; ".join(first) + (" …" if rejected > len(first) else ""),
+                hint=f"mend the rows, or raise data.max_rejected (now {limit:g}) to go on without them",
+            )
+        )
+
+
+def check_kind(counts: Counts, method: Any, part: str) -> None:
+    """Raises ProblemError when all rows are of a kind that another method trains on."""
+    if counts.rows or counts.masked or not counts.misfits:
+        return
+    (kind, _), *_ = counts.misfits.most_common(1)
+    raise ProblemError(
+        Problem(
+            title=f"{part} does not hold what method.kind {method.kind} trains on",
+            cause=f"{method.kind} takes {ROW_KINDS[method.rows]}; each of these rows is {ROW_KINDS[kind]}",
+            hint=f"set method.kind to {METHODS[kind]}, or name other rows in {part}",
+        )
+    )
+
+
+def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, rows: Rows) -> None:
+    """Raises ProblemError when there is nothing to train on, or when no end of a turn is among it."""
+    if not counts.rows and counts.masked:
+        raise ProblemError(
+            Problem(
+                title="No token would be trained",
+                cause=f"all {counts.masked} rows are masked: cut at {max_length} tokens, none reaches its reply",
+                hint="raise data.max_length",
+            )
+        )
+    if not counts.rows:
+        left = [
+            f"{stage['name']} leaves {stage['out']} of {stage['in']}"
+            for stage in rows.stages
+            if stage["part"] == "train"
+        ]
+        raise ProblemError(
+            Problem(
+                title="The training set is empty",
+                cause="; ".join(left) if rows.validated("train")["good"] else "its files hold no rows",
+                hint="loosen what data asks of its rows"
+                if rows.validated("train")["good"]
+                else "name files with rows in data.train",
+            )
+        )
+    if counts.ended or getattr(method, "loss_on", "") == "all" or getattr(method, "scores", False):
+        return
+    cut = counts.truncated == counts.rows
+    raise ProblemError(
+        Problem(
+            title="The end of a turn is never trained: the model would not learn to stop",
+            cause=f"every row is cut at {max_length} tokens, before its reply ends"
+            if cut
+            else f"the chat template puts no special token after a reply (the tokenizer's end token is {tokenizer.eos_token!r})",
+            hint="raise data.max_length"
+            if cut
+            else "name a template in data.template that ends the assistant's turns with an end token",
+        )
+    )

@@ -1,0 +1,87 @@
+"""Answers to new rows: read, checked, without duplicates. In the order of the requests, whenever the answers came."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from engine.llm_api.journal import Answer
+from engine.options.data import ExpandOptions
+from engine.prep.expand.duplicates import Duplicates
+from engine.prep.expand.results import Results
+from engine.prep.expand.seeds import Seeds
+from engine.prep.expand.substitute import Seed
+from engine.tasks.fences import load_json
+
+
+class Harvest:
+    """Takes answers one request after the other. Counts answers, the requests that failed, good rows, and, as `barren`, the last
+    answers without any."""
+
+    def __init__(self, seeds: Seeds, options: ExpandOptions, duplicates: Duplicates, results: Results) -> None:
+        self._seeds, self._options, self._duplicates, self._results = seeds, options, duplicates, results
+        self.answers = self.failed = self.rows = self.barren = 0
+        self.reasons: Counter[str] = Counter()
+        self.forms: list[int] = []
+        """Of each good row, the number of its form in `Seeds.forms`."""
+        self._forms = {id(form): number for number, form in enumerate(seeds.forms)}
+
+    @property
+    def rejected(self) -> int:
+        return self.reasons.total()
+
+    def take(self, number: int, answer: Answer) -> None:
+        """The rows of one answer: at most as many as were asked for, and as are still wanted."""
+        before = self.rows
+        self.answers += 1
+        shown = self._seeds.shown(number, self._options) if answer.reply is not None else []
+        self._results.answer(number, answer, [seed.row for seed in shown])
+        if answer.reply is None:
+            self.failed += 1
+            self._refuse(0, f"no answer: {answer.finish}", None)
+        else:
+            self._take(shown, answer.reply, answer.finish)
+        self.barren = 0 if self.rows > before else self.barren + 1
+
+    def _take(self, shown: list[Seed], reply: str, finish: str) -> None:
+        try:
+            items = _items(reply)
+        except ValueError as error:
+            cut = finish == "length"
+            reason = f"cut off at {self._options.max_tokens} tokens" if cut else f"not JSON: {error}"
+            self._refuse(0, reason, reply)
+            return
+        for place, item in enumerate(items):
+            if place >= self._options.per_request:
+                self._refuse(place + 1, "more rows than were asked for", item)
+                continue
+            seed = shown[place % len(shown)]
+            try:
+                row = self._seeds.task.made(item, seed)
+                key = self._seeds.task.key(row, seed.form)
+            except (ValueError, RecursionError) as error:
+                self._refuse(place + 1, f"bad row: {error}", item)
+                continue
+            if twice := self._duplicates.find(key):
+                self._refuse(place + 1, twice, item)
+            elif self.rows == self._options.samples:
+                self._refuse(place + 1, "beyond expand.samples", item)
+            else:
+                self._duplicates.add(key)
+                self.rows += 1
+                self.forms.append(self._forms[id(seed.form)])
+                self._results.row(place + 1, row)
+
+    def _refuse(self, item: int, reason: str, value: Any) -> None:
+        self.reasons[reason.partition(":")[0]] += 1
+        self._results.reject(item, reason, value)
+
+
+def _items(reply: str) -> list[Any]:
+    """The items of an answer: a list, the only list in an object, or one item. Raises ValueError for what is not JSON."""
+    value = load_json(reply)
+    if isinstance(value, list):
+        return value
+    if isinstance(value, dict) and len(value) == 1 and isinstance(only := next(iter(value.values())), list):
+        return only
+    return [value]

@@ -1,0 +1,107 @@
+"""The base of a run, and its tokenizer, as folders that stay what they are.
+
+A run named as base may go on training, and be deleted. So before anything is prepared its checkpoint is put into the cache, by the hash
+of its content: linked where the file system can, an adapter merged into its base once. The run's frozen profile then names that folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from engine.config.profile import Profile
+from engine.models import targets, template_lock
+from engine.models.folders import ADAPTER
+from engine.models.merge import merge
+from engine.models.targets import Target
+from engine.prep.base_model import Progress, tokenizer_of
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+from engine.storage import cache
+
+VERSION = 1
+"""Counts changes of what merging makes: an older folder is then no hit."""
+
+
+def settled(profile: Profile, home: Home, progress: Progress) -> Profile:
+    """`profile` with folders in `model.base` and `model.tokenizer`, where these may change or are adapters; as it is otherwise. Raises ProblemError."""
+    found = {"base": _base(profile, home, progress), "tokenizer": _tokenizer(profile, home, progress)}
+    changed = {key: str(folder) for key, folder in found.items() if folder}
+    return replace(profile, model=profile.model.model_copy(update=changed)) if changed else profile
+
+
+def _base(profile: Profile, home: Home, progress: Progress) -> Path | None:
+    if not profile.model.needs_base:
+        return None
+    target = targets.resolve(profile.model.base, home, profile.directory)
+    if target.adapter is None and not _of_a_run(target.folder, home):
+        return None
+    target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
+    if target.on_hub:
+        raise ProblemError(
+            Problem(
+                title=f"{target.label} is an adapter on {target.base}, which is not on this machine",
+                hint=f"cockpit model pull {target.base}",
+            )
+        )
+    return _kept(target, home, profile.model.trust_remote_code, progress)
+
+
+def _tokenizer(profile: Profile, home: Home, progress: Progress) -> Path | None:
+    named = profile.model.tokenizer
+    if not isinstance(named, str):
+        return None
+    source = tokenizer_of(named, profile.directory, home, progress)
+    if not _of_a_run(source, home):
+        return None
+    files = {name: source / name for name in cache.TOKENIZER_FILES if (source / name).is_file()}
+    folder = home.cache / f"tokenizer-of-{cache.key(files, {}, lambda _: None)}"
+    if not folder.is_dir():
+        with cache.entry(home, folder.name) as draft:
+            _link(files, draft, lambda _: None)
+    return folder
+
+
+def _of_a_run(folder: Path, home: Home) -> bool:
+    return folder.resolve().is_relative_to(home.runs.resolve())
+
+
+def _kept(target: Target, home: Home, trust_remote_code: bool, progress: Progress) -> Path:
+    """The cache entry of `target`, made when it is not there yet. Raises ProblemError, also for one that no longer fits its template lock."""
+    template_lock.check_target(target)
+    files = _files("", target.folder)
+    if target.adapter:
+        files |= _files("base/", Path(target.base))
+    total = sum(path.stat().st_size for path in files.values())
+    digests = cache.digests(files, lambda done: progress("reading", done, total))
+    label = re.sub(r"[^\w.@-]+", "-", target.label)
+    folder = home.cache / f"{label}-{cache.name(digests, {'base': VERSION})[:16]}"
+    if not folder.is_dir():
+        with cache.workshop(home, folder.name):
+            if not folder.is_dir():  # another process may have made it while this one waited
+                with cache.entry(home, folder.name) as draft:
+                    if target.adapter:
+                        merge(target, draft, trust_remote_code, lambda done, of: progress("merging", done, of))
+                    else:
+                        _link(files, draft, lambda done: progress("keeping", done, len(files)))
+    return folder
+
+
+def _files(role: str, folder: Path) -> dict[str, Path]:
+    """Role -> file, for all that lies in `folder` itself: below it is only what a resume of that run needs."""
+    found = {f"{role}{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
+    assert found.keys() & {f"{role}config.json", f"{role}{ADAPTER}"}, folder
+    return found
+
+
+def _link(files: dict[str, Path], folder: Path, progress: Callable[[int], None]) -> None:
+    for done, (name, path) in enumerate(files.items(), 1):
+        try:
+            os.link(path, folder / name)
+        except OSError:  # a file system without links, or another one
+            shutil.copyfile(path, folder / name)
+        progress(done)

@@ -1,0 +1,92 @@
+"""The tokenizer that a profile has trained for itself: on its own training rows, kept in the cache.
+
+    cache/tokenizer-HASH/   what `AutoTokenizer` loads, and `training.json`: what it was trained with
+
+The hash is of the rows' sources, all that was done to the rows, and the tokenizer's options. It is named only when it is whole, and the same
+rows and options give the same bytes, so that it does not matter how often its making was killed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from engine.config.profile import Profile
+from engine.options.tokenizer import TokenizerOptions
+from engine.prep.base_model import Progress, template_file
+from engine.prep.stages import row_files
+from engine.prep.tokenizer_training import RECORD, notes, text_of, train
+from engine.protocol.home import Home
+from engine.storage import cache
+
+_TOLD = 500
+"""Rows between two words of progress."""
+
+
+def files(profile: Profile) -> dict[str, Path]:
+    """Role -> file, of what the tokenizer is made of beside rows and options: its chat template, unless that is ChatML. Raises ProblemError."""
+    named = _options(profile).chat_template or (None if profile.data.template == "auto" else profile.data.template)
+    return {"template": template_file(named, profile.directory)} if named else {}
+
+
+def folder_of(profile: Profile, digests: Mapping[str, str], settings: Mapping[str, Any], home: Home) -> Path:
+    """Where the tokenizer lies, trained or not. `digests` are of the rows' files and the template, `settings` of what is done to the rows."""
+    told = {"rows": settings, "tokenizer": _options(profile).model_dump(exclude={"chat_template"})}
+    return home.cache / f"tokenizer-{cache.name(digests, told)}"
+
+
+def make(profile: Profile, rows: Path, folder: Path, home: Home, progress: Progress) -> None:
+    """Train on a file of placed canonical rows. `progress` is told (phase, rows, rows in all). Raises ValueError, ProblemError."""
+    options, template = _options(profile), files(profile).get("template")
+    texts = _Sample(rows, options, progress)
+    tokenizer = train(
+        texts,
+        kind=options.kind,
+        size=options.vocab_size,
+        special=options.special_tokens,
+        template=template.read_text(encoding="utf-8") if template else None,
+        byte_fallback=options.byte_fallback,
+    )
+    record = {
+        "size": len(tokenizer),
+        "kind": options.kind,
+        "samples": len(texts.numbers),
+        "notes": notes(tokenizer, options.vocab_size, "model.tokenizer.special_tokens"),
+    }
+    with cache.entry(home, folder.name) as draft:
+        tokenizer.save_pretrained(draft)
+        (draft / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """What it was trained with: `size`, `kind`, `samples`, and `notes` in words."""
+    record: dict[str, Any] = json.loads((folder / RECORD).read_bytes())
+    return record
+
+
+def _options(profile: Profile) -> TokenizerOptions:
+    options = profile.model.tokenizer
+    assert isinstance(options, TokenizerOptions)
+    return options
+
+
+class _Sample:
+    """The texts of a seeded sample of rows; may be gone through more than once."""
+
+    def __init__(self, rows: Path, options: TokenizerOptions, progress: Progress) -> None:
+        self._rows, self._progress = rows, progress
+        with rows.open("rb") as file:
+            count = sum(1 for _ in file)
+        self.numbers = set(Random(options.seed).sample(range(count), min(count, options.samples)))
+
+    def __iter__(self) -> Iterator[str]:
+        taken = 0
+        for number, row in enumerate(row_files.in_file(self._rows)):
+            if number in self.numbers:
+                taken += 1
+                if taken % _TOLD == 0 or taken == len(self.numbers):
+                    self._progress("learning a vocabulary", taken, len(self.numbers))
+                yield text_of(row.row())

@@ -1,0 +1,153 @@
+"""Sources to canonical rows: shape found, bad rows named and counted, limits and weights applied. A stream."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from engine.options.data import SourceOptions
+from engine.prep import column_mapping, detect_format, readers
+from engine.prep.column_mapping import Converter
+from engine.prep.formats.canonical import Canonical
+from engine.prep.sources import HUB, fetch, files, hub_source
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+
+_LOOKED_AT = 100
+"""Rows by which a shape is detected and column names are checked."""
+
+
+class Row(NamedTuple):
+    """A good row and its place. Rows that one row of the file expands into share it."""
+
+    file: str
+    line: int
+    offset: int
+    content: Canonical
+
+
+@dataclass
+class Rejects:
+    """Bad rows: counted, and written down as JSON lines of `file line offset reason`."""
+
+    write: Callable[[str], object]
+    read: int = 0
+    """Records seen, good and bad."""
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    """The first few, for a message: `file:line: reason`."""
+
+    def add(self, file: str, line: int, offset: int, reason: str) -> None:
+        self.count += 1
+        if len(self.first) < 3:
+            self.first.append(f"{Path(file).name}:{line}: {reason}")
+        self.write(
+            json.dumps({"file": file, "line": line, "offset": offset, "reason": reason}, ensure_ascii=False) + "\n"
+        )
+
+
+def locate(source: SourceOptions, directory: Path, home: Home | None = None) -> list[Path]:
+    """The files that a source names, in the order in which they are read.
+
+    A hub source is fetched into the home; without one it raises ValueError, as for what is nowhere or cannot be read here.
+    """
+    if not source.source.startswith(HUB):
+        return files(source.source, directory)
+    hub = hub_source(source.source)
+    if home is None:
+        raise ValueError(f"{source.source} lies on the hub: it is fetched when the data is prepared")
+    return [fetch(hub, home, lambda *_: None)]
+
+
+def shape_of(source: SourceOptions, path: Path) -> str:
+    """The source's `format`, or what the file's first good rows look like under the source's column names.
+
+    A file without any good row has no shape, and any will do. Raises ValueError: no known shape, or a column named in `columns` or
+    `prompt` that no row has.
+    """
+    if source.format != "auto" and not (source.columns or source.prompt):
+        return source.format
+    values = (record.value for record in readers.read(path) if record.value)
+    looked_at = list(itertools.islice(values, _LOOKED_AT))
+    if not looked_at:
+        return "text" if source.format == "auto" else source.format
+    try:
+        column_mapping.check(source, {str(column) for row in looked_at for column in row})
+        if source.format != "auto":
+            return source.format
+        return detect_format.detect([column_mapping.renamed(row, source.columns)[0] for row in looked_at])
+    except ValueError as error:
+        raise ValueError(f"{source.source}: {error}")
+
+
+def converter(source: SourceOptions, shape: str) -> Converter:
+    """What makes canonical rows of a source's rows, which have this shape. Raises ValueError for what cannot go together."""
+    try:
+        return column_mapping.converter(source, shape)
+    except ValueError as error:
+        raise ValueError(f"{source.source}: {error}")
+
+
+def read(
+    sources: list[SourceOptions],
+    directory: Path,
+    rejects: Rejects,
+    seed: int,
+    progress: Callable[[int], object],
+    home: Home | None = None,
+) -> Iterator[Row]:
+    """The good rows of all sources, in order, each as often as its weight says.
+
+    `progress` is told the bytes behind each record. Raises ProblemError for a file that cannot be read at all.
+    """
+    done = 0
+    for index, source in enumerate(sources):
+        try:
+            paths = locate(source, directory, home)
+            yield from _read_source(source, paths, rejects, Random(f"{seed}:{index}"), done, progress)
+        except (ValueError, OSError) as error:
+            raise ProblemError(Problem(title=f"{source.source} cannot be read", cause=str(error)))
+        done += sum(path.stat().st_size for path in paths)
+
+
+def _read_source(
+    source: SourceOptions,
+    paths: list[Path],
+    rejects: Rejects,
+    random: Random,
+    done: int,
+    progress: Callable[[int], object],
+) -> Iterator[Row]:
+    """`max_rows` counts good rows of the files; a weight decides for each canonical row by itself."""
+    good = 0
+    for path in paths:
+        size = path.stat().st_size
+        convert: Converter | None = None
+        for record in readers.read(path, partial(_report, progress, done)) if size else ():
+            rejects.read += 1
+            if record.value is None:
+                rejects.add(*record[:3], record.reason)
+                continue
+            convert = convert or converter(source, shape_of(source, path))
+            try:
+                contents = convert(record.value)
+            except ValueError as error:
+                rejects.add(*record[:3], str(error))
+                continue
+            for content in contents:
+                times = int(source.weight) + (random.random() < source.weight % 1)
+                yield from itertools.repeat(Row(*record[:3], content), times)
+            good += 1
+            if good == source.max_rows:
+                return
+        done += size
+
+
+def _report(progress: Callable[[int], object], before: int, taken: int) -> None:
+    progress(before + taken)

@@ -1,0 +1,172 @@
+"""Where the rows of files lie, so that any of them can be read when it is asked for."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.options.data import SourceOptions
+from engine.prep import column_mapping, read_rows, readers
+from engine.prep.column_mapping import Converter
+from engine.prep.files.copies import copy, origins, rejects
+from engine.prep.files.record import Record
+from engine.prep.formats.canonical import Canonical
+from engine.prep.read_rows import Row
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+
+_PROBLEMS = 10_000
+"""Bad rows that can be looked at; all are counted."""
+_COLUMNS = 50
+"""Columns told by name."""
+
+
+@dataclass
+class Indexed:
+    """A file of a source: where its good rows lie. Lines, offsets and ends are parallel: 24 bytes a row.
+
+    A row that expands into several stands there as often. Offsets and ends are of `stored`: the file itself if it is a .jsonl, else
+    a copy of its rows; lines are always the file's own.
+    """
+
+    options: SourceOptions
+    path: Path
+    stored: Path
+    shape: str
+    convert: Converter
+    lines: array[int] = field(default_factory=lambda: array("Q"))
+    offsets: array[int] = field(default_factory=lambda: array("Q"))
+    ends: array[int] = field(default_factory=lambda: array("Q"))
+    rejected: int = 0
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def place(self, _index: int) -> str:
+        """Where a row comes from, in lower case."""
+        return f"{self.options.source} {self.path}".lower()
+
+    def raw(self, index: int) -> bytes:
+        with self.stored.open("rb") as file:
+            file.seek(self.offsets[index])
+            return file.read(self.ends[index] - self.offsets[index]).strip().removeprefix(b"\xef\xbb\xbf")
+
+    def raws(self) -> Iterator[bytes]:
+        """All rows as they stand, the file opened once."""
+        with self.stored.open("rb") as file:
+            for offset, end in zip(self.offsets, self.ends, strict=True):
+                file.seek(offset)
+                yield file.read(end - offset)
+
+    def row(self, index: int, raw: bytes | None = None) -> Row:
+        """Raises ValueError when the file has changed since it was indexed."""
+        value, reason = readers.decode(self.raw(index) if raw is None else raw.strip().removeprefix(b"\xef\xbb\xbf"))
+        try:
+            if value is None:
+                raise ValueError(reason)
+            contents = self.convert(value)
+            first = index
+            while first and self.offsets[first - 1] == self.offsets[index]:
+                first -= 1
+            if index - first >= len(contents):
+                raise ValueError(f"it expands into {len(contents)} rows now")
+        except ValueError as error:
+            raise ValueError(f"{self.path.name}:{self.lines[index]} has changed since it was opened: {error}")
+        offset = self.offsets[index] if self.stored == self.path else 0
+        return Row(str(self.path), self.lines[index], offset, contents[index - first])
+
+
+@dataclass
+class Problematic:
+    """A bad row's place in its file, and in the JSON lines where it can be read again."""
+
+    path: Path
+    stored: Path
+    line: int
+    offset: int
+    end: int | None
+    """None for the end of the line."""
+    reason: str
+
+    def told(self) -> dict[str, Any]:
+        return {"file": str(self.path), "line": self.line, "reason": self.reason}
+
+    def raw(self) -> str:
+        """At most its first 64 KiB; nothing for a row that only its file's own format can show."""
+        if self.stored != self.path:
+            return ""
+        with self.stored.open("rb") as file:
+            file.seek(self.offset)
+            raw = file.readline(2**16) if self.end is None else file.read(min(self.end - self.offset, 2**16))
+        return raw.decode("utf-8", "replace").rstrip("\n")
+
+
+class Indexer:
+    """Goes through files once. Gathers the bad rows, and the names of columns."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self.problems: list[Problematic] = []
+        self.columns: list[str] = []
+
+    def forget(self, paths: list[Path]) -> None:
+        """Have no bad rows of these files: they are about to be read again."""
+        self.problems[:] = [problem for problem in self.problems if problem.path not in paths]
+
+    def index(
+        self, source: SourceOptions, path: Path, limit: int | None, progress: Callable[[int], object]
+    ) -> tuple[Indexed, int]:
+        """The file's places, up to `limit` good rows, and how many there were before any expanded. Raises ProblemError."""
+        good = 0
+        try:
+            stored, records = self._records(path, progress)
+            shape = read_rows.shape_of(source, stored) if stored.stat().st_size else source.format
+            convert = column_mapping.converter(source, shape) if shape != "auto" else _no_rows
+            indexed = Indexed(source, path, stored, shape, convert)
+            for record in records:
+                contents = self._contents(indexed, record)
+                for _ in contents:
+                    indexed.lines.append(record.line)
+                    indexed.offsets.append(record.offset)
+                    indexed.ends.append(record.end)
+                good += bool(contents)
+                if good == limit:
+                    break
+        except (ValueError, OSError) as error:
+            raise ProblemError(Problem(title=f"{source.source} cannot be read", cause=str(error)))
+        return indexed, good
+
+    def _records(self, path: Path, progress: Callable[[int], object]) -> tuple[Path, Iterator[Record]]:
+        """The JSON lines that hold a file's rows, and its records: line numbers the file's own, offsets those of the JSON lines."""
+        if path.suffix.lower() == ".jsonl":
+            return path, readers.read(path, progress)
+        copied = copy(path, self._home, progress)
+        placed = (
+            record._replace(line=line) for record, line in zip(readers.read(copied.rows), origins(copied), strict=True)
+        )
+        return copied.rows, itertools.chain(rejects(copied, path), placed)
+
+    def _contents(self, indexed: Indexed, record: Record) -> list[Canonical]:
+        """The canonical rows of a record; none when it is bad, which is then counted."""
+        reason = record.reason
+        if record.value is not None:
+            self.columns += [column for column in record.value if column not in self.columns][
+                : _COLUMNS - len(self.columns)
+            ]
+            try:
+                return indexed.convert(record.value)
+            except ValueError as error:
+                reason = str(error)
+        indexed.rejected += 1
+        if len(self.problems) < _PROBLEMS:
+            place = (record.line, record.offset, record.end)
+            self.problems.append(Problematic(indexed.path, indexed.stored, *place, reason))
+        return []
+
+
+def _no_rows(row: dict[str, Any]) -> list[Canonical]:
+    raise ValueError("it held no rows")

@@ -1,0 +1,73 @@
+"""The rows that leave a stage, to be browsed like those of the sources: placed canonical rows, and what the stages rejected."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from engine.prep.read_rows import Row
+from engine.prep.row_index import Problematic
+from engine.prep.stages import row_files
+from engine.prep.stages.pipeline import Rows
+
+MOST = 10_000
+"""Rejected rows that can be looked at; all are counted."""
+
+
+class StagedFile:
+    """A part as it left a stage: where each row lies, 8 bytes a row."""
+
+    def __init__(self, path: Path, files: list[str], progress: Callable[[int], object]) -> None:
+        self._path, self._files = path, files
+        self._offsets = array("Q")
+        offset = 0
+        with path.open("rb") as file:
+            for line in file:
+                self._offsets.append(offset)
+                offset += len(line)
+                progress(offset)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def place(self, index: int) -> str:
+        """The file that a row came from, in lower case."""
+        return self._files[self._placed(index).file].lower()
+
+    def raw(self, index: int) -> bytes:
+        return self._placed(index).raw
+
+    def raws(self) -> Iterator[bytes]:
+        """All rows as the stage left them, the file opened once."""
+        return (row.raw for row in row_files.in_file(self._path))
+
+    def row(self, index: int, _raw: bytes | None = None) -> Row:
+        found = self._placed(index)
+        return Row(self._files[found.file], found.line, found.offset, found.row())
+
+    def _placed(self, index: int) -> row_files.Placed:
+        with self._path.open("rb") as file:
+            file.seek(self._offsets[index])
+            return row_files.read(file.readline())
+
+
+def parts(rows: Rows, progress: Callable[[int], object]) -> dict[str, StagedFile]:
+    """By part; one that has no rows is not there. `progress` is told bytes of the file that is read."""
+    return {part: StagedFile(path, rows.files, progress) for part, path in rows.parts.items()}
+
+
+def problems(rows: Rows) -> list[Problematic]:
+    """What the stages rejected, the first `MOST`: each with its reason and the stage that gave it."""
+    found: list[Problematic] = []
+    for path in rows.rejects:
+        with path.open("rb") as file:
+            for line in file:
+                if len(found) == MOST:
+                    return found
+                told = row_files.decode(line)
+                source, stage = Path(told["file"]), told.get("stage", "validate")
+                stored = source if source.suffix.lower() == ".jsonl" else path
+                reason = f"{stage}: {told['reason']}"
+                found.append(Problematic(source, stored, told["line"], told["offset"], None, reason))
+    return found

@@ -1,0 +1,107 @@
+"""A source that is tokens already: a folder that `datasets.save_to_disk` or `cockpit data tokenize` wrote. It is trained on as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.options.data import DataOptions
+from engine.prep.sources import find_source, is_tokenised
+from engine.prep.stages.source_files import PARTS
+from engine.prep.token_store import COLUMNS, PLAIN
+from engine.prep.tokenize import MASKED, Counts
+from engine.protocol.messages import Problem, ProblemError
+
+_WORK_ON_ROWS = ("expand", "clean", "dedup", "split", "balance", "max_rows", "packing", "test")
+
+
+def folders(data: DataOptions, directory: Path, learning: bool = False) -> dict[str, Path]:
+    """Part -> the tokenised folder that it names; empty when all sources are rows. Raises ProblemError when both are asked for, and when a
+    tokenizer is to be trained on them."""
+    found: dict[str, Path] = {}
+    for part in PARTS:
+        for index, source in enumerate(getattr(data, part)):
+            try:
+                path = find_source(source.source, directory)
+            except ValueError:
+                continue  # a glob, or a name of a catalogue
+            if isinstance(path, Path) and is_tokenised(path):
+                if len(getattr(data, part)) > 1 or source.model_fields_set - {"source"}:
+                    raise _cannot(f"data.{part}.{index} is tokenised already: it stands alone, without other options")
+                found[part] = path
+    if found and any(getattr(data, part) and part not in found for part in ("train", "validation")):
+        raise _cannot("data.train and data.validation must both be tokenised, or both be rows")
+    asked = [name for name in _WORK_ON_ROWS if getattr(data, name)]
+    if found and asked:
+        raise _cannot(f"data.{asked[0]} works on rows, and {next(iter(found.values()))} holds tokens")
+    if found and learning:
+        raise _cannot(f"model.tokenizer is trained on rows, and {next(iter(found.values()))} holds tokens")
+    return found
+
+
+def count(folder: Path, method: Any, max_length: int) -> Counts:
+    """What a tokenised folder holds, read batch by batch. Raises ProblemError for sequences longer than the profile allows, for rows of another kind
+    than the method takes, and for nothing to train on."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import load_from_disk
+
+    if method.rows == "prompts":
+        raise _cannot(f"{folder} holds tokens, and method.kind {method.kind} needs to know what a prompt says")
+    counts, table = Counts(), load_from_disk(str(folder)).data
+    columns = COLUMNS[method.rows]
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise _cannot(f"{folder} has no {', '.join(missing)}, which method.kind {method.kind} trains on")
+    if columns != PLAIN:
+        return _checked(_count_replies(table.select(columns), counts), folder, max_length)
+    for batch in table.select(columns).to_batches():
+        ids, labels = batch.column("input_ids"), batch.column("labels")
+        lengths = pc.list_value_length(ids)
+        if lengths != pc.list_value_length(labels):
+            raise _cannot(f"{folder} has rows whose input_ids and labels differ in length")
+        counts.rows += len(ids)
+        counts.tokens += pc.sum(lengths).as_py() or 0
+        counts.trained_tokens += (
+            pc.sum(pc.not_equal(labels.flatten(), pa.scalar(MASKED, labels.type.value_type))).as_py() or 0
+        )
+        counts.lengths.update(lengths.to_pylist())
+    return _checked(counts, folder, max_length)
+
+
+def _count_replies(table: Any, counts: Counts) -> Counts:
+    """Of preference rows: the tokens of their sequences, the longer one's length."""
+    import numpy
+    import pyarrow.compute as pc
+
+    for batch in table.to_batches():
+        prompts, *replies = (
+            pc.list_value_length(batch.column(name)).to_numpy() for name in table.column_names if name != "label"
+        )
+        counts.rows += len(prompts)
+        counts.trained_tokens += int(sum(reply.sum() for reply in replies))
+        counts.tokens += int(sum((prompts + reply).sum() for reply in replies))
+        counts.lengths.update((prompts + numpy.max(replies, axis=0)).tolist())
+    return counts
+
+
+def _checked(counts: Counts, folder: Path, max_length: int) -> Counts:
+    if counts.lengths and max(counts.lengths) > max_length:
+        raise _cannot(
+            f"{folder} has sequences of up to {max(counts.lengths)} tokens, more than data.max_length ({max_length})"
+        )
+    if not counts.trained_tokens:
+        raise _cannot(f"{folder} holds no token that is trained")
+    return counts
+
+
+def _cannot(cause: str) -> ProblemError:
+    return ProblemError(
+        Problem(
+            title="The tokenised data cannot be used", cause=cause, hint="name the rows that it was made of instead"
+        )
+    )
+
+
+def summaries(counts: dict[str, Counts]) -> dict[str, Any]:
+    """As `prepared.json` has them, for both parts."""
+    return {part: counts.get(part, Counts()).summary() for part in ("train", "validation")}

@@ -1,0 +1,57 @@
+"""What a row says, for the stages that look at text: its canonical rows, what is compared, what is answered, its columns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from engine.prep import detect_format
+from engine.prep.formats.canonical import Canonical
+
+
+def canonical(row: dict[str, Any], shape: str | None) -> list[Canonical]:
+    """The canonical rows of a row of this shape; a canonical one (no shape) is itself. Raises ValueError."""
+    return [row] if shape is None else detect_format.convert(shape, row)
+
+
+def column(row: dict[str, Any], name: str) -> str | None:
+    """A column's value as text, of a row in any shape; None where there is none."""
+    value = row.get(name)
+    if value is None:
+        columns = row.get("columns")
+        value = columns.get(name) if isinstance(columns, dict) else None
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def columns(row: dict[str, Any]) -> list[str]:
+    """The columns that `column` would find."""
+    kept = row.get("columns")
+    return [*(name for name in row if name != "columns"), *(kept if isinstance(kept, dict) else ())]
+
+
+def compared(rows: list[Canonical]) -> str:
+    """The text by which rows are nearly equal or not: all but system prompts, which rows of one task share."""
+    return "\n".join(text for row in rows for _, text in _turns(row))
+
+
+def questions(rows: list[Canonical]) -> list[str]:
+    return [text for row in rows for role, text in _turns(row) if role == "user"]
+
+
+def replies(rows: list[Canonical]) -> list[str]:
+    """What would be learnt."""
+    return [text for row in rows for role, text in _turns(row) if role == "assistant"]
+
+
+def _turns(row: Canonical) -> list[tuple[str, str]]:
+    """(role, text), without system turns; plain text is a reply to nothing."""
+    if "text" in row:
+        return [("assistant", row["text"])]
+    turns = [turn for part in ("messages", "prompt", "chosen", "rejected", "completion") for turn in row.get(part, [])]
+    return [(turn["role"], _said(turn)) for turn in turns if turn["role"] != "system"]
+
+
+def _said(turn: dict[str, Any]) -> str:
+    calls = turn.get("tool_calls")
+    said = turn.get("content") or ""
+    return f"{said}\n{json.dumps(calls, ensure_ascii=False, sort_keys=True)}" if calls else said

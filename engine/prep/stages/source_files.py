@@ -1,0 +1,38 @@
+"""Which files do a profile's sources name? Looks at names, never into rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.options.data import DataOptions, SourceOptions
+from engine.prep import dataset_info
+from engine.prep.sources import HUB, Progress, fetch, files, hub_source
+from engine.protocol.home import Home
+
+PARTS = ("train", "validation", "test")
+
+
+def resolved(source: SourceOptions, data: DataOptions, directory: Path) -> SourceOptions:
+    """The source itself when it is a path or on the hub, else what `data.catalog` says by that name. What the profile says goes before that.
+
+    Raises ValueError when it is neither, OSError when the catalogue cannot be opened.
+    """
+    if source.source.startswith(HUB):
+        return source
+    try:
+        files(source.source, directory)
+    except ValueError:
+        if data.catalog is None:
+            raise
+    else:
+        return source
+    listed = dataset_info.read((directory / Path(data.catalog).expanduser()).absolute())
+    found = listed[source.source]
+    return found.model_copy(update={name: getattr(source, name) for name in source.model_fields_set - {"source"}})
+
+
+def paths(source: SourceOptions, directory: Path, home: Home, progress: Progress) -> list[Path]:
+    """The files of a resolved source, in the order in which they are read; one on the hub is fetched. Raises ValueError."""
+    if source.source.startswith(HUB):
+        return [fetch(hub_source(source.source), home, progress)]
+    return files(source.source, directory)

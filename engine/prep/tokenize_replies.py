@@ -1,0 +1,171 @@
+"""Prompts and the replies to them as token ids: preference pairs (`chosen`, `rejected`) and single judgements (`completion`).
+
+A prompt with one of its replies is rendered as the conversation that the two are, so that prompt and reply together are what
+`apply_chat_template` makes of it. The reply begins where chat would let the model begin, and ends with all that the template writes
+behind its last turn. Where a token reaches over that border, or the prompt's last tokens hang on the reply, the prompt ends
+before them (as in trl).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from engine.prep.chat_labels import Refused, Rendered, Renderer, misfit
+from engine.prep.encoding import WIDTH, Asked, Encoded, encoder_for
+from engine.prep.formats.canonical import Canonical, kind_of
+from engine.prep.templates import ChatTokenizer
+from engine.prep.tokenize import Batch, Counts, bare
+
+REPLIES = {"pairs": ("chosen", "rejected"), "judged": ("completion",)}
+"""Kind of rows -> their replies, by name; the first is what the model is to say."""
+
+
+class Cut(NamedTuple):
+    """A row after truncation: ids as bytes (see `encoding`)."""
+
+    prompt: bytes
+    replies: list[bytes]
+    truncated: bool
+    ended: bool
+    """Whether the first reply still has an end-of-turn token."""
+
+
+class Replying:
+    """Tokenises batches of one kind, as `tokenize.Tokenizing` does others. No sequence is longer than `max_length`: replies are cut at their
+    end; prompts only beyond `max_prompt`, and then at their beginning. Raises ValueError for a tokenizer that is pure Python."""
+
+    def __init__(self, tokenizer: Any, kind: str, max_length: int, max_prompt: int | None) -> None:
+        chat = ChatTokenizer.of(tokenizer)
+        self._renderer, self._encoder = Renderer(chat, "assistant"), encoder_for(bare(chat))
+        self._kind, self._names = kind, REPLIES[kind]
+        self._max_length, self._max_prompt = max_length, max_prompt
+        self.template = chat.chat_template
+
+    def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:
+        """Rows that can be trained on, in order; `counts` is told of all but the refused. A row without a token of one of its replies is masked."""
+        refused: dict[int, str] = {}
+        fitting = [at for at, row in enumerate(rows) if kind_of(row) == self._kind]
+        for at, row in enumerate(rows):
+            if (kind := kind_of(row)) != self._kind:
+                counts.misfits[kind] += 1
+                refused[at] = misfit(row).reason
+        kept: list[tuple[int, Cut]] = []
+        for at, sequences in zip(fitting, self._sequences([rows[at] for at in fitting], counts), strict=True):
+            if isinstance(sequences, Refused):
+                refused[at] = sequences.reason
+            elif cut := self._cut(sequences, counts):
+                kept.append((at, cut))
+        counts.rows += len(kept)
+        columns = {
+            "prompt_ids": _column([cut.prompt for _, cut in kept]),
+            **{
+                f"{name}_ids": _column([cut.replies[place] for _, cut in kept])
+                for place, name in enumerate(self._names)
+            },
+        }
+        if self._kind == "judged":
+            columns["label"] = [int(rows[at]["label"]) for at, _ in kept], [1] * len(kept)
+        return Batch(columns, [at for at, _ in kept], refused)
+
+    def lengths(self, batch: Batch) -> tuple[Any, Any]:
+        """Tokens of each row's sequences, an array of [rows, sequences], and the place of the first trained token in all of them, [rows]."""
+        import numpy
+
+        prompts, *replies = (
+            numpy.array(batch.columns[f"{name}_ids"][1], dtype=numpy.int32) for name in ("prompt", *self._names)
+        )
+        return numpy.stack([prompts + reply for reply in replies], axis=1), prompts
+
+    def _sequences(self, rows: list[Canonical], counts: Counts) -> list[list[_Sequence] | Refused]:
+        """For each row its prompt with each of its replies, encoded; or why no template renders one of them."""
+        chats = [
+            {"messages": [*row["prompt"], *row[name]], **({"tools": row["tools"]} if "tools" in row else {})}
+            for row in rows
+            for name in self._names
+        ]
+        rendered = self._renderer.render(chats)
+        counts.unwritten += self._renderer.unwritten.total() // len(self._names)
+        self._renderer.unwritten.clear()
+        asked: list[tuple[Asked, int, list[int]]] = []
+        reasons: dict[int, str] = {}
+        for number, result in enumerate(rendered):
+            row, place = divmod(number, len(self._names))
+            turns = sum(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in rows[row]["prompt"])
+            if isinstance(result, Refused):
+                reasons.setdefault(row, f"{self._names[place]}: {result.reason}")
+            elif len(result.spans) <= turns:
+                reasons.setdefault(row, f"{self._names[place]} has the weight 0: nothing of it would be trained")
+            else:
+                asked.append(_ask(result, result.spans[turns][0]))
+                continue
+            asked.append((Asked("", (), False), 0, []))
+        encoded = self._encoder.encode([each for each, _, _ in asked])
+        sequences = [_sequence(*each[1:], found, each[0]) for each, found in zip(asked, encoded, strict=True)]
+        step = len(self._names)
+        return [
+            Refused(reasons[row]) if row in reasons else sequences[row * step : (row + 1) * step]
+            for row in range(len(rows))
+        ]
+
+    def _cut(self, sequences: list[_Sequence], counts: Counts) -> Cut | None:
+        begin = _alike(sequences) * WIDTH
+        prompt, replies = sequences[0].ids[:begin], [each.ids[begin:] for each in sequences]
+        kept = prompt
+        if self._max_prompt is not None:
+            kept = prompt[max(0, len(prompt) - self._max_prompt * WIDTH) :]
+        room = max(0, self._max_length * WIDTH - len(kept))
+        cut = [reply[:room] for reply in replies]
+        truncated = len(kept) < len(prompt) or cut != replies
+        counts.truncated += truncated
+        if not all(cut):
+            counts.masked += 1
+            return None
+        first, last = begin, begin + len(cut[0])
+        ended = any(first <= end * WIDTH < last for end in sequences[0].ends)
+        lengths = [(len(kept) + len(reply)) // WIDTH for reply in cut]
+        counts.ended += ended
+        counts.tokens += sum(lengths)
+        counts.trained_tokens += sum(map(len, cut)) // WIDTH
+        counts.lengths[max(lengths)] += 1
+        return Cut(kept, cut, truncated, ended)
+
+
+class _Sequence(NamedTuple):
+    """`begin` is the token at which the reply begins, `ends` are the end-of-turn tokens behind it."""
+
+    ids: bytes
+    begin: int
+    ends: list[int]
+
+
+def _ask(rendered: Rendered, start: int) -> tuple[Asked, int, list[int]]:
+    ends = [end - 1 for end in rendered.ends if end > start]
+    return Asked(rendered.text, sorted({start, *ends}), rendered.special), start, ends
+
+
+def _sequence(start: int, ends: list[int], encoded: Encoded, asked: Asked) -> _Sequence:
+    place = dict(zip(asked.marks, encoded.places, strict=True))
+    return _Sequence(encoded.ids, place.get(start, 0), [place[end] for end in ends])
+
+
+def _alike(sequences: list[_Sequence]) -> int:
+    """How many tokens of the prompt are the same whichever reply follows."""
+    begin = min(each.begin for each in sequences)
+    heads = [each.ids[: begin * WIDTH] for each in sequences]
+    if all(head == heads[0] for head in heads):
+        return begin
+    return next(at for at in itertools.count() if len({head[at * WIDTH : (at + 1) * WIDTH] for head in heads}) > 1)
+
+
+def _column(parts: list[bytes]) -> tuple[Any, list[int]]:
+    import numpy
+
+    return numpy.frombuffer(b"".join(parts), dtype=numpy.int32), [len(part) // WIDTH for part in parts]
+
+
+def labels(rows: Sequence[Canonical]) -> Counter[str]:
+    """How many judgements are good and how many bad."""
+    return Counter("good" if row["label"] else "bad" for row in rows if "label" in row)

@@ -1,0 +1,76 @@
+"""What a profile's speed settings come to on this machine, and their refusals by name."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from engine.options.training import TrainingOptions
+from engine.protocol.journal import Warn
+from engine.protocol.messages import Problem, ProblemError
+from engine.training import compiling, liger, optimizers
+from engine.training.job import Job
+
+MOST_WORKERS = 4
+"""Loader processes a rank that `auto` takes at most: rows are tokens already, so few of them keep any device busy."""
+
+
+def check(settings: TrainingOptions, device_kind: str) -> None:
+    """Raises ProblemError for what this device does not have."""
+    optimizers.check(settings.optimizer, device_kind)
+    if settings.optimizations:
+        liger.wanted(settings.liger, device_kind)
+    if settings.tf32:
+        _check_tf32(device_kind)
+
+
+def _check_tf32(device_kind: str) -> None:
+    import torch
+
+    # AMD's cards call themselves cuda too, and most know nothing of TF32.
+    if device_kind == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability()[0] >= 8:
+        return
+    label = torch.cuda.get_device_name() if device_kind == "cuda" else f"this {device_kind}"
+    raise ProblemError(
+        Problem(
+            title=f"{label} has no TF32",
+            cause="training.tf32 is for NVIDIA cards from the Ampere generation on",
+            hint="set training.tf32 to false",
+        )
+    )
+
+
+def before_model(settings: TrainingOptions) -> None:
+    """What must be set before anything is computed."""
+    import torch
+
+    if settings.tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def after_model(job: Job, model: Any, steps: int) -> None:
+    """Kernels and compiled layers, as asked for, for a run of so many steps."""
+    settings, kind = job.profile.training, job.device.kind
+    if not settings.optimizations:
+        return
+    if liger.wanted(settings.liger, kind):
+        liger.install(model)
+    if compiling.wanted(settings.compile, kind, steps):
+        compiling.install(
+            model, kind, lambda message, hint: job.voice.tell(Warn(attempt=job.attempt, message=message, hint=hint))
+        )
+
+
+def workers(setting: int | str, device_kind: str, world: int) -> int:
+    """Loader processes of a rank, of `training.workers`. On a CPU the model wants the cores itself."""
+    if isinstance(setting, int):
+        return setting
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if device_kind == "cpu" else max(1, min(MOST_WORKERS, cores // world - 1))
+
+
+def loading(setting: int | str, device_kind: str, world: int) -> dict[str, Any]:
+    """The same, as arguments of a `DataLoader`. Order and content of batches come from the sampler, in the rank itself."""
+    count = workers(setting, device_kind, world)
+    return {"num_workers": count, "persistent_workers": True, "prefetch_factor": 4} if count else {}
