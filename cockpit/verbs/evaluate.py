@@ -134,7 +134,7 @@ def _predictions(options: argparse.Namespace, home: Home, settings: dict[str, An
     try:
         said = json.loads(done.stdout)
     except ValueError:
-        raise ProblemError(Problem(title="The scoring process ended without a word", cause=f"status {done.returncode}"))
+        raise ProblemError(Problem(code="evaluation.failed", title="The scoring process ended without a word", cause=f"status {done.returncode}"))
     if "error" in said:
         raise ProblemError(Problem(**said["error"]))
     result: dict[str, Any] = said["result"]

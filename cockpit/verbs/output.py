@@ -63,11 +63,11 @@ def _describe(error: Exception) -> tuple[Problem, dict[str, Any]]:
     if hasattr(error, "issues"):  # profile.ProfileError, whose module costs a tenth of a second to import
         count = len(error.issues)
         title = f"The profile has {count} problems" if count > 1 else "The profile has a problem"
-        return Problem(title=title, cause=str(error)), {"issues": error.issues}
+        return Problem(code="profile.invalid", title=title, cause=str(error)), {"issues": error.issues}
     if isinstance(error, OSError):
-        return Problem(title=error.strerror or str(error), cause=str(error.filename or "")), {}
+        return Problem(code="file.failed", title=error.strerror or str(error), cause=str(error.filename or "")), {}
     if isinstance(error, ValueError):
-        return Problem(title=str(error), hint=getattr(error, "hint", "")), {}
+        return Problem(code="request.invalid", title=str(error), hint=getattr(error, "hint", "")), {}
     raise error
 
 

@@ -186,6 +186,7 @@ def _stop(home: Home, options: argparse.Namespace) -> int:
         which = f" by the name {options.target}" if options.target else ""
         raise ProblemError(
             Problem(
+                code="server.ambiguous" if chosen else "server.not_found",
                 title=f"There are {len(chosen)} servers{which}" if chosen else f"There is no server{which}",
                 cause=f"open: {told}",
                 hint="cockpit serve --stop SERVICE",

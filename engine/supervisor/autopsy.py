@@ -45,6 +45,7 @@ def explain(death: Death, profile: Profile | None) -> Problem:
     tail = "\n".join(death.log.splitlines()[-LAST_LINES:])
     if death.oom_killed and status == -signal.SIGKILL:
         return Problem(
+            code="memory.host_exhausted",
             title=f"{who} was killed by the kernel's out-of-memory killer",
             cause="the host ran out of memory and the kernel chose this process",
             hint=_less_memory(profile, "host memory"),
@@ -52,10 +53,12 @@ def explain(death: Death, profile: Profile | None) -> Problem:
         )
     if status < 0:
         return Problem(
+            code="worker.killed",
             title=f"{who} died", cause=_signal_words(-status), hint=_hint(death.log, profile), traceback=tail
         )
     last = next((line.strip() for line in reversed(death.log.splitlines()) if line.strip()), "it said nothing")
     return Problem(
+        code="worker.failed",
         title=f"{who} ended with exit status {status}", cause=last, hint=_hint(death.log, profile), traceback=tail
     )
 

@@ -68,6 +68,7 @@ class Watch:
                 continue
             if said := silence.name(record.pulse, time.time()):
                 warning = journal.Warn(
+                    code="worker.silent",
                     attempt=record.run.attempt,
                     message=f"silent: {said}",
                     hint=f"the stacks of all ranks are in the log: `cockpit logs {record.run.id}`; `cockpit stop --now` ends the run, "
@@ -193,7 +194,7 @@ class Watch:
         """Remove an ended run's directory: renamed first, so that a half-deleted run is never seen. Raises ProblemError."""
         if record.run.state not in states.ENDED:
             raise ProblemError(
-                Problem(title=f"{record.run.id} is {record.run.state}", hint=f"cockpit stop {record.run.id}")
+                Problem(code="run.live", title=f"{record.run.id} is {record.run.state}", hint=f"cockpit stop {record.run.id}")
             )
         record.close()
         doomed = record.directory.path.with_name(f".deleted-{record.run.id}")

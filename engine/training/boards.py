@@ -35,6 +35,7 @@ def open_boards(job: Job) -> None:
     if importlib.util.find_spec("wandb") is None:
         raise ProblemError(
             Problem(
+                code="package.missing",
                 title="logging.wandb needs the package wandb",
                 cause="it is not installed",
                 hint="pip install wandb, or leave logging.wandb out",
@@ -45,6 +46,7 @@ def open_boards(job: Job) -> None:
     except Exception as error:  # noqa: BLE001 - whatever that service does, training goes on
         job.voice.tell(
             Warn(
+                code="logging.wandb_failed",
                 attempt=job.attempt,
                 message=f"Weights & Biases gets nothing of this attempt: {error}",
                 hint="set logging.wandb.mode to offline, or log in with `wandb login`; the run itself goes on",

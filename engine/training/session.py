@@ -84,7 +84,7 @@ def _checkpoint_to_resume(run: RunDirectory, way: Lineage, from_step: int | None
     steps = run.checkpoint_steps()
     if from_step is not None and from_step not in steps:
         kept = ", ".join(map(str, steps)) or "none"
-        raise ProblemError(Problem(title=f"There is no checkpoint of step {from_step}", hint=f"kept are: {kept}"))
+        raise ProblemError(Problem(code="checkpoint.not_found", title=f"There is no checkpoint of step {from_step}", hint=f"kept are: {kept}"))
     step = way.newest(steps) if from_step is None else from_step
     return run.checkpoint(step) if step is not None else None
 
@@ -198,6 +198,7 @@ def _say_start(job: Job, trainer: Any, step: int, drift: str, *, warn: bool) -> 
     if warn and drift not in ("", resuming.EXACT):
         job.voice.tell(
             Warn(
+                code="resume.drift",
                 attempt=job.attempt,
                 step=step,
                 message=f"resumed, but {drift}",
@@ -207,6 +208,7 @@ def _say_start(job: Job, trainer: Any, step: int, drift: str, *, warn: bool) -> 
     if job.device.kind == "cpu" and compute != job.profile.model.dtype:
         job.voice.tell(
             Warn(
+                code="device.slow_dtype",
                 attempt=job.attempt,
                 message=f"This CPU computes {job.profile.model.dtype} more slowly than float32, so float32 is used; the "
                 f"weights keep their {job.profile.model.dtype} values",
@@ -236,6 +238,7 @@ def _finish(job: Job, model: Any, trainer: Any, step: int, output: Path | None, 
     if not job.plots.finish(step):
         job.voice.tell(
             Warn(
+                code="plot.failed",
                 attempt=job.attempt,
                 step=step,
                 message="not all loss curves could be drawn",
@@ -250,6 +253,7 @@ def _finish(job: Job, model: Any, trainer: Any, step: int, output: Path | None, 
         if not verdict.passed:
             job.voice.tell(
                 Warn(
+                    code="evaluation.threshold_missed",
                     attempt=job.attempt,
                     step=step,
                     message=f"a threshold is missed: {verdict}",

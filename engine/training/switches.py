@@ -33,6 +33,7 @@ def _check_tf32(device_kind: str) -> None:
     label = torch.cuda.get_device_name() if device_kind == "cuda" else f"this {device_kind}"
     raise ProblemError(
         Problem(
+            code="device.unsupported",
             title=f"{label} has no TF32",
             cause="training.tf32 is for NVIDIA cards from the Ampere generation on",
             hint="set training.tf32 to false",

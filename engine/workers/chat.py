@@ -78,7 +78,7 @@ class Chat:
         asked = instruction.arguments
         if self.loaded is None:
             if self.wanted is None:
-                raise ProblemError(Problem(title="No model is loaded", hint="choose a target first"))
+                raise ProblemError(Problem(code="service.nothing_open", title="No model is loaded", hint="choose a target first"))
             self.load(
                 Instruction(id=instruction.id, name="load", arguments=self.wanted | {"request": asked["request"]})
             )
@@ -147,7 +147,7 @@ def answer(chat: Chat, instruction: Instruction) -> None:
     except ProblemError as error:
         problem = error.problem
     except (ValueError, KeyError, TypeError) as error:
-        problem = Problem(title="This cannot be answered", cause=str(error))
+        problem = Problem(code="request.invalid", title="This cannot be answered", cause=str(error))
     except (RuntimeError, MemoryError) as error:
         problem = _failure(chat, error)
     chat.cancelled.discard(instruction.arguments.get("request", ""))
@@ -167,7 +167,7 @@ def _failure(chat: Chat, error: BaseException) -> Problem:
         needed = chat.loaded.needed if chat.loaded else 0
         chat.release()
         return out_of_memory(device, needed, text)
-    return Problem(title="The model failed", cause=text)
+    return Problem(code="generation.failed", title="The model failed", cause=text)
 
 
 def memory(rank: Rank) -> None:

@@ -168,11 +168,12 @@ def main() -> int:
     except ProblemError as error:
         journal.fail(error.problem, step)
     except ProfileError as error:
-        journal.fail(Problem(title="The run's profile does not hold any more", cause=str(error)), step)
+        journal.fail(Problem(code="profile.outdated", title="The run's profile does not hold any more", cause=str(error)), step)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must say it
         said = str(error).strip().partition("\n")[0]
         journal.fail(
             Problem(
+                code="stage.failed",
                 title=f"The stage {arguments.stage} failed",
                 cause=f"{type(error).__name__}: {said}",
                 hint="the trained checkpoints stand; `cockpit resume` goes on at this stage",

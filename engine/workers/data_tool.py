@@ -45,7 +45,7 @@ def main() -> int:
         return _complain(asked.json, error.problem)
     except (ValueError, OSError) as error:
         return _complain(
-            asked.json, Problem(title=f"cockpit {asked.group} {asked.verb} cannot be done", cause=str(error))
+            asked.json, Problem(code="request.invalid", title=f"cockpit {asked.group} {asked.verb} cannot be done", cause=str(error))
         )
     except KeyboardInterrupt:
         ERR.print("interrupted; the same command goes on from here")

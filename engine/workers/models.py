@@ -71,7 +71,7 @@ def run_verify(home: Home, arguments: argparse.Namespace) -> int:
     folder = arguments.folder if arguments.folder.is_dir() else home.models / arguments.folder
     if not folder.is_dir():
         raise ProblemError(
-            Problem(title=f"There is no folder {arguments.folder}", hint="`cockpit model find` lists models")
+            Problem(code="file.not_found", title=f"There is no folder {arguments.folder}", hint="`cockpit model find` lists models")
         )
     wrong = folders.problems(folder)
     hashed = 0

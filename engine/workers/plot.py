@@ -47,11 +47,11 @@ def _plot(home: Home, arguments: argparse.Namespace) -> list[Path]:
     """Draw once, write to each file; returns them. Raises ProblemError."""
     run = find_run(arguments.run, home)
     if run is None:
-        raise ProblemError(Problem(title=f"There is no run {arguments.run!r}", hint="`cockpit runs` lists them"))
+        raise ProblemError(Problem(code="run.not_found", title=f"There is no run {arguments.run!r}", hint="`cockpit runs` lists them"))
     found = plots.curves(run, arguments.name or ["train/loss", "eval/loss"])
     if not found:
         hint = f"`cockpit metrics {run.id}` shows what there is"
-        raise ProblemError(Problem(title=f"There is nothing to draw of {run.id} yet", hint=hint))
+        raise ProblemError(Problem(code="plot.nothing", title=f"There is nothing to draw of {run.id} yet", hint=hint))
     last = max(steps[-1] for steps, _ in found.values())
     files = arguments.out or [run.plots / f"{'loss' if not arguments.name else 'metrics'}_curve_step_{last}.png"]
     drawn = plots.picture(_title(run.id, run.profile), found)
@@ -60,7 +60,7 @@ def _plot(home: Home, arguments: argparse.Namespace) -> list[Path]:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_private(file, drawn)
         except OSError as error:
-            raise ProblemError(Problem(title=f"{file} cannot be written", cause=error.strerror or str(error)))
+            raise ProblemError(Problem(code="file.unwritable", title=f"{file} cannot be written", cause=error.strerror or str(error)))
     return [file.absolute() for file in files]
 
 

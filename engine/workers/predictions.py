@@ -48,7 +48,7 @@ def main() -> int:
     except ProblemError as error:
         return _say({"error": _told(error.problem)})
     except (ValueError, OSError) as error:
-        return _say({"error": _told(Problem(title="These replies cannot be scored", cause=str(error)))})
+        return _say({"error": _told(Problem(code="request.invalid", title="These replies cannot be scored", cause=str(error)))})
     except KeyboardInterrupt:
         return 130
     return _say({"result": result})

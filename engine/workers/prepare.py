@@ -90,10 +90,11 @@ def main() -> int:
     except ProblemError as error:
         journal.fail(error.problem)
     except ProfileError as error:
-        journal.fail(Problem(title="The run's profile does not hold any more", cause=str(error)))
+        journal.fail(Problem(code="profile.outdated", title="The run's profile does not hold any more", cause=str(error)))
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must say it
         journal.fail(
             Problem(
+                code="stage.failed",
                 title="Preparing the data failed",
                 cause=f"{type(error).__name__}: {error}",
                 traceback=traceback.format_exc(),
@@ -117,6 +118,7 @@ def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
     if job.get("first") == stages.PREPARE and not is_expanded(profile, home, journal.progress):
         raise ProblemError(
             Problem(
+                code="expand.incomplete",
                 title="There is nothing to begin with prepare on",
                 cause="the rows that data.expand asks for are not all there, and only the stage expand may ask the service",
                 hint="cockpit train --from expand",

@@ -122,7 +122,7 @@ def serve(server: Serve, cancelled: set[str]) -> None:
             except ProblemError as error:
                 problem = error.problem
             except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-                problem = Problem(title="This cannot be served", cause=str(error))
+                problem = Problem(code="request.invalid", title="This cannot be served", cause=str(error))
             link.answer(instruction, result=result, problem=problem)
         for request in cancelled & server.following.keys():
             cancelled.discard(request)

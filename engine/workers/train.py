@@ -79,10 +79,12 @@ def explain(error: Exception, profile: Profile | None) -> Problem:
     text = "".join(traceback.format_exception(error))[-8000:]
     if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
         return Problem(
+            code="memory.exhausted",
             title="Out of memory", cause=str(error).splitlines()[0], hint=_less_memory(profile), traceback=text
         )
     cause = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return Problem(
+        code="training.failed",
         title=f"Training failed: {type(error).__name__}",
         cause=cause,
         hint="read the log; `cockpit resume` goes on from the last checkpoint",

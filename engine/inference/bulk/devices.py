@@ -120,6 +120,7 @@ def _feed(process: Any, waiting: queue.SimpleQueue[Batch], heard: queue.SimpleQu
                 if not line:
                     heard.put(
                         Problem(
+                            code="generation.process_failed",
                             title=f"A process of generation ended with status {process.wait()}", hint="its log says why"
                         )
                     )
@@ -130,7 +131,7 @@ def _feed(process: Any, waiting: queue.SimpleQueue[Batch], heard: queue.SimpleQu
                     return
                 heard.put((entry["row"], entry["output"]))
     except (OSError, ValueError) as error:
-        heard.put(Problem(title="A process of generation cannot be reached", cause=str(error)))
+        heard.put(Problem(code="generation.process_failed", title="A process of generation cannot be reached", cause=str(error)))
     finally:
         heard.put(None)
 

@@ -115,6 +115,7 @@ def read(
     if not pool:
         raise ProblemError(
             Problem(
+                code="expand.no_seed",
                 title=f"No row of {', '.join(source.source for source, _ in sources)} can be a seed of the task {name}",
                 cause=first or "it has no rows",
                 hint=f"tasks are {', '.join(TASKS)}: --set expand.task=NAME",

@@ -115,6 +115,7 @@ class Texts:
         if not count:
             raise ProblemError(
                 Problem(
+                    code="tokenizer.no_text",
                     title="There is nothing to learn from", cause="; ".join(rejects.first) or "the files hold no rows"
                 )
             )
@@ -168,6 +169,7 @@ def _tokenizer_of(name: str, home: Home) -> tuple[str, Path]:
             return target.label, each
     raise ProblemError(
         Problem(
+            code="tokenizer.missing",
             title=f"{name} has no tokenizer on this machine",
             hint=f"cockpit model pull {name}"
             if target.on_hub

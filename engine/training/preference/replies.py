@@ -81,6 +81,7 @@ def switch_dropout_off(parts: Parts) -> None:
         kind = job.profile.method.kind
         job.voice.tell(
             Warn(
+                code="adapter.dropout_ignored",
                 attempt=job.attempt,
                 message=f"adapter.dropout does not count: {kind} compares replies, and dropout would be noise between them",
                 hint="nothing to do; adapter.dropout=0 says the same",
