@@ -35,7 +35,9 @@ class HotChat(Chat):
     def _ask(self, *question: Any) -> Any:
         answer = super()._ask(*question)
         if answer is None:
-            raise ProblemError(Problem(code="run.ended", title="The run has ended", hint="without --hot its last checkpoint answers"))
+            raise ProblemError(
+                Problem(code="run.ended", title="The run has ended", hint="without --hot its last checkpoint answers")
+            )
         return answer
 
 

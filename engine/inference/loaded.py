@@ -21,6 +21,7 @@ from engine.models import folders, gguf, targets, tokenizers
 from engine.models.declared import declared
 from engine.models.embedded import Progress
 from engine.models.loading import pretrained
+from engine.models.memory import exhausted
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
@@ -214,7 +215,9 @@ class Loaded:
         try:
             return reader()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ProblemError(Problem(code="model.unloadable", title=f"{name} cannot be loaded", cause=_first_lines(error)))
+            raise ProblemError(
+                Problem(code="model.unloadable", title=f"{name} cannot be loaded", cause=_first_lines(error))
+            )
 
 
 def _load_base(target: Target, dtype: str | None, quantization: str, device: str, needed: int) -> Any:
@@ -229,10 +232,8 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
             trust_remote_code=target.trust_remote_code,
             device_map={"": device},
         )
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ProblemError(out_of_memory(device, needed, _first_lines(error)))
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        if "allocate memory" in str(error):
+    except (MemoryError, OSError, ValueError, RuntimeError, ImportError) as error:
+        if exhausted(error):
             raise ProblemError(out_of_memory(device, needed, _first_lines(error)))
         raise ProblemError(
             Problem(

@@ -173,5 +173,10 @@ def _pad(target: Target) -> int | None:
 
 def _failed(target: Target, cause: str, hint: str) -> ProblemError:
     return ProblemError(
-        Problem(code="adapter.not_mergeable", title=f"The adapter {target.label} cannot be merged into {target.base}", cause=cause, hint=hint)
+        Problem(
+            code="adapter.not_mergeable",
+            title=f"The adapter {target.label} cannot be merged into {target.base}",
+            cause=cause,
+            hint=hint,
+        )
     )

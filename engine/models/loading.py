@@ -67,5 +67,10 @@ def _generation(name: str) -> Generation | None:
 
 def _cannot(name: str, cause: str) -> ProblemError:
     return ProblemError(
-        Problem(code="model.unloadable", title=f"{name} cannot be loaded", cause=cause, hint="`cockpit model verify` looks a folder over")
+        Problem(
+            code="model.unloadable",
+            title=f"{name} cannot be loaded",
+            cause=cause,
+            hint="`cockpit model verify` looks a folder over",
+        )
     )

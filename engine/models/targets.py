@@ -143,7 +143,11 @@ def find_run(name: str, home: Home) -> RunDirectory | None:
     if name == "last":
         if not runs:
             raise ProblemError(
-                Problem(code="run.none", title="There is no run yet", hint="`cockpit demo` starts one, `cockpit train PROFILE` yours")
+                Problem(
+                    code="run.none",
+                    title="There is no run yet",
+                    hint="`cockpit demo` starts one, `cockpit train PROFILE` yours",
+                )
             )
         return max(runs, key=_created)
     matches = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]

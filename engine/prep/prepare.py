@@ -127,7 +127,13 @@ def sources_of(profile: Profile, home: Home, progress: Progress) -> Located:
                 options = located.resolved(source, profile.data, profile.directory)
                 found[part].append((options, located.paths(options, profile.directory, home, progress)))
             except (ValueError, OSError) as error:
-                raise ProblemError(Problem(code="data.source.unusable", title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
+                raise ProblemError(
+                    Problem(
+                        code="data.source.unusable",
+                        title=f"data.{part}.{index}.source cannot be used",
+                        cause=str(error),
+                    )
+                )
     return found
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from engine.prep.chat import METHODS
-from engine.prep.stages import clean
 from engine.prep.stages.pipeline import Rows
 from engine.prep.tokenize import Counts
 from engine.protocol.messages import Problem, ProblemError
@@ -27,7 +26,7 @@ def refusing(title: str) -> Iterator[None]:
 def bad(profile: Profile, checked: dict[str, Any]) -> int:
     """Bad rows that count against `data.max_rejected`: those without a reply do not where cleaning is asked to drop them."""
     asked = profile.data.clean and profile.data.clean.empty
-    return int(checked["rejected"]) - (clean.empty(checked) if asked else 0)
+    return int(checked["rejected"]) - (checked["empty"] if asked else 0)
 
 
 def check_rejects(rejected: int, read: int, first: list[str], limit: float, part: str) -> None:

@@ -121,7 +121,12 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
         time.sleep(0.02)
     tail = "\n".join(home.engine_log.read_text(errors="replace").splitlines()[-12:])
     raise ProblemError(
-        Problem(code="engine.not_started", title="The engine did not start", cause=tail or "its log is empty", hint=f"read {home.engine_log}")
+        Problem(
+            code="engine.not_started",
+            title="The engine did not start",
+            cause=tail or "its log is empty",
+            hint=f"read {home.engine_log}",
+        )
     )
 
 
@@ -145,7 +150,12 @@ class Client:
             ensure_engine(home)
         elif running_engine(home) is None:
             raise ProblemError(
-                Problem(code="engine.not_running", title="No engine is running", cause=f"for {home.root}", hint="cockpit engine start")
+                Problem(
+                    code="engine.not_running",
+                    title="No engine is running",
+                    cause=f"for {home.root}",
+                    hint="cockpit engine start",
+                )
             )
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -206,7 +216,7 @@ class Client:
             try:
                 snapshot = self.request("attach", timeout=SILENCE)
             except ProblemError as error:
-                if error.problem.title != "The engine does not answer":
+                if error.problem.code != "engine.unreachable":
                     raise
                 ensure_engine(self.home)
                 continue

@@ -35,7 +35,11 @@ def trained(runs: Runs, message: Submit, profile: Profile) -> tuple[Record, Prof
     record = _newest(runs, message, before_it[-1])
     if record.run.state not in states.ENDED:
         raise ProblemError(
-            Problem(code="run.live", title=f"{record.run.id} is {record.run.state}", hint=f"wait, or cockpit stop {record.run.id}")
+            Problem(
+                code="run.live",
+                title=f"{record.run.id} is {record.run.state}",
+                hint=f"wait, or cockpit stop {record.run.id}",
+            )
         )
     before, profile = _alike(runs, record, profile)
     changed = _differences(before, profile)
@@ -73,7 +77,9 @@ def _alike(runs: Runs, record: Record, profile: Profile) -> tuple[Profile, Profi
     try:
         before = runs.profile(record)
     except (ProfileError, OSError) as error:
-        raise ProblemError(Problem(code="profile.outdated", title=f"The profile of {record.run.id} no longer holds", cause=str(error)))
+        raise ProblemError(
+            Problem(code="profile.outdated", title=f"The profile of {record.run.id} no longer holds", cause=str(error))
+        )
     kept, named = Path(before.model.base), profile.model.base
     if kept.parent == runs.home.cache and kept.name.startswith(f"{named}-"):
         profile = replace(profile, model=profile.model.model_copy(update={"base": str(kept)}))

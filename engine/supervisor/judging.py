@@ -50,7 +50,11 @@ def write(judgement: Judgement, paths: Iterable[Path]) -> Judgement:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise ProblemError(Problem(code="file.unwritable", title="The judgement could not be kept", cause=f"{path}: {error.strerror}"))
+            raise ProblemError(
+                Problem(
+                    code="file.unwritable", title="The judgement could not be kept", cause=f"{path}: {error.strerror}"
+                )
+            )
     return judgement
 
 

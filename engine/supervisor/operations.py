@@ -207,7 +207,9 @@ def _taken(record: Record, step: int) -> Taken:
 
 def _not_live(record: Record) -> ProblemError:
     mend = f"cockpit resume {record.run.id}" if record.run.state in states.ENDED else "wait until it runs"
-    return ProblemError(Problem(code="run.not_live", title=f"{record.run.id} is {record.run.state}", cause=record.run.reason, hint=mend))
+    return ProblemError(
+        Problem(code="run.not_live", title=f"{record.run.id} is {record.run.state}", cause=record.run.reason, hint=mend)
+    )
 
 
 def _own(server: Server, record: Record) -> None:
@@ -215,7 +217,8 @@ def _own(server: Server, record: Record) -> None:
         raise ProblemError(
             Problem(
                 code="run.other_host",
-                title=f"{record.run.id} belongs to {record.job.host}", hint=f"run cockpit there: this is {host_name()}"
+                title=f"{record.run.id} belongs to {record.job.host}",
+                hint=f"run cockpit there: this is {host_name()}",
             )
         )
 
@@ -326,7 +329,8 @@ def _talk_to_run(server: Server, caller: Caller, message: Ask) -> None:
         raise ProblemError(
             Problem(
                 code="request.unknown",
-                title=f"A run that is training does not know {message.question!r}", hint="it can be asked to generate"
+                title=f"A run that is training does not know {message.question!r}",
+                hint="it can be asked to generate",
             )
         )
     arguments = message.arguments | {"request": message.request}

@@ -38,7 +38,11 @@ class Queue:
         try:
             check_shell(profile, message.environment)
         except ProfileError as error:
-            raise ProblemError(Problem(code="profile.environment", title="This shell lacks what the profile asks for", cause=str(error)))
+            raise ProblemError(
+                Problem(
+                    code="profile.environment", title="This shell lacks what the profile asks for", cause=str(error)
+                )
+            )
         self._demand("", profile)
         self._room(profile)
         if message.first in stages.AFTER:
@@ -66,7 +70,12 @@ class Queue:
         except OSError as error:
             shutil.rmtree(run_directory.path, ignore_errors=True)
             raise ProblemError(
-                Problem(code="file.unwritable", title="The run could not be written", cause=str(error), hint=f"make room in {self.home.root}")
+                Problem(
+                    code="file.unwritable",
+                    title="The run could not be written",
+                    cause=str(error),
+                    hint=f"make room in {self.home.root}",
+                )
             )
         record, _ = replay(run_directory, job, None, 0)
         record.environment = message.environment
@@ -93,7 +102,8 @@ class Queue:
             raise ProblemError(
                 Problem(
                     code="run.live",
-                    title=f"{record.run.id} is {record.run.state}", cause="only a run that has ended can be resumed"
+                    title=f"{record.run.id} is {record.run.state}",
+                    cause="only a run that has ended can be resumed",
                 )
             )
         steps = record.directory.checkpoint_steps()
@@ -132,7 +142,12 @@ class Queue:
             return pinned(parse(text, source or "profile", directory, overrides or [], self.home), self.home)
         except ProfileError as error:
             raise ProblemError(
-                Problem(code="profile.invalid", title="The profile does not hold", cause=str(error), hint="cockpit profile check")
+                Problem(
+                    code="profile.invalid",
+                    title="The profile does not hold",
+                    cause=str(error),
+                    hint="cockpit profile check",
+                )
             )
 
     def _room(self, profile: Profile) -> None:
@@ -141,7 +156,12 @@ class Queue:
         if free < least:
             cause = f"{free:.1f} GB are free in {self.home.root}, and limits.disk_free_gb is {least:g}"
             raise ProblemError(
-                Problem(code="disk.low", title="Too little disk", cause=cause, hint="make room, or lower limits.disk_free_gb")
+                Problem(
+                    code="disk.low",
+                    title="Too little disk",
+                    cause=cause,
+                    hint="make room, or lower limits.disk_free_gb",
+                )
             )
 
     def _reopen(self, record: Record, stage: str) -> None:
@@ -193,7 +213,11 @@ class Queue:
     def reorder(self, record: Record, position: int) -> Run:
         """Move a queued run to a place in the queue, from 1. Raises ProblemError when it is not queued."""
         if record.run.id not in self.order:
-            raise ProblemError(Problem(code="run.not_queued", title=f"{record.run.id} is not queued", cause=f"it is {record.run.state}"))
+            raise ProblemError(
+                Problem(
+                    code="run.not_queued", title=f"{record.run.id} is not queued", cause=f"it is {record.run.state}"
+                )
+            )
         self.order.remove(record.run.id)
         self.order.insert(max(0, position - 1), record.run.id)
         self.renumber()
@@ -207,7 +231,12 @@ class Queue:
                 demands = [self._demand(record.run.id, self.runs.profile(record))]
             except (ProfileError, OSError) as error:
                 self.leave(record)
-                record.move("failed", problem=Problem(code="profile.outdated", title="The run's profile no longer holds", cause=str(error)))
+                record.move(
+                    "failed",
+                    problem=Problem(
+                        code="profile.outdated", title="The run's profile no longer holds", cause=str(error)
+                    ),
+                )
                 continue
             found = scheduler.first(demands, self.device_count, self.runs.busy(), CPU in self.runs.busy())
             if found is None:
@@ -285,7 +314,10 @@ class Queue:
         try:
             leader = processes.start(command(worker, count, port), record.directory.log, environment)
         except OSError as error:
-            record.move("failed", problem=Problem(code="worker.not_started", title="The worker could not be started", cause=str(error)))
+            record.move(
+                "failed",
+                problem=Problem(code="worker.not_started", title="The worker could not be started", cause=str(error)),
+            )
             return
         record.leader = leader
         run.started = run.started or time.time()

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
+from engine.protocol.codes import Pause
 from engine.protocol.journal import BadBatch, Ledger
 from engine.protocol.settable import SETTABLE
 from engine.training import checkpoints, memory, steering
@@ -121,9 +122,11 @@ class Guarding(Saving):
             f"out of memory: going on from step {step} with training.micro_batch {old.micro_batch} → {new.micro_batch} and "
             f"training.accumulation {old.accumulation} → {new.accumulation}: the same global batch, in the same order ({said})",
             "nothing to do; training.gradient_checkpointing=true needs less memory too",
+            code="memory.batch_cut",
         )
         for key in ("training.micro_batch", "training.accumulation"):
-            self._enter(step, key, steering.setting(self.profile, key), steering.setting(live, key))
+            before, after = steering.setting(self.profile, key), steering.setting(live, key)
+            self._enter(step, key, before, after, code="mark.setting")
         raise Again(live, None if rehearsed and step == 0 else step)
 
     def evaluate_now(self, step: int) -> None:
@@ -144,34 +147,42 @@ class Guarding(Saving):
         if self.job.skipped and self.job.skipped.issuperset(self.windows.window(step)):
             self._drop_gradients()  # all its rows are skipped: a step that changes nothing
             return norm
-        if reason := self._verdict(norm):
-            self._hold_back(step, reason)
+        if pause := self._verdict(norm):
+            self._hold_back(step, pause)
         else:
             self._recent.append(self._window_loss)
         return norm
 
-    def _verdict(self, norm: Any) -> str:
+    def _verdict(self, norm: Any) -> Pause | None:
         if not math.isfinite(self._window_loss):
-            return "loss not finite"
+            return Pause(code="pause.loss_not_finite", reason="loss not finite")
         if self.accelerator.scaler is None and not math.isfinite(norm):
-            return "gradient not finite"
+            return Pause(code="pause.gradient_not_finite", reason="gradient not finite")
         return spike(self._window_loss, self._recent, self.profile.limits.loss_spike)
 
-    def _hold_back(self, step: int, reason: str) -> None:
+    def _hold_back(self, step: int, pause: Pause) -> None:
         """Show the batch, pause, and do with it what is chosen."""
         rows = [row for row in self.windows.window(step) if row not in self.job.skipped]
         shown = autopsy(self, rows)
         self.voice.tell(
-            BadBatch(attempt=self.job.attempt, step=step, reason=reason, rows=shown[:SHOWN], total=len(shown))
+            BadBatch(
+                attempt=self.job.attempt,
+                code=pause.code,
+                step=step,
+                reason=pause.reason,
+                rows=shown[:SHOWN],
+                total=len(shown),
+            )
         )
         self._warn(
             step,
-            f"step {step + 1} is held back: {reason}; its update has not been applied",
+            f"step {step + 1} is held back: {pause.reason}; its update has not been applied",
             "look at its rows; then `cockpit continue RUN --skip` leaves them out, `--rollback` goes back to the checkpoint before "
             "and leaves them out, `cockpit continue RUN` goes on",
+            code="training.batch_held",
         )
         self._held_rows = rows
-        choice = self._pause(step, reason)
+        choice = self._pause(step, pause)
         self._held_rows = []
         if self._stopping:
             self.save_now(step)
@@ -181,9 +192,9 @@ class Guarding(Saving):
             self._roll_back(step, rows)
         if choice == "skip":
             self.save_now(step)
-            self._enter(step, steering.SKIPPED, None, rows)
+            self._enter(step, steering.SKIPPED, None, rows, code="mark.skip")
             self.job.skipped.update(rows)
-        if choice == "skip" or not reason.startswith("loss spike"):
+        if choice == "skip" or pause.code != "pause.loss_spike":
             self._drop_gradients()
 
     def _roll_back(self, step: int, rows: list[int]) -> None:
@@ -191,11 +202,11 @@ class Guarding(Saving):
         job = self.job
         target = self.ranks.broadcast(self._checkpoint_before(step))
         then, _ = steering.replay(job.run.checkpoint(target) / checkpoints.TRAINER / steering.FILE, job.submitted)
-        self._enter(target, "rollback", step, target)
-        self._enter(target, steering.SKIPPED, None, rows)
+        self._enter(target, "rollback", step, target, code="mark.rollback")
+        self._enter(target, steering.SKIPPED, None, rows, code="mark.skip")
         for key in SETTABLE:
             if steering.setting(then, key) != (now := steering.setting(self.profile, key)):
-                self._enter(target, key, steering.setting(then, key), now)
+                self._enter(target, key, steering.setting(then, key), now, code="mark.setting")
             job.replayed[key] = now
         job.skipped.update(rows)
         raise Again(self.profile, target)
@@ -204,8 +215,8 @@ class Guarding(Saving):
         for parameter in self.model.parameters():
             parameter.grad = None
 
-    def _enter(self, step: int, name: str, old: Any, new: Any) -> None:
-        self.voice.tell(Ledger(attempt=self.job.attempt, step=step, name=name, old=old, new=new))
+    def _enter(self, step: int, name: str, old: Any, new: Any, *, code: str) -> None:
+        self.voice.tell(Ledger(attempt=self.job.attempt, code=code, step=step, name=name, old=old, new=new))
 
 
 def recent(losses: Iterable[float] = ()) -> deque[float]:

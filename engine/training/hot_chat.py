@@ -216,7 +216,12 @@ class HotChat:
         elif isinstance(error, ValueError):
             problem = Problem(code="request.invalid", title="This cannot be answered", cause=said)
         else:
-            problem = Problem(code="generation.failed", title=f"The reply failed: {type(error).__name__}", cause=said, hint="the run goes on")
+            problem = Problem(
+                code="generation.failed",
+                title=f"The reply failed: {type(error).__name__}",
+                cause=said,
+                hint="the run goes on",
+            )
         del error, talk
         memory.release()
         trainer.voice.link.answer(instruction, step=step, problem=problem)

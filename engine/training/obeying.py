@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.protocol.codes import Pause
 from engine.protocol.journal import Ledger
 from engine.protocol.messages import Problem
 from engine.protocol.profile import Profile
@@ -19,8 +20,7 @@ from engine.training.voice import Voice
 PAUSE_TURN = 1.0
 """Seconds between two agreements of ranks that are paused: far below any collective's time-out."""
 
-PASSING = ("disk low", "host memory", "host CPU", "device too hot")
-"""How reasons begin that pass by themselves."""
+ASKED = Pause(code="pause.asked", reason="asked")
 
 if TYPE_CHECKING:
     from transformers import Trainer as Library
@@ -49,23 +49,24 @@ class Obeying(Library):
 
     def _obey(self, step: int) -> None:
         """Take what has come, on all ranks alike; return when the run may go on."""
-        if reason := self._meet(step):
-            self._pause(step, reason)
+        if pause := self._meet(step):
+            self._pause(step, pause)
         if not self._stopping:
             self.job.hot.go_on(self, step)
 
-    def _meet(self, step: int) -> str:
-        """One agreement: commands are carried out, and a reason to pause is returned."""
+    def _meet(self, step: int) -> Pause | None:
+        """One agreement: commands are carried out, and why to pause is returned."""
         trouble = self._host_trouble()
         waiting = len(self.job.inbox) + bool(trouble) if self.ranks.first else 0
         if not self.ranks.sum([waiting])[0]:
-            return ""
-        reason, orders = self._take_orders(step, trouble)
+            return None
+        pause: Pause | None
+        pause, orders = self._take_orders(step, trouble)
         for name, _ in orders:
-            reason = {"pause": "asked", "continue": "", "stop": ""}.get(name, reason)
-        return str(reason)
+            pause = {"pause": ASKED, "continue": None, "stop": None}.get(name, pause)
+        return pause
 
-    def _carry_out(self, name: str, arguments: dict[str, Any], step: int) -> str:
+    def _carry_out(self, name: str, arguments: dict[str, Any], step: int) -> Problem | None:
         """One command; returns why it is refused, or nothing."""
         match name:
             case "stop":
@@ -81,25 +82,27 @@ class Obeying(Library):
             case "pause":
                 pass
             case _:
-                return f"a training worker does not know the command {name!r}"
-        return ""
+                return Problem(code="request.unknown", title=f"a training worker does not know the command {name!r}")
+        return None
 
-    def _choice_refused(self, choice: str, step: int) -> str:
+    def _choice_refused(self, choice: str, step: int) -> Problem | None:
         if not choice:
-            return ""
+            return None
         if choice not in ("skip", "rollback"):
-            return f"there is no choice {choice!r}: skip or rollback"
+            return Problem(code="command.no_choice", title=f"there is no choice {choice!r}: skip or rollback")
         if not self._held_rows:
-            return f"no batch is held back at step {step}: there is nothing to {choice}"
+            title = f"no batch is held back at step {step}: there is nothing to {choice}"
+            return Problem(code="command.nothing_held", title=title)
         if choice == "rollback" and self.ranks.broadcast(self._checkpoint_before(step)) is None:
-            return f"there is no checkpoint before step {step}: skip the rows instead"
-        return ""
+            title = f"there is no checkpoint before step {step}: skip the rows instead"
+            return Problem(code="command.no_way_back", title=title)
+        return None
 
     def _checkpoint_before(self, step: int) -> int | None:
         """The newest checkpoint before this step, by rank 0, which alone keeps the list."""
         return max((each for each in self.job.checkpoints if each < step), default=None)
 
-    def _set(self, changes: dict[str, Any], step: int) -> str:
+    def _set(self, changes: dict[str, Any], step: int) -> Problem | None:
         live = self.profile
         try:
             for key, value in changes.items():
@@ -107,15 +110,17 @@ class Obeying(Library):
             if live.training.max_steps is not None and live.training.max_steps < step:
                 raise ValueError(f"step {step} is done already; training.max_steps must be at least that")
         except ValueError as error:
-            return str(error)
+            return Problem(code="setting.refused", title=str(error))
         self.save_now(step)  # so that there is a way back to before the change
         for key in changes:
             old, new = steering.setting(self.profile, key), steering.setting(live, key)
             if key == "training.max_steps":
                 old = self.state.max_steps
-            self.voice.tell(Ledger(attempt=self.job.attempt, step=step, name=key, old=old, new=new))
+            self.voice.tell(
+                Ledger(attempt=self.job.attempt, code="mark.setting", step=step, name=key, old=old, new=new)
+            )
         self.adopt(live)
-        return ""
+        return None
 
     def adopt(self, live: Profile) -> None:
         """Make changed settings count from the next step on."""
@@ -169,35 +174,43 @@ class Obeying(Library):
             # The file holds the base of its time; the profile, with what was changed since, says the present one.
             self._reschedule(self.profile.training.learning_rate)
 
-    def _host_trouble(self) -> str:
+    def _host_trouble(self) -> Pause | None:
         """Why disk or host ask for a pause; looked at every few seconds by rank 0."""
         if not self.ranks.first:
-            return ""
+            return None
         if self.voice.trouble and not self.voice.flush():
             return self.voice.trouble
-        return self._host.trouble(self.profile.limits) if self._host.due() else ""
+        return self._host.trouble(self.profile.limits) if self._host.due() else None
 
     def _passed(self) -> bool:
         """Whether a trouble of disk or host is over."""
         return self._host.due() and self.voice.flush() and not self._host.trouble(self.profile.limits)
 
-    def _pause(self, step: int, reason: str) -> str:
+    def _pause(self, step: int, pause: Pause) -> str:
         """Wait at this boundary until told to go on, or until the host is as it should be; returns the choice that came with it."""
-        passing = reason.startswith(PASSING)
         before = self.voice.phase_name
-        self.voice.tell(Ledger(attempt=self.job.attempt, step=step, name="pause", new=reason))
-        self.voice.phase("paused", reason)
+        self.voice.tell(Ledger(attempt=self.job.attempt, code=pause.code, step=step, name="pause", new=pause.reason))
+        self.voice.phase("paused", pause.reason)
         orders: list[tuple[str, dict[str, Any]]] = []
         over = False
         while not over and not self._stopping:
             if self.ranks.first:
                 if not self.job.hot.go_on(self, step):
                     self.job.inbox.arrived.wait(PAUSE_TURN)
-                over = passing and self._passed()
+                over = pause.passes and self._passed()
             over, orders = self._take_orders(step, over)
             over = over or any(name == "continue" for name, _ in orders)
         choice = next((given["choice"] for name, given in orders if name == "continue" and given.get("choice")), "")
-        self.voice.tell(Ledger(attempt=self.job.attempt, step=step, name="continue", old=reason, new=choice or None))
+        self.voice.tell(
+            Ledger(
+                attempt=self.job.attempt,
+                code="mark.continue",
+                step=step,
+                name="continue",
+                old=pause.reason,
+                new=choice or None,
+            )
+        )
         self.voice.phase(before)
         return choice
 
@@ -215,6 +228,5 @@ class Obeying(Library):
             if not refusal:
                 taken.append((name, arguments))
             if instructions:
-                problem = Problem(title=refusal) if refusal else None
-                self.voice.link.answer(instructions[index], step=step, problem=problem)
+                self.voice.link.answer(instructions[index], step=step, problem=refusal)
         return word, taken

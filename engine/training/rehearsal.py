@@ -12,6 +12,7 @@ import math
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from engine.protocol.codes import Pause
 from engine.training import checkpoints, memory
 
 if TYPE_CHECKING:
@@ -91,19 +92,20 @@ def _save(trainer: Steered) -> None:
             return
 
 
-def _written_and_read(trainer: Steered, gathered: Gathered) -> str:
+def _written_and_read(trainer: Steered, gathered: Gathered) -> Pause | None:
     """By rank 0; returns why there is no room."""
     import torch
 
     if not trainer.ranks.first:
-        return ""
+        return None
     folder = trainer.job.run.checkpoints / FOLDER
     try:
         checkpoints.write(folder, lambda place: trainer._fill(place, gathered))
         checkpoints.read_back(folder, trainer.model, trainer.profile.model.dtype)
         torch.load(folder / checkpoints.TRAINER / "optimizer.pt", map_location="cpu", weights_only=True)
     except OSError as error:
-        return f"disk low: a checkpoint cannot be written ({error.strerror or error})"
+        reason = f"disk low: a checkpoint cannot be written ({error.strerror or error})"
+        return Pause(code="pause.disk_low", reason=reason)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return ""
+    return None

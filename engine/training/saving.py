@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.protocol.codes import Pause
 from engine.protocol.journal import Checkpoint, Evaluation, Sample, Warn
 from engine.training import checkpoints, resuming, steering
 from engine.training.early_stopping import Patience
@@ -49,8 +50,8 @@ class Saving(Obeying):
         """Go on with a snapshot."""
         raise NotImplementedError
 
-    def _warn(self, step: int, message: str, hint: str) -> None:
-        self.voice.tell(Warn(attempt=self.job.attempt, step=step, message=message, hint=hint))
+    def _warn(self, step: int, message: str, hint: str, *, code: str) -> None:
+        self.voice.tell(Warn(attempt=self.job.attempt, code=code, step=step, message=message, hint=hint))
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within, the model has the weights that the run evaluates and saves."""
@@ -85,6 +86,7 @@ class Saving(Obeying):
                 step,
                 said,
                 "the model learns its rows by heart: stop and take the best checkpoint, add data, or set evaluation.early_stopping",
+                code="training.overfitting",
             )
         self.voice.phase("training")
 
@@ -98,8 +100,9 @@ class Saving(Obeying):
             if self._stopping:
                 self._warn(
                     step,
-                    f"stopped without a checkpoint of step {step}: {trouble}",
+                    f"stopped without a checkpoint of step {step}: {trouble.reason}",
                     "resume goes on from the one before",
+                    code="training.no_checkpoint",
                 )
                 return
         self.job.saved_step = step
@@ -117,15 +120,16 @@ class Saving(Obeying):
             resuming.fingerprint(self, self.state.global_step, snapshots),
         )
 
-    def _write_checkpoint(self, step: int, gathered: Gathered) -> str:
+    def _write_checkpoint(self, step: int, gathered: Gathered) -> Pause | None:
         """By rank 0; returns why it could not be written."""
         if not self.ranks.first:
-            return ""
+            return None
         job, folder = self.job, self.job.run.checkpoint(step)
         try:
             checkpoints.write(folder, lambda place: self._fill(place, gathered))
         except OSError as error:
-            return f"disk low: the checkpoint cannot be written ({error.strerror or error})"
+            reason = f"disk low: the checkpoint cannot be written ({error.strerror or error})"
+            return Pause(code="pause.disk_low", reason=reason)
         job.checkpoints[step] = {k: v for k, v in self.results.get(step, {}).items() if v is not None}
         best = checkpoints.best(job.checkpoints, self.profile.checkpoint.best_by)
         removed = checkpoints.prune(
@@ -143,7 +147,7 @@ class Saving(Obeying):
                 removed=removed,
             )
         )
-        return ""
+        return None
 
     def _fill(self, folder: Path, gathered: Gathered) -> None:
         import torch

@@ -66,7 +66,9 @@ def train(
     job.checkpoints = {step: metrics for step, metrics in checkpoints.known(run).items() if step in way.steps}
     if from_step is not None:
         newest = way.newest(run.checkpoint_steps())
-        voice.tell(Ledger(attempt=attempt, step=from_step, name=lineage.REWOUND, old=newest, new=from_step))
+        voice.tell(
+            Ledger(attempt=attempt, code="mark.rewind", step=from_step, name=lineage.REWOUND, old=newest, new=from_step)
+        )
     open_boards(job)
     try:
         trainer = _train_until_done(job, resumed)
@@ -84,7 +86,13 @@ def _checkpoint_to_resume(run: RunDirectory, way: Lineage, from_step: int | None
     steps = run.checkpoint_steps()
     if from_step is not None and from_step not in steps:
         kept = ", ".join(map(str, steps)) or "none"
-        raise ProblemError(Problem(code="checkpoint.not_found", title=f"There is no checkpoint of step {from_step}", hint=f"kept are: {kept}"))
+        raise ProblemError(
+            Problem(
+                code="checkpoint.not_found",
+                title=f"There is no checkpoint of step {from_step}",
+                hint=f"kept are: {kept}",
+            )
+        )
     step = way.newest(steps) if from_step is None else from_step
     return run.checkpoint(step) if step is not None else None
 

@@ -59,7 +59,11 @@ def after_model(job: Job, model: Any, steps: int) -> None:
         liger.install(model)
     if compiling.wanted(settings.compile, kind, steps):
         compiling.install(
-            model, kind, lambda message, hint: job.voice.tell(Warn(attempt=job.attempt, message=message, hint=hint))
+            model,
+            kind,
+            lambda message, hint, *, code: job.voice.tell(
+                Warn(attempt=job.attempt, code=code, message=message, hint=hint)
+            ),
         )
 
 

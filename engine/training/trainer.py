@@ -214,7 +214,15 @@ class Steered(Guarding):
         done = step >= self.state.max_steps or bool(self._early)
         if done or self._stopping:
             if self._early and step < self.state.max_steps:
-                self.voice.tell(Ledger(attempt=self.job.attempt, step=step, name="early stopping", new=self._early))
+                self.voice.tell(
+                    Ledger(
+                        attempt=self.job.attempt,
+                        code="mark.early_stopping",
+                        step=step,
+                        name="early stopping",
+                        new=self._early,
+                    )
+                )
             self.outcome = "completed" if done else "stopped"
             self.save_now(step)
             self.control.should_training_stop = True

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from engine.protocol.codes import Pause
 from engine.protocol.journal import BadRow
 from engine.protocol.profile import Profile
 
@@ -31,15 +32,16 @@ class Again(Exception):
         self.profile, self.step = profile, step
 
 
-def spike(loss: float, recent: Sequence[float], factor: float | None) -> str:
-    """Why this loss asks for a pause: it is beyond `factor` times the median of the recent ones. Empty when all is well, and
+def spike(loss: float, recent: Sequence[float], factor: float | None) -> Pause | None:
+    """Why this loss asks for a pause: it is beyond `factor` times the median of the recent ones. None when all is well, and
     where a factor means nothing: before there is a history, and with losses that are not positive."""
     if factor is None or len(recent) < RECENT // 2:
-        return ""
+        return None
     usual = statistics.median(recent)
     if usual <= 0 or loss <= factor * usual:
-        return ""
-    return f"loss spike: {loss:.4g}, {loss / usual:.3g} times the usual {usual:.4g} (limits.loss_spike is {factor:g})"
+        return None
+    reason = f"loss spike: {loss:.4g}, {loss / usual:.3g} times the usual {usual:.4g} (limits.loss_spike is {factor:g})"
+    return Pause(code="pause.loss_spike", reason=reason)
 
 
 def autopsy(trainer: Any, rows: Sequence[int]) -> list[BadRow]:

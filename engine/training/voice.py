@@ -11,6 +11,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from engine.protocol.codes import Pause
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import AnyEntry, Evaluation, Metrics, Phase, Writer
 from engine.training.log_lines import line
@@ -28,8 +29,8 @@ class Voice:
 
     def __init__(self, run: RunDirectory, attempt: int, link: Link, rank: int) -> None:
         self.attempt, self.link = attempt, link
-        self.trouble = ""
-        """Why nothing can be written at present; empty when all is well."""
+        self.trouble: Pause | None = None
+        """Why nothing can be written at present; None when all is well."""
         self._run = run
         self._writer = Writer(run.events) if rank == 0 else None
         self._waiting: deque[AnyEntry] = deque()
@@ -52,14 +53,15 @@ class Voice:
             try:
                 size = self._writer.write(self._waiting[0])
             except OSError as error:
-                self.trouble = f"disk low: the journal cannot be written ({error.strerror})"
+                reason = f"disk low: the journal cannot be written ({error.strerror})"
+                self.trouble = Pause(code="pause.disk_low", reason=reason)
                 return False
             entry = self._waiting.popleft()
             self.link.written(size)
             with contextlib.suppress(OSError):  # what a full disk takes of these is no loss: the journal has it all
                 self._draw(entry)
                 self._print(entry)
-        self.trouble = ""
+        self.trouble = None
         return True
 
     def _print(self, entry: AnyEntry) -> None:

@@ -64,12 +64,17 @@ def answered(
     except ProblemError as error:
         return None, error.problem
     except (ValueError, KeyError, TypeError) as error:
-        return None, Problem(code="request.invalid", title=wording.wrong, cause=_said(error), traceback=traceback.format_exc())
+        return None, Problem(
+            code="request.invalid", title=wording.wrong, cause=_said(error), traceback=traceback.format_exc()
+        )
     except (OSError, RuntimeError, MemoryError) as error:
         print(traceback.format_exc(), flush=True)
         return None, Problem(
             code="request.failed",
-            title=wording.failed, cause=_said(error), hint=wording.hint, traceback=traceback.format_exc()
+            title=wording.failed,
+            cause=_said(error),
+            hint=wording.hint,
+            traceback=traceback.format_exc(),
         )
 
 

@@ -79,7 +79,12 @@ class Serve:
             state = "busy" if figures["running"] else "ready"
             running = self.running
             self.link.status(
-                state, target=running.label, device=running.device, detail=running.address, figures=figures
+                state,
+                target=running.label,
+                device=running.device,
+                detail=running.address,
+                address=running.address,
+                figures=figures,
             )
         told, self._told = self.running.requests(self._told)
         for request in self.following:

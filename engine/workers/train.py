@@ -11,6 +11,7 @@ import traceback
 import warnings
 from pathlib import Path
 
+from engine.models.memory import exhausted
 from engine.protocol.home import Home
 from engine.protocol.journal import End
 from engine.protocol.messages import Problem, ProblemError
@@ -66,7 +67,7 @@ def main() -> int:
         end = End(attempt=arguments.attempt, step=inbox.step, status="failed", problem=problem)
     voice.tell(end)
     while not voice.flush():
-        link.alive(phase=voice.trouble)
+        link.alive(phase=voice.trouble.reason if voice.trouble else "")
         time.sleep(RETRY)
     link.close()
     return 0 if end.status != "failed" else 1
@@ -77,10 +78,13 @@ def explain(error: Exception, profile: Profile | None) -> Problem:
     if isinstance(error, ProblemError):
         return error.problem
     text = "".join(traceback.format_exception(error))[-8000:]
-    if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+    if exhausted(error):
         return Problem(
             code="memory.exhausted",
-            title="Out of memory", cause=str(error).splitlines()[0], hint=_less_memory(profile), traceback=text
+            title="Out of memory",
+            cause=str(error).splitlines()[0],
+            hint=_less_memory(profile),
+            traceback=text,
         )
     cause = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return Problem(

@@ -35,7 +35,11 @@ def find(named: str | None) -> list[str]:
         if found := shutil.which(named):
             return [found]
         raise ProblemError(
-            Problem(code="export.no_converter", title=f"There is no {SCRIPT} in {named}", hint="name a checkout of llama.cpp, or that file in it")
+            Problem(
+                code="export.no_converter",
+                title=f"There is no {SCRIPT} in {named}",
+                hint="name a checkout of llama.cpp, or that file in it",
+            )
         )
     beside = Path(sys.prefix, BESIDE, SCRIPT)
     if beside.is_file():

@@ -48,7 +48,11 @@ class Running:
             )
             if loaded.tokenizer is None:
                 raise ProblemError(
-                    Problem(code="tokenizer.missing", title=f"{target.label} cannot be served", cause="its folder has no tokenizer")
+                    Problem(
+                        code="tokenizer.missing",
+                        title=f"{target.label} cannot be served",
+                        cause="its folder has no tokenizer",
+                    )
                 )
             self._loop = asyncio.new_event_loop()
             post = Post(self._loop)

@@ -81,7 +81,8 @@ class Settings(msgspec.Struct, kw_only=True):
             raise ProblemError(
                 Problem(
                     code="serving.key_missing",
-                    title=f"The variable {self.key_env} holds no key", hint=f"export {self.key_env}=… and serve again"
+                    title=f"The variable {self.key_env} holds no key",
+                    hint=f"export {self.key_env}=… and serve again",
                 )
             )
         return key

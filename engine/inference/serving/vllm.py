@@ -88,7 +88,13 @@ class Vllm:
         began = time.monotonic()
         while self._ask("/health") is None:
             if self._process.poll() is not None or time.monotonic() - began > STARTING:
-                raise ProblemError(Problem(code="serving.backend_failed", title="vLLM did not start", cause="its output is in the service's log"))
+                raise ProblemError(
+                    Problem(
+                        code="serving.backend_failed",
+                        title="vLLM did not start",
+                        cause="its output is in the service's log",
+                    )
+                )
             progress("starting vLLM", 0, 0)
             time.sleep(1)
 

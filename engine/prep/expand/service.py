@@ -170,7 +170,14 @@ class Service:
                 404: f"look at {self._options.SECTION}.base_url and {self._options.SECTION}.model",
             }
             hint = hints.get(status, "what was made is kept; the same command goes on from here")
-            return ProblemError(Problem(code="expand.refused", title=f"{self._options.base_url} {what}", cause=f"{status}: {said}", hint=hint))
+            return ProblemError(
+                Problem(
+                    code="expand.refused",
+                    title=f"{self._options.base_url} {what}",
+                    cause=f"{status}: {said}",
+                    hint=hint,
+                )
+            )
         if status == 429:
             return Limited(retry_after(headers))
         if status >= 500 or status in (408, 409, 425):

@@ -98,7 +98,9 @@ def _cannot(cause: str) -> ProblemError:
     return ProblemError(
         Problem(
             code="data.tokenised_unusable",
-            title="The tokenised data cannot be used", cause=cause, hint="name the rows that it was made of instead"
+            title="The tokenised data cannot be used",
+            cause=cause,
+            hint="name the rows that it was made of instead",
         )
     )
 

@@ -116,7 +116,8 @@ class Texts:
             raise ProblemError(
                 Problem(
                     code="tokenizer.no_text",
-                    title="There is nothing to learn from", cause="; ".join(rejects.first) or "the files hold no rows"
+                    title="There is nothing to learn from",
+                    cause="; ".join(rejects.first) or "the files hold no rows",
                 )
             )
         self.rejected = rejects.count
