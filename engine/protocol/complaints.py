@@ -12,7 +12,10 @@ from engine.protocol.options import Options
 
 
 def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-    """`(keys, code, message)`: pydantic's errors in our words. A union reports one error a branch for the same place: they become one sentence."""
+    """`(keys, code, message)`: pydantic's errors in our words.
+
+    A union reports one error a branch for the same place: they become one sentence.
+    """
     by_place: dict[tuple[str | int, ...], list[Any]] = {}
     for detail in error.errors():
         keys = tuple(key for key in detail["loc"] if isinstance(key, int) or not _is_branch(key))

@@ -99,7 +99,8 @@ class Sample(Entry, tag="sample", kw_only=True):
 class Ledger(Entry, tag="ledger", kw_only=True):
     """A setting changed, or a command taken, while the run was running; valid from the step after `step`.
 
-    `name` is the setting's key, or the mark's name. `code` is `mark.…`, or for a pause `pause.…`; empty in older journals.
+    `name` is the setting's key, or the mark's name. `code` is `mark.…`, or `pause.…` for a pause; empty in older
+    journals.
     """
 
     code: str = ""
@@ -153,8 +154,8 @@ class End(Entry, tag="end", kw_only=True):
 
 
 class State(Entry, tag="state", kw_only=True):
-    """Lifecycle: the run moved. `state` is one of `states.STATES`; `reason` says why for a pause or an end, `code` says it
-    as one of `codes.CODES`."""
+    """Lifecycle: the run moved. `state` is one of `states.STATES`; `reason` says why for a pause or an end, in words, and
+    `code` as one of `codes.CODES`."""
 
     state: str
     reason: str = ""

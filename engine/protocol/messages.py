@@ -19,7 +19,8 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """An error as data: what went wrong, why, and what mends it."""
 
     code: str = UNKNOWN
-    """One of `codes.CODES`; what code compares. The default is for what an older peer sends: every `Problem` made here names its own."""
+    """One of `codes.CODES`; what code compares. The default is for what an older peer sends: every `Problem` that is made
+    here names its own (a test reads the source)."""
     title: str
     cause: str = ""
     hint: str = ""

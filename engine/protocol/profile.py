@@ -70,8 +70,8 @@ PINS = {"model": "engine.models.checks:pinned", "method": "engine.training.onlin
 
 @dataclass(frozen=True)
 class Issue:
-    """One problem of a profile, `code` as in `codes.CODES`. `line` and `column` count from 1; 0 where the file has no such
-    place (an override)."""
+    """One problem of a profile. `code` is one of `codes.CODES`. `line` and `column` count from 1; both are 0 where the file
+    has no such place (an override)."""
 
     message: str
     code: str = field(kw_only=True)

@@ -33,7 +33,7 @@ class Again(Exception):
 
 
 def spike(loss: float, recent: Sequence[float], factor: float | None) -> Pause | None:
-    """Why this loss asks for a pause: it is beyond `factor` times the median of the recent ones. None when all is well, and
+    """Why this loss asks for a pause: it is beyond `factor` times the median of the recent ones. None if all is well, and
     where a factor means nothing: before there is a history, and with losses that are not positive."""
     if factor is None or len(recent) < RECENT // 2:
         return None

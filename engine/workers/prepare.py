@@ -46,7 +46,8 @@ def warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
             by_rule = ", ".join(f"{count} {rule}" for rule, count in stage.get("rules", {}).items() if count)
             yield Remark(
                 code="data.rows.cleaned",
-                message=f"{stage['name']} left out {stage['rejected']} of {stage['in']} rows of {stage['part']} ({kinds or by_rule})",
+                message=f"{stage['name']} left out {stage['rejected']} of {stage['in']} rows of {stage['part']} "
+                f"({kinds or by_rule})",
                 hint=f"they are named in {prepared['rejects']}",
             )
     for part, counts in prepared["stats"].items():
@@ -59,7 +60,8 @@ def warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
         if counts.get("unwritten"):
             yield Remark(
                 code="template.leaves_out",
-                message=f"the chat template leaves out tools or tool calls {counts['unwritten']} times in {part}: the model does not see them",
+                message=f"the chat template leaves out tools or tool calls {counts['unwritten']} times in {part}: "
+                "the model does not see them",
                 hint="name a template in data.template that writes them",
             )
 

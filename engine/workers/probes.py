@@ -25,7 +25,7 @@ def device() -> str:
 
 
 def torch_build() -> str:
-    """JSON: `text`, a line on the version, what it was built for, and the devices it sees; `cuda`, its CUDA version or nothing."""
+    """JSON: `text` is a line with the version, what it was built for and the devices it sees; `cuda` its CUDA version."""
     import torch
 
     build = (

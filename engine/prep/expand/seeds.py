@@ -62,14 +62,14 @@ class Seeds:
         return _PLACE.sub(lambda found: words[found[1]], self.prompt)
 
 
-def check(options: ExpandOptions) -> None:
-    """Raises ValueError for a task that there is not, and for prompts that no request could be made of."""
-    for key, name in [("expand.task", options.task), *(("expand.prompts", name) for name in options.prompts)]:
+def problems(options: ExpandOptions) -> Iterator[tuple[str, str]]:
+    """`(key, message)`, the key within `expand`, for a task that does not exist and for prompts that cannot be used."""
+    for key, name in [("task", options.task), *(("prompts", name) for name in options.prompts)]:
         if name is not None and name not in TASKS:
-            raise ValueError(f"{key}: there is no task {name}{suggest(name, TASKS)}; known are {', '.join(TASKS)}")
+            yield key, f"there is no task {name}{suggest(name, TASKS)}; known are {', '.join(TASKS)}"
     for name, prompt in options.prompts.items():
         if "{seed}" not in prompt:
-            raise ValueError(f"expand.prompts.{name} has no {{seed}}: every request would be the same")
+            yield f"prompts.{name}", "has no {seed}: every request would be the same"
 
 
 def read(
@@ -82,7 +82,8 @@ def read(
 
     Raises ProblemError when no row fits the task, ValueError for files that cannot be read.
     """
-    check(options)
+    for key, message in problems(options):
+        raise ValueError(f"expand.{key}: {message}")
     digest = hashlib.sha256()
     forms: dict[tuple[int, str], Form] = {}
     name = options.task or _task_of(_first(sources))

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from engine.prep.files import jsonl
 from engine.prep.files.lines import LONGEST_LINE, too_long
-from engine.prep.files.record import BOM, Record, decode
+from engine.prep.files.record import BOM, BadFile, Record, decode
 
 _BLOCK = 2**20
 _BLANKS = re.compile(rb"[ \t\r\n]*+")

@@ -10,8 +10,8 @@ from typing import Any
 
 from engine.prep.formats import alpaca
 from engine.prep.formats.canonical import (
-    EmptyRow,
     Canonical,
+    EmptyRow,
     Message,
     held_canonical,
     messages_of,

@@ -51,9 +51,9 @@ def _records(path: Path) -> Iterator[readers.Record]:
 def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, context: Context) -> dict[str, Any]:
     """Good rows of all files to `out`, placed, and bad ones to `rejects`.
 
-    `work` is how a row is checked and what of it goes on: `CANONICAL` or `AS_IT_STOOD`. Returns `read` = `good` + `rejected`, `out` (rows
-    written: a row may expand to several), `empty` (those rejected for having no text or reply), `reasons` by class and the
-    `first` few bad rows in words. Raises ValueError, OSError for a
+    `work` is how a row is checked and what of it goes on: `CANONICAL` or `AS_IT_STOOD`. Returns `read` = `good` +
+    `rejected`, `out` (rows written: a row may expand to several), `empty` (rows rejected because they have no text or
+    no reply), `reasons` by class and the `first` few bad rows in words. Raises ValueError, OSError for a
     file that cannot be read at all.
     """
     read = good = written = empty = 0
