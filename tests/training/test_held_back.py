@@ -72,7 +72,7 @@ def test_skipped_rows_stay_out_and_the_weights_are_spared(tmp_path, prepared, po
     run = Here(tmp_path, "skip", prepared, *STEADY)
     assert run.train(orders=_when_held("continue", choice="skip")) == ("completed", 21)
     (held,) = run.entries(BadBatch)
-    assert (held.step, held.reason, held.total) == (4, "loss not finite", 4)
+    assert (held.step, held.code, held.total) == (4, "pause.loss_not_finite", 4)
     assert [row.loss is None for row in held.rows] == [True, False, False, False]
     assert held.rows[0].row == bad and held.rows[0].text.startswith("user w")
     assert "held back" in run.entries(Warn)[-1].message
@@ -114,7 +114,7 @@ def test_rolled_back_goes_on_from_the_checkpoint_before_without_the_rows(tmp_pat
     assert run.train(orders=one_after_another(faster, rollback)) == ("completed", 21)
     # The same row was there in the first and second epoch: a spike needs a history of sixteen steps.
     (held,) = run.entries(BadBatch)
-    assert held.reason.startswith("loss spike") and held.step == 18
+    assert held.code == "pause.loss_spike" and held.step == 18
     assert [(entry.step, entry.resumed) for entry in run.entries(Start)][1:] == [(17, "exact")]
     names = [(entry.step, entry.name, entry.new) for entry in run.entries(Ledger)][-4:]
     rows = [row.row for row in held.rows]
