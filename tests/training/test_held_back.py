@@ -7,6 +7,7 @@ import math
 import pytest
 from safetensors.torch import load_file
 
+from engine.protocol.codes import Pause
 from engine.protocol.journal import BadBatch, Ledger, Start, Warn
 from tests.training.here import Here, at, one_after_another
 
@@ -178,9 +179,8 @@ def test_preference_runs_are_rehearsed_resumed_and_held_back_too(kind, rows, tmp
     assert run.entries(Start)[-1].resumed == "exact"
     assert run.series("train/loss") == plain.series("train/loss")
 
-    monkeypatch.setattr(
-        ReplyTrainer, "_verdict", lambda self, norm: "loss not finite" if self.state.global_step == 3 else ""
-    )
+    pause = Pause(code="pause.loss_not_finite", reason="loss not finite")
+    monkeypatch.setattr(ReplyTrainer, "_verdict", lambda self, norm: pause if self.state.global_step == 3 else None)
     held = Here(tmp_path, "held", prepared, *changes)
     assert held.train(orders=_when_held("continue", choice="skip")) == ("completed", 6)
     (batch,) = held.entries(BadBatch)

@@ -72,6 +72,12 @@ def problems(options: ExpandOptions) -> Iterator[tuple[str, str]]:
             yield f"prompts.{name}", "has no {seed}: every request would be the same"
 
 
+def check(options: ExpandOptions) -> None:
+    """Raises ValueError with the first of the `problems`."""
+    for key, message in problems(options):
+        raise ValueError(f"expand.{key}: {message}")
+
+
 def read(
     sources: Sources,
     options: ExpandOptions,
@@ -82,8 +88,7 @@ def read(
 
     Raises ProblemError when no row fits the task, ValueError for files that cannot be read.
     """
-    for key, message in problems(options):
-        raise ValueError(f"expand.{key}: {message}")
+    check(options)
     digest = hashlib.sha256()
     forms: dict[tuple[int, str], Form] = {}
     name = options.task or _task_of(_first(sources))
