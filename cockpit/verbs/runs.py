@@ -56,6 +56,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "name": run.name,
         "state": run.state,
         "reason": run.reason,
+        "code": run.code,
         "host": run.host,
         "profile": run.profile,
         "stage": run.stage,
