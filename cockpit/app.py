@@ -182,9 +182,13 @@ class CockpitApp(App[None]):
         """The engine's reply, or None after telling the user what went wrong."""
         try:
             if self.readonly and operation not in READING | SERVING:
-                raise ProblemError(Problem(title="This cockpit is read-only", hint="start it without --readonly"))
+                raise ProblemError(
+                    Problem(code="app.read_only", title="This cockpit is read-only", hint="start it without --readonly")
+                )
             if self.client is None:
-                raise ProblemError(Problem(title="Not attached yet", hint="wait until the engine is there"))
+                raise ProblemError(
+                    Problem(code="engine.not_attached", title="Not attached yet", hint="wait until the engine is there")
+                )
             reply = await self.client.request(operation, message, timeout)
             # While leaving, the screens are taken down: nobody is there to show the reply.
             return reply if self.is_running else None

@@ -570,6 +570,8 @@ class Parser(argparse.ArgumentParser):
 
 
 class UsageError(ValueError):
+    code = "request.usage"
+
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.hint = hint

@@ -70,5 +70,11 @@ class Worker:
 
     async def _request(self, operation: str, message: Any, seconds: float) -> Any:
         if self.app.client is None:
-            raise ProblemError(Problem(title="Not attached to the engine yet", hint="wait a moment and try again"))
+            raise ProblemError(
+                Problem(
+                    code="engine.not_attached",
+                    title="Not attached to the engine yet",
+                    hint="wait a moment and try again",
+                )
+            )
         return await self.app.client.request(operation, message, seconds)

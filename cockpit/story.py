@@ -10,6 +10,7 @@ from typing import Any
 
 from cockpit.figures import number
 from cockpit.state import Entry, RunTold
+from engine.protocol.codes import PASSING
 from engine.protocol.messages import Run
 from engine.protocol.states import PAUSED
 
@@ -28,12 +29,6 @@ SHORT = {
     "early stopping": "early",
 }
 """Entry of the ledger -> its name on the chart; others are listed but not marked."""
-ASKED = "asked"
-PASSING = ("disk low", "host memory", "host CPU", "device too hot")
-"""How the reasons begin that pass by themselves: the run goes on when they are over."""
-
-_HELD = " is held back: "
-"""In the warning that goes with a bad batch."""
 
 Threshold = tuple[str, str, float]
 """Metric, comparison, bound."""
@@ -87,8 +82,10 @@ def held(run: Run, told: RunTold) -> Entry | None:
     if run.state != PAUSED or batch is None or not told.ledger:
         return None
     pause = next((entry for entry in reversed(told.ledger) if entry["name"] in ("pause", "continue")), None)
-    waits = pause is not None and pause["name"] == "pause"
-    return batch if waits and pause and (pause["step"], pause.get("new")) == (batch["step"], batch["reason"]) else None
+    if pause is None or pause["name"] != "pause":
+        return None
+    # Older journals have no codes: there the step alone tells.
+    return batch if (pause["step"], pause.get("code")) == (batch["step"], batch.get("code")) else None
 
 
 def way_back(told: RunTold, step: int) -> int | None:
@@ -107,7 +104,7 @@ def rows_of(batch: Entry) -> list[dict[str, Any]]:
 
 def advice(run: Run, told: RunTold) -> tuple[str, str]:
     """Why a paused run is in trouble, and which keys lead on; two empty texts when it is not."""
-    if run.state != PAUSED or run.reason in ("", ASKED):
+    if run.state != PAUSED or not run.reason or run.code == "pause.asked":
         return "", ""
     if held(run, told) is not None:
         step = f"step {run.step + 1:,}"
@@ -115,7 +112,7 @@ def advice(run: Run, told: RunTold) -> tuple[str, str]:
             f"‖ {step} is held back: {run.reason}; its update has not been applied",
             "b shows its rows: skip them, roll back, or go on · p goes on · x stops",
         )
-    if run.reason.startswith(PASSING):
+    if run.code in PASSING:
         return (
             f"‖ paused: {run.reason}",
             "goes on by itself when that is over · p goes on now · x stops with a checkpoint",
@@ -127,7 +124,7 @@ def standing(run: Run, told: RunTold) -> list[Entry]:
     """The warnings that still mean something: that a batch is held back is over when it has been decided on."""
     if held(run, told) is not None:
         return list(told.warnings)
-    return [entry for entry in told.warnings if not (entry.get("step") is not None and _HELD in entry["message"])]
+    return [entry for entry in told.warnings if entry.get("code") != "training.batch_held"]
 
 
 # ── thresholds ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -70,12 +70,15 @@ class Talker:
 
     def _of_run(self) -> dict[str, Any]:
         if self.app.readonly:
-            raise ProblemError(Problem(title="This cockpit is read-only", cause="to answer takes a run's time"))
+            raise ProblemError(
+                Problem(code="app.read_only", title="This cockpit is read-only", cause="to answer takes a run's time")
+            )
         run = self.app.state.runs.get(self.run)
         if run is None or run.state not in (RUNNING, PAUSED):
             state = run.state if run else "not there"
             raise ProblemError(
                 Problem(
+                    code="run.not_training",
                     title=f"{self.run} is {state}",
                     cause="only a run that is training answers out of its own process",
                     hint=f"choose one of its checkpoints: {self.run}",
@@ -89,11 +92,19 @@ class Talker:
             if not self.run:
                 return await self.worker.ask(question, arguments, self.request)
             if self.app.client is None:
-                raise ProblemError(Problem(title="Not attached to the engine", hint="wait a moment and try again"))
+                raise ProblemError(
+                    Problem(
+                        code="engine.not_attached",
+                        title="Not attached to the engine",
+                        hint="wait a moment and try again",
+                    )
+                )
             ask = Ask(service=self.run, request=self.request, question=question, arguments=arguments)
             result = (await self.app.client.request("service_ask", ask, PATIENCE)).result
             if result is None:
-                raise ProblemError(Problem(title=f"{self.run} has ended", hint="its last checkpoint answers"))
+                raise ProblemError(
+                    Problem(code="run.ended", title=f"{self.run} has ended", hint="its last checkpoint answers")
+                )
             return result
         finally:
             self.request = ""

@@ -335,7 +335,7 @@ class ChatScreen(KeepingScreen):
             for talker in self.talkers:
                 if talker.worker.id == body.service.id and not talker.run:
                     talker.loaded = None
-                    problem = body.service.problem or Problem(title="The chat worker has ended")
+                    problem = body.service.problem or Problem(code="service.ended", title="The chat worker has ended")
                     self._meter(talker.target, problem.title, "the next message starts it again")
 
     def _heard(self, column: int, event: ServiceEvent) -> None:

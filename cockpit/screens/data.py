@@ -155,7 +155,7 @@ class DataScreen(DecidingScreen):
             text, is_data = await asyncio.to_thread(_profile_of, path)
             await self.worker.need(await asyncio.to_thread(_keys, text, path, self.app.home))
         except (OSError, UnicodeDecodeError) as error:
-            self._trouble(Problem(title=f"cannot read {path}", cause=str(error)))
+            self._trouble(Problem(code="file.unreadable", title=f"cannot read {path}", cause=str(error)))
             return
         self.profile, self.summary, self.stats, self.rows = path.stem, {}, {}, {}
         self._place("reading …")

@@ -18,6 +18,7 @@ def open_app(options: argparse.Namespace) -> int:
     if not on_terminal():
         raise ProblemError(
             Problem(
+                code="app.needs_terminal",
                 title="The app needs a terminal",
                 cause="stdin or stdout is a pipe or a file",
                 hint="every screen has a verb: cockpit --help",

@@ -188,6 +188,6 @@ def remembered(home: Home) -> Callable[[], None]:
             path.touch(mode=0o600)
             readline.write_history_file(path)
         except OSError as error:
-            show_problem(Problem(title="The history cannot be kept", cause=str(error)))
+            show_problem(Problem(code="file.unwritable", title="The history cannot be kept", cause=str(error)))
 
     return keep

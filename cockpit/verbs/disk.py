@@ -16,14 +16,23 @@ def find_run(home: Home, reference: str) -> RunDirectory:
     """By id, unambiguous prefix, or `last`, as the engine finds them. Raises ProblemError."""
     created = {run.id: moment for run, moment in _runs(home)}
     if not created:
-        raise ProblemError(Problem(title="There are no runs yet", hint="cockpit demo, or cockpit train PROFILE"))
+        raise ProblemError(
+            Problem(code="run.none", title="There are no runs yet", hint="cockpit demo, or cockpit train PROFILE")
+        )
     if reference == "last":
         return home.run(max(created, key=created.__getitem__))
     matches = [reference] if reference in created else sorted(run for run in created if run.startswith(reference))
     if len(matches) == 1:
         return home.run(matches[0])
     cause = f"it could be {', '.join(matches[:5])}" if matches else "no run's id begins like that"
-    raise ProblemError(Problem(title=f"Which run is {reference}?", cause=cause, hint="cockpit runs"))
+    raise ProblemError(
+        Problem(
+            code="run.ambiguous" if matches else "run.not_found",
+            title=f"Which run is {reference}?",
+            cause=cause,
+            hint="cockpit runs",
+        )
+    )
 
 
 def _runs(home: Home) -> Iterator[tuple[RunDirectory, float]]:

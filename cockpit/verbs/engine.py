@@ -74,6 +74,7 @@ def _end(home: Home, connection: Connection, force: bool) -> None:
         if time.monotonic() > deadline:
             raise ProblemError(
                 Problem(
+                    code="engine.still_ending",
                     title="The engine is still ending",
                     cause=f"process {connection.pid} lives {ENDING:g} s after it was asked to end",
                     hint=f"look at {home.engine_log}",

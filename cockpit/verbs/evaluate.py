@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -134,9 +135,15 @@ def _predictions(options: argparse.Namespace, home: Home, settings: dict[str, An
     try:
         said = json.loads(done.stdout)
     except ValueError:
-        raise ProblemError(Problem(title="The scoring process ended without a word", cause=f"status {done.returncode}"))
+        raise ProblemError(
+            Problem(
+                code="evaluation.failed",
+                title="The scoring process ended without a word",
+                cause=f"status {done.returncode}",
+            )
+        )
     if "error" in said:
-        raise ProblemError(Problem(**said["error"]))
+        raise ProblemError(msgspec.convert(said["error"], Problem))
     result: dict[str, Any] = said["result"]
     return result
 

@@ -46,7 +46,9 @@ def _run_in(body: Any, run_id: str) -> Run | None:
 
 
 def _gone(run_id: str) -> ProblemError:
-    return ProblemError(Problem(title=f"{run_id} is gone", cause="it was deleted", hint="cockpit runs"))
+    return ProblemError(
+        Problem(code="run.deleted", title=f"{run_id} is gone", cause="it was deleted", hint="cockpit runs")
+    )
 
 
 def follow(client: Client, run_id: str) -> Run:

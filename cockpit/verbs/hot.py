@@ -35,7 +35,9 @@ class HotChat(Chat):
     def _ask(self, *question: Any) -> Any:
         answer = super()._ask(*question)
         if answer is None:
-            raise ProblemError(Problem(title="The run has ended", hint="without --hot its last checkpoint answers"))
+            raise ProblemError(
+                Problem(code="run.ended", title="The run has ended", hint="without --hot its last checkpoint answers")
+            )
         return answer
 
 
@@ -47,6 +49,7 @@ def hot(home: Home, target: str, settings: dict[str, Any]) -> Iterator[HotChat]:
         if run.state not in (RUNNING, PAUSED):
             raise ProblemError(
                 Problem(
+                    code="run.not_training",
                     title=f"{run.id} is {run.state}",
                     cause="only a run that is training answers out of its own process",
                     hint=f"cockpit chat {run.id} talks to its best checkpoint",

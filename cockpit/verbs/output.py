@@ -54,7 +54,7 @@ def report(error: Exception, *, as_json: bool) -> None:
     problem, further = _describe(error)
     show_problem(problem)
     if as_json:
-        emit({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint, **further}})
+        emit({"error": {**problem.document(), **further}})
 
 
 def _describe(error: Exception) -> tuple[Problem, dict[str, Any]]:
@@ -63,11 +63,15 @@ def _describe(error: Exception) -> tuple[Problem, dict[str, Any]]:
     if hasattr(error, "issues"):  # profile.ProfileError, whose module costs a tenth of a second to import
         count = len(error.issues)
         title = f"The profile has {count} problems" if count > 1 else "The profile has a problem"
-        return Problem(title=title, cause=str(error)), {"issues": error.issues}
+        place = next((issue.place for issue in error.issues if issue.line), "")
+        problem = Problem(code=getattr(error, "code", "profile.invalid"), title=title, cause=str(error), place=place)
+        return problem, {"issues": error.issues}
     if isinstance(error, OSError):
-        return Problem(title=error.strerror or str(error), cause=str(error.filename or "")), {}
+        return Problem(code="file.failed", title=error.strerror or str(error), cause=str(error.filename or "")), {}
     if isinstance(error, ValueError):
-        return Problem(title=str(error), hint=getattr(error, "hint", "")), {}
+        return Problem(
+            code=getattr(error, "code", "request.invalid"), title=str(error), hint=getattr(error, "hint", "")
+        ), {}
     raise error
 
 

@@ -56,6 +56,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "name": run.name,
         "state": run.state,
         "reason": run.reason,
+        "code": run.code,
         "host": run.host,
         "profile": run.profile,
         "stage": run.stage,
@@ -232,7 +233,9 @@ def delete(options: argparse.Namespace) -> int:
     with Client(Home.locate(options.home)) as client:
         run: Run = client.request("show", RunRef(run=options.run)).run
         if run.state in states.LIVE:
-            raise ProblemError(Problem(title=f"{run.id} is {run.state}", hint=f"cockpit stop {run.id}"))
+            raise ProblemError(
+                Problem(code="run.live", title=f"{run.id} is {run.state}", hint=f"cockpit stop {run.id}")
+            )
         client.request("delete", RunRef(run=run.id), BOUNDARY)
     if options.json:
         emit({"run": run.id, "deleted": True})

@@ -168,10 +168,10 @@ def _servers(home: Home) -> list[Service]:
 def _list(home: Home, as_json: bool) -> int:
     servers = _servers(home)
     if as_json:
-        emit([{"service": each.id, "target": each.target, "address": each.detail, **each.figures} for each in servers])
+        emit([{"service": each.id, "target": each.target, "address": each.address, **each.figures} for each in servers])
     elif servers:
         columns = ("service", "target", "address", "requests")
-        table(columns, [(each.id, each.target, each.detail, summary(each.figures)) for each in servers])
+        table(columns, [(each.id, each.target, each.address, summary(each.figures)) for each in servers])
     else:
         say("Nothing is served. cockpit serve TARGET")
     return 0
@@ -182,10 +182,11 @@ def _stop(home: Home, options: argparse.Namespace) -> int:
     servers = _servers(home)
     chosen = [each for each in servers if options.target is None or _is(each, options.target)]
     if len(chosen) != 1:
-        told = ", ".join(f"{each.id} ({each.target} at {each.detail})" for each in servers) or "none"
+        told = ", ".join(f"{each.id} ({each.target} at {each.address})" for each in servers) or "none"
         which = f" by the name {options.target}" if options.target else ""
         raise ProblemError(
             Problem(
+                code="server.ambiguous" if chosen else "server.not_found",
                 title=f"There are {len(chosen)} servers{which}" if chosen else f"There is no server{which}",
                 cause=f"open: {told}",
                 hint="cockpit serve --stop SERVICE",
@@ -201,5 +202,5 @@ def _stop(home: Home, options: argparse.Namespace) -> int:
 
 
 def _is(server: Service, name: str) -> bool:
-    port = server.detail.removesuffix("/v1").rpartition(":")[2]
-    return name in (server.id, server.target, server.detail, server.detail.removesuffix("/v1"), port)
+    root = server.address.removesuffix("/v1")
+    return name in (server.id, server.target, server.address, root, root.rpartition(":")[2])

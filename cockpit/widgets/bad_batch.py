@@ -18,8 +18,6 @@ from cockpit.story import held, rows_of, way_back
 from cockpit.widgets.sheet import Sheet
 from engine.protocol.messages import Run
 
-SPIKE = "loss spike"
-
 
 class BadBatch(Sheet[str | None]):
     """Dismissed with `skip`, `rollback` or `continue`, or None. Enter does nothing: it is pressed too easily."""
@@ -109,7 +107,7 @@ def choices(batch: Entry, told: RunTold) -> dict[str, str]:
         found["rollback"] = (
             f"go back to the checkpoint of step {back:,} ({lost:,} step{'s'[: lost != 1]} again) and leave them out"
         )
-    spiked = batch["reason"].startswith(SPIKE)
+    spiked = batch.get("code") == "pause.loss_spike"
     found["continue"] = "go on, and apply this update after all" if spiked else "go on; this step changes no weights"
     return found
 

@@ -194,7 +194,15 @@ class TrainingLoop:
             return
         early = self.evaluator.stop_reason if self.step < self.max_steps else ""
         if early:
-            self.reporter.write(Ledger(attempt=self.job.attempt, step=self.step, name="early stopping", new=early))
+            self.reporter.write(
+                Ledger(
+                    attempt=self.job.attempt,
+                    code="mark.early_stopping",
+                    step=self.step,
+                    name="early stopping",
+                    new=early,
+                )
+            )
         self.outcome = "completed" if early or self.step >= self.max_steps else "stopped"
         self.control.save()
 

@@ -68,9 +68,10 @@ def libraries(home: Home) -> Iterator[Check]:
 def torch_and_devices(home: Home) -> Iterator[Check]:
     """torch, its CUDA build against the driver, and the devices that NVML knows."""
     good, told = probes.run("torch")
-    yield Check("torch", good, told, "" if good else "make setup (torch is pinned in constraints.txt)")
+    build: dict[str, str] = json.loads(told) if good else {"text": told, "cuda": ""}
+    yield Check("torch", good, build["text"], "" if good else "make setup (torch is pinned in constraints.txt)")
     driver, devices = _nvidia()
-    cuda = told.partition("built for CUDA ")[2].partition(";")[0]
+    cuda = build["cuda"]
     if not driver:
         yield Check("driver", None, "no NVIDIA driver: everything runs on the CPU")
         return

@@ -114,8 +114,9 @@ def sample(step: int, reply: str, now: float) -> dict[str, Any]:
     return told | {"reply": reply, "reference": reference, "scores": {"f1": 0.5}}
 
 
-def ledger(step: int, name: str, old: Any = None, new: Any = None) -> dict[str, Any]:
-    return {"kind": "ledger", "time": time.time(), "attempt": 1, "step": step, "name": name, "old": old, "new": new}
+def ledger(step: int, name: str, old: Any = None, new: Any = None, *, code: str = "") -> dict[str, Any]:
+    told = {"kind": "ledger", "time": time.time(), "attempt": 1, "step": step, "name": name, "old": old, "new": new}
+    return told | ({"code": code} if code else {})
 
 
 def bad_batch() -> dict[str, Any]:
@@ -128,7 +129,7 @@ def bad_batch() -> dict[str, Any]:
     ]
     reason = "loss spike: 5.12, 3.4 times the usual 1.5 (limits.loss_spike is 3)"
     told = {"kind": "bad_batch", "time": time.time(), "attempt": 1, "step": 31, "reason": reason, "rows": rows}
-    return told | {"total": 8}
+    return told | {"total": 8, "code": "pause.loss_spike"}
 
 
 def loss(step: int) -> float:

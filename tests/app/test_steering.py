@@ -73,10 +73,12 @@ async def test_a_held_back_batch_shows_its_rows_and_takes_a_choice(size: tuple[i
         await ready(pilot)
         assert "Batch" not in shown(pilot)
         reason = bad_batch()["reason"]
-        warning = {"kind": "warning", "step": 31, "message": f"step 32 is held back: {reason}", "hint": "look"}
-        for entry in (bad_batch(), warning, ledger(31, "pause", None, reason)):
+        code = bad_batch()["code"]
+        message = f"step 32 is held back: {reason}"
+        warning = {"kind": "warning", "code": "training.batch_held", "step": 31, "message": message, "hint": "look"}
+        for entry in (bad_batch(), warning, ledger(31, "pause", None, reason, code=code)):
             engine.say(Told(run=run.id, entry=entry))
-        engine.say(RunChanged(run=demo_run(state="paused", reason=reason)))
+        engine.say(RunChanged(run=demo_run(state="paused", reason=reason, code=code)))
         await until(pilot, lambda: "‖ step 32 is held back" in shown(pilot) and "b Batch" in shown(pilot))
         assert "b shows its rows" in shown(pilot)
         assert_fits(pilot)
@@ -120,7 +122,7 @@ async def test_a_decided_batch_can_be_read_again_but_not_decided() -> None:
 
 
 async def test_trouble_says_its_reason_and_the_keys_and_p_goes_on() -> None:
-    run = demo_run(state="paused", reason="disk low: 1.2 GB free, limits.disk_free_gb is 2")
+    run = demo_run(state="paused", reason="disk low: 1.2 GB free, limits.disk_free_gb is 2", code="pause.disk_low")
     engine = FakeEngine(run)
     async with opened(engine, LOW) as pilot:
         await until(pilot, lambda: "goes on by itself when that is over" in shown(pilot))

@@ -45,31 +45,44 @@ def test_changes_of_an_attempt_before_the_start_are_in_the_start_already() -> No
 
 
 def test_a_held_batch_is_known_until_it_is_decided_on() -> None:
-    run = demo_run(state="paused", step=31, reason=bad_batch()["reason"])
+    run = demo_run(state="paused", step=31, reason=bad_batch()["reason"], code="pause.loss_spike")
     warning = {
         "kind": "warning",
         "step": 31,
         "time": 2.0,
+        "code": "training.batch_held",
         "message": "step 32 is held back: loss spike: 5",
         "hint": "h",
     }
-    waiting = told(bad_batch(), warning, ledger(31, "pause", None, bad_batch()["reason"]))
+    waiting = told(bad_batch(), warning, ledger(31, "pause", None, "reworded", code="pause.loss_spike"))
     assert held(run, waiting) is not None
     assert advice(run, waiting)[0].startswith("‖ step 32 is held back: loss spike")
     assert standing(run, waiting) == [warning]
     decided = take(waiting, ledger(31, "continue", bad_batch()["reason"], "skip"))
     going = demo_run(state="running", step=32)
     assert held(going, decided) is None and standing(going, decided) == []
-    later = take(decided, ledger(40, "pause", None, "asked"))
-    assert held(demo_run(state="paused", step=40, reason="asked"), later) is None
+    later = take(decided, ledger(40, "pause", None, "asked", code="pause.asked"))
+    assert held(demo_run(state="paused", step=40, reason="asked", code="pause.asked"), later) is None
+
+
+def test_a_held_batch_of_a_journal_without_codes_is_known_by_its_step() -> None:
+    batch = {key: value for key, value in bad_batch().items() if key != "code"}
+    run = demo_run(state="paused", step=31, reason=batch["reason"])
+    assert held(run, told(batch, ledger(31, "pause", None, batch["reason"]))) is not None
+    assert held(run, told(batch, ledger(40, "pause", None, "asked"))) is None
 
 
 @pytest.mark.parametrize(
-    ("reason", "key"),
-    [("disk low: 1.2 GB free", "goes on by itself"), ("gradient not finite", "p goes on"), ("asked", "")],
+    ("code", "reason", "key"),
+    [
+        ("pause.disk_low", "1.2 GB free", "goes on by itself"),
+        ("pause.gradient_not_finite", "gradient not finite", "p goes on"),
+        ("pause.asked", "asked", ""),
+        ("", "disk low: what an older engine said", "p goes on"),
+    ],
 )
-def test_a_pause_says_its_reason_and_the_way_on(reason: str, key: str) -> None:
-    said, keys = advice(demo_run(state="paused", reason=reason), told())
+def test_a_pause_says_its_reason_and_the_way_on(code: str, reason: str, key: str) -> None:
+    said, keys = advice(demo_run(state="paused", reason=reason, code=code), told())
     assert (reason in said and key in keys) if key else (said, keys) == ("", "")
 
 
