@@ -80,15 +80,15 @@ class BadBatchGuard:
             loop.control.save()
         old, new = loop.profile.training, live.training
         loop.reporter.warn(
-            "memory.batch_cut",
-            step,
-            f"out of memory: going on from step {step} with training.micro_batch {old.micro_batch} → {new.micro_batch} and "
+            code="memory.batch_cut",
+            step=step,
+            message=f"out of memory: going on from step {step} with training.micro_batch {old.micro_batch} → {new.micro_batch} and "
             f"training.accumulation {old.accumulation} → {new.accumulation}: the same global batch, in the same order ({cause})",
-            "nothing to do; training.gradient_checkpointing=true needs less memory too",
+            hint="nothing to do; training.gradient_checkpointing=true needs less memory too",
         )
         for key in ("training.micro_batch", "training.accumulation"):
             before, after = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
-            self._enter("mark.setting", step, key, before, after)
+            self._enter(step, key, before, after, code="mark.setting")
         raise RestartFrom(live, None if rehearsed and step == 0 else step)
 
     # ── a bad batch ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -96,9 +96,9 @@ class BadBatchGuard:
     def _find_fault(self, loss: float, norm: Any) -> Pause | None:
         """Why this batch must be held back; None for a good one."""
         if not math.isfinite(loss):
-            return Pause("pause.loss_not_finite", "loss not finite")
+            return Pause(code="pause.loss_not_finite", reason="loss not finite")
         if self._loop.accelerator.scaler is None and not math.isfinite(norm):
-            return Pause("pause.gradient_not_finite", "gradient not finite")
+            return Pause(code="pause.gradient_not_finite", reason="gradient not finite")
         return find_spike(loss, self.recent_losses, self._loop.profile.limits.loss_spike)
 
     def _hold_back(self, pause: Pause) -> None:
@@ -117,10 +117,10 @@ class BadBatchGuard:
             )
         )
         loop.reporter.warn(
-            "training.batch_held",
-            step,
-            f"step {step + 1} is held back: {pause.reason}; its update has not been applied",
-            "look at its rows; then `cockpit continue RUN --skip` leaves them out, `--rollback` goes back to the checkpoint before "
+            code="training.batch_held",
+            step=step,
+            message=f"step {step + 1} is held back: {pause.reason}; its update has not been applied",
+            hint="look at its rows; then `cockpit continue RUN --skip` leaves them out, `--rollback` goes back to the checkpoint before "
             "and leaves them out, `cockpit continue RUN` goes on",
         )
         loop.control.held_rows = rows
@@ -133,7 +133,7 @@ class BadBatchGuard:
             self._roll_back(rows)
         if choice == "skip":
             loop.control.save()
-            self._enter("mark.skip", step, live_settings.SKIPPED, None, rows)
+            self._enter(step, live_settings.SKIPPED, None, rows, code="mark.skip")
             loop.job.skipped.update(rows)
         if choice == "skip" or pause.code != "pause.loss_spike":
             loop.drop_gradients()
@@ -143,17 +143,17 @@ class BadBatchGuard:
         loop, job = self._loop, self._loop.job
         target = loop.ranks.broadcast(loop.checkpointer.newest_before(loop.step))
         then = loop.checkpointer.settings_of(target)
-        self._enter("mark.rollback", target, "rollback", loop.step, target)
-        self._enter("mark.skip", target, live_settings.SKIPPED, None, rows)
+        self._enter(target, "rollback", loop.step, target, code="mark.rollback")
+        self._enter(target, live_settings.SKIPPED, None, rows, code="mark.skip")
         for key in SETTABLE:
             before, now = live_settings.get_setting(then, key), live_settings.get_setting(loop.profile, key)
             if before != now:
-                self._enter("mark.setting", target, key, before, now)
+                self._enter(target, key, before, now, code="mark.setting")
             job.replayed[key] = now
         job.skipped.update(rows)
         raise RestartFrom(loop.profile, target)
 
-    def _enter(self, code: str, step: int, name: str, old: Any, new: Any) -> None:
+    def _enter(self, step: int, name: str, old: Any, new: Any, *, code: str) -> None:
         attempt = self._loop.job.attempt
         self._loop.reporter.write(Ledger(attempt=attempt, code=code, step=step, name=name, old=old, new=new))
 
@@ -170,7 +170,7 @@ def find_spike(loss: float, recent: Iterable[float], factor: float | None) -> Pa
     if usual <= 0 or loss <= factor * usual:
         return None
     reason = f"loss spike: {loss:.4g}, {loss / usual:.3g} times the usual {usual:.4g} (limits.loss_spike is {factor:g})"
-    return Pause("pause.loss_spike", reason)
+    return Pause(code="pause.loss_spike", reason=reason)
 
 
 def describe_rows(loop: TrainingLoop, rows: Sequence[int]) -> list[BadRow]:

@@ -116,7 +116,9 @@ class Checkpointer:
         try:
             write_folder(folder, lambda place: self.fill(place, gathered))
         except OSError as error:
-            return Pause("pause.disk_low", f"disk low: the checkpoint cannot be written ({error.strerror or error})")
+            return Pause(
+                code="pause.disk_low", reason=f"disk low: the checkpoint cannot be written ({error.strerror or error})"
+            )
         results = loop.evaluator.results.get(loop.step, {})
         job.checkpoints[loop.step] = {name: value for name, value in results.items() if value is not None}
         best = checkpoints.best(job.checkpoints, loop.profile.checkpoint.best_by)

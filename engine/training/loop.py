@@ -29,7 +29,7 @@ from engine.training.ema import Averages
 from engine.training.evaluator import Evaluator
 from engine.training.exceptions import StopTraining
 from engine.training.methods.base import Batch, MethodSetup, make_method, take_counts
-from engine.training.parallel import make_strategy
+from engine.training.parallel.choose import make_strategy
 from engine.training.run_control import RunControl
 from engine.training.schedule import make_schedule, rebase_schedule
 

@@ -60,7 +60,9 @@ def after_model(job: Job, model: Any, steps: int) -> None:
     if liger.wanted(settings.liger, kind):
         liger.install(model)
     if compiling.wanted(settings.compile, kind, steps):
-        compiling.install(model, kind, lambda message, hint, *, code: job.reporter.warn(code, 0, message, hint))
+        compiling.install(
+            model, kind, lambda message, hint, *, code: job.reporter.warn(code=code, message=message, hint=hint)
+        )
 
 
 def workers(setting: int | str, device_kind: str, world: int) -> int:

@@ -105,7 +105,9 @@ def _write_and_read(loop: TrainingLoop, gathered: Gathered) -> Pause | None:
         checkpoints.read_back(folder, loop.model, loop.profile.model.dtype)
         torch.load(folder / checkpoints.TRAINER / "optimizer.pt", map_location="cpu", weights_only=True)
     except OSError as error:
-        return Pause("pause.disk_low", f"disk low: a checkpoint cannot be written ({error.strerror or error})")
+        return Pause(
+            code="pause.disk_low", reason=f"disk low: a checkpoint cannot be written ({error.strerror or error})"
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return None

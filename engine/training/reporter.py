@@ -51,7 +51,7 @@ class Reporter:
         self._waiting.append(entry)
         self.flush()
 
-    def warn(self, code: str, step: int, message: str, hint: str) -> None:
+    def warn(self, *, code: str, message: str, hint: str, step: int = 0) -> None:
         """Journal a warning."""
         self.write(Warn(attempt=self.attempt, code=code, step=step, message=message, hint=hint))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PAUSE_TURN = 1.0
 """Seconds between two agreements of ranks that are paused: far below any collective's time-out."""
-ASKED = Pause("pause.asked", "asked")
+ASKED = Pause(code="pause.asked", reason="asked")
 
 Order = tuple[str, dict[str, Any]]
 """A command's name and arguments."""
@@ -42,10 +42,10 @@ class RunControl:
 
     def pause(self, pause: Pause) -> str:
         """Wait at this boundary until told to go on, or until the host is as it should be; returns the choice that came with it."""
-        self._enter(pause.code, "pause", None, pause.reason)
+        self._enter("pause", None, pause.reason, code=pause.code)
         with self._reporter.during("paused", pause.reason):
             choice = self._wait(pause)
-        self._enter("mark.continue", "continue", pause.reason, choice or None)
+        self._enter("continue", pause.reason, choice or None, code="mark.continue")
         return choice
 
     def _wait(self, pause: Pause) -> str:
@@ -69,10 +69,10 @@ class RunControl:
             self.pause(pause)
             if self.stopping:
                 self._reporter.warn(
-                    "training.no_checkpoint",
-                    loop.step,
-                    f"stopped without a checkpoint of step {loop.step}: {pause.reason}",
-                    "resume goes on from the one before",
+                    code="training.no_checkpoint",
+                    step=loop.step,
+                    message=f"stopped without a checkpoint of step {loop.step}: {pause.reason}",
+                    hint="resume goes on from the one before",
                 )
                 return
 
@@ -139,7 +139,7 @@ class RunControl:
             return Problem(code="command.nothing_held", title=title)
         if choice == "rollback" and self._ranks.broadcast(self._loop.checkpointer.newest_before(step)) is None:
             title = f"there is no checkpoint before step {step}: skip the rows instead"
-            return Problem(code="checkpoint.none_before", title=title)
+            return Problem(code="command.no_way_back", title=title)
         return None
 
     def _set(self, changes: dict[str, Any]) -> Problem | None:
@@ -151,17 +151,17 @@ class RunControl:
             if live.training.max_steps is not None and live.training.max_steps < loop.step:
                 raise ValueError(f"step {loop.step} is done already; training.max_steps must be at least that")
         except ValueError as error:
-            return Problem(code="command.setting_refused", title=str(error))
+            return Problem(code="setting.refused", title=str(error))
         self.save()  # so that there is a way back to before the change
         for key in changes:
             old, new = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
             if key == "training.max_steps":
                 old = loop.max_steps
-            self._enter("mark.setting", key, old, new)
+            self._enter(key, old, new, code="mark.setting")
         loop.apply_settings(live)
         return None
 
-    def _enter(self, code: str, name: str, old: Any, new: Any) -> None:
+    def _enter(self, name: str, old: Any, new: Any, *, code: str) -> None:
         """Journal a change at this step."""
         attempt, step = self._loop.job.attempt, self._loop.step
         self._reporter.write(Ledger(attempt=attempt, code=code, step=step, name=name, old=old, new=new))
