@@ -579,7 +579,7 @@ def build_parser() -> Parser:
     """The parser of all verbs. Shared options work before and after the verb."""
     parser = Parser(prog="cockpit", description="The terminal cockpit for training language models. Without a verb: the app.",
                     epilog="Results go to stdout, everything else to stderr.", allow_abbrev=False)  # fmt: skip
-    parser.set_defaults(function="app:open_app", home=None, json=False)
+    parser.set_defaults(function="open_app:open_app", home=None, json=False)
     _add_shared(parser)
     parser.add_argument("--readonly", action="store_true", help="the app only watches: no key changes a run")
     _add_verbs(parser, VERBS)

@@ -15,10 +15,10 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from cockpit.branches import Answered, Tree, Turn
-from cockpit.screens.keeping import MOST, KeepingScreen
-from cockpit.talking import Talker
-from cockpit.targets import choices, on_this_machine
+from cockpit.connection.chat_target import Talker
+from cockpit.screens.save import MOST, KeepingScreen
+from cockpit.screens.target_choices import choices, on_this_machine
+from cockpit.state.chat_tree import Answered, Tree, Turn
 from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.conversation import LETTERS, SIDES, Answer, Conversation
 from cockpit.widgets.picker import Picker
@@ -33,7 +33,7 @@ from engine.protocol.messages import (
 )
 
 if TYPE_CHECKING:
-    from cockpit.state import State
+    from cockpit.state.app_state import State
 
 RECENT = 12
 """Runs whose checkpoints are offered."""
@@ -188,7 +188,7 @@ class ChatScreen(KeepingScreen):
         panel = self.query_one(Sampling)
         if run not in self.app.state.runs or panel.chosen_task:
             return
-        from cockpit.yaml_edit import read
+        from cockpit.profiles.yaml_edit import read
 
         detail = await self.app.ask("show", RunRef(run=run))
         task = (read(detail.profile_text).get("evaluation") or {}).get("task") if detail else None

@@ -13,15 +13,16 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from cockpit.pacing import Pace
-from cockpit.screens.run_screen import RunScreen
-from cockpit.state import RunTold, State, neighbour, select
-from cockpit.story import marks
+from cockpit.screens.run_actions import RunScreen
+from cockpit.state.app_state import RunTold, State, neighbour
+from cockpit.state.run_history import marks
 from cockpit.widgets.chart import Chart, curve_of
 from cockpit.widgets.chart_raster import Trace
 from cockpit.widgets.devices import Devices
+from cockpit.widgets.line import MUTED, Line
 from cockpit.widgets.log_tail import LogTail
-from cockpit.widgets.panels import MUTED, Line, Notice, RunHeader, bounds, evaluation, facts, present, table
+from cockpit.widgets.run_panels import Notice, RunHeader, bounds, evaluation, facts, present, table
+from cockpit.widgets.throttle import Pace
 from engine.protocol.messages import (
     LogQuery,
     Points,
@@ -264,7 +265,7 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
     def action_neighbour(self, direction: int) -> None:
         other = neighbour(self.app.state, direction)
         if other is not None:
-            self.app.state = select(self.app.state, other)
+            self.app.select_run(other)
             self._follow_selection()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -275,13 +276,13 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
         return super().check_action(action, parameters)
 
     def action_replies(self) -> None:
-        from cockpit.widgets.replies import Replies
+        from cockpit.widgets.samples_dialog import Replies
 
         if self.app.state.run is not None:
             self.app.push_screen(Replies(self.app.state.run.id))
 
     def action_history(self) -> None:
-        from cockpit.widgets.history import History
+        from cockpit.widgets.history_dialog import History
 
         if self.app.state.run is not None:
             self.app.push_screen(History("what happened", self.app.state.run.id))

@@ -15,10 +15,10 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from cockpit.profiles import profile_files
-from cockpit.screens.deciding import EXPANDED, UNDECIDED, DecidingScreen
-from cockpit.service import Worker
-from cockpit.submit import keys
+from cockpit.connection.service_client import Worker
+from cockpit.connection.submission import keys
+from cockpit.profiles.files import profile_files
+from cockpit.screens.review import EXPANDED, UNDECIDED, DecidingScreen
 from cockpit.widgets import row_view
 from cockpit.widgets.picker import Choice, Picker
 from cockpit.widgets.prompt import Prompt
@@ -27,7 +27,7 @@ from engine.protocol.messages import Problem, ProblemError, ServiceEvent
 from engine.protocol.profile import ProfileError, parse
 
 if TYPE_CHECKING:
-    from cockpit.state import State
+    from cockpit.state.app_state import State
 
 WINDOW = 20
 """Rows fetched at once."""

@@ -12,18 +12,29 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import DataTable, Static
 
-from cockpit.figures import number
-from cockpit.results import BEST, MUTED, about, best, columns, comparison, origin, passed, settings, title
+from cockpit.connection.service_client import Worker
 from cockpit.screens.base import CockpitScreen
-from cockpit.service import Worker
-from cockpit.state import RunTold
+from cockpit.state.app_state import RunTold
+from cockpit.state.evaluation_results import (
+    BEST,
+    MUTED,
+    about,
+    best,
+    columns,
+    comparison,
+    origin,
+    passed,
+    settings,
+    title,
+)
+from cockpit.state.formatting import number
+from cockpit.widgets.evaluation_replies import Scored
 from cockpit.widgets.picker import Choice, Picker
 from cockpit.widgets.prompt import Prompt
-from cockpit.widgets.scored import Scored
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
 
 if TYPE_CHECKING:
-    from cockpit.state import State
+    from cockpit.state.app_state import State
 
 ASKED = "samples=32"
 """What is offered when an evaluation is begun."""

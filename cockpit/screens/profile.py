@@ -14,15 +14,15 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import OptionList, Static, TextArea
 
-from cockpit.inspection import Inspection, inspect, summary
-from cockpit.profiles import ProfileFile, folder_of_own, profile_files
+from cockpit.connection.submission import submission
+from cockpit.profiles.check import Inspection, inspect, summary
+from cockpit.profiles.files import ProfileFile, folder_of_own, profile_files
+from cockpit.profiles.yaml_edit import clear_value, set_value
 from cockpit.screens.base import CockpitScreen
-from cockpit.submit import submission
 from cockpit.widgets.confirm import Confirm
 from cockpit.widgets.form import Form
 from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.yaml_editor import YamlEditor
-from cockpit.yaml_edit import clear_value, set_value
 
 if TYPE_CHECKING:
     from engine.protocol.profile import Issue

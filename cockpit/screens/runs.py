@@ -14,13 +14,13 @@ from textual.content import Content
 from textual.coordinate import Coordinate
 from textual.widgets import DataTable, Input, Static
 
-from cockpit.figures import STATES, age, number, percent
-from cockpit.pacing import Pace
-from cockpit.screens.run_screen import RunScreen
-from cockpit.state import State
+from cockpit.screens.run_actions import RunScreen
+from cockpit.state.app_state import State
+from cockpit.state.formatting import STATES, age, number, percent
 from cockpit.widgets.chart import Chart, curve_of
 from cockpit.widgets.chart_raster import LINE, SECOND, Trace
 from cockpit.widgets.servers import Servers
+from cockpit.widgets.throttle import Pace
 from engine.protocol.messages import Points, Run, RunChanged, RunRemoved, SeriesQuery, ServiceChanged, Snapshot
 
 SORTS = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cockpit.profiles import DEMO
-from cockpit.submit import submission
-from cockpit.verbs.app import on_terminal
+from cockpit.connection.submission import submission
+from cockpit.profiles.files import DEMO
 from cockpit.verbs.follow import follow
+from cockpit.verbs.open_app import on_terminal
 from cockpit.verbs.output import duration, emit, number, table
 from cockpit.verbs.profile import load_profile
 from cockpit.verbs.train import exit_status, explain_end

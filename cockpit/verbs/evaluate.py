@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from cockpit.submit import resumption
-from cockpit.verbs.asking import asked
+from cockpit.connection.submission import resumption
 from cockpit.verbs.output import console, emit, number, say, table
+from cockpit.verbs.service_call import asked
 from engine.protocol.client import engine_environment
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent

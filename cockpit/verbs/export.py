@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cockpit.verbs.asking import watched
 from cockpit.verbs.output import emit, number, say, table
+from cockpit.verbs.service_call import watched
 from engine.protocol.home import Home
 
 _LABELS = {

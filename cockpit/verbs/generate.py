@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cockpit.verbs.asking import asked
-from cockpit.verbs.chat import settings_of
 from cockpit.verbs.output import console, duration, emit, say
+from cockpit.verbs.sampling_options import sampling_settings
+from cockpit.verbs.service_call import asked
 from engine.protocol.home import Home
 from engine.protocol.messages import ServiceEvent
 
@@ -21,7 +21,7 @@ _TOLD = ("rows", "seconds", "tokens", "failed")
 def generate(options: argparse.Namespace) -> int:
     names = ("target", "input", "output", "batch_size", "again", "dtype", "quantization", "system")
     arguments: dict[str, Any] = {name: getattr(options, name) for name in names}
-    arguments |= settings_of(options) | {
+    arguments |= sampling_settings(options) | {
         "directory": str(Path.cwd()),
         "devices": options.devices.split(",") if options.devices else None,
     }

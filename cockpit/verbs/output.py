@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.messages import Problem, ProblemError, ServiceEvent
 
 PIPE_WIDTH = 200
 """Columns of a table that no terminal bounds."""
@@ -69,6 +69,13 @@ def _describe(error: Exception) -> tuple[Problem, dict[str, Any]]:
     if isinstance(error, ValueError):
         return Problem(title=str(error), hint=getattr(error, "hint", "")), {}
     raise error
+
+
+def format_progress(event: ServiceEvent) -> str:
+    """What a service is doing and how much of it is done: `reading weights 40%`."""
+    done, total = event.data.get("done", 0), event.data.get("total", 0)
+    share = f" {done / total:.0%}" if total else ""
+    return f"{event.data.get('stage', event.kind)}{share}"
 
 
 def duration(seconds: float) -> str:

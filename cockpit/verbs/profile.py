@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cockpit.profiles import folder_of_own, profile_files
+from cockpit.profiles.files import folder_of_own, profile_files
 from cockpit.verbs.output import emit, say, table
 from engine.protocol.home import Home
 from engine.protocol.profile import Profile, ProfileError, find, load, notes

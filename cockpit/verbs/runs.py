@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from cockpit.verbs import disk
+from cockpit.verbs import run_files
 from cockpit.verbs.follow import watch
 from cockpit.verbs.output import age, duration, emit, number, say, show_problem, table
 from engine.protocol import states
@@ -134,9 +134,9 @@ def _checkpoint_line(checkpoint: CheckpointInfo) -> str:
 
 
 def metrics(options: argparse.Namespace) -> int:
-    run = disk.find_run(Home.locate(options.home), options.run)
-    found = disk.points(run, options.name)
-    for point in found if options.all else disk.superseding(found):
+    run = run_files.find_run(Home.locate(options.home), options.run)
+    found = run_files.points(run, options.name)
+    for point in found if options.all else run_files.superseding(found):
         if options.json:
             emit(point)
         else:
@@ -152,8 +152,8 @@ def _exact(value: float | None) -> str:
 
 
 def logs(options: argparse.Namespace) -> int:
-    run = disk.find_run(Home.locate(options.home), options.run)
-    while options.follow and not run.log.exists() and disk.state_of(run) in states.LIVE:
+    run = run_files.find_run(Home.locate(options.home), options.run)
+    while options.follow and not run.log.exists() and run_files.state_of(run) in states.LIVE:
         time.sleep(0.2)
     if not run.log.exists():
         say(f"{run.id} has printed nothing")
@@ -166,7 +166,7 @@ def logs(options: argparse.Namespace) -> int:
             if not options.follow or ended:
                 return 0
             # What was printed between the last look and the end is read in one more round.
-            ended = disk.state_of(run) not in states.LIVE
+            ended = run_files.state_of(run) not in states.LIVE
             if not ended:
                 time.sleep(0.2)
 

@@ -12,8 +12,8 @@ from typing import Any
 from rich.markup import escape
 
 from cockpit.cli import INTERRUPTED
-from cockpit.submit import environment
-from cockpit.verbs.output import console, emit, say, table
+from cockpit.connection.submission import environment
+from cockpit.verbs.output import console, emit, format_progress, say, table
 from engine.protocol.client import Client, running_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, OpenService, Problem, ProblemError, Service, ServiceEvent, ServiceRef
@@ -67,9 +67,7 @@ def _start(client: Client, service: str, settings: dict[str, Any]) -> dict[str, 
     with console().status(f"loading {label}") as status:
 
         def said(event: ServiceEvent) -> None:
-            done, total = event.data.get("done", 0), event.data.get("total", 0)
-            share = f" {done / total:.0%}" if total else ""
-            status.update(f"{label}: {escape(str(event.data.get('stage', event.kind)))}{share}")
+            status.update(f"{label}: {escape(format_progress(event))}")
 
         started: dict[str, Any] = client.ask(_asking(service, "start", settings), said)
     return started

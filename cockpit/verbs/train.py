@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from cockpit.submit import resumption, submission
+from cockpit.connection.submission import resumption, submission
 from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, number, say, show_problem
 from cockpit.verbs.profile import load_profile

@@ -7,11 +7,12 @@ from functools import partial
 
 from textual.content import Content
 
-from cockpit.pacing import Pace
+from cockpit.state.formatting import number
 from cockpit.widgets import chart_notes as notes
 from cockpit.widgets import chart_raster as raster
 from cockpit.widgets.canvas import Canvas
 from cockpit.widgets.curve import Bucket, Curve
+from cockpit.widgets.throttle import Pace
 from engine.protocol.messages import Series
 
 FRAME = 0.25
@@ -134,7 +135,7 @@ class Chart(Canvas, can_focus=True):
             parts += [Content.styled("━ smoothed", "$accent"), Content.styled("⣿ measured", "$primary")]
         if room and self.marks:
             newest = self.marks[max(self.marks)]
-            parts.append(Content.styled(f"◆ {self.marks_name} {raster.number(newest)}", "$error"))
+            parts.append(Content.styled(f"◆ {self.marks_name} {number(newest)}", "$error"))
         title = Content("  ").join(parts)
         notes = ["log"] if self.logarithmic else []
         notes += [f"newest 1/{2**self.zoom}"] if self.zoom else []

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cockpit.state.formatting import number
 from cockpit.widgets.curve import Bucket, Curve
 
 Row = tuple[str, bytes]
@@ -261,16 +262,6 @@ def ticks(low: float, high: float, count: int, log: bool = False) -> list[float]
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     start = math.ceil(low / step - 1e-9)
     return [round(at * step, 12) for at in range(start, math.floor(high / step + 1e-9) + 1)]
-
-
-def number(value: float) -> str:
-    """At most six characters: 0.25, 12, 3e-4, 1.2e6."""
-    if value == 0:
-        return "0"
-    if 0.001 <= abs(value) < 99_995:
-        return f"{value:.4g}"[:6]
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def spark(values: Sequence[float], width: int, height: int, top: float = 100.0) -> list[Row]:

@@ -11,8 +11,8 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from cockpit.branches import Tree, Turn
-from cockpit.shapes import alike
+from cockpit.state.chat_tree import Tree, Turn
+from cockpit.state.reply_format import alike
 from cockpit.widgets.reply import TICK, Reply
 from engine.protocol.messages import Problem
 

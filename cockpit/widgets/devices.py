@@ -10,10 +10,10 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from cockpit.figures import size
-from cockpit.state import State
+from cockpit.state.app_state import State
+from cockpit.state.formatting import size
 from cockpit.widgets.chart import Graph
-from cockpit.widgets.panels import Line, figure
+from cockpit.widgets.line import Line, figure
 from engine.protocol.messages import Device, Rank, Run, Telemetry
 from engine.protocol.states import LIVE
 

@@ -19,7 +19,7 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from cockpit.yaml_edit import flow, value_at
+from cockpit.profiles.yaml_edit import flow, value_at
 
 if TYPE_CHECKING:
     from engine.protocol.profile_form import Field

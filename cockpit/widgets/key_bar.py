@@ -7,7 +7,7 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.style import Style
 
-from cockpit.widgets.panels import Line
+from cockpit.widgets.line import Line
 
 
 class KeyBar(Line):

@@ -6,7 +6,7 @@ import re
 
 from textual.content import Content
 
-from cockpit.widgets.panels import Line
+from cockpit.widgets.line import Line
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b\x0c\x0e-\x1f]")
 KEPT = 400

@@ -15,10 +15,10 @@ from textual.widget import Widget
 from textual.widgets import Log, Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
-from cockpit.branches import Answered
-from cockpit.figures import held
-from cockpit.shapes import Shape, compared, indented, opened, shape
-from cockpit.widgets.shown import views
+from cockpit.state.chat_tree import Answered
+from cockpit.state.formatting import held
+from cockpit.state.reply_format import Shape, compared, indented, opened, shape
+from cockpit.widgets.reply_views import views
 
 TICK = 0.1
 """Seconds between writes: Markdown is parsed ten times a second, not once a token."""

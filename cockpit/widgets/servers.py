@@ -8,10 +8,10 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from cockpit.figures import big
-from cockpit.state import State
+from cockpit.state.app_state import State
+from cockpit.state.formatting import big
 from cockpit.widgets.chart import Graph
-from cockpit.widgets.panels import Line, figure, joined
+from cockpit.widgets.line import Line, figure, joined
 from engine.protocol.messages import Service
 
 MOST = 3

@@ -8,12 +8,12 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, Log, Markdown, Select, Tree
 
-from cockpit.branches import Answered
 from cockpit.screens.chat import ChatScreen
+from cockpit.state.chat_tree import Answered
 from cockpit.widgets.conversation import Answer, Question
 from cockpit.widgets.reply import Reply
+from cockpit.widgets.reply_views import Graph, Thinking, Triples
 from cockpit.widgets.sampling import Sampling
-from cockpit.widgets.shown import Graph, Thinking, Triples
 from tests.app.fake import FakeEngine
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
 from tests.scripted.bench import Engine

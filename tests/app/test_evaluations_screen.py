@@ -12,8 +12,8 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
-from cockpit.results import best, columns, comparison, settings, shared
 from cockpit.screens.evaluations import EvaluationsScreen
+from cockpit.state.evaluation_results import best, columns, comparison, settings, shared
 from engine.protocol.home import Home, RunDirectory
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
 from tests.conftest import end_processes_of

@@ -188,7 +188,7 @@ async def test_read_only_looks_and_changes_nothing() -> None:
 
 
 async def test_a_command_that_waits_for_a_long_step_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cockpit.screens.run_screen.WHILE", 0.05)
+    monkeypatch.setattr("cockpit.screens.run_actions.WHILE", 0.05)
     run = demo_run()
     engine = FakeEngine(run)
     engine.delay = 0.6

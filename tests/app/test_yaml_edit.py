@@ -6,9 +6,9 @@ import difflib
 
 import pytest
 
-from cockpit.inspection import inspect
-from cockpit.profiles import ProfileFile
-from cockpit.yaml_edit import clear_value, flow, read, set_value, value_at
+from cockpit.profiles.check import inspect
+from cockpit.profiles.files import ProfileFile
+from cockpit.profiles.yaml_edit import clear_value, flow, read, set_value, value_at
 from engine.protocol.profile import find
 from tests.app.screen import NOWHERE
 

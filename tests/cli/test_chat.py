@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cockpit import branches
+from cockpit.state import chat_tree
 from engine.protocol.home import Home
 from tests.cli.conftest import Cockpit, command, environment
 from tests.scripted.bench import Engine, wait_for
@@ -100,8 +100,8 @@ def test_the_commands_of_a_conversation(bare_home: Home, tmp_path: Path) -> None
     assert "temperature=0.5, stop=['a b']" in said.stderr and "stop=['a b']\n" in said.stderr
     for problem in ("nothing=1: write K=V", "top_k: 'many' is not a number", "there is no command /nope"):
         assert problem in said.stderr
-    tree, beside = branches.read(kept.read_text())
-    assert [len(tree.children(parent)) for parent in (branches.ROOT, 0)] == [1, 2], "another reply is a branch"
+    tree, beside = chat_tree.read(kept.read_text())
+    assert [len(tree.children(parent)) for parent in (chat_tree.ROOT, 0)] == [1, 2], "another reply is a branch"
     assert beside["targets"] == ["some-model"] and beside["settings"] == {"stop": ["a b"]}
     assert (bare_home.chats / "short.json").is_file()
 

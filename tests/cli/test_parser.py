@@ -31,7 +31,7 @@ def test_shared_options_hold_on_both_sides_of_the_verb(arguments: list[str]) -> 
 
 
 def test_no_verb_is_the_app() -> None:
-    assert build_parser().parse_args(["--readonly"]).function == "app:open_app"
+    assert build_parser().parse_args(["--readonly"]).function == "open_app:open_app"
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["show"], ["runs", "--stat", "x"], ["profile"], ["chat", "m", "--top-k", "x"]])  # fmt: skip

@@ -1,0 +1,225 @@
+"""A reply as what it is: JSON as a tree that folds, triples as a table, a thought graph as its standpoints, thinking folded away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.cells import cell_len
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Collapsible, Markdown, Static, Tree
+from textual.widgets.tree import TreeNode
+
+from cockpit.state.reply_format import TRIPLE, Shape
+
+GAP = 2
+NARROW = 40
+"""Cells below which a table has no columns."""
+LEAST = 8
+"""Cells that a column of a table keeps, however narrow the screen."""
+DEEP = 2
+"""Levels of a JSON tree that are open at first."""
+MUTED = "$foreground-muted"
+
+
+def views(shape: Shape) -> Iterator[Widget]:
+    """The widgets that show a whole reply."""
+    if shape.thinking:
+        yield Thinking(shape.thinking)
+    match shape.kind:
+        case "triples":
+            yield Triples(shape.value)
+        case "graph":
+            yield Graph(shape.value)
+        case "json":
+            yield JsonTree(shape.value)
+        case _ if shape.body[:1] in ("[", "{"):
+            yield Static(Content(shape.body))  # JSON that is not whole, or nearly: its lines say more than a paragraph
+        case _ if shape.body.strip():
+            yield Markdown(shape.body, open_links=False)
+        case _:
+            yield Static(Content.styled("(an empty reply)", MUTED))
+
+
+class Thinking(Collapsible):
+    """What the model thought before it answered: one line until it is opened."""
+
+    DEFAULT_CSS = """
+    Thinking { border: none; padding: 0; margin: 0; background: transparent; height: auto; }
+    Thinking > Contents { padding: 0 1 0 3; color: $text-muted; }
+    Thinking CollapsibleTitle { padding: 0 1; color: $text-muted; }
+    """
+
+    def __init__(self, text: str) -> None:
+        words = len(text.split())
+        super().__init__(
+            Static(text, markup=False), title=f"thinking · {words} word{'s'[: words != 1]}", collapsed=True
+        )
+
+
+# ── triples ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Triples(Static):
+    """Subject, predicate and object, a triple a row, with the types of the two where they are said. Set anew for every width."""
+
+    DEFAULT_CSS = "Triples { height: auto; padding: 0 1; }"
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        super().__init__()
+        self._rows = rows
+        self._width = 0
+
+    def on_resize(self, event: events.Resize) -> None:
+        width = self.content_size.width
+        if width and width != self._width:
+            self._width = width
+            self.update(table(self._rows, width))
+
+
+def table(rows: Sequence[dict[str, Any]], width: int) -> Content:
+    """Triples in columns that wrap, in at most `width` cells, and how many there are; where columns have no room, one below the other."""
+    count = Content.styled(f"{len(rows)} triple{'s'[: len(rows) != 1]}", MUTED)
+    if width < NARROW:
+        return Content("\n").join([line for row in rows for line in _stacked(row, width)] + [count])
+    cells = [[_cell(row, key) for key in TRIPLE] for row in rows]
+    heads = [Content.styled(key, "bold $accent") for key in TRIPLE]
+    room = width - GAP * (len(heads) - 1)
+    widths = _widths([max(cell.cell_length for cell in column) for column in zip(heads, *cells, strict=True)], room)
+    rule = Content.styled("─" * min(width, sum(widths) + GAP * (len(widths) - 1)), "$primary")
+    lines = [*_set(heads, widths), rule]
+    tall = any(len(_set(row, widths)) > 1 for row in cells)
+    for number, row in enumerate(cells):
+        lines += [Content("")] if tall and number else []
+        lines += _set(row, widths)
+    return Content("\n").join([*lines, count])
+
+
+def _stacked(row: dict[str, Any], width: int) -> list[Content]:
+    """A triple in a narrow place: its subject, below it indented what is said of it."""
+    lines = _cell(row, "subject").wrap(width)
+    for key in ("predicate", "object"):
+        lines += [Content.assemble("  ", line) for line in _cell(row, key).wrap(max(1, width - 2))]
+    return [line.rstrip() for line in lines]
+
+
+def _cell(row: dict[str, Any], key: str) -> Content:
+    text = " ".join(str(row[key]).split())
+    kind = " ".join(str(row.get(f"{key}_type") or "").split())
+    return Content.assemble(text, (f" {kind}" if kind else "", f"italic {MUTED}"))
+
+
+def _widths(wanted: list[int], room: int) -> list[int]:
+    """What each column gets: all it wants, else the widest give way first."""
+    given = list(wanted)
+    while sum(given) > room and max(given) > LEAST:
+        given[given.index(max(given))] -= 1
+    return given
+
+
+def _set(row: Sequence[Content], widths: Sequence[int]) -> list[Content]:
+    """A row's lines: each cell wrapped to its column."""
+    wrapped = [cell.wrap(width) for cell, width in zip(row, widths, strict=True)]
+    lines = []
+    for at in range(max(map(len, wrapped))):
+        parts = [cell[at].rstrip() if at < len(cell) else Content("") for cell in wrapped]
+        padded = [part.pad_right(max(0, width - part.cell_length)) for part, width in zip(parts, widths, strict=True)]
+        lines.append(Content(" " * GAP).join(padded))
+    return lines
+
+
+# ── thought graphs ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Graph(Vertical):
+    """The question, each standpoint over its arguments, and what is asked against them."""
+
+    DEFAULT_CSS = """
+    Graph { height: auto; padding: 0 1; }
+    Graph Static { height: auto; }
+    Graph .standpoint { height: auto; margin: 1 0 0 0; text-style: bold; }
+    Graph .number { width: 3; color: $accent; }
+    Graph .text { width: 1fr; }
+    Graph .below { margin: 0 0 0 1; padding: 0 0 0 1; border-left: solid $primary; }
+    Graph .against { margin: 0 0 0 1; padding: 0 0 0 1; border-left: solid $warning; }
+    Graph .counter { margin: 1 0 0 0; color: $warning; text-style: bold; }
+    """
+
+    def __init__(self, graph: dict[str, Any]) -> None:
+        super().__init__()
+        self._graph = graph
+
+    def compose(self) -> ComposeResult:
+        if question := self._graph.get("question"):
+            yield Static(Content.assemble((str(question), "bold $accent")))
+        for number, standpoint in enumerate(self._graph["standpoints"], 1):
+            with Horizontal(classes="standpoint"):
+                yield Static(str(number), classes="number")
+                yield Static(Content(standpoint["text"]), classes="text")
+            for argument in standpoint.get("arguments", []):
+                yield Static(Content(argument["text"]), classes="below")
+        counters = self._graph.get("counter_questions", [])
+        if counters:
+            yield Static("Counter-questions", classes="counter")
+        for question in counters:
+            yield Static(Content(question["text"]), classes="against")
+
+
+# ── other JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class JsonTree(Tree[None]):
+    """Objects and lists that fold; a text that is too long for its line has its lines beneath it."""
+
+    DEFAULT_CSS = """
+    JsonTree { height: auto; width: 1fr; background: transparent; padding: 0 1; overflow-x: hidden; }
+    JsonTree > .tree--cursor { background: transparent; text-style: none; color: $foreground; }
+    JsonTree:focus > .tree--cursor { background: $panel; text-style: bold; }
+    """
+    BINDINGS = [
+        Binding("space", "toggle_node", "Fold"),
+        Binding("j", "cursor_down", "Down", show=False),
+        Binding("k", "cursor_up", "Up", show=False),
+    ]
+    LINE = 60
+    """Cells of a text that stands on one line."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(Text(_count(value), "dim"))
+        self.guide_depth = 2
+        self.auto_expand = True
+        self._grow(self.root, value, 0)
+        self.root.expand()
+
+    def _grow(self, node: TreeNode[None], value: Any, depth: int) -> None:
+        pairs = value.items() if isinstance(value, dict) else ((str(at), each) for at, each in enumerate(value))
+        for name, each in pairs:
+            if isinstance(each, (dict, list)) and each:
+                below = node.add(_label(name, _count(each), "dim"), expand=depth + 1 < DEEP)
+                self._grow(below, each, depth + 1)
+            elif isinstance(each, str) and cell_len(each) > self.LINE:
+                words = len(each.split())
+                below = node.add(_label(name, f"{words} word{'s'[: words != 1]}", "dim"), expand=True)
+                for line in Content(each).wrap(self.LINE):
+                    below.add_leaf(Text(line.plain.rstrip()))
+            else:
+                text = json.dumps(each, ensure_ascii=False)
+                node.add_leaf(_label(name, text, "" if isinstance(each, str) else "italic"))
+
+
+def _label(name: str, value: str, style: str) -> Text:
+    return Text.assemble((name, "bold"), "  ", (value, style))
+
+
+def _count(value: Any) -> str:
+    count = len(value)
+    if isinstance(value, dict):
+        return f"{{{count} key{'s'[: count != 1]}}}"
+    return f"[{count} item{'s'[: count != 1]}]"
