@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from cockpit.cli import INTERRUPTED
 from cockpit.connection.submission import environment
+from cockpit.exit_status import INTERRUPTED
 from cockpit.verbs.output import console, emit, format_progress, say, table
 from engine.protocol.client import Client, running_engine
 from engine.protocol.home import Home

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cockpit.cli import VERBS, UsageError, Verb, build_parser
+from cockpit.cli import VERBS, UsageError, build_parser
+from cockpit.command_line.options import Verb
 from tests.cli.conftest import Cockpit
 
 
