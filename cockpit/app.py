@@ -17,7 +17,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from cockpit.connection.engine_app import EngineApp, connect
-from cockpit.partial_update import SpansUpdate
+from cockpit.partial_update import PartialUpdate
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen
 from cockpit.theme import COCKPIT
@@ -101,7 +101,7 @@ class CockpitApp(EngineApp):
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:
         if isinstance(renderable, ChopsUpdate):
-            renderable = SpansUpdate(renderable.chops, renderable.spans, renderable.chop_ends)
+            renderable = PartialUpdate(renderable.chops, renderable.spans, renderable.chop_ends)
         super()._display(screen, renderable)
 
     def publish(self, body: object) -> None:

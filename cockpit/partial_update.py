@@ -1,7 +1,7 @@
-"""Writing to the terminal only the cells that changed.
+"""Writes only the changed cells to the terminal.
 
-Textual cuts what it repaints at the right end of a changed span but not at the left: a new point at the right edge of a chart would
-send its whole row, some 20 times as much.
+Textual cuts a repaint at the right end of a changed span, but not at the left: a new point at the right edge of a chart would send its
+whole row, about 20 times as much.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from rich.control import Control
 from textual._compositor import ChopsUpdate
 
 
-class SpansUpdate(ChopsUpdate):
+class PartialUpdate(ChopsUpdate):
     """Textual's partial update, cut at both ends."""
 
     def render_segments(self, console: Console) -> str:

@@ -1,4 +1,4 @@
-"""One target that a chat asks: a model in a chat worker of its own, or a run that is training, answered by its newest weights."""
+"""One target of a chat: a model in a chat worker of its own, or a run that is training and answers with its newest weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cockpit.connection.engine_app import EngineApp
-from cockpit.connection.service_client import PATIENCE, Worker
+from cockpit.connection.service_client import ANSWER_TIMEOUT, ServiceClient
 from engine.protocol.messages import Ask, Cancel, Problem, ProblemError
 from engine.protocol.states import PAUSED, RUNNING
 
@@ -16,68 +16,71 @@ NOW = "@now"
 """After a run's id: its newest weights, in the process that trains them."""
 
 
-class Talker:
-    """`load`, then `ask`. What is said meanwhile comes as `ServiceEvent` with `request`, which is empty between questions."""
+class ChatTarget:
+    """Call `load`, then `ask`. Pieces of a reply are published as `ServiceEvent` with `request`, which is empty between questions."""
 
     def __init__(self, app: EngineApp, target: str) -> None:
         self.app, self.target = app, target
         self.loaded: dict[str, Any] | None = None
+        """What the worker reported of the loaded target; None before."""
         self.request = ""
-        self.worker = Worker(app, "chat")
+        self.worker = ServiceClient(app, "chat")
 
     @property
     def run(self) -> str:
-        """The run that answers out of its own process; empty for a model in a worker."""
+        """The run that answers from its own process; empty for a model in a worker."""
         return self.target.removesuffix(NOW) if self.target.endswith(NOW) else ""
 
     @property
     def label(self) -> str:
         return str(self.loaded["label"]) if self.loaded else self.target
 
-    async def turn_to(self, target: str) -> None:
-        """Another target; the worker stays, for it may have the base already."""
+    async def change(self, target: str) -> None:
+        """Switch to another target. The worker stays open: it may have the same base loaded."""
         self.target, self.loaded = target, None
         if self.run:
             await self.worker.close()
 
     async def load(self) -> None:
-        """Have the target ready. Raises ProblemError."""
+        """Load the target. Raises ProblemError."""
         self.loaded = None
-        self.loaded = self._of_run() if self.run else await self._ask("load", self._place())
+        self.loaded = self._load_run() if self.run else await self._ask("load", self._load_arguments())
 
     async def ask(self, messages: list[dict[str, str]], settings: dict[str, Any]) -> dict[str, Any]:
-        """The answer. Raises ProblemError."""
+        """The answer to `messages`, sampled with `settings`. Raises ProblemError."""
         answer: dict[str, Any] = await self._ask("generate", {"messages": messages} | settings)
         return answer
 
     async def cancel(self) -> None:
-        """Give up the present question; harmless without one."""
+        """Cancel the current question, if there is one."""
         if self.request and self.run:
             await self.app.ask("service_cancel", Cancel(service=self.run, request=self.request))
         elif self.request:
             await self.worker.cancel(self.request)
 
     async def close(self) -> None:
-        """Leave it: a worker ends, a run is told that nobody listens any more."""
+        """End the worker, or cancel the question to a run."""
         if self.run and self.request and self.app.client is not None:
             with contextlib.suppress(ProblemError):
                 cancel = Cancel(service=self.run, request=self.request)
                 await self.app.client.request("service_cancel", cancel, 2.0)
         await self.worker.close()
 
-    def _place(self) -> dict[str, Any]:
+    def _load_arguments(self) -> dict[str, Any]:
         return {"target": self.target, "directory": str(Path.cwd())}
 
-    def _of_run(self) -> dict[str, Any]:
+    def _load_run(self) -> dict[str, Any]:
         if self.app.readonly:
-            raise ProblemError(Problem(title="This cockpit is read-only", cause="to answer takes a run's time"))
+            raise ProblemError(
+                Problem(title="This cockpit is read-only", cause="answering takes training time from a run")
+            )
         run = self.app.state.runs.get(self.run)
         if run is None or run.state not in (RUNNING, PAUSED):
             state = run.state if run else "not there"
             raise ProblemError(
                 Problem(
                     title=f"{self.run} is {state}",
-                    cause="only a run that is training answers out of its own process",
+                    cause="only a run that is training answers from its own process",
                     hint=f"choose one of its checkpoints: {self.run}",
                 )
             )
@@ -91,9 +94,9 @@ class Talker:
             if self.app.client is None:
                 raise ProblemError(Problem(title="Not attached to the engine", hint="wait a moment and try again"))
             ask = Ask(service=self.run, request=self.request, question=question, arguments=arguments)
-            result = (await self.app.client.request("service_ask", ask, PATIENCE)).result
+            result = (await self.app.client.request("service_ask", ask, ANSWER_TIMEOUT)).result
             if result is None:
-                raise ProblemError(Problem(title=f"{self.run} has ended", hint="its last checkpoint answers"))
+                raise ProblemError(Problem(title=f"{self.run} has ended", hint="ask its last checkpoint instead"))
             return result
         finally:
             self.request = ""

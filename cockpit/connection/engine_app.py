@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual.app import App
 
-from cockpit.state.app_state import State, reduce, select
+from cockpit.state.app_state import AppState, reduce, select_run
 from engine.protocol.home import Home
 from engine.protocol.messages import Message, Problem, ProblemError
 
@@ -43,10 +43,10 @@ class EngineApp(App[None]):
     def __init__(self, home: Home, *, readonly: bool, selected: str | None, connect: Callable[[Home], Any]) -> None:
         super().__init__()
         self.home, self.readonly = home, readonly
-        self.state = State(wanted=selected)
+        self.state = AppState(requested=selected)
         self.client: AsyncClient | None = None
         self._connect = connect
-        self._heard = time.monotonic()
+        self._last_message = time.monotonic()
 
     def publish(self, body: object) -> None:
         """Show what `body` changed in `state`."""
@@ -72,7 +72,7 @@ class EngineApp(App[None]):
                 if self.client is None:
                     self.client = await self._connect(self.home)
                 async for body in self.client.follow():
-                    self._heard = time.monotonic()
+                    self._last_message = time.monotonic()
                     self.take(body)
             except ProblemError as error:
                 self._set_connection("lost", error.problem)
@@ -89,14 +89,14 @@ class EngineApp(App[None]):
 
     def select_run(self, run: str) -> None:
         """Show `run` on the dashboard, now or as soon as the engine reports it."""
-        self.state = select(self.state, run)
+        self.state = select_run(self.state, run)
 
     def _set_connection(self, connection: str, problem: Problem | None = None) -> None:
         self.state = replace(self.state, connection=connection, problem=problem)
         self.publish(self.state)
 
     def _watch(self) -> None:
-        if self.state.connection == "attached" and time.monotonic() - self._heard > SILENCE:
+        if self.state.connection == "attached" and time.monotonic() - self._last_message > SILENCE:
             self._set_connection("lost")
 
     async def ask(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:

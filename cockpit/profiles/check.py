@@ -1,4 +1,4 @@
-"""What a profile's text means while somebody is still writing it. Pure, and off the loop."""
+"""Checking a profile's text while it is being edited. Pure; call it off the event loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cockpit.profiles.files import ProfileFile
-from cockpit.profiles.yaml_edit import read
+from cockpit.profiles.yaml_edit import read_yaml
 
 if TYPE_CHECKING:
     from engine.protocol.home import Home
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What a text means: its values, the settings that apply to it, and either a profile that holds or what is wrong."""
+class ProfileCheck:
+    """A text's values, the settings that apply to it, and either the valid profile or its problems."""
 
     text: str
     document: dict[str, Any]
@@ -24,32 +24,32 @@ class Inspection:
     issues: list[Issue] = field(default_factory=list)
     profile: Profile | None = None
     notes: list[str] = field(default_factory=list)
-    """What is good to know of a profile that holds."""
+    """Remarks about a valid profile."""
 
 
-def inspect(text: str, file: ProfileFile, home: Home) -> Inspection:
-    """Read and check a profile's text. Takes milliseconds, the first time 0.2 s: call it off the loop."""
+def check_profile(text: str, file: ProfileFile, home: Home) -> ProfileCheck:
+    """Parse and check a profile's text. Takes milliseconds, the first time 0.2 s: call it off the event loop."""
     from engine.protocol.profile import SECTIONS, ProfileError, notes, parse  # pydantic: not before the first paint
     from engine.protocol.profile_form import describe
 
-    document = read(text)
+    document = read_yaml(text)
     kinds = {}
     for section in ("method", "adapter"):
         table = SECTIONS[section]
         assert isinstance(table, dict)
-        said = document.get(section)
-        kind = said.get("kind") if isinstance(said, dict) else None
+        value = document.get(section)
+        kind = value.get("kind") if isinstance(value, dict) else None
         kinds[section] = kind if isinstance(kind, str) and kind in table else None
     fields = describe(**kinds)
     try:
         profile = parse(text, file.path.name, file.path.parent, home=home)
     except ProfileError as error:
-        return Inspection(text, document, fields, error.issues)
-    return Inspection(text, document, fields, profile=profile, notes=notes(profile, home))
+        return ProfileCheck(text, document, fields, error.issues)
+    return ProfileCheck(text, document, fields, profile=profile, notes=notes(profile, home))
 
 
-def summary(profile: Profile) -> str:
-    """What a launch would start, in a few lines."""
+def summarize_launch(profile: Profile) -> str:
+    """What a launch would start, in four lines."""
     training, launch = profile.training, profile.launch
     rank = getattr(profile.adapter, "rank", None)
     adapter = profile.adapter.kind + (f" of rank {rank}" if rank else "")

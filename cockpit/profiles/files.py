@@ -1,4 +1,4 @@
-"""The profiles that one can pick: the built-in ones, those in the working directory, those kept in the home."""
+"""Finding profiles: the built-in ones, those in the working directory, and those in the home."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.protocol.bundled import bundled
 from engine.protocol.home import Home
 
 DEMO = "triples-qlora"
-"""The built-in profile that needs nothing but the embedded model."""
+"""The built-in profile that needs only the embedded model."""
 _SECTION = re.compile(r"^(model|adapter|method|training)\s*:", re.MULTILINE)
 _DATA = re.compile(r"^data\s*:", re.MULTILINE)
 _DESCRIPTION = re.compile(r"^description\s*:\s*(.+)$", re.MULTILINE)
@@ -18,7 +18,7 @@ _DESCRIPTION = re.compile(r"^description\s*:\s*(.+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class ProfileFile:
-    """One profile on disk. `place` says whose it is: `built-in`, `here` or `home`."""
+    """One profile on disk. `place` is `built-in`, `here` (the working directory) or `home`."""
 
     path: Path
     place: str
@@ -33,15 +33,15 @@ class ProfileFile:
         return self.place == "built-in"
 
 
-def folder_of_own(home: Home) -> Path:
-    """Where profiles are kept that belong to no working directory."""
+def user_folder(home: Home) -> Path:
+    """The folder for the user's profiles in the home."""
     return home.root / "profiles"
 
 
-def profile_files(home: Home, directory: Path) -> list[ProfileFile]:
-    """Own profiles first, then the built-in ones, of which the demo's, which lacks nothing, comes first. A YAML file that is no
-    profile (a compose file, say) is left out."""
-    places = (("here", directory), ("home", folder_of_own(home)), ("built-in", bundled("profiles")))
+def list_profiles(home: Home, directory: Path) -> list[ProfileFile]:
+    """The user's profiles first, then the built-in ones, the demo's first among them because it needs nothing else. YAML files that
+    are not profiles (a compose file, for instance) are left out."""
+    places = (("here", directory), ("home", user_folder(home)), ("built-in", bundled("profiles")))
     found: dict[Path, ProfileFile] = {}
     for place, folder in places:
         paths = folder.glob("*.yaml") if folder.is_dir() else ()

@@ -1,6 +1,6 @@
-"""Changing one setting in a YAML text and nothing else: comments, order and layout stay as the author left them.
+"""Changes one setting in a YAML text and nothing else: comments, order and layout stay as the author left them.
 
-ruamel composes the text into nodes that know where they start and end; an edit replaces exactly that span. Pure.
+ruamel composes the text into nodes with a start and an end; an edit replaces exactly that span. Pure.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 INDENT = "  "
 
 
-def read(text: str) -> dict[str, Any]:
-    """The text as plain data; empty when it is not (yet) a YAML mapping."""
+def read_yaml(text: str) -> dict[str, Any]:
+    """The text as plain data; empty when it is not a YAML mapping (yet)."""
     try:
         document = YAML(typ="safe", pure=True).load(text)
     except (MarkedYAMLError, ValueError):
@@ -25,7 +25,7 @@ def read(text: str) -> dict[str, Any]:
 
 
 def value_at(document: dict[str, Any], key: str) -> Any:
-    """The setting `section.name` (or `name`). Raises KeyError when the document does not say it."""
+    """The setting `section.name` (or `name`). Raises KeyError when the document does not have it."""
     node: Any = document
     for part in key.split("."):
         if not isinstance(node, dict):
@@ -37,11 +37,12 @@ def value_at(document: dict[str, Any], key: str) -> Any:
 def set_value(text: str, key: str, value: str) -> str:
     """The text with `section.name` (or `name`) set to `value`, which is YAML on one line.
 
-    Raises ValueError, in words for the user, when the text or the value is not YAML or the value would not mean the same there.
+    Raises ValueError, with a message for the user, when the text or the value is not YAML, or when the value would be read differently
+    at that place.
     """
     value = value.strip() or '""'
     try:
-        wanted = YAML(typ="safe", pure=True).load(value)
+        expected = YAML(typ="safe", pure=True).load(value)
     except (MarkedYAMLError, ValueError) as error:
         raise ValueError(f"not a YAML value: {value}") from error
     root = _compose(text)
@@ -54,13 +55,13 @@ def set_value(text: str, key: str, value: str) -> str:
         changed = _put(text, pair[1], name, value, INDENT)
     else:
         changed = _insert_after_line(text, pair[0].start_mark.line, f"{INDENT}{name}: {value}")
-    if read(changed) and value_at(read(changed), key) == wanted:
+    if read_yaml(changed) and value_at(read_yaml(changed), key) == expected:
         return changed
     raise ValueError(f"cannot write {value} there; edit the YAML instead")
 
 
 def clear_value(text: str, key: str) -> str:
-    """The text without that setting, so that its default holds. Unchanged when the text does not say it."""
+    """The text without that setting, so that its default applies. Unchanged when the text does not have it."""
     section, _, name = key.rpartition(".")
     node: Node | None = _compose(text)
     if section:
@@ -84,9 +85,9 @@ def _compose(text: str) -> MappingNode | None:
     try:
         root = YAML(typ="safe", pure=True).compose(text)
     except (MarkedYAMLError, ValueError) as error:
-        raise ValueError("the text is not YAML yet; mend that first") from error
+        raise ValueError("the text is not valid YAML; fix that first") from error
     if root is not None and not isinstance(root, MappingNode):
-        raise ValueError("a profile is a mapping of sections; mend that first")
+        raise ValueError("a profile is a mapping of sections; fix that first")
     return root
 
 
@@ -97,7 +98,7 @@ def _find(node: Node | None, name: str) -> tuple[Node, Node] | None:
 
 
 def _put(text: str, mapping: MappingNode | None, name: str, value: str, indent: str) -> str:
-    """Replace the value of `name` in this mapping, or add it as the last one."""
+    """Replace the value of `name` in this mapping, or add the setting as the last one."""
     if mapping is None or not mapping.value:
         if mapping is not None:  # `{}`
             return text[: mapping.start_mark.index] + f"{{{name}: {value}}}" + text[mapping.end_mark.index :]
@@ -119,7 +120,7 @@ def _put(text: str, mapping: MappingNode | None, name: str, value: str, indent: 
 
 
 def _end(node: Node) -> int:
-    """Index just after the node's own text. A block's end mark stands after the comments that follow it, so ask its last leaf."""
+    """The index just after the node's own text. A block's end mark comes after the comments that follow it, so take its last leaf's."""
     if isinstance(node, ScalarNode) or node.flow_style or not node.value:
         return int(node.end_mark.index)
     last = node.value[-1]
@@ -127,7 +128,7 @@ def _end(node: Node) -> int:
 
 
 def _keep_comment_column(tail: str, growth: int) -> str:
-    """What follows a value that grew by `growth` characters, with a comment on its line left in its column if there is room."""
+    """The text after a value that grew by `growth` characters. A comment on its line stays in its column if there is room."""
     rest = tail.lstrip(" ")
     blanks = len(tail) - len(rest)
     return " " * max(1, blanks - growth) + rest if rest.startswith("#") else tail
@@ -140,19 +141,19 @@ def _insert_after_line(text: str, line: int, addition: str) -> str:
     return "".join([*lines[: line + 1], addition + "\n", *lines[line + 1 :]])
 
 
-def flow(value: Any) -> str:
+def to_flow_yaml(value: Any) -> str:
     """A value as YAML on one line: None is `null`, lists and mappings in brackets."""
     if isinstance(value, list):
-        return f"[{', '.join(map(flow, value))}]"
+        return f"[{', '.join(map(to_flow_yaml, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {flow(item)}' for key, item in value.items())}}}"
-    if isinstance(value, str) and read_scalar(f"[{value}]") == [value]:
+        return f"{{{', '.join(f'{key}: {to_flow_yaml(item)}' for key, item in value.items())}}}"
+    if isinstance(value, str) and parse_scalar(f"[{value}]") == [value]:
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
-def read_scalar(text: str) -> Any:
-    """What `text` means as a YAML value; None when it is not one."""
+def parse_scalar(text: str) -> Any:
+    """The value of `text` as YAML; None when it is not valid."""
     try:
         return YAML(typ="safe", pure=True).load(text)
     except (MarkedYAMLError, ValueError):

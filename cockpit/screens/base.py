@@ -13,13 +13,13 @@ from cockpit.widgets.key_bar import KeyBar
 from cockpit.widgets.top_bar import TopBar
 
 if TYPE_CHECKING:
-    from cockpit.state.app_state import State
+    from cockpit.state.app_state import AppState
 
 
 class CockpitScreen(Screen[None]):
     """A screen with a key of its own. Subclasses give `compose_body` and, when they show live data, `receive`.
 
-    `self.app.state` is the current `State`; `await self.app.ask(operation, message)` asks the engine and returns its reply, or None
+    `self.app.state` is the current `AppState`; `await self.app.ask(operation, message)` asks the engine and returns its reply, or None
     after it has shown what went wrong; `self.app.open_run(run_id)` goes to the dashboard of a run; `self.app.home` is the `Home`.
     """
 
@@ -38,7 +38,7 @@ class CockpitScreen(Screen[None]):
         """The widgets between the top bar and the key bar."""
         return ()
 
-    def receive(self, state: State, body: object) -> None:
+    def receive(self, state: AppState, body: object) -> None:
         """Called on every mounted screen, visible or not, after `body` (a Snapshot or a published body) was reduced into `state`."""
 
     def _compositor_refresh(self) -> None:

@@ -1,24 +1,18 @@
-"""Accepting and dropping expanded rows, for the data screen: one key a row."""
+"""Accepting and dropping expanded rows on the data screen, one key a row."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from textual import work
 from textual.binding import Binding
 
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.row_browser import EXPANDED, UNDECIDED, RowBrowserScreen
 
-EXPANDED = "expanded"
-"""The part of rows that an expansion made."""
-UNDECIDED = "is:undecided"
-"""The condition that narrows to rows which nobody has decided about."""
-DECIDING = frozenset({"decide", "take_back", "undecided"})
-"""Actions on expanded rows: elsewhere they are not offered, `--readonly` greys those out that change anything."""
+REVIEW_ACTIONS = frozenset({"decide", "take_back", "undecided"})
+"""Actions on expanded rows. Other parts do not offer them; with `--readonly` those that change anything are greyed out."""
 
 
-class DecidingScreen(CockpitScreen):
-    """Subclasses browse parts of rows, of which one may be the expanded ones."""
+class ReviewScreen(RowBrowserScreen):
+    """Adds decisions about expanded rows."""
 
     BINDINGS = [
         Binding("a", "decide('accepted')", "Accept"),
@@ -29,48 +23,28 @@ class DecidingScreen(CockpitScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.summary: dict[str, Any] = {}
-        self.rows: dict[tuple[str, int], dict[str, Any]] = {}
-        self.part, self.index = "train", 0
-        self.totals: dict[str, int] = {}
-        """Rows of each part, or of what it is narrowed to."""
-        self.queries: dict[str, str] = {}
-        """What each part is narrowed to."""
-        self.changed = False
-        """Decisions were taken since the sources were read."""
-        self._before: list[tuple[int, str]] = []
-        """Rows decided about, and what was decided before, to be taken back."""
+        self._previous: list[tuple[int, str]] = []
+        """Rows with a decision, each with the decision before it, so that it can be taken back."""
         self._deciding = False
 
-    async def ask(self, question: str, arguments: dict[str, Any]) -> Any:
-        """The worker's answer, or None after showing why there is none."""
-        raise NotImplementedError
-
-    def action_go_to(self, index: int) -> None:
-        raise NotImplementedError
-
-    async def narrow(self, query: str) -> None:
-        """Show the rows of this part that fit."""
-        raise NotImplementedError
-
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action not in DECIDING:
+        if action not in REVIEW_ACTIONS:
             return True
         if self.part != EXPANDED:
             return False
         return None if self.app.readonly and action != "undecided" else True
 
     def forget_decisions(self) -> None:
-        """Other data is open: nothing of what was decided here can be taken back."""
+        """Other data is open: earlier decisions can no longer be taken back."""
         self.changed = False
-        self._before.clear()
+        self._previous.clear()
 
     @work(group="decide")
     async def action_decide(self, decision: str) -> None:
-        """Decide about the row that is shown, and go on to the next."""
+        """Decide about the current row, and go to the next."""
         row = self.rows.get((self.part, self.index))
         if row is None or "at" not in row or self._deciding:
-            return  # a key that comes while the last one is still at work was not meant for the next row, unseen
+            return  # a key pressed while the last decision is still being stored was not meant for the next, unseen row
         index = await self._decide(row["at"], decision)
         if index is None:
             return
@@ -81,38 +55,39 @@ class DecidingScreen(CockpitScreen):
 
     @work(group="decide")
     async def action_take_back(self) -> None:
-        """What was decided last holds no more; its row is shown."""
+        """Undo the last decision and go to its row."""
         if self._deciding:
             return
-        if not self._before:
-            self.notify("Nothing to take back: a and x decide anew about the row that is shown", severity="warning")
+        if not self._previous:
+            self.notify("Nothing to take back: a and x change the decision of the current row", severity="warning")
             return
-        at, before = self._before.pop()
-        index = await self._decide(at, before, again=False)
+        at, before = self._previous.pop()
+        index = await self._decide(at, before, undoable=False)
         if index is not None:
             self.action_go_to(index)
 
     @work(group="find", exclusive=True)
     async def action_undecided(self) -> None:
-        """Only rows that nobody has decided about, and back to all."""
+        """Show only rows without a decision, or all again."""
         words = self.queries.get(EXPANDED, "").split()
-        kept = [word for word in words if word != UNDECIDED]
-        await self.narrow(" ".join(kept if len(kept) < len(words) else [*words, UNDECIDED]))
+        others = [word for word in words if word != UNDECIDED]
+        await self.search(" ".join(others if len(others) < len(words) else [*words, UNDECIDED]))
 
-    async def _decide(self, at: int, decision: str, again: bool = True) -> int | None:
-        """Returns where the row is shown, the present place where it is not; None when nothing was decided."""
+    async def _decide(self, at: int, decision: str, undoable: bool = True) -> int | None:
+        """Store a decision. Returns the row's index among the visible rows, the current index when it is not visible, and None when
+        nothing was stored."""
         self._deciding = True
         try:
-            told = await self.ask("decide", {"at": at, "decision": decision})
+            answer = await self.ask("decide", {"at": at, "decision": decision})
         finally:
             self._deciding = False
-        if told is None:
+        if answer is None:
             return None
-        if again:
-            self._before.append((at, told["before"]))
+        if undoable:
+            self._previous.append((at, answer["before"]))
         self.changed = True
-        self.summary["decisions"] = told["decisions"]
+        self.summary["decisions"] = answer["decisions"]
         for row in self.rows.values():
             if row.get("at") == at:
                 row["decision"] = decision
-        return self.index if told["index"] is None else int(told["index"])
+        return self.index if answer["index"] is None else int(answer["index"])

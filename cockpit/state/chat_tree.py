@@ -1,7 +1,7 @@
-"""A conversation as a tree: a message said anew and a reply made anew are branches beside the old ones, and nothing is lost. Pure.
+"""A conversation as a tree: an edited question and a regenerated reply are branches beside the old ones, so nothing is lost. Pure.
 
-An answer holds one reply of each target that was asked: one in a plain chat, two to four side by side. So all targets have the same
-branches, and one of them that joined late goes on from what the first had said.
+An answer holds one reply of each target that was asked: one in a plain chat, two to four side by side. All targets share the same
+branches; a target that joined late continues from the first target's replies.
 """
 
 from __future__ import annotations
@@ -13,53 +13,54 @@ from typing import Any
 
 ROOT = -1
 """The parent of first turns."""
-FORMAT = 1
+FORMAT = 2
+"""Version of the file format. In version 1 a question's `text` was called `said`."""
 
 Message = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Answered:
+class ChatReply:
     """One target's reply. `facts` are the worker's figures: `tokens`, `tokens_per_second`, `first_token_seconds`, `finish` …"""
 
     target: str
     text: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     rating: int = 0
-    """1 to 5 by hand; 0 is none."""
+    """1 to 5, given by hand; 0 means not rated."""
     thinking: str = ""
-    """What the model thought before it replied; no part of what later questions are asked with."""
+    """What the model thought before it replied. Later prompts do not contain it."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question (`said`) or an answer (`replies`, never empty then). `id` is its place in `Tree.turns`."""
+    """A question (`text`) or an answer (`replies`, which is not empty then). `id` is its index in `ChatTree.turns`."""
 
     id: int
     parent: int
-    said: str = ""
-    replies: tuple[Answered, ...] = ()
+    text: str = ""
+    replies: tuple[ChatReply, ...] = ()
     vote: str = ""
-    """Which of two blind replies was the better, once that was said."""
+    """The outcome of a blind vote, empty before it."""
     blind: tuple[int, ...] = ()
-    """The columns as they were shown, while the names were hidden: numbers of replies, from left to right."""
+    """Columns in the order in which they were shown while the names were hidden: indices of replies, from left to right."""
 
     @property
-    def answer(self) -> bool:
+    def is_answer(self) -> bool:
         return bool(self.replies)
 
 
 @dataclass(frozen=True)
-class Tree:
-    """`chosen` names for a parent the child that the way goes through; the newest where it says nothing."""
+class ChatTree:
+    """`chosen` maps a parent to the child on the visible path; a parent that is not in it has its newest child there."""
 
     turns: tuple[Turn, ...] = ()
     chosen: Mapping[int, int] = field(default_factory=dict)
     system: str = ""
 
     @property
-    def way(self) -> list[Turn]:
-        """The turns that are shown, from the first on."""
+    def path(self) -> list[Turn]:
+        """The visible turns, oldest first."""
         found: list[Turn] = []
         at = ROOT
         while children := self.children(at):
@@ -70,13 +71,13 @@ class Tree:
     def children(self, parent: int) -> list[Turn]:
         return [turn for turn in self.turns if turn.parent == parent]
 
-    def place(self, turn: int) -> tuple[int, int]:
-        """Which of its siblings a turn is, from 1, and how many there are."""
+    def position(self, turn: int) -> tuple[int, int]:
+        """A turn's number among its siblings, from 1, and how many siblings there are."""
         ids = [each.id for each in self.children(self.turns[turn].parent)]
         return ids.index(turn) + 1, len(ids)
 
-    def line(self, turn: int) -> list[Turn]:
-        """The turns that led to this one, and it."""
+    def path_to(self, turn: int) -> list[Turn]:
+        """The turns that lead to this one, and the turn itself."""
         found: list[Turn] = []
         while turn != ROOT:
             found.append(self.turns[turn])
@@ -84,131 +85,136 @@ class Tree:
         return found[::-1]
 
     def messages(self, turn: int, column: int = 0) -> list[Message]:
-        """What the target in `column` is asked with at this question: its own replies before, else the first target's."""
-        told = [{"role": "system", "content": self.system}] if self.system else []
-        for each in self.line(turn):
-            if each.answer:
+        """The prompt for the target in `column` at this question: with its own earlier replies, else the first target's."""
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        for each in self.path_to(turn):
+            if each.is_answer:
                 reply = each.replies[column if column < len(each.replies) else 0]
-                told.append({"role": "assistant", "content": reply.text})
+                messages.append({"role": "assistant", "content": reply.text})
             else:
-                told.append({"role": "user", "content": each.said})
-        return told
+                messages.append({"role": "user", "content": each.text})
+        return messages
 
-    # ── growing ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── changes: each returns a new tree ──────────────────────────────────────────────────────────────────────────
 
-    def ask(self, said: str) -> Tree:
-        """One more question, at the end of the way."""
-        return self._grown(said=said, parent=self._end)
+    def add_question(self, text: str) -> ChatTree:
+        """Add a question at the end of the visible path."""
+        return self._add(text=text, parent=self._end)
 
-    def again(self, turn: int, said: str) -> Tree:
-        """The question `turn` put in other words, as a branch beside it."""
-        assert not self.turns[turn].answer
-        return self._grown(said=said, parent=self.turns[turn].parent)
+    def rephrase(self, turn: int, text: str) -> ChatTree:
+        """Add another wording of the question `turn`, as a branch beside it."""
+        assert not self.turns[turn].is_answer
+        return self._add(text=text, parent=self.turns[turn].parent)
 
-    def answered(self, question: int, replies: Sequence[Answered], blind: Sequence[int] = ()) -> Tree:
-        """An answer to `question`; a further one stands beside the first."""
-        assert replies and not self.turns[question].answer
-        return self._grown(parent=question, replies=tuple(replies), blind=tuple(blind))
+    def add_answer(self, question: int, replies: Sequence[ChatReply], blind: Sequence[int] = ()) -> ChatTree:
+        """Add an answer to `question`; a second answer becomes a branch beside the first."""
+        assert replies and not self.turns[question].is_answer
+        return self._add(parent=question, replies=tuple(replies), blind=tuple(blind))
 
-    def moved(self, turn: int, by: int) -> Tree:
-        """The way through the next (+1) or the one before (-1) of a turn's siblings; stays at the ends."""
+    def switch_branch(self, turn: int, by: int) -> ChatTree:
+        """Make the next (+1) or previous (-1) sibling of a turn visible. Stays at the ends."""
         parent = self.turns[turn].parent
         ids = [each.id for each in self.children(parent)]
         to = ids[max(0, min(len(ids) - 1, ids.index(turn) + by))]
         return replace(self, chosen={**self.chosen, parent: to})
 
-    def rated(self, turn: int, column: int, rating: int) -> Tree:
-        """Raises ValueError for a rating that is none."""
+    def rate(self, turn: int, column: int, rating: int) -> ChatTree:
+        """Raises ValueError for a rating outside 0 to 5."""
         if not 0 <= rating <= 5:
             raise ValueError(f"a rating is 1 to 5, not {rating}")
         replies = list(self.turns[turn].replies)
         replies[column] = replace(replies[column], rating=rating)
-        return self._with(replace(self.turns[turn], replies=tuple(replies)))
+        return self._replace(replace(self.turns[turn], replies=tuple(replies)))
 
-    def voted(self, turn: int, vote: str) -> Tree:
-        return self._with(replace(self.turns[turn], vote=vote))
+    def vote(self, turn: int, vote: str) -> ChatTree:
+        return self._replace(replace(self.turns[turn], vote=vote))
 
     @property
     def _end(self) -> int:
-        way = self.way
-        return way[-1].id if way else ROOT
+        path = self.path
+        return path[-1].id if path else ROOT
 
-    def _grown(self, **turn: Any) -> Tree:
+    def _add(self, **turn: Any) -> ChatTree:
         added = Turn(len(self.turns), **turn)
         return replace(self, turns=(*self.turns, added), chosen={**self.chosen, added.parent: added.id})
 
-    def _with(self, turn: Turn) -> Tree:
+    def _replace(self, turn: Turn) -> ChatTree:
         return replace(self, turns=(*self.turns[: turn.id], turn, *self.turns[turn.id + 1 :]))
 
 
-# ── on disk ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def written(tree: Tree, **beside: Any) -> str:
-    """JSON of the whole tree; `beside` is kept with it: targets, sampling."""
+def dump_tree(tree: ChatTree, **extra: Any) -> str:
+    """The whole tree as JSON. `extra` is stored with it: targets, sampling settings."""
     turns = []
     for turn in tree.turns:
-        kept = {name: value for name, value in asdict(turn).items() if value or name == "parent"}
-        kept.pop("id", None)
-        turns.append(kept)
+        fields = {name: value for name, value in asdict(turn).items() if value or name == "parent"}
+        fields.pop("id", None)
+        turns.append(fields)
     chosen = {str(parent): child for parent, child in tree.chosen.items()}
-    document = {"format": FORMAT, "system": tree.system, "turns": turns, "chosen": chosen} | beside
+    document = {"format": FORMAT, "system": tree.system, "turns": turns, "chosen": chosen} | extra
     return json.dumps(document, ensure_ascii=False, indent=1)
 
 
-def read(text: str) -> tuple[Tree, dict[str, Any]]:
-    """The tree and what was kept beside it. A plain list of messages, bare or under `messages`, is a conversation too. Raises ValueError."""
+def parse_tree(text: str) -> tuple[ChatTree, dict[str, Any]]:
+    """The tree, and what was stored with it. Also reads a plain list of messages, bare or under `messages`. Raises ValueError."""
     try:
         document = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"this is no conversation: {error}") from None
+        raise ValueError(f"this is not a conversation: {error}") from None
     plain = document.get("messages") if isinstance(document, dict) else document
     if isinstance(plain, list):
-        return _of_messages(plain), {}
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError("this is no conversation that was saved here")
+        return _tree_from_messages(plain), {}
+    if not isinstance(document, dict) or document.get("format") not in range(1, FORMAT + 1):
+        raise ValueError("this is not a conversation that a cockpit saved")
     try:
-        turns = tuple(_turn(number, kept) for number, kept in enumerate(document["turns"]))
+        turns = tuple(_parse_turn(number, fields) for number, fields in enumerate(document["turns"]))
         chosen = {int(parent): int(child) for parent, child in document.get("chosen", {}).items()}
         if any(turns[child].parent != parent for parent, child in chosen.items()):
-            raise ValueError("a way through it leads nowhere")
+            raise ValueError("a chosen branch does not exist")
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise ValueError(f"the conversation is damaged: {error}") from None
-    beside = {name: value for name, value in document.items() if name not in ("format", "system", "turns", "chosen")}
-    return Tree(turns, chosen, str(document.get("system") or "")), beside
+    extra = {name: value for name, value in document.items() if name not in ("format", "system", "turns", "chosen")}
+    return ChatTree(turns, chosen, str(document.get("system") or "")), extra
 
 
-def _turn(number: int, kept: Mapping[str, Any]) -> Turn:
-    parent = int(kept["parent"])
+def _parse_turn(number: int, fields: Mapping[str, Any]) -> Turn:
+    parent = int(fields["parent"])
     if not ROOT <= parent < number:
         raise ValueError(f"turn {number} follows turn {parent}, which comes later")
     replies = tuple(
-        Answered(
+        ChatReply(
             str(each["target"]),
             str(each["text"]),
             dict(each.get("facts") or {}),
             int(each.get("rating") or 0),
             str(each.get("thinking") or ""),
         )
-        for each in kept.get("replies") or ()
+        for each in fields.get("replies") or ()
     )
-    blind = tuple(int(each) for each in kept.get("blind") or ())
-    return Turn(number, parent, str(kept.get("said") or ""), replies, str(kept.get("vote") or ""), blind)
+    blind = tuple(int(each) for each in fields.get("blind") or ())
+    return Turn(number, parent, question_text(fields), replies, str(fields.get("vote") or ""), blind)
 
 
-def _of_messages(messages: list[Any]) -> Tree:
-    tree = Tree()
+def question_text(fields: Mapping[str, Any]) -> str:
+    """The text of a question in a saved turn of any version; empty for an answer."""
+    return str(fields.get("text") or fields.get("said") or "")
+
+
+def _tree_from_messages(messages: list[Any]) -> ChatTree:
+    tree = ChatTree()
     for number, message in enumerate(messages, 1):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if not isinstance(content, str):
             raise ValueError(f"message {number} has no text")
-        way = tree.way
-        if role == "system" and not way:
+        path = tree.path
+        if role == "system" and not path:
             tree = replace(tree, system=content)
-        elif role == "user" and (not way or way[-1].answer):
-            tree = tree.ask(content)
-        elif role == "assistant" and way and not way[-1].answer:
-            tree = tree.answered(way[-1].id, [Answered("", content)])
+        elif role == "user" and (not path or path[-1].is_answer):
+            tree = tree.add_question(content)
+        elif role == "assistant" and path and not path[-1].is_answer:
+            tree = tree.add_answer(path[-1].id, [ChatReply("", content)])
         else:
-            raise ValueError(f"message {number} is a {role}'s, out of turn")
+            raise ValueError(f"message {number} has the role {role}, which cannot follow here")
     return tree

@@ -1,4 +1,4 @@
-"""Evaluations as the screen tells of them: which metrics, which is best, what is beyond noise. Pure."""
+"""Evaluations as their screen shows them: the metrics, the best values, and differences beyond noise. Pure."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 from rich.cells import cell_len
 from textual.content import Content
 
-from cockpit.state.formatting import number
+from cockpit.state.formatting import format_number
 
 MUTED = "$text-muted"
 BEST = "★"
 SETTINGS = {"data": str, "task": str, "rows": int, "samples": int, "max_new_tokens": int, "constrained": bool}
-"""What may be said of an evaluation that is started from the screen, by the worker's names."""
+"""Settings of an evaluation that is started from the screen, by the worker's names."""
 
 Evaluation = Mapping[str, Any]
 
 
-def columns(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Metrics that some evaluation has, in their order; those of parts (`triples_f1.born_in`) stand below the table."""
+def metric_names(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The metrics of all evaluations, those with a direction first. Metrics of parts (`triples_f1.born_in`) are left out."""
     names = dict.fromkeys(name for each in evaluations for name in each["metrics"] if "." not in name)
     return sorted(names, key=lambda name: not any(each["directions"].get(name) for each in evaluations))
 
 
-def best(evaluations: Sequence[Evaluation]) -> set[tuple[int, str]]:
-    """Place and metric of what no other evaluation on the same rows has better. A metric that is the same in all has no best."""
+def best_values(evaluations: Sequence[Evaluation]) -> set[tuple[int, str]]:
+    """Index and metric of each value that is the best among evaluations on the same rows. A metric with one value in all has no best."""
     found: set[tuple[int, str]] = set()
     groups: dict[tuple[Any, ...], list[int]] = {}
     for at, each in enumerate(evaluations):
         groups.setdefault((each["data"], each["sha256"], each["task"]), []).append(at)
     for places in groups.values():
-        for name in columns(evaluations):
+        for name in metric_names(evaluations):
             sign = next((each["directions"][name] for each in evaluations if name in each["directions"]), 0)
             values = {
                 at: sign * evaluations[at]["metrics"][name] for at in places if name in evaluations[at]["metrics"]
@@ -43,12 +43,12 @@ def best(evaluations: Sequence[Evaluation]) -> set[tuple[int, str]]:
     return found
 
 
-def origin(evaluation: Evaluation) -> str:
+def origin_name(evaluation: Evaluation) -> str:
     return "train" if evaluation["origin"] == "training" else "eval"
 
 
-def passed(evaluation: Evaluation) -> Content:
-    """Whether the thresholds hold, where there are any."""
+def pass_mark(evaluation: Evaluation) -> Content:
+    """A mark for whether the thresholds were reached; a dash when there are none."""
     if evaluation["state"] == "going":
         return Content.styled("…", MUTED)
     if not evaluation["thresholds"] or evaluation["passed"] is None:
@@ -56,29 +56,31 @@ def passed(evaluation: Evaluation) -> Content:
     return Content.styled("✓", "$success") if evaluation["passed"] else Content.styled("✗", "$error")
 
 
-def title(evaluation: Evaluation) -> str:
-    return f"step {evaluation['step']:,} ({origin(evaluation)})"
+def evaluation_title(evaluation: Evaluation) -> str:
+    return f"step {evaluation['step']:,} ({origin_name(evaluation)})"
 
 
-def about(evaluation: Evaluation, width: int) -> Content:
-    """All of an evaluation beside its row in the table: where, thresholds, notes, every metric."""
-    where = f"{evaluation['data']} · {evaluation['replies']} replies"
-    where += f" of {evaluation['rows']} rows" if evaluation["rows"] > evaluation["replies"] else ""
-    where += f" · task {evaluation['task']}" if evaluation["task"] else ""
-    head = Content.assemble((title(evaluation), "bold $accent"), (f"  {where}", MUTED))
+def describe_evaluation(evaluation: Evaluation, width: int) -> Content:
+    """An evaluation's details below the table: its rows, thresholds, notes and all metrics."""
+    source = f"{evaluation['data']} · {evaluation['replies']} replies"
+    source += f" of {evaluation['rows']} rows" if evaluation["rows"] > evaluation["replies"] else ""
+    source += f" · task {evaluation['task']}" if evaluation["task"] else ""
+    head = Content.assemble((evaluation_title(evaluation), "bold $accent"), (f"  {source}", MUTED))
     lines = [head]
     if evaluation["state"] == "going":
-        lines.append(Content.styled("not finished: the same evaluation, started again with n, goes on", "$warning"))
+        lines.append(Content.styled("not finished: n with the same settings continues it", "$warning"))
     for each in evaluation["thresholds"]:
         mark, colour = ("✓", "$success") if each["passed"] else ("✗", "$error")
         lines.append(Content.assemble((f"{mark} ", colour), each["text"]))
     lines += [Content.styled(note, "$warning") for note in evaluation["notes"]]
-    figures = [Content.assemble((f"{name} ", MUTED), number(value)) for name, value in evaluation["metrics"].items()]
-    return Content("\n").join([*lines, *flowed(figures, width)])
+    figures = [
+        Content.assemble((f"{name} ", MUTED), format_number(value)) for name, value in evaluation["metrics"].items()
+    ]
+    return Content("\n").join([*lines, *lay_out(figures, width)])
 
 
-def flowed(figures: Sequence[Content], width: int) -> list[Content]:
-    """As many beside each other as fit, in columns of equal width."""
+def lay_out(figures: Sequence[Content], width: int) -> list[Content]:
+    """The figures in as many columns of equal width as fit."""
     if not figures:
         return []
     cell = max(each.cell_length for each in figures) + 2
@@ -93,23 +95,31 @@ VERDICTS = {
     "differs": ("◆", "bold"),
     "noise": ("≈", MUTED),
 }
-"""Word -> mark and style."""
+"""Verdict -> mark and style."""
 
 
-def verdict(each: Mapping[str, Any]) -> str:
-    """What a difference is, in a word."""
+def judge_difference(each: Mapping[str, Any]) -> str:
+    """The verdict on a difference: one of `VERDICTS`."""
     if each["better"]:
         return "better" if each["better"] > 0 else "worse"
     return "differs" if each["beyond_noise"] else "noise"
 
 
-def comparison(told: Mapping[str, Any], first: str, second: str, width: int) -> Content:
-    """Each metric of both, the difference with its interval, and whether that is more than noise."""
+def compare_evaluations(result: Mapping[str, Any], first: str, second: str, width: int) -> Content:
+    """A table of both evaluations: each metric, the difference with its interval, and whether it is beyond noise."""
     rows = []
-    for name, each in told["differences"].items():
+    for name, each in result["differences"].items():
         sign = "+" if each["difference"] > 0 else ""
-        interval = f"{number(each['low'])} … {number(each['high'])}"
-        rows.append((name, number(each["first"]), number(each["second"]), sign + number(each["difference"]), interval))
+        interval = f"{format_number(each['low'])} … {format_number(each['high'])}"
+        rows.append(
+            (
+                name,
+                format_number(each["first"]),
+                format_number(each["second"]),
+                sign + format_number(each["difference"]),
+                interval,
+            )
+        )
     heads = ("", first, second, "change", "95 % interval")
     widths = [max(cell_len(row[at]) for row in (heads, *rows)) for at in range(len(heads))]
     words = width >= sum(widths) + 2 * len(widths) + 2 + len("differs")
@@ -119,22 +129,22 @@ def comparison(told: Mapping[str, Any], first: str, second: str, width: int) -> 
             "   " + "  ".join(f"{text:>{room}}" for text, room in zip(heads, widths, strict=True)), "bold $accent"
         )
     ]
-    for (name, *cells), each in zip(rows, told["differences"].values(), strict=True):
-        word = verdict(each)
+    for (name, *cells), each in zip(rows, result["differences"].values(), strict=True):
+        word = judge_difference(each)
         mark, style = VERDICTS[word]
         texts = [f"{_cut(name, widths[0]):<{widths[0]}}"]
         texts += [f"{text:>{room}}" for text, room in zip(cells, widths[1:], strict=True)]
         lines.append(Content.assemble((f"{mark}  ", style), "  ".join(texts), (f"  {word}" if words else "", style)))
     legend = "  ".join(f"{mark} {word}" for word, (mark, _) in VERDICTS.items())
     foot = (
-        f"{legend}. Paired bootstrap over the {told['compared_rows']} rows that both were measured on, {told['resamples']} resamples: "
-        "noise is a difference whose interval holds 0."
+        f"{legend}. Paired bootstrap over the {result['compared_rows']} rows that both measured, {result['resamples']} resamples: "
+        "noise is a difference whose interval contains 0."
     )
     return Content("\n").join([*lines, Content(""), Content.styled(foot, MUTED)])
 
 
-def shared(texts: Sequence[str]) -> int:
-    """Characters that all texts begin with, whole words: what a task writes around each question says nothing about one of them."""
+def common_prefix_length(texts: Sequence[str]) -> int:
+    """The length of the common beginning of all texts, in whole words: the prompt that a task writes before each question."""
     if len(texts) < 2:
         return 0
     first, last = min(texts), max(texts)
@@ -142,13 +152,13 @@ def shared(texts: Sequence[str]) -> int:
     return max(first.rfind(blank, 0, common) + 1 for blank in " \n")
 
 
-def settings(text: str) -> dict[str, Any]:
-    """`samples=32 data="my rows.jsonl"` as the worker takes it. Raises ValueError, in words."""
+def parse_settings(text: str) -> dict[str, Any]:
+    """The worker's settings from text like `samples=32 data="my rows.jsonl"`. Raises ValueError with a message for the user."""
     found: dict[str, Any] = {}
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ValueError(f"cannot be read: {error}")
+        raise ValueError(f"cannot parse this: {error}")
     for word in words:
         name, equals, value = word.partition("=")
         if name not in SETTINGS or (not equals and SETTINGS[name] is not bool):
@@ -156,7 +166,7 @@ def settings(text: str) -> dict[str, Any]:
         try:
             found[name] = value != "false" if SETTINGS[name] is bool else SETTINGS[name](value)
         except ValueError:
-            raise ValueError(f"{name} is a number, not {value!r}")
+            raise ValueError(f"{name} must be a number, not {value!r}")
     return found
 
 

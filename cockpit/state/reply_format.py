@@ -1,65 +1,54 @@
-"""What a reply is, told by its shape: thinking, triples, a thought graph, any other JSON, or text. Pure."""
+"""The format of a reply, detected from its text: thinking, triples, a thought graph, other JSON, or plain text. Pure."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from textual.content import Content
-
-NEW = "bold underline $success"
 TRIPLE = ("subject", "predicate", "object")
-_HAN = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_WORDS = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+|[^\w\s]")
-"""Where words have no blanks between them each character is one."""
-_LINES = re.compile(r"\S(?:[^\n]*\S)?")
 _FENCE = re.compile(r"\A\s*```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
 _THINKING = re.compile(r"\A\s*<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Shape:
-    """`kind`: `triples`, `graph`, `json` with the parsed `value`, or `text`. `body` is the reply without its thinking."""
+class ParsedReply:
+    """`kind`: `triples`, `graph` or `json`, with the parsed `value`, or `text`. `body` is the reply without its thinking."""
 
     kind: str
     body: str
     thinking: str = ""
     value: Any = None
-    thought: bool = True
-    """Whether the thinking has come to its end."""
+    thinking_ended: bool = True
 
 
-def shape(text: str) -> Shape:
-    """One surrounding fence is not a part of JSON; whatever does not parse is text."""
-    thinking, thought = "", True
+def parse_reply(text: str) -> ParsedReply:
+    """Detect the format. One surrounding code fence is not part of JSON; whatever does not parse is text."""
+    thinking, ended = "", True
     if match := _THINKING.match(text):
-        thinking, thought = match[1].strip(), text[: match.end()].rstrip().endswith(">")
+        thinking, ended = match[1].strip(), text[: match.end()].rstrip().endswith(">")
         text = text[match.end() :].lstrip()
-    value = parsed(text)
+    value = parse_json(text)
     if value is None:
-        return Shape("text", text, thinking, None, thought)
-    kind = "triples" if _triples(value) else "graph" if _graph(value) else "json"
-    return Shape(kind, text, thinking, value, thought)
+        return ParsedReply("text", text, thinking, None, ended)
+    kind = "triples" if _are_triples(value) else "graph" if _is_graph(value) else "json"
+    return ParsedReply(kind, text, thinking, value, ended)
 
 
-def opened(text: str) -> tuple[str, str]:
-    """A reply that is still being written: what it has thought so far while the thinking goes on, and what it has said besides."""
+def split_partial_reply(text: str) -> tuple[str, str]:
+    """Thinking and body of a reply that is still being written. While the thinking goes on, the body is empty; after it, the thinking."""
     start = text.lstrip()[:10]
     if len(start) < 10 and start and any(tag.startswith(start) for tag in ("<think>", "<thinking>")):
-        return "", ""  # it may become a tag yet
-    found = shape(text) if start.startswith("<think") else None
+        return "", ""  # it may still become a tag
+    found = parse_reply(text) if start.startswith("<think") else None
     if found is None:
         return "", text
-    return (found.thinking, "") if not found.thought else ("", found.body)
+    return (found.thinking, "") if not found.thinking_ended else ("", found.body)
 
 
-def parsed(text: str) -> list[Any] | dict[str, Any] | None:
-    """The JSON list or object that a text is; None for anything else."""
+def parse_json(text: str) -> list[Any] | dict[str, Any] | None:
+    """The JSON list or object in a text; None for anything else."""
     fenced = _FENCE.match(text)
     body = fenced[1] if fenced else text
     if body.lstrip()[:1] not in ("[", "{"):
@@ -71,8 +60,8 @@ def parsed(text: str) -> list[Any] | dict[str, Any] | None:
     return value if isinstance(value, (list, dict)) else None
 
 
-def _triples(value: Any) -> bool:
-    """At least one object, each with the three texts that make a triple; more keys do no harm."""
+def _are_triples(value: Any) -> bool:
+    """Whether it is a list of at least one object, each with the three texts of a triple; other keys are allowed."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -80,8 +69,8 @@ def _triples(value: Any) -> bool:
     )
 
 
-def _graph(value: Any) -> bool:
-    """A question's standpoints, each a text with arguments; that ids are missing or doubled is for an evaluation to say."""
+def _is_graph(value: Any) -> bool:
+    """Whether it has standpoints, each a text with arguments. Missing or repeated ids are for an evaluation to report."""
     if not isinstance(value, dict) or not isinstance(value.get("standpoints"), list) or not value["standpoints"]:
         return False
     lists = [value["standpoints"], value.get("counter_questions", [])]
@@ -92,35 +81,11 @@ def _graph(value: Any) -> bool:
     )
 
 
-def indented(text: str) -> str:
-    """JSON on lines that one can read; anything else as it is."""
+def indent_json(text: str) -> str:
+    """JSON on indented lines; any other text unchanged."""
     if text.lstrip()[:1] not in ("[", "{"):
         return text
     try:
         return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
     except (ValueError, RecursionError):
         return text
-
-
-def alike(texts: Sequence[str]) -> bool:
-    """Whether the texts share enough with the first that marking what differs says something: half of the longer one's words."""
-    first, *others = [Counter(match[0] for match in _WORDS.finditer(text)) for text in texts]
-    return all((first & other).total() * 2 >= max(first.total(), other.total()) for other in others)
-
-
-def compared(before: str, now: str) -> tuple[Content, str]:
-    """The text as it is now with the words marked that are new, and how many came and went. Blanks are not compared."""
-    old = [match[0] for match in _WORDS.finditer(before)]
-    new = list(_WORDS.finditer(now))
-    marked = Content(now)
-    come = gone = 0
-    matcher = difflib.SequenceMatcher(None, old, [match[0] for match in new], autojunk=False)
-    for what, old_start, old_stop, start, stop in matcher.get_opcodes():
-        if what == "equal":
-            continue
-        gone += sum(word[0].isalnum() for word in old[old_start:old_stop])
-        come += sum(match[0][0].isalnum() for match in new[start:stop])
-        # Blanks between two new words are marked with them, those at the start of a line are not worth a mark.
-        for line in _LINES.finditer(now, new[start].start(), new[stop - 1].end()) if stop > start else ():
-            marked = marked.stylize(NEW, *line.span())
-    return marked, f"{come} word{'s'[: come != 1]} new, {gone} gone"

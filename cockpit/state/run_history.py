@@ -1,4 +1,4 @@
-"""What happened to a run, read from what its journal told: changes and their marks, trouble, thresholds, replies. Pure."""
+"""What happened to a run, read from its journal entries: changes, pauses, thresholds, replies. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cockpit.state.app_state import Entry, RunTold
-from cockpit.state.formatting import number
+from cockpit.state.app_state import Entry, RunHistory
+from cockpit.state.formatting import format_number
 from engine.protocol.messages import Run
 from engine.protocol.states import PAUSED
 
-SHORT = {
+MARK_NAMES = {
     "training.learning_rate": "lr",
     "training.max_grad_norm": "clip",
     "training.max_steps": "end",
@@ -27,13 +27,13 @@ SHORT = {
     "rollback": "back",
     "early stopping": "early",
 }
-"""Entry of the ledger -> its name on the chart; others are listed but not marked."""
+"""Ledger entry -> its name on the chart. Other entries are listed, but not marked."""
 ASKED = "asked"
 PASSING = ("disk low", "host memory", "host CPU", "device too hot")
-"""How the reasons begin that pass by themselves: the run goes on when they are over."""
+"""How the reasons of temporary pauses begin: the run continues automatically when they are over."""
 
 _HELD = " is held back: "
-"""In the warning that goes with a bad batch."""
+"""Part of the warning that comes with a bad batch."""
 
 Threshold = tuple[str, str, float]
 """Metric, comparison, bound."""
@@ -48,29 +48,29 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 # ── changes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def marks(told: RunTold) -> tuple[tuple[int, str], ...]:
-    """Step and short name of what changed while the run was running, in ascending steps, each once."""
-    found = {(entry["step"], SHORT[entry["name"]]) for entry in told.ledger if entry["name"] in SHORT}
+def chart_marks(history: RunHistory) -> tuple[tuple[int, str], ...]:
+    """Step and short name of each change during the run, by ascending step, without duplicates."""
+    found = {(entry["step"], MARK_NAMES[entry["name"]]) for entry in history.ledger if entry["name"] in MARK_NAMES}
     return tuple(sorted(found))
 
 
-def settings(run: Run, told: RunTold) -> dict[str, Any]:
-    """The settings that may change, as they stand; those that nothing is known of are absent."""
-    start = told.start or {}
+def current_settings(run: Run, history: RunHistory) -> dict[str, Any]:
+    """The current values of the settings that may change; settings whose value is not known are absent."""
+    start = history.start or {}
     values: dict[str, Any] = dict(start.get("facts", {}).get("settings", {}))
     since = start.get("time", 0.0)
-    values |= {entry["name"]: entry.get("new") for entry in told.ledger if entry.get("time", 0.0) >= since}
+    values |= {entry["name"]: entry.get("new") for entry in history.ledger if entry.get("time", 0.0) >= since}
     if run.max_steps:
         values["training.max_steps"] = run.max_steps
     return values
 
 
-def written(value: Any) -> str:
-    """A setting's value, short."""
+def format_value(value: Any) -> str:
+    """A setting's value as short text."""
     if value is None:
         return "none"
     if isinstance(value, float):
-        return number(value)
+        return format_number(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
@@ -78,69 +78,69 @@ def written(value: Any) -> str:
     return str(value)
 
 
-# ── trouble ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── pauses ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def held(run: Run, told: RunTold) -> Entry | None:
-    """The bad batch that the run waits with; None when there is none."""
-    batch = told.bad_batch
-    if run.state != PAUSED or batch is None or not told.ledger:
+def held_batch(run: Run, history: RunHistory) -> Entry | None:
+    """The bad batch that a paused run is waiting for a decision about; None when there is none."""
+    batch = history.bad_batch
+    if run.state != PAUSED or batch is None or not history.ledger:
         return None
-    pause = next((entry for entry in reversed(told.ledger) if entry["name"] in ("pause", "continue")), None)
+    pause = next((entry for entry in reversed(history.ledger) if entry["name"] in ("pause", "continue")), None)
     waits = pause is not None and pause["name"] == "pause"
     return batch if waits and pause and (pause["step"], pause.get("new")) == (batch["step"], batch["reason"]) else None
 
 
-def way_back(told: RunTold, step: int) -> int | None:
-    """The newest checkpoint before `step` that is still there: where a roll-back goes."""
+def rollback_step(history: RunHistory, step: int) -> int | None:
+    """The step of the newest checkpoint before `step` that still exists, which a roll-back returns to."""
     there: set[int] = set()
-    for entry in told.checkpoints:
+    for entry in history.checkpoints:
         there -= set(entry.get("removed", ()))
         there.add(entry["step"])
     return max((each for each in there if each < step), default=None)
 
 
-def rows_of(batch: Entry) -> list[dict[str, Any]]:
-    """The rows of a bad batch, those without a finite loss first, then the largest losses."""
+def sort_rows(batch: Entry) -> list[dict[str, Any]]:
+    """The rows of a bad batch: first those without a finite loss, then by descending loss."""
     return sorted(batch["rows"], key=lambda row: (row.get("loss") is not None, -(row.get("loss") or 0.0), row["row"]))
 
 
-def advice(run: Run, told: RunTold) -> tuple[str, str]:
-    """Why a paused run is in trouble, and which keys lead on; two empty texts when it is not."""
+def pause_advice(run: Run, history: RunHistory) -> tuple[str, str]:
+    """Why a run was paused, and which keys to press; two empty texts when it is not paused, or when the user paused it."""
     if run.state != PAUSED or run.reason in ("", ASKED):
         return "", ""
-    if held(run, told) is not None:
+    if held_batch(run, history) is not None:
         step = f"step {run.step + 1:,}"
         return (
             f"‖ {step} is held back: {run.reason}; its update has not been applied",
-            "b shows its rows: skip them, roll back, or go on · p goes on · x stops",
+            "b shows its rows: skip them, roll back, or continue · p continues · x stops",
         )
     if run.reason.startswith(PASSING):
         return (
             f"‖ paused: {run.reason}",
-            "goes on by itself when that is over · p goes on now · x stops with a checkpoint",
+            "continues automatically when that is over · p continues now · x stops with a checkpoint",
         )
-    return f"‖ paused: {run.reason}", "p goes on · x stops with a checkpoint"
+    return f"‖ paused: {run.reason}", "p continues · x stops with a checkpoint"
 
 
-def standing(run: Run, told: RunTold) -> list[Entry]:
-    """The warnings that still mean something: that a batch is held back is over when it has been decided on."""
-    if held(run, told) is not None:
-        return list(told.warnings)
-    return [entry for entry in told.warnings if not (entry.get("step") is not None and _HELD in entry["message"])]
+def active_warnings(run: Run, history: RunHistory) -> list[Entry]:
+    """The warnings that still apply. A warning about a batch that is held back ends with the decision about it."""
+    if held_batch(run, history) is not None:
+        return list(history.warnings)
+    return [entry for entry in history.warnings if not (entry.get("step") is not None and _HELD in entry["message"])]
 
 
 # ── thresholds ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def thresholds(told: RunTold) -> tuple[Threshold, ...]:
-    """What the results must reach."""
-    listed: Sequence[Any] = (told.start or {}).get("facts", {}).get("thresholds", ())
+def thresholds(history: RunHistory) -> tuple[Threshold, ...]:
+    """The thresholds that the results must reach."""
+    listed: Sequence[Any] = (history.start or {}).get("facts", {}).get("thresholds", ())
     return tuple((name, comparison, float(bound)) for name, comparison, bound in listed if comparison in _COMPARISONS)
 
 
-def holds(threshold: Threshold, value: float | None) -> bool:
-    """A value that is not there or not finite holds nothing."""
+def meets_threshold(threshold: Threshold, value: float | None) -> bool:
+    """False for a value that is missing or not finite."""
     _, comparison, bound = threshold
     return value is not None and _COMPARISONS[comparison](value, bound)
 
@@ -149,40 +149,40 @@ def holds(threshold: Threshold, value: float | None) -> bool:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A reply that a probe gave at `step`, and at all evaluations up to `last`."""
+class ProbeReply:
+    """A probe's reply, the same at all evaluations from `step` to `last`."""
 
     step: int
     last: int
     reply: str
 
 
-def probes(told: RunTold) -> dict[str, list[Answered]]:
-    """Prompt -> its replies, oldest first; one that stayed the same is there once. A later attempt's reply replaces an earlier one's."""
+def replies_by_probe(history: RunHistory) -> dict[str, list[ProbeReply]]:
+    """Prompt -> its replies, oldest first; consecutive equal replies are merged. A later attempt's reply replaces an earlier one's."""
     found: dict[str, dict[int, str]] = {}
-    for entry in told.probes:
+    for entry in history.probes:
         found.setdefault(entry["prompt"], {})[entry["step"]] = entry["reply"]
-    replies: dict[str, list[Answered]] = {}
+    replies: dict[str, list[ProbeReply]] = {}
     for prompt, by_step in found.items():
-        changes: list[Answered] = []
+        changes: list[ProbeReply] = []
         for step, reply in sorted(by_step.items()):
             if changes and changes[-1].reply == reply:
-                changes[-1] = Answered(changes[-1].step, step, reply)
+                changes[-1] = ProbeReply(changes[-1].step, step, reply)
             else:
-                changes.append(Answered(step, step, reply))
+                changes.append(ProbeReply(step, step, reply))
         replies[prompt] = changes
     return replies
 
 
-def samples(told: RunTold) -> dict[int, list[Entry]]:
-    """Step -> the replies kept of its evaluation, the newest step first."""
+def samples_by_step(history: RunHistory) -> dict[int, list[Entry]]:
+    """Step -> the sampled replies of its evaluation, the newest step first."""
     found: dict[int, dict[str, Entry]] = {}
-    for entry in told.samples:
+    for entry in history.samples:
         found.setdefault(entry["step"], {})[entry["prompt"]] = entry
     return {step: list(found[step].values()) for step in sorted(found, reverse=True)}
 
 
-def scores(entry: Mapping[str, Any]) -> str:
-    """A sample's scores in a line."""
+def format_scores(entry: Mapping[str, Any]) -> str:
+    """A sample's scores as one line."""
     known = {name: value for name, value in entry.get("scores", {}).items() if math.isfinite(value)}
-    return "  ".join(f"{name} {number(value)}" for name, value in known.items())
+    return "  ".join(f"{name} {format_number(value)}" for name, value in known.items())

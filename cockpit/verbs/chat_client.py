@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.text import Text
 
-from cockpit.connection.submission import environment
+from cockpit.connection.submission import shell_environment
 from cockpit.verbs.output import console, format_progress, say
 from engine.protocol.client import Client
 from engine.protocol.home import Home
@@ -71,7 +71,7 @@ class Chat:
 def open_chat(home: Home, settings: dict[str, Any]) -> Iterator[Chat]:
     """A chat worker that ends with the block."""
     with Client(home) as client:
-        service = client.request("service_open", OpenService(kind="chat", environment=environment())).id
+        service = client.request("service_open", OpenService(kind="chat", environment=shell_environment())).id
         try:
             yield Chat(client, service, settings)
         finally:

@@ -1,4 +1,4 @@
-"""Talking to a run while it trains: the run's own process answers, and says what that cost it."""
+"""Chat with a run while it trains: the run's own process answers, and reports how long that delayed the training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cockpit.state.formatting import held
+from cockpit.state.formatting import format_hot_cost
 from cockpit.verbs.chat_client import Chat, Message
 from cockpit.verbs.output import say
 from engine.protocol.client import Client
@@ -15,41 +15,41 @@ from engine.protocol.messages import Problem, ProblemError, RunRef
 from engine.protocol.states import PAUSED, RUNNING
 
 COST = ("first_step", "last_step", "boundaries", "held_seconds", "step_seconds")
-"""What an answer says of the run, beside what a chat worker says."""
+"""Keys of an answer in addition to a chat worker's."""
 
 
 class HotChat(Chat):
-    """A `Chat` with a run's newest weights; there is nothing to load."""
+    """A `Chat` with a run's newest weights. There is nothing to load."""
 
     def load(self, target: str, **options: str | None) -> dict[str, Any]:
-        """Raises ValueError for a dtype or a quantisation: the weights are as they are trained."""
+        """Raises ValueError for a dtype or a quantization, because the weights are used as they are trained."""
         if any(options.values()):
-            raise ValueError("--hot answers with the weights as they are trained: leave dtype and quantisation out")
+            raise ValueError("--hot uses the weights as they are trained: leave out --dtype and --quantization")
         return {"label": f"{target} (training)", "template": True}
 
     def reply(self, messages: list[Message], write: Callable[[str, str], None] | None = None) -> dict[str, Any]:
         answer = super().reply(messages, write)
-        say(f"\n{held(answer)}", "dim")
+        say(f"\n{format_hot_cost(answer)}", "dim")
         return answer
 
     def _ask(self, *question: Any) -> Any:
         answer = super()._ask(*question)
         if answer is None:
-            raise ProblemError(Problem(title="The run has ended", hint="without --hot its last checkpoint answers"))
+            raise ProblemError(Problem(title="The run has ended", hint="leave out --hot to ask its last checkpoint"))
         return answer
 
 
 @contextmanager
 def open_hot_chat(home: Home, target: str, settings: dict[str, Any]) -> Iterator[HotChat]:
-    """A conversation with a run that is training. Raises ProblemError when it is not."""
+    """A chat with a run that is training. Raises ProblemError for any other run."""
     with Client(home) as client:
         run = client.request("show", RunRef(run=target)).run
         if run.state not in (RUNNING, PAUSED):
             raise ProblemError(
                 Problem(
                     title=f"{run.id} is {run.state}",
-                    cause="only a run that is training answers out of its own process",
-                    hint=f"cockpit chat {run.id} talks to its best checkpoint",
+                    cause="only a run that is training answers from its own process",
+                    hint=f"cockpit chat {run.id} asks its best checkpoint",
                 )
             )
         yield HotChat(client, run.id, settings)

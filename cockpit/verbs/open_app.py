@@ -1,4 +1,4 @@
-"""No verb: the app."""
+"""`cockpit` without a verb: open the app."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
 
-def on_terminal() -> bool:
-    """Whether somebody can see and steer a full-screen app."""
+def is_interactive() -> bool:
+    """Whether stdin and stdout are a terminal, which a full-screen app needs."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def open_app(options: argparse.Namespace) -> int:
-    if not on_terminal():
+    if not is_interactive():
         raise ProblemError(
             Problem(
                 title="The app needs a terminal",
                 cause="stdin or stdout is a pipe or a file",
-                hint="every screen has a verb: cockpit --help",
+                hint="use a verb instead: cockpit --help",
             )
         )
     from cockpit.app import run

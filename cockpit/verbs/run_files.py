@@ -1,4 +1,4 @@
-"""Runs as they lie on disk: what needs no engine, and works on another host's runs too."""
+"""Reads runs from their directories. This needs no engine, and works on another host's runs too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.protocol.messages import Problem, ProblemError
 
 
 def find_run(home: Home, reference: str) -> RunDirectory:
-    """By id, unambiguous prefix, or `last`, as the engine finds them. Raises ProblemError."""
+    """Find a run by id, unambiguous prefix, or `last`, as the engine does. Raises ProblemError."""
     created = {run.id: moment for run, moment in _runs(home)}
     if not created:
         raise ProblemError(Problem(title="There are no runs yet", hint="cockpit demo, or cockpit train PROFILE"))
@@ -32,11 +32,11 @@ def _runs(home: Home) -> Iterator[tuple[RunDirectory, float]]:
         try:
             yield RunDirectory(job.parent), float(msgspec.json.decode(job.read_bytes())["created"])
         except (OSError, msgspec.MsgspecError, KeyError):
-            continue  # being made or being deleted
+            continue  # being created or deleted
 
 
-def state_of(run: RunDirectory) -> str:
-    """The newest state in the lifecycle journal; `queued` before the first."""
+def read_state(run: RunDirectory) -> str:
+    """The newest state in the lifecycle journal; `queued` before the first entry."""
     state = states.QUEUED
     for entry, _ in journal.read(run.lifecycle):
         if isinstance(entry, journal.State):
@@ -44,8 +44,8 @@ def state_of(run: RunDirectory) -> str:
     return state
 
 
-def points(run: RunDirectory, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Every metric value in the journal's order, as `step name value time attempt`; only `names`, or all when empty."""
+def read_metrics(run: RunDirectory, names: list[str]) -> Iterator[dict[str, Any]]:
+    """All metric values in the journal's order, as `step name value time attempt`; only those of `names`, unless that is empty."""
     for entry, _ in journal.read(run.events):
         if isinstance(entry, (journal.Metrics, journal.Evaluation)):
             for name, value in entry.values.items():
@@ -59,7 +59,7 @@ def points(run: RunDirectory, names: list[str]) -> Iterator[dict[str, Any]]:
                     }
 
 
-def superseding(values: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One value for each step and name, the latest attempt's, in ascending steps."""
+def latest_values(values: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One value for each step and name, that of the latest attempt, by ascending step."""
     latest = {(point["step"], point["name"]): point for point in values}
     return sorted(latest.values(), key=lambda point: point["step"])

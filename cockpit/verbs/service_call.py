@@ -1,4 +1,4 @@
-"""One question to a service of its own: opened, followed, closed on the way out. ctrl+c gives it up."""
+"""One question to a service of its own, which is opened for it and closed after it. ctrl+c cancels the question."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 
 from rich.markup import escape
 
-from cockpit.connection.submission import environment
+from cockpit.connection.submission import shell_environment
 from cockpit.verbs.output import console, format_progress
 from engine.protocol.client import Client
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, Cancel, OpenService, ServiceEvent, ServiceRef
 
 
-def asked(
+def call_service(
     home: Home,
     kind: str,
     question: str,
     arguments: dict[str, Any],
-    said: Callable[[ServiceEvent], None],
-    further: dict[str, str] | None = None,
+    on_event: Callable[[ServiceEvent], None],
+    extra: dict[str, str] | None = None,
 ) -> Any:
-    """The answer of a service of `kind`, which lives for this one question; `further` are variables that it gets beside the usual ones.
+    """The answer of a service of `kind`, which runs for this one question. `extra` are environment variables besides the usual ones.
 
-    Raises ProblemError, and KeyboardInterrupt after the worker was told to leave everything as it was before.
+    Raises ProblemError; and KeyboardInterrupt after cancelling the question, which leaves everything as it was before.
     """
     with Client(home) as client:
-        opening = OpenService(kind=kind, environment=environment() | (further or {}))
+        opening = OpenService(kind=kind, environment=shell_environment() | (extra or {}))
         service = client.request("service_open", opening).id
         ask = Ask(service=service, request=uuid.uuid4().hex, question=question, arguments=arguments)
         try:
-            return client.ask(ask, said)
+            return client.ask(ask, on_event)
         except KeyboardInterrupt:
             client.request("service_cancel", Cancel(service=service, request=ask.request))
             raise
@@ -40,11 +40,11 @@ def asked(
             client.request("service_close", ServiceRef(service=service))
 
 
-def watched(home: Home, kind: str, question: str, arguments: dict[str, Any], label: str) -> Any:
-    """As `asked`, with a line in the terminal that says what is done and how far it is."""
+def call_service_with_status(home: Home, kind: str, question: str, arguments: dict[str, Any], label: str) -> Any:
+    """Like `call_service`, with a line in the terminal that shows the progress."""
     with console().status(escape(label)) as status:
 
-        def said(event: ServiceEvent) -> None:
+        def on_event(event: ServiceEvent) -> None:
             status.update(f"{escape(label)}: {escape(format_progress(event))}")
 
-        return asked(home, kind, question, arguments, said)
+        return call_service(home, kind, question, arguments, on_event)

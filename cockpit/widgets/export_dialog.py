@@ -1,4 +1,4 @@
-"""A run's best checkpoint on its way into a folder for others: how far it is, then how it compares with the checkpoint."""
+"""A dialog that exports a run's best checkpoint: it shows the progress, then how the export compares with the checkpoint."""
 
 from __future__ import annotations
 
@@ -14,84 +14,84 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from cockpit.connection.engine_app import EngineApp
-from cockpit.connection.service_client import Worker
-from cockpit.state.formatting import number
+from cockpit.connection.service_client import ServiceClient
+from cockpit.state.formatting import format_number
 from engine.protocol.messages import ProblemError
 
-GLANCE = 0.3
-"""Seconds between two looks at how far it is."""
+POLL = 0.3
+"""Seconds between two updates of the progress."""
 
 
-class Exporting(ModalScreen[None]):
-    """Begins on being shown. Esc gives the export up while it is being made, and leaves when it is done."""
+class ExportDialog(ModalScreen[None]):
+    """Starts exporting when it is opened. Esc cancels a running export, and closes the dialog of one that is done."""
 
     if TYPE_CHECKING:
         app: EngineApp  # type: ignore[assignment]
 
     DEFAULT_CSS = """
-    Exporting { align: center middle; }
-    Exporting > Vertical { width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1; }
-    Exporting Static { height: auto; }
+    ExportDialog { align: center middle; }
+    ExportDialog > Vertical { width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1; }
+    ExportDialog Static { height: auto; }
     """
-    BINDINGS = [("escape,enter", "leave", "Leave")]
+    BINDINGS = [("escape,enter", "leave", "Close")]
 
     def __init__(self, run: str, out: str) -> None:
         super().__init__()
         self.run_id, self.out = run, out
         self.request = uuid.uuid4().hex
-        self.made: dict[str, Any] | None = None
-        self.worker: Worker | None = None
+        self.result: dict[str, Any] | None = None
+        self.worker: ServiceClient | None = None
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = f"Export {self.run_id}"
-            box.border_subtitle = "Esc gives it up"
-            yield Static("beginning …", markup=False)
+            box.border_subtitle = "Esc cancels"
+            yield Static("starting …", markup=False)
 
     def on_mount(self) -> None:
-        self.set_interval(GLANCE, self._look)
+        self.set_interval(POLL, self._poll)
         self._export()
 
     @work
     async def _export(self) -> None:
-        self.worker = Worker(self.app, "export")
+        self.worker = ServiceClient(self.app, "export")
         arguments = {"target": self.run_id, "directory": str(Path.cwd()), "out": self.out}
         try:
-            self.made = await self.worker.ask("export", arguments, self.request)
-            self._tell(outcome(self.made or {}), "Enter leaves")
+            self.result = await self.worker.ask("export", arguments, self.request)
+            self._show(describe_export(self.result or {}), "Enter closes")
         except ProblemError as error:
-            self.made = {}
-            self._tell(Content(str(error.problem)), "Esc leaves")
+            self.result = {}
+            self._show(Content(str(error.problem)), "Esc closes")
         finally:
             await self.worker.close()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         service = self.worker.service if self.worker else None
-        if self.made is None and service is not None and service.detail:
-            self._tell(Content(f"{service.detail} …"), "Esc gives it up")
+        if self.result is None and service is not None and service.detail:
+            self._show(Content(f"{service.detail} …"), "Esc cancels")
 
-    def _tell(self, text: Content, keys: str) -> None:
+    def _show(self, text: Content, keys: str) -> None:
         self.query_one(Static).update(text)
         self.query_one(Vertical).border_subtitle = keys
 
     async def action_leave(self) -> None:
-        if self.made is None and self.worker is not None:
+        if self.result is None and self.worker is not None:
             await self.worker.cancel(self.request)
-            self._tell(Content("giving it up …"), "")
+            self._show(Content("cancelling …"), "")
         else:
             self.dismiss(None)
 
 
-def outcome(made: dict[str, Any]) -> Content:
-    """What was made and how it compares."""
-    agreed = made.get("agreement", {})
-    lines = [f"{made.get('kind')} in {made.get('directory')}"]
-    if agreed.get("kl") is not None:
-        lines.append(f"KL {number(agreed['kl'])} nats a token, same likeliest token {agreed['top1']:.1%}")
-    if agreed.get("score_difference") is not None:
-        lines.append(f"scores differ by at most {number(agreed['score_difference'])}")
-    if agreed.get("golden"):
-        lines.append(f"golden prompts answered alike: {agreed['golden_equal']} of {agreed['golden']}")
-    if agreed.get("base"):
-        lines.append(f"merged into the {agreed['base']} base, which answers more like the checkpoint")
+def describe_export(result: dict[str, Any]) -> Content:
+    """What was exported, and how it compares with the checkpoint."""
+    agreement = result.get("agreement", {})
+    lines = [f"{result.get('kind')} in {result.get('directory')}"]
+    if agreement.get("kl") is not None:
+        lines.append(f"KL {format_number(agreement['kl'])} nats a token, same likeliest token {agreement['top1']:.1%}")
+    if agreement.get("score_difference") is not None:
+        lines.append(f"scores differ by at most {format_number(agreement['score_difference'])}")
+    if agreement.get("golden"):
+        lines.append(f"golden prompts with equal replies: {agreement['golden_equal']} of {agreement['golden']}")
+    if agreement.get("base"):
+        lines.append(f"merged into the {agreement['base']} base, which agrees better with the checkpoint")
     return Content("\n".join(lines))

@@ -11,25 +11,25 @@ MUTED = "$text-muted"
 
 
 class Line(Static):
-    """Text of a fixed size: a change repaints it and lays out nothing."""
+    """Text in a place of fixed size: a change repaints it without a new layout."""
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(id=id, classes=classes)
-        self._shown = Content("")
+        self._content = Content("")
 
     def show(self, content: Content) -> None:
-        if not content.is_same(self._shown):
-            self._shown = content
+        if not content.is_same(self._content):
+            self._content = content
             self.update(content, layout=False)
 
 
-def figure(name: str, value: str) -> Content:
-    """A figure after its name."""
+def labelled(name: str, value: str) -> Content:
+    """A name and its value."""
     return Content.assemble((f"{name} ", MUTED), (value, "$text"))
 
 
-def joined(parts: Sequence[Content], width: int) -> Content:
-    """As many of the parts as fit in a line."""
+def join_fitting(parts: Sequence[Content], width: int) -> Content:
+    """As many of the parts as fit into `width` cells."""
     line = Content("")
     for part in parts:
         longer = Content.assemble(line, "   " if line else "", part)

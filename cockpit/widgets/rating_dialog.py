@@ -1,4 +1,4 @@
-"""Two small panels over the chat: a rating by hand, and what all votes and ratings come to."""
+"""Two dialogs of the chat: one to rate a reply, and one with the statistics of all votes and ratings."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from cockpit.state.vote_stats import duels, means, told_duel, told_mean
+from cockpit.state.vote_stats import count_votes, format_rating, format_votes, mean_ratings
 from engine.protocol.messages import Judgement
 
 WORDS = ("useless", "poor", "fair", "good", "excellent")
 
 
-class Rating(ModalScreen[int | None]):
+class RatingDialog(ModalScreen[int | None]):
     """Dismissed with 1 to 5, or None."""
 
     DEFAULT_CSS = """
-    Rating { align: center middle; }
-    Rating > Vertical { width: 34; height: auto; border: round $accent; background: $surface; padding: 0 1; }
+    RatingDialog { align: center middle; }
+    RatingDialog > Vertical { width: 34; height: auto; border: round $accent; background: $surface; padding: 0 1; }
     """
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title, box.border_subtitle = "How good is this reply?", "1–5 · Esc leaves"
+            box.border_title, box.border_subtitle = "How good is this reply?", "1–5 · Esc cancels"
             lines = [
                 Content.assemble((f" {number} ", "bold $accent"), f" {'★' * number}{'☆' * (5 - number)}  {word}")
                 for number, word in enumerate(WORDS, 1)
@@ -42,12 +42,12 @@ class Rating(ModalScreen[int | None]):
             self.dismiss(None)
 
 
-class TallySheet(ModalScreen[None]):
-    """All judgements of the targets that one talks to, and of the other steps of their runs."""
+class VotesDialog(ModalScreen[None]):
+    """All judgements of the current targets, and of the other steps of their runs."""
 
     DEFAULT_CSS = """
-    TallySheet { align: center middle; }
-    TallySheet > VerticalScroll { width: 96%; max-width: 110; height: auto; max-height: 90%; border: round $accent; background: $surface; padding: 0 1; }
+    VotesDialog { align: center middle; }
+    VotesDialog > VerticalScroll { width: 96%; max-width: 110; height: auto; max-height: 90%; border: round $accent; background: $surface; padding: 0 1; }
     """
     BINDINGS = [("escape,q,t", "dismiss", "Close")]
 
@@ -58,21 +58,21 @@ class TallySheet(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll() as box:
             box.border_title, box.border_subtitle = "Votes and ratings", "Esc closes"
-            yield Static(told(self._judgements))
+            yield Static(format_judgements(self._judgements))
 
 
-def told(judgements: Sequence[Judgement]) -> Content:
-    """Duels, then ratings; how to begin where there are none."""
+def format_judgements(judgements: Sequence[Judgement]) -> Content:
+    """Votes, then ratings; without any, how to give them."""
     blocks = []
-    if found := duels(judgements):
-        lines = [Content(told_duel(duel)) for duel in found]
+    if pairs := count_votes(judgements):
+        lines = [Content(format_votes(pair)) for pair in pairs]
         blocks.append(Content("\n").join([Content.styled("Blind votes", "bold $accent"), *lines]))
-    if rated := means(judgements):
-        rows = [Content(told_mean(mean)) for mean in rated]
+    if ratings := mean_ratings(judgements):
+        rows = [Content(format_rating(rating)) for rating in ratings]
         blocks.append(Content("\n").join([Content.styled("Ratings", "bold $accent"), *rows]))
     if not blocks:
         return Content(
-            "No vote and no rating yet.\n\nVotes: two targets side by side (ctrl+b), then b hides their names; < > = - choose.\n"
-            "Ratings: s on a reply."
+            "No votes and no ratings yet.\n\nVotes: set two targets side by side (ctrl+b); b hides their names; < > = - vote.\n"
+            "Ratings: press s on a reply."
         )
     return Content("\n\n").join(blocks)

@@ -1,4 +1,4 @@
-"""A reply as what it is: JSON as a tree that folds, triples as a table, a thought graph as its standpoints, thinking folded away."""
+"""Widgets that show a reply by its format: JSON as a tree, triples as a table, a thought graph by standpoint, thinking folded."""
 
 from __future__ import annotations
 
@@ -17,39 +17,41 @@ from textual.widget import Widget
 from textual.widgets import Collapsible, Markdown, Static, Tree
 from textual.widgets.tree import TreeNode
 
-from cockpit.state.reply_format import TRIPLE, Shape
+from cockpit.state.reply_format import TRIPLE, ParsedReply
 
 GAP = 2
 NARROW = 40
-"""Cells below which a table has no columns."""
-LEAST = 8
-"""Cells that a column of a table keeps, however narrow the screen."""
-DEEP = 2
-"""Levels of a JSON tree that are open at first."""
+"""Cells below which triples are stacked rather than in columns."""
+MIN_COLUMN = 8
+"""Cells that a column of a table keeps on a narrow screen."""
+OPEN_LEVELS = 2
+"""Levels of a JSON tree that are initially open."""
 MUTED = "$foreground-muted"
 
 
-def views(shape: Shape) -> Iterator[Widget]:
-    """The widgets that show a whole reply."""
-    if shape.thinking:
-        yield Thinking(shape.thinking)
-    match shape.kind:
+def views(reply: ParsedReply) -> Iterator[Widget]:
+    """The widgets that show a complete reply."""
+    if reply.thinking:
+        yield Thinking(reply.thinking)
+    match reply.kind:
         case "triples":
-            yield Triples(shape.value)
+            yield Triples(reply.value)
         case "graph":
-            yield Graph(shape.value)
+            yield Graph(reply.value)
         case "json":
-            yield JsonTree(shape.value)
-        case _ if shape.body[:1] in ("[", "{"):
-            yield Static(Content(shape.body))  # JSON that is not whole, or nearly: its lines say more than a paragraph
-        case _ if shape.body.strip():
-            yield Markdown(shape.body, open_links=False)
+            yield JsonTree(reply.value)
+        case _ if reply.body[:1] in ("[", "{"):
+            yield Static(
+                Content(reply.body)
+            )  # incomplete or almost valid JSON: its lines are easier to read than a paragraph
+        case _ if reply.body.strip():
+            yield Markdown(reply.body, open_links=False)
         case _:
             yield Static(Content.styled("(an empty reply)", MUTED))
 
 
 class Thinking(Collapsible):
-    """What the model thought before it answered: one line until it is opened."""
+    """The model's thinking: one line until it is opened."""
 
     DEFAULT_CSS = """
     Thinking { border: none; padding: 0; margin: 0; background: transparent; height: auto; }
@@ -68,7 +70,7 @@ class Thinking(Collapsible):
 
 
 class Triples(Static):
-    """Subject, predicate and object, a triple a row, with the types of the two where they are said. Set anew for every width."""
+    """A table of subject, predicate and object, with their types where there are any. Laid out again for every width."""
 
     DEFAULT_CSS = "Triples { height: auto; padding: 0 1; }"
 
@@ -81,11 +83,11 @@ class Triples(Static):
         width = self.content_size.width
         if width and width != self._width:
             self._width = width
-            self.update(table(self._rows, width))
+            self.update(format_triples(self._rows, width))
 
 
-def table(rows: Sequence[dict[str, Any]], width: int) -> Content:
-    """Triples in columns that wrap, in at most `width` cells, and how many there are; where columns have no room, one below the other."""
+def format_triples(rows: Sequence[dict[str, Any]], width: int) -> Content:
+    """Triples in columns that wrap, at most `width` cells wide, and their number. In a narrow place they are stacked."""
     count = Content.styled(f"{len(rows)} triple{'s'[: len(rows) != 1]}", MUTED)
     if width < NARROW:
         return Content("\n").join([line for row in rows for line in _stacked(row, width)] + [count])
@@ -94,16 +96,16 @@ def table(rows: Sequence[dict[str, Any]], width: int) -> Content:
     room = width - GAP * (len(heads) - 1)
     widths = _widths([max(cell.cell_length for cell in column) for column in zip(heads, *cells, strict=True)], room)
     rule = Content.styled("─" * min(width, sum(widths) + GAP * (len(widths) - 1)), "$primary")
-    lines = [*_set(heads, widths), rule]
-    tall = any(len(_set(row, widths)) > 1 for row in cells)
+    lines = [*_row_lines(heads, widths), rule]
+    tall = any(len(_row_lines(row, widths)) > 1 for row in cells)
     for number, row in enumerate(cells):
         lines += [Content("")] if tall and number else []
-        lines += _set(row, widths)
+        lines += _row_lines(row, widths)
     return Content("\n").join([*lines, count])
 
 
 def _stacked(row: dict[str, Any], width: int) -> list[Content]:
-    """A triple in a narrow place: its subject, below it indented what is said of it."""
+    """A triple for a narrow place: its subject, and indented below it predicate and object."""
     lines = _cell(row, "subject").wrap(width)
     for key in ("predicate", "object"):
         lines += [Content.assemble("  ", line) for line in _cell(row, key).wrap(max(1, width - 2))]
@@ -116,16 +118,16 @@ def _cell(row: dict[str, Any], key: str) -> Content:
     return Content.assemble(text, (f" {kind}" if kind else "", f"italic {MUTED}"))
 
 
-def _widths(wanted: list[int], room: int) -> list[int]:
-    """What each column gets: all it wants, else the widest give way first."""
-    given = list(wanted)
-    while sum(given) > room and max(given) > LEAST:
-        given[given.index(max(given))] -= 1
-    return given
+def _widths(natural: list[int], room: int) -> list[int]:
+    """The width of each column: its natural width; without enough room the widest columns shrink first."""
+    widths = list(natural)
+    while sum(widths) > room and max(widths) > MIN_COLUMN:
+        widths[widths.index(max(widths))] -= 1
+    return widths
 
 
-def _set(row: Sequence[Content], widths: Sequence[int]) -> list[Content]:
-    """A row's lines: each cell wrapped to its column."""
+def _row_lines(row: Sequence[Content], widths: Sequence[int]) -> list[Content]:
+    """A row's lines, with each cell wrapped to its column."""
     wrapped = [cell.wrap(width) for cell, width in zip(row, widths, strict=True)]
     lines = []
     for at in range(max(map(len, wrapped))):
@@ -139,7 +141,7 @@ def _set(row: Sequence[Content], widths: Sequence[int]) -> list[Content]:
 
 
 class Graph(Vertical):
-    """The question, each standpoint over its arguments, and what is asked against them."""
+    """The question, each standpoint with its arguments below, and the counter-questions."""
 
     DEFAULT_CSS = """
     Graph { height: auto; padding: 0 1; }
@@ -176,7 +178,7 @@ class Graph(Vertical):
 
 
 class JsonTree(Tree[None]):
-    """Objects and lists that fold; a text that is too long for its line has its lines beneath it."""
+    """Objects and lists that fold. A long text has its lines below its name."""
 
     DEFAULT_CSS = """
     JsonTree { height: auto; width: 1fr; background: transparent; padding: 0 1; overflow-x: hidden; }
@@ -189,21 +191,21 @@ class JsonTree(Tree[None]):
         Binding("k", "cursor_up", "Up", show=False),
     ]
     LINE = 60
-    """Cells of a text that stands on one line."""
+    """Cells of the longest text on one line."""
 
     def __init__(self, value: Any) -> None:
         super().__init__(Text(_count(value), "dim"))
         self.guide_depth = 2
         self.auto_expand = True
-        self._grow(self.root, value, 0)
+        self._add_nodes(self.root, value, 0)
         self.root.expand()
 
-    def _grow(self, node: TreeNode[None], value: Any, depth: int) -> None:
+    def _add_nodes(self, node: TreeNode[None], value: Any, depth: int) -> None:
         pairs = value.items() if isinstance(value, dict) else ((str(at), each) for at, each in enumerate(value))
         for name, each in pairs:
             if isinstance(each, (dict, list)) and each:
-                below = node.add(_label(name, _count(each), "dim"), expand=depth + 1 < DEEP)
-                self._grow(below, each, depth + 1)
+                below = node.add(_label(name, _count(each), "dim"), expand=depth + 1 < OPEN_LEVELS)
+                self._add_nodes(below, each, depth + 1)
             elif isinstance(each, str) and cell_len(each) > self.LINE:
                 words = len(each.split())
                 below = node.add(_label(name, f"{words} word{'s'[: words != 1]}", "dim"), expand=True)

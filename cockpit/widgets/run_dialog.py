@@ -1,5 +1,4 @@
-"""A large panel over the screen for what is one key away. While it is open it looks once a second whether there is more to show;
-closed, it is gone."""
+"""The base of large dialogs about one run. An open dialog checks once a second whether there is something new to show."""
 
 from __future__ import annotations
 
@@ -10,23 +9,23 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 
 from cockpit.connection.engine_app import EngineApp
-from cockpit.state.app_state import RunTold
+from cockpit.state.app_state import RunHistory
 from engine.protocol.messages import Run
 
 Result = TypeVar("Result")
-LOOK = 1.0
-"""Seconds between two looks at what the run has told."""
+POLL = 1.0
+"""Seconds between two checks for something new."""
 
 
-class Sheet(ModalScreen[Result]):
-    """About one run. Subclasses give `compose_sheet`, and `show`, which is called with the run and all it told when that has changed."""
+class RunDialog(ModalScreen[Result]):
+    """A dialog about one run. Subclasses give `compose_dialog`, and `show`, which is called whenever the run or its history has changed."""
 
     if TYPE_CHECKING:
         app: EngineApp  # type: ignore[assignment]
 
     DEFAULT_CSS = """
-    Sheet { align: center middle; }
-    Sheet > #sheet { width: 96%; height: 92%; border: round $accent; background: $surface; padding: 0 1; }
+    RunDialog { align: center middle; }
+    RunDialog > #dialog { width: 96%; height: 92%; border: round $accent; background: $surface; padding: 0 1; }
     """
     BINDINGS = [("escape,q", "dismiss(None)", "Close")]
     KEYS = "↑↓ moves · Esc closes"
@@ -34,30 +33,30 @@ class Sheet(ModalScreen[Result]):
     def __init__(self, title: str, run: str) -> None:
         super().__init__()
         self.heading, self.run_id = title, run
-        self._known: tuple[Run, RunTold] | None = None
+        self._shown: tuple[Run, RunHistory] | None = None
 
     def compose(self) -> ComposeResult:
-        with Vertical(id="sheet") as box:
+        with Vertical(id="dialog") as box:
             box.border_title, box.border_subtitle = self.heading, self.KEYS
-            yield from self.compose_sheet()
+            yield from self.compose_dialog()
 
-    def compose_sheet(self) -> ComposeResult:
+    def compose_dialog(self) -> ComposeResult:
         raise NotImplementedError
 
-    def show(self, run: Run, told: RunTold) -> None:
+    def show(self, run: Run, history: RunHistory) -> None:
         raise NotImplementedError
 
     def on_mount(self) -> None:
-        self.call_after_refresh(self.look, again=True)
-        self.set_interval(LOOK, self.look)
+        self.call_after_refresh(self.refresh_content, force=True)
+        self.set_interval(POLL, self.refresh_content)
 
-    def look(self, again: bool = False) -> None:
-        """Show what is new; with `again` all of it, for a width that has changed."""
+    def refresh_content(self, force: bool = False) -> None:
+        """Show the run when it has changed, or with `force`, for instance after a change of width."""
         state = self.app.state
         run = state.runs.get(self.run_id)
         if run is None:
             return
-        known = run, state.told.get(self.run_id, RunTold())
-        if again or self._known is None or known[1] is not self._known[1] or run.state != self._known[0].state:
-            self._known = known
-            self.show(*known)
+        current = run, state.histories.get(self.run_id, RunHistory())
+        if force or self._shown is None or current[1] is not self._shown[1] or run.state != self._shown[0].state:
+            self._shown = current
+            self.show(*current)

@@ -1,4 +1,4 @@
-"""How a model answers as it learns: each probe's replies over the steps, and the replies kept of each evaluation."""
+"""A dialog with the replies of a run as it trains: those to each probe over the steps, and the samples of each evaluation."""
 
 from __future__ import annotations
 
@@ -9,52 +9,53 @@ from textual.content import Content
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from cockpit.state.app_state import Entry, RunTold
-from cockpit.state.reply_format import NEW, compared, indented
-from cockpit.state.run_history import Answered, probes, samples, scores
-from cockpit.widgets.run_dialog import Sheet
+from cockpit.state.app_state import Entry, RunHistory
+from cockpit.state.reply_format import indent_json
+from cockpit.state.run_history import ProbeReply, format_scores, replies_by_probe, samples_by_step
+from cockpit.state.text_diff import NEW, mark_new_words
+from cockpit.widgets.run_dialog import RunDialog
 from engine.protocol.messages import Run
 
-CHANGES = 40
-"""Changed replies of a probe that are shown, the newest."""
+MAX_REPLIES = 40
+"""The newest changed replies of a probe that are shown."""
 NOTHING = """\
 No replies yet.
 
-Prompts that are answered at every evaluation:
+Prompts to answer at every evaluation:
     evaluation: {probes: ["Extract the triples: …"]}
-Held-out rows that are answered and scored:
+Held-out rows to answer and score:
     evaluation: {task: triples, samples: 32}\
 """
 
 
-class Replies(Sheet[None]):
+class SamplesDialog(RunDialog[None]):
     DEFAULT_CSS = """
-    Replies OptionList { width: 26; height: 1fr; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; padding: 0; }
-    Replies VerticalScroll { width: 1fr; height: 1fr; padding: 0 0 0 1; border-left: solid $primary; }
-    Replies Static { width: 1fr; height: auto; }
+    SamplesDialog OptionList { width: 26; height: 1fr; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; padding: 0; }
+    SamplesDialog VerticalScroll { width: 1fr; height: 1fr; padding: 0 0 0 1; border-left: solid $primary; }
+    SamplesDialog Static { width: 1fr; height: auto; }
     """
     BINDINGS = [("j", "scroll(1)", "Down"), ("k", "scroll(-1)", "Up")]
     KEYS = "↑↓ choose · j k PgUp PgDn scroll · Esc closes"
 
     def __init__(self, run: str) -> None:
         super().__init__("replies", run)
-        self._probes: dict[str, list[Answered]] = {}
+        self._probes: dict[str, list[ProbeReply]] = {}
         self._samples: dict[int, list[Entry]] = {}
-        self._listed: list[tuple[str, str]] = []
-        """Id and title of what can be chosen."""
+        self._entries: list[tuple[str, str]] = []
+        """Id and title of each entry of the list."""
 
-    def compose_sheet(self) -> ComposeResult:
+    def compose_dialog(self) -> ComposeResult:
         with Horizontal():
             yield OptionList(compact=True)
             with VerticalScroll(can_focus=False):
                 yield Static()
 
-    def show(self, run: Run, told: RunTold) -> None:
-        self._probes, self._samples = probes(told), samples(told)
-        listed = [(f"probe {at}", prompt) for at, prompt in enumerate(self._probes)]
-        listed += [(f"samples {step}", f"step {step:,}") for step in self._samples]
-        if listed != self._listed:
-            self._listed = listed
+    def show(self, run: Run, history: RunHistory) -> None:
+        self._probes, self._samples = replies_by_probe(history), samples_by_step(history)
+        entries = [(f"probe {at}", prompt) for at, prompt in enumerate(self._probes)]
+        entries += [(f"samples {step}", f"step {step:,}") for step in self._samples]
+        if entries != self._entries:
+            self._entries = entries
             self._fill()
         self._draw()
 
@@ -63,11 +64,11 @@ class Replies(Sheet[None]):
         chosen = options.highlighted_option.id if options.highlighted_option else None
         options.clear_options()
         for heading, kind in (("Probes", "probe"), ("Held-out rows", "samples")):
-            ours = [(name, title) for name, title in self._listed if name.startswith(kind)]
+            ours = [(name, title) for name, title in self._entries if name.startswith(kind)]
             if ours:
                 options.add_option(Option(Content.styled(heading, "bold $accent"), disabled=True))
                 options.add_options([Option(Content(" " + " ".join(title.split())), id=name) for name, title in ours])
-        names = [name for name, _ in self._listed]
+        names = [name for name, _ in self._entries]
         if names:
             options.highlighted = options.get_option_index(chosen if chosen in names else names[0])
         options.focus()
@@ -83,9 +84,9 @@ class Replies(Sheet[None]):
         text = Content(NOTHING)
         if kind == "probe" and int(which) < len(self._probes):
             prompt = list(self._probes)[int(which)]
-            text = told_of_probe(prompt, self._probes[prompt])
+            text = describe_probe(prompt, self._probes[prompt])
         elif kind == "samples" and int(which) in self._samples:
-            text = Content("\n\n").join(told_of_sample(entry) for entry in self._samples[int(which)])
+            text = Content("\n\n").join(describe_sample(entry) for entry in self._samples[int(which)])
         self.query_one(Static).update(text)
 
     def action_scroll(self, by: int) -> None:
@@ -98,36 +99,34 @@ class Replies(Sheet[None]):
         self.query_one(VerticalScroll).scroll_page_down(animate=False)
 
 
-def told_of_probe(prompt: str, replies: list[Answered]) -> Content:
-    """The prompt, and its replies from the newest on; what is new in each against the one before (below it) is marked."""
-    shown = replies[-CHANGES:]
-    before = replies[-CHANGES - 1].reply if len(replies) > CHANGES else None
+def describe_probe(prompt: str, replies: list[ProbeReply]) -> Content:
+    """The prompt and its replies, newest first. New words, compared with the previous reply (below), are marked."""
+    newest = replies[-MAX_REPLIES:]
+    before = replies[-MAX_REPLIES - 1].reply if len(replies) > MAX_REPLIES else None
     blocks = []
-    for answered in shown:
-        now = indented(answered.reply)
-        steps = f"── step {answered.step:,}" + (
-            f" to {answered.last:,}, unchanged" if answered.last > answered.step else ""
-        )
-        text, moved = (Content(now), "") if before is None else compared(indented(before), now)
-        head = Content.assemble((steps, "bold $accent"), (f"  {moved}" if moved else "", "$text-muted"))
+    for each in newest:
+        now = indent_json(each.reply)
+        steps = f"── step {each.step:,}" + (f" to {each.last:,}, unchanged" if each.last > each.step else "")
+        text, difference = (Content(now), "") if before is None else mark_new_words(indent_json(before), now)
+        head = Content.assemble((steps, "bold $accent"), (f"  {difference}" if difference else "", "$text-muted"))
         blocks.append(Content.assemble(head, "\n", text if text else "(an empty reply)"))
-        before = answered.reply
-    legend = Content.assemble((" new ", NEW), ("  against the reply before, which stands below", "$text-muted"))
-    asked = Content.assemble(("asked  ", "$text-muted"), prompt)
-    return Content("\n\n").join([asked, *([legend] if len(replies) > 1 else []), *reversed(blocks)])
+        before = each.reply
+    legend = Content.assemble((" new ", NEW), ("  compared with the previous reply, below", "$text-muted"))
+    heading = Content.assemble(("prompt  ", "$text-muted"), prompt)
+    return Content("\n\n").join([heading, *([legend] if len(replies) > 1 else []), *reversed(blocks)])
 
 
-def told_of_sample(entry: Entry) -> Content:
-    """A held-out row: what was asked, the reply, what it should have been, its scores."""
-    reply, reference = indented(entry["reply"]), entry.get("reference", "")
+def describe_sample(entry: Entry) -> Content:
+    """A held-out row: prompt, reply, reference and scores."""
+    reply, reference = indent_json(entry["reply"]), entry.get("reference", "")
     parts = [
-        Content.assemble(("asked  ", "$text-muted"), entry["prompt"], "\n"),
+        Content.assemble(("prompt  ", "$text-muted"), entry["prompt"], "\n"),
         Content.assemble(("── reply ", "bold $accent"), "\n", reply or "(an empty reply)"),
     ]
     if reference:
-        same = " (the same)" if indented(reference) == reply else ""
-        body = "" if same else f"\n{indented(reference)}"
+        same = " (the same)" if indent_json(reference) == reply else ""
+        body = "" if same else f"\n{indent_json(reference)}"
         parts.append(Content.assemble((f"── reference{same} ", "bold $success"), body))
-    if said := scores(entry):
-        parts.append(Content.assemble(("── scores ", "bold $secondary"), said))
+    if scores := format_scores(entry):
+        parts.append(Content.assemble(("── scores ", "bold $secondary"), scores))
     return Content("\n").join(parts)

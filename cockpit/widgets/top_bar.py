@@ -11,18 +11,18 @@ from textual.widget import Widget
 from cockpit.connection.engine_app import EngineApp
 
 if TYPE_CHECKING:
-    from cockpit.state.app_state import State
+    from cockpit.state.app_state import AppState
 
 CONNECTIONS = {
     "connecting": ("◌", "$warning", "connecting"),
     "attached": ("●", "$success", "engine"),
     "lost": ("○", "$error", "reconnecting"),
 }
-"""State of the connection -> mark, colour, word."""
+"""State of the connection -> mark, colour, text."""
 
 
 class TopBar(Widget):
-    """Fed by the app through `show`; drawn only when something on it changed."""
+    """Drawn again only when something on it has changed."""
 
     if TYPE_CHECKING:
         app: EngineApp  # type: ignore[assignment]
@@ -38,7 +38,7 @@ class TopBar(Widget):
     def on_mount(self) -> None:
         self.show(self.app.state)
 
-    def show(self, state: State) -> None:
+    def show(self, state: AppState) -> None:
         live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in state.runs.values())
         host = state.telemetry.host.name if state.telemetry else ""
         right = (state.connection, host, live, self.app.readonly)
