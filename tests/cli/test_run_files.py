@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cockpit.verbs.run_files import find_run, points, state_of, superseding
+from cockpit.verbs.run_files import find_run, latest_values, read_metrics, read_state
 from engine.protocol import journal
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import ProblemError
@@ -53,16 +53,16 @@ def test_the_later_attempt_supersedes_step_by_step(home: Home) -> None:
     with open(run.events, "ab") as file:
         file.write(b'{"kind":"metrics","attempt":2,"step":4,"val')
 
-    losses = superseding(points(run, ["train/loss"]))
+    losses = latest_values(read_metrics(run, ["train/loss"]))
     assert [(point["step"], point["value"], point["attempt"]) for point in losses] == [(1, 4.0, 1), (2, 2.5, 2), (3, 2.0, 2)]  # fmt: skip
-    assert len(list(points(run, ["train/loss"]))) == 5
-    assert {point["name"] for point in points(run, [])} == {"train/loss", "train/grad_norm", "eval/loss"}
+    assert len(list(read_metrics(run, ["train/loss"]))) == 5
+    assert {point["name"] for point in read_metrics(run, [])} == {"train/loss", "train/grad_norm", "eval/loss"}
 
 
 def test_the_state_is_the_newest_in_the_lifecycle(home: Home) -> None:
     run = made(home, "r", 1.0)
-    assert state_of(run) == "queued"
+    assert read_state(run) == "queued"
     writer = journal.Writer(run.lifecycle)
     for state in ("queued", "running", "failed"):
         writer.write(journal.State(attempt=1, state=state))
-    assert state_of(run) == "failed"
+    assert read_state(run) == "failed"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cockpit.connection.submission import resumption, submission
+from cockpit.connection.submission import build_submission, resume_environment
 from engine.protocol.profile import find, load
 
 
@@ -26,12 +26,12 @@ def test_a_job_gets_the_list_and_what_its_profile_names(tmp_path: Path) -> None:
         "CUDA_VISIBLE_DEVICES": "1",
         "MY_PATH": "/mine",
     }
-    assert submission(profile, shell=shell).environment == passed
+    assert build_submission(profile, shell=shell).environment == passed
     (tmp_path / "profile.yaml").write_text(profile.to_yaml())
-    assert resumption(str(tmp_path), shell) == passed, "a resumed run gets what a submitted one got"
+    assert resume_environment(str(tmp_path), shell) == passed, "a resumed run gets what a submitted one got"
 
 
 def test_the_key_that_a_profile_names_goes_with_a_resume(tmp_path: Path) -> None:
     (tmp_path / "profile.yaml").write_text("data: {expand: {api_key_env: MY_KEY}}")
-    assert resumption(str(tmp_path), {"MY_KEY": "k", "OTHER_KEY": "o"}) == {"MY_KEY": "k"}
-    assert resumption(str(tmp_path / "gone"), {"MY_KEY": "k", "HF_TOKEN": "t"}) == {"HF_TOKEN": "t"}
+    assert resume_environment(str(tmp_path), {"MY_KEY": "k", "OTHER_KEY": "o"}) == {"MY_KEY": "k"}
+    assert resume_environment(str(tmp_path / "gone"), {"MY_KEY": "k", "HF_TOKEN": "t"}) == {"HF_TOKEN": "t"}
