@@ -43,14 +43,14 @@ def format_number(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """48 s, 3:07 min, 2:03 h, 3d 4h."""
+    """48 s, 3:07, 2:03:09, 3d 4h."""
     whole = int(max(0.0, seconds))
     hours, minutes = divmod(whole // 60, 60)
     if whole < 60:
         return f"{whole} s"
     if hours >= 48:
         return f"{hours // 24}d {hours % 24}h"
-    return f"{hours}:{minutes:02} h" if hours else f"{minutes}:{whole % 60:02} min"
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 def format_age(moment: float) -> str:

@@ -15,7 +15,7 @@ from tests.app.screen import HIGH, LOW, assert_fits, run_app, screen_text, until
 async def test_a_live_run_is_shown_whole(size: tuple[int, int]) -> None:
     async with run_app(FakeEngine(demo_run()), size) as pilot:
         wanted = (
-            "● running", "triples-qlora", "62 %", "step 31/50", "epoch 0.62/1", "elapsed 1:", "remaining ", "412 tok/s",
+            "● running", "triples-qlora", "62 %", "step 31/50", "epoch 0.62/1", "elapsed ", "remaining ", "412 tok/s",
             "3.1 samples/s", "loss 0.3124", "4.0G/24.0G", "load 2.1/2", "2.0G", "◆ eval 0.4512", "json_validity",
             "4.9M/139M", "8 global", "抽取三元组", "step 31 loss", "1 Dashboard", "6 Doctor", "Detach",
         )  # fmt: skip

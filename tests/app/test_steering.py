@@ -20,7 +20,7 @@ def steered(engine: FakeEngine) -> list[tuple[str, Message]]:
 
 
 async def ready(pilot: Pilot[None]) -> None:
-    await until(pilot, lambda: pilot.app.state.told.get(pilot.app.state.selected or "") is not None)  # type: ignore[attr-defined]
+    await until(pilot, lambda: pilot.app.state.histories.get(pilot.app.state.selected or "") is not None)  # type: ignore[attr-defined]
 
 
 @SIZES
