@@ -86,10 +86,11 @@ class CockpitApp(EngineApp):
         self.set_timer(0.01, self.start_following)
 
     def _hang_up(self) -> None:
-        """Exit after the terminal is gone. Without a handler SIGHUP kills the app before it can clean up; ignored, the app spins.
+        """Exit after the terminal is gone. Without a handler SIGHUP kills the app before it can clean up; ignored, the
+        app spins.
 
-        Textual's writer thread may have died of its first failed write, and Textual then waits for it for ever. So what is
-        still painted goes to /dev/null, and the process ends even when Textual does not.
+        Textual's writer thread may have died of its first failed write, and Textual then waits for it for ever. So what
+        is still painted goes to /dev/null, and the process ends even when Textual does not.
         """
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):

@@ -65,8 +65,12 @@ class VersionAction(argparse.Action):
 
 def build_parser() -> Parser:
     """The parser of all verbs. Shared options work before and after the verb."""
-    parser = Parser(prog="cockpit", description="The terminal cockpit for training language models. Without a verb it opens the app.",
-                    epilog="Results go to stdout, everything else to stderr.", allow_abbrev=False)  # fmt: skip
+    parser = Parser(
+        prog="cockpit",
+        description="The terminal cockpit for training language models. Without a verb it opens the app.",
+        epilog="Results go to stdout, everything else to stderr.",
+        allow_abbrev=False,
+    )
     parser.set_defaults(function="open_app:open_app", home=None, json=False)
     _add_shared(parser)
     parser.add_argument("--readonly", action="store_true", help="only watch: no key of the app changes a run")
@@ -106,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output (head, less) has seen enough. Python would complain once more when it flushes at exit.
+        # The reader of the output (head, less) has seen enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:  # noqa: BLE001 - `report` raises again what is not the user's mistake

@@ -1,7 +1,7 @@
 """Writes only the changed cells to the terminal.
 
-Textual cuts a repaint at the right end of a changed span, but not at the left: a new point at the right edge of a chart would send its
-whole row, about 20 times as much.
+Textual cuts a repaint at the right end of a changed span, but not at the left: a new point at the right edge of a chart
+would send its whole row, about 20 times as much.
 """
 
 from __future__ import annotations

@@ -8,9 +8,21 @@ FILE = option("file", metavar="FILE", help="a data file, a folder or a glob")
 OUT = option("--out", metavar="DIR", required=True, help="folder for rows.jsonl, rejects.jsonl and report.json")
 MODEL = option("--model", metavar="TARGET", required=True, help="the model whose tokenizer and chat template are used")
 LENGTH = option("--max-length", type=int, metavar="N", default=1024, help="longest sequence, in tokens (1024)")
-LOSS_ON = option("--loss-on", choices=("auto", "assistant", "all"), default="auto", help="which tokens are trained (assistant; all in plain text)")  # fmt: skip
+LOSS_ON = option(
+    "--loss-on",
+    choices=("auto", "assistant", "all"),
+    default="auto",
+    help="which tokens are trained (assistant; all in plain text)",
+)
 PROCESSES = option("--processes", type=int, metavar="N", help="number of processes (one a core)")
-RULE = option("--set", metavar="K=V", action="append", default=[], dest="overrides", help="a rule, e.g. clean.min_chars=20 or dedup.threshold=0.9")  # fmt: skip
+RULE = option(
+    "--set",
+    metavar="K=V",
+    action="append",
+    default=[],
+    dest="overrides",
+    help="a rule, e.g. clean.min_chars=20 or dedup.threshold=0.9",
+)
 
 DATA_VERBS = (
     Verb("inspect", "show what a file contains: format, columns, a row", "tools:data", (FILE, FORMAT)),

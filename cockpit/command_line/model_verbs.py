@@ -11,11 +11,11 @@ CHAT = Verb(
     (
         TARGET,
         option("--prompt", metavar="T", help="ask this once and exit"),
-        option("--hot", action="store_true", help="ask a run while it trains: its newest weights answer, and training goes on"),
+        option("--hot", action="store_true", help="ask a run while it trains: its newest weights answer"),
         SYSTEM,
         *SAMPLING,
     ),
-)  # fmt: skip
+)
 GENERATE = Verb(
     "generate",
     "reply to a file of prompts; an interrupted run of it can be continued",
@@ -41,7 +41,12 @@ EVAL = Verb(
     "measure a run, a checkpoint or a model on rows, or score replies from elsewhere",
     "evaluate:evaluate",
     (
-        option("target", nargs="?", metavar="TARGET", help="a run, `last`, RUN@STEP, a folder, a catalogue name or a hub id"),
+        option(
+            "target",
+            nargs="?",
+            metavar="TARGET",
+            help="a run, `last`, RUN@STEP, a folder, a catalogue name or a hub id",
+        ),
         option("--predictions", metavar="FILE", help="score these JSON lines of reply and reference, without a model"),
         option("--data", metavar="SOURCE", help="rows to measure on (those that the run held out)"),
         FORMAT,
@@ -78,7 +83,7 @@ EVAL = Verb(
         option("--dtype", choices=DTYPES, help="dtype to load the model in (as trained)"),
         option("--quantization", choices=QUANTIZATIONS, help="quantization to load the model with (as trained)"),
     ),
-)  # fmt: skip
+)
 EXPORT = Verb(
     "export",
     "write a run, checkpoint or model as a folder that others load, and compare it with its source",
@@ -108,9 +113,11 @@ SERVE = Verb(
             "target",
             metavar="TARGET",
             nargs="?",
-            help="a run, `last`, RUN@STEP, a folder, a catalogue name or a hub id; with --stop a service, port or target",
+            help="a run, `last`, RUN@STEP, a folder, a catalogue name or a hub id; with --stop a service or port too",
         ),
-        option("--host", metavar="H", help="address to listen on (127.0.0.1); an address that other machines reach needs a key"),
+        option(
+            "--host", metavar="H", help="address to listen on (127.0.0.1); one that other machines reach needs a key"
+        ),
         option("--port", type=int, metavar="N", help="port; 0 picks a free one (8000)"),
         option("--api-key-env", metavar="NAME", help="the environment variable that holds the clients' API key"),
         option("--task", metavar="NAME", help="wrap a bare text in this task's prompt, e.g. triples"),
@@ -127,7 +134,7 @@ SERVE = Verb(
         option("--detach", action="store_true", help="print the address and leave it running"),
         option("--stop", action="store_true", help="stop a server; requests in flight have five seconds to finish"),
     ),
-)  # fmt: skip
+)
 
 BASE_MODEL_VERBS = (
     Verb(

@@ -25,7 +25,8 @@ START_VERBS = (
                 choices=("check", "expand", "prepare", "train", "evaluate", "export"),
                 metavar="STAGE",
                 dest="first",
-                help="start at this stage, with the earlier results of this profile's newest run: check, expand, prepare, train, evaluate, export",
+                help="start at this stage, with the earlier results of this profile's newest run: "
+                "check, expand, prepare, train, evaluate or export",
             ),
             option("--no-rehearsal", action="store_true", help="skip the trial step on the longest batch"),
         ),

@@ -1,4 +1,5 @@
-"""One target of a chat: a model in a chat worker of its own, or a run that is training and answers with its newest weights."""
+"""One target of a chat: a model in a chat worker of its own, or a run that is training and answers with its newest
+weights."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ NOW = "@now"
 
 
 class ChatTarget:
-    """Call `load`, then `ask`. Pieces of a reply are published as `ServiceEvent` with `request`, which is empty between questions."""
+    """Call `load`, then `ask`. Pieces of a reply are published as `ServiceEvent` with `request`, which is empty between
+    questions."""
 
     def __init__(self, app: EngineApp, target: str) -> None:
         self.app, self.target = app, target

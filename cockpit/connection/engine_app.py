@@ -28,7 +28,8 @@ SERVING = frozenset({"service_open", "service_ask", "service_cancel", "service_c
 
 
 async def connect(home: Home) -> AsyncClient:
-    """Connect to the engine of `home`. Imports late: ZeroMQ's asyncio side takes 80 ms that the first paint need not wait for."""
+    """Connect to the engine of `home`. Imports late: ZeroMQ's asyncio side takes 80 ms that the first paint need not
+    wait for."""
     from engine.protocol.async_client import AsyncClient
 
     return await AsyncClient.connect(home)

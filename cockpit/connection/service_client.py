@@ -28,7 +28,8 @@ class ServiceClient:
         return self.app.state.services.get(self.id)
 
     async def ask(self, question: str, arguments: dict[str, Any], request: str = "") -> Any:
-        """The result of a question. Its progress is published as `ServiceEvent` with this `request`. Raises ProblemError."""
+        """The result of a question. Its progress is published as `ServiceEvent` with this `request`. Raises
+        ProblemError."""
         await self._open()
         ask = Ask(service=self.id, request=request or uuid.uuid4().hex, question=question, arguments=arguments)
         try:
@@ -44,7 +45,8 @@ class ServiceClient:
             await self.app.ask("service_cancel", Cancel(service=self.id, request=request))
 
     async def set_environment(self, extra: dict[str, str]) -> None:
-        """Give the service these variables besides the usual ones. A service that was opened with others is closed first."""
+        """Give the service these variables besides the usual ones. A service that was opened with others is closed
+        first."""
         if extra != self._extra_environment:
             await self.close()
             self._extra_environment = extra

@@ -20,7 +20,8 @@ NAMES = frozenset({"CUDA_VISIBLE_DEVICES", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PRO
 
 
 def shell_environment(shell: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that every job and service gets from the shell: for hubs, trackers, collectives, devices, and proxies (in either case)."""
+    """The variables that every job and service gets from the shell: for hubs, trackers, collectives, devices, and
+    proxies (in either case)."""
     return {name: value for name, value in shell.items() if name.startswith(PREFIXES) or name.upper() in NAMES}
 
 
@@ -34,8 +35,8 @@ def build_submission(
 ) -> Submit:
     """The request that queues `profile`.
 
-    Besides `shell_environment`, the job gets the variables named in `*_api_key_env` fields and those that `launch.environment` names
-    without a value. A value in the profile takes precedence over the shell's.
+    Besides `shell_environment`, the job gets the variables named in `*_api_key_env` fields and those that
+    `launch.environment` names without a value. A value in the profile takes precedence over the shell's.
     """
     return Submit(
         profile=profile.to_yaml(),
@@ -48,7 +49,8 @@ def build_submission(
 
 
 def resume_environment(directory: str, shell: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that the run in `directory` gets from the shell that resumes it, by the same rules as on submission."""
+    """The variables that the run in `directory` gets from the shell that resumes it, by the same rules as on
+    submission."""
     try:
         profile = YAML(typ="safe").load(Path(directory, "profile.yaml").read_text(encoding="utf-8"))
     except (OSError, YAMLError):

@@ -53,11 +53,12 @@ def summarize_launch(profile: Profile) -> str:
     training, launch = profile.training, profile.launch
     rank = getattr(profile.adapter, "rank", None)
     adapter = profile.adapter.kind + (f" of rank {rank}" if rank else "")
+    base = f"{profile.model.quantization} base in {profile.model.dtype}"
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
     each = f"{training.micro_batch} × {training.accumulation} × {launch.processes}"
     return "\n".join(
         (
-            f"{profile.name or 'unnamed'}: {profile.method.kind}, {adapter}, {profile.model.quantization} base in {profile.model.dtype}",
+            f"{profile.name or 'unnamed'}: {profile.method.kind}, {adapter}, {base}",
             f"base       {profile.model.origin}",
             f"data       {', '.join(source.source for source in profile.data.train)}",
             f"length     {length}, rows a step {each} (micro batch × accumulation × processes)",

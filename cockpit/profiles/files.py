@@ -39,8 +39,8 @@ def user_folder(home: Home) -> Path:
 
 
 def list_profiles(home: Home, directory: Path) -> list[ProfileFile]:
-    """The user's profiles first, then the built-in ones, the demo's first among them because it needs nothing else. YAML files that
-    are not profiles (a compose file, for instance) are left out."""
+    """The user's profiles first, then the built-in ones, the demo's first among them because it needs nothing else.
+    YAML files that are not profiles (a compose file, for instance) are left out."""
     places = (("here", directory), ("home", user_folder(home)), ("built-in", bundled("profiles")))
     found: dict[Path, ProfileFile] = {}
     for place, folder in places:

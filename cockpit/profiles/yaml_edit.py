@@ -37,8 +37,8 @@ def value_at(document: dict[str, Any], key: str) -> Any:
 def set_value(text: str, key: str, value: str) -> str:
     """The text with `section.name` (or `name`) set to `value`, which is YAML on one line.
 
-    Raises ValueError, with a message for the user, when the text or the value is not YAML, or when the value would be read differently
-    at that place.
+    Raises ValueError, with a message for the user, when the text or the value is not YAML, or when the value would be
+    read differently at that place.
     """
     value = value.strip() or '""'
     try:
@@ -120,7 +120,8 @@ def _put(text: str, mapping: MappingNode | None, name: str, value: str, indent: 
 
 
 def _end(node: Node) -> int:
-    """The index just after the node's own text. A block's end mark comes after the comments that follow it, so take its last leaf's."""
+    """The index just after the node's own text. A block's end mark comes after the comments that follow it, so take its
+    last leaf's."""
     if isinstance(node, ScalarNode) or node.flow_style or not node.value:
         return int(node.end_mark.index)
     last = node.value[-1]
@@ -128,7 +129,8 @@ def _end(node: Node) -> int:
 
 
 def _keep_comment_column(tail: str, growth: int) -> str:
-    """The text after a value that grew by `growth` characters. A comment on its line stays in its column if there is room."""
+    """The text after a value that grew by `growth` characters. A comment on its line stays in its column if there is
+    room."""
     rest = tail.lstrip(" ")
     blanks = len(tail) - len(rest)
     return " " * max(1, blanks - growth) + rest if rest.startswith("#") else tail

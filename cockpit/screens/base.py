@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class CockpitScreen(Screen[None]):
     """A screen with a key of its own. Subclasses give `compose_body` and, when they show live data, `receive`.
 
-    `self.app.state` is the current `AppState`; `await self.app.ask(operation, message)` asks the engine and returns its reply, or None
-    after it has shown what went wrong; `self.app.open_run(run_id)` goes to the dashboard of a run; `self.app.home` is the `Home`.
+    `self.app.state` is the current `AppState`; `await self.app.ask(operation, message)` asks the engine and returns its
+    reply, or None after it has shown what went wrong; `self.app.open_run(run_id)` goes to the dashboard of a run;
+    `self.app.home` is the `Home`.
     """
 
     if TYPE_CHECKING:
@@ -39,11 +40,12 @@ class CockpitScreen(Screen[None]):
         return ()
 
     def receive(self, state: AppState, body: object) -> None:
-        """Called on every mounted screen, visible or not, after `body` (a Snapshot or a published body) was reduced into `state`."""
+        """Called on every mounted screen, visible or not, after `body` (a Snapshot or a published body) was reduced
+        into `state`."""
 
     def _compositor_refresh(self) -> None:
-        """Textual marks a screen under a modal for repainting each time it has repainted it. Every tick of a timer below would then
-        send the whole dimmed screen again, 25 kB."""
+        """Textual marks a screen under a modal for repainting each time it has repainted it. Every tick of a timer
+        below would then send the whole dimmed screen again, 25 kB."""
         super()._compositor_refresh()
         if not self.is_active:
             self._repaint_required = False

@@ -30,17 +30,20 @@ if TYPE_CHECKING:
     from cockpit.state.app_state import AppState
 
 EMPTY = Content.from_markup(
-    "[bold $text]Nothing loaded yet.[/]\n\n[$accent]ctrl+t[/] picks a run's checkpoint or a model, [$accent]ctrl+b[/] adds another beside it.\n"
+    "[bold $text]Nothing loaded yet.[/]\n\n"
+    "[$accent]ctrl+t[/] picks a run's checkpoint or a model, [$accent]ctrl+b[/] adds another beside it.\n"
     "No run yet? Press Esc, then [$accent]3[/] for Profile; [$accent]ctrl+l[/] there launches one."
 )
 
 
 class ChatScreen(SaveScreen):
     HELP_TEXT = """
-    Talk to a run's checkpoint, to a run while it trains, or to a model. ctrl+b sets up to four side by side, with one prompt and seed.
-    Enter sends, ctrl+j starts a new line. Esc stops a reply, then leaves the input: keys then act on the turn that ↑ ↓ select, and ← → on the reply.
+    Talk to a run's checkpoint, to a run while it trains, or to a model. ctrl+b sets up to four side by side.
+    Enter sends, ctrl+j starts a new line. Esc stops a reply, then leaves the input. Keys then act on the selected turn:
+    ↑ ↓ select a turn, ← → a reply.
     Editing a question (e) and regenerating a reply (r) make branches: [ ] switches between them, and nothing is lost.
-    b hides the names of two targets until < > = - vote for the better reply; s rates a reply. Both are stored with the run; t shows their totals.
+    b hides the names of two targets until < > = - vote for the better reply; s rates a reply.
+    Votes and ratings are stored with the run; t shows their totals.
     d marks the words that differ, v shows the reply's raw text, Enter enters a tree or opens the thinking.
     """
     DEFAULT_CSS = """
@@ -105,7 +108,8 @@ class ChatScreen(SaveScreen):
 
     @work(exclusive=True, group="question")
     async def send(self, text: str) -> None:
-        """Ask `text` and get the answer. It replaces the question being edited, or a last question that has no answer."""
+        """Ask `text` and get the answer. It replaces the question being edited, or a last question that has no
+        answer."""
         settings = self._settings()
         if settings is None:
             self.query_one(ChatInput).load_text(text)
@@ -163,8 +167,8 @@ class ChatScreen(SaveScreen):
     async def _reply(
         self, target: ChatTarget, reply: Reply, question: Turn, settings: dict[str, Any]
     ) -> ChatReply | Problem:
-        """One target's reply. A single target's failure is returned as a Problem; of several targets, a failing one becomes a reply
-        that shows the problem, and the others are kept."""
+        """One target's reply. A single target's failure is returned as a Problem; of several targets, a failing one
+        becomes a reply that shows the problem, and the others are kept."""
         messages = self.chat.messages(question.id, reply.column)
         try:
             result = await target.ask(messages, settings)

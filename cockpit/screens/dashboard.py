@@ -166,7 +166,8 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
                 self._load(self._loaded_run)
 
     def _append(self, points: Points) -> None:
-        """Append points. A new attempt replaces the earlier one's values of the same steps, so its curves are loaded again."""
+        """Append points. A new attempt replaces the earlier one's values of the same steps, so its curves are loaded
+        again."""
         if self._loading:
             self._early.append(points)
         elif points.attempt != self._attempt:

@@ -49,15 +49,17 @@ MAX_PROFILE_BYTES = 100_000
 
 class DataScreen(ReviewScreen):
     HELP_TEXT = """
-    The rows that a profile would train on. `t` shows a row as a conversation, as tokens (trained tokens are bold and underlined), as
-    the text that training and chat produce, and as it stands in its file. `b` shows real batches. A row that cannot be used is
-    rejected and named with its file and line; training goes on without it. `v` goes on to the held-out rows and to the rejected ones.
+    The rows that a profile would train on. `t` shows a row as a conversation, as tokens (trained ones are underlined),
+    as the text that training and chat produce, and as it stands in its file. `b` shows real batches. A row that cannot
+    be used is rejected and named with its file and line; training goes on without it. `v` shows the held-out rows and
+    the rejected ones.
     `/` finds rows: words and "phrases" in them, `column=value`, `source:name`, `chars>2000`, `tokens<20`,
     `is:undecided`; a number goes to that row.
-    Rows that a service generated are a part of their own: `a` accepts a row, `x` drops it, `u` takes that back, `f` shows only undecided rows;
-    beside each row stands what it was made from. Dropped rows are not trained on, also when the expansion is continued later.
-    `r` runs the stages up to one that you choose, as a run does first, and shows the rows that leave it and those that it rejects; `r` and
-    `sources` shows them as they were read. Earlier results come from the cache; Esc stops, and what is done by then is kept.
+    Rows that a service generated are a part of their own: `a` accepts a row, `x` drops it, `u` takes that back, `f`
+    shows only undecided rows; beside each row is what it was made from. Dropped rows are never trained on.
+    `r` runs the stages up to one that you choose, as a run does first, and shows the rows that leave it and those that
+    it rejects; `r` and `sources` shows the rows as they were read. Earlier results come from the cache. Esc stops;
+    finished parts are kept.
     `n` counts the tokens of large sets and of expanded rows, which are not counted automatically.
     """
     DEFAULT_CSS = """
@@ -210,7 +212,8 @@ class DataScreen(ReviewScreen):
 
 
 def _read_profile(path: Path) -> tuple[str, bool]:
-    """A profile's text, and whether `path` is data. Data gets a profile that trains on it and has all other settings at their defaults."""
+    """A profile's text, and whether `path` is data. Data gets a profile that trains on it and has all other settings at
+    their defaults."""
     suffix, size = path.suffix.lower(), path.stat().st_size
     if suffix in PROFILE_SUFFIXES:
         return path.read_text(encoding="utf-8"), False
@@ -220,7 +223,8 @@ def _read_profile(path: Path) -> tuple[str, bool]:
 
 
 def _find_keys(text: str, path: Path, home: Home) -> dict[str, str]:
-    """The API keys that the profile's stages need from the shell; none for an invalid profile, which the worker reports."""
+    """The API keys that the profile's stages need from the shell; none for an invalid profile, which the worker
+    reports."""
     try:
         return api_key_environment(parse(text, path.name, path.parent, home=home))
     except ProfileError:

@@ -63,7 +63,8 @@ class DoctorScreen(CockpitScreen):
 
     @work(exclusive=True)
     async def action_examine(self) -> None:
-        """Run the doctor in a process of its own, because it loads libraries that the app never loads. It ends with this screen."""
+        """Run the doctor in a process of its own, because it loads libraries that the app never loads. It ends with
+        this screen."""
         self._verdict(Content("examining this machine … (takes some seconds)"))
         command = ("-P", "-m", "engine.workers.doctor", "--home", str(self.app.home.root), "--json")
         doctor = await asyncio.create_subprocess_exec(

@@ -50,10 +50,11 @@ LEADING = {"": 1, "step": 7, "by": 5, "ok": 2, "replies": 7}
 
 class EvaluationsScreen(CockpitScreen):
     HELP_TEXT = """\
-The evaluations of one run, those of its training and those of `cockpit eval`. ★ is the best of those measured on the same rows.
-Enter shows the replies, the worst first; t sorts them by another score, f shows those that passed or failed. Mark two with o to see
-whether their difference is beyond noise. n measures a checkpoint, with settings as NAME=VALUE (data, task, rows, samples,
-max_new_tokens, constrained); without data it uses the rows that the run held out. Leaving this screen stops it; finished parts are kept."""
+The evaluations of one run, those of its training and those of `cockpit eval`. ★ is the best on the same rows.
+Enter shows the replies, the worst first; t sorts them by another score, f shows those that passed or failed.
+Mark two evaluations with o to see whether their difference is beyond noise.
+n measures a checkpoint, with settings as NAME=VALUE (data, task, rows, samples, max_new_tokens, constrained); without
+data it uses the rows that the run held out. Leaving this screen stops it; finished parts are kept."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Replies"),
         Binding("o", "mark", "Compare"),
@@ -69,7 +70,9 @@ max_new_tokens, constrained); without data it uses the rows that the run held ou
         Binding("escape", "leave", "Back", show=False),
     ]
     DEFAULT_CSS = """
-    EvaluationsScreen #place { height: 1; background: $surface; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    EvaluationsScreen #place {
+        height: 1; background: $surface; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     EvaluationsScreen #progress { height: 1; background: $panel; padding: 0 1; display: none; text-wrap: nowrap; }
     EvaluationsScreen #progress.-shown { display: block; }
     EvaluationsScreen DataTable { background: $background; scrollbar-size: 1 1; }
@@ -81,7 +84,8 @@ max_new_tokens, constrained); without data it uses the rows that the run held ou
     EvaluationsScreen #about { height: auto; }
     EvaluationsScreen #compared { height: 1fr; padding: 0 1; }
     EvaluationsScreen #none { height: 1fr; padding: 1 2; }
-    EvaluationsScreen #none, EvaluationsScreen #replies, EvaluationsScreen #compared, EvaluationsScreen #listing { display: none; }
+    EvaluationsScreen #none, EvaluationsScreen #replies { display: none; }
+    EvaluationsScreen #compared, EvaluationsScreen #listing { display: none; }
     EvaluationsScreen.-none #none, EvaluationsScreen.-list #listing, EvaluationsScreen.-replies #replies,
     EvaluationsScreen.-compared #compared { display: block; }
     """
@@ -187,8 +191,9 @@ max_new_tokens, constrained); without data it uses the rows that the run held ou
         chosen = self._selected()
         marked = "  ·  o on another one compares the two" if len(self._marked) == 1 else ""
         count = len(self.evaluations)
+        counted = f"{count} evaluation{'s'[: count != 1]}"
         self._show_status(
-            f"{self.run_id}  ·  {count} evaluation{'s'[: count != 1]}  ·  {BEST} best on the same rows{marked or '  ·  Enter: replies'}"
+            f"{self.run_id}  ·  {counted}  ·  {BEST} best on the same rows{marked or '  ·  Enter: replies'}"
         )
         self.query_one("#about", Static).update(describe_evaluation(chosen, self.app.size.width - 3) if chosen else "")
 

@@ -17,7 +17,10 @@ from cockpit.screens import SCREENS
 class HelpScreen(ModalScreen[None]):
     DEFAULT_CSS = """
     HelpScreen { align: center middle; }
-    HelpScreen > VerticalScroll { width: 76; max-width: 96%; height: auto; max-height: 90%; border: round $accent; background: $surface; padding: 0 1; }
+    HelpScreen > VerticalScroll {
+        width: 76; max-width: 96%; height: auto; max-height: 90%; border: round $accent; background: $surface; padding:
+        0 1;
+    }
     """
     BINDINGS = [("escape,q,question_mark", "dismiss", "Close")]
 

@@ -36,17 +36,22 @@ class ProfileScreen(CockpitScreen):
 
     HELP_TEXT = """
     Pick a profile, then change it in the form (Enter edits, ← → step through choices, Backspace restores the default)
-    or in the text; comments are kept. ● marks settings that the file has. Built-in profiles are read-only: ctrl+s saves a copy.
+    or in the text; comments are kept. ● marks settings that the file has.
+    Built-in profiles are read-only: ctrl+s saves a copy.
     """
     DEFAULT_CSS = """
     ProfileScreen #body { height: 1fr; }
     ProfileScreen OptionList, ProfileScreen OptionList:focus { border: none; padding: 0; background: $background; }
-    ProfileScreen #files { width: 25; height: 1fr; border-right: solid $primary; text-wrap: nowrap; text-overflow: ellipsis; }
+    ProfileScreen #files {
+        width: 25; height: 1fr; border-right: solid $primary; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     ProfileScreen #status { height: 1; padding: 0 1; background: $surface; }
     ProfileScreen #notes { height: auto; max-height: 3; padding: 0 1; color: $text-muted; display: none; }
     ProfileScreen #issues { height: auto; max-height: 6; border-top: solid $error; padding: 0; display: none; }
     ProfileScreen.-problems #issues { display: block; }
-    ProfileScreen.-narrow #files { dock: top; width: 100%; height: 4; border-right: none; border-bottom: solid $primary; }
+    ProfileScreen.-narrow #files {
+        dock: top; width: 100%; height: 4; border-right: none; border-bottom: solid $primary;
+    }
     """
     BINDINGS = [
         ("ctrl+s", "save", "Save as"),

@@ -8,7 +8,8 @@ from textual.binding import Binding
 from cockpit.screens.row_browser import EXPANDED, UNDECIDED, RowBrowserScreen
 
 REVIEW_ACTIONS = frozenset({"decide", "take_back", "undecided"})
-"""Actions on expanded rows. Other parts do not offer them; with `--readonly` those that change anything are greyed out."""
+"""Actions on expanded rows. Other parts do not offer them; with `--readonly` those that change anything are greyed
+out."""
 
 
 class ReviewScreen(RowBrowserScreen):
@@ -74,8 +75,8 @@ class ReviewScreen(RowBrowserScreen):
         await self.search(" ".join(others if len(others) < len(words) else [*words, UNDECIDED]))
 
     async def _decide(self, at: int, decision: str, undoable: bool = True) -> int | None:
-        """Store a decision. Returns the row's index among the visible rows, the current index when it is not visible, and None when
-        nothing was stored."""
+        """Store a decision. Returns the row's index among the visible rows, the current index when it is not visible,
+        and None when nothing was stored."""
         self._deciding = True
         try:
             answer = await self.ask("decide", {"at": at, "decision": decision})

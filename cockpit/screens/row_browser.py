@@ -33,8 +33,8 @@ VIEWS = ("conversation", "tokens", "text", "raw")
 
 
 class RowBrowserScreen(CockpitScreen):
-    """Shows one row, or one batch, of the current part. Subclasses open a data set and give the widgets `#place`, `#row` with
-    `#content`, and `#side` with `#facts`."""
+    """Shows one row, or one batch, of the current part. Subclasses open a data set and give the widgets `#place`,
+    `#row` with `#content`, and `#side` with `#facts`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -36,7 +36,9 @@ NARROW = {"": 1, "state": 11, "run": 0, "progress": 12, "loss": 6, "age": 6}
 
 
 class RunsScreen(RunActionsScreen):
-    HELP_TEXT = "All runs of this engine, and the servers of `cockpit serve`. Mark two runs with o to compare their losses in one chart."
+    HELP_TEXT = (
+        "All runs of this engine, and the servers of `cockpit serve`. Mark two runs with o to compare their losses."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
         Binding("slash", "filter", "Filter", key_display="/"),

@@ -27,8 +27,8 @@ LOCATIONS = {
 def target_choices(
     details: Sequence[RunDetail], models: Sequence[dict[str, Any]], catalogue: str, *, hot: bool = True
 ) -> list[Choice]:
-    """The targets to offer: with `hot`, runs that train; the checkpoints of `details`, the best of each run first; `models` on this
-    machine, as `model find` lists them; and the catalogue's model."""
+    """The targets to offer: with `hot`, runs that train; the checkpoints of `details`, the best of each run first;
+    `models` on this machine, as `model find` lists them; and the catalogue's model."""
     choices = [
         Choice(f"{detail.run.id}{NOW}", f"the newest weights · training, step {detail.run.step:,}")
         for detail in details
@@ -52,7 +52,8 @@ def target_choices(
 
 
 async def find_local_models(home: Home) -> list[dict[str, Any]]:
-    """The models that `cockpit model find` lists: in the home and in the hubs' caches. Takes half a second; empty when it fails."""
+    """The models that `cockpit model find` lists: in the home and in the hubs' caches. Takes half a second; empty when
+    it fails."""
     command = [sys.executable, "-P", "-m", "engine.workers.models", "find", "--home", str(home.root), "--json"]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=engine_environment()

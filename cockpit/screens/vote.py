@@ -1,4 +1,5 @@
-"""Votes on replies, and ratings of them, for the chat screen. The engine stores them; their statistics are computed here."""
+"""Votes on replies, and ratings of them, for the chat screen. The engine stores them; their statistics are computed
+here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the app knows, and how each message of the engine changes it. Pure: a state and a message in, a state out.
 
-Memory is bounded: telemetry of the last ten minutes, and the newest journal entries of each kind for each run. Curves are not
-part of it; a chart requests its series and appends the `Points` that follow.
+Memory is bounded: telemetry of the last ten minutes, and the newest journal entries of each kind for each run. Curves
+are not part of it; a chart requests its series and appends the `Points` that follow.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class AppState:
 
 
 def reduce(state: AppState, body: object) -> AppState:
-    """The state after `body`: a Snapshot, a published body, or a reply to `show` or `telemetry`. Other bodies change nothing."""
+    """The state after `body`: a Snapshot, a published body, or a reply to `show` or `telemetry`. Other bodies change
+    nothing."""
     match body:
         case Snapshot():
             runs = {run.id: run for run in body.runs}
@@ -151,7 +152,8 @@ def select_run(state: AppState, run: str) -> AppState:
 
 
 def _update_selection(state: AppState) -> AppState:
-    """Select the requested run; without one keep the selected run; when that is gone, select the newest live run, else the newest."""
+    """Select the requested run; without one keep the selected run; when that is gone, select the newest live run, else
+    the newest."""
     if state.requested in state.runs:
         return replace(state, selected=state.requested, requested=None)
     if state.selected in state.runs:
@@ -203,7 +205,8 @@ def _with_sample(state: AppState, sample: Telemetry) -> AppState:
 
 
 def telemetry_values(sample: Telemetry) -> dict[str, float]:
-    """The values of a sample that are drawn over time, all in percent. A value that a device does not report is absent."""
+    """The values of a sample that are drawn over time, all in percent. A value that a device does not report is
+    absent."""
     host = sample.host
     named: dict[str, float | None] = {
         "host/cpu_percent": host.cpu_percent,

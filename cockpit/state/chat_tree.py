@@ -1,7 +1,8 @@
-"""A conversation as a tree: an edited question and a regenerated reply are branches beside the old ones, so nothing is lost. Pure.
+"""A conversation as a tree: an edited question and a regenerated reply are branches beside the old ones, so nothing is
+lost. Pure.
 
-An answer holds one reply of each target that was asked: one in a plain chat, two to four side by side. All targets share the same
-branches; a target that joined late continues from the first target's replies.
+An answer holds one reply of each target that was asked: one in a plain chat, two to four side by side. All targets
+share the same branches; a target that joined late continues from the first target's replies.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class ChatReply:
-    """One target's reply. `facts` are the worker's figures: `tokens`, `tokens_per_second`, `first_token_seconds`, `finish` …"""
+    """One target's reply. `facts` are the worker's figures: `tokens`, `tokens_per_second`, `first_token_seconds`,
+    `finish` …"""
 
     target: str
     text: str
@@ -43,7 +45,8 @@ class Turn:
     vote: str = ""
     """The outcome of a blind vote, empty before it."""
     blind: tuple[int, ...] = ()
-    """Columns in the order in which they were shown while the names were hidden: indices of replies, from left to right."""
+    """Columns in the order in which they were shown while the names were hidden: indices of replies, from left to
+    right."""
 
     @property
     def is_answer(self) -> bool:
@@ -52,7 +55,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class ChatTree:
-    """`chosen` maps a parent to the child on the visible path; a parent that is not in it has its newest child there."""
+    """`chosen` maps a parent to the child on the visible path; a parent that is not in it has its newest child
+    there."""
 
     turns: tuple[Turn, ...] = ()
     chosen: Mapping[int, int] = field(default_factory=dict)
@@ -85,7 +89,8 @@ class ChatTree:
         return found[::-1]
 
     def messages(self, turn: int, column: int = 0) -> list[Message]:
-        """The prompt for the target in `column` at this question: with its own earlier replies, else the first target's."""
+        """The prompt for the target in `column` at this question: with its own earlier replies, else the first
+        target's."""
         messages = [{"role": "system", "content": self.system}] if self.system else []
         for each in self.path_to(turn):
             if each.is_answer:
@@ -158,7 +163,8 @@ def dump_tree(tree: ChatTree, **extra: Any) -> str:
 
 
 def parse_tree(text: str) -> tuple[ChatTree, dict[str, Any]]:
-    """The tree, and what was stored with it. Also reads a plain list of messages, bare or under `messages`. Raises ValueError."""
+    """The tree, and what was stored with it. Also reads a plain list of messages, bare or under `messages`. Raises
+    ValueError."""
     try:
         document = json.loads(text)
     except ValueError as error:

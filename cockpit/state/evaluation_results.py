@@ -20,13 +20,15 @@ Evaluation = Mapping[str, Any]
 
 
 def metric_names(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The metrics of all evaluations, those with a direction first. Metrics of parts (`triples_f1.born_in`) are left out."""
+    """The metrics of all evaluations, those with a direction first. Metrics of parts (`triples_f1.born_in`) are left
+    out."""
     names = dict.fromkeys(name for each in evaluations for name in each["metrics"] if "." not in name)
     return sorted(names, key=lambda name: not any(each["directions"].get(name) for each in evaluations))
 
 
 def best_values(evaluations: Sequence[Evaluation]) -> set[tuple[int, str]]:
-    """Index and metric of each value that is the best among evaluations on the same rows. A metric with one value in all has no best."""
+    """Index and metric of each value that is the best among evaluations on the same rows. A metric with one value in
+    all has no best."""
     found: set[tuple[int, str]] = set()
     groups: dict[tuple[Any, ...], list[int]] = {}
     for at, each in enumerate(evaluations):
@@ -137,14 +139,15 @@ def compare_evaluations(result: Mapping[str, Any], first: str, second: str, widt
         lines.append(Content.assemble((f"{mark}  ", style), "  ".join(texts), (f"  {word}" if words else "", style)))
     legend = "  ".join(f"{mark} {word}" for word, (mark, _) in VERDICTS.items())
     foot = (
-        f"{legend}. Paired bootstrap over the {result['compared_rows']} rows that both measured, {result['resamples']} resamples: "
-        "noise is a difference whose interval contains 0."
+        f"{legend}. Paired bootstrap over the {result['compared_rows']} rows that both measured, "
+        f"{result['resamples']} resamples: noise is a difference whose interval contains 0."
     )
     return Content("\n").join([*lines, Content(""), Content.styled(foot, MUTED)])
 
 
 def common_prefix_length(texts: Sequence[str]) -> int:
-    """The length of the common beginning of all texts, in whole words: the prompt that a task writes before each question."""
+    """The length of the common beginning of all texts, in whole words: the prompt that a task writes before each
+    question."""
     if len(texts) < 2:
         return 0
     first, last = min(texts), max(texts)
@@ -153,7 +156,8 @@ def common_prefix_length(texts: Sequence[str]) -> int:
 
 
 def parse_settings(text: str) -> dict[str, Any]:
-    """The worker's settings from text like `samples=32 data="my rows.jsonl"`. Raises ValueError with a message for the user."""
+    """The worker's settings from text like `samples=32 data="my rows.jsonl"`. Raises ValueError with a message for the
+    user."""
     found: dict[str, Any] = {}
     try:
         words = shlex.split(text)

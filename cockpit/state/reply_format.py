@@ -1,4 +1,5 @@
-"""The format of a reply, detected from its text: thinking, triples, a thought graph, other JSON, or plain text. Pure."""
+"""The format of a reply, detected from its text: thinking, triples, a thought graph, other JSON, or plain text.
+Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ _THINKING = re.compile(r"\A\s*<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)", re.D
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """`kind`: `triples`, `graph` or `json`, with the parsed `value`, or `text`. `body` is the reply without its thinking."""
+    """`kind`: `triples`, `graph` or `json`, with the parsed `value`, or `text`. `body` is the reply without its
+    thinking."""
 
     kind: str
     body: str
@@ -37,7 +39,8 @@ def parse_reply(text: str) -> ParsedReply:
 
 
 def split_partial_reply(text: str) -> tuple[str, str]:
-    """Thinking and body of a reply that is still being written. While the thinking goes on, the body is empty; after it, the thinking."""
+    """Thinking and body of a reply that is still being written. While the thinking goes on, the body is empty; after
+    it, the thinking."""
     start = text.lstrip()[:10]
     if len(start) < 10 and start and any(tag.startswith(start) for tag in ("<think>", "<thinking>")):
         return "", ""  # it may still become a tag
@@ -70,7 +73,8 @@ def _are_triples(value: Any) -> bool:
 
 
 def _is_graph(value: Any) -> bool:
-    """Whether it has standpoints, each a text with arguments. Missing or repeated ids are for an evaluation to report."""
+    """Whether it has standpoints, each a text with arguments. Missing or repeated ids are for an evaluation to
+    report."""
     if not isinstance(value, dict) or not isinstance(value.get("standpoints"), list) or not value["standpoints"]:
         return False
     lists = [value["standpoints"], value.get("counter_questions", [])]

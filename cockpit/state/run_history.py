@@ -106,7 +106,8 @@ def sort_rows(batch: Entry) -> list[dict[str, Any]]:
 
 
 def pause_advice(run: Run, history: RunHistory) -> tuple[str, str]:
-    """Why a run was paused, and which keys to press; two empty texts when it is not paused, or when the user paused it."""
+    """Why a run was paused, and which keys to press; two empty texts when it is not paused, or when the user paused
+    it."""
     if run.state != PAUSED or run.reason in ("", ASKED):
         return "", ""
     if held_batch(run, history) is not None:
@@ -158,7 +159,8 @@ class ProbeReply:
 
 
 def replies_by_probe(history: RunHistory) -> dict[str, list[ProbeReply]]:
-    """Prompt -> its replies, oldest first; consecutive equal replies are merged. A later attempt's reply replaces an earlier one's."""
+    """Prompt -> its replies, oldest first; consecutive equal replies are merged. A later attempt's reply replaces an
+    earlier one's."""
     found: dict[str, dict[int, str]] = {}
     for entry in history.probes:
         found.setdefault(entry["prompt"], {})[entry["step"]] = entry["reply"]

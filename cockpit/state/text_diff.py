@@ -18,7 +18,8 @@ _LINES = re.compile(r"\S(?:[^\n]*\S)?")
 
 
 def are_similar(texts: Sequence[str]) -> bool:
-    """Whether marking differences is useful: each text shares at least half of the longer one's words with the first text."""
+    """Whether marking differences is useful: each text shares at least half of the longer one's words with the first
+    text."""
     first, *others = [Counter(match[0] for match in _WORDS.finditer(text)) for text in texts]
     return all((first & other).total() * 2 >= max(first.total(), other.total()) for other in others)
 

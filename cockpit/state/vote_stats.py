@@ -15,7 +15,8 @@ Z = 1.96
 
 @dataclass(frozen=True)
 class PairVotes:
-    """Votes between two targets. `share` is that of `first` among the votes that chose one, with its 95 % Wilson interval."""
+    """Votes between two targets. `share` is that of `first` among the votes that chose one, with its 95 % Wilson
+    interval."""
 
     first: str
     second: str
@@ -39,7 +40,8 @@ class PairVotes:
 
 @dataclass(frozen=True)
 class MeanRating:
-    """Ratings of one target: their count, their mean, and half the width of its 95 % interval (normal; 0 for a single rating)."""
+    """Ratings of one target: their count, their mean, and half the width of its 95 % interval (normal; 0 for a single
+    rating)."""
 
     target: str
     count: int

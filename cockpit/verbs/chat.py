@@ -42,8 +42,8 @@ def chat(options: argparse.Namespace) -> int:
 def _answer_once(chat: Chat, messages: list[Message], as_json: bool, further: Sequence[str] = ()) -> int:
     """Print one answer.
 
-    As JSON it has `reply tokens seconds first_token_seconds`, the keys named in `further`, `thinking` when there is any, and `parsed`
-    with a task.
+    As JSON it has `reply tokens seconds first_token_seconds`, the keys named in `further`, `thinking` when there is
+    any, and `parsed` with a task.
     """
     if not as_json:
         answer = chat.reply(messages)

@@ -30,8 +30,8 @@ class Chat:
     def load(self, target: str, **options: str | None) -> dict[str, Any]:
         """Load `target`; a model that is not on this machine is downloaded first. A terminal shows the progress.
 
-        `options` are `dtype` and `quantization`. Returns what the worker reports of the loaded target: `target label template
-        tokenizer context note seconds`. Raises ProblemError.
+        `options` are `dtype` and `quantization`. Returns what the worker reports of the loaded target: `target label
+        template tokenizer context note seconds`. Raises ProblemError.
         """
         with console().status(f"loading {escape(target)}") as status:
 

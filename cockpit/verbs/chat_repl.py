@@ -32,7 +32,7 @@ class ChatRepl:
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
             "/system": ("TEXT: set the system prompt; without a text, remove it", self._system),
             "/set": (
-                "K=V …: set sampling, e.g. temperature=0.8 or preset=chat; K= unsets K; without arguments, list the settings",
+                "K=V …: set sampling, e.g. temperature=0.8 or preset=chat; K= unsets K; without arguments, list all",
                 self._set,
             ),
             "/regenerate": ("get another reply to the last question", self._regenerate),
@@ -170,7 +170,8 @@ def _parse_value(name: str, text: str) -> Any:
 
 
 def load_history(home: Home) -> Callable[[], None]:
-    """Give `input` line editing and the history of earlier conversations. Returns the function that saves the history."""
+    """Give `input` line editing and the history of earlier conversations. Returns the function that saves the
+    history."""
     try:
         import readline
     except ImportError:  # a Python built without it

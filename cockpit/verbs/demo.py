@@ -85,5 +85,6 @@ def _print_replies(run: RunDirectory) -> None:
         return
     first = samples[0]
     last = next(entry for entry in reversed(samples) if entry.prompt == first.prompt)
-    for title, text in (("prompt", first.prompt), ("base", first.reply), ("adapter", last.reply), ("reference", last.reference)):  # fmt: skip
+    texts = {"prompt": first.prompt, "base": first.reply, "adapter": last.reply, "reference": last.reference}
+    for title, text in texts.items():
         print(f"\n{title}\n  " + text.strip().replace("\n", "\n  "))

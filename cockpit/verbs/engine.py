@@ -70,7 +70,7 @@ def _end(home: Home, connection: Connection, force: bool) -> None:
         with Client(home, start=False) as client:
             client.request("shutdown", Shutdown(force=force))
     else:
-        # It would not understand the request. SIGTERM ends any version properly; its jobs go on, and the next engine adopts them.
+        # It would not understand the request. SIGTERM ends any version; its jobs go on until an engine adopts them.
         os.kill(connection.pid, signal.SIGTERM)
     deadline = time.monotonic() + SHUTDOWN_TIMEOUT
     while process_alive(connection.pid, connection.start_time):
@@ -78,7 +78,7 @@ def _end(home: Home, connection: Connection, force: bool) -> None:
             raise ProblemError(
                 Problem(
                     title="The engine is still shutting down",
-                    cause=f"process {connection.pid} is still running {SHUTDOWN_TIMEOUT:g} s after the request to shut down",
+                    cause=f"process {connection.pid} is still running after {SHUTDOWN_TIMEOUT:g} s",
                     hint=f"its log is {home.engine_log}",
                 )
             )

@@ -108,7 +108,8 @@ def _measure_target(options: argparse.Namespace, home: Home, settings: dict[str,
 
 
 def _judge_keys(target: str, home: Home, judge: Mapping[str, Any]) -> dict[str, str]:
-    """The environment variable with the judge's key: the one that is named, or those that the target's run names in its profile."""
+    """The environment variable with the judge's key: the one that is named, or those that the target's run names in its
+    profile."""
     name = judge.get("api_key_env")
     found: dict[str, str] = {}
     if name is None:

@@ -1,4 +1,5 @@
-"""Follow a run to its end, with bars in a terminal and lines elsewhere, both on stderr. Leaving never affects the run."""
+"""Follow a run to its end, with bars in a terminal and lines elsewhere, both on stderr. Leaving never affects the
+run."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def _gone(run_id: str) -> ProblemError:
 
 
 def follow(client: Client, run_id: str) -> Run:
-    """Show the run until it has ended. Raises Detached on ctrl+c, after printing how to come back and how to stop it."""
+    """Show the run until it has ended. Raises Detached on ctrl+c, after printing how to come back and how to stop
+    it."""
     screen = console()
     display: Display = Bars(screen) if screen.is_terminal else Lines()
     stage, since = "", time.monotonic()

@@ -49,7 +49,8 @@ def show_problem(problem: Problem) -> None:
 
 
 def report(error: Exception, *, as_json: bool) -> None:
-    """Report an error that ends a verb: on stderr for people, and with `as_json` as `{"error": …}` on stdout. Raises programming errors again."""
+    """Report an error that ends a verb: on stderr for people, and with `as_json` as `{"error": …}` on stdout. Raises
+    programming errors again."""
     problem, further = _describe(error)
     show_problem(problem)
     if as_json:

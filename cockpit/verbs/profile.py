@@ -14,7 +14,8 @@ from engine.protocol.profile_form import schema as profile_schema
 
 
 def find_profile(name: str, home: Home) -> Path:
-    """Find a profile by its path, or by its name among the user's or the built-in ones. Raises ProfileError with similar names."""
+    """Find a profile by its path, or by its name among the user's or the built-in ones. Raises ProfileError with
+    similar names."""
     own = user_folder(home) / f"{name}.yaml"
     return own if not Path(name).is_file() and own.is_file() else find(name)
 

@@ -45,7 +45,8 @@ def read_state(run: RunDirectory) -> str:
 
 
 def read_metrics(run: RunDirectory, names: list[str]) -> Iterator[dict[str, Any]]:
-    """All metric values in the journal's order, as `step name value time attempt`; only those of `names`, unless that is empty."""
+    """All metric values in the journal's order, as `step name value time attempt`; only those of `names`, unless that
+    is empty."""
     for entry, _ in journal.read(run.events):
         if isinstance(entry, (journal.Metrics, journal.Evaluation)):
             for name, value in entry.values.items():

@@ -9,13 +9,15 @@ from typing import Any
 import msgspec
 
 SAMPLING = (
-    "task", "preset", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram", "seed", "stop",
+    "task", "preset", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+    "no_repeat_ngram", "seed", "stop",
 )  # fmt: skip
 """Options that are passed to the worker under their own names, when they are given."""
 
 
 def sampling_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The sampling options that are given, by the worker's names. Raises ValueError for a schema that cannot be read."""
+    """The sampling options that are given, by the worker's names. Raises ValueError for a schema that cannot be
+    read."""
     settings = {name: value for name in SAMPLING if (value := getattr(options, name)) not in (None, [])}
     if options.json_schema == "task":
         if not options.task:

@@ -53,7 +53,8 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def _read_key(name: str) -> dict[str, str]:
-    """The environment variable with the key. Raises ValueError when it is not set. A key itself must not be on a command line."""
+    """The environment variable with the key. Raises ValueError when it is not set. A key itself must not be on a
+    command line."""
     if not os.environ.get(name):
         raise ValueError(
             f"the variable {name} is not set: export {name}=… first (--api-key-env takes a variable's name)"
@@ -62,7 +63,8 @@ def _read_key(name: str) -> dict[str, str]:
 
 
 def _start(client: Client, service: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Start the server. Returns the worker's answer: `address target label device template note`. Raises ProblemError."""
+    """Start the server. Returns the worker's answer: `address target label device template note`. Raises
+    ProblemError."""
     label = escape(settings["target"])
     with console().status(f"loading {label}") as status:
 
@@ -108,7 +110,8 @@ def _report_start(client: Client, service: str, started: dict[str, Any], options
 
 
 def _follow(client: Client, service: str, label: str) -> None:
-    """Print a line for each request, and in a terminal a line of totals. Runs until the worker ends, which raises ProblemError."""
+    """Print a line for each request, and in a terminal a line of totals. Runs until the worker ends, which raises
+    ProblemError."""
     screen = console()
     with screen.status("no requests yet") as status:
 

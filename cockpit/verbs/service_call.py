@@ -23,7 +23,8 @@ def call_service(
     on_event: Callable[[ServiceEvent], None],
     extra: dict[str, str] | None = None,
 ) -> Any:
-    """The answer of a service of `kind`, which runs for this one question. `extra` are environment variables besides the usual ones.
+    """The answer of a service of `kind`, which runs for this one question. `extra` are environment variables besides
+    the usual ones.
 
     Raises ProblemError; and KeyboardInterrupt after cancelling the question, which leaves everything as it was before.
     """

@@ -22,7 +22,8 @@ SPIKE = "loss spike"
 
 
 class BadBatchDialog(RunDialog[str | None]):
-    """Dismissed with `skip`, `rollback` or `continue`, or with None. Enter does nothing, because it is pressed too easily."""
+    """Dismissed with `skip`, `rollback` or `continue`, or with None. Enter does nothing, because it is pressed too
+    easily."""
 
     DEFAULT_CSS = """
     BadBatchDialog #about { height: auto; margin-bottom: 1; }

@@ -18,7 +18,8 @@ JOIN = 6
 
 
 class Canvas(Widget):
-    """Subclasses make rows of the content's size and call `paint`. The colours come from component classes, and thus from the theme."""
+    """Subclasses make rows of the content's size and call `paint`. The colours come from component classes, and thus
+    from the theme."""
 
     COMPONENT_CLASSES = {f"canvas--{role}" for role in ROLES}
     DEFAULT_CSS = """

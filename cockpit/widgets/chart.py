@@ -28,7 +28,8 @@ def curve_from_series(series: Series) -> Curve:
 
 
 class Chart(Canvas, can_focus=True):
-    """Curves by name. `load` and `mark` set them, `append` extends one; the picture is redrawn automatically, at most four times a second."""
+    """Curves by name. `load` and `mark` set them, `append` extends one; the picture is redrawn automatically, at most
+    four times a second."""
 
     DEFAULT_CSS = """
     Chart { border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; min-height: 4; }
@@ -123,8 +124,8 @@ class Chart(Canvas, can_focus=True):
         self.draw()
 
     def _set_titles(self) -> None:
-        """Set the title with the legend (with shapes, for NO_COLOR) and the subtitle with the scale. They contain nothing that changes with
-        every point: setting a title repaints the whole widget, even when it is the same."""
+        """Set the title with the legend (with shapes, for NO_COLOR) and the subtitle with the scale. They contain
+        nothing that changes with every point: setting a title repaints the whole widget, even when it is the same."""
         parts = [Content(self.heading)]
         colours = {raster.LINE: "$accent", raster.SECOND: "$success"}
         room = self.size.width >= 44

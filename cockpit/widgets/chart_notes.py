@@ -12,7 +12,8 @@ from cockpit.widgets.chart_raster import BLANK, BOUND, EVENT, Row, View, scale
 
 UPRIGHT, DASH = "┊", "╌"
 MAX_WIDENING = 1.0
-"""How far a bound may widen the range of values, in multiples of the range. A more distant bound is an arrow at the edge."""
+"""How far a bound may widen the range of values, in multiples of the range. A more distant bound is an arrow at the
+edge."""
 
 Mark = tuple[int, str]
 """A step and a short name."""

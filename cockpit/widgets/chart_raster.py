@@ -1,7 +1,7 @@
 """Draws curves in braille cells. Pure: no Textual, no terminal; a picture is rows of characters, each with a role.
 
-Each cell has 2 × 4 dots. Points are first reduced to extremes and a middle for each column of dots, so that a frame takes as long for
-a hundred points as for a million.
+Each cell has 2 × 4 dots. Points are first reduced to extremes and a middle for each column of dots, so that a frame
+takes as long for a hundred points as for a million.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 @dataclass
 class Trace:
-    """A curve to draw: its extremes dim (`band`), its smoothed middle bright. `dashed` distinguishes a second curve without colour."""
+    """A curve to draw: its extremes dim (`band`), its smoothed middle bright. `dashed` distinguishes a second curve
+    without colour."""
 
     curve: Curve
     role: int = LINE
@@ -110,7 +111,8 @@ def scale(value: float, log: bool) -> float | None:
 
 
 def extend_edge(edge: int, first: int, last: int, limit: int) -> int:
-    """The right edge after a point at `last`: unchanged while there is room, else the span grows by a quarter, up to `limit`."""
+    """The right edge after a point at `last`: unchanged while there is room, else the span grows by a quarter, up to
+    `limit`."""
     if first < last <= edge:
         return edge
     grown = first + max(8, math.ceil((last - first) * GROWTH))
@@ -118,7 +120,8 @@ def extend_edge(edge: int, first: int, last: int, limit: int) -> int:
 
 
 def stable_range(old: tuple[float, float] | None, low: float, high: float) -> tuple[float, float]:
-    """The y range for values low…high: the old range while they fit and fill half of it, else their own with a margin of a twentieth."""
+    """The y range for values low…high: the old range while they fit and fill half of it, else their own with a margin
+    of a twentieth."""
     if old and old[0] <= low and high <= old[1] and high - low >= 0.5 * (old[1] - old[0]):
         return old
     spare = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
@@ -157,7 +160,8 @@ def columns(curve: Curve, view: View, dots: int) -> list[Bucket]:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """A centred mean over a fortieth of the curve to each side. It is narrower at the ends, so that the newest value is unchanged."""
+    """A centred mean over a fortieth of the curve to each side. It is narrower at the ends, so that the newest value is
+    unchanged."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
@@ -207,8 +211,8 @@ def chart(
     height: int,
     note: Callable[[list[Row]], list[Row]] = list,
 ) -> list[Row]:
-    """The plot with a labelled y axis on the left and a labelled x axis below; `note` adds annotations to the plot. Blank below 12 × 3
-    cells."""
+    """The plot with a labelled y axis on the left and a labelled x axis below; `note` adds annotations to the plot.
+    Blank below 12 × 3 cells."""
     if width < GUTTER + 5 or height < 3:
         return [(" " * width, bytes(width))] * height
     inner, tall = width - GUTTER, height - 1
@@ -248,8 +252,8 @@ def _x_axis(view: View, inner: int) -> Row:
 
 
 def ticks(low: float, high: float, count: int, log: bool = False) -> list[float]:
-    """About `count` round values from low to high, in steps of 1, 2 or 5 times a power of ten. With `log`, the range is in exponents of
-    ten and the values are not."""
+    """About `count` round values from low to high, in steps of 1, 2 or 5 times a power of ten. With `log`, the range is
+    in exponents of ten and the values are not."""
     if log:
         decades = range(math.floor(low), math.ceil(high) + 1)
         factors = (1, 2, 5) if high - low < count else (1,)

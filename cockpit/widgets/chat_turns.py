@@ -50,12 +50,14 @@ class Answer(Horizontal):
         turn: Turn | None = None,
         position: Position = (1, 1),
     ) -> None:
-        """`names` of the targets; `order` of the columns on the screen. `blind` hides the names until there is a vote."""
+        """`names` of the targets; `order` of the columns on the screen. `blind` hides the names until there is a
+        vote."""
         super().__init__(classes="-several" if len(order) > 1 else "")
         self.names, self.turn, self.position, self.blind = names, turn, position, blind
         self.replies = [Reply(column, turn.replies[column] if turn else None) for column in order]
         self.marked = _have_similar_replies(turn) if turn else None
-        """Whether differences are marked; initially when the replies are similar. None before the replies are complete."""
+        """Whether differences are marked; initially when the replies are similar. None before the replies are
+        complete."""
         self._update_replies()
 
     def compose(self) -> ComposeResult:
@@ -136,7 +138,9 @@ class Answer(Horizontal):
 class ProblemPanel(Static):
     """A problem in a frame: title, cause and hint."""
 
-    DEFAULT_CSS = "ProblemPanel { height: auto; margin: 1 0 0 0; padding: 0 1; border: round $error; border-title-color: $error; }"
+    DEFAULT_CSS = """
+    ProblemPanel { height: auto; margin: 1 0 0 0; padding: 0 1; border: round $error; border-title-color: $error; }
+    """
 
     def __init__(self, problem: Problem) -> None:
         hint = f"→ {problem.hint}" if problem.hint else ""

@@ -13,11 +13,14 @@ from textual.widgets import Static
 
 
 class Confirm(ModalScreen[str | None]):
-    """Dismissed with the key of a choice, or with None for Esc and `n`. Enter does nothing, because it is pressed too easily."""
+    """Dismissed with the key of a choice, or with None for Esc and `n`. Enter does nothing, because it is pressed too
+    easily."""
 
     DEFAULT_CSS = """
     Confirm { align: center middle; }
-    Confirm > Vertical { width: auto; max-width: 90%; height: auto; border: round $warning; background: $surface; padding: 1 2; }
+    Confirm > Vertical {
+        width: auto; max-width: 90%; height: auto; border: round $warning; background: $surface; padding: 1 2;
+    }
     Confirm Static { width: auto; }
     """
 

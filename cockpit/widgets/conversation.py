@@ -8,6 +8,7 @@ from textual.binding import Binding
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
+from textual.widget import Widget
 from textual.widgets import Static
 
 from cockpit.state.chat_tree import ChatTree, Turn
@@ -215,9 +216,9 @@ class Conversation(VerticalScroll):
                 return bool(self.reply is not None and complete and self._foldable())
         return True
 
-    def _foldable(self) -> list[Static]:
-        reply = self.reply
-        return [widget for widget in reply.query("JsonTree, CollapsibleTitle") if widget.focusable] if reply else []  # type: ignore[misc]
+    def _foldable(self) -> list[Widget]:
+        found = self.reply.query("JsonTree, CollapsibleTitle") if self.reply else ()
+        return [widget for widget in found if widget.focusable]
 
     def _act(self, what: str, by: int = 0, word: str = "") -> None:
         row = self.selected

@@ -22,7 +22,9 @@ class DevicePanel(Widget):
     """A title, a line of figures and a graph of the last minutes; on a low screen all in one row (dashboard.tcss)."""
 
     DEFAULT_CSS = """
-    DevicePanel { border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; padding: 0 1; }
+    DevicePanel {
+        border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; padding: 0 1;
+    }
     DevicePanel > Horizontal { height: 1; }
     DevicePanel .name { display: none; width: auto; color: $accent; }
     DevicePanel .figures { width: 1fr; height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -86,7 +88,8 @@ MAX_BESIDE_HOST = 2
 
 
 class Devices(Widget):
-    """A panel for each accelerator, and the host's where there is room. Without accelerators, the ranks' memory is shown instead."""
+    """A panel for each accelerator, and the host's where there is room. Without accelerators, the ranks' memory is
+    shown instead."""
 
     DEFAULT_CSS = "Devices { height: auto; layout: grid; grid-rows: 6; }"
 

@@ -23,8 +23,12 @@ FILTERS: dict[bool | None, str] = {None: "all", True: "passed", False: "failed"}
 VERDICTS: dict[bool | None, str] = {True: "passed", False: "failed"}
 
 
+Ask = Callable[[str, dict[str, Any]], Awaitable[Any]]
+
+
 class EvaluationReplies(Horizontal):
-    """`ask` sends a question to the evaluation service and returns its answer, or None after showing what went wrong."""
+    """`ask` sends a question to the evaluation service and returns its answer, or None after showing what went
+    wrong."""
 
     DEFAULT_CSS = """
     EvaluationReplies { height: 1fr; }
@@ -38,7 +42,7 @@ class EvaluationReplies(Horizontal):
     .-narrow EvaluationReplies .side { width: 100%; }
     """
 
-    def __init__(self, ask: Callable[[str, dict[str, Any]], Awaitable[Any]], *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
+    def __init__(self, ask: Ask, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(id=id)
         self._ask = ask
         self._evaluation: dict[str, Any] = {}
@@ -54,7 +58,8 @@ class EvaluationReplies(Horizontal):
     def headline(self) -> str:
         page = self._page
         cut = f", the first {PAGE}" if page["total"] > PAGE else ""
-        return f"{evaluation_title(self._evaluation)}  ·  {page['total']} replies{cut}  ·  {FILTERS[self._filter]}  ·  worst {page['by']} first"
+        title, replies = evaluation_title(self._evaluation), f"{page['total']} replies{cut}"
+        return f"{title}  ·  {replies}  ·  {FILTERS[self._filter]}  ·  worst {page['by']} first"
 
     async def open(self, evaluation: dict[str, Any]) -> bool:
         """Show another evaluation's replies. Returns False when they cannot be fetched."""

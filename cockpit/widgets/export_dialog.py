@@ -1,4 +1,5 @@
-"""A dialog that exports a run's best checkpoint: it shows the progress, then how the export compares with the checkpoint."""
+"""A dialog that exports a run's best checkpoint: it shows the progress, then how the export compares with the
+checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ class ExportDialog(ModalScreen[None]):
 
     DEFAULT_CSS = """
     ExportDialog { align: center middle; }
-    ExportDialog > Vertical { width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1; }
+    ExportDialog > Vertical {
+        width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1;
+    }
     ExportDialog Static { height: auto; }
     """
     BINDINGS = [("escape,enter", "leave", "Close")]

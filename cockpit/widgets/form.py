@@ -1,8 +1,8 @@
 """A form of a profile's settings: each with its value, a mark when the file sets it, and help for the selected setting.
 
-It is one list rather than sixty inputs: it paints in a millisecond, fits into forty columns, and every setting is a few keys away.
-Values are typed as YAML, as in the file. The form changes nothing itself: it posts `Changed` and `Cleared`, and the screen calls
-`show` with the outcome.
+It is one list rather than sixty inputs: it paints in a millisecond, fits into forty columns, and every setting is a few
+keys away. Values are typed as YAML, as in the file. The form changes nothing itself: it posts `Changed` and `Cleared`,
+and the screen calls `show` with the outcome.
 """
 
 from __future__ import annotations

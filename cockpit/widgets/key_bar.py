@@ -1,7 +1,7 @@
 """The last line of a screen: the keys that work here.
 
-Unlike Textual's footer it is one widget that repaints only when the keys change, so that a dialog does not redraw the whole screen
-for it. Keys without room are left out rather than cut.
+Unlike Textual's footer it is one widget that repaints only when the keys change, so that a dialog does not redraw the
+whole screen for it. Keys without room are left out rather than cut.
 """
 
 from __future__ import annotations

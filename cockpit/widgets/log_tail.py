@@ -31,7 +31,8 @@ class LogTail(Line):
         self._draw()
 
     def append(self, text: str) -> None:
-        """Append a piece of the log. A carriage return starts the line again, as progress bars use it; escape sequences are dropped."""
+        """Append a piece of the log. A carriage return starts the line again, as progress bars use it; escape sequences
+        are dropped."""
         first, *rest = text.split("\n")
         self._lines[-1] += first
         self._lines = [_clean_line(line) for line in [*self._lines, *rest][-MAX_LINES:]]

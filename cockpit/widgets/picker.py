@@ -25,8 +25,13 @@ class Picker(ModalScreen[str | None]):
 
     DEFAULT_CSS = """
     Picker { align: center middle; }
-    Picker > Vertical { width: 80; max-width: 96%; height: auto; max-height: 80%; border: round $accent; background: $surface; padding: 0 1; }
-    Picker OptionList { height: auto; max-height: 14; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
+    Picker > Vertical {
+        width: 80; max-width: 96%; height: auto; max-height: 80%; border: round $accent; background: $surface; padding:
+        0 1;
+    }
+    Picker OptionList {
+        height: auto; max-height: 14; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     """
     BINDINGS = [("escape", "dismiss(None)", "Cancel"), ("down", "move(1)", "Next"), ("up", "move(-1)", "Previous")]
 

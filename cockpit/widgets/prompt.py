@@ -9,11 +9,14 @@ from textual.widgets import Input, Static
 
 
 class Prompt(ModalScreen[str | None]):
-    """Dismissed with the line, or with None for Esc. An empty line is an answer too; `value` is what Enter alone submits."""
+    """Dismissed with the line, or with None for Esc. An empty line is an answer too; `value` is what Enter alone
+    submits."""
 
     DEFAULT_CSS = """
     Prompt { align: center middle; }
-    Prompt > Vertical { width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1; }
+    Prompt > Vertical {
+        width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1;
+    }
     Prompt #text { height: auto; }
     """
     BINDINGS = [("escape", "dismiss(None)", "Cancel")]

@@ -47,7 +47,10 @@ class VotesDialog(ModalScreen[None]):
 
     DEFAULT_CSS = """
     VotesDialog { align: center middle; }
-    VotesDialog > VerticalScroll { width: 96%; max-width: 110; height: auto; max-height: 90%; border: round $accent; background: $surface; padding: 0 1; }
+    VotesDialog > VerticalScroll {
+        width: 96%; max-width: 110; height: auto; max-height: 90%; border: round $accent; background: $surface; padding:
+        0 1;
+    }
     """
     BINDINGS = [("escape,q,t", "dismiss", "Close")]
 
@@ -72,7 +75,8 @@ def format_judgements(judgements: Sequence[Judgement]) -> Content:
         blocks.append(Content("\n").join([Content.styled("Ratings", "bold $accent"), *rows]))
     if not blocks:
         return Content(
-            "No votes and no ratings yet.\n\nVotes: set two targets side by side (ctrl+b); b hides their names; < > = - vote.\n"
+            "No votes and no ratings yet.\n\n"
+            "Votes: set two targets side by side (ctrl+b); b hides their names; < > = - vote.\n"
             "Ratings: press s on a reply."
         )
     return Content("\n\n").join(blocks)

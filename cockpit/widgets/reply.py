@@ -1,4 +1,5 @@
-"""One reply: streamed as Markdown while it arrives, then shown by its format, as raw text, or with its differences marked."""
+"""One reply: streamed as Markdown while it arrives, then shown by its format, as raw text, or with its differences
+marked."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ FINISHES = {"length": "longest reply reached", "cancelled": "stopped", "broken":
 
 
 class Reply(Vertical):
-    """`write` collects text, `flush` shows it, `finish` shows the complete reply, and `redraw` shows it in another way."""
+    """`write` collects text, `flush` shows it, `finish` shows the complete reply, and `redraw` shows it in another
+    way."""
 
     DEFAULT_CSS = """
     Reply { width: 1fr; height: auto; margin: 1 0 0 0; border-left: solid $primary; }

@@ -1,4 +1,5 @@
-"""Widgets that show a reply by its format: JSON as a tree, triples as a table, a thought graph by standpoint, thinking folded."""
+"""Widgets that show a reply by its format: JSON as a tree, triples as a table, a thought graph by standpoint, thinking
+folded."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ class Thinking(Collapsible):
 
 
 class Triples(Static):
-    """A table of subject, predicate and object, with their types where there are any. Laid out again for every width."""
+    """A table of subject, predicate and object, with their types where there are any. Laid out again for every
+    width."""
 
     DEFAULT_CSS = "Triples { height: auto; padding: 0 1; }"
 
@@ -87,7 +89,8 @@ class Triples(Static):
 
 
 def format_triples(rows: Sequence[dict[str, Any]], width: int) -> Content:
-    """Triples in columns that wrap, at most `width` cells wide, and their number. In a narrow place they are stacked."""
+    """Triples in columns that wrap, at most `width` cells wide, and their number. In a narrow place they are
+    stacked."""
     count = Content.styled(f"{len(rows)} triple{'s'[: len(rows) != 1]}", MUTED)
     if width < NARROW:
         return Content("\n").join([line for row in rows for line in _stacked(row, width)] + [count])

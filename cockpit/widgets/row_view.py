@@ -32,7 +32,8 @@ BAR_WIDTH = 24
 
 
 def conversation(row: Mapping[str, Any]) -> Content:
-    """Each turn under its role, and the parts of a preference row under their names; plain text unchanged; a bad row with its reason."""
+    """Each turn under its role, and the parts of a preference row under their names; plain text unchanged; a bad row
+    with its reason."""
     blocks = []
     if row.get("decision", "undecided") != "undecided":
         blocks.append(Content.styled(*DECISIONS[row["decision"]]))
@@ -93,7 +94,8 @@ def batch(content: Mapping[str, Any]) -> Content:
 
 
 def replies(parts: Sequence[Mapping[str, Any]]) -> Content:
-    """Preference rows: each prompt with each of its replies, under the row's number (when there are several) and the reply's name."""
+    """Preference rows: each prompt with each of its replies, under the row's number (when there are several) and the
+    reply's name."""
     blocks = []
     for part in parts:
         compared = sum(piece["trained"] for piece in part["pieces"])
@@ -106,7 +108,8 @@ def replies(parts: Sequence[Mapping[str, Any]]) -> Content:
 
 
 def rendered(texts: Mapping[str, Any]) -> Content:
-    """The row's text as training sees it. When chat's prompt for the last reply is not its first part, the two are shown separately."""
+    """The row's text as training sees it. When chat's prompt for the last reply is not its first part, the two are
+    shown separately."""
     if texts["same"]:
         prompt, reply = texts["chat"], texts["training"][len(texts["chat"]) :]
         verdict = Content.styled(
@@ -132,7 +135,8 @@ def histogram(bars: Sequence[Sequence[float]]) -> list[Content]:
 
 
 def stages(names: Sequence[str], done: Sequence[Mapping[str, Any]], shown: str) -> list[Content]:
-    """The stages that a run does first: the rows in and out of finished ones, with a mark at the stage whose rows are on the screen."""
+    """The stages that a run does first: the rows in and out of finished ones, with a mark at the stage whose rows are
+    on the screen."""
     lines = []
     if not done:
         lines.append(Content(" → ".join(names)))
@@ -146,7 +150,7 @@ def stages(names: Sequence[str], done: Sequence[Mapping[str, Any]], shown: str) 
     if done and left:
         lines.append(Content.styled(f"  then {' → '.join(left)}", "dim"))
     if done or names:
-        lines.append(Content.assemble(("r", "$accent"), (" runs them up to one of them, and shows its rows", "dim")))
+        lines.append(Content.assemble(("r", "$accent"), (" runs them up to one, and shows its rows", "dim")))
     return lines
 
 
@@ -171,7 +175,7 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
     if summary.get("decisions"):
         lines += [Content(""), Content.styled("Expanded rows", "bold $accent")]
         lines += [Content.assemble((f"{word:<10}", "dim"), f"{rows:,}") for word, rows in summary["decisions"].items()]
-        lines.append(Content.assemble(("v", "$accent"), (" goes to them", "dim")))
+        lines.append(Content.assemble(("v", "$accent"), (" shows them", "dim")))
     lines += [Content(""), Content.styled("Stages", "bold $accent")]
     lines += stages(summary.get("stages", ()), summary.get("done", ()), summary.get("shown", ""))
     for part, numbers in stats.items():

@@ -1,4 +1,5 @@
-"""The base of large dialogs about one run. An open dialog checks once a second whether there is something new to show."""
+"""The base of large dialogs about one run. An open dialog checks once a second whether there is something new to
+show."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ POLL = 1.0
 
 
 class RunDialog(ModalScreen[Result]):
-    """A dialog about one run. Subclasses give `compose_dialog`, and `show`, which is called whenever the run or its history has changed."""
+    """A dialog about one run. Subclasses give `compose_dialog`, and `show`, which is called whenever the run or its
+    history has changed."""
 
     if TYPE_CHECKING:
         app: EngineApp  # type: ignore[assignment]

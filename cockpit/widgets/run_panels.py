@@ -89,7 +89,8 @@ def _speed(run: Run, history: RunHistory, width: int) -> Content:
 
 
 def remaining_seconds(run: Run, history: RunHistory) -> float | None:
-    """Seconds until the last step, by the time of recent steps, else by the average of this attempt; None when it cannot be estimated."""
+    """Seconds until the last step, by the time of recent steps, else by the average of this attempt; None when it
+    cannot be estimated."""
     if run.state != "running" or not history.start or not run.max_steps:
         return None
     if step_seconds := run.metrics.get("train/step_seconds"):
@@ -149,8 +150,8 @@ def fact_rows(run: Run, history: RunHistory) -> list[tuple[str, str | Content]]:
 
 
 def evaluation_rows(history: RunHistory, *, short: bool = False) -> list[tuple[str, str | Content]]:
-    """The last evaluation, on held-out rows or, at the end, on test rows: each metric with its value, its thresholds, and its change
-    since the previous evaluation. `short` leaves out the bounds and the changes."""
+    """The last evaluation, on held-out rows or, at the end, on test rows: each metric with its value, its thresholds,
+    and its change since the previous evaluation. `short` leaves out the bounds and the changes."""
     if not history.evaluations:
         return []
     values = history.evaluations[-1]["values"]
@@ -191,10 +192,13 @@ def loss_bounds(history: RunHistory) -> tuple[tuple[float, str], ...]:
 
 
 class Notice(Static):
-    """A problem with its cause and hint, else why the run is paused, else the newest warning. Hidden without any of them."""
+    """A problem with its cause and hint, else why the run is paused, else the newest warning. Hidden without any of
+    them."""
 
     DEFAULT_CSS = """
-    Notice { height: auto; max-height: 4; padding: 0 1; border-left: thick $warning; background: $surface; display: none; }
+    Notice {
+        height: auto; max-height: 4; padding: 0 1; border-left: thick $warning; background: $surface; display: none;
+    }
     Notice.-problem { max-height: 7; border-left: thick $error; }
     """
 

@@ -1,4 +1,5 @@
-"""A dialog with the replies of a run as it trains: those to each probe over the steps, and the samples of each evaluation."""
+"""A dialog with the replies of a run as it trains: those to each probe over the steps, and the samples of each
+evaluation."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ Held-out rows to answer and score:
 
 class SamplesDialog(RunDialog[None]):
     DEFAULT_CSS = """
-    SamplesDialog OptionList { width: 26; height: 1fr; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; padding: 0; }
+    SamplesDialog OptionList {
+        width: 26; height: 1fr; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; padding:
+        0;
+    }
     SamplesDialog VerticalScroll { width: 1fr; height: 1fr; padding: 0 0 0 1; border-left: solid $primary; }
     SamplesDialog Static { width: 1fr; height: auto; }
     """

@@ -105,7 +105,8 @@ class Sampling(VerticalScroll):
     # ── filling ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def fill(self, settings: dict[str, Any]) -> None:
-        """Set the fields from the settings of a saved conversation or a run. Fields without a setting stay unchanged."""
+        """Set the fields from the settings of a saved conversation or a run. Fields without a setting stay
+        unchanged."""
         for name in LABELS:
             if name in settings:
                 value = settings[name]

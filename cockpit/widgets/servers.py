@@ -48,10 +48,14 @@ def describe_server(service: Service, width: int) -> Content:
 
 
 class ServerPanel(Widget):
-    """One server, with its name and address in the frame. On a low screen there is no frame, and they have a row of their own."""
+    """One server, with its name and address in the frame. On a low screen there is no frame, and they have a row of
+    their own."""
 
     DEFAULT_CSS = """
-    ServerPanel { height: 3; border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; padding: 0 1; }
+    ServerPanel {
+        height: 3; border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; padding: 0
+        1;
+    }
     ServerPanel > Horizontal { height: 1; }
     ServerPanel > .name { display: none; height: 1; color: $accent; text-wrap: nowrap; text-overflow: ellipsis; }
     ServerPanel Line { width: 4fr; height: 1; text-wrap: nowrap; }

@@ -1,7 +1,7 @@
 """Limits how often a widget draws, and waits while the terminal has not taken the last frame yet.
 
-Textual's writer thread queues up to thirty frames and then blocks the event loop; on a slow link a key press would wait for all of
-them.
+Textual's writer thread queues up to thirty frames and then blocks the event loop; on a slow link a key press would wait
+for all of them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ DELAY = 0.02
 
 
 def writer_busy(app: App[Any]) -> bool:
-    """Whether frames wait to be written. This is private to Textual; a driver without a writer (tests, web) is never busy."""
+    """Whether frames wait to be written. This is private to Textual; a driver without a writer (tests, web) is never
+    busy."""
     writer = getattr(app._driver, "_writer_thread", None)
     queue = getattr(writer, "_queue", None)
     return queue is not None and queue.qsize() > 0
 
 
 class Throttle:
-    """Calls `draw` after `request`, at most once in `period` seconds, once for many requests, and only when the terminal is ready."""
+    """Calls `draw` after `request`, at most once in `period` seconds, once for many requests, and only when the
+    terminal is ready."""
 
     def __init__(self, widget: Widget, draw: Callable[[], None], period: float) -> None:
         self._widget, self._draw, self._period = widget, draw, period
@@ -41,7 +43,7 @@ class Throttle:
 
     def _due(self) -> None:
         if not self._widget.screen.is_active:
-            # Under a dialog a change would repaint the whole dimmed screen. A screen that resumes is drawn again anyway.
+            # Under a dialog a change would repaint the whole dimmed screen. A screen that resumes is drawn again.
             self._waiting = False
             return
         if writer_busy(self._widget.app):

@@ -61,7 +61,8 @@ class TopBar(Widget):
         return Content.assemble(left, " " * (self.size.width - left.cell_length - right.cell_length), right)
 
     def _tabs(self, here: str, longest: int) -> Content:
-        """The screens with their keys. Titles over `longest` characters are left out, except that of the screen `here`."""
+        """The screens with their keys. Titles over `longest` characters are left out, except that of the screen
+        `here`."""
         tabs = [Content.styled(" cockpit ", "bold $accent")]
         for key, (name, title) in enumerate(self._titles.items(), start=1):
             if name == here:

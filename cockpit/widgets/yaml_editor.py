@@ -14,10 +14,14 @@ PLACE = Style(underline=True)
 
 
 class YamlEditor(TextArea):
-    """Highlighted YAML with line numbers. `mark` shows problems. Lines do not wrap, so each is one row, which `render_line` relies on."""
+    """Highlighted YAML with line numbers. `mark` shows problems. Lines do not wrap, so each is one row, which
+    `render_line` relies on."""
 
     DEFAULT_CSS = """
-    YamlEditor { width: 1fr; height: 1fr; border: none; padding: 0; border-left: solid $primary; scrollbar-size-vertical: 1; scrollbar-size-horizontal: 1; }
+    YamlEditor {
+        width: 1fr; height: 1fr; border: none; padding: 0; border-left: solid $primary; scrollbar-size-vertical: 1;
+        scrollbar-size-horizontal: 1;
+    }
     YamlEditor:focus { border: none; border-left: solid $accent; }
     """
 

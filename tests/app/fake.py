@@ -1,4 +1,5 @@
-"""An engine in the same process for tests of the screens: the `AsyncClient` interface over the events of a real demo run."""
+"""An engine in the same process for tests of the screens: the `AsyncClient` interface over the events of a real demo
+run."""
 
 from __future__ import annotations
 
