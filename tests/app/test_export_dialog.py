@@ -13,7 +13,7 @@ async def test_a_run_is_exported_with_progress_and_can_be_given_up(engine: Engin
     async with run_app(RealEngine, LOW, engine.home, first="runs") as pilot:
         await until(pilot, lambda: run.id[:20] in screen_text(pilot))
         await pilot.press("X")
-        await until(pilot, lambda: "folder that other programs load" in screen_text(pilot))
+        await until(pilot, lambda: "as a folder that other programs" in screen_text(pilot))
         await pilot.press("enter")
         await until(pilot, lambda: "asking the export" in screen_text(pilot), 15)
         await until(pilot, lambda: "golden prompts with equal replies: 2 of 3" in screen_text(pilot), 15)
@@ -21,7 +21,7 @@ async def test_a_run_is_exported_with_progress_and_can_be_given_up(engine: Engin
             assert wanted in screen_text(pilot).replace("\n", ""), wanted
         assert_fits(pilot)
         await pilot.press("enter", "X")
-        await until(pilot, lambda: "folder that other programs load" in screen_text(pilot))
+        await until(pilot, lambda: "as a folder that other programs" in screen_text(pilot))
         await pilot.press("ctrl+u", *"slow", "enter")
         await until(pilot, lambda: "asking the export" in screen_text(pilot), 15)
         await pilot.press("escape")
@@ -32,4 +32,4 @@ async def test_a_run_is_exported_with_progress_and_can_be_given_up(engine: Engin
     async with run_app(RealEngine, LOW, engine.home, first="runs", readonly=True) as pilot:
         await pilot.press("X")
         await pilot.pause(0.3)
-        assert "folder that other programs load" not in screen_text(pilot)
+        assert "as a folder that other programs" not in screen_text(pilot)
