@@ -177,6 +177,9 @@ def telemetry(devices: int = 0, cpu: float = 93.0) -> Telemetry:
     return Telemetry(time=time.time(), host=host, devices=cards, backend="nvidia" if devices else "cpu", note=note)
 
 
+RANKS = [Rank(rank=0, pid=7, phase="training", step=31, resident=2 * GIGA)]
+
+
 class FakeEngine:
     """Give it to the app as `connect=fake.connect`. `say` publishes a body; `requests` holds the requests in order."""
 
@@ -211,7 +214,7 @@ class FakeEngine:
         yield Snapshot(session="s", seq=0, runs=list(self.runs.values()), telemetry=telemetry(self.devices))
         for run in self.runs.values():
             if run.state == "running":
-                yield Ranks(run=run.id, ranks=[Rank(rank=0, pid=7, phase="training", step=31, resident=2 * GIGA)])
+                yield Ranks(run=run.id, ranks=RANKS)
         while True:
             try:
                 yield await asyncio.wait_for(self._events.get(), 1.0)
@@ -226,7 +229,10 @@ class FakeEngine:
         match operation:
             case "show":
                 return RunDetail(
-                    run=run, told=entries() if run.step else [], checkpoints=[CheckpointInfo(step=25, path="/x")]
+                    run=run,
+                    told=entries() if run.step else [],
+                    checkpoints=[CheckpointInfo(step=25, path="/x")],
+                    ranks=RANKS if run.state == "running" else [],
                 )
             case "series":
                 return SeriesReply(
