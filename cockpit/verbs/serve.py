@@ -184,7 +184,7 @@ def _stop(home: Home, options: argparse.Namespace) -> int:
     chosen = [each for each in servers if options.target is None or _matches(each, options.target)]
     if len(chosen) != 1:
         listed = ", ".join(f"{each.id} ({each.target} at {each.detail})" for each in servers) or "none"
-        which = f" with the name {options.target}" if options.target else ""
+        which = f" by the name {options.target}" if options.target else ""
         raise ProblemError(
             Problem(
                 title=f"There are {len(chosen)} servers{which}" if chosen else f"There is no server{which}",
