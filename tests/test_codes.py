@@ -59,7 +59,7 @@ ALLOWED = {
     ("engine/prep/chat_labels.py", "message"): "a turn of a conversation, not a message of ours",
     ("engine/prep/formats/messages.py", "message"): "a turn of a conversation, not a message of ours",
     ("engine/prep/formats/sharegpt.py", "message"): "a turn of a conversation, not a message of ours",
-    ("cockpit/widgets/replies.py", "title"): "breaks a title into lines",
+    ("cockpit/widgets/samples_dialog.py", "title"): "breaks a title into lines",
     ("cockpit/widgets/servers.py", "title"): "draws a title only when it is another than the one shown",
     ("engine/training/reporter.py", "detail"): "writes a phase only when it is another than the last",
     ("cockpit/screens/dashboard.py", "title"): "draws a title only when it is another than the one shown",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engine.models.memory import exhausted
 from engine.protocol.messages import Instruction, Problem
 from engine.training import memory, resume
 from engine.training.inbox import ARRIVED
@@ -206,7 +207,7 @@ class HotChat:
         talk, self._talk = self._talk, None
         instruction = talk.instruction if talk else self._waiting.popleft()
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if memory.exhausted(error):
+        if exhausted(error):
             problem = Problem(
                 code="memory.exhausted",
                 title="Training leaves too little memory for this reply",
