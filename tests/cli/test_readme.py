@@ -6,10 +6,11 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cockpit.cli import VERBS, Verb, build_parser
+from cockpit.cli import VERBS, build_parser
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
@@ -37,7 +38,7 @@ def test_every_verb_is_in_the_table() -> None:
     assert not missing
 
 
-def named_verbs() -> Iterator[tuple[str, Verb]]:
+def named_verbs() -> Iterator[tuple[str, Any]]:
     """Every verb with its full name, such as `data split`."""
     for verb in VERBS:
         yield from ((f"{verb.name} {each.name}", each) for each in verb.verbs) if verb.verbs else [(verb.name, verb)]
