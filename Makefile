@@ -6,7 +6,7 @@
 # KEEP_TORCH=1        keep the torch that this interpreter already has (a server's own build) instead of installing one
 # ARGS="…"            passed on to `cockpit demo` or `pytest`
 
-# Tests run in two processes, each file in one of them: much of their time is waiting for other processes. ARGS=-n0 runs them one by one.
+# Two processes of tests: each file stays whole, and much of a test is waiting for another process. ARGS=-n0 runs them one by one.
 BESIDE := -n 2 --dist loadfile
 
 PYTHON ?= python3
