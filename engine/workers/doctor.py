@@ -28,7 +28,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from engine.workers import probes
 
-LIBRARIES = ("transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers")
+LIBRARIES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
 DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
 """CUDA major version -> oldest Linux driver that runs it. https://docs.nvidia.com/deploy/cuda-compatibility/"""
 NEEDED_DISK = 5e9
