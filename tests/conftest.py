@@ -92,8 +92,13 @@ def pytest_runtest_setup() -> None:
         _frozen = len(sys.modules)
 
 
+LONGEST = ("training", "cli", "serving", "inference", "faults")
+"""Folders that hold the longest files. They are begun first, so that no worker has one left when the others have ended."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` need a card: `pytest -m gpu` on a machine that has one runs them all."""
+    items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.parent.name) in LONGEST else len(LONGEST))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not Nvidia().count:
         for item in marked:
