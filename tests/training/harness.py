@@ -14,7 +14,6 @@ from typing import Any
 
 import zmq
 
-from engine.launchers.local import command
 from engine.protocol import wire
 from engine.protocol.home import Home
 from engine.protocol.journal import AnyEntry, read
@@ -159,12 +158,7 @@ class Supervised:
             self.address,
             *extra,
         ]
-        if cold or not warm.AVAILABLE:
-            line = command(worker, processes, None)
-            with open(self.run.log, "ab") as log:
-                self.process = subprocess.Popen(line, stdout=log, stderr=log, cwd="/", env=environment)
-        else:
-            self.process = warm.Workers(*worker, processes=processes, environment=environment, log=self.run.log)
+        self.process = warm.start(worker, processes, environment, self.run.log, cold)
         if limit is not None:
             resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 

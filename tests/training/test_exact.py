@@ -194,7 +194,7 @@ def test_two_ranks_killed_and_resumed_are_exact(start_run):
         if fault:
             run.start(processes=2, fault=fault, cold=True)
             assert run.wait() != 0
-        run.train(processes=2, cold=bool(fault))
+        run.train(processes=2)
         runs.append(run)
     whole, killed = runs
     assert killed.entries(Start)[-1].resumed == "exact" and killed.entries(Start)[-1].step == 3

@@ -1,20 +1,22 @@
 """Workers forked from a process that has imported the training libraries already.
 
-Importing them costs a worker some ten seconds of a core, a run of the tiny model less than one. A forked worker is a process of its own, with
-its own environment, log, limits, signals and exit status, and does from the first line of its `main` what a started one does. What forking
-leaves out, a new interpreter and torchrun, is tested where runs are started cold (`Supervised.start(cold=True)`) and by real engines.
+Importing them takes a worker some ten seconds of a core, and a run of the tiny model takes little more than one. A forked worker is a process
+of its own, with its own environment, log, limits, signals and exit status, and it runs the same `main`. What forking leaves out, a new
+interpreter and torchrun, is tested where runs are started cold (`Supervised.start(cold=True)`) and by the tests that start an engine.
 
 `python -m tests.training.warm FD` is the process that forks. It ends when the test process closes the other end of that socket.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib
 import json
 import os
 import runpy
+import select
 import selectors
 import signal
 import socket
@@ -24,7 +26,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from engine.launchers.local import free_port
+from engine.launchers.local import command, free_port
 
 ROOT = Path(__file__).parents[2]
 AVAILABLE = hasattr(os, "pidfd_open")
@@ -59,40 +61,43 @@ class Workers:
 
         A rank that fails takes the others with it, as under torchrun.
         """
-        for pid, status in list(self._running.items()):
-            os.set_blocking(status, False)
-            try:
+        for pid in list(self._running):
+            with contextlib.suppress(BlockingIOError):
                 self._end(pid)
-            except BlockingIOError:
-                continue
         return None if self._running else self.returncode
 
     def wait(self) -> int:
-        while self._running:
-            pid, status = next(iter(self._running.items()))
-            os.set_blocking(status, True)
-            self._end(pid)
-        assert self.returncode is not None
-        return self.returncode
+        while (code := self.poll()) is None:
+            select.select(self._running.values(), [], [])
+        return code
 
     def _end(self, pid: int) -> None:
-        """Take the exit status of this rank. Raises BlockingIOError while it runs."""
-        told = os.read(self._running[pid], 16)
+        """Read this rank's exit status. Raises BlockingIOError while it runs."""
+        answer = os.read(self._running[pid], 16)
         os.close(self._running.pop(pid))
-        assert told, "the process that forks workers is gone"
-        self.returncode = self.returncode or int(told)
+        assert answer, "the process that forks workers is gone"
+        self.returncode = self.returncode or int(answer)
         if self.returncode:
             self.kill()
 
     def send_signal(self, number: int) -> None:
         for pid in self._running:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
                 os.kill(pid, number)
-            except ProcessLookupError:
-                continue  # ended since
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def start(
+    worker: list[str], processes: int, environment: dict[str, str], log: Path, cold: bool = False
+) -> Workers | subprocess.Popen[bytes]:
+    """Start `worker` (a module and its arguments) as so many ranks, their output appended to `log`. `cold`: by a launcher's command line."""
+    if AVAILABLE and not cold:
+        return Workers(*worker, processes=processes, environment=environment, log=log)
+    with open(log, "ab") as output:
+        line = command(worker, processes, None)
+        return subprocess.Popen(line, stdout=output, stderr=output, cwd="/", env=environment)
 
 
 @functools.cache
@@ -114,10 +119,13 @@ def _parent() -> socket.socket:
 def _fork(request: dict[str, Any], log: Path) -> tuple[int, int]:
     """Start a worker; returns its pid, and a pipe that will hold its exit status."""
     status, write = os.pipe()
+    os.set_blocking(status, False)
     with open(log, "ab") as output:
         socket.send_fds(_parent(), [json.dumps(request).encode()], [output.fileno(), write])
     os.close(write)
-    return int(_parent().recv(16)), status
+    pid = _parent().recv(16)
+    assert pid, "the process that forks workers is gone"
+    return int(pid), status
 
 
 # ── the process that forks ─────────────────────────────────────────────────────────────────────────────────────────
@@ -127,7 +135,7 @@ def main(control: socket.socket) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # workers collect garbage; half a million objects of the libraries are none
+    gc.freeze()  # a worker collects garbage several times: without walking half a million objects of the libraries
     control.send(b"ready")
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
@@ -137,7 +145,9 @@ def main(control: socket.socket) -> None:
                     pid, status = key.data
                     selector.unregister(key.fileobj)
                     os.close(key.fd)
-                    os.write(status, str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    with contextlib.suppress(BrokenPipeError):  # the test process is gone
+                        os.write(status, str(code).encode())
                     os.close(status)
                     continue
                 request, passed, *_ = socket.recv_fds(control, LARGEST, 2)
