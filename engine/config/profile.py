@@ -52,6 +52,7 @@ CHECKS = (
     "engine.prep.checks:sources",
     "engine.prep.checks:tokenizer",
     "engine.models.checks:base",
+    "engine.metrics.checks:metric_names",
     "engine.export.checks:handing_over",
 )
 """What no single section can know. Each `(sections, directory, home) -> [(key, message)]` and copes with missing sections."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from engine.evaluation.request import NEW_TOKENS, Models, Wanted, Watch
 from engine.evaluation.results_store import LOSSES, REPLIES, Record
 from engine.models.targets import Target
 from engine.prep.verbs.tokenize import loss_on_of
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 if TYPE_CHECKING:
     from engine.inference.loaded_model import Loaded
@@ -94,7 +93,7 @@ class Measuring:
         from engine.inference.sampling import Sampling
 
         fitting = self._fitting(loaded, asked)
-        schema = _schema(self.wanted.task) if self.wanted.constrained else None
+        schema = load_task(self.wanted.task).schema if self.wanted.constrained and self.wanted.task else None
         sampling = Sampling(max_new_tokens=self.wanted.max_new_tokens or NEW_TOKENS, schema=schema)
         done = 0
 
@@ -129,12 +128,6 @@ class Measuring:
             )
             self.record.add(REPLIES, [_entry(question, "", 0, False, None) for question in unfit])
         return fitting
-
-
-def _schema(task: str | None) -> dict[str, Any]:
-    assert task is not None
-    schema: dict[str, Any] = importlib.import_module(TASKS[task]).SCHEMA
-    return schema
 
 
 def _entry(question: Question, reply: str, tokens: int, stopped: bool, seconds: float | None) -> dict[str, Any]:

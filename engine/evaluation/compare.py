@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.evaluation.metrics import registry
-from engine.evaluation.metrics.registry import Tallies
+from engine.metrics import registry
+from engine.metrics.registry import Tallies
 
 RESAMPLES = 1000
 SHARE = 0.95

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
 import json
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from engine.prep.formats.canonical import Canonical, conversation_of
 from engine.prep.read_rows import Rejects, read
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Problem, ProblemError
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 Messages = list[dict[str, Any]]
 
@@ -86,7 +85,7 @@ class Material:
 
 def _question(number: int, row: Canonical, task: str | None) -> Question | None:
     if task is not None:
-        of_task = importlib.import_module(TASKS[task])
+        of_task = load_task(task)
         if not of_task.concerns(row.get("columns", {})):
             return None
         if "text" in row:

@@ -7,9 +7,9 @@ from typing import Any
 
 from engine.evaluation import results_store
 from engine.evaluation.compare import compare
-from engine.evaluation.metrics import registry
 from engine.evaluation.results_store import REPLIES
 from engine.evaluation.summarize import kept, text_of
+from engine.metrics import registry
 from engine.protocol import journal
 from engine.protocol.home import RunDirectory
 
@@ -90,7 +90,7 @@ def replies(folder: Path, start: int, count: int, by: str | None, passed: bool |
     """A page of replies, the worst first: `total`, `by`, `scores` (names that they can be sorted by) and `replies` with `row prompt reply
     reference scores passed`, texts cut. `by` is a score (None: the task's main one); `passed` keeps those that did, or did not."""
     task = results_store.read(folder).get("identity", {}).get("task")
-    by = by or registry.main(task)
+    by = by or registry.main_metric(task)
     entries = [
         entry
         for entry in results_store.lines(folder / REPLIES)

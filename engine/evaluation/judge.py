@@ -14,11 +14,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.evaluation.metrics.words import script
 from engine.llm_api import client
 from engine.llm_api.budget import Budget, Usage, worst
 from engine.llm_api.journal import Journal
 from engine.llm_api.retries import Asking
+from engine.metrics.words import script
 from engine.options.evaluation import JudgeOptions
 
 MOST = 5

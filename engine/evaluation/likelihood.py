@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from engine.evaluation.dataset import Material
-from engine.evaluation.metrics import tokens
+from engine.metrics import tokens
 from engine.prep.formats.canonical import Canonical
 from engine.tasks.sufficient_stats import Tally
 

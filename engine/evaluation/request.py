@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from engine.models.targets import Target
 from engine.options import thresholds
 from engine.options.evaluation import JudgeOptions
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 if TYPE_CHECKING:
     from engine.evaluation.reward_scoring import PairScorer
@@ -64,8 +64,8 @@ class Watch(Protocol):
 
 def check(wanted: Wanted) -> None:
     """Raises ValueError for what cannot be, before anything is loaded."""
-    if wanted.task is not None and wanted.task not in TASKS:
-        raise ValueError(f"there is no task {wanted.task!r}: choose one of {', '.join(TASKS)}")
+    if wanted.task is not None:
+        load_task(wanted.task)
     if wanted.constrained and wanted.task is None:
         raise ValueError("a reply can be held to a task's schema alone: name the task")
     for text in wanted.thresholds or ():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.evaluation.dataset import Material
-from engine.evaluation.metrics import preferences
+from engine.metrics import preferences
 from engine.models import placement, template_lock
 from engine.models.targets import Target
 from engine.tasks.sufficient_stats import Tally

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.evaluation.judge import Case, judge
-from engine.evaluation.metrics import judge_scores, registry
-from engine.evaluation.metrics.registry import Tallies
 from engine.evaluation.request import Wanted, Watch, judging
 from engine.evaluation.results_store import JUDGE, LOSSES, REPLIES, Record, lines
+from engine.metrics import judge_scores, registry
+from engine.metrics.registry import Tallies
 from engine.options import thresholds
 from engine.tasks.answer import Answer
 
@@ -38,11 +38,11 @@ def conclude(record: Record, told: Mapping[str, Any], wanted: Wanted, notes: lis
             notes.append(f"not every reply was judged: {found.stopped}")
     limits = [thresholds.parse(text) for text in wanted.thresholds or ()]
     for done, entry in enumerate(entries, 1):
-        entry["scores"] = registry.scores(tallies_of(entry, wanted.task), wanted.task)
+        entry["scores"] = registry.score_row(tallies_of(entry, wanted.task), wanted.task)
         entry["passed"] = passes(entry["scores"], limits)
         watch("scoring", done, len(entries))
     rows = together(record.done(LOSSES).values(), entries, wanted.task)
-    found_metrics = registry.metrics(registry.together(rows.values()), wanted.task)
+    found_metrics = registry.metrics(registry.sum_rows(rows.values()), wanted.task)
     result = {
         **outcome(found_metrics, wanted.thresholds or []),
         **told,
@@ -97,7 +97,7 @@ def answer_of(entry: Mapping[str, Any]) -> Answer:
 def tallies_of(entry: Mapping[str, Any], task: str | None) -> Tallies:
     """Of a line of `replies.jsonl`. Raises ValueError, naming its row, for a reference that is no answer to the task."""
     try:
-        found = registry.of_answer(answer_of(entry), task)
+        found = registry.tally_answer(answer_of(entry), task)
     except ValueError as error:
         raise ValueError(f"the reference of row {entry['row'] + 1} {error}")
     if "judge" in entry:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from engine.evaluation.results_store import REPLIES, Record
 from engine.evaluation.summarize import outcome, passes
 from engine.options import thresholds
 from engine.protocol.home import RunDirectory
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 
 def keep(
@@ -23,13 +22,13 @@ def keep(
 ) -> None:
     """Write `(asked, reference, reply)` down under the run, in place of what an earlier attempt wrote of this step. `told` is the `task`, the `data`
     by name and its `sha256`; `values` are the evaluation's metrics by journal name. Raises OSError."""
-    module = importlib.import_module(TASKS[told["task"]])
+    task = load_task(told["task"])
     metrics = {name.removeprefix("eval/"): value for name, value in values.items()}
     identity = {"origin": "training", "target": f"{run.id}@{step}", **told, "rows": len(replies)}
     parsed = [thresholds.parse(text) for text in limits]
     entries = []
     for row, (asked, reference, reply) in enumerate(replies):
-        scores = module.score([reply], [reference])
+        scores = task.score([reply], [reference])
         passed = passes(scores, parsed)
         entries.append(
             {"row": row, "asked": asked, "reference": reference, "reply": reply, "scores": scores, "passed": passed}

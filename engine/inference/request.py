@@ -5,23 +5,15 @@ A task gives its prompt around the bare text, byte for byte as training did; wit
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from engine.inference.sampling import Sampling, sampling_of
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 Messages = list[dict[str, str]]
 Asked = str | Messages
 """A text to be continued as it stands, or a conversation."""
-
-
-def task_named(name: str) -> Any:
-    """A row of `engine.tasks.TASKS`. Raises ValueError."""
-    if name not in TASKS:
-        raise ValueError(f"there is no task {name!r}: choose one of {', '.join(TASKS)}")
-    return importlib.import_module(TASKS[name])
 
 
 def prompt_of(asked: Mapping[str, Any]) -> Asked:
@@ -30,8 +22,7 @@ def prompt_of(asked: Mapping[str, Any]) -> Asked:
     if asked.get("task") is None:
         return given
     text = given if isinstance(given, str) else given[-1]["content"]
-    found: Messages = task_named(asked["task"]).messages(text)
-    return found
+    return load_task(asked["task"]).messages(text)
 
 
 def settings_of(asked: Mapping[str, Any]) -> Sampling:
@@ -42,11 +33,11 @@ def settings_of(asked: Mapping[str, Any]) -> Sampling:
         raise ValueError("constrained keeps replies to the schema of a task: name the task too, or give a schema")
     if asked.get("schema") is not None:
         raise ValueError("constrained and a schema of one's own do not go together")
-    return sampling_of({**asked, "schema": task_named(asked["task"]).SCHEMA})
+    return sampling_of({**asked, "schema": load_task(asked["task"]).schema})
 
 
 def parsed(asked: Mapping[str, Any], reply: str) -> dict[str, Any]:
     """`parsed`: the reply's value as its task reads it, None where it does not fit; nothing without a task."""
     if asked.get("task") is None:
         return {}
-    return {"parsed": task_named(asked["task"]).parse(reply)}
+    return {"parsed": load_task(asked["task"]).parse(reply)}

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.config.sampling import preset
 from engine.protocol.messages import Problem, ProblemError
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 BACKENDS = {
     "transformers": "engine.serving.server:Running",
@@ -56,8 +56,8 @@ class Settings(msgspec.Struct, kw_only=True):
             raise ValueError(f"a port is a number from 0 to 65535, not {self.port}")
         if self.backend not in BACKENDS:
             raise ValueError(f"there is no backend {self.backend!r}: choose one of {', '.join(BACKENDS)}")
-        if self.task is not None and self.task not in TASKS:
-            raise ValueError(f"there is no task {self.task!r}: choose one of {', '.join(TASKS)}")
+        if self.task is not None:
+            load_task(self.task)
         if self.constrained and self.task is None:
             raise ValueError("constrained needs a task, whose schema replies are to fit")
         if self.preset is not None:

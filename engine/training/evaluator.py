@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 from engine.evaluation import training_evaluations
 from engine.prep.batching import Collate, token_counts
 from engine.prep.formats.canonical import conversation_of
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 from engine.training import memory
 from engine.training.job import Job
 
@@ -39,7 +38,7 @@ class HeldOut:
         size = 2 * job.profile.training.micro_batch  # no activations are kept for a backward pass
         self._batches = [[rows[row] for row in mine[start : start + size]] for start in range(0, len(mine), size)]
         options = job.profile.evaluation
-        task = importlib.import_module(TASKS[options.task]) if options.task else None
+        task = load_task(options.task) if options.task else None
         self._task = task if options.samples and rows is not None else None
         self._conversations = list(self._read_conversations()) if self._task else []
         self._probes = [task.messages(text) if task else [{"role": "user", "content": text}] for text in options.probes]

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from engine.evaluation.compare import compare
-from engine.evaluation.metrics import registry
+from engine.metrics import registry
 from engine.tasks.answer import Answer
 
 
@@ -53,7 +53,7 @@ def test_metrics_over_the_whole_are_worked_out_anew_and_less_loss_is_better() ->
 
 def test_only_rows_of_both_are_compared_and_taste_is_no_better() -> None:
     def of(texts: list[str], start: int) -> dict[int, registry.Tallies]:
-        return {start + at: registry.of_answer(Answer(text, "a b"), None) for at, text in enumerate(texts)}
+        return {start + at: registry.tally_answer(Answer(text, "a b"), None) for at, text in enumerate(texts)}
 
     found = compare(of(["a b"] * 30, 0), of(["a b c d e f g h"] * 30, 10), None)
     assert found["compared_rows"] == 20

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from engine.evaluation.metrics import METRICS, tokens
-from engine.evaluation.metrics.words import words
-from engine.tasks import PARTS
+from engine.metrics import tokens
+from engine.metrics.metric import load_metric
+from engine.metrics.words import words
+from engine.tasks import triples
 from engine.tasks.answer import Answer
 from engine.tasks.sufficient_stats import summed
 
@@ -25,9 +25,9 @@ JAPANESE = [("東京は日本の首都です。", "日本の首都は東京で�
 
 
 def measured(name: str, answers: list[Answer]) -> dict[str, float]:
-    module = importlib.import_module(METRICS[name])
-    found: dict[str, float] = module.metrics(summed(module.tally(answer) for answer in answers))
-    return found
+    metric = load_metric(name)
+    assert metric.metrics and metric.tally
+    return metric.metrics(summed(map(metric.tally, answers)))
 
 
 def answers(pairs: list[tuple[str, str]]) -> list[Answer]:
@@ -79,7 +79,8 @@ def test_triples_of_each_predicate() -> None:
             [{**dict(zip(keys, fact, strict=True)), "subject_type": "t", "object_type": "t"} for fact in facts]
         )
 
-    module = importlib.import_module(PARTS["triples"])
+    breakdown = triples.TASK.breakdown
+    assert breakdown
     some = [
         Answer(
             listed(("A", "born in", "B"), ("A", "invented", "Z")), listed(("A", "born in", "B"), ("A", "works at", "C"))
@@ -87,7 +88,7 @@ def test_triples_of_each_predicate() -> None:
         Answer("no list", listed(("D", "born in", "E"))),
         Answer(listed(("A", "born in", "B"))),  # nothing to compare it with
     ]
-    assert module.metrics(summed(map(module.tally, some))) == {
+    assert breakdown.metrics(summed(map(breakdown.tally, some))) == {
         "triples_precision.born_in": 1.0,
         "triples_recall.born_in": 0.5,
         "triples_f1.born_in": pytest.approx(2 / 3),
