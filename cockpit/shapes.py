@@ -1,4 +1,4 @@
-"""What a reply is, told by its shape: thinking, triples, a thought graph, any other JSON, or text. Pure."""
+"""What a reply is, told by its shape: thinking, JSON that a task draws in its own way, any other JSON, or text. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 
 from textual.content import Content
 
+from engine.config.tasks import Outline, Table, View, task_views
+
 NEW = "bold underline $success"
-TRIPLE = ("subject", "predicate", "object")
 _HAN = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORDS = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+|[^\w\s]")
 """Where words have no blanks between them each character is one."""
@@ -24,7 +25,7 @@ _THINKING = re.compile(r"\A\s*<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)", re.D
 
 @dataclass(frozen=True)
 class Shape:
-    """`kind`: `triples`, `graph`, `json` with the parsed `value`, or `text`. `body` is the reply without its thinking."""
+    """`kind`: `json` with the parsed `value`, or `text`. `body` is the reply without its thinking."""
 
     kind: str
     body: str
@@ -32,6 +33,8 @@ class Shape:
     value: Any = None
     thought: bool = True
     """Whether the thinking has come to its end."""
+    view: View | None = None
+    """How a task draws the value; None where no task's drawing fits it."""
 
 
 def shape(text: str) -> Shape:
@@ -43,8 +46,8 @@ def shape(text: str) -> Shape:
     value = parsed(text)
     if value is None:
         return Shape("text", text, thinking, None, thought)
-    kind = "triples" if _triples(value) else "graph" if _graph(value) else "json"
-    return Shape(kind, text, thinking, value, thought)
+    view = next((view for view in task_views() if _fits(value, view)), None)
+    return Shape("json", text, thinking, value, thought, view)
 
 
 def opened(text: str) -> tuple[str, str]:
@@ -71,21 +74,27 @@ def parsed(text: str) -> list[Any] | dict[str, Any] | None:
     return value if isinstance(value, (list, dict)) else None
 
 
-def _triples(value: Any) -> bool:
-    """At least one object, each with the three texts that make a triple; more keys do no harm."""
+def _fits(value: Any, view: View) -> bool:
+    return _is_table(value, view) if isinstance(view, Table) else _is_outline(value, view)
+
+
+def _is_table(value: Any, view: Table) -> bool:
+    """At least one object, each with a text in every column; more keys do no harm."""
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(each, dict) and all(isinstance(each.get(key), str) for key in TRIPLE) for each in value)
+        and all(
+            isinstance(each, dict) and all(isinstance(each.get(key), str) for key in view.columns) for each in value
+        )
     )
 
 
-def _graph(value: Any) -> bool:
-    """A question's standpoints, each a text with arguments; that ids are missing or doubled is for an evaluation to say."""
-    if not isinstance(value, dict) or not isinstance(value.get("standpoints"), list) or not value["standpoints"]:
+def _is_outline(value: Any, view: Outline) -> bool:
+    """At least one point, each a text with details; that ids are missing or doubled is for an evaluation to say."""
+    if not isinstance(value, dict) or not isinstance(value.get(view.points), list) or not value[view.points]:
         return False
-    lists = [value["standpoints"], value.get("counter_questions", [])]
-    lists += [each.get("arguments", []) if isinstance(each, dict) else None for each in value["standpoints"]]
+    lists = [value[view.points], value.get(view.objections, [])]
+    lists += [each.get(view.details, []) if isinstance(each, dict) else None for each in value[view.points]]
     return all(
         isinstance(items, list) and all(isinstance(each, dict) and isinstance(each.get("text"), str) for each in items)
         for items in lists

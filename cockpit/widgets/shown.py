@@ -1,4 +1,4 @@
-"""A reply as what it is: JSON as a tree that folds, triples as a table, a thought graph as its standpoints, thinking folded away."""
+"""A reply as what it is: JSON as its task draws it (a table, an outline) or as a tree that folds, thinking folded away."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from textual.widget import Widget
 from textual.widgets import Collapsible, Markdown, Static, Tree
 from textual.widgets.tree import TreeNode
 
-from cockpit.shapes import TRIPLE, Shape
+from cockpit.shapes import Shape
+from engine.config.tasks import Outline, Table
 
 GAP = 2
 NARROW = 40
@@ -33,12 +34,12 @@ def views(shape: Shape) -> Iterator[Widget]:
     """The widgets that show a whole reply."""
     if shape.thinking:
         yield Thinking(shape.thinking)
-    match shape.kind:
-        case "triples":
-            yield Triples(shape.value)
-        case "graph":
-            yield Graph(shape.value)
-        case "json":
+    match shape.kind, shape.view:
+        case "json", Table() as view:
+            yield TableView(shape.value, view)
+        case "json", Outline() as view:
+            yield OutlineView(shape.value, view)
+        case "json", _:
             yield JsonTree(shape.value)
         case _ if shape.body[:1] in ("[", "{"):
             yield Static(Content(shape.body))  # JSON that is not whole, or nearly: its lines say more than a paragraph
@@ -64,33 +65,33 @@ class Thinking(Collapsible):
         )
 
 
-# ── triples ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── tables ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Triples(Static):
-    """Subject, predicate and object, a triple a row, with the types of the two where they are said. Set anew for every width."""
+class TableView(Static):
+    """An object a row, with the types of its texts where they are given. Set anew for every width."""
 
-    DEFAULT_CSS = "Triples { height: auto; padding: 0 1; }"
+    DEFAULT_CSS = "TableView { height: auto; padding: 0 1; }"
 
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, rows: Sequence[dict[str, Any]], view: Table) -> None:
         super().__init__()
-        self._rows = rows
+        self._rows, self._view = rows, view
         self._width = 0
 
     def on_resize(self, event: events.Resize) -> None:
         width = self.content_size.width
         if width and width != self._width:
             self._width = width
-            self.update(table(self._rows, width))
+            self.update(table(self._rows, self._view, width))
 
 
-def table(rows: Sequence[dict[str, Any]], width: int) -> Content:
-    """Triples in columns that wrap, in at most `width` cells, and how many there are; where columns have no room, one below the other."""
-    count = Content.styled(f"{len(rows)} triple{'s'[: len(rows) != 1]}", MUTED)
+def table(rows: Sequence[dict[str, Any]], view: Table, width: int) -> Content:
+    """Columns that wrap, in at most `width` cells, and how many rows there are; where columns have no room, one below the other."""
+    count = Content.styled(f"{len(rows)} {view.noun}{'s'[: len(rows) != 1]}", MUTED)
     if width < NARROW:
-        return Content("\n").join([line for row in rows for line in _stacked(row, width)] + [count])
-    cells = [[_cell(row, key) for key in TRIPLE] for row in rows]
-    heads = [Content.styled(key, "bold $accent") for key in TRIPLE]
+        return Content("\n").join([line for row in rows for line in _stacked(row, view, width)] + [count])
+    cells = [[_cell(row, key) for key in view.columns] for row in rows]
+    heads = [Content.styled(key, "bold $accent") for key in view.columns]
     room = width - GAP * (len(heads) - 1)
     widths = _widths([max(cell.cell_length for cell in column) for column in zip(heads, *cells, strict=True)], room)
     rule = Content.styled("─" * min(width, sum(widths) + GAP * (len(widths) - 1)), "$primary")
@@ -102,10 +103,11 @@ def table(rows: Sequence[dict[str, Any]], width: int) -> Content:
     return Content("\n").join([*lines, count])
 
 
-def _stacked(row: dict[str, Any], width: int) -> list[Content]:
-    """A triple in a narrow place: its subject, below it indented what is said of it."""
-    lines = _cell(row, "subject").wrap(width)
-    for key in ("predicate", "object"):
+def _stacked(row: dict[str, Any], view: Table, width: int) -> list[Content]:
+    """A row in a narrow place: its first column, and the others indented below it."""
+    first, *others = view.columns
+    lines = _cell(row, first).wrap(width)
+    for key in others:
         lines += [Content.assemble("  ", line) for line in _cell(row, key).wrap(max(1, width - 2))]
     return [line.rstrip() for line in lines]
 
@@ -135,41 +137,41 @@ def _set(row: Sequence[Content], widths: Sequence[int]) -> list[Content]:
     return lines
 
 
-# ── thought graphs ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── outlines ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Graph(Vertical):
-    """The question, each standpoint over its arguments, and what is asked against them."""
+class OutlineView(Vertical):
+    """The title, each point over its details, and the objections."""
 
     DEFAULT_CSS = """
-    Graph { height: auto; padding: 0 1; }
-    Graph Static { height: auto; }
-    Graph .standpoint { height: auto; margin: 1 0 0 0; text-style: bold; }
-    Graph .number { width: 3; color: $accent; }
-    Graph .text { width: 1fr; }
-    Graph .below { margin: 0 0 0 1; padding: 0 0 0 1; border-left: solid $primary; }
-    Graph .against { margin: 0 0 0 1; padding: 0 0 0 1; border-left: solid $warning; }
-    Graph .counter { margin: 1 0 0 0; color: $warning; text-style: bold; }
+    OutlineView { height: auto; padding: 0 1; }
+    OutlineView Static { height: auto; }
+    OutlineView .standpoint { height: auto; margin: 1 0 0 0; text-style: bold; }
+    OutlineView .number { width: 3; color: $accent; }
+    OutlineView .text { width: 1fr; }
+    OutlineView .below { margin: 0 0 0 1; padding: 0 0 0 1; border-left: solid $primary; }
+    OutlineView .against { margin: 0 0 0 1; padding: 0 0 0 1; border-left: solid $warning; }
+    OutlineView .counter { margin: 1 0 0 0; color: $warning; text-style: bold; }
     """
 
-    def __init__(self, graph: dict[str, Any]) -> None:
+    def __init__(self, value: dict[str, Any], view: Outline) -> None:
         super().__init__()
-        self._graph = graph
+        self._value, self._view = value, view
 
     def compose(self) -> ComposeResult:
-        if question := self._graph.get("question"):
-            yield Static(Content.assemble((str(question), "bold $accent")))
-        for number, standpoint in enumerate(self._graph["standpoints"], 1):
+        if title := self._value.get(self._view.title):
+            yield Static(Content.assemble((str(title), "bold $accent")))
+        for number, point in enumerate(self._value[self._view.points], 1):
             with Horizontal(classes="standpoint"):
                 yield Static(str(number), classes="number")
-                yield Static(Content(standpoint["text"]), classes="text")
-            for argument in standpoint.get("arguments", []):
-                yield Static(Content(argument["text"]), classes="below")
-        counters = self._graph.get("counter_questions", [])
-        if counters:
-            yield Static("Counter-questions", classes="counter")
-        for question in counters:
-            yield Static(Content(question["text"]), classes="against")
+                yield Static(Content(point["text"]), classes="text")
+            for detail in point.get(self._view.details, []):
+                yield Static(Content(detail["text"]), classes="below")
+        objections = self._value.get(self._view.objections, [])
+        if objections:
+            yield Static(self._view.objections.replace("_", "-").capitalize(), classes="counter")
+        for objection in objections:
+            yield Static(Content(objection["text"]), classes="against")
 
 
 # ── other JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,10 +10,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from engine.inference.request import task_named
 from engine.inference.sampling import sampling_of
 from engine.serving.request_schemas import Asked, ChatAsked, RequestError, TextAsked
 from engine.serving.scheduler import Job
+from engine.tasks.task import load_task
 
 MOST_CHOICES = 16
 
@@ -41,7 +41,7 @@ class Served:
         # The device's thread decodes with the other tokenizer: one is not to be used by two.
         self._own = copy.copy(self.loaded)
         self._own.tokenizer = copy.deepcopy(self.loaded.tokenizer)
-        self._task = task_named(self.task) if self.task else None
+        self._task = load_task(self.task) if self.task else None
 
     def check_name(self, name: str) -> None:
         """Raises RequestError for a model that is not served here."""
@@ -133,7 +133,7 @@ class Served:
             )
         schema = asked.schema()
         if schema is None and self.constrained and self._task is not None and asked.response_format is None:
-            schema = self._task.SCHEMA
+            schema = dict(self._task.schema)
         said = {name: value for name, value in asked.sampling().items() if value is not None}
         try:
             sampling = sampling_of({"max_new_tokens": self.longest} | self.defaults | said | {"schema": schema})

@@ -11,11 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engine.metrics.registry import Direction, direction
+from engine.metrics.registry import direction
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, read
 from engine.protocol.messages import Problem, ProblemError
 from engine.storage.atomic import write_folder
+from engine.tasks.direction import Direction
 
 TRAINER = "trainer"
 """Folder inside a checkpoint: optimizer, scheduler, scaler, random states, trainer_state.json."""

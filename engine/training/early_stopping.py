@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.metrics.registry import Direction, direction
+from engine.metrics.registry import direction
 from engine.options.evaluation import EarlyStoppingOptions
 from engine.protocol.messages import Problem, ProblemError
+from engine.tasks.direction import Direction
 
 FILE = "early_stopping.json"
 

@@ -9,20 +9,22 @@ import pytest
 
 from cockpit.shapes import NEW, alike, compared, opened, shape
 from cockpit.widgets.shown import table
+from engine.config.tasks import Outline, Table
 
+TABLE = Table(("subject", "predicate", "object"), "triple")
 TRIPLE = {"subject": "居里夫人", "subject_type": "人物", "predicate": "studied at", "object": "the University of Paris"}
 GRAPH = {"question": "q", "standpoints": [{"id": "1", "text": "s", "arguments": [{"id": "2", "text": "a"}]}]}
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"),
+    ("text", "drawn"),
     [
-        (json.dumps([TRIPLE]), "triples"),
-        (f"```json\n{json.dumps([TRIPLE])}\n```", "triples"),
+        (json.dumps([TRIPLE]), Table),
+        (f"```json\n{json.dumps([TRIPLE])}\n```", Table),
         (json.dumps([{**TRIPLE, "object": 3}]), "json"),
         ("[]", "json"),
         ("{}", "json"),
-        (json.dumps(GRAPH), "graph"),
+        (json.dumps(GRAPH), Outline),
         (json.dumps({"standpoints": []}), "json"),
         (json.dumps({"standpoints": [{"text": "s", "arguments": ["a"]}]}), "json"),
         ('{"a": 1', "text"),
@@ -31,9 +33,11 @@ GRAPH = {"question": "q", "standpoints": [{"id": "1", "text": "s", "arguments": 
         ("[" * 5000, "text"),
     ],
 )
-def test_kinds(text: str, kind: str) -> None:
-    assert shape(text).kind == kind
-    assert shape(f"<think>hm</think>\n{text}").kind == kind
+def test_kinds(text: str, drawn: object) -> None:
+    for reply in (text, f"<think>hm</think>\n{text}"):
+        found = shape(reply)
+        assert (type(found.view) if found.view else found.kind) == drawn
+        assert found.view is None or found.kind == "json"
 
 
 def test_thinking_is_told_from_what_is_said() -> None:
@@ -55,7 +59,7 @@ def test_while_it_is_written_a_tag_is_never_shown() -> None:
 @pytest.mark.parametrize("width", [24, 36, 90])
 def test_a_table_keeps_its_columns_in_line_and_cuts_nothing(width: int) -> None:
     rows = [TRIPLE, {"subject": "Ada", "predicate": "is", "object": "x", "object_type": "letter"}]
-    lines = table(rows, width).split("\n")
+    lines = table(rows, TABLE, width).split("\n")
     assert max(line.cell_length for line in lines) <= width
     wanted = Counter("".join("".join(row.values()) for row in rows).replace(" ", ""))
     assert not wanted - Counter("".join(line.plain for line in lines)), "a word may be broken, and no letter is lost"

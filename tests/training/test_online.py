@@ -251,7 +251,7 @@ def test_a_reward_model_rewards(bare_home: Home, prompts: Any, tiny: Path, tmp_p
     from engine.training.online.options import OnlineOptions, RewardOptions
 
     method = OnlineOptions(kind="grpo", reward=RewardOptions(run=str(scorer)))
-    rewarding = checks.told(method, tmp_path, bare_home)
+    rewarding = checks.describe_reward_model(method, tmp_path, bare_home)
     run = train(
         bare_home, "run", prompts | rewarding, "method.kind=grpo", f"method.reward={{run: {scorer}}}", *SHORT,
         "training.micro_batch=8", "training.max_steps=2", "evaluation.samples=3", "method.beta=0.1",
@@ -284,7 +284,7 @@ def test_a_run_of_rewards_rewards(bare_home: Home, prompts: Any, tiny: Path, tmp
     assert profile.method.reward.run == "judge@30"
     from engine.training.online import checks
 
-    rewarding = checks.told(profile.method, Path("/"), bare_home)
+    rewarding = checks.describe_reward_model(profile.method, Path("/"), bare_home)
     assert rewarding["reward"]["adapter"] == str(reward.checkpoint(30))
     run = train(
         bare_home, "run", prompts | rewarding, "method.kind=grpo", "method.reward={run: judge@30}", *SHORT, *FULL,
@@ -333,7 +333,7 @@ def test_two_ranks_share_the_prompts(start_run: Callable[..., Any], prompts: Any
 
     scorer = make_scorer(tiny, tmp_path / "scorer")
     method = OnlineOptions(kind="grpo", reward=RewardOptions(run=str(scorer)))
-    rewarding = checks.told(method, tmp_path, Home(tmp_path))
+    rewarding = checks.describe_reward_model(method, tmp_path, Home(tmp_path))
     run = start_run(
         "two", "method.kind=grpo", f"method.reward={{run: {scorer}}}", *SHORT, "method.scale_rewards=batch",
         "training.micro_batch=4", "launch.processes=2", "training.max_steps=12", prepared=prompts | rewarding,

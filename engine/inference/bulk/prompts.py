@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.inference.request import Asked, Messages, task_named
+from engine.inference.request import Asked, Messages
 from engine.prep import detect_format, readers
 from engine.prep.formats.canonical import conversation_of, messages_of, said
+from engine.tasks.task import load_task
 
 _LOOKED_AT = 100
 """Rows by which a shape is told."""
@@ -51,7 +52,7 @@ def read(path: Path, task: str | None, system: str | None) -> list[Prompt]:
 
 def _asking(text: str, task: str | None, system: str | None) -> Messages:
     if task is not None:
-        wrapped: Messages = task_named(task).messages(text)
+        wrapped: Messages = load_task(task).messages(text)
         return wrapped
     opening = [said("system", system)] if system else []
     return [*opening, said("user", text)]

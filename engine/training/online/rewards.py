@@ -24,6 +24,7 @@ def reward_of(job: Job) -> Reward:
     if options.reward.task is None:
         return _scored(job)
     task, metric = load_task(options.reward.task), options.reward.metric
+    assert metric is not None
 
     def measured(rows: Sequence[dict[str, Any]], replies: Sequence[str]) -> list[float]:
         return [
