@@ -13,7 +13,7 @@ from engine.prep.verbs.tokenize import loss_on_of
 from engine.tasks.task import load_task
 
 if TYPE_CHECKING:
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 PAIR_LENGTH = 1024
 """Longest sequence of a pair, in tokens, where no run says."""
@@ -67,7 +67,7 @@ class Measuring:
     def _said(self, section: str, key: str) -> Any:
         return self.own.said(section, key) if self.own else None
 
-    def _lose(self, loaded: Loaded) -> None:
+    def _lose(self, loaded: LoadedModel) -> None:
         from engine.evaluation import likelihood
 
         rows = self.material.rows
@@ -88,7 +88,7 @@ class Measuring:
         for tallies in likelihood.losses(loaded.model, missing, told):
             self.record.add(LOSSES, [{"row": row, **tally} for row, tally in tallies.items()])
 
-    def _reply(self, loaded: Loaded, asked: list[Question]) -> None:
+    def _reply(self, loaded: LoadedModel, asked: list[Question]) -> None:
         from engine.inference.generate import Reply
         from engine.inference.sampling import Sampling
 
@@ -112,7 +112,7 @@ class Measuring:
             loaded.batch([question.asked for question in fitting], sampling, told, self.watch.given_up)
             self.watch("replies", done, len(fitting))
 
-    def _fitting(self, loaded: Loaded, asked: list[Question]) -> list[Question]:
+    def _fitting(self, loaded: LoadedModel, asked: list[Question]) -> list[Question]:
         """Those that can be answered; the others get an empty reply."""
         fitting: list[Question] = []
         unfit: list[Question] = []

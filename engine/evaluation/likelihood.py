@@ -15,7 +15,7 @@ from engine.prep.formats.canonical import Canonical
 from engine.tasks.sufficient_stats import Tally
 
 if TYPE_CHECKING:
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 BATCH_TOKENS = 4096
 """Tokens of one forward pass, padding included."""
@@ -26,7 +26,7 @@ Row = dict[str, list[int]]
 
 
 def tokenised(
-    material: Material, loaded: Loaded, loss_on: str, max_length: int | None
+    material: Material, loaded: LoadedModel, loss_on: str, max_length: int | None
 ) -> tuple[dict[int, Row], dict[str, int]]:
     """Row number -> `input_ids` and `labels`; and how many rows were `truncated`, `masked` (nothing of them is trained) or `refused`."""
     if material.tokens is not None:

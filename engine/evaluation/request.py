@@ -15,7 +15,7 @@ from engine.tasks.task import load_task
 
 if TYPE_CHECKING:
     from engine.evaluation.reward_scoring import PairScorer
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 NEW_TOKENS = 256
 """Longest reply where nobody says."""
@@ -47,7 +47,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Models(Protocol):
     """Keeps what it has loaded, so that the next target of the same base is quickly there."""
 
-    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded: ...
+    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> LoadedModel: ...
 
     def reward_model(self, target: Target) -> PairScorer: ...
 

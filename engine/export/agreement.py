@@ -13,7 +13,7 @@ from engine.models.template_lock import render
 from engine.prep.formats.canonical import conversation_of
 
 if TYPE_CHECKING:
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
     from engine.models.targets import Target
 
 Messages = list[dict[str, str]]
@@ -119,7 +119,7 @@ def _of_row(row: Any, tokenizer: Any) -> Text | None:
     return Text(tokenizer(plain).input_ids[:LONGEST], 1) if isinstance(plain, str) else None
 
 
-def answer(loaded: Loaded, sheet: Sheet, check: Cancelled, progress: Callable[[int, int], None]) -> Answers:
+def answer(loaded: LoadedModel, sheet: Sheet, check: Cancelled, progress: Callable[[int, int], None]) -> Answers:
     """What `loaded` says to everything on the sheet."""
     import torch
 

@@ -280,10 +280,10 @@ class _Work:
 
     def _answers(self) -> tuple[Any, Callable[[Any, Path], dict[str, Any]]]:
         """What the checkpoint answers, and how an export's folder is compared with it."""
-        from engine.inference.loaded_model import Loaded
+        from engine.inference.loaded_model import LoadedModel
 
         self.progress("loading the checkpoint", 0, 0)
-        loaded = Loaded(self.target, self.target.dtype, self.target.quantization or "none", None)
+        loaded = LoadedModel(self.target, self.target.dtype, self.target.quantization or "none", None)
         if loaded.tokenizer is None:
             raise ProblemError(
                 Problem(
@@ -298,7 +298,7 @@ class _Work:
         _let_go()
 
         def compare(before: agreement.Answers, folder: Path) -> dict[str, Any]:
-            made = Loaded(self._read_back(folder), self.dtype, self._quantization(), None)
+            made = LoadedModel(self._read_back(folder), self.dtype, self._quantization(), None)
             after = agreement.answer(made, sheet, self.check, self._tell("asking the export"))
             del made
             _let_go()

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from engine.inference.sampling import sampling_of
+from engine.inference.sampling import make_sampling
 from engine.serving.request_schemas import Asked, ChatAsked, RequestError, TextAsked
 from engine.serving.scheduler import Job
 from engine.tasks.task import load_task
@@ -136,7 +136,7 @@ class Served:
             schema = dict(self._task.schema)
         said = {name: value for name, value in asked.sampling().items() if value is not None}
         try:
-            sampling = sampling_of({"max_new_tokens": self.longest} | self.defaults | said | {"schema": schema})
+            sampling = make_sampling({"max_new_tokens": self.longest} | self.defaults | said | {"schema": schema})
         except ValueError as error:
             raise RequestError(400, str(error))
         if len(sampling.stop) > 16 or any(len(stop) > 1000 for stop in sampling.stop):

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.inference import soft_prompt
-from engine.inference.detokenizer import Telling, behind_thinking, stop_tokens
+from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end
 from engine.inference.generate import context_length
-from engine.inference.sampling import Row, Sampling, choose, opened
+from engine.inference.sampling import Row, Sampling, choose, open_row
 from engine.serving.kv_cache import Slots, bytes_of
 
 READING = 0.1
@@ -90,7 +90,7 @@ class _Live:
 
     job: Job
     row: Row
-    telling: Telling
+    telling: StreamedReply
     stops: frozenset[int]
     limit: int
     cache: Any = None
@@ -119,7 +119,7 @@ class Scheduler:
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids
         self.most, self.queue = slots, queue
         with torch.inference_mode():
-            decoder, _, before = soft_prompt.opened(model)
+            decoder, _, before = soft_prompt.start_cache(model)
         self.context = context_length(decoder) - before
         """The most tokens that prompt and reply may have together."""
         self.figures = Figures()
@@ -256,20 +256,20 @@ class Scheduler:
     def _opened(self, job: Job) -> _Live:
         """Begin to read."""
         job.started = time.monotonic()
-        model, cache, _ = soft_prompt.opened(self.model)
+        model, cache, _ = soft_prompt.start_cache(self.model)
         assert 0 < len(job.prompt) < self.context
         self._decoder = model
         return _Live(
             job,
-            opened(
+            open_row(
                 job.sampling,
                 job.prompt,
                 model.device,
                 job.grammar,
-                behind_thinking(self.tokenizer, job.prompt) if job.grammar else (),
+                find_thinking_end(self.tokenizer, job.prompt) if job.grammar else (),
             ),
-            Telling(self.tokenizer, job.prompt, job.sampling.stop),
-            self.stop_ids | stop_tokens(self.tokenizer, job.sampling.stop),
+            StreamedReply(self.tokenizer, job.prompt, job.sampling.stop),
+            self.stop_ids | find_stop_tokens(self.tokenizer, job.sampling.stop),
             min(job.sampling.max_new_tokens, self.context - len(job.prompt)),
             cache,
         )

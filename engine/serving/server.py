@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from engine.config.sampling import preset
-from engine.inference.merged_decode import folded
+from engine.inference.merged_decode import merge_weights
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
@@ -101,7 +101,7 @@ class Running:
 
     def _decode(self) -> None:
         model = self.scheduler.model
-        with folded(model) if model.device.type == "cpu" else nullcontext():
+        with merge_weights(model) if model.device.type == "cpu" else nullcontext():
             self.scheduler.run()
 
     def _listen(self, listening: socket.socket) -> None:

@@ -61,10 +61,10 @@ class HeldOut:
         """Metrics by journal name, and the kept samples as fields of `journal.Sample`."""
         import torch
 
-        from engine.inference.merged_decode import folded
+        from engine.inference.merged_decode import merge_weights
 
         model = trainer.model
-        quicker = folded if self.job.profile.training.optimizations else nullcontext
+        quicker = merge_weights if self.job.profile.training.optimizations else nullcontext
         model.eval()
         try:
             with torch.no_grad(), self.job.device.autocast(), ExitStack() as stack:
@@ -155,7 +155,7 @@ class HeldOut:
     def _replies(self, model: Any, conversations: Sequence[list[dict[str, str]]], new: int) -> list[str]:
         """Greedy replies of at most `new` tokens to all conversations, in their order, on every rank."""
         from engine.inference.generate import generate_batch
-        from engine.inference.replies import text_of
+        from engine.inference.replies import decode_reply
 
         if not conversations:
             return []
@@ -166,7 +166,7 @@ class HeldOut:
 
         def mine() -> list[str]:
             ids = generate_batch(model, job.tokenizer, prompts, new, stops, self._tell) if prompts else []
-            return [text_of(job.tokenizer, reply) for reply in ids]
+            return [decode_reply(job.tokenizer, reply) for reply in ids]
 
         shares = memory.shared(job.ranks, mine)
         return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(conversations))]

@@ -28,7 +28,7 @@ from engine.workers.journalling import Journal
 
 if TYPE_CHECKING:
     from engine.evaluation.reward_scoring import PairScorer
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 GROUP = "test/"
 """What the names of metrics on the test rows begin with."""
@@ -132,7 +132,7 @@ class _Models:
     def __init__(self, home: Home, watch: _Watch) -> None:
         self._home, self._watch = home, watch
 
-    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded:
+    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> LoadedModel:
         from engine.inference.loaded_model import load
 
         return load(target, home=self._home, dtype=dtype, quantization=quantization, progress=self._watch)

@@ -23,7 +23,7 @@ from engine.workers.questions import Cancelled, Wording, attend, parser
 
 if TYPE_CHECKING:
     from engine.evaluation.reward_scoring import PairScorer
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 QUESTIONS = ("evaluate", "listed", "replies", "reply", "compare")
 _EVERY = 0.1
@@ -54,9 +54,9 @@ class Models:
 
     def __init__(self, home: Home, watch: Watch) -> None:
         self._home, self._watch = home, watch
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedModel | None = None
 
-    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded:
+    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> LoadedModel:
         """Raises ProblemError."""
         from engine.inference.loaded_model import load
 

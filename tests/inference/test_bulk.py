@@ -16,7 +16,7 @@ import pytest
 from engine.inference.bulk import job, prompts
 from engine.inference.bulk.progress import Record
 from engine.inference.loaded_model import load
-from engine.inference.request import settings_of
+from engine.inference.request import read_sampling
 from engine.protocol.home import Home
 from engine.tasks import triples
 from tests.training.harness import make_model
@@ -57,7 +57,7 @@ def test_rows_stay_in_order_and_are_those_of_each_alone(home: Home, source: Path
     assert sorted(path.name for path in source.parent.iterdir()) == ["in.txt", "out.jsonl"]
     loaded = load("tiny", home=home, device="cpu")
     for number in (0, 33, 69):
-        alone = loaded.chat(rows[number]["prompt"], settings_of(arguments | {"seed": 4 + number}))
+        alone = loaded.chat(rows[number]["prompt"], read_sampling(arguments | {"seed": 4 + number}))
         assert (alone.text, alone.finish) == (rows[number]["reply"], rows[number]["finish"])
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.inference.detokenizer import Telling, behind_thinking, held_from, marks, stop_tokens
+from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end, split_place, thinking_marks
 
 
 class Letters:
@@ -33,9 +33,11 @@ class Letters:
         return type("Encoded", (), {"input_ids": ids})
 
 
-def told(text: str | list[int], stop: tuple[str, ...] = (), prompt: str = "", template: str | None = None) -> Telling:
+def told(
+    text: str | list[int], stop: tuple[str, ...] = (), prompt: str = "", template: str | None = None
+) -> StreamedReply:
     """All pieces, put together, are what the whole is."""
-    telling = Telling(Letters(template), [*prompt.encode()], stop)
+    telling = StreamedReply(Letters(template), [*prompt.encode()], stop)
     said = thought = ""
     for token in text if isinstance(text, list) else text.encode():
         piece = telling.add(token)
@@ -99,19 +101,19 @@ def test_thinking_stands_apart(text: str, prompt: str, thinking: str, reply: str
 
 def test_a_template_names_its_own_marks() -> None:
     mistral = "{{ messages }} [THINK]x[/THINK]"
-    assert marks(Letters(mistral)) == ("[THINK]", "[/THINK]")
-    assert marks(Letters("{#- ours. thinking: <<< >>> -#}x")) == ("<<<", ">>>")
+    assert thinking_marks(Letters(mistral)) == ("[THINK]", "[/THINK]")
+    assert thinking_marks(Letters("{#- ours. thinking: <<< >>> -#}x")) == ("<<<", ">>>")
     assert told("<<<hm>>>ja", template="{#- ours. thinking: <<< >>> -#}x").thinking == "hm"
     with pytest.raises(ValueError, match="names 1 marks"):
-        marks(Letters("{#- ours. thinking: <<< -#}x"))
+        thinking_marks(Letters("{#- ours. thinking: <<< -#}x"))
     # Marks that are special tokens, which are no text otherwise.
     telling = told([257, *b"hm", 258, *b"ja", 256], template=mistral)
     assert (telling.thinking, telling.text) == ("hm", "ja")
 
 
 def test_what_a_schema_waits_for() -> None:
-    assert behind_thinking(Letters(), [*b"hi <think>\n"]) == tuple(b"</think>")
-    assert behind_thinking(Letters(), [*b"hi"]) == ()
+    assert find_thinking_end(Letters(), [*b"hi <think>\n"]) == tuple(b"</think>")
+    assert find_thinking_end(Letters(), [*b"hi"]) == ()
 
 
 def test_half_a_character_at_the_end_is_not_told() -> None:
@@ -119,4 +121,4 @@ def test_half_a_character_at_the_end_is_not_told() -> None:
 
 
 def test_stop_texts_that_are_tokens() -> None:
-    assert stop_tokens(Letters(), ("<s>", "x")) == {256} and held_from("abEN", ("END",)) == 2
+    assert find_stop_tokens(Letters(), ("<s>", "x")) == {256} and split_place("abEN", ("END",)) == 2
