@@ -53,7 +53,7 @@ CHECKS = (
     "engine.prep.checks:tokenizer",
     "engine.models.checks:base",
     "engine.metrics.checks:metric_names",
-    "engine.export.checks:handing_over",
+    "engine.export.checks:check_export",
 )
 """What no single section can know. Each `(sections, directory, home) -> [(key, message)]` and copes with missing sections."""
 

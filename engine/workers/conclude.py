@@ -81,14 +81,14 @@ def evaluate(stage: Stage) -> dict[str, Any]:
 
 def export(stage: Stage) -> dict[str, Any]:
     """The folder for others; returns what `exported.json` keeps."""
-    from engine.export.run import Wanted
+    from engine.export.request import ExportRequest
     from engine.export.run import export as hand_over
     from engine.training import report
 
     options = stage.profile.export
     directory = stage.profile.directory
     out = Path(directory, options.output).expanduser() if options.output else stage.run.exported
-    wanted = Wanted(
+    request = ExportRequest(
         adapter_only=options.kind == "adapter",
         dtype=options.dtype,
         gguf=options.gguf,
@@ -97,7 +97,7 @@ def export(stage: Stage) -> dict[str, Any]:
     )
     began = time.monotonic()
     told = lambda name, done, total: stage.journal.progress(f"exporting: {name}", done, total)  # noqa: E731
-    made = hand_over(stage.target, out, wanted, stage.home, told)
+    made = hand_over(stage.target, out, request, stage.home, told)
     outcome: dict[str, Any] = {
         "step": stage.target.step,
         "directory": str(made.directory),

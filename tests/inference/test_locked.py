@@ -11,7 +11,8 @@ import pytest
 
 from engine.evaluation.run import Wanted as Measured
 from engine.evaluation.run import evaluate
-from engine.export.run import Wanted, export
+from engine.export.request import ExportRequest
+from engine.export.run import export
 from engine.inference.loaded_model import load
 from engine.models import targets
 from engine.models.targets import Target
@@ -65,9 +66,9 @@ USES: dict[str, Callable[[Home], object]] = {
     "evaluation": lambda home: evaluate("run", Measured(), home, home.root, Models(home), Watch()),  # type: ignore[arg-type]
     "serve": serve,
     "merge": lambda home: settle(home, "run"),
-    "export": lambda home: export(targets.resolve("run", home, home.root), home.root / "out", Wanted(), home),
+    "export": lambda home: export(targets.resolve("run", home, home.root), home.root / "out", ExportRequest(), home),
     "adapter": lambda home: export(
-        targets.resolve("run", home, home.root), home.root / "out", Wanted(adapter_only=True), home
+        targets.resolve("run", home, home.root), home.root / "out", ExportRequest(adapter_only=True), home
     ),
 }
 
