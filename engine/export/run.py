@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,7 @@ class _ExportJob:
             return {"adapter": self._write_adapter}
         if self.target.adapter is None:
             return {"model": self._write_whole}
-        return {
-            base: lambda folder, base=base: self._write_merged(base, folder) for base in _candidate_bases(self.target)
-        }  # type: ignore[misc]
+        return {base: partial(self._write_merged, base) for base in _candidate_bases(self.target)}
 
     def _write_merged(self, base: str, folder: Path) -> None:
         def report(done: int, total: int) -> None:
