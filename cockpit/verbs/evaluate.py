@@ -41,7 +41,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """As `engine.evaluation.run.Wanted` has them."""
+    """As `engine.evaluation.request.EvaluationRequest` has them."""
     names = ("data", "task", "rows", "samples", "max_new_tokens", "dtype", "quantization")
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
     settings |= {name: True for name in ("constrained", "again") if getattr(options, name)}

@@ -105,7 +105,7 @@ class HeldOut:
         ]
         if self.job.ranks.rank == 0:
             with suppress(OSError):
-                training_evaluations.keep(self.job.run, step, told, said, values, options.thresholds)
+                training_evaluations.save(self.job.run, step, told, said, values, options.thresholds)
 
     @property
     def _asked(self) -> list[list[dict[str, str]]]:

@@ -47,13 +47,15 @@ class Stage:
 
 def evaluate(stage: Stage) -> dict[str, Any]:
     """The last evaluation, on the test rows; returns what `evaluated.json` keeps."""
-    from engine.evaluation.run import Wanted
+    from engine.evaluation.request import EvaluationRequest
     from engine.evaluation.run import evaluate as measure
     from engine.training import report
 
     began = time.monotonic()
     watch = _Watch(stage.journal)
-    found = measure(stage.target.label, Wanted(), stage.home, stage.run.path, _Models(stage.home, watch), watch)
+    found = measure(
+        stage.target.label, EvaluationRequest(), stage.home, stage.run.path, _Models(stage.home, watch), watch
+    )
     values = {f"{GROUP}{name}": value for name, value in found["metrics"].items()}
     seconds = time.monotonic() - began
     whole = {name: value for name, value in values.items() if "." not in name}  # not each predicate's share of one
@@ -122,7 +124,7 @@ class _Watch:
     def __call__(self, stage: str, done: int, total: int) -> None:
         self._journal.progress(f"evaluating on the test rows: {stage}", done, total)
 
-    def given_up(self) -> bool:
+    def is_cancelled(self) -> bool:
         return False  # to stop it is to end this process
 
 

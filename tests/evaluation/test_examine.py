@@ -11,7 +11,7 @@ import pytest
 
 from engine.evaluation import history
 from engine.evaluation import run as examine
-from engine.evaluation.run import Wanted
+from engine.evaluation.request import EvaluationRequest
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.journal import Evaluation, Sample, read
 from engine.protocol.messages import ProblemError
@@ -34,7 +34,7 @@ class Watch:
         if stage == "replies" and done == self.limit:
             raise InterruptedError
 
-    def given_up(self) -> bool:
+    def is_cancelled(self) -> bool:
         return False
 
     @property
@@ -44,7 +44,7 @@ class Watch:
 
 def evaluate(home: Home, target: str, watch: Watch | None = None, **settings: Any) -> dict[str, Any]:
     watch = watch or Watch()
-    return examine.evaluate(target, Wanted(**settings), home, Path("/"), Models(home, watch), watch)  # type: ignore[arg-type]
+    return examine.evaluate(target, EvaluationRequest(**settings), home, Path("/"), Models(home, watch), watch)  # type: ignore[arg-type]
 
 
 def journaled(run: RunDirectory) -> dict[int, dict[str, float | None]]:
@@ -73,18 +73,18 @@ def test_a_runs_own_evaluation_is_measured_again_to_the_same_values(trained: Tra
 @pytest.mark.slow
 def test_training_keeps_its_replies_as_an_evaluation_does(trained: Trained) -> None:
     _, run = trained
-    listed = history.of_run(run)
+    listed = history.list_evaluations(run)
     training = [each for each in listed if each["origin"] == "training"]
     assert [each["step"] for each in training] == [2, 4]
     assert [each["replies"] for each in training] == [3, 3]
     assert training[0]["metrics"]["loss"] == journaled(run)[2]["eval/loss"]
     assert [each["threshold"] for each in training[0]["thresholds"]] == ["loss < 100", "json_validity >= 0"]
-    page = history.replies(Path(training[1]["directory"]), 0, 10, None, None)
+    page = history.page_replies(Path(training[1]["directory"]), 0, 10, None, None)
     samples = [entry for entry, _ in read(run.events) if isinstance(entry, Sample) and entry.step == 4]
     assert {each["reply"] for each in page["replies"]} == {sample.reply for sample in samples if not sample.probe}
     assert [sample.prompt for sample in samples if sample.probe] == ["What is a question?"]
     assert page["by"] == "schema_validity" and "json_validity" in page["scores"]
-    compared = history.compared(Path(training[0]["directory"]), Path(training[1]["directory"]))
+    compared = history.compare_folders(Path(training[0]["directory"]), Path(training[1]["directory"]))
     assert compared["compared_rows"] == 3 and "schema_validity" in compared["differences"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.evaluation import judge as judging
-from engine.evaluation.judge import Case, judge, prompt, read
+from engine.evaluation.judge import Case, judge, read_points, write_prompt
 from engine.llm_api import retries
 from engine.options.evaluation import JudgeOptions
 from engine.protocol.messages import ProblemError
@@ -88,18 +88,18 @@ def test_limits_leave_replies_out_and_a_larger_one_goes_on(tmp_path: Path) -> No
 
 def test_a_rubric_of_ones_own_in_the_questions_language(tmp_path: Path) -> None:
     chosen = JudgeOptions(rubric={"wit": "It makes one laugh."})
-    chinese = prompt(Case(0, "为什么？", "因为。", None), chosen)
+    chinese = write_prompt(Case(0, "为什么？", "因为。", None), chosen)
     assert "请严格评判" in chinese and "- wit: It makes one laugh." in chinese
-    own = prompt(CASES[0], JudgeOptions(prompt="{rubric}|{question}|{reference}|{other}"))
+    own = write_prompt(CASES[0], JudgeOptions(prompt="{rubric}|{question}|{reference}|{other}"))
     assert own.endswith("|Question 0?|the reference|{other}")
-    assert read('{"wit": 4}', chosen.rubric) == {"wit": 4}
+    assert read_points('{"wit": 4}', chosen.rubric) == {"wit": 4}
 
 
 @pytest.mark.parametrize(
     "text", [None, "", "4", '{"wit": 6}', '{"wit": "4"}', '{"wit": true}', '{"wit": 4.5}', "{" * 9, "{}"]
 )
 def test_what_is_no_whole_number_of_points_is_none(text: str | None) -> None:
-    assert read(text, {"wit": ""}) is None
+    assert read_points(text, {"wit": ""}) is None
 
 
 def test_the_prompts_name_every_place(tmp_path: Path) -> None:

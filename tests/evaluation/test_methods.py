@@ -11,7 +11,7 @@ import pytest
 
 from engine.config.profile import parse
 from engine.evaluation import run as examine
-from engine.evaluation.request import Wanted
+from engine.evaluation.request import EvaluationRequest
 from engine.prep.prepare import prepare
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation
@@ -37,7 +37,7 @@ def trained(home: Home, base: Path, *changes: str) -> Iterator[dict[str, Any]]:
 def evaluate(home: Home, **settings: Any) -> dict[str, Any]:
     watch = Watch()
     models = Models(home, watch)  # type: ignore[arg-type]
-    return examine.evaluate("run-1", Wanted(**settings), home, Path("/"), models, watch)
+    return examine.evaluate("run-1", EvaluationRequest(**settings), home, Path("/"), models, watch)
 
 
 @pytest.mark.slow

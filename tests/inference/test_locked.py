@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.evaluation.run import Wanted as Measured
+from engine.evaluation.request import EvaluationRequest
 from engine.evaluation.run import evaluate
 from engine.export.request import ExportRequest
 from engine.export.run import export
@@ -38,7 +38,7 @@ class Watch:
     def __call__(self, *_: object) -> None:
         pass
 
-    def given_up(self) -> bool:
+    def is_cancelled(self) -> bool:
         return False
 
 
@@ -63,7 +63,7 @@ def serve(home: Home) -> None:
 
 USES: dict[str, Callable[[Home], object]] = {
     "chat": lambda home: load("run", home=home, directory=home.root),
-    "evaluation": lambda home: evaluate("run", Measured(), home, home.root, Models(home), Watch()),  # type: ignore[arg-type]
+    "evaluation": lambda home: evaluate("run", EvaluationRequest(), home, home.root, Models(home), Watch()),  # type: ignore[arg-type]
     "serve": serve,
     "merge": lambda home: settle(home, "run"),
     "export": lambda home: export(targets.resolve("run", home, home.root), home.root / "out", ExportRequest(), home),
