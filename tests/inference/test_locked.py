@@ -18,7 +18,7 @@ from engine.models import targets
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from engine.serving.server import Running
+from engine.serving.server import TransformersServer
 from engine.serving.settings import Settings
 from tests.inference.test_export import base, home, trained
 from tests.inference.test_merge import settle
@@ -58,7 +58,9 @@ def other_stops(folder: Path) -> None:
 
 
 def serve(home: Home) -> None:
-    Running(targets.resolve("run", home, home.root), Settings(target="run", port=0), home, lambda *_: None).close(1)
+    TransformersServer(
+        targets.resolve("run", home, home.root), Settings(target="run", port=0), home, lambda *_: None
+    ).close(1)
 
 
 USES: dict[str, Callable[[Home], object]] = {

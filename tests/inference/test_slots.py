@@ -12,7 +12,8 @@ import pytest
 
 from engine.inference.sampling import Sampling
 from engine.serving import scheduler as scheduling
-from engine.serving.scheduler import Ended, Job, Refused, Said, Scheduler
+from engine.serving.jobs import Job, JobEnd, JobText, Rejection
+from engine.serving.scheduler import Scheduler
 from tests.training.harness import make_model
 
 LATER = 60.0
@@ -22,17 +23,17 @@ class Desk:
     """A scheduler on its thread, and what it told."""
 
     def __init__(self, model: Any, tokenizer: Any, **settings: Any) -> None:
-        self.ended: dict[Job, Ended] = {}
+        self.ended: dict[Job, JobEnd] = {}
         self.said: dict[Job, str] = {}
         self.come = threading.Condition()
         self.scheduler = Scheduler(model, tokenizer, frozenset({1}), self._deliver, **settings)
         self.thread = threading.Thread(target=self.scheduler.run)
         self.thread.start()
 
-    def _deliver(self, told: list[tuple[Job, Said | Ended]]) -> None:
+    def _deliver(self, told: list[tuple[Job, JobText | JobEnd]]) -> None:
         with self.come:
             for job, event in told:
-                if isinstance(event, Ended):
+                if isinstance(event, JobEnd):
                     assert job not in self.ended, "a job ends once"
                     self.ended[job] = event
                 else:
@@ -120,7 +121,7 @@ def test_who_leaves_or_is_late_frees_the_place_and_the_queue_has_an_end(tmp_path
     late = desk.job([4], 5)
     late.deadline = time.monotonic() + 0.01
     desk.scheduler.submit([late])
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Rejection) as refused:
         desk.scheduler.submit([desk.job([4], 5)])
     assert refused.value.full
     desk.until(lambda: late in desk.ended)
@@ -131,7 +132,7 @@ def test_who_leaves_or_is_late_frees_the_place_and_the_queue_has_an_end(tmp_path
     assert desk.ended[long[0]].finish == "cancelled" and time.monotonic() - began < 0.2
     assert long[0].tokens < 200
     desk.scheduler.drain()
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Rejection) as refused:
         desk.scheduler.submit([desk.job([4], 5)])
     assert not refused.value.full
     desk.close()
@@ -153,7 +154,7 @@ def test_a_failure_costs_the_replies_it_concerns_alone(tmp_path: Path, monkeypat
     bad, good = desk.job([13, 14], 4), desk.job([15, 16], 4)
     desk.scheduler.submit([bad, good])
     desk.until(lambda: len(desk.ended) == 2)
-    assert desk.ended[bad] == Ended("failed", "unable to allocate memory")
+    assert desk.ended[bad] == JobEnd("failed", "unable to allocate memory")
     assert desk.ended[good].finish == "length"
     desk.close()
 
