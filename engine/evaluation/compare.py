@@ -1,7 +1,8 @@
-"""Is one evaluation better than another, or is it noise? A paired bootstrap over the rows of both (Efron 1979; Koehn 2004).
+"""Is one evaluation better than another, or is it noise? A paired bootstrap over the rows of both (Efron 1979; Koehn
+2004).
 
-Rows are drawn with replacement, the same for both, and every metric is computed anew from the sums of the drawn rows. So a
-mean over tokens, a micro-averaged F1 and a corpus BLEU each have their own interval.
+Rows are drawn with replacement, the same for both, and every metric is computed anew from the sums of the drawn rows.
+So a mean over tokens, a micro-averaged F1 and a corpus BLEU each have their own interval.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`compared_rows`, `resamples`, and under `differences` for each metric of both: `first`, `second`, `difference` (second −
-    first), the bounds `low` and `high` of its 95 % interval, `beyond_noise` (0 is outside the interval) and `better` (1 if the
-    second is better, -1 if the first is, 0 within noise or if the metric has no direction).
+    """`compared_rows`, `resamples`, and under `differences` for each metric of both: `first`, `second`, `difference`
+    (second − first), the bounds `low` and `high` of its 95 % interval, `beyond_noise` (0 is outside the interval) and
+    `better` (1 if the second is better, -1 if the first is, 0 within noise or if the metric has no direction).
 
     Raises ValueError when the two have no row in common.
     """

@@ -41,8 +41,8 @@ class Question(NamedTuple):
 class EvaluationSet:
     """Canonical `rows`, and the number of bad ones, which were `rejected`.
 
-    `tokens` is the folder of the same rows as tokens, if a run has prepared them. Data that were token ids from the start have
-    no `rows`; their `key` identifies them.
+    `tokens` is the folder of the same rows as tokens, if a run has prepared them. Data that were token ids from the
+    start have no `rows`; their `key` identifies them.
     """
 
     source: str
@@ -75,8 +75,8 @@ class EvaluationSet:
     def questions(self, task: str | None, samples: int | None) -> list[Question]:
         """The first `samples` rows for which a reply can be generated, all of them for None.
 
-        With a task these are the task's rows, and its prompt is put around plain text. Rows with tools, and replies that are
-        labelled bad, are left out. Raises ValueError when no row is of the task.
+        With a task these are the task's rows, and its prompt is put around plain text. Rows with tools, and replies
+        that are labelled bad, are left out. Raises ValueError when no row is of the task.
         """
         questions: list[Question] = []
         for number, row in enumerate(self.rows):
@@ -115,7 +115,8 @@ def _is_bad(row: Canonical) -> bool:
 def read_source(
     source: str, shape: str, limit: int | None, home: Home, directory: Path, progress: Callable[[int, int], None]
 ) -> EvaluationSet:
-    """The good rows of any source that a profile's `data` can name. Raises ProblemError, and ValueError when there is none."""
+    """The good rows of any source that a profile's `data` can name. Raises ProblemError, and ValueError when there is
+    none."""
     rejects = Rejects(lambda _: None)
     options = SourceOptions(source=source, format=shape)
     rows: list[Canonical] = []
@@ -151,7 +152,8 @@ class RunFiles:
         return (self.profile.get(section) or {}).get(key)
 
     def held_out(self, limit: int | None) -> EvaluationSet:
-        """The test rows, else the validation rows. Raises ProblemError when there are neither, or their files are gone."""
+        """The test rows, else the validation rows. Raises ProblemError when there are neither, or their files are
+        gone."""
         for part, name in (("test_rows", "data.test"), ("validation_rows", "data.validation")):
             path = self.prepared.get(part)
             if path is None:

@@ -18,8 +18,9 @@ _CUT = 200
 
 
 def list_evaluations(run: RunDirectory) -> list[dict[str, Any]]:
-    """The evaluations of a run by step, those of training first. Each has `name directory origin step task data sha256 rows replies
-    state metrics passed thresholds notes began directions`. Those of training without replies have no `directory`."""
+    """The evaluations of a run by step, those of training first. Each has `name directory origin step task data sha256
+    rows replies state metrics passed thresholds notes began directions`. Those of training without replies have no
+    `directory`."""
     folders = sorted(run.evaluations.glob("step-*"))
     evaluations = [_read_folder(folder) for folder in folders if results_store.read_result(folder)]
     in_folders = {each["step"] for each in evaluations if each["origin"] == "training"}
@@ -88,9 +89,9 @@ def _read_journal(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def page_replies(folder: Path, start: int, count: int, by: str | None, passed: bool | None) -> dict[str, Any]:
-    """A page of replies, the worst first: `total`, `by`, `scores` (the names to sort by) and `replies` with `row prompt reply
-    reference scores passed`, their texts shortened. `by` is a score (None: the task's main one); `passed` selects those that
-    passed, or those that failed."""
+    """A page of replies, the worst first: `total`, `by`, `scores` (the names to sort by) and `replies` with `row prompt
+    reply reference scores passed`, their texts shortened. `by` is a score (None: the task's main one); `passed` selects
+    those that passed, or those that failed."""
     task = results_store.read_result(folder).get("identity", {}).get("task")
     by = by or registry.main_metric(task)
     entries = [

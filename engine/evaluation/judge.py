@@ -1,7 +1,7 @@
 """Replies judged by a model behind an OpenAI-compatible service, by the criteria of a rubric.
 
-Retries, rate limits, budget and journal are those of `engine.llm_api`. No answer is paid for twice: a second call asks only
-for those that are missing.
+Retries, rate limits, budget and journal are those of `engine.llm_api`. No answer is paid for twice: a second call asks
+only for those that are missing.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Case(NamedTuple):
 
 
 class Verdicts(NamedTuple):
-    """`points` by row, None where the judge's answer is missing or cannot be read. Rows that were left out because of a limit are
-    absent, and `stopped` says why."""
+    """`points` by row, None where the judge's answer is missing or cannot be read. Rows that were left out because of a
+    limit are absent, and `stopped` says why."""
 
     points: dict[int, dict[str, int] | None]
     usage: Usage

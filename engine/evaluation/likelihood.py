@@ -28,7 +28,8 @@ Row = dict[str, list[int]]
 def tokenize_rows(
     dataset: EvaluationSet, loaded: LoadedModel, loss_on: str, max_length: int | None
 ) -> tuple[dict[int, Row], dict[str, int]]:
-    """`input_ids` and `labels` by row number; and how many rows were `truncated`, `masked` (without a trained token) or `refused`."""
+    """`input_ids` and `labels` by row number; and how many rows were `truncated`, `masked` (without a trained token) or
+    `refused`."""
     if dataset.tokens is not None:
         return dict(enumerate(_read_prepared(dataset))), {}
     from engine.prep.tokenize import Counts, Tokenizing

@@ -50,13 +50,14 @@ def evaluate(path: Path, request: EvaluationRequest, home: Home, watch: Watch) -
 
 
 def add_comparison(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """`other` with the comparison of the two, of which `result` is the second. Raises ValueError for replies to different
-    references."""
+    """`other` with the comparison of the two, of which `result` is the second. Raises ValueError for replies to
+    different references."""
     return other | history.compare_folders(Path(other["directory"]), Path(result["directory"]))
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """Entries as in `replies.jsonl`. A reply or reference that is not text is converted to JSON. Raises ValueError naming the line."""
+    """Entries as in `replies.jsonl`. A reply or reference that is not text is converted to JSON. Raises ValueError
+    naming the line."""
     entries: list[dict[str, Any]] = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):

@@ -2,10 +2,11 @@
 
     evaluation.json     what was evaluated and how (`identity`), which files are `complete`, and at the end the metrics
     losses.jsonl        {"row", "units", "loss", "right"} of each row; of a reward model {"row", "chosen", "rejected"}
-    replies.jsonl       {"row", "asked", "reply", "reference", "tokens", "stopped", "seconds", "scores", "passed"} of each reply
+    replies.jsonl       {"row", "asked", "reply", "reference", "tokens", "stopped", "seconds", "scores", "passed"}
     judge.jsonl         the judge's prompts and answers
 
-Lines are in the order in which they were finished; at the end `replies.jsonl` is sorted by row and has the judge's points.
+Lines are in the order in which they were finished; at the end `replies.jsonl` is sorted by row and has the judge's
+points.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class PairScorer:
     def tokenize_pairs(
         self, dataset: EvaluationSet, max_length: int, max_prompt: int | None
     ) -> tuple[dict[int, dict[str, list[int]]], dict[str, int]]:
-        """`prompt_ids`, `chosen_ids` and `rejected_ids` by row number; and how many rows were `truncated`, `masked` or `refused`."""
+        """`prompt_ids`, `chosen_ids` and `rejected_ids` by row number; and how many rows were `truncated`, `masked` or
+        `refused`."""
         from engine.prep.tokenize import Counts
         from engine.prep.tokenize_replies import Replying
 

@@ -1,4 +1,5 @@
-"""Running an evaluation: rows, losses, replies, a judge, metrics, thresholds. Finished work survives an interruption."""
+"""Running an evaluation: rows, losses, replies, a judge, metrics, thresholds. Finished work survives an
+interruption."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _SLUG = re.compile(r"[^\w.@-]+")
 def evaluate(
     name: str, request: EvaluationRequest, home: Home, directory: Path, models: Models, watch: Watch
 ) -> dict[str, Any]:
-    """Measure a target. Returns the content of `evaluation.json`, with `metrics` and `passed`. Raises ProblemError, ValueError."""
+    """Measure a target. Returns the content of `evaluation.json`, with `metrics` and `passed`. Raises ProblemError,
+    ValueError."""
     target = targets.resolve(name, home, directory)
     request = fill_defaults(request, target, home)
     run = RunFiles.read(home.run(target.run)) if target.run else None
@@ -75,7 +77,8 @@ def evaluate(
 
 
 def fill_defaults(request: EvaluationRequest, target: Target, home: Home) -> EvaluationRequest:
-    """Complete the request from the target's run: on its own rows it is measured as it was during training. Raises ValueError."""
+    """Complete the request from the target's run: on its own rows it is measured as it was during training. Raises
+    ValueError."""
     run = RunFiles.read(home.run(target.run)) if target.run else None
     defaults: dict[str, Any] = {}
     if run is not None and request.data is None:

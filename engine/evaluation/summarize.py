@@ -18,7 +18,8 @@ from engine.tasks.answer import Answer
 def summarize(
     store: ResultStore, facts: Mapping[str, Any], request: EvaluationRequest, notes: list[str], watch: Watch
 ) -> dict[str, Any]:
-    """Ask the judge, score every reply, and write the result, to which `facts` are added. Raises ProblemError, ValueError."""
+    """Ask the judge, score every reply, and write the result, to which `facts` are added. Raises ProblemError,
+    ValueError."""
     entries = [entry for _, entry in sorted(store.rows(REPLIES).items())]
     further: dict[str, Any] = {}
     if request.judge is not None and entries:
@@ -76,7 +77,8 @@ def judge_thresholds(metrics: Mapping[str, float], limits: list[str]) -> dict[st
 
 
 def passes(scores: Mapping[str, float], limits: Iterable[thresholds.Threshold]) -> bool | None:
-    """Whether one reply passes the thresholds on its scores; without any, whether it fits its task's schema; else None."""
+    """Whether one reply passes the thresholds on its scores; without any, whether it fits its task's schema; else
+    None."""
     relevant = [each for each in limits if each.name.removeprefix("eval/") in scores]
     if relevant:
         return all(each.holds(scores[each.name.removeprefix("eval/")]) for each in relevant)
@@ -96,7 +98,8 @@ def read_answer(entry: Mapping[str, Any]) -> Answer:
 
 
 def tally_entry(entry: Mapping[str, Any], task: str | None) -> Tallies:
-    """The tallies of a line of `replies.jsonl`. Raises ValueError, naming its row, for a reference that is no answer to the task."""
+    """The tallies of a line of `replies.jsonl`. Raises ValueError, naming its row, for a reference that is no answer to
+    the task."""
     try:
         found = registry.tally_answer(read_answer(entry), task)
     except ValueError as error:

@@ -22,8 +22,8 @@ def save(
 ) -> None:
     """Write `(prompt, reference, reply)` of a step under the run, replacing those of an earlier attempt.
 
-    `facts` are the `task`, the name of the `data` and its `sha256`; `values` are the evaluation's metrics by journal name.
-    Raises OSError.
+    `facts` are the `task`, the name of the `data` and its `sha256`; `values` are the evaluation's metrics by journal
+    name. Raises OSError.
     """
     task = load_task(facts["task"])
     metrics = {name.removeprefix("eval/"): value for name, value in values.items()}

@@ -55,8 +55,8 @@ class Text:
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """What both sides are compared on: `texts` for distributions, `golden` conversations for greedy replies. `source` describes
-    where the texts come from."""
+    """What both sides are compared on: `texts` for distributions, `golden` conversations for greedy replies. `source`
+    describes where the texts come from."""
 
     texts: list[Text]
     golden: list[Mapping[str, Any]]
@@ -65,7 +65,8 @@ class ProbeSet:
 
 @dataclass
 class Answers:
-    """One model's answers to a probe set. `distributions[i]` is [places, vocabulary], log-probabilities in float32 on the CPU."""
+    """One model's answers to a probe set. `distributions[i]` is [places, vocabulary], log-probabilities in float32 on
+    the CPU."""
 
     distributions: list[Any]
     replies: list[list[int]]
@@ -76,7 +77,8 @@ class Answers:
 
 
 def make_probes(target: Target, tokenizer: Any) -> ProbeSet:
-    """Held-out rows of the target's run if they still exist, else the lock's golden conversations, else plain sentences."""
+    """Held-out rows of the target's run if they still exist, else the lock's golden conversations, else plain
+    sentences."""
     recorded = json.loads(target.lock.read_text(encoding="utf-8")) if target.lock else {}
     golden = list(recorded.get("golden", ())) if tokenizer.chat_template else []
     held_out = list(_held_out(target, tokenizer))
@@ -110,8 +112,8 @@ def _held_out(target: Target, tokenizer: Any) -> Iterator[Text]:
 
 
 def _read_row(row: Any, tokenizer: Any) -> Text | None:
-    """A conversation, of which the last reply is predicted, or plain text, all of which is. None for a row that is neither, or
-    too long."""
+    """A conversation, of which the last reply is predicted, or plain text, all of which is. None for a row that is
+    neither, or too long."""
     messages = conversation_of(row)
     if messages and messages[-1]["role"] == "assistant" and tokenizer.chat_template:
         ids = render(tokenizer, messages, reply_follows=False)
@@ -149,9 +151,9 @@ def answer_probes(
 
 
 def compare(probes: ProbeSet, before: Answers, after: Answers) -> dict[str, Any]:
-    """`kl`: mean Kullback-Leibler divergence in nats of `after` from `before`. `top1`: share of positions with the same likeliest
-    token. `positions` and `prompts`: what was compared. `golden_equal` of `golden` prompts are answered alike; `differences`
-    lists the others."""
+    """`kl`: mean Kullback-Leibler divergence in nats of `after` from `before`. `top1`: share of positions with the same
+    likeliest token. `positions` and `prompts`: what was compared. `golden_equal` of `golden` prompts are answered
+    alike; `differences` lists the others."""
     divergence, same, places = 0.0, 0, 0
     for old, new in zip(before.distributions, after.distributions, strict=True):
         divergence += float((old.exp() * (old - new)).sum())

@@ -1,4 +1,5 @@
-"""GGUF beside the weights, made by llama.cpp's own converter, which supports every family. It is not part of this program.
+"""GGUF beside the weights, made by llama.cpp's own converter, which supports every family. It is not part of this
+program.
 
 Its file is read back by transformers and compared with the weights.
 """
@@ -50,7 +51,8 @@ def find_converter(named: str | None) -> list[str]:
         Problem(
             title="There is no converter to GGUF on this machine",
             cause=f"none of {', '.join(COMMANDS)} is on PATH",
-            hint="name a checkout of llama.cpp with --converter, or leave --gguf out; docs/export.md says where to get it",
+            hint="name a checkout of llama.cpp with --converter, or leave --gguf out; "
+            "docs/export.md says where to get it",
         )
     )
 
@@ -85,8 +87,8 @@ def convert(folder: Path, name: str, kind: str, command: list[str]) -> dict[str,
 
 
 def _compare(folder: Path, made: Path) -> dict[str, Any]:
-    """`kl` and `top1` of the file against the folder's own weights, on plain sentences, and `same_tokens`; or `unread`, the reason
-    why transformers cannot read the file."""
+    """`kl` and `top1` of the file against the folder's own weights, on plain sentences, and `same_tokens`; or `unread`,
+    the reason why transformers cannot read the file."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

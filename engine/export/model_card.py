@@ -60,7 +60,8 @@ def _head(folder: Path, target: Target, exported: ExportResult, dtype: str | Non
         "reward": f"A reward model: the weights of {target.label}, one number for a conversation",
         "adapter": f"The adapter of {target.label} alone, for {_base_name(target)}",
     }[exported.kind]
-    yield f"{what}{f', {dtype}' if dtype and exported.kind != 'adapter' else ''}. ExportResult {time.strftime('%Y-%m-%d')}."
+    stored = f", {dtype}" if dtype and exported.kind != "adapter" else ""
+    yield f"{what}{stored}. Exported {time.strftime('%Y-%m-%d')}."
     yield ""
 
 
@@ -83,7 +84,8 @@ def _loading(folder: Path, target: Target, exported: ExportResult) -> Iterator[s
     yield from ('tokenizer = AutoTokenizer.from_pretrained("FOLDER")', "```")
     yield "or `cockpit chat FOLDER`." if exported.kind != "reward" else ""
     if exported.kind == "adapter":
-        yield f"It was trained on {_base_name(target)} as {target.quantization or 'none'} ({target.dtype or 'its stored dtype'})."
+        dtype = target.dtype or "its stored dtype"
+        yield f"It was trained on {_base_name(target)} as {target.quantization or 'none'} ({dtype})."
     yield ""
 
 
@@ -137,7 +139,8 @@ def _data(report: dict[str, Any]) -> Iterator[str]:
     if not data:
         return
     yield "## Data"
-    yield f"{data.get('rows')} training rows, {data.get('trained_tokens')} trained tokens an epoch; prepared as `{data.get('hash')}`."
+    rows, tokens = data.get("rows"), data.get("trained_tokens")
+    yield f"{rows} training rows, {tokens} trained tokens an epoch; prepared as `{data.get('hash')}`."
     yield ""
     if files := data.get("files"):
         yield from ("| part | file | bytes | SHA-256 |", "|---|---|---|---|")

@@ -30,7 +30,7 @@ class ExportResult:
     kind: str
     """`merged`, `model`, `adapter` or `reward`."""
     agreement: dict[str, Any]
-    """From `agreement.compare` or `reward_scores.compare`. Where two bases were tried, also the `base` that was taken and the
-    figures of both in `candidates`."""
+    """From `agreement.compare` or `reward_scores.compare`. Where two bases were tried, also the `base` that was taken
+    and the figures of both in `candidates`."""
     gguf: dict[str, Any] | None = None
     """From `gguf_converter.convert`."""

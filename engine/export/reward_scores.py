@@ -15,8 +15,8 @@ from engine.prep.formats.canonical import conversation_of
 
 
 def load_conversations(target: Target, tokenizer: Any) -> tuple[list[list[int]], str]:
-    """Token ids of conversations to score, and a description of where they come from: both replies of held-out pairs, else the
-    lock's golden conversations, else plain sentences."""
+    """Token ids of conversations to score, and a description of where they come from: both replies of held-out pairs,
+    else the lock's golden conversations, else plain sentences."""
     held_out = [render(tokenizer, messages, reply_follows=False)[:LONGEST] for messages in _held_out(target)]
     if held_out:
         return held_out, f"{len(held_out)} held-out replies of the run"
@@ -72,7 +72,8 @@ def score(
 
 
 def compare(before: list[float], after: list[float], source: str) -> dict[str, Any]:
-    """`score_difference`: the largest. `order_kept`: the share of pairs that both sides rank alike. `positions`, `prompts`."""
+    """`score_difference`: the largest. `order_kept`: the share of pairs that both sides rank alike. `positions`,
+    `prompts`."""
     pairs = [(one, other) for one in range(len(before)) for other in range(one)]
     kept = sum((before[one] > before[other]) == (after[one] > after[other]) for one, other in pairs)
     return {

@@ -1,8 +1,8 @@
 """Exporting a TARGET to a folder: merged weights or the adapter alone, compared with the checkpoint.
 
-An adapter that was trained on a quantised base is merged twice, into the original weights and into the dequantised ones that
-the run computed with. Both folders are written and read back, and the one whose answers are closer to the checkpoint's is
-kept. The folder appears under its name only when all of it is measured and on disk.
+An adapter that was trained on a quantised base is merged twice, into the original weights and into the dequantised ones
+that the run computed with. Both folders are written and read back, and the one whose answers are closer to the
+checkpoint's is kept. The folder appears under its name only when all of it is measured and on disk.
 """
 
 from __future__ import annotations
@@ -105,7 +105,10 @@ def _check_disk(target: Target, out: Path, request: ExportRequest) -> None:
     needed = one * (len(_candidate_bases(target)) + bool(request.gguf))
     free = shutil.disk_usage(place).free
     if needed > free:
-        cause = f"about {needed / 1e9:.1f} GB are written there before the better folder is known, {free / 1e9:.1f} GB are free"
+        cause = (
+            f"about {needed / 1e9:.1f} GB are written there before the better folder is known, "
+            f"{free / 1e9:.1f} GB are free"
+        )
         raise ProblemError(
             Problem(title=f"Too little disk for {out}", cause=cause, hint="make room, or name another place")
         )

@@ -2,14 +2,14 @@
 
     from engine.inference import PRESETS, Sampling, load
 
-    model = load("last")                                # any TARGET: a run, RUN@STEP, a folder, a name, a hub id, a GGUF file
-    model.chat("Why is the sea blue?").text             # a conversation of one turn; or a list of messages
+    model = load("last")                   # any TARGET: a run, RUN@STEP, a folder, a name, a hub id, a GGUF file
+    model.chat("Why is the sea blue?").text                           # one turn; or a list of messages
     model.chat("Tell me more.", max_new_tokens=64, temperature=0.7)   # any field of Sampling is a keyword
     for piece in model.stream([{"role": "user", "content": "Hi"}], Sampling(**PRESETS["chat"])):
         print(piece.text, end="")
     model.generate("Once upon a time", max_new_tokens=64)             # a text, continued as it stands
     model.batch(["one", "two"], temperature=1.0, seed=7)              # many at once, in their order
-    model.model, model.tokenizer                        # the objects of transformers
+    model.model, model.tokenizer                                      # the objects of transformers
 
 These names are imported when they are used, so that importing another module of the package stays cheap.
 """

@@ -1,7 +1,7 @@
 """Adapters on a loaded base, changed without touching the base's weights.
 
-Building 210 of peft's layers takes a quarter of a second, loading weights into them a sixth of that. So the layers are kept:
-they are detached while the base answers alone, and resized for an adapter of the same layers with another rank.
+Building 210 of peft's layers takes a quarter of a second, loading weights into them a sixth of that. So the layers are
+kept: they are detached while the base answers alone, and resized for an adapter of the same layers with another rank.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Adapters:
     def put(self, adapter: Path | None) -> None:
         """Change to this adapter, or to the base alone.
 
-        Raises what peft and safetensors raise for an adapter that cannot be read or does not fit; nothing has changed then.
+        Raises what peft and safetensors raise for an adapter that cannot be read or does not fit; nothing has changed
+        then.
         """
         before = self._adapter if self._wrapped is not None and self.model is not self.base else None
         try:
@@ -125,7 +126,8 @@ class Adapters:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Thousands of new objects would trigger garbage collection, each time over all objects of torch and transformers."""
+    """Thousands of new objects would trigger garbage collection, each time over all objects of torch and
+    transformers."""
     if not gc.isenabled():
         yield
         return

@@ -1,8 +1,8 @@
 """Replies that always fit a JSON schema: tokens that would break it are masked.
 
-llguidance compiles the schema. It was chosen among the libraries with wheels for every Python (2026-11): it needs no other
-package, starts in a millisecond and takes about 25 µs a token, and 65 µs to apply its mask to 49,152 logits; xgrammar takes
-8 µs and 145 µs, and depends on Triton.
+llguidance compiles the schema. It was chosen among the libraries with wheels for every Python (2026-11): it needs no
+other package, starts in a millisecond and takes about 25 µs a token, and 65 µs to apply its mask to 49,152 logits;
+xgrammar takes 8 µs and 145 µs, and depends on Triton.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class SchemaCompiler:
             raise ValueError(f"replies of this model cannot be kept to a schema: {error}") from None
 
     def compile(self, schema: Mapping[str, Any]) -> SchemaGrammar:
-        """The grammar of one reply. Raises ValueError for an invalid schema, and for one with parts that are not supported."""
+        """The grammar of one reply. Raises ValueError for an invalid schema, and for one with parts that are not
+        supported."""
         from llguidance import LLMatcher
 
         try:

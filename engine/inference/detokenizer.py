@@ -31,9 +31,9 @@ class Delta(NamedTuple):
 class Detokenizer:
     """Turns ids into text, one by one, never emitting half a character.
 
-    A token may end inside a UTF-8 character, which decodes to U+FFFD, and may decode differently without its predecessor. So
-    decoding starts a few tokens back, and text that ends in U+FFFD is held back. Special tokens have no text, except those of
-    `shown`.
+    A token may end inside a UTF-8 character, which decodes to U+FFFD, and may decode differently without its
+    predecessor. So decoding starts a few tokens back, and text that ends in U+FFFD is held back. Special tokens have no
+    text, except those of `shown`.
     """
 
     tokenizer: Any
@@ -65,10 +65,11 @@ class Detokenizer:
 
 
 class StreamedReply:
-    """One reply, token by token. `text` and `thinking` were emitted; `stopped` is whether one of the texts of `stop` occurred.
+    """One reply, token by token. `text` and `thinking` were emitted; `stopped` is whether one of the texts of `stop`
+    occurred.
 
-    Thinking begins the reply, or is opened at the end of the prompt; blanks around it belong to neither. Stop texts count only
-    in the reply. Raises ValueError for a template whose metadata names something unknown.
+    Thinking begins the reply, or is opened at the end of the prompt; blanks around it belong to neither. Stop texts
+    count only in the reply. Raises ValueError for a template whose metadata names something unknown.
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:

@@ -1,8 +1,8 @@
 """The token loops: one reply streamed and cancellable at any token, and a batch of replies.
 
-Both call `model.forward` themselves. `transformers.generate` yields nothing between tokens except through a second thread,
-and its overhead for each token exceeds a small model's arithmetic. Greedy replies equal its replies token for token
-(tested).
+Both call `model.forward` themselves. `transformers.generate` yields nothing between tokens except through a second
+thread, and its overhead for each token exceeds a small model's arithmetic. Greedy replies equal its replies token for
+token (tested).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Reply:
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of a stream: text to append (empty while a character is incomplete), and the `count` of tokens so far. The last
-    piece has the `reply`."""
+    """One step of a stream: text to append (empty while a character is incomplete), and the `count` of tokens so far.
+    The last piece has the `reply`."""
 
     text: str
     count: int
@@ -70,9 +70,8 @@ def stream(
 ) -> Iterator[Piece]:
     """Generate one reply to the token ids of `prompt`; the last piece carries the `Reply`.
 
-    `model` is in eval mode; `cancelled` is called before every token, and between layers. `grammar` keeps the reply to a
-    schema.
-    Raises ValueError for an empty prompt and for one that fills the model's context.
+    `model` is in eval mode; `cancelled` is called before every token, and between layers. `grammar` keeps the reply to
+    a schema. Raises ValueError for an empty prompt and for one that fills the model's context.
     """
     import torch
 
@@ -126,7 +125,8 @@ def context_length(model: Any) -> int:
 
 
 def room(model: Any, prompt: int, before: int = 0) -> int:
-    """The greatest number of tokens of a reply to a prompt of `prompt` tokens, behind `before` positions of a soft prompt."""
+    """The greatest number of tokens of a reply to a prompt of `prompt` tokens, behind `before` positions of a soft
+    prompt."""
     return context_length(model) - before - prompt
 
 
@@ -146,10 +146,10 @@ def reply_batch(
 ) -> list[Reply]:
     """The replies to many prompts, in the order of `rows`, each by its own settings and the same as from `stream`.
 
-    `rows` are fresh from `open_row`. At most `size` of about the same length are decoded together; rows that have ended leave
-    the batch. `on_reply` is called with each reply and its place as soon as it is finished. `cancelled` is called before
-    every token; after it returns true, unfinished replies end where they are. Raises ValueError for a prompt without room,
-    before anything is generated.
+    `rows` are fresh from `open_row`. At most `size` of about the same length are decoded together; rows that have ended
+    leave the batch. `on_reply` is called with each reply and its place as soon as it is finished. `cancelled` is called
+    before every token; after it returns true, unfinished replies end where they are. Raises ValueError for a prompt
+    without room, before anything is generated.
     """
     prompts = [row.history[:] for row in rows]
     for prompt in prompts:
@@ -203,10 +203,10 @@ def generate_batch(
 ) -> list[list[int]]:
     """Greedy replies to many prompts: token ids without the stop token, in the order of `prompts`.
 
-    `model` is in eval mode; it may be one that is being trained, nothing in it changes. Prompts of about the same length are
-    decoded together, padded on the left; rows that have ended leave the batch. In float32 each reply equals that of the
-    prompt alone; in 16 bits the rounding of padded rows may change a close decision. `progress` is called after each token
-    with the numbers of finished replies and of all.
+    `model` is in eval mode; it may be one that is being trained, nothing in it changes. Prompts of about the same
+    length are decoded together, padded on the left; rows that have ended leave the batch. In float32 each reply equals
+    that of the prompt alone; in 16 bits the rounding of padded rows may change a close decision. `progress` is called
+    after each token with the numbers of finished replies and of all.
     """
     sampling = Sampling(max_new_tokens)
     replies = sample_batch(model, tokenizer, prompts, sampling, eos_ids, progress=progress)
@@ -222,10 +222,11 @@ def sample_batch(
     rows: int = BATCH,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[int]]:
-    """As `generate_batch`, sampled: token ids with the stop token, if there is one. At most `rows` are decoded together.
+    """As `generate_batch`, sampled: token ids with the stop token, if there is one. At most `rows` are decoded
+    together.
 
-    With a seed each row has its own generator. Without one, tokens are drawn from torch's default generator of the model's
-    device, whose state a training run saves.
+    With a seed each row has its own generator. Without one, tokens are drawn from torch's default generator of the
+    model's device, whose state a training run saves.
     """
     drawing = [
         Row(sampling, [*prompt])
@@ -252,13 +253,25 @@ def _group_by_length(prompts: Sequence[Sequence[int]], size: int) -> list[list[i
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """The number of first tokens that all prompts share (a system prompt, a task's instruction), which are processed once.
-    At least one token of each prompt is left."""
+    """The number of first tokens that all prompts share (a system prompt, a task's instruction), which are processed
+    once. At least one token of each prompt is left."""
     if len(prompts) < 2:
         return 0
     least = min(map(len, prompts)) - 1
     first = prompts[0]
     return next((place for place in range(least) if any(row[place] != first[place] for row in prompts)), least)
+
+
+def _pad_left(
+    prompts: Sequence[list[int]], shared: int, before: int, padding: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The token ids after the first `shared`, padded to one length, and the attention mask of all positions, of which
+    the first `before` are a soft prompt's."""
+    longest = max(map(len, prompts))
+    pads = [longest - len(row) for row in prompts]
+    ids = [[padding] * pad + row[shared:] for pad, row in zip(pads, prompts, strict=True)]
+    mask = [[1] * (before + shared) + [0] * pad + [1] * (longest - shared - pad) for pad in pads]
+    return ids, mask
 
 
 def _decode(
@@ -271,13 +284,13 @@ def _decode(
 ) -> None:
     """Generate until every row has ended; the histories of `rows`, which are their prompts, grow.
 
-    `take_token` is called with a row's place, its new token, and whether that reached the row's limit; it returns whether the
-    reply ends with the token. `report` is called after each token with the number of rows that have ended.
+    `take_token` is called with a row's place, its new token, and whether that reached the row's limit; it returns
+    whether the reply ends with the token. `report` is called after each token with the number of rows that have ended.
     """
     import torch
 
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
+    # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable in training.
     with torch.no_grad(), suppress(Cancelled):
         model, cache, before = soft_prompt.start_cache(model)
         forward = CancellableForward(model, cancelled)
@@ -287,19 +300,14 @@ def _decode(
         if not live:
             return
         prompts = [rows[place].history for place in live]
-        longest = max(map(len, prompts))
         # A prompt with bidirectional attention cannot be processed in two parts.
         shared = 0 if getattr(model, "reads_both_ways", False) else _common_prefix(prompts)
         if shared:
             cache = forward(torch.tensor([prompts[0][:shared]], device=model.device), cache).past_key_values
         if cache is not None:
             cache.batch_repeat_interleave(len(prompts))
-        pads = [longest - len(row) for row in prompts]
-        following = torch.tensor(
-            [[padding] * pad + row[shared:] for pad, row in zip(pads, prompts, strict=True)], device=model.device
-        )
-        mask = torch.tensor(
-            [[1] * (before + shared) + [0] * pad + [1] * (longest - shared - pad) for pad in pads], device=model.device
+        following, mask = (
+            torch.tensor(each, device=model.device) for each in _pad_left(prompts, shared, before, padding)
         )
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before + shared :]
         while not cancelled():

@@ -1,4 +1,5 @@
-"""Loading the model that a target names: the base once, and adapters on it that are changed without loading it again."""
+"""Loading the model that a target names: the base once, and adapters on it that are changed without loading it
+again."""
 
 from __future__ import annotations
 
@@ -51,14 +52,15 @@ def load(
     trust_remote_code: bool = False,
     progress: Progress = lambda *_: None,
 ) -> LoadedModel:
-    """Load a model for inference: a run, RUN@STEP, an adapter, a checkpoint or model folder, a catalogue name, a hub id, a
-    GGUF file.
+    """Load a model for inference: a run, RUN@STEP, an adapter, a checkpoint or model folder, a catalogue name, a hub
+    id, a GGUF file.
 
     `dtype` (`bfloat16 float16 float32`) and `quantization` (`none nf4 int8`) default to those that the checkpoint was
-    trained with, else to the stored dtype, unquantised. `device` defaults to the one with the most free memory. A relative
-    folder is resolved against `directory`, by default the working directory. A missing catalogue model is pulled, and a
-    GGUF file is dequantised, with `progress`. The base's own code runs only if `trust_remote_code` is set here or in the
-    profile of the target's run. Raises ProblemError, and ValueError for an unknown dtype or quantisation.
+    trained with, else to the stored dtype, unquantised. `device` defaults to the one with the most free memory. A
+    relative folder is resolved against `directory`, by default the working directory. A missing catalogue model is
+    pulled, and a GGUF file is dequantised, with `progress`. The base's own code runs only if `trust_remote_code` is set
+    here or in the profile of the target's run. Raises ProblemError, and ValueError for an unknown dtype or
+    quantisation.
     """
     if dtype is not None and dtype not in placement.BYTES.keys() - QUANTIZATIONS:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
@@ -112,14 +114,16 @@ class LoadedModel:
         return requested == (self.target.base, self.dtype, self.quantization)
 
     def swap(self, target: Target) -> None:
-        """Change to another adapter of the loaded base, or to the base alone. When it raises ProblemError, nothing has changed."""
+        """Change to another adapter of the loaded base, or to the base alone. When it raises ProblemError, nothing has
+        changed."""
         targets.check_speaks(target)
         targets.check(target, folders.weights_problems)
         self._enter(target)
 
     @property
     def templated(self) -> bool:
-        """Whether there is a chat template. Without one a conversation is text to be continued; no other template is used."""
+        """Whether there is a chat template. Without one a conversation is text to be continued; no other template is
+        used."""
         return bool(self.tokenizer and self.tokenizer.chat_template)
 
     @property
@@ -133,10 +137,11 @@ class LoadedModel:
         return context_length(self._adapters.base)
 
     def prompt(self, prompt: Prompt) -> list[int]:
-        """Token ids that the model is to continue: of a text as it stands, of a conversation by the model's own template.
+        """Token ids that the model is to continue: of a text as it stands, of a conversation by the model's own
+        template.
 
-        Without a template a conversation becomes its texts, a line each. Raises ValueError when the template refuses the
-        conversation, ProblemError without a tokenizer.
+        Without a template a conversation becomes its texts, a line each. Raises ValueError when the template refuses
+        the conversation, ProblemError without a tokenizer.
         """
         if self.tokenizer is None:
             raise ProblemError(describe_no_tokenizer(self.target))
@@ -161,21 +166,23 @@ class LoadedModel:
     ) -> Iterator[Piece]:
         """The reply in pieces as it is generated; the last piece has the whole `Reply`.
 
-        Keywords change single fields of `sampling`, here and in the methods below. Raises ValueError for a prompt that does
-        not fit and for a value that a field cannot have, TypeError for an unknown field.
+        Keywords change single fields of `sampling`, here and in the methods below. Raises ValueError for a prompt that
+        does not fit and for a value that a field cannot have, TypeError for an unknown field.
         """
         sampling = change_sampling(sampling, fields)
         ids, grammar = self.prompt(prompt), self.grammar(sampling)
         return stream(self.model, self.tokenizer, ids, sampling, self.stop_ids, cancelled, grammar)
 
     def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **fields: Unpack[SamplingFields]) -> Reply:
-        """The whole reply. A text is continued as it stands, without any template; a list of messages is a conversation."""
+        """The whole reply. A text is continued as it stands, without any template; a list of messages is a
+        conversation."""
         *_, last = self.stream(prompt, change_sampling(sampling, fields))
         assert last.reply is not None
         return last.reply
 
     def chat(self, prompt: Prompt, sampling: Sampling = GREEDY, **fields: Unpack[SamplingFields]) -> Reply:
-        """The reply to a user's text, or to a conversation. A model without a chat template continues it (see `templated`)."""
+        """The reply to a user's text, or to a conversation. A model without a chat template continues it (see
+        `templated`)."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return self.generate(messages, change_sampling(sampling, fields))
 
@@ -188,10 +195,11 @@ class LoadedModel:
         size: int = BATCH,
         **fields: Unpack[SamplingFields],
     ) -> list[Reply]:
-        """The replies to many prompts, in their order, at most `size` decoded together: with one `sampling`, or one for each.
+        """The replies to many prompts, in their order, at most `size` decoded together: with one `sampling`, or one for
+        each.
 
-        `on_reply` is called with each reply and its place as soon as it is finished. Raises ValueError for a prompt that does
-        not fit, before anything is generated.
+        `on_reply` is called with each reply and its place as soon as it is finished. Raises ValueError for a prompt
+        that does not fit, before anything is generated.
         """
         ids = [self.prompt(each) for each in prompts]
         samplings = [sampling] * len(ids) if isinstance(sampling, Sampling) else sampling
@@ -205,7 +213,8 @@ class LoadedModel:
         return open_row(sampling, prompt, self.model.device, grammar, after)
 
     def grammar(self, sampling: Sampling) -> Grammar | None:
-        """The grammar that keeps one reply to the schema of `sampling`. Raises ValueError for a schema that is not supported."""
+        """The grammar that keeps one reply to the schema of `sampling`. Raises ValueError for a schema that is not
+        supported."""
         if sampling.schema is None:
             return None
         key = (id(self.tokenizer), self.stop_ids)
@@ -265,8 +274,8 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
 
 
 def _quicken(model: Any, quantization: str) -> None:
-    """Do as training does on a CPU: compute in float32 where that is faster than 16 bits (most CPUs only emulate bfloat16), and
-    unpack NF4 once if memory allows. No weight changes its value."""
+    """Do as training does on a CPU: compute in float32 where that is faster than 16 bits (most CPUs only emulate
+    bfloat16), and unpack NF4 once if memory allows. No weight changes its value."""
     import torch
 
     compute = cpu_compute(model.dtype)
@@ -296,7 +305,8 @@ def out_of_memory(device: str, needed: int, error: str) -> Problem:
     return Problem(
         title=f"Out of memory on {device}",
         cause=f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. {error}",
-        hint="quantization nf4 takes about a third of bfloat16; else stop what holds the memory, or shorten the conversation",
+        hint="quantization nf4 takes about a third of bfloat16; else stop what holds the memory, "
+        "or shorten the conversation",
     )
 
 

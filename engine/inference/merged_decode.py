@@ -1,9 +1,9 @@
 """Decoding many rows at once on a CPU in about half the time.
 
-A LoRA layer takes three matrix products, and with few rows they are mostly overhead. A product of about 2 to 64 rows with a
-weight stored [out, in] costs twice as much as with one stored [in, out] (measured with MKL). So during an evaluation every
-linear layer gets a copy of its weight with its adapter merged in, stored the other way. The weights themselves stay
-untouched: whatever is computed afterwards is bit for bit the same.
+A LoRA layer takes three matrix products, and with few rows they are mostly overhead. A product of about 2 to 64 rows
+with a weight stored [out, in] costs twice as much as with one stored [in, out] (measured with MKL). So during an
+evaluation every linear layer gets a copy of its weight with its adapter merged in, stored the other way. The weights
+themselves stay untouched: whatever is computed afterwards is bit for bit the same.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 def merge_weights(model: Any) -> Iterator[None]:
     """Within, the linear layers of `model` compute with such copies.
 
-    Does nothing where that would be inexact or no faster: on other devices than a CPU, in 16 bits, where memory is short, and
-    with adapters other than LoRA.
+    Does nothing where that would be inexact or no faster: on other devices than a CPU, in 16 bits, where memory is
+    short, and with adapters other than LoRA.
     """
     layers = list(_layers(model)) if _is_worthwhile(model) else []
     kept = [(linear, linear.weight) for linear, _ in layers]

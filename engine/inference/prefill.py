@@ -1,4 +1,5 @@
-"""Forward passes that can be cancelled: a prompt is processed in chunks, and each layer first checks for cancellation."""
+"""Forward passes that can be cancelled: a prompt is processed in chunks, and each layer first checks for
+cancellation."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class CancellableForward:
         return output
 
     def _chunk_size(self, rows: int, context: int) -> int:
-        """Tokens of a row in one pass. It depends on the model's sizes alone, so that a prompt is always split alike."""
+        """Tokens of a row in one pass. It depends on the model's sizes alone, so that a prompt is always split
+        alike."""
         model = self._model
         if getattr(model, "reads_both_ways", False):
             return context
@@ -58,8 +60,8 @@ class CancellableForward:
 
     @contextmanager
     def _cancellation_hooks(self, many: bool) -> Iterator[None]:
-        """Within, each layer first checks for cancellation. The hooks live for one pass: between two tokens the model may be in
-        use elsewhere."""
+        """Within, each layer first checks for cancellation. The hooks live for one pass: between two tokens the model
+        may be in use elsewhere."""
         import torch
 
         wait = many and self._model.device.type != "cpu"

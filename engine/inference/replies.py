@@ -1,6 +1,7 @@
 """Cleaning up generated replies as some models' published code does: finished ones, and while they are generated.
 
-A chat template names the clean-up (see `engine.models.template_metadata`), so it stays with a checkpoint and its adapters.
+A chat template names the clean-up (see `engine.models.template_metadata`), so it stays with a checkpoint and its
+adapters.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ _DATE = "[[训练时间]]"
 """The placeholder that the models generate for the date of their training."""
 _PREFIXES = "|".join(re.escape(_DATE[:length]) for length in range(len(_DATE) - 1, 0, -1))
 _OPEN = rf"\s+\Z|(?:{_PREFIXES})\Z"
-"""The end of a text that more text may still change: blanks, which are removed from a reply's end, and part of the date."""
+"""The end of a text that more text may still change: blanks, which are removed from a reply's end, and part of the
+date."""
 _HAN = "\u4e00-\u9fff"
 _MARKS = ((",", "，"), ("!", "！"), (":", "："), (";", "；"), ("?", "？"))
 _ENGLISH = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
@@ -59,7 +61,8 @@ CLEANUPS = {
 
 
 def find_cleanup(tokenizer: Any) -> Cleanup | None:
-    """The clean-up that the tokenizer's template names; None where it names none. Raises ValueError for an unknown name."""
+    """The clean-up that the tokenizer's template names; None where it names none. Raises ValueError for an unknown
+    name."""
     name = declared(tokenizer.chat_template).get("replies")
     if name is None:
         return None

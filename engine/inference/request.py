@@ -1,6 +1,7 @@
 """A request to a model, by names: `messages` or `text`, a `task`, and the settings of `sampling.Sampling`.
 
-A task puts its prompt around the bare text, byte for byte as in training; with `constrained`, the reply also fits its schema.
+A task puts its prompt around the bare text, byte for byte as in training; with `constrained`, the reply also fits its
+schema.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def read_sampling(request: Mapping[str, Any]) -> Sampling:
 
 
 def parse_reply(request: Mapping[str, Any], reply: str) -> dict[str, Any]:
-    """`parsed`: the value that the request's task reads from the reply, None where it does not fit; empty without a task."""
+    """`parsed`: the value that the request's task reads from the reply, None where it does not fit; empty without a
+    task."""
     if request.get("task") is None:
         return {}
     return {"parsed": load_task(request["task"]).parse(reply)}

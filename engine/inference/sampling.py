@@ -194,7 +194,8 @@ def open_row(
     grammar: Grammar | None = None,
     grammar_after: Sequence[int] = (),
 ) -> Row:
-    """A row before its first token, with a generator of its own on `device`, seeded at random where there is no seed."""
+    """A row before its first token, with a generator of its own on `device`, seeded at random where there is no
+    seed."""
     import torch
 
     generator = None

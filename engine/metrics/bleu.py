@@ -1,5 +1,5 @@
-"""BLEU (Papineni et al. 2002) over all replies, by the `sacrebleu` library: Chinese with its `zh` tokenizer, Japanese by
-character."""
+"""BLEU (Papineni et al. 2002) over all replies, by the `sacrebleu` library: Chinese with its `zh` tokenizer, Japanese
+by character."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def _scorer(tokenizer: str) -> Any:
 
 
 def tally(answer: Answer) -> Tally:
-    """What sacrebleu counts in one reply: n-grams shared with the reference and n-grams in all, by n, and the lengths."""
+    """What sacrebleu counts in one reply: n-grams shared with the reference and n-grams in all, by n, and the
+    lengths."""
     if answer.reference is None:
         return {}
     scorer = _scorer(_TOKENIZERS[words.script(answer.reference)])

@@ -17,8 +17,8 @@ def tally(chosen: float, rejected: float) -> Tally:
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """`reward_accuracy`: the share of pairs whose chosen reply scores higher. `reward_margin`: the mean difference of the
-    two scores. Training gives the same values as `accuracy` and `margin`."""
+    """`reward_accuracy`: the share of pairs whose chosen reply scores higher. `reward_margin`: the mean difference of
+    the two scores. Training gives the same values as `accuracy` and `margin`."""
     pairs = sums["pairs"]
     return {
         "reward_accuracy": sums["right"] / pairs,

@@ -1,4 +1,5 @@
-"""How likely held-out rows are to a model: sums over trained tokens, the same as those of evaluation during training."""
+"""How likely held-out rows are to a model: sums over trained tokens, the same as those of evaluation during
+training."""
 
 from __future__ import annotations
 

@@ -136,8 +136,8 @@ class CompletionServer:
 
     @asynccontextmanager
     async def track(self, request: Request, stream: ReplyStream) -> AsyncIterator[Outcome]:
-        """Watch a request: if the client disconnects, the outcome has the status 499. At the end the jobs are cancelled and the
-        request is recorded, whatever happened."""
+        """Watch a request: if the client disconnects, the outcome has the status 499. At the end the jobs are cancelled
+        and the request is recorded, whatever happened."""
         began, jobs, outcome = time.time(), stream.jobs, Outcome()
         gone = asyncio.ensure_future(_wait_for_disconnect(request))
         gone.add_done_callback(lambda _: stream.hang_up())
@@ -171,8 +171,8 @@ class CompletionServer:
     # ── refusals ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _find_refusal(self, request: Request) -> RequestError | None:
-        """The error for a request without access. Without a key, a web page in a browser on this machine could otherwise reach the
-        server, under another host name or from another origin."""
+        """The error for a request without access. Without a key, a web page in a browser on this machine could
+        otherwise reach the server, under another host name or from another origin."""
         if self.key:
             given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
             if request.url.path != "/health" and not hmac.compare_digest(given, self.key.encode()):
@@ -209,7 +209,8 @@ class CompletionServer:
 
 
 class EventStream(Response):
-    """A reply as server-sent events. It begins with the first update, so that an earlier failure has an HTTP status of its own."""
+    """A reply as server-sent events. It begins with the first update, so that an earlier failure has an HTTP status of
+    its own."""
 
     def __init__(self, server: CompletionServer, stream: ReplyStream, writer: ResponseWriter, with_usage: bool) -> None:
         super().__init__(

@@ -1,7 +1,8 @@
 """One key-value cache for rows that join and leave at any token.
 
-All rows end at the same column, so that a step is one forward pass that writes one column; a shorter row is padded on the left,
-and masked there. transformers' `DynamicCache` would copy its whole content at every token, and cannot take a new row.
+All rows end at the same column, so that a step is one forward pass that writes one column; a shorter row is padded on
+the left, and masked there. transformers' `DynamicCache` would copy its whole content at every token, and cannot take a
+new row.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ COLUMNS = 64
 
 
 def is_joinable(cache: Any) -> bool:
-    """Whether rows of this kind of cache can be combined: those of attention over all tokens or a window can, the states of linear
-    attention and other kinds cannot."""
+    """Whether rows of this kind of cache can be combined: those of attention over all tokens or a window can, the
+    states of linear attention and other kinds cannot."""
     kinds = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
     return isinstance(cache, Cache) and bool(cache.layers) and all(type(layer) in kinds for layer in cache.layers)
 
@@ -28,7 +29,8 @@ def count_bytes(cache: Any) -> int:
 
 
 class SlotCache:
-    """The cache of the rows that are being decoded. `cache` is passed to the model's forward pass, which adds one column."""
+    """The cache of the rows that are being decoded. `cache` is passed to the model's forward pass, which adds one
+    column."""
 
     def __init__(self) -> None:
         self.cache: Any = None
@@ -75,7 +77,8 @@ class SlotCache:
             layer.trim(len(self), self.width)
 
     def step(self, device: Any) -> tuple[Any, Any]:
-        """The mask `[rows, columns + 1]` and the positions `[rows, 1]` of the next column, by which the rows become longer."""
+        """The mask `[rows, columns + 1]` and the positions `[rows, 1]` of the next column, by which the rows become
+        longer."""
         import torch
 
         lengths = torch.tensor(self._lengths, device=device)

@@ -22,7 +22,8 @@ KEPT = 100
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """An answered request; `word` describes the outcome. Times are in seconds; `first` is until the first token, 0 without one."""
+    """An answered request; `word` describes the outcome. Times are in seconds; `first` is until the first token, 0
+    without one."""
 
     time: float
     path: str

@@ -76,7 +76,8 @@ class RequestBuilder:
         return self._make_jobs(request, [self._encode(prompt) for prompt in request.prompts()])
 
     def _wrap(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """With a task, put its prompt around the user's last text; a conversation that begins with a system message is unchanged."""
+        """With a task, put its prompt around the user's last text; a conversation that begins with a system message is
+        unchanged."""
         last = messages[-1]
         if self._task is None or messages[0]["role"] == "system" or last["role"] != "user":
             return messages

@@ -1,8 +1,8 @@
 """The requests of clients of the OpenAI API, and the errors they understand.
 
-Fields follow the API reference of OpenAI's chat completions and completions; `top_k`, `min_p` and `repetition_penalty` are
-vLLM's. Unknown fields are ignored, as clients expect; those that would change the reply and are not supported are refused by
-name.
+Fields follow the API reference of OpenAI's chat completions and completions; `top_k`, `min_p` and `repetition_penalty`
+are vLLM's. Unknown fields are ignored, as clients expect; those that would change the reply and are not supported are
+refused by name.
 """
 
 from __future__ import annotations
@@ -163,7 +163,8 @@ class TextRequest(CompletionRequest, kw_only=True):
 
 
 def parse_body(body: bytes, kind: type[ChatRequest] | type[TextRequest]) -> Any:
-    """Raises RequestError for a body that is not JSON, for a field of another type, and for one that is not supported."""
+    """Raises RequestError for a body that is not JSON, for a field of another type, and for one that is not
+    supported."""
     try:
         request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

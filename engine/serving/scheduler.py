@@ -1,7 +1,8 @@
 """Continuous batching: one thread owns the device, and jobs join and leave its batch at any token.
 
-Each round processes a chunk of the waiting prompts, so that a long one delays nobody for long, then decodes one token of every
-row. Each row has its own settings and generator: no reply depends on its neighbours, except for the rounding of 16 bits.
+Each round processes a chunk of the waiting prompts, so that a long one delays nobody for long, then decodes one token
+of every row. Each row has its own settings and generator: no reply depends on its neighbours, except for the rounding
+of 16 bits.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class _ActiveRow:
 
 
 class Scheduler:
-    """`run` is called in its own thread, everything else from any thread. `deliver` is called from that thread with the events of a
-    round; it must not block."""
+    """`run` is called in its own thread, everything else from any thread. `deliver` is called from that thread with the
+    events of a round; it must not block."""
 
     def __init__(
         self,
@@ -58,8 +59,8 @@ class Scheduler:
         queue: int = 128,
         room: int | None = None,
     ) -> None:
-        """`model` is in eval mode. `slots`: rows decoded together; `queue`: jobs that may wait; `room`: bytes for the cache (None: half
-        of the free memory)."""
+        """`model` is in eval mode. `slots`: rows decoded together; `queue`: jobs that may wait; `room`: bytes for the
+        cache (None: half of the free memory)."""
         import torch
 
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids
@@ -171,7 +172,8 @@ class Scheduler:
     # ── reading prompts ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _prefill(self) -> None:
-        """Process at most `_chunk` tokens of prompts; a prompt that is complete gets its first token and a place among the rows."""
+        """Process at most `_chunk` tokens of prompts; a prompt that is complete gets its first token and a place among
+        the rows."""
         left = self._chunk
         while left > 0:
             job = self._reading.job if self._reading else self._next()

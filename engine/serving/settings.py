@@ -15,8 +15,8 @@ BACKENDS = {
     "transformers": "engine.serving.server:TransformersServer",
     "vllm": "engine.serving.vllm:VllmServer",
 }
-"""Name -> the server's class. It is called with (target, settings, home, progress), and has `address`, `label`, `device`,
-`template`, `note`, `alive`, `figures()`, `requests(since)` and `close(seconds)`."""
+"""Name -> the server's class. It is called with (target, settings, home, progress), and has `address`, `label`,
+`device`, `template`, `note`, `alive`, `figures()`, `requests(since)` and `close(seconds)`."""
 
 
 class Settings(msgspec.Struct, kw_only=True):
@@ -64,8 +64,8 @@ class Settings(msgspec.Struct, kw_only=True):
             preset(self.preset)
 
     def read_key(self) -> str:
-        """The key for clients; empty if they need none. Raises ProblemError for a public address without a key, and for an empty
-        variable."""
+        """The key for clients; empty if they need none. Raises ProblemError for a public address without a key, and for
+        an empty variable."""
         if not self.key_env:
             if not is_loopback(self.host):
                 raise ProblemError(

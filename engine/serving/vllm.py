@@ -1,7 +1,8 @@
 """vLLM's own server as the backend: a child process whose metrics are read, and which ends with this one.
 
-Tested: the refusal where vLLM is not installed. Not tested: everything that needs vLLM, since no machine with it has been
-available. The command line and the metrics' names follow vLLM's documentation and were never run against vLLM itself.
+Tested: the refusal where vLLM is not installed. Not tested: everything that needs vLLM, since no machine with it has
+been available. The command line and the metrics' names follow vLLM's documentation and were never run against vLLM
+itself.
 """
 
 from __future__ import annotations

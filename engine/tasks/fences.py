@@ -19,7 +19,8 @@ def unfence(reply: str) -> str:
 def load_json(reply: str) -> Any:
     """The JSON value that a reply consists of, fenced or bare.
 
-    Raises ValueError for anything else, including `NaN` and `Infinity`, which are not JSON, and nesting too deep to read.
+    Raises ValueError for anything else, including `NaN` and `Infinity`, which are not JSON, and nesting too deep to
+    read.
     """
     try:
         return json.loads(unfence(reply), parse_constant=_refuse)

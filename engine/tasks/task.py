@@ -35,13 +35,15 @@ class Task:
     """One row of `engine.tasks.TASKS`, defined as `TASK` in its module."""
 
     messages: Callable[[str], Messages]
-    """The conversation that asks for the task on a text. Training data, chat, probes and evaluation send these bytes."""
+    """The conversation that asks for the task on a text. Training data, chat, probes and evaluation send these
+    bytes."""
     schema: Mapping[str, Any]
     """The JSON schema of a reply."""
     parse: Callable[[str], Any]
     """The value of a reply, None where it does not fit the schema."""
     tally: Callable[[str, str | None], Tally]
-    """What a reply adds to the task's scores beside its reference. Raises ValueError for a reference that is no answer."""
+    """What a reply adds to the task's scores beside its reference. Raises ValueError for a reference that is no
+    answer."""
     metrics: Callable[[Mapping[str, float]], dict[str, float]]
     """The scores by name, from the sums of tallies."""
     directions: Mapping[str, Direction]
@@ -54,7 +56,8 @@ class Task:
     """Whether a row with these other columns asks for this task, where a data set holds several."""
     breakdown: Breakdown | None = None
     expansion: str = ""
-    """The module that makes new rows of the task (`engine.prep.expand` says what it holds); none: as of any other rows."""
+    """The module that makes new rows of the task (`engine.prep.expand` says what it holds); none: as of any other
+    rows."""
 
     def score(self, replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         """`metrics` over all replies.

@@ -100,7 +100,8 @@ def concerns(columns: Mapping[str, Any]) -> bool:
 
 
 def tally(reply: str, reference: str | None) -> Tally:
-    """What a reply adds to the sums that `metrics` reads. Raises ValueError for a reference that is no thought graph."""
+    """What a reply adds to the sums that `metrics` reads. Raises ValueError for a reference that is no thought
+    graph."""
     if reference is not None and parse(reference) is None:
         raise ValueError(f"is not a thought graph: {reference[:80]!r}")
     try:
@@ -194,7 +195,8 @@ def _list_faults(items: object, name: str, keys: tuple[str, ...], least: int) ->
 
 
 def _parts(value: object) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """The objects in the places of standpoints, arguments and counter-questions, whatever else is wrong with the value."""
+    """The objects in the places of standpoints, arguments and counter-questions, whatever else is wrong with the
+    value."""
     if not isinstance(value, dict):
         return [], [], []
     standpoints = _objects_of(value.get("standpoints"))

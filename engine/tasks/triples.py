@@ -51,7 +51,8 @@ def parse(reply: str) -> list[Triple] | None:
 
 
 def tally(reply: str, reference: str | None) -> Tally:
-    """What a reply adds to the sums that `metrics` reads. Raises ValueError for a reference that is no list of triples."""
+    """What a reply adds to the sums that `metrics` reads. Raises ValueError for a reference that is no list of
+    triples."""
     given = parse(reply)
     alone: Tally = {"replies": 1, "valid": is_json(reply), "fitting": given is not None}
     if reference is None:
@@ -105,8 +106,8 @@ def tally_by_predicate(answer: Answer) -> Tally:
 
 
 def metrics_by_predicate(sums: Mapping[str, float]) -> dict[str, float]:
-    """Precision, recall and F1 of every predicate that the references have. Predicates are equal by NFKC and trimming; in
-    a metric's name, runs of characters other than letters, digits and hyphens become `_`.
+    """Precision, recall and F1 of every predicate that the references have. Predicates are equal by NFKC and trimming;
+    in a metric's name, runs of characters other than letters, digits and hyphens become `_`.
     """
     predicates = sorted({key.rpartition("/")[0] for key in sums if key.endswith("/expected")})
     scores: dict[str, float] = {}

@@ -1,1 +1,2 @@
-"""Replies to a whole file of prompts: `prompts` reads it, `decode` generates on devices, `progress` keeps finished rows, `job` runs it all."""
+"""Replies to a whole file of prompts: `prompts` reads it, `decode` generates on devices, `progress` keeps finished
+rows, `job` runs it all."""

@@ -61,8 +61,8 @@ def decode_batch(
 
 
 def choose_devices(requested: Sequence[str] | None, needed: int) -> list[str]:
-    """Devices by torch's names: the requested ones (`0`, `cuda:1`, `cpu`), else all unused ones with `needed` bytes free, else
-    the best one. Raises ValueError for a device that does not exist, ProblemError when none has room."""
+    """Devices by torch's names: the requested ones (`0`, `cuda:1`, `cpu`), else all unused ones with `needed` bytes
+    free, else the best one. Raises ValueError for a device that does not exist, ProblemError when none has room."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -88,8 +88,8 @@ def decode_on_devices(
 ) -> None:
     """Generate the replies of all batches, with one process for each device.
 
-    `arguments` are `target directory dtype quantization seed settings`. Raises ProblemError when a process fails; the others
-    are ended.
+    `arguments` are `target directory dtype quantization seed settings`. Raises ProblemError when a process fails; the
+    others are ended.
     """
     waiting: queue.SimpleQueue[Batch] = queue.SimpleQueue()
     for batch in batches:

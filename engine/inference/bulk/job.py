@@ -1,7 +1,8 @@
-"""Generating a reply to each prompt of a file: read, batch by length, decode on one or several devices, write in the file's order.
+"""Generating a reply to each prompt of a file: read, batch by length, decode on one or several devices, write in the
+file's order.
 
-The batches depend on the file alone, and each row has its own seed. So the replies do not depend on the number of devices, nor
-on an interruption: an incomplete batch is decoded again, and its rows that were finished are kept.
+The batches depend on the file alone, and each row has its own seed. So the replies do not depend on the number of
+devices, nor on an interruption: an incomplete batch is decoded again, and its rows that were finished are kept.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def generate(
     """Generate replies to a file. Returns `rows seconds tokens failed kept total template note output`; `failed` counts
     replies that the task cannot parse and prompts that do not fit.
 
-    `request` has `target directory input output`, and may have `task system devices batch_size again dtype quantization` and
-    the settings of sampling. `progress` is called with (stage, done, total). When it is `cancelled`, finished rows are kept
-    for the next call. Raises ProblemError and ValueError.
+    `request` has `target directory input output`, and may have `task system devices batch_size again dtype
+    quantization` and the settings of sampling. `progress` is called with (stage, done, total). When it is `cancelled`,
+    finished rows are kept for the next call. Raises ProblemError and ValueError.
     """
     from engine.inference.loaded_model import load
 
@@ -81,18 +82,8 @@ def generate(
             decode.decode_on_devices(names, arguments, home, batches, on_row, cancelled)
         if len(record.done) == len(rows):
             record.finish({**row.row, **record.done[number]} for number, row in enumerate(rows))
-        done = record.done.values()
-        return {
-            "rows": len(done),
-            "seconds": time.perf_counter() - began,
-            "tokens": sum(row["tokens"] for row in done),
-            "failed": sum(_has_failed(row) for row in done),
-            "kept": kept,
-            "total": len(rows),
-            "template": template,
-            "note": note,
-            "output": str(output),
-        }
+        facts = {"kept": kept, "total": len(rows), "template": template, "note": note, "output": str(output)}
+        return {"seconds": time.perf_counter() - began, **_count(record), **facts}
 
 
 def _find_files(request: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -122,8 +113,8 @@ def _identify(
 
 
 def _batches(loaded: LoadedModel, rows: list[prompts.PromptRow], size: int, record: Record) -> list[Batch]:
-    """Prompts of about the same length together, the longest first, so that a lack of memory shows at once. Prompts without
-    room are recorded as errors here."""
+    """Prompts of about the same length together, the longest first, so that a lack of memory shows at once. Prompts
+    without room are recorded as errors here."""
     lengths = [len(loaded.prompt(row.asked)) for row in rows]
     order = []
     for number in sorted(range(len(rows)), key=lambda number: (-lengths[number], number)):
@@ -138,6 +129,15 @@ def _batches(loaded: LoadedModel, rows: list[prompts.PromptRow], size: int, reco
         for group in groups
         if any(number not in record.done for number in group)
     ]
+
+
+def _count(record: Record) -> dict[str, int]:
+    done = record.done.values()
+    return {
+        "rows": len(done),
+        "tokens": sum(row["tokens"] for row in done),
+        "failed": sum(_has_failed(row) for row in done),
+    }
 
 
 def _has_failed(row: Mapping[str, Any]) -> bool:

@@ -27,7 +27,8 @@ class Record:
     """Open in one process at a time, as a context manager. `done` maps the numbers of finished rows to their output."""
 
     def __init__(self, output: Path, identity: Mapping[str, Any], *, again: bool = False) -> None:
-        """Continue with the rows that are there. Another worker that still writes here, because its client was killed, is ended.
+        """Continue with the rows that are there. Another worker that still writes here, because its client was killed,
+        is ended.
 
         Raises ValueError where the rows there were generated from something else, unless `again`, which starts over.
         """
@@ -94,7 +95,8 @@ class Record:
         if kept is not None and kept["identity"] != identity and not again:
             names = sorted(name for name in identity if kept["identity"].get(name) != identity[name])
             raise ValueError(
-                f"{self.folder} holds unfinished replies with other {', '.join(names)}: name another output, or add --again"
+                f"{self.folder} holds unfinished replies with other {', '.join(names)}: "
+                "name another output, or add --again"
             )
         if kept is None or kept["identity"] != identity or again:
             (self.folder / "replies.jsonl").unlink(missing_ok=True)

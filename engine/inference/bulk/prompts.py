@@ -1,4 +1,5 @@
-"""The prompts of a file: lines of a text file, or rows of any format of training data, or rows with `prompt` or `text`."""
+"""The prompts of a file: lines of a text file, or rows of any format of training data, or rows with `prompt` or
+`text`."""
 
 from __future__ import annotations
 
@@ -29,9 +30,9 @@ class PromptRow:
 def read(path: Path, task: str | None, system: str | None) -> list[PromptRow]:
     """All prompts of a file, in its order; blank lines of a text file are skipped.
 
-    A bare text becomes the conversation of `task`, or else a user's turn after `system`. A conversation is used up to its last
-    reply, which becomes the row's `reference`. Raises ValueError with the file and line of a row without a prompt, and for a
-    file without prompts.
+    A bare text becomes the conversation of `task`, or else a user's turn after `system`. A conversation is used up to
+    its last reply, which becomes the row's `reference`. Raises ValueError with the file and line of a row without a
+    prompt, and for a file without prompts.
     """
     if path.suffix.lower() == ".txt":
         lines = re.split(r"\r?\n", path.read_text(encoding="utf-8-sig"))
