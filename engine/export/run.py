@@ -295,15 +295,15 @@ class _ExportJob:
     def _measure_reward_model(self) -> tuple[Any, Callable[[Any, Path], dict[str, Any]]]:
         from engine.models import tokenizers
 
-        asked, source = reward_scores.load_conversations(self.target, tokenizers.load(self.target.folder))
-        self.progress("asking the checkpoint", 0, len(asked))
+        conversations, source = reward_scores.load_conversations(self.target, tokenizers.load(self.target.folder))
+        self.progress("asking the checkpoint", 0, len(conversations))
         quantization = self.target.quantization or "none"
-        before = reward_scores.score(self.target, self.target.dtype, quantization, asked, self.check)
+        before = reward_scores.score(self.target, self.target.dtype, quantization, conversations, self.check)
         _free_memory()
 
         def compare(before: list[float], folder: Path) -> dict[str, Any]:
-            self.progress("asking the export", 0, len(asked))
-            after = reward_scores.score(self._read_back(folder), self.dtype, self._quantization(), asked, self.check)
+            self.progress("asking the export", 0, len(conversations))
+            after = reward_scores.score(self._read_back(folder), self.dtype, self._quantization(), conversations, self.check)
             _free_memory()
             return reward_scores.compare(before, after, source)
 

@@ -111,8 +111,8 @@ class CompletionServer:
     async def complete(self, request: Request) -> Response:
         """Answer a chat or text completion."""
         chat = request.url.path == CHAT
-        asked = parse_body(await _read_body(request, self.most_bytes), ChatRequest if chat else TextRequest)
-        jobs = await asyncio.to_thread(self.builder.chat if chat else self.builder.text, asked)
+        completion = parse_body(await _read_body(request, self.most_bytes), ChatRequest if chat else TextRequest)
+        jobs = await asyncio.to_thread(self.builder.chat if chat else self.builder.text, completion)
         writer = ResponseWriter(chat, self.builder.names[0])
         stream = self.router.expect(jobs)
         try:
@@ -122,8 +122,8 @@ class CompletionServer:
             if rejection.full:
                 raise RequestError(429, f"{rejection}: {self.scheduler.queue} wait already", code="queue_full")
             raise FAILURES["closing"]
-        if asked.stream:
-            return EventStream(self, stream, writer, bool(asked.stream_options and asked.stream_options.include_usage))
+        if completion.stream:
+            return EventStream(self, stream, writer, bool(completion.stream_options and completion.stream_options.include_usage))
         choices = [ChoiceUpdate(index) for index in range(len(jobs))]
         async with self.track(request, stream) as outcome:
             while stream.open:

@@ -145,14 +145,14 @@ def test_rows_of_any_shape_ask(tmp_path: Path, row: dict[str, Any], expected: An
         message if isinstance(message, dict) else dict(zip(("role", "content"), message, strict=True))
         for message in expected
     ]
-    assert found.asked == said and found.row.get("reference") == reference
+    assert found.prompt == said and found.row.get("reference") == reference
     assert row.items() <= found.row.items()
 
 
 def test_a_system_prompt_and_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a\r\nb")
     found = prompts.read(tmp_path / "in.txt", None, "be brief")
-    assert [[message["content"] for message in each.asked] for each in found] == [["be brief", "a"], ["be brief", "b"]]
+    assert [[message["content"] for message in each.prompt] for each in found] == [["be brief", "a"], ["be brief", "b"]]
     for content, said in (("{\n", "in.jsonl:1: not JSON"), ('{"x": 1}\n', "no known shape"), ("", "has no prompts")):
         (tmp_path / "in.jsonl").write_text(content)
         with pytest.raises(ValueError, match=said):

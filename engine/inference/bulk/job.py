@@ -115,7 +115,7 @@ def _identify(
 def _batches(loaded: LoadedModel, rows: list[prompts.PromptRow], size: int, record: Record) -> list[Batch]:
     """Prompts of about the same length together, the longest first, so that a lack of memory shows at once. Prompts
     without room are recorded as errors here."""
-    lengths = [len(loaded.prompt(row.asked)) for row in rows]
+    lengths = [len(loaded.prompt(row.prompt)) for row in rows]
     order = []
     for number in sorted(range(len(rows)), key=lambda number: (-lengths[number], number)):
         if room(loaded.model, lengths[number]) > 0 and lengths[number]:
@@ -125,7 +125,7 @@ def _batches(loaded: LoadedModel, rows: list[prompts.PromptRow], size: int, reco
             record.add(number, {"reply": "", "tokens": 0, "finish": "error", "error": error})
     groups = [order[start : start + size] for start in range(0, len(order), size)]
     return [
-        Batch(group, [rows[number].asked for number in group])
+        Batch(group, [rows[number].prompt for number in group])
         for group in groups
         if any(number not in record.done for number in group)
     ]

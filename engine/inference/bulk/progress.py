@@ -90,8 +90,8 @@ class Record:
 
     def _begin(self, identity: dict[str, Any], again: bool) -> int:
         """Check or write the identity; returns the seed that the first call drew or was given."""
-        asked = self.folder / "asked.json"
-        kept = json.loads(asked.read_text(encoding="utf-8")) if asked.is_file() else None
+        path = self.folder / "asked.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if kept is not None and kept["identity"] != identity and not again:
             names = sorted(name for name in identity if kept["identity"].get(name) != identity[name])
             raise ValueError(
@@ -102,9 +102,9 @@ class Record:
             (self.folder / "replies.jsonl").unlink(missing_ok=True)
             seed = identity["sampling"]["seed"]
             kept = {"identity": identity, "seed": int.from_bytes(os.urandom(4)) if seed is None else seed}
-            partial = asked.with_suffix(".new")
+            partial = path.with_suffix(".new")
             partial.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
-            partial.replace(asked)
+            partial.replace(path)
         self._read()
         return int(kept["seed"])
 

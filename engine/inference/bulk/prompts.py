@@ -21,9 +21,9 @@ _LOOKED_AT = 100
 
 @dataclass(frozen=True)
 class PromptRow:
-    """`asked` is the prompt; `row` is the row of the file, with the `reference` reply if the row had one."""
+    """`prompt` is what the model continues or answers; `row` is the row of the file, with the `reference` reply if the row had one."""
 
-    asked: Prompt
+    prompt: Prompt
     row: Mapping[str, Any]
 
 
@@ -99,10 +99,10 @@ def _conversation(turns: Messages, row: Mapping[str, Any]) -> PromptRow:
     if not turns:
         raise ValueError("it holds plain text, no question: name it prompt or text")
     if turns[-1]["role"] == "assistant":
-        *asked, last = turns
+        *prompt, last = turns
         row = {"reference": last["content"], **row}
     else:
-        asked = turns
-    if not asked:
+        prompt = turns
+    if not prompt:
         raise ValueError("nothing is asked before the reply")
-    return PromptRow(asked, row)
+    return PromptRow(prompt, row)
