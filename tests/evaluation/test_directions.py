@@ -1,4 +1,4 @@
-"""Which way metrics improve, which a run measures, and what a profile may name."""
+"""Directions of metrics, the metrics that a run measures, and those that a profile may name."""
 
 from __future__ import annotations
 

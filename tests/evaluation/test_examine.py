@@ -1,4 +1,4 @@
-"""Evaluations of a real run: the values that its own training measured, every reply kept, gone on with after a kill."""
+"""Evaluations of a real run: the values of its own training, every reply stored, continued after a kill."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_training_keeps_its_replies_as_an_evaluation_does(trained: Trained) -> N
 
 
 @pytest.mark.slow
-def test_a_second_call_goes_on_where_the_first_was_killed(trained: Trained, tmp_path: Path) -> None:
+def test_a_second_call_continues_after_a_kill(trained: Trained, tmp_path: Path) -> None:
     home, run = trained
     settings = {"data": "samples/thought_graph.jsonl", "task": "thought_graph", "rows": 20, "samples": 4}
     settings |= {"max_new_tokens": 8, "out": str(tmp_path / "kept")}
@@ -132,7 +132,7 @@ def test_a_second_call_goes_on_where_the_first_was_killed(trained: Trained, tmp_
         ({"data": "samples/preference.jsonl", "task": "triples"}, "reference of row 1 is not a JSON list of triples"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_by_name(trained: Trained, settings: dict[str, Any], words: str) -> None:
+def test_impossible_requests_are_refused_by_name(trained: Trained, settings: dict[str, Any], words: str) -> None:
     home, run = trained
     with pytest.raises((ValueError, ProblemError), match=words):
         evaluate(home, run.id, **settings)
@@ -158,7 +158,7 @@ def test_plain_text_is_measured_whole_and_wrapped_in_a_tasks_prompt(trained: Tra
 
 
 @pytest.mark.slow
-def test_a_model_without_a_template_goes_on_with_the_text_and_says_so(
+def test_a_model_without_a_template_continues_the_text_and_notes_it(
     trained: Trained, tiny: Path, tmp_path: Path
 ) -> None:
     home, _ = trained
@@ -174,7 +174,7 @@ def test_a_model_without_a_template_goes_on_with_the_text_and_says_so(
 
 
 @pytest.mark.slow
-def test_replies_can_be_held_to_the_tasks_schema(bare_home: Home, smollm2: Path) -> None:
+def test_replies_can_be_constrained_to_the_tasks_schema(bare_home: Home, smollm2: Path) -> None:
     settings: dict[str, Any] = {"data": "triples/test.jsonl", "task": "triples", "rows": 1, "max_new_tokens": 60}
     (free,) = lines(evaluate(bare_home, str(smollm2), **settings)["directory"])
     (held,) = lines(evaluate(bare_home, str(smollm2), constrained=True, **settings)["directory"])

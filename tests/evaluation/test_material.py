@@ -1,4 +1,4 @@
-"""Which rows are asked, and what is compared with what they say."""
+"""The questions of an evaluation set, and their references."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def material(source: str, home: Home, limit: int | None = None) -> EvaluationSet
     return read_source(source, "auto", limit, home, Path("/"), lambda *_: None)
 
 
-def test_every_shape_has_its_questions(bare_home: Home) -> None:
+def test_every_format_has_questions(bare_home: Home) -> None:
     counts = {}
     for name in ("alpaca", "sharegpt", "messages", "prompt_completion", "context_target", "content_summary", "preference", "kto", "text"):  # fmt: skip
         found = material(f"samples/{name}.jsonl", bare_home)
@@ -40,7 +40,7 @@ def test_a_preferred_reply_is_the_reference(bare_home: Home) -> None:
     ]
 
 
-def test_rows_of_the_task_alone_and_as_many_as_are_wanted(bare_home: Home) -> None:
+def test_questions_are_of_the_task_and_limited(bare_home: Home) -> None:
     graphs = material("samples/thought_graph.jsonl", bare_home)
     questions = graphs.questions("thought_graph", None)
     assert len(questions) == 10 < len(graphs.rows), "a graph's further tasks are rows of their own"
@@ -51,7 +51,7 @@ def test_rows_of_the_task_alone_and_as_many_as_are_wanted(bare_home: Home) -> No
     assert first.prompt == triples.messages(chat.rows[0]["text"]) and first.reference is None
 
 
-def test_rows_with_tools_are_asked_nothing(bare_home: Home, tmp_path: Path) -> None:
+def test_rows_with_tools_have_no_questions(bare_home: Home, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}
     tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
     found = EvaluationSet("x", [row, row | {"tools": [tool]}])
@@ -61,7 +61,7 @@ def test_rows_with_tools_are_asked_nothing(bare_home: Home, tmp_path: Path) -> N
         EvaluationSet("x", [row | {"columns": {"task_type": "arguments"}}]).questions("thought_graph", None)
 
 
-def test_the_hash_is_of_what_the_rows_say(bare_home: Home, tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_rows_content(bare_home: Home, tmp_path: Path) -> None:
     first = material("samples/alpaca.jsonl", bare_home)
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes((Path(__file__).parents[2] / "data/samples/alpaca.jsonl").read_bytes())

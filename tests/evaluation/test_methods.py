@@ -1,4 +1,4 @@
-"""Runs of other methods, measured as their own training measured them."""
+"""Evaluations of other methods' runs equal those of their own training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics of single replies and of many: against values worked out by hand, and against the libraries used plainly."""
+"""The metrics of one reply and of many, against values computed by hand and by the libraries themselves."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def test_bleu_is_sacrebleus_over_the_corpus(pairs: list[tuple[str, str]], tokeni
     assert expected > 0
 
 
-def test_exact_match_looks_at_no_blanks_around() -> None:
+def test_exact_match_ignores_surrounding_blanks() -> None:
     pairs = [("a b ", "a b"), ("A b", "a b"), ("", "\n")]
     assert measured("exact_match", [*answers(pairs), Answer("no reference")]) == {"exact_match": pytest.approx(2 / 3)}
 
 
-def test_what_was_measured_beside_the_text() -> None:
+def test_length_stopping_latency_and_repetition() -> None:
     some = [
         Answer("one two", tokens=3, stopped=True, seconds=1.0),
         Answer("a b c d a b c d a b c d", tokens=12, stopped=False, seconds=2.0),  # 4 distinct of 9 sequences

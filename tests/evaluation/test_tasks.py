@@ -1,4 +1,4 @@
-"""Every row of the table of tasks: what its parts say of one another."""
+"""Every row of the table of tasks: its parts agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.tasks.task import load_task
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_rows_parts_agree(name: str) -> None:
+def test_the_parts_of_a_task_agree(name: str) -> None:
     task = load_task(name)
     assert set(task.score([], [])) == set(task.directions) and task.main in task.directions
     assert task.messages("a question")[-1]["role"] == "user"
@@ -32,6 +32,6 @@ def test_the_app_learns_names_and_views() -> None:
     assert {type(view).__name__ for view in task_views()} == {"Table", "Outline"}
 
 
-def test_a_task_that_is_none_is_refused_with_the_others() -> None:
+def test_an_unknown_task_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="no task 'riddles': choose one of triples, thought_graph"):
         load_task("riddles")

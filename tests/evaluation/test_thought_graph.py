@@ -55,7 +55,7 @@ def test_scores_of_whole_and_of_broken_graphs() -> None:
         (None, False),
     ],
 )
-def test_whatever_json_a_reply_holds_it_is_counted(value: object, keyed: bool) -> None:
+def test_any_json_reply_is_counted(value: object, keyed: bool) -> None:
     reference = thought_graph.write_graph(graphs("thought_graph")[0])
     scores = thought_graph.TASK.score([json.dumps(value)], [reference])
     assert (scores["json_validity"], scores["schema_validity"], scores["unique_ids"]) == (1, 0, 0)
@@ -67,7 +67,7 @@ def test_a_reference_that_is_no_graph_is_an_error() -> None:
         thought_graph.TASK.score(["{}"], ["- an argument"])
 
 
-def test_only_rows_of_whole_graphs_concern_it() -> None:
+def test_only_rows_of_whole_graphs_are_of_the_task() -> None:
     assert thought_graph.concerns({}) and thought_graph.concerns({"task_type": "thought_graph"})
     assert not thought_graph.concerns({"task_type": "arguments"})
 

@@ -1,4 +1,4 @@
-"""Replies kept to a schema, by a model that would not keep to it by itself."""
+"""Replies constrained to a schema, of a model that would not follow it by itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fits(text: str) -> bool:
 
 
 @pytest.mark.slow
-def test_wild_replies_fit_streamed_and_in_a_batch(loaded: LoadedModel) -> None:
+def test_sampled_replies_fit_a_schema_streamed_and_in_a_batch(loaded: LoadedModel) -> None:
     asked = ["Tell me of Ada.", "Sing!"]
     wild = [Sampling(60, temperature=1.5, seed=seed, schema=SCHEMA, no_repeat_ngram=seed or None) for seed in (0, 1)]
     alone = [loaded.chat(*pair) for pair in zip(asked, wild, strict=True)]
@@ -45,7 +45,7 @@ def test_wild_replies_fit_streamed_and_in_a_batch(loaded: LoadedModel) -> None:
 
 
 @pytest.mark.slow
-def test_the_tasks_schemas_can_be_kept_to(loaded: LoadedModel) -> None:
+def test_the_tasks_schemas_are_supported(loaded: LoadedModel) -> None:
     reply = loaded.chat("Triples of: Ada lives in Paris.", Sampling(200, schema=triples.SCHEMA))
     assert reply.finish != "stop" or triples.parse(reply.text) is not None
     for name in TASKS:
@@ -54,7 +54,7 @@ def test_the_tasks_schemas_can_be_kept_to(loaded: LoadedModel) -> None:
 
 
 @pytest.mark.slow
-def test_schemas_that_are_none_are_refused(loaded: LoadedModel) -> None:
+def test_invalid_schemas_are_refused(loaded: LoadedModel) -> None:
     for wrong in ({"type": "strange"}, {"$ref": "http://example.com/x"}, {"type": "string", "pattern": "("}):
         with pytest.raises(ValueError, match="this JSON schema cannot be kept to"):
             loaded.chat("Hi", Sampling(4, schema=wrong))
@@ -73,7 +73,7 @@ class OnlyFives:
         self.taken.append(token)
 
 
-def test_a_schema_begins_behind_thinking_and_weighs_more_than_repetition() -> None:
+def test_a_schema_begins_after_thinking_and_precedes_repetition() -> None:
     import torch
 
     logits = torch.arange(10.0)[None]
@@ -84,7 +84,7 @@ def test_a_schema_begins_behind_thinking_and_weighs_more_than_repetition() -> No
     assert row.history == [9, 1, 8, 7, 5, 5, 5] and grammar.taken == [5, 5, 5]
 
 
-def test_what_a_task_makes_of_a_question() -> None:
+def test_a_task_wraps_a_question_and_parses_its_reply() -> None:
     text = "Ada lives in Paris."
     asked = {"messages": [{"role": "user", "content": text}], "task": "triples"}
     assert read_prompt(asked) == triples.messages(text)

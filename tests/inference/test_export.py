@@ -1,4 +1,4 @@
-"""Exports load in plain transformers, answer as what they were made from, and are there whole or not at all."""
+"""Exports load in plain transformers, answer like their checkpoint, and appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_int8_and_the_dtype_of_training(home: Home, base: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
-def test_virtual_tokens_are_refused_and_go_alone(home: Home, base: Path, kind: str) -> None:
+def test_virtual_tokens_cannot_be_merged_but_exported_alone(home: Home, base: Path, kind: str) -> None:
     trained(home, base, kind, "none", "float32")
     with pytest.raises(ProblemError, match=r"(prefix|prompt) tuning adds positions(.|\n)*--adapter-only"):
         made(home)
@@ -234,7 +234,7 @@ def test_glm_folders_in_their_original_layout(home: Home, generation: int) -> No
     assert (whole.directory / ("ice_text.model" if generation == 1 else "tokenizer.json")).is_file()
 
 
-def test_what_cannot_be_done_is_refused_before_anything_is_loaded(home: Home, base: Path) -> None:
+def test_impossible_exports_are_refused_before_anything_is_loaded(home: Home, base: Path) -> None:
     checkpoint = trained(home, base, "lora", "none")
     (home.root / "out").mkdir()
     (home.root / "out" / "mine").touch()
@@ -258,7 +258,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_loaded(home: Home, ba
 
 
 @pytest.mark.slow
-def test_given_up_or_killed_it_leaves_nothing_under_its_name(home: Home, base: Path) -> None:
+def test_a_cancelled_or_killed_export_leaves_nothing_under_its_name(home: Home, base: Path) -> None:
     trained(home, base, "lora", "nf4")
     target = targets.resolve("run", home, home.root)
 

@@ -184,13 +184,13 @@ def test_code_that_lies_with_a_base_runs_when_it_is_trusted(tmp_path: Path) -> N
     assert type(loaded.model).__name__ == "OwnModel" and loaded.chat("w1", Sampling(2)).tokens > 0
 
 
-def test_what_there_is_not_is_the_users_mistake(tmp_path: Path) -> None:
+def test_unknown_names_are_errors_of_the_user(tmp_path: Path) -> None:
     for wrong in ({"dtype": "int4"}, {"quantization": "q4"}, {"dtype": "nf4"}):
         with pytest.raises(ValueError, match="must be"):
             load("tiny", home=Home(tmp_path), **wrong)
 
 
-def test_sampling_fields_are_keywords_of_every_way_to_ask(loaded: LoadedModel) -> None:
+def test_sampling_fields_are_keywords_of_every_method(loaded: LoadedModel) -> None:
     question = "Why is the sea blue?"
     same = Sampling(max_new_tokens=6, temperature=0.7, seed=3)
     expected = loaded.chat(question, same).ids

@@ -1,4 +1,4 @@
-"""What is done to replies: as published, and alike whole and streamed."""
+"""Cleaning up replies: as published, and alike for finished and streamed ones."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def tokenizer(name: str) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(("name", "raw", "expected"), CASES)
-def test_replies_are_tidied_as_published(name: str, raw: str, expected: str) -> None:
+def test_replies_are_cleaned_as_published(name: str, raw: str, expected: str) -> None:
     assert decode_reply(tokenizer(name), [raw]) == expected  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("name", CLEANUPS)
 @settings(max_examples=400, deadline=None)
 @given(parts=st.lists(st.sampled_from(PARTS), max_size=12))
-def test_a_reply_grows_into_what_it_is_whole(name: str, parts: list[str]) -> None:
+def test_a_growing_reply_equals_the_finished_one(name: str, parts: list[str]) -> None:
     growing = GrowingReply(tokenizer(name))
     told = "".join(growing.add(part) for part in parts) + growing.finish()
     assert told == growing.text == CLEANUPS[name].clean("".join(parts))
 
 
-def test_text_is_told_as_soon_as_it_is_certain() -> None:
+def test_text_is_emitted_as_soon_as_it_is_certain() -> None:
     growing = GrowingReply(tokenizer("chatglm3"))
     assert [growing.add(part) for part in ("\n", " 你", "好", " ", "吗", "[", "x")] == [
         "",

@@ -1,4 +1,4 @@
-"""Choosing tokens: as transformers' own processors do, and every row by itself."""
+"""Choosing tokens: like transformers' own processors, and each row by itself."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def by_transformers(scores: torch.Tensor, ids: list[int], sampling: Sampling) ->
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_rows_of_any_settings_become_what_transformers_makes_of_each(ties: bool) -> None:
+def test_settings_act_as_transformers_processors_do(ties: bool) -> None:
     samplings = [Sampling(**{"temperature": 1.0} | each) for each in SETTINGS]
     scores = logits(len(samplings), ties)
     bent = scores.clone()
@@ -101,7 +101,7 @@ def test_a_draw_depends_on_its_own_row_alone() -> None:
     assert {*together[1]} == {int(scores[1].argmax())}
 
 
-def test_rows_without_a_generator_draw_from_torchs_own() -> None:
+def test_rows_without_a_generator_use_torchs_default_one() -> None:
     def drawn(seed: int) -> Any:
         torch.manual_seed(seed)
         return choose(logits(4), [Row(Sampling(temperature=2.0), []) for _ in range(4)])
@@ -112,7 +112,7 @@ def test_rows_without_a_generator_draw_from_torchs_own() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_what_people_ask_for() -> None:
+def test_settings_of_a_request_are_checked() -> None:
     options = {name: info.get_default(call_default_factory=True) for name, info in SamplingOptions.model_fields.items()}
     assert {each.name for each in fields(Sampling)} == {*options, "schema"}
     assert make_sampling({}) == Sampling(**options | {"stop": ()}) == Sampling()

@@ -1,4 +1,4 @@
-"""Rows that join and leave at any token get the tokens that `model.generate` gives each alone."""
+"""Continuous batching: rows that join and leave at any token get the tokens of `model.generate` alone."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tiny(folder: Path, **changes: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"sliding_window": 24}], ids=["all tokens", "a window"])
-def test_a_crowd_gets_what_each_would_get_alone(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_replies_in_a_batch_equal_those_alone(tmp_path: Path, changes: dict[str, Any]) -> None:
     import torch
 
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def test_a_crowd_gets_what_each_would_get_alone(tmp_path: Path, changes: dict[st
     desk.close()
 
 
-def test_a_seed_says_a_reply_whoever_is_beside_it(tmp_path: Path) -> None:
+def test_a_seeded_reply_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     model, tokenizer = tiny(tmp_path)
     desk = Desk(model, tokenizer, slots=8)
     alone = desk.job([5, 6, 7], 20, temperature=1.0, top_k=30, seed=11)
@@ -112,7 +112,7 @@ def test_a_seed_says_a_reply_whoever_is_beside_it(tmp_path: Path) -> None:
     desk.close()
 
 
-def test_who_leaves_or_is_late_frees_the_place_and_the_queue_has_an_end(tmp_path: Path) -> None:
+def test_cancelled_and_late_jobs_free_their_place_and_the_queue_is_limited(tmp_path: Path) -> None:
     model, tokenizer = tiny(tmp_path)
     desk = Desk(model, tokenizer, slots=2, queue=1)
     long = [desk.job([9, 10], 200), desk.job([9, 11], 200)]
@@ -139,7 +139,7 @@ def test_who_leaves_or_is_late_frees_the_place_and_the_queue_has_an_end(tmp_path
     assert desk.ended[long[1]].finish in ("closing", "length")
 
 
-def test_a_failure_costs_the_replies_it_concerns_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_ends_only_the_replies_concerned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny(tmp_path)
     forward = type(model).forward
 
