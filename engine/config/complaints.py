@@ -11,8 +11,11 @@ from pydantic import ValidationError
 from engine.options.base import Options
 
 
-def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Pydantic's errors in our words. A union reports one error a branch for the same place: they become one sentence."""
+def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    """`(keys, code, message)`: pydantic's errors in our words.
+
+    A union reports one error a branch for the same place: they become one sentence.
+    """
     by_place: dict[tuple[str | int, ...], list[Any]] = {}
     for detail in error.errors():
         keys = tuple(key for key in detail["loc"] if isinstance(key, int) or not _is_branch(key))
@@ -23,11 +26,12 @@ def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tupl
         kinds = {detail["type"] for detail in details}
         got = details[0]["input"]
         if kinds == {"extra_forbidden"}:
-            yield keys, f"unknown key{suggest(str(keys[-1]), _owner(model, keys).model_fields)}"
+            yield keys, "profile.unknown_key", f"unknown key{suggest(str(keys[-1]), _owner(model, keys).model_fields)}"
         elif kinds == {"missing"}:
-            yield keys, "is required"
+            yield keys, "profile.missing", "is required"
         else:
-            yield keys, f"{' or '.join(map(_expectation, details))}, not {got!r}{suggest(str(got), _choices(details))}"
+            expected = " or ".join(map(_expectation, details))
+            yield keys, "profile.value", f"{expected}, not {got!r}{suggest(str(got), _choices(details))}"
 
 
 def _expectation(detail: Any) -> str:

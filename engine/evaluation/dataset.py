@@ -161,6 +161,7 @@ class RunFiles:
             if not Path(path).is_file():
                 raise ProblemError(
                     Problem(
+                        code="evaluation.rows_gone",
                         title=f"The prepared rows of run {self.run.id} are gone",
                         cause=f"there is no {path}",
                         hint="name what to evaluate on in --data",
@@ -175,6 +176,7 @@ class RunFiles:
             return EvaluationSet(f"data.validation of {self.run.id}", [], tokens, key=str(self.prepared.get("hash")))
         raise ProblemError(
             Problem(
+                code="evaluation.no_rows",
                 title=f"Run {self.run.id} held no rows out",
                 cause="its profile has neither data.test nor data.validation",
                 hint="name what to evaluate on in --data",

@@ -97,6 +97,7 @@ def _require_run(run: RunFiles | None, name: str) -> RunFiles:
     if run is None:
         raise ProblemError(
             Problem(
+                code="evaluation.no_rows",
                 title=f"There is nothing to evaluate {name} on",
                 cause="it is no run, so it held no rows out",
                 hint="name rows with --data",

@@ -74,7 +74,10 @@ def check_request(target: Target, out: Path, request: ExportRequest) -> None:
     if request.adapter_only and target.adapter is None:
         raise ProblemError(
             Problem(
-                title=f"{target.label} has no adapter", cause="its weights are whole", hint="leave --adapter-only out"
+                code="export.no_adapter",
+                title=f"{target.label} has no adapter",
+                cause="its weights are whole",
+                hint="leave --adapter-only out",
             )
         )
     if target.adapter and not request.adapter_only and (problem := merge.refusal(target)):
@@ -84,7 +87,11 @@ def check_request(target: Target, out: Path, request: ExportRequest) -> None:
         if request.adapter_only or scoring or (not target.on_hub and folders.scores(Path(target.base))):
             what = "a reward model" if not request.adapter_only else "an adapter alone"
             raise ProblemError(
-                Problem(title=f"GGUF is for whole language models, not for {what}", hint="leave --gguf out")
+                Problem(
+                    code="export.gguf_unsupported",
+                    title=f"GGUF is for whole language models, not for {what}",
+                    hint="leave --gguf out",
+                )
             )
         gguf.find_converter(request.converter)
 
@@ -92,7 +99,11 @@ def check_request(target: Target, out: Path, request: ExportRequest) -> None:
 def _check_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ProblemError(
-            Problem(title=f"{out} is not empty", hint="name a folder that does not exist yet, or empty this one")
+            Problem(
+                code="output.not_empty",
+                title=f"{out} is not empty",
+                hint="name a folder that does not exist yet, or empty this one",
+            )
         )
 
 
@@ -110,7 +121,12 @@ def _check_disk(target: Target, out: Path, request: ExportRequest) -> None:
             f"{free / 1e9:.1f} GB are free"
         )
         raise ProblemError(
-            Problem(title=f"Too little disk for {out}", cause=cause, hint="make room, or name another place")
+            Problem(
+                code="disk.low",
+                title=f"Too little disk for {out}",
+                cause=cause,
+                hint="make room, or name another place",
+            )
         )
 
 
@@ -224,6 +240,7 @@ class _ExportJob:
         if name := merge.not_finite(model):
             raise ProblemError(
                 Problem(
+                    code="model.not_finite",
                     title=f"{self.target.label} holds numbers that are not finite",
                     cause=f"the first of them in {name}",
                     hint="choose an earlier checkpoint of the run",
@@ -273,6 +290,7 @@ class _ExportJob:
         if loaded.tokenizer is None:
             raise ProblemError(
                 Problem(
+                    code="tokenizer.missing",
                     title=f"{self.target.label} has no tokenizer",
                     cause="nothing can be asked of it, so nobody could say that the export answers alike",
                     hint="copy the tokenizer's files from where the model came from beside its weights",
@@ -303,7 +321,9 @@ class _ExportJob:
 
         def compare(before: list[float], folder: Path) -> dict[str, Any]:
             self.progress("asking the export", 0, len(conversations))
-            after = reward_scores.score(self._read_back(folder), self.dtype, self._quantization(), conversations, self.check)
+            after = reward_scores.score(
+                self._read_back(folder), self.dtype, self._quantization(), conversations, self.check
+            )
             _free_memory()
             return reward_scores.compare(before, after, source)
 
@@ -346,7 +366,11 @@ def _cast(path: Path, dtype: str) -> None:
     from safetensors.torch import load_file, save_file
 
     if not path.is_file():
-        raise ProblemError(Problem(title="Only adapters in safetensors can be cast", hint="leave --dtype out"))
+        raise ProblemError(
+            Problem(
+                code="export.not_castable", title="Only adapters in safetensors can be cast", hint="leave --dtype out"
+            )
+        )
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(
         {name: tensor.to(getattr(torch, dtype)) for name, tensor in load_file(path).items()},

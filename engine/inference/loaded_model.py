@@ -21,6 +21,7 @@ from engine.models.base import keep_nf4_trainable
 from engine.models.devices import Device, cpu_compute
 from engine.models.embedded import Progress
 from engine.models.loading import pretrained
+from engine.models.memory import exhausted
 from engine.models.quantization import QUANTIZATIONS, quantization_config, stored_dtype
 from engine.models.targets import Target
 from engine.models.template_metadata import declared
@@ -241,7 +242,9 @@ class LoadedModel:
         try:
             return reader()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ProblemError(Problem(title=f"{name} cannot be loaded", cause=_first_lines(error)))
+            raise ProblemError(
+                Problem(code="model.unloadable", title=f"{name} cannot be loaded", cause=_first_lines(error))
+            )
 
 
 def _load_base(target: Target, dtype: str | None, quantization: str, device: str, needed: int) -> Any:
@@ -256,13 +259,12 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
             trust_remote_code=target.trust_remote_code,
             device_map={"": device},
         )
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ProblemError(out_of_memory(device, needed, _first_lines(error)))
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        if "allocate memory" in str(error):
+    except (MemoryError, OSError, ValueError, RuntimeError, ImportError) as error:
+        if exhausted(error):
             raise ProblemError(out_of_memory(device, needed, _first_lines(error)))
         raise ProblemError(
             Problem(
+                code="model.unloadable",
                 title=f"{target.base} cannot be loaded",
                 cause=_first_lines(error),
                 hint="`cockpit model verify` looks a folder over; a hub id needs the network once",
@@ -290,6 +292,7 @@ def _quicken(model: Any, quantization: str) -> None:
 def describe_no_tokenizer(target: Target) -> Problem:
     """The problem of a model whose folder has no tokenizer."""
     return Problem(
+        code="tokenizer.missing",
         title=f"{target.label} cannot chat",
         cause="the model is loaded, but its folder has no tokenizer",
         hint=f"copy the tokenizer's files from where the model came from into {target.base}",
@@ -303,6 +306,7 @@ def out_of_memory(device: str, needed: int, error: str) -> Problem:
 
     free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
     return Problem(
+        code="memory.exhausted",
         title=f"Out of memory on {device}",
         cause=f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. {error}",
         hint="quantization nf4 takes about a third of bfloat16; else stop what holds the memory, "

@@ -43,6 +43,7 @@ def load(
             raise
         raise ProblemError(
             Problem(
+                code="model.unloadable",
                 title=f"{folder} cannot be loaded",
                 cause="\n".join(str(error).strip().splitlines()[:3]),
                 hint=f"cockpit model verify {folder}",

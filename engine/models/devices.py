@@ -53,6 +53,7 @@ def choose(kind: str, local: int, dtype: str) -> Device:
     if local >= count:
         raise ProblemError(
             Problem(
+                code="device.too_few",
                 title=f"There are {count} devices for rank {local}",
                 hint=f"set launch.processes to {count}, or free more devices",
             )
@@ -62,6 +63,7 @@ def choose(kind: str, local: int, dtype: str) -> Device:
     if refusal := _refusal(f"{kind}:{local}", dtype):
         raise ProblemError(
             Problem(
+                code="device.unsupported",
                 title=f"{label} does not compute in {dtype}",
                 cause=f"model.dtype is {dtype}; {refusal}",
                 hint=f"set model.dtype to {'float16, or float32' if dtype == 'bfloat16' else 'float32'}",

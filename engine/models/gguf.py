@@ -99,6 +99,7 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
 def _cannot(file: Path, cause: str) -> ProblemError:
     return ProblemError(
         Problem(
+            code="model.gguf_unsupported",
             title=f"{file} cannot be loaded",
             cause=cause,
             hint="name the model's own folder or hub id, which the GGUF was made of",

@@ -43,6 +43,7 @@ def scoring(name: str, **arguments: Any) -> Any:
     if generation is not None:
         raise ProblemError(
             Problem(
+                code="model.no_reward_head",
                 title=f"{name} cannot become a reward model as it is",
                 cause=f"{generation.name} in its original layout is loaded as a language model alone",
                 hint="ChatGLM2, ChatGLM3 and GLM-4: name a run on it with adapter.kind none, which is saved as transformers' own"
@@ -66,5 +67,10 @@ def _generation(name: str) -> Generation | None:
 
 def _cannot(name: str, cause: str) -> ProblemError:
     return ProblemError(
-        Problem(title=f"{name} cannot be loaded", cause=cause, hint="`cockpit model verify` looks a folder over")
+        Problem(
+            code="model.unloadable",
+            title=f"{name} cannot be loaded",
+            cause=cause,
+            hint="`cockpit model verify` looks a folder over",
+        )
     )

@@ -42,6 +42,7 @@ def refusal(target: Target) -> Problem | None:
     kind = folders.read_json(target.adapter / folders.ADAPTER).get("peft_type", "")
     if kind in UNMERGEABLE:
         return Problem(
+            code="adapter.not_mergeable",
             title=f"The adapter {target.label} cannot be merged into its base",
             cause=f"{kind.lower().replace('_', ' ')} adds positions before the text and changes no weight",
             hint="hand over the adapter alone, beside its base: cockpit export --adapter-only",
@@ -49,6 +50,7 @@ def refusal(target: Target) -> Problem | None:
     config = Path(target.base) / "config.json"
     if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json(config):
         return Problem(
+            code="adapter.not_mergeable",
             title=f"The adapter {target.label} cannot be merged into its base",
             cause=f"the weights of {target.base} are stored quantised, and nothing is ever merged into quantised weights",
             hint="hand over the adapter alone (cockpit export --adapter-only), or train on the model that those were made from",
@@ -170,5 +172,10 @@ def _pad(target: Target) -> int | None:
 
 def _failed(target: Target, cause: str, hint: str) -> ProblemError:
     return ProblemError(
-        Problem(title=f"The adapter {target.label} cannot be merged into {target.base}", cause=cause, hint=hint)
+        Problem(
+            code="adapter.not_mergeable",
+            title=f"The adapter {target.label} cannot be merged into {target.base}",
+            cause=cause,
+            hint=hint,
+        )
     )

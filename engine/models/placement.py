@@ -42,6 +42,7 @@ def choose(needed: int) -> str:
     if free[best] < needed:
         raise ProblemError(
             Problem(
+                code="memory.device_full",
                 title="No device has room for this model",
                 cause=f"it needs about {needed / 1e9:.1f} GB; "
                 + "; ".join(

@@ -82,6 +82,7 @@ def resolve(target: str, home: Home, directory: Path) -> Target:
         return Target(base=name, label=name)
     raise ProblemError(
         Problem(
+            code="model.not_found",
             title=f"There is no model {target!r}",
             cause=f"it is no run, no folder from {directory}, no catalogue name ({', '.join(CATALOGUE)}) and no hub id (org/name)",
             hint="`cockpit runs` lists runs, `cockpit model find` lists models on this machine",
@@ -107,6 +108,7 @@ def check(target: Target, look: Callable[[Path], list[str]] = folders.problems) 
         if found:
             raise ProblemError(
                 Problem(
+                    code="model.unloadable",
                     title=f"{folder} cannot be loaded",
                     cause="; ".join(found),
                     hint=f"`cockpit model verify {folder}` looks again when it is mended",
@@ -120,6 +122,7 @@ def check_speaks(target: Target) -> None:
         if folder is not None and folders.scores(folder):
             raise ProblemError(
                 Problem(
+                    code="model.is_reward",
                     title=f"{folder} is a reward model: it scores replies and writes none",
                     cause="it ends in one number where a language model has its vocabulary",
                     hint="name the model that it was trained from, or a run of method.kind sft, dpo, kto or orpo",
@@ -140,13 +143,18 @@ def find_run(name: str, home: Home) -> RunDirectory | None:
     if name == "last":
         if not runs:
             raise ProblemError(
-                Problem(title="There is no run yet", hint="`cockpit demo` starts one, `cockpit train PROFILE` yours")
+                Problem(
+                    code="run.none",
+                    title="There is no run yet",
+                    hint="`cockpit demo` starts one, `cockpit train PROFILE` yours",
+                )
             )
         return max(runs, key=_created)
     matches = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
     if len(matches) > 1:
         raise ProblemError(
             Problem(
+                code="run.ambiguous",
                 title=f"{name!r} is the beginning of {len(matches)} runs",
                 cause=", ".join(sorted(run.id for run in matches)),
                 hint="give more of the id",
@@ -168,6 +176,7 @@ def _of_run(run: RunDirectory | None, step: int | None) -> Target:
     if not steps:
         raise ProblemError(
             Problem(
+                code="checkpoint.none",
                 title=f"Run {run.id} has no checkpoint yet",
                 hint=f"`cockpit show {run.id}` says how far it is; checkpoint.every_steps of its profile says when it saves",
             )
@@ -175,6 +184,7 @@ def _of_run(run: RunDirectory | None, step: int | None) -> Target:
     if step is not None and step not in steps:
         raise ProblemError(
             Problem(
+                code="checkpoint.not_found",
                 title=f"Run {run.id} has no checkpoint at step {step}",
                 cause=f"it has {', '.join(map(str, steps))}; checkpoint.keep removes older ones",
             )
@@ -232,6 +242,7 @@ def _of_folder(folder: Path, home: Home) -> Target:
         return _of_gguf(files[0], home)
     raise ProblemError(
         Problem(
+            code="model.ambiguous" if files else "model.not_found",
             title=f"{folder} is not a model folder",
             cause=f"it has {len(files)} GGUF files: name the one you mean"
             if files
@@ -257,6 +268,7 @@ def _base_of_adapter(adapter: Path, named: str, home: Home) -> Target:
         return Target(base=named, label=named)
     raise ProblemError(
         Problem(
+            code="model.base_missing",
             title=f"The base model of the adapter in {adapter} is not here",
             cause=f"it was trained on {named or 'a model that it does not name'}",
             hint=f"put that folder into {home.models} under the name {Path(named).name or 'of the base'}",
@@ -268,5 +280,5 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = folders.read_json(path)
     except DamagedFile as error:
-        raise ProblemError(Problem(title=f"{path.parent} is damaged", cause=str(error)))
+        raise ProblemError(Problem(code="model.unloadable", title=f"{path.parent} is damaged", cause=str(error)))
     return content if isinstance(content, dict) else {}

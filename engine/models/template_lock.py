@@ -85,6 +85,7 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
     if differences:
         raise ProblemError(
             Problem(
+                code="template.changed",
                 title=f"{folder} does not fit its tokenizer any more",
                 cause="; ".join(differences),
                 hint="put back the tokenizer files, chat_template.jinja and generation_config.json that the checkpoint was saved with",

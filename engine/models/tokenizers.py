@@ -70,7 +70,9 @@ def _generation(folder: Path) -> Generation | None:
     try:
         return recognise(_content(folder, "config.json"))
     except Unsupported as error:
-        raise ProblemError(Problem(title=f"{folder} cannot be loaded", cause=str(error))) from None
+        raise ProblemError(
+            Problem(code="model.unloadable", title=f"{folder} cannot be loaded", cause=str(error))
+        ) from None
 
 
 def _content(folder: Path, name: str) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def _content(folder: Path, name: str) -> dict[str, Any]:
     except DamagedFile as error:
         raise ProblemError(
             Problem(
+                code="tokenizer.unusable",
                 title=f"The tokenizer in {folder} cannot be loaded",
                 cause=str(error),
                 hint=f"copy {name} again from where the model came from",
@@ -92,5 +95,10 @@ def _content(folder: Path, name: str) -> dict[str, Any]:
 
 def _refusal(folder: Path, generation: Generation, cause: str, hint: str) -> ProblemError:
     return ProblemError(
-        Problem(title=f"The tokenizer of {generation.name} in {folder} cannot be used", cause=cause, hint=hint)
+        Problem(
+            code="tokenizer.unusable",
+            title=f"The tokenizer of {generation.name} in {folder} cannot be used",
+            cause=cause,
+            hint=hint,
+        )
     )

@@ -78,6 +78,7 @@ def unpack_reply(operation: str, reply: Reply) -> Any:
 def no_answer(operation: str, seconds: float) -> ProblemError:
     return ProblemError(
         Problem(
+            code="engine.unreachable",
             title="The engine does not answer",
             cause=f"no reply to '{operation}' within {seconds:g} s",
             hint="look at `cockpit engine status`, and at engine.log in the home's engine folder",
@@ -120,7 +121,12 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
         time.sleep(0.02)
     tail = "\n".join(home.engine_log.read_text(errors="replace").splitlines()[-12:])
     raise ProblemError(
-        Problem(title="The engine did not start", cause=tail or "its log is empty", hint=f"read {home.engine_log}")
+        Problem(
+            code="engine.not_started",
+            title="The engine did not start",
+            cause=tail or "its log is empty",
+            hint=f"read {home.engine_log}",
+        )
     )
 
 
@@ -144,7 +150,12 @@ class Client:
             ensure_engine(home)
         elif running_engine(home) is None:
             raise ProblemError(
-                Problem(title="No engine is running", cause=f"for {home.root}", hint="cockpit engine start")
+                Problem(
+                    code="engine.not_running",
+                    title="No engine is running",
+                    cause=f"for {home.root}",
+                    hint="cockpit engine start",
+                )
             )
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -205,7 +216,7 @@ class Client:
             try:
                 snapshot = self.request("attach", timeout=SILENCE)
             except ProblemError as error:
-                if error.problem.title != "The engine does not answer":
+                if error.problem.code != "engine.unreachable":
                     raise
                 ensure_engine(self.home)
                 continue

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from engine.protocol.codes import UNKNOWN
 from engine.protocol.messages import Problem
 
 
@@ -96,8 +97,13 @@ class Sample(Entry, tag="sample", kw_only=True):
 
 
 class Ledger(Entry, tag="ledger", kw_only=True):
-    """A setting changed, or a command taken, while the run was running; valid from the step after `step`."""
+    """A setting changed, or a command taken, while the run was running; valid from the step after `step`.
 
+    `name` is the setting's key, or the mark's name. `code` is `mark.…`, or `pause.…` for a pause; empty in older
+    journals.
+    """
+
+    code: str = ""
     step: int
     name: str
     old: Any = None
@@ -120,6 +126,8 @@ class BadBatch(Entry, tag="bad_batch", kw_only=True):
     """The step after `step` is held back: its rows, the worst first. The run is paused until told to `skip` them, to
     `rollback` and skip them, or to go on."""
 
+    code: str = ""
+    """`pause.loss_not_finite`, `pause.gradient_not_finite` or `pause.loss_spike`; empty in older journals."""
     step: int
     reason: str
     rows: list[BadRow]
@@ -130,6 +138,8 @@ class BadBatch(Entry, tag="bad_batch", kw_only=True):
 class Warn(Entry, tag="warning", kw_only=True):
     """Something the user should know; `hint` says how to mend it. The supervisor writes those on silent ranks into the lifecycle."""
 
+    code: str = UNKNOWN
+    """One of `codes.CODES`. The default is for older journals: every `Warn` made here names its own."""
     message: str
     hint: str = ""
     step: int | None = None
@@ -144,10 +154,12 @@ class End(Entry, tag="end", kw_only=True):
 
 
 class State(Entry, tag="state", kw_only=True):
-    """Lifecycle: the run moved. `state` is one of `states.STATES`; `reason` says why for a pause or an end."""
+    """Lifecycle: the run moved. `state` is one of `states.STATES`; `reason` says why for a pause or an end, in words, and
+    `code` as one of `codes.CODES`."""
 
     state: str
     reason: str = ""
+    code: str = ""
     step: int | None = None
     problem: Problem | None = None
 

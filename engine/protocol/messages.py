@@ -10,19 +10,30 @@ from typing import Any
 
 import msgspec
 
+from engine.protocol.codes import UNKNOWN
+
 PROTOCOL = 1
 
 
 class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """An error as data: what went wrong, why, and what mends it."""
 
+    code: str = UNKNOWN
+    """One of `codes.CODES`; what code compares. The default is for what an older peer sends: every `Problem` that is made
+    here names its own (a test reads the source)."""
     title: str
     cause: str = ""
     hint: str = ""
+    place: str = ""
+    """File, line and column that it is about, where there is such a place."""
     traceback: str = ""
 
     def __str__(self) -> str:
         return "\n".join(part for part in (self.title, self.cause, self.hint and f"→ {self.hint}") if part)
+
+    def document(self) -> dict[str, str]:
+        """What `--json` prints of it under `error`."""
+        return {"code": self.code, "title": self.title, "cause": self.cause, "hint": self.hint, "place": self.place}
 
 
 class ProblemError(Exception):
@@ -90,6 +101,9 @@ class Run(Message, kw_only=True):
     name: str = ""
     state: str = "queued"
     reason: str = ""
+    """Why it is paused or lost, in words; empty otherwise."""
+    code: str = ""
+    """The same as one of `codes.CODES`."""
     host: str = ""
     directory: str = ""
     profile: str = ""
@@ -135,6 +149,7 @@ class LedgerLine(Message, kw_only=True):
     old: Any = None
     new: Any = None
     time: float = 0.0
+    code: str = ""
 
 
 class RunDetail(Message, kw_only=True):
@@ -215,6 +230,8 @@ class Service(Message, kw_only=True):
     target: str = ""
     device: str = ""
     detail: str = ""
+    address: str = ""
+    """Where a server listens, as a URL; empty for every other kind, and until it does."""
     figures: dict[str, float] = {}
     """What it counts, if it counts: a server's requests and tokens."""
     problem: Problem | None = None
@@ -559,6 +576,7 @@ class Status(Message, tag="status", kw_only=True):
     target: str = ""
     device: str = ""
     detail: str = ""
+    address: str = ""
     figures: dict[str, float] = {}
 
 

@@ -123,7 +123,9 @@ class CompletionServer:
                 raise RequestError(429, f"{rejection}: {self.scheduler.queue} wait already", code="queue_full")
             raise FAILURES["closing"]
         if completion.stream:
-            return EventStream(self, stream, writer, bool(completion.stream_options and completion.stream_options.include_usage))
+            return EventStream(
+                self, stream, writer, bool(completion.stream_options and completion.stream_options.include_usage)
+            )
         choices = [ChoiceUpdate(index) for index in range(len(jobs))]
         async with self.track(request, stream) as outcome:
             while stream.open:

@@ -121,7 +121,13 @@ def _load(target: Target, settings: Settings, home: Home, progress: Callable[[st
 
     loaded = load(target, home=home, dtype=settings.dtype, quantization=settings.quantization, progress=progress)
     if loaded.tokenizer is None:
-        raise ProblemError(Problem(title=f"{target.label} cannot be served", cause="its folder has no tokenizer"))
+        raise ProblemError(
+            Problem(
+                code="tokenizer.missing",
+                title=f"{target.label} cannot be served",
+                cause="its folder has no tokenizer",
+            )
+        )
     return loaded
 
 
@@ -167,6 +173,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise ProblemError(
             Problem(
+                code="serving.address_unavailable",
                 title=f"{host}:{port} cannot be listened at",
                 cause=error.strerror or str(error),
                 hint="--port 0 takes a free one",

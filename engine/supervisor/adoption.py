@@ -48,11 +48,8 @@ def refresh_foreign(runs: Runs, watch: Watch) -> None:
     for record in runs.records.values():
         if not runs.ours(record) and record.run.state in states.LIVE:
             fresh, _ = replay(record.directory, record.job, None, 0)
-            record.run.state, record.run.reason, record.run.problem = (
-                fresh.run.state,
-                fresh.run.reason,
-                fresh.run.problem,
-            )
+            record.run.state, record.run.problem = fresh.run.state, fresh.run.problem
+            record.run.reason, record.run.code = fresh.run.reason, fresh.run.code
             record.changed = True
             watch.ingest(record)
 
@@ -73,4 +70,4 @@ def _settle(record: Record, launched: journal.Launched | None, queue: Queue, wat
     elif leader is not None:
         watch.ended(record, leader)
     else:
-        record.move("lost", reason="the engine ended while the run was between two workers")
+        record.move("lost", code="run.lost", reason="the engine ended while the run was between two workers")

@@ -45,19 +45,17 @@ def explain(death: Death, profile: Profile | None) -> Problem:
     tail = "\n".join(death.log.splitlines()[-LAST_LINES:])
     if death.oom_killed and status == -signal.SIGKILL:
         return Problem(
+            code="memory.host_exhausted",
             title=f"{who} was killed by the kernel's out-of-memory killer",
             cause="the host ran out of memory and the kernel chose this process",
             hint=_less_memory(profile, "host memory"),
             traceback=tail,
         )
+    code, hint = _cure(death.log, profile, "worker.killed" if status < 0 else "worker.failed")
     if status < 0:
-        return Problem(
-            title=f"{who} died", cause=_signal_words(-status), hint=_hint(death.log, profile), traceback=tail
-        )
+        return Problem(code=code, title=f"{who} died", cause=_signal_words(-status), hint=hint, traceback=tail)
     last = next((line.strip() for line in reversed(death.log.splitlines()) if line.strip()), "it said nothing")
-    return Problem(
-        title=f"{who} ended with exit status {status}", cause=last, hint=_hint(death.log, profile), traceback=tail
-    )
+    return Problem(code=code, title=f"{who} ended with exit status {status}", cause=last, hint=hint, traceback=tail)
 
 
 def _culprit(death: Death) -> tuple[int | None, int]:
@@ -74,12 +72,13 @@ def _signal_words(number: int) -> str:
     return SIGNALS.get(known, f"killed by {known.name}")
 
 
-def _hint(log: str, profile: Profile | None) -> str:
+def _cure(log: str, profile: Profile | None, otherwise: str) -> tuple[str, str]:
+    """The problem's code and its hint; the code is `otherwise` where the log does not speak of memory."""
     if _CUDA_OOM.search(log):
-        return _less_memory(profile, "device memory")
+        return "memory.exhausted", _less_memory(profile, "device memory")
     if _HOST_OOM.search(log):
-        return _less_memory(profile, "host memory")
-    return "read the log; `cockpit resume` goes on from the last checkpoint"
+        return "memory.host_exhausted", _less_memory(profile, "host memory")
+    return otherwise, "read the log; `cockpit resume` goes on from the last checkpoint"
 
 
 def _less_memory(profile: Profile | None, which: str) -> str:

@@ -23,7 +23,7 @@ LEAST = 120.0
 LEAST_OTHERWISE = 900.0
 """any other phase: compiling, evaluating and saving have no measure before the first."""
 STACKS = signal.SIGUSR1
-"""Makes a rank write the stacks of all its threads to the log (`engine.training.steering`)."""
+"""Makes a rank write the stacks of all its threads to the log (`engine.training.inbox`)."""
 
 
 @dataclass

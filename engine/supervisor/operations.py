@@ -177,6 +177,7 @@ def _steerable(server: Server, message: RunRef) -> Record:
     if record.stage in stages.AFTER:
         raise ProblemError(
             Problem(
+                code="run.past_training",
                 title=f"{record.run.id} is past training",
                 cause=f"its stage is {record.stage}, and only training takes commands",
                 hint=f"cockpit stop {record.run.id} ends it; cockpit resume goes on at that stage",
@@ -206,14 +207,18 @@ def _taken(record: Record, step: int) -> Taken:
 
 def _not_live(record: Record) -> ProblemError:
     mend = f"cockpit resume {record.run.id}" if record.run.state in states.ENDED else "wait until it runs"
-    return ProblemError(Problem(title=f"{record.run.id} is {record.run.state}", cause=record.run.reason, hint=mend))
+    return ProblemError(
+        Problem(code="run.not_live", title=f"{record.run.id} is {record.run.state}", cause=record.run.reason, hint=mend)
+    )
 
 
 def _own(server: Server, record: Record) -> None:
     if not server.runs.ours(record):
         raise ProblemError(
             Problem(
-                title=f"{record.run.id} belongs to {record.job.host}", hint=f"run cockpit there: this is {host_name()}"
+                code="run.other_host",
+                title=f"{record.run.id} belongs to {record.job.host}",
+                hint=f"run cockpit there: this is {host_name()}",
             )
         )
 
@@ -278,6 +283,7 @@ def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:
         names = ", ".join([*(record.run.id for record in live), *serving])
         raise ProblemError(
             Problem(
+                code="engine.jobs_live",
                 title="Jobs are live",
                 cause=names,
                 hint="stop them first (`cockpit stop`, `cockpit serve --stop`), or `cockpit engine stop --force` to end them now",
@@ -322,7 +328,9 @@ def _talk_to_run(server: Server, caller: Caller, message: Ask) -> None:
     if message.question != "generate":
         raise ProblemError(
             Problem(
-                title=f"A run that is training does not know {message.question!r}", hint="it can be asked to generate"
+                code="request.unknown",
+                title=f"A run that is training does not know {message.question!r}",
+                hint="it can be asked to generate",
             )
         )
     arguments = message.arguments | {"request": message.request}

@@ -68,6 +68,7 @@ class Watch:
                 continue
             if said := hang_detector.name(record.pulse, time.time()):
                 warning = journal.Warn(
+                    code="worker.silent",
                     attempt=record.run.attempt,
                     message=f"silent: {said}",
                     hint=f"the stacks of all ranks are in the log: `cockpit logs {record.run.id}`; `cockpit stop --now` ends the run, "
@@ -95,7 +96,7 @@ class Watch:
     def _follow_ledger(self, record: Record, entry: journal.Ledger) -> None:
         """The worker's own word that it paused or went on is what moves the state: it knows, we would guess."""
         if entry.name == "pause" and record.run.state == states.RUNNING:
-            record.move("pause", reason=str(entry.new or "asked"))
+            record.move("pause", reason=str(entry.new or "asked"), code=entry.code)
         elif entry.name == "continue" and record.run.state == states.PAUSED:
             record.move("continue")
 
@@ -130,6 +131,7 @@ class Watch:
         elif status is None:
             record.move(
                 "lost",
+                code="run.lost",
                 reason="its worker is gone and left no word; it ran under an earlier engine, so its exit status is unknown",
             )
         else:
@@ -193,7 +195,11 @@ class Watch:
         """Remove an ended run's directory: renamed first, so that a half-deleted run is never seen. Raises ProblemError."""
         if record.run.state not in states.ENDED:
             raise ProblemError(
-                Problem(title=f"{record.run.id} is {record.run.state}", hint=f"cockpit stop {record.run.id}")
+                Problem(
+                    code="run.live",
+                    title=f"{record.run.id} is {record.run.state}",
+                    hint=f"cockpit stop {record.run.id}",
+                )
             )
         record.close()
         doomed = record.directory.path.with_name(f".deleted-{record.run.id}")

@@ -233,6 +233,7 @@ class Server:
             text = "".join(traceback.format_exception(error))
             print(text, flush=True)
             problem = Problem(
+                code="engine.bug",
                 title="The engine made a mistake",
                 cause=repr(error),
                 hint="see engine.log; please report it",
@@ -267,13 +268,20 @@ class Server:
                 raise ProblemError(wire.protocol_mismatch(request.protocol))
             if request.operation not in OPERATIONS:
                 raise ProblemError(
-                    Problem(title=f"The engine knows no operation {request.operation!r}", hint="restart the older side")
+                    Problem(
+                        code="engine.unknown_operation",
+                        title=f"The engine knows no operation {request.operation!r}",
+                        hint="restart the older side",
+                    )
                 )
             message = wire.decode(request.body, OPERATIONS[request.operation][0])
             result = HANDLERS[request.operation](self, caller, message)
         except msgspec.MsgspecError as error:
             self._reply_problem(
-                caller, ProblemError(Problem(title=f"A malformed '{request.operation}'", cause=str(error)))
+                caller,
+                ProblemError(
+                    Problem(code="request.malformed", title=f"A malformed '{request.operation}'", cause=str(error))
+                ),
             )
         except Exception as error:  # noqa: BLE001 - a client's request must never end the supervisor
             self._reply_problem(caller, error)
@@ -341,7 +349,8 @@ class Server:
                 self.reply(pending.caller, pending.finish(Answered(id=key, step=record.run.step)))
         elif asked:
             self._broken(
-                record.run.id, Problem(title=f"{record.run.id} is {record.run.state}", cause=record.run.reason)
+                record.run.id,
+                Problem(code="run.not_live", title=f"{record.run.id} is {record.run.state}", cause=record.run.reason),
             )
 
     # ── timers ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -78,6 +78,7 @@ class Services:
         if warm is None:
             raise ProblemError(
                 Problem(
+                    code="service.not_found",
                     title=f"There is no open service {service_id}",
                     cause="it has ended, or the engine was restarted",
                     hint="open it again",
@@ -92,7 +93,11 @@ class Services:
         """Start a worker for a client. Raises ProblemError for a kind that is no service, or when it does not start."""
         if message.kind not in KINDS:
             raise ProblemError(
-                Problem(title=f"There is no service {message.kind!r}", hint=f"there are: {', '.join(KINDS)}")
+                Problem(
+                    code="service.unknown_kind",
+                    title=f"There is no service {message.kind!r}",
+                    hint=f"there are: {', '.join(KINDS)}",
+                )
             )
         service = Service(id=f"{message.kind}-{uuid.uuid4().hex[:8]}", kind=message.kind)
         worker = [
@@ -107,7 +112,9 @@ class Services:
         try:
             warm.leader = processes.start(command(worker, 1, None), self._log(service.id), message.environment)
         except OSError as error:
-            raise ProblemError(Problem(title="The worker could not be started", cause=str(error)))
+            raise ProblemError(
+                Problem(code="worker.not_started", title="The worker could not be started", cause=str(error))
+            )
         if message.kind not in LASTING:
             processes.first_to_go(warm.leader.pid)
         service.pid = warm.leader.pid
@@ -157,7 +164,8 @@ class Services:
     def reported(self, service_id: str, status: Status) -> None:
         service = self.find(service_id).service
         service.state, service.target = status.state, status.target
-        service.device, service.detail, service.figures = status.device, status.detail, status.figures
+        service.device, service.detail, service.address = status.device, status.detail, status.address
+        service.figures = status.figures
         self.publish(ServiceChanged(service=service))
 
     def reap(self) -> None:
@@ -188,7 +196,9 @@ class Services:
         del self.warm[warm.service.id]
         warm.service.state, warm.service.problem = "ended", problem
         self.publish(ServiceChanged(service=warm.service))
-        self.broken(warm.service.id, problem or Problem(title=f"The {warm.service.kind} worker has ended"))
+        self.broken(
+            warm.service.id, problem or Problem(code="service.ended", title=f"The {warm.service.kind} worker has ended")
+        )
 
     def _log(self, service_id: str) -> Path:
         return self.home.engine / "services" / f"{service_id}.log"

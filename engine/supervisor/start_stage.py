@@ -36,7 +36,11 @@ def trained(runs: Runs, message: Submit, profile: Profile) -> tuple[Record, Prof
     record = _newest(runs, message, before_it[-1])
     if record.run.state not in states.ENDED:
         raise ProblemError(
-            Problem(title=f"{record.run.id} is {record.run.state}", hint=f"wait, or cockpit stop {record.run.id}")
+            Problem(
+                code="run.live",
+                title=f"{record.run.id} is {record.run.state}",
+                hint=f"wait, or cockpit stop {record.run.id}",
+            )
         )
     before, profile = _alike(runs, record, profile)
     changed = _differences(before, profile)
@@ -60,6 +64,7 @@ def _newest(runs: Runs, message: Submit, stage: str) -> Record:
     if not found:
         raise ProblemError(
             Problem(
+                code="stage.no_predecessor",
                 title=f"There is nothing to begin with {message.first} on",
                 cause=f"no run of {Path(message.source).name} has come to the end of its stage {stage}",
                 hint="leave --from out",
@@ -73,7 +78,9 @@ def _alike(runs: Runs, record: Record, profile: Profile) -> tuple[Profile, Profi
     try:
         before = runs.profile(record)
     except (ProfileError, OSError) as error:
-        raise ProblemError(Problem(title=f"The profile of {record.run.id} no longer holds", cause=str(error)))
+        raise ProblemError(
+            Problem(code="profile.outdated", title=f"The profile of {record.run.id} no longer holds", cause=str(error))
+        )
     kept, named = Path(before.model.base), profile.model.base
     if kept.parent == runs.home.cache and kept.name.startswith(f"{named}-"):
         profile = replace(profile, model=profile.model.model_copy(update={"base": str(kept)}))
@@ -97,6 +104,7 @@ def _walk(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "")
 def _changed(record: Record, names: list[str], stage: str, earlier: str) -> ProblemError:
     return ProblemError(
         Problem(
+            code="stage.settings_changed",
             title=f"{stage} cannot go on from {record.run.id}",
             cause=f"settings of an earlier stage have changed since: {', '.join(names[:6])}",
             hint=f"leave --from out, or begin with --from {earlier}",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from engine.models import targets
+from engine.models.memory import exhausted
 from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError, Rank
 from engine.protocol.worker_link import Link
@@ -78,7 +79,9 @@ class Chat:
         asked = instruction.arguments
         if self.loaded is None:
             if self.wanted is None:
-                raise ProblemError(Problem(title="No model is loaded", hint="choose a target first"))
+                raise ProblemError(
+                    Problem(code="service.nothing_open", title="No model is loaded", hint="choose a target first")
+                )
             self.load(
                 Instruction(id=instruction.id, name="load", arguments=self.wanted | {"request": asked["request"]})
             )
@@ -147,7 +150,7 @@ def answer(chat: Chat, instruction: Instruction) -> None:
     except ProblemError as error:
         problem = error.problem
     except (ValueError, KeyError, TypeError) as error:
-        problem = Problem(title="This cannot be answered", cause=str(error))
+        problem = Problem(code="request.invalid", title="This cannot be answered", cause=str(error))
     except (RuntimeError, MemoryError) as error:
         problem = _failure(chat, error)
     chat.cancelled.discard(instruction.arguments.get("request", ""))
@@ -157,17 +160,15 @@ def answer(chat: Chat, instruction: Instruction) -> None:
 
 def _failure(chat: Chat, error: BaseException) -> Problem:
     """Out of memory in numbers; anything else as it is."""
-    import torch
-
     from engine.inference.loaded_model import out_of_memory
 
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text:
+    if exhausted(error):
         device = chat.loaded.device if chat.loaded else "cpu"
         needed = chat.loaded.needed if chat.loaded else 0
         chat.release()
         return out_of_memory(device, needed, text)
-    return Problem(title="The model failed", cause=text)
+    return Problem(code="generation.failed", title="The model failed", cause=text)
 
 
 def memory(rank: Rank) -> None:

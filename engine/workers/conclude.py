@@ -69,6 +69,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
                 f"a threshold is missed: {verdict}",
                 "train on, on more or better data, or change evaluation.thresholds",
                 stage.target.step,
+                code="evaluation.threshold_missed",
             )
     kept = ("rows", "replies", "data", "sha256", "directory", "notes")
     told = {
@@ -170,11 +171,14 @@ def main() -> int:
     except ProblemError as error:
         journal.fail(error.problem, step)
     except ProfileError as error:
-        journal.fail(Problem(title="The run's profile does not hold any more", cause=str(error)), step)
+        journal.fail(
+            Problem(code="profile.outdated", title="The run's profile does not hold any more", cause=str(error)), step
+        )
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must say it
         said = str(error).strip().partition("\n")[0]
         journal.fail(
             Problem(
+                code="stage.failed",
                 title=f"The stage {arguments.stage} failed",
                 cause=f"{type(error).__name__}: {said}",
                 hint="the trained checkpoints stand; `cockpit resume` goes on at this stage",

@@ -43,7 +43,12 @@ class Data:
             profile = parse(asked["profile"], "profile", directory, home=self.home)
         except ProfileError as error:
             raise ProblemError(
-                Problem(title="The profile does not hold", cause=str(error), hint="mend it on the Profile screen")
+                Problem(
+                    code="profile.invalid",
+                    title="The profile does not hold",
+                    cause=str(error),
+                    hint="mend it on the Profile screen",
+                )
             )
         self.browser = Browser(profile, self.home, self._progress(asked))
         return self.browser.summary()
@@ -111,7 +116,9 @@ class Data:
 
     def _opened(self) -> Browser:
         if self.browser is None:
-            raise ProblemError(Problem(title="No profile is open", hint="choose a profile first"))
+            raise ProblemError(
+                Problem(code="service.nothing_open", title="No profile is open", hint="choose a profile first")
+            )
         return self.browser
 
     def _progress(self, asked: dict[str, Any]) -> Callable[..., None]:

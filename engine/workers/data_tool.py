@@ -45,7 +45,10 @@ def main() -> int:
         return _complain(asked.json, error.problem)
     except (ValueError, OSError) as error:
         return _complain(
-            asked.json, Problem(title=f"cockpit {asked.group} {asked.verb} cannot be done", cause=str(error))
+            asked.json,
+            Problem(
+                code="request.invalid", title=f"cockpit {asked.group} {asked.verb} cannot be done", cause=str(error)
+            ),
         )
     except KeyboardInterrupt:
         ERR.print("interrupted; the same command goes on from here")
@@ -59,7 +62,7 @@ def main() -> int:
 
 def _complain(as_json: bool, problem: Problem) -> int:
     if as_json:
-        print(json.dumps({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}}))
+        print(json.dumps({"error": problem.document()}))
     else:
         ERR.print(f"[red]✗[/] {escape(str(problem))}", soft_wrap=True)
     return 2

@@ -28,7 +28,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from engine.workers import probes
 
-LIBRARIES = ("transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers")
+LIBRARIES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
 DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
 """CUDA major version -> oldest Linux driver that runs it. https://docs.nvidia.com/deploy/cuda-compatibility/"""
 NEEDED_DISK = 5e9
@@ -68,9 +68,10 @@ def libraries(home: Home) -> Iterator[Check]:
 def torch_and_devices(home: Home) -> Iterator[Check]:
     """torch, its CUDA build against the driver, and the devices that NVML knows."""
     good, told = probes.run("torch")
-    yield Check("torch", good, told, "" if good else "make setup (torch is pinned in constraints.txt)")
+    build: dict[str, str] = json.loads(told) if good else {"text": told, "cuda": ""}
+    yield Check("torch", good, build["text"], "" if good else "make setup (torch is pinned in constraints.txt)")
     driver, devices = _nvidia()
-    cuda = told.partition("built for CUDA ")[2].partition(";")[0]
+    cuda = build["cuda"]
     if not driver:
         yield Check("driver", None, "no NVIDIA driver: everything runs on the CPU")
         return

@@ -71,7 +71,11 @@ def run_verify(home: Home, arguments: argparse.Namespace) -> int:
     folder = arguments.folder if arguments.folder.is_dir() else home.models / arguments.folder
     if not folder.is_dir():
         raise ProblemError(
-            Problem(title=f"There is no folder {arguments.folder}", hint="`cockpit model find` lists models")
+            Problem(
+                code="file.not_found",
+                title=f"There is no folder {arguments.folder}",
+                hint="`cockpit model find` lists models",
+            )
         )
     wrong = folders.problems(folder)
     hashed = 0
@@ -98,7 +102,7 @@ def _tell(as_json: bool, document: dict[str, Any], good: str, wrong: list[str]) 
 
 def _complain(as_json: bool, problem: Problem) -> None:
     if as_json:
-        print(json.dumps({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}}))
+        print(json.dumps({"error": problem.document()}))
     else:
         ERR.print(f"[red]✗[/] {escape(str(problem))}", soft_wrap=True)
 

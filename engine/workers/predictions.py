@@ -1,6 +1,7 @@
 """`cockpit eval --predictions`, in a process of its own: it needs the scoring libraries, but no engine and no model.
 
-One JSON document goes to stdout, `{"result": …}` or `{"error": {title, cause, hint}}`, progress to stderr. What was judged until an interrupt is kept.
+One JSON document goes to stdout, `{"result": …}` or `{"error": {code, title, cause, hint, place}}`, progress to stderr. What
+was judged until an interrupt is kept.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ def main() -> int:
             if others:
                 result["against"] = [predictions.add_comparison(result, other) for other in others]
     except ProblemError as error:
-        return _say({"error": _told(error.problem)})
+        return _say({"error": error.problem.document()})
     except (ValueError, OSError) as error:
-        return _say({"error": _told(Problem(title="These replies cannot be scored", cause=str(error)))})
+        problem = Problem(code="request.invalid", title="These replies cannot be scored", cause=str(error))
+        return _say({"error": problem.document()})
     except KeyboardInterrupt:
         return 130
     return _say({"result": result})
@@ -60,10 +62,6 @@ def _evaluated(paths: list[Path], wanted: EvaluationRequest, home: Home, watch: 
         out = f"{wanted.out}-{path.stem}" if wanted.out and found else wanted.out
         found.append(predictions.evaluate(path, msgspec.structs.replace(wanted, out=out), home, watch))
     return found
-
-
-def _told(problem: Problem) -> dict[str, str]:
-    return {"title": problem.title, "cause": problem.cause, "hint": problem.hint}
 
 
 def _say(document: dict[str, Any]) -> int:

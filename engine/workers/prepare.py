@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.config.profile import ProfileError, parse
 from engine.protocol import stages
@@ -24,52 +24,64 @@ _DROPPING = {"clean": (), "dedup": ("exact", "near", "held_out")}
 """Stages that leave rows out, and their counts by kind."""
 
 
-def warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(message, hint) for what was left out or cut, though not so much that the run was refused."""
+class Remark(NamedTuple):
+    code: str
+    message: str
+    hint: str
+
+
+def warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
+    """What to say of what was left out or cut, though not so much that the run was refused."""
     if prepared["rejected"]:
-        yield f"{prepared['rejected']} bad rows are left out", f"they are named in {prepared['rejects']}"
+        message = f"{prepared['rejected']} bad rows are left out"
+        yield Remark(code="data.rows.left_out", message=message, hint=f"they are named in {prepared['rejects']}")
     if expanded := prepared["expanded"]:
         yield from _of_expansion(expanded)
     for note in (prepared["vocabulary"] or {}).get("notes", ()):
-        yield f"the tokenizer that was trained: {note}", "look at model.tokenizer"
+        message = f"the tokenizer that was trained: {note}"
+        yield Remark(code="tokenizer.note", message=message, hint="look at model.tokenizer")
     for stage in prepared["stages"]:
         if stage["name"] in _DROPPING and stage["rejected"]:
             kinds = ", ".join(f"{stage[key]} {key.replace('_', ' ')}" for key in _DROPPING[stage["name"]] if stage[key])
             by_rule = ", ".join(f"{count} {rule}" for rule, count in stage.get("rules", {}).items() if count)
-            yield (
-                f"{stage['name']} left out {stage['rejected']} of {stage['in']} rows of {stage['part']} ({kinds or by_rule})",
-                f"they are named in {prepared['rejects']}",
+            yield Remark(
+                code="data.rows.cleaned",
+                message=f"{stage['name']} left out {stage['rejected']} of {stage['in']} rows of {stage['part']} "
+                f"({kinds or by_rule})",
+                hint=f"they are named in {prepared['rejects']}",
             )
     for part, counts in prepared["stats"].items():
         if counts["masked"]:
-            yield (
-                f"{counts['masked']} rows of {part} are left out: cut before their reply begins",
-                "raise data.max_length",
-            )
+            message = f"{counts['masked']} rows of {part} are left out: cut before their reply begins"
+            yield Remark(code="data.rows.cut", message=message, hint="raise data.max_length")
         if counts["truncated"] > counts["masked"]:
-            yield f"{counts['truncated'] - counts['masked']} rows of {part} are cut at the end", "raise data.max_length"
+            message = f"{counts['truncated'] - counts['masked']} rows of {part} are cut at the end"
+            yield Remark(code="data.rows.cut", message=message, hint="raise data.max_length")
         if counts.get("unwritten"):
-            yield (
-                f"the chat template leaves out tools or tool calls {counts['unwritten']} times in {part}: the model does not see them",
-                "name a template in data.template that writes them",
+            yield Remark(
+                code="template.leaves_out",
+                message=f"the chat template leaves out tools or tool calls {counts['unwritten']} times in {part}: "
+                "the model does not see them",
+                hint="name a template in data.template that writes them",
             )
 
 
-def _of_expansion(expanded: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _of_expansion(expanded: dict[str, Any]) -> Iterator[Remark]:
     if expanded["rejected"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in expanded["reasons"].items())
-        yield (
-            f"{expanded['rejected']} expanded rows were not taken ({reasons})",
-            f"they are named in {expanded['rejects']}",
+        yield Remark(
+            code="expand.rejected",
+            message=f"{expanded['rejected']} expanded rows were not taken ({reasons})",
+            hint=f"they are named in {expanded['rejects']}",
         )
     if expanded["stopped"]:
-        yield (
-            f"{expanded['rows']} rows were expanded, fewer than asked for: {expanded['stopped']}",
-            (
-                "raise the limit, or go on with these"
-                if "limit" in expanded["stopped"]
-                else "look at the reasons above; another temperature or prompt in data.expand asks anew"
-            ),
+        limited = expanded.get("limited", False)  # older expansions do not say
+        yield Remark(
+            code="expand.limit" if limited else "expand.stalled",
+            message=f"{expanded['rows']} rows were expanded, fewer than asked for: {expanded['stopped']}",
+            hint="raise the limit, or go on with these"
+            if limited
+            else "look at the reasons above; another temperature or prompt in data.expand asks anew",
         )
 
 
@@ -90,10 +102,13 @@ def main() -> int:
     except ProblemError as error:
         journal.fail(error.problem)
     except ProfileError as error:
-        journal.fail(Problem(title="The run's profile does not hold any more", cause=str(error)))
+        journal.fail(
+            Problem(code="profile.outdated", title="The run's profile does not hold any more", cause=str(error))
+        )
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must say it
         journal.fail(
             Problem(
+                code="stage.failed",
                 title="Preparing the data failed",
                 cause=f"{type(error).__name__}: {error}",
                 traceback=traceback.format_exc(),
@@ -118,6 +133,7 @@ def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
     if job.get("first") == stages.PREPARE and not is_expanded(profile, home, journal.progress):
         raise ProblemError(
             Problem(
+                code="expand.incomplete",
                 title="There is nothing to begin with prepare on",
                 cause="the rows that data.expand asks for are not all there, and only the stage expand may ask the service",
                 hint="cockpit train --from expand",
@@ -125,8 +141,8 @@ def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
         )
     reward = describe_reward_model(profile.method, profile.directory, home)
     prepared = prepare(profile, home, journal.progress) | reward
-    for message, hint in warnings(prepared):
-        journal.warn(message, hint)
+    for remark in warnings(prepared):
+        journal.warn(remark.message, remark.hint, code=remark.code)
     write_private(run.prepared, json.dumps(prepared, ensure_ascii=False).encode())
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ def device() -> str:
 
 
 def torch_build() -> str:
-    """Version, what it was built for, and the devices it sees."""
+    """JSON: `text` is a line with the version, what it was built for and the devices it sees; `cuda` its CUDA version."""
     import torch
 
     build = (
@@ -35,7 +36,8 @@ def torch_build() -> str:
         else "CPU"
     )
     seen = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return f"{torch.__version__}; built for {build}; sees {', '.join(seen) or 'no GPU'}"
+    text = f"{torch.__version__}; built for {build}; sees {', '.join(seen) or 'no GPU'}"
+    return json.dumps({"text": text, "cuda": torch.version.cuda or ""})
 
 
 def bfloat16() -> str:

@@ -60,15 +60,21 @@ def answered(
             raise ValueError(f"there is no question {instruction.name!r}, only {', '.join(questions)}")
         return questions[instruction.name](instruction.arguments), None
     except Cancelled as told:
-        return None, Problem(title="Cancelled", cause=str(told), hint=wording.hint)
+        return None, Problem(code="request.cancelled", title="Cancelled", cause=str(told), hint=wording.hint)
     except ProblemError as error:
         return None, error.problem
     except (ValueError, KeyError, TypeError) as error:
-        return None, Problem(title=wording.wrong, cause=_said(error), traceback=traceback.format_exc())
+        return None, Problem(
+            code="request.invalid", title=wording.wrong, cause=_said(error), traceback=traceback.format_exc()
+        )
     except (OSError, RuntimeError, MemoryError) as error:
         print(traceback.format_exc(), flush=True)
         return None, Problem(
-            title=wording.failed, cause=_said(error), hint=wording.hint, traceback=traceback.format_exc()
+            code="request.failed",
+            title=wording.failed,
+            cause=_said(error),
+            hint=wording.hint,
+            traceback=traceback.format_exc(),
         )
 
 

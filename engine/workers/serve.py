@@ -79,7 +79,12 @@ class Serve:
             state = "busy" if figures["running"] else "ready"
             running = self.running
             self.link.status(
-                state, target=running.label, device=running.device, detail=running.address, figures=figures
+                state,
+                target=running.label,
+                device=running.device,
+                detail=running.address,
+                address=running.address,
+                figures=figures,
             )
         told, self._told = self.running.requests(self._told)
         for request in self.following:
@@ -122,7 +127,7 @@ def serve(server: Serve, cancelled: set[str]) -> None:
             except ProblemError as error:
                 problem = error.problem
             except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-                problem = Problem(title="This cannot be served", cause=str(error))
+                problem = Problem(code="request.invalid", title="This cannot be served", cause=str(error))
             link.answer(instruction, result=result, problem=problem)
         for request in cancelled & server.following.keys():
             cancelled.discard(request)

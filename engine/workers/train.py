@@ -13,6 +13,7 @@ from pathlib import Path
 
 from engine.config.profile import Profile, parse
 from engine.models import devices
+from engine.models.memory import exhausted
 from engine.protocol.home import Home
 from engine.protocol.journal import End
 from engine.protocol.messages import Problem, ProblemError
@@ -67,7 +68,7 @@ def main() -> int:
         end = End(attempt=arguments.attempt, step=inbox.step, status="failed", problem=problem)
     reporter.write(end)
     while not reporter.flush():
-        link.alive(phase=reporter.blocked)
+        link.alive(phase=reporter.blocked.reason if reporter.blocked else "")
         time.sleep(RETRY)
     link.close()
     return 0 if end.status != "failed" else 1
@@ -78,12 +79,17 @@ def explain(error: Exception, profile: Profile | None) -> Problem:
     if isinstance(error, ProblemError):
         return error.problem
     text = "".join(traceback.format_exception(error))[-8000:]
-    if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+    if exhausted(error):
         return Problem(
-            title="Out of memory", cause=str(error).splitlines()[0], hint=_less_memory(profile), traceback=text
+            code="memory.exhausted",
+            title="Out of memory",
+            cause=str(error).splitlines()[0],
+            hint=_less_memory(profile),
+            traceback=text,
         )
     cause = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return Problem(
+        code="training.failed",
         title=f"Training failed: {type(error).__name__}",
         cause=cause,
         hint="read the log; `cockpit resume` goes on from the last checkpoint",

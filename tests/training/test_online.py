@@ -107,6 +107,7 @@ def test_a_loss_is_trls(kind: str, options: Any, tiny: Path, tmp_path: Path) -> 
 
     from engine.models.loss import PickedHead
     from engine.models.segments import Segments
+    from engine.training.metrics import StepMetrics
     from engine.training.online.rollout import Rollout, collate
 
     names = {"mask_truncated": "mask_truncated_completions"}
@@ -135,9 +136,9 @@ def test_a_loss_is_trls(kind: str, options: Any, tiny: Path, tmp_path: Path) -> 
         Rollout(prompt, reply, reply[-1] == 1)
         for prompt, reply in zip([each for each in asked for _ in range(4)], replies, strict=True)
     ]
-    plain = object.__new__(getattr(ours, f"{kind.upper()}Trainer"))
+    plain = object.__new__(getattr(ours, kind.upper()))
     plain.options = method
-    plain.note = lambda *_: None
+    plain.metrics = StepMetrics()
     with torch.no_grad():
         batch = collate(found, False, method.mask_truncated)
         old = values(model, batch)
@@ -146,7 +147,7 @@ def test_a_loss_is_trls(kind: str, options: Any, tiny: Path, tmp_path: Path) -> 
         if method.beta:
             for answer, each in zip(found, values(reference, batch).split(batch["counts"]), strict=True):
                 answer.reference = each
-        scores = torch.tensor(plain.rewarded(found, rewards_of(replies)))
+        scores = torch.tensor(plain.shape_rewards(found, rewards_of(replies)))
         for answer, advantage in zip(found, plain.advantages(scores).tolist(), strict=True):
             answer.advantage = advantage
         assert torch.allclose(torch.tensor([each.advantage for each in found]), inputs["advantages"], atol=1e-4)

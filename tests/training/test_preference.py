@@ -216,7 +216,7 @@ def test_kto_loses_what_trl_loses(sets: Any, tiny: Path, tmp_path: Path, kind: s
         model=model, ref_model=other, args=settings(KTOConfig, tmp_path, **weights),
         train_dataset=Dataset.from_list(prepared), processing_class=AutoTokenizer.from_pretrained(tiny),
     )  # fmt: skip
-    ours = object.__new__(kto.KTOTrainer)
+    ours = object.__new__(kto.KTO)
     from engine.models.loss import PickedHead
     from engine.models.segments import Segments
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from engine.inference.request import Prompt, read_sampling
 from engine.models import placement, targets
 from engine.protocol.home import Home
@@ -127,17 +129,23 @@ def _feed(process: Any, waiting: queue.SimpleQueue[Batch], results: queue.Simple
                 if not line:
                     results.put(
                         Problem(
-                            title=f"A process of generation ended with status {process.wait()}", hint="its log says why"
+                            code="generation.process_failed",
+                            title=f"A process of generation ended with status {process.wait()}",
+                            hint="its log says why",
                         )
                     )
                     return
                 entry = json.loads(line)
                 if "problem" in entry:
-                    results.put(Problem(**entry["problem"]))
+                    results.put(msgspec.convert(entry["problem"], Problem))
                     return
                 results.put((entry["row"], entry["output"]))
     except (OSError, ValueError) as error:
-        results.put(Problem(title="A process of generation cannot be reached", cause=str(error)))
+        results.put(
+            Problem(
+                code="generation.process_failed", title="A process of generation cannot be reached", cause=str(error)
+            )
+        )
     finally:
         results.put(None)
 
@@ -184,7 +192,13 @@ def run_process(home: Home, arguments: Mapping[str, Any], device: str) -> None:
                 lambda: False,
             )
     except ProblemError as error:
-        problem = error.problem
-        write({"problem": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}})
+        write({"problem": error.problem.document()})
     except (ValueError, RuntimeError, MemoryError) as error:
-        write({"problem": {"title": f"Generation failed on {device}", "cause": str(error).strip().splitlines()[0]}})
+        cause = str(error).strip().splitlines()[0]
+        write(
+            {
+                "problem": Problem(
+                    code="generation.failed", title=f"Generation failed on {device}", cause=cause
+                ).document()
+            }
+        )

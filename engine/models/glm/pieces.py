@@ -67,6 +67,7 @@ def refusal(path: Path, cause: str) -> ProblemError:
     """The error of a tokenizer file that cannot be used, because of `cause`."""
     return ProblemError(
         Problem(
+            code="tokenizer.unusable",
             title=f"The tokenizer file {path.name} in {path.parent} cannot be used",
             cause=cause,
             hint=f"copy {path.name} again from where the model came from",
