@@ -43,7 +43,7 @@ class OutputCollector:
             self._measure_losses(loaded)
             self.store.mark_complete(LOSSES, self.notes)
         if not loaded.templated:
-            self.notes.append("the model has no chat template: it went on with each prompt's text")
+            self.notes.append("the model has no chat template: it continued the text of each prompt")
         self._generate_replies(loaded, missing)
 
     def collect_reward_scores(self) -> None:

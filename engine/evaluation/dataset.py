@@ -67,9 +67,11 @@ class EvaluationSet:
     def notes(self) -> list[str]:
         """Notes on rows for which no reply is generated."""
         tools, bad = (sum(map(test, self.rows)) for test in (_has_tools, _is_bad))
-        notes = [f"{tools} rows have tools: they are not asked anything"] if tools else []
+        notes = [f"{tools} rows have tools: no replies are generated for them"] if tools else []
         return notes + (
-            [f"{bad} rows hold a bad reply: their loss counts, and they are not asked anything"] if bad else []
+            [f"{bad} rows have a reply that is labelled bad: their loss counts, and no replies are generated for them"]
+            if bad
+            else []
         )
 
     def questions(self, task: str | None, samples: int | None) -> list[Question]:
@@ -85,7 +87,7 @@ class EvaluationSet:
             if question := _make_question(number, row, task):
                 questions.append(question)
         if task and not questions and samples != 0:
-            raise ValueError(f"{self.source} holds no row of the task {task}")
+            raise ValueError(f"{self.source} has no row of the task {task}")
         return questions
 
 
@@ -125,7 +127,7 @@ def read_source(
         if len(rows) == limit:
             break
     if not rows:
-        raise ValueError(f"{source} holds no good row{': ' + rejects.first[0] if rejects.first else ''}")
+        raise ValueError(f"{source} has no valid row{': ' + rejects.first[0] if rejects.first else ''}")
     return EvaluationSet(source, rows, None, rejects.count, rejects.first)
 
 
@@ -177,7 +179,7 @@ class RunFiles:
         raise ProblemError(
             Problem(
                 code="evaluation.no_rows",
-                title=f"Run {self.run.id} held no rows out",
+                title=f"Run {self.run.id} has no held-out rows",
                 cause="its profile has neither data.test nor data.validation",
                 hint="name what to evaluate on in --data",
             )

@@ -82,7 +82,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
                 }
             )
     if not entries:
-        raise ValueError(f"{path} holds no reply")
+        raise ValueError(f"{path} has no replies")
     return entries
 
 

@@ -50,7 +50,7 @@ def evaluate(
     is_reward_model = any(folders.scores(folder) for folder in folders_of_target if folder)
     if is_reward_model and not dataset.are_pairs:
         raise ValueError(
-            f"{target.label} is a reward model: it is measured on preference pairs, and {dataset.source} holds others"
+            f"{target.label} is a reward model: it needs preference pairs, and {dataset.source} has other rows"
         )
     questions = [] if is_reward_model else dataset.questions(request.task, request.samples)
     for question in questions:
@@ -99,7 +99,7 @@ def _require_run(run: RunFiles | None, name: str) -> RunFiles:
             Problem(
                 code="evaluation.no_rows",
                 title=f"There is nothing to evaluate {name} on",
-                cause="it is no run, so it held no rows out",
+                cause="it is not a run, so it has no held-out rows",
                 hint="name rows with --data",
             )
         )

@@ -84,9 +84,9 @@ def convert(folder: Path, name: str, kind: str, command: list[str]) -> dict[str,
         raise ProblemError(
             Problem(
                 code="export.converter_failed",
-                title="llama.cpp's converter does not take this model",
+                title="llama.cpp's converter does not support this model",
                 cause="\n".join(lines[-3:]) or f"it ended with status {done.returncode}",
-                hint="a newer llama.cpp may know the family; without --gguf the export goes on",
+                hint="a newer llama.cpp may support it; without --gguf the model can be exported",
             )
         )
     return {"file": made.name, "type": kind, "bytes": made.stat().st_size, **_compare(folder, made)}

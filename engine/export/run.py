@@ -76,7 +76,7 @@ def check_request(target: Target, out: Path, request: ExportRequest) -> None:
             Problem(
                 code="export.no_adapter",
                 title=f"{target.label} has no adapter",
-                cause="its weights are whole",
+                cause="it is a whole model",
                 hint="leave --adapter-only out",
             )
         )
@@ -241,7 +241,7 @@ class _ExportJob:
             raise ProblemError(
                 Problem(
                     code="model.not_finite",
-                    title=f"{self.target.label} holds numbers that are not finite",
+                    title=f"{self.target.label} has weights that are not finite",
                     cause=f"the first of them in {name}",
                     hint="choose an earlier checkpoint of the run",
                 )
@@ -292,7 +292,7 @@ class _ExportJob:
                 Problem(
                     code="tokenizer.missing",
                     title=f"{self.target.label} has no tokenizer",
-                    cause="nothing can be asked of it, so nobody could say that the export answers alike",
+                    cause="without one the export cannot be compared with it",
                     hint="copy the tokenizer's files from where the model came from beside its weights",
                 )
             )

@@ -28,7 +28,7 @@ class SchemaCompiler:
         try:
             self._tokenizer = from_tokenizer(tokenizer, n_vocab=size, eos_token=stops)
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"replies of this model cannot be kept to a schema: {error}") from None
+            raise ValueError(f"replies of this model cannot be constrained to a schema: {error}") from None
 
     def compile(self, schema: Mapping[str, Any]) -> SchemaGrammar:
         """The grammar of one reply. Raises ValueError for an invalid schema, and for one with parts that are not
@@ -39,9 +39,9 @@ class SchemaCompiler:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _BLANKS})
             matcher = LLMatcher(self._tokenizer, grammar)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"this JSON schema cannot be kept to: {error}") from None
+            raise ValueError(f"this JSON schema is not supported: {error}") from None
         if matcher.is_error():
-            raise ValueError(f"this JSON schema cannot be kept to: {matcher.get_error().strip()}")
+            raise ValueError(f"this JSON schema is not supported: {matcher.get_error().strip()}")
         return SchemaGrammar(matcher, self._tokenizer.vocab_size)
 
 

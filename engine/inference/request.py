@@ -36,7 +36,7 @@ def read_sampling(request: Mapping[str, Any]) -> Sampling:
     if request.get("task") is None:
         raise ValueError("constrained keeps replies to the schema of a task: name the task too, or give a schema")
     if request.get("schema") is not None:
-        raise ValueError("constrained and a schema of one's own do not go together")
+        raise ValueError("constrained uses the task's schema: leave out constrained or your own schema")
     return make_sampling({**request, "schema": load_task(request["task"]).schema})
 
 

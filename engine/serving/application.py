@@ -120,7 +120,7 @@ class CompletionServer:
         except Rejection as rejection:
             self.router.forget(jobs)
             if rejection.full:
-                raise RequestError(429, f"{rejection}: {self.scheduler.queue} wait already", code="queue_full")
+                raise RequestError(429, f"{rejection}: {self.scheduler.queue} requests are waiting", code="queue_full")
             raise FAILURES["closing"]
         if completion.stream:
             return EventStream(
@@ -182,9 +182,9 @@ class CompletionServer:
             return None
         host = request.headers.get("host", "")
         if host and host not in LOCAL and host.rpartition(":")[0] not in LOCAL:
-            return RequestError(403, f"without a key this server answers as localhost alone, not as {host!r}")
+            return RequestError(403, f"without a key this server answers only as localhost, not as {host!r}")
         if "origin" in request.headers:
-            return RequestError(403, "without a key this server answers no web pages")
+            return RequestError(403, "without a key this server does not answer web pages")
         return None
 
     def _refuse(self, request: Request, error: RequestError) -> Response:
@@ -207,7 +207,7 @@ class CompletionServer:
         return Response(status_code=GONE)
 
     async def handle_failure(self, request: Request, error: Exception) -> Response:
-        return self._refuse(request, RequestError(500, f"the server made a mistake: {error!r}"))
+        return self._refuse(request, RequestError(500, f"the server failed: {error!r}"))
 
 
 class EventStream(Response):
@@ -268,7 +268,7 @@ async def _send(send: Send, message: Scope) -> None:
 
 async def _read_body(request: Request, most: int) -> bytes:
     """The body of a request. Raises RequestError for one that is too large or too slow, and ClientDisconnect."""
-    too_large = RequestError(413, f"a body of more than {most} bytes is not taken", code="body_too_large")
+    too_large = RequestError(413, f"the body is larger than {most} bytes", code="body_too_large")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
         raise too_large
@@ -280,7 +280,7 @@ async def _read_body(request: Request, most: int) -> bytes:
                 if len(body) > most:
                     raise too_large
     except TimeoutError:
-        raise RequestError(408, f"the body did not come within {UPLOAD:g} s", code="timeout")
+        raise RequestError(408, f"the body did not arrive within {UPLOAD:g} s", code="timeout")
     return bytes(body)
 
 

@@ -13,7 +13,7 @@ class Rejection(Exception):
     """Jobs were not accepted: the queue is `full`, or the server is shutting down."""
 
     def __init__(self, *, full: bool) -> None:
-        super().__init__("the queue is full" if full else "the server is about to end")
+        super().__init__("the queue is full" if full else "the server is shutting down")
         self.full = full
 
 

@@ -110,7 +110,9 @@ class RequestBuilder:
         if isinstance(prompt, list):
             size = len(self._own.tokenizer)
             if not all(isinstance(token, int) and 0 <= token < size for token in prompt):
-                raise RequestError(400, f"prompt holds what is no token of the vocabulary of {size}", param="prompt")
+                raise RequestError(
+                    400, f"prompt has a number that is no token id: they are from 0 to {size - 1}", param="prompt"
+                )
             return prompt
         with self._lock:
             ids: list[int] = self._own.prompt(prompt)
@@ -123,12 +125,14 @@ class RequestBuilder:
         count = 1 if request.n is None else request.n
         if not 1 <= count * len(prompts) <= MOST_CHOICES:
             raise RequestError(
-                400, f"n times prompts is from 1 to {MOST_CHOICES}, not {count * len(prompts)}", param="n"
+                400,
+                f"n times the number of prompts must be from 1 to {MOST_CHOICES}, not {count * len(prompts)}",
+                param="n",
             )
         if longest := next((len(prompt) for prompt in prompts if len(prompt) >= self.context), None):
             raise RequestError(
                 400,
-                f"the prompt has {longest} tokens: nothing is left of a context of {self.context}",
+                f"the prompt has {longest} tokens, which leaves no room in a context of {self.context}",
                 param="messages" if isinstance(request, ChatRequest) else "prompt",
                 code="context_length_exceeded",
             )

@@ -174,9 +174,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise ProblemError(
             Problem(
                 code="serving.address_unavailable",
-                title=f"{host}:{port} cannot be listened at",
+                title=f"cannot listen on {host}:{port}",
                 cause=error.strerror or str(error),
-                hint="--port 0 takes a free one",
+                hint="choose another port, or --port 0 for a free one",
             )
         )
     return listening

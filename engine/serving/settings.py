@@ -51,9 +51,9 @@ class Settings(msgspec.Struct, kw_only=True):
         for name in ("slots", "queue", "most_bytes", "seconds", "longest"):
             least = 0 if name == "queue" else 1
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is at least {least}, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"a port is a number from 0 to 65535, not {self.port}")
+            raise ValueError(f"a port must be from 0 to 65535, not {self.port}")
         if self.backend not in BACKENDS:
             raise ValueError(f"there is no backend {self.backend!r}: choose one of {', '.join(BACKENDS)}")
         if self.task is not None:
@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, kw_only=True):
                 raise ProblemError(
                     Problem(
                         code="serving.key_required",
-                        title=f"{self.host} is reached from other machines: a key is needed",
+                        title=f"{self.host} can be reached from other machines: a key is needed",
                         cause="without one everybody there could use this model",
                         hint="put a key into a variable and name it: --api-key-env NAME",
                     )
@@ -82,7 +82,7 @@ class Settings(msgspec.Struct, kw_only=True):
             raise ProblemError(
                 Problem(
                     code="serving.key_missing",
-                    title=f"The variable {self.key_env} holds no key",
+                    title=f"The variable {self.key_env} is empty or not set",
                     hint=f"export {self.key_env}=… and serve again",
                 )
             )

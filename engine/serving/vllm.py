@@ -55,10 +55,10 @@ class VllmServer:
                 )
             )
         if settings.port == 0:
-            raise ValueError("--backend vllm takes no port 0: name one")
+            raise ValueError("--backend vllm cannot choose a free port: name one with --port")
         refused = [name for name in ("task", "constrained", "preset") if getattr(settings, name)]
         if refused or settings.quantization == "int8":
-            raise ValueError(f"{', '.join(refused) or 'int8'}: not with --backend vllm")
+            raise ValueError(f"{', '.join(refused) or 'int8'} cannot be used with --backend vllm")
         target = targets.fetch(target, home, progress)
         targets.check(target, folders.weights_problems)
         source = target.folder if not target.on_hub and folders.has_tokenizer(target.folder) else target.base

@@ -28,7 +28,7 @@ def test_every_format_has_questions(bare_home: Home) -> None:
     asked, rows = counts["kto"]
     bad = material("samples/kto.jsonl", bare_home).notes()
     assert 0 < asked < rows and bad == [
-        f"{rows - asked} rows hold a bad reply: their loss counts, and they are not asked anything"
+        f"{rows - asked} rows have a reply that is labelled bad: their loss counts, and no replies are generated for them"
     ]
 
 
@@ -56,8 +56,8 @@ def test_rows_with_tools_have_no_questions(bare_home: Home, tmp_path: Path) -> N
     tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
     found = EvaluationSet("x", [row, row | {"tools": [tool]}])
     assert [question.row for question in found.questions(None, None)] == [0]
-    assert found.notes() == ["1 rows have tools: they are not asked anything"]
-    with pytest.raises(ValueError, match="holds no row of the task thought_graph"):
+    assert found.notes() == ["1 rows have tools: no replies are generated for them"]
+    with pytest.raises(ValueError, match="has no row of the task thought_graph"):
         EvaluationSet("x", [row | {"columns": {"task_type": "arguments"}}]).questions("thought_graph", None)
 
 

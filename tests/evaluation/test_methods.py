@@ -45,7 +45,7 @@ def test_a_reward_models_accuracy_and_margin(tiny: Path, bare_home: Home) -> Non
     rows = [f"data.{part}=[{{source: samples/preference.jsonl}}]" for part in ("train", "validation")]
     with trained(bare_home, tiny, "method.kind=reward", "data.max_length=128", *rows) as told:
         found = evaluate(bare_home)
-        with pytest.raises(ValueError, match="is measured on preference pairs"):
+        with pytest.raises(ValueError, match="it needs preference pairs"):
             evaluate(bare_home, data="samples/text.jsonl")
     metrics = found["metrics"]
     assert metrics["reward_accuracy"] == told["eval/accuracy"]

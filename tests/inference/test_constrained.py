@@ -56,7 +56,7 @@ def test_the_tasks_schemas_are_supported(loaded: LoadedModel) -> None:
 @pytest.mark.slow
 def test_invalid_schemas_are_refused(loaded: LoadedModel) -> None:
     for wrong in ({"type": "strange"}, {"$ref": "http://example.com/x"}, {"type": "string", "pattern": "("}):
-        with pytest.raises(ValueError, match="this JSON schema cannot be kept to"):
+        with pytest.raises(ValueError, match="this JSON schema is not supported"):
             loaded.chat("Hi", Sampling(4, schema=wrong))
 
 

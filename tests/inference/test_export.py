@@ -307,5 +307,5 @@ def test_gguf_by_llama_cpps_converter(home: Home, smollm2: Path) -> None:
     # A family that the converter does not know is refused in its own words, and nothing is left.
     config = folder / "config.json"
     config.write_text(config.read_text().replace("LlamaForCausalLM", "UnheardOfForCausalLM"))
-    with pytest.raises(ProblemError, match=r"converter does not take this model(.|\n)*not supported"):
+    with pytest.raises(ProblemError, match=r"converter does not support this model(.|\n)*not supported"):
         gguf_converter.convert(folder, "x", "f16", gguf_converter.find_converter(None))

@@ -49,8 +49,8 @@ def test_invalid_settings_are_errors_of_the_user(kitchen: Kitchen) -> None:
         (("tiny", "--task", "cooking"), "there is no task 'cooking'"),
         (("tiny", "--constrained"), "constrained needs a task"),
         (("tiny", "--preset", "wild"), "there is no preset 'wild'"),
-        (("tiny", "--slots", "0"), "slots is at least 1"),
-        (("tiny", "--port", "70000"), "a port is a number"),
+        (("tiny", "--slots", "0"), "slots must be at least 1"),
+        (("tiny", "--port", "70000"), "a port must be from"),
         (("tiny", "--backend", "vllm"), "vLLM is not installed here"),
         (("--stop", "soup"), "There is no server by the name soup"),
     ):

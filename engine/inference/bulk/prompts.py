@@ -21,7 +21,8 @@ _LOOKED_AT = 100
 
 @dataclass(frozen=True)
 class PromptRow:
-    """`prompt` is what the model continues or answers; `row` is the row of the file, with the `reference` reply if the row had one."""
+    """`prompt` is what the model continues or answers; `row` is the row of the file, with the `reference` reply if the
+    row had one."""
 
     prompt: Prompt
     row: Mapping[str, Any]
