@@ -1,5 +1,4 @@
-"""The format of a reply, detected from its text: thinking, triples, a thought graph, other JSON, or plain text.
-Pure."""
+"""The format of a reply, detected from its text: thinking, JSON, or plain text; and how a task draws the JSON. Pure."""
 
 from __future__ import annotations
 
@@ -8,21 +7,23 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-TRIPLE = ("subject", "predicate", "object")
+from engine.config.tasks import Outline, Table, View, task_views
+
 _FENCE = re.compile(r"\A\s*```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
 _THINKING = re.compile(r"\A\s*<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """`kind`: `triples`, `graph` or `json`, with the parsed `value`, or `text`. `body` is the reply without its
-    thinking."""
+    """`kind`: `json`, with the parsed `value`, or `text`. `body` is the reply without its thinking."""
 
     kind: str
     body: str
     thinking: str = ""
     value: Any = None
     thinking_ended: bool = True
+    view: View | None = None
+    """How a task draws the value; None if no task's drawing fits it."""
 
 
 def parse_reply(text: str) -> ParsedReply:
@@ -34,8 +35,8 @@ def parse_reply(text: str) -> ParsedReply:
     value = parse_json(text)
     if value is None:
         return ParsedReply("text", text, thinking, None, ended)
-    kind = "triples" if _are_triples(value) else "graph" if _is_graph(value) else "json"
-    return ParsedReply(kind, text, thinking, value, ended)
+    view = next((view for view in task_views() if _fits(value, view)), None)
+    return ParsedReply("json", text, thinking, value, ended, view)
 
 
 def split_partial_reply(text: str) -> tuple[str, str]:
@@ -63,22 +64,27 @@ def parse_json(text: str) -> list[Any] | dict[str, Any] | None:
     return value if isinstance(value, (list, dict)) else None
 
 
-def _are_triples(value: Any) -> bool:
-    """Whether it is a list of at least one object, each with the three texts of a triple; other keys are allowed."""
+def _fits(value: Any, view: View) -> bool:
+    return _is_table(value, view) if isinstance(view, Table) else _is_outline(value, view)
+
+
+def _is_table(value: Any, view: Table) -> bool:
+    """Whether it is a list of at least one object, each with a text in every column; other keys are allowed."""
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(each, dict) and all(isinstance(each.get(key), str) for key in TRIPLE) for each in value)
+        and all(
+            isinstance(each, dict) and all(isinstance(each.get(key), str) for key in view.columns) for each in value
+        )
     )
 
 
-def _is_graph(value: Any) -> bool:
-    """Whether it has standpoints, each a text with arguments. Missing or repeated ids are for an evaluation to
-    report."""
-    if not isinstance(value, dict) or not isinstance(value.get("standpoints"), list) or not value["standpoints"]:
+def _is_outline(value: Any, view: Outline) -> bool:
+    """Whether it has points, each a text with details. Missing or repeated ids are for an evaluation to report."""
+    if not isinstance(value, dict) or not isinstance(value.get(view.points), list) or not value[view.points]:
         return False
-    lists = [value["standpoints"], value.get("counter_questions", [])]
-    lists += [each.get("arguments", []) if isinstance(each, dict) else None for each in value["standpoints"]]
+    lists = [value[view.points], value.get(view.objections, [])]
+    lists += [each.get(view.details, []) if isinstance(each, dict) else None for each in value[view.points]]
     return all(
         isinstance(items, list) and all(isinstance(each, dict) and isinstance(each.get("text"), str) for each in items)
         for items in lists

@@ -1,4 +1,4 @@
-"""Widgets that show a reply by its format: JSON as a tree, triples as a table, a thought graph by standpoint, thinking
+"""Widgets that show a reply by its format: JSON as its task draws it (a table, an outline) or as a tree, thinking
 folded."""
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from textual.widget import Widget
 from textual.widgets import Collapsible, Markdown, Static, Tree
 from textual.widgets.tree import TreeNode
 
-from cockpit.state.reply_format import TRIPLE, ParsedReply
+from cockpit.state.reply_format import ParsedReply
+from engine.config.tasks import Outline, Table
 
 GAP = 2
 NARROW = 40
@@ -34,12 +35,12 @@ def views(reply: ParsedReply) -> Iterator[Widget]:
     """The widgets that show a complete reply."""
     if reply.thinking:
         yield Thinking(reply.thinking)
-    match reply.kind:
-        case "triples":
-            yield Triples(reply.value)
-        case "graph":
-            yield Graph(reply.value)
-        case "json":
+    match reply.kind, reply.view:
+        case "json", Table() as view:
+            yield TableView(reply.value, view)
+        case "json", Outline() as view:
+            yield OutlineView(reply.value, view)
+        case "json", _:
             yield JsonTree(reply.value)
         case _ if reply.body[:1] in ("[", "{"):
             yield Static(
@@ -67,35 +68,34 @@ class Thinking(Collapsible):
         )
 
 
-# ── triples ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── tables ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Triples(Static):
-    """A table of subject, predicate and object, with their types where there are any. Laid out again for every
+class TableView(Static):
+    """A table with an object in each row, and the types of its texts where there are any. Laid out again for every
     width."""
 
-    DEFAULT_CSS = "Triples { height: auto; padding: 0 1; }"
+    DEFAULT_CSS = "TableView { height: auto; padding: 0 1; }"
 
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, rows: Sequence[dict[str, Any]], view: Table) -> None:
         super().__init__()
-        self._rows = rows
+        self._rows, self._view = rows, view
         self._width = 0
 
     def on_resize(self, event: events.Resize) -> None:
         width = self.content_size.width
         if width and width != self._width:
             self._width = width
-            self.update(format_triples(self._rows, width))
+            self.update(format_table(self._rows, self._view, width))
 
 
-def format_triples(rows: Sequence[dict[str, Any]], width: int) -> Content:
-    """Triples in columns that wrap, at most `width` cells wide, and their number. In a narrow place they are
-    stacked."""
-    count = Content.styled(f"{len(rows)} triple{'s'[: len(rows) != 1]}", MUTED)
+def format_table(rows: Sequence[dict[str, Any]], view: Table, width: int) -> Content:
+    """Columns that wrap, at most `width` cells wide, and the number of rows. In a narrow place they are stacked."""
+    count = Content.styled(f"{len(rows)} {view.noun}{'s'[: len(rows) != 1]}", MUTED)
     if width < NARROW:
-        return Content("\n").join([line for row in rows for line in _stacked(row, width)] + [count])
-    cells = [[_cell(row, key) for key in TRIPLE] for row in rows]
-    heads = [Content.styled(key, "bold $accent") for key in TRIPLE]
+        return Content("\n").join([line for row in rows for line in _stacked(row, view, width)] + [count])
+    cells = [[_cell(row, key) for key in view.columns] for row in rows]
+    heads = [Content.styled(key, "bold $accent") for key in view.columns]
     room = width - GAP * (len(heads) - 1)
     widths = _widths([max(cell.cell_length for cell in column) for column in zip(heads, *cells, strict=True)], room)
     rule = Content.styled("─" * min(width, sum(widths) + GAP * (len(widths) - 1)), "$primary")
@@ -107,10 +107,11 @@ def format_triples(rows: Sequence[dict[str, Any]], width: int) -> Content:
     return Content("\n").join([*lines, count])
 
 
-def _stacked(row: dict[str, Any], width: int) -> list[Content]:
-    """A triple for a narrow place: its subject, and indented below it predicate and object."""
-    lines = _cell(row, "subject").wrap(width)
-    for key in ("predicate", "object"):
+def _stacked(row: dict[str, Any], view: Table, width: int) -> list[Content]:
+    """A row for a narrow place: its first column, and the others indented below it."""
+    first, *others = view.columns
+    lines = _cell(row, first).wrap(width)
+    for key in others:
         lines += [Content.assemble("  ", line) for line in _cell(row, key).wrap(max(1, width - 2))]
     return [line.rstrip() for line in lines]
 
@@ -140,41 +141,41 @@ def _row_lines(row: Sequence[Content], widths: Sequence[int]) -> list[Content]:
     return lines
 
 
-# ── thought graphs ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── outlines ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Graph(Vertical):
-    """The question, each standpoint with its arguments below, and the counter-questions."""
+class OutlineView(Vertical):
+    """The title, each point with its details below, and the objections."""
 
     DEFAULT_CSS = """
-    Graph { height: auto; padding: 0 1; }
-    Graph Static { height: auto; }
-    Graph .standpoint { height: auto; margin: 1 0 0 0; text-style: bold; }
-    Graph .number { width: 3; color: $accent; }
-    Graph .text { width: 1fr; }
-    Graph .below { margin: 0 0 0 1; padding: 0 0 0 1; border-left: solid $primary; }
-    Graph .against { margin: 0 0 0 1; padding: 0 0 0 1; border-left: solid $warning; }
-    Graph .counter { margin: 1 0 0 0; color: $warning; text-style: bold; }
+    OutlineView { height: auto; padding: 0 1; }
+    OutlineView Static { height: auto; }
+    OutlineView .standpoint { height: auto; margin: 1 0 0 0; text-style: bold; }
+    OutlineView .number { width: 3; color: $accent; }
+    OutlineView .text { width: 1fr; }
+    OutlineView .below { margin: 0 0 0 1; padding: 0 0 0 1; border-left: solid $primary; }
+    OutlineView .against { margin: 0 0 0 1; padding: 0 0 0 1; border-left: solid $warning; }
+    OutlineView .counter { margin: 1 0 0 0; color: $warning; text-style: bold; }
     """
 
-    def __init__(self, graph: dict[str, Any]) -> None:
+    def __init__(self, value: dict[str, Any], view: Outline) -> None:
         super().__init__()
-        self._graph = graph
+        self._value, self._view = value, view
 
     def compose(self) -> ComposeResult:
-        if question := self._graph.get("question"):
-            yield Static(Content.assemble((str(question), "bold $accent")))
-        for number, standpoint in enumerate(self._graph["standpoints"], 1):
+        if title := self._value.get(self._view.title):
+            yield Static(Content.assemble((str(title), "bold $accent")))
+        for number, point in enumerate(self._value[self._view.points], 1):
             with Horizontal(classes="standpoint"):
                 yield Static(str(number), classes="number")
-                yield Static(Content(standpoint["text"]), classes="text")
-            for argument in standpoint.get("arguments", []):
-                yield Static(Content(argument["text"]), classes="below")
-        counters = self._graph.get("counter_questions", [])
-        if counters:
-            yield Static("Counter-questions", classes="counter")
-        for question in counters:
-            yield Static(Content(question["text"]), classes="against")
+                yield Static(Content(point["text"]), classes="text")
+            for detail in point.get(self._view.details, []):
+                yield Static(Content(detail["text"]), classes="below")
+        objections = self._value.get(self._view.objections, [])
+        if objections:
+            yield Static(self._view.objections.replace("_", "-").capitalize(), classes="counter")
+        for objection in objections:
+            yield Static(Content(objection["text"]), classes="against")
 
 
 # ── other JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,6 +13,7 @@ from textual.content import Content
 from textual.widgets import Input, Select, Static
 
 from engine.config.sampling import PRESETS, SamplingOptions
+from engine.config.tasks import task_names
 
 LABELS = {
     "temperature": "temperature",
@@ -26,7 +27,6 @@ LABELS = {
     "stop": "stop",
 }
 """Field of `SamplingOptions` -> its name here, in this order."""
-TASKS = ("triples", "thought_graph")
 SEPARATOR = "|"
 """Between stop texts."""
 HINTS = {
@@ -65,7 +65,9 @@ class Sampling(VerticalScroll):
         yield Static("", classes="gap")
         with Horizontal():
             yield Static("task", classes="label")
-            yield Select([(task.replace("_", " "), task) for task in TASKS], id="task", prompt="none", compact=True)
+            yield Select(
+                [(task.replace("_", " "), task) for task in task_names()], id="task", prompt="none", compact=True
+            )
         with Horizontal():
             yield Static("JSON", classes="label")
             yield Select([("must fit", "fits")], id="json", prompt="free", compact=True, disabled=True)
@@ -96,7 +98,7 @@ class Sampling(VerticalScroll):
     @property
     def chosen_task(self) -> str:
         task = self.query_one("#task", Select).value
-        return task if isinstance(task, str) and task in TASKS else ""
+        return task if isinstance(task, str) and task in task_names() else ""
 
     @property
     def system(self) -> str:
@@ -114,7 +116,7 @@ class Sampling(VerticalScroll):
                 self.query_one(f"#{name}", Input).value = text
         if "task" in settings:
             task = settings["task"]
-            self.query_one("#task", Select).value = task if task in TASKS else Select.NULL
+            self.query_one("#task", Select).value = task if task in task_names() else Select.NULL
         if "system" in settings:
             self.query_one("#system", Input).value = settings["system"]
 

@@ -52,7 +52,8 @@ CHECKS = (
     "engine.prep.checks:sources",
     "engine.prep.checks:tokenizer",
     "engine.models.checks:base",
-    "engine.export.checks:handing_over",
+    "engine.metrics.checks:metric_names",
+    "engine.export.checks:check_export",
 )
 """What no single section can know. Each `(sections, directory, home) -> [(key, message)]` and copes with missing sections."""
 

@@ -109,7 +109,8 @@ class ExpandOptions(ServiceOptions):
     SECTION: ClassVar[str] = "expand"
 
     task: str | None = option(
-        None, help="Task whose schema every answer must fit: triples, thought_graph or rows; none: as the seeds are."
+        None,
+        help="Task whose schema every answer must fit, or rows for rows of any shape; none: the task of the seeds.",
     )
     samples: int = option(100, help="New rows to make.", unit="rows", ge=1)
     prompts: dict[str, str] = option(

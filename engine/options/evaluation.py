@@ -13,9 +13,7 @@ from engine.options.thresholds import parse
 
 class EarlyStoppingOptions(Options):
     patience: int = option(3, help="Evaluations in a row without a new best after which the run ends.", ge=1)
-    metric: str = option(
-        "eval/loss", help="Metric to watch; losses and perplexity down, all else up.", pattern="^eval/."
-    )
+    metric: str = option("eval/loss", help="Metric to watch, such as eval/loss or eval/triples_f1.", pattern="^eval/.")
     min_delta: float = option(0.0, help="What a value must be better by to count.", ge=0)
 
 

@@ -82,7 +82,7 @@ class CheckpointOptions(Options):
     every_steps: int | None = option(None, help="Save every so many steps; none: once an epoch.", unit="steps", ge=1)
     keep: int = option(3, help="Complete checkpoints to keep, the best and the last always among them.", ge=1)
     best_by: str = option(
-        "eval/loss", help="Metric that names the best checkpoint; losses and perplexity down, all else up."
+        "eval/loss", help="Metric that names the best checkpoint, such as eval/loss or eval/triples_f1."
     )
     output: str | None = option(None, help="Folder to which the final checkpoint is published, complete or not at all.")
 

@@ -6,7 +6,6 @@ the `reference` that a task's metric holds the model's own replies against; a re
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from engine.prep.encoding import WIDTH, Asked, encoder_for
 from engine.prep.formats.canonical import Canonical, Message, kind_of
 from engine.prep.templates import ChatTokenizer
 from engine.prep.tokenize import Batch, Counts, bare
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 
 class Prompting:
@@ -28,7 +27,7 @@ class Prompting:
         chat = ChatTokenizer.of(tokenizer)
         self._renderer, self._encoder = Renderer(chat, "assistant"), encoder_for(bare(chat))
         self._max_length, self._max_prompt = max_length, max_prompt
-        self._task = importlib.import_module(TASKS[task]) if task else None
+        self._task = load_task(task) if task else None
         self.template = chat.chat_template
 
     def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:

@@ -25,7 +25,7 @@ from engine.workers.questions import parser
 
 if TYPE_CHECKING:
     from engine.inference.generate import Reply
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 COALESCE = 0.03
 """Seconds that pieces of text are gathered for before they are said."""
@@ -37,7 +37,7 @@ class Chat:
 
     def __init__(self, link: Link, home: Home, cancelled: set[str]) -> None:
         self.link, self.home, self.cancelled = link, home, cancelled
-        self.loaded: Loaded | None = None
+        self.loaded: LoadedModel | None = None
         self.wanted: dict[str, Any] | None = None
 
     def load(self, instruction: Instruction) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Chat:
 
     def generate(self, instruction: Instruction) -> dict[str, Any]:
         """Stream one reply. Raises ProblemError, or ValueError for a conversation that cannot be continued."""
-        from engine.inference.request import parsed, prompt_of, settings_of
+        from engine.inference.request import parse_reply, read_prompt, read_sampling
 
         asked = instruction.arguments
         if self.loaded is None:
@@ -86,7 +86,7 @@ class Chat:
                 Instruction(id=instruction.id, name="load", arguments=self.wanted | {"request": asked["request"]})
             )
         assert self.loaded is not None
-        prompt, sampling = prompt_of(asked), settings_of(asked)
+        prompt, sampling = read_prompt(asked), read_sampling(asked)
         self.link.status("busy", target=self.loaded.target.label, device=self.loaded.device, detail="generating")
         reply = self._stream(prompt, sampling, asked["request"])
         return {
@@ -98,7 +98,7 @@ class Chat:
             "first_token_seconds": reply.first_token_seconds,
             "tokens_per_second": reply.tokens_per_second,
             "finish": reply.finish,
-            **parsed(asked, reply.text),
+            **parse_reply(asked, reply.text),
         }
 
     def unload(self, instruction: Instruction) -> dict[str, Any]:

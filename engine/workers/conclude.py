@@ -28,7 +28,7 @@ from engine.workers.journalling import Journal
 
 if TYPE_CHECKING:
     from engine.evaluation.reward_scoring import PairScorer
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 GROUP = "test/"
 """What the names of metrics on the test rows begin with."""
@@ -47,13 +47,15 @@ class Stage:
 
 def evaluate(stage: Stage) -> dict[str, Any]:
     """The last evaluation, on the test rows; returns what `evaluated.json` keeps."""
-    from engine.evaluation.run import Wanted
+    from engine.evaluation.request import EvaluationRequest
     from engine.evaluation.run import evaluate as measure
     from engine.training import report
 
     began = time.monotonic()
     watch = _Watch(stage.journal)
-    found = measure(stage.target.label, Wanted(), stage.home, stage.run.path, _Models(stage.home, watch), watch)
+    found = measure(
+        stage.target.label, EvaluationRequest(), stage.home, stage.run.path, _Models(stage.home, watch), watch
+    )
     values = {f"{GROUP}{name}": value for name, value in found["metrics"].items()}
     seconds = time.monotonic() - began
     whole = {name: value for name, value in values.items() if "." not in name}  # not each predicate's share of one
@@ -82,14 +84,14 @@ def evaluate(stage: Stage) -> dict[str, Any]:
 
 def export(stage: Stage) -> dict[str, Any]:
     """The folder for others; returns what `exported.json` keeps."""
-    from engine.export.run import Wanted
+    from engine.export.request import ExportRequest
     from engine.export.run import export as hand_over
     from engine.training import report
 
     options = stage.profile.export
     directory = stage.profile.directory
     out = Path(directory, options.output).expanduser() if options.output else stage.run.exported
-    wanted = Wanted(
+    request = ExportRequest(
         adapter_only=options.kind == "adapter",
         dtype=options.dtype,
         gguf=options.gguf,
@@ -98,7 +100,7 @@ def export(stage: Stage) -> dict[str, Any]:
     )
     began = time.monotonic()
     told = lambda name, done, total: stage.journal.progress(f"exporting: {name}", done, total)  # noqa: E731
-    made = hand_over(stage.target, out, wanted, stage.home, told)
+    made = hand_over(stage.target, out, request, stage.home, told)
     outcome: dict[str, Any] = {
         "step": stage.target.step,
         "directory": str(made.directory),
@@ -123,7 +125,7 @@ class _Watch:
     def __call__(self, stage: str, done: int, total: int) -> None:
         self._journal.progress(f"evaluating on the test rows: {stage}", done, total)
 
-    def given_up(self) -> bool:
+    def is_cancelled(self) -> bool:
         return False  # to stop it is to end this process
 
 
@@ -133,7 +135,7 @@ class _Models:
     def __init__(self, home: Home, watch: _Watch) -> None:
         self._home, self._watch = home, watch
 
-    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded:
+    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> LoadedModel:
         from engine.inference.loaded_model import load
 
         return load(target, home=self._home, dtype=dtype, quantization=quantization, progress=self._watch)

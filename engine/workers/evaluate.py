@@ -15,7 +15,7 @@ import msgspec
 
 from engine.evaluation import history
 from engine.evaluation import run as examine
-from engine.evaluation.run import Wanted
+from engine.evaluation.request import EvaluationRequest
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.worker_link import Link
@@ -23,7 +23,7 @@ from engine.workers.questions import Cancelled, Wording, attend, parser
 
 if TYPE_CHECKING:
     from engine.evaluation.reward_scoring import PairScorer
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 QUESTIONS = ("evaluate", "listed", "replies", "reply", "compare")
 _EVERY = 0.1
@@ -39,13 +39,13 @@ class Watch:
         self.target = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if self.given_up():
+        if self.is_cancelled():
             raise Cancelled
         if stage != self._stage or time.monotonic() - self._told >= _EVERY:
             self._told, self._stage = time.monotonic(), stage
             self._link.say(self._request, "progress", stage=stage, done=done, total=total, target=self.target)
 
-    def given_up(self) -> bool:
+    def is_cancelled(self) -> bool:
         return self._request in self._cancelled
 
 
@@ -54,9 +54,9 @@ class Models:
 
     def __init__(self, home: Home, watch: Watch) -> None:
         self._home, self._watch = home, watch
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedModel | None = None
 
-    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded:
+    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> LoadedModel:
         """Raises ProblemError."""
         from engine.inference.loaded_model import load
 
@@ -85,7 +85,7 @@ class Evaluate:
         """The target's result; under `against`, of each other target: its result, and the comparison of the two. Raises ProblemError,
         ValueError."""
         named = {"target", "directory", "against", "request"}
-        wanted = msgspec.convert({name: value for name, value in asked.items() if name not in named}, Wanted)
+        wanted = msgspec.convert({name: value for name, value in asked.items() if name not in named}, EvaluationRequest)
         directory = Path(asked.get("directory") or self.home.root)
         watch = Watch(self.link, asked.get("request", ""), self.cancelled)
         models = Models(self.home, watch)
@@ -99,7 +99,7 @@ class Evaluate:
             watch("comparing", 0, 0)
             result = result | {
                 "against": [
-                    {**other, **history.compared(Path(other["directory"]), Path(result["directory"]))}
+                    {**other, **history.compare_folders(Path(other["directory"]), Path(result["directory"]))}
                     for other in others
                 ]
             }
@@ -107,23 +107,23 @@ class Evaluate:
 
     def listed(self, asked: dict[str, Any]) -> dict[str, Any]:
         run = self.home.run(asked["run"])
-        return {"evaluations": history.of_run(run), "checkpoints": run.checkpoint_steps()}
+        return {"evaluations": history.list_evaluations(run), "checkpoints": run.checkpoint_steps()}
 
     def replies(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return history.replies(
+        return history.page_replies(
             Path(asked["directory"]), asked["start"], asked["count"], asked.get("by"), asked.get("passed")
         )
 
     def reply(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return history.reply(Path(asked["directory"]), asked["row"])
+        return history.read_reply(Path(asked["directory"]), asked["row"])
 
     def compare(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return history.compared(Path(asked["first"]), Path(asked["second"]))
+        return history.compare_folders(Path(asked["first"]), Path(asked["second"]))
 
 
 def _beside(out: str | None, target: str) -> str:
     """The folder of another target's evaluation."""
-    return f"{out}-{examine.slug(target)}"
+    return f"{out}-{examine.make_slug(target)}"
 
 
 def main() -> None:

@@ -28,10 +28,12 @@ class Export:
 
     def export(self, asked: dict[str, Any]) -> dict[str, Any]:
         """`directory kind agreement`, and `gguf` where one was asked for. Raises ProblemError, OSError and Cancelled."""
-        from engine.export.run import Wanted, export
+        from engine.export.request import ExportRequest
+        from engine.export.run import export
 
         wanted = msgspec.convert(
-            {name: value for name in Wanted.__dataclass_fields__ if (value := asked.get(name)) is not None}, Wanted
+            {name: value for name in ExportRequest.__dataclass_fields__ if (value := asked.get(name)) is not None},
+            ExportRequest,
         )
         if wanted.dtype not in (None, *DTYPES):
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {wanted.dtype!r}")

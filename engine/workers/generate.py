@@ -74,7 +74,7 @@ def share() -> None:
     made.add_argument("--device", default="")
     made.add_argument("--share", type=json.loads)
     arguments = made.parse_args()
-    decode.share(Home.locate(arguments.home), arguments.share, arguments.device)
+    decode.run_process(Home.locate(arguments.home), arguments.share, arguments.device)
 
 
 if __name__ == "__main__":

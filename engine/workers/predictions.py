@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from engine.evaluation import predictions
-from engine.evaluation.request import Wanted
+from engine.evaluation.request import EvaluationRequest
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
@@ -30,7 +30,7 @@ class Watch:
     def __call__(self, stage: str, done: int, total: int) -> None:
         self._status.update(escape(f"{stage} {done} of {total}" if total else stage))
 
-    def given_up(self) -> bool:
+    def is_cancelled(self) -> bool:
         return False
 
 
@@ -41,11 +41,11 @@ def main() -> int:
     asked = parser.parse_args()
     paths = [Path(path).expanduser() for path in asked.arguments["files"]]
     try:
-        wanted = msgspec.convert(asked.arguments["settings"], Wanted)
+        wanted = msgspec.convert(asked.arguments["settings"], EvaluationRequest)
         with Console(stderr=True, highlight=False).status("scoring") as status:
             result, *others = _evaluated(paths, wanted, Home.locate(asked.home), Watch(status))
             if others:
-                result["against"] = [predictions.against(result, other) for other in others]
+                result["against"] = [predictions.add_comparison(result, other) for other in others]
     except ProblemError as error:
         return _say({"error": error.problem.document()})
     except (ValueError, OSError) as error:
@@ -56,7 +56,7 @@ def main() -> int:
     return _say({"result": result})
 
 
-def _evaluated(paths: list[Path], wanted: Wanted, home: Home, watch: Watch) -> list[dict[str, Any]]:
+def _evaluated(paths: list[Path], wanted: EvaluationRequest, home: Home, watch: Watch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for path in paths:
         out = f"{wanted.out}-{path.stem}" if wanted.out and found else wanted.out

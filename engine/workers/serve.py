@@ -22,7 +22,7 @@ from engine.serving.settings import BACKENDS, Settings
 from engine.workers.questions import parser
 
 if TYPE_CHECKING:
-    from engine.serving.server import Running
+    from engine.serving.server import TransformersServer
 
 TICK = 0.5
 """Seconds between two looks at the figures."""
@@ -35,7 +35,7 @@ class Serve:
 
     def __init__(self, link: Link, home: Home) -> None:
         self.link, self.home = link, home
-        self.running: Running | None = None
+        self.running: TransformersServer | None = None
         self.following: dict[str, Instruction] = {}
         """Request -> the question that is not answered before it is cancelled."""
         self._told = 0
@@ -49,7 +49,7 @@ class Serve:
             {key: value for key, value in instruction.arguments.items() if key != "request"}, Settings
         )
         settings.check()
-        settings.key()
+        settings.read_key()
         target = targets.resolve(settings.target, self.home, Path(settings.directory or self.home.root))
         self.link.status("busy", target=target.label, detail="loading")
 

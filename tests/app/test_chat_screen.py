@@ -12,7 +12,7 @@ from cockpit.screens.chat import ChatScreen
 from cockpit.state.chat_tree import ChatReply
 from cockpit.widgets.chat_turns import Answer, Question
 from cockpit.widgets.reply import Reply
-from cockpit.widgets.reply_views import Graph, Thinking, Triples
+from cockpit.widgets.reply_views import OutlineView, TableView, Thinking
 from cockpit.widgets.sampling import Sampling
 from tests.app.fake import FakeEngine
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, run_app, screen_text, until
@@ -117,7 +117,7 @@ async def test_edit_and_again_are_branches(engine: Engine) -> None:
 async def test_replies_are_shown_as_what_they_are(engine: Engine) -> None:
     async with run_app(RealEngine, HIGH, home=engine.home, first="chat") as pilot:
         screen = await load(pilot, "model-1")
-        for word, kind in (("triples", Triples), ("graph", Graph), ("json", Tree), ("think", Thinking)):
+        for word, kind in (("triples", TableView), ("graph", OutlineView), ("json", Tree), ("think", Thinking)):
             await pilot.press("ctrl+n")
             await say(pilot, *word)
             await until(pilot, lambda kind=kind: screen.query(Reply).last().query(kind))

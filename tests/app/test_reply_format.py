@@ -9,21 +9,23 @@ import pytest
 
 from cockpit.state.reply_format import parse_reply, split_partial_reply
 from cockpit.state.text_diff import NEW, are_similar, mark_new_words
-from cockpit.widgets.reply_views import format_triples
+from cockpit.widgets.reply_views import format_table
+from engine.config.tasks import Outline, Table
 
+TABLE = Table(("subject", "predicate", "object"), "triple")
 TRIPLE = {"subject": "居里夫人", "subject_type": "人物", "predicate": "studied at", "object": "the University of Paris"}
 GRAPH = {"question": "q", "standpoints": [{"id": "1", "text": "s", "arguments": [{"id": "2", "text": "a"}]}]}
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"),
+    ("text", "drawn"),
     [
-        (json.dumps([TRIPLE]), "triples"),
-        (f"```json\n{json.dumps([TRIPLE])}\n```", "triples"),
+        (json.dumps([TRIPLE]), Table),
+        (f"```json\n{json.dumps([TRIPLE])}\n```", Table),
         (json.dumps([{**TRIPLE, "object": 3}]), "json"),
         ("[]", "json"),
         ("{}", "json"),
-        (json.dumps(GRAPH), "graph"),
+        (json.dumps(GRAPH), Outline),
         (json.dumps({"standpoints": []}), "json"),
         (json.dumps({"standpoints": [{"text": "s", "arguments": ["a"]}]}), "json"),
         ('{"a": 1', "text"),
@@ -32,9 +34,11 @@ GRAPH = {"question": "q", "standpoints": [{"id": "1", "text": "s", "arguments": 
         ("[" * 5000, "text"),
     ],
 )
-def test_kinds(text: str, kind: str) -> None:
-    assert parse_reply(text).kind == kind
-    assert parse_reply(f"<think>hm</think>\n{text}").kind == kind
+def test_kinds(text: str, drawn: object) -> None:
+    for reply in (text, f"<think>hm</think>\n{text}"):
+        found = parse_reply(reply)
+        assert (type(found.view) if found.view else found.kind) == drawn
+        assert found.view is None or found.kind == "json"
 
 
 def test_thinking_is_separated_from_the_reply() -> None:
@@ -56,7 +60,7 @@ def test_while_it_is_written_a_tag_is_never_shown() -> None:
 @pytest.mark.parametrize("width", [24, 36, 90])
 def test_a_table_keeps_its_columns_in_line_and_cuts_nothing(width: int) -> None:
     rows = [TRIPLE, {"subject": "Ada", "predicate": "is", "object": "x", "object_type": "letter"}]
-    lines = format_triples(rows, width).split("\n")
+    lines = format_table(rows, TABLE, width).split("\n")
     assert max(line.cell_length for line in lines) <= width
     expected = Counter("".join("".join(row.values()) for row in rows).replace(" ", ""))
     assert not expected - Counter("".join(line.plain for line in lines)), "a word may be broken, and no letter is lost"

@@ -16,6 +16,6 @@ def test_thresholds_are_read_and_judged() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "loss", "loss = 1", "loss < high", "< 1", "loss < 1 or so", "a b < 1"])
-def test_what_is_no_threshold_is_refused(text: str) -> None:
+def test_invalid_thresholds_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no threshold"):
         parse(text)

@@ -34,7 +34,7 @@ def test_scores_are_micro_averages_over_sets() -> None:
         reply(("M", "p", "N")),  # 1 wanted
         reply(("K", "p", "L")),  # 1 wanted
     ]
-    scores = triples.score(replies, references)
+    scores = triples.TASK.score(replies, references)
     assert scores == {
         "json_validity": 3 / 4,
         "schema_validity": 2 / 4,
@@ -47,7 +47,7 @@ def test_scores_are_micro_averages_over_sets() -> None:
 def test_comparison_trims_and_normalises_but_keeps_case_and_ignores_types() -> None:
     reference = reply(("Ｋyoto", "p", "ﬁlm"), ("a", "p", "b"))
     given = reply((" Kyoto ", "p", "film"), ("A", "p", "b")).replace('"t"', '"other"')
-    scores = triples.score([given], [reference])
+    scores = triples.TASK.score([given], [reference])
     assert (scores["triples_precision"], scores["triples_recall"]) == (0.5, 0.5)
 
 
@@ -78,11 +78,11 @@ def test_anything_else_is_no_list_of_triples(text: str) -> None:
 
 
 def test_nothing_given_scores_zero_and_a_bad_reference_is_an_error() -> None:
-    assert set(triples.score(["?"], [reply(("a", "b", "c"))]).values()) == {0.0}
+    assert set(triples.TASK.score(["?"], [reply(("a", "b", "c"))]).values()) == {0.0}
     with pytest.raises(ValueError, match="reference 0"):
-        triples.score(["[]"], ["oops"])
+        triples.TASK.score(["[]"], ["oops"])
     with pytest.raises(ValueError, match="1 replies for 0 references"):
-        triples.score(["[]"], [])
+        triples.TASK.score(["[]"], [])
 
 
 def test_committed_files_equal_a_fresh_generation() -> None:

@@ -1,4 +1,4 @@
-"""A run as base: its weights stay what they were, whatever becomes of the run."""
+"""A run as the base of another: its weights stay the same, whatever happens to the run."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_the_switch_leaves_the_libraries_plain_path(
         raise AssertionError("a shortcut was taken")
 
     for module, name in (
-        (merged_decode, "folded"),
+        (merged_decode, "merge_weights"),
         (dropout, "install"),
         (fused_lora, "install"),
         (compiling, "install"),

@@ -1,4 +1,4 @@
-"""New rows from an OpenAI-compatible service. One row a task; its module has
+"""New rows from an OpenAI-compatible service. A task names the module that makes its rows (`Task.expansion`), which has
 
     PROMPTS                   language (`en`, `zh`) -> what the service is asked, with {seed} and {count}
     fits(seed) -> bool        can this seed row be shown for the task?
@@ -7,11 +7,5 @@
     key(row, form) -> str     the text by which two rows are duplicates
 
 A service answers with a JSON list of items; an item that is a whole row, in the seeds' shape or in another known one, will do too.
-`rows` takes seeds of any shape. When no task is named, it is the first, in this order, that most seeds fit.
+The module `rows` takes seeds of any shape. When no task is named, it is the first that most seeds fit, else `rows`.
 """
-
-TASKS = {
-    "thought_graph": "engine.prep.expand.thought_graph",
-    "triples": "engine.prep.expand.triples",
-    "rows": "engine.prep.expand.rows",
-}

@@ -16,10 +16,11 @@ from types import ModuleType
 from engine.config.complaints import suggest
 from engine.options.data import ExpandOptions, SourceOptions
 from engine.prep import read_rows, readers
-from engine.prep.expand import TASKS
 from engine.prep.expand.duplicates import Duplicates
 from engine.prep.expand.substitute import Form, Seed
 from engine.protocol.messages import Problem, ProblemError
+from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 POOL = 10_000
 """Seed rows that prompts are made of, and that new rows must not be similar to: a seeded sample of larger sets. Equality is checked
@@ -27,6 +28,8 @@ against all."""
 _LOOKED_AT = 100
 _HAN, _KANA, _LETTER = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]"), re.compile(r"[^\W\d_]")
 _PLACE = re.compile(r"\{(seed|count)\}")
+_ANY = "engine.prep.expand.rows"
+"""The module for rows of any shape."""
 
 
 Sources = list[tuple[SourceOptions, list[Path]]]
@@ -62,11 +65,17 @@ class Seeds:
         return _PLACE.sub(lambda found: words[found[1]], self.prompt)
 
 
+def expansions() -> dict[str, str]:
+    """Task, or `rows` -> the module that makes its rows."""
+    return {name: module for name in TASKS if (module := load_task(name).expansion)} | {"rows": _ANY}
+
+
 def problems(options: ExpandOptions) -> Iterator[tuple[str, str]]:
     """`(key, message)`, the key within `expand`, for a task that does not exist and for prompts that cannot be used."""
+    known = expansions()
     for key, name in [("task", options.task), *(("prompts", name) for name in options.prompts)]:
-        if name is not None and name not in TASKS:
-            yield key, f"there is no task {name}{suggest(name, TASKS)}; known are {', '.join(TASKS)}"
+        if name is not None and name not in known:
+            yield key, f"there is no task {name}{suggest(name, known)}; known are {', '.join(known)}"
     for name, prompt in options.prompts.items():
         if "{seed}" not in prompt:
             yield f"prompts.{name}", "has no {seed}: every request would be the same"
@@ -124,7 +133,7 @@ def read(
                 code="expand.no_seed",
                 title=f"No row of {', '.join(source.source for source, _ in sources)} can be a seed of the task {name}",
                 cause=first or "it has no rows",
-                hint=f"tasks are {', '.join(TASKS)}: --set expand.task=NAME",
+                hint=f"tasks are {', '.join(expansions())}: --set expand.task=NAME",
             )
         )
     known = {form: frozenset(names) for form, names in columns.items()}
@@ -136,7 +145,7 @@ def read(
 
 
 def load(name: str) -> ModuleType:
-    return importlib.import_module(TASKS[name])
+    return importlib.import_module(expansions()[name])
 
 
 def _seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tuple[Seed | None, str, int]]:
@@ -175,7 +184,7 @@ def _first(sources: Sources) -> list[Seed]:
 
 
 def _task_of(seeds: list[Seed]) -> str:
-    return next(name for name in TASKS if 2 * sum(load(name).fits(seed) for seed in seeds) >= len(seeds))
+    return next(name for name in expansions() if 2 * sum(load(name).fits(seed) for seed in seeds) >= len(seeds))
 
 
 def _language(task: ModuleType, pool: list[Seed]) -> str:

@@ -25,12 +25,12 @@ def convert(row: dict[str, Any]) -> list[Canonical]:
     if fault := thought_graph.fault(graph):
         raise ValueError(fault)
     question = graph["question"]
-    found = [_task(row, _TASKS[0], thought_graph.messages(question), thought_graph.written(graph))]
+    found = [_task(row, _TASKS[0], thought_graph.messages(question), thought_graph.write_graph(graph))]
     for standpoint in graph["standpoints"]:
         asked = thought_graph.ask_arguments(question, standpoint["text"])
-        found.append(_task(row, _TASKS[1], asked, thought_graph.listed(standpoint["arguments"])))
+        found.append(_task(row, _TASKS[1], asked, thought_graph.write_list(standpoint["arguments"])))
     asked = thought_graph.ask_counter_questions(question)
-    found.append(_task(row, _TASKS[2], asked, thought_graph.listed(graph["counter_questions"])))
+    found.append(_task(row, _TASKS[2], asked, thought_graph.write_list(graph["counter_questions"])))
     return found
 
 

@@ -1,9 +1,10 @@
-"""Replies that are their reference, but for blanks around it."""
+"""Replies that equal their reference except for surrounding blanks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from engine.metrics.metric import Direction, Metric
 from engine.tasks.answer import Answer
 from engine.tasks.sufficient_stats import Tally, ratio
 
@@ -17,3 +18,6 @@ def tally(answer: Answer) -> Tally:
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """`exact_match`: a share."""
     return {"exact_match": ratio(sums.get("same", 0), sums["compared"])}
+
+
+METRIC = Metric({"exact_match": Direction.HIGHER}, metrics, tally)

@@ -1,6 +1,6 @@
 """ROUGE-L (Lin 2004): the longest common subsequence of words, by the `rouge_score` library.
 
-The library's own tokenizer knows ASCII alone and would drop Chinese text to nothing; it is given ours.
+The library's own tokenizer keeps ASCII alone, so Chinese text would be empty; it is given ours.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from engine.evaluation.metrics import words
+from engine.metrics import words
+from engine.metrics.metric import Direction, Metric
 from engine.tasks.answer import Answer
 from engine.tasks.sufficient_stats import Tally, ratio
 
@@ -29,10 +30,13 @@ def _scorer() -> Any:
 def tally(answer: Answer) -> Tally:
     if answer.reference is None:
         return {}
-    found = _scorer().score(answer.reference, answer.reply)["rougeL"].fmeasure
-    return {"compared": 1, "rouge_l": float(found)}
+    score = _scorer().score(answer.reference, answer.reply)["rougeL"].fmeasure
+    return {"compared": 1, "rouge_l": float(score)}
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """`rouge_l`: the mean F-measure, 0…1."""
     return {"rouge_l": ratio(sums.get("rouge_l", 0), sums["compared"])}
+
+
+METRIC = Metric({"rouge_l": Direction.HIGHER}, metrics, tally)

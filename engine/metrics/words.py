@@ -1,4 +1,4 @@
-"""What a text is counted in: words, and single characters where a script has no blanks between words."""
+"""Words of a text; in scripts without blanks between words, single characters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _HAN, _KANA = re.compile(f"[{HAN}]"), re.compile(f"[{KANA}]")
 
 
 def words(text: str) -> list[str]:
-    """In lower case, without punctuation; Chinese and Japanese characters one by one. Of English the words that `rouge_score` has."""
+    """In lower case, without punctuation; Chinese and Japanese characters one by one. English words are those of
+    `rouge_score`."""
     return _WORD.findall(text.lower())
 
 
 def script(text: str) -> str:
-    """`ja` where there are kana, `zh` where there are Chinese characters alone, else nothing."""
+    """`ja` for a text with kana, `zh` for one with Chinese characters and no kana, empty for any other."""
     return "ja" if _KANA.search(text) else "zh" if _HAN.search(text) else ""

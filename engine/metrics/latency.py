@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from engine.metrics.metric import Direction, Metric
 from engine.tasks.answer import Answer
 from engine.tasks.sufficient_stats import Tally, ratio
 
@@ -13,5 +14,8 @@ def tally(answer: Answer) -> Tally:
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """`latency`: mean seconds from asking to the last token, beside the replies that were generated together with it."""
+    """`latency`: mean seconds from the request to the last token, generated in a batch with other replies."""
     return {"latency": ratio(sums.get("seconds", 0), sums["timed"])}
+
+
+METRIC = Metric({"latency": Direction.LOWER}, metrics, tally)

@@ -1,9 +1,10 @@
-"""Replies that never ended by themselves."""
+"""Replies that did not end with a stop token."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from engine.metrics.metric import Direction, Metric
 from engine.tasks.answer import Answer
 from engine.tasks.sufficient_stats import Tally, ratio
 
@@ -13,5 +14,8 @@ def tally(answer: Answer) -> Tally:
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """`no_stop_rate`: the share that reached the longest length without a stop token."""
+    """`no_stop_rate`: the share of replies that reached the longest length without a stop token."""
     return {"no_stop_rate": ratio(sums.get("endless", 0), sums["known"])}
+
+
+METRIC = Metric({"no_stop_rate": Direction.LOWER}, metrics, tally)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from engine.metrics.metric import Direction, Metric
 from engine.tasks.answer import Answer
 from engine.tasks.sufficient_stats import Tally, ratio
 
@@ -14,8 +15,11 @@ def tally(answer: Answer) -> Tally:
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means: `reply_characters`, and `reply_tokens` of replies whose tokens are known."""
-    found = {"reply_characters": ratio(sums.get("characters", 0), sums["replies"])}
+    """Means: `reply_characters`, and `reply_tokens` of replies whose number of tokens is known."""
+    values = {"reply_characters": ratio(sums.get("characters", 0), sums["replies"])}
     if sums.get("counted"):
-        found["reply_tokens"] = sums["tokens"] / sums["counted"]
-    return found
+        values["reply_tokens"] = sums["tokens"] / sums["counted"]
+    return values
+
+
+METRIC = Metric(dict.fromkeys(("reply_characters", "reply_tokens"), Direction.NEITHER), metrics, tally)
