@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from engine.options.base import Options
+from engine.protocol.text import did_you_mean
 
 
 def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -23,11 +23,14 @@ def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tupl
         kinds = {detail["type"] for detail in details}
         got = details[0]["input"]
         if kinds == {"extra_forbidden"}:
-            yield keys, f"unknown key{suggest(str(keys[-1]), _owner(model, keys).model_fields)}"
+            yield keys, f"unknown key{did_you_mean(str(keys[-1]), _owner(model, keys).model_fields)}"
         elif kinds == {"missing"}:
             yield keys, "is required"
         else:
-            yield keys, f"{' or '.join(map(_expectation, details))}, not {got!r}{suggest(str(got), _choices(details))}"
+            yield (
+                keys,
+                f"{' or '.join(map(_expectation, details))}, not {got!r}{did_you_mean(str(got), _choices(details))}",
+            )
 
 
 def _expectation(detail: Any) -> str:
@@ -67,9 +70,3 @@ def _models_in(annotation: Any) -> Iterator[type[Options]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models_in(argument)
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`, did you mean …?`, or nothing."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f", did you mean {match[0]}?" if match else ""

@@ -19,7 +19,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
 from engine.config.bundled import bundled
-from engine.config.complaints import explain, suggest
+from engine.config.complaints import explain
 from engine.config.sampling import SamplingOptions
 from engine.options.base import Options, Variant
 from engine.options.data import DataOptions
@@ -29,6 +29,7 @@ from engine.options.launch import LaunchOptions
 from engine.options.model import ModelOptions
 from engine.options.tables import ADAPTERS, METHODS
 from engine.options.training import CheckpointOptions, LimitOptions, LoggingOptions, TrainingOptions
+from engine.protocol.text import did_you_mean
 
 SECTIONS: dict[str, type[Options] | dict[str, str]] = {
     "model": ModelOptions,
@@ -140,7 +141,12 @@ def find(name: str) -> Path:
     if name in builtin:
         return builtin[name]
     raise ProfileError(
-        [Issue(f"no such file and no built-in profile{suggest(name, builtin)} (see: cockpit profile list)", file=name)]
+        [
+            Issue(
+                f"no such file and no built-in profile{did_you_mean(name, builtin)} (see: cockpit profile list)",
+                file=name,
+            )
+        ]
     )
 
 
@@ -220,7 +226,7 @@ def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]
     found: list[_Found] = []
     for key in document:
         if key not in SECTIONS and key not in ("name", "description"):
-            found.append(_Found((key,), f"unknown section{suggest(str(key), SECTIONS)}"))
+            found.append(_Found((key,), f"unknown section{did_you_mean(str(key), SECTIONS)}"))
     for key in ("name", "description"):
         if not isinstance(document.get(key, ""), str):
             found.append(_Found((key,), "must be text"))
@@ -236,7 +242,8 @@ def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]
             if kind not in owner:
                 found.append(
                     _Found(
-                        (name, "kind"), f"must be one of {', '.join(owner)}, not {kind!r}{suggest(str(kind), owner)}"
+                        (name, "kind"),
+                        f"must be one of {', '.join(owner)}, not {kind!r}{did_you_mean(str(kind), owner)}",
                     )
                 )
                 continue

@@ -20,11 +20,13 @@ from engine.models.base import keep_nf4_trainable
 from engine.models.devices import Device, cpu_compute
 from engine.models.embedded import Progress
 from engine.models.loading import pretrained
+from engine.models.memory import is_out_of_memory
 from engine.models.quantization import QUANTIZATIONS, quantization_config, stored_dtype
 from engine.models.targets import Target
 from engine.models.template_metadata import declared
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_lines
 
 GREEDY = Sampling()
 
@@ -214,7 +216,7 @@ class Loaded:
         try:
             return reader()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ProblemError(Problem(title=f"{name} cannot be loaded", cause=_first_lines(error)))
+            raise ProblemError(Problem(title=f"{name} cannot be loaded", cause=first_lines(error)))
 
 
 def _load_base(target: Target, dtype: str | None, quantization: str, device: str, needed: int) -> Any:
@@ -229,15 +231,13 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
             trust_remote_code=target.trust_remote_code,
             device_map={"": device},
         )
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ProblemError(out_of_memory(device, needed, _first_lines(error)))
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        if "allocate memory" in str(error):
-            raise ProblemError(out_of_memory(device, needed, _first_lines(error)))
+    except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise ProblemError(out_of_memory(device, needed, first_lines(error)))
         raise ProblemError(
             Problem(
                 title=f"{target.base} cannot be loaded",
-                cause=_first_lines(error),
+                cause=first_lines(error),
                 hint="`cockpit model verify` looks a folder over; a hub id needs the network once",
             )
         )
@@ -286,7 +286,3 @@ def _digest(folder: Path) -> str:
     """Over all files that make a tokenizer what it is."""
     paths = sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in paths)).hexdigest()
-
-
-def _first_lines(error: BaseException) -> str:
-    return "\n".join(str(error).strip().splitlines()[:3]) or type(error).__name__

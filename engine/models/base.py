@@ -11,8 +11,10 @@ import psutil
 from engine.models import tokenizers
 from engine.models.devices import Device
 from engine.models.loading import pretrained, scoring
+from engine.models.memory import is_out_of_memory
 from engine.options.model import ModelOptions
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_lines
 
 Progress = Callable[[int, int], None]
 """`(done, total)` tensors loaded."""
@@ -39,12 +41,12 @@ def load(
             device_map={"": device.name},
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         raise ProblemError(
             Problem(
                 title=f"{folder} cannot be loaded",
-                cause="\n".join(str(error).strip().splitlines()[:3]),
+                cause=first_lines(error),
                 hint=f"cockpit model verify {folder}",
             )
         )

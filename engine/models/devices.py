@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from engine.protocol.messages import Problem, ProblemError, Rank
+from engine.protocol.text import first_line
 
 _KNOWN_TO_ACCELERATE = frozenset({"cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "neuron"})
 
@@ -91,7 +92,7 @@ def _refusal(device: str, dtype: str) -> str:
         if dtype != "float32":
             torch.autocast(kind, dtype=wanted)
     except (RuntimeError, TypeError, AssertionError) as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     return ""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from engine.models.catalogue import made
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_lines
 
 SUFFIX = ".gguf"
 NOTE = "dequantised.json"
@@ -91,7 +92,7 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
     except (ValueError, RuntimeError, KeyError, NotImplementedError, ImportError) as error:
-        raise _cannot(file, "\n".join(str(error).strip().splitlines()[:3]))
+        raise _cannot(file, first_lines(error))
     told = {"source": file.name, "types": _said(types), "dtype": dtype}
     (place / NOTE).write_text(json.dumps(told), encoding="utf-8")
 

@@ -12,6 +12,7 @@ from engine.models import folders, loading, template_lock, tokenizers
 from engine.models.checks import UNMERGEABLE
 from engine.models.targets import Target
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_lines
 from engine.storage import cache
 
 PRISTINE, DEQUANTISED = "pristine", "dequantised"
@@ -84,7 +85,7 @@ def merged(
     except (ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise _failed(
             target,
-            "\n".join(str(error).strip().splitlines()[:3]),
+            first_lines(error),
             "name the base itself, or hand over the adapter alone",
         )
     if name := not_finite(whole):

@@ -7,13 +7,12 @@ import signal
 from dataclasses import dataclass
 
 from engine.config.profile import Profile
+from engine.protocol.memory_errors import find_exhausted_memory
 from engine.protocol.messages import Problem
 
 LAST_LINES = 20
 
 _RANK = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*:\s*(-?\d+)")
-_CUDA_OOM = re.compile(r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory")
-_HOST_OOM = re.compile(r"DefaultCPUAllocator: can't allocate memory|MemoryError|Cannot allocate memory")
 
 SIGNALS = {
     signal.SIGKILL: "killed with SIGKILL, which no process can catch: somebody ran kill -9, or the kernel ran out of memory",
@@ -75,10 +74,8 @@ def _signal_words(number: int) -> str:
 
 
 def _hint(log: str, profile: Profile | None) -> str:
-    if _CUDA_OOM.search(log):
-        return _less_memory(profile, "device memory")
-    if _HOST_OOM.search(log):
-        return _less_memory(profile, "host memory")
+    if memory := find_exhausted_memory(log):
+        return _less_memory(profile, f"{memory} memory")
     return "read the log; `cockpit resume` goes on from the last checkpoint"
 
 

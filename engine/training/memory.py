@@ -7,21 +7,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from engine.config.profile import Profile
+from engine.models.memory import is_out_of_memory
 from engine.training import steering
 from engine.training.ranks import Ranks
 
 T = TypeVar("T")
 
-
-_CPU = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
-"""What torch's CPU allocator says, in a plain RuntimeError."""
-
-
-def exhausted(error: BaseException) -> bool:
-    """Whether an exception says that memory, a device's or the host's, was not enough."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU)
+exhausted = is_out_of_memory
 
 
 def smaller(profile: Profile) -> Profile | None:

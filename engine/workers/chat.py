@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from engine.models import targets
+from engine.models.memory import is_out_of_memory
 from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError, Rank
+from engine.protocol.text import first_line
 from engine.protocol.worker_link import Link
 from engine.workers.questions import parser
 
@@ -157,12 +159,10 @@ def answer(chat: Chat, instruction: Instruction) -> None:
 
 def _failure(chat: Chat, error: BaseException) -> Problem:
     """Out of memory in numbers; anything else as it is."""
-    import torch
-
     from engine.inference.loaded_model import out_of_memory
 
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text:
+    text = first_line(error)
+    if is_out_of_memory(error):
         device = chat.loaded.device if chat.loaded else "cpu"
         needed = chat.loaded.needed if chat.loaded else 0
         chat.release()

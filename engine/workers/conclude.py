@@ -23,6 +23,7 @@ from engine.protocol import stages
 from engine.protocol.home import Home, RunDirectory, write_private
 from engine.protocol.journal import Evaluation
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_line
 from engine.protocol.worker_link import Link
 from engine.workers.journalling import Journal
 
@@ -170,11 +171,10 @@ def main() -> int:
     except ProfileError as error:
         journal.fail(Problem(title="The run's profile does not hold any more", cause=str(error)), step)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must say it
-        said = str(error).strip().partition("\n")[0]
         journal.fail(
             Problem(
                 title=f"The stage {arguments.stage} failed",
-                cause=f"{type(error).__name__}: {said}",
+                cause=f"{type(error).__name__}: {first_line(error)}",
                 hint="the trained checkpoints stand; `cockpit resume` goes on at this stage",
                 traceback=traceback.format_exc(),
             ),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from engine.protocol.messages import Instruction, Problem, ProblemError
+from engine.protocol.text import first_line
 from engine.protocol.worker_link import Link
 
 
@@ -74,5 +75,5 @@ def answered(
 
 def _said(error: BaseException) -> str:
     """Its first line; a key that is missing is named as such."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) or not text else text
+    text = first_line(error)
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from engine.config.profile import Profile, parse
 from engine.models import devices
+from engine.models.memory import is_out_of_memory
 from engine.protocol.home import Home
 from engine.protocol.journal import End
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_line
 from engine.protocol.worker_link import Link
 from engine.training import ranks
 from engine.training.reporter import Voice
@@ -78,14 +80,11 @@ def explain(error: Exception, profile: Profile | None) -> Problem:
     if isinstance(error, ProblemError):
         return error.problem
     text = "".join(traceback.format_exception(error))[-8000:]
-    if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
-        return Problem(
-            title="Out of memory", cause=str(error).splitlines()[0], hint=_less_memory(profile), traceback=text
-        )
-    cause = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if is_out_of_memory(error):
+        return Problem(title="Out of memory", cause=first_line(error), hint=_less_memory(profile), traceback=text)
     return Problem(
         title=f"Training failed: {type(error).__name__}",
-        cause=cause,
+        cause=first_line(error) if str(error).strip() else "",
         hint="read the log; `cockpit resume` goes on from the last checkpoint",
         traceback=text,
     )

@@ -13,13 +13,13 @@ from pathlib import Path
 from random import Random
 from types import ModuleType
 
-from engine.config.complaints import suggest
 from engine.options.data import ExpandOptions, SourceOptions
 from engine.prep import read_rows, readers
 from engine.prep.expand import TASKS
 from engine.prep.expand.duplicates import Duplicates
 from engine.prep.expand.substitute import Form, Seed
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import did_you_mean
 
 POOL = 10_000
 """Seed rows that prompts are made of, and that new rows must not be similar to: a seeded sample of larger sets. Equality is checked
@@ -66,7 +66,7 @@ def check(options: ExpandOptions) -> None:
     """Raises ValueError for a task that there is not, and for prompts that no request could be made of."""
     for key, name in [("expand.task", options.task), *(("expand.prompts", name) for name in options.prompts)]:
         if name is not None and name not in TASKS:
-            raise ValueError(f"{key}: there is no task {name}{suggest(name, TASKS)}; known are {', '.join(TASKS)}")
+            raise ValueError(f"{key}: there is no task {name}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}")
     for name, prompt in options.prompts.items():
         if "{seed}" not in prompt:
             raise ValueError(f"expand.prompts.{name} has no {{seed}}: every request would be the same")
