@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.config.settable import check, help_of
+from engine.config.settable import check, get_help
 
 TITLES = {
     "training.learning_rate": "Learning rate",
@@ -24,7 +24,7 @@ def meaning(key: str) -> str:
     """What the setting says, in a line or two."""
     if key == "training.learning_rate":
         return "the schedule's new base from the next step on, its shape goes on"
-    return help_of(key) + ("" if key in NEVER else f" Write {NONE} for none.")
+    return get_help(key) + ("" if key in NEVER else f" Write {NONE} for none.")
 
 
 def value_of(key: str, text: str, step: int) -> int | float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cockpit.widgets.picker import Choice
-from engine.protocol.client import engine_environment
+from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
 from engine.protocol.messages import RunDetail
 from engine.protocol.states import PAUSED, RUNNING
@@ -56,7 +56,7 @@ async def on_this_machine(home: Home) -> list[dict[str, Any]]:
     """What `cockpit model find` lists: models in the home and in the hubs' caches. Half a second; empty when it cannot be told."""
     command = [sys.executable, "-P", "-m", "engine.workers.models", "find", "--home", str(home.root), "--json"]
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=engine_environment()
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=build_engine_environment()
     )
     output, _ = await process.communicate()
     try:

@@ -8,10 +8,10 @@ import signal
 import time
 
 from cockpit.verbs.output import duration, emit, say
-from engine.protocol.client import Client, running_engine
+from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError, RunList, Shutdown, Welcome
-from engine.protocol.wire import Connection, process_alive
+from engine.protocol.wire import Connection, is_alive
 
 ENDING = 30.0
 """Seconds that an engine may take to end its jobs and itself."""
@@ -52,7 +52,7 @@ def _tell(engine: Welcome, as_json: bool) -> int:
 def stop(options: argparse.Namespace) -> int:
     """Stopping what does not run is done, not wrong."""
     home = Home.locate(options.home)
-    connection = running_engine(home)
+    connection = find_engine(home)
     if connection is not None:
         _end(home, connection, options.force)
     if options.json:
@@ -70,7 +70,7 @@ def _end(home: Home, connection: Connection, force: bool) -> None:
         # It would not understand the request. SIGTERM ends any version in order, and its jobs go on for the next one to adopt.
         os.kill(connection.pid, signal.SIGTERM)
     deadline = time.monotonic() + ENDING
-    while process_alive(connection.pid, connection.start_time):
+    while is_alive(connection.pid, connection.start_time):
         if time.monotonic() > deadline:
             raise ProblemError(
                 Problem(

@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 from cockpit.submit import resumption
 from cockpit.verbs.asking import asked
 from cockpit.verbs.output import console, emit, number, say, table
-from engine.protocol.client import engine_environment
+from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
 
@@ -128,7 +128,7 @@ def _predictions(options: argparse.Namespace, home: Home, settings: dict[str, An
             raise ValueError(f"--{name.replace('_', '-')} says how a model is measured; --predictions needs none")
     told = json.dumps({"files": [options.predictions, *options.against], "settings": settings})
     command = [sys.executable, "-P", "-m", "engine.workers.predictions", told, "--home", str(home.root)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, env=engine_environment(), check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=build_engine_environment(), check=False)
     if done.returncode == 130:
         raise KeyboardInterrupt
     try:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from cockpit.cli import INTERRUPTED
 from cockpit.submit import environment
 from cockpit.verbs.output import console, emit, say, table
-from engine.protocol.client import Client, running_engine
+from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, OpenService, Problem, ProblemError, Service, ServiceEvent, ServiceRef
 
@@ -159,7 +159,7 @@ def _end(client: Client, service: str, seconds: float) -> None:
 
 def _servers(home: Home) -> list[Service]:
     """Where no engine runs, nothing is served."""
-    if running_engine(home) is None:
+    if find_engine(home) is None:
         return []
     with Client(home, start=False) as client:
         return [each for each in client.request("hello").services if each.kind == KIND]

@@ -185,7 +185,7 @@ def notes(profile: Profile, home: Any) -> list[str]:
     return [text for note in NOTES for text in load_reference(note)(profile, home)]
 
 
-def pinned(profile: Profile, home: Any) -> Profile:
+def pin(profile: Profile, home: Any) -> Profile:
     """A profile that has just been read, with names that move (`last`, a run that goes on) replaced by what they mean now. Raises ProblemError."""
     sections = {
         name: load_reference(pin)(getattr(profile, name), profile.directory, home) for name, pin in PINS.items()

@@ -30,7 +30,7 @@ def check(key: str, value: Any) -> None:
         raise ValueError(f"{key} {message}, not {value!r}") from None
 
 
-def help_of(key: str) -> str:
+def get_help(key: str) -> str:
     """What the setting means, in the words of its declaration."""
     name, _, field = key.partition(".")
     section = SECTIONS[name]

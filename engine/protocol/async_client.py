@@ -10,7 +10,15 @@ import zmq
 import zmq.asyncio
 
 from engine.protocol import wire
-from engine.protocol.client import SILENCE, Tracker, decode_known, ensure_engine, no_answer, pack_request, unpack_reply
+from engine.protocol.client import (
+    EVENT_TIMEOUT,
+    Tracker,
+    decode_known,
+    ensure_engine,
+    pack_request,
+    timeout_error,
+    unpack_reply,
+)
 from engine.protocol.home import Home
 from engine.protocol.messages import Closing, Event, Message, ProblemError, Reply
 
@@ -48,7 +56,7 @@ class AsyncClient:
             await self._socket.send(payload)
             reply = await asyncio.wait_for(future, timeout)
         except TimeoutError:
-            raise no_answer(operation, timeout) from None
+            raise timeout_error(operation, timeout) from None
         finally:
             self._replies.pop(request_id, None)
         return unpack_reply(operation, reply)
@@ -58,13 +66,13 @@ class AsyncClient:
         tracker = Tracker()
         while True:
             try:
-                snapshot = await self.request("attach", timeout=SILENCE)
+                snapshot = await self.request("attach", timeout=EVENT_TIMEOUT)
             except ProblemError as error:
                 if error.problem.title != "The engine does not answer":
                     raise
                 await asyncio.to_thread(ensure_engine, self.home)
                 continue
-            tracker.attached(snapshot)
+            tracker.start_at(snapshot)
             yield snapshot
             async for body in self._whole_stream(tracker):
                 yield body
@@ -72,7 +80,7 @@ class AsyncClient:
     async def _whole_stream(self, tracker: Tracker) -> AsyncIterator[Any]:
         while True:
             try:
-                event = await asyncio.wait_for(self._events.get(), SILENCE)
+                event = await asyncio.wait_for(self._events.get(), EVENT_TIMEOUT)
             except TimeoutError:
                 return
             verdict = tracker.accept(event)

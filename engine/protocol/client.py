@@ -35,7 +35,7 @@ from engine.protocol.messages import (
     Snapshot,
 )
 
-SILENCE = 3.0
+EVENT_TIMEOUT = 3.0
 """Seconds without an event (telemetry comes every second) after which a follower attaches again."""
 
 
@@ -46,7 +46,7 @@ class Tracker:
         self.session = ""
         self.seq = 0
 
-    def attached(self, snapshot: Snapshot) -> None:
+    def start_at(self, snapshot: Snapshot) -> None:
         self.session, self.seq = snapshot.session, snapshot.seq
 
     def accept(self, event: Event) -> bool | None:
@@ -63,7 +63,9 @@ class Tracker:
 def pack_request(operation: str, message: Message | None) -> tuple[str, bytes]:
     """The request's id and its encoded envelope."""
     request_id = uuid.uuid4().hex
-    return request_id, wire.encode(Request(id=request_id, operation=operation, body=wire.raw(message or Nothing())))
+    return request_id, wire.encode(
+        Request(id=request_id, operation=operation, body=wire.encode_raw(message or Nothing()))
+    )
 
 
 def unpack_reply(operation: str, reply: Reply) -> Any:
@@ -75,7 +77,7 @@ def unpack_reply(operation: str, reply: Reply) -> Any:
     return wire.decode(reply.result, OPERATIONS[operation][1])
 
 
-def no_answer(operation: str, seconds: float) -> ProblemError:
+def timeout_error(operation: str, seconds: float) -> ProblemError:
     return ProblemError(
         Problem(
             title="The engine does not answer",
@@ -85,17 +87,17 @@ def no_answer(operation: str, seconds: float) -> ProblemError:
     )
 
 
-def running_engine(home: Home) -> wire.Connection | None:
+def find_engine(home: Home) -> wire.Connection | None:
     """The connection of a supervisor that is alive on this host, or None."""
     connection = wire.read_connection(home)
-    if connection and wire.process_alive(connection.pid, connection.start_time):
+    if connection and wire.is_alive(connection.pid, connection.start_time):
         return connection
     return None
 
 
 def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
     """The running supervisor's connection, after starting one if there is none. Raises ProblemError when it does not come up."""
-    if connection := running_engine(home):
+    if connection := find_engine(home):
         return connection
     home.create()
     wire.make_socket_directory(home)
@@ -107,11 +109,11 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
             stderr=log,
             start_new_session=True,
             cwd="/",
-            env=engine_environment(),
+            env=build_engine_environment(),
         )
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if connection := running_engine(home):
+        if connection := find_engine(home):
             return connection
         status = process.poll()
         # Status 3: another supervisor took the lock first. That one is ours to use, so keep looking.
@@ -124,7 +126,7 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
     )
 
 
-def engine_environment() -> dict[str, str]:
+def build_engine_environment() -> dict[str, str]:
     """The starter's environment, with the checkout importable when cockpit runs from one (-P drops the working directory)."""
     environment = dict(os.environ)
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -142,7 +144,7 @@ class Client:
         self.timeout = timeout
         if start:
             ensure_engine(home)
-        elif running_engine(home) is None:
+        elif find_engine(home) is None:
             raise ProblemError(
                 Problem(title="No engine is running", cause=f"for {home.root}", hint="cockpit engine start")
             )
@@ -172,7 +174,7 @@ class Client:
             reply = self._receive(left)
             if reply is not None and reply.id == request_id:
                 return unpack_reply(operation, reply)
-        raise no_answer(operation, seconds)
+        raise timeout_error(operation, seconds)
 
     def ask(self, question: Ask, said: Callable[[ServiceEvent], None]) -> Any:
         """Put a question to a service and wait for its answer, however long it takes; `said` hears what comes meanwhile.
@@ -183,7 +185,7 @@ class Client:
         request_id, payload = pack_request("service_ask", question)
         self._socket.send(payload)
         heard = time.monotonic()
-        while time.monotonic() - heard < SILENCE:
+        while time.monotonic() - heard < EVENT_TIMEOUT:
             reply = self._receive(1.0)
             while self._events:
                 heard = time.monotonic()
@@ -192,7 +194,7 @@ class Client:
                     said(body)
             if reply is not None and reply.id == request_id:
                 return unpack_reply("service_ask", reply).result
-        raise no_answer(question.question, SILENCE)
+        raise timeout_error(question.question, EVENT_TIMEOUT)
 
     def follow(self) -> Iterator[Any]:
         """A `Snapshot`, then every published body in order; another `Snapshot` whenever something was missed.
@@ -203,19 +205,19 @@ class Client:
         tracker = Tracker()
         while True:
             try:
-                snapshot = self.request("attach", timeout=SILENCE)
+                snapshot = self.request("attach", timeout=EVENT_TIMEOUT)
             except ProblemError as error:
                 if error.problem.title != "The engine does not answer":
                     raise
                 ensure_engine(self.home)
                 continue
-            tracker.attached(snapshot)
+            tracker.start_at(snapshot)
             yield snapshot
             yield from self._whole_stream(tracker)
 
     def _whole_stream(self, tracker: Tracker) -> Iterator[Any]:
         heard = time.monotonic()
-        while time.monotonic() - heard < SILENCE:
+        while time.monotonic() - heard < EVENT_TIMEOUT:
             if not self._events:
                 self._receive(1.0)
             if not self._events:

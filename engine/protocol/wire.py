@@ -78,7 +78,7 @@ def decode_from_worker(payload: bytes) -> Any:
     return _from_worker.decode(payload)
 
 
-def raw(message: Message) -> msgspec.Raw:
+def encode_raw(message: Message) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(message))
 
 
@@ -125,7 +125,7 @@ def start_time(pid: int) -> float:
     return started
 
 
-def process_alive(pid: int, start_time: float) -> bool:
+def is_alive(pid: int, start_time: float) -> bool:
     """Whether that very process still runs: pid and start time agree, and it is not a zombie."""
     try:
         process = psutil.Process(pid)

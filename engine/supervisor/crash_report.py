@@ -1,4 +1,4 @@
-"""Why a worker died: a sentence, its last lines, and a hint with that run's own numbers."""
+"""Explains why a worker died: what happened, the last lines of its log, and a hint with the run's own settings."""
 
 from __future__ import annotations
 
@@ -29,43 +29,47 @@ SIGNALS = {
 
 
 @dataclass(frozen=True)
-class Death:
-    """What is known of a worker's end. `status` is the exit status, negative for a signal."""
+class WorkerExit:
+    """How a worker ended. `status` is the exit status, negative for a signal; `log` the end of its log; `oom_killed` whether the
+    kernel's out-of-memory killer has ended a process meanwhile."""
 
     status: int
     log: str
     oom_killed: bool = False
 
 
-def explain(death: Death, profile: Profile | None) -> Problem:
-    """The problem to show, for a worker that left no word of its own."""
-    rank, status = _culprit(death)
+def report_crash(ended: WorkerExit, profile: Profile | None) -> Problem:
+    """The problem to show for a worker that ended without reporting one itself."""
+    rank, status = _find_failing_rank(ended)
     who = f"Rank {rank}" if rank is not None else "The worker"
-    tail = "\n".join(death.log.splitlines()[-LAST_LINES:])
-    if death.oom_killed and status == -signal.SIGKILL:
+    tail = "\n".join(ended.log.splitlines()[-LAST_LINES:])
+    if ended.oom_killed and status == -signal.SIGKILL:
         return Problem(
             title=f"{who} was killed by the kernel's out-of-memory killer",
             cause="the host ran out of memory and the kernel chose this process",
-            hint=_less_memory(profile, "host memory"),
+            hint=_suggest_less_memory(profile, "host memory"),
             traceback=tail,
         )
     if status < 0:
         return Problem(
-            title=f"{who} died", cause=_signal_words(-status), hint=_hint(death.log, profile), traceback=tail
+            title=f"{who} died", cause=_describe_signal(-status), hint=_suggest_fix(ended.log, profile), traceback=tail
         )
-    last = next((line.strip() for line in reversed(death.log.splitlines()) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(ended.log.splitlines()) if line.strip()), "it said nothing")
     return Problem(
-        title=f"{who} ended with exit status {status}", cause=last, hint=_hint(death.log, profile), traceback=tail
+        title=f"{who} ended with exit status {status}",
+        cause=last,
+        hint=_suggest_fix(ended.log, profile),
+        traceback=tail,
     )
 
 
-def _culprit(death: Death) -> tuple[int | None, int]:
-    """The failing rank and its status, when torchrun's closing table names one."""
-    matches = _RANK.findall(death.log)
-    return (int(matches[-1][0]), int(matches[-1][1])) if matches else (None, death.status)
+def _find_failing_rank(ended: WorkerExit) -> tuple[int | None, int]:
+    """The failing rank and its exit status, when the table that torchrun prints at its end names one."""
+    matches = _RANK.findall(ended.log)
+    return (int(matches[-1][0]), int(matches[-1][1])) if matches else (None, ended.status)
 
 
-def _signal_words(number: int) -> str:
+def _describe_signal(number: int) -> str:
     try:
         known = signal.Signals(number)
     except ValueError:
@@ -73,13 +77,13 @@ def _signal_words(number: int) -> str:
     return SIGNALS.get(known, f"killed by {known.name}")
 
 
-def _hint(log: str, profile: Profile | None) -> str:
+def _suggest_fix(log: str, profile: Profile | None) -> str:
     if memory := find_exhausted_memory(log):
-        return _less_memory(profile, f"{memory} memory")
+        return _suggest_less_memory(profile, f"{memory} memory")
     return "read the log; `cockpit resume` goes on from the last checkpoint"
 
 
-def _less_memory(profile: Profile | None, which: str) -> str:
+def _suggest_less_memory(profile: Profile | None, which: str) -> str:
     if profile is None:
         return f"use less {which}"
     training, data = profile.training, profile.data

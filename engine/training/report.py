@@ -25,7 +25,7 @@ def write(
     job: Job, status: str, step: int, results: dict[int, dict[str, float]], verdicts: list[Verdict], seconds: float
 ) -> None:
     """Write report.json beside the journal, what earlier stages after training had added left out. Raises OSError."""
-    done = [stage for stage in stage_plan.asked(job.profile) if stage not in stages.AFTER]
+    done = [stage for stage in stage_plan.list_stages(job.profile) if stage not in stages.AFTER]
     document: dict[str, Any] = {
         "run": job.run.id,
         "status": status,

@@ -236,7 +236,7 @@ def _finish(job: Job, model: Any, trainer: Any, step: int, output: Path | None, 
     last_values = trainer.results[max(trainer.results)] if trainer.results else {}
     verdicts = thresholds.judge(job.profile.evaluation.thresholds, last_values)
     # What the test rows will be measured for is judged there, and once.
-    judged = trainer.outcome == "completed" and not stage_plan.tests(job.profile)
+    judged = trainer.outcome == "completed" and not stage_plan.has_test_rows(job.profile)
     for verdict in verdicts if judged else ():
         if not verdict.passed:
             job.voice.tell(

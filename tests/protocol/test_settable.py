@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config.settable import SETTABLE, check, help_of
+from engine.config.settable import SETTABLE, check, get_help
 
 
 def test_each_setting_is_explained_and_checked() -> None:
     good = (1e-4, 0, 100, None, 25)
     bad = (0, -1, 0, 0.5, "often")
     for key, fine, wrong in zip(SETTABLE, good, bad, strict=True):
-        assert help_of(key)
+        assert get_help(key)
         check(key, fine)
         with pytest.raises(ValueError, match=rf"{key} .*, not {wrong!r}"):
             check(key, wrong)

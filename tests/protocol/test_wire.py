@@ -51,13 +51,13 @@ def test_an_engine_of_another_version_says_which_side_to_restart(
 def test_an_unknown_operation_is_an_error_and_unknown_fields_are_not(raw_socket: zmq.Socket[bytes]) -> None:
     unknown = exchange(raw_socket, Request(id="1", operation="levitate"))
     assert unknown.problem is not None and "levitate" in unknown.problem.title
-    body = wire.raw({"state": "", "colour": "blue"})  # type: ignore[arg-type]
+    body = wire.encode_raw({"state": "", "colour": "blue"})  # type: ignore[arg-type]
     assert exchange(raw_socket, Request(id="2", operation="runs", body=body)).problem is None
 
 
 def test_rubbish_does_not_hurt_the_engine(engine: Engine, raw_socket: zmq.Socket[bytes]) -> None:
     raw_socket.send(b"\xff\x00 rubbish")
-    malformed = exchange(raw_socket, Request(id="3", operation="show", body=wire.raw({"run": 7})))  # type: ignore[arg-type]
+    malformed = exchange(raw_socket, Request(id="3", operation="show", body=wire.encode_raw({"run": 7})))  # type: ignore[arg-type]
     assert malformed.problem is not None and "malformed" in malformed.problem.title
     assert engine.client.request("hello").pid == engine.process.pid
 
@@ -84,13 +84,13 @@ def test_no_engine_is_a_problem_only_for_who_does_not_start_one(bare_home: Home)
 
 
 def event(session: str, seq: int) -> Event:
-    return Event(session=session, seq=seq, time=0.0, body=wire.raw(Problem(title="x")))  # type: ignore[arg-type]
+    return Event(session=session, seq=seq, time=0.0, body=wire.encode_raw(Problem(title="x")))  # type: ignore[arg-type]
 
 
 def test_a_tracker_sees_gaps_repeats_and_another_session() -> None:
     session = uuid.uuid4().hex
     tracker = Tracker()
-    tracker.attached(Snapshot(session=session, seq=5, runs=[]))
+    tracker.start_at(Snapshot(session=session, seq=5, runs=[]))
     assert tracker.accept(event(session, 5)) is None
     assert tracker.accept(event(session, 6)) is True
     assert tracker.accept(event(session, 8)) is False

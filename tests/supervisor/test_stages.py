@@ -23,15 +23,15 @@ def launched(engine: Engine, run: Run) -> list[tuple[int, str]]:
 
 
 def test_what_a_profile_asks_for_and_what_a_change_touches() -> None:
-    asked = lambda *changes: stage_plan.asked(load(find("triples-qlora"), changes))  # noqa: E731
+    asked = lambda *changes: stage_plan.list_stages(load(find("triples-qlora"), changes))  # noqa: E731
     assert asked() == ["check", "prepare", "train"]
     assert asked(*ALL) == ["check", "prepare", "train", "evaluate", "export"]
     assert asked("data.split={test: 0.1}", "data.expand={samples: 3}")[1:] == ["expand", "prepare", "train", "evaluate"]
-    assert stage_plan.first_touched(["export.dtype", "name"]) == "export"
-    assert stage_plan.first_touched(["export.dtype", "evaluation.thresholds"]) == "evaluate"
-    assert stage_plan.first_touched(["data.test.0.max_rows", "generation.max_new_tokens"]) == "evaluate"
+    assert stage_plan.find_first_touched(["export.dtype", "name"]) == "export"
+    assert stage_plan.find_first_touched(["export.dtype", "evaluation.thresholds"]) == "evaluate"
+    assert stage_plan.find_first_touched(["data.test.0.max_rows", "generation.max_new_tokens"]) == "evaluate"
     for name in ("data.train", "data.testing", "training.epochs", "model.base"):
-        assert stage_plan.first_touched([name, "export.kind"]) == "train"
+        assert stage_plan.find_first_touched([name, "export.kind"]) == "train"
 
 
 def test_a_run_stays_running_until_its_last_stage_is_done(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from engine.protocol import wire
 from engine.protocol.home import Home
 from engine.protocol.journal import AnyEntry, read
 from engine.protocol.messages import Answered, CancelInstruction, Instruction
-from engine.supervisor.launchers.local import command
+from engine.supervisor.launchers.local import build_command
 
 WORDS = 60
 SECONDS = 120.0
@@ -149,7 +149,7 @@ class Supervised:
         self._rank0 = None
         arguments = ["--home", str(self.home.root), "--job", self.id, "--attempt", str(self.attempts)]
         worker = "tests.training.faulty" if fault else "engine.workers.train"
-        line = command([worker, *arguments, "--address", self.address, *extra], processes, None)
+        line = build_command([worker, *arguments, "--address", self.address, *extra], processes, None)
         if limit is not None:
             line = ["prlimit", f"--fsize={limit}:unlimited", *line]
         log = open(self.run.log, "ab")  # noqa: SIM115 - the process keeps it

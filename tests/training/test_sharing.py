@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine.protocol.journal import Start
-from engine.supervisor.launchers.local import free_port
+from engine.supervisor.launchers.local import find_free_port
 from engine.training.parallel.zero2 import Shares, deal
 from tests.training.harness import Supervised
 from tests.training.here import Here, at
@@ -135,7 +135,7 @@ def _compare(rank: int, port: int, folder: Path) -> None:
 def test_every_optimiser_moves_the_weights_alike_and_holds_its_half(tmp_path: Path) -> None:
     import torch.multiprocessing as processes
 
-    processes.spawn(_compare, (free_port(), tmp_path), nprocs=2)
+    processes.spawn(_compare, (find_free_port(), tmp_path), nprocs=2)
     assert {file.stem for file in tmp_path.glob("*.pt")} == {"adamw", "adam", "sgd", "adafactor", "muon"}
 
 
