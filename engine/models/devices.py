@@ -137,7 +137,7 @@ def set_threads(asked: int | None, world: int) -> int:
     return threads
 
 
-def measure(rank: Rank) -> None:
+def measure_memory(rank: Rank) -> None:
     """Fill in a heartbeat's memory figures, in bytes. Runs on the link's thread, and before torch is imported."""
     import sys
 

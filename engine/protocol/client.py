@@ -74,7 +74,7 @@ def unpack_reply(operation: str, reply: Reply) -> Any:
         raise ProblemError(wire.protocol_mismatch(reply.protocol))
     if reply.problem is not None:
         raise ProblemError(reply.problem)
-    return wire.decode(reply.result, OPERATIONS[operation][1])
+    return wire.decode(reply.result, OPERATIONS[operation].reply)
 
 
 def timeout_error(operation: str, seconds: float) -> ProblemError:

@@ -57,7 +57,7 @@ class Link:
         die_with_parent: bool = False,
     ) -> None:
         self.job, self.attempt, self.rank = job, attempt, rank
-        self.arrived = threading.Event()
+        self.instructions_arrived = threading.Event()
         """Set while instructions wait; a worker that is paused sleeps on it."""
         self._address = address
         self._state = Rank(rank=rank, pid=os.getpid(), phase="starting", time=time.time())
@@ -74,7 +74,7 @@ class Link:
 
     # ── called by the working thread ──────────────────────────────────────────────────────────────────────────────
 
-    def alive(self, *, phase: str | None = None, step: int | None = None) -> None:
+    def report_progress(self, *, phase: str | None = None, step: int | None = None) -> None:
         """Note progress: costs two attribute writes; the thread sends it with the next heartbeat."""
         if phase is not None and phase != self._state.phase:
             self._state.phase = phase
@@ -84,17 +84,17 @@ class Link:
             self._state.step = step
         self._state.time = time.time()
 
-    def waiting(self, begins: bool) -> None:
+    def set_waiting(self, begins: bool) -> None:
         """Note that this rank begins or ends to wait for the others."""
         self._state.waiting = begins
 
-    def written(self, size: int) -> None:
+    def announce_journal(self, size: int) -> None:
         """Ring: the journal is `size` bytes long."""
         self._send(Written(job=self.job, size=size))
 
-    def instructions(self) -> list[Instruction]:
+    def take_instructions(self) -> list[Instruction]:
         """All that have come since the last call, in order."""
-        self.arrived.clear()
+        self.instructions_arrived.clear()
         taken = []
         while self._inbox:
             taken.append(self._inbox.popleft())
@@ -105,11 +105,11 @@ class Link:
     ) -> None:
         self._send(Answered(id=instruction.id, step=step, result=result, problem=problem))
 
-    def say(self, request: str, kind: str, **data: object) -> None:
+    def send_event(self, request: str, kind: str, **data: object) -> None:
         """A service's word while it answers `request`."""
         self._send(Said(request=request, kind=kind, data=data))
 
-    def status(
+    def send_status(
         self,
         state: str,
         *,
@@ -206,6 +206,6 @@ class Link:
                 self._on_cancel(message.request)
             return
         self._inbox.append(message)
-        self.arrived.set()
+        self.instructions_arrived.set()
         if self._on_instruction:
             self._on_instruction()

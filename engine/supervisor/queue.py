@@ -260,7 +260,7 @@ class Queue:
         if stage != stages.PREPARE:
             self._clear_results(record, stage)
         worker = [
-            f"{self.workers}.{'conclude' if stage in stages.AFTER else stage}",
+            f"{self.workers}.{'post_training' if stage in stages.AFTER else stage}",
             *("--home", str(self.home.root)),
             *("--job", run.id),
             *("--attempt", str(run.attempt)),

@@ -204,7 +204,7 @@ class Server:
                 raise ProblemError(
                     Problem(title=f"The engine knows no operation {request.operation!r}", hint="restart the older side")
                 )
-            message = wire.decode(request.body, OPERATIONS[request.operation][0])
+            message = wire.decode(request.body, OPERATIONS[request.operation].request)
             result = self._handlers[request.operation](self, caller, message)
         except msgspec.MsgspecError as error:
             self.clients.reply_with_error(

@@ -165,7 +165,7 @@ class HotChat:
         talk.longest = max(talk.longest, now - began)
         talk.left = now
         if said["text"] or said["thinking"]:
-            link.say(talk.request, "tokens", **said, count=talk.tokens)
+            link.send_event(talk.request, "tokens", **said, count=talk.tokens)
         if finish:
             inbox.cancelled.discard(talk.request)
             self._answer(link, step, finish)
@@ -175,7 +175,7 @@ class HotChat:
         assert talk is not None
         rest = talk.telling.finish()
         if rest.text or rest.thinking:
-            link.say(talk.request, "tokens", text=rest.text, thinking=rest.thinking, count=talk.tokens)
+            link.send_event(talk.request, "tokens", text=rest.text, thinking=rest.thinking, count=talk.tokens)
         seconds = time.perf_counter() - talk.began
         decoding = seconds - talk.first
         link.answer(

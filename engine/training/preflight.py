@@ -64,7 +64,7 @@ def _compute(trainer: Steered, *, update: bool) -> None:
         batch = {key: value for key, value in batch.items() if key not in ("rows", "tokens")}
         units = max(trainer.units(batch) * trainer.ranks.world, 1.0)
         trainer.training_step(model, batch, units)
-        trainer.voice.link.alive()
+        trainer.voice.link.report_progress()
     trainer._agree_on_memory(rehearsed=True)
     trainer._add_up_gradients(model)
     norm = torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])

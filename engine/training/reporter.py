@@ -55,7 +55,7 @@ class Voice:
                 self.trouble = f"disk low: the journal cannot be written ({error.strerror})"
                 return False
             entry = self._waiting.popleft()
-            self.link.written(size)
+            self.link.announce_journal(size)
             with contextlib.suppress(OSError):  # what a full disk takes of these is no loss: the journal has it all
                 self._draw(entry)
                 self._print(entry)
@@ -73,7 +73,7 @@ class Voice:
 
     def phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
         """Say what this rank is doing; the journal gets every change of `name` and every detail."""
-        self.link.alive(phase=f"{name} {detail}".strip())
+        self.link.report_progress(phase=f"{name} {detail}".strip())
         if (name, detail) != self._phase:
             self._phase = (name, detail)
             self.tell(Phase(attempt=self.attempt, name=name, detail=detail, done=done, total=total))

@@ -129,7 +129,7 @@ def _set_up(run: RunDirectory, attempt: int, submitted: Profile, live: Profile, 
     performance.before_model(live.training)
     devices.set_threads(live.training.threads, world)
     device = devices.choose(kind, local, live.model.dtype)
-    group = replace(ranks.join(kind), waiting=voice.link.waiting)
+    group = replace(ranks.join(kind), waiting=voice.link.set_waiting)
     # A close race between two dtypes must not end differently on two ranks.
     device = replace(device, compute=group.broadcast(device.compute))
     inbox.pids = group.gather(inbox.pids[0])

@@ -194,7 +194,7 @@ class Steered(Guarding):
         self._account(tr_loss)
         if self.averages:
             self.averages.update(step)
-        self.voice.link.alive(step=step)
+        self.voice.link.report_progress(step=step)
         self._report(step, grad_norm, learning_rate)
         if self.voice.phase_name != "training":
             self.voice.phase("training")

@@ -1,6 +1,7 @@
 """`cockpit eval --predictions`, in a process of its own: it needs the scoring libraries, but no engine and no model.
 
-One JSON document goes to stdout, `{"result": …}` or `{"error": {title, cause, hint}}`, progress to stderr. What was judged until an interrupt is kept.
+One JSON document goes to stdout, `{"result": …}` or `{"error": {title, cause, hint}}`; progress goes to stderr. What was judged before an
+interrupt is kept.
 """
 
 from __future__ import annotations
@@ -37,24 +38,24 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("arguments", type=json.loads)
     parser.add_argument("--home", required=True)
-    asked = parser.parse_args()
-    paths = [Path(path).expanduser() for path in asked.arguments["files"]]
+    arguments = parser.parse_args()
+    paths = [Path(path).expanduser() for path in arguments.arguments["files"]]
     try:
-        wanted = msgspec.convert(asked.arguments["settings"], Wanted)
+        wanted = msgspec.convert(arguments.arguments["settings"], Wanted)
         with Console(stderr=True, highlight=False).status("scoring") as status:
-            result, *others = _evaluated(paths, wanted, Home.locate(asked.home), Watch(status))
+            result, *others = _evaluate(paths, wanted, Home.locate(arguments.home), Watch(status))
             if others:
                 result["against"] = [predictions.against(result, other) for other in others]
     except ProblemError as error:
-        return _say({"error": _told(error.problem)})
+        return _print({"error": _describe(error.problem)})
     except (ValueError, OSError) as error:
-        return _say({"error": _told(Problem(title="These replies cannot be scored", cause=str(error)))})
+        return _print({"error": _describe(Problem(title="These replies cannot be scored", cause=str(error)))})
     except KeyboardInterrupt:
         return 130
-    return _say({"result": result})
+    return _print({"result": result})
 
 
-def _evaluated(paths: list[Path], wanted: Wanted, home: Home, watch: Watch) -> list[dict[str, Any]]:
+def _evaluate(paths: list[Path], wanted: Wanted, home: Home, watch: Watch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for path in paths:
         out = f"{wanted.out}-{path.stem}" if wanted.out and found else wanted.out
@@ -62,11 +63,11 @@ def _evaluated(paths: list[Path], wanted: Wanted, home: Home, watch: Watch) -> l
     return found
 
 
-def _told(problem: Problem) -> dict[str, str]:
+def _describe(problem: Problem) -> dict[str, str]:
     return {"title": problem.title, "cause": problem.cause, "hint": problem.hint}
 
 
-def _say(document: dict[str, Any]) -> int:
+def _print(document: dict[str, Any]) -> int:
     print(json.dumps(document, ensure_ascii=False))
     return 0
 

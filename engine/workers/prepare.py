@@ -1,6 +1,6 @@
-"""The prepare stage of a run: pulls the base when it is missing, turns the profile's data into tokens, writes `prepared.json`.
+"""The prepare stage of a run: pulls the base when it is missing, turns the profile's data into tokens, and writes `prepared.json`.
 
-It writes no `End` when all went well, for the run goes on with another worker and the same journal; a failure ends the run.
+When it succeeds it writes no `End`, since another worker goes on with the same journal; a failure ends the run.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from engine.protocol import stages
 from engine.protocol.home import Home, RunDirectory, write_private
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.worker_link import Link
-from engine.workers.journalling import Journal
+from engine.workers.run_journal import RunJournal
 
-_DROPPING = {"clean": (), "dedup": ("exact", "near", "held_out")}
-"""Stages that leave rows out, and their counts by kind."""
+_DROPPING_STAGES = {"clean": (), "dedup": ("exact", "near", "held_out")}
+"""Stages that drop rows, and the names of their counts by kind."""
 
 
-def warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(message, hint) for what was left out or cut, though not so much that the run was refused."""
+def list_warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(message, hint) for rows that were dropped or cut, though not so many that the run was refused."""
     if prepared["rejected"]:
         yield f"{prepared['rejected']} bad rows are left out", f"they are named in {prepared['rejects']}"
     if expanded := prepared["expanded"]:
-        yield from _of_expansion(expanded)
+        yield from _list_expansion_warnings(expanded)
     for note in (prepared["vocabulary"] or {}).get("notes", ()):
         yield f"the tokenizer that was trained: {note}", "look at model.tokenizer"
     for stage in prepared["stages"]:
-        if stage["name"] in _DROPPING and stage["rejected"]:
-            kinds = ", ".join(f"{stage[key]} {key.replace('_', ' ')}" for key in _DROPPING[stage["name"]] if stage[key])
+        if stage["name"] in _DROPPING_STAGES and stage["rejected"]:
+            kinds = ", ".join(
+                f"{stage[key]} {key.replace('_', ' ')}" for key in _DROPPING_STAGES[stage["name"]] if stage[key]
+            )
             by_rule = ", ".join(f"{count} {rule}" for rule, count in stage.get("rules", {}).items() if count)
             yield (
                 f"{stage['name']} left out {stage['rejected']} of {stage['in']} rows of {stage['part']} ({kinds or by_rule})",
@@ -55,7 +57,7 @@ def warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:
             )
 
 
-def _of_expansion(expanded: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _list_expansion_warnings(expanded: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if expanded["rejected"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in expanded["reasons"].items())
         yield (
@@ -83,7 +85,7 @@ def main() -> int:
     home = Home(arguments.home)
     run = home.run(arguments.job)
     link = Link(arguments.address, arguments.job, arguments.attempt)
-    journal = Journal(run, arguments.attempt, link)
+    journal = RunJournal(run, arguments.attempt, link)
     try:
         _prepare(run, home, journal)
         return 0
@@ -91,7 +93,7 @@ def main() -> int:
         journal.fail(error.problem)
     except ProfileError as error:
         journal.fail(Problem(title="The run's profile does not hold any more", cause=str(error)))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the run must say it
+    except Exception as error:  # noqa: BLE001 - any failure must be in the run's journal
         journal.fail(
             Problem(
                 title="Preparing the data failed",
@@ -104,7 +106,7 @@ def main() -> int:
     return 1
 
 
-def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
+def _prepare(run: RunDirectory, home: Home, journal: RunJournal) -> None:
     from engine.prep.pin_base import settled
     from engine.prep.prepare import is_expanded, prepare
     from engine.training.online.checks import describe_reward_model
@@ -112,8 +114,8 @@ def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
     job = json.loads((run.path / "job.json").read_bytes())
     directory = Path(job["directory"])
     profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home)
-    if (fixed := settled(profile, home, journal.progress)) != profile:
-        profile = fixed
+    if (pinned := settled(profile, home, journal.progress)) != profile:
+        profile = pinned
         write_private(run.profile, profile.to_yaml().encode())
     if job.get("first") == stages.PREPARE and not is_expanded(profile, home, journal.progress):
         raise ProblemError(
@@ -125,7 +127,7 @@ def _prepare(run: RunDirectory, home: Home, journal: Journal) -> None:
         )
     reward = describe_reward_model(profile.method, profile.directory, home)
     prepared = prepare(profile, home, journal.progress) | reward
-    for message, hint in warnings(prepared):
+    for message, hint in list_warnings(prepared):
         journal.warn(message, hint)
     write_private(run.prepared, json.dumps(prepared, ensure_ascii=False).encode())
 

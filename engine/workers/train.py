@@ -24,7 +24,7 @@ from engine.training.reporter import Voice
 from engine.training.steering import Inbox
 
 RETRY = 2.0
-"""Seconds between attempts to write the last words to a full disk."""
+"""Seconds between attempts to write the last entry to a full disk."""
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--address", required=True)
     parser.add_argument("--from-step", type=int)
     arguments = parser.parse_args()
-    # The libraries warn themselves of changes to come in each other: nothing that who trains could mend.
+    # Libraries warn of coming changes in each other, about which the user can do nothing.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
     home = Home(arguments.home)
     run = home.run(arguments.job)
@@ -47,7 +47,7 @@ def main() -> int:
         arguments.job,
         arguments.attempt,
         rank,
-        memory=devices.measure,
+        memory=devices.measure_memory,
         on_cancel=inbox.cancelled.add,
         on_instruction=inbox.take_in,
         die_with_parent=world > 1,
@@ -63,25 +63,27 @@ def main() -> int:
 
         outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, voice, inbox)
         end = End(attempt=arguments.attempt, step=step, status=outcome)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the run's end and crosses as data
+    except Exception as error:  # noqa: BLE001 - any failure ends the run, and must be in its journal
         traceback.print_exc()
-        problem = explain(error, profile)
+        problem = describe_failure(error, profile)
         end = End(attempt=arguments.attempt, step=inbox.step, status="failed", problem=problem)
     voice.tell(end)
     while not voice.flush():
-        link.alive(phase=voice.trouble)
+        link.report_progress(phase=voice.trouble)
         time.sleep(RETRY)
     link.close()
     return 0 if end.status != "failed" else 1
 
 
-def explain(error: Exception, profile: Profile | None) -> Problem:
-    """An exception as a problem: what happened, and what mends it."""
+def describe_failure(error: Exception, profile: Profile | None) -> Problem:
+    """The problem for an exception: what happened, and what to do."""
     if isinstance(error, ProblemError):
         return error.problem
     text = "".join(traceback.format_exception(error))[-8000:]
     if is_out_of_memory(error):
-        return Problem(title="Out of memory", cause=first_line(error), hint=_less_memory(profile), traceback=text)
+        return Problem(
+            title="Out of memory", cause=first_line(error), hint=_suggest_less_memory(profile), traceback=text
+        )
     return Problem(
         title=f"Training failed: {type(error).__name__}",
         cause=first_line(error) if str(error).strip() else "",
@@ -90,8 +92,8 @@ def explain(error: Exception, profile: Profile | None) -> Problem:
     )
 
 
-def _less_memory(profile: Profile | None) -> str:
-    """Settings that need less, with this run's own numbers."""
+def _suggest_less_memory(profile: Profile | None) -> str:
+    """Settings that take less memory, with the run's own figures."""
     if profile is None:
         return "use a smaller model or a quantised base"
     training = profile.training
@@ -112,5 +114,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # At once: threads of libraries may hold an ordinary exit up, and everything is on disk.
+    # Without waiting for the libraries' threads, which can delay an ordinary exit: everything is on disk.
     os._exit(status)

@@ -42,5 +42,5 @@ def test_a_folder(smollm2: Path, tmp_path: Path) -> None:
 
 
 def test_a_probe_that_dies_is_an_answer() -> None:
-    good, told = probes.run("no such probe")
+    good, told = probes.run_probe("no such probe")
     assert not good and "KeyError" in told

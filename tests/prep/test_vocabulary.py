@@ -23,7 +23,7 @@ from engine.prep.prepare import prepare
 from engine.prep.tokenizer_training import train
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from engine.workers.prepare import warnings
+from engine.workers.prepare import list_warnings
 from tests.prep.conftest import ProfileOver, chat
 from tests.prep.test_prepare import quiet, rows_of
 
@@ -55,7 +55,7 @@ def test_tokens_are_of_the_tokenizer_that_was_trained(home: Home, profile_over: 
     assert prepared["base"] == str(home.models / "smollm2-135m-instruct") and prepared["template"] is None
     assert ("learning a vocabulary", 30, 30) in told
     notes = prepared["vocabulary"]["notes"]
-    assert [message for message, _ in warnings(prepared)] == [
+    assert [message for message, _ in list_warnings(prepared)] == [
         f"the tokenizer that was trained: {note}" for note in notes
     ]
 

@@ -157,7 +157,7 @@ class OnlineTrainer(ReferringTrainer):
 
     def _tell(self, done: int, total: int) -> None:
         now = time.monotonic()
-        self.voice.link.alive()
+        self.voice.link.report_progress()
         if now - self._told > TELL:
             self._told = now
             self.voice.phase(self.voice.phase_name, f"reply {done} of {total}", done, total)
