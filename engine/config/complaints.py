@@ -12,7 +12,8 @@ from engine.protocol.text import did_you_mean
 
 
 def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Pydantic's errors in our words. A union reports one error a branch for the same place: they become one sentence."""
+    """Pydantic's errors in our words. A union reports one error a branch for the same place: they become one
+    sentence."""
     by_place: dict[tuple[str | int, ...], list[Any]] = {}
     for detail in error.errors():
         keys = tuple(key for key in detail["loc"] if isinstance(key, int) or not _is_branch(key))
@@ -46,7 +47,8 @@ def _choices(details: list[Any]) -> list[str]:
 
 
 def _is_branch(key: str) -> bool:
-    """Pydantic names the branches of a union in `loc`: `int`, `literal['auto']`, `list[str]`, `constrained-int`, `TokenizerOptions` …"""
+    """Pydantic names the branches of a union in `loc`: `int`, `literal['auto']`, `list[str]`, `constrained-int`,
+    `TokenizerOptions` …"""
     return (
         "[" in key
         or key in ("int", "str", "float", "bool", "none")

@@ -1,7 +1,7 @@
 """What a profile means: one YAML or JSON file that says the whole job.
 
-This module only composes. Each section is declared beside the code that reads it, in a torch-free options model; methods
-and adapters come from their tables. Reading reports every problem at once, each with line and column.
+This module only composes. Each section is declared beside the code that reads it, in a torch-free options model;
+methods and adapters come from their tables. Reading reports every problem at once, each with line and column.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ CHECKS = (
     "engine.models.checks:base",
     "engine.export.checks:handing_over",
 )
-"""What no single section can know. Each `(sections, directory, home) -> [(key, message)]` and copes with missing sections."""
+"""What no single section can know. Each `(sections, directory, home) -> [(key, message)]` and copes with missing
+sections."""
 
 
 SHELL_CHECKS = ("engine.prep.checks:keys",)
@@ -161,7 +162,8 @@ def check_shell(profile: Profile, variables: Mapping[str, str]) -> None:
 
 
 def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:
-    """Read a profile from text. `home` (a `Home`) lets checks look for models there. Raises ProfileError with all problems."""
+    """Read a profile from text. `home` (a `Home`) lets checks look for models there. Raises ProfileError with all
+    problems."""
     document, issues = _read_yaml(text, file)
     if document is None:
         raise ProfileError(issues)
@@ -186,10 +188,9 @@ def notes(profile: Profile, home: Any) -> list[str]:
 
 
 def pin(profile: Profile, home: Any) -> Profile:
-    """A profile that has just been read, with names that move (`last`, a run that goes on) replaced by what they mean now. Raises ProblemError."""
-    sections = {
-        name: load_reference(pin)(getattr(profile, name), profile.directory, home) for name, pin in PINS.items()
-    }
+    """A profile that has just been read, with names that move (`last`, a run that goes on) replaced by what they mean
+    now. Raises ProblemError."""
+    sections = {name: load_reference(PINS[name])(getattr(profile, name), profile.directory, home) for name in PINS}
     return replace(profile, **sections)
 
 

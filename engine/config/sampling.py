@@ -1,4 +1,5 @@
-"""How a reply is sampled, as people say it: in a profile's `generation` section, on the command line, in the app's fields."""
+"""How a reply is sampled, as people say it: in a profile's `generation` section, on the command line, in the app's
+fields."""
 
 from __future__ import annotations
 

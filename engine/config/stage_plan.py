@@ -22,7 +22,8 @@ def list_stages(profile: Profile) -> list[str]:
 
 
 def find_first_touched(settings: Iterable[str]) -> str:
-    """The first stage that must be done again when these settings (`section.key…`) have changed: `train`, `evaluate` or `export`."""
+    """The first stage that must be done again when these settings (`section.key…`) have changed: `train`, `evaluate` or
+    `export`."""
     found = EXPORT
     for name in settings:
         stage = next((stage for stage, late in _LATE.items() if is_within(name, late)), TRAIN)

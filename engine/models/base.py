@@ -23,8 +23,9 @@ Progress = Callable[[int, int], None]
 def load(
     folder: str, options: ModelOptions, device: Device, progress: Progress, *, unpack: bool = True, scores: bool = False
 ) -> Any:
-    """The base on `device`, its floating-point tensors in the dtype that is computed in; `unpack` lets NF4 weights on a CPU be
-    unpacked once; with `scores` it ends in one number instead of a vocabulary, drawn where the folder has none. Raises ProblemError."""
+    """The base on `device`, its floating-point tensors in the dtype that is computed in; `unpack` lets NF4 weights on a
+    CPU be unpacked once; with `scores` it ends in one number instead of a vocabulary, drawn where the folder has none.
+    Raises ProblemError."""
     import torch
     from transformers.utils import logging
 
@@ -92,9 +93,9 @@ def _cast(model: Any, dtype: Any) -> None:
 def keep_nf4_trainable(model: Any, device: Device, *, unpack: bool = True) -> None:
     """See that NF4 layers on a CPU can learn, and are quick.
 
-    bitsandbytes unpacks a 4-bit weight in every forward and backward pass. With `unpack`, and where memory allows, it is unpacked
-    once instead: the product is the same number for number. Where it does not, forbid the repacking for inference, after which
-    bitsandbytes 0.50 has no backward pass, so that adapters below would silently stop learning.
+    bitsandbytes unpacks a 4-bit weight in every forward and backward pass. With `unpack`, and where memory allows, it
+    is unpacked once instead: the product is the same number for number. Where it does not, forbid the repacking for
+    inference, after which bitsandbytes 0.50 has no backward pass, so that adapters below would silently stop learning.
     """
     import bitsandbytes as bnb
     import torch
@@ -116,8 +117,8 @@ def keep_nf4_trainable(model: Any, device: Device, *, unpack: bool = True) -> No
 
 
 def tokenizer(folder: str, trust_remote_code: bool, template: str | None) -> Any:
-    """The tokenizer that lies with the base, with the profile's own chat template when there is one. Padding is set, for
-    generation, to what it has."""
+    """The tokenizer that lies with the base, with the profile's own chat template when there is one. Padding is set,
+    for generation, to what it has."""
     found = tokenizers.load(folder, trust_remote_code)
     if found.pad_token_id is None:
         found.pad_token = found.eos_token

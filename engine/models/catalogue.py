@@ -37,7 +37,8 @@ CATALOGUE: dict[str, Entry] = {
 def pull(name: str, home: Home, progress: Progress) -> Path:
     """Make a catalogue model present and return its folder; at once when it is there already.
 
-    Complete or absent: it is built under a temporary name and renamed. Two pulls at once take turns. Raises ProblemError.
+    Complete or absent: it is built under a temporary name and renamed. Two pulls at once take turns. Raises
+    ProblemError.
     """
     entry = CATALOGUE[name]
     home.create()
@@ -45,7 +46,8 @@ def pull(name: str, home: Home, progress: Progress) -> Path:
 
 
 def made(folder: Path, needed: int, fill: Callable[[Path], None]) -> Path:
-    """`folder`, filled under a temporary name when it is not there, which takes `needed` bytes of disk. Raises ProblemError."""
+    """`folder`, filled under a temporary name when it is not there, which takes `needed` bytes of disk. Raises
+    ProblemError."""
     if folder.is_dir():
         return folder
     with _turn(folder.with_name(f".{folder.name}.lock")):

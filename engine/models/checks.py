@@ -26,7 +26,8 @@ UNMERGEABLE = {
 
 
 def base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` when `model.base` names nothing that training could begin from. A catalogue name is pulled on first need."""
+    """`(key, message)` when `model.base` names nothing that training could begin from. A catalogue name is pulled on
+    first need."""
     model = sections.get("model")
     if model is None:
         return
@@ -62,7 +63,8 @@ def family(profile: Any, home: Any) -> Iterator[str]:
 
 
 def pinned(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
-    """`model` with a base and a tokenizer that go on meaning what they mean now: a run's checkpoint by its step. Raises ProblemError."""
+    """`model` with a base and a tokenizer that go on meaning what they mean now: a run's checkpoint by its step. Raises
+    ProblemError."""
     named = {"base": model.base} if model.needs_base else {}
     if isinstance(model.tokenizer, str) and not folders.has_tokenizer(directory / Path(model.tokenizer).expanduser()):
         named["tokenizer"] = model.tokenizer

@@ -30,7 +30,8 @@ class Device:
         return self.name.partition(":")[0]
 
     def autocast(self) -> Any:
-        """What forward passes without the trainer are computed under. Not every back end has an autocast to be switched off."""
+        """What forward passes without the trainer are computed under. Not every back end has an autocast to be switched
+        off."""
         import torch
 
         return nullcontext() if self.compute == torch.float32 else torch.autocast(self.kind, dtype=self.compute)
@@ -45,7 +46,8 @@ def available() -> str:
 
 
 def choose(kind: str, local: int, dtype: str) -> Device:
-    """This rank's device. Raises ProblemError when the device cannot compute in `dtype`, or there are fewer than ranks."""
+    """This rank's device. Raises ProblemError when the device cannot compute in `dtype`, or there are fewer than
+    ranks."""
     import torch
 
     if kind == "cpu":
@@ -75,8 +77,8 @@ def choose(kind: str, local: int, dtype: str) -> Device:
 
 
 def _refusal(device: str, dtype: str) -> str:
-    """Why this device cannot train in `dtype`; nothing when it can. Tried with a product, its gradient and torch's autocast, but where
-    the card says that it would only emulate."""
+    """Why this device cannot train in `dtype`; nothing when it can. Tried with a product, its gradient and torch's
+    autocast, but where the card says that it would only emulate."""
     import torch
 
     if (
@@ -110,7 +112,8 @@ def cpu_compute(dtype: Any) -> Any:
 
 
 def _product_seconds(dtype: Any) -> float:
-    """CPU time of a 256 × 512 × 512 matrix product on one thread, the best of three: other programs do not disturb it."""
+    """CPU time of a 256 × 512 × 512 matrix product on one thread, the best of three: other programs do not disturb
+    it."""
     import torch
 
     left, right = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)

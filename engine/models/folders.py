@@ -53,7 +53,8 @@ def scores(folder: Path) -> bool:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there is a file that a tokenizer can be made of. A GLM folder in its original layout has settings without one, too."""
+    """Whether there is a file that a tokenizer can be made of. A GLM folder in its original layout has settings without
+    one, too."""
     named = _GLM_TOKENIZERS.get(_glm(folder), TOKENIZERS)
     return any((folder / name).is_file() for name in named)
 
@@ -107,8 +108,8 @@ def weights_problems(folder: Path) -> list[str]:
 def hash_problems(folder: Path, progress: Callable[[str, int, int], None]) -> tuple[int, list[str]]:
     """Read the weights whose hash is known: how many were compared, and which are wrong.
 
-    Known are catalogue models (by the folder's name), files in a hub cache (blobs are named by their hash), and files that
-    a hub client downloaded into a plain folder (their hash lies in `.cache/huggingface/download`).
+    Known are catalogue models (by the folder's name), files in a hub cache (blobs are named by their hash), and files
+    that a hub client downloaded into a plain folder (their hash lies in `.cache/huggingface/download`).
     """
     entry = CATALOGUE.get(folder.name)
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".bin")]
@@ -162,7 +163,8 @@ def _check_adapter(folder: Path) -> None:
 
 
 def family(folder: Path) -> str | None:
-    """What a GLM folder in its original layout holds and what happens when it is loaded; None for every other folder."""
+    """What a GLM folder in its original layout holds and what happens when it is loaded; None for every other
+    folder."""
     try:
         generation = recognise(read_json(folder / "config.json"))
     except (DamagedFile, Unsupported):

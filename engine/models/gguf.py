@@ -1,4 +1,5 @@
-"""Models in one GGUF file, as llama.cpp has them. What trains and infers here wants plain weights: the file is dequantised once, into a folder."""
+"""Models in one GGUF file, as llama.cpp has them. What trains and infers here wants plain weights: the file is
+dequantised once, into a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def folder(file: Path, home: Home) -> Path:
 
 
 def unpack(file: Path, place: Path, progress: Callable[[str, int, int], None]) -> None:
-    """Make `place` an ordinary model folder with the tokenizer and template of the file, unless it is there. Raises ProblemError."""
+    """Make `place` an ordinary model folder with the tokenizer and template of the file, unless it is there. Raises
+    ProblemError."""
     if place.is_dir():
         return
     types = _types(file)

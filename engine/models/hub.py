@@ -1,7 +1,8 @@
 """Fetching from a hub. The endpoint and the token are the user's: HF_ENDPOINT (a mirror), HF_TOKEN, HF_HUB_CACHE.
 
-The hub's library begins every unfinished file anew (huggingface_hub 2.4: a temporary name for each download). A shard is
-gigabytes, so large files are fetched here, into the place where the library keeps its blobs, and go on where they were.
+The hub's library begins every unfinished file anew (huggingface_hub 2.4: a temporary name for each download). A shard
+is gigabytes, so large files are fetched here, into the place where the library keeps its blobs, and go on where they
+were.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ UNWANTED = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*"]
 
 
 def pull(repository: str) -> Path:
-    """Download `org/name` into the hub cache and return its folder. Goes on where an earlier attempt stopped; progress on stderr.
+    """Download `org/name` into the hub cache and return its folder. Goes on where an earlier attempt stopped; progress
+    on stderr.
 
     Raises ProblemError.
     """
@@ -67,7 +69,8 @@ def _fetch_large_files(repository: str) -> str | None:
 
 
 def _fetch(repository: str, name: str, commit: str | None, blobs: Path) -> None:
-    """One file into `blobs`, under its etag. Two pulls at once take turns. Raises what the hub's library and httpx raise."""
+    """One file into `blobs`, under its etag. Two pulls at once take turns. Raises what the hub's library and httpx
+    raise."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers

@@ -13,8 +13,9 @@ from engine.protocol.messages import Problem, ProblemError
 def pretrained(name: str, **arguments: Any) -> Any:
     """The model of a folder or hub id; `arguments` as for `AutoModelForCausalLM.from_pretrained`.
 
-    GLM folders in their original layout are known by their config.json, and never run the code that lies in them, whatever
-    `trust_remote_code` says. Raises ProblemError for one that cannot be loaded exactly, and what transformers raises.
+    GLM folders in their original layout are known by their config.json, and never run the code that lies in them,
+    whatever `trust_remote_code` says. Raises ProblemError for one that cannot be loaded exactly, and what transformers
+    raises.
     """
     from transformers import AutoModelForCausalLM
 
@@ -35,8 +36,8 @@ def pretrained(name: str, **arguments: Any) -> Any:
 
 
 def scoring(name: str, **arguments: Any) -> Any:
-    """The same with one number at its end instead of a vocabulary, drawn where the folder has none. Raises ProblemError for GLM
-    folders in their original layout."""
+    """The same with one number at its end instead of a vocabulary, drawn where the folder has none. Raises ProblemError
+    for GLM folders in their original layout."""
     from transformers import AutoModelForSequenceClassification
 
     generation = _generation(name)

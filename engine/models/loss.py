@@ -10,9 +10,9 @@ from engine.models.segments import Segments
 class PickedHead:
     """Runs a causal language model so that its output layer sees the picked positions alone.
 
-    The head is a fifth of a small model's arithmetic and most of its activations' memory, and in a prompt-and-reply row most
-    positions are not trained. A hook on the output layer works for every architecture, under DDP and PEFT alike. With
-    `early` false the head computes all positions, as the library has it, and they are picked after it.
+    The head is a fifth of a small model's arithmetic and most of its activations' memory, and in a prompt-and-reply row
+    most positions are not trained. A hook on the output layer works for every architecture, under DDP and PEFT alike.
+    With `early` false the head computes all positions, as the library has it, and they are picked after it.
     """
 
     def __init__(self, model: Any, segments: Segments, early: bool = True) -> None:
@@ -29,7 +29,8 @@ class PickedHead:
         return (self._taken(arguments[0]), *arguments[1:])
 
     def _taken(self, values: Any) -> Any:
-        """[rows, positions, width] -> [picked positions, width]. What stands before the rows' own tokens is a soft prompt."""
+        """[rows, positions, width] -> [picked positions, width]. What stands before the rows' own tokens is a soft
+        prompt."""
         return values[:, -self._tokens :].reshape(-1, values.shape[-1])[self._picked]
 
     def logits(self, model: Any, inputs: dict[str, Any]) -> Any:
@@ -44,8 +45,8 @@ class PickedHead:
 
 
 def cross_entropy(logits: Any, targets: Any, smoothing: float = 0.0) -> Any:
-    """The sum over positions, in float32; 0 with a gradient of 0 when there are none. `smoothing` is the share of each target's
-    probability that is spread over the whole vocabulary (Szegedy et al. 2016, arXiv:1512.00567)."""
+    """The sum over positions, in float32; 0 with a gradient of 0 when there are none. `smoothing` is the share of each
+    target's probability that is spread over the whole vocabulary (Szegedy et al. 2016, arXiv:1512.00567)."""
     from torch.nn import functional
 
     return functional.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)

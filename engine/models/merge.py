@@ -28,8 +28,8 @@ _LOCKED = ("template_sha256", "eos_token_ids", "golden", "generation")
 def merge(target: Target, folder: Path, trust_remote_code: bool, progress: Callable[[int, int], None]) -> None:
     """Write the base of `target` with its adapter added to its weights into the empty `folder`. Raises ProblemError.
 
-    The base is the pristine one, in the dtype that it is stored in. Tokenizer, template and lock are the adapter's. `progress` is told (done,
-    total) of reading, merging and writing.
+    The base is the pristine one, in the dtype that it is stored in. Tokenizer, template and lock are the adapter's.
+    `progress` is told (done, total) of reading, merging and writing.
     """
     template_lock.check_target(target)
     model = merged(target, PRISTINE, None, progress, trust_remote_code)
@@ -64,9 +64,11 @@ def merged(
     progress: Callable[[int, int], None] = lambda *_: None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """The base of `target`, `PRISTINE` or `DEQUANTISED`, on the CPU with the adapter in its weights, as `dtype` (None: as it is stored).
+    """The base of `target`, `PRISTINE` or `DEQUANTISED`, on the CPU with the adapter in its weights, as `dtype` (None:
+    as it is stored).
 
-    peft computes each product in the adapter's dtype and rounds its sum with the weight once, to the base's. Raises ProblemError.
+    peft computes each product in the adapter's dtype and rounds its sum with the weight once, to the base's. Raises
+    ProblemError.
     """
     import torch
     from peft import PeftModel
@@ -99,7 +101,8 @@ def merged(
 
 
 def write(model: Any, target: Target, folder: Path) -> None:
-    """`model` as transformers loads it, with tokenizer, template, stop tokens and lock of `target`, into `folder`. Raises OSError."""
+    """`model` as transformers loads it, with tokenizer, template, stop tokens and lock of `target`, into `folder`.
+    Raises OSError."""
     recorded = json.loads(target.lock.read_text(encoding="utf-8")) if target.lock else {}
     if (stops := recorded.get("eos_token_ids")) and model.can_generate():
         model.generation_config.eos_token_id = stops
@@ -111,7 +114,8 @@ def write(model: Any, target: Target, folder: Path) -> None:
 
 
 def write_tokenizer(target: Target, folder: Path) -> None:
-    """Its tokenizer's files, as plain transformers reads them: one that only exists in a GLM's original layout is built."""
+    """Its tokenizer's files, as plain transformers reads them: one that only exists in a GLM's original layout is
+    built."""
     source = template_lock.tokenizer_source(target)
     if source is None:
         if target.on_hub:

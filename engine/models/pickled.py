@@ -1,7 +1,8 @@
 """What a `.bin` file of PyTorch says about itself, read without PyTorch and without running what is pickled in it.
 
-The format (torch.save since 1.6): a zip archive with one top folder, `data.pkl` in it, and a file a storage under `data/`.
-`data.pkl` names functions to call; here only those that make a dict of tensors are known, and they give shapes.
+The format (torch.save since 1.6): a zip archive with one top folder, `data.pkl` in it, and a file a storage under
+`data/`. `data.pkl` names functions to call; here only those that make a dict of tensors are known, and they give
+shapes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 from engine.models.weights import DamagedFile, is_lfs_pointer
 
 _BEFORE_ZIP = bytes.fromhex("80028a0a6cfc9c46f920")
-"""How torch.save began a file before 1.6: a pickled number. Such a file does not tell its content without being loaded."""
+"""How torch.save began a file before 1.6: a pickled number. Such a file does not tell its content without being
+loaded."""
 _ITEM = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2}
 """Bytes of an element by the storage's name; all others take one."""
 

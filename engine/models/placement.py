@@ -15,7 +15,8 @@ OVERHEAD = 1.2
 
 
 def estimate(folder: Path, kind: str | None) -> int:
-    """Bytes that the model in `folder` will take as `kind` (a dtype or a quantisation; None: as stored). 0 when nothing tells."""
+    """Bytes that the model in `folder` will take as `kind` (a dtype or a quantisation; None: as stored). 0 when nothing
+    tells."""
     total = 0.0
     for path in folder.glob("*.safetensors"):
         try:
@@ -31,7 +32,8 @@ def estimate(folder: Path, kind: str | None) -> int:
 
 
 def choose(needed: int) -> str:
-    """`cuda:N`, another accelerator's name, or `cpu`. Raises ProblemError with numbers when no GPU has `needed` bytes free."""
+    """`cuda:N`, another accelerator's name, or `cpu`. Raises ProblemError with numbers when no GPU has `needed` bytes
+    free."""
     import torch
 
     if not torch.cuda.is_available():

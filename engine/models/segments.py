@@ -1,7 +1,7 @@
 """Attention over rows that lie end to end in one sequence, each seeing itself alone.
 
-Rows laid end to end need no padding, and packed rows need this anyway. Each row (segment) goes through the library's own
-scaled dot product with its causal flag, so no mask is built and no product of two rows' positions computed.
+Rows laid end to end need no padding, and packed rows need this anyway. Each row (segment) goes through the library's
+own scaled dot product with its causal flag, so no mask is built and no product of two rows' positions computed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ NAME = "segments"
 class Segments:
     """Lengths in tokens of the rows of the sequence in work; None: an ordinary batch, as generation's.
 
-    Held here rather than passed through forward, for not every architecture hands unknown arguments down. What a backward
-    pass recomputes belongs to the latest forward pass, so the lengths stay until the next one.
+    Held here rather than passed through forward, for not every architecture hands unknown arguments down. What a
+    backward pass recomputes belongs to the latest forward pass, so the lengths stay until the next one.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,8 @@ class Segments:
 
 
 def possible(model: Any, attention: str) -> bool:
-    """Whether `model` may attend in segments: its attention is plain causal and comes through transformers' registry."""
+    """Whether `model` may attend in segments: its attention is plain causal and comes through transformers'
+    registry."""
     config = model.config.get_text_config()
     plain = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)

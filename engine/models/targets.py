@@ -1,7 +1,8 @@
 """What a TARGET on the command line or in `model.base` means. Looks at names and small files; loads nothing.
 
-A target is a run id, a prefix of one, or `last` (its best checkpoint, else its newest); RUN@STEP; a checkpoint, adapter or
-model folder, or a GGUF file; a catalogue name; a folder's name in COCKPIT_HOME/models; or a hub id (`org/name`, `hf://org/name`).
+A target is a run id, a prefix of one, or `last` (its best checkpoint, else its newest); RUN@STEP; a checkpoint, adapter
+or model folder, or a GGUF file; a catalogue name; a folder's name in COCKPIT_HOME/models; or a hub id (`org/name`,
+`hf://org/name`).
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def resolve(target: str, home: Home, directory: Path) -> Target:
 
 
 def fetch(target: Target, home: Home, progress: Progress) -> Target:
-    """Make a catalogue base present, or the base that a GGUF file becomes. Harmless for any other target. Raises ProblemError."""
+    """Make a catalogue base present, or the base that a GGUF file becomes. Harmless for any other target. Raises
+    ProblemError."""
     if target.gguf is not None:
         gguf.unpack(target.gguf, Path(target.base), progress)
     if target.catalogue is None:

@@ -1,7 +1,7 @@
 """The template lock: training and chat must render the same bytes and stop at the same tokens.
 
-A checkpoint's `lock.json` records the template's hash, the stop tokens, and a few conversations with their token ids as they
-were trained on. It is checked wherever the checkpoint is loaded.
+A checkpoint's `lock.json` records the template's hash, the stop tokens, and a few conversations with their token ids as
+they were trained on. It is checked wherever the checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) -> froz
 
 
 def turn_ends(tokenizer: Any) -> set[int]:
-    """Tokens that end a reply, as tokenizer and template say: the end token, what the template writes behind a reply, and what it
-    declares as the beginning of another's turn."""
+    """Tokens that end a reply, as tokenizer and template say: the end token, what the template writes behind a reply,
+    and what it declares as the beginning of another's turn."""
     others = declared(tokenizer.chat_template).get("ends", "").split()
     found = {tokenizer.eos_token_id, end_of_turn(tokenizer), *map(tokenizer.convert_tokens_to_ids, others)}
     return found - {None}
@@ -58,7 +58,8 @@ def end_of_turn(tokenizer: Any) -> int | None:
 
 
 def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
-    """Raises ProblemError saying what differs between the checkpoint in `folder` and the tokenizer that was loaded for it."""
+    """Raises ProblemError saying what differs between the checkpoint in `folder` and the tokenizer that was loaded for
+    it."""
     differences = []
     if lock.get("template_sha256", template_sha256(tokenizer)) != template_sha256(tokenizer):
         differences.append("the chat template is not the one it was trained with")
@@ -93,7 +94,8 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
 
 
 def check_target(target: Target) -> None:
-    """`check` for whoever uses a target without loading it for chat. Nothing to hold it against passes. Raises ProblemError."""
+    """`check` for whoever uses a target without loading it for chat. Nothing to hold it against passes. Raises
+    ProblemError."""
     source = tokenizer_source(target)
     if target.lock and source:
         check(folders.read_json(target.lock), tokenizers.load(source), target.lock.parent)

@@ -16,8 +16,9 @@ _FIRST = "ChatGLM1Tokenizer"
 def load(name: str | Path, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a folder or hub id, with its own chat template.
 
-    That of a GLM folder in its original layout is built from its sentencepiece file, and never runs the code that lies beside it, whatever
-    `trust_remote_code` says. Raises ProblemError for one that cannot be built, and what transformers raises.
+    That of a GLM folder in its original layout is built from its sentencepiece file, and never runs the code that lies
+    beside it, whatever `trust_remote_code` says. Raises ProblemError for one that cannot be built, and what
+    transformers raises.
     """
     folder = Path(name)
     if folder.is_dir():

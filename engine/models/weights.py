@@ -1,7 +1,7 @@
 """What a safetensors file says about itself, read without a training library.
 
-The format: https://huggingface.co/docs/safetensors#format. Eight bytes of header length (little endian), the header as JSON
-(`name -> {dtype, shape, data_offsets}`, and `__metadata__`), then the bytes of the tensors.
+The format: https://huggingface.co/docs/safetensors#format. Eight bytes of header length (little endian), the header as
+JSON (`name -> {dtype, shape, data_offsets}`, and `__metadata__`), then the bytes of the tensors.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from engine.options.tokenizer import TokenizerOptions
 
 
 class ShapeOptions(Options):
-    """What a Llama-style model of one's own is made of, as transformers' `LlamaConfig` calls it; none: as `model.size` has it."""
+    """What a Llama-style model of one's own is made of, as transformers' `LlamaConfig` calls it; none: as `model.size`
+    has it."""
 
     hidden_size: int | None = option(None, help="Width of the residual stream.", ge=1)
     intermediate_size: int | None = option(None, help="Width inside a feed-forward block.", ge=1)

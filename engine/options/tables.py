@@ -1,6 +1,7 @@
 """The kinds that a profile may choose from: one row each, `kind -> "module:Options"`.
 
-The options model of a method or an adapter stands beside the code that reads it; the profile reaches it through these strings.
+The options model of a method or an adapter stands beside the code that reads it; the profile reaches it through these
+strings.
 """
 
 METHODS = {

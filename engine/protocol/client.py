@@ -40,7 +40,8 @@ EVENT_TIMEOUT = 3.0
 
 
 class Tracker:
-    """Sequence numbers of one attachment. `accept` answers whether an event follows; a gap or another session needs a new attach."""
+    """Sequence numbers of one attachment. `accept` answers whether an event follows; a gap or another session needs a
+    new attach."""
 
     def __init__(self) -> None:
         self.session = ""
@@ -96,7 +97,8 @@ def find_engine(home: Home) -> wire.Connection | None:
 
 
 def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
-    """The running supervisor's connection, after starting one if there is none. Raises ProblemError when it does not come up."""
+    """The running supervisor's connection, after starting one if there is none. Raises ProblemError when it does not
+    come up."""
     if connection := find_engine(home):
         return connection
     home.create()
@@ -127,7 +129,8 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
 
 
 def build_engine_environment() -> dict[str, str]:
-    """The starter's environment, with the checkout importable when cockpit runs from one (-P drops the working directory)."""
+    """The starter's environment, with the checkout importable when cockpit runs from one (-P drops the working
+    directory)."""
     environment = dict(os.environ)
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if os.path.basename(package_root) != "site-packages":
@@ -165,7 +168,8 @@ class Client:
         self._context.destroy(linger=0)
 
     def request(self, operation: str, message: Message | None = None, timeout: float | None = None) -> Any:
-        """Ask and wait. Returns the operation's reply type; raises ProblemError for a problem or no answer in `timeout` seconds."""
+        """Ask and wait. Returns the operation's reply type; raises ProblemError for a problem or no answer in `timeout`
+        seconds."""
         seconds = self.timeout if timeout is None else timeout
         request_id, payload = pack_request(operation, message)
         self._socket.send(payload)
@@ -177,7 +181,8 @@ class Client:
         raise timeout_error(operation, seconds)
 
     def ask(self, question: Ask, said: Callable[[ServiceEvent], None]) -> Any:
-        """Put a question to a service and wait for its answer, however long it takes; `said` hears what comes meanwhile.
+        """Put a question to a service and wait for its answer, however long it takes; `said` hears what comes
+        meanwhile.
 
         Raises ProblemError for a problem, or when the engine falls silent.
         """
@@ -199,8 +204,8 @@ class Client:
     def follow(self) -> Iterator[Any]:
         """A `Snapshot`, then every published body in order; another `Snapshot` whenever something was missed.
 
-        Yields None about once a second when nothing happens, so that a caller can look at the clock. Survives the supervisor:
-        when it is gone, a new one is started and attached to.
+        Yields None about once a second when nothing happens, so that a caller can look at the clock. Survives the
+        supervisor: when it is gone, a new one is started and attached to.
         """
         tracker = Tracker()
         while True:

@@ -1,9 +1,9 @@
 """Append-only journals: each file has one writer, and each line is a JSON object.
 
-Rank 0 of the worker writes `events.jsonl`, the supervisor `lifecycle.jsonl`. A line for which `Writer.write` has returned survives kill -9
-of any process; once it is synced, it also survives a crash of the host. Checkpoints, state changes and ledger entries are synced at once.
-A crash may leave an incomplete last line: readers ignore it, and the next writer removes it. `docs/journals.md` is generated from these
-definitions.
+Rank 0 of the worker writes `events.jsonl`, the supervisor `lifecycle.jsonl`. A line for which `Writer.write` has
+returned survives kill -9 of any process; once it is synced, it also survives a crash of the host. Checkpoints, state
+changes and ledger entries are synced at once. A crash may leave an incomplete last line: readers ignore it, and the
+next writer removes it. `docs/journals.md` is generated from these definitions.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from engine.protocol.messages import Problem
 
 
 class Entry(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind"):
-    """The fields of every line: `time` in seconds since the epoch, and the `attempt`, which counts starts of the run's worker from 1."""
+    """The fields of every line: `time` in seconds since the epoch, and the `attempt`, which counts starts of the run's
+    worker from 1."""
 
     time: float = msgspec.field(default_factory=time.time)
     attempt: int
 
 
 class Start(Entry, tag="start", kw_only=True):
-    """The worker has loaded everything and is about to take its first step. These facts do not change in the attempt."""
+    """The worker has loaded everything and is about to take its first step. These facts do not change in the
+    attempt."""
 
     step: int = 0
     """Completed optimiser steps: 0, or the step that the run resumed from."""
@@ -56,7 +58,8 @@ class Metrics(Entry, tag="metrics", kw_only=True):
 
 
 class Phase(Entry, tag="phase", kw_only=True):
-    """What the worker is doing (`loading`, `tokenising`, `compiling`, `first step`, `training`, `evaluating`, `saving` …), and how far it is."""
+    """What the worker is doing (`loading`, `tokenising`, `compiling`, `first step`, `training`, `evaluating`, `saving`
+    …), and how far it is."""
 
     name: str
     detail: str = ""
@@ -76,7 +79,8 @@ class Checkpoint(Entry, tag="checkpoint", kw_only=True):
 
 
 class Evaluation(Entry, tag="evaluation", kw_only=True):
-    """Results on held-out rows after `step` optimiser steps, by names such as `eval/loss`. A value that is not finite is null."""
+    """Results on held-out rows after `step` optimiser steps, by names such as `eval/loss`. A value that is not finite
+    is null."""
 
     step: int
     values: dict[str, float | None]
@@ -96,7 +100,8 @@ class Sample(Entry, tag="sample", kw_only=True):
 
 
 class Ledger(Entry, tag="ledger", kw_only=True):
-    """A setting was changed, or a command taken, while the run was running. It takes effect in the step after `step`."""
+    """A setting was changed, or a command taken, while the run was running. It takes effect in the step after
+    `step`."""
 
     step: int
     name: str
@@ -105,7 +110,8 @@ class Ledger(Entry, tag="ledger", kw_only=True):
 
 
 class BadRow(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A row of a bad batch. `loss` is the row's own, null when it is not finite; `file` and `line` (from 1) are empty where unknown."""
+    """A row of a bad batch. `loss` is the row's own, null when it is not finite; `file` and `line` (from 1) are empty
+    where unknown."""
 
     row: int
     """Its index in the prepared rows, from 0."""
@@ -117,8 +123,8 @@ class BadRow(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class BadBatch(Entry, tag="bad_batch", kw_only=True):
-    """The step after `step` is held back, for `reason`; its rows, the worst first. The run is paused until a `continue` command says whether to
-    skip the rows, to return to the checkpoint before and skip them, or to train on them."""
+    """The step after `step` is held back, for `reason`; its rows, the worst first. The run is paused until a `continue`
+    command says whether to skip the rows, to return to the checkpoint before and skip them, or to train on them."""
 
     step: int
     reason: str
@@ -128,7 +134,8 @@ class BadBatch(Entry, tag="bad_batch", kw_only=True):
 
 
 class Warn(Entry, tag="warning", kw_only=True):
-    """Something that the user should know; `hint` says what to do. Warnings of the supervisor, about ranks that hang, are in `lifecycle.jsonl`."""
+    """Something that the user should know; `hint` says what to do. Warnings of the supervisor, about ranks that hang,
+    are in `lifecycle.jsonl`."""
 
     message: str
     hint: str = ""
@@ -153,7 +160,8 @@ class State(Entry, tag="state", kw_only=True):
 
 
 class Launched(Entry, tag="launched", kw_only=True):
-    """The first process of a stage was started. The pid and the start time identify it, even when the pid is used again."""
+    """The first process of a stage was started. The pid and the start time identify it, even when the pid is used
+    again."""
 
     pid: int
     start_time: float
@@ -215,7 +223,8 @@ class Writer:
     def write(self, entry: AnyEntry) -> int:
         """Append an entry, and return the journal's length in bytes.
 
-        Raises OSError (ENOSPC, EFBIG, EIO …) and leaves the file as it was: the entry may be written again when there is room.
+        Raises OSError (ENOSPC, EFBIG, EIO …) and leaves the file as it was: the entry may be written again when there
+        is room.
         """
         line = encode(entry) + b"\n"
         written = 0
@@ -247,7 +256,8 @@ def _complete_length(descriptor: int) -> int:
 
 
 def read(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tuple[AnyEntry, int]]:
-    """Yield the entries from byte `offset` on, each with the offset after it. An incomplete last line and a missing file yield nothing.
+    """Yield the entries from byte `offset` on, each with the offset after it. An incomplete last line and a missing
+    file yield nothing.
 
     Reading stops after `limit` bytes, for readers that must not block for long.
     """

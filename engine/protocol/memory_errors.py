@@ -1,4 +1,5 @@
-"""Recognises from an error's text that memory ran out, on a device or on the host. Torch-free: the supervisor reads logs with it."""
+"""Recognises from an error's text that memory ran out, on a device or on the host. Torch-free: the supervisor reads
+logs with it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ DEVICE_PATTERNS = (
     r"\bInvalid buffer size: [\d.]+ [MGT]i?B\b",  # MPS, for one tensor beyond the largest buffer
     r"\bError out of memory at line \d+",  # bitsandbytes, which then ends the process
 )
-"""What the drivers and libraries of accelerators write. `Triton … out of resource` is about a kernel's shared memory: not here."""
+"""What the drivers and libraries of accelerators write. `Triton … out of resource` is about a kernel's shared memory:
+not here."""
 
 HOST_PATTERNS = (
     r"\bMemoryError\b",

@@ -16,9 +16,8 @@ from typing import Any, get_args
 
 import msgspec
 
-from engine.protocol import journal, states
+from engine.protocol import journal, messages, states
 from engine.protocol.messages import OPERATIONS, PROTOCOL, Body, FromWorker, Problem, ToWorker
-from engine.protocol.messages import description as descriptions
 from engine.protocol.messages.envelope import Event, Reply, Request
 from engine.protocol.reference_text import COMMANDS, EXAMPLES, JOURNALS, PROTOCOL_TEXT
 
@@ -28,8 +27,8 @@ WIDTH = 100
 def write_protocol() -> str:
     """The page `docs/protocol.md`."""
     requests = dict.fromkeys(each for row in OPERATIONS.values() for each in (row.request, row.reply))
-    described = [each for each in vars(descriptions).values() if is_own_struct(each, descriptions.__name__)]
-    nested = [each for each in (*described, Problem) if each not in requests and each not in get_args(Body)]
+    shown = {Request, Reply, Event, *requests, *get_args(Body), *get_args(FromWorker), *get_args(ToWorker)}
+    nested = [each for each in list_structs() if each not in shown]
     parts = [
         *paragraphs(PROTOCOL_TEXT["introduction"].format(version=PROTOCOL)),
         *describe_all((Request, Reply, Event), "## Envelopes", PROTOCOL_TEXT["envelopes"]),
@@ -112,7 +111,8 @@ def describe(struct: type, heading: str, use: str = "", skipped: tuple[str, ...]
 
 
 def read_fields(struct: type) -> tuple[dict[str, str], dict[str, str]]:
-    """Types and meanings of the fields by name, inherited ones included, from the source: the meaning is the string below a field."""
+    """Types and meanings of the fields by name, inherited ones included, from the source: the meaning is the string
+    below a field."""
     types: dict[str, str] = {}
     meanings: dict[str, str] = {}
     for owner in reversed(struct.__mro__):
@@ -169,8 +169,14 @@ def wrap(text: str, indent: str = "") -> str:
     return lines.replace("\0", " ")
 
 
-def is_own_struct(value: object, module: str) -> bool:
-    return isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == module
+def list_structs() -> list[type]:
+    """The messages and their parts, in the order of `messages.__all__`."""
+    exported = (getattr(messages, name) for name in messages.__all__)
+    return [
+        each
+        for each in exported
+        if isinstance(each, type) and issubclass(each, msgspec.Struct) and each is not messages.Message
+    ]
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The stages of a run by name, and the file that each writes when it is done.
 
-A run that was interrupted goes on at the first stage without a result. `check` and `expand` write no result of their own: the profile is
-checked before the run exists, and expanding is the first part of `prepare`.
+A run that was interrupted goes on at the first stage without a result. `check` and `expand` write no result of their
+own: the profile is checked before the run exists, and expanding is the first part of `prepare`.
 """
 
 from __future__ import annotations

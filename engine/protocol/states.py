@@ -56,7 +56,8 @@ TRANSITIONS: dict[tuple[str | None, str], str] = {
 
 
 def move(state: str | None, event: str) -> str:
-    """The state after `event`. Raises ValueError, with a message for the user, when the table has no such transition."""
+    """The state after `event`. Raises ValueError, with a message for the user, when the table has no such
+    transition."""
     try:
         return TRANSITIONS[state, event]
     except KeyError:

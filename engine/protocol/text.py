@@ -20,6 +20,7 @@ def first_lines(error: BaseException, count: int = 3) -> str:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`, did you mean …?` with the choice closest to `word`, or an empty string when none is close. Appended to a message."""
+    """`, did you mean …?` with the choice closest to `word`, or an empty string when none is close. Appended to a
+    message."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f", did you mean {matches[0]}?" if matches else ""

@@ -1,8 +1,8 @@
 """Encoding, socket addresses and the connection file.
 
 A client has one DEALER socket to the supervisor's ROUTER; replies and events come over the same pipe, so that nothing
-published after a snapshot can overtake or miss it. Workers have one DEALER to a second ROUTER. Both addresses depend on the home
-alone: whoever binds them next is found by everybody without being told.
+published after a snapshot can overtake or miss it. Workers have one DEALER to a second ROUTER. Both addresses depend on
+the home alone: whoever binds them next is found by everybody without being told.
 """
 
 from __future__ import annotations

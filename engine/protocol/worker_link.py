@@ -41,7 +41,8 @@ class Link:
     """`instructions()` gives what the supervisor asks, in order; `answer` replies to one.
 
     `memory` is called from the background thread before each heartbeat and fills in the memory figures of a `Rank`.
-    `die_with_parent`: a rank under a torchrun agent ends itself when the agent is gone, so that no orphan keeps a device.
+    `die_with_parent`: a rank under a torchrun agent ends itself when the agent is gone, so that no orphan keeps a
+    device.
     """
 
     def __init__(
@@ -174,7 +175,8 @@ class Link:
         context.destroy(linger=1000)
 
     def _introduce(self) -> None:
-        """First on every connection: who we are, and how a service stands (the last status may have gone to a supervisor that died)."""
+        """First on every connection: who we are, and how a service stands (the last status may have gone to a
+        supervisor that died)."""
         if self._status:
             self._outbox.appendleft(self._status)
         started = psutil.Process().create_time()

@@ -1,5 +1,5 @@
-"""`python -P -m engine.supervisor --home DIR` runs a supervisor, one for each user, host and home. Exit status 3: another one holds the
-lock."""
+"""`python -P -m engine.supervisor --home DIR` runs a supervisor, one for each user, host and home. Exit status 3:
+another one holds the lock."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from engine.supervisor.runs import Runs
 def adopt_runs(
     runs: Runs, queue: Queue, monitor: RunMonitor, indexed: dict[str, tuple[Run, int]], index: Callable[[Record], None]
 ) -> None:
-    """Read every run directory into `runs`, and adopt its run. `indexed` is the registry's content; `index` gives it what was read."""
+    """Read every run directory into `runs`, and adopt its run. `indexed` is the registry's content; `index` gives it
+    what was read."""
     for left in runs.home.runs.glob(".deleted-*"):
         shutil.rmtree(left, ignore_errors=True)
     for path in sorted(runs.home.runs.iterdir()):

@@ -30,8 +30,8 @@ SIGNALS = {
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """How a worker ended. `status` is the exit status, negative for a signal; `log` the end of its log; `oom_killed` whether the
-    kernel's out-of-memory killer has ended a process meanwhile."""
+    """How a worker ended. `status` is the exit status, negative for a signal; `log` the end of its log; `oom_killed`
+    whether the kernel's out-of-memory killer has ended a process meanwhile."""
 
     status: int
     log: str

@@ -1,8 +1,8 @@
 """Finds ranks that hang, and names them before a collective's time-out ends the run.
 
-A rank hangs when no heartbeat comes (the process is stopped, or something holds the interpreter's lock), or when heartbeats come without
-progress while the other ranks wait. A thread of the rank sends a heartbeat once a second; `Rank.time` is when the rank itself last made
-progress.
+A rank hangs when no heartbeat comes (the process is stopped, or something holds the interpreter's lock), or when
+heartbeats come without progress while the other ranks wait. A thread of the rank sends a heartbeat once a second;
+`Rank.time` is when the rank itself last made progress.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import psutil
 from engine.protocol.messages import Rank
 
 HEARTBEAT_TIMEOUT = 15.0
-"""Seconds without a heartbeat after which a rank hangs. Loading a large file can hold the interpreter's lock for a few."""
+"""Seconds without a heartbeat after which a rank hangs. Loading a large file can hold the interpreter's lock for a
+few."""
 SLOWDOWN = 10.0
 """A phase may last this many times as long as the longest of its kind so far."""
 SHORTEST_STEP_LIMIT = 120.0
 """Seconds that a step may always last."""
 SHORTEST_PHASE_LIMIT = 900.0
-"""Seconds that any other phase may always last: nothing is known before the first compilation, evaluation or checkpoint."""
+"""Seconds that any other phase may always last: nothing is known before the first compilation, evaluation or
+checkpoint."""
 STACKS = signal.SIGUSR1
 """Makes a rank write the stacks of all its threads to the log (`engine.training.steering`)."""
 
@@ -54,7 +56,8 @@ class Heartbeats:
         self.last[rank.rank] = rank
 
     def find_hung_ranks(self, now: float) -> dict[int, str]:
-        """The ranks that hang, each with a description. A rank that is paused, loads or waits for another one does not hang."""
+        """The ranks that hang, each with a description. A rank that is paused, loads or waits for another one does not
+        hang."""
         if now - self.checked > HEARTBEAT_TIMEOUT / 3:  # this process was stopped itself, and received nothing
             self.received, self.woke = dict.fromkeys(self.received, now), now
         self.checked = now
@@ -81,8 +84,8 @@ def _phase_kind(rank: Rank) -> str:
 
 
 def report_hangs(heartbeats: Heartbeats, now: float) -> str:
-    """Describe the ranks that hang and have not been reported yet; empty when there are none. Every rank is made to write its stacks to
-    the log."""
+    """Describe the ranks that hang and have not been reported yet; empty when there are none. Every rank is made to
+    write its stacks to the log."""
     hung = heartbeats.find_hung_ranks(now)
     heartbeats.reported &= set(hung)
     new = set(hung) - heartbeats.reported

@@ -24,7 +24,8 @@ class Nvidia:
             self.note = f"no NVIDIA driver: {error}"
 
     def sample_devices(self) -> list[Device]:
-        """One sample of every device. A query that a device does not support gives None; a lost device is left out and named in `note`."""
+        """One sample of every device. A query that a device does not support gives None; a lost device is left out and
+        named in `note`."""
         found = []
         for index in range(self.count):
             try:

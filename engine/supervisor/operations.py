@@ -1,5 +1,5 @@
-"""What the supervisor does on request. `HANDLERS` names one function an operation: it returns the reply, or None when the reply
-comes later."""
+"""What the supervisor does on request. `HANDLERS` names one function an operation: it returns the reply, or None when
+the reply comes later."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ def show(server: Server, caller: Caller, message: RunRef) -> None:
 
 
 def _list_checkpoints(record: Record, entries: list[dict[str, Any]]) -> list[CheckpointInfo]:
-    """The checkpoints on disk by ascending step, with the metrics that the journal has. Only the last one marked as best is the best."""
+    """The checkpoints on disk by ascending step, with the metrics that the journal has. Only the last one marked as
+    best is the best."""
     known = find_checkpoints(entries)
     best = max((step for step, entry in known.items() if entry.best), default=None, key=lambda step: known[step].time)
     return [

@@ -1,4 +1,5 @@
-"""Requests that a worker has not answered yet. Each ends in one reply: the worker's answer, or a problem when the worker has ended."""
+"""Requests that a worker has not answered yet. Each ends in one reply: the worker's answer, or a problem when the
+worker has ended."""
 
 from __future__ import annotations
 

@@ -24,12 +24,14 @@ WORKER_DEFAULTS = {
 }
 """Environment variables with which a worker runs faster on CPU cores. The user's own settings take precedence.
 
-OpenMP's threads spin while they wait, by default for a long time. Beside another busy process (a chat beside a training run, a data
-loader) the spinning takes the cores that the work needs: two processes of two threads on two cores computed 50 small matrix products
-a second each, with this short spin 1400, and as many as before when alone.
+OpenMP's threads spin while they wait, by default for a long time. Beside another busy process (a chat beside a training
+run, a data loader) the spinning takes the cores that the work needs: two processes of two threads on two cores computed
+50 small matrix products a second each, with this short spin 1400, and as many as before when alone.
 
-glibc returns every freed block of some megabytes to the kernel, and gets it back as pages that have to be zeroed, for each activation
-anew. When it keeps them, a training step takes 8 % less time. `malloc_trim` gives memory back where that is wanted."""
+glibc returns every freed block of some megabytes to the kernel, and gets it back as pages that have to be zeroed, for
+each activation anew. When it keeps them, a training step takes 8 % less time. `malloc_trim` gives memory back where
+that is wanted.
+"""
 
 # Variables of the engine's own environment that a job must not inherit: secrets come from the submitting shell alone.
 _INHERITED_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
@@ -37,7 +39,8 @@ _INHERITED_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 @dataclass
 class Leader:
-    """A job's first process. `child` is None when an earlier supervisor started it: then its exit status cannot be known."""
+    """A job's first process. `child` is None when an earlier supervisor started it: then its exit status cannot be
+    known."""
 
     pid: int
     start_time: float
@@ -78,10 +81,11 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> Leader:
 
 
 def find_processes(job: str, home: Path) -> list[psutil.Process]:
-    """All live processes of a job, by the `--job` and `--home` in their command lines: launcher, ranks and their child processes.
+    """All live processes of a job, by the `--job` and `--home` in their command lines: launcher, ranks and their child
+    processes.
 
-    torchrun gives each rank a session of its own, and a killed launcher leaves ranks without a parent: neither the process group nor
-    the process tree has them all.
+    torchrun gives each rank a session of its own, and a killed launcher leaves ranks without a parent: neither the
+    process group nor the process tree has them all.
     """
     found = []
     for process in psutil.process_iter():
@@ -95,7 +99,8 @@ def find_processes(job: str, home: Path) -> list[psutil.Process]:
 
 
 def end_processes(processes: Iterable[psutil.Process]) -> None:
-    """Send SIGTERM to all, and SIGKILL after `GRACE` to those that are left. Blocks for at most about twice that time."""
+    """Send SIGTERM to all, and SIGKILL after `GRACE` to those that are left. Blocks for at most about twice that
+    time."""
     waiting = list(processes)
     for process in waiting:
         _signal(process, signal.SIGTERM)

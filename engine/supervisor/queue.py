@@ -1,4 +1,5 @@
-"""The queue: a submitted run is checked, its profile frozen, and it waits here; the first run starts when its devices are free."""
+"""The queue: a submitted run is checked, its profile frozen, and it waits here; the first run starts when its devices
+are free."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from engine.supervisor.runs import HOST, Runs
 
 
 class Queue:
-    """The waiting runs, in the user's order. `workers` is the package whose modules are started; `device_count` the host's devices."""
+    """The waiting runs, in the user's order. `workers` is the package whose modules are started; `device_count` the
+    host's devices."""
 
     def __init__(self, runs: Runs, workers: str, device_count: int) -> None:
         self.runs, self.workers, self.device_count = runs, workers, device_count
@@ -77,7 +79,8 @@ class Queue:
         return record.run
 
     def _requeue_trained(self, message: Submit, record: Record, profile: Profile) -> Run:
-        """Queue the next attempt of a trained run, from the stage `message.first` on, with the settings of `profile`."""
+        """Queue the next attempt of a trained run, from the stage `message.first` on, with the settings of
+        `profile`."""
         self._check_export_folder(profile)
         self._clear_results(record, message.first)
         record.directory.prepared.unlink(missing_ok=True)  # the profile may name other test rows now
@@ -255,7 +258,8 @@ class Queue:
         return [stage for stage in stage_plan.list_stages(self.runs.load_profile(record)) if stage in stages.RESULTS]
 
     def start(self, record: Record, stage: str) -> None:
-        """Start the worker of a stage. All stages but `prepare` use the run's devices. Results of this and later stages are removed."""
+        """Start the worker of a stage. All stages but `prepare` use the run's devices. Results of this and later stages
+        are removed."""
         run, profile = record.run, self.runs.load_profile(record)
         if stage != stages.PREPARE:
             self._clear_results(record, stage)

@@ -1,8 +1,8 @@
 """The registry: an SQLite index of the run directories, which can be rebuilt from them at any time.
 
-Metric points are stored by step; a later attempt replaces an earlier one. Two levels of summaries (of 64 and 4096 steps) let a curve of a
-million points be read as a few thousand rows. All calls come from one thread (the server's single-worker executor), in order. The table
-`told` holds the journal entries that are not metrics.
+Metric points are stored by step; a later attempt replaces an earlier one. Two levels of summaries (of 64 and 4096
+steps) let a curve of a million points be read as a few thousand rows. All calls come from one thread (the server's
+single-worker executor), in order. The table `told` holds the journal entries that are not metrics.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ JOIN buckets AS b ON b.run = :run AND b.name = :name AND b.span = :below AND b.b
 
 
 class Registry:
-    """Opens or creates the database. Where the file system cannot do WAL (NFS), SQLite uses its rollback journal instead."""
+    """Opens or creates the database. Where the file system cannot do WAL (NFS), SQLite uses its rollback journal
+    instead."""
 
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -87,7 +88,8 @@ class Registry:
         points: Iterable[tuple[str, int, float]] = (),
         entries: Iterable[tuple[int, bytes]] = (),
     ) -> None:
-        """Store in one transaction the run's summary, how far its journal is indexed, and the content of that part of the journal.
+        """Store in one transaction the run's summary, how far its journal is indexed, and the content of that part of
+        the journal.
 
         `points` are (name, step, value); `entries` are (journal offset, line).
         """

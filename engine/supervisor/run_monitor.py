@@ -31,8 +31,8 @@ from engine.supervisor.runs import Runs
 
 
 class RunMonitor:
-    """`publish` sends an event to every attached client, `instruct` an instruction to a worker's address; `run_in_background` calls its
-    first argument in a thread, and then its second in the loop."""
+    """`publish` sends an event to every attached client, `instruct` an instruction to a worker's address;
+    `run_in_background` calls its first argument in a thread, and then its second in the loop."""
 
     def __init__(
         self,
@@ -105,7 +105,8 @@ class RunMonitor:
                 self.handle_exit(record, record.leader)
 
     def handle_exit(self, record: Record, leader: Leader) -> None:
-        """A run's first process has ended. End the ranks that are left, which would hold their devices for good; then move the state."""
+        """A run's first process has ended. End the ranks that are left, which would hold their devices for good; then
+        move the state."""
         record.leader, record.identity = None, None
         self.run_in_background(
             lambda: self._end_processes(record), lambda: self._move_after_exit(record, leader.pid, leader.status)
@@ -137,8 +138,8 @@ class RunMonitor:
             self._fail(record, self._report_crash(record, status))
 
     def _fail(self, record: Record, problem: Problem | None) -> None:
-        """Fail the run, or queue its next attempt where `launch.restarts` allows one. Attempts are counted, so that a restart of the engine
-        forgets none."""
+        """Fail the run, or queue its next attempt where `launch.restarts` allows one. Attempts are counted, so that a
+        restart of the engine forgets none."""
         record.move("failed", problem=problem)
         record.resume_step = (
             None  # a restart goes on from the newest checkpoint, whatever step the attempt was resumed from
@@ -158,7 +159,8 @@ class RunMonitor:
         record.move(event)
 
     def _has_succeeded(self, record: Record, status: int | None) -> bool:
-        """Whether the stage has its result. Training journals its end, so its exit status does not count: it may be killed after that."""
+        """Whether the stage has its result. Training journals its end, so its exit status does not count: it may be
+        killed after that."""
         result = record.directory.result(record.stage)
         if record.stage == stages.TRAIN:
             return record.end is not None and record.end.status == "completed" and result.is_file()
@@ -195,7 +197,8 @@ class RunMonitor:
         self.run_in_background(lambda: self._end_processes(record), self.reap)
 
     def delete(self, record: Record) -> None:
-        """Remove an ended run's directory. It is renamed first, so that no half-deleted run is ever seen. Raises ProblemError."""
+        """Remove an ended run's directory. It is renamed first, so that no half-deleted run is ever seen. Raises
+        ProblemError."""
         if record.run.state not in states.ENDED:
             raise ProblemError(
                 Problem(title=f"{record.run.id} is {record.run.state}", hint=f"cockpit stop {record.run.id}")

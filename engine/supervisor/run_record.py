@@ -107,7 +107,8 @@ class Record:
             self.lifecycle = None
 
     def read_events(self) -> tuple[list[journal.AnyEntry], bool]:
-        """Read the next part of the worker's journal: its entries, and whether there is more. Points and entries are kept for the registry."""
+        """Read the next part of the worker's journal: its entries, and whether there is more. Points and entries are
+        kept for the registry."""
         entries = []
         start = self.offset
         for line, offset in journal.read_lines(self.directory.events, self.offset, BYTES_PER_TURN):
@@ -176,8 +177,8 @@ def replay(
 ) -> tuple[Record, journal.Launched | None]:
     """A run's record from its directory, and the last launch without an exit after it, for adoption.
 
-    The state comes from the lifecycle journal. `summary` and `offset` are the registry's, so that its part of the worker's journal need
-    not be read again; None and 0 read all of it.
+    The state comes from the lifecycle journal. `summary` and `offset` are the registry's, so that its part of the
+    worker's journal need not be read again; None and 0 read all of it.
     """
     run = summary or Run(id=directory.id)
     run.kind, run.name, run.host, run.created = job.kind, job.name, job.host, job.created

@@ -40,7 +40,8 @@ def assign(demand: Demand, count: int, busy: Collection[int], cpu_busy: bool) ->
 def pick_first(
     queue: Sequence[Demand], count: int, busy: Collection[int], cpu_busy: bool
 ) -> tuple[str, list[int]] | None:
-    """The first run of the queue and its devices, or None while it must wait. No run overtakes another: the user set the order."""
+    """The first run of the queue and its devices, or None while it must wait. No run overtakes another: the user set
+    the order."""
     if not queue:
         return None
     devices = assign(queue[0], count, busy, cpu_busy)

@@ -1,4 +1,5 @@
-"""The supervisor's one loop: it reads the sockets, runs the timers and publishes events. Work that would block it goes to a thread."""
+"""The supervisor's one loop: it reads the sockets, runs the timers and publishes events. Work that would block it goes
+to a thread."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ Handler = Callable[[Any, Caller, Any], Message | None]
 
 
 class Server:
-    """`run` serves until `close` is called. Handlers get the server and reach runs, queue, services and registry through it."""
+    """`run` serves until `close` is called. Handlers get the server and reach runs, queue, services and registry
+    through it."""
 
     def __init__(self, home: Home, handlers: Mapping[str, Handler], workers: str = "engine.workers") -> None:
         self.home = home
@@ -168,7 +170,8 @@ class Server:
         os.write(self._wake_write, b"!")
 
     def run_in_background(self, work: Callable[[], None], then: Callable[[], None]) -> None:
-        """Run `work` in a thread, then `then` in the loop. When `work` fails, the traceback goes to the log and `then` still runs."""
+        """Run `work` in a thread, then `then` in the loop. When `work` fails, the traceback goes to the log and `then`
+        still runs."""
 
         def done(future: Future[None]) -> None:
             if error := future.exception():
@@ -266,7 +269,8 @@ class Server:
     # ── timers ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _flush(self) -> None:
-        """Read the journals that have grown, notice ended workers, start queued runs, then publish and index all changes."""
+        """Read the journals that have grown, notice ended workers, start queued runs, then publish and index all
+        changes."""
         grown, self._unread = self._unread, set()
         for job in grown:
             record = self.runs.records.get(job)

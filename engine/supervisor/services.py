@@ -1,4 +1,5 @@
-"""Services: workers that answer requests rather than finish a job (chat, data …). They have no run directory and no journal."""
+"""Services: workers that answer requests rather than finish a job (chat, data …). They have no run directory and no
+journal."""
 
 from __future__ import annotations
 
@@ -50,14 +51,15 @@ class Worker:
     held_instructions: list[Instruction] | None = None
     oom_kills: int = 0
     client: bytes | None = None
-    """The client that opened it or used it last; None for an earlier supervisor's service that no client has used yet."""
+    """The client that opened it or used it last; None for an earlier supervisor's service that no client has used
+    yet."""
     unreachable_since: float = 0.0
     """`time.monotonic()` since when that client cannot be reached; 0 while it can."""
 
 
 class Services:
-    """`workers` is the package whose modules are started. `publish` and `instruct` are those of `RunMonitor`; `fail_requests` gets the id of a
-    service that has ended, and the problem to reply with."""
+    """`workers` is the package whose modules are started. `publish` and `instruct` are those of `RunMonitor`;
+    `fail_requests` gets the id of a service that has ended, and the problem to reply with."""
 
     def __init__(
         self,
@@ -88,7 +90,8 @@ class Services:
         return [worker.service for worker in self.workers.values()]
 
     def open(self, message: OpenService, client: bytes | None = None) -> Service:
-        """Start a service for a client. Raises ProblemError for a kind that is no service, or when its process cannot be started."""
+        """Start a service for a client. Raises ProblemError for a kind that is no service, or when its process cannot
+        be started."""
         if message.kind not in KINDS:
             raise ProblemError(
                 Problem(title=f"There is no service {message.kind!r}", hint=f"there are: {', '.join(KINDS)}")

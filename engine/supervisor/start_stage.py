@@ -1,4 +1,5 @@
-"""Starts a run at a later stage: the results of the stages before it are taken from the newest run of the same profile."""
+"""Starts a run at a later stage: the results of the stages before it are taken from the newest run of the same
+profile."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _PREPARE_SETTINGS = ("data", "model", "method", "training.seed")
 
 
 def find_prepared_run(runs: Runs, message: Submit, profile: Profile) -> tuple[Record, Profile]:
-    """The newest run of this profile whose prepared rows a new run can use, and `profile` with its base. Raises ProblemError."""
+    """The newest run of this profile whose prepared rows a new run can use, and `profile` with its base. Raises
+    ProblemError."""
     record = _find_newest(runs, message, stages.PREPARE)
     before, profile = _load_comparable(runs, record, profile)
     changed = [name for name in _list_differences(before, profile) if stage_plan.is_within(name, _PREPARE_SETTINGS)]
@@ -29,7 +31,8 @@ def find_prepared_run(runs: Runs, message: Submit, profile: Profile) -> tuple[Re
 
 
 def find_trained_run(runs: Runs, message: Submit, profile: Profile) -> tuple[Record, Profile]:
-    """The newest run of this profile that can go on with the stage `message.first`, and `profile` with its base. Raises ProblemError."""
+    """The newest run of this profile that can go on with the stage `message.first`, and `profile` with its base. Raises
+    ProblemError."""
     earlier = [
         stage
         for stage in stage_plan.list_stages(profile)
@@ -71,7 +74,8 @@ def _find_newest(runs: Runs, message: Submit, stage: str) -> Record:
 
 
 def _load_comparable(runs: Runs, record: Record, profile: Profile) -> tuple[Profile, Profile]:
-    """The run's profile, and `profile` with the folder that the run's base was copied to, where both name the same checkpoint of a run."""
+    """The run's profile, and `profile` with the folder that the run's base was copied to, where both name the same
+    checkpoint of a run."""
     try:
         before = runs.load_profile(record)
     except (ProfileError, OSError) as error:

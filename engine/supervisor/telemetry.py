@@ -1,4 +1,5 @@
-"""Samples host and device figures once a second, in a thread of its own: a call of NVML may block, and the server must not."""
+"""Samples host and device figures once a second, in a thread of its own: a call of NVML may block, and the server must
+not."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ MASK = "CUDA_VISIBLE_DEVICES"
 
 
 class Sampler:
-    """Calls `deliver` with a `Telemetry` each second, from its own thread. `disk` is a path on the file system that is measured."""
+    """Calls `deliver` with a `Telemetry` each second, from its own thread. `disk` is a path on the file system that is
+    measured."""
 
     def __init__(self, disk: Path, deliver: Callable[[Telemetry], None]) -> None:
         self._disk, self._deliver = disk, deliver

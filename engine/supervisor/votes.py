@@ -1,4 +1,5 @@
-"""Stores votes and ratings: in `votes.jsonl` of every run that they are about, or of the home for models that are no runs."""
+"""Stores votes and ratings: in `votes.jsonl` of every run that they are about, or of the home for models that are no
+runs."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def find_files(runs: Runs, targets: Sequence[str]) -> list[Path]:
 
 
 def write(judgement: Judgement, paths: Iterable[Path]) -> Judgement:
-    """Append the judgement to each file and sync it. An incomplete last line of a crash is left as a line of its own. Raises ProblemError."""
+    """Append the judgement to each file and sync it. An incomplete last line of a crash is left as a line of its own.
+    Raises ProblemError."""
     line = msgspec.json.encode(judgement) + b"\n"
     for path in paths:
         try:

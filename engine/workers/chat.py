@@ -1,9 +1,11 @@
-"""The chat service: it loads a base once, swaps adapters and checkpoints on it, and streams replies that can be cancelled at any token.
+"""The chat service: it loads a base once, swaps adapters and checkpoints on it, and streams replies that can be
+cancelled at any token.
 
-Requests: `load {target, directory?, dtype?, quantization?}`, `generate {messages | text, task?, constrained?, preset?, …sampling}`, `unload {}`.
-`text` is continued as it is. The model's thinking is separate from its reply, in the result and in each event of the stream. With a task the
-result also has the reply as the task parses it (`parsed`, null where it does not fit the task's schema). The service is a process of its
-own, so that running out of memory in it never harms a run. After `idle_seconds` without a request it unloads the model, and stays.
+Requests: `load {target, directory?, dtype?, quantization?}`, `generate {messages | text, task?, constrained?, preset?,
+…sampling}`, `unload {}`. `text` is continued as it is. The model's thinking is separate from its reply, in the result
+and in each event of the stream. With a task the result also has the reply as the task parses it (`parsed`, null where
+it does not fit the task's schema). The service is a process of its own, so that running out of memory in it never harms
+a run. After `idle_seconds` without a request it unloads the model, and stays.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ IDLE = 600.0
 
 
 class Chat:
-    """One model in memory, or none. `last_load` are the arguments to load it again with when it is needed after an idle time."""
+    """One model in memory, or none. `last_load` are the arguments to load it again with when it is needed after an idle
+    time."""
 
     def __init__(self, link: Link, home: Home, cancelled: set[str]) -> None:
         self.link, self.home, self.cancelled = link, home, cancelled

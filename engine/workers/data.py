@@ -1,8 +1,9 @@
 """The data service: it shows what a profile would train on, row by row and token by token.
 
-Requests: `open {profile, directory}`, `rows {part, start, count}`, `narrow {part, query}`, `tokens {part, index}`, `rendered {part, index}`,
-`stats {part}`, `stages {until}`, `prepare {}`, `batch {step}`, `decide {at, decision}`, `reread {}`. `open`, `narrow`, `stats`, `stages`, `prepare` and `reread` send
-events `progress {phase, done, total}` and can be cancelled; what `prepare` has done by then is kept.
+Requests: `open {profile, directory}`, `rows {part, start, count}`, `narrow {part, query}`, `tokens {part, index}`,
+`rendered {part, index}`, `stats {part}`, `stages {until}`, `prepare {}`, `batch {step}`, `decide {at, decision}`,
+`reread {}`. `open`, `narrow`, `stats`, `stages`, `prepare` and `reread` send events `progress {phase, done, total}` and
+can be cancelled; what `prepare` has done by then is kept.
 """
 
 from __future__ import annotations
@@ -66,9 +67,10 @@ class Data:
         return self._require_browser().stats(arguments.get("part", "train"), self._progress(arguments))
 
     def stages(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Run the stages up to and including `until`; stages that were done before come from the cache. From then on the rows after that
-        stage are shown, or those of the sources when `until` is empty. Returns the counts of the `stages`, the rows of the `parts`, the
-        `decisions`, and for `tokenize` also the result of `prepare`. Raises ValueError, ProblemError."""
+        """Run the stages up to and including `until`; stages that were done before come from the cache. From then on
+        the rows after that stage are shown, or those of the sources when `until` is empty. Returns the counts of the
+        `stages`, the rows of the `parts`, the `decisions`, and for `tokenize` also the result of `prepare`. Raises
+        ValueError, ProblemError."""
         browser, report, name = self._require_browser(), self._progress(arguments), arguments["until"]
         if not name:
             return {"stages": [], "parts": browser.show(None, report), "decisions": browser.decisions()}
@@ -117,7 +119,8 @@ class Data:
         return self.browser
 
     def _progress(self, arguments: dict[str, Any]) -> Callable[..., None]:
-        """A function `progress(done, total, **more)` that sends events, and raises Cancelled once the request has been cancelled."""
+        """A function `progress(done, total, **more)` that sends events, and raises Cancelled once the request has been
+        cancelled."""
         request, sent = arguments.get("request", ""), 0.0
 
         def progress(done: int, total: int, **more: Any) -> None:

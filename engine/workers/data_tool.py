@@ -1,7 +1,8 @@
-"""`cockpit data …` and `cockpit tokenizer …`, in a process of their own: they need the data libraries, which the command line does not load.
+"""`cockpit data …` and `cockpit tokenizer …`, in a process of their own: they need the data libraries, which the
+command line does not load.
 
-Results go to stdout, progress and problems to stderr. Exit status: 0 done, 1 the work failed, 2 a wrong request, 130 interrupted.
-The work done before an interrupt or a kill is kept: the same command goes on from there.
+Results go to stdout, progress and problems to stderr. Exit status: 0 done, 1 the work failed, 2 a wrong request, 130
+interrupted. The work done before an interrupt or a kill is kept: the same command goes on from there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`cockpit doctor [FOLDER]`: what works on this machine, what does not, and the command that fixes it.
 
-The result of a check is True, False (something that is needed fails) or None (worth knowing, not needed). Exit status: 0 when nothing that
-is needed fails, 1 when something does, 2 for a folder that does not exist, 130 interrupted.
+The result of a check is True, False (something that is needed fails) or None (worth knowing, not needed). Exit status:
+0 when nothing that is needed fails, 1 when something does, 2 for a folder that does not exist, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The evaluation service: it evaluates targets, and shows and compares earlier evaluations.
 
-Requests: `evaluate {target, directory, against, …settings}`, `listed {run}`, `replies {directory, start, count, by, passed}`,
-`reply {directory, row}`, `compare {first, second}`. `evaluate` sends events `progress {stage, done, total, target}` and can be cancelled; what
-it has done by then is kept, and the same request goes on from there.
+Requests: `evaluate {target, directory, against, …settings}`, `listed {run}`, `replies {directory, start, count, by,
+passed}`, `reply {directory, row}`, `compare {first, second}`. `evaluate` sends events `progress {stage, done, total,
+target}` and can be cancelled; what it has done by then is kept, and the same request goes on from there.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Evaluate:
         self.link, self.home, self.cancelled = link, home, cancelled
 
     def evaluate(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The target's result; under `against` the result of each other target, and its comparison with the first. Raises ProblemError,
-        ValueError."""
+        """The target's result; under `against` the result of each other target, and its comparison with the first.
+        Raises ProblemError, ValueError."""
         other = {"target", "directory", "against", "request"}
         wanted = msgspec.convert({name: value for name, value in arguments.items() if name not in other}, Wanted)
         directory = Path(arguments.get("directory") or self.home.root)

@@ -1,5 +1,5 @@
-"""The export service: it writes a target as a folder for use elsewhere. Request: `export {target, out, directory?, adapter_only?, dtype?, gguf?,
-converter?}`."""
+"""The export service: it writes a target as a folder for use elsewhere. Request: `export {target, out, directory?,
+adapter_only?, dtype?, gguf?, converter?}`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Export:
         self.link, self.home, self.cancelled = link, home, cancelled
 
     def export(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """`directory kind agreement`, and `gguf` where one was requested. Raises ProblemError, OSError and Cancelled."""
+        """`directory kind agreement`, and `gguf` where one was requested. Raises ProblemError, OSError and
+        Cancelled."""
         from engine.export.run import Wanted, export
 
         wanted = msgspec.convert(

@@ -1,6 +1,7 @@
 """The generation service: it answers a file of prompts. Request: `generate {target, directory, input, output, …}`, see
-`engine.inference.bulk.job`. Meanwhile it sends events `progress {stage, done, total}`. What is done when it is cancelled or killed is kept,
-and the same request goes on from there. With `--share` the module is one of several processes, one per device, that the service starts.
+`engine.inference.bulk.job`. Meanwhile it sends events `progress {stage, done, total}`. What is done when it is
+cancelled or killed is kept, and the same request goes on from there. With `--share` the module is one of several
+processes, one per device, that the service starts.
 """
 
 from __future__ import annotations

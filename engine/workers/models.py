@@ -1,6 +1,8 @@
-"""`cockpit model find | pull | verify`, in a process of its own: it needs the model libraries, which the command line does not load.
+"""`cockpit model find | pull | verify`, in a process of its own: it needs the model libraries, which the command line
+does not load.
 
-Results go to stdout, progress and problems to stderr. Exit status: 0 done, 1 damaged or failed, 2 a wrong request, 130 interrupted.
+Results go to stdout, progress and problems to stderr. Exit status: 0 done, 1 damaged or failed, 2 a wrong request, 130
+interrupted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`cockpit plot RUN`: draws a run's curves as a PNG, in a process that the command line starts, or a run at its checkpoints.
+"""`cockpit plot RUN`: draws a run's curves as a PNG, in a process that the command line starts, or a run at its
+checkpoints.
 
 Exit status: 0 done, 1 there is nothing to draw, 2 a wrong request.
 """

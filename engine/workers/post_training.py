@@ -1,7 +1,8 @@
 """The stages of a run after training: its best checkpoint is evaluated on the test rows, and exported.
 
-Each stage writes its result into the run's directory and adds to report.json. An evaluation that was killed goes on with what it had
-measured. A stage that succeeds writes no `End`, since another stage may go on with the same journal; a failure ends the run.
+Each stage writes its result into the run's directory and adds to report.json. An evaluation that was killed goes on
+with what it had measured. A stage that succeeds writes no `End`, since another stage may go on with the same journal; a
+failure ends the run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`cockpit eval --predictions`, in a process of its own: it needs the scoring libraries, but no engine and no model.
 
-One JSON document goes to stdout, `{"result": …}` or `{"error": {title, cause, hint}}`; progress goes to stderr. What was judged before an
-interrupt is kept.
+One JSON document goes to stdout, `{"result": …}` or `{"error": {title, cause, hint}}`; progress goes to stderr. What
+was judged before an interrupt is kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The prepare stage of a run: pulls the base when it is missing, turns the profile's data into tokens, and writes `prepared.json`.
+"""The prepare stage of a run: pulls the base when it is missing, turns the profile's data into tokens, and writes
+`prepared.json`.
 
 When it succeeds it writes no `End`, since another worker goes on with the same journal; a failure ends the run.
 """

@@ -73,7 +73,8 @@ def _measure_seconds(compute: Callable[[], object]) -> float:
 
 
 def probe_nf4() -> str:
-    """Compare the forward and backward pass of a 4-bit layer of bitsandbytes with the weights that it dequantises to."""
+    """Compare the forward and backward pass of a 4-bit layer of bitsandbytes with the weights that it dequantises
+    to."""
     import bitsandbytes
     import torch
     from bitsandbytes.functional import dequantize_4bit

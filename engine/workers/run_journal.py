@@ -1,4 +1,5 @@
-"""Writes a run's journal in the stages beside training: progress as often as a screen can show it, warnings, and a failure."""
+"""Writes a run's journal in the stages beside training: progress as often as a screen can show it, warnings, and a
+failure."""
 
 from __future__ import annotations
 

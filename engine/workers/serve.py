@@ -1,8 +1,8 @@
 """The serve service: a model behind an OpenAI-compatible address, until it is stopped.
 
-Requests: `start {…Settings}` returns the address; `follow {}` sends events `requests {requests, left_out}` and `figures {…}` until it is
-cancelled; `stop {seconds}` gives the replies in progress that long to finish, cancels the rest, answers and ends the process. The service
-goes on when the client that started it leaves.
+Requests: `start {…Settings}` returns the address; `follow {}` sends events `requests {requests, left_out}` and `figures
+{…}` until it is cancelled; `stop {seconds}` gives the replies in progress that long to finish, cancels the rest,
+answers and ends the process. The service goes on when the client that started it leaves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The command line of service workers, and the loop in which they answer requests. Every request gets an answer, whatever happens."""
+"""The command line of service workers, and the loop in which they answer requests. Every request gets an answer,
+whatever happens."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class ErrorTexts:
-    """Titles of the problems that a worker answers with: for a request that is `invalid`, and for one that `failed`. `hint` says what to do
-    after a request has failed or was cancelled."""
+    """Titles of the problems that a worker answers with: for a request that is `invalid`, and for one that `failed`.
+    `hint` says what to do after a request has failed or was cancelled."""
 
     invalid: str
     failed: str
@@ -41,8 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
 def serve_requests(
     link: Link, cancelled: set[str], questions: Mapping[str, Callable[[dict[str, Any]], Any]], texts: ErrorTexts
 ) -> NoReturn:
-    """Answer requests as they come. `questions` maps a name to the function that answers it. `cancelled` holds the ids of cancelled
-    requests; a function that finds its own raises `Cancelled`."""
+    """Answer requests as they come. `questions` maps a name to the function that answers it. `cancelled` holds the ids
+    of cancelled requests; a function that finds its own raises `Cancelled`."""
     link.send_status("ready")
     while True:
         link.instructions_arrived.wait()

@@ -1,7 +1,7 @@
 """ChatGLM-6B, the first generation: a transformers model whose weights are named as in the original files.
 
-Importing this module makes the Auto classes know it. Facts that differ from today's decoders: residual branches start at the
-LayerNorm's output and are scaled by sqrt(2 · 28) whatever the depth; attention and positions are `reading`'s.
+Importing this module makes the Auto classes know it. Facts that differ from today's decoders: residual branches start
+at the LayerNorm's output and are scaled by sqrt(2 · 28) whatever the depth; attention and positions are `reading`'s.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class ChatGLMAttention(nn.Module):
 def _eager(
     module: ChatGLMAttention, query: Tensor, key: Tensor, value: Tensor, attends: Tensor, scaling: float, **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """Scores are divided by the layer's number before the product and multiplied after it, which keeps float16 in range."""
+    """Scores are divided by the layer's number before the product and multiplied after it, which keeps float16 in
+    range."""
     depth = module.layer + 1
     scores = (query * (scaling / depth)) @ key.transpose(2, 3)
     weights = (scores.float() * depth).masked_fill(~attends, torch.finfo(torch.float32).min).softmax(-1).to(value.dtype)
@@ -131,7 +132,8 @@ class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     reads_both_ways = True
-    """The context attends both ways: neither rows end to end nor the common beginning of prompts can be read on their own."""
+    """The context attends both ways: neither rows end to end nor the common beginning of prompts can be read on their
+    own."""
     _no_split_modules = ["ChatGLMBlock"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
@@ -164,9 +166,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         use_cache: bool | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPast:
-        """`input_ids` [batch, new tokens]. `attention_mask` [batch, tokens so far], 0 on padding, or bool [batch, 1, new tokens,
-        tokens so far], True where a token attends; `position_ids` [batch, 2, new tokens]. Both are worked out from the ids when
-        not given. Positions of one dimension, as callers work out for other models, say nothing here."""
+        """`input_ids` [batch, new tokens]. `attention_mask` [batch, tokens so far], 0 on padding, or bool [batch, 1,
+        new tokens, tokens so far], True where a token attends; `position_ids` [batch, 2, new tokens]. Both are worked
+        out from the ids when not given. Positions of one dimension, as callers work out for other models, say nothing
+        here."""
         if (self.config.use_cache if use_cache is None else use_cache) and not self._recomputes():
             past_key_values = DynamicCache(config=self.config) if past_key_values is None else past_key_values
         positions, attends = self._read(input_ids, attention_mask, past_key_values)
@@ -187,7 +190,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     def _read(self, ids: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """Positions and attention of the new tokens, from all ids so far.
 
-        These lie in the cache as one layer more, so that what reorders, repeats, selects or crops its rows does so with them.
+        These lie in the cache as one layer more, so that what reorders, repeats, selects or crops its rows does so with
+        them.
         """
         new = ids.shape[1]
         marks = Marks(
@@ -255,8 +259,8 @@ AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration, ex
 
 
 def load(name: str, generation: Generation, arguments: dict[str, Any]) -> ChatGLMForConditionalGeneration:
-    """The model of a folder or hub id; `arguments` are for `from_pretrained`. Raises ProblemError for weights that are not all
-    there, and what transformers raises."""
+    """The model of a folder or hub id; `arguments` are for `from_pretrained`. Raises ProblemError for weights that are
+    not all there, and what transformers raises."""
     config = ChatGLMConfig(**generation.sizes.model_dump())
     model, told = ChatGLMForConditionalGeneration.from_pretrained(
         name, config=config, output_loading_info=True, **arguments

@@ -1,5 +1,5 @@
-"""The conversations of the ChatGLM generations as Jinja templates, one file in `templates` a generation. Their first comment says what
-`engine.models.template_metadata` reads."""
+"""The conversations of the ChatGLM generations as Jinja templates, one file in `templates` a generation. Their first
+comment says what `engine.models.template_metadata` reads."""
 
 from __future__ import annotations
 

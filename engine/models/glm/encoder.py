@@ -1,8 +1,8 @@
 """sentencepiece where a fast tokenizer has its Rust one: the encoder of ChatGLM-6B's `ice_text.model`.
 
-The file is a Unigram model with an NFKC normaliser, in which line ends, tabs and runs of blanks are pieces of their own. It stays with
-sentencepiece: the Unigram model and normaliser of `tokenizers`, built from the same file, gave other ids for more than a quarter of
-5000 short texts with combining marks, half-width kana and Hangul letters.
+The file is a Unigram model with an NFKC normaliser, in which line ends, tabs and runs of blanks are pieces of their
+own. It stays with sentencepiece: the Unigram model and normaliser of `tokenizers`, built from the same file, gave other
+ids for more than a quarter of 5000 short texts with combining marks, half-width kana and Hangul letters.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _SHOWN = re.compile(r"<n>|<\|tab\|>|<\|blank_(\d+)\|>")
 
 @dataclass(frozen=True)
 class Encoding:
-    """What data preparation reads of a `tokenizers.Encoding`. `offsets` are characters [begin, end) of the text; what stands for no
-    character of its own, the blank before a text or all but the last byte of a character, shares those of the token behind it."""
+    """What data preparation reads of a `tokenizers.Encoding`. `offsets` are characters [begin, end) of the text; what
+    stands for no character of its own, the blank before a text or all but the last byte of a character, shares those of
+    the token behind it."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -86,7 +87,8 @@ class Encoder:
         return [self.encode(text, add_special_tokens) for text in texts]
 
     def encode(self, text: str, add_special_tokens: bool = True, cut: bool = True) -> Encoding:
-        """The tokens of a text; `cut` takes special tokens out of it first. Where they are added, they end it: [gMASK] and <sop>."""
+        """The tokens of a text; `cut` takes special tokens out of it first. Where they are added, they end it: [gMASK]
+        and <sop>."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         at = 0
@@ -123,7 +125,8 @@ class Encoder:
         return tokens
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """The text of tokens. sentencepiece shows no special token: where they are wanted, the text between them is decoded part by part."""
+        """The text of tokens. sentencepiece shows no special token: where they are wanted, the text between them is
+        decoded part by part."""
         names = {number: name for name, number in self.special.items()}
         if skip_special_tokens:
             return self._decoded([number for number in ids if number not in names])

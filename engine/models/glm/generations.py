@@ -1,7 +1,9 @@
-"""Which GLM a `config.json` in the original layout describes, and whether it can be loaded exactly. Imports no training library.
+"""Which GLM a `config.json` in the original layout describes, and whether it can be loaded exactly. Imports no training
+library.
 
-All generations share `model_type: chatglm`. The first (arXiv:2103.10360 with two-dimensional positions, GELU and LayerNorm) has a class of its own in
-`first`; the second, the third and GLM-4 are in all but names transformers' `GlmForCausalLM`, see `converted`.
+All generations share `model_type: chatglm`. The first (arXiv:2103.10360 with two-dimensional positions, GELU and
+LayerNorm) has a class of its own in `first`; the second, the third and GLM-4 are in all but names transformers'
+`GlmForCausalLM`, see `converted`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ MODEL_TYPE = "chatglm"
 _FIRST = ("inner_hidden_size", "position_encoding_2d")
 _LATER = ("multi_query_group_num", "padded_vocab_size")
 _ROLES = (64795, 64797)
-"""`<|user|>` and `<|observation|>` of ChatGLM3: where the model begins to speak for somebody else, its reply has ended."""
+"""`<|user|>` and `<|observation|>` of ChatGLM3: where the model begins to speak for somebody else, its reply has
+ended."""
 _LARGE_VOCABULARY = 100_000
 """Between ChatGLM2 and 3 (65,024) and GLM-4 (151,552)."""
 
@@ -130,7 +133,8 @@ class Generation:
 
 
 def recognise(config: Mapping[str, Any]) -> Generation | None:
-    """The generation that the content of a `config.json` describes; None for other models, those already converted included.
+    """The generation that the content of a `config.json` describes; None for other models, those already converted
+    included.
 
     Raises Unsupported, naming the setting, for what would not be computed exactly.
     """
@@ -172,10 +176,11 @@ def _sizes(layout: type[Sizes], config: Mapping[str, Any]) -> First | Later:
 
 
 def _later(sizes: Later, config: Mapping[str, Any]) -> Generation:
-    """Second, third and GLM-4 have the same fields: what the config was saved from tells, else its vocabulary and length.
+    """Second, third and GLM-4 have the same fields: what the config was saved from tells, else its vocabulary and
+    length.
 
-    They differ in how long contexts are reached: ChatGLM2-6B-32k scales positions, the others the rotary base. Where neither
-    name nor length tells and it matters, nothing is guessed.
+    They differ in how long contexts are reached: ChatGLM2-6B-32k scales positions, the others the rotary base. Where
+    neither name nor length tells and it matters, nothing is guessed.
     """
     saved_from = str(config.get("_name_or_path", "")).lower()
     if sizes.padded_vocab_size > _LARGE_VOCABULARY or "glm-4" in saved_from:
@@ -222,7 +227,8 @@ def translated(generation: Generation) -> dict[str, Any]:
 
 
 def stop_tokens(generation: Generation) -> int | list[int]:
-    """Tokens that end a reply. ChatGLM3's config names `</s>` alone, though its reply also ends where another role begins."""
+    """Tokens that end a reply. ChatGLM3's config names `</s>` alone, though its reply also ends where another role
+    begins."""
     sizes = generation.sizes
     if generation.number != 3 or isinstance(sizes, First) or sizes.padded_vocab_size <= max(_ROLES):
         return sizes.eos_token_id

@@ -32,8 +32,8 @@ class OriginalGlm(GlmForCausalLM):
 def load(name: str, generation: Generation, arguments: dict[str, Any]) -> Any:
     """A `GlmForCausalLM` with the weights of `name`, a folder or hub id; `arguments` are for `from_pretrained`.
 
-    Its class and what it saves are transformers' own: nothing later needs to know where it came from. Raises ProblemError for
-    weights that are not all there, and what transformers raises.
+    Its class and what it saves are transformers' own: nothing later needs to know where it came from. Raises
+    ProblemError for weights that are not all there, and what transformers raises.
     """
     register_checkpoint_conversion_mapping(OriginalGlm.__name__, _conversions(), overwrite=True)
     config = GlmConfig(**translated(generation))

@@ -29,8 +29,8 @@ class Pieces(NamedTuple):
 def read(path: Path, model_type: int, charsmap: bool) -> Pieces:
     """The file at `path`. Raises ProblemError when it is missing, damaged, or made otherwise than ChatGLM's files are.
 
-    `charsmap` says whether its normaliser changes characters. Both kinds of file put a blank before a text, write blanks as U+2581 and
-    characters they do not know as bytes.
+    `charsmap` says whether its normaliser changes characters. Both kinds of file put a blank before a text, write
+    blanks as U+2581 and characters they do not know as bytes.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2

@@ -1,9 +1,10 @@
 """How the first generation reads a row: what attends to what, and where in two dimensions each token stands.
 
-A row is `context [gMASK] sop answer eop`, with `[MASK]` inside the context for a blank to be filled (GLM, arXiv:2103.10360). The
-tokens before `sop` see each other both ways; `sop` and the answer see all before them. In the first dimension a context token
-has its place and all of the answer the place of the mask; in the second the context is 0 and the answer counts from 1. All of
-this follows from the ids, and for a cached step from the ids of all tokens so far.
+A row is `context [gMASK] sop answer eop`, with `[MASK]` inside the context for a blank to be filled (GLM,
+arXiv:2103.10360). The tokens before `sop` see each other both ways; `sop` and the answer see all before them. In the
+first dimension a context token has its place and all of the answer the place of the mask; in the second the context is
+0 and the answer counts from 1. All of this follows from the ids, and for a cached step from the ids of all tokens so
+far.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ class Marks:
 
 
 def present(ids: Tensor, marks: Marks) -> Tensor:
-    """[batch, tokens] of bool: False for padding on the left. Padding on the right needs no mask: nothing before it sees it."""
+    """[batch, tokens] of bool: False for padding on the left. Padding on the right needs no mask: nothing before it
+    sees it."""
     return (ids != marks.pad).cumsum(-1) > 0
 
 
 def read(ids: Tensor, held: Tensor, marks: Marks) -> tuple[Tensor, Tensor]:
     """Positions [batch, 2, tokens], and who attends to whom [batch, 1, tokens, tokens] (query, key; True: attends).
 
-    `ids` are those of the whole rows, `held` is False for padding. A row without `sop` has no answer to be generated or learnt
-    apart from its context: it is read from left to right, so that nothing sees what it is to predict.
+    `ids` are those of the whole rows, `held` is False for padding. A row without `sop` has no answer to be generated or
+    learnt apart from its context: it is read from left to right, so that nothing sees what it is to predict.
     """
     place = torch.arange(ids.shape[1], device=ids.device)
     padding = (held.cumsum(-1) == 0).sum(-1, keepdim=True)

@@ -1,7 +1,8 @@
 """The tokenizer of ChatGLM2-6B and ChatGLM3-6B as a fast tokenizer, from the folder's own `tokenizer.model`.
 
-The file is a sentencepiece BPE model: characters as they are, unknown ones as bytes, a blank before each text. Behind its pieces come the
-special tokens, which are in no file. What `save_pretrained` writes is read by plain `AutoTokenizer`: nothing of it is code of ours.
+The file is a sentencepiece BPE model: characters as they are, unknown ones as bytes, a blank before each text. Behind
+its pieces come the special tokens, which are in no file. What `save_pretrained` writes is read by plain
+`AutoTokenizer`: nothing of it is code of ours.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _WORDS = ("sop", "eop")
 
 
 def build(folder: Path, generation: int) -> Any:
-    """The `PreTrainedTokenizerFast` of the second or third generation. Raises ProblemError for a file that cannot be used."""
+    """The `PreTrainedTokenizerFast` of the second or third generation. Raises ProblemError for a file that cannot be
+    used."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -66,8 +68,8 @@ def build(folder: Path, generation: int) -> Any:
 def merges(listed: Sequence[Piece]) -> list[tuple[str, str]]:
     """The pairs that sentencepiece joins, first those it joins first.
 
-    It always joins the neighbours whose joint piece has the highest score: so each way to cut a piece into two pieces is a merge, as
-    urgent as the piece's score.
+    It always joins the neighbours whose joint piece has the highest score: so each way to cut a piece into two pieces
+    is a merge, as urgent as the piece's score.
     """
     normal = {piece.text: piece.score for piece in listed if piece.kind == NORMAL}
     found = [

@@ -1,4 +1,5 @@
-"""After loading: is every weight the file's? transformers fills what is missing with random numbers and only logs it."""
+"""After loading: is every weight the file's? transformers fills what is missing with random numbers and only logs
+it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What the cockpit, the supervisor and the workers say to each other: typed, versioned, without behaviour.
 
-A request travels in an envelope with an id and the protocol's version; its reply carries the same id, and a result or a `Problem`. Unknown
-fields are ignored; an unknown operation is answered with a problem. `docs/protocol.md` is generated from these definitions.
+A request travels in an envelope with an id and the protocol's version; its reply carries the same id, and a result or a
+`Problem`. Unknown fields are ignored; an unknown operation is answered with a problem. `docs/protocol.md` is generated
+from these definitions.
 """
 
 from engine.protocol.messages.control import (

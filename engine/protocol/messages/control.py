@@ -37,7 +37,8 @@ class Snapshot(Message, kw_only=True):
 
 
 class Submit(Message, kw_only=True):
-    """A run to queue. `profile` is the resolved profile as YAML text; the values in `environment` are never written to disk."""
+    """A run to queue. `profile` is the resolved profile as YAML text; the values in `environment` are never written to
+    disk."""
 
     profile: str
     kind: str = "train"
@@ -50,7 +51,8 @@ class Submit(Message, kw_only=True):
     output: str = ""
     """Not used any more: `checkpoint.output` in the profile says where the final checkpoint goes."""
     first: str = ""
-    """The stage to start with; the results of earlier stages are taken from the newest run of the same profile. Empty: the first."""
+    """The stage to start with; the results of earlier stages are taken from the newest run of the same profile. Empty:
+    the first."""
 
 
 class RunRef(Message, kw_only=True):
@@ -83,8 +85,8 @@ class Command(RunRef, kw_only=True):
 
 
 class Continue(RunRef, kw_only=True):
-    """`choice` is for a run that holds a bad batch back: `skip` leaves its rows out, `rollback` returns to the checkpoint before and then
-    leaves them out; empty trains on the batch where that is possible."""
+    """`choice` is for a run that holds a bad batch back: `skip` leaves its rows out, `rollback` returns to the
+    checkpoint before and then leaves them out; empty trains on the batch where that is possible."""
 
     choice: str = ""
 
@@ -104,8 +106,8 @@ class Taken(Message, kw_only=True):
 
 
 class Resume(RunRef, kw_only=True):
-    """`step`: the checkpoint to resume from; null: the newest. `changes`: settings by dotted key. The values in `environment` are never
-    written to disk."""
+    """`step`: the checkpoint to resume from; null: the newest. `changes`: settings by dotted key. The values in
+    `environment` are never written to disk."""
 
     step: int | None = None
     changes: dict[str, Any] = {}
@@ -119,8 +121,8 @@ class Reorder(RunRef, kw_only=True):
 
 
 class SeriesQuery(RunRef, kw_only=True):
-    """Asks for metrics `names`, reduced to at most `points` buckets each, from step `first` to `last` (inclusive; null: from the start, to
-    the end)."""
+    """Asks for metrics `names`, reduced to at most `points` buckets each, from step `first` to `last` (inclusive; null:
+    from the start, to the end)."""
 
     names: list[str]
     points: int = 400
@@ -129,8 +131,8 @@ class SeriesQuery(RunRef, kw_only=True):
 
 
 class Series(Message, kw_only=True):
-    """One metric in buckets of ascending steps, as parallel lists of equal length: the step range of each bucket, its lowest, highest and
-    last value."""
+    """One metric in buckets of ascending steps, as parallel lists of equal length: the step range of each bucket, its
+    lowest, highest and last value."""
 
     name: str
     first_step: list[int]
@@ -196,8 +198,9 @@ class ServiceRef(Message, kw_only=True):
 
 
 class Ask(ServiceRef, kw_only=True):
-    """A request to a service's worker. `request` is an id that the client chooses, for `service_event` events and for `service_cancel`;
-    `question` names what is asked. The reply comes when the worker has answered; its events are published meanwhile."""
+    """A request to a service's worker. `request` is an id that the client chooses, for `service_event` events and for
+    `service_cancel`; `question` names what is asked. The reply comes when the worker has answered; its events are
+    published meanwhile."""
 
     request: str
     question: str
@@ -217,10 +220,12 @@ class Cancel(ServiceRef, kw_only=True):
 
 
 class Judgement(Message, kw_only=True):
-    """A vote between two replies whose models were hidden, or a rating of one reply. It is stored with the runs that it is about."""
+    """A vote between two replies whose models were hidden, or a rating of one reply. It is stored with the runs that it
+    is about."""
 
     targets: list[str]
-    """The models, from left to right for a vote, by the labels that workers give them: `run@step`, or a model's name."""
+    """The models, from left to right for a vote, by the labels that workers give them: `run@step`, or a model's
+    name."""
     prompt: str
     replies: list[str]
     """In the order of `targets`."""

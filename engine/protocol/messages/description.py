@@ -9,7 +9,8 @@ from engine.protocol.messages.problem import Problem
 
 
 class Rank(Message, kw_only=True):
-    """The state of one rank at its last heartbeat. Memory is in bytes; `device_*` are figures of the worker's allocator, 0 without a device."""
+    """The state of one rank at its last heartbeat. Memory is in bytes; `device_*` are figures of the worker's
+    allocator, 0 without a device."""
 
     rank: int
     pid: int
@@ -26,7 +27,8 @@ class Rank(Message, kw_only=True):
 
 
 class Run(Message, kw_only=True):
-    """The summary of a run: enough for a list, a header and a progress bar. Times are seconds since the epoch, 0 where there is none."""
+    """The summary of a run: enough for a list, a header and a progress bar. Times are seconds since the epoch, 0 where
+    there is none."""
 
     id: str
     kind: str = "train"
@@ -95,7 +97,8 @@ class RunDetail(Message, kw_only=True):
     ledger: list[LedgerLine] = []
     warnings: list[str] = []
     told: list[dict[str, Any]] = []
-    """The latest journal entries other than metrics, oldest first, as JSON objects: the entries of earlier `told` events."""
+    """The latest journal entries other than metrics, oldest first, as JSON objects: the entries of earlier `told`
+    events."""
     facts: dict[str, Any] = {}
 
 
@@ -109,7 +112,8 @@ class DeviceProcess(Message, kw_only=True):
 
 
 class Device(Message, kw_only=True):
-    """One accelerator. Memory in bytes, utilisation in percent, temperature in °C, power in watts; null where the device does not report it."""
+    """One accelerator. Memory in bytes, utilisation in percent, temperature in °C, power in watts; null where the
+    device does not report it."""
 
     index: int
     name: str
@@ -155,7 +159,8 @@ class Telemetry(Message, tag="telemetry", kw_only=True):
 
 
 class Service(Message, kw_only=True):
-    """A worker that answers requests rather than finishing a job. `kind`: `chat`, `data`, `evaluate`, `export`, `generate` or `serve`."""
+    """A worker that answers requests rather than finishing a job. `kind`: `chat`, `data`, `evaluate`, `export`,
+    `generate` or `serve`."""
 
     id: str
     kind: str

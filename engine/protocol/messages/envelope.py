@@ -11,7 +11,8 @@ PROTOCOL = 1
 
 
 class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Base of all messages. Unknown fields are ignored, so that a field can be added without a new version of the protocol."""
+    """Base of all messages. Unknown fields are ignored, so that a field can be added without a new version of the
+    protocol."""
 
 
 class Request(Message, kw_only=True):
@@ -33,8 +34,8 @@ class Reply(Message, kw_only=True):
 
 
 class Event(Message, kw_only=True):
-    """Carries one published event as `body`. `seq` counts within `session`: after a gap, or in another session, the client attaches again.
-    `time` is seconds since the epoch."""
+    """Carries one published event as `body`. `seq` counts within `session`: after a gap, or in another session, the
+    client attaches again. `time` is seconds since the epoch."""
 
     session: str
     seq: int

@@ -49,7 +49,8 @@ class ServiceChanged(Message, tag="service", kw_only=True):
 
 
 class ServiceEvent(Message, tag="service_event", kw_only=True):
-    """An event of a service while it answers `request`, such as tokens or progress. Never coalesced, and never dropped by the supervisor."""
+    """An event of a service while it answers `request`, such as tokens or progress. Never coalesced, and never dropped
+    by the supervisor."""
 
     service: str
     request: str

@@ -65,8 +65,8 @@ FromWorker = Joined | Written | Heartbeat | Answered | Said | Status
 
 
 class Instruction(Message, tag="instruction", kw_only=True):
-    """A command to rank 0 of a run (`stop`, `pause`, `continue`, `save`, `evaluate`, `set`, `generate`, `stacks`), or a request to a service.
-    The answer has the same `id`."""
+    """A command to rank 0 of a run (`stop`, `pause`, `continue`, `save`, `evaluate`, `set`, `generate`, `stacks`), or a
+    request to a service. The answer has the same `id`."""
 
     id: str
     name: str

@@ -9,7 +9,8 @@ import sys
 def build_command(worker: list[str], processes: int, port: int | None) -> list[str]:
     """Build the command line that starts `worker` (`["engine.workers.train", "--home", …]`) as `processes` ranks.
 
-    `-P` keeps the working directory off the import path. Several ranks rendezvous at 127.0.0.1 on `port`; None takes a free one.
+    `-P` keeps the working directory off the import path. Several ranks rendezvous at 127.0.0.1 on `port`; None takes a
+    free one.
     """
     if processes == 1:
         return [sys.executable, "-P", "-m", *worker]
