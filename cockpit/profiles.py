@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.protocol.home import Home
 
 DEMO = "triples-qlora"
@@ -41,7 +41,7 @@ def folder_of_own(home: Home) -> Path:
 def profile_files(home: Home, directory: Path) -> list[ProfileFile]:
     """Own profiles first, then the built-in ones, of which the demo's, which lacks nothing, comes first. A YAML file that is no
     profile (a compose file, say) is left out."""
-    places = (("here", directory), ("home", folder_of_own(home)), ("built-in", bundled("profiles")))
+    places = (("here", directory), ("home", folder_of_own(home)), ("built-in", find_bundled("profiles")))
     found: dict[Path, ProfileFile] = {}
     for place, folder in places:
         paths = folder.glob("*.yaml") if folder.is_dir() else ()

@@ -7,7 +7,7 @@ from pathlib import Path
 import engine
 
 
-def bundled(kind: str) -> Path:
+def find_bundled(kind: str) -> Path:
     """The folder of bundled `profiles` or `data`. An assertion fails when the installation lacks it."""
     package = Path(engine.__file__).parent
     for folder in (package / kind, package.parent / kind):

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.config.complaints import explain
 from engine.config.sampling import SamplingOptions
 from engine.options.base import Options, Variant
@@ -52,7 +52,7 @@ CHECKS = (
     "engine.training.online.checks:online",
     "engine.prep.checks:sources",
     "engine.prep.checks:tokenizer",
-    "engine.models.checks:base",
+    "engine.models.checks:check_base",
     "engine.export.checks:handing_over",
 )
 """What no single section can know. Each `(sections, directory, home) -> [(key, message)]` and copes with missing
@@ -62,10 +62,10 @@ sections."""
 SHELL_CHECKS = ("engine.prep.checks:keys",)
 """What a run needs of the shell that submits it. Each `(profile, variables) -> [(key, message)]`."""
 
-NOTES = ("engine.models.checks:family",)
+NOTES = ("engine.models.checks:describe_family",)
 """What is good to know of a profile that holds. Each `(profile, home) -> [text]`."""
 
-PINS = {"model": "engine.models.checks:pinned", "method": "engine.training.online.checks:pinned"}
+PINS = {"model": "engine.models.checks:pin_base", "method": "engine.training.online.checks:pinned"}
 """Section -> what makes it go on meaning what it means now: `(section, directory, home) -> section`."""
 
 
@@ -138,7 +138,7 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path.absolute()
-    builtin = {file.stem: file for file in sorted(bundled("profiles").glob("*.yaml"))}
+    builtin = {file.stem: file for file in sorted(find_bundled("profiles").glob("*.yaml"))}
     if name in builtin:
         return builtin[name]
     raise ProfileError(

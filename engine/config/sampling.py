@@ -37,7 +37,7 @@ class SamplingOptions(Options):
     stop: list[str] = option([], help="Texts before which a reply ends.")
 
 
-def preset(name: str) -> dict[str, Any]:
+def find_preset(name: str) -> dict[str, Any]:
     """The settings of a preset. Raises ValueError."""
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")

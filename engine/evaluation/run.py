@@ -40,7 +40,7 @@ def evaluate(name: str, wanted: Wanted, home: Home, directory: Path, models: Mod
         else _own(own, name).material(wanted.rows)
     )
     scores = any(
-        folders.scores(each) for each in (target.adapter, None if target.on_hub else Path(target.base)) if each
+        folders.is_reward_model(each) for each in (target.adapter, None if target.on_hub else Path(target.base)) if each
     )
     if scores and not material.are_pairs:
         raise ValueError(

@@ -69,7 +69,7 @@ def export(
     """Write `target` into the folder `out`, which is absent or empty, complete or not at all. Raises ProblemError, OSError, and what `check` raises."""
     refuse(target, out, wanted)
     target = targets.fetch(target, home, progress)
-    targets.check(target, folders.weights_problems)
+    targets.check(target, folders.find_weights_problems)
     lock.check_target(target)
     _room(target, out, wanted)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,11 +95,11 @@ def refuse(target: Target, out: Path, wanted: Wanted) -> None:
                 title=f"{target.label} has no adapter", cause="its weights are whole", hint="leave --adapter-only out"
             )
         )
-    if target.adapter and not wanted.adapter_only and (problem := merge.refusal(target)):
+    if target.adapter and not wanted.adapter_only and (problem := merge.explain_unmergeable(target)):
         raise ProblemError(problem)
     if wanted.gguf:
-        scoring = target.adapter and folders.scores(target.adapter)
-        if wanted.adapter_only or scoring or (not target.on_hub and folders.scores(Path(target.base))):
+        scoring = target.adapter and folders.is_reward_model(target.adapter)
+        if wanted.adapter_only or scoring or (not target.on_hub and folders.is_reward_model(Path(target.base))):
             what = "a reward model" if not wanted.adapter_only else "an adapter alone"
             raise ProblemError(
                 Problem(title=f"GGUF is for whole language models, not for {what}", hint="leave --gguf out")
@@ -119,7 +119,7 @@ def _room(target: Target, out: Path, wanted: Wanted) -> None:
     if wanted.adapter_only or target.on_hub:
         return
     place = next(parent for parent in (out, *out.parents) if parent.exists())
-    one = placement.estimate(Path(target.base), wanted.dtype or target.dtype) / placement.OVERHEAD
+    one = placement.estimate_bytes(Path(target.base), wanted.dtype or target.dtype) / placement.OVERHEAD
     needed = one * (len(_bases(target)) + bool(wanted.gguf))
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -160,7 +160,7 @@ class _Work:
         self.folder, self.out, self.progress, self.check = folder, out, progress, check
         self.dtype = wanted.dtype or target.dtype
         scored = target.adapter or (None if target.on_hub else Path(target.base))
-        self.scores = bool(scored and folders.scores(scored))
+        self.scores = bool(scored and folders.is_reward_model(scored))
 
     def fill(self) -> Exported:
         measure = self._scores if self.scores else self._answers
@@ -219,8 +219,8 @@ class _Work:
             self.check()
             self.progress(f"merging into the {base} base", done, total)
 
-        merge.write(
-            merge.merged(self.target, base, self.dtype, tell, self.target.trust_remote_code), self.target, folder
+        merge.write_model(
+            merge.build_merged(self.target, base, self.dtype, tell, self.target.trust_remote_code), self.target, folder
         )
         self._say_dtype(folder)
 
@@ -228,14 +228,14 @@ class _Work:
         import torch
 
         self.progress("reading the weights", 0, 0)
-        load = loading.scoring if self.scores else loading.pretrained
+        load = loading.load_reward_model if self.scores else loading.load_model
         model = load(
             self.target.base,
             dtype=getattr(torch, self.dtype) if self.dtype else "auto",
             device_map="cpu",
             trust_remote_code=self.target.trust_remote_code,
         )
-        if name := merge.not_finite(model):
+        if name := merge.find_non_finite(model):
             raise ProblemError(
                 Problem(
                     title=f"{self.target.label} holds numbers that are not finite",
@@ -244,7 +244,7 @@ class _Work:
                 )
             )
         self.progress("writing the weights", 0, 0)
-        merge.write(model, self.target, folder)
+        merge.write_model(model, self.target, folder)
         self._say_dtype(folder)
 
     def _adapter(self, folder: Path) -> None:

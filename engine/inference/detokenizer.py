@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engine.inference.replies import Growing
-from engine.models.template_metadata import declared
+from engine.models.template_metadata import read_metadata
 
 MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
 """How models begin and end what they think before they reply: the first pair that stands in a template, else the first of all. A template of
@@ -155,7 +155,7 @@ def held_from(text: str, wanted: Collection[str]) -> int:
 def marks(tokenizer: Any) -> tuple[str, str]:
     """What stands before and behind thinking."""
     template = tokenizer.chat_template
-    if named := declared(template).get("thinking", "").split():
+    if named := read_metadata(template).get("thinking", "").split():
         if len(named) != 2:
             raise ValueError(f"the chat template's `thinking:` names {len(named)} marks, not one before and one behind")
         return named[0], named[1]

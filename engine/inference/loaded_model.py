@@ -17,13 +17,13 @@ from engine.inference.request import Asked
 from engine.inference.sampling import Grammar, Row, Sampling, opened
 from engine.models import folders, gguf, placement, targets, template_lock, tokenizers
 from engine.models.base import keep_nf4_trainable
-from engine.models.devices import Device, cpu_compute
+from engine.models.devices import Device, choose_cpu_dtype
 from engine.models.embedded import Progress
-from engine.models.loading import pretrained
+from engine.models.loading import load_model
 from engine.models.memory import is_out_of_memory
-from engine.models.quantization import QUANTIZATIONS, quantization_config, stored_dtype
+from engine.models.quantization import QUANTIZATIONS, quantization_config, read_stored_dtype
 from engine.models.targets import Target
-from engine.models.template_metadata import declared
+from engine.models.template_metadata import read_metadata
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_lines
@@ -71,8 +71,8 @@ def load(
     target = replace(
         targets.fetch(target, home, progress), trust_remote_code=target.trust_remote_code or trust_remote_code
     )
-    targets.check_speaks(target)
-    targets.check(target, folders.weights_problems)
+    targets.check_generates_text(target)
+    targets.check(target, folders.find_weights_problems)
     return Loaded(target, dtype or target.dtype, quantization or target.quantization or "none", device)
 
 
@@ -80,9 +80,9 @@ class Loaded:
     """A model in memory with its tokenizer. `swap` puts another target of the same base in place."""
 
     def __init__(self, target: Target, dtype: str | None, quantization: str, device: str | None) -> None:
-        self.dtype, self.quantization = dtype or stored_dtype(target), quantization
+        self.dtype, self.quantization = dtype or read_stored_dtype(target), quantization
         kind = self.dtype if quantization == "none" else quantization
-        self.needed = 0 if target.on_hub else placement.estimate(Path(target.base), kind)
+        self.needed = 0 if target.on_hub else placement.estimate_bytes(Path(target.base), kind)
         """Bytes that the model is thought to take; 0 when nothing tells."""
         self.device = device or placement.choose(self.needed)
         self._tokenizers: dict[str, Any] = {}
@@ -99,7 +99,7 @@ class Loaded:
             template_lock.check(recorded, tokenizer, target.lock.parent)
         self._read(lambda: self._adapters.put(target.adapter), str(target.adapter))
         self.tokenizer, self.target = tokenizer, target
-        self.stop_ids = template_lock.stop_ids(recorded, self._adapters.base, tokenizer)
+        self.stop_ids = template_lock.find_stop_ids(recorded, self._adapters.base, tokenizer)
 
     @property
     def model(self) -> Any:
@@ -108,14 +108,14 @@ class Loaded:
 
     def serves(self, target: Target, dtype: str | None, quantization: str | None) -> bool:
         """Whether `swap` is enough to get to `target` in this dtype and quantisation (None: as for `load`)."""
-        dtype = dtype or target.dtype or stored_dtype(target)
+        dtype = dtype or target.dtype or read_stored_dtype(target)
         wanted = (target.base, dtype, quantization or target.quantization or "none")
         return wanted == (self.target.base, self.dtype, self.quantization)
 
     def swap(self, target: Target) -> None:
         """Change to another adapter of the loaded base, or to the base alone. Raises ProblemError, and then nothing has changed."""
-        targets.check_speaks(target)
-        targets.check(target, folders.weights_problems)
+        targets.check_generates_text(target)
+        targets.check(target, folders.find_weights_problems)
         self._enter(target)
 
     @property
@@ -126,7 +126,7 @@ class Loaded:
     @property
     def note(self) -> str:
         """What was dequantised, of a GGUF file; else empty."""
-        return "" if self.target.on_hub else gguf.note(Path(self.target.base))
+        return "" if self.target.on_hub else gguf.describe_source(Path(self.target.base))
 
     @property
     def context(self) -> int:
@@ -140,7 +140,7 @@ class Loaded:
             raise ProblemError(speechless(self.target))
         if isinstance(asked, str) or not self.templated:
             text = asked if isinstance(asked, str) else "\n".join(message["content"] for message in asked)
-            opening = declared(self.tokenizer.chat_template).get("text")
+            opening = read_metadata(self.tokenizer.chat_template).get("text")
             ids: list[int] = self.tokenizer((opening or "") + text, add_special_tokens=opening is None).input_ids
             return ids
         from jinja2 import TemplateError
@@ -224,7 +224,7 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
     import torch
 
     try:
-        model = pretrained(
+        model = load_model(
             target.base,
             dtype=getattr(torch, dtype) if dtype else "auto",
             quantization_config=quantization_config(quantization, dtype),
@@ -251,7 +251,7 @@ def _quicken(model: Any, quantization: str) -> None:
     unpack NF4 once when memory allows. No weight changes its value."""
     import torch
 
-    compute = cpu_compute(model.dtype)
+    compute = choose_cpu_dtype(model.dtype)
     if quantization == "nf4":
         keep_nf4_trainable(model, Device("cpu", compute, "CPU"))
     if compute == torch.float32:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from engine.models.template_metadata import declared
+from engine.models.template_metadata import read_metadata
 
 _DATE = "[[训练时间]]"
 """What the models were trained to say for the time of their training."""
@@ -60,7 +60,7 @@ TIDYINGS = {
 
 def tidying(tokenizer: Any) -> Tidying | None:
     """What the tokenizer's template asks for. Raises ValueError for a name that is not known."""
-    name = declared(tokenizer.chat_template).get("replies")
+    name = read_metadata(tokenizer.chat_template).get("replies")
     if name is None:
         return None
     if name not in TIDYINGS:

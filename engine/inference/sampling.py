@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from engine.config.sampling import PRESETS, SamplingOptions, preset
+from engine.config.sampling import PRESETS, SamplingOptions, find_preset
 
 __all__ = ["PRESETS", "Grammar", "Row", "Sampling", "choose", "opened", "sampling_of"]
 
@@ -43,7 +43,7 @@ def sampling_of(asked: Mapping[str, Any]) -> Sampling:
     named = {name: value for name in (*_NAMES, "preset") if (value := asked.get(name)) is not None}
     schema = named.pop("schema", None)
     stop = named.get("stop", [])
-    settings = preset(named.pop("preset", "greedy")) | named | {"stop": [stop] if isinstance(stop, str) else [*stop]}
+    settings = find_preset(named.pop("preset", "greedy")) | named | {"stop": [stop] if isinstance(stop, str) else [*stop]}
     if schema is not None and not isinstance(schema, Mapping):
         raise ValueError(f"schema is a JSON schema, an object, not {type(schema).__name__}")
     try:

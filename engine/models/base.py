@@ -10,7 +10,7 @@ import psutil
 
 from engine.models import tokenizers
 from engine.models.devices import Device
-from engine.models.loading import pretrained, scoring
+from engine.models.loading import load_model, load_reward_model
 from engine.models.memory import is_out_of_memory
 from engine.options.model import ModelOptions
 from engine.protocol.messages import Problem, ProblemError
@@ -33,7 +33,7 @@ def load(
 
     before = logging.set_tqdm_hook(lambda factory, args, kwargs: _Bar(factory(*args, **kwargs), args[0], progress))
     try:
-        model = (scoring if scores else pretrained)(
+        model = (load_reward_model if scores else load_model)(
             folder,
             dtype=getattr(torch, options.dtype),
             quantization_config=quantization_config(options.quantization, options.dtype),
@@ -116,7 +116,7 @@ def keep_nf4_trainable(model: Any, device: Device, *, unpack: bool = True) -> No
         model.set_submodule(name, plain)
 
 
-def tokenizer(folder: str, trust_remote_code: bool, template: str | None) -> Any:
+def load_tokenizer(folder: str, trust_remote_code: bool, template: str | None) -> Any:
     """The tokenizer that lies with the base, with the profile's own chat template when there is one. Padding is set,
     for generation, to what it has."""
     found = tokenizers.load(folder, trust_remote_code)

@@ -42,15 +42,15 @@ def pull(name: str, home: Home, progress: Progress) -> Path:
     """
     entry = CATALOGUE[name]
     home.create()
-    return made(home.models / name, entry.disk, lambda partial: entry.fetch(partial, progress))
+    return build_folder(home.models / name, entry.disk, lambda partial: entry.fetch(partial, progress))
 
 
-def made(folder: Path, needed: int, fill: Callable[[Path], None]) -> Path:
+def build_folder(folder: Path, needed: int, fill: Callable[[Path], None]) -> Path:
     """`folder`, filled under a temporary name when it is not there, which takes `needed` bytes of disk. Raises
     ProblemError."""
     if folder.is_dir():
         return folder
-    with _turn(folder.with_name(f".{folder.name}.lock")):
+    with _hold_lock(folder.with_name(f".{folder.name}.lock")):
         if folder.is_dir():
             return folder
         _check_disk(folder.parent, folder.name, needed)
@@ -68,7 +68,7 @@ def made(folder: Path, needed: int, fill: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def _turn(lock: Path) -> Iterator[None]:
+def _hold_lock(lock: Path) -> Iterator[None]:
     """Hold the lock file; the kernel lets go of it however this process ends."""
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -25,14 +25,14 @@ UNMERGEABLE = {
 """peft's kinds of adapters that add positions instead of changing weights: nothing of them can be put into a base."""
 
 
-def base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
     """`(key, message)` when `model.base` names nothing that training could begin from. A catalogue name is pulled on
     first need."""
     model = sections.get("model")
     if model is None:
         return
     if model.from_scratch:
-        yield from _scratch(model, sections)
+        yield from _check_scratch(model, sections)
     elif model.shaped:
         yield (
             "model.size" if model.size else "model.config",
@@ -44,13 +44,13 @@ def base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tu
         target = targets.resolve(model.base, home or Home.locate(), directory)
         if not model.from_scratch or target.adapter:
             targets.check(target)
-        yield from _adapter(model, target)
+        yield from _check_adapter(model, target)
     except ProblemError as error:
         problem = error.problem
         yield "model.base", ": ".join(part for part in (problem.title, problem.cause) if part)
 
 
-def family(profile: Any, home: Any) -> Iterator[str]:
+def describe_family(profile: Any, home: Any) -> Iterator[str]:
     """Which GLM a base in its original layout is, and what is converted when it is loaded."""
     if not profile.model.needs_base:
         return
@@ -58,11 +58,11 @@ def family(profile: Any, home: Any) -> Iterator[str]:
         target = targets.resolve(profile.model.base, home or Home.locate(), profile.directory)
     except ProblemError:  # it was there when the profile was checked
         return
-    if not target.on_hub and (said := folders.family(Path(target.base))):
+    if not target.on_hub and (said := folders.describe_glm(Path(target.base))):
         yield f"{profile.model.base} is {said}"
 
 
-def pinned(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
+def pin_base(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
     """`model` with a base and a tokenizer that go on meaning what they mean now: a run's checkpoint by its step. Raises
     ProblemError."""
     named = {"base": model.base} if model.needs_base else {}
@@ -72,10 +72,10 @@ def pinned(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
     return model.model_copy(update={key: target.label for key, target in found.items() if target.run})
 
 
-def _scratch(model: ModelOptions, sections: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _check_scratch(model: ModelOptions, sections: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if model.shaped:
         data = sections.get("data")
-        yield from scratch.faults(model, data.max_length if data else None)
+        yield from scratch.find_faults(model, data.max_length if data else None)
     if model.quantization != "none":
         yield "model.quantization", "random weights are trained in full: set it to none"
     method = sections.get("method")
@@ -92,7 +92,7 @@ def _scratch(model: ModelOptions, sections: Mapping[str, Any]) -> Iterator[tuple
         )
 
 
-def _adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, str]]:
+def _check_adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, str]]:
     """An adapter is merged into its base before it is trained from: not every kind can be."""
     if target.adapter is None:
         return

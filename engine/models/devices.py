@@ -37,7 +37,7 @@ class Device:
         return nullcontext() if self.compute == torch.float32 else torch.autocast(self.kind, dtype=self.compute)
 
 
-def available() -> str:
+def find_accelerator() -> str:
     """The kind of the accelerator that torch can use now, else `cpu`."""
     import torch
 
@@ -45,13 +45,13 @@ def available() -> str:
     return accelerator.type if accelerator else "cpu"
 
 
-def choose(kind: str, local: int, dtype: str) -> Device:
+def choose_device(kind: str, local: int, dtype: str) -> Device:
     """This rank's device. Raises ProblemError when the device cannot compute in `dtype`, or there are fewer than
     ranks."""
     import torch
 
     if kind == "cpu":
-        return Device("cpu", cpu_compute(getattr(torch, dtype)), f"{os.cpu_count()} CPU cores")
+        return Device("cpu", choose_cpu_dtype(getattr(torch, dtype)), f"{os.cpu_count()} CPU cores")
     count = torch.accelerator.device_count()
     if local >= count:
         raise ProblemError(
@@ -62,7 +62,7 @@ def choose(kind: str, local: int, dtype: str) -> Device:
         )
     torch.accelerator.set_device_index(local)
     label = torch.cuda.get_device_name(local) if kind == "cuda" else kind
-    if refusal := _refusal(f"{kind}:{local}", dtype):
+    if refusal := _explain_unsupported(f"{kind}:{local}", dtype):
         raise ProblemError(
             Problem(
                 title=f"{label} does not compute in {dtype}",
@@ -76,7 +76,7 @@ def choose(kind: str, local: int, dtype: str) -> Device:
     return Device(f"{kind}:{local}", getattr(torch, dtype), label)
 
 
-def _refusal(device: str, dtype: str) -> str:
+def _explain_unsupported(device: str, dtype: str) -> str:
     """Why this device cannot train in `dtype`; nothing when it can. Tried with a product, its gradient and torch's
     autocast, but where the card says that it would only emulate."""
     import torch
@@ -98,7 +98,7 @@ def _refusal(device: str, dtype: str) -> str:
     return ""
 
 
-def cpu_compute(dtype: Any) -> Any:
+def choose_cpu_dtype(dtype: Any) -> Any:
     """The dtype in which this CPU multiplies matrices fastest without losing what `dtype` holds: itself, or float32.
 
     Tried, not guessed: with AMX or AVX512-BF16 bfloat16 is up to six times float32's speed, without them a seventh.
@@ -108,10 +108,10 @@ def cpu_compute(dtype: Any) -> Any:
 
     if dtype != torch.bfloat16:
         return torch.float32
-    return dtype if _product_seconds(dtype) < _product_seconds(torch.float32) else torch.float32
+    return dtype if _time_product(dtype) < _time_product(torch.float32) else torch.float32
 
 
-def _product_seconds(dtype: Any) -> float:
+def _time_product(dtype: Any) -> float:
     """CPU time of a 256 × 512 × 512 matrix product on one thread, the best of three: other programs do not disturb
     it."""
     import torch
@@ -120,12 +120,12 @@ def _product_seconds(dtype: Any) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return min(_timed(torch.nn.functional.linear, left, right) for _ in range(3))
+        return min(_measure(torch.nn.functional.linear, left, right) for _ in range(3))
     finally:
         torch.set_num_threads(threads)
 
 
-def _timed(function: Callable[..., object], *arguments: object) -> float:
+def _measure(function: Callable[..., object], *arguments: object) -> float:
     start = time.thread_time()
     function(*arguments)
     return time.thread_time() - start

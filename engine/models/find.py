@@ -38,7 +38,7 @@ def find(home: Home, given: Iterable[Path] = ()) -> list[Found]:
 
 def _in_home(home: Home) -> Iterator[Found]:
     for folder in _subfolders(home.models):
-        yield _found(folder.name, folder, "cockpit")
+        yield _describe(folder.name, folder, "cockpit")
 
 
 def _in_huggingface() -> Iterator[Found]:
@@ -54,7 +54,7 @@ def _in_huggingface() -> Iterator[Found]:
         newest = max(snapshots, key=lambda folder: folder.stat().st_mtime)
         folder = repository / "snapshots" / commit
         name = repository.name.removeprefix("models--").replace("--", "/")
-        yield _found(name, folder if commit and folder.is_dir() else newest, "huggingface")
+        yield _describe(name, folder if commit and folder.is_dir() else newest, "huggingface")
 
 
 def _in_modelscope() -> Iterator[Found]:
@@ -63,15 +63,15 @@ def _in_modelscope() -> Iterator[Found]:
     for hub in (cache / "hub" / "models", cache / "models", cache / "hub"):
         for organisation in _subfolders(hub):
             for folder in _subfolders(organisation):
-                if folders.kind(folder):
-                    yield _found(str(folder), folder, "modelscope")
+                if folders.detect_kind(folder):
+                    yield _describe(str(folder), folder, "modelscope")
 
 
 def _in_folders(given: Iterable[Path]) -> Iterator[Found]:
     for top in given:
         for folder in _walk(top.absolute(), DEPTH):
-            if folders.kind(folder):
-                yield _found(str(folder), folder, "folder")
+            if folders.detect_kind(folder):
+                yield _describe(str(folder), folder, "folder")
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
@@ -96,6 +96,6 @@ def _subfolders(folder: Path) -> list[Path]:
         return []
 
 
-def _found(name: str, folder: Path, where: str) -> Found:
+def _describe(name: str, folder: Path, where: str) -> Found:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Found(name, folder, folders.kind(folder) or "model", where, size, folders.problems(folder))
+    return Found(name, folder, folders.detect_kind(folder) or "model", where, size, folders.find_problems(folder))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.models.catalogue import made
+from engine.models.catalogue import build_folder
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_lines
@@ -22,7 +22,7 @@ NOTE = "dequantised.json"
 """In the folder: `source`, `types` (how many tensors were of which), `dtype`."""
 
 
-def folder(file: Path, home: Home) -> Path:
+def choose_folder(file: Path, home: Home) -> Path:
     """Where its plain weights go: a place of their own for every state of the file."""
     found = file.stat()
     state = f"{file.resolve()} {found.st_size} {found.st_mtime_ns}"
@@ -34,16 +34,16 @@ def unpack(file: Path, place: Path, progress: Callable[[str, int, int], None]) -
     ProblemError."""
     if place.is_dir():
         return
-    types = _types(file)
-    dtype, size = _dtype(types), sum(elements for _, elements in types.values())
-    progress(f"dequantising {_said(types)}", 0, 0)
+    types = _count_types(file)
+    dtype, size = _choose_dtype(types), sum(elements for _, elements in types.values())
+    progress(f"dequantising {_describe_types(types)}", 0, 0)
     place.parent.mkdir(parents=True, exist_ok=True)
-    made(
+    build_folder(
         place, int(size * (4 if dtype == "float32" else 2) * 1.1), lambda partial: _convert(file, partial, types, dtype)
     )
 
 
-def note(base: Path) -> str:
+def describe_source(base: Path) -> str:
     """What was dequantised to make this folder; empty for one that was not made so."""
     path = base / NOTE
     if not path.is_file():
@@ -52,14 +52,14 @@ def note(base: Path) -> str:
     return f"{told['source']}: {told['types']}, dequantised to {told['dtype']}"
 
 
-def _types(file: Path) -> dict[str, tuple[int, int]]:
+def _count_types(file: Path) -> dict[str, tuple[int, int]]:
     """Type -> tensors and elements of it. Raises ProblemError."""
     from gguf import GGUFReader
 
     try:
         tensors = GGUFReader(file).tensors
     except (ValueError, OSError, IndexError, KeyError) as error:
-        raise _cannot(file, f"it is no whole GGUF file ({error})")
+        raise _load_error(file, f"it is no whole GGUF file ({error})")
     counts, elements = Counter[str](), Counter[str]()
     for tensor in tensors:
         counts[tensor.tensor_type.name] += 1
@@ -67,11 +67,11 @@ def _types(file: Path) -> dict[str, tuple[int, int]]:
     return {name: (counts[name], elements[name]) for name, _ in elements.most_common()}
 
 
-def _said(types: dict[str, tuple[int, int]]) -> str:
+def _describe_types(types: dict[str, tuple[int, int]]) -> str:
     return ", ".join(f"{name} in {count} tensors" for name, (count, _) in types.items())
 
 
-def _dtype(types: dict[str, tuple[int, int]]) -> str:
+def _choose_dtype(types: dict[str, tuple[int, int]]) -> str:
     """Plain weights stay what most of them are; all else becomes bfloat16."""
     return {"F32": "float32", "F16": "float16"}.get(next(iter(types), ""), "bfloat16")
 
@@ -94,12 +94,12 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
     except (ValueError, RuntimeError, KeyError, NotImplementedError, ImportError) as error:
-        raise _cannot(file, first_lines(error))
-    told = {"source": file.name, "types": _said(types), "dtype": dtype}
+        raise _load_error(file, first_lines(error))
+    told = {"source": file.name, "types": _describe_types(types), "dtype": dtype}
     (place / NOTE).write_text(json.dumps(told), encoding="utf-8")
 
 
-def _cannot(file: Path, cause: str) -> ProblemError:
+def _load_error(file: Path, cause: str) -> ProblemError:
     return ProblemError(
         Problem(
             title=f"{file} cannot be loaded",

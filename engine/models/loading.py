@@ -10,7 +10,7 @@ from engine.models.glm.generations import Generation, Unsupported, recognise
 from engine.protocol.messages import Problem, ProblemError
 
 
-def pretrained(name: str, **arguments: Any) -> Any:
+def load_model(name: str, **arguments: Any) -> Any:
     """The model of a folder or hub id; `arguments` as for `AutoModelForCausalLM.from_pretrained`.
 
     GLM folders in their original layout are known by their config.json, and never run the code that lies in them,
@@ -19,12 +19,12 @@ def pretrained(name: str, **arguments: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    generation = _generation(name)
+    generation = _detect_generation(name)
     if generation is None:
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
     # transformers would fill what is missing with random numbers, and speak of it in terms of its own names.
-    if Path(name).is_dir() and (wrong := folders.weights_problems(Path(name))):
-        raise _cannot(name, "; ".join(wrong))
+    if Path(name).is_dir() and (wrong := folders.find_weights_problems(Path(name))):
+        raise _load_error(name, "; ".join(wrong))
     arguments.pop("trust_remote_code", None)
     if generation.number == 1:
         from engine.models.glm import chatglm_first
@@ -35,12 +35,12 @@ def pretrained(name: str, **arguments: Any) -> Any:
     return load_glm.load(name, generation, arguments)
 
 
-def scoring(name: str, **arguments: Any) -> Any:
+def load_reward_model(name: str, **arguments: Any) -> Any:
     """The same with one number at its end instead of a vocabulary, drawn where the folder has none. Raises ProblemError
     for GLM folders in their original layout."""
     from transformers import AutoModelForSequenceClassification
 
-    generation = _generation(name)
+    generation = _detect_generation(name)
     if generation is not None:
         raise ProblemError(
             Problem(
@@ -54,7 +54,7 @@ def scoring(name: str, **arguments: Any) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **arguments)
 
 
-def _generation(name: str) -> Generation | None:
+def _detect_generation(name: str) -> Generation | None:
     """Raises ProblemError for a GLM that cannot be loaded exactly."""
     from transformers import PreTrainedConfig
 
@@ -62,10 +62,10 @@ def _generation(name: str) -> Generation | None:
     try:
         return recognise(told)
     except Unsupported as error:
-        raise _cannot(name, str(error))
+        raise _load_error(name, str(error))
 
 
-def _cannot(name: str, cause: str) -> ProblemError:
+def _load_error(name: str, cause: str) -> ProblemError:
     return ProblemError(
         Problem(title=f"{name} cannot be loaded", cause=cause, hint="`cockpit model verify` looks a folder over")
     )

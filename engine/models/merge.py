@@ -32,12 +32,12 @@ def merge(target: Target, folder: Path, trust_remote_code: bool, progress: Calla
     `progress` is told (done, total) of reading, merging and writing.
     """
     template_lock.check_target(target)
-    model = merged(target, PRISTINE, None, progress, trust_remote_code)
-    write(model, target, folder)
+    model = build_merged(target, PRISTINE, None, progress, trust_remote_code)
+    write_model(model, target, folder)
     progress(4, 4)
 
 
-def refusal(target: Target) -> Problem | None:
+def explain_unmergeable(target: Target) -> Problem | None:
     """Why the adapter of `target` cannot become part of its base; None when it can."""
     assert target.adapter is not None
     kind = folders.read_json(target.adapter / folders.ADAPTER).get("peft_type", "")
@@ -57,7 +57,7 @@ def refusal(target: Target) -> Problem | None:
     return None
 
 
-def merged(
+def build_merged(
     target: Target,
     base: str,
     dtype: str | None,
@@ -74,33 +74,33 @@ def merged(
     from peft import PeftModel
 
     assert target.adapter is not None
-    if problem := refusal(target):
+    if problem := explain_unmergeable(target):
         raise ProblemError(problem)
-    scores = folders.scores(target.adapter)
+    scores = folders.is_reward_model(target.adapter)
     try:
-        model = _base(target, base, dtype, scores, trust_remote_code)
+        model = _load_base(target, base, dtype, scores, trust_remote_code)
         progress(1, 4)
         # Not with low_cpu_mem_usage: peft 0.21 would round the adapter's float32 weights to the base's dtype first.
         adapted = PeftModel.from_pretrained(model, target.adapter)
         progress(2, 4)
         whole = adapted.merge_and_unload()
     except (ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
-        raise _failed(
+        raise _merge_error(
             target,
             first_lines(error),
             "name the base itself, or hand over the adapter alone",
         )
-    if name := not_finite(whole):
-        raise _failed(
+    if name := find_non_finite(whole):
+        raise _merge_error(
             target, f"{name} would hold numbers that are not finite", "choose an earlier checkpoint of the run"
         )
     progress(3, 4)
     if scores:
-        whole.config.pad_token_id = _pad(target)  # by which the class finds the last token
+        whole.config.pad_token_id = _find_pad_token(target)  # by which the class finds the last token
     return whole if dtype is None else whole.to(getattr(torch, dtype))
 
 
-def write(model: Any, target: Target, folder: Path) -> None:
+def write_model(model: Any, target: Target, folder: Path) -> None:
     """`model` as transformers loads it, with tokenizer, template, stop tokens and lock of `target`, into `folder`.
     Raises OSError."""
     recorded = json.loads(target.lock.read_text(encoding="utf-8")) if target.lock else {}
@@ -116,7 +116,7 @@ def write(model: Any, target: Target, folder: Path) -> None:
 def write_tokenizer(target: Target, folder: Path) -> None:
     """Its tokenizer's files, as plain transformers reads them: one that only exists in a GLM's original layout is
     built."""
-    source = template_lock.tokenizer_source(target)
+    source = template_lock.find_tokenizer_folder(target)
     if source is None:
         if target.on_hub:
             tokenizers.load(target.base, target.trust_remote_code).save_pretrained(folder)
@@ -129,22 +129,22 @@ def write_tokenizer(target: Target, folder: Path) -> None:
             shutil.copyfile(source / file, folder / file)
 
 
-def not_finite(model: Any) -> str:
+def find_non_finite(model: Any) -> str:
     """The first weight with a number that is not finite; empty when there is none."""
     import torch
 
     return next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), "")
 
 
-def _base(target: Target, base: str, dtype: str | None, scores: bool, trust_remote_code: bool) -> Any:
+def _load_base(target: Target, base: str, dtype: str | None, scores: bool, trust_remote_code: bool) -> Any:
     import torch
 
-    from engine.models.quantization import quantization_config, stored_dtype
+    from engine.models.quantization import quantization_config, read_stored_dtype
 
-    load = loading.scoring if scores else loading.pretrained
+    load = loading.load_reward_model if scores else loading.load_model
     if base == PRISTINE:
         # Into another dtype the sum is rounded once, too: from 32 bits.
-        read = "auto" if dtype in (None, stored_dtype(target)) else torch.float32
+        read = "auto" if dtype in (None, read_stored_dtype(target)) else torch.float32
         return load(target.base, dtype=read, trust_remote_code=trust_remote_code, device_map="cpu")
     assert target.quantization and target.dtype
     packed = load(
@@ -164,8 +164,8 @@ def _base(target: Target, base: str, dtype: str | None, scores: bool, trust_remo
     return unpacked
 
 
-def _pad(target: Target) -> int | None:
-    source = template_lock.tokenizer_source(target)
+def _find_pad_token(target: Target) -> int | None:
+    source = template_lock.find_tokenizer_folder(target)
     found = tokenizers.load(source) if source else None
     if found is None:
         return None
@@ -173,7 +173,7 @@ def _pad(target: Target) -> int | None:
     return pad
 
 
-def _failed(target: Target, cause: str, hint: str) -> ProblemError:
+def _merge_error(target: Target, cause: str, hint: str) -> ProblemError:
     return ProblemError(
         Problem(title=f"The adapter {target.label} cannot be merged into {target.base}", cause=cause, hint=hint)
     )

@@ -14,7 +14,7 @@ OVERHEAD = 1.2
 """Cache, activations and the allocator's slack, as a factor on the weights."""
 
 
-def estimate(folder: Path, kind: str | None) -> int:
+def estimate_bytes(folder: Path, kind: str | None) -> int:
     """Bytes that the model in `folder` will take as `kind` (a dtype or a quantisation; None: as stored). 0 when nothing
     tells."""
     total = 0.0
@@ -47,7 +47,7 @@ def choose(needed: int) -> str:
                 title="No device has room for this model",
                 cause=f"it needs about {needed / 1e9:.1f} GB; "
                 + "; ".join(
-                    f"GPU {index} has {room / 1e9:.1f} GB free ({_holders(index)})" for index, room in free.items()
+                    f"GPU {index} has {room / 1e9:.1f} GB free ({_describe_holders(index)})" for index, room in free.items()
                 ),
                 hint="stop one of those, choose a quantisation (nf4 takes a quarter), or hide the GPUs with CUDA_VISIBLE_DEVICES= to use the CPU",
             )
@@ -55,7 +55,7 @@ def choose(needed: int) -> str:
     return f"cuda:{best}"
 
 
-def _holders(index: int) -> str:
+def _describe_holders(index: int) -> str:
     """The processes on a GPU, largest first, for a message."""
     import psutil
     import pynvml
@@ -68,10 +68,10 @@ def _holders(index: int) -> str:
     except pynvml.NVMLError:
         return "held by processes that cannot be listed"
     largest = sorted(found, key=lambda process: process.usedGpuMemory or 0, reverse=True)[:3]
-    return ", ".join(_name(process, psutil) for process in largest) or "held by nobody that is visible here"
+    return ", ".join(_describe_process(process, psutil) for process in largest) or "held by nobody that is visible here"
 
 
-def _name(process: Any, psutil: Any) -> str:
+def _describe_process(process: Any, psutil: Any) -> str:
     size = f"{(process.usedGpuMemory or 0) / 1e9:.1f} GB"
     try:
         owner = psutil.Process(process.pid)

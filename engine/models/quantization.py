@@ -13,7 +13,7 @@ from engine.models.targets import Target
 QUANTIZATIONS = ("none", "nf4", "int8")
 
 
-def stored_dtype(target: Target) -> str | None:
+def read_stored_dtype(target: Target) -> str | None:
     """What the base's config.json says; None for a hub id, and for a folder that does not say."""
     if target.on_hub:
         return None

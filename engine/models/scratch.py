@@ -37,15 +37,15 @@ _ALL = {
 """What the sizes have in common."""
 
 
-def shape(options: ModelOptions) -> dict[str, Any]:
+def build_shape(options: ModelOptions) -> dict[str, Any]:
     """The whole shape that `model.size` and `model.config` say, as `LlamaConfig` takes it."""
     own = options.config.model_dump(exclude_none=True) if options.config else {}
     return SIZES[options.size or "small"] | _ALL | own
 
 
-def faults(options: ModelOptions, max_length: int | None) -> Iterator[tuple[str, str]]:
+def find_faults(options: ModelOptions, max_length: int | None) -> Iterator[tuple[str, str]]:
     """`(key, message)` for a shape that cannot be built, or is too short for sequences of `max_length` tokens."""
-    found = shape(options)
+    found = build_shape(options)
     hidden, heads, shared = (found[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
     if "head_dim" not in found and hidden % heads:
         yield "model.config.hidden_size", f"{hidden} cannot be shared evenly by {heads} heads"
@@ -61,7 +61,7 @@ def faults(options: ModelOptions, max_length: int | None) -> Iterator[tuple[str,
         )
 
 
-def build(options: ModelOptions, base: str | None, tokenizer: Any, own: bool, stops: list[int], seed: int) -> Any:
+def build_model(options: ModelOptions, base: str | None, tokenizer: Any, own: bool, stops: list[int], seed: int) -> Any:
     """The model with random float32 weights on the CPU, the same for the same seed wherever it is made.
 
     `base` is the folder that lends its shape where the profile says none. The vocabulary is the tokenizer's; that of
@@ -71,7 +71,7 @@ def build(options: ModelOptions, base: str | None, tokenizer: Any, own: bool, st
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
     if options.shaped:
-        wanted = shape(options)
+        wanted = build_shape(options)
         theta = wanted.pop("rope_theta")
         config = LlamaConfig(
             vocab_size=len(tokenizer), rope_parameters={"rope_type": "default", "rope_theta": theta}, **wanted

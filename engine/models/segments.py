@@ -51,7 +51,7 @@ class Segments:
         return None if self.lengths is not None else sdpa_mask(*arguments, **named)
 
 
-def possible(model: Any, attention: str) -> bool:
+def can_use_segments(model: Any, attention: str) -> bool:
     """Whether `model` may attend in segments: its attention is plain causal and comes through transformers'
     registry."""
     config = model.config.get_text_config()

@@ -65,20 +65,20 @@ def resolve(target: str, home: Home, directory: Path) -> Target:
         return Target(base=name.removeprefix(HUB), label=name.removeprefix(HUB))
     run, at, step = name.rpartition("@")
     if at and step.isdecimal() and (found := find_run(run, home)):
-        return _of_run(found, int(step))
+        return _resolve_run(found, int(step))
     if name == "last" or (_is_word(name) and home.run(name).profile.is_file()):
-        return _of_run(find_run(name, home), None)
+        return _resolve_run(find_run(name, home), None)
     folder = (directory / Path(name).expanduser()).absolute()
     if name and folder.is_dir():
-        return _of_folder(folder, home)
+        return _resolve_folder(folder, home)
     if name and folder.suffix == gguf.SUFFIX and folder.is_file():
-        return _of_gguf(folder, home)
+        return _resolve_gguf(folder, home)
     if name in CATALOGUE:
         return Target(base=str(home.models / name), label=name, catalogue=name)
     if _is_word(name) and (home.models / name).is_dir():
-        return _of_folder(home.models / name, home)
+        return _resolve_folder(home.models / name, home)
     if found := find_run(name, home):
-        return _of_run(found, None)
+        return _resolve_run(found, None)
     if _HUB_ID.fullmatch(name):
         return Target(base=name, label=name)
     raise ProblemError(
@@ -100,7 +100,7 @@ def fetch(target: Target, home: Home, progress: Progress) -> Target:
     return replace(target, base=str(pull(target.catalogue, home, progress)))
 
 
-def check(target: Target, look: Callable[[Path], list[str]] = folders.problems) -> None:
+def check(target: Target, look: Callable[[Path], list[str]] = folders.find_problems) -> None:
     """Raises ProblemError when `look` finds a folder damaged that the target needs. What is not here yet passes."""
     for folder in (target.adapter, None if target.on_hub else Path(target.base)):
         if folder is None or ((target.catalogue or target.gguf) and not folder.exists()):
@@ -116,10 +116,10 @@ def check(target: Target, look: Callable[[Path], list[str]] = folders.problems) 
             )
 
 
-def check_speaks(target: Target) -> None:
+def check_generates_text(target: Target) -> None:
     """Raises ProblemError for a reward model: it writes no replies."""
     for folder in (target.adapter, None if target.on_hub else Path(target.base)):
-        if folder is not None and folders.scores(folder):
+        if folder is not None and folders.is_reward_model(folder):
             raise ProblemError(
                 Problem(
                     title=f"{folder} is a reward model: it scores replies and writes none",
@@ -144,7 +144,7 @@ def find_run(name: str, home: Home) -> RunDirectory | None:
             raise ProblemError(
                 Problem(title="There is no run yet", hint="`cockpit demo` starts one, `cockpit train PROFILE` yours")
             )
-        return max(runs, key=_created)
+        return max(runs, key=_read_creation_time)
     matches = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
     if len(matches) > 1:
         raise ProblemError(
@@ -157,14 +157,14 @@ def find_run(name: str, home: Home) -> RunDirectory | None:
     return matches[0] if matches else None
 
 
-def _created(run: RunDirectory) -> float:
+def _read_creation_time(run: RunDirectory) -> float:
     try:
         return float(json.loads((run.path / "job.json").read_text())["created"])
     except (OSError, ValueError, KeyError, TypeError):
         return run.profile.stat().st_mtime
 
 
-def _of_run(run: RunDirectory | None, step: int | None) -> Target:
+def _resolve_run(run: RunDirectory | None, step: int | None) -> Target:
     assert run is not None
     steps = run.checkpoint_steps()
     if not steps:
@@ -181,13 +181,13 @@ def _of_run(run: RunDirectory | None, step: int | None) -> Target:
                 cause=f"it has {', '.join(map(str, steps))}; checkpoint.keep removes older ones",
             )
         )
-    chosen = step if step is not None else _best(run, steps)
-    found = _of_folder(run.checkpoint(chosen), Home(run.path.parent.parent))
+    chosen = step if step is not None else _find_best(run, steps)
+    found = _resolve_folder(run.checkpoint(chosen), Home(run.path.parent.parent))
     label = f"{run.id}@{chosen}"
-    return replace(found, run=run.id, step=chosen, label=label, trust_remote_code=_trusts(run))
+    return replace(found, run=run.id, step=chosen, label=label, trust_remote_code=_trusts_remote_code(run))
 
 
-def _trusts(run: RunDirectory) -> bool:
+def _trusts_remote_code(run: RunDirectory) -> bool:
     """What the run's frozen profile says. A checkpoint's own files are not asked: they may come from elsewhere."""
     text = run.profile.read_text(encoding="utf-8")
     if "trust_remote_code" not in text:
@@ -198,7 +198,7 @@ def _trusts(run: RunDirectory) -> bool:
     return model.get("trust_remote_code") is True
 
 
-def _best(run: RunDirectory, steps: list[int]) -> int:
+def _find_best(run: RunDirectory, steps: list[int]) -> int:
     """The checkpoint that was called best last and is still there, else the newest."""
     best = steps[-1]
     for line, _ in journal.read_lines(run.events):
@@ -212,7 +212,7 @@ def _best(run: RunDirectory, steps: list[int]) -> int:
 # ── folders ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _of_folder(folder: Path, home: Home) -> Target:
+def _resolve_folder(folder: Path, home: Home) -> Target:
     lock = folder / "lock.json"
     recorded: dict[str, Any] = _read(lock) if lock.is_file() else {}
     found = Target(
@@ -222,16 +222,16 @@ def _of_folder(folder: Path, home: Home) -> Target:
         quantization=recorded.get("quantization"),
         lock=lock if recorded else None,
     )
-    match folders.kind(folder):
+    match folders.detect_kind(folder):
         case "model":
             return found
         case "adapter":
             named = recorded.get("base") or _read(folder / folders.ADAPTER).get("base_model_name_or_path") or ""
-            base = _base_of_adapter(folder, named, home)
+            base = _resolve_base(folder, named, home)
             return replace(found, base=base.base, catalogue=base.catalogue, adapter=folder)
     files = sorted(folder.glob(f"*{gguf.SUFFIX}"))
     if len(files) == 1:
-        return _of_gguf(files[0], home)
+        return _resolve_gguf(files[0], home)
     raise ProblemError(
         Problem(
             title=f"{folder} is not a model folder",
@@ -243,14 +243,14 @@ def _of_folder(folder: Path, home: Home) -> Target:
     )
 
 
-def _of_gguf(file: Path, home: Home) -> Target:
-    return Target(base=str(gguf.folder(file, home)), label=file.stem, gguf=file)
+def _resolve_gguf(file: Path, home: Home) -> Target:
+    return Target(base=str(gguf.choose_folder(file, home)), label=file.stem, gguf=file)
 
 
-def _base_of_adapter(adapter: Path, named: str, home: Home) -> Target:
+def _resolve_base(adapter: Path, named: str, home: Home) -> Target:
     """What the adapter was trained on. A catalogue model or a copied one is found again when the home has moved."""
     for place in (Path(named), home.models / Path(named).name, home.cache / Path(named).name):
-        if named and place.is_absolute() and folders.kind(place) == "model":
+        if named and place.is_absolute() and folders.detect_kind(place) == "model":
             catalogue = place.name if place.parent == home.models and place.name in CATALOGUE else None
             return Target(base=str(place), label=place.name, catalogue=catalogue)
     if Path(named).name in CATALOGUE:

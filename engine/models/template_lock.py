@@ -13,11 +13,11 @@ from typing import Any
 
 from engine.models import folders, tokenizers
 from engine.models.targets import Target
-from engine.models.template_metadata import declared
+from engine.models.template_metadata import read_metadata
 from engine.protocol.messages import Problem, ProblemError
 
 
-def template_sha256(tokenizer: Any) -> str:
+def hash_template(tokenizer: Any) -> str:
     """Of the chat template's text; of the empty text when there is none."""
     return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
 
@@ -28,24 +28,24 @@ def render(tokenizer: Any, messages: list[dict[str, str]], *, reply_follows: boo
     return ids
 
 
-def stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) -> frozenset[int]:
+def find_stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens that end a reply: those recorded, else what the generation config, the tokenizer and the template say."""
     if lock and lock.get("eos_token_ids"):
         return frozenset(lock["eos_token_ids"])
     configured = model.generation_config.eos_token_id
     found = set(configured) if isinstance(configured, list) else {configured}
-    return frozenset(found | (turn_ends(tokenizer) if tokenizer else set())) - {None}
+    return frozenset(found | (find_turn_ends(tokenizer) if tokenizer else set())) - {None}
 
 
-def turn_ends(tokenizer: Any) -> set[int]:
+def find_turn_ends(tokenizer: Any) -> set[int]:
     """Tokens that end a reply, as tokenizer and template say: the end token, what the template writes behind a reply,
     and what it declares as the beginning of another's turn."""
-    others = declared(tokenizer.chat_template).get("ends", "").split()
-    found = {tokenizer.eos_token_id, end_of_turn(tokenizer), *map(tokenizer.convert_tokens_to_ids, others)}
+    others = read_metadata(tokenizer.chat_template).get("ends", "").split()
+    found = {tokenizer.eos_token_id, find_end_of_turn(tokenizer), *map(tokenizer.convert_tokens_to_ids, others)}
     return found - {None}
 
 
-def end_of_turn(tokenizer: Any) -> int | None:
+def find_end_of_turn(tokenizer: Any) -> int | None:
     """The special token that the template puts after an assistant's reply; None without one."""
     if not tokenizer.chat_template:
         return None
@@ -61,7 +61,7 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
     """Raises ProblemError saying what differs between the checkpoint in `folder` and the tokenizer that was loaded for
     it."""
     differences = []
-    if lock.get("template_sha256", template_sha256(tokenizer)) != template_sha256(tokenizer):
+    if lock.get("template_sha256", hash_template(tokenizer)) != hash_template(tokenizer):
         differences.append("the chat template is not the one it was trained with")
     size = len(tokenizer)
     differences += [
@@ -78,7 +78,7 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
                 f"conversation {index} becomes other tokens: at {place} {ids[place : place + 1]}, trained {expected[place : place + 1]}"
             )
             break
-    further = _configured(folder) - set(lock.get("eos_token_ids", ()))
+    further = _read_configured_stops(folder) - set(lock.get("eos_token_ids", ()))
     if further and lock.get("eos_token_ids"):
         differences.append(
             f"its generation_config.json stops at {sorted(further)}, which no reply of its training ended with"
@@ -96,18 +96,18 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
 def check_target(target: Target) -> None:
     """`check` for whoever uses a target without loading it for chat. Nothing to hold it against passes. Raises
     ProblemError."""
-    source = tokenizer_source(target)
+    source = find_tokenizer_folder(target)
     if target.lock and source:
         check(folders.read_json(target.lock), tokenizers.load(source), target.lock.parent)
 
 
-def tokenizer_source(target: Target) -> Path | None:
+def find_tokenizer_folder(target: Target) -> Path | None:
     """The folder of its tokenizer: the adapter's, else the base's; None where neither has one, or it is on the hub."""
     places = (target.adapter, None if target.on_hub else Path(target.base))
     return next((place for place in places if place and folders.has_tokenizer(place)), None)
 
 
-def _configured(folder: Path) -> set[int]:
+def _read_configured_stops(folder: Path) -> set[int]:
     """Stop tokens in the folder's generation_config.json."""
     path = folder / "generation_config.json"
     named = folders.read_json(path).get("eos_token_id") if path.is_file() else None

@@ -18,7 +18,7 @@ _COMMENT = re.compile(r"\s*\{#-?(.*?)-?#\}", re.DOTALL)
 _STATEMENT = re.compile(r"\b(replies|trained|context|text|thinking|ends):[ \t]*([^;]*?)\s*(?=;|$)", re.DOTALL)
 
 
-def declared(template: Any) -> dict[str, str]:
+def read_metadata(template: Any) -> dict[str, str]:
     """The statements of a template by their key; none for a template of several, or without any."""
     comment = _COMMENT.match(template) if isinstance(template, str) else None
     return dict(_STATEMENT.findall(comment[1].strip())) if comment else {}

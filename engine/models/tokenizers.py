@@ -22,41 +22,41 @@ def load(name: str | Path, trust_remote_code: bool = False) -> Any:
     """
     folder = Path(name)
     if folder.is_dir():
-        if _content(folder, "tokenizer_config.json").get("tokenizer_class") == _FIRST:
+        if _read_json_object(folder, "tokenizer_config.json").get("tokenizer_class") == _FIRST:
             from engine.models.glm.tokenizer_first import ChatGLM1Tokenizer
 
             return ChatGLM1Tokenizer.from_pretrained(folder)
-        generation = _generation(folder)
+        generation = _detect_generation(folder)
         if generation:
-            return _original(folder, generation)
+            return _load_original(folder, generation)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
-def _original(folder: Path, generation: Generation) -> Any:
+def _load_original(folder: Path, generation: Generation) -> Any:
     """The tokenizer of a GLM folder in its original layout."""
     from engine.models.glm import encoder, tokenizer_second
-    from engine.models.glm.conversations import template
+    from engine.models.glm.conversations import read_template
 
     match generation.number:
         case 1:
             from engine.models.glm.tokenizer_first import ChatGLM1Tokenizer
 
-            if _content(folder, "tokenizer_config.json").get("num_image_tokens"):
-                raise _refusal(
+            if _read_json_object(folder, "tokenizer_config.json").get("num_image_tokens"):
+                raise _unusable(
                     folder,
                     generation,
                     "its ids are shifted by num_image_tokens, as in the earliest published files",
                     "take the files that are published today, weights and all",
                 )
             found = ChatGLM1Tokenizer(str(folder / encoder.FILE))
-            found.chat_template = template(1)
+            found.chat_template = read_template(1)
             return found
         case 2 | 3 if (folder / tokenizer_second.FILE).exists() or not (folder / "tokenizer.json").is_file():
             return tokenizer_second.build(folder, generation.number)
     if not (folder / "tokenizer.json").is_file():
-        raise _refusal(
+        raise _unusable(
             folder,
             generation,
             "its tokenizer.model is a list of byte sequences that only the code beside it reads",
@@ -67,14 +67,14 @@ def _original(folder: Path, generation: Generation) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def _generation(folder: Path) -> Generation | None:
+def _detect_generation(folder: Path) -> Generation | None:
     try:
-        return recognise(_content(folder, "config.json"))
+        return recognise(_read_json_object(folder, "config.json"))
     except Unsupported as error:
         raise ProblemError(Problem(title=f"{folder} cannot be loaded", cause=str(error))) from None
 
 
-def _content(folder: Path, name: str) -> dict[str, Any]:
+def _read_json_object(folder: Path, name: str) -> dict[str, Any]:
     """Of a JSON file that may be absent. Raises ProblemError for a damaged one."""
     if not (folder / name).exists():
         return {}
@@ -91,7 +91,7 @@ def _content(folder: Path, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _refusal(folder: Path, generation: Generation, cause: str, hint: str) -> ProblemError:
+def _unusable(folder: Path, generation: Generation, cause: str, hint: str) -> ProblemError:
     return ProblemError(
         Problem(title=f"The tokenizer of {generation.name} in {folder} cannot be used", cause=cause, hint=hint)
     )

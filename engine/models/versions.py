@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "cockpit")
 
 
-def versions() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
     """Python's and the libraries' versions; a library that is not installed is left out."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from engine.config.sampling import preset
+from engine.config.sampling import find_preset
 from engine.inference.merged_decode import folded
 from engine.models.targets import Target
 from engine.protocol.home import Home
@@ -139,7 +139,7 @@ def defaults(settings: Settings) -> dict[str, Any]:
     """The sampling of requests that do not say."""
     if settings.preset is None:
         return {"temperature": 0.0 if settings.task else 1.0}
-    return preset(settings.preset)
+    return find_preset(settings.preset)
 
 
 def bound(host: str, port: int) -> socket.socket:

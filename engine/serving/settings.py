@@ -7,7 +7,7 @@ import os
 
 import msgspec
 
-from engine.config.sampling import preset
+from engine.config.sampling import find_preset
 from engine.protocol.messages import Problem, ProblemError
 from engine.tasks import TASKS
 
@@ -61,7 +61,7 @@ class Settings(msgspec.Struct, kw_only=True):
         if self.constrained and self.task is None:
             raise ValueError("constrained needs a task, whose schema replies are to fit")
         if self.preset is not None:
-            preset(self.preset)
+            find_preset(self.preset)
 
     def key(self) -> str:
         """What clients must show; empty when they need nothing. Raises ProblemError for an address that others reach without one."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import stage_plan
 from engine.config.profile import Profile
-from engine.models.versions import versions
+from engine.models.versions import list_versions
 from engine.options import thresholds
 from engine.options.thresholds import Verdict
 from engine.protocol import stages
@@ -33,7 +33,7 @@ def write(
         "step": step,
         "seconds": seconds,
         "stages": done if status == "completed" else done[:-1],
-        "environment": versions()
+        "environment": list_versions()
         | {"platform": platform.platform(), "device": job.device.label, "processes": job.ranks.world},
         "compute_dtype": str(job.device.compute).removeprefix("torch."),
         "data": {key: job.prepared.get(key) for key in _OF_DATA},

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.models.versions import versions
+from engine.models.versions import list_versions
 
 RANKS = "ranks.pt"
 """In a checkpoint's `trainer/`: each rank's snapshot, in rank order."""
@@ -96,7 +96,7 @@ def fingerprint(trainer: Any, step: int, snapshots: list[dict[str, Any]]) -> dic
         "device": job.device.label,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "computing in": str(job.device.compute),
-        "versions": versions(),
+        "versions": list_versions(),
         "settings": _settings(trainer.profile.resolved()),
     }
 

@@ -13,7 +13,7 @@ from engine.config import stage_plan
 from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
 from engine.models import base, devices
-from engine.models.versions import versions
+from engine.models.versions import list_versions
 from engine.options import thresholds
 from engine.protocol import stages
 from engine.protocol.home import RunDirectory, write_private
@@ -124,11 +124,11 @@ def _set_up(run: RunDirectory, attempt: int, submitted: Profile, live: Profile, 
     transformers.utils.logging.disable_progress_bar()
     disable_progress_bar()
     _, local, world = ranks.place()
-    kind = devices.available()
+    kind = devices.find_accelerator()
     performance.check(live.training, kind)
     performance.before_model(live.training)
     devices.set_threads(live.training.threads, world)
-    device = devices.choose(kind, local, live.model.dtype)
+    device = devices.choose_device(kind, local, live.model.dtype)
     group = replace(ranks.join(kind), waiting=voice.link.set_waiting)
     # A close race between two dtypes must not end differently on two ranks.
     device = replace(device, compute=group.broadcast(device.compute))
@@ -148,7 +148,7 @@ def _set_up(run: RunDirectory, attempt: int, submitted: Profile, live: Profile, 
         voice=voice,
         inbox=inbox,
         plots=Plots(run, group.first and live.logging.plots),
-        tokenizer=base.tokenizer(
+        tokenizer=base.load_tokenizer(
             prepared.get("tokenizer") or prepared["base"], live.model.trust_remote_code, prepared.get("template")
         ),
     )
@@ -182,7 +182,7 @@ def _say_start(job: Job, trainer: Any, step: int, drift: str, *, warn: bool) -> 
                     (wanted.name, wanted.comparison, wanted.bound)
                     for wanted in map(thresholds.parse, job.profile.evaluation.thresholds)
                 ],
-                **versions(),
+                **list_versions(),
             },
         )
     )

@@ -176,14 +176,14 @@ CHECKS: tuple[Callable[[Home], Iterator[Check]], ...] = (
 
 def check_folder(folder: Path) -> Iterator[Check]:
     """Check the files, then load the tokenizer and check its template and its stop token."""
-    wrong = folders.problems(folder)
+    wrong = folders.find_problems(folder)
     yield Check("files", not wrong, "; ".join(wrong) or "whole", f"cockpit model verify {folder}" if wrong else "")
-    if family := folders.family(folder):
+    if family := folders.describe_glm(folder):
         yield Check("family", True, family)
     if not folders.has_tokenizer(folder):
         return
     from engine.models import tokenizers
-    from engine.models.template_lock import end_of_turn
+    from engine.models.template_lock import find_end_of_turn
 
     try:
         tokenizer = tokenizers.load(folder)
@@ -197,7 +197,7 @@ def check_folder(folder: Path) -> Iterator[Check]:
     if not tokenizer.chat_template:
         yield Check("template", None, "no chat template: chat continues text", "add chat_template.jinja to talk to it")
         return
-    end = end_of_turn(tokenizer)
+    end = find_end_of_turn(tokenizer)
     name = tokenizer.convert_ids_to_tokens(end) if end is not None else ""
     detail = f"a turn ends with {name}" if name else "no special token ends a turn: replies would not stop"
     yield Check("template", bool(name), detail, "" if name else "mend chat_template.jinja")

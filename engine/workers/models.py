@@ -54,7 +54,7 @@ def run_pull(home: Home, arguments: argparse.Namespace) -> int:
     except ProblemError as error:
         _print_problem(arguments.json, error.problem)
         return 1
-    wrong = folders.problems(folder)
+    wrong = folders.find_problems(folder)
     _print_result(arguments.json, {"name": arguments.name, "path": str(folder), "problems": wrong}, str(folder), wrong)
     return 1 if wrong else 0
 
@@ -75,12 +75,12 @@ def run_verify(home: Home, arguments: argparse.Namespace) -> int:
         raise ProblemError(
             Problem(title=f"There is no folder {arguments.folder}", hint="`cockpit model find` lists models")
         )
-    wrong = folders.problems(folder)
+    wrong = folders.find_problems(folder)
     hashed = 0
     if not wrong:
         with _show_progress() as progress:
-            hashed, wrong = folders.hash_problems(folder, progress)
-    family = folders.family(folder)
+            hashed, wrong = folders.check_hashes(folder, progress)
+    family = folders.describe_glm(folder)
     good = f"{folder} is whole" + (f"; {hashed} hashes agree" if hashed else "; no hash is known to compare with")
     good += f"\n{family}" if family else ""
     document = {"path": str(folder), "ok": not wrong, "hashed": hashed, "problems": wrong, "family": family}

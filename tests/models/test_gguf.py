@@ -102,4 +102,4 @@ def test_what_is_no_gguf_is_said(tmp_path: Path) -> None:
     with pytest.raises(ProblemError) as refused:
         targets.resolve(str(tmp_path), home, tmp_path)
     assert "2 GGUF files" in refused.value.problem.cause
-    assert gguf.note(tmp_path) == ""
+    assert gguf.describe_source(tmp_path) == ""

@@ -124,7 +124,7 @@ def test_an_adapter_whose_home_has_moved_finds_its_base_by_name(place: Home, bas
 
 def test_a_profile_names_its_base(place: Home, base: Path) -> None:
     def found(name: str) -> list[tuple[str, str]]:
-        return list(checks.base({"model": ModelOptions(base=name)}, place.root, place))
+        return list(checks.check_base({"model": ModelOptions(base=name)}, place.root, place))
 
     assert found("tiny") == found("smollm2-135m-instruct") == []
     [(key, message)] = found("tinny")
@@ -132,14 +132,14 @@ def test_a_profile_names_its_base(place: Home, base: Path) -> None:
     (base / "tokenizer.json").unlink()
     [(key, message)] = found("tiny")
     assert "cannot be loaded: no tokenizer" in message
-    assert list(checks.base({}, place.root, place)) == []
+    assert list(checks.check_base({}, place.root, place)) == []
 
 
 def test_an_adapter_is_a_base_like_any_other_when_all_of_it_is_whole(place: Home, base: Path) -> None:
     make_run(place, "first-run", base, {10: True})
 
     def said() -> str:
-        return dict(checks.base({"model": ModelOptions(base="first-run")}, place.root, place)).get("model.base", "")
+        return dict(checks.check_base({"model": ModelOptions(base="first-run")}, place.root, place)).get("model.base", "")
 
     assert said() == ""
     (base / "model.safetensors").unlink()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import profile
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.config.form import describe, schema
 from engine.config.profile import ProfileError, find, load, parse
 from engine.options.tables import METHODS
@@ -113,7 +113,7 @@ def test_any_text_is_a_profile_or_a_profile_error(text: str) -> None:
 
 
 def test_every_built_in_profile_holds_and_its_frozen_form_means_the_same(tmp_path: Path) -> None:
-    files = sorted(bundled("profiles").glob("*.yaml"))
+    files = sorted(find_bundled("profiles").glob("*.yaml"))
     assert files
     home = Home(tmp_path / "home").create()
     for file in files:

@@ -19,7 +19,7 @@ from engine.inference.bulk.progress import Record
 from engine.inference.generate import BATCH, no_room, room
 from engine.inference.request import parsed, settings_of
 from engine.models import targets
-from engine.models.placement import estimate
+from engine.models.placement import estimate_bytes
 from engine.protocol.home import Home
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def generate(asked: Mapping[str, Any], home: Home, progress: Progress, cancelled
         kept = len(record.done)
         progress(f"loading {target.label}", 0, 0)
         target = targets.fetch(target, home, progress)
-        needed = 0 if target.on_hub else estimate(Path(target.base), asked.get("dtype") or target.dtype)
+        needed = 0 if target.on_hub else estimate_bytes(Path(target.base), asked.get("dtype") or target.dtype)
         names = decode.chosen(asked.get("devices"), needed)
         loaded = load(
             target,

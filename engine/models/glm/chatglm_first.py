@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from engine.models.glm import generations
 from engine.models.glm.generations import Generation
-from engine.models.glm.positions import Marks, present, read, rotated, rotation
+from engine.models.glm.positions import Marks, compute_positions, compute_rotation, mark_tokens, rotate
 from engine.models.glm.verify_weights import check
 
 RESIDUAL = math.sqrt(2 * 28)
@@ -58,7 +58,7 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("auto_map", None)  # names files of the original repository, which do not go with what is saved here
         if "padded_vocab_size" in kwargs:
-            raise ValueError("this is a later ChatGLM than the first; engine.models.loading.pretrained loads it")
+            raise ValueError("this is a later ChatGLM than the first; engine.models.loading.load_model loads it")
         super().__post_init__(**kwargs)
 
 
@@ -77,7 +77,7 @@ class ChatGLMAttention(nn.Module):
         shape = hidden.shape[:2]
         mixed = self.query_key_value(hidden).view(*shape, self.heads, 3 * self.width).transpose(1, 2)
         query, key, value = mixed.chunk(3, -1)
-        query, key = rotated(query, cosine, sine), rotated(key, cosine, sine)
+        query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager)
@@ -179,7 +179,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             attends = attention_mask
         hidden = self.word_embeddings(input_ids)
         width = self.config.hidden_size // self.config.num_attention_heads // 2
-        cosine, sine = rotation(positions, width, hidden.dtype)
+        cosine, sine = compute_rotation(positions, width, hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, attends, cosine, sine, past_key_values=past_key_values)
         return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden), past_key_values=past_key_values)
@@ -201,13 +201,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if mask is not None and mask.dim() == 2:
             held = mask[:, -new:].bool()
         else:
-            held = present(ids, marks) if past == 0 else torch.ones_like(ids, dtype=torch.bool)
+            held = mark_tokens(ids, marks) if past == 0 else torch.ones_like(ids, dtype=torch.bool)
         if cache is not None:
             if cache.layer_class_to_replicate is None and len(cache.layers) == self.config.num_layers:
                 cache.layers.append(DynamicLayer())
             told = cache.update(ids[:, None, :, None], held.long()[:, None, :, None], self.config.num_layers)
             ids, held = told[0][:, 0, :, 0], told[1][:, 0, :, 0].bool()
-        positions, attends = read(ids, held, marks)
+        positions, attends = compute_positions(ids, held, marks)
         return positions[..., -new:], attends[:, :, -new:]
 
 

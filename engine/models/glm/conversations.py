@@ -8,6 +8,6 @@ from pathlib import Path
 _FILES = {1: "chatglm.jinja", 2: "chatglm2.jinja", 3: "chatglm3.jinja"}
 
 
-def template(generation: int) -> str:
+def read_template(generation: int) -> str:
     """The chat template of a generation, 1 to 3."""
     return (Path(__file__).parent / "templates" / _FILES[generation]).read_text(encoding="utf-8")

@@ -113,7 +113,7 @@ class Encoder:
 
     def _text(self, text: str) -> list[tuple[int, int, int]]:
         """(id, begin, end) of the tokens of a text without special tokens."""
-        written, origins = _spaced(text)
+        written, origins = _mark_spaces(text)
         found = self._model.encode(written, return_type="offset_mapping")
         tokens: list[tuple[int, int, int]] = []
         begin = end = len(text)
@@ -140,10 +140,10 @@ class Encoder:
         known = [
             number for number in ids if 0 <= number < len(self)
         ]  # the model's vocabulary is padded beyond the pieces
-        return _SHOWN.sub(_shown, str(self._model.decode(known)))
+        return _SHOWN.sub(_unmark_space, str(self._model.decode(known)))
 
 
-def _spaced(text: str) -> tuple[str, list[int]]:
+def _mark_spaces(text: str) -> tuple[str, list[int]]:
     """Text as the pieces have it, and of each of its characters and its end the place in `text`."""
     parts: list[str] = []
     origins: list[int] = []
@@ -171,7 +171,7 @@ def _spaced(text: str) -> tuple[str, list[int]]:
     return "".join(parts), [*origins, len(text)]
 
 
-def _shown(found: re.Match[str]) -> str:
+def _unmark_space(found: re.Match[str]) -> str:
     if found[1]:
         return " " * int(found[1])
     return "\n" if found[0] == LINE else "\t"

@@ -148,19 +148,19 @@ def recognise(config: Mapping[str, Any]) -> Generation | None:
             f"config.json says model_type {MODEL_TYPE}, but is of no known generation: it should have either "
             f"{' and '.join(_FIRST)} (the first) or {' and '.join(_LATER)} (the later ones)"
         )
-    sizes = _sizes(First if first else Later, config)
+    sizes = _read_sizes(First if first else Later, config)
     if isinstance(sizes, First):
         return Generation(1, "ChatGLM-6B (first generation)", sizes)
     assert isinstance(sizes, Later)
-    return _later(sizes, config)
+    return _tell_later(sizes, config)
 
 
-def _sizes(layout: type[Sizes], config: Mapping[str, Any]) -> First | Later:
+def _read_sizes(layout: type[Sizes], config: Mapping[str, Any]) -> First | Later:
     for name, (wanted, default, why) in _NEEDED[layout].items():
         # A null is what the original class takes for "not set"; true and 1 are the same to Python, and to it.
         value = config.get(name, default)
         if (default if value is None else value) != wanted:
-            raise Unsupported(f"config.json has {name}: {_shown(value)}, which cannot be loaded exactly: {why}")
+            raise Unsupported(f"config.json has {name}: {_shorten(value)}, which cannot be loaded exactly: {why}")
     try:
         sizes = layout.model_validate({key: value for key, value in config.items() if value is not None})
     except ValidationError as error:
@@ -168,14 +168,14 @@ def _sizes(layout: type[Sizes], config: Mapping[str, Any]) -> First | Later:
         place = ".".join(map(str, first["loc"][:1]))
         if first["type"] == "missing":
             raise Unsupported(f"config.json lacks {place}") from None
-        raise Unsupported(f"config.json has {place}: {_shown(first['input'])}, {first['msg'].lower()}") from None
+        raise Unsupported(f"config.json has {place}: {_shorten(first['input'])}, {first['msg'].lower()}") from None
     assert isinstance(sizes, First | Later)
     if contradiction := sizes.contradiction():
         raise Unsupported(f"config.json contradicts itself: {contradiction}")
     return sizes
 
 
-def _later(sizes: Later, config: Mapping[str, Any]) -> Generation:
+def _tell_later(sizes: Later, config: Mapping[str, Any]) -> Generation:
     """Second, third and GLM-4 have the same fields: what the config was saved from tells, else its vocabulary and
     length.
 
@@ -198,7 +198,7 @@ def _later(sizes: Later, config: Mapping[str, Any]) -> Generation:
     return Generation(2, "ChatGLM2", sizes) if sizes.seq_length == 32768 else Generation(3, "ChatGLM3", sizes)
 
 
-def translated(generation: Generation) -> dict[str, Any]:
+def translate_config(generation: Generation) -> dict[str, Any]:
     """The settings of transformers' `GlmConfig` that compute what this later generation computed."""
     sizes = generation.sizes
     assert isinstance(sizes, Later)
@@ -222,11 +222,11 @@ def translated(generation: Generation) -> dict[str, Any]:
         "rope_parameters": rotary | {"partial_rotary_factor": 0.5},
         "tie_word_embeddings": False,
         "pad_token_id": sizes.pad_token_id,
-        "eos_token_id": stop_tokens(generation),
+        "eos_token_id": list_stop_tokens(generation),
     }
 
 
-def stop_tokens(generation: Generation) -> int | list[int]:
+def list_stop_tokens(generation: Generation) -> int | list[int]:
     """Tokens that end a reply. ChatGLM3's config names `</s>` alone, though its reply also ends where another role
     begins."""
     sizes = generation.sizes
@@ -236,13 +236,13 @@ def stop_tokens(generation: Generation) -> int | list[int]:
     return [*named, *(token for token in _ROLES if token not in named)]
 
 
-def tensors(generation: Generation) -> dict[str, tuple[int, ...]]:
+def list_tensors(generation: Generation) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the original files must hold; a tied output layer may be left out."""
     sizes = generation.sizes
-    return _first_tensors(sizes) if isinstance(sizes, First) else _later_tensors(sizes)
+    return _list_first_tensors(sizes) if isinstance(sizes, First) else _list_later_tensors(sizes)
 
 
-def _first_tensors(sizes: First) -> dict[str, tuple[int, ...]]:
+def _list_first_tensors(sizes: First) -> dict[str, tuple[int, ...]]:
     hidden, inner = sizes.hidden_size, sizes.inner_hidden_size
     linear = {
         "attention.query_key_value": (3 * hidden, hidden),
@@ -261,7 +261,7 @@ def _first_tensors(sizes: First) -> dict[str, tuple[int, ...]]:
     return found | {f"transformer.final_layernorm.{part}": (hidden,) for part in ("weight", "bias")}
 
 
-def _later_tensors(sizes: Later) -> dict[str, tuple[int, ...]]:
+def _list_later_tensors(sizes: Later) -> dict[str, tuple[int, ...]]:
     hidden, inner = sizes.hidden_size, sizes.ffn_hidden_size
     queries = sizes.num_attention_heads * sizes.kv_channels
     together = queries + 2 * sizes.multi_query_group_num * sizes.kv_channels
@@ -288,9 +288,9 @@ def _later_tensors(sizes: Later) -> dict[str, tuple[int, ...]]:
     }
 
 
-def weights_problem(generation: Generation, found: Mapping[str, tuple[int, ...]]) -> str | None:
+def find_weights_problem(generation: Generation, found: Mapping[str, tuple[int, ...]]) -> str | None:
     """What keeps tensors of these names and shapes from being this model's: one sentence, or None."""
-    wanted = tensors(generation)
+    wanted = list_tensors(generation)
     absent = [name for name in wanted if name not in found]
     if absent:
         return f"the weights lack {len(absent)} of {len(wanted)} tensors of {generation.name}, {absent[0]} among them"
@@ -307,7 +307,7 @@ def weights_problem(generation: Generation, found: Mapping[str, tuple[int, ...]]
     return None
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     """Short, on one line."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

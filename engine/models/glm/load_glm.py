@@ -9,7 +9,7 @@ from transformers import GenerationConfig, GlmConfig, GlmForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
-from engine.models.glm.generations import Generation, translated
+from engine.models.glm.generations import Generation, translate_config
 from engine.models.glm.verify_weights import check
 
 _RENAMED = (
@@ -35,19 +35,19 @@ def load(name: str, generation: Generation, arguments: dict[str, Any]) -> Any:
     Its class and what it saves are transformers' own: nothing later needs to know where it came from. Raises
     ProblemError for weights that are not all there, and what transformers raises.
     """
-    register_checkpoint_conversion_mapping(OriginalGlm.__name__, _conversions(), overwrite=True)
-    config = GlmConfig(**translated(generation))
+    register_checkpoint_conversion_mapping(OriginalGlm.__name__, _list_conversions(), overwrite=True)
+    config = GlmConfig(**translate_config(generation))
     model, told = OriginalGlm.from_pretrained(name, config=config, output_loading_info=True, **arguments)
     check(name, generation, told)
     # Both would make save_pretrained write the original names again, beside a config that says `glm`.
     model.__class__ = GlmForCausalLM
     del model._weight_conversions
     # transformers took these from the original config.json, which names one of several stop tokens.
-    model.generation_config = _generation_config(model.generation_config, config)
+    model.generation_config = _merge_generation_config(model.generation_config, config)
     return model
 
 
-def _generation_config(found: GenerationConfig, config: GlmConfig) -> GenerationConfig:
+def _merge_generation_config(found: GenerationConfig, config: GlmConfig) -> GenerationConfig:
     """`found` with the stop tokens of both: a generation_config.json may name more than the model's config does."""
     merged = copy.deepcopy(found)
     stops = [config.eos_token_id, found.eos_token_id]
@@ -59,7 +59,7 @@ def _generation_config(found: GenerationConfig, config: GlmConfig) -> Generation
     return merged
 
 
-def _conversions() -> list[Any]:
+def _list_conversions() -> list[Any]:
     splits = [
         WeightConverter(
             source_patterns=f"self_attention.query_key_value.{part}",

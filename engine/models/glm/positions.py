@@ -25,13 +25,13 @@ class Marks:
     pad: int
 
 
-def present(ids: Tensor, marks: Marks) -> Tensor:
+def mark_tokens(ids: Tensor, marks: Marks) -> Tensor:
     """[batch, tokens] of bool: False for padding on the left. Padding on the right needs no mask: nothing before it
     sees it."""
     return (ids != marks.pad).cumsum(-1) > 0
 
 
-def read(ids: Tensor, held: Tensor, marks: Marks) -> tuple[Tensor, Tensor]:
+def compute_positions(ids: Tensor, held: Tensor, marks: Marks) -> tuple[Tensor, Tensor]:
     """Positions [batch, 2, tokens], and who attends to whom [batch, 1, tokens, tokens] (query, key; True: attends).
 
     `ids` are those of the whole rows, `held` is False for padding. A row without `sop` has no answer to be generated or
@@ -39,9 +39,9 @@ def read(ids: Tensor, held: Tensor, marks: Marks) -> tuple[Tensor, Tensor]:
     """
     place = torch.arange(ids.shape[1], device=ids.device)
     padding = (held.cumsum(-1) == 0).sum(-1, keepdim=True)
-    sop, answers = _first(ids, held, marks.sop)
-    gmask, has_gmask = _first(ids, held, marks.gmask)
-    mask, has_mask = _first(ids, held, marks.mask)
+    sop, answers = _find_first(ids, held, marks.sop)
+    gmask, has_gmask = _find_first(ids, held, marks.gmask)
+    mask, has_mask = _find_first(ids, held, marks.mask)
     blank = torch.where(has_gmask, gmask, torch.where(has_mask, mask, (sop - 1).clamp(min=0)))
     in_answer = answers & (place >= sop)
     own = (place - padding).clamp(min=0)
@@ -53,13 +53,13 @@ def read(ids: Tensor, held: Tensor, marks: Marks) -> tuple[Tensor, Tensor]:
     return torch.stack((first, second), 1), attends[:, None]
 
 
-def _first(ids: Tensor, held: Tensor, token: int) -> tuple[Tensor, Tensor]:
+def _find_first(ids: Tensor, held: Tensor, token: int) -> tuple[Tensor, Tensor]:
     """Where `token` stands first in each row [batch, 1], and whether it does."""
     found = (ids == token) & held
     return found.int().argmax(-1, keepdim=True), found.any(-1, keepdim=True)
 
 
-def rotation(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def compute_rotation(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine [batch, 2, tokens, width] of rotary positions (arXiv:2104.09864) [batch, 2, tokens].
 
     The frequencies are rounded to float16, and in float16 so are the angles: the checkpoint was trained so.
@@ -71,7 +71,7 @@ def rotation(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor,
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotated(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """[batch, heads, tokens, 2 × width]: the first half by the first dimension's angles, the second by the second's."""
     halves = []
     for half, cos, sin in zip(states.chunk(2, -1), cosine.unbind(1), sine.unbind(1), strict=True):

@@ -37,7 +37,7 @@ class ChatGLM1Tokenizer(PreTrainedTokenizer):
         lacking = [name for name in SPECIAL if name not in kinds]
         lacking += [name for name in wanted if kinds.get(name) != USER_DEFINED]
         if lacking:
-            raise pieces.refusal(Path(vocab_file), f"it lacks {', '.join(lacking[:3])}: it is not ChatGLM-6B's")
+            raise pieces.unusable_file(Path(vocab_file), f"it lacks {', '.join(lacking[:3])}: it is not ChatGLM-6B's")
         self.backend_tokenizer = Encoder(found.content)
         settings.setdefault("extra_special_tokens", ["[gMASK]", "[sMASK]", "<s>", "</s>"])
         super().__init__(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.glm import literal, pieces
-from engine.models.glm.conversations import template
+from engine.models.glm.conversations import read_template
 from engine.models.glm.pieces import BPE, NORMAL, Piece
 
 FILE = "tokenizer.model"
@@ -32,7 +32,7 @@ def build(folder: Path, generation: int) -> Any:
 
     listed = pieces.read(folder / FILE, BPE, charsmap=False).listed
     vocabulary = {piece.text: number for number, piece in enumerate(listed)}
-    backend = Tokenizer(models.BPE(vocabulary, merges(listed), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend = Tokenizer(models.BPE(vocabulary, list_merges(listed), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Sequence(
         [
             normalizers.Prepend("▁"),
@@ -61,11 +61,11 @@ def build(folder: Path, generation: int) -> Any:
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
-        chat_template=template(generation),
+        chat_template=read_template(generation),
     )
 
 
-def merges(listed: Sequence[Piece]) -> list[tuple[str, str]]:
+def list_merges(listed: Sequence[Piece]) -> list[tuple[str, str]]:
     """The pairs that sentencepiece joins, first those it joins first.
 
     It always joins the neighbours whose joint piece has the highest score: so each way to cut a piece into two pieces
