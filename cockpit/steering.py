@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.config.settable import check, get_help
+from engine.config.settable import check_value, get_help
 
 TITLES = {
     "training.learning_rate": "Learning rate",
@@ -42,7 +42,7 @@ def value_of(key: str, text: str, step: int) -> int | float | None:
             raise ValueError(f"{text} is not {NEVER.get(key, 'a number of steps')}") from None
     if key == "training.learning_rate" and not 0 < value < 1:
         raise ValueError(f"{text} is no learning rate: write a number above 0 and below 1, like 2e-4")
-    check(key, value)
+    check_value(key, value)
     if key == "training.max_steps" and value < step:
         raise ValueError(f"step {step:,} is done already: write {step} or more")
     return value

@@ -28,7 +28,7 @@ def environment(shell: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def keys(profile: Profile, shell: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that the `*_api_key_env` fields of a profile name, those that the shell has."""
-    return {name: shell[name] for name in _key_variables(profile.resolved()) if name in shell}
+    return {name: shell[name] for name in _key_variables(profile.to_dict()) if name in shell}
 
 
 def submission(
@@ -44,7 +44,7 @@ def submission(
         kind=kind,
         source=source,
         directory=str(profile.directory),
-        environment=_passed(profile.resolved(), shell),
+        environment=_passed(profile.to_dict(), shell),
         output=output,
     )
 

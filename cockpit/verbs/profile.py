@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cockpit.profiles import folder_of_own, profile_files
 from cockpit.verbs.output import emit, say, table
-from engine.config.form import schema as profile_schema
-from engine.config.profile import Profile, ProfileError, find, load, notes
+from engine.config.form import build_schema as profile_schema
+from engine.config.profile import Profile, ProfileError, find, list_notes, load
 from engine.protocol.home import Home
 
 
@@ -43,7 +43,7 @@ def show(options: argparse.Namespace) -> int:
     """The file as it was written; with `--json` or `--set` all settings, defaults and overrides included."""
     home = Home.locate(options.home)
     if options.json:
-        emit(load_profile(options.profile, options.overrides, home)[1].resolved())
+        emit(load_profile(options.profile, options.overrides, home)[1].to_dict())
     elif options.overrides:
         sys.stdout.write(load_profile(options.profile, options.overrides, home)[1].to_yaml())
     else:
@@ -64,9 +64,9 @@ def check(options: argparse.Namespace) -> int:
                 print(issue)
         return 2
     if options.json:
-        emit({"profile": str(path), "ok": True, "issues": [], "notes": notes(profile, home)})
+        emit({"profile": str(path), "ok": True, "issues": [], "notes": list_notes(profile, home)})
     else:
-        for line in (f"{path} holds", *notes(profile, home)):
+        for line in (f"{path} holds", *list_notes(profile, home)):
             say(line)
     return 0
 

@@ -1,4 +1,4 @@
-"""Finding the built-in profiles and sample sets: beside the packages in a checkout, inside `engine` in a wheel."""
+"""Finds the bundled profiles and data: beside the packages in a checkout, inside `engine` in a wheel."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""How a reply is sampled, as people say it: in a profile's `generation` section, on the command line, in the app's
-fields."""
+"""The options of sampling a reply: the `generation` section of a profile, options of the command line, fields of the
+app."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class SamplingOptions(Options):
-    """Fields of `engine.inference.sampling.Sampling`, which is this without the words."""
+    """The fields of `engine.inference.sampling.Sampling`, with their help texts."""
 
     max_new_tokens: int = option(256, help="Longest reply.", unit="tokens", ge=1)
     temperature: float = option(0.0, help="0 is greedy.", ge=0)

@@ -1,4 +1,4 @@
-"""Which stages a profile asks for, and which of them a change of settings touches. Pure."""
+"""Which stages a profile has, and which of them are affected by changed settings. Pure."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from collections.abc import Iterable
 from engine.config.profile import Profile
 from engine.protocol.stages import EVALUATE, EXPAND, EXPORT, STAGES, TRAIN
 
-_LATE = {EXPORT: ("name", "description", "limits", "export"), EVALUATE: ("evaluation", "generation", "data.test")}
-"""Stage -> settings that have no part in any stage before it, by section or key. All others take part in training."""
+_LATE_SETTINGS = {
+    EXPORT: ("name", "description", "limits", "export"),
+    EVALUATE: ("evaluation", "generation", "data.test"),
+}
+"""Stage -> sections and keys that no earlier stage reads. All other settings affect training."""
 
 
 def list_stages(profile: Profile) -> list[str]:
-    """The stages that this profile has, in their order."""
-    wanted = {
+    """The stages of this profile, in order."""
+    optional = {
         EXPAND: profile.data.expand is not None,
         EVALUATE: has_test_rows(profile),
         EXPORT: profile.export.kind != "none",
     }
-    return [stage for stage in STAGES if wanted.get(stage, True)]
+    return [stage for stage in STAGES if optional.get(stage, True)]
 
 
 def find_first_touched(settings: Iterable[str]) -> str:
-    """The first stage that must be done again when these settings (`section.key…`) have changed: `train`, `evaluate` or
-    `export`."""
+    """The first stage that must be done again after these settings (`section.key…`) were changed: `train`, `evaluate`
+    or `export`."""
     found = EXPORT
     for name in settings:
-        stage = next((stage for stage, late in _LATE.items() if is_within(name, late)), TRAIN)
+        stage = next((stage for stage, late in _LATE_SETTINGS.items() if is_within(name, late)), TRAIN)
         found = min(found, stage, key=STAGES.index)
     return found
 
@@ -37,6 +40,6 @@ def is_within(name: str, keys: Iterable[str]) -> bool:
 
 
 def has_test_rows(profile: Profile) -> bool:
-    """Whether rows are kept for a last evaluation."""
+    """Whether the profile has test rows for a final evaluation."""
     data = profile.data
     return bool(data.test or (data.split and data.split.test))

@@ -69,7 +69,7 @@ def check(wanted: Wanted) -> None:
     if wanted.constrained and wanted.task is None:
         raise ValueError("a reply can be held to a task's schema alone: name the task")
     for text in wanted.thresholds or ():
-        thresholds.parse(text)
+        thresholds.parse_threshold(text)
     if wanted.judge is not None:
         judging(wanted.judge)
 

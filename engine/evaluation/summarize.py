@@ -36,7 +36,7 @@ def conclude(record: Record, told: Mapping[str, Any], wanted: Wanted, notes: lis
         further = {"judge_usage": used}
         if found.stopped:
             notes.append(f"not every reply was judged: {found.stopped}")
-    limits = [thresholds.parse(text) for text in wanted.thresholds or ()]
+    limits = [thresholds.parse_threshold(text) for text in wanted.thresholds or ()]
     for done, entry in enumerate(entries, 1):
         entry["scores"] = registry.scores(tallies_of(entry, wanted.task), wanted.task)
         entry["passed"] = passes(entry["scores"], limits)
@@ -58,7 +58,7 @@ def conclude(record: Record, told: Mapping[str, Any], wanted: Wanted, notes: lis
 
 def outcome(metrics: Mapping[str, float], limits: list[str]) -> dict[str, Any]:
     """`metrics`, `passed`, and each threshold with its value. Raises ValueError."""
-    verdicts = thresholds.judge(limits, {f"eval/{name}": value for name, value in metrics.items()})
+    verdicts = thresholds.check_thresholds(limits, {f"eval/{name}": value for name, value in metrics.items()})
     return {
         "metrics": dict(metrics),
         "passed": all(verdict.passed for verdict in verdicts),
@@ -78,7 +78,7 @@ def passes(scores: Mapping[str, float], limits: Iterable[thresholds.Threshold]) 
     """Whether one reply holds what is asked of all; without such a threshold whether it fits its task's schema. None: nothing says."""
     asked = [each for each in limits if each.name.removeprefix("eval/") in scores]
     if asked:
-        return all(each.holds(scores[each.name.removeprefix("eval/")]) for each in asked)
+        return all(each.is_met(scores[each.name.removeprefix("eval/")]) for each in asked)
     return scores["schema_validity"] == 1 if "schema_validity" in scores else None
 
 

@@ -26,7 +26,7 @@ def keep(
     module = importlib.import_module(TASKS[told["task"]])
     metrics = {name.removeprefix("eval/"): value for name, value in values.items()}
     identity = {"origin": "training", "target": f"{run.id}@{step}", **told, "rows": len(replies)}
-    parsed = [thresholds.parse(text) for text in limits]
+    parsed = [thresholds.parse_threshold(text) for text in limits]
     entries = []
     for row, (asked, reference, reply) in enumerate(replies):
         scores = module.score([reply], [reference])

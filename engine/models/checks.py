@@ -33,7 +33,7 @@ def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Itera
         return
     if model.from_scratch:
         yield from _check_scratch(model, sections)
-    elif model.shaped:
+    elif model.has_shape:
         yield (
             "model.size" if model.size else "model.config",
             "is for a model that begins with random weights: set model.init to config",
@@ -73,7 +73,7 @@ def pin_base(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
 
 
 def _check_scratch(model: ModelOptions, sections: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if model.shaped:
+    if model.has_shape:
         data = sections.get("data")
         yield from scratch.find_faults(model, data.max_length if data else None)
     if model.quantization != "none":

@@ -47,7 +47,8 @@ def choose(needed: int) -> str:
                 title="No device has room for this model",
                 cause=f"it needs about {needed / 1e9:.1f} GB; "
                 + "; ".join(
-                    f"GPU {index} has {room / 1e9:.1f} GB free ({_describe_holders(index)})" for index, room in free.items()
+                    f"GPU {index} has {room / 1e9:.1f} GB free ({_describe_holders(index)})"
+                    for index, room in free.items()
                 ),
                 hint="stop one of those, choose a quantisation (nf4 takes a quarter), or hide the GPUs with CUDA_VISIBLE_DEVICES= to use the CPU",
             )

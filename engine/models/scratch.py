@@ -70,7 +70,7 @@ def build_model(options: ModelOptions, base: str | None, tokenizer: Any, own: bo
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
-    if options.shaped:
+    if options.has_shape:
         wanted = build_shape(options)
         theta = wanted.pop("rope_theta")
         config = LlamaConfig(

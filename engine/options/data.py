@@ -1,4 +1,4 @@
-"""What a profile says about data."""
+"""The `data` section of a profile."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SourceOptions(Options):
 
 
 class CleanOptions(Options):
-    """Each rule can be switched off by itself, and says how many rows it changed or dropped."""
+    """Each rule can be switched off on its own, and reports how many rows it changed or dropped."""
 
     unicode: bool = option(True, help="Repair text that was decoded wrongly (mojibake).")
     normalize: Literal["none", "NFC", "NFKC"] = option("NFC", help="Unicode normal form.")
@@ -40,7 +40,7 @@ class CleanOptions(Options):
 
     @field_validator("boilerplate")
     @classmethod
-    def _compiles(cls, patterns: list[str]) -> list[str]:
+    def _check_patterns(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
             try:
                 re.compile(pattern)
@@ -58,7 +58,7 @@ class DedupOptions(Options):
 
 
 class SplitOptions(Options):
-    """Shares of the training sources that are held out; no near-duplicate crosses the border."""
+    """Shares of the training sources that are held out. Near-duplicates stay in the same part."""
 
     validation: float = option(0.0, help="Share of rows for validation.", ge=0, lt=1)
     test: float = option(0.0, help="Share of rows for the final test.", ge=0, lt=1)
@@ -67,7 +67,7 @@ class SplitOptions(Options):
 
 
 class BalanceOptions(Options):
-    """Training rows only."""
+    """Balances training rows; held-out rows are left as they are."""
 
     by: str = option(help="Column whose values are to have the same number of rows.", min_length=1)
     to: Literal["smallest", "median", "largest"] | Annotated[int, Field(ge=1)] = option(
@@ -84,7 +84,7 @@ class PriceOptions(Options):
 
 
 class ServiceOptions(Options):
-    """What is said of any OpenAI-compatible service, whatever is asked of it. `SECTION` is where a profile says it."""
+    """The options of any use of an OpenAI-compatible service. `SECTION` is the key in a profile."""
 
     SECTION: ClassVar[str]
 

@@ -1,4 +1,4 @@
-"""What a profile says about evaluation, while training and after it."""
+"""The `evaluation` section of a profile: evaluation during training and after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from engine.options.base import Options, option
 from engine.options.data import ServiceOptions
-from engine.options.thresholds import parse
+from engine.options.thresholds import parse_threshold
 
 
 class EarlyStoppingOptions(Options):
@@ -20,7 +20,7 @@ class EarlyStoppingOptions(Options):
 
 
 class JudgeOptions(ServiceOptions):
-    """Points for replies from an OpenAI-compatible service."""
+    """An OpenAI-compatible service that rates replies."""
 
     SECTION: ClassVar[str] = "judge"
 
@@ -39,7 +39,7 @@ class JudgeOptions(ServiceOptions):
 
     @field_validator("rubric")
     @classmethod
-    def _named(cls, rubric: dict[str, str]) -> dict[str, str]:
+    def _check_names(cls, rubric: dict[str, str]) -> dict[str, str]:
         for name in rubric:
             if not name.isidentifier():
                 raise ValueError(f"{name!r} names no criterion: letters, digits and _ alone")
@@ -67,7 +67,7 @@ class EvaluationOptions(Options):
 
     @field_validator("thresholds")
     @classmethod
-    def _readable(cls, thresholds: list[str]) -> list[str]:
+    def _check_thresholds(cls, thresholds: list[str]) -> list[str]:
         for text in thresholds:
-            parse(text)
+            parse_threshold(text)
         return thresholds

@@ -1,4 +1,4 @@
-"""What a profile says about handing over what was trained."""
+"""The `export` section of a profile: the folder to write from the trained model."""
 
 from __future__ import annotations
 

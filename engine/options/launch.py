@@ -1,4 +1,4 @@
-"""What a profile says about processes and devices."""
+"""The `launch` section of a profile: processes and devices."""
 
 from __future__ import annotations
 

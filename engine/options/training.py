@@ -1,4 +1,4 @@
-"""What a profile says about optimisation, checkpoints and logging."""
+"""The sections `training`, `checkpoint`, `logging` and `limits` of a profile."""
 
 from __future__ import annotations
 

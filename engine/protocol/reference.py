@@ -83,12 +83,10 @@ def describe_all(structs: Iterable[type], heading: str, text: str) -> Iterator[s
     yield from paragraphs(heading, text)
     for struct in structs:
         tag = struct.__struct_config__.tag  # type: ignore[attr-defined]
-        requests = [f"`{name}`" for name, row in OPERATIONS.items() if row.request is struct]
-        replies = [f"`{name}`" for name, row in OPERATIONS.items() if row.reply is struct]
-        uses = (requests and f"Request of {', '.join(requests)}.", replies and f"Reply to {', '.join(replies)}.")
-        yield from describe(
-            struct, f"### {struct.__name__}" + (f" (`type: {tag}`)" if tag else ""), " ".join(filter(None, uses))
-        )
+        requests = ", ".join(f"`{name}`" for name, row in OPERATIONS.items() if row.request is struct)
+        replies = ", ".join(f"`{name}`" for name, row in OPERATIONS.items() if row.reply is struct)
+        use = " ".join([f"Request of {requests}."] * bool(requests) + [f"Reply to {replies}."] * bool(replies))
+        yield from describe(struct, f"### {struct.__name__}" + (f" (`type: {tag}`)" if tag else ""), use)
 
 
 def describe_entries(entries: Iterable[type]) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine.protocol.journal import (
     Adopted,
     AnyEntry,
@@ -148,7 +150,7 @@ publishes a state after it has been written.
 """,
 }
 
-_AT = {"time": 1767225600.0, "attempt": 1}
+_AT: dict[str, Any] = {"time": 1767225600.0, "attempt": 1}
 
 EXAMPLES: dict[str, AnyEntry] = {
     "start": Start(

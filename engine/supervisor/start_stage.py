@@ -88,7 +88,7 @@ def _load_comparable(runs: Runs, record: Record, profile: Profile) -> tuple[Prof
 
 def _list_differences(before: Profile, after: Profile) -> list[str]:
     """Dotted names of the settings that differ. A list is compared as a whole."""
-    return list(_walk(before.resolved(), after.resolved()))
+    return list(_walk(before.to_dict(), after.to_dict()))
 
 
 def _walk(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -37,7 +37,7 @@ def write(
         | {"platform": platform.platform(), "device": job.device.label, "processes": job.ranks.world},
         "compute_dtype": str(job.device.compute).removeprefix("torch."),
         "data": {key: job.prepared.get(key) for key in _OF_DATA},
-        "settings": job.profile.resolved(),
+        "settings": job.profile.to_dict(),
         "evaluations": [{"step": key, "values": values} for key, values in sorted(results.items())],
         "thresholds": _told(verdicts),
         "passed": all(verdict.passed for verdict in verdicts),
@@ -63,7 +63,7 @@ def conclude(run: RunDirectory, profile: Profile, tested: Mapping[str, float | N
     document = _read(run)
     evaluations = document.get("evaluations") or [{"values": {}}]
     last = {f"eval/{name.partition('/')[2]}": value for name, value in tested.items()}
-    verdicts = thresholds.judge(profile.evaluation.thresholds, {**evaluations[-1]["values"], **last, **tested})
+    verdicts = thresholds.check_thresholds(profile.evaluation.thresholds, {**evaluations[-1]["values"], **last, **tested})
     document |= {"thresholds": _told(verdicts), "passed": all(verdict.passed for verdict in verdicts)}
     write_private(run.report, json.dumps(document, ensure_ascii=False, indent=1).encode())
     return verdicts

@@ -97,7 +97,7 @@ def fingerprint(trainer: Any, step: int, snapshots: list[dict[str, Any]]) -> dic
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "computing in": str(job.device.compute),
         "versions": list_versions(),
-        "settings": _settings(trainer.profile.resolved()),
+        "settings": _settings(trainer.profile.to_dict()),
     }
 
 

@@ -180,7 +180,7 @@ def _say_start(job: Job, trainer: Any, step: int, drift: str, *, warn: bool) -> 
                 "settings": {key: steering.setting(job.profile, key) for key in SETTABLE},
                 "thresholds": [
                     (wanted.name, wanted.comparison, wanted.bound)
-                    for wanted in map(thresholds.parse, job.profile.evaluation.thresholds)
+                    for wanted in map(thresholds.parse_threshold, job.profile.evaluation.thresholds)
                 ],
                 **list_versions(),
             },
@@ -234,7 +234,7 @@ def _finish(job: Job, model: Any, trainer: Any, step: int, output: Path | None, 
             )
         )
     last_values = trainer.results[max(trainer.results)] if trainer.results else {}
-    verdicts = thresholds.judge(job.profile.evaluation.thresholds, last_values)
+    verdicts = thresholds.check_thresholds(job.profile.evaluation.thresholds, last_values)
     # What the test rows will be measured for is judged there, and once.
     judged = trainer.outcome == "completed" and not stage_plan.has_test_rows(job.profile)
     for verdict in verdicts if judged else ():

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.form import describe, schema
+from engine.config.form import build_schema, list_fields
 from engine.config.profile import Profile, ProfileError
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep import checks
@@ -224,9 +224,9 @@ def test_two_templates_are_refused_and_a_folder_of_ones_own_is_not(bare_home: Ho
 
 
 def test_form_and_schema_show_it() -> None:
-    (field,) = [each for each in describe() if each.key == "model.tokenizer"]
+    (field,) = [each for each in list_fields() if each.key == "model.tokenizer"]
     assert (field.kind, field.optional, field.default) == ("text", True, None)
-    written = schema()
+    written = build_schema()
     kinds = written["properties"]["model"]["properties"]["tokenizer"]["anyOf"]
     assert kinds == [{"type": "string"}, {"$ref": "#/$defs/TokenizerOptions"}, {"type": "null"}]
     assert written["$defs"]["TokenizerOptions"]["properties"]["vocab_size"]["default"] == 15_000

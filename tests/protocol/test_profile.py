@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.config import profile
 from engine.config.bundled import find_bundled
-from engine.config.form import describe, schema
+from engine.config.form import build_schema, list_fields
 from engine.config.profile import ProfileError, find, load, parse
 from engine.options.tables import METHODS
 from engine.protocol.home import Home
@@ -134,12 +134,12 @@ def test_json_is_a_profile_too(tmp_path: Path) -> None:
 
 
 def test_form_and_schema_come_from_the_declaration() -> None:
-    fields = {field.key: field for field in describe(adapter="lora")}
+    fields = {field.key: field for field in list_fields(adapter="lora")}
     assert fields["model.quantization"].choices == ("none", "nf4", "int8")
     assert fields["training.warmup"].help and fields["data.max_length"].unit == "tokens"
     assert fields["adapter.rank"].default == 16
     assert all(field.help for field in fields.values())
-    described = schema()
+    described = build_schema()
     assert set(described["properties"]) == {"name", "description", *profile.SECTIONS}
     assert described["properties"]["training"]["properties"]["learning_rate"]["exclusiveMinimum"] == 0
     assert described["properties"]["model"]["additionalProperties"] is False

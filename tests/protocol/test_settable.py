@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config.settable import SETTABLE, check, get_help
+from engine.config.settable import SETTABLE, check_value, get_help
 
 
 def test_each_setting_is_explained_and_checked() -> None:
@@ -12,6 +12,6 @@ def test_each_setting_is_explained_and_checked() -> None:
     bad = (0, -1, 0, 0.5, "often")
     for key, fine, wrong in zip(SETTABLE, good, bad, strict=True):
         assert get_help(key)
-        check(key, fine)
+        check_value(key, fine)
         with pytest.raises(ValueError, match=rf"{key} .*, not {wrong!r}"):
-            check(key, wrong)
+            check_value(key, wrong)

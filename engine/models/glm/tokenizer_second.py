@@ -32,7 +32,9 @@ def build(folder: Path, generation: int) -> Any:
 
     listed = pieces.read(folder / FILE, BPE, charsmap=False).listed
     vocabulary = {piece.text: number for number, piece in enumerate(listed)}
-    backend = Tokenizer(models.BPE(vocabulary, list_merges(listed), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend = Tokenizer(
+        models.BPE(vocabulary, list_merges(listed), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     backend.normalizer = normalizers.Sequence(
         [
             normalizers.Prepend("▁"),
