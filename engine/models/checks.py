@@ -1,4 +1,4 @@
-"""Does the named base exist, and is it whole? Looks at file names and headers; loads nothing."""
+"""Checks that the base of a profile exists and is complete, by file names and headers. Loads no weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 
 VIRTUAL = ("prefix", "prompt")
-"""Adapters that put trained positions before a row. Losses on replies know nothing of such positions."""
+"""Adapters that add trained positions before a row. The losses on replies do not support them."""
 UNMERGEABLE = {
     "ADAPTION_PROMPT",
     "CPT",
@@ -22,12 +22,12 @@ UNMERGEABLE = {
     "PREFIX_TUNING",
     "PROMPT_TUNING",
 }
-"""peft's kinds of adapters that add positions instead of changing weights: nothing of them can be put into a base."""
+"""peft's types of adapters that add positions instead of changing weights: they cannot be merged into a base."""
 
 
 def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` when `model.base` names nothing that training could begin from. A catalogue name is pulled on
-    first need."""
+    """Yield `(key, message)` when training cannot start from `model.base`. A catalogue name is fetched on first
+    need."""
     model = sections.get("model")
     if model is None:
         return
@@ -51,20 +51,19 @@ def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Itera
 
 
 def describe_family(profile: Any, home: Any) -> Iterator[str]:
-    """Which GLM a base in its original layout is, and what is converted when it is loaded."""
+    """Describe the GLM that a base in the original layout is, and what is converted when it is loaded."""
     if not profile.model.needs_base:
         return
     try:
         target = targets.resolve(profile.model.base, home or Home.locate(), profile.directory)
-    except ProblemError:  # it was there when the profile was checked
+    except ProblemError:  # `check_base` has reported it
         return
-    if not target.on_hub and (said := folders.describe_glm(Path(target.base))):
-        yield f"{profile.model.base} is {said}"
+    if not target.on_hub and (description := folders.describe_glm(Path(target.base))):
+        yield f"{profile.model.base} is {description}"
 
 
 def pin_base(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
-    """`model` with a base and a tokenizer that go on meaning what they mean now: a run's checkpoint by its step. Raises
-    ProblemError."""
+    """`model`, with a run named as its base or tokenizer replaced by the run's checkpoint. Raises ProblemError."""
     named = {"base": model.base} if model.needs_base else {}
     if isinstance(model.tokenizer, str) and not folders.has_tokenizer(directory / Path(model.tokenizer).expanduser()):
         named["tokenizer"] = model.tokenizer
@@ -93,7 +92,7 @@ def _check_scratch(model: ModelOptions, sections: Mapping[str, Any]) -> Iterator
 
 
 def _check_adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, str]]:
-    """An adapter is merged into its base before it is trained from: not every kind can be."""
+    """Yield `(key, message)` when the adapter cannot be merged into its base, as it must be before training."""
     if target.adapter is None:
         return
     kind = folders.read_json(target.adapter / folders.ADAPTER).get("peft_type", "")

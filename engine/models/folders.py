@@ -1,4 +1,4 @@
-"""Is a model folder whole? Looks at names, sizes and headers; loads nothing, imports no training library."""
+"""Checks whether a model folder is complete, by names, sizes and headers. Loads no weights and no training library."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def detect_kind(folder: Path) -> str | None:
-    """`adapter`, `model`, or None for a folder that is neither."""
+    """`adapter`, `model`, or None for any other folder."""
     if (folder / ADAPTER).is_file():
         return "adapter"
     return "model" if (folder / "config.json").is_file() else None
 
 
 def is_reward_model(folder: Path) -> bool:
-    """Whether a model or adapter answers with a number instead of text, as reward models do."""
+    """Whether the model or adapter gives a number instead of text, as reward models do."""
     try:
         if detect_kind(folder) == "adapter":
             return bool(read_json(folder / ADAPTER).get("task_type") == "SEQ_CLS")
         named = read_json(folder / "config.json").get("architectures") or [""]
     except DamagedFile:
-        return False  # `find_problems` tells
+        return False  # reported by `find_problems`
     return str(named[0]).endswith("ForSequenceClassification")
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there is a file that a tokenizer can be made of. A GLM folder in its original layout has settings without
-    one, too."""
+    """Whether the folder has the file of a tokenizer. A GLM folder in its original layout may have only its
+    settings."""
     named = _GLM_TOKENIZERS.get(_read_glm_generation(folder), TOKENIZERS)
     return any((folder / name).is_file() for name in named)
 
@@ -64,12 +64,12 @@ def is_original_glm(folder: Path) -> bool:
 
 
 def _name_tokenizer_file(folder: Path) -> str:
-    """The files that are missing where there is no tokenizer."""
+    """The file to name in a message when there is no tokenizer."""
     return _GLM_TOKENIZERS.get(_read_glm_generation(folder), ("tokenizer.json and tokenizer_config.json",))[0]
 
 
 def _read_glm_generation(folder: Path) -> int:
-    """The generation of a GLM folder in its original layout; 0 for every other, and for one that cannot be told."""
+    """The generation of a GLM folder in its original layout; 0 for any other folder, or when it cannot be told."""
     try:
         generation = recognise(read_json(folder / "config.json"))
     except (DamagedFile, Unsupported, AttributeError):
@@ -78,7 +78,7 @@ def _read_glm_generation(folder: Path) -> int:
 
 
 def read_json(path: Path) -> Any:
-    """Raises DamagedFile."""
+    """Read a JSON file. Raises DamagedFile."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -88,7 +88,7 @@ def read_json(path: Path) -> Any:
 
 
 def find_problems(folder: Path) -> list[str]:
-    """What keeps a model or adapter folder from loading, a sentence each; empty when nothing does."""
+    """The problems that keep a model or adapter folder from being loaded, one sentence each."""
     found = find_weights_problems(folder)
     if detect_kind(folder) == "model" and not has_tokenizer(folder):
         found.append(f"no tokenizer: copy {_name_tokenizer_file(folder)} beside the weights")
@@ -96,7 +96,7 @@ def find_problems(folder: Path) -> list[str]:
 
 
 def find_weights_problems(folder: Path) -> list[str]:
-    """The same, for whoever wants the model alone: its tokenizer may be missing."""
+    """The same without the tokenizer, for uses of the model alone."""
     match detect_kind(folder):
         case "adapter":
             return [*_find_lfs_pointers(folder), *_report(_check_adapter, folder)]
@@ -106,10 +106,10 @@ def find_weights_problems(folder: Path) -> list[str]:
 
 
 def check_hashes(folder: Path, progress: Callable[[str, int, int], None]) -> tuple[int, list[str]]:
-    """Read the weights whose hash is known: how many were compared, and which are wrong.
+    """Compare the weights whose hash is known: how many files were compared, and the problems.
 
-    Known are catalogue models (by the folder's name), files in a hub cache (blobs are named by their hash), and files
-    that a hub client downloaded into a plain folder (their hash lies in `.cache/huggingface/download`).
+    Hashes are known of catalogue models (by the folder's name), of files in a hub's cache (blobs are named by their
+    hash), and of files that a hub's client has downloaded into a folder (in `.cache/huggingface/download`).
     """
     entry = CATALOGUE.get(folder.name)
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".bin")]
@@ -148,7 +148,7 @@ def _report(check: Callable[[Path], object], path: Path) -> Iterator[str]:
 
 
 def _find_lfs_pointers(folder: Path) -> Iterator[str]:
-    """Small files that git-lfs left in place of the content. Weights are looked at one by one elsewhere."""
+    """Find small files that are git-lfs pointers. Files of weights are checked elsewhere."""
     for path in sorted(folder.glob("*.json")):
         if path.is_file() and is_lfs_pointer(path):
             yield f"{path.name} is a git-lfs pointer, not the file: run `git lfs pull` in its repository"
@@ -163,8 +163,7 @@ def _check_adapter(folder: Path) -> None:
 
 
 def describe_glm(folder: Path) -> str | None:
-    """What a GLM folder in its original layout holds and what happens when it is loaded; None for every other
-    folder."""
+    """Describe a GLM folder in its original layout, and its conversion; None for any other folder."""
     try:
         generation = recognise(read_json(folder / "config.json"))
     except (DamagedFile, Unsupported):
@@ -186,7 +185,7 @@ def _find_weights_problems(folder: Path) -> Iterator[str]:
 
 
 def _find_file_problems(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    """What is wrong with the weights' files; `shapes` is filled with what their headers tell, by name."""
+    """Find problems of the files of weights. The shapes in their headers are added to `shapes`, by name."""
     for name in _WEIGHTS:
         if (folder / f"{name}.index.json").is_file():
             yield from _find_shard_problems(folder, f"{name}.index.json", shapes)
@@ -233,7 +232,7 @@ def _find_shard_problems(folder: Path, index: str, shapes: dict[str, tuple[int, 
 
 
 def _check_weights(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors by name; empty where the format does not tell without unpickling. Raises DamagedFile."""
+    """Shapes of the tensors by name; empty where the format tells them only by unpickling. Raises DamagedFile."""
     if path.suffix == ".safetensors":
         return {name: tensor.shape for name, tensor in read_header(path).items()}
     return read_shapes(path)

@@ -1,5 +1,5 @@
-"""Models in one GGUF file, as llama.cpp has them. What trains and infers here wants plain weights: the file is
-dequantised once, into a folder."""
+"""Models in one GGUF file of llama.cpp. Training and inference need plain weights, so the file is dequantised once into
+a folder."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from engine.protocol.text import first_lines
 
 SUFFIX = ".gguf"
 NOTE = "dequantised.json"
-"""In the folder: `source`, `types` (how many tensors were of which), `dtype`."""
+"""A file in the folder: `source`, `types` (the quantisations and how many tensors have them) and `dtype`."""
 
 
 def choose_folder(file: Path, home: Home) -> Path:
-    """Where its plain weights go: a place of their own for every state of the file."""
+    """The folder for the plain weights of this state of the file."""
     found = file.stat()
     state = f"{file.resolve()} {found.st_size} {found.st_mtime_ns}"
     return home.cache / f"{file.stem}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
 
 
 def unpack(file: Path, place: Path, progress: Callable[[str, int, int], None]) -> None:
-    """Make `place` an ordinary model folder with the tokenizer and template of the file, unless it is there. Raises
+    """Make `place` an ordinary model folder with the file's tokenizer and template, unless it exists. Raises
     ProblemError."""
     if place.is_dir():
         return
@@ -44,16 +44,16 @@ def unpack(file: Path, place: Path, progress: Callable[[str, int, int], None]) -
 
 
 def describe_source(base: Path) -> str:
-    """What was dequantised to make this folder; empty for one that was not made so."""
+    """The source of a dequantised folder; empty for any other folder."""
     path = base / NOTE
     if not path.is_file():
         return ""
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return f"{told['source']}: {told['types']}, dequantised to {told['dtype']}"
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    return f"{recorded['source']}: {recorded['types']}, dequantised to {recorded['dtype']}"
 
 
 def _count_types(file: Path) -> dict[str, tuple[int, int]]:
-    """Type -> tensors and elements of it. Raises ProblemError."""
+    """Quantisation -> number of tensors and of elements. Raises ProblemError."""
     from gguf import GGUFReader
 
     try:
@@ -72,7 +72,7 @@ def _describe_types(types: dict[str, tuple[int, int]]) -> str:
 
 
 def _choose_dtype(types: dict[str, tuple[int, int]]) -> str:
-    """Plain weights stay what most of them are; all else becomes bfloat16."""
+    """The dtype of most weights when it is float32 or float16, else bfloat16."""
     return {"F32": "float32", "F16": "float16"}.get(next(iter(types), ""), "bfloat16")
 
 
@@ -82,7 +82,7 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
 
     where: dict[str, Any] = {"gguf_file": file.name}
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would run through ours
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would mix with ours
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
             # Without dequantize=True transformers keeps the weights packed, and what it saves could not be trained.
             model = AutoModelForCausalLM.from_pretrained(
@@ -95,8 +95,8 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
             tokenizer.save_pretrained(place)
     except (ValueError, RuntimeError, KeyError, NotImplementedError, ImportError) as error:
         raise _load_error(file, first_lines(error))
-    told = {"source": file.name, "types": _describe_types(types), "dtype": dtype}
-    (place / NOTE).write_text(json.dumps(told), encoding="utf-8")
+    record = {"source": file.name, "types": _describe_types(types), "dtype": dtype}
+    (place / NOTE).write_text(json.dumps(record), encoding="utf-8")
 
 
 def _load_error(file: Path, cause: str) -> ProblemError:

@@ -1,4 +1,4 @@
-"""The one place from which a base model is loaded: transformers' own way, or that of a family which it lacks."""
+"""Loads base models: with transformers, or with our own code for families that it lacks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from engine.protocol.messages import Problem, ProblemError
 def load_model(name: str, **arguments: Any) -> Any:
     """The model of a folder or hub id; `arguments` as for `AutoModelForCausalLM.from_pretrained`.
 
-    GLM folders in their original layout are known by their config.json, and never run the code that lies in them,
-    whatever `trust_remote_code` says. Raises ProblemError for one that cannot be loaded exactly, and what transformers
-    raises.
+    GLM folders in their original layout are recognised by their config.json. The code in them is never run, whatever
+    `trust_remote_code` says. Raises ProblemError when the model cannot be loaded exactly, and transformers' errors.
     """
     from transformers import AutoModelForCausalLM
 
     generation = _detect_generation(name)
     if generation is None:
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
-    # transformers would fill what is missing with random numbers, and speak of it in terms of its own names.
+    # transformers would fill missing weights with random numbers, and report them by its own names.
     if Path(name).is_dir() and (wrong := folders.find_weights_problems(Path(name))):
         raise _load_error(name, "; ".join(wrong))
     arguments.pop("trust_remote_code", None)
@@ -36,8 +35,8 @@ def load_model(name: str, **arguments: Any) -> Any:
 
 
 def load_reward_model(name: str, **arguments: Any) -> Any:
-    """The same with one number at its end instead of a vocabulary, drawn where the folder has none. Raises ProblemError
-    for GLM folders in their original layout."""
+    """The same model with one number as its output instead of a vocabulary; that layer is random where the folder has
+    none. Raises ProblemError for GLM folders in their original layout."""
     from transformers import AutoModelForSequenceClassification
 
     generation = _detect_generation(name)
@@ -58,9 +57,9 @@ def _detect_generation(name: str) -> Generation | None:
     """Raises ProblemError for a GLM that cannot be loaded exactly."""
     from transformers import PreTrainedConfig
 
-    told, _ = PreTrainedConfig.get_config_dict(name)
+    config, _ = PreTrainedConfig.get_config_dict(name)
     try:
-        return recognise(told)
+        return recognise(config)
     except Unsupported as error:
         raise _load_error(name, str(error))
 

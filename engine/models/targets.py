@@ -1,4 +1,4 @@
-"""What a TARGET on the command line or in `model.base` means. Looks at names and small files; loads nothing.
+"""Resolves a TARGET of the command line or `model.base`, by names and small files. Loads no weights.
 
 A target is a run id, a prefix of one, or `last` (its best checkpoint, else its newest); RUN@STEP; a checkpoint, adapter
 or model folder, or a GGUF file; a catalogue name; a folder's name in COCKPIT_HOME/models; or a hub id (`org/name`,
@@ -28,12 +28,12 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Target:
-    """What to load. `dtype` and `quantization` are those it was trained with, None where nobody recorded them."""
+    """What to load. `dtype` and `quantization` are those that it was trained with; None where they are not recorded."""
 
     base: str
     """Absolute folder, or a hub id (`org/name`). A catalogue model's folder may not be there yet: see `fetch`."""
     label: str
-    """Short name for a screen: `run@step`, or the folder's name."""
+    """Short name for display: `run@step`, or the folder's name."""
     adapter: Path | None = None
     run: str | None = None
     step: int | None = None
@@ -44,9 +44,9 @@ class Target:
     catalogue: str | None = None
     """The catalogue name behind `base`, when there is one."""
     gguf: Path | None = None
-    """The file that `base` is made of by `fetch`."""
+    """The file that `fetch` makes `base` from."""
     trust_remote_code: bool = False
-    """Whether the profile of its run, which the user wrote, lets the code run that lies with the base."""
+    """Whether the profile of its run, which the user wrote, allows the code in the base's folder to run."""
 
     @property
     def on_hub(self) -> bool:
@@ -54,12 +54,12 @@ class Target:
 
     @property
     def folder(self) -> Path:
-        """Where the weights that this target is about lie: the adapter's folder, else the base's."""
+        """The folder of the weights that this target is about: the adapter's, else the base's."""
         return self.adapter or Path(self.base)
 
 
 def resolve(target: str, home: Home, directory: Path) -> Target:
-    """Find what `target` names; relative folders are meant from `directory`. Raises ProblemError."""
+    """Find what `target` names. Relative folders are resolved against `directory`. Raises ProblemError."""
     name = target.strip()
     if name.startswith(HUB):
         return Target(base=name.removeprefix(HUB), label=name.removeprefix(HUB))
@@ -91,8 +91,7 @@ def resolve(target: str, home: Home, directory: Path) -> Target:
 
 
 def fetch(target: Target, home: Home, progress: Progress) -> Target:
-    """Make a catalogue base present, or the base that a GGUF file becomes. Harmless for any other target. Raises
-    ProblemError."""
+    """Fetch a catalogue base, or convert a GGUF file; any other target is returned as it is. Raises ProblemError."""
     if target.gguf is not None:
         gguf.unpack(target.gguf, Path(target.base), progress)
     if target.catalogue is None:
@@ -101,7 +100,8 @@ def fetch(target: Target, home: Home, progress: Progress) -> Target:
 
 
 def check(target: Target, look: Callable[[Path], list[str]] = folders.find_problems) -> None:
-    """Raises ProblemError when `look` finds a folder damaged that the target needs. What is not here yet passes."""
+    """Raises ProblemError when `look` finds a problem in a folder that the target needs. Folders still to be fetched
+    pass."""
     for folder in (target.adapter, None if target.on_hub else Path(target.base)):
         if folder is None or ((target.catalogue or target.gguf) and not folder.exists()):
             continue
@@ -117,7 +117,7 @@ def check(target: Target, look: Callable[[Path], list[str]] = folders.find_probl
 
 
 def check_generates_text(target: Target) -> None:
-    """Raises ProblemError for a reward model: it writes no replies."""
+    """Raises ProblemError for a reward model, which generates no text."""
     for folder in (target.adapter, None if target.on_hub else Path(target.base)):
         if folder is not None and folders.is_reward_model(folder):
             raise ProblemError(
@@ -137,7 +137,8 @@ def _is_word(name: str) -> bool:
 
 
 def find_run(name: str, home: Home) -> RunDirectory | None:
-    """By id, by a prefix that only one run has, or `last`: the newest. None when there is none. Raises ProblemError."""
+    """Find a run by its id, by a prefix that no other run has, or `last` for the newest. Raises ProblemError when
+    several match."""
     runs = [home.run(path.parent.name) for path in home.runs.glob("*/profile.yaml")] if _is_word(name) else []
     if name == "last":
         if not runs:
@@ -188,7 +189,8 @@ def _resolve_run(run: RunDirectory | None, step: int | None) -> Target:
 
 
 def _trusts_remote_code(run: RunDirectory) -> bool:
-    """What the run's frozen profile says. A checkpoint's own files are not asked: they may come from elsewhere."""
+    """The setting in the run's frozen profile. The checkpoint's own files do not count: they may come from
+    elsewhere."""
     text = run.profile.read_text(encoding="utf-8")
     if "trust_remote_code" not in text:
         return False
@@ -199,7 +201,7 @@ def _trusts_remote_code(run: RunDirectory) -> bool:
 
 
 def _find_best(run: RunDirectory, steps: list[int]) -> int:
-    """The checkpoint that was called best last and is still there, else the newest."""
+    """The latest checkpoint that was marked as best and still exists, else the newest."""
     best = steps[-1]
     for line, _ in journal.read_lines(run.events):
         if b'"checkpoint"' in line:  # most lines are metrics: decoding them all would take seconds for a long run
@@ -248,7 +250,8 @@ def _resolve_gguf(file: Path, home: Home) -> Target:
 
 
 def _resolve_base(adapter: Path, named: str, home: Home) -> Target:
-    """What the adapter was trained on. A catalogue model or a copied one is found again when the home has moved."""
+    """The base that the adapter was trained on. A catalogue model or a copied one is found even when the home has
+    moved."""
     for place in (Path(named), home.models / Path(named).name, home.cache / Path(named).name):
         if named and place.is_absolute() and folders.detect_kind(place) == "model":
             catalogue = place.name if place.parent == home.models and place.name in CATALOGUE else None

@@ -18,18 +18,19 @@ from engine.protocol.messages import Problem, ProblemError
 
 
 def hash_template(tokenizer: Any) -> str:
-    """Of the chat template's text; of the empty text when there is none."""
+    """SHA-256 of the chat template, or of the empty text when there is none."""
     return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], *, reply_follows: bool) -> list[int]:
-    """Token ids of a conversation; `reply_follows` ends it where the assistant begins to speak."""
+    """Token ids of a conversation. With `reply_follows` it ends where the assistant's reply begins."""
     ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=reply_follows, return_dict=False)
     return ids
 
 
 def find_stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a reply: those recorded, else what the generation config, the tokenizer and the template say."""
+    """Tokens that end a reply: those in the lock, else those of the generation config, the tokenizer and the
+    template."""
     if lock and lock.get("eos_token_ids"):
         return frozenset(lock["eos_token_ids"])
     configured = model.generation_config.eos_token_id
@@ -38,15 +39,15 @@ def find_stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) ->
 
 
 def find_turn_ends(tokenizer: Any) -> set[int]:
-    """Tokens that end a reply, as tokenizer and template say: the end token, what the template writes behind a reply,
-    and what it declares as the beginning of another's turn."""
+    """Tokens that end a reply according to the tokenizer and template: the end token, what the template writes after a
+    reply, and the tokens that it declares to start another's turn."""
     others = read_metadata(tokenizer.chat_template).get("ends", "").split()
     found = {tokenizer.eos_token_id, find_end_of_turn(tokenizer), *map(tokenizer.convert_tokens_to_ids, others)}
     return found - {None}
 
 
 def find_end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that the template puts after an assistant's reply; None without one."""
+    """The special token that the template writes after an assistant's reply, or None."""
     if not tokenizer.chat_template:
         return None
     reply = "a reply"
@@ -58,8 +59,8 @@ def find_end_of_turn(tokenizer: Any) -> int | None:
 
 
 def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
-    """Raises ProblemError saying what differs between the checkpoint in `folder` and the tokenizer that was loaded for
-    it."""
+    """Raises ProblemError when the checkpoint in `folder` and the tokenizer that was loaded for it differ; it names the
+    differences."""
     differences = []
     if lock.get("template_sha256", hash_template(tokenizer)) != hash_template(tokenizer):
         differences.append("the chat template is not the one it was trained with")
@@ -71,7 +72,9 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
     ]
     for index, golden in enumerate(lock.get("golden", ()) if tokenizer.chat_template else ()):
         expected = golden["ids"]
-        ids = render(tokenizer, golden["messages"], reply_follows=False)[: len(expected)]  # training may have cut it
+        ids = render(tokenizer, golden["messages"], reply_follows=False)[
+            : len(expected)
+        ]  # training may have cut the conversation
         if ids != expected:
             place = next((i for i, pair in enumerate(zip(ids, expected, strict=False)) if len({*pair}) > 1), len(ids))
             differences.append(
@@ -94,7 +97,7 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
 
 
 def check_target(target: Target) -> None:
-    """`check` for whoever uses a target without loading it for chat. Nothing to hold it against passes. Raises
+    """`check` for uses of a target that do not load it for chat. Without a lock or a tokenizer it passes. Raises
     ProblemError."""
     source = find_tokenizer_folder(target)
     if target.lock and source:
@@ -102,7 +105,8 @@ def check_target(target: Target) -> None:
 
 
 def find_tokenizer_folder(target: Target) -> Path | None:
-    """The folder of its tokenizer: the adapter's, else the base's; None where neither has one, or it is on the hub."""
+    """The folder of the target's tokenizer: the adapter's, else the base's; None where neither has one, or on the
+    hub."""
     places = (target.adapter, None if target.on_hub else Path(target.base))
     return next((place for place in places if place and folders.has_tokenizer(place)), None)
 

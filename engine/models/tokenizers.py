@@ -1,4 +1,4 @@
-"""The one place from which a tokenizer is loaded: transformers' own way, or that of a family which it lacks."""
+"""Loads tokenizers: with transformers, or with our own code for families that it lacks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ _FIRST = "ChatGLM1Tokenizer"
 def load(name: str | Path, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a folder or hub id, with its own chat template.
 
-    That of a GLM folder in its original layout is built from its sentencepiece file, and never runs the code that lies
-    beside it, whatever `trust_remote_code` says. Raises ProblemError for one that cannot be built, and what
-    transformers raises.
+    The tokenizer of a GLM folder in its original layout is built from its sentencepiece file. The code in the folder is
+    never run, whatever `trust_remote_code` says. Raises ProblemError when it cannot be built, and transformers' errors.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -75,7 +74,7 @@ def _detect_generation(folder: Path) -> Generation | None:
 
 
 def _read_json_object(folder: Path, name: str) -> dict[str, Any]:
-    """Of a JSON file that may be absent. Raises ProblemError for a damaged one."""
+    """The content of a JSON file, empty when it is absent. Raises ProblemError for a damaged file."""
     if not (folder / name).exists():
         return {}
     try:

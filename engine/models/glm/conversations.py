@@ -1,5 +1,5 @@
-"""The conversations of the ChatGLM generations as Jinja templates, one file in `templates` a generation. Their first
-comment says what `engine.models.template_metadata` reads."""
+"""The chat templates of the ChatGLM generations, one Jinja file each in `templates`. Their first comment is read by
+`engine.models.template_metadata`."""
 
 from __future__ import annotations
 

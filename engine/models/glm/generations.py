@@ -1,9 +1,9 @@
-"""Which GLM a `config.json` in the original layout describes, and whether it can be loaded exactly. Imports no training
-library.
+"""Recognises the GLM that a `config.json` in the original layout describes, and whether it can be loaded exactly.
+Imports no training library.
 
-All generations share `model_type: chatglm`. The first (arXiv:2103.10360 with two-dimensional positions, GELU and
-LayerNorm) has a class of its own in `first`; the second, the third and GLM-4 are in all but names transformers'
-`GlmForCausalLM`, see `converted`.
+All generations have `model_type: chatglm`. The first (arXiv:2103.10360 with two-dimensional positions, GELU and
+LayerNorm) has a class of its own, in `chatglm_first`. The second, the third and GLM-4 are transformers'
+`GlmForCausalLM` with other names, see `load_glm`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ MODEL_TYPE = "chatglm"
 _FIRST = ("inner_hidden_size", "position_encoding_2d")
 _LATER = ("multi_query_group_num", "padded_vocab_size")
 _ROLES = (64795, 64797)
-"""`<|user|>` and `<|observation|>` of ChatGLM3: where the model begins to speak for somebody else, its reply has
-ended."""
+"""`<|user|>` and `<|observation|>` of ChatGLM3: a reply ends where the model starts another role's turn."""
 _LARGE_VOCABULARY = 100_000
 """Between ChatGLM2 and 3 (65,024) and GLM-4 (151,552)."""
 
 
 class Unsupported(ValueError):
-    """A config that is no GLM of ours, or a variant that would not be computed exactly; the message is one sentence."""
+    """A config that is no known GLM, or that cannot be loaded exactly. The message is one sentence."""
 
 
 class Sizes(BaseModel):
-    """What both layouts say under the same names. Fields that are not read here may say anything."""
+    """Settings with the same names in both layouts. Other settings may have any value."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -45,7 +44,7 @@ class First(Sizes):
     inner_hidden_size: int = Field(gt=0)
     max_sequence_length: int = Field(gt=0)
     bos_token_id: int = Field(ge=0)
-    """`sop`, after which the answer stands."""
+    """`sop`, after which the answer starts."""
     eos_token_id: int = Field(ge=0)
     """`eop`"""
     mask_token_id: int = Field(ge=0)
@@ -114,7 +113,7 @@ _NEEDED: dict[type[Sizes], dict[str, tuple[Any, Any, str]]] = {
         "pre_seq_len": (None, None, "a P-tuning prefix is not loaded: take the base model's folder"),
     },
 }
-"""Setting -> the value that can be computed exactly, what the original takes when nothing is said, why no other."""
+"""Setting -> (the value that can be computed exactly, the original's default, why no other value can be loaded)."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +132,9 @@ class Generation:
 
 
 def recognise(config: Mapping[str, Any]) -> Generation | None:
-    """The generation that the content of a `config.json` describes; None for other models, those already converted
-    included.
+    """The generation that a `config.json` describes; None for other models, including converted ones.
 
-    Raises Unsupported, naming the setting, for what would not be computed exactly.
+    Raises Unsupported, with the name of the setting, when it would not be computed exactly.
     """
     if not isinstance(config, Mapping):
         raise Unsupported("config.json holds no settings")
@@ -176,10 +174,10 @@ def _read_sizes(layout: type[Sizes], config: Mapping[str, Any]) -> First | Later
 
 
 def _tell_later(sizes: Later, config: Mapping[str, Any]) -> Generation:
-    """Second, third and GLM-4 have the same fields: what the config was saved from tells, else its vocabulary and
-    length.
+    """Tell the later generations apart, whose settings are the same: by the name that the config was saved from, else
+    by vocabulary and length.
 
-    They differ in how long contexts are reached: ChatGLM2-6B-32k scales positions, the others the rotary base. Where
+    They reach long contexts in different ways: ChatGLM2-6B-32k scales positions, the others the rotary base. Where
     neither name nor length tells and it matters, nothing is guessed.
     """
     saved_from = str(config.get("_name_or_path", "")).lower()
@@ -199,7 +197,7 @@ def _tell_later(sizes: Later, config: Mapping[str, Any]) -> Generation:
 
 
 def translate_config(generation: Generation) -> dict[str, Any]:
-    """The settings of transformers' `GlmConfig` that compute what this later generation computed."""
+    """The settings of transformers' `GlmConfig` that compute the same as this later generation."""
     sizes = generation.sizes
     assert isinstance(sizes, Later)
     rotary: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0 * sizes.rope_ratio}
@@ -227,8 +225,8 @@ def translate_config(generation: Generation) -> dict[str, Any]:
 
 
 def list_stop_tokens(generation: Generation) -> int | list[int]:
-    """Tokens that end a reply. ChatGLM3's config names `</s>` alone, though its reply also ends where another role
-    begins."""
+    """Tokens that end a reply. ChatGLM3's config names only `</s>`, although a reply also ends where another role
+    starts."""
     sizes = generation.sizes
     if generation.number != 3 or isinstance(sizes, First) or sizes.padded_vocab_size <= max(_ROLES):
         return sizes.eos_token_id
@@ -237,7 +235,7 @@ def list_stop_tokens(generation: Generation) -> int | list[int]:
 
 
 def list_tensors(generation: Generation) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the original files must hold; a tied output layer may be left out."""
+    """Name and shape of every tensor that the original files must have. A tied output layer may be missing."""
     sizes = generation.sizes
     return _list_first_tensors(sizes) if isinstance(sizes, First) else _list_later_tensors(sizes)
 
@@ -289,7 +287,7 @@ def _list_later_tensors(sizes: Later) -> dict[str, tuple[int, ...]]:
 
 
 def find_weights_problem(generation: Generation, found: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What keeps tensors of these names and shapes from being this model's: one sentence, or None."""
+    """Why tensors of these names and shapes are not this model's, in one sentence; None when they are."""
     wanted = list_tensors(generation)
     absent = [name for name in wanted if name not in found]
     if absent:

@@ -1,4 +1,4 @@
-"""The sentencepiece file of a ChatGLM folder: read, and checked to be whole and of the expected kind."""
+"""Reads the sentencepiece file of a ChatGLM folder, and checks that it is complete and of the expected kind."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Piece(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """`content` are the file's bytes, `listed` its pieces by id."""
+    """`content` is the file's bytes, `listed` the pieces by id."""
 
     content: bytes
     listed: list[Piece]
 
 
 def read(path: Path, model_type: int, charsmap: bool) -> Pieces:
-    """The file at `path`. Raises ProblemError when it is missing, damaged, or made otherwise than ChatGLM's files are.
+    """Read the file at `path`. Raises ProblemError when it is missing, damaged, or not like ChatGLM's files.
 
-    `charsmap` says whether its normaliser changes characters. Both kinds of file put a blank before a text, write
-    blanks as U+2581 and characters they do not know as bytes.
+    `charsmap` says whether its normaliser changes characters. Both kinds of file put a space before a text, write
+    spaces as U+2581 and unknown characters as bytes.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
