@@ -24,17 +24,17 @@ def assign(demand: Demand, count: int, busy: Collection[int], cpu_busy: bool) ->
         if demand.devices:
             raise ValueError(f"asks for devices {list(demand.devices)}, and this host has none")
         return None if cpu_busy else []
-    wanted = demand.devices
-    if wanted is None:
+    requested = demand.devices
+    if requested is None:
         number = demand.processes or count
         if number > count:
             raise ValueError(f"asks for {number} processes, one a device, and this host has {count} devices")
         free = [index for index in range(count) if index not in busy]
         return free[:number] if len(free) >= number else None
-    missing = [index for index in wanted if index >= count]
+    missing = [index for index in requested if index >= count]
     if missing:
         raise ValueError(f"asks for devices {missing}, and this host has 0…{count - 1}")
-    return None if any(index in busy for index in wanted) else list(wanted)
+    return None if any(index in busy for index in requested) else list(requested)
 
 
 def pick_first(

@@ -1,4 +1,4 @@
-"""Models of one's own shape: what is refused, and what is built."""
+"""Models with a shape of their own: which are refused, and what is built."""
 
 from __future__ import annotations
 
@@ -105,13 +105,13 @@ def test_sizes_are_what_the_help_says() -> None:
     assert f"{counts[0]} or {counts[1]} million" in help_text and list(scratch.SIZES) == ["small", "medium"]
 
 
-def test_a_shape_of_ones_own_stands_on_a_size() -> None:
+def test_a_shape_of_ones_own_is_based_on_a_size() -> None:
     found = scratch.build_shape(options(size="medium", config={"num_hidden_layers": 3, "tie_word_embeddings": False}))
     assert (found["num_hidden_layers"], found["hidden_size"], found["tie_word_embeddings"]) == (3, 1024, False)
     assert scratch.build_shape(options(config={"rope_theta": 5e5}))["hidden_size"] == 512
 
 
-def test_a_run_is_said_to_begin_from_what_it_begins_from() -> None:
+def test_origin_describes_what_a_run_starts_from() -> None:
     own = {"tokenizer": "folder", "base": "unused"}
     begins = [options(size="medium", **own), options(config=SMALLEST, **own), options(**own), ModelOptions(base="last")]
     assert [each.origin for each in begins] == ["random (medium)", "random (own shape)", "unused", "last"]

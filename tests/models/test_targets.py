@@ -139,7 +139,9 @@ def test_an_adapter_is_a_base_like_any_other_when_all_of_it_is_whole(place: Home
     make_run(place, "first-run", base, {10: True})
 
     def said() -> str:
-        return dict(checks.check_base({"model": ModelOptions(base="first-run")}, place.root, place)).get("model.base", "")
+        return dict(checks.check_base({"model": ModelOptions(base="first-run")}, place.root, place)).get(
+            "model.base", ""
+        )
 
     assert said() == ""
     (base / "model.safetensors").unlink()

@@ -42,7 +42,7 @@ def issues(text: str, *overrides: str) -> list[str]:
     return [str(issue) for issue in caught.value.issues]
 
 
-def test_all_problems_are_told_at_once_each_with_line_and_column() -> None:
+def test_all_problems_are_reported_at_once_each_with_line_and_column() -> None:
     assert issues(BAD) == [
         "bad.yaml:4:3 model.dtype: must be bfloat16, float16 or float32, not 'bflot16', did you mean bfloat16?",
         "bad.yaml:8:7 data.train.0.wieght: unknown key, did you mean weight?",
@@ -72,7 +72,7 @@ def test_overrides_are_yaml_and_their_problems_name_the_option() -> None:
     ]
 
 
-def test_what_no_section_knows_alone() -> None:
+def test_checks_across_sections() -> None:
     found = issues(
         "data: {train: [{source: triples/train.jsonl}]}\n"
         "model: {quantization: nf4}\n"
@@ -112,7 +112,7 @@ def test_any_text_is_a_profile_or_a_profile_error(text: str) -> None:
         parse(text, "any.yaml", Path("/"))
 
 
-def test_every_built_in_profile_holds_and_its_frozen_form_means_the_same(tmp_path: Path) -> None:
+def test_every_built_in_profile_is_valid_and_equal_to_its_frozen_form(tmp_path: Path) -> None:
     files = sorted(find_bundled("profiles").glob("*.yaml"))
     assert files
     home = Home(tmp_path / "home").create()

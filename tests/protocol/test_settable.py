@@ -1,4 +1,4 @@
-"""What may change while a run runs is checked before it is asked for."""
+"""Settings that may be changed while a run is running are checked before the change is requested."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def exchange(socket: zmq.Socket[bytes], request: Request) -> Reply:
     return wire.decode(payload, Reply)
 
 
-def test_a_cockpit_of_another_version_is_told_so(raw_socket: zmq.Socket[bytes]) -> None:
+def test_a_cockpit_of_another_version_is_refused(raw_socket: zmq.Socket[bytes]) -> None:
     reply = exchange(raw_socket, Request(id="1", operation="hello", protocol=99))
     assert reply.problem is not None and "different protocols" in reply.problem.title
 
@@ -76,7 +76,7 @@ def test_an_open_socket_directory_is_refused(bare_home: Home) -> None:
         wire.make_socket_directory(bare_home)
 
 
-def test_no_engine_is_a_problem_only_for_who_does_not_start_one(bare_home: Home) -> None:
+def test_no_engine_is_a_problem_only_for_a_client_that_starts_none(bare_home: Home) -> None:
     with pytest.raises(ProblemError, match="No engine is running"):
         Client(bare_home, start=False)
     with Client(bare_home) as started:

@@ -22,7 +22,7 @@ def launched(engine: Engine, run: Run) -> list[tuple[int, str]]:
     return [(entry.attempt, entry.stage) for entry in entries if isinstance(entry, journal.Launched)]
 
 
-def test_what_a_profile_asks_for_and_what_a_change_touches() -> None:
+def test_the_stages_of_a_profile_and_the_first_one_that_a_change_affects() -> None:
     asked = lambda *changes: stage_plan.list_stages(load(find("triples-qlora"), changes))  # noqa: E731
     assert asked() == ["check", "prepare", "train"]
     assert asked(*ALL) == ["check", "prepare", "train", "evaluate", "export"]
@@ -98,7 +98,7 @@ def begin(engine: Engine, first: str, *changes: str) -> Run:
     return engine.client.request("submit", message)
 
 
-def test_a_profile_is_begun_in_the_middle(engine: Engine) -> None:
+def test_a_run_can_start_at_a_later_stage(engine: Engine) -> None:
     with pytest.raises(ProblemError, match="nothing to begin with export on"):
         begin(engine, "export")
     first = begin(engine, "")

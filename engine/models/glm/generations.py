@@ -154,10 +154,10 @@ def recognise(config: Mapping[str, Any]) -> Generation | None:
 
 
 def _read_sizes(layout: type[Sizes], config: Mapping[str, Any]) -> First | Later:
-    for name, (wanted, default, why) in _NEEDED[layout].items():
+    for name, (expected, default, why) in _NEEDED[layout].items():
         # A null is what the original class takes for "not set"; true and 1 are the same to Python, and to it.
         value = config.get(name, default)
-        if (default if value is None else value) != wanted:
+        if (default if value is None else value) != expected:
             raise Unsupported(f"config.json has {name}: {_shorten(value)}, which cannot be loaded exactly: {why}")
     try:
         sizes = layout.model_validate({key: value for key, value in config.items() if value is not None})
@@ -288,18 +288,18 @@ def _list_later_tensors(sizes: Later) -> dict[str, tuple[int, ...]]:
 
 def find_weights_problem(generation: Generation, found: Mapping[str, tuple[int, ...]]) -> str | None:
     """Why tensors of these names and shapes are not this model's, in one sentence; None when they are."""
-    wanted = list_tensors(generation)
-    absent = [name for name in wanted if name not in found]
+    expected = list_tensors(generation)
+    absent = [name for name in expected if name not in found]
     if absent:
-        return f"the weights lack {len(absent)} of {len(wanted)} tensors of {generation.name}, {absent[0]} among them"
-    for name, shape in wanted.items():
+        return f"the weights lack {len(absent)} of {len(expected)} tensors of {generation.name}, {absent[0]} among them"
+    for name, shape in expected.items():
         if tuple(found[name]) != shape:
             return f"{name} has the shape {list(found[name])}, config.json says {list(shape)}"
     tied = "lm_head.weight"
     if (
         generation.number == 1
-        and found.get(tied, wanted["transformer.word_embeddings.weight"])
-        != (wanted["transformer.word_embeddings.weight"])
+        and found.get(tied, expected["transformer.word_embeddings.weight"])
+        != (expected["transformer.word_embeddings.weight"])
     ):
         return f"{tied} has the shape {list(found[tied])}, that of the embeddings is wanted"
     return None

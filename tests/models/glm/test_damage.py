@@ -1,4 +1,4 @@
-"""Whatever is wrong with a GLM folder, it is said in one sentence before anything is computed."""
+"""Any problem of a GLM folder is reported in one sentence before anything is computed."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_a_hundred_mutations_load_or_are_one_problem(tmp_path: Path, source, bin
     assert min(outcomes.values()) > 5, outcomes
 
 
-def test_weights_that_are_not_all_there_are_never_filled_with_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_weights_are_never_filled_with_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where the files do not tell before they are read (a hub id, a file of before torch 1.6)."""
     monkeypatch.setattr(folders, "weights_problems", lambda folder: [])
     for source in (FIRST, THIRD):
@@ -219,7 +219,7 @@ def test_headers_are_read_without_a_training_library():
     subprocess.run([sys.executable, "-P", "-c", script], check=True)
 
 
-def test_verify_and_doctor_say_the_generation_and_what_is_converted(tmp_path: Path):
+def test_verify_and_doctor_report_the_generation_and_the_conversion(tmp_path: Path):
     def told(tool: str, *arguments: str) -> tuple[int, str]:
         command = [sys.executable, "-P", "-m", f"engine.workers.{tool}", *arguments, "--home", str(tmp_path / "home")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
