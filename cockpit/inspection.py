@@ -29,8 +29,8 @@ class Inspection:
 
 def inspect(text: str, file: ProfileFile, home: Home) -> Inspection:
     """Read and check a profile's text. Takes milliseconds, the first time 0.2 s: call it off the loop."""
-    from engine.config.form import describe
-    from engine.config.profile import SECTIONS, ProfileError, notes, parse  # pydantic: not before the first paint
+    from engine.config.form import list_fields
+    from engine.config.profile import SECTIONS, ProfileError, list_notes, parse  # pydantic: not before the first paint
 
     document = read(text)
     kinds = {}
@@ -40,12 +40,12 @@ def inspect(text: str, file: ProfileFile, home: Home) -> Inspection:
         said = document.get(section)
         kind = said.get("kind") if isinstance(said, dict) else None
         kinds[section] = kind if isinstance(kind, str) and kind in table else None
-    fields = describe(**kinds)
+    fields = list_fields(**kinds)
     try:
         profile = parse(text, file.path.name, file.path.parent, home=home)
     except ProfileError as error:
         return Inspection(text, document, fields, error.issues)
-    return Inspection(text, document, fields, profile=profile, notes=notes(profile, home))
+    return Inspection(text, document, fields, profile=profile, notes=list_notes(profile, home))
 
 
 def summary(profile: Profile) -> str:
