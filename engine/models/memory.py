@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 from engine.protocol.memory_errors import find_exhausted_memory
@@ -29,5 +30,7 @@ def _says_so(error: BaseException) -> bool:
     """By class where there is one (torch's by name, so that torch need not be imported), else by text."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     return not names.isdisjoint(_SPEAKING) and find_exhausted_memory(str(error)) != ""

@@ -70,7 +70,7 @@ def test_other_errors(text: str) -> None:
         torch.cuda.OutOfMemoryError(),
         torch.AcceleratorError("CUDA error: out of memory", 2),
         MemoryError(),
-        OSError(12, "Cannot allocate memory"),
+        OSError(12, "Nicht genügend Hauptspeicher verfügbar"),
         type("_ArrayMemoryError", (MemoryError,), {})(
             "Unable to allocate 7.45 GiB for an array with shape (1000000000,)"
         ),
