@@ -31,7 +31,7 @@ class SamplingOptions(Options):
         1.0, help="Above 1, tokens that the prompt or the reply already has become less likely.", gt=0
     )
     no_repeat_ngram: int | None = option(
-        None, help="No sequence of so many tokens comes twice in prompt and reply.", unit="tokens", ge=1
+        None, help="No sequence of this many tokens occurs twice in prompt and reply.", unit="tokens", ge=1
     )
     seed: int | None = option(None, help="Seed of sampling.", ge=0, lt=1 << 63)
     stop: list[str] = option([], help="Texts before which a reply ends.")

@@ -22,8 +22,8 @@ class SourceOptions(Options):
         None, help="Text of the user's turn, with {column} placeholders, in place of the shape's own."
     )
     system: str | None = option(None, help="System prompt for rows that have none.")
-    weight: float = option(1.0, help="Times that each row is seen in an epoch; 0.5 takes a seeded half.", gt=0)
-    max_rows: int | None = option(None, help="Take at most so many rows.", unit="rows", ge=1)
+    weight: float = option(1.0, help="How often each row is seen in an epoch; 0.5 takes a seeded half.", gt=0)
+    max_rows: int | None = option(None, help="Take at most this many rows.", unit="rows", ge=1)
 
 
 class CleanOptions(Options):
@@ -71,7 +71,7 @@ class BalanceOptions(Options):
 
     by: str = option(help="Column whose values are to have the same number of rows.", min_length=1)
     to: Literal["smallest", "median", "largest"] | Annotated[int, Field(ge=1)] = option(
-        "smallest", help="Rows of each value: larger groups are thinned out, smaller ones repeated."
+        "smallest", help="Rows of each value: larger groups are sampled, smaller ones repeated."
     )
     seed: int = option(42, help="Seed of the choice.")
 
@@ -96,9 +96,9 @@ class ServiceOptions(Options):
     max_tokens: int = option(512, help="Longest answer.", unit="tokens", ge=1)
     token_limit: int | None = option(None, help="Stop before this many tokens, prompts included.", unit="tokens", ge=1)
     cost_limit: float | None = option(None, help="Stop before this cost, in the currency of `price`.", gt=0)
-    price: PriceOptions = option(PriceOptions(), help="What the service asks for.")
+    price: PriceOptions = option(PriceOptions(), help="The service's prices.")
     retries: int = option(
-        5, help="Times that a failed request is tried again; waiting for a rate limit is no try.", ge=0
+        5, help="How often a failed request is repeated; waiting for a rate limit does not count.", ge=0
     )
     timeout: float = option(120.0, help="Longest wait for an answer.", unit="seconds", gt=0)
 
@@ -134,12 +134,12 @@ class DataOptions(Options):
     packing: bool = option(False, help="Put several rows into one sequence, with attention kept apart.")
     template: str = option("auto", help="Chat template: auto takes the model's own; or a path to a Jinja file.")
     max_rows: int | None = option(
-        None, help="Take at most so many training rows in all, a seeded sample.", unit="rows", ge=1
+        None, help="Take at most this many training rows in total, a seeded sample.", unit="rows", ge=1
     )
     max_rejected: float = option(0.01, help="Share of bad rows beyond which a launch is refused.", ge=0, le=1)
     processes: int | None = option(None, help="Processes that prepare data; none: one a core.", ge=1)
     clean: CleanOptions | None = option(None, help="Clean rows before they are used.")
     dedup: DedupOptions | None = option(None, help="Drop duplicates.")
     split: SplitOptions | None = option(None, help="Hold out a part of the training sources.")
-    balance: BalanceOptions | None = option(None, help="Even out the values of a column.")
+    balance: BalanceOptions | None = option(None, help="Balance the values of a column.")
     expand: ExpandOptions | None = option(None, help="Make new training rows with a service.")

@@ -14,9 +14,9 @@ from engine.options.thresholds import parse_threshold
 class EarlyStoppingOptions(Options):
     patience: int = option(3, help="Evaluations in a row without a new best after which the run ends.", ge=1)
     metric: str = option(
-        "eval/loss", help="Metric to watch; losses and perplexity down, all else up.", pattern="^eval/."
+        "eval/loss", help="Metric to watch: losses and perplexity must fall, all others rise.", pattern="^eval/."
     )
-    min_delta: float = option(0.0, help="What a value must be better by to count.", ge=0)
+    min_delta: float = option(0.0, help="Smallest improvement that counts.", ge=0)
 
 
 class JudgeOptions(ServiceOptions):
@@ -48,13 +48,14 @@ class JudgeOptions(ServiceOptions):
 
 class EvaluationOptions(Options):
     every_steps: int | None = option(
-        None, help="Evaluate every so many steps; none: once an epoch.", unit="steps", ge=1
+        None, help="Steps between two evaluations; none: one per epoch.", unit="steps", ge=1
     )
     task: str | None = option(None, help="Generate replies and score them by this task's metrics.")
     samples: int = option(32, help="Held-out rows to generate replies for.", unit="rows", ge=0)
     probes: list[str] = option([], help="Prompts answered at every evaluation, to see how the replies change.")
     thresholds: list[str] = option(
-        [], help="What the last evaluation must reach, such as schema_validity >= 0.95; said in the report."
+        [],
+        help="Thresholds that the last evaluation must reach, such as schema_validity >= 0.95; the report lists them.",
     )
     judge: JudgeOptions | None = option(
         None,
@@ -62,7 +63,7 @@ class EvaluationOptions(Options):
     )
     at_start: bool = option(True, help="Evaluate before the first step: an out-of-memory shows in the first minute.")
     early_stopping: EarlyStoppingOptions | None = option(
-        None, help="End the run, with a checkpoint, when held-out rows say that it no longer gets better."
+        None, help="End the run, with a checkpoint, when the results on held-out rows no longer improve."
     )
 
     @field_validator("thresholds")

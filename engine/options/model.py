@@ -55,14 +55,16 @@ class ModelOptions(Options):
         False, help="Run Python code that comes with the model folder. Leave it off unless you have read that code."
     )
     init: Literal["pretrained", "config"] = option(
-        "pretrained", help="Where training begins: the base's weights, or random ones drawn from training.seed."
+        "pretrained",
+        help="Where training starts: from the base's weights, or from random ones drawn with training.seed.",
     )
     size: Literal["small", "medium"] | None = option(
         None,
         help="With init config: a built-in Llama-style size, 26 or 308 million parameters before the vocabulary's.",
     )
     config: ShapeOptions | None = option(
-        None, help="With init config: a Llama-style shape of your own; what it leaves out is as model.size, else small."
+        None,
+        help="With init config: a Llama-style shape of your own; unset fields are those of model.size, else small.",
     )
 
     @property
