@@ -1,8 +1,8 @@
-"""Prepared rows into micro-batches: a seeded order, cut into windows of one global batch, shared by the ranks.
+"""Prepared rows into micro-batches: a seeded order, cut into global batches, which the ranks share.
 
-The order of rows depends on seed and epoch alone, never on how a global batch is split. Each window is one optimiser step; the
-last of an epoch holds what is left. Within a window rows are dealt by length, so that micro-batches pad little; as the loss is
-a mean over the window's trained tokens, who computes which row changes nothing.
+The order of rows depends on seed and epoch alone, never on how a global batch is split. Each global batch is one optimiser step; the last of
+an epoch holds what is left. Within one, rows are sorted by length and divided, so that micro-batches pad little; as the loss is a mean over
+the trained tokens of the global batch, it does not matter which rank computes which row.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def token_counts(rows: Any) -> list[int]:
     return found
 
 
-class Windows:
-    """A batch sampler: for each window, `accumulation` lists of row numbers for this rank, some perhaps empty.
+class GlobalBatches:
+    """A batch sampler: for each global batch `accumulation` lists of row numbers for this rank, some of them perhaps empty.
 
-    `lengths` are the rows' lengths in tokens. Every rank gets the same number of lists, so that collectives pair up.
+    `lengths` are the rows' lengths in tokens. Every rank gets the same number of lists, so that their collectives match.
     """
 
     def __init__(
@@ -49,48 +49,50 @@ class Windows:
         self.lengths = lengths
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.rank, self.world, self.seed = rank, world, seed
-        self.epoch = 0
+        self.step = 0
+        """Iteration begins with the global batch after so many steps and ends with that step's epoch."""
         self.skipped: Collection[int] = ()
-        """Rows that are left out of their windows; all else stays where it is."""
+        """Rows that are left out of their global batches; all others stay where they are."""
 
     @property
-    def global_batch(self) -> int:
+    def size(self) -> int:
+        """Rows in a global batch."""
         return self.micro_batch * self.accumulation * self.world
 
     @property
     def per_epoch(self) -> int:
-        """Windows, so optimiser steps, in an epoch."""
-        return -(-len(self.lengths) // self.global_batch)
+        """Global batches, so optimiser steps, in an epoch."""
+        return -(-len(self.lengths) // self.size)
 
     def __len__(self) -> int:
         """Micro-batches of this rank in an epoch."""
         return self.per_epoch * self.accumulation
 
     def order(self, epoch: int) -> list[int]:
-        """All row numbers as this epoch sees them."""
+        """All row numbers in this epoch's order."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         shuffled: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
         return shuffled
 
-    def window(self, step: int) -> list[int]:
-        """Row numbers of the global batch that comes after `step` steps, skipped ones too, in this epoch's order."""
+    def rows_of(self, step: int) -> list[int]:
+        """Row numbers of the global batch that follows `step` steps, skipped ones too, in this epoch's order."""
         epoch, index = divmod(step, self.per_epoch)
-        return self.order(epoch)[index * self.global_batch : (index + 1) * self.global_batch]
+        return self.order(epoch)[index * self.size : (index + 1) * self.size]
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = self.order(self.epoch)
-        for start in range(0, len(order), self.global_batch):
-            window = order[start : start + self.global_batch]
-            yield from self._share(window)[self.rank :: self.world]
+        epoch, first = divmod(self.step, self.per_epoch)
+        order = self.order(epoch)
+        for start in range(first * self.size, len(order), self.size):
+            yield from self._divide(order[start : start + self.size])[self.rank :: self.world]
 
-    def _by_length(self, window: list[int]) -> list[int]:
-        kept = [row for row in window if row not in self.skipped]
+    def _by_length(self, rows: list[int]) -> list[int]:
+        kept = [row for row in rows if row not in self.skipped]
         return sorted(kept, key=lambda row: (-self.lengths[row], row))
 
-    def _share(self, window: list[int]) -> list[list[int]]:
-        """The window as accumulation × world micro-batches, neighbours (different ranks' at one time) of like length."""
+    def _divide(self, rows: list[int]) -> list[list[int]]:
+        """A global batch as accumulation × world micro-batches; neighbours, which different ranks compute at one time, are of like length."""
         count = self.accumulation * self.world
-        by_length = self._by_length(window)
+        by_length = self._by_length(rows)
         bounds = [index * len(by_length) // count for index in range(count + 1)]
         return [by_length[bounds[index] : bounds[index + 1]] for index in range(count)]
 

@@ -26,7 +26,7 @@ SHORTEST_PHASE_LIMIT = 900.0
 """Seconds that any other phase may always last: nothing is known before the first compilation, evaluation or
 checkpoint."""
 STACKS = signal.SIGUSR1
-"""Makes a rank write the stacks of all its threads to the log (`engine.training.steering`)."""
+"""Makes a rank write the stacks of all its threads to the log (`engine.training.inbox`)."""
 
 
 @dataclass

@@ -20,8 +20,8 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_line
 from engine.protocol.worker_link import Link
 from engine.training import ranks
-from engine.training.reporter import Voice
-from engine.training.steering import Inbox
+from engine.training.inbox import Inbox
+from engine.training.reporter import Reporter
 
 RETRY = 2.0
 """Seconds between attempts to write the last entry to a full disk."""
@@ -53,23 +53,23 @@ def main() -> int:
         die_with_parent=world > 1,
     )
     inbox.connect(link)
-    voice = Voice(run, arguments.attempt, link, rank)
-    voice.phase("loading", "libraries")
+    reporter = Reporter(run, arguments.attempt, link, rank)
+    reporter.phase("loading", "libraries")
     profile = None
     try:
         directory = Path(json.loads((run.path / "job.json").read_text())["directory"])
         profile = parse(run.profile.read_text(), str(run.profile), directory, home=home)
         from engine.training.session import train
 
-        outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, voice, inbox)
+        outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, reporter, inbox)
         end = End(attempt=arguments.attempt, step=step, status=outcome)
     except Exception as error:  # noqa: BLE001 - any failure ends the run, and must be in its journal
         traceback.print_exc()
         problem = describe_failure(error, profile)
         end = End(attempt=arguments.attempt, step=inbox.step, status="failed", problem=problem)
-    voice.tell(end)
-    while not voice.flush():
-        link.report_progress(phase=voice.trouble)
+    reporter.write(end)
+    while not reporter.flush():
+        link.report_progress(phase=reporter.blocked)
         time.sleep(RETRY)
     link.close()
     return 0 if end.status != "failed" else 1
