@@ -17,8 +17,8 @@ from typing import Any, get_args
 import msgspec
 
 from engine.protocol import journal, messages, states
+from engine.protocol.envelope import Event, Reply, Request
 from engine.protocol.messages import OPERATIONS, PROTOCOL, Body, FromWorker, Problem, ToWorker
-from engine.protocol.messages.envelope import Event, Reply, Request
 from engine.protocol.reference_text import COMMANDS, EXAMPLES, JOURNALS, PROTOCOL_TEXT
 
 WIDTH = 100

@@ -27,7 +27,7 @@ PROTOCOL_TEXT = {
     "introduction": """
 # Protocol
 
-This page is generated from the definitions in `engine/protocol/messages/` by `python -m engine.protocol.reference >
+This page is generated from the definitions in the modules that `engine/protocol/messages.py` gathers by `python -m engine.protocol.reference >
 docs/protocol.md`; a test fails when it is out of date.
 
 It describes version {version} of the protocol in which the cockpit, the engine's supervisor and its workers talk to

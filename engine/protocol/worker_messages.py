@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.protocol.messages.description import Rank
-from engine.protocol.messages.envelope import Message
-from engine.protocol.messages.problem import Problem
+from engine.protocol.description import Rank
+from engine.protocol.envelope import Message
+from engine.protocol.problem import Problem
 
 
 class Joined(Message, tag="joined", kw_only=True):

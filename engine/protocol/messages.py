@@ -3,9 +3,12 @@
 A request travels in an envelope with an id and the protocol's version; its reply carries the same id, and a result or a
 `Problem`. Unknown fields are ignored; an unknown operation is answered with a problem. `docs/protocol.md` is generated
 from these definitions.
+
+The definitions are in `envelope`, `control` (requests and replies), `events`, `worker_messages`, `description` (parts
+of messages) and `problem`; this module gathers them.
 """
 
-from engine.protocol.messages.control import (
+from engine.protocol.control import (
     OPERATIONS,
     Answer,
     Ask,
@@ -39,7 +42,7 @@ from engine.protocol.messages.control import (
     TelemetryQuery,
     Welcome,
 )
-from engine.protocol.messages.description import (
+from engine.protocol.description import (
     CheckpointInfo,
     Device,
     DeviceProcess,
@@ -51,14 +54,14 @@ from engine.protocol.messages.description import (
     Service,
     Telemetry,
 )
-from engine.protocol.messages.envelope import (
+from engine.protocol.envelope import (
     PROTOCOL,
     Event,
     Message,
     Reply,
     Request,
 )
-from engine.protocol.messages.events import (
+from engine.protocol.events import (
     Body,
     Closing,
     Points,
@@ -69,11 +72,11 @@ from engine.protocol.messages.events import (
     ServiceEvent,
     Told,
 )
-from engine.protocol.messages.problem import (
+from engine.protocol.problem import (
     Problem,
     ProblemError,
 )
-from engine.protocol.messages.workers import (
+from engine.protocol.worker_messages import (
     Answered,
     CancelInstruction,
     FromWorker,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.protocol.messages.envelope import Message
-from engine.protocol.messages.problem import Problem
+from engine.protocol.envelope import Message
+from engine.protocol.problem import Problem
 
 
 class Rank(Message, kw_only=True):

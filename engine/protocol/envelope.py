@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.protocol.messages.problem import Problem
+from engine.protocol.problem import Problem
 
 PROTOCOL = 1
 """The version. Peers of different versions refuse each other; `wire.protocol_mismatch` says which to restart."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from engine.protocol.messages.description import Run, RunDetail, Service, Telemetry
-from engine.protocol.messages.envelope import Message
+from engine.protocol.description import Run, RunDetail, Service, Telemetry
+from engine.protocol.envelope import Message
 
 
 class Nothing(Message, kw_only=True):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.protocol.messages.description import Rank, Run, Service, Telemetry
-from engine.protocol.messages.envelope import Message
+from engine.protocol.description import Rank, Run, Service, Telemetry
+from engine.protocol.envelope import Message
 
 
 class RunChanged(Message, tag="run", kw_only=True):
