@@ -6,6 +6,7 @@ import re
 import signal
 from dataclasses import dataclass
 
+from engine.config.memory_savings import list_memory_savings
 from engine.config.profile import Profile
 from engine.protocol.memory_errors import find_exhausted_memory
 from engine.protocol.messages import Problem
@@ -86,14 +87,4 @@ def _suggest_fix(log: str, profile: Profile | None) -> str:
 def _suggest_less_memory(profile: Profile | None, which: str) -> str:
     if profile is None:
         return f"use less {which}"
-    training, data = profile.training, profile.data
-    micro, steps = training.micro_batch, training.accumulation
-    advice = []
-    if micro > 1:
-        advice.append(
-            f"training.micro_batch={-(-micro // 2)} with training.accumulation={steps * 2} (now {micro} × {steps}, the same global batch)"
-        )
-    if not training.gradient_checkpointing:
-        advice.append("training.gradient_checkpointing=true")
-    advice.append(f"a data.max_length below {data.max_length}")
-    return f"use less {which}: " + ", or ".join(advice)
+    return f"use less {which}: " + ", or ".join(list_memory_savings(profile))

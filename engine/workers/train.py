@@ -11,6 +11,7 @@ import traceback
 import warnings
 from pathlib import Path
 
+from engine.config.memory_savings import list_memory_savings
 from engine.config.profile import Profile, parse
 from engine.models import devices
 from engine.models.memory import is_out_of_memory
@@ -93,21 +94,9 @@ def describe_failure(error: Exception, profile: Profile | None) -> Problem:
 
 
 def _suggest_less_memory(profile: Profile | None) -> str:
-    """Settings that take less memory, with the run's own figures."""
     if profile is None:
         return "use a smaller model or a quantised base"
-    training = profile.training
-    ways = []
-    if training.micro_batch > 1:
-        half = -(-training.micro_batch // 2)
-        ways.append(
-            f"training.micro_batch={half} with training.accumulation={training.accumulation * 2} (the same global batch)"
-        )
-    if not training.gradient_checkpointing:
-        ways.append("training.gradient_checkpointing=true")
-    if profile.model.quantization == "none" and profile.adapter.kind != "none":
-        ways.append("model.quantization=nf4")
-    return "set " + ", or ".join([*ways, f"a data.max_length below {profile.data.max_length}"])
+    return "set " + ", or ".join(list_memory_savings(profile))
 
 
 if __name__ == "__main__":

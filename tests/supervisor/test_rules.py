@@ -48,6 +48,11 @@ def test_a_crash_is_explained_with_the_runs_own_numbers(tmp_path: Path) -> None:
     oom = report_crash(WorkerExit(-signal.SIGKILL, "", oom_killed=True), profile)
     assert "out-of-memory killer" in oom.title
     assert "training.micro_batch=4 with training.accumulation=2 (now 8 × 1" in oom.hint
+    odd = load(find("triples-qlora"), ["training.micro_batch=9"])
+    assert (
+        "training.micro_batch=3 with training.accumulation=3 (now 9 × 1"
+        in report_crash(WorkerExit(-signal.SIGKILL, "", oom_killed=True), odd).hint
+    )
     rank = report_crash(WorkerExit(1, TORCHRUN), profile)
     assert rank.title == "Rank 3 died" and "SIGKILL" in rank.cause
     cuda = report_crash(WorkerExit(1, "x\ntorch.OutOfMemoryError: CUDA out of memory. Tried"), profile)
