@@ -1,7 +1,7 @@
-"""Real (unpadded) tokens a second of the demo's training against trl's `SFTTrainer` with its defaults.
+"""Real (unpadded) tokens a second of the demo's training, compared with trl's `SFTTrainer` with its defaults.
 
-Same rows, model, NF4 base, adapter and global batch. Each round runs each side in a process of its own, one after the other; the
-first step of each is not counted. CPU time is told beside wall time: on a shared machine it is the steadier of the two.
+Both sides have the same rows, model, NF4 base, adapter and global batch. In each round every side runs once, in a process of its own;
+the first step is not counted. CPU time is reported beside wall time, because it is steadier on a shared machine.
 
     python -m bench.train_speed --rounds 3 --steps 4
 """

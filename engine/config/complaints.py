@@ -11,9 +11,11 @@ from engine.options.base import Options
 from engine.protocol.text import did_you_mean
 
 
-def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """The place and message of each error. A union reports one error per branch for the same place; they become one
-    sentence."""
+def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    """`(keys, code, message)`: the place, code and message of each error.
+
+    A union reports one error per branch for the same place; they become one sentence.
+    """
     by_place: dict[tuple[str | int, ...], list[Any]] = {}
     for detail in error.errors():
         keys = tuple(key for key in detail["loc"] if isinstance(key, int) or not _is_branch(key))
@@ -24,14 +26,16 @@ def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tupl
         kinds = {detail["type"] for detail in details}
         got = details[0]["input"]
         if kinds == {"extra_forbidden"}:
-            yield keys, f"unknown key{did_you_mean(str(keys[-1]), _find_owner(model, keys).model_fields)}"
-        elif kinds == {"missing"}:
-            yield keys, "is required"
-        else:
             yield (
                 keys,
-                f"{' or '.join(map(_describe_expectation, details))}, not {got!r}{did_you_mean(str(got), _list_choices(details))}",
+                "profile.unknown_key",
+                f"unknown key{did_you_mean(str(keys[-1]), _find_owner(model, keys).model_fields)}",
             )
+        elif kinds == {"missing"}:
+            yield keys, "profile.missing", "is required"
+        else:
+            expected = " or ".join(map(_describe_expectation, details))
+            yield keys, "profile.value", f"{expected}, not {got!r}{did_you_mean(str(got), _list_choices(details))}"
 
 
 def _describe_expectation(detail: Any) -> str:

@@ -70,23 +70,30 @@ PINS = {"model": "engine.models.checks:pin_base", "method": "engine.training.onl
 
 @dataclass(frozen=True)
 class Issue:
-    """One problem of a profile. `line` and `column` count from 1; 0 where the file has no such place (an override)."""
+    """One problem of a profile. `code` is one of `codes.CODES`. `line` and `column` count from 1; both are 0 where the
+    file has no such place (an override)."""
 
     message: str
+    code: str = field(kw_only=True)
     key: str = ""
     file: str = ""
     line: int = 0
     column: int = 0
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return " ".join(part for part in (place, f"{self.key}: {self.message}" if self.key else self.message) if part)
+        said = f"{self.key}: {self.message}" if self.key else self.message
+        return " ".join(part for part in (self.place, said) if part)
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
 class ProfileError(ValueError):
     """All problems of a profile, in the order of the file."""
 
-    def __init__(self, issues: list[Issue]) -> None:
+    def __init__(self, issues: list[Issue], *, code: str = "profile.invalid") -> None:
+        self.code = code
         self.issues = sorted(issues, key=lambda issue: (issue.line, issue.column))
         super().__init__("\n".join(map(str, self.issues)))
 
@@ -140,24 +147,20 @@ def find(name: str) -> Path:
     builtin = {file.stem: file for file in sorted(find_bundled("profiles").glob("*.yaml"))}
     if name in builtin:
         return builtin[name]
-    raise ProfileError(
-        [
-            Issue(
-                f"no such file and no built-in profile{did_you_mean(name, builtin)} (see: cockpit profile list)",
-                file=name,
-            )
-        ]
-    )
+    message = f"no such file and no built-in profile{did_you_mean(name, builtin)} (see: cockpit profile list)"
+    raise ProfileError([Issue(message, code="profile.not_found", file=name)], code="profile.not_found")
 
 
 def check_shell(profile: Profile, variables: Mapping[str, str]) -> None:
     """Raises ProfileError when the job would lack a variable; `variables` are those of the submitting shell."""
     given = {**profile.launch.environment, **variables}
     issues = [
-        Issue(message, key=key) for check in SHELL_CHECKS for key, message in load_reference(check)(profile, given)
+        Issue(message, code="profile.environment", key=key)
+        for check in SHELL_CHECKS
+        for key, message in load_reference(check)(profile, given)
     ]
     if issues:
-        raise ProfileError(issues)
+        raise ProfileError(issues, code="profile.environment")
 
 
 def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:
@@ -172,7 +175,8 @@ def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), 
     sections, found = _read_sections(document)
     for check in CHECKS:
         found += [
-            _Found(tuple(key.split(".")), message) for key, message in load_reference(check)(sections, directory, home)
+            _Found(tuple(key.split(".")), message, code="profile.conflict")
+            for key, message in load_reference(check)(sections, directory, home)
         ]
     issues += [places.issue(each) for each in found]
     if issues:
@@ -200,6 +204,7 @@ def pin(profile: Profile, home: Any) -> Profile:
 class _Found:
     keys: tuple[str | int, ...]
     message: str
+    code: str = field(kw_only=True)
 
 
 def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
@@ -210,7 +215,8 @@ def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
     if document is None:
         document = CommentedMap()
     if not isinstance(document, CommentedMap):
-        return None, [Issue("a profile is a mapping of sections: model, data, training …", file=file, line=1, column=1)]
+        message = "a profile is a mapping of sections: model, data, training …"
+        return None, [Issue(message, code="profile.syntax", file=file, line=1, column=1)]
     return document, []
 
 
@@ -218,7 +224,7 @@ def _describe_syntax_error(error: YAMLError, file: str) -> Issue:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     message = " ".join(filter(None, (getattr(error, "context", ""), getattr(error, "problem", "")))) or str(error)
-    return Issue(message.splitlines()[0], file=file, line=line, column=column)
+    return Issue(message.splitlines()[0], code="profile.syntax", file=file, line=line, column=column)
 
 
 def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]]:
@@ -226,32 +232,29 @@ def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]
     found: list[_Found] = []
     for key in document:
         if key not in SECTIONS and key not in ("name", "description"):
-            found.append(_Found((key,), f"unknown section{did_you_mean(str(key), SECTIONS)}"))
+            message = f"unknown section{did_you_mean(str(key), SECTIONS)}"
+            found.append(_Found((key,), message, code="profile.unknown_key"))
     for key in ("name", "description"):
         if not isinstance(document.get(key, ""), str):
-            found.append(_Found((key,), "must be text"))
+            found.append(_Found((key,), "must be text", code="profile.value"))
     sections: dict[str, Any] = {}
     for name, owner in SECTIONS.items():
         value = document.get(name)
         value = {} if value is None else value
         if not isinstance(value, Mapping):
-            found.append(_Found((name,), "must be a mapping"))
+            found.append(_Found((name,), "must be a mapping", code="profile.value"))
             continue
         if isinstance(owner, dict):
             kind = value.get("kind", next(iter(owner)))
             if kind not in owner:
-                found.append(
-                    _Found(
-                        (name, "kind"),
-                        f"must be one of {', '.join(owner)}, not {kind!r}{did_you_mean(str(kind), owner)}",
-                    )
-                )
+                message = f"must be one of {', '.join(owner)}, not {kind!r}{did_you_mean(str(kind), owner)}"
+                found.append(_Found((name, "kind"), message, code="profile.value"))
                 continue
             value, owner = {**value, "kind": kind}, load_reference(owner[kind])
         try:
             sections[name] = owner.model_validate(_to_plain(value))
         except ValidationError as error:
-            found += [_Found((name, *keys), message) for keys, message in explain(error, owner)]
+            found += [_Found((name, *keys), message, code=code) for keys, code, message in explain(error, owner)]
     return sections, found
 
 
@@ -268,9 +271,9 @@ class _Places:
         )
         name = ".".join(map(str, keys))
         if keys in self.overridden:
-            return Issue(found.message, key=name, file="--set")
+            return Issue(found.message, code=found.code, key=name, file="--set")
         line, column = self._place(keys)
-        return Issue(found.message, key=name, file=self.file, line=line, column=column)
+        return Issue(found.message, code=found.code, key=name, file=self.file, line=line, column=column)
 
     def _place(self, keys: tuple[str | int, ...]) -> tuple[int, int]:
         """Line and column of the key, or of the nearest mapping around it that is in the file."""
@@ -296,25 +299,29 @@ def _apply_override(document: CommentedMap, override: str, places: _Places) -> l
     name, equals, value = override.partition("=")
     keys = tuple(int(key) if key.isdigit() else key for key in name.strip().split("."))
     if not equals or not all(str(key) for key in keys):
-        return [Issue("write it as section.key=value", key=override, file="--set")]
+        return [_wrong_override("write it as section.key=value", override)]
     try:
         parsed = YAML(typ="safe").load(value)
     except YAMLError as error:
-        return [Issue(f"the value is not YAML: {_describe_syntax_error(error, '').message}", key=name, file="--set")]
+        return [_wrong_override(f"the value is not YAML: {_describe_syntax_error(error, '').message}", name)]
     node: Any = document
     for key in keys[:-1]:
         if isinstance(node, list):
             if not isinstance(key, int) or key >= len(node):
-                return [Issue(f"there is no item {key}", key=name, file="--set")]
+                return [_wrong_override(f"there is no item {key}", name)]
         elif not isinstance(node.get(key), (dict, list)):
             node[key] = CommentedMap()
         node = node[key]
     try:
         node[keys[-1]] = parsed
     except (IndexError, TypeError):
-        return [Issue(f"there is no item {keys[-1]}", key=name, file="--set")]
+        return [_wrong_override(f"there is no item {keys[-1]}", name)]
     places.overridden.add(keys)
     return []
+
+
+def _wrong_override(message: str, key: str) -> Issue:
+    return Issue(message, code="profile.override", key=key, file="--set")
 
 
 def _to_plain(value: Any) -> Any:

@@ -154,6 +154,7 @@ class Own:
             if not Path(path).is_file():
                 raise ProblemError(
                     Problem(
+                        code="evaluation.rows_gone",
                         title=f"The prepared rows of run {self.run.id} are gone",
                         cause=f"there is no {path}",
                         hint="name what to evaluate on in --data",
@@ -168,6 +169,7 @@ class Own:
             return Material(f"data.validation of {self.run.id}", [], tokens, key=str(self.prepared.get("hash")))
         raise ProblemError(
             Problem(
+                code="evaluation.no_rows",
                 title=f"Run {self.run.id} held no rows out",
                 cause="its profile has neither data.test nor data.validation",
                 hint="name what to evaluate on in --data",

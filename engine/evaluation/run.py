@@ -90,6 +90,7 @@ def _own(own: Own | None, name: str) -> Own:
     if own is None:
         raise ProblemError(
             Problem(
+                code="evaluation.no_rows",
                 title=f"There is nothing to evaluate {name} on",
                 cause="it is no run, so it held no rows out",
                 hint="name rows with --data",

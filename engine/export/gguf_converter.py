@@ -35,7 +35,11 @@ def find(named: str | None) -> list[str]:
         if found := shutil.which(named):
             return [found]
         raise ProblemError(
-            Problem(title=f"There is no {SCRIPT} in {named}", hint="name a checkout of llama.cpp, or that file in it")
+            Problem(
+                code="export.no_converter",
+                title=f"There is no {SCRIPT} in {named}",
+                hint="name a checkout of llama.cpp, or that file in it",
+            )
         )
     beside = Path(sys.prefix, BESIDE, SCRIPT)
     if beside.is_file():
@@ -45,6 +49,7 @@ def find(named: str | None) -> list[str]:
             return [sys.executable, found] if name == SCRIPT else [found]
     raise ProblemError(
         Problem(
+            code="export.no_converter",
             title="There is no converter to GGUF on this machine",
             cause=f"none of {', '.join(COMMANDS)} is on PATH",
             hint="name a checkout of llama.cpp with --converter, or leave --gguf out; docs/export.md says where to get it",
@@ -70,6 +75,7 @@ def convert(folder: Path, name: str, kind: str, command: list[str]) -> dict[str,
         lines = [line for line in done.stdout.replace("\r", "\n").splitlines() if line.strip()]
         raise ProblemError(
             Problem(
+                code="export.converter_failed",
                 title="llama.cpp's converter does not take this model",
                 cause="\n".join(lines[-3:]) or f"it ended with status {done.returncode}",
                 hint="a newer llama.cpp may know the family; without --gguf the export goes on",

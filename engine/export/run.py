@@ -92,7 +92,10 @@ def refuse(target: Target, out: Path, wanted: Wanted) -> None:
     if wanted.adapter_only and target.adapter is None:
         raise ProblemError(
             Problem(
-                title=f"{target.label} has no adapter", cause="its weights are whole", hint="leave --adapter-only out"
+                code="export.no_adapter",
+                title=f"{target.label} has no adapter",
+                cause="its weights are whole",
+                hint="leave --adapter-only out",
             )
         )
     if target.adapter and not wanted.adapter_only and (problem := merge.explain_unmergeable(target)):
@@ -102,7 +105,11 @@ def refuse(target: Target, out: Path, wanted: Wanted) -> None:
         if wanted.adapter_only or scoring or (not target.on_hub and folders.is_reward_model(Path(target.base))):
             what = "a reward model" if not wanted.adapter_only else "an adapter alone"
             raise ProblemError(
-                Problem(title=f"GGUF is for whole language models, not for {what}", hint="leave --gguf out")
+                Problem(
+                    code="export.gguf_unsupported",
+                    title=f"GGUF is for whole language models, not for {what}",
+                    hint="leave --gguf out",
+                )
             )
         gguf.find(wanted.converter)
 
@@ -110,7 +117,11 @@ def refuse(target: Target, out: Path, wanted: Wanted) -> None:
 def _free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ProblemError(
-            Problem(title=f"{out} is not empty", hint="name a folder that does not exist yet, or empty this one")
+            Problem(
+                code="output.not_empty",
+                title=f"{out} is not empty",
+                hint="name a folder that does not exist yet, or empty this one",
+            )
         )
 
 
@@ -125,7 +136,12 @@ def _room(target: Target, out: Path, wanted: Wanted) -> None:
     if needed > free:
         cause = f"about {needed / 1e9:.1f} GB are written there before the better folder is known, {free / 1e9:.1f} GB are free"
         raise ProblemError(
-            Problem(title=f"Too little disk for {out}", cause=cause, hint="make room, or name another place")
+            Problem(
+                code="disk.low",
+                title=f"Too little disk for {out}",
+                cause=cause,
+                hint="make room, or name another place",
+            )
         )
 
 
@@ -238,6 +254,7 @@ class _Work:
         if name := merge.find_non_finite(model):
             raise ProblemError(
                 Problem(
+                    code="model.not_finite",
                     title=f"{self.target.label} holds numbers that are not finite",
                     cause=f"the first of them in {name}",
                     hint="choose an earlier checkpoint of the run",
@@ -287,6 +304,7 @@ class _Work:
         if loaded.tokenizer is None:
             raise ProblemError(
                 Problem(
+                    code="tokenizer.missing",
                     title=f"{self.target.label} has no tokenizer",
                     cause="nothing can be asked of it, so nobody could say that the export answers alike",
                     hint="copy the tokenizer's files from where the model came from beside its weights",
@@ -360,7 +378,11 @@ def _cast(path: Path, dtype: str) -> None:
     from safetensors.torch import load_file, save_file
 
     if not path.is_file():
-        raise ProblemError(Problem(title="Only adapters in safetensors can be cast", hint="leave --dtype out"))
+        raise ProblemError(
+            Problem(
+                code="export.not_castable", title="Only adapters in safetensors can be cast", hint="leave --dtype out"
+            )
+        )
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(
         {name: tensor.to(getattr(torch, dtype)) for name, tensor in load_file(path).items()},

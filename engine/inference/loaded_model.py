@@ -216,7 +216,9 @@ class Loaded:
         try:
             return reader()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ProblemError(Problem(title=f"{name} cannot be loaded", cause=first_lines(error)))
+            raise ProblemError(
+                Problem(code="model.unloadable", title=f"{name} cannot be loaded", cause=first_lines(error))
+            )
 
 
 def _load_base(target: Target, dtype: str | None, quantization: str, device: str, needed: int) -> Any:
@@ -231,11 +233,12 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
             trust_remote_code=target.trust_remote_code,
             device_map={"": device},
         )
-    except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
+    except (MemoryError, OSError, ValueError, RuntimeError, ImportError) as error:
         if is_out_of_memory(error):
             raise ProblemError(out_of_memory(device, needed, first_lines(error)))
         raise ProblemError(
             Problem(
+                code="model.unloadable",
                 title=f"{target.base} cannot be loaded",
                 cause=first_lines(error),
                 hint="`cockpit model verify` looks a folder over; a hub id needs the network once",
@@ -263,6 +266,7 @@ def _quicken(model: Any, quantization: str) -> None:
 def speechless(target: Target) -> Problem:
     """Of a model whose folder has no tokenizer."""
     return Problem(
+        code="tokenizer.missing",
         title=f"{target.label} cannot chat",
         cause="the model is loaded, but its folder has no tokenizer",
         hint=f"copy the tokenizer's files from where the model came from into {target.base}",
@@ -276,6 +280,7 @@ def out_of_memory(device: str, needed: int, error: str) -> Problem:
 
     free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
     return Problem(
+        code="memory.exhausted",
         title=f"Out of memory on {device}",
         cause=f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. {error}",
         hint="quantization nf4 takes about a third of bfloat16; else stop what holds the memory, or shorten the conversation",

@@ -64,6 +64,7 @@ def api_key(options: ServiceOptions) -> str:
     if not VARIABLE.fullmatch(options.api_key_env):
         raise ProblemError(
             Problem(
+                code="expand.key_name",
                 title=f"{options.SECTION}.api_key_env is not the name of a variable",
                 hint="put the key into a variable of the environment and name that; a key itself is never written down",
             )
@@ -72,6 +73,7 @@ def api_key(options: ServiceOptions) -> str:
     if not key and not on_loopback(options.base_url):
         raise ProblemError(
             Problem(
+                code="expand.key_missing",
                 title=f"There is no key for {options.base_url}",
                 cause=f"the variable {options.api_key_env} is not set",
                 hint=f"export {options.api_key_env}=…, or name another variable in {options.SECTION}.api_key_env",
@@ -127,6 +129,7 @@ class Service:
         if wait > LONGEST_WAIT:
             raise ProblemError(
                 Problem(
+                    code="expand.rate_limit",
                     title=f"{self._options.base_url} asks for a pause of {wait:.0f} seconds",
                     cause="its rate limit is used up",
                     hint="the same command goes on from here later",
@@ -167,7 +170,14 @@ class Service:
                 404: f"look at {self._options.SECTION}.base_url and {self._options.SECTION}.model",
             }
             hint = hints.get(status, "what was made is kept; the same command goes on from here")
-            return ProblemError(Problem(title=f"{self._options.base_url} {what}", cause=f"{status}: {said}", hint=hint))
+            return ProblemError(
+                Problem(
+                    code="expand.refused",
+                    title=f"{self._options.base_url} {what}",
+                    cause=f"{status}: {said}",
+                    hint=hint,
+                )
+            )
         if status == 429:
             return Limited(retry_after(headers))
         if status >= 500 or status in (408, 409, 425):

@@ -48,6 +48,7 @@ def load(
             raise
         raise ProblemError(
             Problem(
+                code="model.unloadable",
                 title=f"{folder} cannot be loaded",
                 cause=first_lines(error),
                 hint=f"cockpit model verify {folder}",

@@ -84,8 +84,9 @@ def _check_disk(folder: Path, name: str, needed: int) -> None:
     if free < needed:
         raise ProblemError(
             Problem(
+                code="disk.low",
                 title=f"Too little disk for {name}",
-                cause=f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed meanwhile",
-                hint="free some space, or choose another place with --home or COCKPIT_HOME",
+                cause=f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed",
+                hint="free some disk space, or choose another place with --home or COCKPIT_HOME",
             )
         )

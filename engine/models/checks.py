@@ -36,7 +36,7 @@ def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Itera
     elif model.has_shape:
         yield (
             "model.size" if model.size else "model.config",
-            "is for a model that begins with random weights: set model.init to config",
+            "is only for a model that starts from random weights: set model.init to config",
         )
     if not model.needs_base:
         return
@@ -81,13 +81,13 @@ def _check_scratch(model: ModelOptions, sections: Mapping[str, Any]) -> Iterator
     if method and method.rows != "tokens":
         yield (
             "method.kind",
-            f"{method.kind} goes on from a model that has learnt: pretrain one, then name its run in model.base",
+            f"{method.kind} needs a trained model: pretrain one, then name its run in model.base",
         )
     adapter = sections.get("adapter")
     if adapter and adapter.kind != "none":
         yield (
             "adapter.kind",
-            "an adapter on random weights learns nothing of use: set it to none, or model.init to pretrained",
+            "an adapter on random weights learns nothing useful: set it to none, or model.init to pretrained",
         )
 
 
@@ -106,5 +106,5 @@ def _check_adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, s
     if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json(config):
         yield (
             "model.base",
-            f"{model.base} is an adapter on {target.base}, whose weights are stored quantised: nothing can be merged into them",
+            f"{model.base} is an adapter on {target.base}, whose stored weights are quantised: no adapter can be merged into them",
         )

@@ -56,8 +56,9 @@ def choose_device(kind: str, local: int, dtype: str) -> Device:
     if local >= count:
         raise ProblemError(
             Problem(
-                title=f"There are {count} devices for rank {local}",
-                hint=f"set launch.processes to {count}, or free more devices",
+                code="device.too_few",
+                title=f"There is no device for rank {local}: the host has {count}",
+                hint=f"set launch.processes to {count} or less, or make more devices visible",
             )
         )
     torch.accelerator.set_device_index(local)
@@ -65,6 +66,7 @@ def choose_device(kind: str, local: int, dtype: str) -> Device:
     if refusal := _explain_unsupported(f"{kind}:{local}", dtype):
         raise ProblemError(
             Problem(
+                code="device.unsupported",
                 title=f"{label} does not compute in {dtype}",
                 cause=f"model.dtype is {dtype}; {refusal}",
                 hint=f"set model.dtype to {'float16, or float32' if dtype == 'bfloat16' else 'float32'}",

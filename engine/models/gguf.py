@@ -59,7 +59,7 @@ def _count_types(file: Path) -> dict[str, tuple[int, int]]:
     try:
         tensors = GGUFReader(file).tensors
     except (ValueError, OSError, IndexError, KeyError) as error:
-        raise _load_error(file, f"it is no whole GGUF file ({error})")
+        raise _load_error(file, f"it is not a complete GGUF file ({error})")
     counts, elements = Counter[str](), Counter[str]()
     for tensor in tensors:
         counts[tensor.tensor_type.name] += 1
@@ -102,8 +102,9 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
 def _load_error(file: Path, cause: str) -> ProblemError:
     return ProblemError(
         Problem(
+            code="model.gguf_unsupported",
             title=f"{file} cannot be loaded",
             cause=cause,
-            hint="name the model's own folder or hub id, which the GGUF was made of",
+            hint="use the folder or hub id of the model that the GGUF was made from",
         )
     )

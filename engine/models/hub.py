@@ -35,15 +35,29 @@ def pull(repository: str) -> Path:
         return Path(snapshot_download(repository, revision=commit, ignore_patterns=UNWANTED))
     except GatedRepoError as error:
         hint = "accept its licence on its page, then set HF_TOKEN"
-        raise ProblemError(Problem(title=f"{repository} is gated", cause=first_line(error), hint=hint))
+        raise ProblemError(
+            Problem(code="model.gated", title=f"{repository} is gated", cause=first_line(error), hint=hint)
+        )
     except RepositoryNotFoundError as error:
         hint = "check the spelling; a private one needs HF_TOKEN"
         raise ProblemError(
-            Problem(title=f"There is no model {repository} on the hub", cause=first_line(error), hint=hint)
+            Problem(
+                code="model.not_found",
+                title=f"There is no model {repository} on the hub",
+                cause=first_line(error),
+                hint=hint,
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx2.TransportError, OSError) as error:
-        hint = "pull again to go on; a mirror is named with HF_ENDPOINT"
-        raise ProblemError(Problem(title=f"{repository} could not be fetched", cause=first_line(error), hint=hint))
+        hint = "pull again to resume; HF_ENDPOINT names a mirror"
+        raise ProblemError(
+            Problem(
+                code="model.fetch_failed",
+                title=f"{repository} could not be fetched",
+                cause=first_line(error),
+                hint=hint,
+            )
+        )
 
 
 def _fetch_large_files(repository: str) -> str | None:
@@ -106,4 +120,4 @@ def _check(partial: Path, metadata: Any, name: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != metadata.etag:
         partial.unlink()
-        raise OSError(f"{name} arrived changed: its SHA-256 is {found}, the hub says {metadata.etag}")
+        raise OSError(f"{name} is damaged: its SHA-256 is {found}, that of the hub is {metadata.etag}")

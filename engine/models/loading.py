@@ -43,8 +43,9 @@ def load_reward_model(name: str, **arguments: Any) -> Any:
     if generation is not None:
         raise ProblemError(
             Problem(
-                title=f"{name} cannot become a reward model as it is",
-                cause=f"{generation.name} in its original layout is loaded as a language model alone",
+                code="model.no_reward_head",
+                title=f"{name} cannot become a reward model",
+                cause=f"{generation.name} in its original layout can only be loaded as a language model",
                 hint="ChatGLM2, ChatGLM3 and GLM-4: name a run on it with adapter.kind none, which is saved as transformers' own"
                 if generation.number > 1
                 else "name a base of another family",
@@ -66,5 +67,10 @@ def _detect_generation(name: str) -> Generation | None:
 
 def _load_error(name: str, cause: str) -> ProblemError:
     return ProblemError(
-        Problem(title=f"{name} cannot be loaded", cause=cause, hint="`cockpit model verify` looks a folder over")
+        Problem(
+            code="model.unloadable",
+            title=f"{name} cannot be loaded",
+            cause=cause,
+            hint="check the folder with `cockpit model verify`",
+        )
     )

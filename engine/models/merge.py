@@ -43,16 +43,18 @@ def explain_unmergeable(target: Target) -> Problem | None:
     kind = folders.read_json(target.adapter / folders.ADAPTER).get("peft_type", "")
     if kind in UNMERGEABLE:
         return Problem(
+            code="adapter.not_mergeable",
             title=f"The adapter {target.label} cannot be merged into its base",
             cause=f"{kind.lower().replace('_', ' ')} adds positions before the text and changes no weight",
-            hint="hand over the adapter alone, beside its base: cockpit export --adapter-only",
+            hint="export only the adapter: cockpit export --adapter-only",
         )
     config = Path(target.base) / "config.json"
     if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json(config):
         return Problem(
+            code="adapter.not_mergeable",
             title=f"The adapter {target.label} cannot be merged into its base",
-            cause=f"the weights of {target.base} are stored quantised, and nothing is ever merged into quantised weights",
-            hint="hand over the adapter alone (cockpit export --adapter-only), or train on the model that those were made from",
+            cause=f"the weights of {target.base} are stored quantised, and adapters cannot be merged into quantised weights",
+            hint="export only the adapter (cockpit export --adapter-only), or train on the model that was quantised",
         )
     return None
 
@@ -88,11 +90,11 @@ def build_merged(
         raise _merge_error(
             target,
             first_lines(error),
-            "name the base itself, or hand over the adapter alone",
+            "use the base itself, or export only the adapter",
         )
     if name := find_non_finite(whole):
         raise _merge_error(
-            target, f"{name} would hold numbers that are not finite", "choose an earlier checkpoint of the run"
+            target, f"{name} would have values that are not finite", "choose an earlier checkpoint of the run"
         )
     progress(3, 4)
     if scores:
@@ -175,5 +177,10 @@ def _find_pad_token(target: Target) -> int | None:
 
 def _merge_error(target: Target, cause: str, hint: str) -> ProblemError:
     return ProblemError(
-        Problem(title=f"The adapter {target.label} cannot be merged into {target.base}", cause=cause, hint=hint)
+        Problem(
+            code="adapter.not_mergeable",
+            title=f"The adapter {target.label} cannot be merged into {target.base}",
+            cause=cause,
+            hint=hint,
+        )
     )

@@ -39,9 +39,9 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except DamagedFile:
         raise
     except zipfile.BadZipFile:
-        raise DamagedFile(f"{path.name} has no end: the copy was cut off") from None
+        raise DamagedFile(f"{path.name} is incomplete: the copy was cut off") from None
     except _DAMAGE as error:
-        raise DamagedFile(f"{path.name} has an unreadable content ({type(error).__name__})") from None
+        raise DamagedFile(f"{path.name} has unreadable content ({type(error).__name__})") from None
     if not isinstance(content, Mapping):
         raise DamagedFile(f"{path.name} holds a {type(content).__name__}, not tensors by name")
     return {str(name): shape for name, shape in content.items() if isinstance(shape, tuple)}

@@ -45,13 +45,14 @@ def choose(needed: int) -> str:
     if free[best] < needed:
         raise ProblemError(
             Problem(
+                code="memory.device_full",
                 title="No device has room for this model",
                 cause=f"it needs about {needed / 1e9:.1f} GB; "
                 + "; ".join(
                     f"GPU {index} has {room / 1e9:.1f} GB free ({_describe_holders(index)})"
                     for index, room in free.items()
                 ),
-                hint="stop one of those, choose a quantisation (nf4 takes a quarter), or hide the GPUs with CUDA_VISIBLE_DEVICES= to use the CPU",
+                hint="stop one of these processes, choose a quantisation (nf4 takes a quarter), or use the CPU with CUDA_VISIBLE_DEVICES=",
             )
         )
     return f"cuda:{best}"
@@ -68,9 +69,9 @@ def _describe_holders(index: int) -> str:
         uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"  # torch counts only visible devices
         found = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(uuid))
     except pynvml.NVMLError:
-        return "held by processes that cannot be listed"
+        return "used by processes that cannot be listed"
     largest = sorted(found, key=lambda process: process.usedGpuMemory or 0, reverse=True)[:3]
-    return ", ".join(_describe_process(process, psutil) for process in largest) or "held by nobody that is visible here"
+    return ", ".join(_describe_process(process, psutil) for process in largest) or "used by no visible process"
 
 
 def _describe_process(process: Any, psutil: Any) -> str:

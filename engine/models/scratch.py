@@ -50,13 +50,13 @@ def find_faults(options: ModelOptions, max_length: int | None) -> Iterator[tuple
     if "head_dim" not in found and hidden % heads:
         yield "model.config.hidden_size", f"{hidden} cannot be shared evenly by {heads} heads"
     elif (found.get("head_dim") or hidden // heads) % 2:
-        yield "model.config.head_dim", "must be even: rotary positions turn pairs"
+        yield "model.config.head_dim", "must be even: rotary positions rotate pairs"
     if heads % shared:
         yield "model.config.num_key_value_heads", f"must be a divisor of num_attention_heads ({heads}), not {shared}"
     if max_length and max_length > found["max_position_embeddings"]:
         yield (
             "data.max_length",
-            f"is {max_length}, and the new model is made for {found['max_position_embeddings']} tokens: "
+            f"is {max_length}, and the new model has positions for {found['max_position_embeddings']} tokens: "
             "raise model.config.max_position_embeddings",
         )
 

@@ -83,8 +83,9 @@ def resolve(target: str, home: Home, directory: Path) -> Target:
         return Target(base=name, label=name)
     raise ProblemError(
         Problem(
+            code="model.not_found",
             title=f"There is no model {target!r}",
-            cause=f"it is no run, no folder from {directory}, no catalogue name ({', '.join(CATALOGUE)}) and no hub id (org/name)",
+            cause=f"it is not a run, a folder in {directory}, a catalogue name ({', '.join(CATALOGUE)}) or a hub id (org/name)",
             hint="`cockpit runs` lists runs, `cockpit model find` lists models on this machine",
         )
     )
@@ -109,9 +110,10 @@ def check(target: Target, look: Callable[[Path], list[str]] = folders.find_probl
         if found:
             raise ProblemError(
                 Problem(
+                    code="model.unloadable",
                     title=f"{folder} cannot be loaded",
                     cause="; ".join(found),
-                    hint=f"`cockpit model verify {folder}` looks again when it is mended",
+                    hint=f"`cockpit model verify {folder}` checks the folder again when it is repaired",
                 )
             )
 
@@ -122,8 +124,9 @@ def check_generates_text(target: Target) -> None:
         if folder is not None and folders.is_reward_model(folder):
             raise ProblemError(
                 Problem(
-                    title=f"{folder} is a reward model: it scores replies and writes none",
-                    cause="it ends in one number where a language model has its vocabulary",
+                    code="model.is_reward",
+                    title=f"{folder} is a reward model: it scores replies and generates none",
+                    cause="its output is one number, where a language model has its vocabulary",
                     hint="name the model that it was trained from, or a run of method.kind sft, dpo, kto or orpo",
                 )
             )
@@ -143,16 +146,21 @@ def find_run(name: str, home: Home) -> RunDirectory | None:
     if name == "last":
         if not runs:
             raise ProblemError(
-                Problem(title="There is no run yet", hint="`cockpit demo` starts one, `cockpit train PROFILE` yours")
+                Problem(
+                    code="run.none",
+                    title="There is no run yet",
+                    hint="`cockpit demo` starts one, `cockpit train PROFILE` yours",
+                )
             )
         return max(runs, key=_read_creation_time)
     matches = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
     if len(matches) > 1:
         raise ProblemError(
             Problem(
-                title=f"{name!r} is the beginning of {len(matches)} runs",
+                code="run.ambiguous",
+                title=f"{name!r} matches {len(matches)} runs",
                 cause=", ".join(sorted(run.id for run in matches)),
-                hint="give more of the id",
+                hint="use a longer prefix",
             )
         )
     return matches[0] if matches else None
@@ -171,13 +179,15 @@ def _resolve_run(run: RunDirectory | None, step: int | None) -> Target:
     if not steps:
         raise ProblemError(
             Problem(
+                code="checkpoint.none",
                 title=f"Run {run.id} has no checkpoint yet",
-                hint=f"`cockpit show {run.id}` says how far it is; checkpoint.every_steps of its profile says when it saves",
+                hint=f"`cockpit show {run.id}` shows its progress; checkpoint.every_steps in its profile sets when it saves",
             )
         )
     if step is not None and step not in steps:
         raise ProblemError(
             Problem(
+                code="checkpoint.not_found",
                 title=f"Run {run.id} has no checkpoint at step {step}",
                 cause=f"it has {', '.join(map(str, steps))}; checkpoint.keep removes older ones",
             )
@@ -236,11 +246,12 @@ def _resolve_folder(folder: Path, home: Home) -> Target:
         return _resolve_gguf(files[0], home)
     raise ProblemError(
         Problem(
+            code="model.ambiguous" if files else "model.not_found",
             title=f"{folder} is not a model folder",
-            cause=f"it has {len(files)} GGUF files: name the one you mean"
+            cause=f"it has {len(files)} GGUF files: name one of them"
             if files
             else "it has neither config.json nor adapter_config.json",
-            hint="name the folder that holds the weights; `cockpit model find FOLDER` looks below one",
+            hint="name the folder that holds the weights; `cockpit model find FOLDER` searches the folders below one",
         )
     )
 
@@ -262,9 +273,10 @@ def _resolve_base(adapter: Path, named: str, home: Home) -> Target:
         return Target(base=named, label=named)
     raise ProblemError(
         Problem(
-            title=f"The base model of the adapter in {adapter} is not here",
+            code="model.base_missing",
+            title=f"The base model of the adapter in {adapter} is missing",
             cause=f"it was trained on {named or 'a model that it does not name'}",
-            hint=f"put that folder into {home.models} under the name {Path(named).name or 'of the base'}",
+            hint=f"copy that folder to {home.models}, with the name {Path(named).name or 'of the base'}",
         )
     )
 
@@ -273,5 +285,5 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = folders.read_json(path)
     except DamagedFile as error:
-        raise ProblemError(Problem(title=f"{path.parent} is damaged", cause=str(error)))
+        raise ProblemError(Problem(code="model.unloadable", title=f"{path.parent} is damaged", cause=str(error)))
     return content if isinstance(content, dict) else {}

@@ -47,7 +47,7 @@ def _load_original(folder: Path, generation: Generation) -> Any:
                     folder,
                     generation,
                     "its ids are shifted by num_image_tokens, as in the earliest published files",
-                    "take the files that are published today, weights and all",
+                    "use the files that are published today, weights included",
                 )
             found = ChatGLM1Tokenizer(str(folder / encoder.FILE))
             found.chat_template = read_template(1)
@@ -70,7 +70,9 @@ def _detect_generation(folder: Path) -> Generation | None:
     try:
         return recognise(_read_json_object(folder, "config.json"))
     except Unsupported as error:
-        raise ProblemError(Problem(title=f"{folder} cannot be loaded", cause=str(error))) from None
+        raise ProblemError(
+            Problem(code="model.unloadable", title=f"{folder} cannot be loaded", cause=str(error))
+        ) from None
 
 
 def _read_json_object(folder: Path, name: str) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def _read_json_object(folder: Path, name: str) -> dict[str, Any]:
     except DamagedFile as error:
         raise ProblemError(
             Problem(
+                code="tokenizer.unusable",
                 title=f"The tokenizer in {folder} cannot be loaded",
                 cause=str(error),
                 hint=f"copy {name} again from where the model came from",
@@ -92,5 +95,10 @@ def _read_json_object(folder: Path, name: str) -> dict[str, Any]:
 
 def _unusable(folder: Path, generation: Generation, cause: str, hint: str) -> ProblemError:
     return ProblemError(
-        Problem(title=f"The tokenizer of {generation.name} in {folder} cannot be used", cause=cause, hint=hint)
+        Problem(
+            code="tokenizer.unusable",
+            title=f"The tokenizer of {generation.name} in {folder} cannot be used",
+            cause=cause,
+            hint=hint,
+        )
     )

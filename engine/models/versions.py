@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "cockpit")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "cockpit")
 
 
 def list_versions() -> dict[str, str]:

@@ -45,7 +45,7 @@ class CleanOptions(Options):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}")
+                raise ValueError(f"{pattern!r} is not a valid regular expression: {error}")
         return patterns
 
 

@@ -42,7 +42,7 @@ class JudgeOptions(ServiceOptions):
     def _check_names(cls, rubric: dict[str, str]) -> dict[str, str]:
         for name in rubric:
             if not name.isidentifier():
-                raise ValueError(f"{name!r} names no criterion: letters, digits and _ alone")
+                raise ValueError(f"{name!r} is not a valid name of a criterion: use only letters, digits and _")
         return rubric
 
 

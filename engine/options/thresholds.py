@@ -49,7 +49,7 @@ def parse_threshold(text: str) -> Threshold:
     """Parse a threshold. A metric without a group gets the group `eval/`. Raises ValueError."""
     match = _PATTERN.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no threshold; write it as: schema_validity >= 0.95")
+        raise ValueError(f"{text!r} is not a threshold; write it as: schema_validity >= 0.95")
     name, comparison, bound = match.groups()
     return Threshold(name if "/" in name else f"eval/{name}", comparison, float(bound))
 

@@ -315,13 +315,19 @@ class Browser:
         try:
             return [source_files.resolved(source, data, self.profile.directory) for source in getattr(data, part)]
         except (ValueError, OSError) as error:
-            raise ProblemError(Problem(title=f"data.{part} cannot be used", cause=str(error)))
+            raise ProblemError(
+                Problem(code="data.source.unusable", title=f"data.{part} cannot be used", cause=str(error))
+            )
 
     def _files(self, part: str, index: int, source: SourceOptions) -> list[Path]:
         try:
             return source_files.paths(source, self.profile.directory, self._home, lambda *_: None)
         except ValueError as error:
-            raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
+            raise ProblemError(
+                Problem(
+                    code="data.source.unusable", title=f"data.{part}.{index}.source cannot be used", cause=str(error)
+                )
+            )
 
     def _index(self, source: SourceOptions, paths: list[Path], progress: Callable[[int], object]) -> list[Indexed]:
         """The files of a source, as far as its limit of rows goes. `progress` is told bytes."""
@@ -411,7 +417,9 @@ def _review(folder: Path, forms: list[SourceOptions]) -> Review:
     try:
         return Review(folder, forms)
     except (ValueError, KeyError, OSError) as error:
-        raise ProblemError(Problem(title=f"the expansion in {folder} cannot be read", cause=str(error)))
+        raise ProblemError(
+            Problem(code="file.unreadable", title=f"the expansion in {folder} cannot be read", cause=str(error))
+        )
 
 
 def _further(progress: Callable[[int], object], before: int, done: int) -> None:

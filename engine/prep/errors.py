@@ -9,7 +9,6 @@ from typing import Any
 from engine.config.profile import Profile
 from engine.options.tables import ROW_KINDS
 from engine.prep.chat_labels import METHODS
-from engine.prep.stages import clean
 from engine.prep.stages.pipeline import Rows
 from engine.prep.tokenize import Counts
 from engine.protocol.messages import Problem, ProblemError
@@ -21,19 +20,20 @@ def refusing(title: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, FileNotFoundError, PermissionError) as error:
-        raise ProblemError(Problem(title=title, cause=str(error))) from error
+        raise ProblemError(Problem(code="data.source.unusable", title=title, cause=str(error))) from error
 
 
 def bad(profile: Profile, checked: dict[str, Any]) -> int:
     """Bad rows that count against `data.max_rejected`: those without a reply do not where cleaning is asked to drop them."""
     asked = profile.data.clean and profile.data.clean.empty
-    return int(checked["rejected"]) - (clean.empty(checked) if asked else 0)
+    return int(checked["rejected"]) - (checked["empty"] if asked else 0)
 
 
 def check_rejects(rejected: int, read: int, first: list[str], limit: float, part: str) -> None:
     if rejected > limit * read:
         raise ProblemError(
             Problem(
+                code="data.rows.bad",
                 title=f"{rejected} of {read} rows of {part} are bad",
                 cause="; ".join(first) + (" …" if rejected > len(first) else ""),
                 hint=f"mend the rows, or raise data.max_rejected (now {limit:g}) to go on without them",
@@ -48,6 +48,7 @@ def check_kind(counts: Counts, method: Any, part: str) -> None:
     (kind, _), *_ = counts.misfits.most_common(1)
     raise ProblemError(
         Problem(
+            code="data.rows.wrong_kind",
             title=f"{part} does not hold what method.kind {method.kind} trains on",
             cause=f"{method.kind} takes {ROW_KINDS[method.rows]}; each of these rows is {ROW_KINDS[kind]}",
             hint=f"set method.kind to {METHODS[kind]}, or name other rows in {part}",
@@ -60,6 +61,7 @@ def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, 
     if not counts.rows and counts.masked:
         raise ProblemError(
             Problem(
+                code="data.rows.masked",
                 title="No token would be trained",
                 cause=f"all {counts.masked} rows are masked: cut at {max_length} tokens, none reaches its reply",
                 hint="raise data.max_length",
@@ -73,6 +75,7 @@ def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, 
         ]
         raise ProblemError(
             Problem(
+                code="data.train.empty",
                 title="The training set is empty",
                 cause="; ".join(left) if rows.validated("train")["good"] else "its files hold no rows",
                 hint="loosen what data asks of its rows"
@@ -85,6 +88,7 @@ def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, 
     cut = counts.truncated == counts.rows
     raise ProblemError(
         Problem(
+            code="data.turn_end_untrained",
             title="The end of a turn is never trained: the model would not learn to stop",
             cause=f"every row is cut at {max_length} tokens, before its reply ends"
             if cut

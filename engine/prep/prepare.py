@@ -126,7 +126,13 @@ def sources_of(profile: Profile, home: Home, progress: Progress) -> Located:
                 options = source_files.resolved(source, profile.data, profile.directory)
                 found[part].append((options, source_files.paths(options, profile.directory, home, progress)))
             except (ValueError, OSError) as error:
-                raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
+                raise ProblemError(
+                    Problem(
+                        code="data.source.unusable",
+                        title=f"data.{part}.{index}.source cannot be used",
+                        cause=str(error),
+                    )
+                )
     return found
 
 
@@ -299,6 +305,7 @@ def _make(
             elif not made.counts.rows:
                 raise ProblemError(
                     Problem(
+                        code="data.split.empty",
                         title="The validation set is empty",
                         hint="raise data.split.validation"
                         if data.split

@@ -69,7 +69,7 @@ class AsyncClient:
             try:
                 snapshot = await self.request("attach", timeout=EVENT_TIMEOUT)
             except ProblemError as error:
-                if error.problem.title != "The engine does not answer":
+                if error.problem.code != "engine.unreachable":
                     raise
                 await asyncio.to_thread(ensure_engine, self.home)
                 continue

@@ -81,9 +81,10 @@ def unpack_reply(operation: str, reply: Reply) -> Any:
 def timeout_error(operation: str, seconds: float) -> ProblemError:
     return ProblemError(
         Problem(
+            code="engine.unreachable",
             title="The engine does not answer",
             cause=f"no reply to '{operation}' within {seconds:g} s",
-            hint="look at `cockpit engine status`, and at engine.log in the home's engine folder",
+            hint="see `cockpit engine status`, and engine.log in the home's engine folder",
         )
     )
 
@@ -123,7 +124,12 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
         time.sleep(0.02)
     tail = "\n".join(home.engine_log.read_text(errors="replace").splitlines()[-12:])
     raise ProblemError(
-        Problem(title="The engine did not start", cause=tail or "its log is empty", hint=f"read {home.engine_log}")
+        Problem(
+            code="engine.not_started",
+            title="The engine did not start",
+            cause=tail or "its log is empty",
+            hint=f"read {home.engine_log}",
+        )
     )
 
 
@@ -148,7 +154,12 @@ class Client:
             ensure_engine(home)
         elif find_engine(home) is None:
             raise ProblemError(
-                Problem(title="No engine is running", cause=f"for {home.root}", hint="cockpit engine start")
+                Problem(
+                    code="engine.not_running",
+                    title="No engine is running",
+                    cause=f"for {home.root}",
+                    hint="cockpit engine start",
+                )
             )
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -211,7 +222,7 @@ class Client:
             try:
                 snapshot = self.request("attach", timeout=EVENT_TIMEOUT)
             except ProblemError as error:
-                if error.problem.title != "The engine does not answer":
+                if error.problem.code != "engine.unreachable":
                     raise
                 ensure_engine(self.home)
                 continue

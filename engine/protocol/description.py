@@ -35,6 +35,9 @@ class Run(Message, kw_only=True):
     name: str = ""
     state: str = "queued"
     reason: str = ""
+    """Why it is paused or lost, in words; empty otherwise."""
+    code: str = ""
+    """The same as one of `codes.CODES`."""
     host: str = ""
     directory: str = ""
     profile: str = ""
@@ -84,6 +87,7 @@ class LedgerLine(Message, kw_only=True):
     old: Any = None
     new: Any = None
     time: float = 0.0
+    code: str = ""
 
 
 class RunDetail(Message, kw_only=True):
@@ -170,6 +174,8 @@ class Service(Message, kw_only=True):
     target: str = ""
     device: str = ""
     detail: str = ""
+    address: str = ""
+    """The URL of a server once it listens; empty for every other kind."""
     figures: dict[str, float] = {}
     """Counters of a server: requests, tokens …"""
     problem: Problem | None = None

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from engine.protocol.codes import UNKNOWN
 from engine.protocol.messages import Problem
 
 
@@ -100,9 +101,13 @@ class Sample(Entry, tag="sample", kw_only=True):
 
 
 class Ledger(Entry, tag="ledger", kw_only=True):
-    """A setting was changed, or a command taken, while the run was running. It takes effect in the step after
-    `step`."""
+    """A setting was changed, or a command taken, while the run was running. It takes effect in the step after `step`.
 
+    `name` is the setting's key, or the mark's name. `code` is `mark.…`, or `pause.…` for a pause; empty in older
+    journals.
+    """
+
+    code: str = ""
     step: int
     name: str
     old: Any = None
@@ -126,6 +131,8 @@ class BadBatch(Entry, tag="bad_batch", kw_only=True):
     """The step after `step` is held back, for `reason`; its rows, the worst first. The run is paused until a `continue`
     command says whether to skip the rows, to return to the checkpoint before and skip them, or to train on them."""
 
+    code: str = ""
+    """`pause.loss_not_finite`, `pause.gradient_not_finite` or `pause.loss_spike`; empty in older journals."""
     step: int
     reason: str
     rows: list[BadRow]
@@ -137,6 +144,8 @@ class Warn(Entry, tag="warning", kw_only=True):
     """Something that the user should know; `hint` says what to do. Warnings of the supervisor, about ranks that hang,
     are in `lifecycle.jsonl`."""
 
+    code: str = UNKNOWN
+    """One of `codes.CODES`. The default is for older journals: every `Warn` made here names its own."""
     message: str
     hint: str = ""
     step: int | None = None
@@ -151,10 +160,11 @@ class End(Entry, tag="end", kw_only=True):
 
 
 class State(Entry, tag="state", kw_only=True):
-    """The run has a new state; `reason` says why it was paused or ended."""
+    """The run has a new state. `reason` says in words why it was paused or ended, `code` as one of `codes.CODES`."""
 
     state: str
     reason: str = ""
+    code: str = ""
     step: int | None = None
     problem: Problem | None = None
 

@@ -100,6 +100,7 @@ def make_socket_directory(home: Home) -> Path:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise ProblemError(
                 Problem(
+                    code="engine.socket_not_private",
                     title=f"The socket directory {part} is not private",
                     cause=f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}; it must be yours alone (700)",
                     hint=f"chmod 700 {part}, or set XDG_RUNTIME_DIR to a directory of your own",
@@ -144,7 +145,8 @@ def protocol_mismatch(theirs: int) -> Problem:
         else "leave this cockpit and start it again from the installation that the engine was started from"
     )
     return Problem(
+        code="engine.protocol_mismatch",
         title="The cockpit and the engine speak different protocols",
         cause=f"the engine speaks version {theirs}, this cockpit version {PROTOCOL}: the {older} is older than the {newer}",
-        hint=f"restart the {older}: {mend}",
+        hint=f"Restart whichever is older, here the {older}: {mend}",
     )

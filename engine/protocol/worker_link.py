@@ -119,10 +119,13 @@ class Link:
         target: str = "",
         device: str = "",
         detail: str = "",
+        address: str = "",
         figures: dict[str, float] | None = None,
     ) -> None:
         """Send a service's new state."""
-        self._status = Status(state=state, target=target, device=device, detail=detail, figures=figures or {})
+        self._status = Status(
+            state=state, target=target, device=device, detail=detail, address=address, figures=figures or {}
+        )
         self._send(self._status)
 
     def close(self, seconds: float = 2.0) -> None:

@@ -58,6 +58,7 @@ class Status(Message, tag="status", kw_only=True):
     target: str = ""
     device: str = ""
     detail: str = ""
+    address: str = ""
     figures: dict[str, float] = {}
 
 

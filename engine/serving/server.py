@@ -48,7 +48,11 @@ class Running:
             )
             if loaded.tokenizer is None:
                 raise ProblemError(
-                    Problem(title=f"{target.label} cannot be served", cause="its folder has no tokenizer")
+                    Problem(
+                        code="tokenizer.missing",
+                        title=f"{target.label} cannot be served",
+                        cause="its folder has no tokenizer",
+                    )
                 )
             self._loop = asyncio.new_event_loop()
             post = Post(self._loop)
@@ -160,6 +164,7 @@ def bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise ProblemError(
             Problem(
+                code="serving.address_unavailable",
                 title=f"{host}:{port} cannot be listened at",
                 cause=error.strerror or str(error),
                 hint="--port 0 takes a free one",

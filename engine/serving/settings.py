@@ -69,6 +69,7 @@ class Settings(msgspec.Struct, kw_only=True):
             if not is_loopback(self.host):
                 raise ProblemError(
                     Problem(
+                        code="serving.key_required",
                         title=f"{self.host} is reached from other machines: a key is needed",
                         cause="without one everybody there could use this model",
                         hint="put a key into a variable and name it: --api-key-env NAME",
@@ -79,7 +80,9 @@ class Settings(msgspec.Struct, kw_only=True):
         if not key:
             raise ProblemError(
                 Problem(
-                    title=f"The variable {self.key_env} holds no key", hint=f"export {self.key_env}=… and serve again"
+                    code="serving.key_missing",
+                    title=f"The variable {self.key_env} holds no key",
+                    hint=f"export {self.key_env}=… and serve again",
                 )
             )
         return key

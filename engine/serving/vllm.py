@@ -46,6 +46,7 @@ class Vllm:
         if importlib.util.find_spec("vllm") is None:
             raise ProblemError(
                 Problem(
+                    code="package.missing",
                     title="vLLM is not installed here",
                     cause="--backend vllm starts vLLM's own server",
                     hint="pip install vllm (it needs a GPU), or leave --backend out",
@@ -86,7 +87,13 @@ class Vllm:
         began = time.monotonic()
         while self._ask("/health") is None:
             if self._process.poll() is not None or time.monotonic() - began > STARTING:
-                raise ProblemError(Problem(title="vLLM did not start", cause="its output is in the service's log"))
+                raise ProblemError(
+                    Problem(
+                        code="serving.backend_failed",
+                        title="vLLM did not start",
+                        cause="its output is in the service's log",
+                    )
+                )
             progress("starting vLLM", 0, 0)
             time.sleep(1)
 

@@ -22,7 +22,7 @@ from engine.protocol.messages import ProblemError
 _WORK = "work-"
 _GIVEN_UP = 14 * 24 * 3600.0
 """Seconds."""
-VERSION = 2
+VERSION = 3
 """Counts changes of what is written or of how rows become tokens: an older entry is then no hit."""
 TOKENIZER_FILES = (
     "tokenizer.json",

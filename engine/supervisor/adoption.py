@@ -49,11 +49,8 @@ def refresh_runs_of_other_hosts(runs: Runs, monitor: RunMonitor) -> None:
     for record in runs.records.values():
         if not runs.is_local(record) and record.run.state in states.LIVE:
             fresh, _ = replay(record.directory, record.job, None, 0)
-            record.run.state, record.run.reason, record.run.problem = (
-                fresh.run.state,
-                fresh.run.reason,
-                fresh.run.problem,
-            )
+            record.run.state, record.run.problem = fresh.run.state, fresh.run.problem
+            record.run.reason, record.run.code = fresh.run.reason, fresh.run.code
             record.changed = True
             monitor.read_journal(record)
 
@@ -74,4 +71,4 @@ def _adopt(record: Record, launched: journal.Launched | None, queue: Queue, moni
     elif leader is not None:
         monitor.handle_exit(record, leader)
     else:
-        record.move("lost", reason="the engine ended while the run was between two workers")
+        record.move("lost", code="run.lost", reason="the engine ended between two stages of the run")

@@ -63,9 +63,10 @@ class Clients:
             text = "".join(traceback.format_exception(error))
             print(text, flush=True)
             problem = Problem(
-                title="The engine made a mistake",
+                code="engine.bug",
+                title="The engine has an internal error",
                 cause=repr(error),
-                hint="see engine.log; please report it",
+                hint="please report it, with engine.log",
                 traceback=text,
             )
         self._send(caller, Reply(id=caller.request, problem=problem))

@@ -16,15 +16,15 @@ LAST_LINES = 20
 _RANK = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*:\s*(-?\d+)")
 
 SIGNALS = {
-    signal.SIGKILL: "killed with SIGKILL, which no process can catch: somebody ran kill -9, or the kernel ran out of memory",
-    signal.SIGTERM: "asked to end with SIGTERM",
+    signal.SIGKILL: "killed with SIGKILL, which no process can catch: a user ran kill -9, or the kernel ran out of memory",
+    signal.SIGTERM: "ended by SIGTERM",
     signal.SIGSEGV: "a segmentation fault in native code (SIGSEGV)",
-    signal.SIGBUS: "a bus error (SIGBUS): often a full /dev/shm, or a memory-mapped file that was cut short",
-    signal.SIGABRT: "native code gave up (SIGABRT): a failed assertion in a library, or a collective that timed out",
-    signal.SIGILL: "an instruction that this CPU does not have (SIGILL): a library built for another machine",
+    signal.SIGBUS: "a bus error (SIGBUS): often a full /dev/shm, or a memory-mapped file that was truncated",
+    signal.SIGABRT: "native code aborted (SIGABRT): a failed assertion in a library, or a collective that timed out",
+    signal.SIGILL: "an instruction that this CPU does not support (SIGILL): a library built for another machine",
     signal.SIGFPE: "an arithmetic error in native code (SIGFPE)",
     signal.SIGINT: "interrupted (SIGINT)",
-    signal.SIGHUP: "its terminal went away (SIGHUP)",
+    signal.SIGHUP: "its terminal was closed (SIGHUP)",
     signal.SIGXFSZ: "a file grew beyond the size limit (SIGXFSZ)",
 }
 
@@ -46,22 +46,17 @@ def report_crash(ended: WorkerExit, profile: Profile | None) -> Problem:
     tail = "\n".join(ended.log.splitlines()[-LAST_LINES:])
     if ended.oom_killed and status == -signal.SIGKILL:
         return Problem(
+            code="memory.host_exhausted",
             title=f"{who} was killed by the kernel's out-of-memory killer",
             cause="the host ran out of memory and the kernel chose this process",
             hint=_suggest_less_memory(profile, "host memory"),
             traceback=tail,
         )
+    code, hint = _suggest_fix(ended.log, profile, "worker.killed" if status < 0 else "worker.failed")
     if status < 0:
-        return Problem(
-            title=f"{who} died", cause=_describe_signal(-status), hint=_suggest_fix(ended.log, profile), traceback=tail
-        )
-    last = next((line.strip() for line in reversed(ended.log.splitlines()) if line.strip()), "it said nothing")
-    return Problem(
-        title=f"{who} ended with exit status {status}",
-        cause=last,
-        hint=_suggest_fix(ended.log, profile),
-        traceback=tail,
-    )
+        return Problem(code=code, title=f"{who} died", cause=_describe_signal(-status), hint=hint, traceback=tail)
+    last = next((line.strip() for line in reversed(ended.log.splitlines()) if line.strip()), "there is no output")
+    return Problem(code=code, title=f"{who} ended with exit status {status}", cause=last, hint=hint, traceback=tail)
 
 
 def _find_failing_rank(ended: WorkerExit) -> tuple[int | None, int]:
@@ -78,10 +73,14 @@ def _describe_signal(number: int) -> str:
     return SIGNALS.get(known, f"killed by {known.name}")
 
 
-def _suggest_fix(log: str, profile: Profile | None) -> str:
-    if memory := find_exhausted_memory(log):
-        return _suggest_less_memory(profile, f"{memory} memory")
-    return "read the log; `cockpit resume` goes on from the last checkpoint"
+def _suggest_fix(log: str, profile: Profile | None, otherwise: str) -> tuple[str, str]:
+    """The problem's code and hint. The code is `otherwise` when the log does not say that memory ran out."""
+    match find_exhausted_memory(log):
+        case "device":
+            return "memory.exhausted", _suggest_less_memory(profile, "device memory")
+        case "host":
+            return "memory.host_exhausted", _suggest_less_memory(profile, "host memory")
+    return otherwise, "read the log; `cockpit resume` continues from the last checkpoint"
 
 
 def _suggest_less_memory(profile: Profile | None, which: str) -> str:

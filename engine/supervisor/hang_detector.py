@@ -63,11 +63,13 @@ class Heartbeats:
         self.checked = now
         late = {rank: now - time for rank, time in self.received.items() if now - time > HEARTBEAT_TIMEOUT}
         if late:
-            return {rank: f"no sign of life for {seconds:.0f} s" for rank, seconds in late.items()}
+            return {rank: f"no heartbeat for {seconds:.0f} s" for rank, seconds in late.items()}
         idle = {rank: now - max(each.time, self.woke) for rank, each in self.last.items()}
         stuck = {rank: seconds for rank, seconds in idle.items() if seconds > self._time_limit(self.last[rank])}
         hung = {rank for rank in stuck if not self.last[rank].waiting} or set(stuck)
-        return {rank: f"{self.last[rank].phase or 'no phase'}, and no step for {stuck[rank]:.0f} s" for rank in hung}
+        return {
+            rank: f"{self.last[rank].phase or 'no phase'}, without progress for {stuck[rank]:.0f} s" for rank in hung
+        }
 
     def _time_limit(self, rank: Rank) -> float:
         kind = _phase_kind(rank)
@@ -108,9 +110,9 @@ def _describe_process(rank: Rank) -> str:
 
 
 _STATES = {
-    psutil.STATUS_STOPPED: " is stopped: somebody sent SIGSTOP",
+    psutil.STATUS_STOPPED: " is stopped by SIGSTOP",
     psutil.STATUS_TRACING_STOP: " is held by a debugger",
-    psutil.STATUS_DISK_SLEEP: " waits for a disk or a device",
+    psutil.STATUS_DISK_SLEEP: " waits for a disk or device",
 }
 
 

@@ -178,9 +178,10 @@ def _find_training(server: Server, message: RunRef) -> Record:
     if record.stage in stages.AFTER:
         raise ProblemError(
             Problem(
-                title=f"{record.run.id} is past training",
+                code="run.past_training",
+                title=f"{record.run.id} has finished training",
                 cause=f"its stage is {record.stage}, and only training takes commands",
-                hint=f"cockpit stop {record.run.id} ends it; cockpit resume goes on at that stage",
+                hint=f"cockpit stop {record.run.id} stops it; cockpit resume continues with that stage",
             )
         )
     return record
@@ -207,14 +208,18 @@ def _describe_command(record: Record, step: int) -> Taken:
 
 def _not_live_error(record: Record) -> ProblemError:
     mend = f"cockpit resume {record.run.id}" if record.run.state in states.ENDED else "wait until it runs"
-    return ProblemError(Problem(title=f"{record.run.id} is {record.run.state}", cause=record.run.reason, hint=mend))
+    return ProblemError(
+        Problem(code="run.not_live", title=f"{record.run.id} is {record.run.state}", cause=record.run.reason, hint=mend)
+    )
 
 
 def _check_local(server: Server, record: Record) -> None:
     if not server.runs.is_local(record):
         raise ProblemError(
             Problem(
-                title=f"{record.run.id} belongs to {record.job.host}", hint=f"run cockpit there: this is {host_name()}"
+                code="run.other_host",
+                title=f"{record.run.id} belongs to {record.job.host}",
+                hint=f"run cockpit on that host; this is {host_name()}",
             )
         )
 
@@ -279,7 +284,8 @@ def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:
         names = ", ".join([*(record.run.id for record in live), *serving])
         raise ProblemError(
             Problem(
-                title="Jobs are live",
+                code="engine.jobs_live",
+                title="Jobs are running",
                 cause=names,
                 hint="stop them first (`cockpit stop`, `cockpit serve --stop`), or `cockpit engine stop --force` to end them now",
             )
@@ -323,7 +329,9 @@ def _generate_in_run(server: Server, caller: Caller, message: Ask) -> None:
     if message.question != "generate":
         raise ProblemError(
             Problem(
-                title=f"A run that is training does not know {message.question!r}", hint="it can be asked to generate"
+                code="request.unknown",
+                title=f"A run that is training cannot answer {message.question!r}",
+                hint="it only answers generate",
             )
         )
     arguments = message.arguments | {"request": message.request}

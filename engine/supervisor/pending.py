@@ -48,7 +48,7 @@ class PendingRequests:
     def resolve_ended(self, run: Run) -> None:
         """The run has ended: a client that asked it to stop gets its reply, every other one a problem."""
         if run.state not in (states.STOPPED, states.COMPLETED):
-            self.fail(run.id, Problem(title=f"{run.id} is {run.state}", cause=run.reason))
+            self.fail(run.id, Problem(code="run.not_live", title=f"{run.id} is {run.state}", cause=run.reason))
             return
         for instruction in self._of_job(run.id):
             request = self._requests.pop(instruction)

@@ -41,7 +41,13 @@ class Queue:
         try:
             check_shell(profile, message.environment)
         except ProfileError as error:
-            raise ProblemError(Problem(title="This shell lacks what the profile asks for", cause=str(error)))
+            raise ProblemError(
+                Problem(
+                    code="profile.environment",
+                    title="The environment lacks variables that the profile needs",
+                    cause=str(error),
+                )
+            )
         self._compute_demand("", profile)
         self._check_disk(profile)
         if message.first in stages.AFTER:
@@ -69,7 +75,12 @@ class Queue:
         except OSError as error:
             shutil.rmtree(run_directory.path, ignore_errors=True)
             raise ProblemError(
-                Problem(title="The run could not be written", cause=str(error), hint=f"make room in {self.home.root}")
+                Problem(
+                    code="file.unwritable",
+                    title="The run could not be written",
+                    cause=str(error),
+                    hint=f"free some disk space in {self.home.root}",
+                )
             )
         record, _ = replay(run_directory, job, None, 0)
         record.environment = message.environment
@@ -96,13 +107,16 @@ class Queue:
         if record.run.state not in states.ENDED:
             raise ProblemError(
                 Problem(
-                    title=f"{record.run.id} is {record.run.state}", cause="only a run that has ended can be resumed"
+                    code="run.live",
+                    title=f"{record.run.id} is {record.run.state}",
+                    cause="only a run that has ended can be resumed",
                 )
             )
         steps = record.directory.checkpoint_steps()
         if message.step is not None and message.step not in steps:
             raise ProblemError(
                 Problem(
+                    code="checkpoint.not_found",
                     title=f"{record.run.id} has no checkpoint at step {message.step}",
                     hint=f"it has: {', '.join(map(str, steps)) or 'none'}",
                 )
@@ -134,7 +148,12 @@ class Queue:
             return pin(parse(text, source or "profile", directory, overrides or [], self.home), self.home)
         except ProfileError as error:
             raise ProblemError(
-                Problem(title="The profile does not hold", cause=str(error), hint="cockpit profile check")
+                Problem(
+                    code="profile.invalid",
+                    title="The profile is not valid",
+                    cause=str(error),
+                    hint="cockpit profile check",
+                )
             )
 
     def _check_disk(self, profile: Profile) -> None:
@@ -143,7 +162,12 @@ class Queue:
         if free < least:
             cause = f"{free:.1f} GB are free in {self.home.root}, and limits.disk_free_gb is {least:g}"
             raise ProblemError(
-                Problem(title="Too little disk", cause=cause, hint="make room, or lower limits.disk_free_gb")
+                Problem(
+                    code="disk.low",
+                    title="Too little disk",
+                    cause=cause,
+                    hint="free some disk space, or lower limits.disk_free_gb",
+                )
             )
 
     def _clear_results(self, record: Record, stage: str) -> None:
@@ -159,8 +183,9 @@ class Queue:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ProblemError(
                 Problem(
+                    code="output.not_empty",
                     title=f"export.output is not empty: {out}",
-                    hint="name a folder that does not exist yet, or empty this one",
+                    hint="choose a folder that does not exist yet, or empty this one",
                 )
             )
 
@@ -194,7 +219,11 @@ class Queue:
     def reorder(self, record: Record, position: int) -> Run:
         """Move a queued run to a position in the queue, from 1. Raises ProblemError when it is not queued."""
         if record.run.id not in self.order:
-            raise ProblemError(Problem(title=f"{record.run.id} is not queued", cause=f"it is {record.run.state}"))
+            raise ProblemError(
+                Problem(
+                    code="run.not_queued", title=f"{record.run.id} is not queued", cause=f"it is {record.run.state}"
+                )
+            )
         self.order.remove(record.run.id)
         self.order.insert(max(0, position - 1), record.run.id)
         self.renumber()
@@ -208,7 +237,12 @@ class Queue:
                 demands = [self._compute_demand(record.run.id, self.runs.load_profile(record))]
             except (ProfileError, OSError) as error:
                 self.remove(record)
-                record.move("failed", problem=Problem(title="The run's profile no longer holds", cause=str(error)))
+                record.move(
+                    "failed",
+                    problem=Problem(
+                        code="profile.outdated", title="The run's profile is no longer valid", cause=str(error)
+                    ),
+                )
                 continue
             busy = self.runs.find_busy_devices()
             found = scheduler.pick_first(demands, self.device_count, busy, HOST in busy)
@@ -232,6 +266,7 @@ class Queue:
         except ValueError as error:
             raise ProblemError(
                 Problem(
+                    code="profile.host",
                     title="This host cannot run it",
                     cause=f"the profile {error}",
                     hint="set launch.processes and launch.devices",
@@ -287,7 +322,10 @@ class Queue:
         try:
             leader = processes.start(build_command(worker, count, port), record.directory.log, environment)
         except OSError as error:
-            record.move("failed", problem=Problem(title="The worker could not be started", cause=str(error)))
+            record.move(
+                "failed",
+                problem=Problem(code="worker.not_started", title="The worker could not be started", cause=str(error)),
+            )
             return
         record.leader = leader
         run.started = run.started or time.time()

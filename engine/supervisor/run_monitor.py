@@ -67,8 +67,9 @@ class RunMonitor:
                 continue
             if hung := hang_detector.report_hangs(record.heartbeats, time.time()):
                 warning = journal.Warn(
+                    code="worker.silent",
                     attempt=record.run.attempt,
-                    message=f"silent: {hung}",
+                    message=f"hanging: {hung}",
                     hint=f"the stacks of all ranks are in the log: `cockpit logs {record.run.id}`; `cockpit stop --now` ends the run, "
                     "`cockpit resume` goes on from its last checkpoint",
                     step=record.run.step,
@@ -94,7 +95,7 @@ class RunMonitor:
     def _apply_ledger(self, record: Record, entry: journal.Ledger) -> None:
         """The state follows the worker's own entry that it has paused or gone on: only the worker knows when."""
         if entry.name == "pause" and record.run.state == states.RUNNING:
-            record.move("pause", reason=str(entry.new or "asked"))
+            record.move("pause", reason=str(entry.new or "asked"), code=entry.code)
         elif entry.name == "continue" and record.run.state == states.PAUSED:
             record.move("continue")
 
@@ -132,7 +133,8 @@ class RunMonitor:
         elif status is None:
             record.move(
                 "lost",
-                reason="its worker is gone and left no word; it ran under an earlier engine, so its exit status is unknown",
+                code="run.lost",
+                reason="its worker has ended without a result; an earlier engine had started it, so its exit status is unknown",
             )
         else:
             self._fail(record, self._report_crash(record, status))
@@ -201,7 +203,11 @@ class RunMonitor:
         ProblemError."""
         if record.run.state not in states.ENDED:
             raise ProblemError(
-                Problem(title=f"{record.run.id} is {record.run.state}", hint=f"cockpit stop {record.run.id}")
+                Problem(
+                    code="run.live",
+                    title=f"{record.run.id} is {record.run.state}",
+                    hint=f"cockpit stop {record.run.id}",
+                )
             )
         record.close()
         renamed = record.directory.path.with_name(f".deleted-{record.run.id}")

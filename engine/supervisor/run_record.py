@@ -73,16 +73,24 @@ class Record:
     unwritten: list[journal.LifecycleEntry] = field(default_factory=list)
     """Lifecycle entries that a full disk has not taken yet; they are written in order when there is room."""
 
-    def move(self, event: str, reason: str = "", problem: Problem | None = None) -> None:
+    def move(self, event: str, *, reason: str = "", code: str = "", problem: Problem | None = None) -> None:
         """Make one transition of the table of states. It is journalled and synced before it is published."""
         run = self.run
         run.state = states.move(run.state or None, event)
-        run.reason, run.problem = reason, problem
+        run.reason, run.code, run.problem = reason, code, problem
         now = time.time()
         if run.state in states.ENDED:
             run.ended, run.position, run.phase = now, 0, ""
         self.write_lifecycle(
-            journal.State(time=now, attempt=run.attempt, state=run.state, reason=reason, step=run.step, problem=problem)
+            journal.State(
+                time=now,
+                attempt=run.attempt,
+                state=run.state,
+                reason=reason,
+                code=code,
+                step=run.step,
+                problem=problem,
+            )
         )
         self.changed = True
 
@@ -190,7 +198,7 @@ def replay(
     for entry, _ in journal.read(directory.lifecycle):
         run.attempt = max(run.attempt, entry.attempt)
         if isinstance(entry, journal.State):
-            run.state, run.reason, run.problem = entry.state, entry.reason, entry.problem
+            run.state, run.reason, run.code, run.problem = entry.state, entry.reason, entry.code, entry.problem
             run.ended = entry.time if entry.state in states.ENDED else 0.0
         elif isinstance(entry, journal.Launched):
             launched, stage, run.started = entry, entry.stage, entry.time

@@ -28,14 +28,23 @@ class Runs:
         if reference in self.records:
             return self.records[reference]
         if not self.records:
-            raise ProblemError(Problem(title="There are no runs yet", hint="cockpit demo, or cockpit train PROFILE"))
+            raise ProblemError(
+                Problem(code="run.none", title="There are no runs yet", hint="cockpit demo, or cockpit train PROFILE")
+            )
         if reference == "last":
             return max(self.records.values(), key=lambda record: record.run.created)
         matches = sorted(run_id for run_id in self.records if run_id.startswith(reference))
         if len(matches) == 1:
             return self.records[matches[0]]
-        cause = f"it could be {', '.join(matches[:5])}" if matches else "no run's id begins like that"
-        raise ProblemError(Problem(title=f"Which run is {reference}?", cause=cause, hint="cockpit runs"))
+        cause = f"it could mean {', '.join(matches[:5])}" if matches else "no run's id starts with it"
+        raise ProblemError(
+            Problem(
+                code="run.ambiguous" if matches else "run.not_found",
+                title=f"Which run is {reference}?",
+                cause=cause,
+                hint="cockpit runs",
+            )
+        )
 
     def list_live(self) -> list[Record]:
         """The runs of this host that have not ended."""

@@ -28,7 +28,7 @@ def assign(demand: Demand, count: int, busy: Collection[int], cpu_busy: bool) ->
     if requested is None:
         number = demand.processes or count
         if number > count:
-            raise ValueError(f"asks for {number} processes, one a device, and this host has {count} devices")
+            raise ValueError(f"asks for {number} processes, one per device, and this host has {count} devices")
         free = [index for index in range(count) if index not in busy]
         return free[:number] if len(free) >= number else None
     missing = [index for index in requested if index >= count]

@@ -205,13 +205,24 @@ class Server:
                 raise ProblemError(wire.protocol_mismatch(request.protocol))
             if request.operation not in OPERATIONS:
                 raise ProblemError(
-                    Problem(title=f"The engine knows no operation {request.operation!r}", hint="restart the older side")
+                    Problem(
+                        code="engine.unknown_operation",
+                        title=f"The engine knows no operation {request.operation!r}",
+                        hint="Restart whichever is older: the engine with `cockpit engine stop`, then `cockpit engine start`; or this cockpit",
+                    )
                 )
             message = wire.decode(request.body, OPERATIONS[request.operation].request)
             result = self._handlers[request.operation](self, caller, message)
         except msgspec.MsgspecError as error:
             self.clients.reply_with_error(
-                caller, ProblemError(Problem(title=f"A malformed '{request.operation}'", cause=str(error)))
+                caller,
+                ProblemError(
+                    Problem(
+                        code="request.malformed",
+                        title=f"The request '{request.operation}' is malformed",
+                        cause=str(error),
+                    )
+                ),
             )
         except Exception as error:  # noqa: BLE001 - a client's request must never end the supervisor
             self.clients.reply_with_error(caller, error)

@@ -79,6 +79,7 @@ class Services:
         if worker is None:
             raise ProblemError(
                 Problem(
+                    code="service.not_found",
                     title=f"There is no open service {service_id}",
                     cause="it has ended, or the engine was restarted",
                     hint="open it again",
@@ -94,7 +95,11 @@ class Services:
         be started."""
         if message.kind not in KINDS:
             raise ProblemError(
-                Problem(title=f"There is no service {message.kind!r}", hint=f"there are: {', '.join(KINDS)}")
+                Problem(
+                    code="service.unknown_kind",
+                    title=f"There is no service {message.kind!r}",
+                    hint=f"there are: {', '.join(KINDS)}",
+                )
             )
         service = Service(id=f"{message.kind}-{uuid.uuid4().hex[:8]}", kind=message.kind)
         command = [
@@ -111,7 +116,9 @@ class Services:
                 build_command(command, 1, None), self._log_path(service.id), message.environment
             )
         except OSError as error:
-            raise ProblemError(Problem(title="The worker could not be started", cause=str(error)))
+            raise ProblemError(
+                Problem(code="worker.not_started", title="The worker could not be started", cause=str(error))
+            )
         if message.kind not in INDEPENDENT:
             processes.prefer_for_oom_kill(worker.leader.pid)
         service.pid = worker.leader.pid
@@ -161,7 +168,8 @@ class Services:
     def update_status(self, service_id: str, status: Status) -> None:
         service = self.find(service_id).service
         service.state, service.target = status.state, status.target
-        service.device, service.detail, service.figures = status.device, status.detail, status.figures
+        service.device, service.detail, service.address = status.device, status.detail, status.address
+        service.figures = status.figures
         self.publish(ServiceChanged(service=service))
 
     def reap(self) -> None:
@@ -194,7 +202,10 @@ class Services:
         del self.workers[worker.service.id]
         worker.service.state, worker.service.problem = "ended", problem
         self.publish(ServiceChanged(service=worker.service))
-        self.fail_requests(worker.service.id, problem or Problem(title=f"The {worker.service.kind} worker has ended"))
+        self.fail_requests(
+            worker.service.id,
+            problem or Problem(code="service.ended", title=f"The {worker.service.kind} worker has ended"),
+        )
 
     def _log_path(self, service_id: str) -> Path:
         return self.home.engine / "services" / f"{service_id}.log"

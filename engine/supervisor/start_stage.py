@@ -41,7 +41,11 @@ def find_trained_run(runs: Runs, message: Submit, profile: Profile) -> tuple[Rec
     record = _find_newest(runs, message, earlier[-1])
     if record.run.state not in states.ENDED:
         raise ProblemError(
-            Problem(title=f"{record.run.id} is {record.run.state}", hint=f"wait, or cockpit stop {record.run.id}")
+            Problem(
+                code="run.live",
+                title=f"{record.run.id} is {record.run.state}",
+                hint=f"wait, or cockpit stop {record.run.id}",
+            )
         )
     before, profile = _load_comparable(runs, record, profile)
     changed = _list_differences(before, profile)
@@ -65,9 +69,10 @@ def _find_newest(runs: Runs, message: Submit, stage: str) -> Record:
     if not found:
         raise ProblemError(
             Problem(
-                title=f"There is nothing to begin with {message.first} on",
-                cause=f"no run of {Path(message.source).name} has come to the end of its stage {stage}",
-                hint="leave --from out",
+                code="stage.no_predecessor",
+                title=f"No run can start at {message.first}",
+                cause=f"no run of {Path(message.source).name} has finished its stage {stage}",
+                hint="run without --from",
             )
         )
     return max(found, key=lambda record: record.run.created)
@@ -79,7 +84,11 @@ def _load_comparable(runs: Runs, record: Record, profile: Profile) -> tuple[Prof
     try:
         before = runs.load_profile(record)
     except (ProfileError, OSError) as error:
-        raise ProblemError(Problem(title=f"The profile of {record.run.id} no longer holds", cause=str(error)))
+        raise ProblemError(
+            Problem(
+                code="profile.outdated", title=f"The profile of {record.run.id} is no longer valid", cause=str(error)
+            )
+        )
     kept, named = Path(before.model.base), profile.model.base
     if kept.parent == runs.home.cache and kept.name.startswith(f"{named}-"):
         profile = replace(profile, model=profile.model.model_copy(update={"base": str(kept)}))
@@ -103,8 +112,9 @@ def _walk(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "")
 def _settings_changed_error(record: Record, names: list[str], stage: str, earlier_stage: str) -> ProblemError:
     return ProblemError(
         Problem(
-            title=f"{stage} cannot go on from {record.run.id}",
-            cause=f"settings of an earlier stage have changed since: {', '.join(names[:6])}",
-            hint=f"leave --from out, or begin with --from {earlier_stage}",
+            code="stage.settings_changed",
+            title=f"{stage} cannot continue {record.run.id}",
+            cause=f"settings of an earlier stage have changed: {', '.join(names[:6])}",
+            hint=f"run without --from, or start with --from {earlier_stage}",
         )
     )

@@ -22,6 +22,7 @@ def check_judgement(judgement: Judgement) -> None:
     if not matches or (judgement.vote not in VOTES if judgement.vote else not 1 <= judgement.rating <= 5):
         raise ProblemError(
             Problem(
+                code="judgement.invalid",
                 title="This is neither a vote nor a rating",
                 cause=f"{len(judgement.targets)} targets, vote {judgement.vote!r}, rating {judgement.rating}",
                 hint=f"a vote between two is one of {', '.join(VOTES)}; a rating of one is 1 to 5",
@@ -51,7 +52,11 @@ def write(judgement: Judgement, paths: Iterable[Path]) -> Judgement:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise ProblemError(Problem(title="The judgement could not be kept", cause=f"{path}: {error.strerror}"))
+            raise ProblemError(
+                Problem(
+                    code="file.unwritable", title="The judgement could not be saved", cause=f"{path}: {error.strerror}"
+                )
+            )
     return judgement
 
 

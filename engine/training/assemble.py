@@ -83,6 +83,7 @@ def _make_segments(job: Job, model: Any, joined: bool) -> Segments | None:
         mend = "method.sequences to rows" if profile.method.kind == "pretrain" else "data.packing to false"
         raise ProblemError(
             Problem(
+                code="data.rows.not_joinable",
                 title="Rows cannot be joined for this model",
                 cause="its attention cannot be kept apart between rows that share a sequence",
                 hint=f"set {mend}, or model.attention to auto",

@@ -116,6 +116,7 @@ def read_back(folder: Path, model: Any, dtype: str) -> None:
 def _unreadable(folder: Path, cause: str) -> ProblemError:
     return ProblemError(
         Problem(
+            code="checkpoint.unreadable",
             title=f"The checkpoint in {folder} cannot be read back",
             cause=cause,
             hint="the disk may be failing; `cockpit resume` goes on from the checkpoint before",
@@ -135,6 +136,7 @@ def check_output(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ProblemError(
             Problem(
+                code="output.not_empty",
                 title=f"checkpoint.output is not empty: {output}",
                 hint="name a folder that does not exist yet, or empty this one",
             )

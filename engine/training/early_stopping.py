@@ -28,6 +28,7 @@ class Patience:
         if options.metric not in values:
             raise ProblemError(
                 Problem(
+                    code="evaluation.no_metric",
                     title=f"evaluation.early_stopping.metric {options.metric} is not evaluated",
                     cause=f"an evaluation of this run gives {', '.join(sorted(values))}",
                     hint="name one of those",

@@ -77,9 +77,10 @@ class Evaluator:
                 loop.reporter.write(Sample(attempt=attempt, step=loop.step, **sample))
             if "eval/loss" in values and (found := self._overfitting.evaluated(values["eval/loss"])):
                 loop.reporter.warn(
-                    loop.step,
-                    found,
-                    "the model learns its rows by heart: stop and take the best checkpoint, add data, or set evaluation.early_stopping",
+                    code="training.overfitting",
+                    step=loop.step,
+                    message=found,
+                    hint="the model learns its rows by heart: stop and take the best checkpoint, add data, or set evaluation.early_stopping",
                 )
 
     def check_patience(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engine.models.memory import is_out_of_memory
 from engine.protocol.messages import Instruction, Problem
 from engine.training import memory, resume
 from engine.training.inbox import ARRIVED
@@ -112,7 +113,7 @@ class HotChat:
         if self._talk is not None:
             self._answer(link, step, "cancelled")
         while self._waiting:
-            problem = Problem(title="The run has ended", hint="its last checkpoint answers")
+            problem = Problem(code="run.ended", title="The run has ended", hint="its last checkpoint answers")
             link.answer(self._waiting.popleft(), step=step, problem=problem)
 
     # ── one question ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -206,16 +207,22 @@ class HotChat:
         talk, self._talk = self._talk, None
         instruction = talk.instruction if talk else self._waiting.popleft()
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if memory.exhausted(error):
+        if is_out_of_memory(error):
             problem = Problem(
+                code="memory.exhausted",
                 title="Training leaves too little memory for this reply",
                 cause=said,
                 hint="the run goes on; ask with a shorter conversation, or a checkpoint of it",
             )
         elif isinstance(error, ValueError):
-            problem = Problem(title="This cannot be answered", cause=said)
+            problem = Problem(code="request.invalid", title="This cannot be answered", cause=said)
         else:
-            problem = Problem(title=f"The reply failed: {type(error).__name__}", cause=said, hint="the run goes on")
+            problem = Problem(
+                code="generation.failed",
+                title=f"The reply failed: {type(error).__name__}",
+                cause=said,
+                hint="the run goes on",
+            )
         del error, talk
         memory.release()
         loop.reporter.link.answer(instruction, step=step, problem=problem)

@@ -15,8 +15,6 @@ from engine.training.ranks import Ranks
 
 T = TypeVar("T")
 
-exhausted = is_out_of_memory
-
 
 class MemoryWatch:
     """Whether this rank ran out of memory in the global batch in work.
@@ -35,7 +33,7 @@ class MemoryWatch:
         try:
             yield
         except Exception as error:
-            if not exhausted(error):
+            if not is_out_of_memory(error):
                 raise
             self.error = first_line(error)
         if self.error:

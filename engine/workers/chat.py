@@ -81,7 +81,9 @@ class Chat:
         arguments = instruction.arguments
         if self.loaded is None:
             if self.last_load is None:
-                raise ProblemError(Problem(title="No model is loaded", hint="choose a target first"))
+                raise ProblemError(
+                    Problem(code="service.nothing_open", title="No model is loaded", hint="choose a target first")
+                )
             self.load(
                 Instruction(
                     id=instruction.id, name="load", arguments=self.last_load | {"request": arguments["request"]}
@@ -147,12 +149,12 @@ def answer_request(chat: Chat, instruction: Instruction) -> None:
     result, problem = None, None
     try:
         if instruction.name not in questions:
-            raise ValueError(f"chat does not know {instruction.name!r}, only {', '.join(questions)}")
+            raise ValueError(f"chat cannot answer {instruction.name!r}, only {', '.join(questions)}")
         result = questions[instruction.name](instruction)
     except ProblemError as error:
         problem = error.problem
     except (ValueError, KeyError, TypeError) as error:
-        problem = Problem(title="This cannot be answered", cause=str(error))
+        problem = Problem(code="request.invalid", title="This cannot be answered", cause=str(error))
     except (RuntimeError, MemoryError) as error:
         problem = _describe_failure(chat, error)
     chat.cancelled.discard(instruction.arguments.get("request", ""))
@@ -170,7 +172,7 @@ def _describe_failure(chat: Chat, error: BaseException) -> Problem:
         needed = chat.loaded.needed if chat.loaded else 0
         chat.release()
         return out_of_memory(device, needed, text)
-    return Problem(title="The model failed", cause=text)
+    return Problem(code="generation.failed", title="The model failed", cause=text)
 
 
 def main() -> None:

@@ -44,7 +44,12 @@ class Data:
             profile = parse(arguments["profile"], "profile", directory, home=self.home)
         except ProfileError as error:
             raise ProblemError(
-                Problem(title="The profile does not hold", cause=str(error), hint="mend it on the Profile screen")
+                Problem(
+                    code="profile.invalid",
+                    title="The profile is not valid",
+                    cause=str(error),
+                    hint="fix it on the Profile screen",
+                )
             )
         self.browser = Browser(profile, self.home, self._progress(arguments))
         return self.browser.summary()
@@ -115,7 +120,9 @@ class Data:
 
     def _require_browser(self) -> Browser:
         if self.browser is None:
-            raise ProblemError(Problem(title="No profile is open", hint="choose a profile first"))
+            raise ProblemError(
+                Problem(code="service.nothing_open", title="No profile is open", hint="choose a profile first")
+            )
         return self.browser
 
     def _progress(self, arguments: dict[str, Any]) -> Callable[..., None]:

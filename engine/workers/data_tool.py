@@ -47,10 +47,14 @@ def main() -> int:
     except (ValueError, OSError) as error:
         return _print_problem(
             arguments.json,
-            Problem(title=f"cockpit {arguments.group} {arguments.verb} cannot be done", cause=str(error)),
+            Problem(
+                code="request.invalid",
+                title=f"cockpit {arguments.group} {arguments.verb} failed",
+                cause=str(error),
+            ),
         )
     except KeyboardInterrupt:
-        ERR.print("interrupted; the same command goes on from here")
+        ERR.print("interrupted; run the same command again to continue")
         return 130
     if arguments.json:
         print(json.dumps(result, ensure_ascii=False))
@@ -61,7 +65,7 @@ def main() -> int:
 
 def _print_problem(as_json: bool, problem: Problem) -> int:
     if as_json:
-        print(json.dumps({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}}))
+        print(json.dumps({"error": problem.document()}))
     else:
         ERR.print(f"[red]✗[/] {escape(str(problem))}", soft_wrap=True)
     return 2

@@ -28,7 +28,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from engine.workers import probes
 
-LIBRARIES = ("transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers")
+LIBRARIES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
 DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
 """CUDA major version -> oldest Linux driver that runs it. https://docs.nvidia.com/deploy/cuda-compatibility/"""
 NEEDED_DISK = 5e9
@@ -68,9 +68,10 @@ def check_libraries(home: Home) -> Iterator[Check]:
 def check_torch_and_devices(home: Home) -> Iterator[Check]:
     """torch, its CUDA build against the driver, and the devices that NVML knows."""
     good, detail = probes.run_probe("torch")
-    yield Check("torch", good, detail, "" if good else "make setup (torch is pinned in constraints.txt)")
+    build: dict[str, str] = json.loads(detail) if good else {"text": detail, "cuda": ""}
+    yield Check("torch", good, build["text"], "" if good else "make setup (torch is pinned in constraints.txt)")
     driver, devices = _read_nvidia()
-    cuda = detail.partition("built for CUDA ")[2].partition(";")[0]
+    cuda = build["cuda"]
     if not driver:
         yield Check("driver", None, "no NVIDIA driver: everything runs on the CPU")
         return
@@ -79,7 +80,7 @@ def check_torch_and_devices(home: Home) -> Iterator[Check]:
         yield Check(
             "driver",
             False,
-            f"{driver}, but this torch was not built for CUDA: the GPUs lie idle",
+            f"{driver}, but this torch was built without CUDA: the GPUs are not used",
             "pip install --force-reinstall torch==2.13.0 (from an index that has the CUDA build)",
         )
     else:
@@ -146,13 +147,15 @@ def check_memory(home: Home) -> Iterator[Check]:
     detail = (
         f"{state.available / 1e9:.1f} of {state.total / 1e9:.1f} GB available, {len(os.sched_getaffinity(0))} cores"
     )
-    yield Check("memory", good, detail, "" if good else "end what holds it: ps aux --sort=-rss | head")
+    yield Check("memory", good, detail, "" if good else "end processes that use it: ps aux --sort=-rss | head")
 
 
 def check_models(home: Home) -> Iterator[Check]:
     for name in catalogue.CATALOGUE:
         if not (home.models / name).is_dir():
-            yield Check("model", None, f"{name} is not here yet: pulled on first need", f"cockpit model pull {name}")
+            yield Check(
+                "model", None, f"{name} is not installed yet: it is pulled on first use", f"cockpit model pull {name}"
+            )
     for each in find(home):
         mend = f"cockpit model verify {each.path}" if each.problems else ""
         # A damaged model in a hub cache is only worth knowing; one in COCKPIT_HOME is needed.
@@ -195,12 +198,14 @@ def check_folder(folder: Path) -> Iterator[Check]:
         return
     yield Check("tokenizer", True, f"{len(tokenizer)} tokens, {type(tokenizer).__name__}")
     if not tokenizer.chat_template:
-        yield Check("template", None, "no chat template: chat continues text", "add chat_template.jinja to talk to it")
+        yield Check(
+            "template", None, "no chat template: chat continues text", "add chat_template.jinja to chat with it"
+        )
         return
     end = find_end_of_turn(tokenizer)
     name = tokenizer.convert_ids_to_tokens(end) if end is not None else ""
     detail = f"a turn ends with {name}" if name else "no special token ends a turn: replies would not stop"
-    yield Check("template", bool(name), detail, "" if name else "mend chat_template.jinja")
+    yield Check("template", bool(name), detail, "" if name else "fix chat_template.jinja")
 
 
 def print_checks(checks: list[Check]) -> None:

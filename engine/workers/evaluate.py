@@ -146,7 +146,7 @@ def main() -> None:
         ErrorTexts(
             "This cannot be evaluated",
             "The evaluation failed",
-            "what was measured is kept; the same evaluation goes on from there",
+            "results so far are kept; run the same evaluation again to continue",
         ),
     )
 

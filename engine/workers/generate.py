@@ -61,7 +61,7 @@ def main() -> None:
         ErrorTexts(
             "This cannot be generated",
             "Generation failed",
-            "what is done is kept: the same command goes on, with a smaller --batch-size when memory was short",
+            "replies so far are kept: run the same command again to continue, with a smaller --batch-size if memory ran out",
         ),
     )
 

@@ -41,7 +41,7 @@ def run_find(home: Home, arguments: argparse.Namespace) -> int:
         state = f"[red]{escape('; '.join(each.problems))}[/]" if each.problems else "whole"
         table.add_row(escape(each.name), each.kind, each.where, f"{each.size / 1e6:.0f} MB", state)
     for name in [name for name in catalogue.CATALOGUE if not (home.models / name).is_dir()]:
-        table.add_row(name, "model", "catalogue", "", f"not here yet: cockpit model pull {name}")
+        table.add_row(name, "model", "catalogue", "", f"not installed: cockpit model pull {name}")
     OUT.print(table)
     return 0
 
@@ -73,7 +73,11 @@ def run_verify(home: Home, arguments: argparse.Namespace) -> int:
     folder = arguments.folder if arguments.folder.is_dir() else home.models / arguments.folder
     if not folder.is_dir():
         raise ProblemError(
-            Problem(title=f"There is no folder {arguments.folder}", hint="`cockpit model find` lists models")
+            Problem(
+                code="file.not_found",
+                title=f"There is no folder {arguments.folder}",
+                hint="`cockpit model find` lists models",
+            )
         )
     wrong = folders.find_problems(folder)
     hashed = 0
@@ -100,7 +104,7 @@ def _print_result(as_json: bool, document: dict[str, Any], good: str, wrong: lis
 
 def _print_problem(as_json: bool, problem: Problem) -> None:
     if as_json:
-        print(json.dumps({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}}))
+        print(json.dumps({"error": problem.document()}))
     else:
         ERR.print(f"[red]✗[/] {escape(str(problem))}", soft_wrap=True)
 

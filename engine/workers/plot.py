@@ -38,8 +38,8 @@ def main() -> int:
         if problem.hint:
             ERR.print(f"→ {problem.hint}", style="cyan", soft_wrap=True)
         if arguments.json:
-            print(json.dumps({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}}))
-        return 1 if problem.title.startswith("There is nothing") else 2
+            print(json.dumps({"error": problem.document()}))
+        return 1 if problem.code == "plot.nothing" else 2
     print(json.dumps({"path": str(files[0])}, ensure_ascii=False) if arguments.json else files[0])
     return 0
 
@@ -48,11 +48,13 @@ def _plot(home: Home, arguments: argparse.Namespace) -> list[Path]:
     """Draw the curves, write them to each file, and return the files. Raises ProblemError."""
     run = find_run(arguments.run, home)
     if run is None:
-        raise ProblemError(Problem(title=f"There is no run {arguments.run!r}", hint="`cockpit runs` lists them"))
+        raise ProblemError(
+            Problem(code="run.not_found", title=f"There is no run {arguments.run!r}", hint="`cockpit runs` lists them")
+        )
     found = plots.curves(run, arguments.name or ["train/loss", "eval/loss"])
     if not found:
-        hint = f"`cockpit metrics {run.id}` shows what there is"
-        raise ProblemError(Problem(title=f"There is nothing to draw of {run.id} yet", hint=hint))
+        hint = f"`cockpit metrics {run.id}` lists its metrics"
+        raise ProblemError(Problem(code="plot.nothing", title=f"{run.id} has nothing to draw yet", hint=hint))
     last = max(steps[-1] for steps, _ in found.values())
     files = arguments.out or [run.plots / f"{'loss' if not arguments.name else 'metrics'}_curve_step_{last}.png"]
     drawn = plots.picture(_make_title(run.id, run.profile), found)
@@ -61,7 +63,9 @@ def _plot(home: Home, arguments: argparse.Namespace) -> list[Path]:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_private(file, drawn)
         except OSError as error:
-            raise ProblemError(Problem(title=f"{file} cannot be written", cause=error.strerror or str(error)))
+            raise ProblemError(
+                Problem(code="file.unwritable", title=f"{file} cannot be written", cause=error.strerror or str(error))
+            )
     return [file.absolute() for file in files]
 
 

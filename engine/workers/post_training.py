@@ -68,9 +68,10 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     for verdict in verdicts:
         if not verdict.passed:
             stage.journal.warn(
-                f"a threshold is missed: {verdict}",
-                "train on, on more or better data, or change evaluation.thresholds",
+                f"a threshold was not reached: {verdict}",
+                "train longer, use more or better data, or change evaluation.thresholds",
                 stage.target.step,
+                code="evaluation.threshold_missed",
             )
     fields = ("rows", "replies", "data", "sha256", "directory", "notes")
     outcome = {
@@ -175,13 +176,16 @@ def main() -> int:
     except ProblemError as error:
         journal.fail(error.problem, step)
     except ProfileError as error:
-        journal.fail(Problem(title="The run's profile does not hold any more", cause=str(error)), step)
+        journal.fail(
+            Problem(code="profile.outdated", title="The run's profile is no longer valid", cause=str(error)), step
+        )
     except Exception as error:  # noqa: BLE001 - any failure must be in the run's journal
         journal.fail(
             Problem(
+                code="stage.failed",
                 title=f"The stage {arguments.stage} failed",
                 cause=f"{type(error).__name__}: {first_line(error)}",
-                hint="the trained checkpoints stand; `cockpit resume` goes on at this stage",
+                hint="the checkpoints are kept; `cockpit resume` continues with this stage",
                 traceback=traceback.format_exc(),
             ),
             step,

@@ -1,7 +1,7 @@
 """`cockpit eval --predictions`, in a process of its own: it needs the scoring libraries, but no engine and no model.
 
-One JSON document goes to stdout, `{"result": …}` or `{"error": {title, cause, hint}}`; progress goes to stderr. What
-was judged before an interrupt is kept.
+One JSON document goes to stdout, `{"result": …}` or `{"error": {code, title, cause, hint, place}}`, progress goes to
+stderr. What was judged before an interrupt is kept.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ def main() -> int:
             if others:
                 result["against"] = [predictions.against(result, other) for other in others]
     except ProblemError as error:
-        return _print({"error": _describe(error.problem)})
+        return _print({"error": error.problem.document()})
     except (ValueError, OSError) as error:
-        return _print({"error": _describe(Problem(title="These replies cannot be scored", cause=str(error)))})
+        problem = Problem(code="request.invalid", title="These replies cannot be scored", cause=str(error))
+        return _print({"error": problem.document()})
     except KeyboardInterrupt:
         return 130
     return _print({"result": result})
@@ -61,10 +62,6 @@ def _evaluate(paths: list[Path], wanted: Wanted, home: Home, watch: Watch) -> li
         out = f"{wanted.out}-{path.stem}" if wanted.out and found else wanted.out
         found.append(predictions.evaluate(path, msgspec.structs.replace(wanted, out=out), home, watch))
     return found
-
-
-def _describe(problem: Problem) -> dict[str, str]:
-    return {"title": problem.title, "cause": problem.cause, "hint": problem.hint}
 
 
 def _print(document: dict[str, Any]) -> int:

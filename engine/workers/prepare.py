@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.config.profile import ProfileError, parse
 from engine.protocol import stages
@@ -25,54 +25,66 @@ _DROPPING_STAGES = {"clean": (), "dedup": ("exact", "near", "held_out")}
 """Stages that drop rows, and the names of their counts by kind."""
 
 
-def list_warnings(prepared: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(message, hint) for rows that were dropped or cut, though not so many that the run was refused."""
+class Remark(NamedTuple):
+    code: str
+    message: str
+    hint: str
+
+
+def list_warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
+    """Remarks about rows that were dropped or cut, though not so many that the run was refused."""
     if prepared["rejected"]:
-        yield f"{prepared['rejected']} bad rows are left out", f"they are named in {prepared['rejects']}"
+        message = f"{prepared['rejected']} bad rows were dropped"
+        yield Remark(code="data.rows.left_out", message=message, hint=f"they are listed in {prepared['rejects']}")
     if expanded := prepared["expanded"]:
         yield from _list_expansion_warnings(expanded)
     for note in (prepared["vocabulary"] or {}).get("notes", ()):
-        yield f"the tokenizer that was trained: {note}", "look at model.tokenizer"
+        message = f"the trained tokenizer: {note}"
+        yield Remark(code="tokenizer.note", message=message, hint="see model.tokenizer")
     for stage in prepared["stages"]:
         if stage["name"] in _DROPPING_STAGES and stage["rejected"]:
             kinds = ", ".join(
                 f"{stage[key]} {key.replace('_', ' ')}" for key in _DROPPING_STAGES[stage["name"]] if stage[key]
             )
             by_rule = ", ".join(f"{count} {rule}" for rule, count in stage.get("rules", {}).items() if count)
-            yield (
-                f"{stage['name']} left out {stage['rejected']} of {stage['in']} rows of {stage['part']} ({kinds or by_rule})",
-                f"they are named in {prepared['rejects']}",
+            yield Remark(
+                code="data.rows.cleaned",
+                message=f"{stage['name']} left out {stage['rejected']} of {stage['in']} rows of {stage['part']} "
+                f"({kinds or by_rule})",
+                hint=f"they are listed in {prepared['rejects']}",
             )
     for part, counts in prepared["stats"].items():
         if counts["masked"]:
-            yield (
-                f"{counts['masked']} rows of {part} are left out: cut before their reply begins",
-                "raise data.max_length",
-            )
+            message = f"{counts['masked']} rows of {part} were dropped: their reply starts beyond data.max_length"
+            yield Remark(code="data.rows.cut", message=message, hint="raise data.max_length")
         if counts["truncated"] > counts["masked"]:
-            yield f"{counts['truncated'] - counts['masked']} rows of {part} are cut at the end", "raise data.max_length"
+            message = f"{counts['truncated'] - counts['masked']} rows of {part} are truncated"
+            yield Remark(code="data.rows.cut", message=message, hint="raise data.max_length")
         if counts.get("unwritten"):
-            yield (
-                f"the chat template leaves out tools or tool calls {counts['unwritten']} times in {part}: the model does not see them",
-                "name a template in data.template that writes them",
+            yield Remark(
+                code="template.leaves_out",
+                message=f"the chat template leaves out tools or tool calls {counts['unwritten']} times in {part}: "
+                "the model never sees them",
+                hint="name a template in data.template that writes them",
             )
 
 
-def _list_expansion_warnings(expanded: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _list_expansion_warnings(expanded: dict[str, Any]) -> Iterator[Remark]:
     if expanded["rejected"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in expanded["reasons"].items())
-        yield (
-            f"{expanded['rejected']} expanded rows were not taken ({reasons})",
-            f"they are named in {expanded['rejects']}",
+        yield Remark(
+            code="expand.rejected",
+            message=f"{expanded['rejected']} expanded rows were rejected ({reasons})",
+            hint=f"they are listed in {expanded['rejects']}",
         )
     if expanded["stopped"]:
-        yield (
-            f"{expanded['rows']} rows were expanded, fewer than asked for: {expanded['stopped']}",
-            (
-                "raise the limit, or go on with these"
-                if "limit" in expanded["stopped"]
-                else "look at the reasons above; another temperature or prompt in data.expand asks anew"
-            ),
+        limited = expanded.get("limited", False)  # older expansions do not say
+        yield Remark(
+            code="expand.limit" if limited else "expand.stalled",
+            message=f"{expanded['rows']} rows were expanded, fewer than requested: {expanded['stopped']}",
+            hint="raise the limit, or continue with these rows"
+            if limited
+            else "see the reasons above; change the temperature or prompt in data.expand to request again",
         )
 
 
@@ -93,10 +105,11 @@ def main() -> int:
     except ProblemError as error:
         journal.fail(error.problem)
     except ProfileError as error:
-        journal.fail(Problem(title="The run's profile does not hold any more", cause=str(error)))
+        journal.fail(Problem(code="profile.outdated", title="The run's profile is no longer valid", cause=str(error)))
     except Exception as error:  # noqa: BLE001 - any failure must be in the run's journal
         journal.fail(
             Problem(
+                code="stage.failed",
                 title="Preparing the data failed",
                 cause=f"{type(error).__name__}: {error}",
                 traceback=traceback.format_exc(),
@@ -121,15 +134,16 @@ def _prepare(run: RunDirectory, home: Home, journal: RunJournal) -> None:
     if job.get("first") == stages.PREPARE and not is_expanded(profile, home, journal.progress):
         raise ProblemError(
             Problem(
-                title="There is nothing to begin with prepare on",
-                cause="the rows that data.expand asks for are not all there, and only the stage expand may ask the service",
+                code="expand.incomplete",
+                title="The run cannot start at prepare",
+                cause="rows of data.expand are missing, and only the stage expand sends requests to the service",
                 hint="cockpit train --from expand",
             )
         )
     reward = describe_reward_model(profile.method, profile.directory, home)
     prepared = prepare(profile, home, journal.progress) | reward
-    for message, hint in list_warnings(prepared):
-        journal.warn(message, hint)
+    for remark in list_warnings(prepared):
+        journal.warn(remark.message, remark.hint, code=remark.code)
     write_private(run.prepared, json.dumps(prepared, ensure_ascii=False).encode())
 
 

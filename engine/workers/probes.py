@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ def choose_device() -> str:
 
 
 def probe_torch() -> str:
-    """Describe torch: its version, what it was built for, and the devices it finds."""
+    """Describe torch as JSON: `text` has its version, build and devices, `cuda` its CUDA version."""
     import torch
 
     build = (
@@ -35,7 +36,8 @@ def probe_torch() -> str:
         else "CPU"
     )
     seen = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return f"{torch.__version__}; built for {build}; sees {', '.join(seen) or 'no GPU'}"
+    text = f"{torch.__version__}; built for {build}; sees {', '.join(seen) or 'no GPU'}"
+    return json.dumps({"text": text, "cuda": torch.version.cuda or ""})
 
 
 def probe_bfloat16() -> str:
@@ -146,7 +148,7 @@ def run_rank(backend: str, rank: int, world: int, folder: str) -> None:
 
 
 def last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "there is no output")
 
 
 PROBES: dict[str, Callable[[], str]] = {

@@ -32,8 +32,8 @@ class RunJournal:
         self._phase, self._written = phase, now
         self.write(Phase(attempt=self.attempt, name=phase, done=done, total=total))
 
-    def warn(self, message: str, hint: str, step: int | None = None) -> None:
-        self.write(Warn(attempt=self.attempt, message=message, hint=hint, step=step))
+    def warn(self, message: str, hint: str, step: int | None = None, *, code: str) -> None:
+        self.write(Warn(attempt=self.attempt, code=code, message=message, hint=hint, step=step))
 
     def fail(self, problem: Problem, step: int = 0) -> None:
         print(problem, problem.traceback, sep="\n", file=sys.stderr)

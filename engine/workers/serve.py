@@ -45,7 +45,7 @@ class Serve:
     def start(self, instruction: Instruction) -> dict[str, Any]:
         """Load and listen. Raises ProblemError, ValueError."""
         if self.running is not None:
-            raise ValueError(f"it serves {self.running.label} already")
+            raise ValueError(f"it already serves {self.running.label}")
         settings = msgspec.convert(
             {key: value for key, value in instruction.arguments.items() if key != "request"}, Settings
         )
@@ -80,7 +80,12 @@ class Serve:
             state = "busy" if figures["running"] else "ready"
             running = self.running
             self.link.send_status(
-                state, target=running.label, device=running.device, detail=running.address, figures=figures
+                state,
+                target=running.label,
+                device=running.device,
+                detail=running.address,
+                address=running.address,
+                figures=figures,
             )
         new, self._sent = self.running.requests(self._sent)
         for request in self.following:
@@ -119,11 +124,11 @@ def serve(server: Serve, cancelled: set[str]) -> None:
                         link.answer(instruction, result={})
                         return
                     case other:
-                        raise ValueError(f"serve does not know {other!r}, only start, follow, stop")
+                        raise ValueError(f"serve cannot answer {other!r}, only start, follow, stop")
             except ProblemError as error:
                 problem = error.problem
             except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-                problem = Problem(title="This cannot be served", cause=str(error))
+                problem = Problem(code="request.invalid", title="This cannot be served", cause=str(error))
             link.answer(instruction, result=result, problem=problem)
         for request in cancelled & server.following.keys():
             cancelled.discard(request)

@@ -61,18 +61,24 @@ def answer_request(
     """The result, or the problem."""
     try:
         if instruction.name not in questions:
-            raise ValueError(f"there is no question {instruction.name!r}, only {', '.join(questions)}")
+            raise ValueError(f"this service cannot answer {instruction.name!r}, only {', '.join(questions)}")
         return questions[instruction.name](instruction.arguments), None
     except Cancelled as error:
-        return None, Problem(title="Cancelled", cause=str(error), hint=texts.hint)
+        return None, Problem(code="request.cancelled", title="Cancelled", cause=str(error), hint=texts.hint)
     except ProblemError as error:
         return None, error.problem
     except (ValueError, KeyError, TypeError) as error:
-        return None, Problem(title=texts.invalid, cause=_describe(error), traceback=traceback.format_exc())
+        return None, Problem(
+            code="request.invalid", title=texts.invalid, cause=_describe(error), traceback=traceback.format_exc()
+        )
     except (OSError, RuntimeError, MemoryError) as error:
         print(traceback.format_exc(), flush=True)
         return None, Problem(
-            title=texts.failed, cause=_describe(error), hint=texts.hint, traceback=traceback.format_exc()
+            code="request.failed",
+            title=texts.failed,
+            cause=_describe(error),
+            hint=texts.hint,
+            traceback=traceback.format_exc(),
         )
 
 

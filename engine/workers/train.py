@@ -70,7 +70,7 @@ def main() -> int:
         end = End(attempt=arguments.attempt, step=inbox.step, status="failed", problem=problem)
     reporter.write(end)
     while not reporter.flush():
-        link.report_progress(phase=reporter.blocked)
+        link.report_progress(phase=reporter.blocked.reason if reporter.blocked else "")
         time.sleep(RETRY)
     link.close()
     return 0 if end.status != "failed" else 1
@@ -83,12 +83,17 @@ def describe_failure(error: Exception, profile: Profile | None) -> Problem:
     text = "".join(traceback.format_exception(error))[-8000:]
     if is_out_of_memory(error):
         return Problem(
-            title="Out of memory", cause=first_line(error), hint=_suggest_less_memory(profile), traceback=text
+            code="memory.is_out_of_memory",
+            title="Out of memory",
+            cause=first_line(error),
+            hint=_suggest_less_memory(profile),
+            traceback=text,
         )
     return Problem(
+        code="training.failed",
         title=f"Training failed: {type(error).__name__}",
         cause=first_line(error) if str(error).strip() else "",
-        hint="read the log; `cockpit resume` goes on from the last checkpoint",
+        hint="read the log; `cockpit resume` continues from the last checkpoint",
         traceback=text,
     )
 

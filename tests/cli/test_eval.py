@@ -58,11 +58,11 @@ def test_predictions_are_scored_without_a_model_or_an_engine(cockpit: Cockpit, b
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "name a target to measure"),
-        (("last", "--predictions", "x.jsonl"), "not both"),
+        ((), "name either a target to measure"),
+        (("last", "--predictions", "x.jsonl"), "name either a target"),
         (("--predictions", "none.jsonl"), "none.jsonl"),
         (("--predictions", "torn.jsonl"), "torn.jsonl:2: not JSON"),
-        (("--predictions", "torn.jsonl", "--samples", "3"), "--samples says how a model is measured"),
+        (("--predictions", "torn.jsonl", "--samples", "3"), "--samples applies to measuring a model"),
         (("--predictions", "torn.jsonl", "--judge", "model"), "--judge model: write it as model=NAME"),
     ],
 )

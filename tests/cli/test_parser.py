@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cockpit.cli import VERBS, UsageError, Verb, build_parser
+from cockpit.cli import VERBS, UsageError, build_parser
+from cockpit.command_line.options import Verb
 from tests.cli.conftest import Cockpit
 
 
@@ -31,7 +32,7 @@ def test_shared_options_hold_on_both_sides_of_the_verb(arguments: list[str]) -> 
 
 
 def test_no_verb_is_the_app() -> None:
-    assert build_parser().parse_args(["--readonly"]).function == "app:open_app"
+    assert build_parser().parse_args(["--readonly"]).function == "open_app:open_app"
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["show"], ["runs", "--stat", "x"], ["profile"], ["chat", "m", "--top-k", "x"]])  # fmt: skip

@@ -28,7 +28,7 @@ def test_a_stopped_rank_is_named_with_the_stacks_of_all(bare_home, tmp_path):
         )
         (warning,) = hung
         assert (
-            f"rank 1 (process {ranks[1].pid} is stopped: somebody sent SIGSTOP)" in warning and "rank 0" not in warning
+            f"rank 1 (process {ranks[1].pid} is stopped by SIGSTOP)" in warning and "rank 0" not in warning
         )
         log = bare_home.run(run.id).log
         wait_for(lambda: "most recent call first" in log.read_text(), 20, "the stacks of rank 0")

@@ -246,7 +246,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_loaded(home: Home, ba
         made(home, gguf="f16", converter="/nowhere")
     template = checkpoint / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    with pytest.raises(ProblemError, match="does not fit its tokenizer any more"):
+    with pytest.raises(ProblemError, match="no longer matches its tokenizer"):
         made(home)
     template.write_text(template.read_text()[:-1])
     config = base / "config.json"

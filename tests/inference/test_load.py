@@ -163,7 +163,7 @@ def test_a_checkpoint_whose_template_was_changed_is_refused(
     loaded.swap(target(folder, home))
     with (folder / "chat_template.jinja").open("a") as file:
         file.write("\n{# edited #}")
-    with pytest.raises(ProblemError, match="does not fit its tokenizer any more"):
+    with pytest.raises(ProblemError, match="no longer matches its tokenizer"):
         loaded.swap(target(folder, home))
 
 

@@ -63,7 +63,7 @@ def problems(home: Path, base: Path, text: str) -> str:
         ),
         (
             "model: {{base: {base}, size: small}}\nadapter: {{kind: none}}",
-            ["model.size: is for a model that begins with random weights: set model.init to config"],
+            ["model.size: is only for a model that starts from random weights: set model.init to config"],
         ),
         (
             "model: {{base: {base}, init: config, config: {{hidden_size: 36, num_attention_heads: 4}}}}\nadapter: {{kind: none}}",

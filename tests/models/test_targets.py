@@ -78,7 +78,7 @@ def test_runs(place: Home, base: Path) -> None:
     assert resolve("be", place).label == "beta-1@10"
     assert resolve("alpha-1@75", place).step == 75
     assert resolve("last@25", place).label == "alpha-2@25"
-    with pytest.raises(ProblemError, match="is the beginning of 2 runs"):
+    with pytest.raises(ProblemError, match="matches 2 runs"):
         resolve("alpha", place)
     with pytest.raises(ProblemError, match="no checkpoint at step 60"):
         resolve("alpha-1@60", place)

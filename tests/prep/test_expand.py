@@ -494,7 +494,7 @@ def test_a_missing_key_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Mo
 def test_unknown_tasks_and_prompts_without_seeds_are_named() -> None:
     with pytest.raises(ValueError, match=r"expand\.task: there is no task triple, did you mean triples\?"):
         check(ExpandOptions(task="triple"))
-    with pytest.raises(ValueError, match=r"expand\.prompts\.rows has no \{seed\}"):
+    with pytest.raises(ValueError, match=r"expand\.prompts\.rows: has no \{seed\}"):
         check(ExpandOptions(prompts={"rows": "Write {count}."}))
 
 

@@ -160,17 +160,19 @@ def test_limits_hold_and_what_is_missing_is_told(
     expanded = first["expanded"]
     used = expanded["prompt_tokens"] + expanded["reply_tokens"]
     assert 0 < used <= 1500 and expanded["rows"] < 50 and expanded["cost"] == used / 1e5
-    ((message, hint),) = list_warnings(first)
+    ((code, message, hint),) = list_warnings(first)
     assert message.endswith("expand.token_limit of 1500 leaves no room for another request") and hint
+    assert code == "expand.limit"
 
 
 def test_rejected_rows_are_warned_of(home: Home, profile_over: ProfileOver) -> None:
     with LoopbackService(lambda number, body: completion('["nothing"]')) as service:
         prepared = prepare(profile_over(SEEDS, **expanding(service)), home, quiet)
     assert prepared["rows"] == 6 and prepared["expanded"]["rows"] == 0
-    (rejected, _), (stopped, _) = list_warnings(prepared)
-    assert rejected.startswith("10 expanded rows were not taken (10 bad row")
-    assert "the last 10 answers held no good row" in stopped
+    rejected, stopped = list_warnings(prepared)
+    assert rejected.message.startswith("10 expanded rows were not taken (10 bad row")
+    assert "the last 10 answers held no good row" in stopped.message
+    assert (rejected.code, stopped.code) == ("expand.rejected", "expand.stalled")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -103,7 +103,7 @@ def test_max_rows_is_a_seeded_sample_over_all_sources(home: Home, profile_over: 
 
 def test_what_stages_dropped_is_said(home: Home, profile_over: ProfileOver) -> None:
     prepared = prepare(profile_over(ROWS * 2, clean={"boilerplate": ["bal"]}, dedup={}), home, quiet)
-    messages = [message for message, _ in list_warnings(prepared)]
+    messages = [remark.message for remark in list_warnings(prepared)]
     dropped = next(stage["rejected"] for stage in prepared["stages"] if stage["name"] == "clean")
     assert any(message.startswith("dedup left out") and "exact" in message for message in messages)
     assert 0 < dropped < 120 and any(f"clean left out {dropped} of 120 rows of train" in each for each in messages)

@@ -55,8 +55,8 @@ def test_tokens_are_of_the_tokenizer_that_was_trained(home: Home, profile_over: 
     assert prepared["base"] == str(home.models / "smollm2-135m-instruct") and prepared["template"] is None
     assert ("learning a vocabulary", 30, 30) in told
     notes = prepared["vocabulary"]["notes"]
-    assert [message for message, _ in list_warnings(prepared)] == [
-        f"the tokenizer that was trained: {note}" for note in notes
+    assert [remark.message for remark in list_warnings(prepared)] == [
+        f"the trained tokenizer: {note}" for note in notes
     ]
 
 

@@ -25,7 +25,7 @@ def test_a_rank_without_heartbeats_hangs_and_the_one_that_waits_for_it_does_not(
     for now in range(101, 120):
         heartbeats.add(_rank(0, 100.0, waiting=True), float(now))
         hung = heartbeats.find_hung_ranks(float(now))
-    assert hung == {1: "no sign of life for 19 s"}
+    assert hung == {1: "no heartbeat for 19 s"}
 
 
 def test_a_rank_with_heartbeats_but_no_progress_is_told_apart_from_those_that_wait() -> None:
@@ -65,5 +65,5 @@ def test_a_hang_is_reported_once(monkeypatch) -> None:
     for now in range(1, 40):
         heartbeats.add(_rank(0, float(now)), float(now))
         reports.append(hang_detector.report_hangs(heartbeats, float(now)))
-    assert [text for text in reports if text] == [f"rank 1 (process {os.getpid()}): no sign of life for 16 s"]
+    assert [text for text in reports if text] == [f"rank 1 (process {os.getpid()}): no heartbeat for 16 s"]
     assert asked == [os.getpid()] * 2

@@ -59,4 +59,4 @@ def test_a_crash_is_explained_with_the_runs_own_numbers(tmp_path: Path) -> None:
     assert "device memory" in cuda.hint
     assert report_crash(WorkerExit(-signal.SIGSEGV, ""), None).cause.startswith("a segmentation fault")
     assert report_crash(WorkerExit(-50, ""), None).cause == "killed by signal 50"
-    assert report_crash(WorkerExit(5, ""), None).cause == "it said nothing"
+    assert report_crash(WorkerExit(5, ""), None).cause == "there is no output"

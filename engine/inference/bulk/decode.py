@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from engine.inference.request import Asked, settings_of
 from engine.models import placement, targets
 from engine.protocol.home import Home
@@ -119,17 +121,23 @@ def _feed(process: Any, waiting: queue.SimpleQueue[Batch], heard: queue.SimpleQu
                 if not line:
                     heard.put(
                         Problem(
-                            title=f"A process of generation ended with status {process.wait()}", hint="its log says why"
+                            code="generation.process_failed",
+                            title=f"A process of generation ended with status {process.wait()}",
+                            hint="its log says why",
                         )
                     )
                     return
                 entry = json.loads(line)
                 if "problem" in entry:
-                    heard.put(Problem(**entry["problem"]))
+                    heard.put(msgspec.convert(entry["problem"], Problem))
                     return
                 heard.put((entry["row"], entry["output"]))
     except (OSError, ValueError) as error:
-        heard.put(Problem(title="A process of generation cannot be reached", cause=str(error)))
+        heard.put(
+            Problem(
+                code="generation.process_failed", title="A process of generation cannot be reached", cause=str(error)
+            )
+        )
     finally:
         heard.put(None)
 
@@ -176,7 +184,13 @@ def share(home: Home, arguments: Mapping[str, Any], device: str) -> None:
                 lambda: False,
             )
     except ProblemError as error:
-        problem = error.problem
-        say({"problem": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}})
+        say({"problem": error.problem.document()})
     except (ValueError, RuntimeError, MemoryError) as error:
-        say({"problem": {"title": f"Generation failed on {device}", "cause": str(error).strip().splitlines()[0]}})
+        cause = str(error).strip().splitlines()[0]
+        say(
+            {
+                "problem": Problem(
+                    code="generation.failed", title=f"Generation failed on {device}", cause=cause
+                ).document()
+            }
+        )

@@ -143,7 +143,7 @@ def recognise(config: Mapping[str, Any]) -> Generation | None:
     first, later = (any(name in config for name in names) for names in (_FIRST, _LATER))
     if first == later:
         raise Unsupported(
-            f"config.json says model_type {MODEL_TYPE}, but is of no known generation: it should have either "
+            f"config.json says model_type {MODEL_TYPE}, but is not of a known generation: it should have either "
             f"{' and '.join(_FIRST)} (the first) or {' and '.join(_LATER)} (the later ones)"
         )
     sizes = _read_sizes(First if first else Later, config)
@@ -301,7 +301,7 @@ def find_weights_problem(generation: Generation, found: Mapping[str, tuple[int, 
         and found.get(tied, expected["transformer.word_embeddings.weight"])
         != (expected["transformer.word_embeddings.weight"])
     ):
-        return f"{tied} has the shape {list(found[tied])}, that of the embeddings is wanted"
+        return f"{tied} has the shape {list(found[tied])}, it must be that of the embeddings"
     return None
 
 

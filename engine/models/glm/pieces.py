@@ -54,12 +54,14 @@ def read(path: Path, model_type: int, charsmap: bool) -> Pieces:
         raise unusable_file(path, f"it is cut short or damaged: {len(found)} pieces of {trained.vocab_size}")
     if trained.model_type != model_type or not trained.byte_fallback or lacking:
         kinds = {UNIGRAM: "Unigram", BPE: "BPE"}
-        raise unusable_file(path, f"it is no {kinds[model_type]} model with all 256 bytes, as this generation's is")
+        raise unusable_file(
+            path, f"it is not a {kinds[model_type]} model with all 256 bytes, as this generation's file is"
+        )
     as_published = normalised.add_dummy_prefix and normalised.escape_whitespaces
     if not as_published or bool(normalised.precompiled_charsmap) != charsmap:
         raise unusable_file(path, "its normaliser is not this generation's")
     if {piece.kind for piece in listed} - {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE}:
-        raise unusable_file(path, "it has pieces out of use, which this generation's has not")
+        raise unusable_file(path, "it has unused pieces, which this generation's file does not have")
     return Pieces(content, listed)
 
 
@@ -67,6 +69,7 @@ def unusable_file(path: Path, cause: str) -> ProblemError:
     """The error of a tokenizer file that cannot be used, because of `cause`."""
     return ProblemError(
         Problem(
+            code="tokenizer.unusable",
             title=f"The tokenizer file {path.name} in {path.parent} cannot be used",
             cause=cause,
             hint=f"copy {path.name} again from where the model came from",

@@ -23,6 +23,7 @@ def check(name: str, generation: Generation, report: Mapping[str, Any]) -> None:
         if found:
             raise ProblemError(
                 Problem(
+                    code="model.unloadable",
                     title=f"{name} cannot be loaded as {generation.name}",
                     cause=f"{len(found)} weights {words}, {found[0]} among them",
                     hint=f"cockpit model verify {name}",

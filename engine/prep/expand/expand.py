@@ -78,6 +78,7 @@ def make(sources: Sources, options: ExpandOptions, out: Path, progress: Progress
         harvest = Harvest(seeds, options, duplicates, results)
         conversation = _Conversation(seeds, options, harvest, journal, budget, progress)
         stopped = asyncio.run(conversation.hold(key))
+        limited = bool(stopped) and harvest.barren < BARREN
         report = {
             "task": seeds.name,
             "seeds": seeds.count,
@@ -91,6 +92,7 @@ def make(sources: Sources, options: ExpandOptions, out: Path, progress: Progress
             "reply_tokens": budget.reply,
             "cost": Usage(budget.prompt, budget.reply).cost(options.price),
             "stopped": stopped,
+            "limited": limited,
         }
         report = results.publish(report)
     numbers = {id(source): number for number, (source, _) in enumerate(sources)}

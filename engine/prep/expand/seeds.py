@@ -62,14 +62,20 @@ class Seeds:
         return _PLACE.sub(lambda found: words[found[1]], self.prompt)
 
 
-def check(options: ExpandOptions) -> None:
-    """Raises ValueError for a task that there is not, and for prompts that no request could be made of."""
-    for key, name in [("expand.task", options.task), *(("expand.prompts", name) for name in options.prompts)]:
+def problems(options: ExpandOptions) -> Iterator[tuple[str, str]]:
+    """`(key, message)`, the key within `expand`, for a task that does not exist and for prompts that cannot be used."""
+    for key, name in [("task", options.task), *(("prompts", name) for name in options.prompts)]:
         if name is not None and name not in TASKS:
-            raise ValueError(f"{key}: there is no task {name}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}")
+            yield key, f"there is no task {name}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}"
     for name, prompt in options.prompts.items():
         if "{seed}" not in prompt:
-            raise ValueError(f"expand.prompts.{name} has no {{seed}}: every request would be the same")
+            yield f"prompts.{name}", "has no {seed}: every request would be the same"
+
+
+def check(options: ExpandOptions) -> None:
+    """Raises ValueError with the first of the `problems`."""
+    for key, message in problems(options):
+        raise ValueError(f"expand.{key}: {message}")
 
 
 def read(
@@ -115,6 +121,7 @@ def read(
     if not pool:
         raise ProblemError(
             Problem(
+                code="expand.no_seed",
                 title=f"No row of {', '.join(source.source for source, _ in sources)} can be a seed of the task {name}",
                 cause=first or "it has no rows",
                 hint=f"tasks are {', '.join(TASKS)}: --set expand.task=NAME",

@@ -31,6 +31,10 @@ _PLAIN = {"role", "content"}
 _OWN = {"text", "messages", "tools", "prompt", "completion", "chosen", "rejected", "label", "columns"}
 
 
+class EmptyRow(ValueError):
+    """A row without text, or with a reply that is empty: the rule `data.clean.empty` asks for these to be dropped."""
+
+
 # ── conversations ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -75,7 +79,7 @@ def _message(turn: Any, number: int) -> Message:
         content = ""
     text = text_of(_joined(content, number), f"turn {number} ({role})")
     if role == "assistant" and not calls and not text.strip():
-        raise ValueError(f"turn {number} (assistant) is empty")
+        raise EmptyRow(f"turn {number} (assistant) is empty")
     message = said(role, text)
     if calls:
         message["tool_calls"] = calls

@@ -11,6 +11,7 @@ from typing import Any
 from engine.prep.formats import alpaca
 from engine.prep.formats.canonical import (
     Canonical,
+    EmptyRow,
     Message,
     held_canonical,
     messages_of,
@@ -70,6 +71,8 @@ def _reply(value: Any, name: str) -> list[Message]:
     turns = turns_of(value, name) if isinstance(value, list) else [said("assistant", text_of(value, name))]
     try:
         return messages_of(turns, name)
+    except EmptyRow as error:
+        raise EmptyRow(f"{name}: {error}")
     except ValueError as error:
         raise ValueError(f"{name}: {error}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, held_canonical, named, text_of, with_columns
+from engine.prep.formats.canonical import Canonical, EmptyRow, held_canonical, named, text_of, with_columns
 
 _USED = frozenset({"text"})
 
@@ -16,7 +16,7 @@ def matches(row: dict[str, Any]) -> bool:
 def convert(row: dict[str, Any]) -> Canonical:
     text = text_of(row.get("text"), "text")
     if not text.strip():
-        raise ValueError("text is empty")
+        raise EmptyRow("text is empty")
     return with_columns({"text": text}, row, _USED)
 
 

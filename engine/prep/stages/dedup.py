@@ -50,7 +50,7 @@ def dedup(
                 kept.write(line)
             else:
                 reason = _REASONS[int(fate[number])].format(places.of(int(of[number])))
-                dropped.write(row_files.reject(context.files[row.file], row, reason, "dedup"))
+                dropped.write(row_files.reject(context.files[row.file], row, reason, "dedup", code="row.duplicate"))
     counts = [int((fate[before:] == each).sum()) for each in range(5)]
     return {
         "in": prints.rows - before,

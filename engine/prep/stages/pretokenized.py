@@ -97,7 +97,10 @@ def _checked(counts: Counts, folder: Path, max_length: int) -> Counts:
 def _cannot(cause: str) -> ProblemError:
     return ProblemError(
         Problem(
-            title="The tokenised data cannot be used", cause=cause, hint="name the rows that it was made of instead"
+            code="data.tokenised_unusable",
+            title="The tokenised data cannot be used",
+            cause=cause,
+            hint="name the rows that it was made of instead",
         )
     )
 

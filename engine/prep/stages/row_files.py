@@ -57,7 +57,7 @@ def in_file(path: Path) -> Iterator[Placed]:
             yield read(line)
 
 
-def reject(path: str, row: Placed, reason: str, stage: str) -> bytes:
+def reject(path: str, row: Placed, reason: str, stage: str, *, code: str) -> bytes:
     """A line of rejects.jsonl."""
-    told = {"file": path, "line": row.line, "offset": row.offset, "reason": reason, "stage": stage}
+    told = {"file": path, "line": row.line, "offset": row.offset, "code": code, "reason": reason, "stage": stage}
     return encode(told) + b"\n"

@@ -140,7 +140,7 @@ def options_of(
     try:
         options = model.model_validate(document)
     except ValidationError as error:
-        wrong += [f"{section}.{'.'.join(map(str, keys))}: {told}" for keys, told in explain(error, model)]
+        wrong += [f"{section}.{'.'.join(map(str, keys))}: {told}" for keys, _, told in explain(error, model)]
     if wrong:
         raise ValueError("; ".join(wrong))
     return options

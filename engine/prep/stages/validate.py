@@ -16,6 +16,7 @@ from engine.prep import read_rows as rows
 from engine.prep.chunks import Done, Span
 from engine.prep.files.lines import LONGEST_LINE, too_long
 from engine.prep.files.record import BOM
+from engine.prep.formats.canonical import EmptyRow
 from engine.prep.stages import row_files
 from engine.prep.stages.context import Context
 from engine.prep.stages.row_files import Placed
@@ -51,11 +52,12 @@ def _records(path: Path) -> Iterator[readers.Record]:
 def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, context: Context) -> dict[str, Any]:
     """Good rows of all files to `out`, placed, and bad ones to `rejects`.
 
-    `work` is how a row is checked and what of it goes on: `CANONICAL` or `AS_IT_STOOD`. Returns `read` = `good` + `rejected`, `out` (rows
-    written: a row may expand to several), `reasons` by class and the `first` few bad rows in words. Raises ValueError, OSError for a
+    `work` is how a row is checked and what of it goes on: `CANONICAL` or `AS_IT_STOOD`. Returns `read` = `good` +
+    `rejected`, `out` (rows written: a row may expand to several), `empty` (rows rejected because they have no text or
+    no reply), `reasons` by class and the `first` few bad rows in words. Raises ValueError, OSError for a
     file that cannot be read at all.
     """
-    read = good = written = 0
+    read = good = written = empty = 0
     reasons: Counter[str] = Counter()
     first: list[str] = []
     left: dict[int, int | None] = {}
@@ -69,6 +71,7 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
                 kept.write(taken.rows)
                 dropped.write(taken.rejects)
                 read, good, written = read + taken.read, good + taken.good, written + taken.written
+                empty += taken.empty
                 reasons.update(taken.reasons)
                 if taken.rejects and len(first) < _FIRST:
                     told = map(row_files.decode, taken.rejects.splitlines()[: _FIRST - len(first)])
@@ -84,6 +87,7 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
         "read": read,
         "good": good,
         "rejected": rejected,
+        "empty": empty,
         "out": written,
         "reasons": dict(sorted(reasons.items())),
         "first": first,
@@ -150,27 +154,32 @@ def _check(
     span: Span, folder: Path, settings: dict[str, Any], take: Callable[[dict[str, Any], bytes], list[bytes]]
 ) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
-    read = written = 0
+    read = written = empty = 0
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
         for row, value, reason in (_unpacked if settings["placed"] else _plain)(span, settings["number"]):
             read += 1
+            code = "row.invalid"
             outcome: list[bytes] = []
             if value is not None:
                 try:
                     outcome = take(value, row.raw)
                     if _too_deep(value, row.raw):
                         outcome, reason = [], f"nested deeper than {_DEEPEST} levels"
+                except EmptyRow as error:
+                    reason, code = str(error), "row.empty"
                 except ValueError as error:
                     reason = str(error)
                 except RecursionError:
                     reason = f"nested deeper than {_DEEPEST} levels"
             if reason:
                 reasons[reason_class(reason)] += 1
-                dropped.write(row_files.reject(settings["path"], row, reason, "validate"))
+                empty += code == "row.empty"
+                dropped.write(row_files.reject(settings["path"], row, reason, "validate", code=code))
             for raw in outcome:
                 kept.write(row.written(raw))
             written += len(outcome)
-    return {"read": read, "good": read - sum(reasons.values()), "out": written, "reasons": reasons}
+    good = read - sum(reasons.values())
+    return {"read": read, "good": good, "empty": empty, "out": written, "reasons": reasons}
 
 
 def _plain(span: Span, number: int) -> Iterator[tuple[Placed, dict[str, Any] | None, str]]:
@@ -205,6 +214,7 @@ class _Taken(NamedTuple):
     read: int
     good: int
     written: int
+    empty: int
     reasons: dict[str, int]
 
 
@@ -213,19 +223,20 @@ def _taken(done: Done, remaining: int | None) -> _Taken:
     kept, rejected = (done.folder / "rows").read_bytes(), (done.folder / "rejects").read_bytes()
     counts = done.counts
     if remaining is None or counts["good"] <= remaining:
-        return _Taken(kept, rejected, counts["read"], counts["good"], counts["out"], counts["reasons"])
+        return _Taken(kept, rejected, *(counts[name] for name in ("read", "good", "out", "empty", "reasons")))
     lines = [(row_files.read(line)[1:3], line) for line in kept.splitlines(keepends=True)]
     places = [place for place, _ in itertools.groupby(lines, key=lambda each: each[0])][:remaining]
     kept_lines = [line for place, line in lines if place <= places[-1]]
     rejected_lines = [line for line in rejected.splitlines(keepends=True) if _place(line) < places[-1]]
-    reasons = Counter(reason_class(row_files.decode(line)["reason"]) for line in rejected_lines)
+    told = [row_files.decode(line) for line in rejected_lines]
     return _Taken(
         b"".join(kept_lines),
         b"".join(rejected_lines),
         remaining + len(rejected_lines),
         remaining,
         len(kept_lines),
-        reasons,
+        sum(each["code"] == "row.empty" for each in told),
+        Counter(reason_class(each["reason"]) for each in told),
     )
 
 

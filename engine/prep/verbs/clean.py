@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from engine.options.data import CleanOptions
-from engine.prep.stages.clean import clean, empty
+from engine.prep.stages.clean import clean
 from engine.prep.stages.context import once
 from engine.prep.stages.standalone import Progress, opened, options_of, out_of, publish
 from engine.protocol.home import Home
@@ -33,7 +33,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 
 def _rules(checked: dict[str, Any], rules: dict[str, int]) -> dict[str, int]:
     """A row without a reply does not hold in its shape, and is what `empty` is asked for."""
-    without = empty(checked) if "empty" in rules else 0
+    without = checked["empty"] if "empty" in rules else 0
     return {"invalid": checked["rejected"] - without, **rules} | (
         {"empty": rules["empty"] + without} if without else {}
     )

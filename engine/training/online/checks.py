@@ -70,6 +70,7 @@ def scorer(reward: RewardOptions, directory: Path, home: Home) -> Target:
     if target.on_hub:
         raise ProblemError(
             Problem(
+                code="model.not_pulled",
                 title=f"{reward.run} is not on this machine",
                 hint=f"cockpit model pull {reward.run}, then name its folder",
             )
@@ -77,6 +78,7 @@ def scorer(reward: RewardOptions, directory: Path, home: Home) -> Target:
     if not folders.is_reward_model(target.folder):
         raise ProblemError(
             Problem(
+                code="model.not_reward",
                 title=f"{reward.run} is no reward model",
                 cause="it has a vocabulary where a reward model ends in one number; name a run of method.kind reward",
             )
