@@ -49,12 +49,9 @@ FOREIGN = frozenset({"RequestError"})
 """Calls whose `code` is not ours: OpenAI's error codes."""
 
 ALLOWED = {
-    ("engine/models/memory.py", "str(error)"): "torch's CPU allocator raises a plain RuntimeError",
     ("engine/storage/atomic.py", "str(error)"): "torch.save raises a plain RuntimeError for a full disk",
     ("engine/serving/request_schemas.py", "str(error)"): "msgspec gives the path of a wrong field in its text alone",
     ("engine/llm_api/client.py", "str(error)"): "blanks of a foreign text are joined; nothing is decided",
-    ("engine/workers/questions.py", "str(error).strip()"): "the first line is shown; nothing is decided",
-    ("engine/workers/conclude.py", "str(error).strip()"): "the first line is shown; nothing is decided",
     ("engine/prep/stages/validate.py", "reason"): "`reason_class` groups texts to show them; nothing is decided",
     ("engine/prep/chat_labels.py", "message"): "a turn of a conversation, not a message of ours",
     ("engine/prep/formats/messages.py", "message"): "a turn of a conversation, not a message of ours",

@@ -193,7 +193,7 @@ EXAMPLES: dict[str, AnyEntry] = {
         '"object_type": "work"}]',
         scores={"triples_f1": 1.0},
     ),
-    "ledger": Ledger(**_AT, step=12, name="training.learning_rate", old=0.0003, new=0.0001),
+    "ledger": Ledger(**_AT, step=12, code="mark.setting", name="training.learning_rate", old=0.0003, new=0.0001),
     "bad_batch": BadBatch(
         **_AT,
         code="pause.loss_not_finite",
@@ -202,9 +202,7 @@ EXAMPLES: dict[str, AnyEntry] = {
         rows=[BadRow(row=204, text="Extract the triples: …", tokens=97, file="triples/train.jsonl", line=205)],
         total=8,
     ),
-    "warning": Warn(
-        **_AT, code="data.rows.cut", message="3 rows of train are truncated", hint="raise data.max_length"
-    ),
+    "warning": Warn(**_AT, code="data.rows.cut", message="3 rows of train are truncated", hint="raise data.max_length"),
     "end": End(**_AT, step=60, status="completed"),
     "state": State(**_AT, state="paused", reason="disk low", code="pause.disk_low", step=31),
     "launched": Launched(**_AT, pid=4711, start_time=1767225598.25, stage="train", devices=[0]),

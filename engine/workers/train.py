@@ -83,7 +83,7 @@ def describe_failure(error: Exception, profile: Profile | None) -> Problem:
     text = "".join(traceback.format_exception(error))[-8000:]
     if is_out_of_memory(error):
         return Problem(
-            code="memory.is_out_of_memory",
+            code="memory.exhausted",
             title="Out of memory",
             cause=first_line(error),
             hint=_suggest_less_memory(profile),

@@ -119,7 +119,7 @@ def test_an_adapter_whose_home_has_moved_finds_its_base_by_name(place: Home, bas
     lost = adapter_folder(tmp_path / "lost", "/elsewhere/models/other")
     with pytest.raises(ProblemError, match="base model of the adapter") as caught:
         resolve(str(lost), place)
-    assert "under the name other" in caught.value.problem.hint
+    assert "with the name other" in caught.value.problem.hint
 
 
 def test_a_profile_names_its_base(place: Home, base: Path) -> None:

@@ -44,7 +44,7 @@ def test_an_engine_of_another_version_says_which_side_to_restart(
 ) -> None:
     monkeypatch.setattr(client_module, "PROTOCOL", 2)
     monkeypatch.setattr(wire, "PROTOCOL", 2)
-    with Client(engine.home) as late, pytest.raises(ProblemError, match="restart the engine"):
+    with Client(engine.home) as late, pytest.raises(ProblemError, match="here the engine"):
         late.request("hello")
 
 

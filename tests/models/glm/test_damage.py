@@ -52,7 +52,7 @@ REFUSED = {
     "no shared keys, unsaid": (THIRD, {"multi_query_attention": None}, "multi_query_attention: None"),
     "quantised later": (FOURTH, {"quantization_bit": 8}, "quantization_bit: 8"),
     "later prefix": (FOURTH, {"pre_seq_len": 64}, "pre_seq_len: 64"),
-    "both at once": (THIRD, {"inner_hidden_size": 3}, "no known generation"),
+    "both at once": (THIRD, {"inner_hidden_size": 3}, "not of a known generation"),
     "which 32k": (THIRD, {"_name_or_path": "mine", "rope_ratio": 16}, "rope_ratio: 16"),
     "words for numbers": (FIRST, {"num_layers": "two"}, "num_layers: 'two'"),
     "heads": (THIRD, {"num_attention_heads": 3}, "3 attention heads cannot share 2 groups"),
@@ -80,7 +80,7 @@ def test_generations_are_told_apart():
     assert recognise(config(THIRD, **unnamed, padded_vocab_size=151552, rope_ratio=500)).number == 4
     assert recognise(config(THIRD, _name_or_path="/data/chatglm2-6b-32k", rope_ratio=16)).number == 2
     assert recognise({"model_type": "llama"}) is None and recognise({"model_type": "glm"}) is None
-    with pytest.raises(Unsupported, match="no known generation"):
+    with pytest.raises(Unsupported, match="not of a known generation"):
         recognise({"model_type": "chatglm"})
     with pytest.raises(Unsupported, match="lacks kv_channels"):
         recognise({key: value for key, value in config(THIRD).items() if key != "kv_channels"})
@@ -188,7 +188,7 @@ def test_a_hundred_mutations_load_or_are_one_problem(tmp_path: Path, source, bin
 
 def test_missing_weights_are_never_filled_with_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where the files do not tell before they are read (a hub id, a file of before torch 1.6)."""
-    monkeypatch.setattr(folders, "weights_problems", lambda folder: [])
+    monkeypatch.setattr(folders, "find_weights_problems", lambda folder: [])
     for source in (FIRST, THIRD):
         folder = rewrite(source, tmp_path / source.name)
         change(folder, num_layers=3)
