@@ -50,7 +50,7 @@ def problems(home: Path, base: Path, text: str) -> str:
                 "model.config.num_key_value_heads: must be a divisor of num_attention_heads (4), not 3",
                 "data.max_length: is 1024, and the new model has positions for 512 tokens",
                 "model.quantization: random weights are trained in full",
-                "adapter.kind: an adapter on random weights learns nothing of use",
+                "adapter.kind: an adapter on random weights learns nothing useful",
             ],
         ),
         (
