@@ -7,7 +7,8 @@
 # ARGS="…"            passed on to `cockpit demo` or `pytest`
 
 # Two processes of tests: each file stays whole, and much of a test is waiting for another process. ARGS=-n0 runs them one by one.
-BESIDE := -n 2 --dist loadfile
+# Files go out in the order of tests/conftest.py, longest first; xdist's own order would leave long files of few tests to the end.
+BESIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 PYTHON ?= python3
 VENV   := .venv
