@@ -174,7 +174,7 @@ def measure_trl(side: str, prepared: dict[str, Any], steps: int, threads: int | 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from engine.config.bundled import bundled
+    from engine.config.bundled import find_bundled
     from engine.models.quantization import quantization_config
 
     if threads:
@@ -206,7 +206,9 @@ def measure_trl(side: str, prepared: dict[str, Any], steps: int, threads: int | 
                 save_strategy="no",
                 **kinds,
             ),
-            train_dataset=load_dataset("json", data_files=str(bundled("data") / "triples/train.jsonl"), split="train"),
+            train_dataset=load_dataset(
+                "json", data_files=str(find_bundled("data") / "triples/train.jsonl"), split="train"
+            ),
             processing_class=AutoTokenizer.from_pretrained(prepared["base"]),
             peft_config=LoraConfig(
                 r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.protocol.client import running_engine
+from engine.protocol.client import find_engine
 from engine.protocol.home import Home
 from engine.supervisor.nvidia import Nvidia
 from engine.supervisor.processes import WORKER_DEFAULTS
@@ -56,7 +56,7 @@ def bare_home(tmp_path: Path) -> Iterator[Home]:
     home = Home(tmp_path / "home").create()
     yield home
     end_processes_of(home)
-    assert running_engine(home) is None
+    assert find_engine(home) is None
     shutil.rmtree(home.sockets, ignore_errors=True)
 
 

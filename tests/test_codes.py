@@ -49,17 +49,15 @@ FOREIGN = frozenset({"RequestError"})
 """Calls whose `code` is not ours: OpenAI's error codes."""
 
 ALLOWED = {
-    ("engine/models/memory.py", "str(error)"): "torch's CPU allocator raises a plain RuntimeError",
     ("engine/storage/atomic.py", "str(error)"): "torch.save raises a plain RuntimeError for a full disk",
     ("engine/serving/request_schemas.py", "str(error)"): "msgspec gives the path of a wrong field in its text alone",
     ("engine/llm_api/client.py", "str(error)"): "blanks of a foreign text are joined; nothing is decided",
-    ("engine/workers/questions.py", "str(error).strip()"): "the first line is shown; nothing is decided",
-    ("engine/workers/conclude.py", "str(error).strip()"): "the first line is shown; nothing is decided",
     ("engine/prep/stages/validate.py", "reason"): "`reason_class` groups texts to show them; nothing is decided",
     ("engine/prep/chat_labels.py", "message"): "a turn of a conversation, not a message of ours",
     ("engine/prep/formats/messages.py", "message"): "a turn of a conversation, not a message of ours",
     ("engine/prep/formats/sharegpt.py", "message"): "a turn of a conversation, not a message of ours",
     ("cockpit/widgets/samples_dialog.py", "title"): "breaks a title into lines",
+    ("cockpit/widgets/reply_views.py", "self._view.title"): "a column of a task's value, not a message of ours",
     ("cockpit/widgets/servers.py", "title"): "draws a title only when it is another than the one shown",
     ("engine/training/reporter.py", "detail"): "writes a phase only when it is another than the last",
     ("cockpit/screens/dashboard.py", "title"): "draws a title only when it is another than the one shown",

@@ -27,7 +27,7 @@ def shell_environment(shell: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def api_key_environment(profile: Profile, shell: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables named in a profile's `*_api_key_env` fields, as far as the shell has them."""
-    return {name: shell[name] for name in _key_variables(profile.resolved()) if name in shell}
+    return {name: shell[name] for name in _key_variables(profile.to_dict()) if name in shell}
 
 
 def build_submission(
@@ -43,7 +43,7 @@ def build_submission(
         kind=kind,
         source=source,
         directory=str(profile.directory),
-        environment=_job_environment(profile.resolved(), shell),
+        environment=_job_environment(profile.to_dict(), shell),
         output=output,
     )
 

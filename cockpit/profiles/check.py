@@ -29,8 +29,8 @@ class ProfileCheck:
 
 def check_profile(text: str, file: ProfileFile, home: Home) -> ProfileCheck:
     """Parse and check a profile's text. Takes milliseconds, the first time 0.2 s: call it off the event loop."""
-    from engine.config.form import describe
-    from engine.config.profile import SECTIONS, ProfileError, notes, parse  # pydantic: not before the first paint
+    from engine.config.form import list_fields
+    from engine.config.profile import SECTIONS, ProfileError, list_notes, parse  # pydantic: not before the first paint
 
     document = read_yaml(text)
     kinds = {}
@@ -40,12 +40,12 @@ def check_profile(text: str, file: ProfileFile, home: Home) -> ProfileCheck:
         value = document.get(section)
         kind = value.get("kind") if isinstance(value, dict) else None
         kinds[section] = kind if isinstance(kind, str) and kind in table else None
-    fields = describe(**kinds)
+    fields = list_fields(**kinds)
     try:
         profile = parse(text, file.path.name, file.path.parent, home=home)
     except ProfileError as error:
         return ProfileCheck(text, document, fields, error.issues)
-    return ProfileCheck(text, document, fields, profile=profile, notes=notes(profile, home))
+    return ProfileCheck(text, document, fields, profile=profile, notes=list_notes(profile, home))
 
 
 def summarize_launch(profile: Profile) -> str:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.protocol.home import Home
 
 DEMO = "triples-qlora"
@@ -41,7 +41,7 @@ def user_folder(home: Home) -> Path:
 def list_profiles(home: Home, directory: Path) -> list[ProfileFile]:
     """The user's profiles first, then the built-in ones, the demo's first among them because it needs nothing else.
     YAML files that are not profiles (a compose file, for instance) are left out."""
-    places = (("here", directory), ("home", user_folder(home)), ("built-in", bundled("profiles")))
+    places = (("here", directory), ("home", user_folder(home)), ("built-in", find_bundled("profiles")))
     found: dict[Path, ProfileFile] = {}
     for place, folder in places:
         paths = folder.glob("*.yaml") if folder.is_dir() else ()

@@ -19,7 +19,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from cockpit.screens.base import CockpitScreen
-from engine.protocol.client import engine_environment
+from engine.protocol.client import build_engine_environment
 
 MARKS = {True: Text("✓", "bold green"), False: Text("✗", "bold red"), None: Text("–", "yellow")}
 """Result -> mark. None is for information that no job depends on."""
@@ -73,7 +73,7 @@ class DoctorScreen(CockpitScreen):
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=engine_environment(),
+            env=build_engine_environment(),
             cwd="/",
             start_new_session=True,
         )

@@ -12,7 +12,7 @@ from typing import Any
 from cockpit.connection.chat_target import NOW
 from cockpit.state.chat_tree import question_text
 from cockpit.widgets.picker import Choice
-from engine.protocol.client import engine_environment
+from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
 from engine.protocol.messages import RunDetail
 from engine.protocol.states import PAUSED, RUNNING
@@ -56,7 +56,7 @@ async def find_local_models(home: Home) -> list[dict[str, Any]]:
     it fails."""
     command = [sys.executable, "-P", "-m", "engine.workers.models", "find", "--home", str(home.root), "--json"]
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=engine_environment()
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=build_engine_environment()
     )
     output, _ = await process.communicate()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.config.settable import check, help_of
+from engine.config.settable import check_value, get_help
 
 TITLES = {
     "training.learning_rate": "Learning rate",
@@ -24,7 +24,7 @@ def describe_setting(key: str) -> str:
     """What the setting does, in one or two lines."""
     if key == "training.learning_rate":
         return "the new base of the schedule from the next step on; its shape stays"
-    return help_of(key) + ("" if key in VALUE_NAMES else f" Write {NONE} for none.")
+    return get_help(key) + ("" if key in VALUE_NAMES else f" Write {NONE} for none.")
 
 
 def parse_value(key: str, text: str, step: int) -> int | float | None:
@@ -42,7 +42,7 @@ def parse_value(key: str, text: str, step: int) -> int | float | None:
             raise ValueError(f"{text} is not {VALUE_NAMES.get(key, 'a number of steps')}") from None
     if key == "training.learning_rate" and not 0 < value < 1:
         raise ValueError(f"{text} is not a learning rate: write a number above 0 and below 1, like 2e-4")
-    check(key, value)
+    check_value(key, value)
     if key == "training.max_steps" and value < step:
         raise ValueError(f"step {step:,} is done already: write {step} or more")
     return value

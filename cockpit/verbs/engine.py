@@ -9,10 +9,10 @@ import time
 
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.output import emit, say
-from engine.protocol.client import Client, running_engine
+from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError, RunList, Shutdown, Welcome
-from engine.protocol.wire import Connection, process_alive
+from engine.protocol.wire import Connection, is_alive
 
 SHUTDOWN_TIMEOUT = 30.0
 """Seconds that an engine may take to end its jobs and itself."""
@@ -55,7 +55,7 @@ def _print_status(engine: Welcome, as_json: bool) -> int:
 def stop(options: argparse.Namespace) -> int:
     """Succeeds, too, when no engine is running."""
     home = Home.locate(options.home)
-    connection = running_engine(home)
+    connection = find_engine(home)
     if connection is not None:
         _end(home, connection, options.force)
     if options.json:
@@ -73,7 +73,7 @@ def _end(home: Home, connection: Connection, force: bool) -> None:
         # It would not understand the request. SIGTERM ends any version; its jobs go on until an engine adopts them.
         os.kill(connection.pid, signal.SIGTERM)
     deadline = time.monotonic() + SHUTDOWN_TIMEOUT
-    while process_alive(connection.pid, connection.start_time):
+    while is_alive(connection.pid, connection.start_time):
         if time.monotonic() > deadline:
             raise ProblemError(
                 Problem(

@@ -19,7 +19,7 @@ from ruamel.yaml.error import YAMLError
 from cockpit.connection.submission import resume_environment
 from cockpit.verbs.output import console, emit, format_metric, say, table
 from cockpit.verbs.service_call import call_service
-from engine.protocol.client import engine_environment
+from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
 
@@ -134,7 +134,7 @@ def _score_predictions(options: argparse.Namespace, home: Home, settings: dict[s
             )
     request = json.dumps({"files": [options.predictions, *options.against], "settings": settings})
     command = [sys.executable, "-P", "-m", "engine.workers.predictions", request, "--home", str(home.root)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, env=engine_environment(), check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=build_engine_environment(), check=False)
     if done.returncode == 130:
         raise KeyboardInterrupt
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cockpit.profiles.files import list_profiles, user_folder
 from cockpit.verbs.output import emit, say, table
-from engine.config.form import schema as profile_schema
-from engine.config.profile import Profile, ProfileError, find, load, notes
+from engine.config.form import build_schema as profile_schema
+from engine.config.profile import Profile, ProfileError, find, list_notes, load
 from engine.protocol.home import Home
 
 
@@ -44,7 +44,7 @@ def show(options: argparse.Namespace) -> int:
     """Print the file unchanged; with `--json` or `--set` print all settings, with defaults and overrides."""
     home = Home.locate(options.home)
     if options.json:
-        emit(load_profile(options.profile, options.overrides, home)[1].resolved())
+        emit(load_profile(options.profile, options.overrides, home)[1].to_dict())
     elif options.overrides:
         sys.stdout.write(load_profile(options.profile, options.overrides, home)[1].to_yaml())
     else:
@@ -65,13 +65,13 @@ def check(options: argparse.Namespace) -> int:
                 print(issue)
         return 2
     if options.json:
-        emit({"profile": str(path), "ok": True, "issues": [], "notes": notes(profile, home)})
+        emit({"profile": str(path), "ok": True, "issues": [], "notes": list_notes(profile, home)})
     else:
-        for line in (f"{path} is valid", *notes(profile, home)):
+        for line in (f"{path} is valid", *list_notes(profile, home)):
             say(line)
     return 0
 
 
-def schema(options: argparse.Namespace) -> int:
+def build_schema(options: argparse.Namespace) -> int:
     emit(profile_schema())
     return 0

@@ -24,7 +24,7 @@ def find_run(home: Home, reference: str) -> RunDirectory:
     matches = [reference] if reference in created else sorted(run for run in created if run.startswith(reference))
     if len(matches) == 1:
         return home.run(matches[0])
-    cause = f"it could be {', '.join(matches[:5])}" if matches else "no run's id begins like that"
+    cause = f"it could mean {', '.join(matches[:5])}" if matches else "no run's id starts with it"
     raise ProblemError(
         Problem(
             code="run.ambiguous" if matches else "run.not_found",

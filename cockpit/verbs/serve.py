@@ -14,7 +14,7 @@ from rich.markup import escape
 from cockpit.connection.submission import shell_environment
 from cockpit.exit_status import INTERRUPTED
 from cockpit.verbs.output import console, emit, format_progress, say, table
-from engine.protocol.client import Client, running_engine
+from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, OpenService, Problem, ProblemError, Service, ServiceEvent, ServiceRef
 
@@ -160,7 +160,7 @@ def _stop_service(client: Client, service: str, seconds: float) -> None:
 
 def _servers(home: Home) -> list[Service]:
     """The servers of this home; none when no engine is running."""
-    if running_engine(home) is None:
+    if find_engine(home) is None:
         return []
     with Client(home, start=False) as client:
         return [each for each in client.request("hello").services if each.kind == KIND]

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import NoReturn
 
-from engine.protocol.client import engine_environment
+from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
 
 
@@ -56,4 +56,4 @@ def _run_worker(worker: str, options: argparse.Namespace, *arguments: str) -> No
     """Replace this process, so that the worker has the terminal, the signals and the exit status."""
     shared = ["--home", str(Home.locate(options.home).root), *(["--json"] if options.json else [])]
     command = [sys.executable, "-P", "-m", f"engine.workers.{worker}", *arguments, *shared]
-    os.execve(sys.executable, command, engine_environment())
+    os.execve(sys.executable, command, build_engine_environment())

@@ -45,7 +45,7 @@ def start(kind: str, profile: str, overrides: list[str], options: argparse.Names
     message = build_submission(checked, kind, str(path), checked.checkpoint.output or "")
     if kind == "train":
         message.first = options.first or ""
-        say(f"{path.name} is valid; its stages: {', '.join(stage_plan.asked(checked))}")
+        say(f"{path.name} is valid; its stages: {', '.join(stage_plan.list_stages(checked))}")
     with Client(home) as client:
         return _follow_or_detach(client, client.request("submit", message), options)
 

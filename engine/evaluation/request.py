@@ -69,7 +69,7 @@ def check_request(request: EvaluationRequest) -> None:
     if request.constrained and request.task is None:
         raise ValueError("a reply can be held to a task's schema alone: name the task")
     for text in request.thresholds or ():
-        thresholds.parse(text)
+        thresholds.parse_threshold(text)
     if request.judge is not None:
         read_judge_options(request.judge)
 

@@ -24,14 +24,14 @@ class PairScorer:
 
         from engine.inference.scorer import Scorer
         from engine.models import folders
-        from engine.models.devices import Device, cpu_compute
+        from engine.models.devices import Device, choose_cpu_dtype
         from engine.options.model import ModelOptions
 
         stored = {"dtype": target.dtype or "float32", "quantization": target.quantization or "none"}
         options = ModelOptions.model_validate(stored)
         dtype = getattr(torch, options.dtype)
-        name = placement.choose(placement.estimate(Path(target.base), options.dtype))
-        device = Device(name, cpu_compute(dtype) if name == "cpu" else dtype, name)
+        name = placement.choose(placement.estimate_bytes(Path(target.base), options.dtype))
+        device = Device(name, choose_cpu_dtype(dtype) if name == "cpu" else dtype, name)
         template_lock.check_target(target)
         folder = target.folder if folders.has_tokenizer(target.folder) else Path(target.base)
         self._scorer = Scorer(target.base, target.adapter, folder, options, device, progress)

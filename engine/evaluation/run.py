@@ -47,7 +47,7 @@ def evaluate(
         else _require_run(run, name).held_out(request.rows)
     )
     folders_of_target = (target.adapter, None if target.on_hub else Path(target.base))
-    is_reward_model = any(folders.scores(folder) for folder in folders_of_target if folder)
+    is_reward_model = any(folders.is_reward_model(folder) for folder in folders_of_target if folder)
     if is_reward_model and not dataset.are_pairs:
         raise ValueError(
             f"{target.label} is a reward model: it needs preference pairs, and {dataset.source} has other rows"

@@ -38,7 +38,7 @@ def summarize(
         further = {"judge_usage": used}
         if found.stopped:
             notes.append(f"not every reply was judged: {found.stopped}")
-    limits = [thresholds.parse(text) for text in request.thresholds or ()]
+    limits = [thresholds.parse_threshold(text) for text in request.thresholds or ()]
     for done, entry in enumerate(entries, 1):
         entry["scores"] = registry.score_row(tally_entry(entry, request.task), request.task)
         entry["passed"] = passes(entry["scores"], limits)
@@ -60,7 +60,7 @@ def summarize(
 
 def judge_thresholds(metrics: Mapping[str, float], limits: list[str]) -> dict[str, Any]:
     """`metrics`, `passed`, and each threshold with its value. Raises ValueError."""
-    verdicts = thresholds.judge(limits, {f"eval/{name}": value for name, value in metrics.items()})
+    verdicts = thresholds.check_thresholds(limits, {f"eval/{name}": value for name, value in metrics.items()})
     return {
         "metrics": dict(metrics),
         "passed": all(verdict.passed for verdict in verdicts),
@@ -81,7 +81,7 @@ def passes(scores: Mapping[str, float], limits: Iterable[thresholds.Threshold]) 
     None."""
     relevant = [each for each in limits if each.name.removeprefix("eval/") in scores]
     if relevant:
-        return all(each.holds(scores[each.name.removeprefix("eval/")]) for each in relevant)
+        return all(each.is_met(scores[each.name.removeprefix("eval/")]) for each in relevant)
     return scores["schema_validity"] == 1 if "schema_validity" in scores else None
 
 

@@ -28,7 +28,7 @@ def save(
     task = load_task(facts["task"])
     metrics = {name.removeprefix("eval/"): value for name, value in values.items()}
     identity = {"origin": "training", "target": f"{run.id}@{step}", **facts, "rows": len(replies)}
-    parsed = [thresholds.parse(text) for text in limits]
+    parsed = [thresholds.parse_threshold(text) for text in limits]
     entries = []
     for row, (prompt, reference, reply) in enumerate(replies):
         scores = task.score([reply], [reference])

@@ -114,7 +114,7 @@ def _compare(folder: Path, made: Path) -> dict[str, Any]:
     with torch.inference_mode():
         after = [model.eval()(text).logits[0].log_softmax(-1) for text in texts]
         del model
-        own = loading.pretrained(str(folder), dtype=torch.float32).eval()
+        own = loading.load_model(str(folder), dtype=torch.float32).eval()
         before = [own(text).logits[0].log_softmax(-1) for text in texts]
     places = sum(len(each) for each in before)
     divergence = sum(float((old.exp() * (old - new)).sum()) for old, new in zip(before, after, strict=True))

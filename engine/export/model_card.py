@@ -12,7 +12,7 @@ from typing import Any
 from engine.export.request import ExportResult
 from engine.models import folders
 from engine.models.targets import Target
-from engine.models.versions import versions
+from engine.models.versions import list_versions
 from engine.protocol.home import Home
 
 _FIRST = "chatglm"
@@ -73,7 +73,7 @@ def _loading(folder: Path, target: Target, exported: ExportResult) -> Iterator[s
     classes = {"reward": "AutoModelForSequenceClassification"}.get(exported.kind, "AutoModelForCausalLM")
     yield f"from transformers import {classes}, AutoTokenizer"
     if exported.kind == "adapter":
-        scoring = folders.scores(folder)
+        scoring = folders.is_reward_model(folder)
         classes = "AutoModelForSequenceClassification" if scoring else classes
         yield from ("from peft import PeftModel", "")
         labels = ", num_labels=1" if scoring else ""
@@ -174,7 +174,7 @@ def _environment(report: dict[str, Any]) -> Iterator[str]:
         yield "- trained with " + ", ".join(f"{name} {value}" for name, value in trained.items())
     yield (
         "- exported with "
-        + ", ".join(f"{name} {value}" for name, value in versions().items())
+        + ", ".join(f"{name} {value}" for name, value in list_versions().items())
         + f", {platform.system()}"
     )
 

@@ -52,7 +52,7 @@ def score(
 
     from engine.models.quantization import quantization_config
 
-    model = loading.scoring(
+    model = loading.load_reward_model(
         target.base,
         dtype=getattr(torch, dtype) if dtype else "auto",
         quantization_config=quantization_config(quantization, dtype),

@@ -51,7 +51,7 @@ def export(
     """
     check_request(target, out, request)
     target = targets.fetch(target, home, progress)
-    targets.check(target, folders.weights_problems)
+    targets.check(target, folders.find_weights_problems)
     lock.check_target(target)
     _check_disk(target, out, request)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -80,11 +80,11 @@ def check_request(target: Target, out: Path, request: ExportRequest) -> None:
                 hint="leave --adapter-only out",
             )
         )
-    if target.adapter and not request.adapter_only and (problem := merge.refusal(target)):
+    if target.adapter and not request.adapter_only and (problem := merge.explain_unmergeable(target)):
         raise ProblemError(problem)
     if request.gguf:
-        scoring = target.adapter and folders.scores(target.adapter)
-        if request.adapter_only or scoring or (not target.on_hub and folders.scores(Path(target.base))):
+        scoring = target.adapter and folders.is_reward_model(target.adapter)
+        if request.adapter_only or scoring or (not target.on_hub and folders.is_reward_model(Path(target.base))):
             what = "a reward model" if not request.adapter_only else "an adapter alone"
             raise ProblemError(
                 Problem(
@@ -112,7 +112,7 @@ def _check_disk(target: Target, out: Path, request: ExportRequest) -> None:
     if request.adapter_only or target.on_hub:
         return
     place = next(parent for parent in (out, *out.parents) if parent.exists())
-    one = placement.estimate(Path(target.base), request.dtype or target.dtype) / placement.OVERHEAD
+    one = placement.estimate_bytes(Path(target.base), request.dtype or target.dtype) / placement.OVERHEAD
     needed = one * (len(_candidate_bases(target)) + bool(request.gguf))
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -161,7 +161,7 @@ class _ExportJob:
         self.folder, self.out, self.progress, self.check = folder, out, progress, check
         self.dtype = request.dtype or target.dtype
         scored = target.adapter or (None if target.on_hub else Path(target.base))
-        self.scores = bool(scored and folders.scores(scored))
+        self.scores = bool(scored and folders.is_reward_model(scored))
 
     def fill(self) -> ExportResult:
         """Write all candidates, keep the closest, and add licence and card."""
@@ -221,8 +221,10 @@ class _ExportJob:
             self.check()
             self.progress(f"merging into the {base} base", done, total)
 
-        merge.write(
-            merge.merged(self.target, base, self.dtype, report, self.target.trust_remote_code), self.target, folder
+        merge.write_model(
+            merge.build_merged(self.target, base, self.dtype, report, self.target.trust_remote_code),
+            self.target,
+            folder,
         )
         self._record_dtype(folder)
 
@@ -230,14 +232,14 @@ class _ExportJob:
         import torch
 
         self.progress("reading the weights", 0, 0)
-        load = loading.scoring if self.scores else loading.pretrained
+        load = loading.load_reward_model if self.scores else loading.load_model
         model = load(
             self.target.base,
             dtype=getattr(torch, self.dtype) if self.dtype else "auto",
             device_map="cpu",
             trust_remote_code=self.target.trust_remote_code,
         )
-        if name := merge.not_finite(model):
+        if name := merge.find_non_finite(model):
             raise ProblemError(
                 Problem(
                     code="model.not_finite",
@@ -247,7 +249,7 @@ class _ExportJob:
                 )
             )
         self.progress("writing the weights", 0, 0)
-        merge.write(model, self.target, folder)
+        merge.write_model(model, self.target, folder)
         self._record_dtype(folder)
 
     def _write_adapter(self, folder: Path) -> None:

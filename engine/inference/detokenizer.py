@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engine.inference.replies import GrowingReply
-from engine.models.template_metadata import declared
+from engine.models.template_metadata import read_metadata
 
 MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
 """The marks around a model's thinking. A template's pair is the first whose end occurs in it, else the first of all. A
@@ -158,7 +158,7 @@ def split_place(text: str, searched: Collection[str]) -> int:
 def thinking_marks(tokenizer: Any) -> tuple[str, str]:
     """The marks before and after thinking. Raises ValueError for a template that does not name two."""
     template = tokenizer.chat_template
-    if named := declared(template).get("thinking", "").split():
+    if named := read_metadata(template).get("thinking", "").split():
         if len(named) != 2:
             raise ValueError(f"the chat template's `thinking:` names {len(named)} marks, not one before and one behind")
         return named[0], named[1]

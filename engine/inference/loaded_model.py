@@ -18,15 +18,16 @@ from engine.inference.request import Prompt
 from engine.inference.sampling import Grammar, Row, Sampling, SamplingFields, change_sampling, open_row
 from engine.models import folders, gguf, placement, targets, template_lock, tokenizers
 from engine.models.base import keep_nf4_trainable
-from engine.models.devices import Device, cpu_compute
+from engine.models.devices import Device, choose_cpu_dtype
 from engine.models.embedded import Progress
-from engine.models.loading import pretrained
-from engine.models.memory import exhausted
-from engine.models.quantization import QUANTIZATIONS, quantization_config, stored_dtype
+from engine.models.loading import load_model
+from engine.models.memory import is_out_of_memory
+from engine.models.quantization import QUANTIZATIONS, quantization_config, read_stored_dtype
 from engine.models.targets import Target
-from engine.models.template_metadata import declared
+from engine.models.template_metadata import read_metadata
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_lines
 
 GREEDY = Sampling()
 
@@ -73,8 +74,8 @@ def load(
     target = replace(
         targets.fetch(target, home, progress), trust_remote_code=target.trust_remote_code or trust_remote_code
     )
-    targets.check_speaks(target)
-    targets.check(target, folders.weights_problems)
+    targets.check_generates_text(target)
+    targets.check(target, folders.find_weights_problems)
     return LoadedModel(target, dtype or target.dtype, quantization or target.quantization or "none", device)
 
 
@@ -82,9 +83,9 @@ class LoadedModel:
     """A model in memory with its tokenizer. `swap` changes to another target of the same base."""
 
     def __init__(self, target: Target, dtype: str | None, quantization: str, device: str | None) -> None:
-        self.dtype, self.quantization = dtype or stored_dtype(target), quantization
+        self.dtype, self.quantization = dtype or read_stored_dtype(target), quantization
         kind = self.dtype if quantization == "none" else quantization
-        self.needed = 0 if target.on_hub else placement.estimate(Path(target.base), kind)
+        self.needed = 0 if target.on_hub else placement.estimate_bytes(Path(target.base), kind)
         """Estimated bytes of the model; 0 when unknown."""
         self.device = device or placement.choose(self.needed)
         self._tokenizers: dict[str, Any] = {}
@@ -101,7 +102,7 @@ class LoadedModel:
             template_lock.check(recorded, tokenizer, target.lock.parent)
         self._read(lambda: self._adapters.put(target.adapter), str(target.adapter))
         self.tokenizer, self.target = tokenizer, target
-        self.stop_ids = template_lock.stop_ids(recorded, self._adapters.base, tokenizer)
+        self.stop_ids = template_lock.find_stop_ids(recorded, self._adapters.base, tokenizer)
 
     @property
     def model(self) -> Any:
@@ -110,15 +111,15 @@ class LoadedModel:
 
     def serves(self, target: Target, dtype: str | None, quantization: str | None) -> bool:
         """Whether `swap` can change to `target` in this dtype and quantisation (None: as for `load`)."""
-        dtype = dtype or target.dtype or stored_dtype(target)
+        dtype = dtype or target.dtype or read_stored_dtype(target)
         requested = (target.base, dtype, quantization or target.quantization or "none")
         return requested == (self.target.base, self.dtype, self.quantization)
 
     def swap(self, target: Target) -> None:
         """Change to another adapter of the loaded base, or to the base alone. When it raises ProblemError, nothing has
         changed."""
-        targets.check_speaks(target)
-        targets.check(target, folders.weights_problems)
+        targets.check_generates_text(target)
+        targets.check(target, folders.find_weights_problems)
         self._enter(target)
 
     @property
@@ -130,7 +131,7 @@ class LoadedModel:
     @property
     def note(self) -> str:
         """What was dequantised, for a GGUF file; else empty."""
-        return "" if self.target.on_hub else gguf.note(Path(self.target.base))
+        return "" if self.target.on_hub else gguf.describe_source(Path(self.target.base))
 
     @property
     def context(self) -> int:
@@ -148,7 +149,7 @@ class LoadedModel:
             raise ProblemError(describe_no_tokenizer(self.target))
         if isinstance(prompt, str) or not self.templated:
             text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
-            opening = declared(self.tokenizer.chat_template).get("text")
+            opening = read_metadata(self.tokenizer.chat_template).get("text")
             ids: list[int] = self.tokenizer((opening or "") + text, add_special_tokens=opening is None).input_ids
             return ids
         from jinja2 import TemplateError
@@ -243,7 +244,7 @@ class LoadedModel:
             return reader()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ProblemError(
-                Problem(code="model.unloadable", title=f"{name} cannot be loaded", cause=_first_lines(error))
+                Problem(code="model.unloadable", title=f"{name} cannot be loaded", cause=first_lines(error))
             )
 
 
@@ -252,7 +253,7 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
     import torch
 
     try:
-        model = pretrained(
+        model = load_model(
             target.base,
             dtype=getattr(torch, dtype) if dtype else "auto",
             quantization_config=quantization_config(quantization, dtype),
@@ -260,13 +261,13 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
             device_map={"": device},
         )
     except (MemoryError, OSError, ValueError, RuntimeError, ImportError) as error:
-        if exhausted(error):
-            raise ProblemError(out_of_memory(device, needed, _first_lines(error)))
+        if is_out_of_memory(error):
+            raise ProblemError(out_of_memory(device, needed, first_lines(error)))
         raise ProblemError(
             Problem(
                 code="model.unloadable",
                 title=f"{target.base} cannot be loaded",
-                cause=_first_lines(error),
+                cause=first_lines(error),
                 hint="`cockpit model verify` looks a folder over; a hub id needs the network once",
             )
         )
@@ -280,7 +281,7 @@ def _quicken(model: Any, quantization: str) -> None:
     bfloat16), and unpack NF4 once if memory allows. No weight changes its value."""
     import torch
 
-    compute = cpu_compute(model.dtype)
+    compute = choose_cpu_dtype(model.dtype)
     if quantization == "nf4":
         keep_nf4_trainable(model, Device("cpu", compute, "CPU"))
     if compute == torch.float32:
@@ -318,7 +319,3 @@ def _digest(folder: Path) -> str:
     """A hash over all files that define a tokenizer."""
     paths = sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in paths)).hexdigest()
-
-
-def _first_lines(error: BaseException) -> str:
-    return "\n".join(str(error).strip().splitlines()[:3]) or type(error).__name__

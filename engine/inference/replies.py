@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from engine.models.template_metadata import declared
+from engine.models.template_metadata import read_metadata
 
 _DATE = "[[训练时间]]"
 """The placeholder that the models generate for the date of their training."""
@@ -63,7 +63,7 @@ CLEANUPS = {
 def find_cleanup(tokenizer: Any) -> Cleanup | None:
     """The clean-up that the tokenizer's template names; None where it names none. Raises ValueError for an unknown
     name."""
-    name = declared(tokenizer.chat_template).get("replies")
+    name = read_metadata(tokenizer.chat_template).get("replies")
     if name is None:
         return None
     if name not in CLEANUPS:

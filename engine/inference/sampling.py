@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypedDict
 
 from pydantic import ValidationError
 
-from engine.config.complaints import suggest
-from engine.config.sampling import PRESETS, SamplingOptions, preset
+from engine.config.sampling import PRESETS, SamplingOptions, find_preset
+from engine.protocol.text import did_you_mean
 
 __all__ = ["PRESETS", "Grammar", "Row", "Sampling", "choose", "make_sampling", "open_row"]
 
@@ -63,7 +63,9 @@ def change_sampling(sampling: Sampling, changes: SamplingFields) -> Sampling:
     """
     for name in changes:
         if name not in _NAMES:
-            raise TypeError(f"{name!r} is no setting of sampling{suggest(name, _NAMES)}; they are {', '.join(_NAMES)}")
+            raise TypeError(
+                f"{name!r} is no setting of sampling{did_you_mean(name, _NAMES)}; they are {', '.join(_NAMES)}"
+            )
     return make_sampling({**asdict(sampling), **changes}) if changes else sampling
 
 
@@ -75,7 +77,9 @@ def make_sampling(request: Mapping[str, Any]) -> Sampling:
     named = {name: value for name in (*_NAMES, "preset") if (value := request.get(name)) is not None}
     schema = named.pop("schema", None)
     stop = named.get("stop", [])
-    settings = preset(named.pop("preset", "greedy")) | named | {"stop": [stop] if isinstance(stop, str) else [*stop]}
+    settings = (
+        find_preset(named.pop("preset", "greedy")) | named | {"stop": [stop] if isinstance(stop, str) else [*stop]}
+    )
     if schema is not None and not isinstance(schema, Mapping):
         raise ValueError(f"schema is a JSON schema, an object, not {type(schema).__name__}")
     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.config.complaints import suggest
 from engine.metrics import registry
 from engine.metrics.metric import Direction
 from engine.options import thresholds
+from engine.protocol.text import did_you_mean
 
 GROUP = "eval/"
 """The group of metrics of held-out rows."""
@@ -21,9 +21,9 @@ def metric_names(sections: Mapping[str, Any], directory: Any, home: Any) -> Iter
     """
     evaluation, checkpoint = sections.get("evaluation"), sections.get("checkpoint")
     for text in evaluation.thresholds if evaluation else ():
-        name = thresholds.parse(text).name.removeprefix(GROUP)
+        name = thresholds.parse_threshold(text).name.removeprefix(GROUP)
         if "/" not in name and not registry.is_known(name):
-            yield "evaluation.thresholds", f"there is no metric {name}{suggest(name, registry.known_names())}"
+            yield "evaluation.thresholds", f"there is no metric {name}{did_you_mean(name, registry.known_names())}"
     data, method = sections.get("data"), sections.get("method")
     if not (data and method and evaluation and checkpoint) or not (data.validation or data.split):
         return
@@ -43,4 +43,4 @@ def _complain(key: str, name: str, measured: list[str], kind: str) -> Iterator[t
     if name in (f"{GROUP}{each}" for each in measured):
         yield key, f"no value of {name} is better than another: {choice}"
     else:
-        yield key, f"{name} is not measured by {kind}{suggest(name, ranking)}: {choice}"
+        yield key, f"{name} is not measured by {kind}{did_you_mean(name, ranking)}: {choice}"

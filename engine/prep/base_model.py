@@ -91,7 +91,7 @@ def locate_model(profile: Profile, home: Home, progress: Progress) -> Target:
             )
         )
     if not getattr(profile.method, "scores", False):
-        targets.check_speaks(target)
+        targets.check_generates_text(target)
     return target
 
 

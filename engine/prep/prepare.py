@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
-from engine.models.template_lock import render, template_sha256, turn_ends
+from engine.models.template_lock import find_turn_ends, hash_template, render
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep import profile_tokenizer, token_store
 from engine.prep.base_model import Progress, base_folder, load_tokenizer, locate_base, tokenizer_files
@@ -359,10 +359,10 @@ def lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dic
     )
     stops = {
         *(configured if isinstance(configured, list) else [configured]),
-        *turn_ends(tokenizer),
+        *find_turn_ends(tokenizer),
     }
     return {
-        "template_sha256": template_sha256(tokenizer),
+        "template_sha256": hash_template(tokenizer),
         "eos_token_ids": sorted(stops - {None}),
         "golden": [{"messages": chat, "ids": render(tokenizer, chat, reply_follows=False)} for chat in chats],
     }

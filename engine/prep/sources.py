@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.prep import readers
 from engine.prep.expand import decisions
 from engine.prep.files import KINDS
@@ -127,7 +127,7 @@ def is_tokenised(path: Path) -> bool:
 
 
 def _places(directory: Path) -> tuple[Path, Path]:
-    return directory, bundled("data")
+    return directory, find_bundled("data")
 
 
 def _check_one_split(folder: Path, source: str) -> None:
@@ -221,7 +221,7 @@ def _near(source: str, directory: Path) -> str:
         names = [str(Path(source).parent / path.name) for path in sorted(beside.iterdir()) if path.name[0] != "."]
     except OSError:
         names = []
-    names += [str(path.relative_to(bundled("data"))) for path in sorted(bundled("data").rglob("*.jsonl"))]
+    names += [str(path.relative_to(find_bundled("data"))) for path in sorted(find_bundled("data").rglob("*.jsonl"))]
     near = difflib.get_close_matches(source, names, n=1, cutoff=0.6)
     return f", did you mean {near[0]}?" if near else ""
 

@@ -81,7 +81,7 @@ CODES: dict[str, str] = {
     # ── runs ──
     "run.none": "There are no runs yet. `cockpit demo` or `cockpit train PROFILE` starts one.",
     "run.not_found": "No run has this id. `cockpit runs` lists them.",
-    "run.ambiguous": "Several runs have an id that begins like this. Give more of the id.",
+    "run.ambiguous": "Several runs have an id that starts like this. Use a longer prefix.",
     "run.deleted": "The run was deleted while it was being followed.",
     "run.live": "The run has not ended, and this needs a run that has. Wait for its end, or stop it.",
     "run.not_live": "The run is not running, and this needs a run that is. Resume it, or wait until it has started.",
@@ -113,7 +113,7 @@ CODES: dict[str, str] = {
     "worker.failed": "A worker ended with an error status and left no message of its own. Read the run's log.",
     "worker.killed": "A worker was ended by a signal, which the message explains.",
     "worker.silent": (
-        "A rank has given no sign of life, or has made no progress, for an unusual time. The log holds the stacks "
+        "A rank has sent no heartbeat, or has made no progress, for an unusually long time. The log holds the stacks "
         "of all ranks."
     ),
     "service.not_found": "The service has ended or never existed. Open it again.",
@@ -141,7 +141,7 @@ CODES: dict[str, str] = {
     "model.not_found": "There is no such model: no run, folder, catalogue name or hub id. Check the spelling.",
     "model.ambiguous": "The folder holds several models. Name the file that you mean.",
     "model.not_pulled": "The model is not on this machine. `cockpit model pull` fetches it.",
-    "model.base_missing": "The base model of an adapter is not here. Put its folder where the message says.",
+    "model.base_missing": "The base model of an adapter is missing. Copy its folder to where the message says.",
     "model.gated": "The model needs its licence to be accepted on the hub. Accept it there and set HF_TOKEN.",
     "model.fetch_failed": "The model could not be fetched. Check the network or the mirror, and pull again.",
     "model.unexpected": (

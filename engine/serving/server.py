@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from engine.config.sampling import preset
+from engine.config.sampling import find_preset
 from engine.inference.merged_decode import merge_weights
 from engine.models.targets import Target
 from engine.protocol.home import Home
@@ -152,7 +152,7 @@ def default_sampling(settings: Settings) -> dict[str, Any]:
     """The sampling of requests that do not set it."""
     if settings.preset is None:
         return {"temperature": 0.0 if settings.task else 1.0}
-    return preset(settings.preset)
+    return find_preset(settings.preset)
 
 
 def listen(host: str, port: int) -> socket.socket:

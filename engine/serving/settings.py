@@ -7,7 +7,7 @@ import os
 
 import msgspec
 
-from engine.config.sampling import preset
+from engine.config.sampling import find_preset
 from engine.protocol.messages import Problem, ProblemError
 from engine.tasks.task import load_task
 
@@ -61,7 +61,7 @@ class Settings(msgspec.Struct, kw_only=True):
         if self.constrained and self.task is None:
             raise ValueError("constrained needs a task, whose schema replies are to fit")
         if self.preset is not None:
-            preset(self.preset)
+            find_preset(self.preset)
 
     def read_key(self) -> str:
         """The key for clients; empty if they need none. Raises ProblemError for a public address without a key, and for

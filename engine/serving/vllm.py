@@ -60,7 +60,7 @@ class VllmServer:
         if refused or settings.quantization == "int8":
             raise ValueError(f"{', '.join(refused) or 'int8'} cannot be used with --backend vllm")
         target = targets.fetch(target, home, progress)
-        targets.check(target, folders.weights_problems)
+        targets.check(target, folders.find_weights_problems)
         source = target.folder if not target.on_hub and folders.has_tokenizer(target.folder) else target.base
         tokenizer = tokenizers.load(source)
         if target.lock:

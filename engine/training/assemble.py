@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from engine.models.checks import VIRTUAL
-from engine.models.segments import Segments, possible
+from engine.models.segments import Segments, can_use_segments
 from engine.prep.batching import token_counts
 from engine.protocol.messages import Problem, ProblemError
 from engine.training import performance
@@ -75,7 +75,7 @@ def _make_segments(job: Job, model: Any, joined: bool) -> Segments | None:
     profile = job.profile
     # Virtual tokens stand before every row: rows that have them do not lie end to end. Joined rows always do.
     wanted = (profile.training.optimizations or joined) and profile.adapter.kind not in VIRTUAL
-    if wanted and possible(model, profile.model.attention):
+    if wanted and can_use_segments(model, profile.model.attention):
         segments = Segments()
         segments.install(model)
         return segments

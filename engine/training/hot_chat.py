@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine.models.memory import exhausted
+from engine.models.memory import is_out_of_memory
 from engine.protocol.messages import Instruction, Problem
 from engine.training import memory, resume
 from engine.training.inbox import ARRIVED
@@ -166,7 +166,7 @@ class HotChat:
         talk.longest = max(talk.longest, now - began)
         talk.left = now
         if said["text"] or said["thinking"]:
-            link.say(talk.request, "tokens", **said, count=talk.tokens)
+            link.send_event(talk.request, "tokens", **said, count=talk.tokens)
         if finish:
             inbox.cancelled.discard(talk.request)
             self._answer(link, step, finish)
@@ -176,7 +176,7 @@ class HotChat:
         assert talk is not None
         rest = talk.telling.finish()
         if rest.text or rest.thinking:
-            link.say(talk.request, "tokens", text=rest.text, thinking=rest.thinking, count=talk.tokens)
+            link.send_event(talk.request, "tokens", text=rest.text, thinking=rest.thinking, count=talk.tokens)
         seconds = time.perf_counter() - talk.began
         decoding = seconds - talk.first
         link.answer(
@@ -207,7 +207,7 @@ class HotChat:
         talk, self._talk = self._talk, None
         instruction = talk.instruction if talk else self._waiting.popleft()
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if exhausted(error):
+        if is_out_of_memory(error):
             problem = Problem(
                 code="memory.exhausted",
                 title="Training leaves too little memory for this reply",

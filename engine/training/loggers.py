@@ -85,7 +85,7 @@ class WeightsAndBiases:
             resume="allow",
             mode=options.mode,
             dir=job.run.path,
-            config=job.profile.resolved(),
+            config=job.profile.to_dict(),
             settings=settings,
         )
         self._run.define_metric("step")

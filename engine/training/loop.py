@@ -162,7 +162,7 @@ class TrainingLoop:
         self.metrics.end_step(self.loss_share)
         if self.averages:
             self.averages.update(self.step)
-        self.reporter.link.alive(step=self.step)
+        self.reporter.link.report_progress(step=self.step)
         self.report()
         if self.reporter.phase_name != "training":
             self.reporter.phase("training")

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from engine.config.profile import Profile
-from engine.models.memory import exhausted
+from engine.models.memory import is_out_of_memory
+from engine.protocol.text import first_line
 from engine.training import live_settings
 from engine.training.ranks import Ranks
 
@@ -32,7 +33,7 @@ class MemoryWatch:
         try:
             yield
         except Exception as error:
-            if not exhausted(error):
+            if not is_out_of_memory(error):
                 raise
             self.error = first_line(error)
         if self.error:
@@ -78,8 +79,3 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its class name."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -66,7 +66,7 @@ def _step(loop: TrainingLoop, *, update: bool) -> None:
             batch = method.longest_batch([method.rows[row] for row in longest])
             take_counts(batch)
             loop.compute_gradients([batch], max(method.units(batch) * loop.ranks.world, 1.0))
-        loop.reporter.link.alive()
+        loop.reporter.link.report_progress()
     loop.guard.vote(0.0, rehearsed=True)
     loop.strategy.reduce()
     norm = torch.nn.utils.get_total_norm([p.grad for p in loop.model.parameters() if p.grad is not None])

@@ -67,7 +67,7 @@ class Reporter:
                 self.blocked = Pause(code="pause.disk_low", reason=reason)
                 return False
             entry = self._waiting.popleft()
-            self.link.written(size)
+            self.link.announce_journal(size)
             with contextlib.suppress(OSError):  # the journal has it; what else a full disk takes is no loss
                 self._log(entry)
                 self._print(entry)
@@ -76,7 +76,7 @@ class Reporter:
 
     def phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
         """Report what this rank is doing; the journal gets every change of `name` or `detail`."""
-        self.link.alive(phase=f"{name} {detail}".strip())
+        self.link.report_progress(phase=f"{name} {detail}".strip())
         if (name, detail) != self._phase:
             self._phase = (name, detail)
             self.write(Phase(attempt=self.attempt, name=name, detail=detail, done=done, total=total))

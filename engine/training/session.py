@@ -13,8 +13,8 @@ from engine.config import stage_plan
 from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
 from engine.models import devices
-from engine.models.base import tokenizer
-from engine.models.versions import versions
+from engine.models.base import load_tokenizer
+from engine.models.versions import list_versions
 from engine.options import thresholds
 from engine.protocol import stages
 from engine.protocol.home import RunDirectory, write_private
@@ -142,12 +142,12 @@ def _make_job(
     transformers.utils.logging.disable_progress_bar()
     disable_progress_bar()
     _, local, world = ranks.place()
-    kind = devices.available()
+    kind = devices.find_accelerator()
     performance.check(live.training, kind)
     performance.before_model(live.training)
     devices.set_threads(live.training.threads, world)
-    device = devices.choose(kind, local, live.model.dtype)
-    group = replace(ranks.join(kind), waiting=reporter.link.waiting)
+    device = devices.choose_device(kind, local, live.model.dtype)
+    group = replace(ranks.join(kind), waiting=reporter.link.set_waiting)
     # A close race between two dtypes must not end differently on two ranks.
     device = replace(device, compute=group.broadcast(device.compute))
     inbox.pids = group.gather(inbox.pids[0])
@@ -166,7 +166,7 @@ def _make_job(
         reporter=reporter,
         inbox=inbox,
         plots=Plots(run, group.first and live.logging.plots),
-        tokenizer=tokenizer(
+        tokenizer=load_tokenizer(
             prepared.get("tokenizer") or prepared["base"], live.model.trust_remote_code, prepared.get("template")
         ),
     )
@@ -198,9 +198,9 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
                 "settings": {key: live_settings.get_setting(job.profile, key) for key in SETTABLE},
                 "thresholds": [
                     (wanted.name, wanted.comparison, wanted.bound)
-                    for wanted in map(thresholds.parse, job.profile.evaluation.thresholds)
+                    for wanted in map(thresholds.parse_threshold, job.profile.evaluation.thresholds)
                 ],
-                **versions(),
+                **list_versions(),
             },
         )
     )
@@ -247,9 +247,9 @@ def _finish(job: Job, loop: TrainingLoop, output: Path | None, seconds: float) -
             hint=f"the log says why; `cockpit plot {job.run.id}` tries again",
         )
     last_values = results[max(results)] if results else {}
-    verdicts = thresholds.judge(job.profile.evaluation.thresholds, last_values)
+    verdicts = thresholds.check_thresholds(job.profile.evaluation.thresholds, last_values)
     # What the test rows will be measured for is judged there, and once.
-    judged = loop.outcome == "completed" and not stage_plan.tests(job.profile)
+    judged = loop.outcome == "completed" and not stage_plan.has_test_rows(job.profile)
     for verdict in verdicts if judged else ():
         if not verdict.passed:
             job.reporter.warn(

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.tasks import thought_graph
 
 
 def graphs(name: str) -> list[dict[str, Any]]:
-    path = bundled("data") / "samples" / f"{name}.jsonl"
+    path = find_bundled("data") / "samples" / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.tasks import triples
 
-SETS = bundled("data") / "triples"
+SETS = find_bundled("data") / "triples"
 
 
 def reply(*facts: tuple[str, str, str]) -> str:
@@ -86,18 +86,18 @@ def test_nothing_given_scores_zero_and_a_bad_reference_is_an_error() -> None:
 
 
 def test_committed_files_equal_a_fresh_generation() -> None:
-    fresh = runpy.run_path(str(bundled("data") / "make_triples.py"))["make"]()
+    fresh = runpy.run_path(str(find_bundled("data") / "make_triples.py"))["make"]()
     assert {name: (SETS / f"{name}.jsonl").read_bytes() for name in fresh} == {
         name: content.encode() for name, content in fresh.items()
     }
 
 
 def test_the_catalog_lists_every_bundled_file_with_its_rows() -> None:
-    catalog = YAML(typ="safe").load(bundled("data") / "catalog.yaml")
+    catalog = YAML(typ="safe").load(find_bundled("data") / "catalog.yaml")
     listed = {file: entry["rows"] for each in catalog.values() for file, entry in each["files"].items()}
     found = {
-        str(path.relative_to(bundled("data"))): len(path.read_text(encoding="utf-8").splitlines())
-        for path in bundled("data").rglob("*.jsonl")
+        str(path.relative_to(find_bundled("data"))): len(path.read_text(encoding="utf-8").splitlines())
+        for path in find_bundled("data").rglob("*.jsonl")
     }
     assert listed == found and found
 

@@ -20,7 +20,7 @@ from engine.export import gguf_converter
 from engine.export.request import ExportRequest, ExportResult
 from engine.export.run import export
 from engine.models import merge, targets, template_lock, tokenizers
-from engine.models.loading import pretrained
+from engine.models.loading import load_model
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from tests.inference.test_merge import run_of
@@ -78,7 +78,7 @@ def trained(home: Home, base: Path, kind: str, quantization: str, dtype: str = "
         "base": str(base),
         "dtype": dtype,
         "quantization": quantization,
-        "template_sha256": template_lock.template_sha256(tokenizer),
+        "template_sha256": template_lock.hash_template(tokenizer),
         "eos_token_ids": [1],
         "golden": golden,
     }
@@ -201,7 +201,7 @@ def test_glm_folders_in_their_original_layout(home: Home, generation: int) -> No
     folder = fill(original(home.models / f"glm{generation}", generation), shards=2, dtype="float16")
     torch.manual_seed(0)
     named = ["query_key_value", "dense"] if generation == 1 else "all-linear"
-    model = get_peft_model(pretrained(str(folder), dtype=torch.float32), LoraConfig(r=4, target_modules=named))
+    model = get_peft_model(load_model(str(folder), dtype=torch.float32), LoraConfig(r=4, target_modules=named))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -247,7 +247,7 @@ def test_impossible_exports_are_refused_before_anything_is_loaded(home: Home, ba
         made(home, gguf="f16", converter="/nowhere")
     template = checkpoint / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    with pytest.raises(ProblemError, match="does not fit its tokenizer any more"):
+    with pytest.raises(ProblemError, match="no longer matches its tokenizer"):
         made(home)
     template.write_text(template.read_text()[:-1])
     config = base / "config.json"

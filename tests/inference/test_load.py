@@ -121,7 +121,7 @@ def test_a_quantised_base_still_talks(smollm2: Path, home: Home, quantization: s
 def test_lock_names_what_differs(tokenizer: Any, tmp_path: Path) -> None:
     ids = template_lock.render(tokenizer, [*QUESTION, {"role": "assistant", "content": "Paris."}], reply_follows=False)
     golden = {"messages": [*QUESTION, {"role": "assistant", "content": "Paris."}], "ids": ids}
-    good = {"template_sha256": template_lock.template_sha256(tokenizer), "eos_token_ids": [2], "golden": [golden]}
+    good = {"template_sha256": template_lock.hash_template(tokenizer), "eos_token_ids": [2], "golden": [golden]}
     template_lock.check(good, tokenizer, tmp_path)
     with pytest.raises(ProblemError, match="chat template is not the one"):
         template_lock.check(good | {"template_sha256": "0" * 64}, tokenizer, tmp_path)
@@ -133,7 +133,7 @@ def test_lock_names_what_differs(tokenizer: Any, tmp_path: Path) -> None:
 
 
 def test_end_of_turn_is_read_from_the_template(tokenizer: Any) -> None:
-    assert template_lock.end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert template_lock.find_end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
 @pytest.mark.slow
@@ -159,12 +159,12 @@ def test_a_checkpoint_whose_template_was_changed_is_refused(
         shutil.copy(smollm2 / name, folder)
     from transformers import AutoTokenizer
 
-    sha256 = template_lock.template_sha256(AutoTokenizer.from_pretrained(smollm2))
+    sha256 = template_lock.hash_template(AutoTokenizer.from_pretrained(smollm2))
     (folder / "lock.json").write_text(json.dumps({"template_sha256": sha256, "eos_token_ids": [2], "golden": []}))
     loaded.swap(target(folder, home))
     with (folder / "chat_template.jinja").open("a") as file:
         file.write("\n{# edited #}")
-    with pytest.raises(ProblemError, match="does not fit its tokenizer any more"):
+    with pytest.raises(ProblemError, match="no longer matches its tokenizer"):
         loaded.swap(target(folder, home))
 
 

@@ -75,7 +75,7 @@ def test_the_command_works_away_from_the_checkout(installed: Path, tmp_path: Pat
     assert path.parts[-4:] == ("site-packages", "engine", "profiles", "triples-qlora.yaml")
     assert path.is_relative_to(installed.parent)
     assert json.loads(run(cockpit, "profile", "check", "triples-qlora", "--json", home=tmp_path))["ok"]
-    find_data = "from engine.config.bundled import bundled; print(bundled('data'))"
+    find_data = "from engine.config.bundled import find_bundled; print(find_bundled('data'))"
     assert Path(run(installed / "python", "-c", find_data, home=tmp_path).strip()).is_relative_to(installed.parent)
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.models.template_lock import end_of_turn
+from engine.models.template_lock import find_end_of_turn
 from engine.options.data import SourceOptions
 from engine.prep import read_rows
 from engine.prep.tokenizer_training import CHATML, compression, notes, text_of, train
@@ -86,7 +86,7 @@ def test_chats_are_rendered_and_turns_end_with_one_token(trained: dict[str, Any]
     )
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3
-    assert end_of_turn(tokenizer) == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert find_end_of_turn(tokenizer) == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokenizer.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True).endswith(
         "<|im_start|>assistant\n"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.profile import ProfileError, parse, pinned
+from engine.config.profile import ProfileError, parse, pin
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Sample, Start
 from tests.training.harness import PROFILE
@@ -281,7 +281,7 @@ def test_a_run_of_rewards_rewards(bare_home: Home, prompts: Any, tiny: Path, tmp
     )
     text = PROFILE.format(base=tiny)
     profile = parse(text, "test", Path("/"), ["method.kind=grpo", "method.reward={run: judge}", *SHORT], bare_home)
-    profile = pinned(profile, bare_home)
+    profile = pin(profile, bare_home)
     assert profile.method.reward.run == "judge@30"
     from engine.training.online import checks
 

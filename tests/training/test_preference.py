@@ -359,8 +359,8 @@ def test_a_reward_model_scores_in_plain_transformers_and_is_refused_for_chat(
     told = entries(run, Evaluation)[-1].values
     assert told["eval/accuracy"] == pytest.approx(sum(right) / len(right))
     assert told["eval/loss"] == pytest.approx(sum(loss) / len(loss), rel=1e-4)
-    assert folders.scores(folder) and not folders.scores(Path(sets["dpo"]["base"]))
-    with pytest.raises(ProblemError, match="is a reward model: it scores replies and writes none"):
+    assert folders.is_reward_model(folder) and not folders.is_reward_model(Path(sets["dpo"]["base"]))
+    with pytest.raises(ProblemError, match="is a reward model: it scores replies and generates none"):
         load_for_chat(str(folder), home=bare_home)
 
 

@@ -26,7 +26,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from engine.supervisor.launchers.local import command, free_port
+from engine.supervisor.launchers.local import build_command, find_free_port
 
 ROOT = Path(__file__).parents[2]
 AVAILABLE = hasattr(os, "pidfd_open")
@@ -49,7 +49,7 @@ class Workers:
     """The ranks of one attempt, with those methods of `subprocess.Popen` that the tests use. `pid` is that of rank 0."""
 
     def __init__(self, module: str, *arguments: str, processes: int, environment: dict[str, str], log: Path) -> None:
-        meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
         self.returncode: int | None = None
         self._running: dict[int, int] = {}
         for rank in range(processes):
@@ -98,7 +98,7 @@ def start(
     if AVAILABLE and not cold:
         return Workers(*worker, processes=processes, environment=environment, log=log)
     with open(log, "ab") as output:
-        line = command(worker, processes, None)
+        line = build_command(worker, processes, None)
         return subprocess.Popen(line, stdout=output, stderr=output, cwd="/", env=environment)
 
 

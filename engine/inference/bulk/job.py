@@ -20,7 +20,7 @@ from engine.inference.bulk.progress import Record
 from engine.inference.generate import BATCH, describe_no_room, room
 from engine.inference.request import parse_reply, read_sampling
 from engine.models import targets
-from engine.models.placement import estimate
+from engine.models.placement import estimate_bytes
 from engine.protocol.home import Home
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def generate(
         progress(f"loading {target.label}", 0, 0)
         target = targets.fetch(target, home, progress)
         dtype, quantization = request.get("dtype"), request.get("quantization")
-        needed = 0 if target.on_hub else estimate(Path(target.base), dtype or target.dtype)
+        needed = 0 if target.on_hub else estimate_bytes(Path(target.base), dtype or target.dtype)
         names = decode.choose_devices(request.get("devices"), needed)
         loaded = load(target, home=home, dtype=dtype, quantization=quantization, device=names[0], progress=progress)
         template, note = loaded.templated, loaded.note

@@ -13,12 +13,12 @@ from pathlib import Path
 from random import Random
 from types import ModuleType
 
-from engine.config.complaints import suggest
 from engine.options.data import ExpandOptions, SourceOptions
 from engine.prep import read_rows, readers
 from engine.prep.expand.duplicates import Duplicates
 from engine.prep.expand.substitute import Form, Seed
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import did_you_mean
 from engine.tasks import TASKS
 from engine.tasks.task import load_task
 
@@ -75,7 +75,7 @@ def problems(options: ExpandOptions) -> Iterator[tuple[str, str]]:
     known = expansions()
     for key, name in [("task", options.task), *(("prompts", name) for name in options.prompts)]:
         if name is not None and name not in known:
-            yield key, f"there is no task {name}{suggest(name, known)}; known are {', '.join(known)}"
+            yield key, f"there is no task {name}{did_you_mean(name, known)}; known are {', '.join(known)}"
     for name, prompt in options.prompts.items():
         if "{seed}" not in prompt:
             yield f"prompts.{name}", "has no {seed}: every request would be the same"

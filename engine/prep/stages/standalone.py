@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from engine.config.complaints import explain, suggest
+from engine.config.complaints import explain
 from engine.options.base import Options
 from engine.options.data import SourceOptions
 from engine.prep import chunks
@@ -24,6 +24,7 @@ from engine.prep.stages import row_files, source_files
 from engine.prep.stages.context import Context, default_processes, once
 from engine.prep.stages.validate import AS_IT_STOOD, SourceFile, shape_of, validate
 from engine.protocol.home import Home
+from engine.protocol.text import did_you_mean
 from engine.storage import cache
 
 Progress = Callable[[str, int, int], None]
@@ -44,7 +45,7 @@ class Opened:
 def source_of(arguments: argparse.Namespace) -> SourceOptions:
     """The FILE and `--format` of a verb. Raises ValueError for an unknown shape."""
     if arguments.format not in ("auto", *FORMATS):
-        hint = suggest(arguments.format, FORMATS)
+        hint = did_you_mean(arguments.format, FORMATS)
         raise ValueError(f"--format {arguments.format}: there is no such shape{hint}; known are {', '.join(FORMATS)}")
     return SourceOptions(source=arguments.file, format=arguments.format)
 

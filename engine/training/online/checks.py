@@ -63,7 +63,7 @@ def scorer(reward: RewardOptions, directory: Path, home: Home) -> Target:
                 hint=f"cockpit model pull {reward.run}, then name its folder",
             )
         )
-    if not folders.scores(target.folder):
+    if not folders.is_reward_model(target.folder):
         raise ProblemError(
             Problem(
                 code="model.not_reward",

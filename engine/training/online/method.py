@@ -150,7 +150,7 @@ class OnlineMethod(ReferenceMethod):
     def _report_progress(self, done: int, total: int) -> None:
         now = time.monotonic()
         reporter = self.job.reporter
-        reporter.link.alive()
+        reporter.link.report_progress()
         if now - self._reported > PROGRESS_SECONDS:
             self._reported = now
             reporter.phase(reporter.phase_name, f"reply {done} of {total}", done, total)

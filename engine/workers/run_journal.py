@@ -1,4 +1,5 @@
-"""A run's journal in the hands of a worker that is not training: phases at a pace that a screen can follow, warnings, a failure."""
+"""Writes a run's journal in the stages beside training: progress as often as a screen can show it, warnings, and a
+failure."""
 
 from __future__ import annotations
 
@@ -11,24 +12,24 @@ from engine.protocol.messages import Problem
 from engine.protocol.worker_link import Link
 
 _EVERY = 0.5
-"""Seconds between two journal lines of one phase."""
+"""Seconds between two entries of one phase."""
 
 
-class Journal:
-    """The run's journal while one stage writes it."""
+class RunJournal:
+    """A run's journal while one stage writes it. Each entry is announced to the supervisor."""
 
     def __init__(self, run: RunDirectory, attempt: int, link: Link) -> None:
         self.attempt = attempt
         self._writer, self._link = Writer(run.events), link
-        self._phase, self._told = "", 0.0
+        self._phase, self._written = "", 0.0
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        """Each new phase and each phase's end is written, what lies between at most every `_EVERY` seconds."""
-        self._link.alive(phase=phase)
+        """Write the phase when it is new or done, and otherwise at most every `_EVERY` seconds."""
+        self._link.report_progress(phase=phase)
         now = time.monotonic()
-        if phase == self._phase and done < total and now - self._told < _EVERY:
+        if phase == self._phase and done < total and now - self._written < _EVERY:
             return
-        self._phase, self._told = phase, now
+        self._phase, self._written = phase, now
         self.write(Phase(attempt=self.attempt, name=phase, done=done, total=total))
 
     def warn(self, message: str, hint: str, step: int | None = None, *, code: str) -> None:
@@ -39,4 +40,4 @@ class Journal:
         self.write(End(attempt=self.attempt, step=step, status="failed", problem=problem))
 
     def write(self, entry: EventEntry) -> None:
-        self._link.written(self._writer.write(entry))
+        self._link.announce_journal(self._writer.write(entry))

@@ -1,4 +1,4 @@
-"""What comes after training, without a model. `generation.seed` scripts it: 5 ends the evaluation with status 7 in the first attempt, 6 makes each
+"""The stages after training, without a model. `generation.seed` scripts it: 5 ends the evaluation with status 7 in the first attempt, 6 makes each
 stage take three seconds."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.scripted.script import Script
 script = Script()
 link = Link(script.address, script.job, script.attempt)
 journal = Writer(script.run.events)
-link.written(journal.write(Phase(attempt=script.attempt, name=f"{script.stage} begins")))
+link.announce_journal(journal.write(Phase(attempt=script.attempt, name=f"{script.stage} begins")))
 if script.seed == 5 and script.stage == "evaluate" and script.attempt == 1:
     sys.exit(7)
 if script.seed == 6:

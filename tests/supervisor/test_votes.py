@@ -1,4 +1,4 @@
-"""Votes and ratings are kept with the runs they are about, and outlive the supervisor."""
+"""Votes and ratings are stored with the runs that they are about, and outlive the supervisor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.protocol.messages import Judgement, JudgementQuery, ProblemError
 from tests.scripted.bench import Engine
 
 
-def test_a_vote_lies_with_both_runs_and_a_models_in_the_home(engine: Engine) -> None:
+def test_a_vote_is_stored_with_both_runs_and_a_models_rating_in_the_home(engine: Engine) -> None:
     one, two = (engine.submit(steps=2) for _ in range(2))
     for run in (one, two):
         engine.wait(run, "completed")
@@ -24,7 +24,7 @@ def test_a_vote_lies_with_both_runs_and_a_models_in_the_home(engine: Engine) -> 
         (line,) = engine.home.run(run.id).votes.read_text().splitlines()
         assert json.loads(line)["vote"] == "left" and "第一" in line
     assert json.loads(engine.home.votes.read_text())["rating"] == 4
-    # A line that was torn, and one of another kind, cost nothing.
+    # A torn line and one of another kind do no harm.
     with open(engine.home.run(one.id).votes, "ab") as file:
         file.write(b'{"targets": ["a"]}\n{"targets"')
     engine.client.request("judge", Judgement(targets=[left], prompt="p", replies=["r"], rating=2))

@@ -1,7 +1,8 @@
 """The stages of a run after training: its best checkpoint is evaluated on the test rows, and exported.
 
-Each leaves its result in the run's directory and adds to report.json; what was measured when it was killed is not measured again. It writes no `End`
-when all went well, for the run may go on with another stage and the same journal; a failure ends the run.
+Each stage writes its result into the run's directory and adds to report.json. An evaluation that was killed goes on
+with what it had measured. A stage that succeeds writes no `End`, since another stage may go on with the same journal; a
+failure ends the run.
 """
 
 from __future__ import annotations
@@ -23,30 +24,31 @@ from engine.protocol import stages
 from engine.protocol.home import Home, RunDirectory, write_private
 from engine.protocol.journal import Evaluation
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_line
 from engine.protocol.worker_link import Link
-from engine.workers.journalling import Journal
+from engine.workers.run_journal import RunJournal
 
 if TYPE_CHECKING:
     from engine.evaluation.reward_scoring import PairScorer
     from engine.inference.loaded_model import LoadedModel
 
 GROUP = "test/"
-"""What the names of metrics on the test rows begin with."""
+"""Prefix of the names of metrics on the test rows."""
 
 
 @dataclass
 class Stage:
-    """One stage of one run. `target` is its best checkpoint, else its newest."""
+    """One stage of one run. `target` is the run's best checkpoint, else its newest."""
 
     home: Home
     run: RunDirectory
     profile: Profile
     target: Target
-    journal: Journal
+    journal: RunJournal
 
 
 def evaluate(stage: Stage) -> dict[str, Any]:
-    """The last evaluation, on the test rows; returns what `evaluated.json` keeps."""
+    """Evaluate on the test rows; returns the content of `evaluated.json`."""
     from engine.evaluation.request import EvaluationRequest
     from engine.evaluation.run import evaluate as measure
     from engine.training import report
@@ -58,34 +60,36 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     )
     values = {f"{GROUP}{name}": value for name, value in found["metrics"].items()}
     seconds = time.monotonic() - began
-    whole = {name: value for name, value in values.items() if "." not in name}  # not each predicate's share of one
+    totals = {
+        name: value for name, value in values.items() if "." not in name
+    }  # without the parts of a metric, such as each predicate's
     stage.journal.write(
-        Evaluation(attempt=stage.journal.attempt, step=stage.target.step or 0, values=whole, seconds=seconds)
+        Evaluation(attempt=stage.journal.attempt, step=stage.target.step or 0, values=totals, seconds=seconds)
     )
     verdicts = report.conclude(stage.run, stage.profile, values)
     for verdict in verdicts:
         if not verdict.passed:
             stage.journal.warn(
-                f"a threshold is missed: {verdict}",
-                "train on, on more or better data, or change evaluation.thresholds",
+                f"a threshold was not reached: {verdict}",
+                "train longer, use more or better data, or change evaluation.thresholds",
                 stage.target.step,
                 code="evaluation.threshold_missed",
             )
-    kept = ("rows", "replies", "data", "sha256", "directory", "notes")
-    told = {
+    fields = ("rows", "replies", "data", "sha256", "directory", "notes")
+    outcome = {
         "step": stage.target.step,
         "values": values,
         "seconds": seconds,
-        **{name: found.get(name) for name in kept},
+        **{name: found.get(name) for name in fields},
     }
-    report.extend(stage.run, stages.EVALUATE, test=told)
-    return told
+    report.extend(stage.run, stages.EVALUATE, test=outcome)
+    return outcome
 
 
 def export(stage: Stage) -> dict[str, Any]:
-    """The folder for others; returns what `exported.json` keeps."""
+    """Export the checkpoint; returns the content of `exported.json`."""
     from engine.export.request import ExportRequest
-    from engine.export.run import export as hand_over
+    from engine.export.run import export as export_target
     from engine.training import report
 
     options = stage.profile.export
@@ -99,8 +103,11 @@ def export(stage: Stage) -> dict[str, Any]:
         replacing=options.output is None,
     )
     began = time.monotonic()
-    told = lambda name, done, total: stage.journal.progress(f"exporting: {name}", done, total)  # noqa: E731
-    made = hand_over(stage.target, out, request, stage.home, told)
+
+    def report_progress(name: str, done: int, total: int) -> None:
+        stage.journal.progress(f"exporting: {name}", done, total)
+
+    made = export_target(stage.target, out, request, stage.home, report_progress)
     outcome: dict[str, Any] = {
         "step": stage.target.step,
         "directory": str(made.directory),
@@ -117,20 +124,20 @@ STAGES = {stages.EVALUATE: evaluate, stages.EXPORT: export}
 
 
 class _Watch:
-    """Tells the run how far its evaluation is."""
+    """Journals the progress of the evaluation."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: RunJournal) -> None:
         self._journal = journal
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         self._journal.progress(f"evaluating on the test rows: {stage}", done, total)
 
     def is_cancelled(self) -> bool:
-        return False  # to stop it is to end this process
+        return False  # a stage is stopped by ending its process
 
 
 class _Models:
-    """Loads what is measured."""
+    """Loads the models that the evaluation needs."""
 
     def __init__(self, home: Home, watch: _Watch) -> None:
         self._home, self._watch = home, watch
@@ -154,34 +161,33 @@ def main() -> int:
     parser.add_argument("--address", required=True)
     parser.add_argument("--stage", choices=stages.AFTER, required=True)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half written is removed on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the export removes what is half written
     home = Home(arguments.home)
     run = home.run(arguments.job)
     link = Link(arguments.address, arguments.job, arguments.attempt)
-    journal = Journal(run, arguments.attempt, link)
+    journal = RunJournal(run, arguments.attempt, link)
     step = 0
     try:
         directory = Path(json.loads((run.path / "job.json").read_bytes())["directory"])
         profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home)
         target = targets.resolve(run.id, home, directory)
         step = target.step or 0
-        told = STAGES[arguments.stage](Stage(home, run, profile, target, journal))
-        write_private(run.result(arguments.stage), json.dumps(told, ensure_ascii=False, indent=1).encode())
+        result = STAGES[arguments.stage](Stage(home, run, profile, target, journal))
+        write_private(run.result(arguments.stage), json.dumps(result, ensure_ascii=False, indent=1).encode())
         return 0
     except ProblemError as error:
         journal.fail(error.problem, step)
     except ProfileError as error:
         journal.fail(
-            Problem(code="profile.outdated", title="The run's profile does not hold any more", cause=str(error)), step
+            Problem(code="profile.outdated", title="The run's profile is no longer valid", cause=str(error)), step
         )
-    except Exception as error:  # noqa: BLE001 - whatever it is, the run must say it
-        said = str(error).strip().partition("\n")[0]
+    except Exception as error:  # noqa: BLE001 - any failure must be in the run's journal
         journal.fail(
             Problem(
                 code="stage.failed",
                 title=f"The stage {arguments.stage} failed",
-                cause=f"{type(error).__name__}: {said}",
-                hint="the trained checkpoints stand; `cockpit resume` goes on at this stage",
+                cause=f"{type(error).__name__}: {first_line(error)}",
+                hint="the checkpoints are kept; `cockpit resume` continues with this stage",
                 traceback=traceback.format_exc(),
             ),
             step,

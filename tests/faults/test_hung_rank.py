@@ -23,17 +23,15 @@ def test_a_stopped_rank_is_named_with_the_stacks_of_all(bare_home, tmp_path):
         wait_for(lambda: engine.show(run).run.step > 5, 300, "the first steps")
         ranks = wait_for(lambda: len(found := engine.show(run).ranks) == 2 and found, 20, "both ranks")
         os.kill(ranks[1].pid, signal.SIGSTOP)
-        silent = wait_for(
+        hung = wait_for(
             lambda: [text for text in engine.show(run).warnings if text.startswith("silent")], 60, "a warning"
         )
-        (warning,) = silent
-        assert (
-            f"rank 1 (process {ranks[1].pid} is stopped: somebody sent SIGSTOP)" in warning and "rank 0" not in warning
-        )
+        (warning,) = hung
+        assert f"rank 1 (process {ranks[1].pid} is stopped by SIGSTOP)" in warning and "rank 0" not in warning
         log = bare_home.run(run.id).log
         wait_for(lambda: "most recent call first" in log.read_text(), 20, "the stacks of rank 0")
         assert any(isinstance(entry, journal.Warn) for entry, _ in journal.read(bare_home.run(run.id).lifecycle))
-        # It was only asleep: nothing is lost.
+        # The rank was only stopped: nothing is lost.
         before, stacks = engine.show(run).run.step, log.read_text().count("most recent call first")
         os.kill(ranks[1].pid, signal.SIGCONT)
         wait_for(lambda: engine.show(run).run.step > before + 5, 120, "further steps")
