@@ -31,7 +31,7 @@ def test_in_the_foreground_requests_are_shown_and_ctrl_c_ends_it(kitchen: Kitche
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(**asked, n=0)
     told = ""
-    while "n times prompts" not in told:
+    while "n times the number of prompts" not in told:
         told += verb.stderr.readline()
     assert "200  /v1/chat/completions  4 + 5 tokens in" in told and "400  /v1/chat/completions" in told
     listed = json.loads(kitchen.cockpit("serve", "--json").stdout)
