@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cockpit.profiles.files import list_profiles, user_folder
 from cockpit.verbs.output import emit, say, table
-from engine.config.form import build_schema as profile_schema
+from engine.config.form import build_schema
 from engine.config.profile import Profile, ProfileError, find, list_notes, load
 from engine.protocol.home import Home
 
@@ -72,6 +72,6 @@ def check(options: argparse.Namespace) -> int:
     return 0
 
 
-def build_schema(options: argparse.Namespace) -> int:
-    emit(profile_schema())
+def schema(options: argparse.Namespace) -> int:
+    emit(build_schema())
     return 0
