@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from engine.protocol.codes import Pause
 from engine.storage.atomic import write_folder
 from engine.training import checkpoints, memory
-from engine.training.methods.base import take_counts
 
 if TYPE_CHECKING:
     from engine.training.checkpointer import Gathered
@@ -64,7 +63,6 @@ def _step(loop: TrainingLoop, *, update: bool) -> None:
     for _ in range(min(batches.accumulation, 2)):
         with loop.memory.catch():
             batch = method.longest_batch([method.rows[row] for row in longest])
-            take_counts(batch)
             loop.compute_gradients([batch], max(method.units(batch) * loop.ranks.world, 1.0))
         loop.reporter.link.report_progress()
     loop.guard.vote(0.0, rehearsed=True)

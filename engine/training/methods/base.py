@@ -72,8 +72,10 @@ class Method:
         return means
 
     def longest_batch(self, rows: list[Row]) -> Batch:
-        """A micro-batch that takes as much memory as any made of these rows."""
-        return self.collate(rows)
+        """A micro-batch, without counts, that takes as much memory as any made of these rows."""
+        batch = self.collate(rows)
+        take_counts(batch)
+        return batch
 
     def expect_plain_batches(self) -> None:
         """The model's next inputs are ordinary batches, such as those of generation."""
