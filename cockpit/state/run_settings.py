@@ -24,7 +24,7 @@ def describe_setting(key: str) -> str:
     """What the setting does, in one or two lines."""
     if key == "training.learning_rate":
         return "the new base of the schedule from the next step on; its shape stays"
-    return get_help(key) + ("" if key in VALUE_NAMES else f" Write {NONE} for none.")
+    return get_help(key)
 
 
 def parse_value(key: str, text: str, step: int) -> int | float | None:

@@ -59,7 +59,7 @@ async def test_a_copy_is_changed_through_the_form_and_its_problems_are_marked(ho
         await until(pilot, lambda: "✗ 1 problem" in screen_text(pilot))
         line = next(at for at, text in enumerate(screen.editor.text.splitlines(), 1) if "rank: 0" in text)
         await until(pilot, lambda: f"✗ {line}:3" in screen_text(pilot) and "adapter.rank" in screen_text(pilot))
-        assert "# pulled into COCKPIT_HOME/models on first need" in screen.editor.text
+        assert "# pulled into COCKPIT_HOME/models when first needed" in screen.editor.text
         await pilot.press("ctrl+l")  # refused: goes to the problem instead
         await until(pilot, lambda: screen.editor.cursor_location == (line - 1, 2))
         screen.form.settings.focus()

@@ -34,7 +34,7 @@ async def test_a_setting_is_chosen_checked_and_set(size: tuple[int, int]) -> Non
         await until(pilot, lambda: not [words for words in wanted if words not in screen_text(pilot)])
         assert_fits(pilot)
         await pilot.press("down", "enter")
-        await until(pilot, lambda: "now 25; Evaluate every so many steps" in screen_text(pilot))
+        await until(pilot, lambda: "now 25; Steps between two evaluations" in screen_text(pilot))
         await pilot.press(*"often", "enter")
         await until(pilot, lambda: "often is not a number of steps" in screen_text(pilot))
         assert steered(engine) == []

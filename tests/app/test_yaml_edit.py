@@ -24,8 +24,8 @@ def changed_lines(before: str, after: str) -> list[str]:
 def test_only_the_setting_changes_and_comments_stay_in_their_column() -> None:
     text = DEMO.read_text()
     assert changed_lines(text, set_value(text, "method.loss_on", "all")) == [
-        "-   loss_on: assistant            # nothing but the reply is learnt",
-        "+   loss_on: all                  # nothing but the reply is learnt",
+        "-   loss_on: assistant            # only the replies are trained",
+        "+   loss_on: all                  # only the replies are trained",
     ]
     assert changed_lines(text, set_value(text, "training.accumulation", "4")) == ["+   accumulation: 4"]
     assert changed_lines(text, set_value(text, "limits.disk_free_gb", "4")) == [

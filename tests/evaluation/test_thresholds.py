@@ -17,5 +17,5 @@ def test_thresholds_are_read_and_judged() -> None:
 
 @pytest.mark.parametrize("text", ["", "loss", "loss = 1", "loss < high", "< 1", "loss < 1 or so", "a b < 1"])
 def test_invalid_thresholds_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no threshold"):
+    with pytest.raises(ValueError, match="is not a threshold"):
         parse_threshold(text)
