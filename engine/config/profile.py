@@ -49,15 +49,15 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
 CHECKS = (
     "engine.training.checks:combinations",
     "engine.training.online.checks:online",
-    "engine.prep.checks:sources",
-    "engine.prep.checks:tokenizer",
+    "engine.prep.checks:check_sources",
+    "engine.prep.checks:check_tokenizer",
     "engine.models.checks:base",
     "engine.export.checks:handing_over",
 )
 """What no single section can know. Each `(sections, directory, home) -> [(key, message)]` and copes with missing sections."""
 
 
-SHELL_CHECKS = ("engine.prep.checks:keys",)
+SHELL_CHECKS = ("engine.prep.checks:check_keys",)
 """What a run needs of the shell that submits it. Each `(profile, variables) -> [(key, message)]`."""
 
 NOTES = ("engine.models.checks:family",)

@@ -10,7 +10,7 @@ from engine.evaluation.dataset import Material, Own, Question
 from engine.evaluation.request import NEW_TOKENS, Models, Wanted, Watch
 from engine.evaluation.results_store import LOSSES, REPLIES, Record
 from engine.models.targets import Target
-from engine.prep.verbs.tokenize import loss_on_of
+from engine.prep.verbs.tokenize import choose_loss_on
 from engine.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Measuring:
             return
         measured = self.record.done(LOSSES)
         texts = all("text" in row for row in rows)
-        loss_on = self._said("method", "loss_on") or loss_on_of("auto", {"text"} if texts else ())
+        loss_on = self._said("method", "loss_on") or choose_loss_on("auto", {"text"} if texts else ())
         found, lost = likelihood.tokenised(self.material, loaded, loss_on, self._said("data", "max_length"))
         self.notes += [f"{count} of {len(rows)} rows were {what}" for what, count in lost.items() if count]
         missing = {number: row for number, row in found.items() if number not in measured}

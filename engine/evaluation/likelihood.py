@@ -31,10 +31,11 @@ def tokenised(
     """Row number -> `input_ids` and `labels`; and how many rows were `truncated`, `masked` (nothing of them is trained) or `refused`."""
     if material.tokens is not None:
         return dict(enumerate(_prepared(material))), {}
-    from engine.prep.tokenize import Counts, Tokenizing
+    from engine.prep.token_rows import Counts
+    from engine.prep.tokenize import RowTokenizer
 
     counts = Counts()
-    tokenizing = Tokenizing(loaded.tokenizer, loss_on, min(max_length or LONGEST, loaded.context))
+    tokenizing = RowTokenizer(loaded.tokenizer, loss_on, min(max_length or LONGEST, loaded.context))
     found: dict[int, Row] = {}
     refused = 0
     for start in range(0, len(material.rows), 512):

@@ -40,11 +40,11 @@ class PairScorer:
         self, material: Material, max_length: int, max_prompt: int | None
     ) -> tuple[dict[int, dict[str, list[int]]], dict[str, int]]:
         """Row number -> `prompt_ids`, `chosen_ids` and `rejected_ids`; and how many rows were `truncated`, `masked` or `refused`."""
-        from engine.prep.tokenize import Counts
-        from engine.prep.tokenize_replies import Replying
+        from engine.prep.token_rows import Counts
+        from engine.prep.tokenize_replies import ReplyTokenizer
 
         counts = Counts()
-        replying = Replying(self._scorer.tokenizer, "pairs", max_length, max_prompt)
+        replying = ReplyTokenizer(self._scorer.tokenizer, "pairs", max_length, max_prompt)
         batch = replying(material.rows, counts)
         found: dict[int, dict[str, list[int]]] = {row: {} for row in batch.rows}
         for name, (values, lengths) in batch.columns.items():

@@ -22,7 +22,7 @@ class Usage(NamedTuple):
         return (self.prompt * price.input + self.reply * price.output) / 1e6
 
 
-def worst(text: str, options: ServiceOptions) -> Usage:
+def worst_case(text: str, options: ServiceOptions) -> Usage:
     """What a request costs at most: a token is at least one byte of its prompt."""
     return Usage(len(text.encode("utf-8", "surrogatepass")) + _AROUND, options.max_tokens)
 

@@ -39,7 +39,7 @@ class Reply(NamedTuple):
     """None where the service does not say."""
 
 
-class Limited(Exception):
+class RateLimitError(Exception):
     """Too many requests. `wait`: seconds that the service asks for, None when it does not say."""
 
     def __init__(self, wait: float | None) -> None:
@@ -47,7 +47,7 @@ class Limited(Exception):
         self.wait = wait
 
 
-class Trouble(Exception):
+class TransientError(Exception):
     """A try that came to nothing; another may do better. `billed`: the service may have made an answer all the same."""
 
     def __init__(self, reason: str, billed: bool) -> None:
@@ -55,7 +55,7 @@ class Trouble(Exception):
         self.billed = billed
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The service will not answer this request, however often it is asked."""
 
 
@@ -147,16 +147,16 @@ class Service:
                     max_tokens=self._options.max_tokens,
                 )
         except (openai.APITimeoutError, TimeoutError):
-            raise Trouble(f"no answer within {self._options.timeout:g} seconds", billed=True)
+            raise TransientError(f"no answer within {self._options.timeout:g} seconds", billed=True)
         except openai.APIConnectionError as error:
             unreached = "connect" in type(error.__cause__).__name__.lower()
-            raise Trouble(f"the connection failed: {self._safe(error.__cause__ or error)}", billed=not unreached)
+            raise TransientError(f"the connection failed: {self._safe(error.__cause__ or error)}", billed=not unreached)
         except openai.APIStatusError as error:
             raise self._refusal(error.status_code, error.response.headers, self._said(error))
         wait = limit_wait(raw.http_response.headers)
         if wait:
             self.hold(min(wait, LONGEST_WAIT))
-        return _reply(raw.http_response.content)
+        return _parse_reply(raw.http_response.content)
 
     def _refusal(self, status: int, headers: Mapping[str, str], said: str) -> Exception:
         spent = status == 429 and _SPENT.search(said)
@@ -169,13 +169,13 @@ class Service:
             hint = hints.get(status, "what was made is kept; the same command goes on from here")
             return ProblemError(Problem(title=f"{self._options.base_url} {what}", cause=f"{status}: {said}", hint=hint))
         if status == 429:
-            return Limited(retry_after(headers))
+            return RateLimitError(retry_after(headers))
         if status >= 500 or status in (408, 409, 425):
             wait = retry_after(headers)
             if wait:
                 self.hold(min(wait, LONGEST_WAIT))
-            return Trouble(f"status {status}", billed=False)
-        return Refused(f"status {status}: {said}")
+            return TransientError(f"status {status}", billed=False)
+        return RefusedError(f"status {status}: {said}")
 
     def _said(self, error: Any) -> str:
         body = error.body
@@ -189,7 +189,7 @@ class Service:
         return (text if self._key == NO_KEY else text.replace(self._key, "…"))[:300]
 
 
-def _reply(content: bytes) -> Reply:
+def _parse_reply(content: bytes) -> Reply:
     """A completion's first choice. Raises Trouble for what is no completion."""
     try:
         body = json.loads(content)
@@ -197,13 +197,13 @@ def _reply(content: bytes) -> Reply:
         text = choice["message"]["content"] or ""
         finish = choice.get("finish_reason") or "stop"
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise Trouble("the answer is no completion", billed=True)
+        raise TransientError("the answer is no completion", billed=True)
     if not isinstance(text, str):
-        raise Trouble("the answer is no completion", billed=True)
-    return Reply(text, str(finish), _usage(body.get("usage")))
+        raise TransientError("the answer is no completion", billed=True)
+    return Reply(text, str(finish), _parse_usage(body.get("usage")))
 
 
-def _usage(said: Any) -> Usage | None:
+def _parse_usage(said: Any) -> Usage | None:
     if not isinstance(said, dict):
         return None
     prompt, reply = said.get("prompt_tokens"), said.get("completion_tokens")
@@ -218,7 +218,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         if milliseconds is not None:
             return max(0.0, float(milliseconds) / 1000)
-        if said is not None and (date := _date(said)) is not None:
+        if said is not None and (date := _parse_date(said)) is not None:
             return max(0.0, date - time.time())
         if said is not None:
             return max(0.0, float(said))
@@ -232,11 +232,11 @@ def limit_wait(headers: Mapping[str, str]) -> float:
     waits = [0.0]
     for kind in ("requests", "tokens"):
         if headers.get(f"x-ratelimit-remaining-{kind}") == "0":
-            waits.append(_seconds(headers.get(f"x-ratelimit-reset-{kind}", "")))
+            waits.append(_parse_duration(headers.get(f"x-ratelimit-reset-{kind}", "")))
     return max(waits)
 
 
-def _seconds(text: str) -> float:
+def _parse_duration(text: str) -> float:
     """`1m30s`, `250ms` or a plain number; 0 for anything else."""
     text = text.strip()
     try:
@@ -247,7 +247,7 @@ def _seconds(text: str) -> float:
     return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
 
 
-def _date(text: str) -> float | None:
+def _parse_date(text: str) -> float | None:
     try:
         return email.utils.parsedate_to_datetime(text).timestamp()
     except (TypeError, ValueError):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from random import Random
 
 from engine.llm_api import client
-from engine.llm_api.budget import Budget, Usage, worst
+from engine.llm_api.budget import Budget, Usage, worst_case
 from engine.llm_api.journal import Journal
 from engine.options.data import ServiceOptions
 from engine.protocol.messages import Problem, ProblemError
@@ -24,7 +24,7 @@ PATIENCE = 1800.0
 _NOTHING = Usage(0, 0)
 
 
-class Asking:
+class Requester:
     """The requests of one piece of work. `ending` is why it must end, once it must."""
 
     def __init__(self, options: ServiceOptions, journal: Journal, budget: Budget, seed: int) -> None:
@@ -38,7 +38,7 @@ class Asking:
 
     async def ask(self, connection: client.Service, number: int, text: str) -> None:
         """Ask until there is an answer in the journal, or a reason why there is none. What was set aside for it is free again afterwards."""
-        reserved, random = worst(text, self._options), Random(f"{self._seed}:{number}:wait")
+        reserved, random = worst_case(text, self._options), Random(f"{self._seed}:{number}:wait")
         tries = limits = 0
         waited = 0.0
         while True:
@@ -51,18 +51,18 @@ class Asking:
             used, pause, reason = _NOTHING, 0.0, ""
             try:
                 reply = await connection.ask(text)
-            except client.Limited as limit:
+            except client.RateLimitError as limit:
                 limits += 1
-                wait = _pause(limits, random) if limit.wait is None else limit.wait * (1 + 0.1 * random.random())
+                wait = _backoff(limits, random) if limit.wait is None else limit.wait * (1 + 0.1 * random.random())
                 waited += wait
                 reason = "the rate limit does not let up" if waited > PATIENCE else ""
                 self._pause_all(connection, wait)
-            except client.Trouble as trouble:
+            except client.TransientError as trouble:
                 tries += 1
                 used = reserved if trouble.billed else _NOTHING
-                pause = _pause(tries, random)
+                pause = _backoff(tries, random)
                 reason = str(trouble) if tries > self._options.retries else ""
-            except client.Refused as refused:
+            except client.RefusedError as refused:
                 reason = str(refused)
             except ProblemError as error:
                 self._end(error)
@@ -117,5 +117,5 @@ class Asking:
         self.failures.clear()
 
 
-def _pause(times: int, random: Random) -> float:
+def _backoff(times: int, random: Random) -> float:
     return min(LAST_WAIT, FIRST_WAIT * 2.0 ** (times - 1)) * (0.5 + random.random() / 2)

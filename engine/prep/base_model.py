@@ -34,11 +34,11 @@ def load_tokenizer(folder: Path, template: str, directory: Path, trust_remote_co
             )
         ) from error
     if template != "auto":
-        tokenizer.chat_template = template_file(template, directory).read_text(encoding="utf-8")
+        tokenizer.chat_template = find_template(template, directory).read_text(encoding="utf-8")
     return tokenizer
 
 
-def template_file(template: str, directory: Path) -> Path:
+def find_template(template: str, directory: Path) -> Path:
     """The Jinja file that `data.template` names. Raises ProblemError."""
     path = (directory / Path(template).expanduser()).absolute()
     if not path.is_file():
@@ -53,18 +53,18 @@ def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str |
 
     Raises ProblemError, also for a tokenizer that the profile has trained: `prepare` makes that.
     """
-    base, named = base_folder(profile, home, progress), profile.model.tokenizer
+    base, named = locate_base_folder(profile, home, progress), profile.model.tokenizer
     if isinstance(named, TokenizerOptions):
         raise ProblemError(
             Problem(title="The profile's tokenizer is not trained yet", hint="prepare the data first: that trains it")
         )
     if named is not None:
-        return base, tokenizer_of(named, profile.directory, home, progress)
+        return base, locate_tokenizer(named, profile.directory, home, progress)
     target = locate_model(profile, home, progress)
-    return base, _with_tokenizer(target, "copy the tokenizer's files from where the model came from")
+    return base, _tokenizer_folder(target, "copy the tokenizer's files from where the model came from")
 
 
-def base_folder(profile: Profile, home: Home, progress: Progress) -> str | None:
+def locate_base_folder(profile: Profile, home: Home, progress: Progress) -> str | None:
     """The base model's folder, pulled when it is of the catalogue; none where the profile needs nothing of one. Raises ProblemError."""
     return locate_model(profile, home, progress).base if profile.model.needs_base else None
 
@@ -85,17 +85,17 @@ def locate_model(profile: Profile, home: Home, progress: Progress) -> Target:
     return target
 
 
-def tokenizer_of(named: str, directory: Path, home: Home, progress: Progress) -> Path:
+def locate_tokenizer(named: str, directory: Path, home: Home, progress: Progress) -> Path:
     """The folder of the tokenizer that `model.tokenizer` names: a folder that holds one, a model or not, or a target's. Raises ProblemError."""
     folder = (directory / Path(named).expanduser()).absolute()
     if has_tokenizer(folder):
         return folder
     target = targets.resolve(named, home, directory)
     target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
-    return _with_tokenizer(target, "name a folder or a model with a tokenizer in model.tokenizer")
+    return _tokenizer_folder(target, "name a folder or a model with a tokenizer in model.tokenizer")
 
 
-def _with_tokenizer(target: Target, hint: str) -> Path:
+def _tokenizer_folder(target: Target, hint: str) -> Path:
     for folder in filter(None, (target.adapter, Path(target.base))):
         if has_tokenizer(folder):
             return folder
@@ -104,11 +104,11 @@ def _with_tokenizer(target: Target, hint: str) -> Path:
     )
 
 
-def tokenizer_files(profile: Profile, tokenizer_folder: Path) -> dict[str, Path]:
+def list_tokenizer_files(profile: Profile, tokenizer_folder: Path) -> dict[str, Path]:
     """Role -> file."""
     files = {name: tokenizer_folder / name for name in cache.TOKENIZER_FILES if (tokenizer_folder / name).is_file()}
     if is_original_glm(tokenizer_folder):
         files["config.json"] = tokenizer_folder / "config.json"  # the generation, and with it the template
     if profile.data.template != "auto":
-        files["template"] = template_file(profile.data.template, profile.directory)
+        files["template"] = find_template(profile.data.template, profile.directory)
     return files

@@ -16,32 +16,23 @@ from engine.options.data import SourceOptions
 from engine.prep import partial as partly
 from engine.prep import stage_output
 from engine.prep.base_model import load_tokenizer, locate_base
-from engine.prep.chat_labels import Refused, Renderer
+from engine.prep.chat_labels import Refusal, Renderer
 from engine.prep.expand import decisions
 from engine.prep.expand.review import Review
 from engine.prep.formats.canonical import Canonical, conversation_of, kind_of
-from engine.prep.read_rows import Rejects, Row
-from engine.prep.row_index import Indexed, Indexer
+from engine.prep.row_index import IndexedFile, Indexer
+from engine.prep.rows import Rejects, Row
 from engine.prep.search import EXPANDED, Query, select
 from engine.prep.stage_output import StagedFile
 from engine.prep.stages import source_files
-from engine.prep.stages.pipeline import Rows
+from engine.prep.stages.pipeline import StageRows
 from engine.prep.stages.source_files import PARTS
 from engine.prep.stats import histogram
+from engine.prep.templates import unwrap_tokenizer
 from engine.prep.token_pieces import reply_parts
-from engine.prep.tokenize import (
-    MASKED,
-    WHOLE,
-    Counts,
-    Tokenizing,
-    bare,
-    encode,
-    label,
-    tokenize,
-    tokenizing_of,
-)
-from engine.prep.tokenize_prompts import Prompting
-from engine.prep.tokenize_replies import REPLIES, Replying
+from engine.prep.token_rows import MASKED, UNLIMITED, BatchTokenizer, Counts
+from engine.prep.tokenize import encode, label, make_row_tokenizer, tokenize
+from engine.prep.tokenize_replies import REPLIES
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
@@ -75,7 +66,7 @@ class Browser:
             for index, source in enumerate(self._sources(part))
         ]
         total = sum(path.stat().st_size for _, _, paths in self._located for path in paths)
-        self.parts: dict[str, list[list[Indexed]]] = {part: [] for part in PARTS}
+        self.parts: dict[str, list[list[IndexedFile]]] = {part: [] for part in PARTS}
         done = 0
         for part, source, paths in self._located:
             self.parts[part].append(self._index(source, paths, partial(_report, progress, done, total)))
@@ -105,7 +96,7 @@ class Browser:
             "decisions": self.decisions(),
             "columns": self.columns,
             "problems": [problem.told() for problem in self.problems[:_TOLD]],
-            "stages": partly.stages(self.profile),
+            "stages": partly.list_stages(self.profile),
             "template": self.profile.data.template,
             "base": self.profile.model.origin,
         }
@@ -133,14 +124,14 @@ class Browser:
         self.reviews = [*others, _review(folder, forms)]
         self._views.pop(EXPANDED, None)
 
-    def show(self, left: Rows | None, progress: Progress) -> dict[str, int]:
+    def show(self, left: StageRows | None, progress: Progress) -> dict[str, int]:
         """The rows, and the rejected ones, as they leave the stages; by None as the sources have them. Returns rows by part."""
         if left is None:
             self.left, self.problems = None, self._indexer.problems
         else:
             total = sum(path.stat().st_size for path in left.parts.values())
-            self.left = stage_output.parts(left, lambda done: progress(done, total))
-            self.problems = stage_output.problems(left)
+            self.left = stage_output.open_parts(left, lambda done: progress(done, total))
+            self.problems = stage_output.read_bad_rows(left)
         self._views = {part: view for part, view in self._views.items() if part == EXPANDED}
         return self.totals()
 
@@ -211,11 +202,11 @@ class Browser:
         """Tokens of a row, uncut, of a pair those of its longer sequence; 0 for one that the template refuses."""
         if kind_of(content) != "tokens":
             counts = Counts()
-            tokenizing_of(kind_of(content), self.tokenizer(), self._loss_on, WHOLE)([content], counts)
+            make_row_tokenizer(kind_of(content), self.tokenizer(), self._loss_on, UNLIMITED)([content], counts)
             return max(counts.lengths, default=0)
         tokenizer = self.tokenizer()
         rendered = Renderer(tokenizer, self._loss_on).render([content])[0]
-        return 0 if isinstance(rendered, Refused) else len(next(encode([rendered], bare(tokenizer))).ids)
+        return 0 if isinstance(rendered, Refusal) else len(next(encode([rendered], unwrap_tokenizer(tokenizer))).ids)
 
     def rendered(self, part: str, index: int) -> dict[str, Any]:
         """A row's text as training has it, beside what chat would send to get its last reply: the same tokens, or an error of the template."""
@@ -226,7 +217,7 @@ class Browser:
             content = {**content, "messages": conversation_of(content)}
             content = {name: content[name] for name in ("messages", "tools") if name in content}
         found = Renderer(tokenizer, self._loss_on).render([content])[0]
-        if isinstance(found, Refused):
+        if isinstance(found, Refusal):
             raise ValueError(found.reason)
         if "messages" not in content or not found.ends:
             return {"training": found.text, "chat": "", "same": True}
@@ -247,9 +238,9 @@ class Browser:
         if self.profile.method.rows in REPLIES:  # type: ignore[attr-defined]
             return self._reply_tokens(row)
         rendered = Renderer(tokenizer, self._loss_on).render([row.content])[0]
-        if isinstance(rendered, Refused):
+        if isinstance(rendered, Refusal):
             raise ValueError(rendered.reason)
-        encoding = next(encode([rendered], bare(tokenizer)))
+        encoding = next(encode([rendered], unwrap_tokenizer(tokenizer)))
         pieces, covered = [], 0
         for token, trained, (_, end) in zip(encoding.ids, label(rendered, encoding), encoding.offsets, strict=True):
             # Tokens that are parts of one character all claim it: the first shows it. Skipped blanks go to the next token.
@@ -270,7 +261,7 @@ class Browser:
         found = [columns for _, columns in tokenize([row], self._tokenizing(length), rejects, kept)]
         if not found:
             raise ValueError(rejects.first[0] if rejects.first else f"cut at {length} tokens, before a reply begins")
-        self._tokenizing(WHOLE)([row.content], whole)
+        self._tokenizing(UNLIMITED)([row.content], whole)
         parts = reply_parts(self.tokenizer(), found[0])
         return {
             "pieces": [piece for part in parts for piece in part["pieces"]],
@@ -296,12 +287,12 @@ class Browser:
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _tokenizing(self, max_length: int) -> Tokenizing | Replying | Prompting:
+    def _tokenizing(self, max_length: int) -> BatchTokenizer:
         """As a run with this method would."""
         method: Any = self.profile.method
         if method.rows == "prompts":
             max_length -= method.max_new_tokens
-        return tokenizing_of(
+        return make_row_tokenizer(
             method.rows, self.tokenizer(), self._loss_on, max_length, getattr(method, "max_prompt", None)
         )
 
@@ -313,19 +304,19 @@ class Browser:
         """As the catalogue, if there is one, completes them. Raises ProblemError."""
         data = self.profile.data
         try:
-            return [source_files.resolved(source, data, self.profile.directory) for source in getattr(data, part)]
+            return [source_files.resolve_source(source, data, self.profile.directory) for source in getattr(data, part)]
         except (ValueError, OSError) as error:
             raise ProblemError(Problem(title=f"data.{part} cannot be used", cause=str(error)))
 
     def _files(self, part: str, index: int, source: SourceOptions) -> list[Path]:
         try:
-            return source_files.paths(source, self.profile.directory, self._home, lambda *_: None)
+            return source_files.list_paths(source, self.profile.directory, self._home, lambda *_: None)
         except ValueError as error:
             raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
 
-    def _index(self, source: SourceOptions, paths: list[Path], progress: Callable[[int], object]) -> list[Indexed]:
+    def _index(self, source: SourceOptions, paths: list[Path], progress: Callable[[int], object]) -> list[IndexedFile]:
         """The files of a source, as far as its limit of rows goes. `progress` is told bytes."""
-        files: list[Indexed] = []
+        files: list[IndexedFile] = []
         left, done = source.max_rows, 0
         for path in paths:
             indexed, good = self._indexer.index(source, path, left, partial(_further, progress, done))
@@ -355,7 +346,7 @@ class Browser:
             number -= len(review)
         raise ValueError(f"there is no expanded row {at}")
 
-    def _each(self, part: str) -> Iterator[Indexed | StagedFile]:
+    def _each(self, part: str) -> Iterator[IndexedFile | StagedFile]:
         if part == EXPANDED:
             return (review.indexed for review in self.reviews)
         if self.left is not None:
@@ -364,7 +355,7 @@ class Browser:
             return iter([self.left[part]] if part in self.left else [])
         return itertools.chain.from_iterable(self.parts[part])
 
-    def _find(self, part: str, index: int) -> tuple[Indexed | StagedFile, int]:
+    def _find(self, part: str, index: int) -> tuple[IndexedFile | StagedFile, int]:
         """The file and the place in it of a row, numbered as it is shown."""
         if 0 <= index < self.shown(part):
             at = self._views[part][index] if part in self._views else index
@@ -422,5 +413,5 @@ def _report(progress: Progress, before: int, total: int, done: int) -> None:
     progress(before + done, total)
 
 
-def _content(indexed: Indexed | StagedFile, at: int, raw: bytes) -> Canonical:
+def _content(indexed: IndexedFile | StagedFile, at: int, raw: bytes) -> Canonical:
     return indexed.row(at, raw).content

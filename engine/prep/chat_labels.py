@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from engine.models.template_metadata import declared
-from engine.prep.formats.canonical import Canonical, Message, kind_of, named
+from engine.prep.formats.canonical import Canonical, Message, describe_kind, kind_of
 
 Messages = list[Message]
 
@@ -25,7 +25,7 @@ _SKELETONS = 1000
 """Kept at most: sequences of roles are few, but nothing says so."""
 
 
-class Rendered(NamedTuple):
+class RenderedRow(NamedTuple):
     """In characters of `text`, ascending: `spans` are the trained [start, end), `ends` where an end-of-turn token closes a turn."""
 
     text: str
@@ -35,7 +35,7 @@ class Rendered(NamedTuple):
     """Whether the tokenizer still has to add its own special tokens: plain text yes, a rendered template no."""
 
 
-class Refused(NamedTuple):
+class Refusal(NamedTuple):
     """A row that this template cannot render so that its turns can be told apart, or that trains another method."""
 
     reason: str
@@ -45,9 +45,9 @@ METHODS = {"pairs": "dpo, orpo or reward", "judged": "kto", "tokens": "sft"}
 """Kind of rows -> the methods that they train, in words."""
 
 
-def misfit(row: Canonical) -> Refused:
+def refuse_misfit(row: Canonical) -> Refusal:
     """Why a row does not train a method that takes another kind."""
-    return Refused(f"these are {named(row)}: they train with method.kind {METHODS[kind_of(row)]}")
+    return Refusal(f"these are {describe_kind(row)}: they train with method.kind {METHODS[kind_of(row)]}")
 
 
 Text = str | Exception
@@ -69,32 +69,32 @@ class Renderer:
         self.unwritten: Counter[str] = Counter()
         """Rows with `tools` or `tool_calls` that the template says nothing of: the model does not see them."""
 
-    def render(self, rows: Sequence[Canonical]) -> list[Rendered | Refused]:
+    def render(self, rows: Sequence[Canonical]) -> list[RenderedRow | Refusal]:
         """One result a row, in order."""
         chats = iter(self._chats([row for row in rows if "messages" in row]))
         return [next(chats) if "messages" in row else self._other(row) for row in rows]
 
-    def opened(self, rows: Sequence[Canonical]) -> list[str | Refused]:
+    def opened(self, rows: Sequence[Canonical]) -> list[str | Refusal]:
         """The text of each conversation, up to where the assistant begins to speak."""
         texts = self._template([row["messages"] for row in rows], [row.get("tools") for row in rows], opened=True)
         for row in rows:
             self._count_unwritten(row)
-        return [text if isinstance(text, str) else Refused(f"the chat template refuses it: {text}") for text in texts]
+        return [text if isinstance(text, str) else Refusal(f"the chat template refuses it: {text}") for text in texts]
 
-    def _other(self, row: Canonical) -> Rendered | Refused:
+    def _other(self, row: Canonical) -> RenderedRow | Refusal:
         if kind_of(row) != "tokens":
-            return misfit(row)
+            return refuse_misfit(row)
         if self._loss_on != "all":
-            return Refused("plain text has no assistant turn: it needs method.loss_on: all")
+            return Refusal("plain text has no assistant turn: it needs method.loss_on: all")
         opening = self._declared.get("text", "")
         text = opening + row["text"] + (self._tokenizer.eos_token or "")
         ends = [len(text)] if self._tokenizer.eos_token else []
-        return Rendered(text, [(len(opening), len(text))], ends, special=not opening)
+        return RenderedRow(text, [(len(opening), len(text))], ends, special=not opening)
 
     # ── one rendering a row ────────────────────────────────────────────────────────────────────────────────────────
 
-    def _chats(self, rows: list[Canonical]) -> list[Rendered | Refused]:
-        done: list[Rendered | Refused | None] = []
+    def _chats(self, rows: list[Canonical]) -> list[RenderedRow | Refusal]:
+        done: list[RenderedRow | Refusal | None] = []
         texts = self._template([row["messages"] for row in rows], [row.get("tools") for row in rows], opened=False)
         for row, text in zip(rows, texts, strict=True):
             self._count_unwritten(row)
@@ -104,11 +104,11 @@ class Renderer:
         worked_out = iter(self._work_out([rows[at] for at in left], [texts[at] for at in left]))
         return [self._all(next(worked_out) if result is None else result) for result in done]
 
-    def _all(self, result: Rendered | Refused) -> Rendered | Refused:
-        if self._loss_on != "all" or isinstance(result, Refused):
+    def _all(self, result: RenderedRow | Refusal) -> RenderedRow | Refusal:
+        if self._loss_on != "all" or isinstance(result, Refusal):
             return result
         if self._declared.get("context") == "both ways":
-            return Refused("the model reads what precedes a reply both ways: train with method.loss_on: assistant")
+            return Refusal("the model reads what precedes a reply both ways: train with method.loss_on: assistant")
         return result._replace(spans=[(0, len(result.text))])
 
     def _skeleton(self, row: Canonical) -> Skeleton | None:
@@ -127,7 +127,7 @@ class Renderer:
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
         (text,) = self._template([messages], [None], opened=False)
         (result,) = self._work_out([{"messages": messages}], [text])
-        if isinstance(result, Refused) or len(result.ends) != len(result.spans):
+        if isinstance(result, Refusal) or len(result.ends) != len(result.spans):
             return None  # without an end token of the template's own, the end of a turn depends on what it says
         return Skeleton.cut(result, marks)
 
@@ -139,7 +139,7 @@ class Renderer:
 
     # ── prefix differences ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _work_out(self, rows: list[Canonical], whole: list[Text]) -> list[Rendered | Refused]:
+    def _work_out(self, rows: list[Canonical], whole: list[Text]) -> list[RenderedRow | Refusal]:
         chats, tools = [row["messages"] for row in rows], [row.get("tools") for row in rows]
         turns = [
             (row, at)
@@ -158,12 +158,12 @@ class Renderer:
             pieces[row].append(_Turn(start, ends.get((row, at), whole[row]), chats[row][at]))
         return [self._spans(text, parts) for text, parts in zip(whole, pieces, strict=True)]
 
-    def _spans(self, text: Text, turns: list[_Turn]) -> Rendered | Refused:
+    def _spans(self, text: Text, turns: list[_Turn]) -> RenderedRow | Refusal:
         spans, ends = [], []
         for turn in turns:
             failed = next((each for each in (text, turn.before, turn.after) if isinstance(each, Exception)), None)
             if failed:
-                return Refused(f"the chat template refuses it: {failed}")
+                return Refusal(f"the chat template refuses it: {failed}")
             assert isinstance(text, str) and isinstance(turn.before, str) and isinstance(turn.after, str)
             start = len(turn.before)
             if text.startswith(turn.after) and turn.after.startswith(turn.before):
@@ -171,23 +171,23 @@ class Renderer:
                 closed = said.endswith(self._turn_ends)
                 end = start + len(said) if closed else len(turn.after)
             elif turn.after == text:
-                return Refused(
+                return Refusal(
                     "the chat template renders earlier turns differently once the reply follows "
                     f"(it opens one with {turn.before[-30:]!r}): training and chat would differ"
                 )
             else:
                 (start, end), closed = self._in_place(text, turn), True
             if not end:
-                return Refused(
+                return Refusal(
                     "the chat template renders earlier turns differently once later ones follow: turns cannot be told apart"
                 )
             spans.append((start, end))
             ends += [end] if closed else []
         if isinstance(text, Exception):
-            return Refused(f"the chat template refuses it: {text}")
+            return Refusal(f"the chat template refuses it: {text}")
         if self._last_only and self._loss_on != "all" and not turns:
-            return Refused("the chat template trains the last turn alone, and that is no reply to be trained")
-        return Rendered(text, spans, ends, special=False)
+            return Refusal("the chat template trains the last turn alone, and that is no reply to be trained")
+        return RenderedRow(text, spans, ends, special=False)
 
     def _in_place(self, text: str, turn: _Turn) -> tuple[int, int]:
         """The span of a turn that stands in `text` otherwise than it was rendered as the last one; (0, 0) where it cannot be seen.
@@ -196,7 +196,9 @@ class Renderer:
         So what ends the rendering, the turn's words at least, must stand in the text, and an end token behind it.
         """
         assert isinstance(turn.before, str) and isinstance(turn.after, str)
-        start = _alike(turn.before, text)  # shorter than `before` where that opens a thought which is left out later
+        start = _common_prefix(
+            turn.before, text
+        )  # shorter than `before` where that opens a thought which is left out later
         said, rest = turn.after[start:].rstrip(), text[start:]
         close = self._ending(said)
         body = said.removesuffix(close).rstrip() if close else ""
@@ -253,7 +255,7 @@ class _Turn(NamedTuple):
     message: Message
 
 
-def _alike(one: str, other: str) -> int:
+def _common_prefix(one: str, other: str) -> int:
     """How many characters two texts begin with alike."""
     same = (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     return next(same, min(len(one), len(other)))
@@ -270,7 +272,7 @@ class Skeleton(NamedTuple):
     ends: list[tuple[int, int]]
 
     @classmethod
-    def cut(cls, rendered: Rendered, marks: list[str]) -> Skeleton | None:
+    def cut(cls, rendered: RenderedRow, marks: list[str]) -> Skeleton | None:
         """The skeleton of a conversation whose contents are `marks`; none unless each is there once, in order."""
         literals, behind, at = [], [0], 0
         for mark in marks:
@@ -289,7 +291,7 @@ class Skeleton(NamedTuple):
         ends = [place(end) for end in rendered.ends]
         return cls(literals, [(place(start), place(end)) for start, end in rendered.spans], ends)
 
-    def fit(self, text: str, messages: Messages) -> Rendered | None:
+    def fit(self, text: str, messages: Messages) -> RenderedRow | None:
         """The spans of a conversation of the same roles; None where its text is not the skeleton with its contents."""
         parts, behind, at = [self.literals[0]], [0], len(self.literals[0])
         for message, literal in zip(messages, self.literals[1:], strict=True):
@@ -300,4 +302,4 @@ class Skeleton(NamedTuple):
         if "".join(parts) != text:
             return None
         spans = [(behind[first] + start, behind[last] + end) for (first, start), (last, end) in self.spans]
-        return Rendered(text, spans, [behind[number] + end for number, end in self.ends], special=False)
+        return RenderedRow(text, spans, [behind[number] + end for number, end in self.ends], special=False)

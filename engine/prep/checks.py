@@ -13,16 +13,16 @@ from engine.models import targets
 from engine.models.folders import has_tokenizer
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep.expand.decisions import is_expansion
-from engine.prep.expand.seeds import check
+from engine.prep.expand.seeds import check_options
 from engine.prep.formats import FORMATS
-from engine.prep.sources import HUB, files
-from engine.prep.stages.source_files import PARTS, resolved
-from engine.prep.tokenizer_training import least
+from engine.prep.sources import HUB, list_files
+from engine.prep.stages.source_files import PARTS, resolve_source
+from engine.prep.tokenizer_training import minimum_size
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 
 
-def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+def check_sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
     """`(key, message)` for each source that is nowhere, of no known kind, or empty, for a template that is nowhere,
     and for what cannot go together."""
     data = sections.get("data")
@@ -40,10 +40,10 @@ def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator
             if part != "train" and source.weight != 1:
                 yield f"data.{part}.{index}.weight", "is for training rows: held-out rows are seen once"
             try:
-                found = resolved(source, data, directory)
+                found = resolve_source(source, data, directory)
                 # An expansion of which every row is dropped can be looked at: decisions can be taken back.
                 if not found.source.startswith(HUB) and not any(
-                    path.stat().st_size or is_expansion(path.parent) for path in files(found.source, directory)
+                    path.stat().st_size or is_expansion(path.parent) for path in list_files(found.source, directory)
                 ):
                     yield f"data.{part}.{index}.source", f"{source.source} is empty"
             except (ValueError, OSError) as error:
@@ -54,9 +54,9 @@ def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator
     if data.packing and method and method.rows != "tokens":
         yield "data.packing", f"does not go with method.kind {method.kind}: its rows stand alone"
     if data.split:
-        yield from _split(data)
+        yield from _check_split(data)
     if data.expand:
-        yield from _expand(data.expand)
+        yield from _check_expand(data.expand)
     if data.template != "auto" and not (directory / Path(data.template).expanduser()).is_file():
         yield (
             "data.template",
@@ -64,7 +64,7 @@ def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator
         )
 
 
-def tokenizer(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+def check_tokenizer(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
     """`(key, message)` for a tokenizer that does not go with the model, is nowhere, or cannot be trained."""
     model, data = sections.get("model"), sections.get("data")
     if model is None or model.tokenizer is None:
@@ -76,7 +76,7 @@ def tokenizer(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterat
             "for another chat template alone, name it in data.template",
         )
     elif isinstance(model.tokenizer, TokenizerOptions):
-        yield from _trained(model.tokenizer, data, directory)
+        yield from _check_tokenizer_training(model.tokenizer, data, directory)
     else:
         folder = (directory / Path(model.tokenizer).expanduser()).absolute()
         try:
@@ -86,14 +86,14 @@ def tokenizer(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterat
             yield "model.tokenizer", ": ".join(filter(None, (error.problem.title, error.problem.cause)))
 
 
-def _trained(options: TokenizerOptions, data: Any, directory: Path) -> Iterator[tuple[str, str]]:
+def _check_tokenizer_training(options: TokenizerOptions, data: Any, directory: Path) -> Iterator[tuple[str, str]]:
     given = data is not None and data.template != "auto"
     if options.chat_template and given:
         yield "model.tokenizer.chat_template", "data.template names one already: leave one of them out"
     elif options.chat_template and not (directory / Path(options.chat_template).expanduser()).is_file():
         yield "model.tokenizer.chat_template", f"there is no {options.chat_template} beside the profile ({directory})"
     try:
-        small = least(options.special_tokens, not (options.chat_template or given), options.byte_fallback)
+        small = minimum_size(options.special_tokens, not (options.chat_template or given), options.byte_fallback)
     except ValueError as error:
         yield "model.tokenizer.special_tokens", str(error)
         return
@@ -104,7 +104,7 @@ def _trained(options: TokenizerOptions, data: Any, directory: Path) -> Iterator[
         )
 
 
-def keys(profile: Any, shell: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def check_keys(profile: Any, shell: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """`(key, message)` when the shell that submits a run lacks the key of the service that makes its rows."""
     expand = profile.data.expand
     if expand and not shell.get(expand.api_key_env, "").strip() and not on_loopback(expand.base_url):
@@ -115,7 +115,7 @@ def keys(profile: Any, shell: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         )
 
 
-def _expand(expand: Any) -> Iterator[tuple[str, str]]:
+def _check_expand(expand: Any) -> Iterator[tuple[str, str]]:
     if not VARIABLE.fullmatch(expand.api_key_env):
         # The value is not repeated: it may be the key itself.
         yield "data.expand.api_key_env", "must be the name of a variable; put the key into one, and name that"
@@ -124,12 +124,12 @@ def _expand(expand: Any) -> Iterator[tuple[str, str]]:
     if expand.cost_limit is not None and not (expand.price.input or expand.price.output):
         yield "data.expand.cost_limit", "needs data.expand.price: what a million tokens cost"
     try:
-        check(expand)
+        check_options(expand)
     except ValueError as error:
         yield "data.expand", str(error).removeprefix("expand.")
 
 
-def _split(data: Any) -> Iterator[tuple[str, str]]:
+def _check_split(data: Any) -> Iterator[tuple[str, str]]:
     for part in ("validation", "test"):
         if getattr(data, part) and getattr(data.split, part):
             yield f"data.split.{part}", f"there is data.{part} already: leave one of them out"

@@ -48,7 +48,7 @@ class Line(NamedTuple):
     content: bytes | None
 
 
-class Done(NamedTuple):
+class SpanResult(NamedTuple):
     """A span's results: the folder with what its work wrote, and what it returned."""
 
     folder: Path
@@ -58,22 +58,22 @@ class Done(NamedTuple):
 def cut(path: Path, size: int | None = None) -> Iterator[Span]:
     """Spans of `size` bytes (`SIZE`) that cover the file, each ending behind a line end; a longer line is a span of its own."""
     size = size or SIZE
-    start, line, lines, seen = 0, 1, 0, 0
+    start, line, passed, seen = 0, 1, 0, 0
     with path.open("rb") as file:
         while block := file.read(max(2**16, size // 8)):
             end = block.rfind(b"\n") + 1
             if end and seen + end - start >= size:
-                lines += block.count(b"\n", 0, end)
+                passed += block.count(b"\n", 0, end)
                 yield Span(str(path), start, seen + end, line)
-                line, lines, start = line + lines, block.count(b"\n", end), seen + end
+                line, passed, start = line + passed, block.count(b"\n", end), seen + end
             else:
-                lines += block.count(b"\n")
+                passed += block.count(b"\n")
             seen += len(block)
     if start < seen:
         yield Span(str(path), start, seen, line)
 
 
-def lines(span: Span, longest: int) -> Iterator[Line]:
+def read_lines(span: Span, longest: int) -> Iterator[Line]:
     """The span's lines. One of more than `longest` bytes is passed over without being held. Raises ValueError when the file was cut."""
     with Path(span.path).open("rb") as file:
         file.seek(span.start)
@@ -83,11 +83,11 @@ def lines(span: Span, longest: int) -> Iterator[Line]:
             if not content:
                 raise ValueError(f"{span.path} has become shorter while it was read")
             size = len(content)
-            whole = size <= longest or content.endswith(b"\n")
-            while not whole:
+            complete = size <= longest or content.endswith(b"\n")
+            while not complete:
                 rest = file.readline(2**20)
                 size += len(rest)
-                whole = not rest or rest.endswith(b"\n")
+                complete = not rest or rest.endswith(b"\n")
                 content = b""
             yield Line(number, offset, content.rstrip(b"\r\n") if content else None)
             number, offset = number + 1, offset + size
@@ -100,7 +100,7 @@ def work_through(
     folder: Path,
     processes: int,
     progress: Callable[[int, int], object],
-) -> Iterator[Done]:
+) -> Iterator[SpanResult]:
     """Do `work` (a "module:function" of kind `Work`) for every span; yields results in the spans' order as they come.
 
     `folder` holds them; keep it until the step's own result is safe, and use a new one for other spans or settings. With one
@@ -118,24 +118,24 @@ def work_through(
         numbered = enumerate(spans)
         for number, span in enumerate(spans):
             if pool is None:
-                counts = _one(work, span, folder, number, settings)
+                counts = _work_on_span(work, span, folder, number, settings)
             else:
                 # A few ahead of the one that is waited for: results must not pile up when whoever takes them is slower.
                 while len(waiting) < 2 * processes and (following := next(numbered, None)):
-                    waiting.append(pool.submit(_one, work, following[1], folder, following[0], settings))
+                    waiting.append(pool.submit(_work_on_span, work, following[1], folder, following[0], settings))
                 counts = waiting.popleft().result()
             done += span.end - span.start
             progress(done, total)
-            yield Done(_place(folder, number), counts)
+            yield SpanResult(_span_folder(folder, number), counts)
 
 
-def gather(results: Iterable[Done], into: Mapping[str, Path]) -> list[dict[str, Any]]:
+def gather(results: Iterable[SpanResult], into: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Join what the spans wrote: file name in their folders -> the file to make of it. Returns their counts.
 
     The files appear under their names only when all of them are complete and on the disk.
     """
     counts = []
-    with whole(*into.values()) as files:
+    with write_together(*into.values()) as files:
         for done in results:
             for name, file in zip(into, files, strict=True):
                 with (done.folder / name).open("rb") as part:
@@ -145,11 +145,11 @@ def gather(results: Iterable[Done], into: Mapping[str, Path]) -> list[dict[str, 
 
 
 @contextmanager
-def whole(*paths: Path) -> Iterator[list[BinaryIO]]:
+def write_together(*paths: Path) -> Iterator[list[BinaryIO]]:
     """Files to write, open; when the block ends well they take these names, one after the other, else they are removed."""
     drafts = [path.with_name(f".{path.name}.{host_name()}.{os.getpid()}") for path in paths]
     for path in paths:
-        _sweep(path)
+        _remove_stale_drafts(path)
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(draft.open("wb")) for draft in drafts]
@@ -162,7 +162,7 @@ def whole(*paths: Path) -> Iterator[list[BinaryIO]]:
             draft.unlink(missing_ok=True)
 
 
-def _sweep(path: Path) -> None:
+def _remove_stale_drafts(path: Path) -> None:
     """Remove the drafts of `path` that killed processes of this host have left."""
     import psutil
 
@@ -172,25 +172,25 @@ def _sweep(path: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
-def _one(work: str, span: Span, folder: Path, number: int, settings: dict[str, Any]) -> dict[str, Any]:
+def _work_on_span(work: str, span: Span, folder: Path, number: int, settings: dict[str, Any]) -> dict[str, Any]:
     """The counts of a span; done only if its result is not there yet."""
-    place = _place(folder, number)
+    place = _span_folder(folder, number)
     if not place.is_dir():
         module, _, name = work.partition(":")
         function: Work = getattr(importlib.import_module(module), name)
         draft = place.with_name(f".{place.name}.{os.getpid()}")
-        _empty(draft)
+        _make_empty(draft)
         (draft / "counts.json").write_text(json.dumps(function(span, draft, settings)), encoding="utf-8")
         draft.rename(place)
     counts: dict[str, Any] = json.loads((place / "counts.json").read_text(encoding="utf-8"))
     return counts
 
 
-def _place(folder: Path, number: int) -> Path:
+def _span_folder(folder: Path, number: int) -> Path:
     return folder / f"{number:06}"
 
 
-def _empty(folder: Path) -> None:
+def _make_empty(folder: Path) -> None:
     """A process of this number may have been killed at this very work."""
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.options.data import SourceOptions
 from engine.prep import detect_format
-from engine.prep.formats.canonical import Canonical, json_of, said, written
+from engine.prep.formats.canonical import Canonical, check_json, make_message, to_json
 
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -21,53 +21,53 @@ Converter = Callable[[dict[str, Any]], list[Canonical]]
 """A row as it stands in its file -> canonical rows. Raises ValueError with the reason for a bad row."""
 
 
-def converter(source: SourceOptions, shape: str) -> Converter:
+def make_converter(source: SourceOptions, shape: str) -> Converter:
     """What makes canonical rows of this source's rows. Raises ValueError when the shape cannot do what the source asks for."""
     module = detect_format.load(shape)
     if not (source.columns or source.prompt or source.system):
-        return lambda row: detect_format.listed(module.convert(row))
+        return lambda row: detect_format.as_list(module.convert(row))
     if shape == "text" and (source.prompt or source.system):
         raise ValueError("prompt and system are for conversations; the rows here are plain text")
     if shape == "thought_graph" and source.prompt:
         raise ValueError("a thought graph asks several questions, each in its own words: leave prompt out")
-    parts = _parts(source.prompt) if source.prompt else []
+    parts = _parse_prompt(source.prompt) if source.prompt else []
     questions: tuple[str, ...] = getattr(module, "QUESTIONS", ())
 
     def convert(row: dict[str, Any]) -> list[Canonical]:
-        mapped, aside = renamed(row, source.columns)
+        mapped, aside = rename_columns(row, source.columns)
         prompt = _fill(parts, mapped | row) if parts else ""
         if prompt and questions and all(mapped.get(name) is None for name in questions):
             mapped = {**mapped, questions[0]: prompt}  # the shape would miss a question
-        found = detect_format.listed(module.convert(mapped))
+        found = detect_format.as_list(module.convert(mapped))
         for canonical in found:
             if aside:
                 canonical["columns"] = canonical.get("columns", {}) | {
-                    name: json_of(value, name) for name, value in aside.items()
+                    name: check_json(value, name) for name, value in aside.items()
                 }
             if prompt:
-                _ask(canonical, prompt)
+                _replace_question(canonical, prompt)
             if source.system:
-                _open(canonical, source.system)
+                _prepend_system(canonical, source.system)
         return found
 
     return convert
 
 
-def check(source: SourceOptions, there: Collection[str]) -> None:
+def check_columns(source: SourceOptions, there: Collection[str]) -> None:
     """Raises ValueError for a column that `columns` or `prompt` names and none of the source's rows has."""
-    listed = detect_format.told(sorted(there))
+    listed = detect_format.join_names(sorted(there))
     for ours, own in source.columns.items():
         if own not in there:
             hint = f"; columns says the shape's name first: {{{own}: {ours}}}" if ours in there else ""
             raise ValueError(f"columns: there is no column {own!r} for {ours}; there are {listed}{hint}")
     if source.prompt:
         known = {*there, *source.columns}
-        for _, name in _parts(source.prompt):
+        for _, name in _parse_prompt(source.prompt):
             if name is not None and name not in known:
                 raise ValueError(f"prompt: there is no column {{{name}}}; there are {listed}")
 
 
-def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def rename_columns(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row under the shape's names, and the columns that stood under those names before."""
     if not columns:
         return row, {}
@@ -77,19 +77,19 @@ def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, 
     return found | {ours: row[own] for ours, own in columns.items() if own in row}, aside
 
 
-def filled(prompt: str, row: Mapping[str, Any]) -> str:
+def fill_prompt(prompt: str, row: Mapping[str, Any]) -> str:
     """The prompt with each `{column}` replaced by the row's value; `{{` and `}}` stand for braces. Raises ValueError."""
-    return _fill(_parts(prompt), row)
+    return _fill(_parse_prompt(prompt), row)
 
 
-def asked_with(source: SourceOptions, row: dict[str, Any]) -> str:
+def prompt_values(source: SourceOptions, row: dict[str, Any]) -> str:
     """The row's values that the source's prompt is filled with, without the words around them. Raises ValueError."""
     assert source.prompt is not None
-    there = renamed(row, source.columns)[0] | row
-    return "\n".join(_value(name, there) for _, name in _parts(source.prompt) if name is not None)
+    there = rename_columns(row, source.columns)[0] | row
+    return "\n".join(_prompt_value(name, there) for _, name in _parse_prompt(source.prompt) if name is not None)
 
 
-def _parts(prompt: str) -> list[tuple[str, str | None]]:
+def _parse_prompt(prompt: str) -> list[tuple[str, str | None]]:
     """(text, column that follows it or None). Raises ValueError for a brace that is neither."""
     parts: list[tuple[str, str | None]] = []
     text, at = "", 0
@@ -109,18 +109,18 @@ def _parts(prompt: str) -> list[tuple[str, str | None]]:
 
 
 def _fill(parts: list[tuple[str, str | None]], row: Mapping[str, Any]) -> str:
-    return "".join(text + ("" if name is None else _value(name, row)) for text, name in parts)
+    return "".join(text + ("" if name is None else _prompt_value(name, row)) for text, name in parts)
 
 
-def _value(name: str, row: Mapping[str, Any]) -> str:
+def _prompt_value(name: str, row: Mapping[str, Any]) -> str:
     value = row.get(name)
     if value is None:
-        raise ValueError(f"prompt: the row has no {{{name}}}; it has {detect_format.told(row)}")
-    checked = json_of(value, f"prompt: {{{name}}}")
-    return checked if isinstance(checked, str) else written(checked)
+        raise ValueError(f"prompt: the row has no {{{name}}}; it has {detect_format.join_names(row)}")
+    checked = check_json(value, f"prompt: {{{name}}}")
+    return checked if isinstance(checked, str) else to_json(checked)
 
 
-def _ask(canonical: Canonical, prompt: str) -> None:
+def _replace_question(canonical: Canonical, prompt: str) -> None:
     """Put the prompt in place of the last question."""
     turns = canonical["messages" if "messages" in canonical else "prompt"]
     at = next((at for at in reversed(range(len(turns))) if turns[at]["role"] == "user"), None)
@@ -129,8 +129,8 @@ def _ask(canonical: Canonical, prompt: str) -> None:
     turns[at] = {**turns[at], "content": prompt}
 
 
-def _open(canonical: Canonical, system: str) -> None:
+def _prepend_system(canonical: Canonical, system: str) -> None:
     """Put the system prompt before a conversation that has none."""
     turns = canonical["messages" if "messages" in canonical else "prompt"]
     if not turns or turns[0]["role"] != "system":
-        turns.insert(0, said("system", system))
+        turns.insert(0, make_message("system", system))

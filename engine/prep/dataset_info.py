@@ -23,7 +23,7 @@ _COLUMNS = {
 }
 """`formatting` -> their name of a column -> the shape's."""
 _SHARED = {name: name for name in ("system", "tools", "chosen", "rejected", "kto_tag")}
-_SHAPES = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
+_FORMATS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
 _TAGS = {
     "role_tag": ("from", "role"),
     "content_tag": ("value", "content"),
@@ -51,7 +51,7 @@ class Catalog(Mapping[str, SourceOptions]):
                 f"{self.path.name} has no data set {name}" + (f", did you mean {near[0]}?" if near else "")
             )
         try:
-            return _source(self._entries[name], self.path.parent)
+            return _convert_entry(self._entries[name], self.path.parent)
         except ValueError as error:
             raise ValueError(f"{self.path.name}: {name}: {error}")
 
@@ -76,10 +76,10 @@ def read(path: Path) -> Catalog:
     return Catalog(path, entries)
 
 
-def _source(entry: dict[str, Any], folder: Path) -> SourceOptions:
+def _convert_entry(entry: dict[str, Any], folder: Path) -> SourceOptions:
     formatting = entry.get("formatting") or "alpaca"
-    if formatting not in _SHAPES:
-        raise ValueError(f"its formatting is {formatting!r}, not one of {', '.join(_SHAPES)}")
+    if formatting not in _FORMATS:
+        raise ValueError(f"its formatting is {formatting!r}, not one of {', '.join(_FORMATS)}")
     _check_tags(entry.get("tags") or {})
     theirs = entry.get("columns") or {}
     ours = _COLUMNS[formatting] | _SHARED
@@ -87,19 +87,19 @@ def _source(entry: dict[str, Any], folder: Path) -> SourceOptions:
     if unknown:
         media = " (pictures and sound are not trained on here)" if unknown[0] in _MEDIA else ""
         raise ValueError(f"its column {unknown[0]!r} is not known for {formatting}{media}")
-    shape = "kto" if "kto_tag" in theirs else "preference" if entry.get("ranking") else _SHAPES[formatting]
+    shape = "kto" if "kto_tag" in theirs else "preference" if entry.get("ranking") else _FORMATS[formatting]
     if shape == "alpaca" and theirs and not {"query", "response"} & set(theirs) and "prompt" in theirs:
         # A prompt alone is how they name the text of a pretraining set.
         shape, ours = "text", {"prompt": "text"} | _SHARED
     return SourceOptions(
-        source=_place(entry, folder),
+        source=_locate_rows(entry, folder),
         format=shape,
         columns={ours[name]: column for name, column in theirs.items() if column and column != ours[name]},
         max_rows=entry.get("num_samples"),
     )
 
 
-def _place(entry: dict[str, Any], folder: Path) -> str:
+def _locate_rows(entry: dict[str, Any], folder: Path) -> str:
     """A file beside the catalogue if it is there, else the hub: what is at hand needs no network."""
     file, hub = entry.get("file_name"), entry.get("hf_hub_url")
     if file and (not hub or (folder / file).exists()):

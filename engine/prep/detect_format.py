@@ -19,10 +19,10 @@ def load(name: str) -> ModuleType:
 
 def convert(name: str, row: dict[str, Any]) -> list[Canonical]:
     """The canonical rows that a row becomes: one, but for shapes that expand. Raises ValueError for a bad row."""
-    return listed(load(name).convert(row))
+    return as_list(load(name).convert(row))
 
 
-def listed(converted: Canonical | list[Canonical]) -> list[Canonical]:
+def as_list(converted: Canonical | list[Canonical]) -> list[Canonical]:
     return converted if isinstance(converted, list) else [converted]
 
 
@@ -33,13 +33,13 @@ def detect(rows: Sequence[dict[str, Any]]) -> str:
     if not counts[best]:
         columns = sorted({str(column) for row in rows for column in row})
         raise ValueError(
-            f"no known shape has the columns {told(columns)}; known are {', '.join(FORMATS)}: "
+            f"no known shape has the columns {join_names(columns)}; known are {', '.join(FORMATS)}: "
             "say which in format, and name the columns in columns"
         )
     return best
 
 
-def told(columns: Iterable[object]) -> str:
+def join_names(columns: Iterable[object]) -> str:
     """Names of columns in a message; rows of free keys have any number of them, of any length."""
     names = [str(column) for column in itertools.islice(columns, 31)]
     short = [name if len(name) <= 60 else name[:59] + "…" for name in names[:30]]

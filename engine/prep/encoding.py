@@ -27,7 +27,7 @@ _PUNCTUATED = re.compile(r"([A-Za-z]+)([!-&(-/:-@\[-`{-~].*)", re.DOTALL).match
 """Letters, and what begins with a mark other than the apostrophe (whose endings belong to the word): tokens of their own each."""
 
 
-class Asked(NamedTuple):
+class EncodeRequest(NamedTuple):
     """A text to encode. `marks` are ascending character positions, up to the text's length, whose tokens are wanted."""
 
     text: str
@@ -36,7 +36,7 @@ class Asked(NamedTuple):
     """Whether the tokenizer adds its own special tokens (begin, end)."""
 
 
-class Encoded(NamedTuple):
+class EncodedText(NamedTuple):
     """`ids` are int32 as bytes; `places` has for each mark the token that holds its character, or the next that holds any
     (tokenizers may skip blanks), or the number of tokens behind the last."""
 
@@ -45,15 +45,15 @@ class Encoded(NamedTuple):
 
 
 class Encoder(Protocol):
-    def encode(self, asked: Sequence[Asked]) -> list[Encoded]: ...
+    def encode(self, asked: Sequence[EncodeRequest]) -> list[EncodedText]: ...
 
 
-def encoder_for(tokenizer: Any) -> Encoder:
+def choose_encoder(tokenizer: Any) -> Encoder:
     """The quickest that is exact for a `tokenizers.Tokenizer` that neither cuts nor pads."""
     return WordEncoder(tokenizer) if cuts_at_blanks(tokenizer) else TextEncoder(tokenizer)
 
 
-def token_at(encoding: Any, position: int, length: int) -> int:
+def find_token(encoding: Any, position: int, length: int) -> int:
     """The token of a `tokenizers.Encoding` that holds the character, or the next that holds any; behind the last at the end."""
     found = (encoding.char_to_token(at) for at in range(position, length))
     return next((token for token in found if token is not None), len(encoding.ids))
@@ -65,7 +65,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, asked: Sequence[Asked]) -> list[Encoded]:
+    def encode(self, asked: Sequence[EncodeRequest]) -> list[EncodedText]:
         import numpy
 
         done = []
@@ -73,8 +73,8 @@ class TextEncoder:
             texts = list(group)
             encodings = self._tokenizer.encode_batch([each.text for each in texts], add_special_tokens=special)
             for each, encoding in zip(texts, encodings, strict=True):
-                places = [token_at(encoding, mark, len(each.text)) for mark in each.marks]
-                done.append(Encoded(numpy.array(encoding.ids, dtype=numpy.int32).tobytes(), places))
+                places = [find_token(encoding, mark, len(each.text)) for mark in each.marks]
+                done.append(EncodedText(numpy.array(encoding.ids, dtype=numpy.int32).tobytes(), places))
         return done
 
 
@@ -97,13 +97,13 @@ class WordEncoder:
         """Tokens of a text with a blank before it."""
         self._within: dict[tuple[str, int], int] = {}
 
-    def encode(self, asked: Sequence[Asked]) -> list[Encoded]:
+    def encode(self, asked: Sequence[EncodeRequest]) -> list[EncodedText]:
         for known in (self._exact, self._spaced, self._within):
             if len(known) > _MOST:
                 known.clear()
         return [self._encode(*each) for each in asked]
 
-    def _encode(self, text: str, marks: Sequence[int], special: bool) -> Encoded:
+    def _encode(self, text: str, marks: Sequence[int], special: bool) -> EncodedText:
         begin, end = self._frame if special else (b"", b"")
         pieces, places = [begin], []
         tokens, at, next_mark = len(begin) // WIDTH, 0, 0
@@ -120,7 +120,7 @@ class WordEncoder:
             at = behind
         pieces.append(end)
         places += [tokens + len(end) // WIDTH] * (len(marks) - len(places))
-        return Encoded(b"".join(pieces), places)
+        return EncodedText(b"".join(pieces), places)
 
     def _part(self, part: str) -> bytes:
         """Tokens of text without added tokens."""
@@ -175,7 +175,7 @@ class WordEncoder:
         place = self._within.get((text, position))
         if place is None:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
-            place = token_at(encoding, position, len(text))
+            place = find_token(encoding, position, len(text))
             if len(text) <= _LONGEST:
                 self._within[text, position] = place
         return place

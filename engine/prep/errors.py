@@ -10,13 +10,13 @@ from engine.config.profile import Profile
 from engine.options.tables import ROW_KINDS
 from engine.prep.chat_labels import METHODS
 from engine.prep.stages import clean
-from engine.prep.stages.pipeline import Rows
-from engine.prep.tokenize import Counts
+from engine.prep.stages.pipeline import StageRows
+from engine.prep.token_rows import Counts
 from engine.protocol.messages import Problem, ProblemError
 
 
 @contextmanager
-def refusing(title: str) -> Iterator[None]:
+def problems_for_mistakes(title: str) -> Iterator[None]:
     """Mistakes of the user as problems. What the disk does is none: then the work that was done is kept."""
     try:
         yield
@@ -24,10 +24,10 @@ def refusing(title: str) -> Iterator[None]:
         raise ProblemError(Problem(title=title, cause=str(error))) from error
 
 
-def bad(profile: Profile, checked: dict[str, Any]) -> int:
+def count_bad(profile: Profile, checked: dict[str, Any]) -> int:
     """Bad rows that count against `data.max_rejected`: those without a reply do not where cleaning is asked to drop them."""
     asked = profile.data.clean and profile.data.clean.empty
-    return int(checked["rejected"]) - (clean.empty(checked) if asked else 0)
+    return int(checked["rejected"]) - (clean.count_empty(checked) if asked else 0)
 
 
 def check_rejects(rejected: int, read: int, first: list[str], limit: float, part: str) -> None:
@@ -55,7 +55,7 @@ def check_kind(counts: Counts, method: Any, part: str) -> None:
     )
 
 
-def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, rows: Rows) -> None:
+def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, rows: StageRows) -> None:
     """Raises ProblemError when there is nothing to train on, or when no end of a turn is among it."""
     if not counts.rows and counts.masked:
         raise ProblemError(

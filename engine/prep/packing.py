@@ -28,7 +28,7 @@ def pack(lengths: Any, capacity: int) -> tuple[Any, Any]:
     older = array("q")
     """… and for each sequence the one that had come to the same room before it."""
     rooms = 0  # bit r is set while a sequence has room for r more tokens
-    for length in _each(lengths, longest_first):
+    for length in _iterate_lengths(lengths, longest_first):
         fitting = rooms >> length
         if fitting:
             room = length + (fitting & -fitting).bit_length() - 1
@@ -48,7 +48,7 @@ def pack(lengths: Any, capacity: int) -> tuple[Any, Any]:
     return longest_first[together], numpy.bincount(sequences, minlength=len(older))
 
 
-def _each(lengths: Any, order: Any) -> Any:
+def _iterate_lengths(lengths: Any, order: Any) -> Any:
     """The lengths in that order as integers, a piece at a time."""
     for first in range(0, len(order), 2**16):
         yield from lengths[order[first : first + 2**16]].tolist()

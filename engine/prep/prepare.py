@@ -17,14 +17,15 @@ from engine.config.profile import Profile
 from engine.models.template_lock import render, template_sha256, turn_ends
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep import profile_tokenizer, token_store
-from engine.prep.base_model import Progress, base_folder, load_tokenizer, locate_base, tokenizer_files
-from engine.prep.errors import bad, check_kind, check_rejects, check_trained, refusing
-from engine.prep.read_rows import Rejects
+from engine.prep.base_model import Progress, list_tokenizer_files, load_tokenizer, locate_base, locate_base_folder
+from engine.prep.errors import check_kind, check_rejects, check_trained, count_bad, problems_for_mistakes
+from engine.prep.rows import Rejects
 from engine.prep.stages import pipeline, pretokenized, row_files, source_files
 from engine.prep.stages.context import Context, default_processes
-from engine.prep.stages.pipeline import ASKED, Located, Rows
+from engine.prep.stages.pipeline import OPTIONAL_STAGES, SourceFiles, StageRows
 from engine.prep.stages.source_files import PARTS
-from engine.prep.tokenize import WHOLE, Counts, tokenize_rows
+from engine.prep.token_rows import UNLIMITED, Counts
+from engine.prep.tokenize_files import tokenize_rows
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.storage import cache
@@ -43,33 +44,39 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     own = profile.model.tokenizer if isinstance(profile.model.tokenizer, TokenizerOptions) else None
     given: Path | None = None
     if own:
-        base, pieces = base_folder(profile, home, progress), profile_tokenizer.files(profile)
+        base, pieces = locate_base_folder(profile, home, progress), profile_tokenizer.list_files(profile)
     else:
         base, given = locate_base(profile, home, progress)
-        pieces = tokenizer_files(profile, given)
+        pieces = list_tokenizer_files(profile, given)
     told: dict[str, Any] = {"base": base, "tokenizer": None, "vocabulary": None}
     if profile.model.tokenizer is not None:
         told["tokenizer"] = str(given)
-    if already := pretokenized.folders(profile.data, profile.directory, learning=own is not None):
+    if already := pretokenized.find_folders(profile.data, profile.directory, learning=own is not None):
         assert given
         whole = {f"{part}.{path.name}": path for part, folder in already.items() for path in sorted(folder.iterdir())}
-        digests = cache.digests(whole, lambda _: None)
-        return {**_as_it_is(profile, given, already), **told, "files": described(whole, digests)}
-    sources = sources_of(profile, home, progress)
-    of_rows = files_of(sources)
+        digests = cache.file_digests(whole, lambda _: None)
+        return {**_use_tokenised(profile, given, already), **told, "files": describe_files(whole, digests)}
+    sources = locate_sources(profile, home, progress)
+    of_rows = list_source_files(sources)
     files = {**of_rows, **pieces}
     total = sum(path.stat().st_size for path in files.values())
-    digests = cache.digests(files, lambda done: progress("reading", done, total))
-    expansion = expand(profile, home, sources, digests, progress) if profile.data.expand else None
-    of_rows = files_of(sources)
+    digests = cache.file_digests(files, lambda done: progress("reading", done, total))
+    expansion = expand_sources(profile, home, sources, digests, progress) if profile.data.expand else None
+    of_rows = list_source_files(sources)
     settings = row_settings(profile, sources)
-    rows_name = "data-" + cache.name({role: digests[role] for role in of_rows}, settings)
+    rows_name = "data-" + cache.entry_name({role: digests[role] for role in of_rows}, settings)
     data = profile.data
     tokenizer_folder = given or profile_tokenizer.folder_of(profile, digests, settings, home)
     learnt = {"tokenizer": tokenizer_folder.name} if own else {}
-    name = cache.name(
+    name = cache.entry_name(
         digests,
-        {**settings, "max_length": data.max_length, "sequences": _sequences(profile), **_how(profile), **learnt},
+        {
+            **settings,
+            "max_length": data.max_length,
+            "sequences": _sequence_kind(profile),
+            **_token_settings(profile),
+            **learnt,
+        },
     )
     made = home.cache / name / "prepared.json"
 
@@ -77,29 +84,31 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         return made.is_file() and tokenizer_folder.is_dir()
 
     if not is_made():
-        with cache.workshop(home, name) as work:
+        with cache.work_folder(home, name) as work:
             if not is_made():  # another process may have made it while this one waited
-                rows = _rows(profile, home, sources, rows_name, work, progress)
+                rows = _stage_rows(profile, home, sources, rows_name, work, progress)
                 if not tokenizer_folder.is_dir():
-                    with refusing("The tokenizer cannot be trained"):
+                    with problems_for_mistakes("The tokenizer cannot be trained"):
                         profile_tokenizer.make(profile, rows.parts["train"], tokenizer_folder, home, progress)
-                with cache.entry(home, name) as folder:
-                    content = _make(profile, tokenizer_folder, rows, folder, work, progress)
+                with cache.new_entry(home, name) as folder:
+                    content = _write_entry(profile, tokenizer_folder, rows, folder, work, progress)
                     (folder / "prepared.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     if own:
-        told |= {"tokenizer": str(tokenizer_folder), "vocabulary": profile_tokenizer.told(tokenizer_folder)}
+        told |= {"tokenizer": str(tokenizer_folder), "vocabulary": profile_tokenizer.read_record(tokenizer_folder)}
     content = json.loads(made.read_text(encoding="utf-8"))
     for part in _WHERE:
         content[part] = str(made.parent / content[part]) if content[part] else None
-    told["files"] = described(files_of(sources), digests)
+    told["files"] = describe_files(list_source_files(sources), digests)
     return {**content, "hash": name, **told, "expanded": expansion}
 
 
-def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
+def _use_tokenised(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
     """`prepared.json` of data that is tokens already. Nothing is known of its chats: the lock holds no golden ones."""
     data = profile.data
     tokenizer = load_tokenizer(tokenizer_folder, data.template, profile.directory, profile.model.trust_remote_code)
-    counts = {part: pretokenized.count(folder, profile.method, data.max_length) for part, folder in folders.items()}
+    counts = {
+        part: pretokenized.count_tokens(folder, profile.method, data.max_length) for part, folder in folders.items()
+    }
     states = {part: folder / "state.json" for part, folder in folders.items()}
     return {
         **dict.fromkeys(_WHERE),
@@ -111,26 +120,26 @@ def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]
         "expanded": None,
         "stages": [],
         "template": None if data.template == "auto" else tokenizer.chat_template,
-        "lock": lock(tokenizer, tokenizer_folder, []),
-        "stats": pretokenized.summaries(counts),
-        "hash": cache.key(states, {"max_length": data.max_length}, lambda _: None),
+        "lock": make_lock(tokenizer, tokenizer_folder, []),
+        "stats": pretokenized.summarize(counts),
+        "hash": cache.entry_key(states, {"max_length": data.max_length}, lambda _: None),
     }
 
 
-def sources_of(profile: Profile, home: Home, progress: Progress) -> Located:
+def locate_sources(profile: Profile, home: Home, progress: Progress) -> SourceFiles:
     """The files that each part is read from. Raises ProblemError."""
-    found: Located = {part: [] for part in PARTS}
+    found: SourceFiles = {part: [] for part in PARTS}
     for part in PARTS:
         for index, source in enumerate(getattr(profile.data, part)):
             try:
-                options = source_files.resolved(source, profile.data, profile.directory)
-                found[part].append((options, source_files.paths(options, profile.directory, home, progress)))
+                options = source_files.resolve_source(source, profile.data, profile.directory)
+                found[part].append((options, source_files.list_paths(options, profile.directory, home, progress)))
             except (ValueError, OSError) as error:
                 raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
     return found
 
 
-def files_of(sources: Located) -> dict[str, Path]:
+def list_source_files(sources: SourceFiles) -> dict[str, Path]:
     """Role -> file."""
     return {
         f"{part}.{index}.{number}": path
@@ -140,7 +149,7 @@ def files_of(sources: Located) -> dict[str, Path]:
     }
 
 
-def described(files: dict[str, Path], digests: dict[str, str]) -> list[dict[str, Any]]:
+def describe_files(files: dict[str, Path], digests: dict[str, str]) -> list[dict[str, Any]]:
     """Every source file as another machine finds it again: its part of the data, name, bytes and SHA-256."""
     return [
         {"part": role.partition(".")[0], "name": path.name, "bytes": path.stat().st_size, "sha256": digests[role]}
@@ -155,31 +164,31 @@ def is_expanded(profile: Profile, home: Home, progress: Progress) -> bool:
     options = profile.data.expand
     if options is None:
         return True
-    sources = sources_of(profile, home, progress)
-    seeds = cache.digests(
-        {role: path for role, path in files_of(sources).items() if role.startswith("train.")}, lambda _: None
+    sources = locate_sources(profile, home, progress)
+    seeds = cache.file_digests(
+        {role: path for role, path in list_source_files(sources).items() if role.startswith("train.")}, lambda _: None
     )
     return is_made(options, sources["train"], seeds, home)
 
 
-def expand(
-    profile: Profile, home: Home, sources: Located, digests: dict[str, str], progress: Progress
+def expand_sources(
+    profile: Profile, home: Home, sources: SourceFiles, digests: dict[str, str], progress: Progress
 ) -> dict[str, Any]:
     """Add the rows that a service makes of the training sources to these, and their files to `digests`. Returns what is told of them."""
-    from engine.prep.expand.stage import expanded
+    from engine.prep.expand.stage import expand_training
 
     options = profile.data.expand
     assert options is not None
     seeds = {role: digest for role, digest in digests.items() if role.startswith("train.")}
-    with refusing("The training rows cannot be expanded"):
-        made = expanded(options, sources["train"], seeds, home, progress)
+    with problems_for_mistakes("The training rows cannot be expanded"):
+        made = expand_training(options, sources["train"], seeds, home, progress)
     sources["train"] = [*sources["train"], *made.sources]
-    further = {role: path for role, path in files_of(sources).items() if role not in digests}
-    digests |= cache.digests(further, lambda _: None)
+    further = {role: path for role, path in list_source_files(sources).items() if role not in digests}
+    digests |= cache.file_digests(further, lambda _: None)
     return made.report
 
 
-def row_settings(profile: Profile, sources: Located) -> dict[str, Any]:
+def row_settings(profile: Profile, sources: SourceFiles) -> dict[str, Any]:
     """All that the rows depend on beside the bytes of their files, wherever those lie."""
     listed = {
         part: [{"files": len(paths), **options.model_dump(exclude={"source"})} for options, paths in found]
@@ -190,23 +199,23 @@ def row_settings(profile: Profile, sources: Located) -> dict[str, Any]:
     return {"data": data, "sources": listed, "kinds": kinds, "seed": profile.training.seed}
 
 
-def _how(profile: Profile) -> dict[str, Any]:
+def _token_settings(profile: Profile) -> dict[str, Any]:
     """What the method asks of the tokens."""
     method = profile.method
     return {
         "wanted": method.rows,  # type: ignore[attr-defined]
         "loss_on": str(getattr(method, "loss_on", "assistant")),
         "max_prompt": getattr(method, "max_prompt", None),
-        **_sampling(method),
+        **_sampling_settings(method),
     }
 
 
-def _sampling(method: Any) -> dict[str, Any]:
+def _sampling_settings(method: Any) -> dict[str, Any]:
     """What a method that samples replies asks besides: `room` for them behind a prompt, and the task of which the rows' own are answers."""
     return {"room": method.max_new_tokens, "task": method.reward.task} if method.rows == "prompts" else {}
 
 
-def _sequences(profile: Profile) -> str:
+def _sequence_kind(profile: Profile) -> str:
     """What a training sequence holds: `rows` one each, `packed` several whole ones, `blocks` whatever fills it."""
     chosen = "packed" if profile.data.packing else "rows"
     return str(getattr(profile.method, "sequences", chosen))
@@ -215,42 +224,46 @@ def _sequences(profile: Profile) -> str:
 # ── a miss ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _rows(profile: Profile, home: Home, sources: Located, name: str, work: Path, progress: Progress) -> Rows:
+def _stage_rows(
+    profile: Profile, home: Home, sources: SourceFiles, name: str, work: Path, progress: Progress
+) -> StageRows:
     """The rows after all stages: in the cache when the profile asks for any, else beside the work that they are for."""
-    if not any(getattr(profile.data, key) for key in ASKED):
-        return staged(profile, sources, work / "rows", progress)
+    if not any(getattr(profile.data, key) for key in OPTIONAL_STAGES):
+        return run_stages(profile, sources, work / "rows", progress)
     kept = home.cache / name
     if not (kept / "rows.json").is_file():
-        with cache.workshop(home, name) as shop:
+        with cache.work_folder(home, name) as shop:
             if not (kept / "rows.json").is_file():
-                rows = staged(profile, sources, shop / "rows", progress)
-                with cache.entry(home, name) as folder:
+                rows = run_stages(profile, sources, shop / "rows", progress)
+                with cache.new_entry(home, name) as folder:
                     rows.keep(folder)
-    return Rows.load(kept)
+    return StageRows.load(kept)
 
 
-def staged(profile: Profile, sources: Located, folder: Path, progress: Progress, begun: Rows | None = None) -> Rows:
+def run_stages(
+    profile: Profile, sources: SourceFiles, folder: Path, progress: Progress, begun: StageRows | None = None
+) -> StageRows:
     """All stages that the profile asks for but those that `begun` has behind it. Raises ProblemError."""
     data = profile.data
     context = Context(folder, data.processes or default_processes(), progress)
-    with refusing("The data cannot be prepared"):
-        return pipeline.run(
+    with problems_for_mistakes("The data cannot be prepared"):
+        return pipeline.run_stages(
             data,
             sources,
             profile.training.seed,
             context,
             lambda part, counts: check_rejects(
-                bad(profile, counts), counts["in"], counts["first"], data.max_rejected, f"data.{part}"
+                count_bad(profile, counts), counts["in"], counts["first"], data.max_rejected, f"data.{part}"
             ),
             begun,
         )
 
 
-def _make(
-    profile: Profile, tokenizer_folder: Path, rows: Rows, folder: Path, work: Path, progress: Progress
+def _write_entry(
+    profile: Profile, tokenizer_folder: Path, rows: StageRows, folder: Path, work: Path, progress: Progress
 ) -> dict[str, Any]:
     """Fill a cache entry. Returns `prepared.json`'s content with paths relative to the entry."""
-    data, how = profile.data, _how(profile)
+    data, how = profile.data, _token_settings(profile)
     tokenizer = load_tokenizer(tokenizer_folder, data.template, profile.directory, profile.model.trust_remote_code)
     with (folder / "rejects.jsonl").open("wb") as file:
         for path in rows.rejects:
@@ -265,13 +278,13 @@ def _make(
             if part not in rows.parts:
                 continue
             rejects = Rejects(file.write)
-            with refusing("The base's tokenizer cannot be used"):
+            with problems_for_mistakes("The base's tokenizer cannot be used"):
                 made = tokenize_rows(
                     [rows.parts[part]],
                     folder / part,
                     tokenizer,
                     how["loss_on"],
-                    WHOLE if _sequences(profile) == "blocks" else data.max_length - how.get("room", 0),
+                    UNLIMITED if _sequence_kind(profile) == "blocks" else data.max_length - how.get("room", 0),
                     rejects,
                     work / part,
                     data.processes or default_processes(),
@@ -288,7 +301,7 @@ def _make(
             refused += rejects.count
             checked = rows.validated(part)
             check_rejects(
-                bad(profile, checked) + rejects.count,
+                count_bad(profile, checked) + rejects.count,
                 checked["in"],
                 (checked["first"] + rejects.first)[:3],
                 data.max_rejected,
@@ -307,9 +320,9 @@ def _make(
                 )
     if "test" in rows.parts:
         with (folder / "test.jsonl").open("wb") as kept:
-            kept.writelines(row.raw + b"\n" for row in row_files.in_file(rows.parts["test"]))
+            kept.writelines(row.raw + b"\n" for row in row_files.read_file(rows.parts["test"]))
     stats = {part: each.summary() for part, each in counts.items()}
-    _join(profile, folder, stats, progress)
+    _join_rows(profile, folder, stats, progress)
     return {
         "train": "train",
         "validation": "validation" if "validation" in rows.parts else None,
@@ -322,14 +335,14 @@ def _make(
         "rejected": refused + sum(stage["rejected"] for stage in rows.stages if stage["name"] == "validate"),
         "stages": rows.stages,
         "template": None if data.template == "auto" else tokenizer.chat_template,
-        "lock": lock(tokenizer, tokenizer_folder, golden),
+        "lock": make_lock(tokenizer, tokenizer_folder, golden),
         "stats": stats,
     }
 
 
-def _join(profile: Profile, folder: Path, stats: dict[str, dict[str, int]], progress: Progress) -> None:
+def _join_rows(profile: Profile, folder: Path, stats: dict[str, dict[str, int]], progress: Progress) -> None:
     """Put rows together as the profile says: packed for training, in blocks for training and evaluation alike."""
-    sequences, capacity = _sequences(profile), profile.data.max_length
+    sequences, capacity = _sequence_kind(profile), profile.data.max_length
     for part in ("train", "validation") if sequences == "blocks" else ("train",):
         if sequences == "rows" or not (folder / part).is_dir():
             continue
@@ -344,7 +357,7 @@ def _join(profile: Profile, folder: Path, stats: dict[str, dict[str, int]], prog
         shutil.rmtree(folder / "plain")
 
 
-def lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dict[str, Any]:
+def make_lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dict[str, Any]:
     """What chat must share with training: the template's hash, the tokens that end a reply, some conversations' token ids."""
     generation = folder / "generation_config.json"
     configured = (

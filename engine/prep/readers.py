@@ -54,15 +54,15 @@ def _read(path: Path, suffix: str, progress: Callable[[int], object]) -> Iterato
     with ExitStack() as stack:
         raw = stack.enter_context(path.open("rb", buffering=_BUFFER))
         size = path.stat().st_size
-        damaged: tuple[type[Exception], ...] = (ValueError, *_faults(packing))
+        damaged: tuple[type[Exception], ...] = (ValueError, *_read_errors(packing))
         try:
             stream: BinaryIO = raw
             if packing:
                 stream = stack.enter_context(_load(PACKINGS[packing])(raw))
                 if kind in SEEKING:
-                    from engine.prep.files.packed import unpack
+                    from engine.prep.files.packed import unpack_to_file
 
-                    stream = stack.enter_context(unpack(stream, size))
+                    stream = stack.enter_context(unpack_to_file(stream, size))
             if kind not in SEEKING:
                 _check_encoding(stream)
             taken = 0
@@ -85,7 +85,7 @@ def _check_encoding(stream: BinaryIO) -> None:
                 raise ValueError(f"it is written in {encoding}; save it as UTF-8")
 
 
-def _faults(packing: str) -> tuple[type[Exception], ...]:
+def _read_errors(packing: str) -> tuple[type[Exception], ...]:
     """What reading raises for a damaged file."""
     if not packing:
         return (MemoryError,)

@@ -12,10 +12,10 @@ from typing import Any
 from engine.options.data import SourceOptions
 from engine.prep import column_mapping, read_rows, readers
 from engine.prep.column_mapping import Converter
-from engine.prep.files.copies import copy, origins, rejects
+from engine.prep.files.copies import copy_rows, read_origins, read_rejects
 from engine.prep.files.record import Record
 from engine.prep.formats.canonical import Canonical
-from engine.prep.read_rows import Row
+from engine.prep.rows import Row
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
@@ -26,7 +26,7 @@ _COLUMNS = 50
 
 
 @dataclass
-class Indexed:
+class IndexedFile:
     """A file of a source: where its good rows lie. Lines, offsets and ends are parallel: 24 bytes a row.
 
     A row that expands into several stands there as often. Offsets and ends are of `stored`: the file itself if it is a .jsonl, else
@@ -81,7 +81,7 @@ class Indexed:
 
 
 @dataclass
-class Problematic:
+class BadRow:
     """A bad row's place in its file, and in the JSON lines where it can be read again."""
 
     path: Path
@@ -110,7 +110,7 @@ class Indexer:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self.problems: list[Problematic] = []
+        self.problems: list[BadRow] = []
         self.columns: list[str] = []
 
     def forget(self, paths: list[Path]) -> None:
@@ -119,14 +119,14 @@ class Indexer:
 
     def index(
         self, source: SourceOptions, path: Path, limit: int | None, progress: Callable[[int], object]
-    ) -> tuple[Indexed, int]:
+    ) -> tuple[IndexedFile, int]:
         """The file's places, up to `limit` good rows, and how many there were before any expanded. Raises ProblemError."""
         good = 0
         try:
             stored, records = self._records(path, progress)
-            shape = read_rows.shape_of(source, stored) if stored.stat().st_size else source.format
-            convert = column_mapping.converter(source, shape) if shape != "auto" else _no_rows
-            indexed = Indexed(source, path, stored, shape, convert)
+            shape = read_rows.find_format(source, stored) if stored.stat().st_size else source.format
+            convert = column_mapping.make_converter(source, shape) if shape != "auto" else _no_rows
+            indexed = IndexedFile(source, path, stored, shape, convert)
             for record in records:
                 contents = self._contents(indexed, record)
                 for _ in contents:
@@ -144,13 +144,14 @@ class Indexer:
         """The JSON lines that hold a file's rows, and its records: line numbers the file's own, offsets those of the JSON lines."""
         if path.suffix.lower() == ".jsonl":
             return path, readers.read(path, progress)
-        copied = copy(path, self._home, progress)
+        copied = copy_rows(path, self._home, progress)
         placed = (
-            record._replace(line=line) for record, line in zip(readers.read(copied.rows), origins(copied), strict=True)
+            record._replace(line=line)
+            for record, line in zip(readers.read(copied.rows), read_origins(copied), strict=True)
         )
-        return copied.rows, itertools.chain(rejects(copied, path), placed)
+        return copied.rows, itertools.chain(read_rejects(copied, path), placed)
 
-    def _contents(self, indexed: Indexed, record: Record) -> list[Canonical]:
+    def _contents(self, indexed: IndexedFile, record: Record) -> list[Canonical]:
         """The canonical rows of a record; none when it is bad, which is then counted."""
         reason = record.reason
         if record.value is not None:
@@ -164,7 +165,7 @@ class Indexer:
         indexed.rejected += 1
         if len(self.problems) < _PROBLEMS:
             place = (record.line, record.offset, record.end)
-            self.problems.append(Problematic(indexed.path, indexed.stored, *place, reason))
+            self.problems.append(BadRow(indexed.path, indexed.stored, *place, reason))
         return []
 
 

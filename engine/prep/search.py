@@ -124,13 +124,13 @@ def _has_words(raw: bytes, words: tuple[str, ...]) -> bool:
 
 def _fits(browser: Browser, content: Canonical, raw: bytes, query: Query) -> bool:
     kept: dict[str, Any] = content.get("columns") or {}
-    if any(str(kept.get(name, _in(raw, name))) != value for name, value in query.columns):
+    if any(str(kept.get(name, _read_column(raw, name))) != value for name, value in query.columns):
         return False
     sizes = {"chars": lambda: len(text_of(content)), "tokens": lambda: browser.length(content)}
     return all(measure.fits(sizes[measure.of]()) for measure in query.measures)
 
 
-def _in(raw: bytes, name: str) -> Any:
+def _read_column(raw: bytes, name: str) -> Any:
     """A column of the row as it stands, for those that the shape itself takes up."""
     import msgspec
 

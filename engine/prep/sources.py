@@ -48,7 +48,7 @@ def find_source(source: str, directory: Path) -> Path | str:
     """
     if source.startswith(HUB):
         return source
-    for folder in _places(directory):
+    for folder in _search_folders(directory):
         try:
             path = (folder / Path(source).expanduser()).resolve()
         except RuntimeError:
@@ -56,11 +56,11 @@ def find_source(source: str, directory: Path) -> Path | str:
         if path.exists():
             return path
     raise ValueError(
-        f"there is no {source} beside the profile ({directory}) nor among the bundled samples{_near(source, directory)}"
+        f"there is no {source} beside the profile ({directory}) nor among the bundled samples{_suggest_source(source, directory)}"
     )
 
 
-def files(source: str, directory: Path) -> list[Path]:
+def list_files(source: str, directory: Path) -> list[Path]:
     """The files that a source names, absolute and sorted: a file, all that can be read below a folder, or what a glob matches.
 
     Of a folder in which `cockpit data expand` left its work that is the file of the rows which are kept.
@@ -73,18 +73,18 @@ def files(source: str, directory: Path) -> list[Path]:
     except ValueError:
         if not _WILD.search(source):
             raise
-        return _matching(source, directory)
+        return _match_glob(source, directory)
     path = Path(found)
     if path.is_dir():
         _check_one_split(path, source)
         if decisions.is_expansion(path):
             return [path / decisions.ROWS]
-        return _below(path, source)
+        return _list_below(path, source)
     readers.check_suffix(path)
     return [path]
 
 
-def hub_source(source: str) -> HubSource:
+def parse_hub_source(source: str) -> HubSource:
     """`hf://org/name[:config][@split]`, the split `train` unless said. Raises ValueError."""
     parts = _HUB.fullmatch(source)
     if not parts:
@@ -103,15 +103,15 @@ def fetch(hub: HubSource, home: Home, progress: Progress) -> Path:
     name = "hub-" + hashlib.sha256(json.dumps([cache.VERSION, *hub]).encode()).hexdigest()[:32]
     made = home.cache / name / "rows.jsonl"
     if not made.is_file():
-        with cache.entry(home, name) as folder, (folder / "rows.jsonl").open("wb") as file:
-            for row in _streamed(hub, progress):
+        with cache.new_entry(home, name) as folder, (folder / "rows.jsonl").open("wb") as file:
+            for row in _stream_rows(hub, progress):
                 file.write(row + b"\n")
     return made
 
 
 def is_tokenised(path: Path) -> bool:
     """Is this a folder that `datasets.save_to_disk` wrote, of rows that are tokens already, of any kind (see `store.COLUMNS`)?"""
-    from engine.prep.token_store import COLUMNS
+    from engine.prep.token_rows import COLUMNS
 
     told = path / "dataset_info.json"
     if not (path / "state.json").is_file() or not told.is_file():
@@ -126,7 +126,7 @@ def is_tokenised(path: Path) -> bool:
 # ── folders and globs ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _places(directory: Path) -> tuple[Path, Path]:
+def _search_folders(directory: Path) -> tuple[Path, Path]:
     return directory, bundled("data")
 
 
@@ -137,8 +137,8 @@ def _check_one_split(folder: Path, source: str) -> None:
         raise ValueError(f"{source} holds several splits; name one of them: {splits or 'but there is none in it'}")
 
 
-def _below(folder: Path, source: str) -> list[Path]:
-    found = list(_once(_readable(folder)))
+def _list_below(folder: Path, source: str) -> list[Path]:
+    found = list(_drop_repeated(_walk_readable(folder)))
     if not found:
         seen = Counter(path.suffix.lower() or "no suffix" for path in folder.rglob("*") if path.is_file())
         told = ", ".join(f"{count} × {suffix}" for suffix, count in seen.most_common(5)) or "nothing at all"
@@ -146,7 +146,7 @@ def _below(folder: Path, source: str) -> list[Path]:
     return found
 
 
-def _readable(folder: Path) -> Iterator[Path]:
+def _walk_readable(folder: Path) -> Iterator[Path]:
     """Files below a folder, sorted, links followed. Raises ValueError for a link of a readable name that leads nowhere."""
     entered: set[tuple[int, int]] = set()
     found: list[Path] = []
@@ -176,22 +176,24 @@ def _is_rows(name: str) -> bool:
     return True
 
 
-def _matching(pattern: str, directory: Path) -> list[Path]:
+def _match_glob(pattern: str, directory: Path) -> list[Path]:
     """What a glob matches. Raises ValueError when that is nothing, or something that cannot be read."""
     expanded = str(Path(pattern).expanduser())
-    for folder in _places(directory):
+    for folder in _search_folders(directory):
         # Not Path.glob: it takes no absolute patterns.
         paths = [folder / each for each in glob.iglob(expanded, root_dir=folder, recursive=True)]  # noqa: PTH207
-        found = list(_once(sorted(path for path in paths if path.is_file())))
+        found = list(_drop_repeated(sorted(path for path in paths if path.is_file())))
         if found:
             for path in found:
                 readers.check_suffix(path)
             return found
     parent = Path(expanded).parent
-    raise ValueError(f"nothing matches {pattern} beside the profile ({directory}){_held(directory / parent)}")
+    raise ValueError(
+        f"nothing matches {pattern} beside the profile ({directory}){_describe_folder(directory / parent)}"
+    )
 
 
-def _once(paths: Iterator[Path] | list[Path]) -> Iterator[Path]:
+def _drop_repeated(paths: Iterator[Path] | list[Path]) -> Iterator[Path]:
     seen: set[Path] = set()
     for path in paths:
         real = path.resolve()
@@ -200,7 +202,7 @@ def _once(paths: Iterator[Path] | list[Path]) -> Iterator[Path]:
             yield Path(os.path.abspath(path))
 
 
-def _held(folder: Path) -> str:
+def _describe_folder(folder: Path) -> str:
     """For a message: what a folder holds in place of what was asked for."""
     if _WILD.search(str(folder)):
         return ""
@@ -214,7 +216,7 @@ def _held(folder: Path) -> str:
     )
 
 
-def _near(source: str, directory: Path) -> str:
+def _suggest_source(source: str, directory: Path) -> str:
     """For a message: a name like the one that was asked for."""
     beside = (directory / source).parent
     try:
@@ -229,7 +231,7 @@ def _near(source: str, directory: Path) -> str:
 # ── the hub ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _streamed(hub: HubSource, progress: Progress) -> Iterator[bytes]:
+def _stream_rows(hub: HubSource, progress: Progress) -> Iterator[bytes]:
     """The rows as JSON, one at a time."""
     import datasets
 
@@ -239,7 +241,7 @@ def _streamed(hub: HubSource, progress: Progress) -> Iterator[bytes]:
         told = (rows.info.splits or {}).get(hub.split)
         total = told.num_examples if told else 0
         for number, row in enumerate(rows, 1):
-            yield _json(row, number)
+            yield _encode_row(row, number)
             progress("fetching", number, total)
     except Exception as error:
         raise ValueError(
@@ -247,7 +249,7 @@ def _streamed(hub: HubSource, progress: Progress) -> Iterator[bytes]:
         ) from error
 
 
-def _json(row: dict[str, object], number: int) -> bytes:
+def _encode_row(row: dict[str, object], number: int) -> bytes:
     try:
         return msgspec.json.encode(row)
     except (TypeError, ValueError) as error:

@@ -6,10 +6,10 @@ from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine.prep.read_rows import Row
-from engine.prep.row_index import Problematic
+from engine.prep.row_index import BadRow
+from engine.prep.rows import Row
 from engine.prep.stages import row_files
-from engine.prep.stages.pipeline import Rows
+from engine.prep.stages.pipeline import StageRows
 
 MOST = 10_000
 """Rejected rows that can be looked at; all are counted."""
@@ -40,26 +40,26 @@ class StagedFile:
 
     def raws(self) -> Iterator[bytes]:
         """All rows as the stage left them, the file opened once."""
-        return (row.raw for row in row_files.in_file(self._path))
+        return (row.raw for row in row_files.read_file(self._path))
 
     def row(self, index: int, _raw: bytes | None = None) -> Row:
         found = self._placed(index)
         return Row(self._files[found.file], found.line, found.offset, found.row())
 
-    def _placed(self, index: int) -> row_files.Placed:
+    def _placed(self, index: int) -> row_files.PlacedRow:
         with self._path.open("rb") as file:
             file.seek(self._offsets[index])
-            return row_files.read(file.readline())
+            return row_files.parse_line(file.readline())
 
 
-def parts(rows: Rows, progress: Callable[[int], object]) -> dict[str, StagedFile]:
+def open_parts(rows: StageRows, progress: Callable[[int], object]) -> dict[str, StagedFile]:
     """By part; one that has no rows is not there. `progress` is told bytes of the file that is read."""
     return {part: StagedFile(path, rows.files, progress) for part, path in rows.parts.items()}
 
 
-def problems(rows: Rows) -> list[Problematic]:
+def read_bad_rows(rows: StageRows) -> list[BadRow]:
     """What the stages rejected, the first `MOST`: each with its reason and the stage that gave it."""
-    found: list[Problematic] = []
+    found: list[BadRow] = []
     for path in rows.rejects:
         with path.open("rb") as file:
             for line in file:
@@ -69,5 +69,5 @@ def problems(rows: Rows) -> list[Problematic]:
                 source, stage = Path(told["file"]), told.get("stage", "validate")
                 stored = source if source.suffix.lower() == ".jsonl" else path
                 reason = f"{stage}: {told['reason']}"
-                found.append(Problematic(source, stored, told["line"], told["offset"], None, reason))
+                found.append(BadRow(source, stored, told["line"], told["offset"], None, reason))
     return found

@@ -18,27 +18,17 @@ from typing import Any
 import msgspec
 
 from engine.options.data import DedupOptions
-from engine.prep.chunks import Done, Span
+from engine.prep.chunks import Span, SpanResult
 from engine.prep.formats.canonical import Canonical, conversation_of
 from engine.prep.packing import pack
-from engine.prep.read_rows import Rejects
+from engine.prep.rows import Rejects
 from engine.prep.stages import dedup, fingerprints
 from engine.prep.stages.context import Context
 from engine.prep.templates import ChatTokenizer
-from engine.prep.token_store import COLUMNS
-from engine.prep.tokenize import (
-    BATCH,
-    MASKED,
-    WHOLE,
-    Batch,
-    Counts,
-    Tokenizing,
-    percentile,
-    read_span,
-    tokenizing_of,
-)
-from engine.prep.tokenize_prompts import Prompting
-from engine.prep.tokenize_replies import Replying, labels
+from engine.prep.token_rows import BATCH, COLUMNS, MASKED, UNLIMITED, Batch, BatchTokenizer, Counts, percentile
+from engine.prep.tokenize import make_row_tokenizer
+from engine.prep.tokenize_files import read_span
+from engine.prep.tokenize_replies import count_labels
 
 SHARES = (5, 25, 50, 75, 95, 99)
 """Percentiles that are told."""
@@ -83,11 +73,11 @@ def measure(
     settings["sampled"] = -(-SAMPLED * 8 * 2**20 // max(size, 8 * 2**20))  # of each span of 8 MiB
     tokens = context.within("tokens")
     counts, told, groups = Counts(), Counter[str](), dict[str, Counts]()
-    parts: dict[str, Counter[int]] = {name.removesuffix("_ids"): Counter() for name in _parts(wanted)}
+    parts: dict[str, Counter[int]] = {name.removesuffix("_ids"): Counter() for name in _id_columns(wanted)}
     judged = Counter[str]()
     arrays: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     columns: set[str] = set()
-    for done in tokens.work_through([rows], f"{__name__}:work", settings, "tokenising"):
+    for done in tokens.work_through([rows], f"{__name__}:measure_span", settings, "tokenising"):
         counts.add(Counts.from_json(done.counts["counts"]))
         told.update(done.counts["languages"])
         judged.update(done.counts["judged"])
@@ -117,14 +107,14 @@ def measure(
         **({"judged": dict(judged)} if judged else {}),
         "histogram": histogram(counts.lengths),
         "duplicates": duplicates([rows], context.within("fingerprints")),
-        "languages": _shares(told),
+        "languages": _language_shares(told),
         "truncation": {
             str(at): truncation(lengths, first, at)
             for at in sorted({*CUTS, max_length})
             if at <= max(max_length, lengths.max())
         },
         "padding": padding(numpy.minimum(lengths.ravel(), max_length), max_length),
-        **({"by": {by: {value: _brief(each) for value, each in _largest_first(groups)}}} if by else {}),
+        **({"by": {by: {value: _summarize_group(each) for value, each in _largest_first(groups)}}} if by else {}),
     }
 
 
@@ -182,8 +172,8 @@ def padding(lengths: Any, capacity: int) -> dict[str, Any]:
 def duplicates(rows: Sequence[Path], context: Context) -> dict[str, int]:
     """Rows that deduplication with its own settings would drop: `exact` copies and `near` ones."""
     options = DedupOptions()
-    prints = fingerprints.take(rows, options.shingle, options.near, context, "looking for duplicates")
-    fate, _ = dedup.decide(prints, 0, options)
+    prints = fingerprints.take_fingerprints(rows, options.shingle, options.near, context, "looking for duplicates")
+    fate, _ = dedup.decide_rows(prints, 0, options)
     return {"exact": int((fate == dedup.EXACT).sum()), "near": int((fate == dedup.NEAR).sum())}
 
 
@@ -209,7 +199,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _shares(languages: Counter[str]) -> dict[str, Any]:
+def _language_shares(languages: Counter[str]) -> dict[str, Any]:
     seen = languages.total()
     ordered = sorted(languages.items(), key=lambda each: (-each[1], each[0]))
     return {"sampled": seen, "shares": {language: count / seen for language, count in ordered}}
@@ -219,7 +209,7 @@ def _largest_first(groups: dict[str, Counts]) -> list[tuple[str, Counts]]:
     return sorted(groups.items(), key=lambda each: (-each[1].rows, each[0]))
 
 
-def _brief(counts: Counts) -> dict[str, Any]:
+def _summarize_group(counts: Counts) -> dict[str, Any]:
     lengths = describe(counts.lengths)
     return {
         "rows": counts.rows,
@@ -233,12 +223,12 @@ def _brief(counts: Counts) -> dict[str, Any]:
 # ── a span ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def measure_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The work on a span (see `chunks.Work`): leaves int32 files of each row's length and first trained place."""
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
-    tokenizing = _tokenizing(settings["wanted"], settings["tokenizer"], settings["loss_on"])
-    parts: dict[str, Counter[int]] = {name: Counter() for name in _parts(settings["wanted"])}
+    tokenizing = _load_row_tokenizer(settings["wanted"], settings["tokenizer"], settings["loss_on"])
+    parts: dict[str, Counter[int]] = {name: Counter() for name in _id_columns(settings["wanted"])}
     judged = Counter[str]()
     counts, groups, columns = Counts(), dict[str, Counts](), set[str]()
     samples: list[tuple[int, str]] = []
@@ -266,11 +256,11 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             for name, found in parts.items():
                 found.update(batch.columns[name][1])
             kept = [contents[at] for at in batch.rows]
-            judged.update(labels(kept))
-            samples = heapq.nsmallest(settings["sampled"], itertools.chain(samples, map(_sample, kept)))
+            judged.update(count_labels(kept))
+            samples = heapq.nsmallest(settings["sampled"], itertools.chain(samples, map(_sample_text, kept)))
             columns.update(*(content.get("columns", ()) for content in kept))
             if settings["by"]:
-                _group(groups, settings["by"], kept, lengths, _trained(batch, lengths, first))
+                _group(groups, settings["by"], kept, lengths, _count_trained(batch, lengths, first))
     return {
         "counts": counts.to_json(),
         "groups": {value: each.to_json() for value, each in groups.items()},
@@ -281,12 +271,12 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parts(wanted: str) -> list[str]:
+def _id_columns(wanted: str) -> list[str]:
     """Columns of token ids whose lengths are told apart."""
     return [] if wanted == "tokens" else [name for name in COLUMNS[wanted] if name.endswith("_ids")]
 
 
-def _trained(batch: Batch, lengths: Any, first: Any) -> list[int]:
+def _count_trained(batch: Batch, lengths: Any, first: Any) -> list[int]:
     """Trained tokens of each row; in preference rows those of the replies."""
     import numpy
 
@@ -297,12 +287,12 @@ def _trained(batch: Batch, lengths: Any, first: Any) -> list[int]:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizing(wanted: str, tokenizer: str, loss_on: str) -> Tokenizing | Replying | Prompting:
+def _load_row_tokenizer(wanted: str, tokenizer: str, loss_on: str) -> BatchTokenizer:
     """Kept from one span to the next. The folder's name is a hash of its content."""
-    return tokenizing_of(wanted, ChatTokenizer.load(Path(tokenizer)), loss_on, WHOLE)
+    return make_row_tokenizer(wanted, ChatTokenizer.load(Path(tokenizer)), loss_on, UNLIMITED)
 
 
-def _sample(content: Canonical) -> tuple[int, str]:
+def _sample_text(content: Canonical) -> tuple[int, str]:
     """The beginning of a row's words, with a number by which rows are drawn: it hangs on the content alone."""
     text = content["text"] if "text" in content else " ".join(each["content"] for each in conversation_of(content))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()), text[:_READ]
@@ -330,6 +320,6 @@ def _group_of(groups: dict[str, Counts], name: str) -> Counts:
     return groups.setdefault(name, Counts())
 
 
-def _add_groups(groups: dict[str, Counts], done: Done) -> None:
+def _add_groups(groups: dict[str, Counts], done: SpanResult) -> None:
     for name, each in done.counts["groups"].items():
         _group_of(groups, name).add(Counts.from_json(each))

@@ -115,3 +115,13 @@ class ChatTokenizer:
         if not template:
             raise ValueError("the tokenizer has no chat template")
         return template
+
+
+def unwrap_tokenizer(tokenizer: Any) -> Any:
+    """The Rust tokenizer inside, set to neither truncate nor pad. Raises ValueError for a tokenizer that is pure Python."""
+    encoder = ChatTokenizer.of(tokenizer).backend_tokenizer
+    encoder.no_truncation()
+    encoder.no_padding()
+    # transformers leaves this as the last call that used `split_special_tokens` set it.
+    encoder.encode_special_tokens = False
+    return encoder

@@ -19,7 +19,7 @@ from engine.prep.token_store import TokenSet
 from engine.protocol.home import sync, write_private
 
 
-class Flat(NamedTuple):
+class FlatTokens(NamedTuple):
     """`tokens` [tokens] and `offsets` [documents + 1]: arrays that lie in the files."""
 
     tokens: Any
@@ -54,7 +54,7 @@ def write(plain: Path, folder: Path, vocabulary: int) -> dict[str, Any]:
     return content
 
 
-def read(folder: Path) -> Flat:
+def read(folder: Path) -> FlatTokens:
     """Map what `write` has written. Raises ValueError when the files are not complete."""
     import numpy
 
@@ -69,5 +69,5 @@ def read(folder: Path) -> Flat:
         raise ValueError(f"{folder}: {', '.join(wrong)} is not as long as flat.json says: write the set again")
     offsets = numpy.memmap(folder / "offsets.bin", dtype="<i8", mode="r")
     if not content["tokens"]:
-        return Flat(numpy.zeros(0, dtype=dtype), offsets)  # an empty file cannot be mapped
-    return Flat(numpy.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), offsets)
+        return FlatTokens(numpy.zeros(0, dtype=dtype), offsets)  # an empty file cannot be mapped
+    return FlatTokens(numpy.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), offsets)

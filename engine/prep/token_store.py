@@ -18,22 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.prep.packing import pack
-from engine.prep.tokenize import MASKED, Counts, Tokens
+from engine.prep.token_rows import JOINED, MASKED, PLAIN, TEXTS, Columns, Counts, Tokens
 
-PLAIN = ("input_ids", "labels")
-COLUMNS = {
-    "tokens": PLAIN,
-    "pairs": ("prompt_ids", "chosen_ids", "rejected_ids"),
-    "judged": ("prompt_ids", "completion_ids", "label"),
-    "prompts": ("prompt_ids", "prompt", "reference"),
-}
-"""Kind of rows, as a method's `Options.rows` names it -> what stands on disk. A `label` is 1 (good) or 0, alone in its list."""
-TEXTS = ("prompt", "reference")
-"""Columns of text, one a row: a conversation as JSON (`messages`, perhaps `tools`), and the reply that its row has."""
-JOINED = ("input_ids", "labels", "position_ids", "seq_lengths")
-
-Columns = dict[str, tuple[Any, Any]]
-"""Name -> (values of all rows end to end, number of values in each row)."""
 Progress = Callable[[int, int], object]
 
 _ROWS = 1000
@@ -76,7 +62,7 @@ def _schema(columns: tuple[str, ...]) -> Any:
 
 
 @contextmanager
-def linked(folder: Path, columns: tuple[str, ...] = PLAIN) -> Iterator[Callable[[Path], None]]:
+def link_streams(folder: Path, columns: tuple[str, ...] = PLAIN) -> Iterator[Callable[[Path], None]]:
     """A set made of complete Arrow streams, in the order in which they are given; they may be removed afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[Path] = []
@@ -99,7 +85,7 @@ def linked(folder: Path, columns: tuple[str, ...] = PLAIN) -> Iterator[Callable[
 
 
 @contextmanager
-def _written(folder: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Columns], None]]:
+def _open_set(folder: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Columns], None]]:
     """A set of one stream."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "part-000000.arrow"
@@ -131,17 +117,17 @@ def _describe(folder: Path, parts: list[Path], columns: tuple[str, ...]) -> None
 
 def write(tokens: Iterable[Tokens], folder: Path) -> None:
     """A plain set of a stream of rows."""
-    with _written(folder, PLAIN) as out:
+    with _open_set(folder, PLAIN) as out:
         some: list[Tokens] = []
         for each in tokens:
             some.append(each)
             if len(some) == _ROWS:
-                out(_columns(some))
+                out(_to_columns(some))
                 some = []
-        out(_columns(some))
+        out(_to_columns(some))
 
 
-def _columns(tokens: list[Tokens]) -> Columns:
+def _to_columns(tokens: list[Tokens]) -> Columns:
     lengths = [len(each.ids) for each in tokens]
     ids = [token for each in tokens for token in each.ids]
     return {"input_ids": (ids, lengths), "labels": ([label for each in tokens for label in each.labels], lengths)}
@@ -219,13 +205,13 @@ def write_packed(plain: Path, folder: Path, capacity: int, progress: Progress = 
     rows = TokenSet(plain)
     order, sizes = pack(rows.lengths, capacity)
     behind = numpy.cumsum(sizes)
-    with _written(folder, JOINED) as out:
+    with _open_set(folder, JOINED) as out:
         for first in range(0, len(sizes), _ROWS // 4):
             counts = sizes[first : first + _ROWS // 4]
             taken = order[behind[first] - counts[0] : behind[first] - counts[0] + counts.sum()]
             lengths = rows.lengths[taken]
             tokens = numpy.add.reduceat(lengths, numpy.cumsum(counts) - counts)
-            out(_joined(*rows.take(taken), lengths, tokens, counts))
+            out(_join_columns(*rows.take(taken), lengths, tokens, counts))
             progress(int(behind[first + len(counts) - 1]), len(order))
     return len(sizes)
 
@@ -252,10 +238,10 @@ def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = 
         counts.trained_tokens += int((labels != MASKED).sum())
         counts.lengths.update(tokens.tolist())
         parts = numpy.searchsorted(ends, numpy.cumsum(tokens)) + 1
-        return _joined(ids, labels, lengths, tokens, numpy.diff(parts, prepend=0))
+        return _join_columns(ids, labels, lengths, tokens, numpy.diff(parts, prepend=0))
 
     rows, done = TokenSet(plain), 0
-    with _written(folder, JOINED) as out:
+    with _open_set(folder, JOINED) as out:
         for batch in rows.batches():
             done += len(batch[0])
             progress(done, len(rows.lengths))
@@ -271,7 +257,7 @@ def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = 
     return counts
 
 
-def _joined(ids: Any, labels: Any, lengths: Any, tokens: Any, parts: Any) -> Columns:
+def _join_columns(ids: Any, labels: Any, lengths: Any, tokens: Any, parts: Any) -> Columns:
     """Columns of sequences: `lengths` of all parts, and for each sequence its `tokens` and number of `parts`."""
     import numpy
 

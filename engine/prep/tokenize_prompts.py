@@ -11,22 +11,22 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from engine.prep.chat_labels import Refused, Renderer, misfit
-from engine.prep.encoding import WIDTH, Asked, encoder_for
+from engine.prep.chat_labels import Refusal, Renderer, refuse_misfit
+from engine.prep.encoding import WIDTH, EncodeRequest, choose_encoder
 from engine.prep.formats.canonical import Canonical, Message, kind_of
-from engine.prep.templates import ChatTokenizer
-from engine.prep.tokenize import Batch, Counts, bare
+from engine.prep.templates import ChatTokenizer, unwrap_tokenizer
+from engine.prep.token_rows import Batch, Counts, id_column
 from engine.tasks import TASKS
 
 
-class Prompting:
+class PromptTokenizer:
     """Tokenises batches, as `tokenize.Tokenizing` does others. Prompts longer than `max_prompt` are cut at their beginning; those that
     are longer than `max_length` then are left out, and counted as masked. With a `task` the reference must be an answer of it.
     Raises ValueError for a tokenizer that is pure Python."""
 
     def __init__(self, tokenizer: Any, max_length: int, max_prompt: int | None, task: str | None) -> None:
         chat = ChatTokenizer.of(tokenizer)
-        self._renderer, self._encoder = Renderer(chat, "assistant"), encoder_for(bare(chat))
+        self._renderer, self._encoder = Renderer(chat, "assistant"), choose_encoder(unwrap_tokenizer(chat))
         self._max_length, self._max_prompt = max_length, max_prompt
         self._task = importlib.import_module(TASKS[task]) if task else None
         self.template = chat.chat_template
@@ -38,21 +38,21 @@ class Prompting:
         for at, row in enumerate(rows):
             if "messages" not in row:
                 counts.misfits[kind_of(row)] += 1
-                refused[at] = misfit(row).reason
+                refused[at] = refuse_misfit(row).reason
             elif reason := self._fault(row["messages"]):
                 refused[at] = reason
             else:
-                prompt, reference = _parted(row["messages"])
+                prompt, reference = _split_reference(row["messages"])
                 tools = {"tools": row["tools"]} if "tools" in row else {}
                 asked.append((at, {"messages": prompt, **tools}, reference))
         texts = self._renderer.opened([row for _, row, _ in asked])
         counts.unwritten += self._renderer.unwritten.total()
         self._renderer.unwritten.clear()
         rendered = [text if isinstance(text, str) else "" for text in texts]
-        encoded = self._encoder.encode([Asked(text, (), False) for text in rendered])
+        encoded = self._encoder.encode([EncodeRequest(text, (), False) for text in rendered])
         kept, ids, prompts, references = [], [], [], []
         for (at, row, reference), text, found in zip(asked, texts, encoded, strict=True):
-            if isinstance(text, Refused):
+            if isinstance(text, Refusal):
                 refused[at] = text.reason
             elif cut := self._cut(found.ids, counts):
                 kept.append(at)
@@ -60,7 +60,7 @@ class Prompting:
                 prompts.append(json.dumps(row, ensure_ascii=False))
                 references.append(reference)
         ones = [1] * len(kept)
-        columns = {"prompt_ids": _column(ids), "prompt": (prompts, ones), "reference": (references, ones)}
+        columns = {"prompt_ids": id_column(ids), "prompt": (prompts, ones), "reference": (references, ones)}
         return Batch(columns, kept, refused)
 
     def lengths(self, batch: Batch) -> tuple[Any, Any]:
@@ -71,7 +71,7 @@ class Prompting:
         return counted[:, None], counted
 
     def _fault(self, messages: list[Message]) -> str:
-        prompt, reference = _parted(messages)
+        prompt, reference = _split_reference(messages)
         if not prompt:
             return "nothing stands before the last reply: there is no prompt"
         if self._task is not None:
@@ -96,13 +96,7 @@ class Prompting:
         return kept
 
 
-def _parted(messages: list[Message]) -> tuple[list[Message], str]:
+def _split_reference(messages: list[Message]) -> tuple[list[Message], str]:
     """The turns before the last reply, and what that says."""
     last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
     return messages[:last], messages[last]["content"]
-
-
-def _column(parts: list[bytes]) -> tuple[Any, list[int]]:
-    import numpy
-
-    return numpy.frombuffer(b"".join(parts), dtype=numpy.int32), [len(part) // WIDTH for part in parts]

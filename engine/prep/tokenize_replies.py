@@ -13,17 +13,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.prep.chat_labels import Refused, Rendered, Renderer, misfit
-from engine.prep.encoding import WIDTH, Asked, Encoded, encoder_for
+from engine.prep.chat_labels import Refusal, RenderedRow, Renderer, refuse_misfit
+from engine.prep.encoding import WIDTH, EncodedText, EncodeRequest, choose_encoder
 from engine.prep.formats.canonical import Canonical, kind_of
-from engine.prep.templates import ChatTokenizer
-from engine.prep.tokenize import Batch, Counts, bare
+from engine.prep.templates import ChatTokenizer, unwrap_tokenizer
+from engine.prep.token_rows import Batch, Counts, id_column
 
 REPLIES = {"pairs": ("chosen", "rejected"), "judged": ("completion",)}
 """Kind of rows -> their replies, by name; the first is what the model is to say."""
 
 
-class Cut(NamedTuple):
+class TruncatedRow(NamedTuple):
     """A row after truncation: ids as bytes (see `encoding`)."""
 
     prompt: bytes
@@ -33,13 +33,13 @@ class Cut(NamedTuple):
     """Whether the first reply still has an end-of-turn token."""
 
 
-class Replying:
+class ReplyTokenizer:
     """Tokenises batches of one kind, as `tokenize.Tokenizing` does others. No sequence is longer than `max_length`: replies are cut at their
     end; prompts only beyond `max_prompt`, and then at their beginning. Raises ValueError for a tokenizer that is pure Python."""
 
     def __init__(self, tokenizer: Any, kind: str, max_length: int, max_prompt: int | None) -> None:
         chat = ChatTokenizer.of(tokenizer)
-        self._renderer, self._encoder = Renderer(chat, "assistant"), encoder_for(bare(chat))
+        self._renderer, self._encoder = Renderer(chat, "assistant"), choose_encoder(unwrap_tokenizer(chat))
         self._kind, self._names = kind, REPLIES[kind]
         self._max_length, self._max_prompt = max_length, max_prompt
         self.template = chat.chat_template
@@ -51,18 +51,18 @@ class Replying:
         for at, row in enumerate(rows):
             if (kind := kind_of(row)) != self._kind:
                 counts.misfits[kind] += 1
-                refused[at] = misfit(row).reason
-        kept: list[tuple[int, Cut]] = []
+                refused[at] = refuse_misfit(row).reason
+        kept: list[tuple[int, TruncatedRow]] = []
         for at, sequences in zip(fitting, self._sequences([rows[at] for at in fitting], counts), strict=True):
-            if isinstance(sequences, Refused):
+            if isinstance(sequences, Refusal):
                 refused[at] = sequences.reason
             elif cut := self._cut(sequences, counts):
                 kept.append((at, cut))
         counts.rows += len(kept)
         columns = {
-            "prompt_ids": _column([cut.prompt for _, cut in kept]),
+            "prompt_ids": id_column([cut.prompt for _, cut in kept]),
             **{
-                f"{name}_ids": _column([cut.replies[place] for _, cut in kept])
+                f"{name}_ids": id_column([cut.replies[place] for _, cut in kept])
                 for place, name in enumerate(self._names)
             },
         }
@@ -79,7 +79,7 @@ class Replying:
         )
         return numpy.stack([prompts + reply for reply in replies], axis=1), prompts
 
-    def _sequences(self, rows: list[Canonical], counts: Counts) -> list[list[_Sequence] | Refused]:
+    def _sequences(self, rows: list[Canonical], counts: Counts) -> list[list[_Sequence] | Refusal]:
         """For each row its prompt with each of its replies, encoded; or why no template renders one of them."""
         chats = [
             {"messages": [*row["prompt"], *row[name]], **({"tools": row["tools"]} if "tools" in row else {})}
@@ -89,29 +89,29 @@ class Replying:
         rendered = self._renderer.render(chats)
         counts.unwritten += self._renderer.unwritten.total() // len(self._names)
         self._renderer.unwritten.clear()
-        asked: list[tuple[Asked, int, list[int]]] = []
+        asked: list[tuple[EncodeRequest, int, list[int]]] = []
         reasons: dict[int, str] = {}
         for number, result in enumerate(rendered):
             row, place = divmod(number, len(self._names))
             turns = sum(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in rows[row]["prompt"])
-            if isinstance(result, Refused):
+            if isinstance(result, Refusal):
                 reasons.setdefault(row, f"{self._names[place]}: {result.reason}")
             elif len(result.spans) <= turns:
                 reasons.setdefault(row, f"{self._names[place]} has the weight 0: nothing of it would be trained")
             else:
-                asked.append(_ask(result, result.spans[turns][0]))
+                asked.append(_request(result, result.spans[turns][0]))
                 continue
-            asked.append((Asked("", (), False), 0, []))
+            asked.append((EncodeRequest("", (), False), 0, []))
         encoded = self._encoder.encode([each for each, _, _ in asked])
-        sequences = [_sequence(*each[1:], found, each[0]) for each, found in zip(asked, encoded, strict=True)]
+        sequences = [_make_sequence(*each[1:], found, each[0]) for each, found in zip(asked, encoded, strict=True)]
         step = len(self._names)
         return [
-            Refused(reasons[row]) if row in reasons else sequences[row * step : (row + 1) * step]
+            Refusal(reasons[row]) if row in reasons else sequences[row * step : (row + 1) * step]
             for row in range(len(rows))
         ]
 
-    def _cut(self, sequences: list[_Sequence], counts: Counts) -> Cut | None:
-        begin = _alike(sequences) * WIDTH
+    def _cut(self, sequences: list[_Sequence], counts: Counts) -> TruncatedRow | None:
+        begin = _shared_prefix(sequences) * WIDTH
         prompt, replies = sequences[0].ids[:begin], [each.ids[begin:] for each in sequences]
         kept = prompt
         if self._max_prompt is not None:
@@ -130,7 +130,7 @@ class Replying:
         counts.tokens += sum(lengths)
         counts.trained_tokens += sum(map(len, cut)) // WIDTH
         counts.lengths[max(lengths)] += 1
-        return Cut(kept, cut, truncated, ended)
+        return TruncatedRow(kept, cut, truncated, ended)
 
 
 class _Sequence(NamedTuple):
@@ -141,17 +141,17 @@ class _Sequence(NamedTuple):
     ends: list[int]
 
 
-def _ask(rendered: Rendered, start: int) -> tuple[Asked, int, list[int]]:
+def _request(rendered: RenderedRow, start: int) -> tuple[EncodeRequest, int, list[int]]:
     ends = [end - 1 for end in rendered.ends if end > start]
-    return Asked(rendered.text, sorted({start, *ends}), rendered.special), start, ends
+    return EncodeRequest(rendered.text, sorted({start, *ends}), rendered.special), start, ends
 
 
-def _sequence(start: int, ends: list[int], encoded: Encoded, asked: Asked) -> _Sequence:
+def _make_sequence(start: int, ends: list[int], encoded: EncodedText, asked: EncodeRequest) -> _Sequence:
     place = dict(zip(asked.marks, encoded.places, strict=True))
     return _Sequence(encoded.ids, place.get(start, 0), [place[end] for end in ends])
 
 
-def _alike(sequences: list[_Sequence]) -> int:
+def _shared_prefix(sequences: list[_Sequence]) -> int:
     """How many tokens of the prompt are the same whichever reply follows."""
     begin = min(each.begin for each in sequences)
     heads = [each.ids[: begin * WIDTH] for each in sequences]
@@ -160,12 +160,6 @@ def _alike(sequences: list[_Sequence]) -> int:
     return next(at for at in itertools.count() if len({head[at * WIDTH : (at + 1) * WIDTH] for head in heads}) > 1)
 
 
-def _column(parts: list[bytes]) -> tuple[Any, list[int]]:
-    import numpy
-
-    return numpy.frombuffer(b"".join(parts), dtype=numpy.int32), [len(part) // WIDTH for part in parts]
-
-
-def labels(rows: Sequence[Canonical]) -> Counter[str]:
+def count_labels(rows: Sequence[Canonical]) -> Counter[str]:
     """How many judgements are good and how many bad."""
     return Counter("good" if row["label"] else "bad" for row in rows if "label" in row)

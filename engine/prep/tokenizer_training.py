@@ -69,8 +69,8 @@ def train(
     from transformers import PreTrainedTokenizerFast
 
     tokens = _special_tokens(special, chatml=template is None, unknown=not byte_fallback)
-    if size < (least := _least(tokens, byte_fallback)):
-        raise ValueError(f"size {size} is too small: special tokens and the alphabet alone are {least}")
+    if size < (smallest := _minimum_size(tokens, byte_fallback)):
+        raise ValueError(f"size {size} is too small: special tokens and the alphabet alone are {smallest}")
     backend = _train(texts, kind, size, tokens, byte_fallback)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -87,9 +87,9 @@ def train(
     return tokenizer
 
 
-def least(special: Sequence[str], chatml: bool, byte_fallback: bool) -> int:
+def minimum_size(special: Sequence[str], chatml: bool, byte_fallback: bool) -> int:
     """Tokens that special ones and the alphabet take. Raises ValueError for a special token that cannot be."""
-    return _least(_special_tokens(special, chatml, unknown=not byte_fallback), byte_fallback)
+    return _minimum_size(_special_tokens(special, chatml, unknown=not byte_fallback), byte_fallback)
 
 
 def text_of(row: Canonical) -> str:
@@ -101,7 +101,7 @@ def text_of(row: Canonical) -> str:
     return "\n".join(turn["content"] for turn in turns if turn.get("content"))
 
 
-def notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str]:
+def list_notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str]:
     """What whoever asked for `size` tokens and this template should know. `naming` is where further special tokens are named."""
     found = []
     if len(tokenizer) < size:
@@ -115,7 +115,7 @@ def notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str]:
     return found
 
 
-def compression(tokenizers: Mapping[str, Any], texts: Sequence[str]) -> dict[str, dict[str, float]]:
+def measure_compression(tokenizers: Mapping[str, Any], texts: Sequence[str]) -> dict[str, dict[str, float]]:
     """For each tokenizer: `bytes_per_token` (UTF-8; more is better), `tokens_per_character`, `exact`, the share of texts that
     come back from their tokens as they were, and its `size`."""
     size, characters = sum(len(text.encode()) for text in texts), sum(map(len, texts))
@@ -136,7 +136,7 @@ def compression(tokenizers: Mapping[str, Any], texts: Sequence[str]) -> dict[str
     return table
 
 
-def _least(tokens: list[str], byte_fallback: bool) -> int:
+def _minimum_size(tokens: list[str], byte_fallback: bool) -> int:
     return len(tokens) + (256 if byte_fallback else 1)
 
 
@@ -189,14 +189,14 @@ def _train(texts: Iterable[str], kind: Kind, size: int, tokens: list[str], byte_
         tokenizer = Tokenizer(models.Unigram())
         trainer = trainers.UnigramTrainer(**shared, unk_token=unknown, max_piece_length=_LONGEST)
     tokenizer.pre_tokenizer, tokenizer.decoder = cutting, decoder
-    seen = _Seen(texts, rare, _doubled(words, texts) if kind == "unigram" else [])
+    seen = _TrainingTexts(texts, rare, _double_frequent_words(words, texts) if kind == "unigram" else [])
     tokenizer.train_from_iterator(seen, trainer)
     if not seen.characters:
         raise ValueError("there is no text to learn from")
-    return _in_order(tokenizer, len(tokens)) if kind == "unigram" else tokenizer
+    return _sort_vocabulary(tokenizer, len(tokens)) if kind == "unigram" else tokenizer
 
 
-class _Seen:
+class _TrainingTexts:
     """Texts in pieces, rare characters left out, and further words; counts the texts' characters."""
 
     def __init__(self, texts: Iterable[str], rare: dict[int, None], further: list[str]) -> None:
@@ -211,7 +211,7 @@ class _Seen:
         yield from (word.translate(self.rare) for word in self.further)
 
 
-def _doubled(cut: Any, texts: Iterable[str]) -> list[str]:
+def _double_frequent_words(cut: Any, texts: Iterable[str]) -> list[str]:
     """Every frequent word, written twice without the blank between.
 
     The Unigram trainer begins with what stands more than once in the list of different words. However frequent a word is,
@@ -235,7 +235,7 @@ def _alphabet(texts: Iterable[str], most: int) -> tuple[list[str], dict[int, Non
     return ranked[:most], {ord(character): None for character in ranked[most:]}
 
 
-def _in_order(tokenizer: Any, special: int) -> Any:
+def _sort_vocabulary(tokenizer: Any, special: int) -> Any:
     """The tokenizer with its Unigram vocabulary in an order, and with scores, that do not depend on chance.
 
     The trainer sums floats in the order of a hash map, so scores differ in their last digits from run to run, and it deals
@@ -247,11 +247,13 @@ def _in_order(tokenizer: Any, special: int) -> Any:
     model = content["model"]
     head, pieces = model["vocab"][:special], model["vocab"][special:]
     low = min(score for _, score in pieces)
-    scored = [(piece, round(low if len(piece) == 1 and _dealt(score - low) else score, 6)) for piece, score in pieces]
+    scored = [
+        (piece, round(low if len(piece) == 1 and _is_dealt_score(score - low) else score, 6)) for piece, score in pieces
+    ]
     model["vocab"] = [*head, *map(list, sorted(scored, key=lambda each: (-each[1], each[0])))]
     return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
 
 
-def _dealt(above: float) -> bool:
+def _is_dealt_score(above: float) -> bool:
     steps = above / _STEP
     return steps < 2**16 and abs(steps - round(steps)) < 1e-6

@@ -40,18 +40,18 @@ TOKENIZER_FILES = (
 )
 
 
-def key(files: Mapping[str, Path], settings: Mapping[str, Any], progress: Callable[[int], object]) -> str:
+def entry_key(files: Mapping[str, Path], settings: Mapping[str, Any], progress: Callable[[int], object]) -> str:
     """The hash of the files' bytes, by role, and the settings. `progress` is told the bytes read so far."""
-    return name(digests(files, progress), settings)
+    return entry_name(file_digests(files, progress), settings)
 
 
-def name(digests: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+def entry_name(digests: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     """What an entry is called: the hash of everything that it is made from."""
     told = json.dumps({"version": VERSION, "files": digests, "settings": settings}, sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
-def digests(files: Mapping[str, Path], progress: Callable[[int], object]) -> dict[str, str]:
+def file_digests(files: Mapping[str, Path], progress: Callable[[int], object]) -> dict[str, str]:
     """Role -> SHA-256 of the file's bytes. `progress` is told the bytes read so far."""
     done = 0
     found = {}
@@ -67,10 +67,10 @@ def digests(files: Mapping[str, Path], progress: Callable[[int], object]) -> dic
 
 
 @contextmanager
-def entry(home: Home, name: str) -> Iterator[Path]:
+def new_entry(home: Home, name: str) -> Iterator[Path]:
     """A folder to fill; it becomes the entry `name` when the block ends well, and nothing is left when it does not."""
     home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _sweep(home.cache)
+    _remove_unfinished(home.cache)
     temporary = home.cache / f".{name}.{host_name()}.{os.getpid()}"
     temporary.mkdir(mode=0o700)
     try:
@@ -90,16 +90,16 @@ def entry(home: Home, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def workshop(home: Home, name: str) -> Iterator[Path]:
+def work_folder(home: Home, name: str) -> Iterator[Path]:
     """A folder in which an entry is made, step by step: what a killed process has left there is used by the next one.
 
     One process at a time has it; another waits. It is removed when the block ends well or with a user's mistake (ValueError, ProblemError),
     and kept for the next attempt when the block is interrupted or the disk is full. Those that nobody has touched for two weeks go.
     """
     home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _forget(home.cache)
+    _remove_abandoned(home.cache)
     folder = home.cache / f"{_WORK}{name}"
-    with _turn(folder):
+    with _lock_folder(folder):
         try:
             yield folder
         except (ValueError, ProblemError):
@@ -109,15 +109,15 @@ def workshop(home: Home, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def kept(home: Home, name: str) -> Iterator[Path]:
+def permanent_folder(home: Home, name: str) -> Iterator[Path]:
     """A folder for what must not be made twice, because it was paid for: it stays however the block ends. One process at a time has it."""
     home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _turn(home.cache / name):
+    with _lock_folder(home.cache / name):
         yield home.cache / name
 
 
 @contextmanager
-def _turn(folder: Path) -> Iterator[None]:
+def _lock_folder(folder: Path) -> Iterator[None]:
     """Make the folder and hold it; the kernel lets go of it however this process ends."""
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -132,7 +132,7 @@ def _turn(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _forget(cache: Path) -> None:
+def _remove_abandoned(cache: Path) -> None:
     """Remove workshops that were given up."""
     for folder in cache.glob(f"{_WORK}*"):
         try:
@@ -143,7 +143,7 @@ def _forget(cache: Path) -> None:
             continue  # another process has just done with it
 
 
-def _sweep(cache: Path) -> None:
+def _remove_unfinished(cache: Path) -> None:
     """Remove what killed processes of this host have left half written."""
     for path in cache.glob(f".*.{host_name()}.*"):
         pid = re.fullmatch(r".*\.(\d+)", path.name)

@@ -72,9 +72,9 @@ class Data:
         browser, told, name = self._opened(), self._progress(asked), asked["until"]
         if not name:
             return {"stages": [], "parts": browser.show(None, told), "decisions": browser.decisions()}
-        if name == partial.TOKENIZE and pretokenized.folders(browser.profile.data, browser.profile.directory):
+        if name == partial.TOKENIZE and pretokenized.find_folders(browser.profile.data, browser.profile.directory):
             return {**self.prepare(asked), "parts": browser.totals(), "decisions": {}}
-        left = partial.until(
+        left = partial.run_until(
             browser.profile, name, self.home, lambda phase, done, total: told(done, total, phase=phase)
         )
         if left.expansion:

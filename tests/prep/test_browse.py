@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from engine.config.profile import Profile, parse
 from engine.prep.browse import Browser
-from engine.prep.files.copies import copy
+from engine.prep.files.copies import copy_rows
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from tests.prep.conftest import chat, write
@@ -88,11 +88,11 @@ def test_bad_rows_of_a_copy_are_counted_and_named(over: Over, bare_home: Home, t
 def test_a_copy_is_made_once_for_one_content(bare_home: Home, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\nt\n")
     (tmp_path / "b.csv").write_text("text\nt\n")
-    first = copy(tmp_path / "a.csv", bare_home, lambda _: None)
+    first = copy_rows(tmp_path / "a.csv", bare_home, lambda _: None)
     made = first.rows.stat().st_mtime_ns
-    assert copy(tmp_path / "b.csv", bare_home, lambda _: None) == first and first.rows.stat().st_mtime_ns == made
+    assert copy_rows(tmp_path / "b.csv", bare_home, lambda _: None) == first and first.rows.stat().st_mtime_ns == made
     (tmp_path / "b.csv").write_text("text\nother\n")
-    assert copy(tmp_path / "b.csv", bare_home, lambda _: None) != first
+    assert copy_rows(tmp_path / "b.csv", bare_home, lambda _: None) != first
     assert len(list(bare_home.cache.iterdir())) == 2
 
 

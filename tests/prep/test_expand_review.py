@@ -111,7 +111,7 @@ def test_a_thought_graph_is_decided_as_one_row(bare_home: Home, tmp_path: Path) 
     assert parts["expanded"] == 2 and parts["train"] > 2
     assert [json.loads(row["raw"]) for row in browser.rows(EXPANDED, 0, 2)["rows"]] == made
     browser.decide(1, "dropped")
-    assert list(decisions.kept(tmp_path / "more")) == made[:1]
+    assert list(decisions.read_kept(tmp_path / "more")) == made[:1]
     assert browser.reread(quiet)["parts"]["train"] == parts["train"] // 2
 
 

@@ -260,7 +260,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no file"):
         list(readers.read(tmp_path / "rows.jsonl"))
     with pytest.raises(ValueError, match="without a file that can be read"):
-        sources.files(".", tmp_path)
+        sources.list_files(".", tmp_path)
 
 
 def test_a_file_that_unpacks_beyond_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_so_it_is_with_mapped_columns_and_prompts(
 ) -> None:
     source = SourceOptions(source="x", columns=columns, prompt=prompt, system=system)
     try:
-        found = column_mapping.converter(source, shape)(row)
+        found = column_mapping.make_converter(source, shape)(row)
     except ValueError as error:
         assert str(error)
         return

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.prep import stats
-from engine.prep.tokenize import percentile
+from engine.prep.token_rows import percentile
 from engine.prep.verbs.stats import run
 from engine.protocol.home import Home
 from tests.prep.conftest import write

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.inference.request import Asked, Messages, task_named
 from engine.prep import detect_format, readers
-from engine.prep.formats.canonical import conversation_of, messages_of, said
+from engine.prep.formats.canonical import check_messages, conversation_of, make_message
 
 _LOOKED_AT = 100
 """Rows by which a shape is told."""
@@ -53,8 +53,8 @@ def _asking(text: str, task: str | None, system: str | None) -> Messages:
     if task is not None:
         wrapped: Messages = task_named(task).messages(text)
         return wrapped
-    opening = [said("system", system)] if system else []
-    return [*opening, said("user", text)]
+    opening = [make_message("system", system)] if system else []
+    return [*opening, make_message("user", text)]
 
 
 def _rows(path: Path, task: str | None, system: str | None) -> Iterator[Prompt]:
@@ -88,7 +88,7 @@ def _turns(row: Mapping[str, Any]) -> Messages:
     given = next((row[name] for name in ("messages", "prompt") if isinstance(row.get(name), list)), None)
     if given is None or not all(isinstance(turn, dict) and "role" in turn for turn in given):
         return []
-    return messages_of(given, "messages")
+    return check_messages(given, "messages")
 
 
 def _completed(row: Mapping[str, Any]) -> dict[str, Any]:

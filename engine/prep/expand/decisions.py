@@ -25,14 +25,14 @@ MADE, DECISIONS, ROWS = "made.jsonl", "decisions.jsonl", "rows.jsonl"
 ACCEPTED, DROPPED, UNDECIDED = WORDS = ("accepted", "dropped", "undecided")
 
 
-class Published(NamedTuple):
+class RowCounts(NamedTuple):
     """Numbers of rows."""
 
     kept: int
     dropped: int
 
 
-def kept(folder: Path) -> Iterator[dict[str, Any]]:
+def read_kept(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of an expansion that the user has not dropped, in the order in which they were made. Raises FileNotFoundError before there are any."""
     dropped = _dropped(folder)
     with (folder / MADE).open("rb") as made:
@@ -52,7 +52,7 @@ def digest(line: bytes) -> str:
     return blake2b(line.strip(), digest_size=16).hexdigest()
 
 
-def read(folder: Path) -> dict[str, str]:
+def read_decisions(folder: Path) -> dict[str, str]:
     """Digest -> the last word on the row, for rows of which there was any. Raises ValueError for a file that is none of ours."""
     path = folder / DECISIONS
     told: dict[str, str] = {}
@@ -72,10 +72,10 @@ def read(folder: Path) -> dict[str, str]:
     return told
 
 
-def decide(folder: Path, row: str, decision: str) -> Published:
+def decide(folder: Path, row: str, decision: str) -> RowCounts:
     """Write down a decision about the row of this digest; `rows.jsonl` is in keeping with it when this returns. Raises ValueError, OSError."""
     assert decision in WORDS, decision
-    with publishing(folder) as file:
+    with lock(folder) as file:
         content = os.pread(file, os.fstat(file).st_size, 0)
         good = content.rfind(b"\n") + 1
         os.ftruncate(file, good)
@@ -85,7 +85,7 @@ def decide(folder: Path, row: str, decision: str) -> Published:
 
 
 @contextmanager
-def publishing(folder: Path) -> Iterator[int]:
+def lock(folder: Path) -> Iterator[int]:
     """Hold the folder's decisions and rows against other writers; yields the open file of decisions."""
     descriptor = os.open(folder / DECISIONS, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -95,22 +95,22 @@ def publishing(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def publish(folder: Path) -> Published:
+def publish(folder: Path) -> RowCounts:
     """Write `rows.jsonl` anew from what was made and decided. Call it while `publishing`."""
     draft = folder / f".{ROWS}.draft"
     dropped = _dropped(folder)
-    kept = gone = 0
+    count = gone = 0
     with (folder / MADE).open("rb") as made, draft.open("wb") as rows:
         for line in made:
             if dropped and digest(line) in dropped:
                 gone += 1
             else:
                 rows.write(line)
-                kept += 1
+                count += 1
     sync(draft)
     draft.replace(folder / ROWS)
-    return Published(kept, gone)
+    return RowCounts(count, gone)
 
 
 def _dropped(folder: Path) -> set[str]:
-    return {row for row, decision in read(folder).items() if decision == DROPPED}
+    return {row for row, decision in read_decisions(folder).items() if decision == DROPPED}

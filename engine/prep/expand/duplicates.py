@@ -29,11 +29,11 @@ class Duplicates:
 
     def add_exact(self, text: str) -> None:
         """Remember a text for equality alone: eight bytes each. All of these come before the first `find`."""
-        self._read.append(_digest(normal(text)))
+        self._read.append(_digest(normalize(text)))
 
     def add(self, text: str) -> None:
         """Remember a text for equality and similarity."""
-        plain = normal(text)
+        plain = normalize(text)
         self._digests.add(_digest(plain))
         shingles = _shingles(plain)
         for shingle in self._prefix(shingles):
@@ -42,7 +42,7 @@ class Duplicates:
 
     def find(self, text: str) -> str:
         """`duplicate`, `near-duplicate`, or nothing."""
-        plain = normal(text)
+        plain = normalize(text)
         if self._is_known(_digest(plain)):
             return "duplicate"
         shingles = _shingles(plain)
@@ -68,7 +68,7 @@ class Duplicates:
         return sorted(shingles)[:size]
 
 
-def normal(text: str) -> str:
+def normalize(text: str) -> str:
     """Letters and digits alone, one case and width; the text itself where there are none."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return "".join(filter(str.isalnum, folded)) or text

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.llm_api import client
-from engine.llm_api.budget import Budget, Usage, worst
+from engine.llm_api.budget import Budget, Usage, worst_case
 from engine.llm_api.journal import Journal
-from engine.llm_api.retries import Asking
+from engine.llm_api.retries import Requester
 from engine.options.data import ExpandOptions, SourceOptions
 from engine.prep.expand.duplicates import Duplicates
-from engine.prep.expand.parse_replies import Harvest
+from engine.prep.expand.parse_replies import ReplyParser
 from engine.prep.expand.results import NAMES, Results
-from engine.prep.expand.seeds import Seeds, Sources, read
+from engine.prep.expand.seeds import Seeds, Sources, read_seeds
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,10 +51,10 @@ def expand(
     Raises ProblemError (no key, a service that refuses or is out of order …), ValueError for options that cannot be; what was
     answered until then is kept, and the same call goes on from there.
     """
-    return make([(source, paths)], options, out, progress).report
+    return expand_sources([(source, paths)], options, out, progress).report
 
 
-class Made(NamedTuple):
+class Expansion(NamedTuple):
     """`report` is what `expand` returns. Of each row in `made.jsonl`, `forms` is the number of the source and shape that its seed had in `kinds`."""
 
     report: dict[str, Any]
@@ -62,7 +62,7 @@ class Made(NamedTuple):
     forms: list[int]
 
 
-def make(sources: Sources, options: ExpandOptions, out: Path, progress: Progress) -> Made:
+def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress: Progress) -> Expansion:
     """As `expand`, of the rows of several sources."""
     paths = [path for _, listed in sources for path in listed]
     if overwritten := [path for path in paths if path.parent == out.resolve() and path.name in NAMES]:
@@ -70,13 +70,13 @@ def make(sources: Sources, options: ExpandOptions, out: Path, progress: Progress
     budget = Budget(options)
     key = client.api_key(options)
     duplicates = Duplicates(options.similarity)
-    seeds = read(sources, options, duplicates, lambda done, total: progress("reading", done, total))
+    seeds = read_seeds(sources, options, duplicates, lambda done, total: progress("reading", done, total))
     out.mkdir(parents=True, exist_ok=True)
     with closing(Journal(out / "requests.jsonl", _settings(seeds, options))) as journal, Results(out) as results:
         for used in journal.used:
             budget.spend(used)
-        harvest = Harvest(seeds, options, duplicates, results)
-        conversation = _Conversation(seeds, options, harvest, journal, budget, progress)
+        harvest = ReplyParser(seeds, options, duplicates, results)
+        conversation = _RequestLoop(seeds, options, harvest, journal, budget, progress)
         stopped = asyncio.run(conversation.hold(key))
         report = {
             "task": seeds.name,
@@ -95,20 +95,20 @@ def make(sources: Sources, options: ExpandOptions, out: Path, progress: Progress
         report = results.publish(report)
     numbers = {id(source): number for number, (source, _) in enumerate(sources)}
     kinds = [(numbers[id(form.source)], form.shape) for form in seeds.forms]
-    return Made({**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}, kinds, harvest.forms)
+    return Expansion({**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}, kinds, harvest.forms)
 
 
-def rehearse(paths: list[Path], source: SourceOptions, options: ExpandOptions, progress: Progress) -> dict[str, Any]:
+def dry_run(paths: list[Path], source: SourceOptions, options: ExpandOptions, progress: Progress) -> dict[str, Any]:
     """The first prompts, and what the work costs at most when every answer is good. Sends nothing and needs no key."""
     lack = Budget(options).lack
-    seeds = read(
+    seeds = read_seeds(
         [(source, paths)], options, Duplicates(options.similarity), lambda done, total: progress("reading", done, total)
     )
     requests = math.ceil(options.samples / options.per_request)
     prompt = reply = fitting = 0
     stopped = ""
     for number in range(requests):
-        each = worst(seeds.ask(number, options), options)
+        each = worst_case(seeds.ask(number, options), options)
         stopped = stopped or lack(Usage(prompt + each.prompt, reply + each.reply))
         prompt, reply = prompt + each.prompt, reply + each.reply
         fitting += not stopped
@@ -132,14 +132,14 @@ def _settings(seeds: Seeds, options: ExpandOptions) -> dict[str, Any]:
     }
 
 
-class _Conversation:
+class _RequestLoop:
     """The requests on their way, and what is known of the answers."""
 
     def __init__(
         self,
         seeds: Seeds,
         options: ExpandOptions,
-        harvest: Harvest,
+        harvest: ReplyParser,
         journal: Journal,
         budget: Budget,
         progress: Progress,
@@ -149,7 +149,7 @@ class _Conversation:
         self.taken = 0
         """The harvest has the answers of all requests before this one."""
         self.asked: dict[int, asyncio.Task[None]] = {}
-        self.asking = Asking(options, journal, budget, options.seed)
+        self.asking = Requester(options, journal, budget, options.seed)
         self.lack = ""
 
     async def hold(self, key: str) -> str:
@@ -229,4 +229,4 @@ class _Conversation:
         return number
 
     def _worst(self, number: int) -> Usage:
-        return worst(self.seeds.ask(number, self.options), self.options)
+        return worst_case(self.seeds.ask(number, self.options), self.options)

@@ -14,7 +14,7 @@ from engine.prep.expand.substitute import Seed
 from engine.tasks.fences import load_json
 
 
-class Harvest:
+class ReplyParser:
     """Takes answers one request after the other. Counts answers, the requests that failed, good rows, and, as `barren`, the last
     answers without any."""
 
@@ -45,7 +45,7 @@ class Harvest:
 
     def _take(self, shown: list[Seed], reply: str, finish: str) -> None:
         try:
-            items = _items(reply)
+            items = _parse_items(reply)
         except ValueError as error:
             cut = finish == "length"
             reason = f"cut off at {self._options.max_tokens} tokens" if cut else f"not JSON: {error}"
@@ -77,7 +77,7 @@ class Harvest:
         self._results.reject(item, reason, value)
 
 
-def _items(reply: str) -> list[Any]:
+def _parse_items(reply: str) -> list[Any]:
     """The items of an answer: a list, the only list in an object, or one item. Raises ValueError for what is not JSON."""
     value = load_json(reply)
     if isinstance(value, list):

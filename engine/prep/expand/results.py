@@ -56,7 +56,7 @@ class Results:
     def publish(self, report: dict[str, Any]) -> dict[str, Any]:
         """Give the files their names; rows that the user has dropped stay out of `rows.jsonl`. Returns the report with `rows` and `dropped`."""
         self._finish_answer()
-        with decisions.publishing(self._out):
+        with decisions.lock(self._out):
             for name, draft in self._drafts.items():
                 self._files[name].close()
                 sync(draft)

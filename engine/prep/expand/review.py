@@ -12,7 +12,7 @@ from engine.prep import column_mapping, read_rows
 from engine.prep.expand import decisions
 from engine.prep.expand.decisions import MADE, UNDECIDED, WORDS
 from engine.prep.formats.canonical import Canonical
-from engine.prep.row_index import Indexed
+from engine.prep.row_index import IndexedFile
 
 
 class Review:
@@ -24,11 +24,11 @@ class Review:
     def __init__(self, folder: Path, forms: list[SourceOptions]) -> None:
         """`forms`: the sources that the seeds were of; each row has the form of one. Raises ValueError for files that are not as `expand` leaves them."""
         self.folder = folder
-        self.indexed = _indexed(folder / MADE, forms)
+        self.indexed = _index_made(folder / MADE, forms)
         with (folder / MADE).open("rb") as file:
             self._digests = [decisions.digest(line) for line in file]
-        self._told = decisions.read(folder)
-        self._answers, self._items = _origins(folder)
+        self._told = decisions.read_decisions(folder)
+        self._answers, self._items = _read_origins(folder)
         report = json.loads((folder / "report.json").read_bytes())
         self._task = str(report.get("task", ""))
 
@@ -71,10 +71,10 @@ class Review:
             return {"text": json.dumps(seed, ensure_ascii=False)}
 
 
-def _indexed(path: Path, forms: list[SourceOptions]) -> Indexed:
+def _index_made(path: Path, forms: list[SourceOptions]) -> IndexedFile:
     """The lines of `made.jsonl`. Its rows have one of these forms each. Raises ValueError."""
-    shapes = [read_rows.shape_of(form, path) for form in forms]
-    converters = [column_mapping.converter(form, shape) for form, shape in zip(forms, shapes, strict=True)]
+    shapes = [read_rows.find_format(form, path) for form in forms]
+    converters = [column_mapping.make_converter(form, shape) for form, shape in zip(forms, shapes, strict=True)]
 
     def convert(row: dict[str, Any]) -> list[Canonical]:
         faults = []
@@ -85,7 +85,7 @@ def _indexed(path: Path, forms: list[SourceOptions]) -> Indexed:
                 faults.append(str(error))
         raise ValueError("; ".join(faults))
 
-    indexed = Indexed(forms[0], path, path, shapes[0], convert)
+    indexed = IndexedFile(forms[0], path, path, shapes[0], convert)
     end = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -96,7 +96,7 @@ def _indexed(path: Path, forms: list[SourceOptions]) -> Indexed:
     return indexed
 
 
-def _origins(folder: Path) -> tuple[array[int], array[int]]:
+def _read_origins(folder: Path) -> tuple[array[int], array[int]]:
     """By line of `made.jsonl`: where its answer begins in `answers.jsonl`, and which item of it the row is."""
     answers, items = array("Q"), array("Q")
     offset = 0

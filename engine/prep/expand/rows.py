@@ -26,22 +26,22 @@ def fits(seed: Seed) -> bool:
     return True
 
 
-def shown(seed: Seed) -> Any:
+def show(seed: Seed) -> Any:
     return seed.row
 
 
-def made(item: Any, seed: Seed) -> dict[str, Any]:
+def build_row(item: Any, seed: Seed) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError(f"it is {type(item).__name__}, not an object")
     if not seed.form.matches(item):
-        item = _in_shape(item, seed.form.shape)
+        item = _convert_item(item, seed.form.shape)
     seed.form.convert(item)
     if further := sorted(item.keys() - seed.columns):
         raise ValueError(f"it has columns that no seed has: {', '.join(further)}")
     return dict(item)
 
 
-def key(row: dict[str, Any], form: Form) -> str:
+def duplicate_key(row: dict[str, Any], form: Form) -> str:
     """All but what the assistant says; of a prompt that the source gives, only what it is filled with."""
     asked = form.asked(row)
     if asked is not None:
@@ -53,7 +53,7 @@ def key(row: dict[str, Any], form: Form) -> str:
     return "\n".join(turn["content"] for turn in turns if turn["role"] in ("user", "tool"))
 
 
-def _in_shape(item: dict[str, Any], shape: str) -> dict[str, Any]:
+def _convert_item(item: dict[str, Any], shape: str) -> dict[str, Any]:
     """A row of another known shape in this one."""
     try:
         other = detect_format.detect([item])

@@ -62,7 +62,7 @@ class Seeds:
         return _PLACE.sub(lambda found: words[found[1]], self.prompt)
 
 
-def check(options: ExpandOptions) -> None:
+def check_options(options: ExpandOptions) -> None:
     """Raises ValueError for a task that there is not, and for prompts that no request could be made of."""
     for key, name in [("expand.task", options.task), *(("expand.prompts", name) for name in options.prompts)]:
         if name is not None and name not in TASKS:
@@ -72,7 +72,7 @@ def check(options: ExpandOptions) -> None:
             raise ValueError(f"expand.prompts.{name} has no {{seed}}: every request would be the same")
 
 
-def read(
+def read_seeds(
     sources: Sources,
     options: ExpandOptions,
     duplicates: Duplicates,
@@ -82,11 +82,11 @@ def read(
 
     Raises ProblemError when no row fits the task, ValueError for files that cannot be read.
     """
-    check(options)
+    check_options(options)
     digest = hashlib.sha256()
     forms: dict[tuple[int, str], Form] = {}
-    name = options.task or _task_of(_first(sources))
-    task = load(name)
+    name = options.task or _choose_task(_sample_sources(sources))
+    task = load_task(name)
     random = Random(f"{options.seed}:pool")
     pool: list[Seed] = []
     columns: dict[int, set[str]] = {}
@@ -98,7 +98,7 @@ def read(
         with path.open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
-    for seed, told, done in _seeds(sources, forms):
+    for seed, told, done in _iterate_seeds(sources, forms):
         progress(done, total)
         if seed is None or not task.fits(seed):
             unused += 1
@@ -124,15 +124,15 @@ def read(
     pool = [seed._replace(columns=known[id(seed.form)]) for seed in pool]
     for seed in pool:
         duplicates.add(task.key(seed.row, seed.form))
-    prompt = options.prompts.get(name) or task.PROMPTS[_language(task, pool)]
+    prompt = options.prompts.get(name) or task.PROMPTS[_choose_language(task, pool)]
     return Seeds(task, name, pool, prompt, digest.hexdigest(), count, unused, list(forms.values()))
 
 
-def load(name: str) -> ModuleType:
+def load_task(name: str) -> ModuleType:
     return importlib.import_module(TASKS[name])
 
 
-def _seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tuple[Seed | None, str, int]]:
+def _iterate_seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tuple[Seed | None, str, int]]:
     """Every row as (seed, place, bytes done); a bad one as (None, place and reason, bytes done). `forms` learns theirs, by source and shape."""
     before = 0
     for number, (source, paths) in enumerate(sources):
@@ -146,8 +146,10 @@ def _seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tup
                     yield None, f"{place}: {record.reason}", done
                     continue
                 if form is None:
-                    shape = read_rows.shape_of(source, path)
-                    form = forms.setdefault((number, shape), Form(source, shape, read_rows.converter(source, shape)))
+                    shape = read_rows.find_format(source, path)
+                    form = forms.setdefault(
+                        (number, shape), Form(source, shape, read_rows.make_converter(source, shape))
+                    )
                 try:
                     seed = Seed(record.value, form, form.content(record.value))
                 except ValueError as error:
@@ -160,18 +162,18 @@ def _seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tup
             before += size
 
 
-def _first(sources: Sources) -> list[Seed]:
+def _sample_sources(sources: Sources) -> list[Seed]:
     """The rows by which the task is chosen: of each source as many."""
     each = max(1, _LOOKED_AT // len(sources))
-    looked_at = (itertools.islice(_seeds([source], {}), each) for source in sources)
+    looked_at = (itertools.islice(_iterate_seeds([source], {}), each) for source in sources)
     return [seed for seeds in looked_at for seed, _, _ in seeds if seed]
 
 
-def _task_of(seeds: list[Seed]) -> str:
-    return next(name for name in TASKS if 2 * sum(load(name).fits(seed) for seed in seeds) >= len(seeds))
+def _choose_task(seeds: list[Seed]) -> str:
+    return next(name for name in TASKS if 2 * sum(load_task(name).fits(seed) for seed in seeds) >= len(seeds))
 
 
-def _language(task: ModuleType, pool: list[Seed]) -> str:
+def _choose_language(task: ModuleType, pool: list[Seed]) -> str:
     text = "".join(json.dumps(task.shown(seed), ensure_ascii=False) for seed in pool[:20])
     chinese = len(_HAN.findall(text)) > 0.2 * len(_LETTER.findall(text)) and not _KANA.search(text)
     return "zh" if chinese else "en"

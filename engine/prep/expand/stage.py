@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from engine.options.data import ExpandOptions
 from engine.prep.expand import decisions
 from engine.prep.expand.decisions import DROPPED, MADE
-from engine.prep.expand.expand import Progress, make
+from engine.prep.expand.expand import Progress, expand_sources
 from engine.prep.expand.seeds import Sources
 from engine.protocol.home import Home, write_private
 from engine.storage import cache
@@ -30,7 +30,7 @@ _ROWS = ("samples", "similarity", "token_limit", "cost_limit", "price")
 """Settings that decide which rows become of the answers."""
 
 
-class Expanded(NamedTuple):
+class ExpandedSources(NamedTuple):
     """`sources` are the new rows as further training sources; `report` is what `prepared.json` says of them."""
 
     sources: Sources
@@ -45,16 +45,16 @@ def folder_of(options: ExpandOptions, sources: Sources, digests: Mapping[str, st
     return home.cache / f"expand-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]}"
 
 
-def expanded(
+def expand_training(
     options: ExpandOptions, sources: Sources, digests: Mapping[str, str], home: Home, progress: Progress
-) -> Expanded:
+) -> ExpandedSources:
     """The new rows of the training sources: made now, gone on with, or found. Rows that the user has dropped take no part.
 
     Raises what `expand` raises; then what was answered is kept, and the same call goes on from there.
     """
-    with cache.kept(home, folder_of(options, sources, digests, home).name) as folder:
-        told = _made(folder, options, sources, progress)
-        lines, dropped = _kept(folder, told["forms"])
+    with cache.permanent_folder(home, folder_of(options, sources, digests, home).name) as folder:
+        told = _make_rows(folder, options, sources, progress)
+        lines, dropped = _read_kept(folder, told["forms"])
     report = {
         **told["report"],
         "rows": len(told["forms"]),
@@ -62,7 +62,7 @@ def expanded(
         "rejects": str(folder / "rejects.jsonl"),
         "directory": str(folder),
     }
-    return Expanded(_sources(lines, told["kinds"], sources, home), report)
+    return ExpandedSources(_write_sources(lines, told["kinds"], sources, home), report)
 
 
 def is_made(options: ExpandOptions, sources: Sources, digests: Mapping[str, str], home: Home) -> bool:
@@ -71,22 +71,22 @@ def is_made(options: ExpandOptions, sources: Sources, digests: Mapping[str, str]
     return marker.is_file() and json.loads(marker.read_bytes()).get("asked") == options.model_dump(include=set(_ROWS))
 
 
-def _made(folder: Path, options: ExpandOptions, sources: Sources, progress: Progress) -> dict[str, Any]:
+def _make_rows(folder: Path, options: ExpandOptions, sources: Sources, progress: Progress) -> dict[str, Any]:
     """`stage.json`, of an expansion as it is asked for."""
     marker = folder / "stage.json"
     asked = options.model_dump(include=set(_ROWS))
     told: dict[str, Any] = json.loads(marker.read_bytes()) if marker.is_file() else {}
     if told.get("asked") != asked:
         marker.unlink(missing_ok=True)  # from here on the rows may be others than it says
-        made = make(sources, options, folder, progress)
+        made = expand_sources(sources, options, folder, progress)
         told = {"asked": asked, "report": made.report, "kinds": made.kinds, "forms": made.forms}
         write_private(marker, json.dumps(told, ensure_ascii=False).encode())
     return told
 
 
-def _kept(folder: Path, forms: list[int]) -> tuple[dict[int, list[bytes]], int]:
+def _read_kept(folder: Path, forms: list[int]) -> tuple[dict[int, list[bytes]], int]:
     """The lines of the rows that nobody dropped, by form, and how many were dropped."""
-    gone = {row for row, word in decisions.read(folder).items() if word == DROPPED}
+    gone = {row for row, word in decisions.read_decisions(folder).items() if word == DROPPED}
     kept: dict[int, list[bytes]] = {}
     dropped = 0
     with (folder / MADE).open("rb") as made:
@@ -98,7 +98,7 @@ def _kept(folder: Path, forms: list[int]) -> tuple[dict[int, list[bytes]], int]:
     return dict(sorted(kept.items())), dropped
 
 
-def _sources(lines: dict[int, list[bytes]], kinds: list[list[Any]], seeds: Sources, home: Home) -> Sources:
+def _write_sources(lines: dict[int, list[bytes]], kinds: list[list[Any]], seeds: Sources, home: Home) -> Sources:
     """Each form's rows under the options of its seeds, in a folder named by what it holds: later decisions change none that is in use."""
     digest = hashlib.sha256()
     for form, rows in lines.items():
@@ -106,7 +106,7 @@ def _sources(lines: dict[int, list[bytes]], kinds: list[list[Any]], seeds: Sourc
         digest.update(b"".join(rows))
     made = home.cache / f"expanded-{digest.hexdigest()[:32]}"
     if lines and not made.is_dir():
-        with cache.entry(home, made.name) as folder:
+        with cache.new_entry(home, made.name) as folder:
             for form, rows in lines.items():
                 (folder / f"expanded-{form}.jsonl").write_bytes(b"".join(rows))
     found: Sources = []

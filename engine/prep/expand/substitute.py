@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from engine.options.data import SourceOptions
 from engine.prep import detect_format
-from engine.prep.column_mapping import Converter, asked_with, renamed
+from engine.prep.column_mapping import Converter, prompt_values, rename_columns
 from engine.prep.formats.canonical import Canonical
 from engine.tasks.fences import unfence
 
@@ -24,7 +24,7 @@ class Form:
     def matches(self, row: dict[str, Any]) -> bool:
         """Whether a row has the columns of the shape. A prompt of the source's own stands for those of the question."""
         return bool(self.source.prompt) or bool(
-            detect_format.load(self.shape).matches(renamed(row, self.source.columns)[0])
+            detect_format.load(self.shape).matches(rename_columns(row, self.source.columns)[0])
         )
 
     def content(self, row: dict[str, Any]) -> Canonical:
@@ -33,7 +33,7 @@ class Form:
 
     def asked(self, row: dict[str, Any]) -> str | None:
         """What fills the source's own prompt; None where it has none. Raises ValueError."""
-        return asked_with(self.source, row) if self.source.prompt else None
+        return prompt_values(self.source, row) if self.source.prompt else None
 
 
 class Seed(NamedTuple):
@@ -53,7 +53,7 @@ class Exchange(NamedTuple):
     reply: str
 
 
-def of(content: Canonical, instructions: tuple[str, ...]) -> Exchange:
+def find_exchange(content: Canonical, instructions: tuple[str, ...]) -> Exchange:
     """The only exchange of a conversation. The text begins behind one of `instructions`, else behind the last blank line.
 
     Raises ValueError for rows that hold no exchange, or several.
@@ -69,20 +69,20 @@ def of(content: Canonical, instructions: tuple[str, ...]) -> Exchange:
     return Exchange(text, turns[1]["content"])
 
 
-def replaced(seed: Seed, new: Exchange, instructions: tuple[str, ...]) -> dict[str, Any]:
+def replace_exchange(seed: Seed, new: Exchange, instructions: tuple[str, ...]) -> dict[str, Any]:
     """The seed's row with another text and another reply. Raises ValueError where the row does not hold them word for word."""
-    old = of(seed.content, instructions)
-    row: dict[str, Any] = _replaced(seed.row, old, new)
-    if of(seed.form.content(row), instructions) != new:
+    old = find_exchange(seed.content, instructions)
+    row: dict[str, Any] = _replace_value(seed.row, old, new)
+    if find_exchange(seed.form.content(row), instructions) != new:
         raise ValueError(f"its seed's row ({seed.form.shape}) cannot hold it")
     return row
 
 
-def _replaced(value: Any, old: Exchange, new: Exchange) -> Any:
+def _replace_value(value: Any, old: Exchange, new: Exchange) -> Any:
     if isinstance(value, dict):
-        return {name: _replaced(each, old, new) for name, each in value.items()}
+        return {name: _replace_value(each, old, new) for name, each in value.items()}
     if isinstance(value, list):
-        return [_replaced(each, old, new) for each in value]
+        return [_replace_value(each, old, new) for each in value]
     if value == old.reply:
         return new.reply
     if isinstance(value, str) and old.text in value:
@@ -91,7 +91,7 @@ def _replaced(value: Any, old: Exchange, new: Exchange) -> Any:
     return value
 
 
-def written_like(example: str, value: Any) -> str:
+def write_like(example: str, value: Any) -> str:
     """JSON text of `value` in the manner of `example`: its blanks, its lines, its fence."""
     bare = unfence(example)
     separators = (", ", ": ") if '": ' in bare else (",", ":")

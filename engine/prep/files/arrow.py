@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engine.prep.files.columnar import records
+from engine.prep.files.columnar import to_records
 from engine.prep.files.record import Record
 
 _FILE = b"ARROW1"
@@ -14,7 +14,7 @@ _FILE = b"ARROW1"
 
 def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
     """Raises ValueError for a file that is neither, or damaged."""
-    return records(_batches(stream), path)
+    return to_records(_batches(stream), path)
 
 
 def _batches(stream: BinaryIO) -> Iterator[Any]:

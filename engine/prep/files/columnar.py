@@ -18,7 +18,7 @@ _UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, RecursionError
 """What pyarrow raises for values that Python has no form for, beside its own exceptions; LookupError for types that it has none for."""
 
 
-def records(batches: Iterator[Any], path: Path) -> Iterator[Record]:
+def to_records(batches: Iterator[Any], path: Path) -> Iterator[Record]:
     """The rows of `pyarrow.RecordBatch`es, values as JSON has them: times in ISO form, decimals as text, bytes in base64, NaN as null."""
     import pyarrow as pa
 
@@ -36,27 +36,27 @@ def records(batches: Iterator[Any], path: Path) -> Iterator[Record]:
         for start in range(0, batch.num_rows, step):
             part = batch.slice(start, step)
             try:
-                values: list[Any] = _values(part)
+                values: list[Any] = _decode_batch(part)
             except (*_UNREADABLE, pa.ArrowException):
-                values = [_one(part.slice(index, 1)) for index in range(part.num_rows)]
+                values = [_decode_row(part.slice(index, 1)) for index in range(part.num_rows)]
             for value in values:
                 line += 1
                 known = isinstance(value, dict)
                 yield Record(name, line, 0, 0, value if known else None, "" if known else value)
 
 
-def _values(batch: Any) -> list[dict[str, Any]]:
+def _decode_batch(batch: Any) -> list[dict[str, Any]]:
     # A file may claim offsets that lie outside of its buffers: reading them unchecked could end the process.
     batch.validate(full=True)
     values: list[dict[str, Any]] = msgspec.json.decode(msgspec.json.encode(batch.to_pylist()))
     return values
 
 
-def _one(row: Any) -> dict[str, Any] | str:
+def _decode_row(row: Any) -> dict[str, Any] | str:
     """The row, or why there is none."""
     import pyarrow as pa
 
     try:
-        return _values(row)[0]
+        return _decode_batch(row)[0]
     except (*_UNREADABLE, pa.ArrowException) as error:
         return f"a value cannot be read: {error}"

@@ -24,18 +24,18 @@ class Copy(NamedTuple):
     rejects: Path
 
 
-def copy(path: Path, home: Home, progress: Callable[[int], object]) -> Copy:
+def copy_rows(path: Path, home: Home, progress: Callable[[int], object]) -> Copy:
     """Made on first need, found by content afterwards. `progress` is told bytes of the file, up to its size.
 
     Raises ValueError and OSError as `readers.read` does; then nothing is kept.
     """
     half = path.stat().st_size // 2
     settings = {"kind": readers.check_suffix(path)}
-    name = "rows-" + cache.key({"rows": path}, settings, lambda done: progress(done // 2))
+    name = "rows-" + cache.entry_key({"rows": path}, settings, lambda done: progress(done // 2))
     made = Copy(*(home.cache / name / file for file in ("rows.jsonl", "origins", "rejects.jsonl")))
     if not made.rows.is_file():
         with (
-            cache.entry(home, name) as folder,
+            cache.new_entry(home, name) as folder,
             (folder / "rows.jsonl").open("wb") as good,
             (folder / "origins").open("wb") as origins,
             (folder / "rejects.jsonl").open("w", encoding="utf-8") as bad,
@@ -49,14 +49,14 @@ def copy(path: Path, home: Home, progress: Callable[[int], object]) -> Copy:
     return made
 
 
-def origins(copied: Copy) -> Iterator[int]:
+def read_origins(copied: Copy) -> Iterator[int]:
     """The good rows' lines in the file that was copied."""
     with copied.origins.open("rb") as file:
         while block := file.read(2**16):
             yield from memoryview(block).cast("Q")
 
 
-def rejects(copied: Copy, path: Path) -> Iterator[Record]:
+def read_rejects(copied: Copy, path: Path) -> Iterator[Record]:
     """The records of `path` that could not be read."""
     with copied.rejects.open(encoding="utf-8") as file:
         for told in file:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.prep.files.lines import LONGEST_LINE, Line, lines, too_long
+from engine.prep.files.lines import LONGEST_LINE, Line, describe_too_long, read_lines
 from engine.prep.files.record import BOM, Record
 
 DELIMITERS = ",;\t|"
@@ -28,14 +28,14 @@ class _TooLong(Exception):
 
 def read_csv(stream: BinaryIO, path: Path) -> Iterator[Record]:
     start = stream.peek(_SNIFFED) if hasattr(stream, "peek") else b""
-    return _read(stream, path, sniff(start[:_SNIFFED].removeprefix(BOM).decode("utf-8", "replace")))
+    return _read(stream, path, find_delimiter(start[:_SNIFFED].removeprefix(BOM).decode("utf-8", "replace")))
 
 
 def read_tsv(stream: BinaryIO, path: Path) -> Iterator[Record]:
     return _read(stream, path, "\t")
 
 
-def sniff(start: str) -> str:
+def find_delimiter(start: str) -> str:
     """The delimiter of a file that starts so; a comma when there is but one column."""
 
     def agreeing(delimiter: str) -> tuple[float, int]:
@@ -56,7 +56,7 @@ def sniff(start: str) -> str:
 def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
     """Raises ValueError for a header that names no columns, or one of them twice."""
     csv.field_size_limit(LONGEST_LINE)  # of the whole process: nobody else here reads CSV
-    taken = _Taken(lines(stream))
+    taken = _RowLines(read_lines(stream))
     rows = csv.reader(taken, delimiter=delimiter, strict=True)
     columns: list[str] | None = None
     while True:
@@ -68,7 +68,7 @@ def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
         except StopIteration:
             return
         except _TooLong:
-            reason = too_long("a row")
+            reason = describe_too_long("a row")
             taken.skip()
         except csv.Error as error:
             reason = f"not CSV: {error}"
@@ -82,7 +82,7 @@ def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
         elif any("\udc80" <= character <= "\udcff" for value in values for character in value):
             reason = "not UTF-8"
         if columns is None:
-            columns = _header(values, reason, path, first.number)
+            columns = _check_header(values, reason, path, first.number)
             continue
         if not reason and len(values) != len(columns):
             reason = f"{len(values)} fields, but the header has {len(columns)} (the delimiter is {delimiter!r})"
@@ -90,7 +90,7 @@ def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
         yield Record(str(path), first.number, first.offset, end, value, reason)
 
 
-def _header(values: list[str], reason: str, path: Path, line: int) -> list[str]:
+def _check_header(values: list[str], reason: str, path: Path, line: int) -> list[str]:
     columns = [value.strip() for value in values]
     twice = next((column for column in columns if columns.count(column) > 1), None)
     if not reason and "" in columns:
@@ -102,7 +102,7 @@ def _header(values: list[str], reason: str, path: Path, line: int) -> list[str]:
     return columns
 
 
-class _Taken(Iterator[str]):
+class _RowLines(Iterator[str]):
     """Lines as the CSV reader takes them, and which of them make up the row at hand."""
 
     def __init__(self, source: Iterator[Line]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from engine.prep.files import jsonl
-from engine.prep.files.lines import LONGEST_LINE, too_long
+from engine.prep.files.lines import LONGEST_LINE, describe_too_long
 from engine.prep.files.record import BOM, Record, decode
 
 _BLOCK = 2**20
@@ -43,7 +43,7 @@ def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
         yield from jsonl.read(stream, path)
         return
     for line, offset, end, content in _Splitter(stream, path.name).rows():
-        value, reason = (None, too_long("a row")) if content is None else decode(content)
+        value, reason = (None, describe_too_long("a row")) if content is None else decode(content)
         yield Record(str(path), line, offset, end, value, reason)
 
 

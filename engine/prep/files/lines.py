@@ -9,7 +9,7 @@ LONGEST_LINE = 16 * 2**20
 """Bytes. A longer line, or row, is rejected without being held: decoded, even this much can take half a gigabyte."""
 
 
-def too_long(what: str = "a line") -> str:
+def describe_too_long(what: str = "a line") -> str:
     """The reason for a reject."""
     return f"{what} longer than {LONGEST_LINE // 2**20} MiB"
 
@@ -23,7 +23,7 @@ class Line(NamedTuple):
     content: bytes | None
 
 
-def lines(stream: BinaryIO) -> Iterator[Line]:
+def read_lines(stream: BinaryIO) -> Iterator[Line]:
     number, offset = 0, 0
     while content := stream.readline(LONGEST_LINE + 1):
         number += 1

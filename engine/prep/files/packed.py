@@ -34,7 +34,7 @@ def unzstd(stream: BinaryIO) -> BinaryIO:
     return io.BufferedReader(zstd.ZstdFile(stream, "rb"), BUFFER)
 
 
-def unpack(stream: BinaryIO, size: int) -> BinaryIO:
+def unpack_to_file(stream: BinaryIO, size: int) -> BinaryIO:
     """A temporary file with all that `stream` gives, for kinds that seek; gone when it is closed, even by a kill.
 
     `size` is that of the packed file. Raises ValueError when it unpacks to more than such a file ever holds, or than there is room for.

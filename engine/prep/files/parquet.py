@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engine.prep.files.columnar import BYTES, records
+from engine.prep.files.columnar import BYTES, to_records
 from engine.prep.files.record import Record
 
 
 def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
     """Raises ValueError for a file that is none, or damaged."""
-    return records(_batches(stream), path)
+    return to_records(_batches(stream), path)
 
 
 def _batches(stream: BinaryIO) -> Iterator[Any]:

@@ -34,86 +34,86 @@ _OWN = {"text", "messages", "tools", "prompt", "completion", "chosen", "rejected
 # ── conversations ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def conversation(turns: Any, tools: Any = None) -> Canonical:
+def make_conversation(turns: Any, tools: Any = None) -> Canonical:
     """A row of messages. Raises ValueError for what no template could render or no loss could learn from."""
-    found = messages_of(turns, "messages")
+    found = check_messages(turns, "messages")
     if not any(message["role"] == "assistant" for message in found):
         raise ValueError("no assistant turn: there is nothing to learn")
-    return with_tools({"messages": found}, tools)
+    return add_tools({"messages": found}, tools)
 
 
-def exchange(system: Any, question: Any, answer: Any) -> Canonical:
+def make_exchange(system: Any, question: Any, answer: Any) -> Canonical:
     """One question and its answer, with a system turn unless `system` is empty."""
-    return conversation([*opening(system), said("user", question), said("assistant", answer)])
+    return make_conversation([*system_turns(system), make_message("user", question), make_message("assistant", answer)])
 
 
-def opening(system: Any) -> list[Message]:
-    return [said("system", system)] if system else []
+def system_turns(system: Any) -> list[Message]:
+    return [make_message("system", system)] if system else []
 
 
-def said(role: str, content: Any) -> Message:
+def make_message(role: str, content: Any) -> Message:
     return {"role": role, "content": content}
 
 
-def messages_of(turns: Any, name: str) -> list[Message]:
+def check_messages(turns: Any, name: str) -> list[Message]:
     """Checked messages. Raises ValueError naming the turn, from 1."""
     if not isinstance(turns, list):
         raise ValueError(f"{name} is not a list")
-    return [_message(turn, number) for number, turn in enumerate(turns, 1)]
+    return [_check_message(turn, number) for number, turn in enumerate(turns, 1)]
 
 
-def _message(turn: Any, number: int) -> Message:
+def _check_message(turn: Any, number: int) -> Message:
     if not isinstance(turn, dict):
         raise ValueError(f"turn {number} is {type(turn).__name__}, not a mapping of role and content")
     role, content = turn.get("role"), turn.get("content")
     if role not in ROLES:
-        raise ValueError(f"turn {number} has the role {shown(role)}, not one of {', '.join(ROLES)}")
-    calls = _calls(turn["tool_calls"], number) if turn.get("tool_calls") else []
+        raise ValueError(f"turn {number} has the role {abbreviate(role)}, not one of {', '.join(ROLES)}")
+    calls = _check_calls(turn["tool_calls"], number) if turn.get("tool_calls") else []
     if calls and role != "assistant":
         raise ValueError(f"turn {number} ({role}) calls tools, which only the assistant does")
     if calls and content is None:
         content = ""
-    text = text_of(_joined(content, number), f"turn {number} ({role})")
+    text = check_text(_join_parts(content, number), f"turn {number} ({role})")
     if role == "assistant" and not calls and not text.strip():
         raise ValueError(f"turn {number} (assistant) is empty")
-    message = said(role, text)
+    message = make_message(role, text)
     if calls:
         message["tool_calls"] = calls
     if turn.keys() - _PLAIN:
-        _carry(turn, message, number)
+        _carry_further_keys(turn, message, number)
     return message
 
 
-def _joined(content: Any, number: int) -> Any:
+def _join_parts(content: Any, number: int) -> Any:
     """OpenAI's content parts as one text; anything else as it is."""
     if not isinstance(content, list):
         return content
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise ValueError(f"turn {number} holds a part of type {shown(kind)}; only text can be trained on")
+            raise ValueError(f"turn {number} holds a part of type {abbreviate(kind)}; only text can be trained on")
     return "".join(part["text"] for part in content)
 
 
-def _carry(turn: Mapping[str, Any], message: Message, number: int) -> None:
+def _carry_further_keys(turn: Mapping[str, Any], message: Message, number: int) -> None:
     """Further keys: templates may read them. An absent value is no value."""
     if turn.get("function_call"):
         raise ValueError(f"turn {number} has function_call, which OpenAI replaced: write tool_calls")
     if turn.get("weight", 1) not in (0, 1):
-        raise ValueError(f"turn {number} has the weight {shown(turn['weight'])}; it is 0 (not trained) or 1")
+        raise ValueError(f"turn {number} has the weight {abbreviate(turn['weight'])}; it is 0 (not trained) or 1")
     for key, value in turn.items():
         if key not in _PLAIN and key != "tool_calls" and value is not None:
-            message[key] = json_of(value, f"turn {number} {key}")
+            message[key] = check_json(value, f"turn {number} {key}")
 
 
-def _calls(calls: Any, number: int) -> list[dict[str, Any]]:
+def _check_calls(calls: Any, number: int) -> list[dict[str, Any]]:
     """Tool calls as `{"type": "function", "function": {"name", "arguments": mapping}}`, with their id if they have one."""
     if not isinstance(calls, list):
         raise ValueError(f"turn {number}: tool_calls is not a list")
-    return [call_of(call, f"turn {number}, call {place}") for place, call in enumerate(calls, 1)]
+    return [check_call(call, f"turn {number}, call {place}") for place, call in enumerate(calls, 1)]
 
 
-def call_of(call: Any, name: str) -> dict[str, Any]:
+def check_call(call: Any, name: str) -> dict[str, Any]:
     """One call, in OpenAI's form or as bare name and arguments. Raises ValueError."""
     if not isinstance(call, dict):
         raise ValueError(f"{name} is {type(call).__name__}, not a mapping")
@@ -121,45 +121,45 @@ def call_of(call: Any, name: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{name} names no function")
     if call.get("type", "function") != "function":
-        raise ValueError(f"{name} is of type {shown(call['type'])}, not function")
+        raise ValueError(f"{name} is of type {abbreviate(call['type'])}, not function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        arguments = parsed(arguments, f"{name}: arguments") if arguments.strip() else {}
+        arguments = parse_json(arguments, f"{name}: arguments") if arguments.strip() else {}
     if not isinstance(arguments, dict | None):
         raise ValueError(f"{name}: arguments are {type(arguments).__name__}, not an object")
     inner = {"name": function["name"], "arguments": arguments or {}}
     if function is not call:
         inner = {**function, **inner}
     outer = {key: value for key, value in call.items() if key not in ("type", "function", "name", "arguments")}
-    found: dict[str, Any] = json_of({**outer, "type": "function", "function": inner}, name)
+    found: dict[str, Any] = check_json({**outer, "type": "function", "function": inner}, name)
     return found
 
 
-def with_tools(row: Canonical, tools: Any) -> Canonical:
+def add_tools(row: Canonical, tools: Any) -> Canonical:
     """`row` with `tools`: a list, or the JSON text of one; `{"name", …}` alone is put into OpenAI's form. Raises ValueError."""
     if isinstance(tools, str):
-        tools = parsed(tools, "tools") if tools.strip() else []
+        tools = parse_json(tools, "tools") if tools.strip() else []
     if not tools:
         return row
     if not isinstance(tools, list):
         raise ValueError("tools is not a list")
-    row["tools"] = [_tool(tool, number) for number, tool in enumerate(tools, 1)]
+    row["tools"] = [_check_tool(tool, number) for number, tool in enumerate(tools, 1)]
     return row
 
 
-def _tool(tool: Any, number: int) -> dict[str, Any]:
+def _check_tool(tool: Any, number: int) -> dict[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"tool {number} has no name")
     whole = {"type": "function", "function": tool} if function is tool else {"type": "function", **tool}
-    found: dict[str, Any] = json_of(whole, f"tool {number}")
+    found: dict[str, Any] = check_json(whole, f"tool {number}")
     return found
 
 
 # ── values ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def text_of(value: Any, name: str) -> str:
+def check_text(value: Any, name: str) -> str:
     """`value`, which must be text that has a UTF-8 form (half a surrogate pair has none). Raises ValueError."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is {'missing' if value is None else type(value).__name__}, not text")
@@ -170,10 +170,10 @@ def text_of(value: Any, name: str) -> str:
     return value
 
 
-def json_of(value: Any, name: str) -> Any:
+def check_json(value: Any, name: str) -> Any:
     """`value`, which must have a JSON form; a number that has none (NaN) is none. Raises ValueError."""
     if isinstance(value, str):
-        return text_of(value, name)
+        return check_text(value, name)
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -187,7 +187,7 @@ def json_of(value: Any, name: str) -> Any:
     return value
 
 
-def parsed(text: str, name: str) -> Any:
+def parse_json(text: str, name: str) -> Any:
     """The value that JSON text stands for. Raises ValueError."""
     try:
         return msgspec.json.decode(text)
@@ -195,12 +195,12 @@ def parsed(text: str, name: str) -> Any:
         raise ValueError(f"{name} is not JSON: {error}")
 
 
-def shown(value: Any) -> str:
+def abbreviate(value: Any) -> str:
     """A value in a message: however large or deep it is, a few characters."""
     return reprlib.repr(value)
 
 
-def written(value: Any) -> str:
+def to_json(value: Any) -> str:
     """JSON text of a value, as people write it."""
     return json.dumps(value, ensure_ascii=False)
 
@@ -208,11 +208,11 @@ def written(value: Any) -> str:
 # ── other columns, and the way back ────────────────────────────────────────────────────────────────────────────────
 
 
-def with_columns(found: Canonical, row: Mapping[str, Any], used: Set[str]) -> Canonical:
+def add_columns(found: Canonical, row: Mapping[str, Any], used: Set[str]) -> Canonical:
     """`found` with those columns of its source row that it was not made of. Raises ValueError for what is not JSON."""
     if row.keys() <= used:
         return found
-    others = {str(name): json_of(value, str(name)) for name, value in row.items() if name not in used}
+    others = {str(name): check_json(value, str(name)) for name, value in row.items() if name not in used}
     if others.keys() == {"columns"} and isinstance(others["columns"], dict) and row.keys() <= _OWN:
         others = dict(others["columns"])  # the row is a canonical one already
     if others:
@@ -223,7 +223,7 @@ def with_columns(found: Canonical, row: Mapping[str, Any], used: Set[str]) -> Ca
 Convert = Callable[[dict[str, Any]], Canonical]
 
 
-def held(shape: str, row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
+def restore_columns(shape: str, row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
     """`row` with the other columns at its side, once it is sure that it says what `canonical` says.
 
     Raises ValueError naming the columns, or saying that the shape means something else by such a row.
@@ -233,39 +233,39 @@ def held(shape: str, row: dict[str, Any], canonical: Canonical, convert: Convert
     if twice:
         raise ValueError(f"{shape} has a meaning of its own for the column {', '.join(twice)}")
     whole = {**row, **columns}
-    if _says(whole, canonical, convert):
+    if _converts_to(whole, canonical, convert):
         return whole
     bare = {key: value for key, value in canonical.items() if key != "columns"}
-    if columns and _says(row, bare, convert):
+    if columns and _converts_to(row, bare, convert):
         guilty = [
             name
             for name in columns
-            if not _says({**row, name: columns[name]}, {**bare, "columns": {name: columns[name]}}, convert)
+            if not _converts_to({**row, name: columns[name]}, {**bare, "columns": {name: columns[name]}}, convert)
         ]
         raise ValueError(f"{shape} has a meaning of its own for the column {', '.join(guilty or columns)}")
     raise ValueError(f"{shape} would read this row otherwise")
 
 
-def held_canonical(row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
+def restore_canonical_columns(row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
     """As `held`, for shapes whose rows may be canonical ones: columns with a meaning of their own stay apart, in `columns`."""
     columns = canonical.get("columns", {})
     whole = {**columns, **row}
-    if len(whole) == len(columns) + len(row) and _says(whole, canonical, convert):
+    if len(whole) == len(columns) + len(row) and _converts_to(whole, canonical, convert):
         return whole
     return {**row, "columns": columns}
 
 
-def _says(row: dict[str, Any], canonical: Canonical, convert: Convert) -> bool:
+def _converts_to(row: dict[str, Any], canonical: Canonical, convert: Convert) -> bool:
     try:
         return convert(row) == canonical
     except ValueError:
         return False
 
 
-def only_messages(canonical: Canonical, shape: str) -> list[Message]:
+def require_messages(canonical: Canonical, shape: str) -> list[Message]:
     """The messages of a row that a shape without tools can hold. Raises ValueError naming what it cannot."""
     if "messages" not in canonical:
-        raise ValueError(f"{shape} cannot hold {named(canonical)}")
+        raise ValueError(f"{shape} cannot hold {describe_kind(canonical)}")
     if "tools" in canonical:
         raise ValueError(f"{shape} cannot hold tools")
     messages: list[Message] = canonical["messages"]
@@ -275,16 +275,16 @@ def only_messages(canonical: Canonical, shape: str) -> list[Message]:
     return messages
 
 
-def only_exchange(canonical: Canonical, shape: str) -> tuple[str, str]:
+def require_exchange(canonical: Canonical, shape: str) -> tuple[str, str]:
     """Question and answer of a row that is nothing else. Raises ValueError naming what else it is."""
-    messages = only_messages(canonical, shape)
+    messages = require_messages(canonical, shape)
     if [message["role"] for message in messages] != ["user", "assistant"]:
         roles = ", ".join(message["role"] for message in messages)
         raise ValueError(f"{shape} holds one question and its answer, not the turns {roles}")
     return messages[0]["content"], messages[1]["content"]
 
 
-def named(canonical: Mapping[str, Any]) -> str:
+def describe_kind(canonical: Mapping[str, Any]) -> str:
     """What kind of row this is, in words."""
     if "chosen" in canonical:
         return "preference pairs"

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, conversation, json_of, only_messages, said, with_columns
+from engine.prep.formats.canonical import (
+    Canonical,
+    add_columns,
+    check_json,
+    make_conversation,
+    make_message,
+    require_messages,
+)
 from engine.tasks import thought_graph
 from engine.tasks.fences import load_json
 
@@ -21,27 +28,27 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> list[Canonical]:
-    graph: dict[str, Any] = json_of({key: row[key] for key in thought_graph.KEYS if key in row}, "the graph")
+    graph: dict[str, Any] = check_json({key: row[key] for key in thought_graph.KEYS if key in row}, "the graph")
     if fault := thought_graph.fault(graph):
         raise ValueError(fault)
     question = graph["question"]
-    found = [_task(row, _TASKS[0], thought_graph.messages(question), thought_graph.written(graph))]
+    found = [_make_row(row, _TASKS[0], thought_graph.messages(question), thought_graph.written(graph))]
     for standpoint in graph["standpoints"]:
         asked = thought_graph.ask_arguments(question, standpoint["text"])
-        found.append(_task(row, _TASKS[1], asked, thought_graph.listed(standpoint["arguments"])))
+        found.append(_make_row(row, _TASKS[1], asked, thought_graph.listed(standpoint["arguments"])))
     asked = thought_graph.ask_counter_questions(question)
-    found.append(_task(row, _TASKS[2], asked, thought_graph.listed(graph["counter_questions"])))
+    found.append(_make_row(row, _TASKS[2], asked, thought_graph.listed(graph["counter_questions"])))
     return found
 
 
-def _task(row: dict[str, Any], task: str, asked: list[dict[str, str]], reply: str) -> Canonical:
+def _make_row(row: dict[str, Any], task: str, asked: list[dict[str, str]], reply: str) -> Canonical:
     marked = row if thought_graph.COLUMN in row else {**row, thought_graph.COLUMN: task}
-    return with_columns(conversation([*asked, said("assistant", reply)]), marked, _USED)
+    return add_columns(make_conversation([*asked, make_message("assistant", reply)]), marked, _USED)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
     """The graph, from the row that asks for the whole of it: the other tasks are in it."""
-    messages = only_messages(canonical, "thought_graph")
+    messages = require_messages(canonical, "thought_graph")
     try:
         graph = load_json(messages[-1]["content"])
     except ValueError:

@@ -24,7 +24,7 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
     """
     groups: Counter[str] = Counter()
     there: Counter[str] = Counter()
-    for row in row_files.in_file(rows):
+    for row in row_files.read_file(rows):
         content = row.row()
         value = row_text.column(content, options.by)
         groups[value or ""] += 1
@@ -34,14 +34,14 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
     if groups and set(groups) == {""}:
         listed = ", ".join(name for name, _ in there.most_common(20)) or "none"
         raise ValueError(f"no row has the column {options.by} to balance by; there are {listed}")
-    target = _target([size for value, size in groups.items() if value], options)
+    target = _group_size([size for value, size in groups.items() if value], options)
     left = dict(groups)
     due = {value: target % size if size <= target else target for value, size in groups.items()}
     chance = {value: Random(f"{options.seed}:{value}") for value in groups}
     after: Counter[str] = Counter()
     total, done = rows.stat().st_size, 0
-    with chunks.whole(out) as (file,):
-        for row in row_files.in_file(rows):
+    with chunks.write_together(out) as (file,):
+        for row in row_files.read_file(rows):
             found = row_text.column(row.row(), options.by)
             value = found or ""
             line = row.written()
@@ -69,7 +69,7 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
     }
 
 
-def _target(sizes: list[int], options: BalanceOptions) -> int:
+def _group_size(sizes: list[int], options: BalanceOptions) -> int:
     if isinstance(options.to, int):
         return options.to
     sizes = sorted(sizes) or [0]

@@ -46,7 +46,7 @@ def rule_names(options: CleanOptions) -> list[str]:
     return [name for name in (*_REPAIRS, *_DROPS) if name in names]
 
 
-def empty(validated: dict[str, Any]) -> int:
+def count_empty(validated: dict[str, Any]) -> int:
     """How many rows `validate` has rejected because something in them is empty: the rule of that name asks for it."""
     return sum(count for reason, count in validated["reasons"].items() if reason.endswith("empty"))
 
@@ -64,7 +64,7 @@ def clean_text(text: str, options: CleanOptions) -> tuple[str, list[str]]:
     return text, touched
 
 
-def _unicode(text: str, _: Any) -> str:
+def _repair_unicode(text: str, _: Any) -> str:
     import ftfy
 
     if text.isascii():
@@ -82,23 +82,23 @@ def _unicode(text: str, _: Any) -> str:
     return str(ftfy.fix_text(text, config))
 
 
-def _normalize(text: str, form: Any) -> str:
+def _normalize_unicode(text: str, form: Any) -> str:
     return text if text.isascii() else unicodedata.normalize(form, text)
 
 
-def _control_characters(text: str, _: Any) -> str:
+def _remove_control_characters(text: str, _: Any) -> str:
     return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def _blanks(text: str, _: Any) -> str:
+def _trim_blanks(text: str, _: Any) -> str:
     return _BLANK_LINES.sub("\n\n\n", text).strip()
 
 
 _REPAIRS: dict[str, Callable[[str, Any], str]] = {
-    "unicode": _unicode,
-    "normalize": _normalize,
-    "control_characters": _control_characters,
-    "blanks": _blanks,
+    "unicode": _repair_unicode,
+    "normalize": _normalize_unicode,
+    "control_characters": _remove_control_characters,
+    "blanks": _trim_blanks,
 }
 """Field of `CleanOptions` -> what it does to a text, given the field's value. In this order."""
 
@@ -106,7 +106,7 @@ _REPAIRS: dict[str, Callable[[str, Any], str]] = {
 # ── what drops a row: (canonical rows, the field's value) -> why, or "" ─────────────────────────────────────────────
 
 
-def _empty(rows: list[dict[str, Any]], _: Any) -> str:
+def _find_empty(rows: list[dict[str, Any]], _: Any) -> str:
     if any(not text.strip() for text in row_text.replies(rows)):
         return "the reply is empty"
     if any(not text.strip() for text in row_text.questions(rows)):
@@ -114,29 +114,29 @@ def _empty(rows: list[dict[str, Any]], _: Any) -> str:
     return ""
 
 
-def _min_chars(rows: list[dict[str, Any]], least: Any) -> str:
-    length = len(row_text.compared(rows))
+def _find_short(rows: list[dict[str, Any]], least: Any) -> str:
+    length = len(row_text.comparable_text(rows))
     return f"{length} characters, fewer than {least}" if length < least else ""
 
 
-def _max_chars(rows: list[dict[str, Any]], most: Any) -> str:
-    length = len(row_text.compared(rows))
+def _find_long(rows: list[dict[str, Any]], most: Any) -> str:
+    length = len(row_text.comparable_text(rows))
     return f"{length} characters, more than {most}" if length > most else ""
 
 
-def _boilerplate(rows: list[dict[str, Any]], patterns: Any) -> str:
+def _find_boilerplate(rows: list[dict[str, Any]], patterns: Any) -> str:
     replies = row_text.replies(rows)
-    found = (pattern for pattern in patterns if any(_compiled(pattern).search(reply) for reply in replies))
+    found = (pattern for pattern in patterns if any(_compile(pattern).search(reply) for reply in replies))
     return next((f"boilerplate: the reply matches {pattern}" for pattern in found), "")
 
 
 _DROPS: dict[str, Callable[[list[dict[str, Any]], Any], str]] = {
-    "empty": _empty,
-    "min_chars": _min_chars,
-    "max_chars": _max_chars,
-    "boilerplate": _boilerplate,
+    "empty": _find_empty,
+    "min_chars": _find_short,
+    "max_chars": _find_long,
+    "boilerplate": _find_boilerplate,
 }
-_compiled = cache(re.compile)
+_compile = cache(re.compile)
 
 
 # ── in the worker processes ────────────────────────────────────────────────────────────────────────────────────────
@@ -147,16 +147,16 @@ def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, 
     counts: Counter[str] = Counter()
     rules: Counter[str] = Counter()
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
-        for row in row_files.in_span(span):
+        for row in row_files.read_span(span):
             counts["in"] += 1
             touched: set[str] = set()
-            content = _cleaned(row.row(), options, touched)
+            content = _clean_value(row.row(), options, touched)
             shape = settings["shapes"][row.file] if settings["shapes"] else None
-            rule, reason = _dropped(content, shape, options)
+            rule, reason = _apply_drops(content, shape, options)
             if reason:
                 counts["rejected"] += 1
                 rules.update([rule])
-                dropped.write(row_files.reject(settings["files"][row.file], row, reason, "clean"))
+                dropped.write(row_files.reject_line(settings["files"][row.file], row, reason, "clean"))
                 continue
             rules.update(touched)
             counts["out"] += 1
@@ -165,10 +165,10 @@ def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, 
     return {**{name: counts[name] for name in ("in", "out", "changed", "rejected")}, "rules": rules}
 
 
-def _dropped(row: dict[str, Any], shape: str | None, options: CleanOptions) -> tuple[str, str]:
+def _apply_drops(row: dict[str, Any], shape: str | None, options: CleanOptions) -> tuple[str, str]:
     """(rule, reason), both empty for a row that stays. A row that cleaning has made empty no longer holds in its shape."""
     try:
-        rows = row_text.canonical(row, shape)
+        rows = row_text.to_canonical(row, shape)
     except ValueError as error:
         return "empty", str(error)
     for rule in _DROPS:
@@ -179,14 +179,14 @@ def _dropped(row: dict[str, Any], shape: str | None, options: CleanOptions) -> t
     return "", ""
 
 
-def _cleaned(value: Any, options: CleanOptions, touched: set[str]) -> Any:
+def _clean_value(value: Any, options: CleanOptions, touched: set[str]) -> Any:
     """The same with every text in it cleaned; the rules that changed any are added to `touched`."""
     if isinstance(value, str):
         text, rules = clean_text(value, options)
         touched.update(rules)
         return text
     if isinstance(value, list):
-        return [_cleaned(each, options, touched) for each in value]
+        return [_clean_value(each, options, touched) for each in value]
     if isinstance(value, dict):
-        return {name: _cleaned(each, options, touched) for name, each in value.items()}
+        return {name: _clean_value(each, options, touched) for name, each in value.items()}
     return value

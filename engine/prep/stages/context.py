@@ -43,7 +43,7 @@ class Context:
         )
 
 
-def once(context: Context, name: str, make: Callable[[Context], dict[str, Any]]) -> dict[str, Any]:
+def run_once(context: Context, name: str, make: Callable[[Context], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returns; it is not called when an earlier process has done it in this folder. Its pieces are removed.
 
     `make` must have its results on the disk, outside of the folder `name` that it works in, when it returns.

@@ -34,15 +34,15 @@ def dedup(
     A row is dropped when it equals an earlier one or is near to an earlier one that stays. The rows `against` come before all
     others and stay. The same for any number of processes.
     """
-    prints = fingerprints.take([*against, rows], options.shingle, options.near, context, "fingerprints")
+    prints = fingerprints.take_fingerprints([*against, rows], options.shingle, options.near, context, "fingerprints")
     with ExitStack() as stack:
         before = sum(sum(1 for _ in stack.enter_context(path.open("rb"))) for path in against)
-    fate, of = decide(prints, before, options)
+    fate, of = decide_rows(prints, before, options)
     places = _Places(prints, context)
     total = rows.stat().st_size
     done = 0
-    with chunks.whole(out, rejects) as (kept, dropped):
-        for number, row in enumerate(row_files.in_file(rows), before):
+    with chunks.write_together(out, rejects) as (kept, dropped):
+        for number, row in enumerate(row_files.read_file(rows), before):
             line = row.written()
             done += len(line)
             context.progress("removing duplicates", done, total)
@@ -50,7 +50,7 @@ def dedup(
                 kept.write(line)
             else:
                 reason = _REASONS[int(fate[number])].format(places.of(int(of[number])))
-                dropped.write(row_files.reject(context.files[row.file], row, reason, "dedup"))
+                dropped.write(row_files.reject_line(context.files[row.file], row, reason, "dedup"))
     counts = [int((fate[before:] == each).sum()) for each in range(5)]
     return {
         "in": prints.rows - before,
@@ -62,24 +62,24 @@ def dedup(
     }
 
 
-def decide(prints: Fingerprints, before: int, options: DedupOptions) -> tuple[Any, Any]:
+def decide_rows(prints: Fingerprints, before: int, options: DedupOptions) -> tuple[Any, Any]:
     """What becomes of each row (uint8), and the row it is a duplicate of (int64). The first `before` rows are held out: they all stay."""
     import numpy as np
 
     fate = np.zeros(prints.rows, dtype=np.uint8)
     of = np.arange(prints.rows, dtype=np.int64)
     if options.exact:
-        of = fingerprints.equal(prints)
+        of = fingerprints.find_equal(prints)
         again = of != np.arange(prints.rows)
         fate[again] = np.where(of[again] < before, HELD_OUT_EXACT, EXACT)
     if options.near:
-        label = fingerprints.near(prints, fate == KEPT, options.threshold)
-        _settle(prints, label, before, options.threshold, fate, of)
+        label = fingerprints.cluster_near(prints, fate == KEPT, options.threshold)
+        _mark_near(prints, label, before, options.threshold, fate, of)
     fate[:before] = KEPT
     return fate, of
 
 
-def _settle(prints: Fingerprints, label: Any, before: int, threshold: float, fate: Any, of: Any) -> None:
+def _mark_near(prints: Fingerprints, label: Any, before: int, threshold: float, fate: Any, of: Any) -> None:
     """In each cluster: who is near to an earlier row that stays goes. A chain of likenesses drops nobody at its far end."""
     import numpy as np
 

@@ -62,7 +62,7 @@ class Fingerprints:
         return self.folder / "places.bin"
 
 
-def take(paths: Iterable[Path], shingle: int, near: bool, context: Context, phase: str) -> Fingerprints:
+def take_fingerprints(paths: Iterable[Path], shingle: int, near: bool, context: Context, phase: str) -> Fingerprints:
     """Fingerprints of all rows of these files, made in `context.folder`. Without `near` the signatures stay empty."""
     context.folder.mkdir(parents=True, exist_ok=True)
     settings = context.settings(shingle=shingle, near=near)
@@ -73,7 +73,7 @@ def take(paths: Iterable[Path], shingle: int, near: bool, context: Context, phas
     return Fingerprints(context.folder, sum(each["rows"] for each in counts))
 
 
-def equal(prints: Fingerprints) -> Any:
+def find_equal(prints: Fingerprints) -> Any:
     """int64[rows]: for each row the first one with the same hash, itself when there is none before."""
     import numpy as np
 
@@ -82,7 +82,7 @@ def equal(prints: Fingerprints) -> Any:
     for part in range(parts):
         mine = [
             (start + np.flatnonzero(block[:, 0] % parts == part), block[block[:, 0] % parts == part])
-            for start, block in _blocks(prints.hashes, "<u8", 2)
+            for start, block in _read_blocks(prints.hashes, "<u8", 2)
         ]
         index = np.concatenate([rows for rows, _ in mine])
         keys = np.concatenate([hashes for _, hashes in mine])
@@ -94,7 +94,7 @@ def equal(prints: Fingerprints) -> Any:
     return first
 
 
-def near(prints: Fingerprints, among: Any, threshold: float) -> Any:
+def cluster_near(prints: Fingerprints, among: Any, threshold: float) -> Any:
     """int64[rows]: for each row the first of its cluster. Rows whose signatures agree to `threshold` are linked; clusters are what links connect.
 
     `among` (bool[rows]) are the rows that take part; the others are clusters of their own. The result does not depend on the order of
@@ -103,9 +103,9 @@ def near(prints: Fingerprints, among: Any, threshold: float) -> Any:
     import numpy as np
 
     label = np.arange(prints.rows, dtype=np.int64)
-    rank = np.concatenate([block[:, 0] for _, block in _blocks(prints.hashes, "<u8", 2)] or [label.astype("<u8")])
+    rank = np.concatenate([block[:, 0] for _, block in _read_blocks(prints.hashes, "<u8", 2)] or [label.astype("<u8")])
     with signatures(prints) as table:
-        for key, index in _bands(prints, among, bands(threshold)):
+        for key, index in _read_bands(prints, among, choose_bands(threshold)):
             order = np.lexsort((rank[index], key))
             key, index = key[order], index[order]
             again = np.zeros(len(key), dtype=bool)
@@ -118,7 +118,7 @@ def near(prints: Fingerprints, among: Any, threshold: float) -> Any:
     return label
 
 
-def bands(threshold: float) -> list[tuple[int, int]]:
+def choose_bands(threshold: float) -> list[tuple[int, int]]:
     """Slots [start, end) of each band: as wide as they can be while rows at the threshold still share one."""
     for width in range(SLOTS, 1, -1):
         count = SLOTS // width
@@ -153,7 +153,7 @@ def signatures(prints: Fingerprints) -> Signatures:
     return Signatures(prints)
 
 
-def _blocks(path: Path, kind: str, width: int) -> Iterator[tuple[int, Any]]:
+def _read_blocks(path: Path, kind: str, width: int) -> Iterator[tuple[int, Any]]:
     """(number of the first row, rows) of a file of rows of `width` numbers, a part at a time."""
     import numpy as np
 
@@ -165,7 +165,7 @@ def _blocks(path: Path, kind: str, width: int) -> Iterator[tuple[int, Any]]:
             start += len(block)
 
 
-def _bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -> Iterator[tuple[Any, Any]]:
+def _read_bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -> Iterator[tuple[Any, Any]]:
     """(uint64 keys, row numbers) of each band, in parts that fit into memory: equal keys are in the same part."""
     import numpy as np
 
@@ -176,10 +176,10 @@ def _bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -> Ite
         for part in range(parts):
             found: list[list[Any]] = [[] for _ in group]
             rows: list[list[Any]] = [[] for _ in group]
-            for start, block in _blocks(prints.signatures, "<u2", SLOTS):
+            for start, block in _read_blocks(prints.signatures, "<u2", SLOTS):
                 taking = among[start : start + len(block)]
                 for number, (low, high) in enumerate(group):
-                    keys = _mixed_columns(block[:, low:high])
+                    keys = _mix_columns(block[:, low:high])
                     mine = np.flatnonzero(taking & (keys % np.uint64(parts) == part))
                     found[number].append(keys[mine])
                     rows[number].append(start + mine)
@@ -229,40 +229,40 @@ def fingerprint_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict
         (folder / "signatures").open("wb") as kept,
         (folder / "places").open("wb") as places,
     ):
-        for row in row_files.in_span(span):
-            content = row_text.canonical(row.row(), settings["shapes"][row.file] if settings["shapes"] else None)
+        for row in row_files.read_span(span):
+            content = row_text.to_canonical(row.row(), settings["shapes"][row.file] if settings["shapes"] else None)
             whole = [{name: value for name, value in each.items() if name != "columns"} for each in content]
             hashes.write(hashlib.blake2b(row_files.encode_sorted(whole), digest_size=HASH).digest())
             places.write(np.array([row.file, row.line], dtype="<i8").tobytes())
             rows += 1
             if settings["near"]:
-                waiting.append((row_text.compared(content)[:_LONGEST], _judgement(content)))
+                waiting.append((row_text.comparable_text(content)[:_LONGEST], _label_hash(content)))
                 size += len(waiting[-1][0])
                 if size >= _BATCH:
-                    kept.write(_signatures(waiting, settings["shingle"]))
+                    kept.write(_compute_signatures(waiting, settings["shingle"]))
                     waiting, size = [], 0
         if waiting:
-            kept.write(_signatures(waiting, settings["shingle"]))
+            kept.write(_compute_signatures(waiting, settings["shingle"]))
     return {"rows": rows}
 
 
-def _judgement(content: list[dict[str, Any]]) -> int:
+def _label_hash(content: list[dict[str, Any]]) -> int:
     """What keeps rows of the same text apart: one reply judged good and judged bad are two rows."""
     labels = [each["label"] for each in content if "label" in each]
     return zlib.crc32(repr(labels).encode()) if labels else 0
 
 
-def _signatures(compared: list[tuple[str, int]], size: int) -> bytes:
+def _compute_signatures(compared: list[tuple[str, int]], size: int) -> bytes:
     import numpy as np
     from rensa import RMinHash  # type: ignore[import-untyped]
 
-    hashes, offsets = shingles([text for text, _ in compared], size)
+    hashes, offsets = hash_shingles([text for text, _ in compared], size)
     hashes ^= np.repeat(np.array([apart for _, apart in compared], dtype=np.uint64), np.diff(offsets))
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, SLOTS, _SEED)
     return np.array(matrix.to_rows(), dtype=np.uint32).astype("<u2").tobytes()
 
 
-def shingles(compared: list[str], size: int) -> tuple[Any, Any]:
+def hash_shingles(compared: list[str], size: int) -> tuple[Any, Any]:
     """Hashes (uint64) of all runs of `size` characters, text after text, and where each text's begin and the last one's end (int64).
 
     A text shorter than that is one shingle as a whole.
@@ -281,20 +281,20 @@ def shingles(compared: list[str], size: int) -> tuple[Any, Any]:
     for place in range(1, size):
         whole[ends - place] = False
     offsets = np.concatenate([[0], np.cumsum(lengths - size + 1)])
-    return mixed(rolled[whole]), offsets
+    return mix(rolled[whole]), offsets
 
 
-def _mixed_columns(columns: Any) -> Any:
+def _mix_columns(columns: Any) -> Any:
     """uint64 of each row of numbers."""
     import numpy as np
 
     key = np.zeros(len(columns), dtype=np.uint64)
     for column in columns.T:
         key = (key + column.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    return mixed(key)
+    return mix(key)
 
 
-def mixed(values: Any) -> Any:
+def mix(values: Any) -> Any:
     """SplitMix64's finaliser (Steele, Lea, Flood, 2014): every bit of the result hangs on every bit of the value."""
     import numpy as np
 

@@ -20,24 +20,24 @@ from engine.prep import chunks
 from engine.prep.stages import row_files
 from engine.prep.stages.balance import balance
 from engine.prep.stages.clean import clean
-from engine.prep.stages.context import Context, once
+from engine.prep.stages.context import Context, run_once
 from engine.prep.stages.dedup import dedup
-from engine.prep.stages.row_files import Placed
+from engine.prep.stages.row_files import PlacedRow
 from engine.prep.stages.split import split
-from engine.prep.stages.validate import CANONICAL, SourceFile, shape_of, validate
+from engine.prep.stages.validate import CANONICAL, SourceFile, find_format, validate
 from engine.protocol.messages import Problem, ProblemError
 
-ASKED = ("clean", "dedup", "split", "balance")
+OPTIONAL_STAGES = ("clean", "dedup", "split", "balance")
 """Keys of the data section that ask for a stage."""
 
-Located = dict[str, list[tuple[SourceOptions, list[Path]]]]
+SourceFiles = dict[str, list[tuple[SourceOptions, list[Path]]]]
 """Part -> its sources, each with its files."""
 Check = Callable[[str, dict[str, Any]], object]
 """Told (part, counts of `validate`); raises when there are too many bad rows."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class StageRows:
     """Files of placed canonical rows by part; a part without sources is not there. `stages` are counts, `{name, part, in, out, …}`."""
 
     parts: dict[str, Path]
@@ -66,21 +66,21 @@ class Rows:
         (folder / "rows.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> Rows:
+    def load(cls, folder: Path) -> StageRows:
         told = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
         parts = {part: folder / f"{part}.jsonl" for part in told["parts"]}
         return cls(parts, [folder / "rejects.jsonl"], told["stages"], told["files"])
 
 
-def run(
-    data: DataOptions, located: Located, seed: int, context: Context, check: Check, begun: Rows | None = None
-) -> Rows:
+def run_stages(
+    data: DataOptions, located: SourceFiles, seed: int, context: Context, check: Check, begun: StageRows | None = None
+) -> StageRows:
     """Do what `data` asks for and `begun` has not behind it. The rows lie in `context.folder`, in which also a killed run goes on.
 
     Raises ValueError, OSError, and what `check` raises.
     """
     files = [str(path) for sources in located.values() for _, paths in sources for path in paths]
-    work = _Work(data, seed, replace(context, files=tuple(files)))
+    work = _Pipeline(data, seed, replace(context, files=tuple(files)))
     if begun:
         work.take(begun)
     done = {stage["name"] for stage in work.stages}
@@ -99,13 +99,13 @@ def run(
         work.split()
     if data.balance and "balance" not in done:
         work.balance()
-    weights = _weights(located)
+    weights = _file_weights(located)
     if data.max_rows or any(weight != 1 for weight in weights):
         work.weigh(weights)
-    return Rows(work.parts, work.rejects, work.stages, files)
+    return StageRows(work.parts, work.rejects, work.stages, files)
 
 
-class _Work:
+class _Pipeline:
     """The files as they are so far."""
 
     def __init__(self, data: DataOptions, seed: int, context: Context) -> None:
@@ -114,7 +114,7 @@ class _Work:
         self.rejects: list[Path] = []
         self.stages: list[dict[str, Any]] = []
 
-    def take(self, begun: Rows) -> None:
+    def take(self, begun: StageRows) -> None:
         """Go on from these: under names of their own, which go when the next stage is done."""
         self.context.folder.mkdir(parents=True, exist_ok=True)
         for part, path in begun.parts.items():
@@ -131,7 +131,7 @@ class _Work:
         def make(context: Context, rows: Path, rejects: Path) -> dict[str, Any]:
             found = ((index, options, path) for index, (options, paths) in enumerate(sources) for path in paths)
             listed = (
-                SourceFile(number + at, index, path, options, shape_of(options, path))
+                SourceFile(number + at, index, path, options, find_format(options, path))
                 for at, (index, options, path) in enumerate(found)
             )
             try:
@@ -163,7 +163,7 @@ class _Work:
         options, whole = self.data.split, self.parts["train"]
         assert options is not None
         out = {name: self.context.folder / f"{name}.split.jsonl" for name in ("train", "validation", "test")}
-        counts = once(
+        counts = run_once(
             self.context,
             "split.train",
             lambda context: split(whole, out, options, self.data.dedup or DedupOptions(), context),
@@ -188,7 +188,7 @@ class _Work:
         """One stage of one part; its rows take the place of those that it was made of."""
         rows = self.context.folder / f"{part}.{name}.jsonl"
         rejects = self.context.folder / f"{part}.{name}.rejects"
-        counts = once(self.context, f"{name}.{part}", lambda context: make(context, rows, rejects))
+        counts = run_once(self.context, f"{name}.{part}", lambda context: make(context, rows, rejects))
         if before := self.parts.get(part):
             before.unlink(missing_ok=True)
         self.parts[part] = rows
@@ -201,13 +201,13 @@ class _Work:
 def weigh(rows: Path, out: Path, weights: list[float], most: int | None, seed: int, context: Context) -> dict[str, Any]:
     """Each row as often as its file's weight (by file number) says; of all these at most `most`, a seeded sample. Returns `in`, `weighted`, `out`."""
     before = weighted = 0
-    for times, _ in _weighted(rows, weights, seed):
+    for times, _ in _repeat_by_weight(rows, weights, seed):
         before, weighted = before + 1, weighted + times
     due, left, written = min(weighted, most or weighted), weighted, 0
     chance = Random(f"{seed}:max_rows")
     total, done = rows.stat().st_size, 0
-    with chunks.whole(out) as (file,):
-        for times, row in _weighted(rows, weights, seed):
+    with chunks.write_together(out) as (file,):
+        for times, row in _repeat_by_weight(rows, weights, seed):
             line = row.written()
             for _ in range(times):
                 # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly as many as are due, each choice equally likely.
@@ -220,14 +220,14 @@ def weigh(rows: Path, out: Path, weights: list[float], most: int | None, seed: i
     return {"in": before, "weighted": weighted, "out": written}
 
 
-def _weighted(rows: Path, weights: list[float], seed: int) -> Iterator[tuple[int, Placed]]:
+def _repeat_by_weight(rows: Path, weights: list[float], seed: int) -> Iterator[tuple[int, PlacedRow]]:
     """(times, row): a weight's whole part, and with the chance of its fraction once more."""
     chance = [Random(f"{seed}:{number}") for number in range(len(weights))]
-    for row in row_files.in_file(rows):
+    for row in row_files.read_file(rows):
         weight = weights[row.file]
         yield int(weight) + (chance[row.file].random() < weight % 1), row
 
 
-def _weights(located: Located) -> list[float]:
+def _file_weights(located: SourceFiles) -> list[float]:
     """By number of the file."""
     return [options.weight for sources in located.values() for options, paths in sources for _ in paths]

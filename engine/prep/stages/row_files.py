@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from engine.prep.chunks import Span, lines
+from engine.prep.chunks import Span, read_lines
 
 LONGEST = 2**31
 """Bytes. These files are our own: a line is as long as its row, which a reader has already let through."""
@@ -22,7 +22,7 @@ encode = msgspec.json.Encoder().encode
 encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
-class Placed(NamedTuple):
+class PlacedRow(NamedTuple):
     """A row and its place; `raw` is its JSON."""
 
     file: int
@@ -39,25 +39,25 @@ class Placed(NamedTuple):
         return b"[%d,%d,%d,%b]\n" % (self.file, self.line, self.offset, self.raw if raw is None else raw)
 
 
-def read(content: bytes) -> Placed:
+def parse_line(content: bytes) -> PlacedRow:
     """A line, without or with its end."""
     file, line, offset, raw = content.rstrip(b"\n")[1:-1].split(b",", 3)
-    return Placed(int(file), int(line), int(offset), raw)
+    return PlacedRow(int(file), int(line), int(offset), raw)
 
 
-def in_span(span: Span) -> Iterator[Placed]:
-    for line in lines(span, LONGEST):
+def read_span(span: Span) -> Iterator[PlacedRow]:
+    for line in read_lines(span, LONGEST):
         assert line.content is not None
-        yield read(line.content)
+        yield parse_line(line.content)
 
 
-def in_file(path: Path) -> Iterator[Placed]:
+def read_file(path: Path) -> Iterator[PlacedRow]:
     with path.open("rb") as file:
         for line in file:
-            yield read(line)
+            yield parse_line(line)
 
 
-def reject(path: str, row: Placed, reason: str, stage: str) -> bytes:
+def reject_line(path: str, row: PlacedRow, reason: str, stage: str) -> bytes:
     """A line of rejects.jsonl."""
     told = {"file": path, "line": row.line, "offset": row.offset, "reason": reason, "stage": stage}
     return encode(told) + b"\n"

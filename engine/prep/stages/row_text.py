@@ -9,7 +9,7 @@ from engine.prep import detect_format
 from engine.prep.formats.canonical import Canonical
 
 
-def canonical(row: dict[str, Any], shape: str | None) -> list[Canonical]:
+def to_canonical(row: dict[str, Any], shape: str | None) -> list[Canonical]:
     """The canonical rows of a row of this shape; a canonical one (no shape) is itself. Raises ValueError."""
     return [row] if shape is None else detect_format.convert(shape, row)
 
@@ -29,7 +29,7 @@ def columns(row: dict[str, Any]) -> list[str]:
     return [*(name for name in row if name != "columns"), *(kept if isinstance(kept, dict) else ())]
 
 
-def compared(rows: list[Canonical]) -> str:
+def comparable_text(rows: list[Canonical]) -> str:
     """The text by which rows are nearly equal or not: all but system prompts, which rows of one task share."""
     return "\n".join(text for row in rows for _, text in _turns(row))
 
@@ -48,10 +48,10 @@ def _turns(row: Canonical) -> list[tuple[str, str]]:
     if "text" in row:
         return [("assistant", row["text"])]
     turns = [turn for part in ("messages", "prompt", "chosen", "rejected", "completion") for turn in row.get(part, [])]
-    return [(turn["role"], _said(turn)) for turn in turns if turn["role"] != "system"]
+    return [(turn["role"], _turn_text(turn)) for turn in turns if turn["role"] != "system"]
 
 
-def _said(turn: dict[str, Any]) -> str:
+def _turn_text(turn: dict[str, Any]) -> str:
     calls = turn.get("tool_calls")
     said = turn.get("content") or ""
     return f"{said}\n{json.dumps(calls, ensure_ascii=False, sort_keys=True)}" if calls else said

@@ -29,14 +29,14 @@ def split(
     (`like.threshold`, `like.shingle`) are taken by a hash of their content, from each stratum its share. Raises ValueError when no row
     has the column to stratify by, or nothing is left to train on.
     """
-    prints = fingerprints.take([rows], like.shingle, True, context, "fingerprints")
-    strata, names = _strata(rows, prints.rows, options.stratify_by)
-    part = assign(prints, strata, options, like.threshold)
+    prints = fingerprints.take_fingerprints([rows], like.shingle, True, context, "fingerprints")
+    strata, names = _read_strata(rows, prints.rows, options.stratify_by)
+    part = assign_parts(prints, strata, options, like.threshold)
     if prints.rows and not (part == 0).any():
         raise ValueError(f"of {prints.rows} rows none would be left to train on: lower the shares of data.split")
     total, done = rows.stat().st_size, 0
-    with chunks.whole(*(out[name] for name in PARTS)) as files:
-        for number, row in enumerate(row_files.in_file(rows)):
+    with chunks.write_together(*(out[name] for name in PARTS)) as files:
+        for number, row in enumerate(row_files.read_file(rows)):
             line = row.written()
             files[part[number]].write(line)
             done += len(line)
@@ -50,17 +50,17 @@ def split(
     return told
 
 
-def assign(prints: Fingerprints, strata: Any, options: SplitOptions, threshold: float) -> Any:
+def assign_parts(prints: Fingerprints, strata: Any, options: SplitOptions, threshold: float) -> Any:
     """uint8[rows]: the number of each row's part in `PARTS`."""
     import numpy as np
 
     part = np.zeros(prints.rows, dtype=np.uint8)
     if not prints.rows:
         return part
-    first = fingerprints.equal(prints)
-    label = fingerprints.near(prints, first == np.arange(prints.rows), max(0.05, threshold - _MARGIN))
+    first = fingerprints.find_equal(prints)
+    label = fingerprints.cluster_near(prints, first == np.arange(prints.rows), max(0.05, threshold - _MARGIN))
     label = label[first]  # the copies of a row go where it goes
-    key = _keys(prints, options.seed)
+    key = _row_keys(prints, options.seed)
     # A cluster stands where its lowest key stands, and belongs to that row's stratum: whatever the rows' order is.
     order = np.lexsort((key, label))
     begins = np.flatnonzero(np.diff(label[order], prepend=-1))
@@ -84,15 +84,15 @@ def assign(prints: Fingerprints, strata: Any, options: SplitOptions, threshold: 
     return chosen[cluster_of]
 
 
-def _keys(prints: Fingerprints, seed: int) -> Any:
+def _row_keys(prints: Fingerprints, seed: int) -> Any:
     """uint64[rows]: a number for each content and seed, evenly spread."""
     import numpy as np
 
     hashes = np.fromfile(prints.hashes, dtype="<u8").reshape(-1, 2)
-    return fingerprints.mixed(hashes[:, 0] ^ fingerprints.mixed(hashes[:, 1] + np.uint64(seed % 2**64)))
+    return fingerprints.mix(hashes[:, 0] ^ fingerprints.mix(hashes[:, 1] + np.uint64(seed % 2**64)))
 
 
-def _strata(rows: Path, count: int, by: str | None) -> tuple[Any, list[str]]:
+def _read_strata(rows: Path, count: int, by: str | None) -> tuple[Any, list[str]]:
     """int32[rows], and what each number means: values in alphabetical order, "" for rows without one."""
     import numpy as np
 
@@ -101,7 +101,7 @@ def _strata(rows: Path, count: int, by: str | None) -> tuple[Any, list[str]]:
         return strata, []
     known: dict[str, int] = {}
     there: Counter[str] = Counter()
-    for number, row in enumerate(row_files.in_file(rows)):
+    for number, row in enumerate(row_files.read_file(rows)):
         content = row.row()
         value = row_text.column(content, by)
         if value is None:

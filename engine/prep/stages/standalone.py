@@ -21,8 +21,8 @@ from engine.options.data import SourceOptions
 from engine.prep import chunks
 from engine.prep.formats import FORMATS
 from engine.prep.stages import row_files, source_files
-from engine.prep.stages.context import Context, default_processes, once
-from engine.prep.stages.validate import AS_IT_STOOD, SourceFile, shape_of, validate
+from engine.prep.stages.context import Context, default_processes, run_once
+from engine.prep.stages.validate import VERBATIM, SourceFile, find_format, validate
 from engine.protocol.home import Home
 from engine.storage import cache
 
@@ -31,7 +31,7 @@ Model = TypeVar("Model", bound=Options)
 
 
 @dataclass(frozen=True)
-class Opened:
+class CheckedRows:
     """A verb's rows, checked. `counts` are those of `validate`; `rejects` names the rows that do not hold; `further` are the other files asked for."""
 
     rows: Path
@@ -41,7 +41,7 @@ class Opened:
     context: Context
 
 
-def source_of(arguments: argparse.Namespace) -> SourceOptions:
+def parse_source(arguments: argparse.Namespace) -> SourceOptions:
     """The FILE and `--format` of a verb. Raises ValueError for an unknown shape."""
     if arguments.format not in ("auto", *FORMATS):
         hint = suggest(arguments.format, FORMATS)
@@ -50,27 +50,27 @@ def source_of(arguments: argparse.Namespace) -> SourceOptions:
 
 
 @contextmanager
-def opened(
+def open_rows(
     home: Home,
     verb: str,
     arguments: argparse.Namespace,
     settings: Mapping[str, Any],
     progress: Progress,
     further: Iterable[str] = (),
-) -> Iterator[Opened]:
+) -> Iterator[CheckedRows]:
     """Read and check the rows of FILE and of the `further` ones, in a folder in which a killed verb of the same files and settings goes on.
 
     Raises ValueError for what is nowhere or cannot be read, and when `--out` would stand in place of a source.
     """
-    sources = [source_of(arguments), *(SourceOptions(source=each) for each in further)]
-    found = [source_files.paths(source, Path.cwd(), home, progress) for source in sources]
+    sources = [parse_source(arguments), *(SourceOptions(source=each) for each in further)]
+    found = [source_files.list_paths(source, Path.cwd(), home, progress) for source in sources]
     paths = [path for each in found for path in each]
     _check_out(arguments.out, paths)
     total = sum(path.stat().st_size for path in paths)
     told = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
     files = {str(number): path for number, path in enumerate(paths)}
-    name = cache.key(files, told, lambda done: progress("reading", done, total))
-    with cache.workshop(home, name) as folder:
+    name = cache.entry_key(files, told, lambda done: progress("reading", done, total))
+    with cache.work_folder(home, name) as folder:
         processes = getattr(arguments, "processes", None) or default_processes()
         context = Context(folder, processes, progress, tuple(map(str, paths)))
         shapes: list[str] = []
@@ -78,17 +78,18 @@ def opened(
         for source, listed in zip(sources, found, strict=True):
             number, index = len(shapes), len(checked)
             mine = [
-                SourceFile(number + at, index, path, source, shape_of(source, path)) for at, path in enumerate(listed)
+                SourceFile(number + at, index, path, source, find_format(source, path))
+                for at, path in enumerate(listed)
             ]
             shapes += [file.shape for file in mine]
-            checked.append(_checked(mine, index, context))
+            checked.append(_check_files(mine, index, context))
         (rows, rejects, counts), *others = checked
-        yield Opened(rows, rejects, counts, [each[0] for each in others], replace(context, shapes=tuple(shapes)))
+        yield CheckedRows(rows, rejects, counts, [each[0] for each in others], replace(context, shapes=tuple(shapes)))
 
 
-def _checked(files: list[SourceFile], index: int, context: Context) -> tuple[Path, Path, dict[str, Any]]:
+def _check_files(files: list[SourceFile], index: int, context: Context) -> tuple[Path, Path, dict[str, Any]]:
     rows, rejects = context.folder / f"{index}.rows", context.folder / f"{index}.rejects"
-    counts = once(context, f"{index}.validate", lambda inner: validate(files, AS_IT_STOOD, rows, rejects, inner))
+    counts = run_once(context, f"{index}.validate", lambda inner: validate(files, VERBATIM, rows, rejects, inner))
     return rows, rejects, counts
 
 
@@ -96,10 +97,10 @@ def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report
     """Write placed `rows` (file name -> file) as they stand, `rejects.jsonl` and last `report.json` into the folder `out`. Returns the report."""
     out.mkdir(parents=True, exist_ok=True)
     report = {**report, "directory": str(out)}
-    with chunks.whole(*(out / name for name in rows), out / "rejects.jsonl", out / "report.json") as files:
+    with chunks.write_together(*(out / name for name in rows), out / "rejects.jsonl", out / "report.json") as files:
         *kept, dropped, told = files
         for path, file in zip(rows.values(), kept, strict=True):
-            file.writelines(row.raw + b"\n" for row in row_files.in_file(path))
+            file.writelines(row.raw + b"\n" for row in row_files.read_file(path))
         for path in rejects:
             if path.is_file():
                 with path.open("rb") as part:
@@ -108,12 +109,12 @@ def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report
     return report
 
 
-def out_of(arguments: argparse.Namespace) -> Path:
+def output_folder(arguments: argparse.Namespace) -> Path:
     """`--out`, absolute."""
     return Path(arguments.out).expanduser().absolute()
 
 
-def options_of(
+def parse_options(
     model: type[Model], section: str, overrides: Iterable[str], as_text: Collection[str] = (), **given: Any
 ) -> Model:
     """`--set data.SECTION.KEY=VALUE` or `SECTION.KEY=VALUE`, keys inside keys too, over the options' defaults. Raises ValueError with all problems.

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from engine.options.data import SourceOptions
 from engine.prep import chunks, column_mapping, readers
 from engine.prep import read_rows as rows
-from engine.prep.chunks import Done, Span
-from engine.prep.files.lines import LONGEST_LINE, too_long
+from engine.prep.chunks import Span, SpanResult
+from engine.prep.files.lines import LONGEST_LINE, describe_too_long
 from engine.prep.files.record import BOM
 from engine.prep.stages import row_files
 from engine.prep.stages.context import Context
-from engine.prep.stages.row_files import Placed
+from engine.prep.stages.row_files import PlacedRow
 
 _FIRST = 3
 """Bad rows told in a message."""
@@ -37,11 +37,11 @@ class SourceFile(NamedTuple):
     shape: str
 
 
-def shape_of(options: SourceOptions, path: Path) -> str:
+def find_format(options: SourceOptions, path: Path) -> str:
     """The shape of a file's rows; of one without any good row, the first there is. Raises ValueError."""
     if options.format == "auto" and next((record for record in _records(path) if record.value), None) is None:
         return "text"
-    return rows.shape_of(options, path)
+    return rows.find_format(options, path)
 
 
 def _records(path: Path) -> Iterator[readers.Record]:
@@ -59,13 +59,13 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
     reasons: Counter[str] = Counter()
     first: list[str] = []
     left: dict[int, int | None] = {}
-    with chunks.whole(out, rejects) as (kept, dropped):
+    with chunks.write_together(out, rejects) as (kept, dropped):
         for file in files:
             remaining = left.setdefault(file.source, file.options.max_rows)
             if remaining == 0 or not file.path.stat().st_size:
                 continue
-            for done in _checked(file, work, context):
-                taken = _taken(done, remaining)
+            for done in _check_file(file, work, context):
+                taken = _take_rows(done, remaining)
                 kept.write(taken.rows)
                 dropped.write(taken.rejects)
                 read, good, written = read + taken.read, good + taken.good, written + taken.written
@@ -95,7 +95,7 @@ def reason_class(reason: str) -> str:
     return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", reason.partition(":")[0]))
 
 
-def _checked(file: SourceFile, work: str, context: Context) -> Iterator[Done]:
+def _check_file(file: SourceFile, work: str, context: Context) -> Iterator[SpanResult]:
     inner = context.within(f"file-{file.number:06}")
     inner.folder.mkdir(parents=True, exist_ok=True)
     source, plain = file.path, file.path.suffix.lower() == ".jsonl"
@@ -118,47 +118,47 @@ def _checked(file: SourceFile, work: str, context: Context) -> Iterator[Done]:
 def _unpack(file: SourceFile, into: Path, progress: Callable[[int, int], object]) -> None:
     """The records of a file that is not JSONL, a line each; one that cannot be read stands there as its reason, a JSON string."""
     total = file.path.stat().st_size
-    with chunks.whole(into) as (kept,):
+    with chunks.write_together(into) as (kept,):
         for record in readers.read(file.path, lambda done: progress(done, total)):
             value: Any = record.reason if record.value is None else record.value
             try:
                 raw = row_files.encode(value)
             except (UnicodeEncodeError, TypeError, ValueError, RecursionError, OverflowError) as error:
                 raw = row_files.encode(f"has no JSON form: {type(error).__name__}")
-            kept.write(Placed(file.number, record.line, record.offset, raw).written())
+            kept.write(PlacedRow(file.number, record.line, record.offset, raw).written())
 
 
 # ── in the worker processes ────────────────────────────────────────────────────────────────────────────────────────
 
 CANONICAL = "engine.prep.stages.validate:check_canonical"
-AS_IT_STOOD = "engine.prep.stages.validate:check_as_it_stood"
+VERBATIM = "engine.prep.stages.validate:check_verbatim"
 
 
 def check_canonical(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Rows go on in canonical form."""
-    convert = column_mapping.converter(SourceOptions(**settings["options"]), settings["shape"])
-    return _check(span, folder, settings, lambda row, _: [row_files.encode(each) for each in convert(row)])
+    convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["shape"])
+    return _check_span(span, folder, settings, lambda row, _: [row_files.encode(each) for each in convert(row)])
 
 
-def check_as_it_stood(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def check_verbatim(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Rows go on byte for byte."""
-    convert = column_mapping.converter(SourceOptions(**settings["options"]), settings["shape"])
-    return _check(span, folder, settings, lambda row, raw: [raw] if convert(row) else [])
+    convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["shape"])
+    return _check_span(span, folder, settings, lambda row, raw: [raw] if convert(row) else [])
 
 
-def _check(
+def _check_span(
     span: Span, folder: Path, settings: dict[str, Any], take: Callable[[dict[str, Any], bytes], list[bytes]]
 ) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
     read = written = 0
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
-        for row, value, reason in (_unpacked if settings["placed"] else _plain)(span, settings["number"]):
+        for row, value, reason in (_read_placed if settings["placed"] else _read_jsonl)(span, settings["number"]):
             read += 1
             outcome: list[bytes] = []
             if value is not None:
                 try:
                     outcome = take(value, row.raw)
-                    if _too_deep(value, row.raw):
+                    if _is_too_deep(value, row.raw):
                         outcome, reason = [], f"nested deeper than {_DEEPEST} levels"
                 except ValueError as error:
                     reason = str(error)
@@ -166,29 +166,29 @@ def _check(
                     reason = f"nested deeper than {_DEEPEST} levels"
             if reason:
                 reasons[reason_class(reason)] += 1
-                dropped.write(row_files.reject(settings["path"], row, reason, "validate"))
+                dropped.write(row_files.reject_line(settings["path"], row, reason, "validate"))
             for raw in outcome:
                 kept.write(row.written(raw))
             written += len(outcome)
     return {"read": read, "good": read - sum(reasons.values()), "out": written, "reasons": reasons}
 
 
-def _plain(span: Span, number: int) -> Iterator[tuple[Placed, dict[str, Any] | None, str]]:
+def _read_jsonl(span: Span, number: int) -> Iterator[tuple[PlacedRow, dict[str, Any] | None, str]]:
     """Rows of a span of a JSONL file, decoded, or why not. Blank lines are no rows."""
-    for line in chunks.lines(span, LONGEST_LINE):
+    for line in chunks.read_lines(span, LONGEST_LINE):
         if line.content is None:
-            yield Placed(number, line.number, line.offset, b""), None, too_long()
+            yield PlacedRow(number, line.number, line.offset, b""), None, describe_too_long()
         elif content := line.content.removeprefix(BOM).strip():
-            yield Placed(number, line.number, line.offset, content), *readers.decode(content)
+            yield PlacedRow(number, line.number, line.offset, content), *readers.decode(content)
 
 
-def _unpacked(span: Span, _: int) -> Iterator[tuple[Placed, dict[str, Any] | None, str]]:
-    for row in row_files.in_span(span):
+def _read_placed(span: Span, _: int) -> Iterator[tuple[PlacedRow, dict[str, Any] | None, str]]:
+    for row in row_files.read_span(span):
         value: Any = row_files.decode(row.raw)
         yield (row, None, value) if isinstance(value, str) else (row, value, "")
 
 
-def _too_deep(value: Any, raw: bytes) -> bool:
+def _is_too_deep(value: Any, raw: bytes) -> bool:
     """Whether later stages, which walk through a row, could not. Most rows have too few brackets to be asked."""
     if raw.count(b"[") + raw.count(b"{") <= _DEEPEST:
         return False
@@ -199,7 +199,7 @@ def _too_deep(value: Any, raw: bytes) -> bool:
     return depth > _DEEPEST
 
 
-class _Taken(NamedTuple):
+class _SpanRows(NamedTuple):
     rows: bytes
     rejects: bytes
     read: int
@@ -208,18 +208,18 @@ class _Taken(NamedTuple):
     reasons: dict[str, int]
 
 
-def _taken(done: Done, remaining: int | None) -> _Taken:
+def _take_rows(done: SpanResult, remaining: int | None) -> _SpanRows:
     """A span's results, or the part of them before the first good row that is one too many."""
     kept, rejected = (done.folder / "rows").read_bytes(), (done.folder / "rejects").read_bytes()
     counts = done.counts
     if remaining is None or counts["good"] <= remaining:
-        return _Taken(kept, rejected, counts["read"], counts["good"], counts["out"], counts["reasons"])
-    lines = [(row_files.read(line)[1:3], line) for line in kept.splitlines(keepends=True)]
+        return _SpanRows(kept, rejected, counts["read"], counts["good"], counts["out"], counts["reasons"])
+    lines = [(row_files.parse_line(line)[1:3], line) for line in kept.splitlines(keepends=True)]
     places = [place for place, _ in itertools.groupby(lines, key=lambda each: each[0])][:remaining]
     kept_lines = [line for place, line in lines if place <= places[-1]]
     rejected_lines = [line for line in rejected.splitlines(keepends=True) if _place(line) < places[-1]]
     reasons = Counter(reason_class(row_files.decode(line)["reason"]) for line in rejected_lines)
-    return _Taken(
+    return _SpanRows(
         b"".join(kept_lines),
         b"".join(rejected_lines),
         remaining + len(rejected_lines),

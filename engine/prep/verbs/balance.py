@@ -7,8 +7,8 @@ from typing import Any
 
 from engine.options.data import BalanceOptions
 from engine.prep.stages.balance import balance
-from engine.prep.stages.context import once
-from engine.prep.stages.standalone import Progress, opened, options_of, out_of, publish
+from engine.prep.stages.context import run_once
+from engine.prep.stages.standalone import Progress, open_rows, output_folder, parse_options, publish
 from engine.protocol.home import Home
 
 
@@ -18,10 +18,10 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     Raises ValueError: no row has the column.
     """
     to = int(arguments.to) if arguments.to.isdecimal() else arguments.to
-    options = options_of(BalanceOptions, "balance", (), by=arguments.by, to=to, seed=arguments.seed)
-    with opened(home, "balance", arguments, options.model_dump(), progress) as found:
+    options = parse_options(BalanceOptions, "balance", (), by=arguments.by, to=to, seed=arguments.seed)
+    with open_rows(home, "balance", arguments, options.model_dump(), progress) as found:
         rows = found.context.folder / "balanced"
-        counts = once(found.context, "balance", lambda context: balance(found.rows, rows, options, context))
+        counts = run_once(found.context, "balance", lambda context: balance(found.rows, rows, options, context))
         report = {
             "rows": found.counts["read"],
             "kept": counts["out"],
@@ -29,4 +29,4 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
             "rejected": found.counts["rejected"],
             "groups": counts["groups"],
         }
-        return publish(out_of(arguments), {"rows.jsonl": rows}, [found.rejects], report)
+        return publish(output_folder(arguments), {"rows.jsonl": rows}, [found.rejects], report)

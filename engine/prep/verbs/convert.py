@@ -27,7 +27,7 @@ from engine.prep.readers import Record
 from engine.prep.stages.context import default_processes
 from engine.protocol.home import Home
 
-_WORK = "engine.prep.verbs.convert:work"
+_WORK = "engine.prep.verbs.convert:convert_span"
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
 
     Raises ValueError for an unknown shape, and for a result that would stand in place of what it is made of.
     """
-    _check_shape(arguments.to, FORMATS)
-    _check_shape(arguments.format, ("auto", *FORMATS))
+    _check_format(arguments.to, FORMATS)
+    _check_format(arguments.format, ("auto", *FORMATS))
     source = SourceOptions(source=arguments.file, format=arguments.format)
     out = Path(arguments.out).expanduser().absolute()
     if out.suffix != ".jsonl":
@@ -47,7 +47,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     settings = {
         "source": source.model_dump(),
         "to": arguments.to,
-        "shapes": {str(path): read_rows.shape_of(source, path) for path in paths if path.stat().st_size},
+        "shapes": {str(path): read_rows.find_format(source, path) for path in paths if path.stat().st_size},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = _work_folder(out, settings, paths)
@@ -68,10 +68,13 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     return told | {"file": str(out), "rejects": str(rejects) if told["rejected"] else None}
 
 
-def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def convert_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Rows of a span, in the other shape, to `rows`; those that do not go over to `rejects`."""
     shape, to = settings["shapes"][span.path], settings["to"]
-    convert, revert = read_rows.converter(SourceOptions(**settings["source"]), shape), detect_format.load(to).revert
+    convert, revert = (
+        read_rows.make_converter(SourceOptions(**settings["source"]), shape),
+        detect_format.load(to).revert,
+    )
     counts = {"rows": 0, "converted": 0, "rejected": 0}
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
         for record in _records(span):
@@ -106,9 +109,9 @@ def _records(span: Span) -> Iterator[Record]:
     if Path(span.path).suffix.lower() != ".jsonl":
         yield from readers.read(Path(span.path))
         return
-    for number, offset, content in chunks.lines(span, lines.LONGEST_LINE):
+    for number, offset, content in chunks.read_lines(span, lines.LONGEST_LINE):
         if content is None:
-            yield Record(span.path, number, offset, offset, None, lines.too_long())
+            yield Record(span.path, number, offset, offset, None, lines.describe_too_long())
         elif content := content.removeprefix(BOM).strip():
             yield Record(span.path, number, offset, offset + len(content), *readers.decode(content))
 
@@ -124,7 +127,7 @@ def _work_folder(out: Path, settings: dict[str, Any], paths: list[Path]) -> Path
     return folder
 
 
-def _check_shape(name: str, known: Collection[str]) -> None:
+def _check_format(name: str, known: Collection[str]) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, FORMATS, n=1)
         hint = f", did you mean {near[0]}?" if near else ""

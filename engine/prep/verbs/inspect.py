@@ -39,7 +39,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
                 continue
             if record.value.keys() - columns.keys() and len(columns) < _COLUMNS:
                 columns |= dict.fromkeys(record.value)
-            shape = shape or read_rows.shape_of(source, path)
+            shape = shape or read_rows.find_format(source, path)
             sample = sample or _sample(source, shape, record.value)
         done += path.stat().st_size
     if not shape:
@@ -50,7 +50,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 def _sample(source: SourceOptions, shape: str, row: dict[str, Any]) -> Canonical | None:
     """The row in canonical form, or the first that it expands into; None for a bad row."""
     try:
-        canonical = column_mapping.converter(source, shape)(row)[0]
+        canonical = column_mapping.make_converter(source, shape)(row)[0]
     except (ValueError, IndexError):
         return None
     return {name: value for name, value in canonical.items() if name != "columns"}

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.prep import stats
-from engine.prep.read_rows import Rejects
-from engine.prep.stages.standalone import Progress, opened
-from engine.prep.verbs.tokenize import find_tokenizer, load, loss_on_of, wanted_of
+from engine.prep.rows import Rejects
+from engine.prep.stages.standalone import Progress, open_rows
+from engine.prep.verbs.tokenize import choose_loss_on, find_kind, find_tokenizer, load_tokenizer
 from engine.protocol.home import Home
 
 
@@ -23,14 +23,14 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
         raise ValueError(f"--plot {arguments.plot}: the picture is a PNG, name it so")
     tokenizer_folder = find_tokenizer(arguments.model, home, progress)
     arguments.out = None
-    with opened(home, "stats", arguments, {}, progress) as found:
+    with open_rows(home, "stats", arguments, {}, progress) as found:
         kinds = set(found.context.shapes)
         rejects = Rejects(lambda _: None, count=found.counts["rejected"])
         figures = stats.measure(
             found.rows,
-            load(tokenizer_folder),
-            wanted_of(kinds),
-            loss_on_of(arguments.loss_on, kinds),
+            load_tokenizer(tokenizer_folder),
+            find_kind(kinds),
+            choose_loss_on(arguments.loss_on, kinds),
             arguments.max_length,
             arguments.by,
             found.context,

@@ -21,6 +21,7 @@ from engine.models.folders import has_tokenizer
 from engine.options.data import SourceOptions
 from engine.prep import read_rows, tokenizer_training
 from engine.prep.base_model import load_tokenizer
+from engine.prep.rows import Rejects, Row
 from engine.prep.tokenizer_training import RECORD, text_of
 from engine.protocol.home import Home, sync
 from engine.protocol.messages import Problem, ProblemError
@@ -42,11 +43,11 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
         raise ValueError(f"{out} is there already and is no tokenizer of this verb: name a new folder")
     if arguments.samples < 1:
         raise ValueError("--samples must be at least 1")
-    others = _others(home, arguments.compare)
-    template = _template(arguments.template)
+    others = _load_others(home, arguments.compare)
+    template = _read_template(arguments.template)
     files = Texts(arguments.files, arguments.seed, progress)
     count = files.count()
-    chosen, held = choose(count, arguments.samples, arguments.seed)
+    chosen, held = sample_rows(count, arguments.samples, arguments.seed)
     tokenizer = tokenizer_training.train(
         files.take(chosen, "training"),
         kind=arguments.kind,
@@ -63,9 +64,9 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
         "samples": len(chosen),
         "held_out": len(held),
         "rejected": files.rejected,
-        "notes": tokenizer_training.notes(tokenizer, arguments.size),
-        "compression": tokenizer_training.compression(
-            {out.name: tokenizer} | {_beside(name, out.name): each for name, each in others.items()}, measured
+        "notes": tokenizer_training.list_notes(tokenizer, arguments.size),
+        "compression": tokenizer_training.measure_compression(
+            {out.name: tokenizer} | {_label_compared(name, out.name): each for name, each in others.items()}, measured
         ),
     }
     if not held:
@@ -74,7 +75,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     return {"directory": str(out), **result}
 
 
-def _template(file: str | None) -> str | None:
+def _read_template(file: str | None) -> str | None:
     if file is None:
         return None
     try:
@@ -85,11 +86,11 @@ def _template(file: str | None) -> str | None:
         raise ValueError(f"{file} is not UTF-8; --template takes a Jinja file")
 
 
-def _beside(name: str, own: str) -> str:
+def _label_compared(name: str, own: str) -> str:
     return f"{name} (compared)" if name == own else name
 
 
-def choose(count: int, samples: int, seed: int) -> tuple[set[int], set[int]]:
+def sample_rows(count: int, samples: int, seed: int) -> tuple[set[int], set[int]]:
     """Numbers of the rows to learn from and to hold out: a seeded sample of `count` rows without replacement."""
     held = min(HELD_OUT, count // 10)
     numbers = Random(seed).sample(range(count), min(count, samples + held))
@@ -106,7 +107,7 @@ class Texts:
 
     def count(self) -> int:
         """Good rows. Raises ProblemError when there is none."""
-        rejects = read_rows.Rejects(lambda _: None)
+        rejects = Rejects(lambda _: None)
         count = 0
         for _ in self._read(rejects):
             count += 1
@@ -121,17 +122,17 @@ class Texts:
         self.rejected = rejects.count
         return count
 
-    def take(self, numbers: set[int], phase: str) -> _Taken:
-        return _Taken(self, numbers, phase)
+    def take(self, numbers: set[int], phase: str) -> _Selection:
+        return _Selection(self, numbers, phase)
 
     def texts(self) -> Iterator[str]:
-        return (text_of(row.content) for row in self._read(read_rows.Rejects(lambda _: None)))
+        return (text_of(row.content) for row in self._read(Rejects(lambda _: None)))
 
-    def _read(self, rejects: read_rows.Rejects) -> Iterator[read_rows.Row]:
+    def _read(self, rejects: Rejects) -> Iterator[Row]:
         return read_rows.read(self.sources, Path.cwd(), rejects, self.seed, lambda _: None)
 
 
-class _Taken:
+class _Selection:
     """Those texts of a set that have these numbers; may be gone through more than once."""
 
     def __init__(self, texts: Texts, numbers: set[int], phase: str) -> None:
@@ -147,17 +148,17 @@ class _Taken:
                 yield text
 
 
-def _others(home: Home, names: list[str]) -> dict[str, Any]:
+def _load_others(home: Home, names: list[str]) -> dict[str, Any]:
     """Tokenizers to compare with, by name: those asked for, else the catalogue's that are here."""
     names = names or [name for name in CATALOGUE if has_tokenizer(home.models / name)]
     found: dict[str, Any] = {}
     for name in names:
-        label, folder = _tokenizer_of(name, home)
+        label, folder = _find_tokenizer(name, home)
         found[label] = load_tokenizer(folder, "auto", Path.cwd(), trust_remote_code=False)
     return found
 
 
-def _tokenizer_of(name: str, home: Home) -> tuple[str, Path]:
+def _find_tokenizer(name: str, home: Home) -> tuple[str, Path]:
     """Label and folder of a tokenizer: of a folder that holds one, a model or not, or of a target. Raises ProblemError."""
     folder = Path(name).expanduser().absolute()
     if has_tokenizer(folder):
@@ -179,7 +180,7 @@ def _tokenizer_of(name: str, home: Home) -> tuple[str, Path]:
 def _save(tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
     """Write the folder as a whole, in place of an earlier one."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(out)
+    _remove_stale(out)
     draft, old = (out.with_name(f".{out.name}.{kind}.{os.getpid()}") for kind in ("draft", "old"))
     try:
         tokenizer.save_pretrained(draft)
@@ -195,7 +196,7 @@ def _save(tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(out: Path) -> None:
+def _remove_stale(out: Path) -> None:
     """Remove what killed processes have left beside `out`."""
     for path in out.parent.glob(f".{glob.escape(out.name)}.*"):
         left = re.fullmatch(r"(?:draft|old)\.(\d+)", path.name.removeprefix(f".{out.name}."))

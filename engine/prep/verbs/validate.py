@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engine.prep.stages.standalone import Opened, Progress, opened, out_of, publish
+from engine.prep.stages.standalone import CheckedRows, Progress, open_rows, output_folder, publish
 from engine.protocol.home import Home
 from engine.storage import cache
 
@@ -18,7 +18,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 
     With `--out` it lies there, beside rows.jsonl (the good rows) and report.json; without, in the home's cache. Raises ValueError.
     """
-    with opened(home, "validate", arguments, {}, progress) as found:
+    with open_rows(home, "validate", arguments, {}, progress) as found:
         report = {
             "rows": found.counts["read"],
             "good": found.counts["good"],
@@ -26,17 +26,17 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
             "reasons": found.counts["reasons"],
         }
         if arguments.out is None:
-            return {**report, "rejects": str(_kept(home, found))}
-        out = out_of(arguments)
+            return {**report, "rejects": str(_cache_rejects(home, found))}
+        out = output_folder(arguments)
         publish(out, {"rows.jsonl": found.rows}, [found.rejects], report)
         return {**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}
 
 
-def _kept(home: Home, found: Opened) -> Path:
+def _cache_rejects(home: Home, found: CheckedRows) -> Path:
     """The rejects in the cache, under a name that hangs on what they are."""
-    name = "rejects-" + cache.key({"rejects": found.rejects}, {}, lambda _: None)
+    name = "rejects-" + cache.entry_key({"rejects": found.rejects}, {}, lambda _: None)
     if not (home.cache / name).is_dir():
-        with cache.entry(home, name) as folder:
+        with cache.new_entry(home, name) as folder:
             shutil.copyfile(found.rejects, folder / "rejects.jsonl")
             (folder / "report.json").write_text(json.dumps(found.counts, ensure_ascii=False), encoding="utf-8")
     return home.cache / name / "rejects.jsonl"
