@@ -48,7 +48,7 @@ SET = option("--set", metavar="K=V", action="append", default=[], dest="override
 DETACH = option("--detach", action="store_true", help="print the run's id and leave it running")
 
 FILE = option("file", metavar="FILE", help="a data file, a folder or a glob")
-FORMAT = option("--format", metavar="SHAPE", default="auto", help="shape of the rows (found by itself)")
+FORMAT = option("--format", metavar="FORMAT", default="auto", help="format of the rows (detected automatically unless given)")
 OUT = option("--out", metavar="DIR", required=True, help="folder for rows.jsonl, rejects.jsonl and report.json")
 MODEL = option("--model", metavar="TARGET", required=True, help="whose tokenizer and chat template")
 LENGTH = option("--max-length", type=int, metavar="N", default=1024, help="longest sequence, in tokens (1024)")
@@ -78,7 +78,7 @@ SAMPLING = (
 RULE = option("--set", metavar="K=V", action="append", default=[], dest="overrides", help="a rule, e.g. clean.min_chars=20 or dedup.threshold=0.9")  # fmt: skip
 
 DATA = (
-    Verb("inspect", "what a file holds: shape, columns, a row", "tools:data", (FILE, FORMAT)),
+    Verb("inspect", "what a file holds: format, columns, a row", "tools:data", (FILE, FORMAT)),
     Verb(
         "validate",
         "name every bad row",
@@ -146,12 +146,12 @@ DATA = (
     ),
     Verb(
         "convert",
-        "write the rows in another shape",
+        "write the rows in another format",
         "tools:data",
         (
             FILE,
             FORMAT,
-            option("--to", metavar="SHAPE", required=True, help="the shape to write"),
+            option("--to", metavar="FORMAT", required=True, help="the format to write"),
             option("--out", metavar="FILE", required=True, help="a .jsonl file"),
         ),
     ),
@@ -255,7 +255,7 @@ VERBS = (
                 "--input",
                 metavar="F",
                 required=True,
-                help="a prompt a line (.txt), or rows of any shape, or with `prompt` or `text`",
+                help="a prompt a line (.txt), or rows of any format, or with `prompt` or `text`",
             ),
             option(
                 "--output", metavar="F", required=True, help="a .jsonl or .json file for the rows with their replies"
@@ -478,7 +478,7 @@ VERBS = (
                 "train a tokenizer on texts",
                 "tools:tokenizer",
                 (
-                    option("files", nargs="+", metavar="FILE", help="data files of any shape"),
+                    option("files", nargs="+", metavar="FILE", help="data files of any format"),
                     option("--out", metavar="DIR", required=True, help="folder that AutoTokenizer will load"),
                     option("--kind", choices=("bpe", "unigram"), default="bpe", help="the algorithm (bpe)"),
                     option(

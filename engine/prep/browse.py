@@ -82,7 +82,7 @@ class Browser:
             "sources": [
                 {
                     "source": files[0].options.source,
-                    "format": ", ".join(sorted({indexed.shape for indexed in files})),
+                    "format": ", ".join(sorted({indexed.format for indexed in files})),
                     "rows": sum(len(indexed.lines) for indexed in files),
                     "rejected": sum(indexed.rejected for indexed in files),
                     "part": part,

@@ -1,8 +1,8 @@
 """What a source says about its rows: own column names, a prompt of its own, a system prompt.
 
-`columns` maps the shape's column to the source's (`{instruction: question, output: reply}`). The column changes its name before
-the shape is looked for. One that stood under the new name already steps aside, and is kept with the other columns.
-`prompt` and `system` change what the shape made of the row: they are never parsed as the shape's own columns are.
+`columns` maps the format's column to the source's (`{instruction: question, output: reply}`). The column changes its name before
+the format is looked for. One that stood under the new name already steps aside, and is kept with the other columns.
+`prompt` and `system` change what the format made of the row: they are never parsed as the format's own columns are.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Converter = Callable[[dict[str, Any]], list[Canonical]]
 """A row as it stands in its file -> canonical rows. Raises ValueError with the reason for a bad row."""
 
 
-def make_converter(source: SourceOptions, shape: str) -> Converter:
-    """What makes canonical rows of this source's rows. Raises ValueError when the shape cannot do what the source asks for."""
-    module = detect_format.load(shape)
+def make_converter(source: SourceOptions, row_format: str) -> Converter:
+    """What makes canonical rows of this source's rows. Raises ValueError when the format cannot do what the source asks for."""
+    module = detect_format.load(row_format)
     if not (source.columns or source.prompt or source.system):
         return lambda row: detect_format.as_list(module.convert(row))
-    if shape == "text" and (source.prompt or source.system):
+    if row_format == "text" and (source.prompt or source.system):
         raise ValueError("prompt and system are for conversations; the rows here are plain text")
-    if shape == "thought_graph" and source.prompt:
+    if row_format == "thought_graph" and source.prompt:
         raise ValueError("a thought graph asks several questions, each in its own words: leave prompt out")
     parts = _parse_prompt(source.prompt) if source.prompt else []
     questions: tuple[str, ...] = getattr(module, "QUESTIONS", ())
@@ -37,7 +37,7 @@ def make_converter(source: SourceOptions, shape: str) -> Converter:
         mapped, aside = rename_columns(row, source.columns)
         prompt = _fill(parts, mapped | row) if parts else ""
         if prompt and questions and all(mapped.get(name) is None for name in questions):
-            mapped = {**mapped, questions[0]: prompt}  # the shape would miss a question
+            mapped = {**mapped, questions[0]: prompt}  # the format would miss a question
         found = detect_format.as_list(module.convert(mapped))
         for canonical in found:
             if aside:
@@ -58,7 +58,7 @@ def check_columns(source: SourceOptions, there: Collection[str]) -> None:
     listed = detect_format.join_names(sorted(there))
     for ours, own in source.columns.items():
         if own not in there:
-            hint = f"; columns says the shape's name first: {{{own}: {ours}}}" if ours in there else ""
+            hint = f"; columns says the format's name first: {{{own}: {ours}}}" if ours in there else ""
             raise ValueError(f"columns: there is no column {own!r} for {ours}; there are {listed}{hint}")
     if source.prompt:
         known = {*there, *source.columns}
@@ -68,7 +68,7 @@ def check_columns(source: SourceOptions, there: Collection[str]) -> None:
 
 
 def rename_columns(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row under the shape's names, and the columns that stood under those names before."""
+    """The row under the format's names, and the columns that stood under those names before."""
     if not columns:
         return row, {}
     taken = {own for own in columns.values() if own in row}

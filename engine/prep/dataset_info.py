@@ -1,7 +1,7 @@
 """LLaMA-Factory's `dataset_info.json` as a catalogue: its names become sources.
 
 What an entry says is told in the options of our own sources: `formatting` and `ranking` as `format`, `columns` (theirs are called
-by role: prompt, query, response …) as the columns of that shape, `num_samples` as `max_rows`, `hf_hub_url` with `subset` and
+by role: prompt, query, response …) as the columns of that format, `num_samples` as `max_rows`, `hf_hub_url` with `subset` and
 `split` as `hf://name:subset@split`.
 """
 
@@ -21,7 +21,7 @@ _COLUMNS = {
     "sharegpt": {"messages": "conversations"},
     "openai": {"messages": "messages"},
 }
-"""`formatting` -> their name of a column -> the shape's."""
+"""`formatting` -> their name of a column -> the format's."""
 _SHARED = {name: name for name in ("system", "tools", "chosen", "rejected", "kto_tag")}
 _FORMATS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
 _TAGS = {
@@ -33,7 +33,7 @@ _TAGS = {
     "function_tag": ("function_call", "function", "tool_calls"),
     "system_tag": ("system",),
 }
-"""The names in turns that the shapes know by themselves."""
+"""The names in turns that the formats know by themselves."""
 _MEDIA = ("images", "videos", "audios")
 
 
@@ -87,13 +87,13 @@ def _convert_entry(entry: dict[str, Any], folder: Path) -> SourceOptions:
     if unknown:
         media = " (pictures and sound are not trained on here)" if unknown[0] in _MEDIA else ""
         raise ValueError(f"its column {unknown[0]!r} is not known for {formatting}{media}")
-    shape = "kto" if "kto_tag" in theirs else "preference" if entry.get("ranking") else _FORMATS[formatting]
-    if shape == "alpaca" and theirs and not {"query", "response"} & set(theirs) and "prompt" in theirs:
+    row_format = "kto" if "kto_tag" in theirs else "preference" if entry.get("ranking") else _FORMATS[formatting]
+    if row_format == "alpaca" and theirs and not {"query", "response"} & set(theirs) and "prompt" in theirs:
         # A prompt alone is how they name the text of a pretraining set.
-        shape, ours = "text", {"prompt": "text"} | _SHARED
+        row_format, ours = "text", {"prompt": "text"} | _SHARED
     return SourceOptions(
         source=_locate_rows(entry, folder),
-        format=shape,
+        format=row_format,
         columns={ours[name]: column for name, column in theirs.items() if column and column != ours[name]},
         max_rows=entry.get("num_samples"),
     )

@@ -1,4 +1,4 @@
-"""Which shape do rows have, and what converts them."""
+"""Which format do rows have, and what converts them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from engine.prep.formats.canonical import Canonical
 
 
 def load(name: str) -> ModuleType:
-    """The module of a shape, with its `matches`, `convert` and `revert`."""
+    """The module of a format, with its `matches`, `convert` and `revert`."""
     return importlib.import_module(FORMATS[name])
 
 
 def convert(name: str, row: dict[str, Any]) -> list[Canonical]:
-    """The canonical rows that a row becomes: one, but for shapes that expand. Raises ValueError for a bad row."""
+    """The canonical rows that a row becomes: one, but for formats that expand. Raises ValueError for a bad row."""
     return as_list(load(name).convert(row))
 
 
@@ -27,13 +27,13 @@ def as_list(converted: Canonical | list[Canonical]) -> list[Canonical]:
 
 
 def detect(rows: Sequence[dict[str, Any]]) -> str:
-    """The shape that most of these rows have. Raises ValueError when none has any: it names the columns seen."""
+    """The format that most of these rows have. Raises ValueError when none has any: it names the columns seen."""
     counts = {name: sum(load(name).matches(row) for row in rows) for name in FORMATS}
     best = max(counts, key=lambda name: counts[name])
     if not counts[best]:
         columns = sorted({str(column) for row in rows for column in row})
         raise ValueError(
-            f"no known shape has the columns {join_names(columns)}; known are {', '.join(FORMATS)}: "
+            f"no known format has the columns {join_names(columns)}; known are {', '.join(FORMATS)}: "
             "say which in format, and name the columns in columns"
         )
     return best

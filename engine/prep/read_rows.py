@@ -1,4 +1,4 @@
-"""Sources to canonical rows: shape found, bad rows named and counted, limits and weights applied. A stream."""
+"""Sources to canonical rows: format found, bad rows named and counted, limits and weights applied. A stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
 _LOOKED_AT = 100
-"""Rows by which a shape is detected and column names are checked."""
+"""Rows by which a format is detected and column names are checked."""
 
 
 def locate(source: SourceOptions, directory: Path, home: Home | None = None) -> list[Path]:
@@ -36,7 +36,7 @@ def locate(source: SourceOptions, directory: Path, home: Home | None = None) -> 
 def find_format(source: SourceOptions, path: Path) -> str:
     """The source's `format`, or what the file's first good rows look like under the source's column names.
 
-    A file without any good row has no shape, and any will do. Raises ValueError: no known shape, or a column named in `columns` or
+    A file without any good row has no format, and any will do. Raises ValueError: no known format, or a column named in `columns` or
     `prompt` that no row has.
     """
     if source.format != "auto" and not (source.columns or source.prompt):
@@ -54,10 +54,10 @@ def find_format(source: SourceOptions, path: Path) -> str:
         raise ValueError(f"{source.source}: {error}")
 
 
-def make_converter(source: SourceOptions, shape: str) -> Converter:
-    """What makes canonical rows of a source's rows, which have this shape. Raises ValueError for what cannot go together."""
+def make_converter(source: SourceOptions, row_format: str) -> Converter:
+    """What makes canonical rows of a source's rows, which have this format. Raises ValueError for what cannot go together."""
     try:
-        return column_mapping.make_converter(source, shape)
+        return column_mapping.make_converter(source, row_format)
     except ValueError as error:
         raise ValueError(f"{source.source}: {error}")
 

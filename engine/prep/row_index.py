@@ -36,7 +36,7 @@ class IndexedFile:
     options: SourceOptions
     path: Path
     stored: Path
-    shape: str
+    format: str
     convert: Converter
     lines: array[int] = field(default_factory=lambda: array("Q"))
     offsets: array[int] = field(default_factory=lambda: array("Q"))
@@ -124,9 +124,9 @@ class Indexer:
         good = 0
         try:
             stored, records = self._records(path, progress)
-            shape = read_rows.find_format(source, stored) if stored.stat().st_size else source.format
-            convert = column_mapping.make_converter(source, shape) if shape != "auto" else _no_rows
-            indexed = IndexedFile(source, path, stored, shape, convert)
+            row_format = read_rows.find_format(source, stored) if stored.stat().st_size else source.format
+            convert = column_mapping.make_converter(source, row_format) if row_format != "auto" else _no_rows
+            indexed = IndexedFile(source, path, stored, row_format, convert)
             for record in records:
                 contents = self._contents(indexed, record)
                 for _ in contents:

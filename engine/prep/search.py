@@ -131,14 +131,14 @@ def _fits(browser: Browser, content: Canonical, raw: bytes, query: Query) -> boo
 
 
 def _read_column(raw: bytes, name: str) -> Any:
-    """A column of the row as it stands, for those that the shape itself takes up."""
+    """A column of the row as it stands, for those that the format itself takes up."""
     import msgspec
 
     return msgspec.json.decode(raw).get(name)
 
 
 def text_of(content: Canonical) -> str:
-    """What was said in a row, whatever its shape."""
+    """What was said in a row, whatever its format."""
     if "text" in content:
         return str(content["text"])
     turns = [

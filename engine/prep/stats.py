@@ -238,7 +238,7 @@ def measure_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str
         (folder / "first").open("wb") as first_file,
     ):
         rejects = Rejects(rejects_file.write)
-        rows = read_span(span, settings["files"], settings["shapes"], rejects)
+        rows = read_span(span, settings["files"], settings["formats"], rejects)
         while some := list(itertools.islice(rows, BATCH)):
             contents = [row.content for row in some]
             if not tokenizing.template and any(map(conversation_of, contents)):

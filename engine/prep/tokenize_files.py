@@ -56,7 +56,7 @@ def tokenize_rows(
     """Tokenise the rows of JSONL files into the Arrow set `into`, as `store` describes it.
 
     A line is a row; or `[file, line, offset, row]`, as between two stages, where `files` are given: `file` is a place among them. Rows
-    are canonical unless `kinds` says which shape they have, for each of `files`, or one for all lines that are rows. Bad ones go to `rejects`.
+    are canonical unless `kinds` says which format they have, for each of `files`, or one for all lines that are rows. Bad ones go to `rejects`.
     `work` keeps what is done of the step across kills: remove it when the result is safe. `kept`, if given, becomes a JSONL file of the
     canonical rows that were kept. `progress` is told (bytes done, bytes in all). `wanted` is the kind of rows that a method takes, and
     `max_prompt` where prompts are cut at their beginning, `task` whose answers the references of prompts to answer must be.

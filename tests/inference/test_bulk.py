@@ -1,4 +1,4 @@
-"""A file of prompts: any shape in, the same bytes out, whatever happens on the way."""
+"""A file of prompts: any format in, the same bytes out, whatever happens on the way."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_system_prompt_and_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a\r\nb")
     found = prompts.read(tmp_path / "in.txt", None, "be brief")
     assert [[message["content"] for message in each.asked] for each in found] == [["be brief", "a"], ["be brief", "b"]]
-    for content, said in (("{\n", "in.jsonl:1: not JSON"), ('{"x": 1}\n', "no known shape"), ("", "has no prompts")):
+    for content, said in (("{\n", "in.jsonl:1: not JSON"), ('{"x": 1}\n', "no known format"), ("", "has no prompts")):
         (tmp_path / "in.jsonl").write_text(content)
         with pytest.raises(ValueError, match=said):
             prompts.read(tmp_path / "in.jsonl", None, None)

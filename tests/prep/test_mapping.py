@@ -102,7 +102,7 @@ def test_each_source_has_a_prompt_of_its_own(tmp_path: Path) -> None:
             {"columns": {"output": "repli"}},
             "columns: there is no column 'repli' for output; there are completion, prompt, sentence",
         ),
-        ({"columns": {"sentence": "prompts"}}, "columns says the shape's name first: {prompts: sentence}"),
+        ({"columns": {"sentence": "prompts"}}, "columns says the format's name first: {prompts: sentence}"),
         ({"format": "text", "system": "s"}, "prompt and system are for conversations"),
         ({"format": "thought_graph", "prompt": "p"}, "a thought graph asks several questions"),
     ],

@@ -1,4 +1,4 @@
-"""What is asked in a file: a prompt a line of a text file, or rows of any shape that data may have, or with `prompt` or `text`."""
+"""What is asked in a file: a prompt a line of a text file, or rows of any format that data may have, or with `prompt` or `text`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from engine.prep import detect_format, readers
 from engine.prep.formats.canonical import check_messages, conversation_of, make_message
 
 _LOOKED_AT = 100
-"""Rows by which a shape is told."""
+"""Rows by which a format is told."""
 _UNSAID = (
     ("messages", lambda turns: [*turns, {"role": "assistant", "content": "-"}]),
     ("conversations", lambda turns: [*turns, {"from": "gpt", "value": "-"}]),
     ("output", lambda _: "-"),
     ("completion", lambda _: "-"),
 )
-"""What a row that only asks lacks to be one that trains: shapes read those."""
+"""What a row that only asks lacks to be one that trains: formats read those."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _asking(text: str, task: str | None, system: str | None) -> Messages:
 def _rows(path: Path, task: str | None, system: str | None) -> Iterator[Prompt]:
     records = readers.read(path)
     first = list(itertools.islice(records, _LOOKED_AT))
-    shape: str | None = None
+    row_format: str | None = None
     for record in itertools.chain(first, records):
         if record.value is None:
             raise ValueError(f"{path}:{record.line}: {record.reason}")
@@ -72,8 +72,8 @@ def _rows(path: Path, task: str | None, system: str | None) -> Iterator[Prompt]:
             if turns := _turns(row):
                 yield _conversation(turns, row)
                 continue
-            shape = shape or detect_format.detect([each.value for each in first if each.value is not None])
-            for canonical in detect_format.convert(shape, _completed(row)):
+            row_format = row_format or detect_format.detect([each.value for each in first if each.value is not None])
+            for canonical in detect_format.convert(row_format, _completed(row)):
                 yield _conversation(conversation_of(canonical), row)
         except ValueError as error:
             raise ValueError(f"{path}:{record.line}: {error}") from None

@@ -2,7 +2,7 @@
 
     OUT/requests.jsonl   the journal: what was asked and answered, in the order in which it came (`journal.py`)
     OUT/answers.jsonl    the answers by request: what its prompt showed, and which items of it became rows
-    OUT/made.jsonl       the new rows, in the shape of the seeds
+    OUT/made.jsonl       the new rows, in the format of the seeds
     OUT/decisions.jsonl  which of them the user accepted or dropped (`decisions.py`)
     OUT/rows.jsonl       the new rows without the dropped ones: what to train on
     OUT/rejects.jsonl    what was not taken: `file` and `line` are its answer's, `item` its place in the answer
@@ -55,7 +55,7 @@ def expand(
 
 
 class Expansion(NamedTuple):
-    """`report` is what `expand` returns. Of each row in `made.jsonl`, `forms` is the number of the source and shape that its seed had in `kinds`."""
+    """`report` is what `expand` returns. Of each row in `made.jsonl`, `forms` is the number of the source and format that its seed had in `kinds`."""
 
     report: dict[str, Any]
     kinds: list[tuple[int, str]]
@@ -94,7 +94,7 @@ def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress
         }
         report = results.publish(report)
     numbers = {id(source): number for number, (source, _) in enumerate(sources)}
-    kinds = [(numbers[id(form.source)], form.shape) for form in seeds.forms]
+    kinds = [(numbers[id(form.source)], form.format) for form in seeds.forms]
     return Expansion({**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}, kinds, harvest.forms)
 
 

@@ -73,8 +73,10 @@ class Review:
 
 def _index_made(path: Path, forms: list[SourceOptions]) -> IndexedFile:
     """The lines of `made.jsonl`. Its rows have one of these forms each. Raises ValueError."""
-    shapes = [read_rows.find_format(form, path) for form in forms]
-    converters = [column_mapping.make_converter(form, shape) for form, shape in zip(forms, shapes, strict=True)]
+    formats = [read_rows.find_format(form, path) for form in forms]
+    converters = [
+        column_mapping.make_converter(form, row_format) for form, row_format in zip(forms, formats, strict=True)
+    ]
 
     def convert(row: dict[str, Any]) -> list[Canonical]:
         faults = []
@@ -85,7 +87,7 @@ def _index_made(path: Path, forms: list[SourceOptions]) -> IndexedFile:
                 faults.append(str(error))
         raise ValueError("; ".join(faults))
 
-    indexed = IndexedFile(forms[0], path, path, shapes[0], convert)
+    indexed = IndexedFile(forms[0], path, path, formats[0], convert)
     end = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

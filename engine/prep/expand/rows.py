@@ -1,4 +1,4 @@
-"""Rows of any shape: the service is shown seed rows as they stand, and writes more of them."""
+"""Rows of any format: the service is shown seed rows as they stand, and writes more of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build_row(item: Any, seed: Seed) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError(f"it is {type(item).__name__}, not an object")
     if not seed.form.matches(item):
-        item = _convert_item(item, seed.form.shape)
+        item = _convert_item(item, seed.form.format)
     seed.form.convert(item)
     if further := sorted(item.keys() - seed.columns):
         raise ValueError(f"it has columns that no seed has: {', '.join(further)}")
@@ -53,12 +53,12 @@ def duplicate_key(row: dict[str, Any], form: Form) -> str:
     return "\n".join(turn["content"] for turn in turns if turn["role"] in ("user", "tool"))
 
 
-def _convert_item(item: dict[str, Any], shape: str) -> dict[str, Any]:
-    """A row of another known shape in this one."""
+def _convert_item(item: dict[str, Any], row_format: str) -> dict[str, Any]:
+    """A row of another known format in this one."""
     try:
         other = detect_format.detect([item])
     except ValueError:
-        raise ValueError("it has no known shape")
+        raise ValueError("it has no known format")
     found: list[Canonical] = detect_format.convert(other, item)
-    row: dict[str, Any] = detect_format.load(shape).revert(found[0])
+    row: dict[str, Any] = detect_format.load(row_format).revert(found[0])
     return row

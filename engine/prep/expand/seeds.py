@@ -133,7 +133,7 @@ def load_task(name: str) -> ModuleType:
 
 
 def _iterate_seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tuple[Seed | None, str, int]]:
-    """Every row as (seed, place, bytes done); a bad one as (None, place and reason, bytes done). `forms` learns theirs, by source and shape."""
+    """Every row as (seed, place, bytes done); a bad one as (None, place and reason, bytes done). `forms` learns theirs, by source and format."""
     before = 0
     for number, (source, paths) in enumerate(sources):
         good = 0
@@ -146,9 +146,9 @@ def _iterate_seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iter
                     yield None, f"{place}: {record.reason}", done
                     continue
                 if form is None:
-                    shape = read_rows.find_format(source, path)
+                    row_format = read_rows.find_format(source, path)
                     form = forms.setdefault(
-                        (number, shape), Form(source, shape, read_rows.make_converter(source, shape))
+                        (number, row_format), Form(source, row_format, read_rows.make_converter(source, row_format))
                     )
                 try:
                     seed = Seed(record.value, form, form.content(record.value))

@@ -111,12 +111,12 @@ def _write_sources(lines: dict[int, list[bytes]], kinds: list[list[Any]], seeds:
                 (folder / f"expanded-{form}.jsonl").write_bytes(b"".join(rows))
     found: Sources = []
     for form, rows in lines.items():
-        number, shape = kinds[form]
+        number, row_format = kinds[form]
         source, path = seeds[number][0], made / f"expanded-{form}.jsonl"
         there = {name for row in rows for name in json.loads(row)}
         changed = {
             "source": str(path),
-            "format": shape,
+            "format": row_format,
             "columns": {name: own for name, own in source.columns.items() if own in there},
             "weight": 1.0,
             "max_rows": None,

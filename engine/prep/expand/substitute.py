@@ -18,17 +18,17 @@ class Form:
     """What rows of a source look like, and what becomes of them under its own column names and prompts."""
 
     source: SourceOptions
-    shape: str
+    format: str
     convert: Converter
 
     def matches(self, row: dict[str, Any]) -> bool:
-        """Whether a row has the columns of the shape. A prompt of the source's own stands for those of the question."""
+        """Whether a row has the columns of the format. A prompt of the source's own stands for those of the question."""
         return bool(self.source.prompt) or bool(
-            detect_format.load(self.shape).matches(rename_columns(row, self.source.columns)[0])
+            detect_format.load(self.format).matches(rename_columns(row, self.source.columns)[0])
         )
 
     def content(self, row: dict[str, Any]) -> Canonical:
-        """The canonical row, the first for shapes that expand. Raises ValueError."""
+        """The canonical row, the first for formats that expand. Raises ValueError."""
         return self.convert(row)[0]
 
     def asked(self, row: dict[str, Any]) -> str | None:
@@ -37,7 +37,7 @@ class Form:
 
 
 class Seed(NamedTuple):
-    """A seed row as it stood in its file, and its canonical form (the first, for shapes that expand)."""
+    """A seed row as it stood in its file, and its canonical form (the first, for formats that expand)."""
 
     row: dict[str, Any]
     form: Form
@@ -74,7 +74,7 @@ def replace_exchange(seed: Seed, new: Exchange, instructions: tuple[str, ...]) -
     old = find_exchange(seed.content, instructions)
     row: dict[str, Any] = _replace_value(seed.row, old, new)
     if find_exchange(seed.form.content(row), instructions) != new:
-        raise ValueError(f"its seed's row ({seed.form.shape}) cannot hold it")
+        raise ValueError(f"its seed's row ({seed.form.format}) cannot hold it")
     return row
 
 

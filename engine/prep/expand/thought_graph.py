@@ -38,7 +38,7 @@ def show(seed: Seed) -> Any:
 
 
 def build_row(item: Any, seed: Seed) -> dict[str, Any]:
-    if isinstance(item, dict) and "standpoints" not in item and seed.form.shape != _FORMAT:
+    if isinstance(item, dict) and "standpoints" not in item and seed.form.format != _FORMAT:
         row = rows.build_row(item, seed)
         if _find_graph(row, seed.form) is None:
             raise ValueError("its reply is no thought graph")
@@ -46,7 +46,7 @@ def build_row(item: Any, seed: Seed) -> dict[str, Any]:
     if fault := thought_graph.fault(item):
         raise ValueError(fault)
     graph = {key: item[key] for key in thought_graph.KEYS}
-    if seed.form.shape == _FORMAT:
+    if seed.form.format == _FORMAT:
         others = {name: value for name, value in seed.row.items() if name not in thought_graph.KEYS}
         return {**graph, **others}
     example = substitute.find_exchange(seed.content, _INSTRUCTIONS).reply
@@ -62,7 +62,7 @@ def duplicate_key(row: dict[str, Any], form: Form) -> str:
 
 def _find_graph(row: dict[str, Any], form: Form) -> dict[str, Any] | None:
     """The graph that a row holds, as itself or as its reply."""
-    if form.shape == _FORMAT:
+    if form.format == _FORMAT:
         return row
     try:
         return thought_graph.parse(substitute.find_exchange(form.content(row), _INSTRUCTIONS).reply)

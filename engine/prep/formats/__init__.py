@@ -1,12 +1,12 @@
-"""Shapes of rows. One row a shape; its module has
+"""Formats of rows. One row a format; its module has
 
     matches(row) -> bool              does a row look like it
-    convert(row) -> Canonical         or a list of them, for a shape that expands; raises ValueError, with the reason, for a bad row
-    revert(canonical) -> row          the way back; raises ValueError naming what the shape cannot hold
+    convert(row) -> Canonical         or a list of them, for a format that expands; raises ValueError, with the reason, for a bad row
+    revert(canonical) -> row          the way back; raises ValueError naming what the format cannot hold
     QUESTIONS                         where there is one: the columns, by preference, that the user's turn is made of
 
-`canonical.py` says what a canonical row is. Detection takes the shape that most rows match, of several the first in this order: the
-more a shape asks for, the earlier it stands.
+`canonical.py` says what a canonical row is. Detection takes the format that most rows match, of several the first in this order: the
+more a format asks for, the earlier it stands.
 """
 
 FORMATS = {

@@ -1,4 +1,4 @@
-"""What every shape becomes, and the rules that hold for it.
+"""What every format becomes, and the rules that hold for it.
 
 A canonical row is one of
 
@@ -223,15 +223,15 @@ def add_columns(found: Canonical, row: Mapping[str, Any], used: Set[str]) -> Can
 Convert = Callable[[dict[str, Any]], Canonical]
 
 
-def restore_columns(shape: str, row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
+def restore_columns(row_format: str, row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
     """`row` with the other columns at its side, once it is sure that it says what `canonical` says.
 
-    Raises ValueError naming the columns, or saying that the shape means something else by such a row.
+    Raises ValueError naming the columns, or saying that the format means something else by such a row.
     """
     columns = canonical.get("columns", {})
     twice = sorted(columns.keys() & row.keys())
     if twice:
-        raise ValueError(f"{shape} has a meaning of its own for the column {', '.join(twice)}")
+        raise ValueError(f"{row_format} has a meaning of its own for the column {', '.join(twice)}")
     whole = {**row, **columns}
     if _converts_to(whole, canonical, convert):
         return whole
@@ -242,12 +242,12 @@ def restore_columns(shape: str, row: dict[str, Any], canonical: Canonical, conve
             for name in columns
             if not _converts_to({**row, name: columns[name]}, {**bare, "columns": {name: columns[name]}}, convert)
         ]
-        raise ValueError(f"{shape} has a meaning of its own for the column {', '.join(guilty or columns)}")
-    raise ValueError(f"{shape} would read this row otherwise")
+        raise ValueError(f"{row_format} has a meaning of its own for the column {', '.join(guilty or columns)}")
+    raise ValueError(f"{row_format} would read this row otherwise")
 
 
 def restore_canonical_columns(row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
-    """As `held`, for shapes whose rows may be canonical ones: columns with a meaning of their own stay apart, in `columns`."""
+    """As `held`, for formats whose rows may be canonical ones: columns with a meaning of their own stay apart, in `columns`."""
     columns = canonical.get("columns", {})
     whole = {**columns, **row}
     if len(whole) == len(columns) + len(row) and _converts_to(whole, canonical, convert):
@@ -262,25 +262,25 @@ def _converts_to(row: dict[str, Any], canonical: Canonical, convert: Convert) ->
         return False
 
 
-def require_messages(canonical: Canonical, shape: str) -> list[Message]:
-    """The messages of a row that a shape without tools can hold. Raises ValueError naming what it cannot."""
+def require_messages(canonical: Canonical, row_format: str) -> list[Message]:
+    """The messages of a row that a format without tools can hold. Raises ValueError naming what it cannot."""
     if "messages" not in canonical:
-        raise ValueError(f"{shape} cannot hold {describe_kind(canonical)}")
+        raise ValueError(f"{row_format} cannot hold {describe_kind(canonical)}")
     if "tools" in canonical:
-        raise ValueError(f"{shape} cannot hold tools")
+        raise ValueError(f"{row_format} cannot hold tools")
     messages: list[Message] = canonical["messages"]
     for number, message in enumerate(messages, 1):
         if further := sorted(message.keys() - _PLAIN):
-            raise ValueError(f"{shape} cannot hold the {', '.join(further)} of turn {number}")
+            raise ValueError(f"{row_format} cannot hold the {', '.join(further)} of turn {number}")
     return messages
 
 
-def require_exchange(canonical: Canonical, shape: str) -> tuple[str, str]:
+def require_exchange(canonical: Canonical, row_format: str) -> tuple[str, str]:
     """Question and answer of a row that is nothing else. Raises ValueError naming what else it is."""
-    messages = require_messages(canonical, shape)
+    messages = require_messages(canonical, row_format)
     if [message["role"] for message in messages] != ["user", "assistant"]:
         roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"{shape} holds one question and its answer, not the turns {roles}")
+        raise ValueError(f"{row_format} holds one question and its answer, not the turns {roles}")
     return messages[0]["content"], messages[1]["content"]
 
 

@@ -31,7 +31,7 @@ def convert(row: dict[str, Any]) -> Canonical:
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
-    """The question as an instruction; as the whole context where it has the shape's own words in it."""
+    """The question as an instruction; as the whole context where it has the format's own words in it."""
     question, answer = require_exchange(canonical, "context_target")
     try:
         row = {"context": f"Instruction: {question}\nAnswer: ", "target": answer}

@@ -1,6 +1,6 @@
 """Second stage: text repaired, and rows dropped that nobody would want to learn from. Each rule counts the rows it touched.
 
-The rules look at every text in a row, so a row of any shape keeps its shape. Repairing broken Unicode is ftfy's
+The rules look at every text in a row, so a row of any format keeps its format. Repairing broken Unicode is ftfy's
 (https://ftfy.readthedocs.io), held to mojibake alone: quotes, ligatures and full-width characters are how people write.
 """
 
@@ -151,8 +151,8 @@ def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, 
             counts["in"] += 1
             touched: set[str] = set()
             content = _clean_value(row.row(), options, touched)
-            shape = settings["shapes"][row.file] if settings["shapes"] else None
-            rule, reason = _apply_drops(content, shape, options)
+            row_format = settings["formats"][row.file] if settings["formats"] else None
+            rule, reason = _apply_drops(content, row_format, options)
             if reason:
                 counts["rejected"] += 1
                 rules.update([rule])
@@ -165,10 +165,10 @@ def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, 
     return {**{name: counts[name] for name in ("in", "out", "changed", "rejected")}, "rules": rules}
 
 
-def _apply_drops(row: dict[str, Any], shape: str | None, options: CleanOptions) -> tuple[str, str]:
-    """(rule, reason), both empty for a row that stays. A row that cleaning has made empty no longer holds in its shape."""
+def _apply_drops(row: dict[str, Any], row_format: str | None, options: CleanOptions) -> tuple[str, str]:
+    """(rule, reason), both empty for a row that stays. A row that cleaning has made empty no longer holds in its format."""
     try:
-        rows = row_text.to_canonical(row, shape)
+        rows = row_text.to_canonical(row, row_format)
     except ValueError as error:
         return "empty", str(error)
     for rule in _DROPS:

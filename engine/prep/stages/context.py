@@ -24,8 +24,8 @@ class Context:
     """Told (phase, done, total)."""
     files: tuple[str, ...] = ()
     """The sources' paths: what the file number of a placed row means."""
-    shapes: tuple[str | None, ...] = ()
-    """Each file's shape, for rows that stand as they stood; empty when all rows are canonical."""
+    formats: tuple[str | None, ...] = ()
+    """Each file's format, for rows that stand as they stood; empty when all rows are canonical."""
 
     def within(self, name: str) -> Context:
         """The same in a folder of its own."""
@@ -33,7 +33,7 @@ class Context:
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """What a stage's workers are told."""
-        return {"files": list(self.files), "shapes": list(self.shapes), **more}
+        return {"files": list(self.files), "formats": list(self.formats), **more}
 
     def work_through(self, paths: Iterable[Path], work: str, settings: dict[str, Any], phase: str) -> Any:
         """`chunks.work_through` over these files, one after the other, in this folder."""

@@ -230,7 +230,7 @@ def fingerprint_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict
         (folder / "places").open("wb") as places,
     ):
         for row in row_files.read_span(span):
-            content = row_text.to_canonical(row.row(), settings["shapes"][row.file] if settings["shapes"] else None)
+            content = row_text.to_canonical(row.row(), settings["formats"][row.file] if settings["formats"] else None)
             whole = [{name: value for name, value in each.items() if name != "columns"} for each in content]
             hashes.write(hashlib.blake2b(row_files.encode_sorted(whole), digest_size=HASH).digest())
             places.write(np.array([row.file, row.line], dtype="<i8").tobytes())

@@ -9,13 +9,13 @@ from engine.prep import detect_format
 from engine.prep.formats.canonical import Canonical
 
 
-def to_canonical(row: dict[str, Any], shape: str | None) -> list[Canonical]:
-    """The canonical rows of a row of this shape; a canonical one (no shape) is itself. Raises ValueError."""
-    return [row] if shape is None else detect_format.convert(shape, row)
+def to_canonical(row: dict[str, Any], row_format: str | None) -> list[Canonical]:
+    """The canonical rows of a row of this format; a canonical one (no format) is itself. Raises ValueError."""
+    return [row] if row_format is None else detect_format.convert(row_format, row)
 
 
 def column(row: dict[str, Any], name: str) -> str | None:
-    """A column's value as text, of a row in any shape; None where there is none."""
+    """A column's value as text, of a row in any format; None where there is none."""
     value = row.get(name)
     if value is None:
         columns = row.get("columns")

@@ -42,10 +42,10 @@ class CheckedRows:
 
 
 def parse_source(arguments: argparse.Namespace) -> SourceOptions:
-    """The FILE and `--format` of a verb. Raises ValueError for an unknown shape."""
+    """The FILE and `--format` of a verb. Raises ValueError for an unknown format."""
     if arguments.format not in ("auto", *FORMATS):
         hint = suggest(arguments.format, FORMATS)
-        raise ValueError(f"--format {arguments.format}: there is no such shape{hint}; known are {', '.join(FORMATS)}")
+        raise ValueError(f"--format {arguments.format}: there is no such format{hint}; known are {', '.join(FORMATS)}")
     return SourceOptions(source=arguments.file, format=arguments.format)
 
 
@@ -73,18 +73,18 @@ def open_rows(
     with cache.work_folder(home, name) as folder:
         processes = getattr(arguments, "processes", None) or default_processes()
         context = Context(folder, processes, progress, tuple(map(str, paths)))
-        shapes: list[str] = []
+        formats: list[str] = []
         checked: list[tuple[Path, Path, dict[str, Any]]] = []
         for source, listed in zip(sources, found, strict=True):
-            number, index = len(shapes), len(checked)
+            number, index = len(formats), len(checked)
             mine = [
                 SourceFile(number + at, index, path, source, find_format(source, path))
                 for at, path in enumerate(listed)
             ]
-            shapes += [file.shape for file in mine]
+            formats += [file.format for file in mine]
             checked.append(_check_files(mine, index, context))
         (rows, rejects, counts), *others = checked
-        yield CheckedRows(rows, rejects, counts, [each[0] for each in others], replace(context, shapes=tuple(shapes)))
+        yield CheckedRows(rows, rejects, counts, [each[0] for each in others], replace(context, formats=tuple(formats)))
 
 
 def _check_files(files: list[SourceFile], index: int, context: Context) -> tuple[Path, Path, dict[str, Any]]:

@@ -34,11 +34,11 @@ class SourceFile(NamedTuple):
     source: int
     path: Path
     options: SourceOptions
-    shape: str
+    format: str
 
 
 def find_format(options: SourceOptions, path: Path) -> str:
-    """The shape of a file's rows; of one without any good row, the first there is. Raises ValueError."""
+    """The format of a file's rows; of one without any good row, the first there is. Raises ValueError."""
     if options.format == "auto" and next((record for record in _records(path) if record.value), None) is None:
         return "text"
     return rows.find_format(options, path)
@@ -110,7 +110,7 @@ def _check_file(file: SourceFile, work: str, context: Context) -> Iterator[SpanR
         "number": file.number,
         "placed": not plain,
         "options": file.options.model_dump(),
-        "shape": file.shape,
+        "format": file.format,
     }
     return inner.work_through([source], work, settings, "validating")
 
@@ -136,13 +136,13 @@ VERBATIM = "engine.prep.stages.validate:check_verbatim"
 
 def check_canonical(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Rows go on in canonical form."""
-    convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["shape"])
+    convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["format"])
     return _check_span(span, folder, settings, lambda row, _: [row_files.encode(each) for each in convert(row)])
 
 
 def check_verbatim(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Rows go on byte for byte."""
-    convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["shape"])
+    convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["format"])
     return _check_span(span, folder, settings, lambda row, raw: [raw] if convert(row) else [])
 
 

@@ -15,7 +15,7 @@ from engine.protocol.home import Home
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """`{rows, kept, changed, rejected, rules, directory}`: `rows` = `kept` + `rejected`, `rules` how many rows each has changed or dropped.
 
-    Rows that do not hold in their shape are rejected too, under the rule `invalid`; where a rule drops them, under its name. Raises ValueError.
+    Rows that do not hold in their format are rejected too, under the rule `invalid`; where a rule drops them, under its name. Raises ValueError.
     """
     options = parse_options(CleanOptions, "clean", arguments.overrides)
     with open_rows(home, "clean", arguments, options.model_dump(), progress) as found:
@@ -32,7 +32,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 
 
 def _add_invalid(checked: dict[str, Any], rules: dict[str, int]) -> dict[str, int]:
-    """A row without a reply does not hold in its shape, and is what `empty` is asked for."""
+    """A row without a reply does not hold in its format, and is what `empty` is asked for."""
     without = count_empty(checked) if "empty" in rules else 0
     return {"invalid": checked["rejected"] - without, **rules} | (
         {"empty": rules["empty"] + without} if without else {}

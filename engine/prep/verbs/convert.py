@@ -1,6 +1,6 @@
-"""`cockpit data convert`: the rows of a file, a folder or a glob in another shape.
+"""`cockpit data convert`: the rows of a file, a folder or a glob in another format.
 
-A row goes over whole or not at all: what the other shape cannot hold is named in `OUT.rejects.jsonl`, beside the result.
+A row goes over whole or not at all: what the other format cannot hold is named in `OUT.rejects.jsonl`, beside the result.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WORK = "engine.prep.verbs.convert:convert_span"
 def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
     """`{rows, converted, rejected, file, rejects}`: rows read, rows written (a row may expand), rows that did not go over.
 
-    Raises ValueError for an unknown shape, and for a result that would stand in place of what it is made of.
+    Raises ValueError for an unknown format, and for a result that would stand in place of what it is made of.
     """
     _check_format(arguments.to, FORMATS)
     _check_format(arguments.format, ("auto", *FORMATS))
@@ -47,7 +47,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     settings = {
         "source": source.model_dump(),
         "to": arguments.to,
-        "shapes": {str(path): read_rows.find_format(source, path) for path in paths if path.stat().st_size},
+        "formats": {str(path): read_rows.find_format(source, path) for path in paths if path.stat().st_size},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = _work_folder(out, settings, paths)
@@ -69,10 +69,10 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
 
 
 def convert_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Rows of a span, in the other shape, to `rows`; those that do not go over to `rejects`."""
-    shape, to = settings["shapes"][span.path], settings["to"]
+    """Rows of a span, in the other format, to `rows`; those that do not go over to `rejects`."""
+    row_format, to = settings["formats"][span.path], settings["to"]
     convert, revert = (
-        read_rows.make_converter(SourceOptions(**settings["source"]), shape),
+        read_rows.make_converter(SourceOptions(**settings["source"]), row_format),
         detect_format.load(to).revert,
     )
     counts = {"rows": 0, "converted": 0, "rejected": 0}
@@ -83,8 +83,8 @@ def convert_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str
                 if record.value is None:
                     raise ValueError(record.reason)
                 canonical = convert(record.value)
-                # A row that has the shape already stays as it is: there are several ways to say the same.
-                found = [record.value] if shape == to else [revert(each) for each in canonical]
+                # A row that has the format already stays as it is: there are several ways to say the same.
+                found = [record.value] if row_format == to else [revert(each) for each in canonical]
                 content = b"".join(msgspec.json.encode(row) + b"\n" for row in found)
             except (ValueError, OverflowError) as error:
                 counts["rejected"] += 1
@@ -131,4 +131,4 @@ def _check_format(name: str, known: Collection[str]) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, FORMATS, n=1)
         hint = f", did you mean {near[0]}?" if near else ""
-        raise ValueError(f"there is no shape {name!r}{hint}; known are {', '.join(known)}")
+        raise ValueError(f"there is no format {name!r}{hint}; known are {', '.join(known)}")

@@ -15,7 +15,7 @@ from engine.protocol.home import Home
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """`{rows, kept, exact, near, held_out, rejected, directory}`: `rows` = `kept` + `exact` + `near` + `rejected`.
 
-    `rejected` rows do not hold in their shape; `held_out` of the duplicates are in the files of `--against`. Raises ValueError.
+    `rejected` rows do not hold in their format; `held_out` of the duplicates are in the files of `--against`. Raises ValueError.
     """
     options = parse_options(DedupOptions, "dedup", arguments.overrides)
     settings = {**options.model_dump(), "against": len(arguments.against)}

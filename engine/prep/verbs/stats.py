@@ -24,7 +24,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     tokenizer_folder = find_tokenizer(arguments.model, home, progress)
     arguments.out = None
     with open_rows(home, "stats", arguments, {}, progress) as found:
-        kinds = set(found.context.shapes)
+        kinds = set(found.context.formats)
         rejects = Rejects(lambda _: None, count=found.counts["rejected"])
         figures = stats.measure(
             found.rows,

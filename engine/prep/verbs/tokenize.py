@@ -60,7 +60,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 
 @dataclass(frozen=True)
 class TokenizeInput:
-    """What is tokenised: JSONL files of rows, or of placed rows where there are `files`, with their shapes (see `tokenize_rows`)."""
+    """What is tokenised: JSONL files of rows, or of placed rows where there are `files`, with their formats (see `tokenize_rows`)."""
 
     paths: list[Path]
     files: Sequence[str]
@@ -83,7 +83,7 @@ def open_input(
 ) -> Iterator[TokenizeInput]:
     """The rows of FILE, and a folder to work in, where a killed verb of the same files and settings goes on. Raises ValueError.
 
-    JSONL files of one shape are read where they lie; others are read and checked first.
+    JSONL files of one format are read where they lie; others are read and checked first.
     """
     source = parse_source(arguments)
     paths = source_files.list_paths(source, Path.cwd(), home, progress)
@@ -107,20 +107,20 @@ def open_input(
         context = found.context
         read = found.counts["rejected"]
         yield TokenizeInput(
-            [found.rows], context.files, context.shapes, found.rejects, read, context.folder, processes, *how, context.folder.name
+            [found.rows], context.files, context.formats, found.rejects, read, context.folder, processes, *how, context.folder.name
         )  # fmt: skip
 
 
-def find_kind(shapes: Collection[str | None]) -> str:
-    """The kind of rows, as a method's `Options.rows` names it, that files of these shapes hold; mixed ones are taken for conversations."""
-    if set(shapes) == {"preference"}:
+def find_kind(formats: Collection[str | None]) -> str:
+    """The kind of rows, as a method's `Options.rows` names it, that files of these formats hold; mixed ones are taken for conversations."""
+    if set(formats) == {"preference"}:
         return "pairs"
-    return "judged" if set(shapes) == {"kto"} else "tokens"
+    return "judged" if set(formats) == {"kto"} else "tokens"
 
 
-def choose_loss_on(asked: str, shapes: Collection[str | None]) -> str:
+def choose_loss_on(asked: str, formats: Collection[str | None]) -> str:
     """`auto` trains plain text whole, all else by the assistant's turns."""
-    return asked if asked != "auto" else "all" if set(shapes) == {"text"} else "assistant"
+    return asked if asked != "auto" else "all" if set(formats) == {"text"} else "assistant"
 
 
 def _tokenize(

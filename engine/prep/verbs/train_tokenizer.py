@@ -1,4 +1,4 @@
-"""`cockpit tokenizer train`: a tokenizer from data files of any shape."""
+"""`cockpit tokenizer train`: a tokenizer from data files of any format."""
 
 from __future__ import annotations
 
