@@ -17,8 +17,9 @@ from typing import Any
 from engine.config.profile import Profile
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep.base_model import Progress, find_template
+from engine.prep.formats.canonical import all_text
 from engine.prep.stages import row_files
-from engine.prep.tokenizer_training import RECORD, list_notes, text_of, train
+from engine.prep.tokenizer_training import RECORD, list_notes, train
 from engine.protocol.home import Home
 from engine.storage import cache
 
@@ -89,4 +90,4 @@ class _Sample:
                 taken += 1
                 if taken % _TOLD == 0 or taken == len(self.numbers):
                     self._progress("learning a vocabulary", taken, len(self.numbers))
-                yield text_of(row.row())
+                yield all_text(row.row())

@@ -92,7 +92,7 @@ class BadRow:
     """None for the end of the line."""
     reason: str
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {"file": str(self.path), "line": self.line, "reason": self.reason}
 
     def raw(self) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 
 from engine.models.template_lock import end_of_turn
 from engine.options.tokenizer import DEFAULT, Kind
-from engine.prep.formats.canonical import Canonical
 
 CHATML = (
     "{% for message in messages %}"
@@ -90,15 +89,6 @@ def train(
 def minimum_size(special: Sequence[str], chatml: bool, byte_fallback: bool) -> int:
     """Tokens that special ones and the alphabet take. Raises ValueError for a special token that cannot be."""
     return _minimum_size(_special_tokens(special, chatml, unknown=not byte_fallback), byte_fallback)
-
-
-def text_of(row: Canonical) -> str:
-    """All that a row says, turn after turn."""
-    if "text" in row:
-        return str(row["text"])
-    turns = [turn for part in ("messages", "prompt", "chosen", "rejected") for turn in row.get(part) or ()]
-    turns += row.get("completion") or ()
-    return "\n".join(turn["content"] for turn in turns if turn.get("content"))
 
 
 def list_notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str]:

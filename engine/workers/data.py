@@ -60,7 +60,7 @@ class Data:
         return {"total": browser.narrow(part, search.parse(asked["query"]), self._progress(asked))}
 
     def rendered(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return self._opened().rendered(asked.get("part", "train"), asked["index"])
+        return self._opened().render(asked.get("part", "train"), asked["index"])
 
     def stats(self, asked: dict[str, Any]) -> dict[str, Any]:
         return self._opened().stats(asked.get("part", "train"), self._progress(asked))
@@ -78,7 +78,7 @@ class Data:
             browser.profile, name, self.home, lambda phase, done, total: told(done, total, phase=phase)
         )
         if left.expansion:
-            browser.review(left.expansion, left.forms)
+            browser.add_review(left.expansion, left.forms)
         parts = browser.show(left.rows, told)
         done = self.prepare(asked) if name == partial.TOKENIZE else {"stages": left.rows.stages}
         return {**done, "parts": parts, "decisions": browser.decisions()}
@@ -90,7 +90,7 @@ class Data:
             self._opened().profile, self.home, lambda phase, done, total: told(done, total, phase=phase)
         )
         if self.prepared["vocabulary"]:
-            self._opened().take_tokenizer(Path(self.prepared["tokenizer"]))
+            self._opened().use_tokenizer(Path(self.prepared["tokenizer"]))
         return {key: value for key, value in self.prepared.items() if key != "lock"}
 
     def decide(self, asked: dict[str, Any]) -> dict[str, Any]:

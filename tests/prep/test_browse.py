@@ -163,10 +163,10 @@ def test_preference_rows_are_shown_token_by_token(over: Over, home: Home, tmp_pa
     chosen, rejected = shown["parts"]
     assert [part["name"] for part in shown["parts"]] == ["chosen", "rejected"]
     texts = ["".join(piece["text"] for piece in part["pieces"]) for part in shown["parts"]]
-    assert texts[0] == browser.rendered("train", 0)["training"] and texts[0].endswith("Because 二 it is.<|im_end|>\n")
+    assert texts[0] == browser.render("train", 0)["training"] and texts[0].endswith("Because 二 it is.<|im_end|>\n")
     trained = "".join(piece["text"] for piece in chosen["pieces"] if piece["trained"])
     assert trained == "Because 二 it is.<|im_end|>\n"
-    assert browser.rendered("train", 0)["same"] and browser.rendered("train", 0)["chat"] + trained == texts[0]
+    assert browser.render("train", 0)["same"] and browser.render("train", 0)["chat"] + trained == texts[0]
     assert len(rejected["pieces"]) == 80 and shown["cut"] > 0
     assert shown["tokens"] == len(shown["pieces"]) and shown["trained"] == sum(
         each["trained"] for each in shown["pieces"]

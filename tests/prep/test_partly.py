@@ -134,7 +134,7 @@ def test_rows_that_a_profile_has_made_are_decided(home: Home, profile_over: Prof
         browser = Browser(profile, home, quiet)
         left = partial.run_until(profile, "expand", home, quiet)
         assert left.expansion is not None
-        browser.review(left.expansion, left.forms)
+        browser.add_review(left.expansion, left.forms)
         assert browser.show(left.rows, quiet) == {"train": 17, "validation": 0, "test": 0, "expanded": 5, "rejected": 0}
         assert browser.rows(EXPANDED, 2, 1)["rows"][0]["origin"]["task"] == "triples"
         browser.decide(2, "dropped")

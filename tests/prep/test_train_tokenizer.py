@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from engine.models.template_lock import end_of_turn
 from engine.options.data import SourceOptions
 from engine.prep import read_rows
+from engine.prep.formats.canonical import all_text
 from engine.prep.rows import Rejects
-from engine.prep.tokenizer_training import CHATML, list_notes, measure_compression, text_of, train
+from engine.prep.tokenizer_training import CHATML, list_notes, measure_compression, train
 from engine.prep.verbs import train_tokenizer
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
@@ -33,7 +34,7 @@ def texts() -> list[str]:
     source = SourceOptions(source="triples/train.jsonl")
     read = read_rows.read([source], Path.cwd(), Rejects(lambda _: None), 0, lambda _: None)
     chinese = ["意识是否可以被完全还原为大脑的物理过程？", "存在本身是否需要一个定义？"] * 20
-    return [text_of(row.content) for row in read][:200] + chinese
+    return [all_text(row.content) for row in read][:200] + chinese
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_the_same_texts_give_the_same_bytes_in_another_process(tmp_path: Path, k
         "from tests.prep.test_train_tokenizer import *\n"
         "source = SourceOptions(source='triples/train.jsonl')\n"
         "read = read_rows.read([source], Path.cwd(), Rejects(lambda _: None), 0, lambda _: None)\n"
-        "texts = [text_of(row.content) for row in read]\n"
+        "texts = [all_text(row.content) for row in read]\n"
         f"train(texts, kind={kind!r}, size=600).save_pretrained(sys.argv[1])"
     )
     written = []
@@ -233,8 +234,8 @@ def test_preference_pairs_and_tools_are_text_too() -> None:
         "chosen": [{"role": "assistant", "content": "yes"}],
         "rejected": said,
     }
-    assert text_of(row) == "Really?\nyes\nno"
-    assert text_of({"prompt": row["prompt"], "completion": said, "label": True}) == "Really?\nno"
+    assert all_text(row) == "Really?\nyes\nno"
+    assert all_text({"prompt": row["prompt"], "completion": said, "label": True}) == "Really?\nno"
 
 
 def test_wrong_requests_are_told(bare_home: Home, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_the_screen_shows_tokens_of_it_once_it_is_trained(home: Home, profile_ov
     browser = Browser(profile, home, quiet)
     with pytest.raises(ProblemError, match="prepare the data first"):
         browser.tokenizer()
-    browser.take_tokenizer(Path(prepare(profile, home, quiet)["tokenizer"]))
+    browser.use_tokenizer(Path(prepare(profile, home, quiet)["tokenizer"]))
     assert len(browser.tokenizer()) <= 400
 
 

@@ -306,3 +306,12 @@ def conversation_of(canonical: Mapping[str, Any]) -> list[Message]:
         messages: list[Message] = canonical["messages"]
         return messages
     return [*canonical.get("prompt", ()), *canonical.get("chosen", canonical.get("completion", ()))]
+
+
+def all_text(canonical: Mapping[str, Any]) -> str:
+    """All text of a row, turn after turn, a line break between two."""
+    if "text" in canonical:
+        return str(canonical["text"])
+    parts = ("messages", "prompt", "chosen", "rejected", "completion")
+    turns = [turn for part in parts for turn in canonical.get(part) or ()]
+    return "\n".join(turn["content"] for turn in turns if turn.get("content"))

@@ -21,8 +21,9 @@ from engine.models.folders import has_tokenizer
 from engine.options.data import SourceOptions
 from engine.prep import read_rows, tokenizer_training
 from engine.prep.base_model import load_tokenizer
+from engine.prep.formats.canonical import all_text
 from engine.prep.rows import Rejects, Row
-from engine.prep.tokenizer_training import RECORD, text_of
+from engine.prep.tokenizer_training import RECORD
 from engine.protocol.home import Home, sync
 from engine.protocol.messages import Problem, ProblemError
 
@@ -126,7 +127,7 @@ class Texts:
         return _Selection(self, numbers, phase)
 
     def texts(self) -> Iterator[str]:
-        return (text_of(row.content) for row in self._read(Rejects(lambda _: None)))
+        return (all_text(row.content) for row in self._read(Rejects(lambda _: None)))
 
     def _read(self, rejects: Rejects) -> Iterator[Row]:
         return read_rows.read(self.sources, Path.cwd(), rejects, self.seed, lambda _: None)
