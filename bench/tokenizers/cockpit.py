@@ -21,7 +21,7 @@ def main() -> None:
         into, work = Path(folder, "set"), Path(folder, "work")
         made = tokenize_rows(
             [Path(rows)], into, tokenizer, "assistant", 1024, Rejects(lambda _: None), work, int(processes),
-            lambda *_: None, kinds=["alpaca"],
+            lambda *_: None, formats=["alpaca"],
         )  # fmt: skip
     print(json.dumps({**told, "tokens": made.counts.tokens}))
 

@@ -101,10 +101,10 @@ async def _ask_all(
         return ""
     asking, going, stopped = Requester(options, journal, budget, seed=0), set[asyncio.Task[None]](), ""
     async with client.Service(options, key) as connection:
-        while going or (waiting and not asking.ending and not stopped):
-            while waiting and len(going) < options.concurrency and not asking.ending:
+        while going or (waiting and not asking.fatal_error and not stopped):
+            while waiting and len(going) < options.concurrency and not asking.fatal_error:
                 text = prompt(waiting[0], options)
-                lack = budget.lack(worst_case(text, options))
+                lack = budget.shortage(worst_case(text, options))
                 if lack:
                     stopped = "" if going else lack  # those on their way may use less than was set aside for them
                     break
@@ -120,8 +120,8 @@ async def _ask_all(
                 for task in going:
                     task.cancel()
                 raise
-    if asking.ending:
-        raise asking.ending
+    if asking.fatal_error:
+        raise asking.fatal_error
     asking.write_failures()
     return stopped
 

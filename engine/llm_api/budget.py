@@ -42,7 +42,7 @@ class Budget:
             section = self.options.SECTION
             raise ValueError(f"{section}.cost_limit needs {section}.price: what a million tokens cost")
 
-    def lack(self, usage: Usage) -> str:
+    def shortage(self, usage: Usage) -> str:
         """Why a request of this worst case must not leave; empty when it may."""
         prompt = self.prompt + self.reserved_prompt + usage.prompt
         reply = self.reply + self.reserved_reply + usage.reply

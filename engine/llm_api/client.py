@@ -122,7 +122,7 @@ class Service:
         """Seconds until the rate limits let a request leave."""
         return max(0.0, self._not_before - time.monotonic())
 
-    def hold(self, wait: float) -> None:
+    def pause(self, wait: float) -> None:
         """Let no request leave for so many seconds. Raises ProblemError for an unreasonable wait."""
         if wait > LONGEST_WAIT:
             raise ProblemError(
@@ -155,7 +155,7 @@ class Service:
             raise self._refusal(error.status_code, error.response.headers, self._said(error))
         wait = limit_wait(raw.http_response.headers)
         if wait:
-            self.hold(min(wait, LONGEST_WAIT))
+            self.pause(min(wait, LONGEST_WAIT))
         return _parse_reply(raw.http_response.content)
 
     def _refusal(self, status: int, headers: Mapping[str, str], said: str) -> Exception:
@@ -173,7 +173,7 @@ class Service:
         if status >= 500 or status in (408, 409, 425):
             wait = retry_after(headers)
             if wait:
-                self.hold(min(wait, LONGEST_WAIT))
+                self.pause(min(wait, LONGEST_WAIT))
             return TransientError(f"status {status}", billed=False)
         return RefusedError(f"status {status}: {said}")
 

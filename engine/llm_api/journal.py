@@ -56,17 +56,17 @@ class Journal:
     def close(self) -> None:
         os.close(self._file)
 
-    def sent(self, request: int, worst: Usage) -> None:
+    def record_sent(self, request: int, worst: Usage) -> None:
         self._write({"request": request, "worst": worst})
 
-    def lost(self, request: int, used: Usage) -> None:
+    def record_lost(self, request: int, used: Usage) -> None:
         self._write({"request": request, "used": used})
 
-    def answered(self, request: int, reply: str, finish: str, used: Usage) -> None:
+    def record_answer(self, request: int, reply: str, finish: str, used: Usage) -> None:
         self.answers[request] = Answer(reply, finish)
         self._write({"request": request, "used": used, "reply": reply, "finish": finish})
 
-    def failed(self, request: int, reason: str) -> None:
+    def record_failure(self, request: int, reason: str) -> None:
         self.answers[request] = Answer(None, reason)
         self._write({"request": request, "failed": reason})
 

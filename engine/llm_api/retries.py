@@ -31,7 +31,7 @@ class Requester:
         self._options, self._journal, self._budget, self._seed = options, journal, budget, seed
         self.failures: dict[int, str] = {}
         """They are written down when the service is seen to work again: an outage leaves no gap."""
-        self.ending: ProblemError | None = None
+        self.fatal_error: ProblemError | None = None
         self._failed = 0
         """Failures in succession."""
         self._over = asyncio.Event()
@@ -42,12 +42,12 @@ class Requester:
         tries = limits = 0
         waited = 0.0
         while True:
-            while connection.wait and not self.ending:
+            while connection.wait and not self.fatal_error:
                 await self._rest(connection.wait)
-            if self.ending:
+            if self.fatal_error:
                 self._budget.settle(reserved, _NOTHING)
                 return
-            self._journal.sent(number, reserved)
+            self._journal.record_sent(number, reserved)
             used, pause, reason = _NOTHING, 0.0, ""
             try:
                 reply = await connection.ask(text)
@@ -67,16 +67,16 @@ class Requester:
             except ProblemError as error:
                 self._end(error)
             else:
-                self._journal.answered(number, reply.text, reply.finish, reply.usage or reserved)
+                self._journal.record_answer(number, reply.text, reply.finish, reply.usage or reserved)
                 self._budget.settle(reserved, reply.usage or reserved)
                 self._failed = 0
                 self.write_failures()
                 return
-            self._journal.lost(number, used)
+            self._journal.record_lost(number, used)
             self._budget.settle(reserved, used)
             if reason:
                 self._fail(number, reason)
-            if reason or self.ending or self._budget.lack(reserved):
+            if reason or self.fatal_error or self._budget.shortage(reserved):
                 return  # without room for another try it is as if it had not been asked: there may be room later
             self._budget.reserve(reserved)
             await self._rest(pause)
@@ -88,12 +88,12 @@ class Requester:
 
     def _pause_all(self, connection: client.Service, pause: float) -> None:
         try:
-            connection.hold(pause)
+            connection.pause(pause)
         except ProblemError as error:
             self._end(error)
 
     def _end(self, error: ProblemError) -> None:
-        self.ending = self.ending or error
+        self.fatal_error = self.fatal_error or error
         self._over.set()
 
     def _fail(self, number: int, reason: str) -> None:
@@ -113,7 +113,7 @@ class Requester:
     def write_failures(self) -> None:
         """Called when the service works: these requests it will not answer."""
         for number, reason in sorted(self.failures.items()):
-            self._journal.failed(number, reason)
+            self._journal.record_failure(number, reason)
         self.failures.clear()
 
 

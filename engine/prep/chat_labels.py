@@ -71,17 +71,17 @@ class Renderer:
 
     def render(self, rows: Sequence[Canonical]) -> list[RenderedRow | Refusal]:
         """One result a row, in order."""
-        chats = iter(self._chats([row for row in rows if "messages" in row]))
-        return [next(chats) if "messages" in row else self._other(row) for row in rows]
+        chats = iter(self._render_chats([row for row in rows if "messages" in row]))
+        return [next(chats) if "messages" in row else self._render_text(row) for row in rows]
 
-    def opened(self, rows: Sequence[Canonical]) -> list[str | Refusal]:
+    def render_prompts(self, rows: Sequence[Canonical]) -> list[str | Refusal]:
         """The text of each conversation, up to where the assistant begins to speak."""
-        texts = self._template([row["messages"] for row in rows], [row.get("tools") for row in rows], opened=True)
+        texts = self._apply_template([row["messages"] for row in rows], [row.get("tools") for row in rows], opened=True)
         for row in rows:
             self._count_unwritten(row)
         return [text if isinstance(text, str) else Refusal(f"the chat template refuses it: {text}") for text in texts]
 
-    def _other(self, row: Canonical) -> RenderedRow | Refusal:
+    def _render_text(self, row: Canonical) -> RenderedRow | Refusal:
         if kind_of(row) != "tokens":
             return refuse_misfit(row)
         if self._loss_on != "all":
@@ -93,18 +93,20 @@ class Renderer:
 
     # ── one rendering a row ────────────────────────────────────────────────────────────────────────────────────────
 
-    def _chats(self, rows: list[Canonical]) -> list[RenderedRow | Refusal]:
+    def _render_chats(self, rows: list[Canonical]) -> list[RenderedRow | Refusal]:
         done: list[RenderedRow | Refusal | None] = []
-        texts = self._template([row["messages"] for row in rows], [row.get("tools") for row in rows], opened=False)
+        texts = self._apply_template(
+            [row["messages"] for row in rows], [row.get("tools") for row in rows], opened=False
+        )
         for row, text in zip(rows, texts, strict=True):
             self._count_unwritten(row)
             skeleton = self._skeleton(row) if isinstance(text, str) else None
             done.append(skeleton.fit(text, row["messages"]) if skeleton and isinstance(text, str) else None)
         left = [at for at, result in enumerate(done) if result is None]
         worked_out = iter(self._work_out([rows[at] for at in left], [texts[at] for at in left]))
-        return [self._all(next(worked_out) if result is None else result) for result in done]
+        return [self._widen(next(worked_out) if result is None else result) for result in done]
 
-    def _all(self, result: RenderedRow | Refusal) -> RenderedRow | Refusal:
+    def _widen(self, result: RenderedRow | Refusal) -> RenderedRow | Refusal:
         if self._loss_on != "all" or isinstance(result, Refusal):
             return result
         if self._declared.get("context") == "both ways":
@@ -125,7 +127,7 @@ class Renderer:
     def _find_skeleton(self, roles: tuple[str, ...]) -> Skeleton | None:
         marks = [f"qz{number}xv" for number in range(len(roles))]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        (text,) = self._template([messages], [None], opened=False)
+        (text,) = self._apply_template([messages], [None], opened=False)
         (result,) = self._work_out([{"messages": messages}], [text])
         if isinstance(result, Refusal) or len(result.ends) != len(result.spans):
             return None  # without an end token of the template's own, the end of a turn depends on what it says
@@ -148,17 +150,19 @@ class Renderer:
             if turn["role"] == "assistant" and turn.get("weight") != 0 and (not self._last_only or at == len(chat) - 1)
         ]
         inner = [(row, at) for row, at in turns if at < len(chats[row]) - 1]
-        before = self._template([chats[row][:at] for row, at in turns], [tools[row] for row, _ in turns], opened=True)
-        after = self._template(
+        before = self._apply_template(
+            [chats[row][:at] for row, at in turns], [tools[row] for row, _ in turns], opened=True
+        )
+        after = self._apply_template(
             [chats[row][: at + 1] for row, at in inner], [tools[row] for row, _ in inner], opened=False
         )
         ends = dict(zip(inner, after, strict=True))
         pieces: list[list[_Turn]] = [[] for _ in chats]
         for (row, at), start in zip(turns, before, strict=True):
             pieces[row].append(_Turn(start, ends.get((row, at), whole[row]), chats[row][at]))
-        return [self._spans(text, parts) for text, parts in zip(whole, pieces, strict=True)]
+        return [self._find_spans(text, parts) for text, parts in zip(whole, pieces, strict=True)]
 
-    def _spans(self, text: Text, turns: list[_Turn]) -> RenderedRow | Refusal:
+    def _find_spans(self, text: Text, turns: list[_Turn]) -> RenderedRow | Refusal:
         spans, ends = [], []
         for turn in turns:
             failed = next((each for each in (text, turn.before, turn.after) if isinstance(each, Exception)), None)
@@ -176,7 +180,7 @@ class Renderer:
                     f"(it opens one with {turn.before[-30:]!r}): training and chat would differ"
                 )
             else:
-                (start, end), closed = self._in_place(text, turn), True
+                (start, end), closed = self._find_turn(text, turn), True
             if not end:
                 return Refusal(
                     "the chat template renders earlier turns differently once later ones follow: turns cannot be told apart"
@@ -189,7 +193,7 @@ class Renderer:
             return Refusal("the chat template trains the last turn alone, and that is no reply to be trained")
         return RenderedRow(text, spans, ends, special=False)
 
-    def _in_place(self, text: str, turn: _Turn) -> tuple[int, int]:
+    def _find_turn(self, text: str, turn: _Turn) -> tuple[int, int]:
         """The span of a turn that stands in `text` otherwise than it was rendered as the last one; (0, 0) where it cannot be seen.
 
         Templates leave out thoughts, empty ones included, once a question follows, and close the last turn with a token of its own.
@@ -200,7 +204,7 @@ class Renderer:
             turn.before, text
         )  # shorter than `before` where that opens a thought which is left out later
         said, rest = turn.after[start:].rstrip(), text[start:]
-        close = self._ending(said)
+        close = self._ending_token(said)
         body = said.removesuffix(close).rstrip() if close else ""
         words = [
             turn.message["content"].strip(),
@@ -216,27 +220,29 @@ class Renderer:
         closed = (start, len(text) - len(behind) + len(token))
         if token == close:
             return closed
-        if self._ending(body):  # what closed the rendering ends a conversation, not a turn
+        if self._ending_token(body):  # what closed the rendering ends a conversation, not a turn
             return start, end
         # Another token is an end only when a turn is opened behind it: it could be that opening. Some templates say that it is both.
         opened = "ends" in self._declared or behind[len(token) :].lstrip().startswith(self._turn_ends)
         return closed if token and opened else (0, 0)
 
-    def _ending(self, text: str) -> str:
+    def _ending_token(self, text: str) -> str:
         """The special token that text ends with; empty without one."""
         return next((each for each in self._turn_ends if text.endswith(each)), "")
 
-    def _template(self, chats: list[Messages], tools: list[Any], opened: bool) -> list[Text]:
+    def _apply_template(self, chats: list[Messages], tools: list[Any], opened: bool) -> list[Text]:
         """Each chat rendered; `opened` ends it where the assistant begins to speak. Chats with the same tools go together."""
         groups: dict[str, list[int]] = {}
         for at, each in enumerate(tools):
             groups.setdefault(json.dumps(each) if each else "", []).append(at)
         done: dict[int, Text] = {}
         for group in groups.values():
-            done.update(zip(group, self._render([chats[at] for at in group], tools[group[0]], opened), strict=True))
+            done.update(
+                zip(group, self._apply_to_batch([chats[at] for at in group], tools[group[0]], opened), strict=True)
+            )
         return [done[at] for at in range(len(chats))]
 
-    def _render(self, chats: list[Messages], tools: Any, opened: bool) -> list[Text]:
+    def _apply_to_batch(self, chats: list[Messages], tools: Any, opened: bool) -> list[Text]:
         """A template may refuse a chat by raising: then each goes by itself."""
         try:
             texts: list[Text] = self._tokenizer.apply_chat_template(
@@ -244,7 +250,7 @@ class Renderer:
             )
             return texts
         except Exception as error:  # noqa: BLE001 - templates raise what they like
-            return [error] if len(chats) == 1 else [self._render([chat], tools, opened)[0] for chat in chats]
+            return [error] if len(chats) == 1 else [self._apply_to_batch([chat], tools, opened)[0] for chat in chats]
 
 
 class _Turn(NamedTuple):

@@ -74,9 +74,9 @@ def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, 
         raise ProblemError(
             Problem(
                 title="The training set is empty",
-                cause="; ".join(left) if rows.validated("train")["good"] else "its files hold no rows",
+                cause="; ".join(left) if rows.validate_counts("train")["good"] else "its files hold no rows",
                 hint="loosen what data asks of its rows"
-                if rows.validated("train")["good"]
+                if rows.validate_counts("train")["good"]
                 else "name files with rows in data.train",
             )
         )

@@ -68,7 +68,7 @@ def run_until(profile: Profile, stage: str, home: Home, progress: Progress) -> S
     with cache.work_folder(home, step.name) as shop:
         rows = run_stages(step.profile, step.sources, shop / "rows", progress, begun)
         with cache.new_entry(home, step.name) as kept:
-            rows.keep(kept)
+            rows.save(kept)
     return StageOutput(StageRows.load(home.cache / step.name), folder, forms)
 
 

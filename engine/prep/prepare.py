@@ -236,7 +236,7 @@ def _stage_rows(
             if not (kept / "rows.json").is_file():
                 rows = run_stages(profile, sources, shop / "rows", progress)
                 with cache.new_entry(home, name) as folder:
-                    rows.keep(folder)
+                    rows.save(folder)
     return StageRows.load(kept)
 
 
@@ -290,8 +290,8 @@ def _write_entry(
                     data.processes or default_processes(),
                     lambda at, _, before=done: progress("tokenising", before + at, total),  # type: ignore[misc]
                     rows.files,
-                    kept=folder / "validation.jsonl" if part == "validation" else None,
-                    wanted=how["wanted"],
+                    kept_rows=folder / "validation.jsonl" if part == "validation" else None,
+                    kind=how["wanted"],
                     max_prompt=how["max_prompt"],
                     task=how.get("task"),
                 )
@@ -299,7 +299,7 @@ def _write_entry(
             check_kind(made.counts, profile.method, f"data.{part}")
             done += rows.parts[part].stat().st_size
             refused += rejects.count
-            checked = rows.validated(part)
+            checked = rows.validate_counts(part)
             check_rejects(
                 count_bad(profile, checked) + rejects.count,
                 checked["in"],

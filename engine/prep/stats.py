@@ -52,7 +52,7 @@ _COLUMNS = ("lengths", "first")
 def measure(
     rows: Path,
     tokenizer: Any,
-    wanted: str,
+    kind: str,
     loss_on: str,
     max_length: int,
     by: str | None,
@@ -67,13 +67,13 @@ def measure(
     import numpy
 
     settings = context.settings(
-        tokenizer=str(ChatTokenizer.of(tokenizer).save(context.folder)), wanted=wanted, loss_on=loss_on, by=by
+        tokenizer=str(ChatTokenizer.of(tokenizer).save(context.folder)), kind=kind, loss_on=loss_on, by=by
     )
     size = max(1, rows.stat().st_size)
     settings["sampled"] = -(-SAMPLED * 8 * 2**20 // max(size, 8 * 2**20))  # of each span of 8 MiB
     tokens = context.within("tokens")
     counts, told, groups = Counts(), Counter[str](), dict[str, Counts]()
-    parts: dict[str, Counter[int]] = {name.removesuffix("_ids"): Counter() for name in _id_columns(wanted)}
+    parts: dict[str, Counter[int]] = {name.removesuffix("_ids"): Counter() for name in _id_columns(kind)}
     judged = Counter[str]()
     arrays: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     columns: set[str] = set()
@@ -227,8 +227,8 @@ def measure_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str
     """The work on a span (see `chunks.Work`): leaves int32 files of each row's length and first trained place."""
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
-    tokenizing = _load_row_tokenizer(settings["wanted"], settings["tokenizer"], settings["loss_on"])
-    parts: dict[str, Counter[int]] = {name: Counter() for name in _id_columns(settings["wanted"])}
+    tokenizing = _load_row_tokenizer(settings["kind"], settings["tokenizer"], settings["loss_on"])
+    parts: dict[str, Counter[int]] = {name: Counter() for name in _id_columns(settings["kind"])}
     judged = Counter[str]()
     counts, groups, columns = Counts(), dict[str, Counts](), set[str]()
     samples: list[tuple[int, str]] = []
@@ -271,9 +271,9 @@ def measure_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str
     }
 
 
-def _id_columns(wanted: str) -> list[str]:
+def _id_columns(kind: str) -> list[str]:
     """Columns of token ids whose lengths are told apart."""
-    return [] if wanted == "tokens" else [name for name in COLUMNS[wanted] if name.endswith("_ids")]
+    return [] if kind == "tokens" else [name for name in COLUMNS[kind] if name.endswith("_ids")]
 
 
 def _count_trained(batch: Batch, lengths: Any, first: Any) -> list[int]:
@@ -287,9 +287,9 @@ def _count_trained(batch: Batch, lengths: Any, first: Any) -> list[int]:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_row_tokenizer(wanted: str, tokenizer: str, loss_on: str) -> BatchTokenizer:
+def _load_row_tokenizer(kind: str, tokenizer: str, loss_on: str) -> BatchTokenizer:
     """Kept from one span to the next. The folder's name is a hash of its content."""
-    return make_row_tokenizer(wanted, ChatTokenizer.load(Path(tokenizer)), loss_on, UNLIMITED)
+    return make_row_tokenizer(kind, ChatTokenizer.load(Path(tokenizer)), loss_on, UNLIMITED)
 
 
 def _sample_text(content: Canonical) -> tuple[int, str]:

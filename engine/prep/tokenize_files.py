@@ -47,9 +47,9 @@ def tokenize_rows(
     processes: int,
     progress: Callable[[int, int], object],
     files: Sequence[str] = (),
-    kinds: Sequence[str | None] = (),
-    kept: Path | None = None,
-    wanted: str = "tokens",
+    formats: Sequence[str | None] = (),
+    kept_rows: Path | None = None,
+    kind: str = "tokens",
     max_prompt: int | None = None,
     task: str | None = None,
 ) -> TokenizeResult:
@@ -67,12 +67,12 @@ def tokenize_rows(
         "tokenizer": str(ChatTokenizer.of(tokenizer).save(work_folder)),
         "loss_on": loss_on,
         "max_length": max_length,
-        "wanted": wanted,
+        "kind": kind,
         "max_prompt": max_prompt,
         "task": task,
         "files": list(files),
-        "kinds": list(kinds),
-        "kept": kept is not None,
+        "formats": list(formats),
+        "kept_rows": kept_rows is not None,
     }
     total = sum(path.stat().st_size for path in rows)
     # By the input alone, so that the number of processes shows nowhere; and no more of them than pay for their start.
@@ -80,7 +80,7 @@ def tokenize_rows(
     spans = [span for path in rows for span in cut(path, size)]
     processes = min(processes, 1 + total // (2 * SIZE))
     made = TokenizeResult(Counts(), [])
-    with token_store.link_streams(into, COLUMNS[wanted]) as link, open(kept or os.devnull, "wb") as rows_file:
+    with token_store.link_streams(into, COLUMNS[kind]) as link, open(kept_rows or os.devnull, "wb") as rows_file:
         for done in work_through(
             spans, f"{__name__}:tokenize_span", settings, work_folder / "tokens", processes, progress
         ):
@@ -91,7 +91,7 @@ def tokenize_rows(
             rejects.read += done.counts["read"]
             for line in (done.folder / "rejects.jsonl").read_bytes().splitlines():
                 rejects.add(**json.loads(line))
-            if kept:
+            if kept_rows:
                 rows_file.write((done.folder / "rows.jsonl").read_bytes())
     return made
 
@@ -111,17 +111,17 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
     """The work on a span (see `chunks.Work`): leaves `tokens.arrow`, `rejects.jsonl` and, where asked for, `rows.jsonl`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
     tokenizing = _load_row_tokenizer(
-        *(settings[name] for name in ("wanted", "tokenizer", "loss_on", "max_length", "max_prompt", "task"))
+        *(settings[name] for name in ("kind", "tokenizer", "loss_on", "max_length", "max_prompt", "task"))
     )
     counts, told = Counts(), {"read": 0, "untemplated": ""}
     golden: list[list[dict[str, Any]]] = []
     with (
         (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects_file,
         (folder / "rows.jsonl").open("wb") as rows_file,
-        token_store.arrow_writer(folder / "tokens.arrow", COLUMNS[settings["wanted"]]) as write,
+        token_store.arrow_writer(folder / "tokens.arrow", COLUMNS[settings["kind"]]) as write,
     ):
         rejects = Rejects(rejects_file.write)
-        rows = read_span(span, settings["files"], settings["kinds"], rejects)
+        rows = read_span(span, settings["files"], settings["formats"], rejects)
         while some := list(itertools.islice(rows, BATCH)):
             spoken = next((row for row in some if conversation_of(row.content)), None)
             if spoken and not tokenizing.template:
@@ -135,7 +135,7 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
                 content = some[at].content
                 if len(golden) < _GOLDEN and (talk := conversation_of(content)) and talk not in golden:
                     golden.append(talk)
-                if settings["kept"]:
+                if settings["kept_rows"]:
                     rows_file.write(msgspec.json.encode(content) + b"\n")
         told["read"] = rejects.read
     return {"counts": counts.to_json(), "golden": golden, **told}
@@ -143,23 +143,23 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
 
 @functools.lru_cache(maxsize=2)
 def _load_row_tokenizer(
-    wanted: str, tokenizer: str, loss_on: str, max_length: int, max_prompt: int | None, task: str | None
+    kind: str, tokenizer: str, loss_on: str, max_length: int, max_prompt: int | None, task: str | None
 ) -> BatchTokenizer:
     """Kept from one span to the next. The folder's name is a hash of its content."""
-    return make_row_tokenizer(wanted, ChatTokenizer.load(Path(tokenizer)), loss_on, max_length, max_prompt, task)
+    return make_row_tokenizer(kind, ChatTokenizer.load(Path(tokenizer)), loss_on, max_length, max_prompt, task)
 
 
-def read_span(span: Span, files: Sequence[str], kinds: Sequence[str | None], rejects: Rejects) -> Iterator[Row]:
+def read_span(span: Span, files: Sequence[str], formats: Sequence[str | None], rejects: Rejects) -> Iterator[Row]:
     """The canonical rows of a span, see `tokenize_rows`: of placed lines where there are `files`. Bad ones are rejected."""
-    convert = {kind: detect_format.load(kind).convert for kind in kinds if kind}
+    convert = {row_format: detect_format.load(row_format).convert for row_format in formats if row_format}
     for line in read_lines(span, PLACED_LINE if files else LONGEST_LINE):
         file, number, offset, value, reason = span.path, line.number, line.offset, None, ""
-        kind = kinds[0] if kinds else None
+        row_format = formats[0] if formats else None
         if line.content is None:
             reason = describe_too_long("a line")
         elif files:
             at, number, offset, value = msgspec.json.decode(line.content)
-            file, kind = files[at], kinds[at] if kinds else None
+            file, row_format = files[at], formats[at] if formats else None
         elif not line.content.strip():
             continue
         else:
@@ -167,7 +167,7 @@ def read_span(span: Span, files: Sequence[str], kinds: Sequence[str | None], rej
         rejects.read += 1
         if value is not None:
             try:
-                for content in detect_format.as_list(convert[kind](value)) if kind else [value]:
+                for content in detect_format.as_list(convert[row_format](value)) if row_format else [value]:
                     yield Row(file, number, offset, content)
             except ValueError as error:
                 reason = str(error)

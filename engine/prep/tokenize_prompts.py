@@ -39,13 +39,13 @@ class PromptTokenizer:
             if "messages" not in row:
                 counts.misfits[kind_of(row)] += 1
                 refused[at] = refuse_misfit(row).reason
-            elif reason := self._fault(row["messages"]):
+            elif reason := self._find_fault(row["messages"]):
                 refused[at] = reason
             else:
                 prompt, reference = _split_reference(row["messages"])
                 tools = {"tools": row["tools"]} if "tools" in row else {}
                 asked.append((at, {"messages": prompt, **tools}, reference))
-        texts = self._renderer.opened([row for _, row, _ in asked])
+        texts = self._renderer.render_prompts([row for _, row, _ in asked])
         counts.unwritten += self._renderer.unwritten.total()
         self._renderer.unwritten.clear()
         rendered = [text if isinstance(text, str) else "" for text in texts]
@@ -54,7 +54,7 @@ class PromptTokenizer:
         for (at, row, reference), text, found in zip(asked, texts, encoded, strict=True):
             if isinstance(text, Refusal):
                 refused[at] = text.reason
-            elif cut := self._cut(found.ids, counts):
+            elif cut := self._truncate(found.ids, counts):
                 kept.append(at)
                 ids.append(cut)
                 prompts.append(json.dumps(row, ensure_ascii=False))
@@ -70,7 +70,7 @@ class PromptTokenizer:
         counted = numpy.array(batch.columns["prompt_ids"][1], dtype=numpy.int32)
         return counted[:, None], counted
 
-    def _fault(self, messages: list[Message]) -> str:
+    def _find_fault(self, messages: list[Message]) -> str:
         prompt, reference = _split_reference(messages)
         if not prompt:
             return "nothing stands before the last reply: there is no prompt"
@@ -81,7 +81,7 @@ class PromptTokenizer:
                 return f"the last reply is no answer that the reward's task knows: {error}"
         return ""
 
-    def _cut(self, ids: bytes, counts: Counts) -> bytes:
+    def _truncate(self, ids: bytes, counts: Counts) -> bytes:
         kept = ids if self._max_prompt is None else ids[max(0, len(ids) - self._max_prompt * WIDTH) :]
         if not kept or len(kept) > self._max_length * WIDTH:
             counts.truncated += len(kept) > 0

@@ -53,10 +53,10 @@ class ReplyTokenizer:
                 counts.misfits[kind] += 1
                 refused[at] = refuse_misfit(row).reason
         kept: list[tuple[int, TruncatedRow]] = []
-        for at, sequences in zip(fitting, self._sequences([rows[at] for at in fitting], counts), strict=True):
+        for at, sequences in zip(fitting, self._encode_rows([rows[at] for at in fitting], counts), strict=True):
             if isinstance(sequences, Refusal):
                 refused[at] = sequences.reason
-            elif cut := self._cut(sequences, counts):
+            elif cut := self._truncate(sequences, counts):
                 kept.append((at, cut))
         counts.rows += len(kept)
         columns = {
@@ -79,7 +79,7 @@ class ReplyTokenizer:
         )
         return numpy.stack([prompts + reply for reply in replies], axis=1), prompts
 
-    def _sequences(self, rows: list[Canonical], counts: Counts) -> list[list[_Sequence] | Refusal]:
+    def _encode_rows(self, rows: list[Canonical], counts: Counts) -> list[list[_Sequence] | Refusal]:
         """For each row its prompt with each of its replies, encoded; or why no template renders one of them."""
         chats = [
             {"messages": [*row["prompt"], *row[name]], **({"tools": row["tools"]} if "tools" in row else {})}
@@ -110,7 +110,7 @@ class ReplyTokenizer:
             for row in range(len(rows))
         ]
 
-    def _cut(self, sequences: list[_Sequence], counts: Counts) -> TruncatedRow | None:
+    def _truncate(self, sequences: list[_Sequence], counts: Counts) -> TruncatedRow | None:
         begin = _shared_prefix(sequences) * WIDTH
         prompt, replies = sequences[0].ids[:begin], [each.ids[begin:] for each in sequences]
         kept = prompt

@@ -173,7 +173,7 @@ def test_a_template_that_refuses_one_reply_refuses_the_row(tokenizer: Any) -> No
 def tokenised(path: Path, into: Path, tokenizer: Any, processes: int) -> TokenizeResult:
     return tokenize_rows(
         [path], into, tokenizer, "assistant", 60, Rejects(lambda _: None), into.with_name("work"), processes,
-        lambda *_: None, wanted="pairs",
+        lambda *_: None, kind="pairs",
     )  # fmt: skip
 
 

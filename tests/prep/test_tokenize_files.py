@@ -56,7 +56,7 @@ def test_a_set_on_disk_holds_what_apply_chat_template_gives(tokenizer: Any, tmp_
 def test_bad_rows_are_named_with_their_place(tokenizer: Any, tmp_path: Path) -> None:
     lines = [*ROWS[:3], "{oops", "", {"text": "t"}, {"instruction": "q", "output": ""}]
     path = write(tmp_path / "rows.jsonl", *lines)
-    _, rejects = run(path, tmp_path / "set", tokenizer, kinds=["messages"])
+    _, rejects = run(path, tmp_path / "set", tokenizer, formats=["messages"])
     assert [(each["line"], each["file"]) for each in rejects] == [(4, str(path)), (6, str(path)), (7, str(path))]
     assert path.read_bytes()[rejects[0]["offset"] :].startswith(b"{oops")
 
@@ -70,7 +70,7 @@ def test_placed_rows_are_named_by_the_place_they_come_from(tokenizer: Any, tmp_p
 
 def test_rows_that_are_kept_are_written_down(tokenizer: Any, tmp_path: Path) -> None:
     rows = [ROWS[0], chat("word " * 100, "lost"), ROWS[1]]
-    made, _ = run(write(tmp_path / "rows", *rows), tmp_path / "set", tokenizer, kept=tmp_path / "kept")
+    made, _ = run(write(tmp_path / "rows", *rows), tmp_path / "set", tokenizer, kept_rows=tmp_path / "kept")
     assert [json.loads(line) for line in (tmp_path / "kept").read_text().splitlines()] == [ROWS[0], ROWS[1]]
     assert (made.counts.rows, made.counts.masked) == (2, 1)
 

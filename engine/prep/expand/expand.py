@@ -58,7 +58,7 @@ class Expansion(NamedTuple):
     """`report` is what `expand` returns. Of each row in `made.jsonl`, `forms` is the number of the source and format that its seed had in `kinds`."""
 
     report: dict[str, Any]
-    kinds: list[tuple[int, str]]
+    formats: list[tuple[int, str]]
     forms: list[int]
 
 
@@ -77,7 +77,7 @@ def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress
             budget.spend(used)
         harvest = ReplyParser(seeds, options, duplicates, results)
         conversation = _RequestLoop(seeds, options, harvest, journal, budget, progress)
-        stopped = asyncio.run(conversation.hold(key))
+        stopped = asyncio.run(conversation.run(key))
         report = {
             "task": seeds.name,
             "seeds": seeds.count,
@@ -94,13 +94,13 @@ def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress
         }
         report = results.publish(report)
     numbers = {id(source): number for number, (source, _) in enumerate(sources)}
-    kinds = [(numbers[id(form.source)], form.format) for form in seeds.forms]
-    return Expansion({**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}, kinds, harvest.forms)
+    formats = [(numbers[id(form.source)], form.format) for form in seeds.forms]
+    return Expansion({**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}, formats, harvest.forms)
 
 
 def dry_run(paths: list[Path], source: SourceOptions, options: ExpandOptions, progress: Progress) -> dict[str, Any]:
     """The first prompts, and what the work costs at most when every answer is good. Sends nothing and needs no key."""
-    lack = Budget(options).lack
+    lack = Budget(options).shortage
     seeds = read_seeds(
         [(source, paths)], options, Duplicates(options.similarity), lambda done, total: progress("reading", done, total)
     )
@@ -108,7 +108,7 @@ def dry_run(paths: list[Path], source: SourceOptions, options: ExpandOptions, pr
     prompt = reply = fitting = 0
     stopped = ""
     for number in range(requests):
-        each = worst_case(seeds.ask(number, options), options)
+        each = worst_case(seeds.build_prompt(number, options), options)
         stopped = stopped or lack(Usage(prompt + each.prompt, reply + each.reply))
         prompt, reply = prompt + each.prompt, reply + each.reply
         fitting += not stopped
@@ -120,7 +120,7 @@ def dry_run(paths: list[Path], source: SourceOptions, options: ExpandOptions, pr
         "tokens_at_most": prompt + reply,
         "cost_at_most": Usage(prompt, reply).cost(options.price),
         "requests_within_limits": fitting,
-        "prompts": {str(number + 1): seeds.ask(number, options) for number in range(min(requests, _SHOWN))},
+        "prompts": {str(number + 1): seeds.build_prompt(number, options) for number in range(min(requests, _SHOWN))},
     }
 
 
@@ -146,87 +146,87 @@ class _RequestLoop:
     ) -> None:
         self.seeds, self.options, self.journal, self.budget, self.progress = seeds, options, journal, budget, progress
         self.harvest = harvest
-        self.taken = 0
+        self.processed = 0
         """The harvest has the answers of all requests before this one."""
-        self.asked: dict[int, asyncio.Task[None]] = {}
-        self.asking = Requester(options, journal, budget, options.seed)
-        self.lack = ""
+        self.pending: dict[int, asyncio.Task[None]] = {}
+        self.requester = Requester(options, journal, budget, options.seed)
+        self.shortage = ""
 
-    async def hold(self, key: str) -> str:
+    async def run(self, key: str) -> str:
         """Ask until there are enough rows; returns why there are not, or nothing. Raises ProblemError."""
-        self._harvest()
-        if self._wants():
+        self._process_replies()
+        if self._needs_more():
             async with client.Service(self.options, key) as connection:
                 await self._ask_all(connection)
-        if self.asking.ending:
-            raise self.asking.ending
+        if self.requester.fatal_error:
+            raise self.requester.fatal_error
         # A limit may have left gaps: what was answered behind them is taken, too.
-        for number in sorted(number for number in self.journal.answers if number >= self.taken):
-            self._take(number)
-        return self._barren() or (self.lack if self.harvest.rows < self.options.samples else "")
+        for number in sorted(number for number in self.journal.answers if number >= self.processed):
+            self._process(number)
+        return self._explain_fruitless() or (self.shortage if self.harvest.rows < self.options.samples else "")
 
     async def _ask_all(self, connection: client.Service) -> None:
         while True:
-            while len(self.asked) < self.options.concurrency and self._wants() and self._fits():
-                number = self._next()
+            while len(self.pending) < self.options.concurrency and self._needs_more() and self._has_budget():
+                number = self._next_number()
                 self.budget.reserve(self._worst(number))
-                self.asked[number] = asyncio.create_task(
-                    self.asking.ask(connection, number, self.seeds.ask(number, self.options))
+                self.pending[number] = asyncio.create_task(
+                    self.requester.ask(connection, number, self.seeds.build_prompt(number, self.options))
                 )
-            if not self.asked:
-                if self.asking.ending or not self.asking.failures:
+            if not self.pending:
+                if self.requester.fatal_error or not self.requester.failures:
                     return
-                self.asking.write_failures()
+                self.requester.write_failures()
             else:
                 await asyncio.wait(
-                    self.asked.values(),
-                    timeout=GRACE if self.asking.ending else None,
+                    self.pending.values(),
+                    timeout=GRACE if self.requester.fatal_error else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                done = [number for number, task in self.asked.items() if task.done()]
-                if self.asking.ending and not done:
+                done = [number for number, task in self.pending.items() if task.done()]
+                if self.requester.fatal_error and not done:
                     return self._give_up()
                 for number in done:
-                    self.asked.pop(number).result()
-            self._harvest()
+                    self.pending.pop(number).result()
+            self._process_replies()
 
     def _give_up(self) -> None:
-        for task in self.asked.values():
+        for task in self.pending.values():
             task.cancel()
 
-    def _harvest(self) -> None:
-        while self.taken in self.journal.answers and self._take(self.taken):
-            self.taken += 1
+    def _process_replies(self) -> None:
+        while self.processed in self.journal.answers and self._process(self.processed):
+            self.processed += 1
         self.progress("expanding", self.harvest.rows, self.options.samples)
 
-    def _take(self, number: int) -> bool:
+    def _process(self, number: int) -> bool:
         """Whether another answer was wanted."""
-        wanted = self.harvest.rows < self.options.samples and not self._barren()
+        wanted = self.harvest.rows < self.options.samples and not self._explain_fruitless()
         if wanted:
             self.harvest.take(number, self.journal.answers[number])
         return wanted
 
-    def _barren(self) -> str:
-        return f"the last {BARREN} answers held no good row" if self.harvest.barren >= BARREN else ""
+    def _explain_fruitless(self) -> str:
+        return f"the last {BARREN} answers held no good row" if self.harvest.fruitless >= BARREN else ""
 
-    def _wants(self) -> bool:
-        if self.asking.ending or self._barren():
+    def _needs_more(self) -> bool:
+        if self.requester.fatal_error or self._explain_fruitless():
             return False
-        ahead = self.asked.keys() | {number for number in self.journal.answers if number >= self.taken}
+        ahead = self.pending.keys() | {number for number in self.journal.answers if number >= self.processed}
         return self.harvest.rows + len(ahead) * self.options.per_request < self.options.samples
 
-    def _fits(self) -> bool:
+    def _has_budget(self) -> bool:
         """Whether the limits allow another request now. Those on their way may use less than was set aside for them."""
-        lack = self.budget.lack(self._worst(self._next()))
-        self.lack = "" if self.asked else lack
+        lack = self.budget.shortage(self._worst(self._next_number()))
+        self.shortage = "" if self.pending else lack
         return not lack
 
-    def _next(self) -> int:
+    def _next_number(self) -> int:
         """The lowest number without an answer that is not on its way."""
-        number = self.taken
-        while number in self.journal.answers or number in self.asked or number in self.asking.failures:
+        number = self.processed
+        while number in self.journal.answers or number in self.pending or number in self.requester.failures:
             number += 1
         return number
 
     def _worst(self, number: int) -> Usage:
-        return worst_case(self.seeds.ask(number, self.options), self.options)
+        return worst_case(self.seeds.build_prompt(number, self.options), self.options)

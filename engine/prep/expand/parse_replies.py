@@ -20,7 +20,7 @@ class ReplyParser:
 
     def __init__(self, seeds: Seeds, options: ExpandOptions, duplicates: Duplicates, results: Results) -> None:
         self._seeds, self._options, self._duplicates, self._results = seeds, options, duplicates, results
-        self.answers = self.failed = self.rows = self.barren = 0
+        self.answers = self.failed = self.rows = self.fruitless = 0
         self.reasons: Counter[str] = Counter()
         self.forms: list[int] = []
         """Of each good row, the number of its form in `Seeds.forms`."""
@@ -34,47 +34,47 @@ class ReplyParser:
         """The rows of one answer: at most as many as were asked for, and as are still wanted."""
         before = self.rows
         self.answers += 1
-        shown = self._seeds.shown(number, self._options) if answer.reply is not None else []
-        self._results.answer(number, answer, [seed.row for seed in shown])
+        shown = self._seeds.choose_seeds(number, self._options) if answer.reply is not None else []
+        self._results.start_answer(number, answer, [seed.row for seed in shown])
         if answer.reply is None:
             self.failed += 1
-            self._refuse(0, f"no answer: {answer.finish}", None)
+            self._reject(0, f"no answer: {answer.finish}", None)
         else:
-            self._take(shown, answer.reply, answer.finish)
-        self.barren = 0 if self.rows > before else self.barren + 1
+            self._parse(shown, answer.reply, answer.finish)
+        self.fruitless = 0 if self.rows > before else self.fruitless + 1
 
-    def _take(self, shown: list[Seed], reply: str, finish: str) -> None:
+    def _parse(self, shown: list[Seed], reply: str, finish: str) -> None:
         try:
             items = _parse_items(reply)
         except ValueError as error:
             cut = finish == "length"
             reason = f"cut off at {self._options.max_tokens} tokens" if cut else f"not JSON: {error}"
-            self._refuse(0, reason, reply)
+            self._reject(0, reason, reply)
             return
         for place, item in enumerate(items):
             if place >= self._options.per_request:
-                self._refuse(place + 1, "more rows than were asked for", item)
+                self._reject(place + 1, "more rows than were asked for", item)
                 continue
             seed = shown[place % len(shown)]
             try:
-                row = self._seeds.task.made(item, seed)
-                key = self._seeds.task.key(row, seed.form)
+                row = self._seeds.task.build_row(item, seed)
+                key = self._seeds.task.duplicate_key(row, seed.form)
             except (ValueError, RecursionError) as error:
-                self._refuse(place + 1, f"bad row: {error}", item)
+                self._reject(place + 1, f"bad row: {error}", item)
                 continue
             if twice := self._duplicates.find(key):
-                self._refuse(place + 1, twice, item)
+                self._reject(place + 1, twice, item)
             elif self.rows == self._options.samples:
-                self._refuse(place + 1, "beyond expand.samples", item)
+                self._reject(place + 1, "beyond expand.samples", item)
             else:
                 self._duplicates.add(key)
                 self.rows += 1
                 self.forms.append(self._forms[id(seed.form)])
-                self._results.row(place + 1, row)
+                self._results.add_row(place + 1, row)
 
-    def _refuse(self, item: int, reason: str, value: Any) -> None:
+    def _reject(self, item: int, reason: str, value: Any) -> None:
         self.reasons[reason.partition(":")[0]] += 1
-        self._results.reject(item, reason, value)
+        self._results.add_reject(item, reason, value)
 
 
 def _parse_items(reply: str) -> list[Any]:

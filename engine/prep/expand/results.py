@@ -37,18 +37,18 @@ class Results:
             self._files[name].close()
             draft.unlink(missing_ok=True)
 
-    def answer(self, number: int, answer: Answer, seeds: list[dict[str, Any]]) -> None:
+    def start_answer(self, number: int, answer: Answer, seeds: list[dict[str, Any]]) -> None:
         """`seeds`: the rows that its prompt showed."""
         self._finish_answer()
         self._answers += 1
         self._answer = {"request": number, "reply": answer.reply, "finish": answer.finish, "seeds": seeds, "items": []}
 
-    def row(self, item: int, row: dict[str, Any]) -> None:
+    def add_row(self, item: int, row: dict[str, Any]) -> None:
         """A good row: item `item` (from 1) of the answer told last."""
         self._answer["items"].append(item)
         self._write(MADE, row)
 
-    def reject(self, item: int, reason: str, value: Any) -> None:
+    def add_reject(self, item: int, reason: str, value: Any) -> None:
         """Item `item` (from 1, 0 for all of it) of the answer told last."""
         place = {"file": str(self._out / "answers.jsonl"), "line": self._answers, "offset": 0, "item": item}
         self._write("rejects.jsonl", {**place, "reason": reason, "row": value})

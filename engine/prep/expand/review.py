@@ -27,7 +27,7 @@ class Review:
         self.indexed = _index_made(folder / MADE, forms)
         with (folder / MADE).open("rb") as file:
             self._digests = [decisions.digest(line) for line in file]
-        self._told = decisions.read_decisions(folder)
+        self._decisions = decisions.read_decisions(folder)
         self._answers, self._items = _read_origins(folder)
         report = json.loads((folder / "report.json").read_bytes())
         self._task = str(report.get("task", ""))
@@ -37,7 +37,7 @@ class Review:
 
     def decision(self, number: int) -> str:
         """`accepted`, `dropped` or `undecided`."""
-        return self._told.get(self._digests[number], UNDECIDED)
+        return self._decisions.get(self._digests[number], UNDECIDED)
 
     def decide(self, number: int, decision: str) -> None:
         """Write a decision down; the folder's rows are in keeping with it when this returns. Raises ValueError for a word that is none."""
@@ -45,7 +45,7 @@ class Review:
             raise ValueError(f"{decision} is no decision, only {', '.join(WORDS)}")
         row = self._digests[number]
         decisions.decide(self.folder, row, decision)
-        self._told[row] = decision
+        self._decisions[row] = decision
 
     def counts(self) -> dict[str, int]:
         """Rows by what was decided about them."""

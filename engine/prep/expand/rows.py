@@ -43,7 +43,7 @@ def build_row(item: Any, seed: Seed) -> dict[str, Any]:
 
 def duplicate_key(row: dict[str, Any], form: Form) -> str:
     """All but what the assistant says; of a prompt that the source gives, only what it is filled with."""
-    asked = form.asked(row)
+    asked = form.prompt_values(row)
     if asked is not None:
         return asked
     content = form.content(row)

@@ -51,13 +51,13 @@ class Seeds:
     forms: list[Form]
     """Of the seed rows, and so of the new ones."""
 
-    def shown(self, number: int, options: ExpandOptions) -> list[Seed]:
+    def choose_seeds(self, number: int, options: ExpandOptions) -> list[Seed]:
         """The seed rows of request `number`: a choice that depends on the seed and the number alone."""
         return Random(f"{options.seed}:{number}").sample(self.pool, min(options.shots, len(self.pool)))
 
-    def ask(self, number: int, options: ExpandOptions) -> str:
+    def build_prompt(self, number: int, options: ExpandOptions) -> str:
         """The text of request `number`."""
-        lines = [json.dumps(self.task.shown(seed), ensure_ascii=False) for seed in self.shown(number, options)]
+        lines = [json.dumps(self.task.show(seed), ensure_ascii=False) for seed in self.choose_seeds(number, options)]
         words = {"seed": "\n".join(lines), "count": str(options.per_request)}
         return _PLACE.sub(lambda found: words[found[1]], self.prompt)
 
@@ -106,7 +106,7 @@ def read_seeds(
             continue
         count += 1
         columns.setdefault(id(seed.form), set()).update(seed.row)
-        duplicates.add_exact(task.key(seed.row, seed.form))
+        duplicates.add_exact(task.duplicate_key(seed.row, seed.form))
         # A reservoir (Vitter's algorithm R): every row is as likely to be kept.
         if len(pool) < POOL:
             pool.append(seed)
@@ -123,7 +123,7 @@ def read_seeds(
     known = {form: frozenset(names) for form, names in columns.items()}
     pool = [seed._replace(columns=known[id(seed.form)]) for seed in pool]
     for seed in pool:
-        duplicates.add(task.key(seed.row, seed.form))
+        duplicates.add(task.duplicate_key(seed.row, seed.form))
     prompt = options.prompts.get(name) or task.PROMPTS[_choose_language(task, pool)]
     return Seeds(task, name, pool, prompt, digest.hexdigest(), count, unused, list(forms.values()))
 
@@ -174,6 +174,6 @@ def _choose_task(seeds: list[Seed]) -> str:
 
 
 def _choose_language(task: ModuleType, pool: list[Seed]) -> str:
-    text = "".join(json.dumps(task.shown(seed), ensure_ascii=False) for seed in pool[:20])
+    text = "".join(json.dumps(task.show(seed), ensure_ascii=False) for seed in pool[:20])
     chinese = len(_HAN.findall(text)) > 0.2 * len(_LETTER.findall(text)) and not _KANA.search(text)
     return "zh" if chinese else "en"

@@ -79,7 +79,7 @@ def _make_rows(folder: Path, options: ExpandOptions, sources: Sources, progress:
     if told.get("asked") != asked:
         marker.unlink(missing_ok=True)  # from here on the rows may be others than it says
         made = expand_sources(sources, options, folder, progress)
-        told = {"asked": asked, "report": made.report, "kinds": made.kinds, "forms": made.forms}
+        told = {"asked": asked, "report": made.report, "kinds": made.formats, "forms": made.forms}
         write_private(marker, json.dumps(told, ensure_ascii=False).encode())
     return told
 

@@ -31,7 +31,7 @@ class Form:
         """The canonical row, the first for formats that expand. Raises ValueError."""
         return self.convert(row)[0]
 
-    def asked(self, row: dict[str, Any]) -> str | None:
+    def prompt_values(self, row: dict[str, Any]) -> str | None:
         """What fills the source's own prompt; None where it has none. Raises ValueError."""
         return prompt_values(self.source, row) if self.source.prompt else None
 

@@ -58,71 +58,71 @@ class _Splitter:
         self._size, self._from = 0, 0
 
     def rows(self) -> Iterator[Row]:
-        if self._more() and self._block.startswith(BOM):
+        if self._load_block() and self._block.startswith(BOM):
             self._at = len(BOM)
-        if self._next() == b"[":
-            yield from self._listed()
-            if self._next():
-                raise self._broken("more follows behind the list")
+        if self._peek() == b"[":
+            yield from self._read_list()
+            if self._peek():
+                raise self._error("more follows behind the list")
             return
-        while character := self._next():
+        while character := self._peek():
             if character != b"{":
-                raise self._broken("not JSON: a list of objects, or objects, must stand here")
-            yield self._row()
+                raise self._error("not JSON: a list of objects, or objects, must stand here")
+            yield self._read_row()
 
-    def _listed(self) -> Iterator[Row]:
+    def _read_list(self) -> Iterator[Row]:
         self._at += 1
-        while character := self._next():
+        while character := self._peek():
             if character in b",}":
-                raise self._broken(f"not JSON: {character.decode()} where a row is to begin")
+                raise self._error(f"not JSON: {character.decode()} where a row is to begin")
             if character != b"]":
-                yield self._row()
-                character = self._next()
+                yield self._read_row()
+                character = self._peek()
             if character == b",":
                 self._at += 1
             elif character == b"]":
                 self._at += 1
                 return
             elif character:
-                raise self._broken("the list lacks a comma")
-        raise self._broken("the list is broken off")
+                raise self._error("the list lacks a comma")
+        raise self._error("the list is broken off")
 
-    def _row(self) -> Row:
+    def _read_row(self) -> Row:
         """The row that begins here: a bracketed value, a string, or what lies before the next comma or bracket."""
-        line, offset = self._line(), self._before + self._at
+        line, offset = self._line_number(), self._before + self._at
         self._held, self._size, self._from = [], 0, self._at
         character = self._block[self._at : self._at + 1]
         if character in b"[{":
-            whole = self._bracketed()
+            whole = self._skip_brackets()
         elif character == b'"':
-            whole = self._string()
+            whole = self._skip_string()
         else:
-            whole = self._scalar()
+            whole = self._skip_scalar()
         if not whole:
             raise ValueError(f"{self._name}:{line}: not JSON: the row that begins here has no end")
-        self._hold()
+        self._keep()
         content = None if self._size > LONGEST_LINE else b"".join(self._held)
         self._held = None
         return Row(line, offset, self._before + self._at, content)
 
-    def _bracketed(self) -> bool:
+    def _skip_brackets(self) -> bool:
         """Go behind the bracket that closes the one that stands here; False when there is none."""
         depth = 0
         while True:
             character = self._block[self._at : self._at + 1]
             if character == b'"':
-                if not self._string():
+                if not self._skip_string():
                     return False
             elif character:
                 self._at += 1
                 depth += 1 if character in b"[{" else -1
                 if not depth:
                     return True
-            elif not self._more():
+            elif not self._load_block():
                 return False
             self._at = _INSIDE.match(self._block, self._at).end()  # type: ignore[union-attr]
 
-    def _string(self) -> bool:
+    def _skip_string(self) -> bool:
         """Go behind the quote that ends the string that begins here; False when there is none."""
         self._at += 1
         while True:
@@ -132,42 +132,42 @@ class _Splitter:
                 self._at += 1
                 return True
             self._at = len(self._block)
-            if not self._more():
+            if not self._load_block():
                 return False
             # A backslash that ends a block escapes the next block's first byte.
             self._at = len(character)
 
-    def _scalar(self) -> bool:
+    def _skip_scalar(self) -> bool:
         while True:
             self._at = _SCALAR.match(self._block, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._block):
                 return True
-            if not self._more():
+            if not self._load_block():
                 return False
 
     # ── blocks ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _next(self) -> bytes:
+    def _peek(self) -> bytes:
         """The next character that is not blank; empty at the end."""
         while True:
             self._at = _BLANKS.match(self._block, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._block):
                 return self._block[self._at : self._at + 1]
-            if not self._more():
+            if not self._load_block():
                 return b""
 
-    def _more(self) -> bool:
+    def _load_block(self) -> bool:
         """Take the next block; what of this one belongs to the row at hand is kept."""
         block = self._stream.read(_BLOCK)
         if not block:
             return False
-        self._hold()
+        self._keep()
         self._lines += self._block.count(b"\n", self._counted)
         self._before += len(self._block)
         self._block, self._at, self._from, self._counted = block, 0, 0, 0
         return True
 
-    def _hold(self) -> None:
+    def _keep(self) -> None:
         if self._held is None:
             return
         self._size += self._at - self._from
@@ -177,10 +177,10 @@ class _Splitter:
             self._held.append(self._block[self._from : self._at])
         self._from = self._at
 
-    def _line(self) -> int:
+    def _line_number(self) -> int:
         self._lines += self._block.count(b"\n", self._counted, self._at)
         self._counted = self._at
         return self._lines
 
-    def _broken(self, reason: str) -> ValueError:
-        return ValueError(f"{self._name}:{self._line()}: {reason}")
+    def _error(self, reason: str) -> ValueError:
+        return ValueError(f"{self._name}:{self._line_number()}: {reason}")

@@ -44,7 +44,7 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
         for row in row_files.read_file(rows):
             found = row_text.column(row.row(), options.by)
             value = found or ""
-            line = row.written()
+            line = row.to_line()
             done += len(line)
             context.progress("balancing", done, total)
             if not value:

@@ -161,7 +161,7 @@ def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, 
             rules.update(touched)
             counts["out"] += 1
             counts["changed"] += bool(touched)
-            kept.write(row.written(row_files.encode(content) if touched else None))
+            kept.write(row.to_line(row_files.encode(content) if touched else None))
     return {**{name: counts[name] for name in ("in", "out", "changed", "rejected")}, "rules": rules}
 
 

@@ -43,13 +43,13 @@ def dedup(
     done = 0
     with chunks.write_together(out, rejects) as (kept, dropped):
         for number, row in enumerate(row_files.read_file(rows), before):
-            line = row.written()
+            line = row.to_line()
             done += len(line)
             context.progress("removing duplicates", done, total)
             if fate[number] == KEPT:
                 kept.write(line)
             else:
-                reason = _REASONS[int(fate[number])].format(places.of(int(of[number])))
+                reason = _REASONS[int(fate[number])].format(places.describe(int(of[number])))
                 dropped.write(row_files.reject_line(context.files[row.file], row, reason, "dedup"))
     counts = [int((fate[before:] == each).sum()) for each in range(5)]
     return {
@@ -86,13 +86,13 @@ def _mark_near(prints: Fingerprints, label: Any, before: int, threshold: float, 
     members = np.flatnonzero(np.bincount(label, minlength=len(label))[label] > 1)
     members = members[np.lexsort((members, label[members]))]
     borders = np.flatnonzero(np.diff(label[members], prepend=-1, append=-1))
-    with fingerprints.signatures(prints) as table:
+    with fingerprints.Signatures(prints) as table:
         for start, end in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
             leaders: list[int] = []
             known = np.zeros((0, fingerprints.SLOTS), dtype=np.uint16)
             for at in range(start, end, 4096):
                 block = members[at : min(end, at + 4096)]
-                for row, signature in zip(block.tolist(), table.of(block), strict=True):
+                for row, signature in zip(block.tolist(), table.read(block), strict=True):
                     alike = (known == signature).mean(axis=1) if len(known) else np.zeros(0)
                     if row >= before and len(alike) and alike.max() >= threshold:
                         of[row] = leaders[int(alike.argmax())]
@@ -108,7 +108,7 @@ class _Places:
     def __init__(self, prints: Fingerprints, context: Context) -> None:
         self._file, self._files = prints.places, context.files
 
-    def of(self, number: int) -> str:
+    def describe(self, number: int) -> str:
         import numpy as np
 
         file, line = np.fromfile(self._file, dtype="<i8", count=2, offset=16 * number).tolist()

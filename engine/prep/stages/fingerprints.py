@@ -104,7 +104,7 @@ def cluster_near(prints: Fingerprints, among: Any, threshold: float) -> Any:
 
     label = np.arange(prints.rows, dtype=np.int64)
     rank = np.concatenate([block[:, 0] for _, block in _read_blocks(prints.hashes, "<u8", 2)] or [label.astype("<u8")])
-    with signatures(prints) as table:
+    with Signatures(prints) as table:
         for key, index in _read_bands(prints, among, choose_bands(threshold)):
             order = np.lexsort((rank[index], key))
             key, index = key[order], index[order]
@@ -139,7 +139,7 @@ class Signatures:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def of(self, rows: Any) -> Any:
+    def read(self, rows: Any) -> Any:
         """uint16[len(rows), SLOTS]"""
         import numpy as np
 
@@ -147,10 +147,6 @@ class Signatures:
         file, size = self._file.fileno(), 2 * SLOTS
         content = b"".join([os.pread(file, size, size * row) for row in wanted.tolist()])
         return np.frombuffer(content, dtype="<u2").reshape(-1, SLOTS)[place]
-
-
-def signatures(prints: Fingerprints) -> Signatures:
-    return Signatures(prints)
 
 
 def _read_blocks(path: Path, kind: str, width: int) -> Iterator[tuple[int, Any]]:
@@ -198,7 +194,7 @@ def _link(parent: Any, left: Any, right: Any, table: Signatures, threshold: floa
         ours, theirs = ours[apart], theirs[apart]
         if not len(ours):
             continue
-        alike = (table.of(ours) == table.of(theirs)).mean(axis=1) >= threshold
+        alike = (table.read(ours) == table.read(theirs)).mean(axis=1) >= threshold
         edges = np.stack([_roots(parent, ours[alike]), _roots(parent, theirs[alike])], axis=1)
         for one, two in np.unique(edges, axis=0).tolist():
             while parent[one] != one:

@@ -46,12 +46,12 @@ class StageRows:
     files: list[str]
     """What the file number of a row means."""
 
-    def validated(self, part: str) -> dict[str, Any]:
+    def validate_counts(self, part: str) -> dict[str, Any]:
         """Counts of the stage that read this part; those of the training sources for a part that was split off them."""
         counts = {stage["part"]: stage for stage in self.stages if stage["name"] == "validate"}
         return counts.get(part, counts["train"])
 
-    def keep(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
         """A second name for all of them in a folder of their own, which `load` reads. A kill leaves the first ones as they are."""
         for part, path in self.parts.items():
             try:
@@ -82,7 +82,7 @@ def run_stages(
     files = [str(path) for sources in located.values() for _, paths in sources for path in paths]
     work = _Pipeline(data, seed, replace(context, files=tuple(files)))
     if begun:
-        work.take(begun)
+        work.resume(begun)
     done = {stage["name"] for stage in work.stages}
     number = 0
     for part, sources in located.items():
@@ -114,7 +114,7 @@ class _Pipeline:
         self.rejects: list[Path] = []
         self.stages: list[dict[str, Any]] = []
 
-    def take(self, begun: StageRows) -> None:
+    def resume(self, begun: StageRows) -> None:
         """Go on from these: under names of their own, which go when the next stage is done."""
         self.context.folder.mkdir(parents=True, exist_ok=True)
         for part, path in begun.parts.items():
@@ -208,7 +208,7 @@ def weigh(rows: Path, out: Path, weights: list[float], most: int | None, seed: i
     total, done = rows.stat().st_size, 0
     with chunks.write_together(out) as (file,):
         for times, row in _repeat_by_weight(rows, weights, seed):
-            line = row.written()
+            line = row.to_line()
             for _ in range(times):
                 # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly as many as are due, each choice equally likely.
                 if chance.random() * left < due - written:

@@ -34,7 +34,7 @@ class PlacedRow(NamedTuple):
         value: dict[str, Any] = decode(self.raw)
         return value
 
-    def written(self, raw: bytes | None = None) -> bytes:
+    def to_line(self, raw: bytes | None = None) -> bytes:
         """The line, its end included; with another row at the same place when `raw` is given."""
         return b"[%d,%d,%d,%b]\n" % (self.file, self.line, self.offset, self.raw if raw is None else raw)
 

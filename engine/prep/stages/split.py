@@ -37,7 +37,7 @@ def split(
     total, done = rows.stat().st_size, 0
     with chunks.write_together(*(out[name] for name in PARTS)) as files:
         for number, row in enumerate(row_files.read_file(rows)):
-            line = row.written()
+            line = row.to_line()
             files[part[number]].write(line)
             done += len(line)
             context.progress("splitting", done, total)

@@ -37,7 +37,7 @@ class CheckedRows:
     rows: Path
     rejects: Path
     counts: dict[str, Any]
-    further: list[Path]
+    others: list[Path]
     context: Context
 
 
@@ -56,13 +56,13 @@ def open_rows(
     arguments: argparse.Namespace,
     settings: Mapping[str, Any],
     progress: Progress,
-    further: Iterable[str] = (),
+    others: Iterable[str] = (),
 ) -> Iterator[CheckedRows]:
     """Read and check the rows of FILE and of the `further` ones, in a folder in which a killed verb of the same files and settings goes on.
 
     Raises ValueError for what is nowhere or cannot be read, and when `--out` would stand in place of a source.
     """
-    sources = [parse_source(arguments), *(SourceOptions(source=each) for each in further)]
+    sources = [parse_source(arguments), *(SourceOptions(source=each) for each in others)]
     found = [source_files.list_paths(source, Path.cwd(), home, progress) for source in sources]
     paths = [path for each in found for path in each]
     _check_out(arguments.out, paths)
@@ -83,8 +83,8 @@ def open_rows(
             ]
             formats += [file.format for file in mine]
             checked.append(_check_files(mine, index, context))
-        (rows, rejects, counts), *others = checked
-        yield CheckedRows(rows, rejects, counts, [each[0] for each in others], replace(context, formats=tuple(formats)))
+        (rows, rejects, counts), *rest = checked
+        yield CheckedRows(rows, rejects, counts, [each[0] for each in rest], replace(context, formats=tuple(formats)))
 
 
 def _check_files(files: list[SourceFile], index: int, context: Context) -> tuple[Path, Path, dict[str, Any]]:

@@ -125,7 +125,7 @@ def _unpack(file: SourceFile, into: Path, progress: Callable[[int, int], object]
                 raw = row_files.encode(value)
             except (UnicodeEncodeError, TypeError, ValueError, RecursionError, OverflowError) as error:
                 raw = row_files.encode(f"has no JSON form: {type(error).__name__}")
-            kept.write(PlacedRow(file.number, record.line, record.offset, raw).written())
+            kept.write(PlacedRow(file.number, record.line, record.offset, raw).to_line())
 
 
 # ── in the worker processes ────────────────────────────────────────────────────────────────────────────────────────
@@ -168,7 +168,7 @@ def _check_span(
                 reasons[reason_class(reason)] += 1
                 dropped.write(row_files.reject_line(settings["path"], row, reason, "validate"))
             for raw in outcome:
-                kept.write(row.written(raw))
+                kept.write(row.to_line(raw))
             written += len(outcome)
     return {"read": read, "good": read - sum(reasons.values()), "out": written, "reasons": reasons}
 

@@ -24,7 +24,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
         counts = run_once(
             found.context,
             "dedup",
-            lambda context: dedup(found.rows, rows, rejects, options, context, found.further),
+            lambda context: dedup(found.rows, rows, rejects, options, context, found.others),
         )
         report = {
             "rows": found.counts["read"],

@@ -24,13 +24,13 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     tokenizer_folder = find_tokenizer(arguments.model, home, progress)
     arguments.out = None
     with open_rows(home, "stats", arguments, {}, progress) as found:
-        kinds = set(found.context.formats)
+        formats = set(found.context.formats)
         rejects = Rejects(lambda _: None, count=found.counts["rejected"])
         figures = stats.measure(
             found.rows,
             load_tokenizer(tokenizer_folder),
-            find_kind(kinds),
-            choose_loss_on(arguments.loss_on, kinds),
+            find_kind(formats),
+            choose_loss_on(arguments.loss_on, formats),
             arguments.max_length,
             arguments.by,
             found.context,

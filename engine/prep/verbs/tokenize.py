@@ -64,13 +64,13 @@ class TokenizeInput:
 
     paths: list[Path]
     files: Sequence[str]
-    kinds: Sequence[str | None]
+    formats: Sequence[str | None]
     rejects: Path | None
     """Rows that were bad before they came to be tokenised."""
     read: int
     work: Path
     processes: int
-    wanted: str
+    kind: str
     """Their kind, as a method's `Options.rows` names it."""
     loss_on: str
     key: str
@@ -93,15 +93,15 @@ def open_input(
         **{name: getattr(arguments, name, None) for name in ("max_length", "loss_on", "packing", "blocks")},
     }
     processes = arguments.processes or default_processes()
-    kinds = {find_format(source, path) for path in paths}
-    how = find_kind(kinds), choose_loss_on(arguments.loss_on, kinds)
-    if len(kinds) == 1 and all(path.suffix.lower() == ".jsonl" for path in paths):
+    formats = {find_format(source, path) for path in paths}
+    how = find_kind(formats), choose_loss_on(arguments.loss_on, formats)
+    if len(formats) == 1 and all(path.suffix.lower() == ".jsonl" for path in paths):
         total = sum(path.stat().st_size for path in paths)
         files = {str(number): path for number, path in enumerate(paths)}
         told = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
         key = cache.entry_key(files, told, lambda done: progress("reading", done, total))
         with cache.work_folder(home, key) as work:
-            yield TokenizeInput(paths, (), sorted(kinds), None, 0, work, processes, *how, key)
+            yield TokenizeInput(paths, (), sorted(formats), None, 0, work, processes, *how, key)
         return
     with open_rows(home, verb, arguments, settings, progress) as found:
         context = found.context
@@ -134,7 +134,7 @@ def _tokenize(
 
     began = time.perf_counter()
     joined = arguments.packing or arguments.blocks
-    if joined and rows.wanted != "tokens":
+    if joined and rows.kind != "tokens":
         raise ValueError("preference rows stand alone: leave out --packing and --blocks")
     plain = rows.work / "plain" if joined else draft
     with (draft / "rejects.jsonl").open("w", encoding="utf-8") as file:
@@ -153,8 +153,8 @@ def _tokenize(
             rows.processes,
             partial(progress, "tokenising"),
             rows.files,
-            rows.kinds,
-            wanted=rows.wanted,
+            rows.formats,
+            kind=rows.kind,
         )
     counts = made.counts
     if not counts.rows:
