@@ -1,7 +1,7 @@
-"""An OpenAI-compatible service over HTTP: one try at a time, with its refusals told apart.
+"""Requests to an OpenAI-compatible service over HTTP, one attempt at a time, with an exception for each kind of failure.
 
-The waiting is ours: the client's own retries are off. Rate limits are kept by all requests together, as the service's headers
-say them (`Retry-After`, `x-ratelimit-reset-*`).
+The retries of the `openai` package are off; see `retries`. All requests share the rate limits that the service's headers state
+(`Retry-After`, `x-ratelimit-reset-*`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from engine.options.data import ServiceOptions
 from engine.protocol.messages import Problem, ProblemError
 
 LONGEST_WAIT = 600.0
-"""Seconds. A service that asks for a longer one has stopped us for today."""
+"""Seconds to wait for a rate limit at most; if the service asks for more, the work ends."""
 NO_KEY = "none"
-"""What a service on this machine is told, where there is no key: the client wants one."""
+"""The key for a service on this machine without one: the `openai` package requires a key."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _SPENT = re.compile(r"insufficient.?(quota|balance|funds|credit)|quota.?exceeded|billing", re.IGNORECASE)
@@ -34,13 +34,13 @@ _STOPS = {401: "refuses the key", 402: "has no balance left", 403: "forbids this
 class Reply(NamedTuple):
     text: str
     finish: str
-    """`stop`, `length` when it was cut off at max_tokens, or what else the service says."""
+    """`stop`, `length` if the reply was cut off at max_tokens, or another value of the service."""
     usage: Usage | None
-    """None where the service does not say."""
+    """None if the service does not report it."""
 
 
 class RateLimitError(Exception):
-    """Too many requests. `wait`: seconds that the service asks for, None when it does not say."""
+    """Too many requests. `wait` is the pause in seconds that the service asks for, None if it does not."""
 
     def __init__(self, wait: float | None) -> None:
         super().__init__("rate limit")
@@ -48,7 +48,7 @@ class RateLimitError(Exception):
 
 
 class TransientError(Exception):
-    """A try that came to nothing; another may do better. `billed`: the service may have made an answer all the same."""
+    """An attempt failed, and another may succeed. `billed` is whether the service may charge for this one."""
 
     def __init__(self, reason: str, billed: bool) -> None:
         super().__init__(reason)
@@ -56,11 +56,11 @@ class TransientError(Exception):
 
 
 class RefusedError(Exception):
-    """The service will not answer this request, however often it is asked."""
+    """The service will not answer this request, however often it is repeated."""
 
 
 def api_key(options: ServiceOptions) -> str:
-    """The key in the variable that the options name. Raises ProblemError when there is none and the service is not on this machine."""
+    """The key in the variable that the options name. Raises ProblemError if there is none, unless the service is on this machine."""
     if not VARIABLE.fullmatch(options.api_key_env):
         raise ProblemError(
             Problem(
@@ -89,10 +89,10 @@ def on_loopback(url: str) -> bool:
 
 
 class Service:
-    """Use as an asynchronous context manager."""
+    """A connection to a service, an asynchronous context manager."""
 
     def __init__(self, options: ServiceOptions, key: str) -> None:
-        """Raises ValueError for an address that is none."""
+        """Raises ValueError for an invalid address."""
         import httpx2
         import openai
 
@@ -105,10 +105,12 @@ class Service:
             base_url=options.base_url,
             max_retries=0,
             timeout=options.timeout,
-            # A proxy of the environment has no business between us and this machine.
+            # Do not use the environment's proxy for a service on this machine.
             http_client=openai.DefaultAsyncHttpx2Client(limits=limits, trust_env=not on_loopback(options.base_url)),
         )
-        self._client.organization = self._client.project = None  # another service's, from the environment
+        self._client.organization = self._client.project = (
+            None  # the environment's values are meant for another service
+        )
         self._not_before = 0.0
 
     async def __aenter__(self) -> Service:
@@ -119,11 +121,11 @@ class Service:
 
     @property
     def wait(self) -> float:
-        """Seconds until the rate limits let a request leave."""
+        """Seconds until the rate limits allow another request."""
         return max(0.0, self._not_before - time.monotonic())
 
     def pause(self, wait: float) -> None:
-        """Let no request leave for so many seconds. Raises ProblemError for an unreasonable wait."""
+        """Send no request for this many seconds. Raises ProblemError if the wait is too long."""
         if wait > LONGEST_WAIT:
             raise ProblemError(
                 Problem(
@@ -135,7 +137,7 @@ class Service:
         self._not_before = max(self._not_before, time.monotonic() + wait)
 
     async def ask(self, text: str) -> Reply:
-        """One try. Raises Limited, Trouble, Refused; ProblemError for what ends the whole work: a wrong key, no balance …"""
+        """One attempt. Raises RateLimitError, TransientError, RefusedError; ProblemError if all work must end: a wrong key, no balance …"""
         import openai
 
         try:
@@ -184,13 +186,13 @@ class Service:
         return self._safe(" ".join(str(part) for part in (message, code) if part) or "no reason given")
 
     def _safe(self, error: object) -> str:
-        """What is said of an error, short and without the key, which services like to repeat."""
+        """The text of an error, shortened and without the key, which some services repeat."""
         text = " ".join(str(error).split()) or type(error).__name__
         return (text if self._key == NO_KEY else text.replace(self._key, "…"))[:300]
 
 
 def _parse_reply(content: bytes) -> Reply:
-    """A completion's first choice. Raises Trouble for what is no completion."""
+    """The first choice of a completion. Raises TransientError for anything else."""
     try:
         body = json.loads(content)
         choice = body["choices"][0]
@@ -213,7 +215,7 @@ def _parse_usage(said: Any) -> Usage | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds until another request is welcome, by the headers; None when they do not say."""
+    """Seconds until another request is allowed, by the headers; None if they do not say."""
     milliseconds, said = headers.get("retry-after-ms"), headers.get("retry-after")
     try:
         if milliseconds is not None:
@@ -228,7 +230,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def limit_wait(headers: Mapping[str, str]) -> float:
-    """Seconds until a limit that is used up is lifted; 0 where none is."""
+    """Seconds until an exhausted limit is reset; 0 if none is exhausted."""
     waits = [0.0]
     for kind in ("requests", "tokens"):
         if headers.get(f"x-ratelimit-remaining-{kind}") == "0":

@@ -1,12 +1,12 @@
-"""What was asked and answered, on disk as it comes: a JSON object a line, so that nothing is asked or paid for twice.
+"""A journal of requests and answers on disk, so that nothing is requested or paid for twice. One JSON object per line:
 
-    {"settings": {…}}                                         the first line
-    {"request": 3, "worst": [prompt, reply]}                  before a try leaves
-    {"request": 3, "used": [prompt, reply]}                   a try came to nothing; what it may have cost
+    {"settings": {…}}                                               the first line
+    {"request": 3, "worst": [prompt, reply]}                        before an attempt is sent
+    {"request": 3, "used": [prompt, reply]}                         the attempt failed; the tokens that it may have cost
     {"request": 3, "used": […], "reply": "…", "finish": "stop"}     the answer
-    {"request": 3, "failed": "reason"}                        there will be none
+    {"request": 3, "failed": "reason"}                              the request will not be answered
 
-A try without a `used` line was on its way when the process was killed: it counts with its worst case.
+An attempt without a `used` line was pending when the process was killed: it counts with its worst case.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from engine.llm_api.budget import Usage
 
 
 class Answer(NamedTuple):
-    """`reply` is None, and `finish` the reason, where the service gave no answer."""
+    """The outcome of a request. If the service gave no answer, `reply` is None and `finish` is the reason."""
 
     reply: str | None
     finish: str
 
 
 class Journal:
-    """Open for one process at a time. Reads what is there; a torn last line is cut off."""
+    """One process at a time can open it. Reads existing entries and removes an incomplete last line."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        """Raises ValueError when the file is another process's, or was begun with other settings."""
+        """Raises ValueError if another process has opened the file, or if it was begun with other settings."""
         self.answers: dict[int, Answer] = {}
         self.used: list[Usage] = []
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -71,7 +71,7 @@ class Journal:
         self._write({"request": request, "failed": reason})
 
     def _read(self) -> dict[str, Any] | None:
-        """Take in all lines; returns the settings, None for a new file."""
+        """Read all lines; returns the settings, None for a new file."""
         settings: dict[str, Any] | None = None
         pending: dict[int, Usage] = {}
         good = 0
@@ -86,7 +86,7 @@ class Journal:
                     continue
                 request = entry["request"]
                 if "worst" in entry:
-                    # A second try of a request whose first has no end: both may have been paid for.
+                    # A second attempt, while the first one has no result: both may have been paid for.
                     self.used += [pending.pop(request)] if request in pending else []
                     pending[request] = Usage(*entry["worst"])
                 if "used" in entry:

@@ -1,6 +1,7 @@
-"""One request after another's rules: tried until it is answered or will not be, within the limits, each try on disk.
+"""Repeats a request until it is answered or given up, within the limits, and journals each attempt.
 
-The caller numbers its requests and decides which leave; here is what happens to one, and what its failure means for all.
+The caller numbers its requests and decides which ones to send. A `Requester` handles each of them, and stops all of them if the
+service is out of order.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from engine.options.data import ServiceOptions
 from engine.protocol.messages import Problem, ProblemError
 
 FAILURES = 3
-"""Requests in succession that came to nothing, after which the service is taken to be out of order."""
+"""Consecutive failed requests after which the service is considered out of order."""
 FIRST_WAIT, LAST_WAIT = 0.5, 60.0
-"""Seconds between tries: doubled each time, a random part taken off so that requests do not come back together."""
+"""Seconds between attempts: doubled each time, less a random part so that requests do not return all at once."""
 PATIENCE = 1800.0
-"""Seconds that one request waits for rate limits, in all."""
+"""Seconds in total that a request waits for rate limits."""
 _NOTHING = Usage(0, 0)
 
 
 class Requester:
-    """The requests of one piece of work. `ending` is why it must end, once it must."""
+    """Sends the requests of one job. `fatal_error` is set when the whole job must end."""
 
     def __init__(self, options: ServiceOptions, journal: Journal, budget: Budget, seed: int) -> None:
         self._options, self._journal, self._budget, self._seed = options, journal, budget, seed
         self.failures: dict[int, str] = {}
-        """They are written down when the service is seen to work again: an outage leaves no gap."""
+        """Request -> reason. Journaled only once the service works again, so that an outage leaves no gap in the answers."""
         self.fatal_error: ProblemError | None = None
         self._failed = 0
-        """Failures in succession."""
+        """Consecutive failures."""
         self._over = asyncio.Event()
 
     async def ask(self, connection: client.Service, number: int, text: str) -> None:
-        """Ask until there is an answer in the journal, or a reason why there is none. What was set aside for it is free again afterwards."""
+        """Send a request until the journal has its answer, or the reason why there is none. Its reservation in the budget is released."""
         reserved, random = worst_case(text, self._options), Random(f"{self._seed}:{number}:wait")
         tries = limits = 0
         waited = 0.0
@@ -77,12 +78,12 @@ class Requester:
             if reason:
                 self._fail(number, reason)
             if reason or self.fatal_error or self._budget.shortage(reserved):
-                return  # without room for another try it is as if it had not been asked: there may be room later
+                return  # without budget for another attempt the request counts as not sent: there may be budget later
             self._budget.reserve(reserved)
             await self._rest(pause)
 
     async def _rest(self, seconds: float) -> None:
-        """Wait, but not beyond the end."""
+        """Wait, but not longer than until the job ends."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._over.wait(), seconds)
 
@@ -111,7 +112,7 @@ class Requester:
             )
 
     def write_failures(self) -> None:
-        """Called when the service works: these requests it will not answer."""
+        """Journal the failures, now that the service works: it will not answer these requests."""
         for number, reason in sorted(self.failures.items()):
             self._journal.record_failure(number, reason)
         self.failures.clear()

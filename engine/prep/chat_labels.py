@@ -1,11 +1,11 @@
-"""Conversations to text, and which of its characters are trained. The text is the template's, byte for byte.
+"""Renders conversations with the chat template and finds which characters are trained.
 
-Labels come from prefix differences, for few templates mark what they generate: what the template adds when an
-assistant turn is appended to the turns before it, up to and with the special token that ends the turn, is that turn. Tool calls of the
-assistant are turns like others. A turn of `weight` 0 is not trained.
+Few templates mark the assistant's turns, so the spans come from prefix differences: the text that the template adds when an
+assistant turn is appended, up to and including the special token that ends it, is that turn. Tool calls are part of their turn. A
+turn of `weight` 0 is not trained.
 
-Most conversations need no more than one rendering. How a template writes plain turns of given roles is found out once, with
-contents that are easy to find (`Skeleton`); where a conversation's text is that skeleton with its own contents, so are its spans.
+Most conversations are rendered only once. For each sequence of roles the template's own text is learnt from a conversation with
+marker contents (`Skeleton`); a conversation whose text equals that skeleton with its own contents has its spans too.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ Messages = list[Message]
 
 _PLAIN = {"role", "content"}
 _SKELETONS = 1000
-"""Kept at most: sequences of roles are few, but nothing says so."""
+"""Skeletons kept at most: a data set has few sequences of roles, but this is not guaranteed."""
 
 
 class RenderedRow(NamedTuple):
-    """In characters of `text`, ascending: `spans` are the trained [start, end), `ends` where an end-of-turn token closes a turn."""
+    """A row's text. In characters, ascending: `spans` are the trained [start, end), `ends` the positions behind end-of-turn tokens."""
 
     text: str
     spans: list[tuple[int, int]]
     ends: list[int]
     special: bool
-    """Whether the tokenizer still has to add its own special tokens: plain text yes, a rendered template no."""
+    """Whether the tokenizer must still add its special tokens: yes for plain text, no for a rendered template."""
 
 
 class Refusal(NamedTuple):
-    """A row that this template cannot render so that its turns can be told apart, or that trains another method."""
+    """Why a row is left out: the template cannot render it so that its turns can be told apart, or another method trains on it."""
 
     reason: str
 
 
 METHODS = {"pairs": "dpo, orpo or reward", "judged": "kto", "tokens": "sft"}
-"""Kind of rows -> the methods that they train, in words."""
+"""Kind of rows -> the methods that train on them, in words."""
 
 
 def refuse_misfit(row: Canonical) -> Refusal:
-    """Why a row does not train a method that takes another kind."""
+    """The refusal of a row by a method that trains on another kind of rows."""
     return Refusal(f"these are {describe_kind(row)}: they train with method.kind {METHODS[kind_of(row)]}")
 
 
 Text = str | Exception
-"""What a template made of a conversation, or raised."""
+"""The text that a template renders, or the exception that it raises."""
 
 
 class Renderer:
-    """Renders batches. `loss_on`: `assistant` trains the assistant's turns with their ends, `all` everything."""
+    """Renders batches. With `loss_on` `assistant` the assistant's turns and their ends are trained, with `all` everything."""
 
     def __init__(self, tokenizer: Any, loss_on: str) -> None:
         self._tokenizer, self._loss_on = tokenizer, loss_on
@@ -67,15 +67,15 @@ class Renderer:
         self._declared = declared(tokenizer.chat_template)
         self._last_only = self._declared.get("trained") == "last"
         self.unwritten: Counter[str] = Counter()
-        """Rows with `tools` or `tool_calls` that the template says nothing of: the model does not see them."""
+        """Rows with `tools` or `tool_calls` that the template does not render, so that the model does not see them."""
 
     def render(self, rows: Sequence[Canonical]) -> list[RenderedRow | Refusal]:
-        """One result a row, in order."""
+        """One result per row, in order."""
         chats = iter(self._render_chats([row for row in rows if "messages" in row]))
         return [next(chats) if "messages" in row else self._render_text(row) for row in rows]
 
     def render_prompts(self, rows: Sequence[Canonical]) -> list[str | Refusal]:
-        """The text of each conversation, up to where the assistant begins to speak."""
+        """The text of each conversation with the generation prompt behind it."""
         texts = self._apply_template([row["messages"] for row in rows], [row.get("tools") for row in rows], opened=True)
         for row in rows:
             self._count_unwritten(row)
@@ -114,7 +114,7 @@ class Renderer:
         return result._replace(spans=[(0, len(result.text))])
 
     def _skeleton(self, row: Canonical) -> Skeleton | None:
-        """That of the row's roles; none for rows that hold more than words."""
+        """The skeleton for the row's roles; None for rows with more than text."""
         if "tools" in row or not all(message.keys() == _PLAIN for message in row["messages"]):
             return None
         roles = tuple(message["role"] for message in row["messages"])
@@ -130,7 +130,7 @@ class Renderer:
         (text,) = self._apply_template([messages], [None], opened=False)
         (result,) = self._work_out([{"messages": messages}], [text])
         if isinstance(result, Refusal) or len(result.ends) != len(result.spans):
-            return None  # without an end token of the template's own, the end of a turn depends on what it says
+            return None  # without an end token, the end of a turn depends on its content
         return Skeleton.cut(result, marks)
 
     def _count_unwritten(self, row: Canonical) -> None:
@@ -194,15 +194,15 @@ class Renderer:
         return RenderedRow(text, spans, ends, special=False)
 
     def _find_turn(self, text: str, turn: _Turn) -> tuple[int, int]:
-        """The span of a turn that stands in `text` otherwise than it was rendered as the last one; (0, 0) where it cannot be seen.
+        """The span in `text` of a turn that is rendered differently when it is the last one; (0, 0) if it cannot be found.
 
-        Templates leave out thoughts, empty ones included, once a question follows, and close the last turn with a token of its own.
-        So what ends the rendering, the turn's words at least, must stand in the text, and an end token behind it.
+        Templates drop thoughts, empty ones included, once a question follows, and may close the last turn with a different token.
+        So the end of the turn's own rendering, at least its words, must occur in the text, with an end token behind it.
         """
         assert isinstance(turn.before, str) and isinstance(turn.after, str)
         start = _common_prefix(
             turn.before, text
-        )  # shorter than `before` where that opens a thought which is left out later
+        )  # shorter than `before` if that opens a thought which is dropped later
         said, rest = turn.after[start:].rstrip(), text[start:]
         close = self._ending_token(said)
         body = said.removesuffix(close).rstrip() if close else ""
@@ -220,18 +220,19 @@ class Renderer:
         closed = (start, len(text) - len(behind) + len(token))
         if token == close:
             return closed
-        if self._ending_token(body):  # what closed the rendering ends a conversation, not a turn
+        if self._ending_token(body):  # that token ends a conversation, not a turn
             return start, end
-        # Another token is an end only when a turn is opened behind it: it could be that opening. Some templates say that it is both.
+        # A different token ends the turn only if another turn is opened behind it; otherwise it may be that opening itself. Some
+        # templates declare that it is both.
         opened = "ends" in self._declared or behind[len(token) :].lstrip().startswith(self._turn_ends)
         return closed if token and opened else (0, 0)
 
     def _ending_token(self, text: str) -> str:
-        """The special token that text ends with; empty without one."""
+        """The special token at the end of the text; empty if there is none."""
         return next((each for each in self._turn_ends if text.endswith(each)), "")
 
     def _apply_template(self, chats: list[Messages], tools: list[Any], opened: bool) -> list[Text]:
-        """Each chat rendered; `opened` ends it where the assistant begins to speak. Chats with the same tools go together."""
+        """Each chat rendered; `opened` adds the generation prompt. Chats with the same tools are rendered together."""
         groups: dict[str, list[int]] = {}
         for at, each in enumerate(tools):
             groups.setdefault(json.dumps(each) if each else "", []).append(at)
@@ -243,7 +244,7 @@ class Renderer:
         return [done[at] for at in range(len(chats))]
 
     def _apply_to_batch(self, chats: list[Messages], tools: Any, opened: bool) -> list[Text]:
-        """A template may refuse a chat by raising: then each goes by itself."""
+        """A template refuses a chat by raising an exception: then each chat is rendered alone."""
         try:
             texts: list[Text] = self._tokenizer.apply_chat_template(
                 chats, tools=tools, tokenize=False, add_generation_prompt=opened
@@ -254,7 +255,7 @@ class Renderer:
 
 
 class _Turn(NamedTuple):
-    """An assistant's turn: what is rendered before it, the assistant's header included, and up to its end."""
+    """An assistant's turn: the text rendered before it, with the assistant's header, and the text up to its end."""
 
     before: Text
     after: Text
@@ -262,15 +263,15 @@ class _Turn(NamedTuple):
 
 
 def _common_prefix(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """The length of the common beginning of two texts."""
     same = (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     return next(same, min(len(one), len(other)))
 
 
 class Skeleton(NamedTuple):
-    """A template's own words around the contents of a conversation: one more than there are contents.
+    """The template's own text around the contents of a conversation: `literals` has one item more than there are contents.
 
-    Places in a text are (contents before it, characters behind the last of them).
+    A position in the text is (number of contents before it, characters behind the last of them).
     """
 
     literals: list[str]
@@ -279,7 +280,7 @@ class Skeleton(NamedTuple):
 
     @classmethod
     def cut(cls, rendered: RenderedRow, marks: list[str]) -> Skeleton | None:
-        """The skeleton of a conversation whose contents are `marks`; none unless each is there once, in order."""
+        """The skeleton of a conversation whose contents are `marks`; None unless each occurs exactly once, in order."""
         literals, behind, at = [], [0], 0
         for mark in marks:
             found = rendered.text.find(mark, at)
@@ -298,7 +299,7 @@ class Skeleton(NamedTuple):
         return cls(literals, [(place(start), place(end)) for start, end in rendered.spans], ends)
 
     def fit(self, text: str, messages: Messages) -> RenderedRow | None:
-        """The spans of a conversation of the same roles; None where its text is not the skeleton with its contents."""
+        """The spans of a conversation with the same roles; None if its text is not the skeleton filled with its contents."""
         parts, behind, at = [self.literals[0]], [0], len(self.literals[0])
         for message, literal in zip(messages, self.literals[1:], strict=True):
             at += len(message["content"])

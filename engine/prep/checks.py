@@ -1,8 +1,7 @@
-"""Can the data be prepared as the profile says? Looks at names, suffixes and sizes, never into files."""
+"""Checks of a profile's data and tokenizer sections before a launch. They look at names, suffixes and sizes, never into files."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,19 @@ from engine.prep.stages.source_files import PARTS, resolve_source
 from engine.prep.tokenizer_training import minimum_size
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
+from engine.protocol.text import did_you_mean
 
 
 def check_sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for each source that is nowhere, of no known kind, or empty, for a template that is nowhere,
-    and for what cannot go together."""
+    """Yields `(key, message)` for each source that is missing, empty or of an unknown kind, for a missing template, and for options that
+    exclude each other."""
     data = sections.get("data")
     if data is None:
         return
     for part in PARTS:
         for index, source in enumerate(getattr(data, part)):
             if source.format not in ("auto", *FORMATS):
-                near = difflib.get_close_matches(source.format, FORMATS, n=1)
-                hint = f", did you mean {near[0]}?" if near else ""
+                hint = did_you_mean(source.format, FORMATS)
                 yield (
                     f"data.{part}.{index}.format",
                     f"must be auto, {', '.join(FORMATS)}, not {source.format!r}{hint}",
@@ -41,7 +40,7 @@ def check_sources(sections: Mapping[str, Any], directory: Path, home: Any) -> It
                 yield f"data.{part}.{index}.weight", "is for training rows: held-out rows are seen once"
             try:
                 found = resolve_source(source, data, directory)
-                # An expansion of which every row is dropped can be looked at: decisions can be taken back.
+                # An expansion whose rows are all dropped may still be opened: the user can take decisions back.
                 if not found.source.startswith(HUB) and not any(
                     path.stat().st_size or is_expansion(path.parent) for path in list_files(found.source, directory)
                 ):
@@ -65,7 +64,7 @@ def check_sources(sections: Mapping[str, Any], directory: Path, home: Any) -> It
 
 
 def check_tokenizer(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for a tokenizer that does not go with the model, is nowhere, or cannot be trained."""
+    """Yields `(key, message)` for a tokenizer that does not fit the model, is missing, or cannot be trained."""
     model, data = sections.get("model"), sections.get("data")
     if model is None or model.tokenizer is None:
         return
@@ -105,7 +104,7 @@ def _check_tokenizer_training(options: TokenizerOptions, data: Any, directory: P
 
 
 def check_keys(profile: Any, shell: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """`(key, message)` when the shell that submits a run lacks the key of the service that makes its rows."""
+    """Yields `(key, message)` if the shell that submits a run lacks the API key of the service that makes its rows."""
     expand = profile.data.expand
     if expand and not shell.get(expand.api_key_env, "").strip() and not on_loopback(expand.base_url):
         yield (

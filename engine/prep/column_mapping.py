@@ -1,8 +1,8 @@
-"""What a source says about its rows: own column names, a prompt of its own, a system prompt.
+"""Applies a source's own column names, prompt and system prompt to its rows.
 
-`columns` maps the format's column to the source's (`{instruction: question, output: reply}`). The column changes its name before
-the format is looked for. One that stood under the new name already steps aside, and is kept with the other columns.
-`prompt` and `system` change what the format made of the row: they are never parsed as the format's own columns are.
+`columns` maps the format's column to the source's (`{instruction: question, output: reply}`). Columns are renamed before the
+format is detected. A column that already has the new name is moved to the row's other columns. `prompt` and `system` are put into
+the converted conversation, so the format does not parse them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from engine.prep.formats.canonical import Canonical, check_json, make_message, t
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 Converter = Callable[[dict[str, Any]], list[Canonical]]
-"""A row as it stands in its file -> canonical rows. Raises ValueError with the reason for a bad row."""
+"""A source row -> canonical rows. Raises ValueError with the reason for a bad row."""
 
 
 def make_converter(source: SourceOptions, row_format: str) -> Converter:
-    """What makes canonical rows of this source's rows. Raises ValueError when the format cannot do what the source asks for."""
+    """A function that converts this source's rows. Raises ValueError if the format does not allow an option of the source."""
     module = detect_format.load(row_format)
     if not (source.columns or source.prompt or source.system):
         return lambda row: detect_format.as_list(module.convert(row))
@@ -37,7 +37,10 @@ def make_converter(source: SourceOptions, row_format: str) -> Converter:
         mapped, aside = rename_columns(row, source.columns)
         prompt = _fill(parts, mapped | row) if parts else ""
         if prompt and questions and all(mapped.get(name) is None for name in questions):
-            mapped = {**mapped, questions[0]: prompt}  # the format would miss a question
+            mapped = {
+                **mapped,
+                questions[0]: prompt,
+            }  # otherwise the format would reject the row for lack of a question
         found = detect_format.as_list(module.convert(mapped))
         for canonical in found:
             if aside:
@@ -54,7 +57,7 @@ def make_converter(source: SourceOptions, row_format: str) -> Converter:
 
 
 def check_columns(source: SourceOptions, there: Collection[str]) -> None:
-    """Raises ValueError for a column that `columns` or `prompt` names and none of the source's rows has."""
+    """Raises ValueError for a column in `columns` or `prompt` that is not among `there`, the columns of the source's rows."""
     listed = detect_format.join_names(sorted(there))
     for ours, own in source.columns.items():
         if own not in there:
@@ -68,7 +71,7 @@ def check_columns(source: SourceOptions, there: Collection[str]) -> None:
 
 
 def rename_columns(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row under the format's names, and the columns that stood under those names before."""
+    """The row with the format's column names, and the columns that had those names before."""
     if not columns:
         return row, {}
     taken = {own for own in columns.values() if own in row}
@@ -78,19 +81,19 @@ def rename_columns(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dic
 
 
 def fill_prompt(prompt: str, row: Mapping[str, Any]) -> str:
-    """The prompt with each `{column}` replaced by the row's value; `{{` and `}}` stand for braces. Raises ValueError."""
+    """The prompt with each `{column}` replaced by the row's value; `{{` and `}}` are literal braces. Raises ValueError."""
     return _fill(_parse_prompt(prompt), row)
 
 
 def prompt_values(source: SourceOptions, row: dict[str, Any]) -> str:
-    """The row's values that the source's prompt is filled with, without the words around them. Raises ValueError."""
+    """The row's values that fill the source's prompt, one a line, without the prompt's own text. Raises ValueError."""
     assert source.prompt is not None
     there = rename_columns(row, source.columns)[0] | row
     return "\n".join(_prompt_value(name, there) for _, name in _parse_prompt(source.prompt) if name is not None)
 
 
 def _parse_prompt(prompt: str) -> list[tuple[str, str | None]]:
-    """(text, column that follows it or None). Raises ValueError for a brace that is neither."""
+    """A list of (text, column that follows it or None). Raises ValueError for an unmatched brace."""
     parts: list[tuple[str, str | None]] = []
     text, at = "", 0
     for place in _PLACE.finditer(prompt):
@@ -121,7 +124,7 @@ def _prompt_value(name: str, row: Mapping[str, Any]) -> str:
 
 
 def _replace_question(canonical: Canonical, prompt: str) -> None:
-    """Put the prompt in place of the last question."""
+    """Replace the last user turn by the prompt."""
     turns = canonical["messages" if "messages" in canonical else "prompt"]
     at = next((at for at in reversed(range(len(turns))) if turns[at]["role"] == "user"), None)
     if at is None:
@@ -130,7 +133,7 @@ def _replace_question(canonical: Canonical, prompt: str) -> None:
 
 
 def _prepend_system(canonical: Canonical, system: str) -> None:
-    """Put the system prompt before a conversation that has none."""
+    """Put the system prompt at the beginning unless the conversation has one."""
     turns = canonical["messages" if "messages" in canonical else "prompt"]
     if not turns or turns[0]["role"] != "system":
         turns.insert(0, make_message("system", system))

@@ -1,4 +1,4 @@
-"""Which format do rows have, and what converts them."""
+"""Detects the format of rows, and converts rows by the name of their format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load(name: str) -> ModuleType:
 
 
 def convert(name: str, row: dict[str, Any]) -> list[Canonical]:
-    """The canonical rows that a row becomes: one, but for formats that expand. Raises ValueError for a bad row."""
+    """The canonical rows of a row: one, or several for a format that expands. Raises ValueError for a bad row."""
     return as_list(load(name).convert(row))
 
 
@@ -27,7 +27,7 @@ def as_list(converted: Canonical | list[Canonical]) -> list[Canonical]:
 
 
 def detect(rows: Sequence[dict[str, Any]]) -> str:
-    """The format that most of these rows have. Raises ValueError when none has any: it names the columns seen."""
+    """The format of most of these rows. Raises ValueError, naming the columns, if no row has a known format."""
     counts = {name: sum(load(name).matches(row) for row in rows) for name in FORMATS}
     best = max(counts, key=lambda name: counts[name])
     if not counts[best]:
@@ -40,7 +40,7 @@ def detect(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def join_names(columns: Iterable[object]) -> str:
-    """Names of columns in a message; rows of free keys have any number of them, of any length."""
+    """Column names for a message, shortened: rows with free keys have any number of columns, with names of any length."""
     names = [str(column) for column in itertools.islice(columns, 31)]
     short = [name if len(name) <= 60 else name[:59] + "…" for name in names[:30]]
     return ", ".join(short) + (" …" if len(names) > 30 else "") or "none"

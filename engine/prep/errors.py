@@ -1,4 +1,4 @@
-"""What preparing refuses by name: too many bad rows, nothing to train on, an end that is never trained."""
+"""The problems that end a preparation: too many bad rows, nothing to train on, an end of turn that is never trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.protocol.messages import Problem, ProblemError
 
 @contextmanager
 def problems_for_mistakes(title: str) -> Iterator[None]:
-    """Mistakes of the user as problems. What the disk does is none: then the work that was done is kept."""
+    """Turns errors that the user can correct into problems. Disk errors pass through, so that finished work is kept."""
     try:
         yield
     except (ValueError, FileNotFoundError, PermissionError) as error:
@@ -25,7 +25,7 @@ def problems_for_mistakes(title: str) -> Iterator[None]:
 
 
 def count_bad(profile: Profile, checked: dict[str, Any]) -> int:
-    """Bad rows that count against `data.max_rejected`: those without a reply do not where cleaning is asked to drop them."""
+    """Bad rows that count towards `data.max_rejected`. Rows without a reply do not count if cleaning is to drop them."""
     asked = profile.data.clean and profile.data.clean.empty
     return int(checked["rejected"]) - (clean.count_empty(checked) if asked else 0)
 
@@ -42,7 +42,7 @@ def check_rejects(rejected: int, read: int, first: list[str], limit: float, part
 
 
 def check_kind(counts: Counts, method: Any, part: str) -> None:
-    """Raises ProblemError when all rows are of a kind that another method trains on."""
+    """Raises ProblemError if all rows are of a kind that another method trains on."""
     if counts.rows or counts.masked or not counts.misfits:
         return
     (kind, _), *_ = counts.misfits.most_common(1)
@@ -56,7 +56,7 @@ def check_kind(counts: Counts, method: Any, part: str) -> None:
 
 
 def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, rows: StageRows) -> None:
-    """Raises ProblemError when there is nothing to train on, or when no end of a turn is among it."""
+    """Raises ProblemError if there is nothing to train on, or if no end of a turn is trained."""
     if not counts.rows and counts.masked:
         raise ProblemError(
             Problem(

@@ -1,8 +1,8 @@
-"""Best-fit packing: whole rows into sequences of at most `capacity` tokens. Nothing is cut and nothing thrown away.
+"""Best-fit packing: whole rows into sequences of at most `capacity` tokens. No row is cut or dropped.
 
 Longest rows first, each into the fullest sequence that still has room for it (best-fit decreasing; Johnson 1974). Lengths are
-bounded, so the open sequences are kept by the room that they have left and a bit mask finds the tightest fit. A row costs some
-bytes of memory and a microsecond.
+bounded, so the open sequences are indexed by their remaining room, and a bit mask finds the tightest fit. A row costs a few bytes
+of memory and a microsecond.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def pack(lengths: Any, capacity: int) -> tuple[Any, Any]:
     assert not len(lengths) or 0 < lengths.min() <= lengths.max() <= capacity, (lengths.min(), lengths.max(), capacity)
     longest_first = numpy.argsort(-lengths, kind="stable")
     chosen = array("q")
-    """For each row, longest first: its sequence."""
+    """The sequence of each row, longest row first."""
     newest = array("q", [-1]) * (capacity + 1)
-    """By room left: the sequence that came to it last …"""
+    """By remaining room: the sequence that reached it last …"""
     older = array("q")
-    """… and for each sequence the one that had come to the same room before it."""
-    rooms = 0  # bit r is set while a sequence has room for r more tokens
+    """… and for each sequence the one that had reached the same room before it."""
+    rooms = 0  # bit r is set while some sequence has room for exactly r more tokens
     for length in _iterate_lengths(lengths, longest_first):
         fitting = rooms >> length
         if fitting:

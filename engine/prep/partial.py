@@ -1,4 +1,4 @@
-"""A profile's stages one by one: what leaves each of them, kept in the cache. A whole run goes on from there."""
+"""Runs a profile's stages up to one of them. The rows are kept in the cache, and a later preparation continues from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPAND, VALIDATE, TOKENIZE = "expand", "validate", "tokenize"
 
 
 class StageOutput(NamedTuple):
-    """What leaves a stage; of a profile that has rows made by a service, also the folder where these lie, and the forms that they have."""
+    """The rows that leave a stage. With data expansion also the folder of the expansion, and the sources whose form its rows have."""
 
     rows: StageRows
     expansion: Path | None
@@ -26,7 +26,7 @@ class StageOutput(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A profile that ends with a stage, and where what leaves it is kept."""
+    """A profile that ends with a given stage, and the cache entry for the rows that leave it."""
 
     profile: Profile
     sources: SourceFiles
@@ -34,15 +34,16 @@ class _Step(NamedTuple):
 
 
 def list_stages(profile: Profile) -> list[str]:
-    """The stages that a profile asks for, in their order."""
+    """The stages of a profile, in order."""
     asked = [name for name in OPTIONAL_STAGES if getattr(profile.data, name)]
     return [*([EXPAND] if profile.data.expand else []), VALIDATE, *asked, TOKENIZE]
 
 
 def run_until(profile: Profile, stage: str, home: Home, progress: Progress) -> StageOutput:
-    """Do the stages up to and with this one, each that was not done before. Of `expand` the rows leave checked, of `tokenize` as they go in.
+    """Run the stages up to and including this one; those done before are read from the cache.
 
-    Raises ValueError for a stage that the profile has not, ProblemError.
+    For `expand` the rows are returned after validation, for `tokenize` as they enter it. Raises ValueError for a stage that the
+    profile does not have, ProblemError.
     """
     if stage not in list_stages(profile):
         raise ValueError(f"the profile has no stage {stage}, only {', '.join(list_stages(profile))}")
@@ -75,9 +76,9 @@ def run_until(profile: Profile, stage: str, home: Home, progress: Progress) -> S
 def _make_step(
     profile: Profile, sources: SourceFiles, done: list[str], names: list[str], digests: dict[str, str]
 ) -> _Step:
-    """Named as `prepare` names the rows of such a profile: after the last stage they are the ones that it looks for."""
+    """The cache entry has the name that `prepare` gives the rows of such a profile, so after the last stage `prepare` finds them."""
     later = [name for name in names if name not in done]
-    if later:  # weights and limits come after all stages
+    if later:  # weights and limits apply after all stages
         data = profile.data.model_copy(update={**dict.fromkeys(later), "max_rows": None})
         profile = replace(profile, data=data)
         sources = {

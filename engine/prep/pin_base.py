@@ -1,7 +1,8 @@
-"""The base of a run, and its tokenizer, as folders that stay what they are.
+"""Pins a run's base model and tokenizer to folders that do not change.
 
-A run named as base may go on training, and be deleted. So before anything is prepared its checkpoint is put into the cache, by the hash
-of its content: linked where the file system can, an adapter merged into its base once. The run's frozen profile then names that folder.
+A run that serves as base may continue training or be deleted. So before anything is prepared, its checkpoint is put into the cache
+under the hash of its content: hard-linked if possible, with an adapter merged into its base. The new run's frozen profile names
+that folder.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.storage import cache
 
 VERSION = 1
-"""Counts changes of what merging makes: an older folder is then no hit."""
+"""Increased when the result of merging changes, so that older folders are not reused."""
 
 
 def pin_base(profile: Profile, home: Home, progress: Progress) -> Profile:
-    """`profile` with folders in `model.base` and `model.tokenizer`, where these may change or are adapters; as it is otherwise. Raises ProblemError."""
+    """`profile` with cached folders in `model.base` and `model.tokenizer` if these belong to a run or are adapters, else unchanged.
+
+    Raises ProblemError.
+    """
     found = {"base": _pin_model(profile, home, progress), "tokenizer": _pin_tokenizer(profile, home, progress)}
     changed = {key: str(folder) for key, folder in found.items() if folder}
     return replace(profile, model=profile.model.model_copy(update=changed)) if changed else profile
@@ -71,7 +75,7 @@ def _belongs_to_run(folder: Path, home: Home) -> bool:
 
 
 def _cache_target(target: Target, home: Home, trust_remote_code: bool, progress: Progress) -> Path:
-    """The cache entry of `target`, made when it is not there yet. Raises ProblemError, also for one that no longer fits its template lock."""
+    """The cache entry of `target`, created if necessary. Raises ProblemError, also for a target that does not match its template lock."""
     template_lock.check_target(target)
     files = _list_files("", target.folder)
     if target.adapter:
@@ -82,7 +86,7 @@ def _cache_target(target: Target, home: Home, trust_remote_code: bool, progress:
     folder = home.cache / f"{label}-{cache.entry_name(digests, {'base': VERSION})[:16]}"
     if not folder.is_dir():
         with cache.work_folder(home, folder.name):
-            if not folder.is_dir():  # another process may have made it while this one waited
+            if not folder.is_dir():  # another process may have created it while this one waited
                 with cache.new_entry(home, folder.name) as draft:
                     if target.adapter:
                         merge(target, draft, trust_remote_code, lambda done, of: progress("merging", done, of))
@@ -92,7 +96,7 @@ def _cache_target(target: Target, home: Home, trust_remote_code: bool, progress:
 
 
 def _list_files(role: str, folder: Path) -> dict[str, Path]:
-    """Role -> file, for all that lies in `folder` itself: below it is only what a resume of that run needs."""
+    """Role -> file, for the files in `folder` itself: the folders below it are needed only to resume that run."""
     found = {f"{role}{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
     assert found.keys() & {f"{role}config.json", f"{role}{ADAPTER}"}, folder
     return found

@@ -1,4 +1,4 @@
-"""Sources to canonical rows: format found, bad rows named and counted, limits and weights applied. A stream."""
+"""Reads sources as a stream of canonical rows: detects formats, records bad rows, applies limits and weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
 _LOOKED_AT = 100
-"""Rows by which a format is detected and column names are checked."""
+"""Rows that are inspected to detect a format and to check column names."""
 
 
 def locate(source: SourceOptions, directory: Path, home: Home | None = None) -> list[Path]:
     """The files that a source names, in the order in which they are read.
 
-    A hub source is fetched into the home; without one it raises ValueError, as for what is nowhere or cannot be read here.
+    A hub source is fetched into the home. Raises ValueError for a hub source without a home, and for a source that is missing or
+    cannot be read.
     """
     if not source.source.startswith(HUB):
         return list_files(source.source, directory)
@@ -34,10 +35,10 @@ def locate(source: SourceOptions, directory: Path, home: Home | None = None) -> 
 
 
 def find_format(source: SourceOptions, path: Path) -> str:
-    """The source's `format`, or what the file's first good rows look like under the source's column names.
+    """The source's `format`, or for `auto` the format of the file's first good rows after its columns are renamed.
 
-    A file without any good row has no format, and any will do. Raises ValueError: no known format, or a column named in `columns` or
-    `prompt` that no row has.
+    For a file without good rows any format will do: it is `text`. Raises ValueError for rows without a known format, and for a
+    column in `columns` or `prompt` that no row has.
     """
     if source.format != "auto" and not (source.columns or source.prompt):
         return source.format
@@ -55,7 +56,8 @@ def find_format(source: SourceOptions, path: Path) -> str:
 
 
 def make_converter(source: SourceOptions, row_format: str) -> Converter:
-    """What makes canonical rows of a source's rows, which have this format. Raises ValueError for what cannot go together."""
+    """A function that converts a source's rows, which have this format. Raises ValueError if the format does not allow the source's
+    options."""
     try:
         return column_mapping.make_converter(source, row_format)
     except ValueError as error:
@@ -70,9 +72,9 @@ def read(
     progress: Callable[[int], object],
     home: Home | None = None,
 ) -> Iterator[Row]:
-    """The good rows of all sources, in order, each as often as its weight says.
+    """The good rows of all sources, in order, each repeated according to its source's weight.
 
-    `progress` is told the bytes behind each record. Raises ProblemError for a file that cannot be read at all.
+    `progress` gets the bytes read so far. Raises ProblemError for a file that cannot be read at all.
     """
     done = 0
     for index, source in enumerate(sources):
@@ -92,7 +94,7 @@ def _read_source(
     done: int,
     progress: Callable[[int], object],
 ) -> Iterator[Row]:
-    """`max_rows` counts good rows of the files; a weight decides for each canonical row by itself."""
+    """`max_rows` counts good source rows; the weight applies to each canonical row separately."""
     good = 0
     for path in paths:
         size = path.stat().st_size

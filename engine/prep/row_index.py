@@ -1,4 +1,4 @@
-"""Where the rows of files lie, so that any of them can be read when it is asked for."""
+"""An index of where the rows of files lie, so that any row can be read on demand."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
 _PROBLEMS = 10_000
-"""Bad rows that can be looked at; all are counted."""
+"""Bad rows that are kept for display; all are counted."""
 _COLUMNS = 50
-"""Columns told by name."""
+"""Columns listed by name."""
 
 
 @dataclass
 class IndexedFile:
-    """A file of a source: where its good rows lie. Lines, offsets and ends are parallel: 24 bytes a row.
+    """A file of a source and the places of its good rows, in three parallel arrays: 24 bytes per row.
 
-    A row that expands into several stands there as often. Offsets and ends are of `stored`: the file itself if it is a .jsonl, else
-    a copy of its rows; lines are always the file's own.
+    A row that expands into several has an entry for each. Offsets and ends refer to `stored`, which is the file itself if it is a
+    .jsonl, else a copy of its rows as JSONL; lines always refer to the file.
     """
 
     options: SourceOptions
@@ -47,7 +47,7 @@ class IndexedFile:
         return len(self.lines)
 
     def place(self, _index: int) -> str:
-        """Where a row comes from, in lower case."""
+        """The row's source and file, in lower case."""
         return f"{self.options.source} {self.path}".lower()
 
     def raw(self, index: int) -> bytes:
@@ -56,14 +56,14 @@ class IndexedFile:
             return file.read(self.ends[index] - self.offsets[index]).strip().removeprefix(b"\xef\xbb\xbf")
 
     def raws(self) -> Iterator[bytes]:
-        """All rows as they stand, the file opened once."""
+        """All rows as bytes; opens the file once."""
         with self.stored.open("rb") as file:
             for offset, end in zip(self.offsets, self.ends, strict=True):
                 file.seek(offset)
                 yield file.read(end - offset)
 
     def row(self, index: int, raw: bytes | None = None) -> Row:
-        """Raises ValueError when the file has changed since it was indexed."""
+        """The row in canonical form. Raises ValueError if the file has changed since it was indexed."""
         value, reason = readers.decode(self.raw(index) if raw is None else raw.strip().removeprefix(b"\xef\xbb\xbf"))
         try:
             if value is None:
@@ -82,21 +82,21 @@ class IndexedFile:
 
 @dataclass
 class BadRow:
-    """A bad row's place in its file, and in the JSON lines where it can be read again."""
+    """The place of a bad row in its file, and in the JSONL file from which it can be read again."""
 
     path: Path
     stored: Path
     line: int
     offset: int
     end: int | None
-    """None for the end of the line."""
+    """None if the row ends with its line."""
     reason: str
 
     def to_json(self) -> dict[str, Any]:
         return {"file": str(self.path), "line": self.line, "reason": self.reason}
 
     def raw(self) -> str:
-        """At most its first 64 KiB; nothing for a row that only its file's own format can show."""
+        """At most the row's first 64 KiB; empty if the file is not JSONL."""
         if self.stored != self.path:
             return ""
         with self.stored.open("rb") as file:
@@ -106,7 +106,7 @@ class BadRow:
 
 
 class Indexer:
-    """Goes through files once. Gathers the bad rows, and the names of columns."""
+    """Indexes files in one pass; collects the bad rows and the names of columns."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -114,13 +114,13 @@ class Indexer:
         self.columns: list[str] = []
 
     def forget(self, paths: list[Path]) -> None:
-        """Have no bad rows of these files: they are about to be read again."""
+        """Drop the bad rows of these files, which are about to be indexed again."""
         self.problems[:] = [problem for problem in self.problems if problem.path not in paths]
 
     def index(
         self, source: SourceOptions, path: Path, limit: int | None, progress: Callable[[int], object]
     ) -> tuple[IndexedFile, int]:
-        """The file's places, up to `limit` good rows, and how many there were before any expanded. Raises ProblemError."""
+        """The index of a file, up to `limit` good rows, and the number of its good rows before expansion. Raises ProblemError."""
         good = 0
         try:
             stored, records = self._records(path, progress)
@@ -141,7 +141,7 @@ class Indexer:
         return indexed, good
 
     def _records(self, path: Path, progress: Callable[[int], object]) -> tuple[Path, Iterator[Record]]:
-        """The JSON lines that hold a file's rows, and its records: line numbers the file's own, offsets those of the JSON lines."""
+        """The JSONL file with the file's rows, and its records: their lines refer to the file, their offsets to the JSONL file."""
         if path.suffix.lower() == ".jsonl":
             return path, readers.read(path, progress)
         copied = copy_rows(path, self._home, progress)
@@ -152,7 +152,7 @@ class Indexer:
         return copied.rows, itertools.chain(read_rejects(copied, path), placed)
 
     def _contents(self, indexed: IndexedFile, record: Record) -> list[Canonical]:
-        """The canonical rows of a record; none when it is bad, which is then counted."""
+        """The canonical rows of a record; none if it is bad, and then it is counted."""
         reason = record.reason
         if record.value is not None:
             self.columns += [column for column in record.value if column not in self.columns][

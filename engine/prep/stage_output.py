@@ -1,4 +1,4 @@
-"""The rows that leave a stage, to be browsed like those of the sources: placed canonical rows, and what the stages rejected."""
+"""Rows that left a stage, for browsing: placed canonical rows, and the rows that the stages rejected."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from engine.prep.stages import row_files
 from engine.prep.stages.pipeline import StageRows
 
 MOST = 10_000
-"""Rejected rows that can be looked at; all are counted."""
+"""Rejected rows that are kept for display; all are counted."""
 
 
 class StagedFile:
-    """A part as it left a stage: where each row lies, 8 bytes a row."""
+    """A part as it left a stage, with an index of its rows: 8 bytes per row."""
 
     def __init__(self, path: Path, files: list[str], progress: Callable[[int], object]) -> None:
         self._path, self._files = path, files
@@ -32,14 +32,14 @@ class StagedFile:
         return len(self._offsets)
 
     def place(self, index: int) -> str:
-        """The file that a row came from, in lower case."""
+        """The file that a row comes from, in lower case."""
         return self._files[self._placed(index).file].lower()
 
     def raw(self, index: int) -> bytes:
         return self._placed(index).raw
 
     def raws(self) -> Iterator[bytes]:
-        """All rows as the stage left them, the file opened once."""
+        """All rows as bytes; opens the file once."""
         return (row.raw for row in row_files.read_file(self._path))
 
     def row(self, index: int, _raw: bytes | None = None) -> Row:
@@ -53,12 +53,12 @@ class StagedFile:
 
 
 def open_parts(rows: StageRows, progress: Callable[[int], object]) -> dict[str, StagedFile]:
-    """By part; one that has no rows is not there. `progress` is told bytes of the file that is read."""
+    """Part -> its file; parts without rows are absent. `progress` gets the bytes read of the current file."""
     return {part: StagedFile(path, rows.files, progress) for part, path in rows.parts.items()}
 
 
 def read_bad_rows(rows: StageRows) -> list[BadRow]:
-    """What the stages rejected, the first `MOST`: each with its reason and the stage that gave it."""
+    """The first `MOST` rows that the stages rejected, each with its stage and reason."""
     found: list[BadRow] = []
     for path in rows.rejects:
         with path.open("rb") as file:

@@ -1,6 +1,6 @@
-"""What a set looks like to a model: lengths, trained share, duplicates, languages, what truncation costs and what padding wastes.
+"""Statistics of a data set as a model sees it: lengths, trained share, duplicates, languages, losses by truncation and padding.
 
-`measure` reads the rows once, span by span (see `chunks`), and adds up. Lengths are those of whole rows, before anything is cut.
+`measure` reads the rows once, span by span (see `chunks`). Lengths are those of whole rows, before truncation.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from engine.prep.tokenize_files import read_span
 from engine.prep.tokenize_replies import count_labels
 
 SHARES = (5, 25, 50, 75, 95, 99)
-"""Percentiles that are told."""
+"""Percentiles that are reported."""
 CUTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-"""Lengths at which truncation is looked at, beside the one asked for."""
+"""Lengths at which truncation is measured, besides the requested one."""
 MICRO_BATCH = 8
-"""Rows that are padded to the longest of them, where padding is estimated."""
+"""Rows per batch in the estimate of padding: they are padded to the longest of them."""
 BINS = 32
 SAMPLED = 10_000
-"""Rows, about, whose language is guessed."""
+"""Rows, roughly, whose language is detected."""
 
 _READ = 400
-"""Characters of a row by which its language is guessed."""
+"""Characters of a row that are used to detect its language."""
 _VALUES = 1000
-"""Values of a column that are told apart; further ones are counted together."""
+"""Values of a column that are counted separately; further ones are counted together."""
 _LONG_VALUE = 100
-"""Characters of a value that are told."""
+"""Characters of a value that are shown."""
 _COLUMNS = ("lengths", "first")
 
 
@@ -122,7 +122,7 @@ def measure(
 
 
 def describe(lengths: Counter[int]) -> dict[str, float]:
-    """Percentiles, the longest and the mean of lengths by their number of rows."""
+    """Percentiles, maximum and mean of the rows' lengths."""
     rows = sum(lengths.values())
     shares = {f"p{share}": percentile(lengths, share) for share in SHARES}
     mean = sum(length * count for length, count in lengths.items()) / max(1, rows)
@@ -130,7 +130,7 @@ def describe(lengths: Counter[int]) -> dict[str, float]:
 
 
 def histogram(lengths: Counter[int], bins: int = BINS) -> dict[str, list[int]]:
-    """`rows` of each bin, and the bins' `edges` in tokens, one more: bin i holds lengths from edges[i] to edges[i + 1] - 1."""
+    """`rows` per bin, and the bins' `edges` in tokens, one more: bin i holds lengths from edges[i] to edges[i + 1] - 1."""
     width = -(-(max(lengths, default=0) + 1) // bins)
     rows = [0] * bins
     for length, count in lengths.items():
@@ -139,9 +139,10 @@ def histogram(lengths: Counter[int], bins: int = BINS) -> dict[str, list[int]]:
 
 
 def truncation(lengths: Any, first: Any, at: int) -> dict[str, int]:
-    """What is lost at `at` tokens: `cut` rows, `lost` rows (no trained token is left) and `tokens`.
+    """What truncation at `at` tokens loses: `cut` rows, `lost` rows (without a trained token left) and `tokens`.
 
-    Arrays of int32, of each row: the tokens of its sequences, [rows, sequences], and the place of the first trained one, [rows].
+    `lengths` are the tokens of each row's sequences, int32 [rows, sequences], and `first` the index of the first trained token,
+    int32 [rows].
     """
     return {
         "cut": int((lengths > at).any(axis=1).sum()),
@@ -151,7 +152,7 @@ def truncation(lengths: Any, first: Any, at: int) -> dict[str, int]:
 
 
 def padding(lengths: Any, capacity: int) -> dict[str, Any]:
-    """Shares of a batch that are no tokens: rows of a shuffled set padded to the longest of MICRO_BATCH, and packed into sequences."""
+    """The share of padding when shuffled rows are padded to the longest of MICRO_BATCH, and when they are packed into sequences."""
     import numpy
 
     mixed = numpy.random.default_rng(0).permutation(lengths)
@@ -170,7 +171,7 @@ def padding(lengths: Any, capacity: int) -> dict[str, Any]:
 
 
 def duplicates(rows: Sequence[Path], context: Context) -> dict[str, int]:
-    """Rows that deduplication with its own settings would drop: `exact` copies and `near` ones."""
+    """Rows that deduplication with default settings would drop: `exact` and `near` duplicates."""
     options = DedupOptions()
     prints = fingerprints.take_fingerprints(rows, options.shingle, options.near, context, "looking for duplicates")
     fate, _ = dedup.decide_rows(prints, 0, options)
@@ -178,7 +179,7 @@ def duplicates(rows: Sequence[Path], context: Context) -> dict[str, int]:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """The histogram of lengths as a PNG, with percentiles marked. Raises ValueError for a name that does not end in .png."""
+    """Draw the histogram of lengths with percentiles as a PNG. Raises ValueError for a name that does not end in .png."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"--plot {path}: the picture is a PNG, name it so")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -224,9 +225,8 @@ def _summarize_group(counts: Counts) -> dict[str, Any]:
 
 
 def measure_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The work on a span (see `chunks.Work`): leaves int32 files of each row's length and first trained place."""
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
+    """The work on a span (see `chunks.Work`): writes each row's lengths and the index of its first trained token as int32 files."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is one process per core already
     tokenizing = _load_row_tokenizer(settings["kind"], settings["tokenizer"], settings["loss_on"])
     parts: dict[str, Counter[int]] = {name: Counter() for name in _id_columns(settings["kind"])}
     judged = Counter[str]()
@@ -272,12 +272,12 @@ def measure_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str
 
 
 def _id_columns(kind: str) -> list[str]:
-    """Columns of token ids whose lengths are told apart."""
+    """Columns of token ids whose lengths are reported separately."""
     return [] if kind == "tokens" else [name for name in COLUMNS[kind] if name.endswith("_ids")]
 
 
 def _count_trained(batch: Batch, lengths: Any, first: Any) -> list[int]:
-    """Trained tokens of each row; in preference rows those of the replies."""
+    """Trained tokens of each row; for preference rows those of the replies."""
     import numpy
 
     if "labels" not in batch.columns:
@@ -288,12 +288,12 @@ def _count_trained(batch: Batch, lengths: Any, first: Any) -> list[int]:
 
 @functools.lru_cache(maxsize=2)
 def _load_row_tokenizer(kind: str, tokenizer: str, loss_on: str) -> BatchTokenizer:
-    """Kept from one span to the next. The folder's name is a hash of its content."""
+    """Cached from span to span; the folder's name is a hash of its content."""
     return make_row_tokenizer(kind, ChatTokenizer.load(Path(tokenizer)), loss_on, UNLIMITED)
 
 
 def _sample_text(content: Canonical) -> tuple[int, str]:
-    """The beginning of a row's words, with a number by which rows are drawn: it hangs on the content alone."""
+    """A number that decides whether the row is sampled, and the beginning of its text. The number depends on the content alone."""
     text = content["text"] if "text" in content else " ".join(each["content"] for each in conversation_of(content))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()), text[:_READ]
 

@@ -1,12 +1,12 @@
-"""A flat token file with an index, for pretraining at scale: what many loaders want, and the smallest that there is.
+"""A flat token file with an index, the compact form that many pretraining loaders read.
 
-A folder of three files, little-endian, each readable with `numpy.memmap` and nothing else:
+A folder of three files, little-endian; `numpy.memmap` alone can read them:
 
-    tokens.bin    the tokens of all documents end to end, uint16 when the vocabulary allows, else uint32
+    tokens.bin    the tokens of all documents end to end, uint16 if the vocabulary fits, else uint32
     offsets.bin   int64, one more than there are documents: document i is tokens[offsets[i]:offsets[i + 1]]
     flat.json     {"dtype", "tokens", "documents", "vocabulary"}; written last
 
-Documents are whole, as the tokenizer made them: with the end token that `tokenize` puts behind a text.
+Each document is whole and ends with the end token that `tokenize` adds to a text.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from engine.protocol.home import sync, write_private
 
 
 class FlatTokens(NamedTuple):
-    """`tokens` [tokens] and `offsets` [documents + 1]: arrays that lie in the files."""
+    """`tokens` [tokens] and `offsets` [documents + 1], arrays mapped from the files."""
 
     tokens: Any
     offsets: Any
 
     def document(self, number: int) -> Any:
-        """The tokens of a document. Raises IndexError when there is none of that number."""
+        """The tokens of a document. Raises IndexError if there is no such document."""
         if not 0 <= number < len(self.offsets) - 1:
             raise IndexError(f"there is no document {number} among {len(self.offsets) - 1}")
         return self.tokens[self.offsets[number] : self.offsets[number + 1]]
 
 
 def write(plain: Path, folder: Path, vocabulary: int) -> dict[str, Any]:
-    """The plain Arrow set `plain` as flat files in `folder`. `vocabulary`: one more than the largest token id. Returns flat.json's content."""
+    """Write the plain Arrow set `plain` as flat files into `folder`. `vocabulary` is one more than the largest token id. Returns the
+    content of flat.json."""
     import numpy
 
     dtype = "uint16" if vocabulary <= 2**16 else "uint32"
@@ -55,7 +56,7 @@ def write(plain: Path, folder: Path, vocabulary: int) -> dict[str, Any]:
 
 
 def read(folder: Path) -> FlatTokens:
-    """Map what `write` has written. Raises ValueError when the files are not complete."""
+    """Map the files that `write` has written. Raises ValueError if they are incomplete."""
     import numpy
 
     try:

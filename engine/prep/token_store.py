@@ -1,8 +1,8 @@
-"""Tokens on disk: folders of Arrow streams that `datasets.load_from_disk` maps into memory.
+"""Token sets on disk: folders of Arrow streams that `datasets.load_from_disk` maps into memory.
 
-A plain set has `input_ids` and `labels`, a row each. In a joined set (packed rows, or blocks of documents) a row is a sequence of
-several parts: `position_ids` restart at 0 with each part, and `seq_lengths` are the parts' lengths; attention must not cross them.
-All columns are lists of int32, but for `TEXTS`.
+A plain set has a row of `input_ids` and `labels` for each source row. In a joined set (packed rows, or blocks of documents) a row
+is a sequence of several parts: `position_ids` restart at 0 with each part, and `seq_lengths` are the parts' lengths; attention must
+not cross from one part to another. All columns except `TEXTS` are lists of int32.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Progress = Callable[[int, int], object]
 _ROWS = 1000
 """Rows in one Arrow batch."""
 _TOUCHED = 64 * 2**20
-"""Bytes of a mapped set that are read before the pages are let go of."""
+"""Bytes of a mapped set that are read before its pages are released."""
 
 
 # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -33,7 +33,7 @@ _TOUCHED = 64 * 2**20
 
 @contextmanager
 def arrow_writer(path: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Columns], None]]:
-    """An Arrow stream; what it yields writes rows, one batch a call."""
+    """Opens an Arrow stream; yields a function that writes rows, one Arrow batch per call."""
     import numpy
     import pyarrow as pa
 
@@ -63,7 +63,7 @@ def _schema(columns: tuple[str, ...]) -> Any:
 
 @contextmanager
 def link_streams(folder: Path, columns: tuple[str, ...] = PLAIN) -> Iterator[Callable[[Path], None]]:
-    """A set made of complete Arrow streams, in the order in which they are given; they may be removed afterwards."""
+    """Makes a set from complete Arrow streams, in the order given. The streams may be removed afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[Path] = []
 
@@ -72,7 +72,7 @@ def link_streams(folder: Path, columns: tuple[str, ...] = PLAIN) -> Iterator[Cal
         part.unlink(missing_ok=True)
         try:
             os.link(stream, part)
-        except OSError:  # a file system without links
+        except OSError:  # the file system has no hard links
             shutil.copyfile(stream, part)
         parts.append(part)
 
@@ -86,7 +86,7 @@ def link_streams(folder: Path, columns: tuple[str, ...] = PLAIN) -> Iterator[Cal
 
 @contextmanager
 def _open_set(folder: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Columns], None]]:
-    """A set of one stream."""
+    """Makes a set of one stream; yields a function that writes rows."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "part-000000.arrow"
     with arrow_writer(part, columns) as write:
@@ -95,7 +95,7 @@ def _open_set(folder: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Colu
 
 
 def _describe(folder: Path, parts: list[Path], columns: tuple[str, ...]) -> None:
-    """What `datasets` wants to find beside the streams. The fingerprint tells its caches apart and is made from the content."""
+    """Write the files that `datasets` expects beside the streams. The fingerprint, which keys its caches, is a hash of the content."""
     from datasets import DatasetInfo, Features
 
     DatasetInfo(features=Features.from_arrow_schema(_schema(columns))).write_to_directory(str(folder))
@@ -116,7 +116,7 @@ def _describe(folder: Path, parts: list[Path], columns: tuple[str, ...]) -> None
 
 
 def write(tokens: Iterable[Tokens], folder: Path) -> None:
-    """A plain set of a stream of rows."""
+    """Write a stream of rows as a plain set."""
     with _open_set(folder, PLAIN) as out:
         some: list[Tokens] = []
         for each in tokens:
@@ -137,7 +137,7 @@ def _to_columns(tokens: list[Tokens]) -> Columns:
 
 
 class TokenSet:
-    """A plain set as arrays that lie in mapped files. Nothing is in memory but the rows' lengths, and what was looked at lately."""
+    """A plain set as arrays in mapped files. Only the rows' lengths and recently read pages are in memory."""
 
     def __init__(self, folder: Path) -> None:
         import numpy
@@ -145,7 +145,7 @@ class TokenSet:
 
         self._maps: list[mmap.mmap] = []
         self._batches: list[tuple[Any, Any, Any]] = []
-        """Of each batch: offsets of its rows, ids, labels."""
+        """For each batch: offsets of its rows, ids, labels."""
         for part in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]:
             with (folder / part["filename"]).open("rb") as file:
                 self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -161,7 +161,7 @@ class TokenSet:
         self._touched = 0
 
     def batches(self) -> Iterator[tuple[Any, Any, Any]]:
-        """(lengths, ids, labels) of some rows at a time, in order."""
+        """All rows in order, batch by batch, as (lengths, ids, labels)."""
         import numpy
 
         for offsets, ids, labels in self._batches:
@@ -189,16 +189,16 @@ class TokenSet:
         if self._touched > _TOUCHED:
             self._touched = 0
             for mapped in self._maps:
-                mapped.madvise(mmap.MADV_DONTNEED)  # they are read again when they are needed
+                mapped.madvise(mmap.MADV_DONTNEED)  # pages are read again on demand
 
 
 # ── joining ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def write_packed(plain: Path, folder: Path, capacity: int, progress: Progress = lambda *_: None) -> int:
-    """The rows of the plain set, several to a sequence of at most `capacity` tokens. Returns the number of sequences.
+    """Pack the rows of the plain set into sequences of at most `capacity` tokens. Returns the number of sequences.
 
-    `progress` is told (rows done, rows in all).
+    `progress` gets (rows done, rows in all).
     """
     import numpy
 
@@ -217,10 +217,10 @@ def write_packed(plain: Path, folder: Path, capacity: int, progress: Progress = 
 
 
 def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = lambda *_: None) -> Counts:
-    """The rows of the plain set end to end, in blocks of `capacity` tokens; the last holds what is left. Returns counts of blocks.
+    """Write the rows of the plain set end to end in blocks of `capacity` tokens; the last one may be shorter. Returns their counts.
 
-    A row that a border cuts in two goes on in the next block as a part of its own, so nothing predicts that part's first token: its
-    label is masked, as each row's first is. `progress` is told (rows done, rows in all).
+    A row that crosses the end of a block continues in the next one as a separate part, so nothing predicts that part's first token:
+    its label is masked, like the first of each row. `progress` gets (rows done, rows in all).
     """
     import numpy
 
@@ -229,7 +229,7 @@ def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = 
     lengths, ids, labels = nothing, nothing, nothing
 
     def blocks(lengths: Any, ids: Any, labels: Any, tokens: Any) -> Columns:
-        """`lengths` of parts, none across a border, and `tokens` of each block."""
+        """`lengths` are those of the parts, none of which crosses a block's end, and `tokens` those of the blocks."""
         ends = numpy.cumsum(lengths)
         labels = labels.copy()
         labels[ends - lengths] = MASKED
@@ -258,7 +258,7 @@ def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = 
 
 
 def _join_columns(ids: Any, labels: Any, lengths: Any, tokens: Any, parts: Any) -> Columns:
-    """Columns of sequences: `lengths` of all parts, and for each sequence its `tokens` and number of `parts`."""
+    """The columns of joined sequences: `lengths` of all parts, and `tokens` and the number of `parts` of each sequence."""
     import numpy
 
     starts = numpy.cumsum(lengths) - lengths

@@ -20,7 +20,7 @@ from engine.prep.tokenize_replies import ReplyTokenizer
 
 
 class RowTokenizer:
-    """Tokenises batches; remembers words and templates from one to the next. Raises ValueError for a tokenizer that is pure Python."""
+    """Tokenises conversations and plain text (see `BatchTokenizer`). Raises ValueError for a tokenizer that is pure Python."""
 
     def __init__(self, tokenizer: Any, loss_on: str, max_length: int) -> None:
         chat = ChatTokenizer.of(tokenizer)
@@ -29,7 +29,7 @@ class RowTokenizer:
         self.template = chat.chat_template
 
     def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:
-        """Rows that can be trained on, in order; `counts` is told of all but the refused."""
+        """The rows that can be trained on, in order. Adds every row but the refused ones to `counts`."""
         rendered = self._renderer.render(rows)
         counts.misfits.update(kind for row in rows if (kind := kind_of(row)) != "tokens")
         counts.unwritten += self._renderer.unwritten.total()
@@ -70,7 +70,7 @@ class RowTokenizer:
         return Batch({"input_ids": (ids, lengths), "labels": (labels, lengths)}, numbers, refused)
 
     def lengths(self, batch: Batch) -> tuple[Any, Any]:
-        """Tokens of each row, an array of [rows, 1], and the place of its first trained token, [rows]."""
+        """Tokens of each row, int32 [rows, 1], and the index of its first trained token, int32 [rows]."""
         import numpy
 
         labels, counted = batch.columns["labels"]
@@ -82,12 +82,12 @@ class RowTokenizer:
 
 
 def _marks(rendered: RenderedRow) -> list[int]:
-    """The characters whose tokens are needed: where spans begin and end, and the last ones of end-of-turn tokens."""
+    """The characters whose tokens are needed: the bounds of spans, and the last characters of end-of-turn tokens."""
     return sorted({*itertools.chain.from_iterable(rendered.spans), *(end - 1 for end in rendered.ends)})
 
 
 def _arrays(parts: list[bytes], bounds: list[tuple[int, int]], total: int) -> tuple[Any, Any]:
-    """Ids, and labels trained within `bounds`: no two overlap, none is empty."""
+    """All ids, and labels that are trained within `bounds`, which do not overlap and are not empty."""
     import numpy
 
     ids = numpy.frombuffer(b"".join(parts), dtype=numpy.int32)
@@ -122,7 +122,7 @@ def make_row_tokenizer(
 def tokenize(
     rows: Iterable[Row], tokenizing: BatchTokenizer, rejects: Rejects, counts: Counts
 ) -> Iterator[tuple[Row, dict[str, list[Any]]]]:
-    """The rows that can be trained on with their columns, in order; the others are counted, those that no template renders also rejected."""
+    """The rows that can be trained on, with their columns, in order. All rows are counted; those that cannot be rendered are rejected."""
     stream = iter(rows)
     while some := list(itertools.islice(stream, BATCH)):
         batch = tokenizing([row.content for row in some], counts)
@@ -139,13 +139,14 @@ def tokenize(
 
 
 def encode(rendered: list[RenderedRow], encoder: Any) -> Iterator[Any]:
-    """`tokenizers.Encoding`s in order, with offsets; neighbours that treat special tokens alike go together."""
+    """The `tokenizers.Encoding`s with offsets, in order. Neighbours that treat special tokens alike are encoded together."""
     for special, group in itertools.groupby(rendered, key=lambda each: each.special):
         yield from encoder.encode_batch([each.text for each in group], add_special_tokens=special)
 
 
 def label(rendered: RenderedRow, encoding: Any) -> list[int]:
-    """Labels of all tokens. A token that only ends inside a span is trained too, as in transformers' own assistant masks."""
+    """The labels of all tokens. A token that begins before a span and ends inside it is trained too, as in transformers' assistant
+    masks."""
     ids: list[int] = encoding.ids
     labels = [MASKED] * len(ids)
     for start, end in rendered.spans:

@@ -30,7 +30,7 @@ _GOLDEN = 3
 
 
 class TokenizeResult(NamedTuple):
-    """What `tokenize_rows` has done. `golden` are the messages of the first few conversations kept."""
+    """The result of `tokenize_rows`. `golden` are the messages of the first few conversations."""
 
     counts: Counts
     golden: list[list[dict[str, Any]]]
@@ -53,15 +53,16 @@ def tokenize_rows(
     max_prompt: int | None = None,
     task: str | None = None,
 ) -> TokenizeResult:
-    """Tokenise the rows of JSONL files into the Arrow set `into`, as `store` describes it.
+    """Tokenise the rows of JSONL files into the Arrow set `into` (see `token_store`).
 
-    A line is a row; or `[file, line, offset, row]`, as between two stages, where `files` are given: `file` is a place among them. Rows
-    are canonical unless `kinds` says which format they have, for each of `files`, or one for all lines that are rows. Bad ones go to `rejects`.
-    `work` keeps what is done of the step across kills: remove it when the result is safe. `kept`, if given, becomes a JSONL file of the
-    canonical rows that were kept. `progress` is told (bytes done, bytes in all). `wanted` is the kind of rows that a method takes, and
-    `max_prompt` where prompts are cut at their beginning, `task` whose answers the references of prompts to answer must be.
+    Without `files`, each line is a row. With `files`, each line is `[file, line, offset, row]`, as between two stages, where `file` is
+    an index into `files`. Rows are canonical unless `formats` gives the format of each of `files`, or one format for all lines. Bad
+    rows go to `rejects`. `kind` is the kind of rows that the method trains on; prompts longer than `max_prompt` tokens lose their
+    beginning, and with `task` the reference of a prompt must be an answer of that task. `kept_rows`, if given, becomes a JSONL file
+    of the canonical rows that were kept. `work_folder` keeps finished spans across kills; remove it when the result is safe.
+    `progress` gets (bytes done, bytes in all).
 
-    Raises ProblemError for a conversation when the tokenizer has no template, ValueError for a tokenizer that is pure Python.
+    Raises ProblemError for a conversation if the tokenizer has no template, ValueError for a tokenizer that is pure Python.
     """
     settings = {
         "tokenizer": str(ChatTokenizer.of(tokenizer).save(work_folder)),
@@ -75,7 +76,7 @@ def tokenize_rows(
         "kept_rows": kept_rows is not None,
     }
     total = sum(path.stat().st_size for path in rows)
-    # By the input alone, so that the number of processes shows nowhere; and no more of them than pay for their start.
+    # The size depends on the input alone, so the result does not depend on the number of processes. Small input is not worth many.
     size = min(SIZE, max(SIZE // 8, total // 16))
     spans = [span for path in rows for span in cut(path, size)]
     processes = min(processes, 1 + total // (2 * SIZE))
@@ -108,8 +109,8 @@ def _check_template(place: str) -> None:
 
 
 def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The work on a span (see `chunks.Work`): leaves `tokens.arrow`, `rejects.jsonl` and, where asked for, `rows.jsonl`."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a process for each core already
+    """The work on a span (see `chunks.Work`): writes `tokens.arrow`, `rejects.jsonl` and, if requested, `rows.jsonl`."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is one process per core already
     tokenizing = _load_row_tokenizer(
         *(settings[name] for name in ("kind", "tokenizer", "loss_on", "max_length", "max_prompt", "task"))
     )
@@ -145,12 +146,12 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
 def _load_row_tokenizer(
     kind: str, tokenizer: str, loss_on: str, max_length: int, max_prompt: int | None, task: str | None
 ) -> BatchTokenizer:
-    """Kept from one span to the next. The folder's name is a hash of its content."""
+    """Cached from span to span; the folder's name is a hash of its content."""
     return make_row_tokenizer(kind, ChatTokenizer.load(Path(tokenizer)), loss_on, max_length, max_prompt, task)
 
 
 def read_span(span: Span, files: Sequence[str], formats: Sequence[str | None], rejects: Rejects) -> Iterator[Row]:
-    """The canonical rows of a span, see `tokenize_rows`: of placed lines where there are `files`. Bad ones are rejected."""
+    """The canonical rows of a span, whose lines are those of `tokenize_rows`. Bad rows are rejected."""
     convert = {row_format: detect_format.load(row_format).convert for row_format in formats if row_format}
     for line in read_lines(span, PLACED_LINE if files else LONGEST_LINE):
         file, number, offset, value, reason = span.path, line.number, line.offset, None, ""

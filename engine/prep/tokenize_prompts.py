@@ -1,7 +1,7 @@
-"""Prompts that a model is to answer while it trains, as token ids, beside what a reward needs to know of them.
+"""Prompts that a model answers while it trains, as token ids, with what a reward function needs to know about them.
 
-A prompt is a conversation up to its last reply, rendered as chat renders it, up to where the assistant begins to speak. That last reply is
-the `reference` that a task's metric holds the model's own replies against; a reward model reads the prompt's turns.
+A prompt is a conversation up to its last reply, rendered with the generation prompt. The last reply is the `reference` with which a
+task's metric compares the model's replies; a reward model reads the prompt's turns.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from engine.tasks import TASKS
 
 
 class PromptTokenizer:
-    """Tokenises batches, as `tokenize.Tokenizing` does others. Prompts longer than `max_prompt` are cut at their beginning; those that
-    are longer than `max_length` then are left out, and counted as masked. With a `task` the reference must be an answer of it.
-    Raises ValueError for a tokenizer that is pure Python."""
+    """Tokenises prompts (see `BatchTokenizer`). A prompt longer than `max_prompt` tokens loses its beginning; one that is then still
+    longer than `max_length` is dropped and counted as masked. With `task`, the reference must be an answer of that task. Raises
+    ValueError for a tokenizer that is pure Python."""
 
     def __init__(self, tokenizer: Any, max_length: int, max_prompt: int | None, task: str | None) -> None:
         chat = ChatTokenizer.of(tokenizer)
@@ -32,7 +32,7 @@ class PromptTokenizer:
         self.template = chat.chat_template
 
     def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:
-        """Rows that can be answered, in order; `counts` is told of all but the refused."""
+        """The rows that can be answered, in order. Adds every row but the refused ones to `counts`."""
         refused: dict[int, str] = {}
         asked: list[tuple[int, Canonical, str]] = []
         for at, row in enumerate(rows):
@@ -64,7 +64,7 @@ class PromptTokenizer:
         return Batch(columns, kept, refused)
 
     def lengths(self, batch: Batch) -> tuple[Any, Any]:
-        """Tokens of each row, an array of [rows, 1], twice: nothing of a prompt is trained, so a reply would begin behind it."""
+        """Tokens of each row, int32 [rows, 1], and the same as [rows]: the first trained token would be that of the reply."""
         import numpy
 
         counted = numpy.array(batch.columns["prompt_ids"][1], dtype=numpy.int32)
@@ -91,12 +91,12 @@ class PromptTokenizer:
         counts.truncated += len(kept) < len(ids)
         counts.rows += 1
         counts.tokens += length
-        counts.ended += 1  # whether a reply ends, the model shows when it writes one
+        counts.ended += 1  # the model writes the reply, so its end cannot be missing
         counts.lengths[length] += 1
         return kept
 
 
 def _split_reference(messages: list[Message]) -> tuple[list[Message], str]:
-    """The turns before the last reply, and what that says."""
+    """The turns before the last reply, and the text of that reply."""
     last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
     return messages[:last], messages[last]["content"]

@@ -1,9 +1,8 @@
-"""Prompts and the replies to them as token ids: preference pairs (`chosen`, `rejected`) and single judgements (`completion`).
+"""Prompts and their replies as token ids: preference pairs (`chosen`, `rejected`) and single judgements (`completion`).
 
-A prompt with one of its replies is rendered as the conversation that the two are, so that prompt and reply together are what
-`apply_chat_template` makes of it. The reply begins where chat would let the model begin, and ends with all that the template writes
-behind its last turn. Where a token reaches over that border, or the prompt's last tokens hang on the reply, the prompt ends
-before them (as in trl).
+A prompt with one of its replies is rendered as one conversation, so together they are what `apply_chat_template` renders. The reply
+begins behind the generation prompt and ends with everything that the template writes behind its last turn. If a token crosses the
+border between prompt and reply, or the prompt's last tokens depend on the reply, the prompt ends before them (as in trl).
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from engine.prep.templates import ChatTokenizer, unwrap_tokenizer
 from engine.prep.token_rows import Batch, Counts, id_column
 
 REPLIES = {"pairs": ("chosen", "rejected"), "judged": ("completion",)}
-"""Kind of rows -> their replies, by name; the first is what the model is to say."""
+"""Kind of rows -> the names of their replies; the first is the one that the model should give."""
 
 
 class TruncatedRow(NamedTuple):
-    """A row after truncation: ids as bytes (see `encoding`)."""
+    """A row after truncation; ids are bytes (see `encoding`)."""
 
     prompt: bytes
     replies: list[bytes]
@@ -34,8 +33,8 @@ class TruncatedRow(NamedTuple):
 
 
 class ReplyTokenizer:
-    """Tokenises batches of one kind, as `tokenize.Tokenizing` does others. No sequence is longer than `max_length`: replies are cut at their
-    end; prompts only beyond `max_prompt`, and then at their beginning. Raises ValueError for a tokenizer that is pure Python."""
+    """Tokenises pairs or judgements (see `BatchTokenizer`). A prompt longer than `max_prompt` tokens loses its beginning; a sequence
+    longer than `max_length` loses the end of its reply. Raises ValueError for a tokenizer that is pure Python."""
 
     def __init__(self, tokenizer: Any, kind: str, max_length: int, max_prompt: int | None) -> None:
         chat = ChatTokenizer.of(tokenizer)
@@ -45,7 +44,8 @@ class ReplyTokenizer:
         self.template = chat.chat_template
 
     def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:
-        """Rows that can be trained on, in order; `counts` is told of all but the refused. A row without a token of one of its replies is masked."""
+        """The rows that can be trained on, in order. Adds every row but the refused ones to `counts`. A row that truncation leaves
+        without a token of one of its replies is masked."""
         refused: dict[int, str] = {}
         fitting = [at for at, row in enumerate(rows) if kind_of(row) == self._kind]
         for at, row in enumerate(rows):
@@ -71,7 +71,7 @@ class ReplyTokenizer:
         return Batch(columns, [at for at, _ in kept], refused)
 
     def lengths(self, batch: Batch) -> tuple[Any, Any]:
-        """Tokens of each row's sequences, an array of [rows, sequences], and the place of the first trained token in all of them, [rows]."""
+        """Tokens of each row's sequences, int32 [rows, sequences], and the index of the first trained token in all of them, [rows]."""
         import numpy
 
         prompts, *replies = (
@@ -80,7 +80,7 @@ class ReplyTokenizer:
         return numpy.stack([prompts + reply for reply in replies], axis=1), prompts
 
     def _encode_rows(self, rows: list[Canonical], counts: Counts) -> list[list[_Sequence] | Refusal]:
-        """For each row its prompt with each of its replies, encoded; or why no template renders one of them."""
+        """For each row its prompt encoded with each of its replies, or why the template cannot render one of them."""
         chats = [
             {"messages": [*row["prompt"], *row[name]], **({"tools": row["tools"]} if "tools" in row else {})}
             for row in rows
@@ -134,7 +134,7 @@ class ReplyTokenizer:
 
 
 class _Sequence(NamedTuple):
-    """`begin` is the token at which the reply begins, `ends` are the end-of-turn tokens behind it."""
+    """A prompt with one reply: `begin` is the index of the reply's first token, `ends` are those of the end-of-turn tokens behind it."""
 
     ids: bytes
     begin: int
@@ -152,7 +152,7 @@ def _make_sequence(start: int, ends: list[int], encoded: EncodedText, asked: Enc
 
 
 def _shared_prefix(sequences: list[_Sequence]) -> int:
-    """How many tokens of the prompt are the same whichever reply follows."""
+    """The number of the prompt's first tokens that are the same with every reply."""
     begin = min(each.begin for each in sequences)
     heads = [each.ids[: begin * WIDTH] for each in sequences]
     if all(head == heads[0] for head in heads):
@@ -161,5 +161,5 @@ def _shared_prefix(sequences: list[_Sequence]) -> int:
 
 
 def count_labels(rows: Sequence[Canonical]) -> Counter[str]:
-    """How many judgements are good and how many bad."""
+    """The number of good and of bad judgements."""
     return Counter("good" if row["label"] else "bad" for row in rows if "label" in row)

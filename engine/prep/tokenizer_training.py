@@ -1,9 +1,9 @@
-"""A tokenizer of one's own: BPE or Unigram over bytes, trained with `tokenizers` and loaded by `AutoTokenizer`.
+"""Trains a tokenizer: BPE or Unigram over bytes, with `tokenizers`, to be loaded by `AutoTokenizer`.
 
-Text is cut into words (letters, digits by threes, blanks, the rest) and the words' UTF-8 bytes are what is merged (BPE, Sennrich
-et al. 2016) or scored (Unigram, Kudo 2018). No text is unknown then, and decoding gives back exactly what was encoded: nothing
-is normalised, no blank is added or taken away. Without byte fallback characters take the place of bytes, and those that the
-training texts lack become `<unk>`.
+Text is split into words (letters, digits by threes, blanks, the rest), and the words' UTF-8 bytes are merged (BPE, Sennrich et al.
+2016) or scored (Unigram, Kudo 2018). So no text is unknown, and decoding returns exactly what was encoded: nothing is normalised,
+and no blank is added or removed. Without byte fallback, characters take the place of bytes, and characters that the training texts
+lack become `<unk>`.
 
 The same texts and settings give the same `tokenizer.json`, byte for byte.
 """
@@ -27,7 +27,7 @@ CHATML = (
 )
 END_OF_TEXT, UNKNOWN = "<|endoftext|>", "<unk>"
 RECORD = "training.json"
-"""In a tokenizer's folder: what it was trained with."""
+"""The file in a tokenizer's folder that records how it was trained."""
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 WORDS = (
@@ -37,16 +37,16 @@ WORDS = (
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""No token reaches over the border of two words. As GPT-4's, with combining marks counted as letters."""
+"""The words, which no token crosses. The pattern is GPT-4's, with combining marks counted as letters."""
 
 _PIECE = 2**20
-"""Characters of a text that are learnt from at a time."""
+"""Characters of a text that are passed to the trainer at a time."""
 _LONGEST = 24
-"""Characters (bytes, with byte fallback) of a Unigram token at most: eight Chinese characters."""
+"""Characters (bytes, with byte fallback) of the longest Unigram token: eight Chinese characters."""
 _FREQUENT = 4
-"""Times that a word must stand in the texts to be a candidate by itself."""
+"""How often a word must occur in the texts to become a candidate token as a whole."""
 _STEP = 1e-4
-"""What the Unigram trainer puts between the scores of characters that it has no score for."""
+"""The step between the scores that the Unigram trainer assigns to characters without a score."""
 _LOOKS_SPECIAL = re.compile(r"<\|[\w ]+\|>|</?[A-Za-z_]+>|\[/?[A-Z_]+\]")
 
 
@@ -59,11 +59,12 @@ def train(
     template: str | None = None,
     byte_fallback: bool = DEFAULT.byte_fallback,
 ) -> Any:
-    """A `PreTrainedTokenizerFast` over `size` tokens, special ones included; over fewer when the texts hold no more.
+    """A `PreTrainedTokenizerFast` with `size` tokens, special ones included, or fewer if the texts do not yield more.
 
-    `texts` is gone through once, and once more each for Unigram and without byte fallback. `template` is a Jinja chat template, ChatML when None. Tokens 0…
-    are `<|endoftext|>`, ChatML's own when that is the template, then `special`. The token that ends the template's turns ends
-    generation too. Raises ValueError for a size that cannot hold the alphabet, for no texts, for a template that fails.
+    `texts` is iterated once, and once more each for Unigram and without byte fallback. `template` is a Jinja chat template; None means
+    ChatML. The first tokens are `<|endoftext|>`, ChatML's own if that is the template, then `special`. The token that ends the
+    template's turns also ends generation. Raises ValueError for a size too small for the alphabet, for texts without content, and
+    for a template that fails.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -87,12 +88,12 @@ def train(
 
 
 def minimum_size(special: Sequence[str], chatml: bool, byte_fallback: bool) -> int:
-    """Tokens that special ones and the alphabet take. Raises ValueError for a special token that cannot be."""
+    """The number of special tokens plus the alphabet. Raises ValueError for an invalid special token."""
     return _minimum_size(_special_tokens(special, chatml, unknown=not byte_fallback), byte_fallback)
 
 
 def list_notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str]:
-    """What whoever asked for `size` tokens and this template should know. `naming` is where further special tokens are named."""
+    """Notes for a user who asked for `size` tokens and this template. `naming` is the option that takes further special tokens."""
     found = []
     if len(tokenizer) < size:
         found.append(f"{len(tokenizer)} tokens, not {size}: the texts hold no more that repeat")
@@ -106,8 +107,8 @@ def list_notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str
 
 
 def measure_compression(tokenizers: Mapping[str, Any], texts: Sequence[str]) -> dict[str, dict[str, float]]:
-    """For each tokenizer: `bytes_per_token` (UTF-8; more is better), `tokens_per_character`, `exact`, the share of texts that
-    come back from their tokens as they were, and its `size`."""
+    """For each tokenizer: `bytes_per_token` (UTF-8; higher is better), `tokens_per_character`, the share of texts that decoding
+    restores (`exact`), and its `size`."""
     size, characters = sum(len(text.encode()) for text in texts), sum(map(len, texts))
     table: dict[str, dict[str, float]] = {}
     for name, tokenizer in tokenizers.items():
@@ -139,7 +140,7 @@ def _special_tokens(special: Sequence[str], chatml: bool, unknown: bool) -> list
 
 
 def _turn_end(tokenizer: Any) -> str | None:
-    """The special token that ends a turn. Raises ValueError for a template that cannot render a question and its answer."""
+    """The special token that ends a turn; None without one. Raises ValueError if the template cannot render a question and its answer."""
     try:
         token = end_of_turn(tokenizer)
     except Exception as error:  # noqa: BLE001 - templates raise what they like
@@ -165,7 +166,7 @@ def _train(texts: Iterable[str], kind: Kind, size: int, tokens: list[str], byte_
         alphabet, rare = _alphabet(texts, (size - len(tokens) + 1) // 2)
         cutting, decoder = words, decoders.Fuse()
     unknown = None if byte_fallback else UNKNOWN
-    # Specials as AddedToken: nothing around them is taken off or normalised.
+    # AddedToken, so that nothing around special tokens is stripped or normalised.
     shared: dict[str, Any] = {
         "vocab_size": size,
         "special_tokens": [AddedToken(token, special=True, normalized=False) for token in tokens],
@@ -187,7 +188,7 @@ def _train(texts: Iterable[str], kind: Kind, size: int, tokens: list[str], byte_
 
 
 class _TrainingTexts:
-    """Texts in pieces, rare characters left out, and further words; counts the texts' characters."""
+    """Iterates over the texts in pieces, without rare characters, then over `further` words; counts the texts' characters."""
 
     def __init__(self, texts: Iterable[str], rare: dict[int, None], further: list[str]) -> None:
         self.texts, self.rare, self.further, self.characters = texts, rare, further, 0
@@ -202,11 +203,11 @@ class _TrainingTexts:
 
 
 def _double_frequent_words(cut: Any, texts: Iterable[str]) -> list[str]:
-    """Every frequent word, written twice without the blank between.
+    """Every frequent word, written twice without a blank between.
 
-    The Unigram trainer begins with what stands more than once in the list of different words. However frequent a word is,
-    it stands in that list once, and unless it is part of another it would never become a token. (Measured on 2.3 million characters
-    of English and Chinese, 15,000 tokens: 4.1 bytes a token instead of 3.6.)
+    The Unigram trainer starts from strings that occur more than once in the list of distinct words. A word occurs there once,
+    however frequent it is, and so would never become a token unless it is part of another word. (Measured on 2.3 million characters
+    of English and Chinese, 15,000 tokens: 4.1 bytes per token instead of 3.6.)
     """
     counts: Counter[str] = Counter()
     for text in texts:
@@ -217,7 +218,7 @@ def _double_frequent_words(cut: Any, texts: Iterable[str]) -> list[str]:
 
 
 def _alphabet(texts: Iterable[str], most: int) -> tuple[list[str], dict[int, None]]:
-    """The `most` frequent characters, and a translation that drops the others."""
+    """The `most` most frequent characters, and a translation table that drops all others."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
@@ -226,10 +227,10 @@ def _alphabet(texts: Iterable[str], most: int) -> tuple[list[str], dict[int, Non
 
 
 def _sort_vocabulary(tokenizer: Any, special: int) -> Any:
-    """The tokenizer with its Unigram vocabulary in an order, and with scores, that do not depend on chance.
+    """The tokenizer with its Unigram vocabulary in a reproducible order and with reproducible scores.
 
-    The trainer sums floats in the order of a hash map, so scores differ in their last digits from run to run, and it deals
-    scores to characters that it has none for (`min + k·_STEP`) in that order too. They all get the lowest score here.
+    The trainer sums floats in the order of a hash map, so scores differ in their last digits from run to run, and it assigns scores
+    to characters without one (`min + k·_STEP`) in that order too. Here these all get the lowest score.
     """
     from tokenizers import Tokenizer
 

@@ -1,13 +1,13 @@
-"""New rows from an OpenAI-compatible service. One row a task; its module has
+"""Data expansion: new rows from an OpenAI-compatible service. Each task has an entry in `TASKS`; its module has
 
-    PROMPTS                   language (`en`, `zh`) -> what the service is asked, with {seed} and {count}
-    fits(seed) -> bool        can this seed row be shown for the task?
-    shown(seed) -> Any        what the prompt shows of it, as JSON
-    made(item, seed) -> row   a row in the format of the seeds from one item of an answer; raises ValueError with the reason
-    key(row, form) -> str     the text by which two rows are duplicates
+    PROMPTS                          language (`en`, `zh`) -> the prompt, with the placeholders {seed} and {count}
+    fits(seed) -> bool               whether the task can use this seed row
+    show(seed) -> Any                what the prompt shows of the seed, a JSON value
+    build_row(item, seed) -> row     a row in the seed's format from one item of an answer; raises ValueError with the reason
+    duplicate_key(row, form) -> str  the text by which rows are compared for duplicates
 
-A service answers with a JSON list of items; an item that is a whole row, in the seeds' format or in another known one, will do too.
-`rows` takes seeds of any format. When no task is named, it is the first, in this order, that most seeds fit.
+A service answers with a JSON list of items. An item may also be a whole row, in the seeds' format or in another known one. The task
+`rows` accepts seeds of any format. Unless a task is named, the first one that fits most seeds is taken.
 """
 
 TASKS = {

@@ -1,11 +1,11 @@
-"""What a user decided about expanded rows, and which rows are therefore kept.
+"""The user's decisions about expanded rows, and the rows that are kept because of them.
 
     OUT/made.jsonl        every row that was made
-    OUT/decisions.jsonl   {"row": digest, "decision": "accepted" | "dropped" | "undecided"}, appended; the last word on a row holds
-    OUT/rows.jsonl        the rows that are kept: those made, without the dropped ones. What nobody decided about is kept
+    OUT/decisions.jsonl   {"row": digest, "decision": "accepted" | "dropped" | "undecided"}, appended; the last entry of a row counts
+    OUT/rows.jsonl        the kept rows: all that were made except the dropped ones; undecided rows are kept
 
-A row is known by the hash of its line, so decisions outlive a new run, in which rows may have other places. Who writes decisions or
-rows holds a lock on `decisions.jsonl`.
+A row is identified by the hash of its line, so decisions remain valid after a new run in which rows have other places. Writers of
+decisions or rows hold a lock on `decisions.jsonl`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ ACCEPTED, DROPPED, UNDECIDED = WORDS = ("accepted", "dropped", "undecided")
 
 
 class RowCounts(NamedTuple):
-    """Numbers of rows."""
+    """Numbers of kept and of dropped rows."""
 
     kept: int
     dropped: int
 
 
 def read_kept(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of an expansion that the user has not dropped, in the order in which they were made. Raises FileNotFoundError before there are any."""
+    """The rows of an expansion that the user has not dropped, in the order in which they were made. Raises FileNotFoundError before the
+    first expansion."""
     dropped = _dropped(folder)
     with (folder / MADE).open("rb") as made:
         for line in made:
@@ -43,23 +44,23 @@ def read_kept(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def is_expansion(folder: Path) -> bool:
-    """Whether `expand` has published its rows in this folder: of all files there, `rows.jsonl` holds the ones to train on."""
+    """Whether `expand` has published its rows in this folder; then `rows.jsonl` holds the rows to train on."""
     return all((folder / name).is_file() for name in (MADE, DECISIONS, ROWS))
 
 
 def digest(line: bytes) -> str:
-    """What a row of `made.jsonl` is known by."""
+    """The hash that identifies a row of `made.jsonl`."""
     return blake2b(line.strip(), digest_size=16).hexdigest()
 
 
 def read_decisions(folder: Path) -> dict[str, str]:
-    """Digest -> the last word on the row, for rows of which there was any. Raises ValueError for a file that is none of ours."""
+    """Digest -> the last decision about the row. Raises ValueError for a file with other content."""
     path = folder / DECISIONS
     told: dict[str, str] = {}
     if not path.is_file():
         return told
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):  # torn by a kill; the next writer cuts it off
+        if not line.endswith(b"\n"):  # incomplete because of a kill; the next writer removes it
             break
         try:
             entry = json.loads(line)
@@ -73,7 +74,7 @@ def read_decisions(folder: Path) -> dict[str, str]:
 
 
 def decide(folder: Path, row: str, decision: str) -> RowCounts:
-    """Write down a decision about the row of this digest; `rows.jsonl` is in keeping with it when this returns. Raises ValueError, OSError."""
+    """Record a decision about the row with this digest and update `rows.jsonl`. Raises ValueError, OSError."""
     assert decision in WORDS, decision
     with lock(folder) as file:
         content = os.pread(file, os.fstat(file).st_size, 0)
@@ -86,7 +87,7 @@ def decide(folder: Path, row: str, decision: str) -> RowCounts:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[int]:
-    """Hold the folder's decisions and rows against other writers; yields the open file of decisions."""
+    """Lock the folder's decisions and rows against other writers; yields the descriptor of the file of decisions."""
     descriptor = os.open(folder / DECISIONS, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -96,7 +97,7 @@ def lock(folder: Path) -> Iterator[int]:
 
 
 def publish(folder: Path) -> RowCounts:
-    """Write `rows.jsonl` anew from what was made and decided. Call it while `publishing`."""
+    """Write `rows.jsonl` from the rows that were made and the decisions. The caller must hold the `lock`."""
     draft = folder / f".{ROWS}.draft"
     dropped = _dropped(folder)
     count = gone = 0

@@ -1,17 +1,17 @@
-"""Expanding a set: requests out, answers in, rows on disk. `expand` is the whole of it, `rehearse` a dry run.
+"""Expands a data set: sends requests, takes rows from the answers, and writes them. `dry_run` only shows what would be sent.
 
-    OUT/requests.jsonl   the journal: what was asked and answered, in the order in which it came (`journal.py`)
-    OUT/answers.jsonl    the answers by request: what its prompt showed, and which items of it became rows
+    OUT/requests.jsonl   the journal of requests and answers, in order of arrival (`llm_api.journal`)
+    OUT/answers.jsonl    the answers in order of their requests: the seeds in the prompt, and which items became rows
     OUT/made.jsonl       the new rows, in the format of the seeds
-    OUT/decisions.jsonl  which of them the user accepted or dropped (`decisions.py`)
+    OUT/decisions.jsonl  which of them the user has accepted or dropped (`decisions`)
     OUT/rows.jsonl       the new rows without the dropped ones: what to train on
-    OUT/rejects.jsonl    what was not taken: `file` and `line` are its answer's, `item` its place in the answer
+    OUT/rejects.jsonl    the items that were rejected: `file` and `line` of the answer, `item` is the place in it
     OUT/report.json
 
-Requests are numbered; which seed rows a request shows follows from its number. Another request leaves only while the good rows of
-the answers so far and the rows that requests on their way may bring are fewer than are wanted. So the requests that are sent
-are always the shortest beginning that brings enough, however the answers came in, and the results depend on the answers alone.
-A second run asks only what has no answer yet; with a larger `samples` it goes on.
+Requests are numbered, and a request's number determines which seed rows its prompt shows. Another request is sent only while the
+good rows so far, plus the rows that pending requests may bring, are fewer than `samples`. So the requests sent are always the
+shortest sequence that yields enough rows, whatever the order of arrival, and the result depends on the answers alone. A second run
+sends only requests without an answer; with a larger `samples` it continues.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from engine.prep.expand.seeds import Seeds, Sources, read_seeds
 Progress = Callable[[str, int, int], None]
 
 BARREN = 10
-"""Answers in succession without a good row, after which more of the same is not asked."""
+"""Consecutive answers without a good row after which no more requests are sent."""
 GRACE = 10.0
-"""Seconds that answers on their way have when the work ends early."""
+"""Seconds to wait for pending answers when the work ends early."""
 _SHOWN = 3
 """Prompts that a dry run shows."""
 
@@ -46,16 +46,17 @@ _SHOWN = 3
 def expand(
     paths: list[Path], source: SourceOptions, options: ExpandOptions, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Make `options.samples` new rows of the seed rows in `paths`, the files of `source`, or as many as the limits allow. Returns what `--json` prints.
+    """Make `options.samples` new rows from the seed rows in `paths`, the files of `source`, or as many as the limits allow.
 
-    Raises ProblemError (no key, a service that refuses or is out of order …), ValueError for options that cannot be; what was
-    answered until then is kept, and the same call goes on from there.
+    Returns the document that `--json` prints. Raises ProblemError (no key, a service that refuses or fails …) and ValueError for
+    invalid options. The answers received until then are kept, and the same call continues from there.
     """
     return expand_sources([(source, paths)], options, out, progress).report
 
 
 class Expansion(NamedTuple):
-    """`report` is what `expand` returns. Of each row in `made.jsonl`, `forms` is the number of the source and format that its seed had in `kinds`."""
+    """`report` is the result of `expand`. `formats` lists (number of the source, format); `forms` has for each row in `made.jsonl` the
+    index in `formats` of its seed."""
 
     report: dict[str, Any]
     formats: list[tuple[int, str]]
@@ -63,7 +64,7 @@ class Expansion(NamedTuple):
 
 
 def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress: Progress) -> Expansion:
-    """As `expand`, of the rows of several sources."""
+    """As `expand`, with seed rows from several sources."""
     paths = [path for _, listed in sources for path in listed]
     if overwritten := [path for path in paths if path.parent == out.resolve() and path.name in NAMES]:
         raise ValueError(f"{overwritten[0]} holds the seeds and would be replaced: name another folder in --out")
@@ -99,7 +100,7 @@ def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress
 
 
 def dry_run(paths: list[Path], source: SourceOptions, options: ExpandOptions, progress: Progress) -> dict[str, Any]:
-    """The first prompts, and what the work costs at most when every answer is good. Sends nothing and needs no key."""
+    """The first prompts, and the maximum cost if every answer is good. Sends nothing and needs no key."""
     lack = Budget(options).shortage
     seeds = read_seeds(
         [(source, paths)], options, Duplicates(options.similarity), lambda done, total: progress("reading", done, total)
@@ -125,7 +126,7 @@ def dry_run(paths: list[Path], source: SourceOptions, options: ExpandOptions, pr
 
 
 def _settings(seeds: Seeds, options: ExpandOptions) -> dict[str, Any]:
-    """What answers depend on: a journal with others is of other work."""
+    """The settings that answers depend on; a journal with other settings belongs to other work."""
     names = ("model", "temperature", "max_tokens", "per_request", "shots", "seed")
     return {"seeds": seeds.digest, "task": seeds.name, "prompt": seeds.prompt} | {
         name: getattr(options, name) for name in names
@@ -133,7 +134,7 @@ def _settings(seeds: Seeds, options: ExpandOptions) -> dict[str, Any]:
 
 
 class _RequestLoop:
-    """The requests on their way, and what is known of the answers."""
+    """Sends requests concurrently and processes the answers in the order of the requests."""
 
     def __init__(
         self,
@@ -147,20 +148,20 @@ class _RequestLoop:
         self.seeds, self.options, self.journal, self.budget, self.progress = seeds, options, journal, budget, progress
         self.harvest = harvest
         self.processed = 0
-        """The harvest has the answers of all requests before this one."""
+        """The answers of all requests before this number are processed."""
         self.pending: dict[int, asyncio.Task[None]] = {}
         self.requester = Requester(options, journal, budget, options.seed)
         self.shortage = ""
 
     async def run(self, key: str) -> str:
-        """Ask until there are enough rows; returns why there are not, or nothing. Raises ProblemError."""
+        """Send requests until there are enough rows. Returns why there are not enough, or an empty string. Raises ProblemError."""
         self._process_replies()
         if self._needs_more():
             async with client.Service(self.options, key) as connection:
                 await self._ask_all(connection)
         if self.requester.fatal_error:
             raise self.requester.fatal_error
-        # A limit may have left gaps: what was answered behind them is taken, too.
+        # A limit may have left gaps: the answers behind them are processed too.
         for number in sorted(number for number in self.journal.answers if number >= self.processed):
             self._process(number)
         return self._explain_fruitless() or (self.shortage if self.harvest.rows < self.options.samples else "")
@@ -200,7 +201,7 @@ class _RequestLoop:
         self.progress("expanding", self.harvest.rows, self.options.samples)
 
     def _process(self, number: int) -> bool:
-        """Whether another answer was wanted."""
+        """Process an answer unless there are enough rows already; returns whether it was processed."""
         wanted = self.harvest.rows < self.options.samples and not self._explain_fruitless()
         if wanted:
             self.harvest.take(number, self.journal.answers[number])
@@ -216,13 +217,13 @@ class _RequestLoop:
         return self.harvest.rows + len(ahead) * self.options.per_request < self.options.samples
 
     def _has_budget(self) -> bool:
-        """Whether the limits allow another request now. Those on their way may use less than was set aside for them."""
+        """Whether the limits allow another request now. Pending requests may use less than was reserved for them."""
         lack = self.budget.shortage(self._worst(self._next_number()))
         self.shortage = "" if self.pending else lack
         return not lack
 
     def _next_number(self) -> int:
-        """The lowest number without an answer that is not on its way."""
+        """The lowest number of a request that is neither answered nor pending."""
         number = self.processed
         while number in self.journal.answers or number in self.pending or number in self.requester.failures:
             number += 1

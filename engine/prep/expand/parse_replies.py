@@ -1,4 +1,4 @@
-"""Answers to new rows: read, checked, without duplicates. In the order of the requests, whenever the answers came."""
+"""Turns answers into new rows: parses and checks them and rejects duplicates, in the order of the requests."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from engine.tasks.fences import load_json
 
 
 class ReplyParser:
-    """Takes answers one request after the other. Counts answers, the requests that failed, good rows, and, as `barren`, the last
-    answers without any."""
+    """Takes the answers one by one. Counts answers, failed requests, good rows, and the latest consecutive answers without a good row
+    (`fruitless`)."""
 
     def __init__(self, seeds: Seeds, options: ExpandOptions, duplicates: Duplicates, results: Results) -> None:
         self._seeds, self._options, self._duplicates, self._results = seeds, options, duplicates, results
         self.answers = self.failed = self.rows = self.fruitless = 0
         self.reasons: Counter[str] = Counter()
         self.forms: list[int] = []
-        """Of each good row, the number of its form in `Seeds.forms`."""
+        """For each good row, the index of its form in `Seeds.forms`."""
         self._forms = {id(form): number for number, form in enumerate(seeds.forms)}
 
     @property
@@ -31,7 +31,7 @@ class ReplyParser:
         return self.reasons.total()
 
     def take(self, number: int, answer: Answer) -> None:
-        """The rows of one answer: at most as many as were asked for, and as are still wanted."""
+        """Take the rows of one answer: at most as many as were requested and as are still needed."""
         before = self.rows
         self.answers += 1
         shown = self._seeds.choose_seeds(number, self._options) if answer.reply is not None else []
@@ -78,7 +78,7 @@ class ReplyParser:
 
 
 def _parse_items(reply: str) -> list[Any]:
-    """The items of an answer: a list, the only list in an object, or one item. Raises ValueError for what is not JSON."""
+    """The items of an answer: a list, the only list in an object, or a single item. Raises ValueError for anything but JSON."""
     value = load_json(reply)
     if isinstance(value, list):
         return value

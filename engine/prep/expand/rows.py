@@ -1,4 +1,4 @@
-"""Rows of any format: the service is shown seed rows as they stand, and writes more of them."""
+"""The task for rows of any format: the service sees seed rows unchanged, and writes more like them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build_row(item: Any, seed: Seed) -> dict[str, Any]:
 
 
 def duplicate_key(row: dict[str, Any], form: Form) -> str:
-    """All but what the assistant says; of a prompt that the source gives, only what it is filled with."""
+    """All text except the assistant's. If the source has its own prompt, only the values that fill it."""
     asked = form.prompt_values(row)
     if asked is not None:
         return asked
@@ -54,7 +54,7 @@ def duplicate_key(row: dict[str, Any], form: Form) -> str:
 
 
 def _convert_item(item: dict[str, Any], row_format: str) -> dict[str, Any]:
-    """A row of another known format in this one."""
+    """Convert a row of another known format to this one."""
     try:
         other = detect_format.detect([item])
     except ValueError:

@@ -1,4 +1,4 @@
-"""The seed rows: which task they are of, those that prompts show, and what is asked with them."""
+"""The seed rows: chooses their task, samples those that prompts show, and builds the prompts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 from random import Random
 from types import ModuleType
 
-from engine.config.complaints import suggest
 from engine.options.data import ExpandOptions, SourceOptions
 from engine.prep import read_rows, readers
 from engine.prep.expand import TASKS
 from engine.prep.expand.duplicates import Duplicates
 from engine.prep.expand.substitute import Form, Seed
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import did_you_mean
 
 POOL = 10_000
-"""Seed rows that prompts are made of, and that new rows must not be similar to: a seeded sample of larger sets. Equality is checked
-against all."""
+"""Seed rows, at most, that prompts show and that new rows must not resemble; a seeded sample of larger sets. New rows must differ
+from all seed rows."""
 _LOOKED_AT = 100
 _HAN, _KANA, _LETTER = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]"), re.compile(r"[^\W\d_]")
 _PLACE = re.compile(r"\{(seed|count)\}")
@@ -35,38 +35,38 @@ Sources = list[tuple[SourceOptions, list[Path]]]
 
 @dataclass(frozen=True)
 class Seeds:
-    """What a request needs to know about the seed rows."""
+    """What requests need to know about the seed rows."""
 
     task: ModuleType
     name: str
-    """The task's."""
+    """The task's name."""
     pool: list[Seed]
     prompt: str
     digest: str
-    """Of the files' bytes."""
+    """A hash of the files' bytes."""
     count: int
     """Rows that fit the task."""
     unused: int
-    """Rows that are bad, or do not fit it."""
+    """Rows that are bad or do not fit the task."""
     forms: list[Form]
-    """Of the seed rows, and so of the new ones."""
+    """The forms of the seed rows, and so of the new rows."""
 
     def choose_seeds(self, number: int, options: ExpandOptions) -> list[Seed]:
-        """The seed rows of request `number`: a choice that depends on the seed and the number alone."""
+        """The seed rows of request `number`; they depend on the random seed and the number alone."""
         return Random(f"{options.seed}:{number}").sample(self.pool, min(options.shots, len(self.pool)))
 
     def build_prompt(self, number: int, options: ExpandOptions) -> str:
-        """The text of request `number`."""
+        """The prompt of request `number`."""
         lines = [json.dumps(self.task.show(seed), ensure_ascii=False) for seed in self.choose_seeds(number, options)]
         words = {"seed": "\n".join(lines), "count": str(options.per_request)}
         return _PLACE.sub(lambda found: words[found[1]], self.prompt)
 
 
 def check_options(options: ExpandOptions) -> None:
-    """Raises ValueError for a task that there is not, and for prompts that no request could be made of."""
+    """Raises ValueError for an unknown task, and for prompts without a place for the seeds."""
     for key, name in [("expand.task", options.task), *(("expand.prompts", name) for name in options.prompts)]:
         if name is not None and name not in TASKS:
-            raise ValueError(f"{key}: there is no task {name}{suggest(name, TASKS)}; known are {', '.join(TASKS)}")
+            raise ValueError(f"{key}: there is no task {name}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}")
     for name, prompt in options.prompts.items():
         if "{seed}" not in prompt:
             raise ValueError(f"expand.prompts.{name} has no {{seed}}: every request would be the same")
@@ -78,9 +78,9 @@ def read_seeds(
     duplicates: Duplicates,
     progress: Callable[[int, int], object],
 ) -> Seeds:
-    """Go through the seed rows of all sources, of each at most its `max_rows`. `duplicates` learns them; `progress` is told (bytes done, bytes in all).
+    """Read the seed rows of all sources, at most `max_rows` of each, and add them to `duplicates`. `progress` gets (bytes done, in all).
 
-    Raises ProblemError when no row fits the task, ValueError for files that cannot be read.
+    Raises ProblemError if no row fits the task, ValueError for files that cannot be read.
     """
     check_options(options)
     digest = hashlib.sha256()
@@ -107,7 +107,7 @@ def read_seeds(
         count += 1
         columns.setdefault(id(seed.form), set()).update(seed.row)
         duplicates.add_exact(task.duplicate_key(seed.row, seed.form))
-        # A reservoir (Vitter's algorithm R): every row is as likely to be kept.
+        # Reservoir sampling (Vitter's algorithm R): every row is equally likely to be kept.
         if len(pool) < POOL:
             pool.append(seed)
         elif (place := random.randrange(count)) < POOL:
@@ -133,7 +133,8 @@ def load_task(name: str) -> ModuleType:
 
 
 def _iterate_seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tuple[Seed | None, str, int]]:
-    """Every row as (seed, place, bytes done); a bad one as (None, place and reason, bytes done). `forms` learns theirs, by source and format."""
+    """Yields (seed, place, bytes done) for every row, and (None, place and reason, bytes done) for a bad one. Adds the rows' forms to
+    `forms`, by source and format."""
     before = 0
     for number, (source, paths) in enumerate(sources):
         good = 0
@@ -163,7 +164,7 @@ def _iterate_seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iter
 
 
 def _sample_sources(sources: Sources) -> list[Seed]:
-    """The rows by which the task is chosen: of each source as many."""
+    """The rows by which the task is chosen: the same number of each source."""
     each = max(1, _LOOKED_AT // len(sources))
     looked_at = (itertools.islice(_iterate_seeds([source], {}), each) for source in sources)
     return [seed for seeds in looked_at for seed, _, _ in seeds if seed]

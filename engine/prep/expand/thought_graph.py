@@ -1,4 +1,4 @@
-"""Thought graphs. The service writes whole graphs; where the seeds are conversations about graphs, so are the new rows."""
+"""The task for thought graphs. The service writes whole graphs; if the seeds are conversations about graphs, so are the new rows."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def duplicate_key(row: dict[str, Any], form: Form) -> str:
 
 
 def _find_graph(row: dict[str, Any], form: Form) -> dict[str, Any] | None:
-    """The graph that a row holds, as itself or as its reply."""
+    """The graph that a row is, or that its reply contains; None without one."""
     if form.format == _FORMAT:
         return row
     try:

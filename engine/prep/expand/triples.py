@@ -1,4 +1,4 @@
-"""Texts with their triples. The service writes `{"text", "triples"}`; a new row is its seed's with these in place."""
+"""The task for texts with triples. The service writes `{"text", "triples"}`; a new row is its seed row with these inserted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Answer with a JSON list of {count} objects like the examples, with the keys text
 
 def fits(seed: Seed) -> bool:
     if seed.form.source.prompt:
-        return False  # its question is not in the row: none could be put in its place
+        return False  # the question is not in the row, so it cannot be replaced
     try:
         return bool(triples.parse(substitute.find_exchange(seed.content, _INSTRUCTIONS).reply))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Arrow IPC, both the stream (what `datasets` writes) and the file (also called Feather), batch by batch."""
+"""Arrow IPC, both the stream format (which `datasets` writes) and the file format (also called Feather), batch by batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FILE = b"ARROW1"
 
 
 def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
-    """Raises ValueError for a file that is neither, or damaged."""
+    """Raises ValueError for a file that is neither or is damaged."""
     return to_records(_batches(stream), path)
 
 

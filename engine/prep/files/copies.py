@@ -1,4 +1,4 @@
-"""A file's rows as JSON lines in the home's cache, for files that cannot be entered in the middle."""
+"""Copies of files as JSONL in the home's cache, for kinds of files that allow no random access to rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.storage import cache
 
 
 class Copy(NamedTuple):
-    """`rows` holds the good rows, a line each; `origins` their lines in the file, 64 bits each; `rejects` the other records."""
+    """Paths: `rows` has the good rows, one per line; `origins` their line numbers in the file, 64 bits each; `rejects` the bad records."""
 
     rows: Path
     origins: Path
@@ -25,9 +25,9 @@ class Copy(NamedTuple):
 
 
 def copy_rows(path: Path, home: Home, progress: Callable[[int], object]) -> Copy:
-    """Made on first need, found by content afterwards. `progress` is told bytes of the file, up to its size.
+    """The copy of a file, made on first use and then found by its content. `progress` gets bytes, up to the file's size.
 
-    Raises ValueError and OSError as `readers.read` does; then nothing is kept.
+    Raises ValueError and OSError as `readers.read` does; then no copy is kept.
     """
     half = path.stat().st_size // 2
     settings = {"kind": readers.check_suffix(path)}
@@ -50,7 +50,7 @@ def copy_rows(path: Path, home: Home, progress: Callable[[int], object]) -> Copy
 
 
 def read_origins(copied: Copy) -> Iterator[int]:
-    """The good rows' lines in the file that was copied."""
+    """The line numbers of the good rows in the original file."""
     with copied.origins.open("rb") as file:
         while block := file.read(2**16):
             yield from memoryview(block).cast("Q")

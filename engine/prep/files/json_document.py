@@ -1,7 +1,7 @@
-"""A JSON document: a list of objects, or objects one after the other. Streamed: only the row at hand is in memory.
+"""A JSON document: a list of objects, or consecutive objects. Streamed: only the current row is in memory.
 
-The document is cut into its rows by brackets and quotes alone, and each row is decoded by itself: it keeps its place, and one
-that is no JSON spoils only itself. (Incremental parsers such as ijson give no places and end at the first fault.)
+The document is split into rows by brackets and quotes alone, and each row is decoded separately, so it keeps its place, and a row
+that is not valid JSON affects no other. (Incremental parsers such as ijson report no places and stop at the first error.)
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from engine.prep.files.record import BOM, Record, decode
 _BLOCK = 2**20
 _BLANKS = re.compile(rb"[ \t\r\n]*+")
 _INSIDE = re.compile(rb'(?:[^"\[\]{}]*+"[^"\\]*+(?:\\.[^"\\]*+)*")*[^"\[\]{}]*+', re.DOTALL)
-"""Up to the next bracket outside of strings, or to a string that the block does not hold to its end."""
+"""Up to the next bracket outside strings, or to a string that does not end in the block."""
 _STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*', re.DOTALL)
-"""Up to the quote that ends a string, or to a backslash that ends the block."""
-# Sets are possessive, groups are not: CPython before 3.11.5 (Debian 12 has 3.11.2) gives up on possessive groups too early.
+"""Up to the quote that ends a string, or to a backslash at the end of the block."""
+# Only sets are possessive: CPython before 3.11.5 (Debian 12 has 3.11.2) fails on possessive groups.
 _SCALAR = re.compile(rb'[^\[\]{}",]*+')
 
 
 class Row(NamedTuple):
-    """A row's bytes; None when there are too many."""
+    """A row's place and bytes; `content` is None if there are too many."""
 
     line: int
     offset: int
@@ -35,11 +35,11 @@ class Row(NamedTuple):
 
 
 def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
-    """Raises ValueError for a list that is broken off or lacks a comma."""
+    """Raises ValueError for a list that is incomplete or lacks a comma."""
     start = stream.peek(_BLOCK) if hasattr(stream, "peek") else b""
     first, _, rest = start.removeprefix(BOM).lstrip().partition(b"\n")
     if rest.strip() and decode(first)[0] is not None:
-        # JSON lines under another name: a bad line then spoils only itself.
+        # This is JSONL under another name: read it as such, so that a bad line affects no other.
         yield from jsonl.read(stream, path)
         return
     for line, offset, end, content in _Splitter(stream, path.name).rows():
@@ -48,7 +48,7 @@ def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
 
 
 class _Splitter:
-    """Where the reading stands: a block, the place in it, and what lies before it."""
+    """Splits a stream into rows. Keeps the current block, the position in it, and the position of the block in the file."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
@@ -88,7 +88,7 @@ class _Splitter:
         raise self._error("the list is broken off")
 
     def _read_row(self) -> Row:
-        """The row that begins here: a bracketed value, a string, or what lies before the next comma or bracket."""
+        """The row that begins here: a bracketed value, a string, or anything up to the next comma or bracket."""
         line, offset = self._line_number(), self._before + self._at
         self._held, self._size, self._from = [], 0, self._at
         character = self._block[self._at : self._at + 1]
@@ -106,7 +106,7 @@ class _Splitter:
         return Row(line, offset, self._before + self._at, content)
 
     def _skip_brackets(self) -> bool:
-        """Go behind the bracket that closes the one that stands here; False when there is none."""
+        """Skip behind the bracket that closes the one here; returns False if there is none."""
         depth = 0
         while True:
             character = self._block[self._at : self._at + 1]
@@ -123,7 +123,7 @@ class _Splitter:
             self._at = _INSIDE.match(self._block, self._at).end()  # type: ignore[union-attr]
 
     def _skip_string(self) -> bool:
-        """Go behind the quote that ends the string that begins here; False when there is none."""
+        """Skip behind the quote that ends the string here; returns False if there is none."""
         self._at += 1
         while True:
             self._at = _STRING.match(self._block, self._at).end()  # type: ignore[union-attr]
@@ -134,7 +134,7 @@ class _Splitter:
             self._at = len(self._block)
             if not self._load_block():
                 return False
-            # A backslash that ends a block escapes the next block's first byte.
+            # A backslash at the end of a block escapes the first byte of the next one.
             self._at = len(character)
 
     def _skip_scalar(self) -> bool:
@@ -148,7 +148,7 @@ class _Splitter:
     # ── blocks ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _peek(self) -> bytes:
-        """The next character that is not blank; empty at the end."""
+        """The next character that is not a blank; empty at the end of the stream."""
         while True:
             self._at = _BLANKS.match(self._block, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._block):
@@ -157,7 +157,7 @@ class _Splitter:
                 return b""
 
     def _load_block(self) -> bool:
-        """Take the next block; what of this one belongs to the row at hand is kept."""
+        """Read the next block, and keep the current row's part of this one. Returns False at the end of the stream."""
         block = self._stream.read(_BLOCK)
         if not block:
             return False

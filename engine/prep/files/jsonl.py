@@ -1,4 +1,4 @@
-"""JSON lines: an object a line. Blank lines are no records."""
+"""JSONL: one object per line. Blank lines are skipped."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Plain text: a row `{"text": line}` a line, as `datasets` and with it LLaMA-Factory read .txt. Blank lines are no records.
+"""Plain text: a row `{"text": line}` per line, as `datasets` and LLaMA-Factory read .txt. Blank lines are skipped.
 
-Documents of several lines belong into a JSONL file with a `text` column.
+Documents of several lines belong in a JSONL file with a `text` column.
 """
 
 from __future__ import annotations

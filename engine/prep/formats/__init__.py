@@ -1,12 +1,12 @@
-"""Formats of rows. One row a format; its module has
+"""Formats of rows. Each has an entry in `FORMATS`; its module has
 
-    matches(row) -> bool              does a row look like it
-    convert(row) -> Canonical         or a list of them, for a format that expands; raises ValueError, with the reason, for a bad row
-    revert(canonical) -> row          the way back; raises ValueError naming what the format cannot hold
-    QUESTIONS                         where there is one: the columns, by preference, that the user's turn is made of
+    matches(row) -> bool        whether a row looks like this format
+    convert(row) -> Canonical   or a list of them, for a format that expands; raises ValueError with the reason for a bad row
+    revert(canonical) -> row    the inverse; raises ValueError naming what the format cannot represent
+    QUESTIONS                   optional: the columns that may hold the user's turn, in order of preference
 
-`canonical.py` says what a canonical row is. Detection takes the format that most rows match, of several the first in this order: the
-more a format asks for, the earlier it stands.
+`canonical` defines canonical rows. Detection chooses the format that most rows match; among equals the first in this order wins, so a
+format with more required columns comes earlier.
 """
 
 FORMATS = {

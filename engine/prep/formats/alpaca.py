@@ -1,6 +1,6 @@
 """Alpaca: `instruction`, `input`, `output`, optionally `system` and `history` ([[question, answer], …]).
 
-`input` follows the instruction on a new line, as LLaMA-Factory has it. Reverting leaves them together, in `instruction`.
+`input` is appended to the instruction on a new line, as in LLaMA-Factory. Reverting leaves both in `instruction`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def convert(row: dict[str, Any]) -> Canonical:
 
 
 def question_turns(row: dict[str, Any]) -> list[Message]:
-    """All that stands before the answer. Raises ValueError."""
+    """All turns before the answer. Raises ValueError."""
     turns = system_turns(row.get("system"))
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):

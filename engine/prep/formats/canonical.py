@@ -1,4 +1,4 @@
-"""What every format becomes, and the rules that hold for it.
+"""Canonical rows, to which every format is converted, and their rules.
 
 A canonical row is one of
 
@@ -7,9 +7,9 @@ A canonical row is one of
     {"prompt": [message, …], "chosen": [message, …], "rejected": [message, …][, "tools"]}
     {"prompt": [message, …], "completion": [message, …], "label": bool[, "tools"]}
 
-and may hold `columns`: what else stood in the source row, by name. A message has `role` and `content`, in OpenAI's words, and where
-they were given `tool_calls` (their arguments as mappings, which is what chat templates want), `tool_call_id`, `name` and
-whatever else a template may read. A tool is `{"type": "function", "function": {"name", …}}`.
+and may have `columns`: the other columns of the source row, by name. A message has OpenAI's `role` and `content` and, if given,
+`tool_calls` (with arguments as mappings, which chat templates expect), `tool_call_id`, `name` and any other key that a template may
+read. A tool is `{"type": "function", "function": {"name", …}}`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OWN = {"text", "messages", "tools", "prompt", "completion", "chosen", "rejected
 
 
 def make_conversation(turns: Any, tools: Any = None) -> Canonical:
-    """A row of messages. Raises ValueError for what no template could render or no loss could learn from."""
+    """A row of messages. Raises ValueError for messages that a template cannot render or that have nothing to train on."""
     found = check_messages(turns, "messages")
     if not any(message["role"] == "assistant" for message in found):
         raise ValueError("no assistant turn: there is nothing to learn")
@@ -43,7 +43,7 @@ def make_conversation(turns: Any, tools: Any = None) -> Canonical:
 
 
 def make_exchange(system: Any, question: Any, answer: Any) -> Canonical:
-    """One question and its answer, with a system turn unless `system` is empty."""
+    """A row with one question and its answer, and a system turn unless `system` is empty."""
     return make_conversation([*system_turns(system), make_message("user", question), make_message("assistant", answer)])
 
 
@@ -56,7 +56,7 @@ def make_message(role: str, content: Any) -> Message:
 
 
 def check_messages(turns: Any, name: str) -> list[Message]:
-    """Checked messages. Raises ValueError naming the turn, from 1."""
+    """The messages, checked and normalised. Raises ValueError naming the turn, from 1."""
     if not isinstance(turns, list):
         raise ValueError(f"{name} is not a list")
     return [_check_message(turn, number) for number, turn in enumerate(turns, 1)]
@@ -85,7 +85,7 @@ def _check_message(turn: Any, number: int) -> Message:
 
 
 def _join_parts(content: Any, number: int) -> Any:
-    """OpenAI's content parts as one text; anything else as it is."""
+    """OpenAI's content parts joined to one text; anything else unchanged."""
     if not isinstance(content, list):
         return content
     for part in content:
@@ -96,7 +96,7 @@ def _join_parts(content: Any, number: int) -> Any:
 
 
 def _carry_further_keys(turn: Mapping[str, Any], message: Message, number: int) -> None:
-    """Further keys: templates may read them. An absent value is no value."""
+    """Copy further keys, which templates may read, to the message. Null values are left out."""
     if turn.get("function_call"):
         raise ValueError(f"turn {number} has function_call, which OpenAI replaced: write tool_calls")
     if turn.get("weight", 1) not in (0, 1):
@@ -107,14 +107,14 @@ def _carry_further_keys(turn: Mapping[str, Any], message: Message, number: int) 
 
 
 def _check_calls(calls: Any, number: int) -> list[dict[str, Any]]:
-    """Tool calls as `{"type": "function", "function": {"name", "arguments": mapping}}`, with their id if they have one."""
+    """Tool calls as `{"type": "function", "function": {"name", "arguments": mapping}}`, with an id if given."""
     if not isinstance(calls, list):
         raise ValueError(f"turn {number}: tool_calls is not a list")
     return [check_call(call, f"turn {number}, call {place}") for place, call in enumerate(calls, 1)]
 
 
 def check_call(call: Any, name: str) -> dict[str, Any]:
-    """One call, in OpenAI's form or as bare name and arguments. Raises ValueError."""
+    """A call given in OpenAI's form or as name and arguments alone, in OpenAI's form. Raises ValueError."""
     if not isinstance(call, dict):
         raise ValueError(f"{name} is {type(call).__name__}, not a mapping")
     function = call.get("function", call)
@@ -136,7 +136,7 @@ def check_call(call: Any, name: str) -> dict[str, Any]:
 
 
 def add_tools(row: Canonical, tools: Any) -> Canonical:
-    """`row` with `tools`: a list, or the JSON text of one; `{"name", …}` alone is put into OpenAI's form. Raises ValueError."""
+    """Add `tools` to the row: a list or its JSON text; a bare `{"name", …}` is put into OpenAI's form. Raises ValueError."""
     if isinstance(tools, str):
         tools = parse_json(tools, "tools") if tools.strip() else []
     if not tools:
@@ -160,7 +160,7 @@ def _check_tool(tool: Any, number: int) -> dict[str, Any]:
 
 
 def check_text(value: Any, name: str) -> str:
-    """`value`, which must be text that has a UTF-8 form (half a surrogate pair has none). Raises ValueError."""
+    """Returns `value`. Raises ValueError unless it is text that UTF-8 can encode (half a surrogate pair cannot be)."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is {'missing' if value is None else type(value).__name__}, not text")
     try:
@@ -171,7 +171,7 @@ def check_text(value: Any, name: str) -> str:
 
 
 def check_json(value: Any, name: str) -> Any:
-    """`value`, which must have a JSON form; a number that has none (NaN) is none. Raises ValueError."""
+    """Returns `value`, or None for NaN and infinity. Raises ValueError unless JSON can represent it."""
     if isinstance(value, str):
         return check_text(value, name)
     if value is None or isinstance(value, bool | int):
@@ -188,7 +188,7 @@ def check_json(value: Any, name: str) -> Any:
 
 
 def parse_json(text: str, name: str) -> Any:
-    """The value that JSON text stands for. Raises ValueError."""
+    """The value of JSON text. Raises ValueError."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
@@ -196,25 +196,25 @@ def parse_json(text: str, name: str) -> Any:
 
 
 def abbreviate(value: Any) -> str:
-    """A value in a message: however large or deep it is, a few characters."""
+    """A short form of any value, for a message."""
     return reprlib.repr(value)
 
 
 def to_json(value: Any) -> str:
-    """JSON text of a value, as people write it."""
+    """JSON text of a value, with spaces and without escaped letters."""
     return json.dumps(value, ensure_ascii=False)
 
 
-# ── other columns, and the way back ────────────────────────────────────────────────────────────────────────────────
+# ── other columns, and reverting ────────────────────────────────────────────────────────────────────────────────
 
 
 def add_columns(found: Canonical, row: Mapping[str, Any], used: Set[str]) -> Canonical:
-    """`found` with those columns of its source row that it was not made of. Raises ValueError for what is not JSON."""
+    """Add to `found` the columns of its source row that are not in `used`. Raises ValueError for a value that is not JSON."""
     if row.keys() <= used:
         return found
     others = {str(name): check_json(value, str(name)) for name, value in row.items() if name not in used}
     if others.keys() == {"columns"} and isinstance(others["columns"], dict) and row.keys() <= _OWN:
-        others = dict(others["columns"])  # the row is a canonical one already
+        others = dict(others["columns"])  # the source row is canonical already
     if others:
         found["columns"] = others
     return found
@@ -224,9 +224,9 @@ Convert = Callable[[dict[str, Any]], Canonical]
 
 
 def restore_columns(row_format: str, row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
-    """`row` with the other columns at its side, once it is sure that it says what `canonical` says.
+    """`row` with the other columns of `canonical`, after checking that it converts to `canonical` again.
 
-    Raises ValueError naming the columns, or saying that the format means something else by such a row.
+    Raises ValueError if it does not: the message names columns that have a meaning in this format.
     """
     columns = canonical.get("columns", {})
     twice = sorted(columns.keys() & row.keys())
@@ -247,7 +247,7 @@ def restore_columns(row_format: str, row: dict[str, Any], canonical: Canonical, 
 
 
 def restore_canonical_columns(row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
-    """As `held`, for formats whose rows may be canonical ones: columns with a meaning of their own stay apart, in `columns`."""
+    """As `restore_columns`, for formats that also accept canonical rows: columns with a meaning in the format stay in `columns`."""
     columns = canonical.get("columns", {})
     whole = {**columns, **row}
     if len(whole) == len(columns) + len(row) and _converts_to(whole, canonical, convert):
@@ -263,7 +263,7 @@ def _converts_to(row: dict[str, Any], canonical: Canonical, convert: Convert) ->
 
 
 def require_messages(canonical: Canonical, row_format: str) -> list[Message]:
-    """The messages of a row that a format without tools can hold. Raises ValueError naming what it cannot."""
+    """The messages of a row, for a format without tools. Raises ValueError naming what the format cannot represent."""
     if "messages" not in canonical:
         raise ValueError(f"{row_format} cannot hold {describe_kind(canonical)}")
     if "tools" in canonical:
@@ -276,7 +276,7 @@ def require_messages(canonical: Canonical, row_format: str) -> list[Message]:
 
 
 def require_exchange(canonical: Canonical, row_format: str) -> tuple[str, str]:
-    """Question and answer of a row that is nothing else. Raises ValueError naming what else it is."""
+    """Question and answer of a row that has nothing else. Raises ValueError naming what else it has."""
     messages = require_messages(canonical, row_format)
     if [message["role"] for message in messages] != ["user", "assistant"]:
         roles = ", ".join(message["role"] for message in messages)
@@ -285,7 +285,7 @@ def require_exchange(canonical: Canonical, row_format: str) -> tuple[str, str]:
 
 
 def describe_kind(canonical: Mapping[str, Any]) -> str:
-    """What kind of row this is, in words."""
+    """The kind of a row, in words for a message."""
     if "chosen" in canonical:
         return "preference pairs"
     if "label" in canonical:
@@ -294,14 +294,14 @@ def describe_kind(canonical: Mapping[str, Any]) -> str:
 
 
 def kind_of(canonical: Mapping[str, Any]) -> str:
-    """Which kind of prepared rows it becomes, in the words of a method's `Options.rows`."""
+    """The kind of prepared rows that a row becomes, as a method's `Options.rows` names it."""
     if "chosen" in canonical:
         return "pairs"
     return "judged" if "label" in canonical else "tokens"
 
 
 def conversation_of(canonical: Mapping[str, Any]) -> list[Message]:
-    """The conversation that a row holds, with the first of its replies; empty for plain text."""
+    """A row's conversation, with the first of its replies; empty for plain text."""
     if "messages" in canonical:
         messages: list[Message] = canonical["messages"]
         return messages

@@ -1,4 +1,4 @@
-"""`{"content": "…", "summary": "…"}`: the content is the question as it is; a source's `prompt` puts a task before it."""
+"""`{"content": "…", "summary": "…"}`: the content is the question; a source's `prompt` can put a task before it."""
 
 from __future__ import annotations
 

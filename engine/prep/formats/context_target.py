@@ -1,4 +1,4 @@
-"""`{"context": "Instruction: …\\nInput: …\\nAnswer: ", "target": "…"}`; a context without those words is the question as it is."""
+"""`{"context": "Instruction: …\\nInput: …\\nAnswer: ", "target": "…"}`; a context without those words is the question itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def convert(row: dict[str, Any]) -> Canonical:
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
-    """The question as an instruction; as the whole context where it has the format's own words in it."""
+    """The question as an instruction, or as the whole context if it contains the format's own words."""
     question, answer = require_exchange(canonical, "context_target")
     try:
         row = {"context": f"Instruction: {question}\nAnswer: ", "target": answer}

@@ -1,6 +1,6 @@
-"""Single judgements (KTO): a conversation, or prompt and completion, and whether it is good: `label`, or `kto_tag`.
+"""Single judgements (KTO): a conversation, or prompt and completion, with a `label` or `kto_tag` that says whether it is good.
 
-The last turns of the assistant are what is judged.
+The label judges the assistant's last turns.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LABELS = ("label", "kto_tag")
 
 
 def matches(row: dict[str, Any]) -> bool:
-    """`label` means many things: outside conversations and prompt with completion only `kto_tag` says it."""
+    """A `label` counts only beside a conversation or prompt and completion: elsewhere it may mean anything."""
     if isinstance(row.get("kto_tag"), bool):
         return True
     conversation = isinstance(row.get("messages"), list) or ("prompt" in row and "completion" in row)
@@ -50,7 +50,7 @@ def convert(row: dict[str, Any]) -> Canonical:
 
 
 def _split_judged(row: dict[str, Any]) -> tuple[list[Message], list[Message], frozenset[str]]:
-    """Messages before the judged reply, the reply, and the columns that both were made of. Raises ValueError."""
+    """The messages before the judged reply, the reply, and the columns that both came from. Raises ValueError."""
     system = system_turns(row.get("system"))
     if "prompt" in row or "completion" in row:
         parts = (

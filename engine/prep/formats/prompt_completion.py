@@ -1,6 +1,6 @@
-"""`{"prompt": "…", "completion": "…"}`: one exchange, also under the names `question` and `response` or `answer`.
+"""`{"prompt": "…", "completion": "…"}`: one exchange. The columns may also be called `question`, and `response` or `answer`.
 
-Prompt and completion may be lists of messages, as in trl; of those only the completion is trained.
+Prompt and completion may be lists of messages, as in trl; then only the completion is trained.
 """
 
 from __future__ import annotations

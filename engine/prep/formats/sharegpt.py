@@ -1,7 +1,7 @@
-"""ShareGPT: `{"conversations": [{"from": "human", "value": "…"}, …]}`, also with role/content, an optional `system` and `tools`.
+"""ShareGPT: `{"conversations": [{"from": "human", "value": "…"}, …]}`, or with role/content; optionally `system` and `tools`.
 
-Role names are those of LLaMA-Factory's documentation and of the sets that are about. The value of a `function_call` turn is JSON text,
-`{"name", "arguments"}` or a list of such; `tools` is the JSON text of a list.
+Role names are those of LLaMA-Factory's documentation and of published data sets. The value of a `function_call` turn is the JSON text
+of `{"name", "arguments"}` or of a list of these; `tools` is the JSON text of a list.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def convert(row: dict[str, Any]) -> Canonical:
 
 
 def convert_turns(turns: Any, name: str) -> list[Message]:
-    """Turns in OpenAI's words, not yet checked. Raises ValueError."""
+    """Turns with OpenAI's keys and roles, not yet checked. Raises ValueError."""
     if not isinstance(turns, list):
         raise ValueError(f"{name} is not a list")
     return [convert_turn(turn, number) for number, turn in enumerate(turns, 1)]
 
 
 def convert_turn(turn: Any, number: int) -> Message:
-    """One turn, of either spelling, in OpenAI's words, not yet checked. Raises ValueError."""
+    """One turn of either spelling with OpenAI's keys and role, not yet checked. Raises ValueError."""
     if not isinstance(turn, dict):
         raise ValueError(f"turn {number} is {type(turn).__name__}, not a mapping of from and value")
     name, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
@@ -97,6 +97,6 @@ def _revert_turn(message: Message, number: int) -> dict[str, Any]:
 
 
 def _revert_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """The function alone, as ShareGPT sets have it, where there is nothing else."""
+    """The function alone, as in ShareGPT data sets, if the tool has no other keys."""
     function: dict[str, Any] = tool["function"]
     return function if tool.keys() == {"type", "function"} and tool["type"] == "function" else tool

@@ -1,4 +1,4 @@
-"""`{"text": "…"}`: plain text, trained as a whole; no chat template touches it."""
+"""`{"text": "…"}`: plain text, trained as a whole, without a chat template."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Thought graphs: a question, standpoints with their arguments, counter-questions (the schema is CONTRACT's).
+"""Thought graphs: a question, standpoints with their arguments, counter-questions (the schema is in `engine.tasks.thought_graph`).
 
-A row expands into its tasks: the whole graph from the question, the arguments of each standpoint, the counter-questions. The column
-`task_type` of what comes out says which (`thought_graph`, `arguments`, `counter_question`), unless the row has one of its own.
+A row expands into one row per task: the whole graph from the question, the arguments of each standpoint, and the counter-questions.
+The column `task_type` names the task (`thought_graph`, `arguments`, `counter_question`), unless the source row has that column.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _make_row(row: dict[str, Any], task: str, asked: list[dict[str, str]], reply
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
-    """The graph, from the row that asks for the whole of it: the other tasks are in it."""
+    """The graph, from the row that asks for the whole graph; the rows of the other tasks cannot be reverted."""
     messages = require_messages(canonical, "thought_graph")
     try:
         graph = load_json(messages[-1]["content"])

@@ -1,4 +1,4 @@
-"""Fifth stage: as many rows for each value of a column. Training rows only."""
+"""Fifth stage: the same number of rows for each value of a column. Training rows only."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _MOST_VALUES = 10_000
 
 
 def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) -> dict[str, Any]:
-    """Groups larger than the target thinned out by a seeded choice, smaller ones repeated; the rows' order stays, repetitions stand together.
+    """Write `rows` to `out`, with larger groups thinned out by a seeded choice and smaller ones repeated. Rows keep their order;
+    repetitions follow one another.
 
-    Rows without the column stay as they are, and are told as the group "". Returns `in`, `out`, `dropped`, `repeated` (rows added), `groups`: value -> [before,
-    after]. Raises ValueError when no row has the column.
+    Rows without the column are kept and reported as the group "". Returns `in`, `out`, `dropped`, `repeated` (rows added) and
+    `groups`: value -> [before, after]. Raises ValueError if no row has the column.
     """
     groups: Counter[str] = Counter()
     there: Counter[str] = Counter()
@@ -51,7 +52,7 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
                 after[value] += 1
                 file.write(line)
                 continue
-            # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly as many as are due, each choice equally likely.
+            # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly `due` rows, each choice equally likely.
             more = chance[value].random() * left[value] < due[value]
             left[value] -= 1
             due[value] -= more

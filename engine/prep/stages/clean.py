@@ -1,7 +1,7 @@
-"""Second stage: text repaired, and rows dropped that nobody would want to learn from. Each rule counts the rows it touched.
+"""Second stage: repairs text and drops useless rows. Each rule counts the rows that it changed or dropped.
 
-The rules look at every text in a row, so a row of any format keeps its format. Repairing broken Unicode is ftfy's
-(https://ftfy.readthedocs.io), held to mojibake alone: quotes, ligatures and full-width characters are how people write.
+The rules apply to every text in a row, so a row keeps its format. Broken Unicode is repaired by ftfy (https://ftfy.readthedocs.io),
+restricted to mojibake: quotes, ligatures and full-width characters stay as written.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n){3,}")
 
 
 def clean(rows: Path, out: Path, rejects: Path, options: CleanOptions, context: Context) -> dict[str, Any]:
-    """The rows that are kept to `out`, the others to `rejects`. Returns `in` = `out` + `rejected`, `changed`,
-    and `rules`: how many rows each has changed among those kept, or dropped."""
+    """Write the rows that are kept to `out`, the others to `rejects`.
+
+    Returns `in` = `out` + `rejected`, `changed`, and `rules`: the number of kept rows that each rule changed, or of rows that it
+    dropped.
+    """
     settings = context.settings(options=options.model_dump())
     results = context.work_through([rows], WORK, settings, "cleaning")
     counts = chunks.gather(results, {"rows": out, "rejects": rejects})
@@ -41,13 +44,13 @@ def clean(rows: Path, out: Path, rejects: Path, options: CleanOptions, context: 
 
 
 def rule_names(options: CleanOptions) -> list[str]:
-    """The rules that are switched on."""
+    """The enabled rules."""
     names = [name for name, value in options if value not in (False, None, [], "none")]
     return [name for name in (*_REPAIRS, *_DROPS) if name in names]
 
 
 def count_empty(validated: dict[str, Any]) -> int:
-    """How many rows `validate` has rejected because something in them is empty: the rule of that name asks for it."""
+    """The number of rows that `validate` rejected because they have an empty text; the rule `empty` would drop these."""
     return sum(count for reason, count in validated["reasons"].items() if reason.endswith("empty"))
 
 
@@ -100,10 +103,10 @@ _REPAIRS: dict[str, Callable[[str, Any], str]] = {
     "control_characters": _remove_control_characters,
     "blanks": _trim_blanks,
 }
-"""Field of `CleanOptions` -> what it does to a text, given the field's value. In this order."""
+"""Field of `CleanOptions` -> the repair, called with a text and the field's value. Applied in this order."""
 
 
-# ── what drops a row: (canonical rows, the field's value) -> why, or "" ─────────────────────────────────────────────
+# ── rules that drop a row: (canonical rows, the field's value) -> the reason, or "" ─────────────────────────────────────────────
 
 
 def _find_empty(rows: list[dict[str, Any]], _: Any) -> str:
@@ -166,7 +169,7 @@ def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, 
 
 
 def _apply_drops(row: dict[str, Any], row_format: str | None, options: CleanOptions) -> tuple[str, str]:
-    """(rule, reason), both empty for a row that stays. A row that cleaning has made empty no longer holds in its format."""
+    """(rule, reason), both empty for a row that is kept. A row that cleaning has emptied is no longer valid in its format."""
     try:
         rows = row_text.to_canonical(row, row_format)
     except ValueError as error:
@@ -180,7 +183,7 @@ def _apply_drops(row: dict[str, Any], row_format: str | None, options: CleanOpti
 
 
 def _clean_value(value: Any, options: CleanOptions, touched: set[str]) -> Any:
-    """The same with every text in it cleaned; the rules that changed any are added to `touched`."""
+    """The value with every text in it cleaned. Adds the rules that changed a text to `touched`."""
     if isinstance(value, str):
         text, rules = clean_text(value, options)
         touched.update(rules)

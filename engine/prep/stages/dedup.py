@@ -1,4 +1,4 @@
-"""Third stage: rows that are there twice, or nearly. The first one stays; what evaluation sets hold never trains."""
+"""Third stage: removes exact and near duplicates. The first row is kept, and rows that held-out sets contain are dropped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.prep.stages.context import Context
 from engine.prep.stages.fingerprints import Fingerprints
 
 KEPT, EXACT, NEAR, HELD_OUT_EXACT, HELD_OUT_NEAR = range(5)
-"""What becomes of a row, uint8."""
+"""The fate of a row, uint8."""
 
 _REASONS = {
     EXACT: "exact duplicate of {}",
@@ -23,16 +23,16 @@ _REASONS = {
     HELD_OUT_NEAR: "held out: near-duplicate of {}",
 }
 _LEADERS = 256
-"""Kept rows of a cluster, the latest ones, that a further row is compared with."""
+"""Latest kept rows of a cluster with which each further row is compared."""
 
 
 def dedup(
     rows: Path, out: Path, rejects: Path, options: DedupOptions, context: Context, against: Sequence[Path] = ()
 ) -> dict[str, Any]:
-    """The rows that are not duplicates to `out`, the others to `rejects`. Returns `in`, `out`, `rejected`, `exact`, `near`, and of those `held_out`.
+    """Write the rows that are not duplicates to `out`, the others to `rejects`.
 
-    A row is dropped when it equals an earlier one or is near to an earlier one that stays. The rows `against` come before all
-    others and stay. The same for any number of processes.
+    A row is dropped if it equals an earlier one, or is similar to an earlier one that is kept. The rows in `against` come before all
+    others and are kept. Returns `in`, `out`, `rejected`, `exact`, `near`, and `held_out`, the duplicates of rows in `against`.
     """
     prints = fingerprints.take_fingerprints([*against, rows], options.shingle, options.near, context, "fingerprints")
     with ExitStack() as stack:
@@ -63,7 +63,7 @@ def dedup(
 
 
 def decide_rows(prints: Fingerprints, before: int, options: DedupOptions) -> tuple[Any, Any]:
-    """What becomes of each row (uint8), and the row it is a duplicate of (int64). The first `before` rows are held out: they all stay."""
+    """The fate of each row (uint8), and the row of which it is a duplicate (int64). The first `before` rows are held out and kept."""
     import numpy as np
 
     fate = np.zeros(prints.rows, dtype=np.uint8)
@@ -80,7 +80,8 @@ def decide_rows(prints: Fingerprints, before: int, options: DedupOptions) -> tup
 
 
 def _mark_near(prints: Fingerprints, label: Any, before: int, threshold: float, fate: Any, of: Any) -> None:
-    """In each cluster: who is near to an earlier row that stays goes. A chain of likenesses drops nobody at its far end."""
+    """In each cluster, mark the rows that are similar to an earlier kept row. Similarity to a dropped row does not count, so the far end
+    of a chain of similar rows is kept."""
     import numpy as np
 
     members = np.flatnonzero(np.bincount(label, minlength=len(label))[label] > 1)
@@ -103,7 +104,7 @@ def _mark_near(prints: Fingerprints, label: Any, before: int, threshold: float, 
 
 
 class _Places:
-    """Rows by number, in words for a person."""
+    """Describes rows by their place in their file, for messages."""
 
     def __init__(self, prints: Fingerprints, context: Context) -> None:
         self._file, self._files = prints.places, context.files

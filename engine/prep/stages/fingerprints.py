@@ -1,10 +1,10 @@
-"""What makes rows equal or nearly equal: a hash and a MinHash signature of each, on disk, and who belongs together.
+"""Finds equal and similar rows: a hash and a MinHash signature of each row, on disk, and clusters of these.
 
 Signatures are rensa's R-MinHash (https://github.com/beowolx/rensa; Dahlgaard, Knudsen, Thorup, Fast Similarity Sketching, 2017) over
-character shingles, so that text without blanks between words works as any other. Candidates share a band of the signature
-(locality-sensitive hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3); they are near when their
-signatures agree in the threshold's share of places (standard error 0.03 at 0.8). Memory is some 20 bytes a row and a few
-hundred megabytes at most; what is larger is read in parts.
+character shingles, which also suit languages without blanks between words. Candidates share a band of the signature
+(locality-sensitive hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3); they are similar if the share of equal
+slots in their signatures reaches the threshold (standard error 0.03 at 0.8). Memory is about 20 bytes per row plus at most a few
+hundred megabytes; larger files are read in parts.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _SEED = 42
 _BATCH = 2**20
 """Characters whose shingles are hashed together."""
 _LONGEST = 2**20
-"""Characters of a row that are looked at; longer rows are compared by their beginning."""
+"""Characters of a row that are compared; only the beginning of longer rows counts."""
 _PART = 2**22
 """Rows whose keys are sorted together."""
 _PAIRS = 2**15
 """Pairs compared together."""
 _RECALL = 0.99
-"""Chance, at least, that two rows just at the threshold become candidates."""
+"""Minimum probability that two rows exactly at the threshold become candidates."""
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Of `rows` rows, in the order of their files: 16 bytes each in `hashes`, 128 16-bit numbers in `signatures`, (file, line) in `places`."""
+    """Files with an entry per row, in the rows' order: `hashes` of 16 bytes, `signatures` of 128 uint16, `places` (file, line)."""
 
     folder: Path
     rows: int
@@ -63,7 +63,7 @@ class Fingerprints:
 
 
 def take_fingerprints(paths: Iterable[Path], shingle: int, near: bool, context: Context, phase: str) -> Fingerprints:
-    """Fingerprints of all rows of these files, made in `context.folder`. Without `near` the signatures stay empty."""
+    """Compute the fingerprints of all rows of these files in `context.folder`. Without `near`, the signatures stay empty."""
     context.folder.mkdir(parents=True, exist_ok=True)
     settings = context.settings(shingle=shingle, near=near)
     results = context.work_through(paths, WORK, settings, phase)
@@ -74,7 +74,7 @@ def take_fingerprints(paths: Iterable[Path], shingle: int, near: bool, context: 
 
 
 def find_equal(prints: Fingerprints) -> Any:
-    """int64[rows]: for each row the first one with the same hash, itself when there is none before."""
+    """int64[rows]: for each row the first one with the same hash, which may be the row itself."""
     import numpy as np
 
     first = np.arange(prints.rows, dtype=np.int64)
@@ -95,10 +95,10 @@ def find_equal(prints: Fingerprints) -> Any:
 
 
 def cluster_near(prints: Fingerprints, among: Any, threshold: float) -> Any:
-    """int64[rows]: for each row the first of its cluster. Rows whose signatures agree to `threshold` are linked; clusters are what links connect.
+    """int64[rows]: for each row the first row of its cluster. Rows whose similarity reaches `threshold` are in the same cluster.
 
-    `among` (bool[rows]) are the rows that take part; the others are clusters of their own. The result does not depend on the order of
-    rows: they are compared in the order of their content.
+    `among` (bool[rows]) selects the rows to compare; each other row is its own cluster. Rows are compared in the order of their
+    hashes, so the result does not depend on their order.
     """
     import numpy as np
 
@@ -119,7 +119,7 @@ def cluster_near(prints: Fingerprints, among: Any, threshold: float) -> Any:
 
 
 def choose_bands(threshold: float) -> list[tuple[int, int]]:
-    """Slots [start, end) of each band: as wide as they can be while rows at the threshold still share one."""
+    """The slots [start, end) of each band: the widest bands of which rows at the threshold still share one (see `_RECALL`)."""
     for width in range(SLOTS, 1, -1):
         count = SLOTS // width
         if 1 - (1 - threshold**width) ** count >= _RECALL:
@@ -128,7 +128,7 @@ def choose_bands(threshold: float) -> list[tuple[int, int]]:
 
 
 class Signatures:
-    """The file of signatures, read where it is asked for. (Mapped, all of it would soon be resident: the kernel maps what lies around.)"""
+    """Random access to the file of signatures. It is not mapped into memory, because most of its pages would become resident."""
 
     def __init__(self, prints: Fingerprints) -> None:
         self._file = prints.signatures.open("rb", buffering=0)
@@ -140,7 +140,7 @@ class Signatures:
         self._file.close()
 
     def read(self, rows: Any) -> Any:
-        """uint16[len(rows), SLOTS]"""
+        """The signatures of these rows, uint16 [len(rows), SLOTS]."""
         import numpy as np
 
         wanted, place = np.unique(rows, return_inverse=True)
@@ -150,7 +150,7 @@ class Signatures:
 
 
 def _read_blocks(path: Path, kind: str, width: int) -> Iterator[tuple[int, Any]]:
-    """(number of the first row, rows) of a file of rows of `width` numbers, a part at a time."""
+    """Reads a file of rows of `width` numbers in parts; yields (number of the first row, rows)."""
     import numpy as np
 
     start = 0
@@ -162,7 +162,7 @@ def _read_blocks(path: Path, kind: str, width: int) -> Iterator[tuple[int, Any]]
 
 
 def _read_bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -> Iterator[tuple[Any, Any]]:
-    """(uint64 keys, row numbers) of each band, in parts that fit into memory: equal keys are in the same part."""
+    """Yields (uint64 keys, row numbers) of each band, in parts that fit into memory; equal keys are in the same part."""
     import numpy as np
 
     parts = max(1, math.ceil(prints.rows / _PART))
@@ -185,7 +185,7 @@ def _read_bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -
 
 
 def _link(parent: Any, left: Any, right: Any, table: Signatures, threshold: float) -> None:
-    """Join the clusters of those pairs that are near: `parent` leads from each row to the first one of its cluster."""
+    """Join the clusters of the pairs that are similar. `parent` leads from each row to the first one of its cluster."""
     import numpy as np
 
     for at in range(0, len(left), _PAIRS):
@@ -243,7 +243,7 @@ def fingerprint_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict
 
 
 def _label_hash(content: list[dict[str, Any]]) -> int:
-    """What keeps rows of the same text apart: one reply judged good and judged bad are two rows."""
+    """A hash of the labels, so that the same reply judged good and judged bad counts as two different rows."""
     labels = [each["label"] for each in content if "label" in each]
     return zlib.crc32(repr(labels).encode()) if labels else 0
 
@@ -259,9 +259,9 @@ def _compute_signatures(compared: list[tuple[str, int]], size: int) -> bytes:
 
 
 def hash_shingles(compared: list[str], size: int) -> tuple[Any, Any]:
-    """Hashes (uint64) of all runs of `size` characters, text after text, and where each text's begin and the last one's end (int64).
+    """Hashes (uint64) of all runs of `size` characters, text after text, and the offset of each text's first hash and the end (int64).
 
-    A text shorter than that is one shingle as a whole.
+    A text shorter than `size` is a single shingle.
     """
     import numpy as np
 
@@ -281,7 +281,7 @@ def hash_shingles(compared: list[str], size: int) -> tuple[Any, Any]:
 
 
 def _mix_columns(columns: Any) -> Any:
-    """uint64 of each row of numbers."""
+    """A hash (uint64) of each row of numbers."""
     import numpy as np
 
     key = np.zeros(len(columns), dtype=np.uint64)
@@ -291,7 +291,7 @@ def _mix_columns(columns: Any) -> Any:
 
 
 def mix(values: Any) -> Any:
-    """SplitMix64's finaliser (Steele, Lea, Flood, 2014): every bit of the result hangs on every bit of the value."""
+    """SplitMix64's finaliser (Steele, Lea, Flood, 2014): every bit of the result depends on every bit of the value."""
     import numpy as np
 
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

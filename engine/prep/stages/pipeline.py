@@ -1,7 +1,7 @@
-"""The stages one after the other: a profile's sources to rows that are ready to be tokenised.
+"""Runs the stages in order, from a profile's sources to rows that are ready to be tokenised.
 
-validate → clean → dedup → split → balance → weights and limit. Each leaves a file of placed canonical rows and its counts behind and is not
-done again; what it was made of goes when the next one is done.
+validate → clean → dedup → split → balance → weights and limit. Each stage writes a file of placed canonical rows and its counts, and is
+not repeated; its input is removed when it is done.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from engine.prep.stages.validate import CANONICAL, SourceFile, find_format, vali
 from engine.protocol.messages import Problem, ProblemError
 
 OPTIONAL_STAGES = ("clean", "dedup", "split", "balance")
-"""Keys of the data section that ask for a stage."""
+"""Keys of the data section that enable a stage."""
 
 SourceFiles = dict[str, list[tuple[SourceOptions, list[Path]]]]
 """Part -> its sources, each with its files."""
 Check = Callable[[str, dict[str, Any]], object]
-"""Told (part, counts of `validate`); raises when there are too many bad rows."""
+"""Called with (part, counts of `validate`); raises if there are too many bad rows."""
 
 
 @dataclass(frozen=True)
 class StageRows:
-    """Files of placed canonical rows by part; a part without sources is not there. `stages` are counts, `{name, part, in, out, …}`."""
+    """Files of placed canonical rows by part; parts without sources are absent. `stages` are counts, `{name, part, in, out, …}`."""
 
     parts: dict[str, Path]
     rejects: list[Path]
     stages: list[dict[str, Any]]
     files: list[str]
-    """What the file number of a row means."""
+    """The paths of the source files, indexed by the file number of a row."""
 
     def validate_counts(self, part: str) -> dict[str, Any]:
-        """Counts of the stage that read this part; those of the training sources for a part that was split off them."""
+        """The counts of `validate` for this part; for a part that was split off, those of the training sources."""
         counts = {stage["part"]: stage for stage in self.stages if stage["name"] == "validate"}
         return counts.get(part, counts["train"])
 
     def save(self, folder: Path) -> None:
-        """A second name for all of them in a folder of their own, which `load` reads. A kill leaves the first ones as they are."""
+        """Link or copy all files into a folder that `load` reads. A kill does not affect the original files."""
         for part, path in self.parts.items():
             try:
                 os.link(path, folder / f"{part}.jsonl")
@@ -75,9 +75,10 @@ class StageRows:
 def run_stages(
     data: DataOptions, located: SourceFiles, seed: int, context: Context, check: Check, begun: StageRows | None = None
 ) -> StageRows:
-    """Do what `data` asks for and `begun` has not behind it. The rows lie in `context.folder`, in which also a killed run goes on.
+    """Run the stages that `data` enables and that `begun` has not completed.
 
-    Raises ValueError, OSError, and what `check` raises.
+    The rows are in `context.folder`, where the work of a killed process is continued. Raises ValueError, OSError, and what `check`
+    raises.
     """
     files = [str(path) for sources in located.values() for _, paths in sources for path in paths]
     work = _Pipeline(data, seed, replace(context, files=tuple(files)))
@@ -106,7 +107,7 @@ def run_stages(
 
 
 class _Pipeline:
-    """The files as they are so far."""
+    """The current files of all parts, and the stages that change them."""
 
     def __init__(self, data: DataOptions, seed: int, context: Context) -> None:
         self.data, self.seed, self.context = data, seed, context
@@ -115,7 +116,7 @@ class _Pipeline:
         self.stages: list[dict[str, Any]] = []
 
     def resume(self, begun: StageRows) -> None:
-        """Go on from these: under names of their own, which go when the next stage is done."""
+        """Continue from these rows, linked under own names, which the next stage removes."""
         self.context.folder.mkdir(parents=True, exist_ok=True)
         for part, path in begun.parts.items():
             own = self.context.folder / f"{part}.begun.jsonl"
@@ -185,7 +186,7 @@ class _Pipeline:
         )
 
     def _once(self, name: str, part: str, make: Callable[[Context, Path, Path], dict[str, Any]]) -> dict[str, Any]:
-        """One stage of one part; its rows take the place of those that it was made of."""
+        """Run one stage on one part; its output replaces the part's rows."""
         rows = self.context.folder / f"{part}.{name}.jsonl"
         rejects = self.context.folder / f"{part}.{name}.rejects"
         counts = run_once(self.context, f"{name}.{part}", lambda context: make(context, rows, rejects))
@@ -199,7 +200,8 @@ class _Pipeline:
 
 
 def weigh(rows: Path, out: Path, weights: list[float], most: int | None, seed: int, context: Context) -> dict[str, Any]:
-    """Each row as often as its file's weight (by file number) says; of all these at most `most`, a seeded sample. Returns `in`, `weighted`, `out`."""
+    """Repeat each row by its file's weight (by file number), and keep a seeded sample of at most `most` rows. Returns `in`, `weighted`,
+    `out`."""
     before = weighted = 0
     for times, _ in _repeat_by_weight(rows, weights, seed):
         before, weighted = before + 1, weighted + times
@@ -210,7 +212,7 @@ def weigh(rows: Path, out: Path, weights: list[float], most: int | None, seed: i
         for times, row in _repeat_by_weight(rows, weights, seed):
             line = row.to_line()
             for _ in range(times):
-                # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly as many as are due, each choice equally likely.
+                # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly `due` rows, each choice equally likely.
                 if chance.random() * left < due - written:
                     file.write(line)
                     written += 1
@@ -221,7 +223,7 @@ def weigh(rows: Path, out: Path, weights: list[float], most: int | None, seed: i
 
 
 def _repeat_by_weight(rows: Path, weights: list[float], seed: int) -> Iterator[tuple[int, PlacedRow]]:
-    """(times, row): a weight's whole part, and with the chance of its fraction once more."""
+    """Yields (times, row): the integer part of the weight, plus one with the probability of its fraction."""
     chance = [Random(f"{seed}:{number}") for number in range(len(weights))]
     for row in row_files.read_file(rows):
         weight = weights[row.file]
@@ -229,5 +231,5 @@ def _repeat_by_weight(rows: Path, weights: list[float], seed: int) -> Iterator[t
 
 
 def _file_weights(located: SourceFiles) -> list[float]:
-    """By number of the file."""
+    """The weight of each file, by its number."""
     return [options.weight for sources in located.values() for options, paths in sources for _ in paths]

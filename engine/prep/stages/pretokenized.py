@@ -1,4 +1,4 @@
-"""A source that is tokens already: a folder that `datasets.save_to_disk` or `cockpit data tokenize` wrote. It is trained on as it is."""
+"""Sources that are tokenised already: folders that `datasets.save_to_disk` or `cockpit data tokenize` wrote. They are used unchanged."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _WORK_ON_ROWS = ("expand", "clean", "dedup", "split", "balance", "max_rows", "pa
 
 
 def find_folders(data: DataOptions, directory: Path, learning: bool = False) -> dict[str, Path]:
-    """Part -> the tokenised folder that it names; empty when all sources are rows. Raises ProblemError when both are asked for, and when a
-    tokenizer is to be trained on them."""
+    """Part -> its tokenised folder; empty if all sources are rows. Raises ProblemError if tokenised data is combined with rows, with
+    options that need rows, or with a tokenizer that is to be trained (`learning`)."""
     found: dict[str, Path] = {}
     for part in PARTS:
         for index, source in enumerate(getattr(data, part)):
             try:
                 path = find_source(source.source, directory)
             except ValueError:
-                continue  # a glob, or a name of a catalogue
+                continue  # a glob, or a name in the catalogue
             if isinstance(path, Path) and is_tokenised(path):
                 if len(getattr(data, part)) > 1 or source.model_fields_set - {"source"}:
                     raise _problem(f"data.{part}.{index} is tokenised already: it stands alone, without other options")
@@ -39,8 +39,8 @@ def find_folders(data: DataOptions, directory: Path, learning: bool = False) -> 
 
 
 def count_tokens(folder: Path, method: Any, max_length: int) -> Counts:
-    """What a tokenised folder holds, read batch by batch. Raises ProblemError for sequences longer than the profile allows, for rows of another kind
-    than the method takes, and for nothing to train on."""
+    """The counts of a tokenised folder, read batch by batch. Raises ProblemError for sequences longer than `max_length`, for rows of a
+    kind that the method does not train on, and if nothing can be trained on."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import load_from_disk
@@ -68,7 +68,7 @@ def count_tokens(folder: Path, method: Any, max_length: int) -> Counts:
 
 
 def _count_replies(table: Any, counts: Counts) -> Counts:
-    """Of preference rows: the tokens of their sequences, the longer one's length."""
+    """Counts of preference rows: all tokens of their sequences, and the length of the longer one."""
     import numpy
     import pyarrow.compute as pc
 
@@ -102,5 +102,5 @@ def _problem(cause: str) -> ProblemError:
 
 
 def summarize(counts: dict[str, Counts]) -> dict[str, Any]:
-    """As `prepared.json` has them, for both parts."""
+    """The statistics in `prepared.json`, for both parts."""
     return {part: counts.get(part, Counts()).summary() for part in ("train", "validation")}

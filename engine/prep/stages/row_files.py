@@ -1,7 +1,7 @@
-"""Rows between two stages: a file of lines `[file, line, offset, row]`, so that each row still knows where it came from.
+"""Files of placed rows, which the stages read and write: lines `[file, line, offset, row]` that record where each row comes from.
 
-`file` is a number in a list of paths that the stages are given, `line` (from 1) and `offset` (bytes) are the row's place in it,
-and `row` is JSON, byte for byte as it stood in the source unless a stage has changed it.
+`file` is an index in the stages' list of paths, `line` (from 1) and `offset` (bytes) are the row's place in that file, and `row` is
+JSON, byte for byte as in the source unless a stage has changed it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from engine.prep.chunks import Span, read_lines
 
 LONGEST = 2**31
-"""Bytes. These files are our own: a line is as long as its row, which a reader has already let through."""
+"""Bytes of a line at most. We write these files: a line is as long as its row, whose length a reader has checked."""
 
 decode = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder().encode
@@ -23,7 +23,7 @@ encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
 class PlacedRow(NamedTuple):
-    """A row and its place; `raw` is its JSON."""
+    """A row and its place; `raw` is the row as JSON."""
 
     file: int
     line: int
@@ -35,12 +35,12 @@ class PlacedRow(NamedTuple):
         return value
 
     def to_line(self, raw: bytes | None = None) -> bytes:
-        """The line, its end included; with another row at the same place when `raw` is given."""
+        """The line with its line end; `raw`, if given, replaces the row."""
         return b"[%d,%d,%d,%b]\n" % (self.file, self.line, self.offset, self.raw if raw is None else raw)
 
 
 def parse_line(content: bytes) -> PlacedRow:
-    """A line, without or with its end."""
+    """Parse a line, with or without its line end."""
     file, line, offset, raw = content.rstrip(b"\n")[1:-1].split(b",", 3)
     return PlacedRow(int(file), int(line), int(offset), raw)
 

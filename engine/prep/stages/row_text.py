@@ -1,4 +1,4 @@
-"""What a row says, for the stages that look at text: its canonical rows, what is compared, what is answered, its columns."""
+"""The text and the columns of a row, for the stages that look into rows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from engine.prep.formats.canonical import Canonical
 
 
 def to_canonical(row: dict[str, Any], row_format: str | None) -> list[Canonical]:
-    """The canonical rows of a row of this format; a canonical one (no format) is itself. Raises ValueError."""
+    """The canonical rows of a row of this format; None means that it is canonical already. Raises ValueError."""
     return [row] if row_format is None else detect_format.convert(row_format, row)
 
 
 def column(row: dict[str, Any], name: str) -> str | None:
-    """A column's value as text, of a row in any format; None where there is none."""
+    """A column's value as text, for a row in any format; None without one."""
     value = row.get(name)
     if value is None:
         columns = row.get("columns")
@@ -30,7 +30,7 @@ def columns(row: dict[str, Any]) -> list[str]:
 
 
 def comparable_text(rows: list[Canonical]) -> str:
-    """The text by which rows are nearly equal or not: all but system prompts, which rows of one task share."""
+    """The text by which rows are compared: everything except system prompts, which rows of one task share."""
     return "\n".join(text for row in rows for _, text in _turns(row))
 
 
@@ -39,12 +39,12 @@ def questions(rows: list[Canonical]) -> list[str]:
 
 
 def replies(rows: list[Canonical]) -> list[str]:
-    """What would be learnt."""
+    """The assistant's texts; plain text counts as one."""
     return [text for row in rows for role, text in _turns(row) if role == "assistant"]
 
 
 def _turns(row: Canonical) -> list[tuple[str, str]]:
-    """(role, text), without system turns; plain text is a reply to nothing."""
+    """(role, text) of all turns except system turns; plain text counts as a turn of the assistant."""
     if "text" in row:
         return [("assistant", row["text"])]
     turns = [turn for part in ("messages", "prompt", "chosen", "rejected", "completion") for turn in row.get(part, [])]

@@ -1,4 +1,4 @@
-"""Fourth stage: rows held out for validation and test. Near-duplicates stay on one side of the border."""
+"""Fourth stage: holds out rows for validation and test. Similar rows stay in the same part."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from engine.prep.stages.fingerprints import Fingerprints
 
 PARTS = ("train", "validation", "test")
 _MARGIN = 0.1
-"""Below the threshold rows are linked already: an estimate must not leave a pair across the border."""
+"""Rows this much below the threshold count as similar too, because the similarity is only an estimate."""
 _MOST_VALUES = 10_000
-"""Different values of a column to stratify by: beyond, it is no category."""
+"""Distinct values, at most, of a column to stratify by; with more it is not a category."""
 
 
 def split(
     rows: Path, out: Mapping[str, Path], options: SplitOptions, like: DedupOptions, context: Context
 ) -> dict[str, Any]:
-    """Each row to the file of its part (`PARTS`), in the rows' order. Returns `in`, the rows of each part, and of each stratum if there are any.
+    """Write each row to the file of its part (`PARTS`), in the rows' order. Returns `in`, the rows of each part, and any strata.
 
-    The choice depends on the seed and on what the rows hold, not on their order: whole clusters of rows that are equal or nearly so
-    (`like.threshold`, `like.shingle`) are taken by a hash of their content, from each stratum its share. Raises ValueError when no row
-    has the column to stratify by, or nothing is left to train on.
+    The choice depends on the seed and the rows' content, not on their order: whole clusters of equal or similar rows
+    (`like.threshold`, `like.shingle`) are chosen by a hash of their content, and each stratum gives its share. Raises ValueError if no
+    row has the column to stratify by, or if no row is left for training.
     """
     prints = fingerprints.take_fingerprints([rows], like.shingle, True, context, "fingerprints")
     strata, names = _read_strata(rows, prints.rows, options.stratify_by)
@@ -59,9 +59,9 @@ def assign_parts(prints: Fingerprints, strata: Any, options: SplitOptions, thres
         return part
     first = fingerprints.find_equal(prints)
     label = fingerprints.cluster_near(prints, first == np.arange(prints.rows), max(0.05, threshold - _MARGIN))
-    label = label[first]  # the copies of a row go where it goes
+    label = label[first]  # copies of a row go into the same part
     key = _row_keys(prints, options.seed)
-    # A cluster stands where its lowest key stands, and belongs to that row's stratum: whatever the rows' order is.
+    # A cluster is ordered by its lowest key, and belongs to that row's stratum, so the order of rows does not matter.
     order = np.lexsort((key, label))
     begins = np.flatnonzero(np.diff(label[order], prepend=-1))
     leads, sizes = order[begins], np.diff(np.append(begins, prints.rows))
@@ -73,7 +73,7 @@ def assign_parts(prints: Fingerprints, strata: Any, options: SplitOptions, thres
         mine = mine[np.argsort(key[leads[mine]], kind="stable")]
         rows = int(sizes[mine].sum())
         for number, share in ((2, options.test), (1, options.validation)):
-            # What rounding left over from one stratum is owed to the next: shares hold over all of them too.
+            # The remainder of rounding in one stratum is carried over to the next, so the shares also hold overall.
             due[number] += rows * share
             wanted = int(due[number] + 0.5)
             for cluster in mine.tolist():
@@ -85,7 +85,7 @@ def assign_parts(prints: Fingerprints, strata: Any, options: SplitOptions, thres
 
 
 def _row_keys(prints: Fingerprints, seed: int) -> Any:
-    """uint64[rows]: a number for each content and seed, evenly spread."""
+    """uint64[rows]: a uniformly distributed number for each content and seed."""
     import numpy as np
 
     hashes = np.fromfile(prints.hashes, dtype="<u8").reshape(-1, 2)
@@ -93,7 +93,7 @@ def _row_keys(prints: Fingerprints, seed: int) -> Any:
 
 
 def _read_strata(rows: Path, count: int, by: str | None) -> tuple[Any, list[str]]:
-    """int32[rows], and what each number means: values in alphabetical order, "" for rows without one."""
+    """int32[rows], the stratum of each row, and the strata's values in alphabetical order; "" stands for rows without one."""
     import numpy as np
 
     strata = np.zeros(count, dtype=np.int32)

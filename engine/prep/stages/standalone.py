@@ -1,4 +1,4 @@
-"""One stage by itself, over a file, a folder or a glob, as the verbs of `cockpit data` do it: rows stay as they stood in their source."""
+"""Runs one stage on a file, a folder or a glob, for the commands of `cockpit data`. Rows keep their source format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from engine.config.complaints import explain, suggest
+from engine.config.complaints import explain
 from engine.options.base import Options
 from engine.options.data import SourceOptions
 from engine.prep import chunks
@@ -24,6 +24,7 @@ from engine.prep.stages import row_files, source_files
 from engine.prep.stages.context import Context, default_processes, run_once
 from engine.prep.stages.validate import VERBATIM, SourceFile, find_format, validate
 from engine.protocol.home import Home
+from engine.protocol.text import did_you_mean
 from engine.storage import cache
 
 Progress = Callable[[str, int, int], None]
@@ -32,7 +33,8 @@ Model = TypeVar("Model", bound=Options)
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """A verb's rows, checked. `counts` are those of `validate`; `rejects` names the rows that do not hold; `further` are the other files asked for."""
+    """A command's validated rows. `counts` are those of `validate`, `rejects` lists the invalid rows, `others` are the rows of further
+    files."""
 
     rows: Path
     rejects: Path
@@ -42,9 +44,9 @@ class CheckedRows:
 
 
 def parse_source(arguments: argparse.Namespace) -> SourceOptions:
-    """The FILE and `--format` of a verb. Raises ValueError for an unknown format."""
+    """The source that FILE and `--format` name. Raises ValueError for an unknown format."""
     if arguments.format not in ("auto", *FORMATS):
-        hint = suggest(arguments.format, FORMATS)
+        hint = did_you_mean(arguments.format, FORMATS)
         raise ValueError(f"--format {arguments.format}: there is no such format{hint}; known are {', '.join(FORMATS)}")
     return SourceOptions(source=arguments.file, format=arguments.format)
 
@@ -58,9 +60,10 @@ def open_rows(
     progress: Progress,
     others: Iterable[str] = (),
 ) -> Iterator[CheckedRows]:
-    """Read and check the rows of FILE and of the `further` ones, in a folder in which a killed verb of the same files and settings goes on.
+    """Read and validate the rows of FILE and of the `others`, in a folder where a killed command with the same files and settings is
+    continued.
 
-    Raises ValueError for what is nowhere or cannot be read, and when `--out` would stand in place of a source.
+    Raises ValueError for files that are missing or cannot be read, and if `--out` would overwrite a source.
     """
     sources = [parse_source(arguments), *(SourceOptions(source=each) for each in others)]
     found = [source_files.list_paths(source, Path.cwd(), home, progress) for source in sources]
@@ -94,7 +97,8 @@ def _check_files(files: list[SourceFile], index: int, context: Context) -> tuple
 
 
 def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report: dict[str, Any]) -> dict[str, Any]:
-    """Write placed `rows` (file name -> file) as they stand, `rejects.jsonl` and last `report.json` into the folder `out`. Returns the report."""
+    """Write the placed `rows` (file name -> file) without their places, `rejects.jsonl` and, last, `report.json` into the folder `out`.
+    Returns the report."""
     out.mkdir(parents=True, exist_ok=True)
     report = {**report, "directory": str(out)}
     with chunks.write_together(*(out / name for name in rows), out / "rejects.jsonl", out / "report.json") as files:
@@ -110,16 +114,16 @@ def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:
-    """`--out`, absolute."""
+    """The absolute path of `--out`."""
     return Path(arguments.out).expanduser().absolute()
 
 
 def parse_options(
     model: type[Model], section: str, overrides: Iterable[str], as_text: Collection[str] = (), **given: Any
 ) -> Model:
-    """`--set data.SECTION.KEY=VALUE` or `SECTION.KEY=VALUE`, keys inside keys too, over the options' defaults. Raises ValueError with all problems.
+    """The options with the overrides of `--set data.SECTION.KEY=VALUE` or `SECTION.KEY=VALUE`, where KEY may be nested.
 
-    The value is YAML, below the keys `as_text` plain text.
+    The value is YAML, or plain text below the keys `as_text`. Raises ValueError with all problems.
     """
     document: dict[str, Any] = dict(given)
     wrong = []

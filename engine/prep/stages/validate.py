@@ -1,4 +1,4 @@
-"""First stage: files to rows that hold. Every bad row is written down with its place and its reason; good ones go on."""
+"""First stage: reads files and validates their rows. Bad rows are recorded with their place and reason."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from engine.prep.stages.context import Context
 from engine.prep.stages.row_files import PlacedRow
 
 _FIRST = 3
-"""Bad rows told in a message."""
+"""Bad rows quoted in a message."""
 
 _DEEPEST = 100
-"""Levels of lists and objects in a row."""
+"""Levels of nested lists and objects in a row at most."""
 
 
 class SourceFile(NamedTuple):
-    """A file of a source. `number` is its place in `Context.files`, `source` tells which files share a limit of rows."""
+    """A file of a source. `number` is its index in `Context.files`; files with the same `source` share a limit of rows."""
 
     number: int
     source: int
@@ -38,7 +38,7 @@ class SourceFile(NamedTuple):
 
 
 def find_format(options: SourceOptions, path: Path) -> str:
-    """The format of a file's rows; of one without any good row, the first there is. Raises ValueError."""
+    """The format of a file's rows; `text` for a file without good rows. Raises ValueError."""
     if options.format == "auto" and next((record for record in _records(path) if record.value), None) is None:
         return "text"
     return rows.find_format(options, path)
@@ -49,10 +49,10 @@ def _records(path: Path) -> Iterator[readers.Record]:
 
 
 def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, context: Context) -> dict[str, Any]:
-    """Good rows of all files to `out`, placed, and bad ones to `rejects`.
+    """Write the good rows of all files to `out`, placed, and the bad ones to `rejects`.
 
-    `work` is how a row is checked and what of it goes on: `CANONICAL` or `AS_IT_STOOD`. Returns `read` = `good` + `rejected`, `out` (rows
-    written: a row may expand to several), `reasons` by class and the `first` few bad rows in words. Raises ValueError, OSError for a
+    `work` decides what is written of a good row: `CANONICAL` or `VERBATIM`. Returns `read` = `good` + `rejected`, `out` (rows written:
+    a row may expand to several), `reasons` by class, and a description of the `first` few bad rows. Raises ValueError, OSError for a
     file that cannot be read at all.
     """
     read = good = written = 0
@@ -91,7 +91,7 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
 
 
 def reason_class(reason: str) -> str:
-    """A reason without what differs from row to row: numbers, quoted values, what follows a colon."""
+    """A reason without the parts that differ from row to row: numbers, quoted values, and everything after a colon."""
     return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", reason.partition(":")[0]))
 
 
@@ -100,7 +100,7 @@ def _check_file(file: SourceFile, work: str, context: Context) -> Iterator[SpanR
     inner.folder.mkdir(parents=True, exist_ok=True)
     source, plain = file.path, file.path.suffix.lower() == ".jsonl"
     if plain:
-        next(_records(source), None)  # raises for a file that is no text at all
+        next(_records(source), None)  # raises if the file is not text at all
     else:
         source = inner.folder / "rows"
         if not source.is_file():
@@ -116,7 +116,7 @@ def _check_file(file: SourceFile, work: str, context: Context) -> Iterator[SpanR
 
 
 def _unpack(file: SourceFile, into: Path, progress: Callable[[int, int], object]) -> None:
-    """The records of a file that is not JSONL, a line each; one that cannot be read stands there as its reason, a JSON string."""
+    """Write the records of a file that is not JSONL, one per line; for an unreadable one, its reason as a JSON string."""
     total = file.path.stat().st_size
     with chunks.write_together(into) as (kept,):
         for record in readers.read(file.path, lambda done: progress(done, total)):
@@ -135,13 +135,13 @@ VERBATIM = "engine.prep.stages.validate:check_verbatim"
 
 
 def check_canonical(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Rows go on in canonical form."""
+    """Writes rows in canonical form."""
     convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["format"])
     return _check_span(span, folder, settings, lambda row, _: [row_files.encode(each) for each in convert(row)])
 
 
 def check_verbatim(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Rows go on byte for byte."""
+    """Writes rows byte for byte as they are."""
     convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["format"])
     return _check_span(span, folder, settings, lambda row, raw: [raw] if convert(row) else [])
 
@@ -174,7 +174,7 @@ def _check_span(
 
 
 def _read_jsonl(span: Span, number: int) -> Iterator[tuple[PlacedRow, dict[str, Any] | None, str]]:
-    """Rows of a span of a JSONL file, decoded, or why not. Blank lines are no rows."""
+    """The decoded rows of a span of a JSONL file, or the reasons why they cannot be decoded. Skips blank lines."""
     for line in chunks.read_lines(span, LONGEST_LINE):
         if line.content is None:
             yield PlacedRow(number, line.number, line.offset, b""), None, describe_too_long()
@@ -189,7 +189,7 @@ def _read_placed(span: Span, _: int) -> Iterator[tuple[PlacedRow, dict[str, Any]
 
 
 def _is_too_deep(value: Any, raw: bytes) -> bool:
-    """Whether later stages, which walk through a row, could not. Most rows have too few brackets to be asked."""
+    """Whether a row is nested too deeply for later stages, which walk through it. Most rows have too few brackets for that."""
     if raw.count(b"[") + raw.count(b"{") <= _DEEPEST:
         return False
     level, depth = [value], 0
@@ -209,7 +209,7 @@ class _SpanRows(NamedTuple):
 
 
 def _take_rows(done: SpanResult, remaining: int | None) -> _SpanRows:
-    """A span's results, or the part of them before the first good row that is one too many."""
+    """A span's results, or the part of them up to the limit of `remaining` good rows."""
     kept, rejected = (done.folder / "rows").read_bytes(), (done.folder / "rejects").read_bytes()
     counts = done.counts
     if remaining is None or counts["good"] <= remaining:

@@ -1,4 +1,4 @@
-"""`cockpit data balance`: as many rows for each value of a column."""
+"""`cockpit data balance`: the same number of rows for each value of a column."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, kept, repeated, rejected, groups, directory}`: `kept` rows written, `repeated` of them a second time or more, `groups` value -> [before, after].
+    """`{rows, kept, repeated, rejected, groups, directory}`: `kept` rows were written, `repeated` of them are repetitions, `groups` maps a
+    value to [before, after].
 
-    Raises ValueError: no row has the column.
+    Raises ValueError if no row has the column.
     """
     to = int(arguments.to) if arguments.to.isdecimal() else arguments.to
     options = parse_options(BalanceOptions, "balance", (), by=arguments.by, to=to, seed=arguments.seed)

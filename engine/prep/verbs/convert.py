@@ -1,12 +1,11 @@
-"""`cockpit data convert`: the rows of a file, a folder or a glob in another format.
+"""`cockpit data convert`: writes the rows of a file, a folder or a glob in another format.
 
-A row goes over whole or not at all: what the other format cannot hold is named in `OUT.rejects.jsonl`, beside the result.
+A row is converted without loss or not at all: rows that the other format cannot represent are listed in `OUT.rejects.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import glob
 import hashlib
 import json
@@ -26,14 +25,15 @@ from engine.prep.formats import FORMATS
 from engine.prep.readers import Record
 from engine.prep.stages.context import default_processes
 from engine.protocol.home import Home
+from engine.protocol.text import did_you_mean
 
 _WORK = "engine.prep.verbs.convert:convert_span"
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """`{rows, converted, rejected, file, rejects}`: rows read, rows written (a row may expand), rows that did not go over.
+    """`{rows, converted, rejected, file, rejects}`: rows read, rows written (a row may expand), rows that could not be converted.
 
-    Raises ValueError for an unknown format, and for a result that would stand in place of what it is made of.
+    Raises ValueError for an unknown format, and for a result that would overwrite its source.
     """
     _check_format(arguments.to, FORMATS)
     _check_format(arguments.format, ("auto", *FORMATS))
@@ -69,7 +69,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
 
 
 def convert_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Rows of a span, in the other format, to `rows`; those that do not go over to `rejects`."""
+    """The work on a span (see `chunks.Work`): writes converted rows to `rows`, the others to `rejects`."""
     row_format, to = settings["formats"][span.path], settings["to"]
     convert, revert = (
         read_rows.make_converter(SourceOptions(**settings["source"]), row_format),
@@ -83,7 +83,7 @@ def convert_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str
                 if record.value is None:
                     raise ValueError(record.reason)
                 canonical = convert(record.value)
-                # A row that has the format already stays as it is: there are several ways to say the same.
+                # A row that has the format already is not changed: a format may write the same in several ways.
                 found = [record.value] if row_format == to else [revert(each) for each in canonical]
                 content = b"".join(msgspec.json.encode(row) + b"\n" for row in found)
             except (ValueError, OverflowError) as error:
@@ -97,7 +97,7 @@ def convert_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str
 
 
 def _spans(path: Path) -> Iterator[Span]:
-    """Pieces of a JSONL file; what cannot be cut, as a whole."""
+    """Spans of a JSONL file; other files cannot be cut and are one span."""
     size = path.stat().st_size
     if path.suffix.lower() == ".jsonl":
         yield from chunks.cut(path)
@@ -117,7 +117,7 @@ def _records(span: Span) -> Iterator[Record]:
 
 
 def _work_folder(out: Path, settings: dict[str, Any], paths: list[Path]) -> Path:
-    """Where the pieces of this very work are kept, beside its result; those of another that was given up are removed."""
+    """The folder beside the result for the finished spans of this work. Removes folders of other, abandoned work for the same result."""
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     key = hashlib.sha256(json.dumps([settings, stats], sort_keys=True).encode()).hexdigest()[:16]
     folder = out.with_name(f".{out.name}.{key}")
@@ -129,6 +129,5 @@ def _work_folder(out: Path, settings: dict[str, Any], paths: list[Path]) -> Path
 
 def _check_format(name: str, known: Collection[str]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, FORMATS)
         raise ValueError(f"there is no format {name!r}{hint}; known are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""`cockpit data dedup`: rows that are there twice, or nearly, or in a file that is held out. `--set dedup.KEY=VALUE` as in a profile's data section."""
+"""`cockpit data dedup`: drops duplicate rows, similar rows, and rows of held-out files. `--set dedup.KEY=VALUE` as in a profile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.protocol.home import Home
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """`{rows, kept, exact, near, held_out, rejected, directory}`: `rows` = `kept` + `exact` + `near` + `rejected`.
 
-    `rejected` rows do not hold in their format; `held_out` of the duplicates are in the files of `--against`. Raises ValueError.
+    `rejected` rows are invalid in their format; `held_out` of the duplicates are in the files of `--against`. Raises ValueError.
     """
     options = parse_options(DedupOptions, "dedup", arguments.overrides)
     settings = {**options.model_dump(), "against": len(arguments.against)}

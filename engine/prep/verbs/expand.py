@@ -1,4 +1,4 @@
-"""`cockpit data expand`: new rows from an OpenAI-compatible service. `--set` takes `expand.KEY=VALUE`, as in a profile's data section."""
+"""`cockpit data expand`: new rows from an OpenAI-compatible service. `--set expand.KEY=VALUE` as in a profile's data section."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """What `engine.prep.expand.expand` returns, of `expand` or with `--dry-run` of `rehearse`. Raises ValueError, ProblemError."""
+    """The result of `expand`, or with `--dry-run` of `dry_run`. Raises ValueError, ProblemError."""
     options = parse_options(ExpandOptions, "expand", arguments.overrides, as_text=("prompts",))
     source = SourceOptions(source=arguments.file, format=arguments.format)
     paths = read_rows.locate(source, Path.cwd(), home)

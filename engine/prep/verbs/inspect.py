@@ -1,4 +1,4 @@
-"""`cockpit data inspect FILE`: what format the rows have, how many there are, which columns, and the first one as training sees it."""
+"""`cockpit data inspect FILE`: the format of the rows, their number, their columns, and the first row as training sees it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from engine.prep.sources import Progress
 from engine.protocol.home import Home
 
 _COLUMNS = 200
-"""Columns told by name: rows of free keys have any number of them."""
+"""Columns listed by name: rows with free keys have any number of columns."""
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """`{shape, rows, columns, sample}`. `rows` counts every record, readable or not; `sample` is the first good row, canonical.
 
-    Raises ValueError when there is nothing of that name, no row in it, or no format that fits.
+    Raises ValueError if nothing has that name, it has no rows, or no format fits.
     """
     asked = getattr(arguments, "format", "auto")
     if asked != "auto" and asked not in FORMATS:
@@ -48,7 +48,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 
 
 def _sample(source: SourceOptions, row_format: str, row: dict[str, Any]) -> Canonical | None:
-    """The row in canonical form, or the first that it expands into; None for a bad row."""
+    """The row in canonical form, the first one if it expands; None for a bad row."""
     try:
         canonical = column_mapping.make_converter(source, row_format)(row)[0]
     except (ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""`cockpit data split`: rows held out for validation and test, no near-duplicate across the border."""
+"""`cockpit data split`: holds out rows for validation and test; similar rows stay in the same part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, train, validation, test, rejected[, strata], directory}`: `rows` = `train` + `validation` + `test` + `rejected`. Raises ValueError."""
+    """`{rows, train, validation, test, rejected[, strata], directory}`: `rows` = `train` + `validation` + `test` + `rejected`.
+
+    Raises ValueError.
+    """
     options = parse_options(
         SplitOptions,
         "split",

@@ -1,4 +1,4 @@
-"""`cockpit data stats`: what a file's rows look like to a model."""
+"""`cockpit data stats`: statistics of a file's rows as a model sees them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, tokens, trained_tokens, length: {p50, p95, max, …}, …}` as `stats.measure` tells it; `plot` is the picture's path.
+    """`{rows, tokens, trained_tokens, length: {p50, p95, max, …}, …}` as `stats.measure` returns it; `plot` is the picture's path.
 
     Raises ValueError, ProblemError.
     """

@@ -28,11 +28,11 @@ _REPORT = "report.json"
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, tokens, trained_tokens, seconds, directory}`, what was rejected, truncated and masked, and `sequences` of a joined set.
+    """`{rows, tokens, trained_tokens, seconds, directory}`, the rows rejected, truncated and masked, and `sequences` for a joined set.
 
-    `seconds` are those from rows to tokens on disk, without the loading of libraries and tokenizer. The folder appears when it is
-    complete, with `rejects.jsonl` and `report.json` in it; the same command on the same files again finds it done. `--blocks` also leaves
-    flat files there (see `flat`). Raises ValueError, ProblemError.
+    `seconds` is the time from rows to tokens on disk, without loading libraries and tokenizer. The folder appears when it is complete,
+    with `rejects.jsonl` and `report.json` in it; repeating the command on the same files finds it done. `--blocks` also writes flat
+    files (see `token_file`). Raises ValueError, ProblemError.
     """
     if arguments.packing and arguments.blocks:
         raise ValueError("--packing keeps rows whole and --blocks cuts them: choose one")
@@ -60,13 +60,13 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 
 @dataclass(frozen=True)
 class TokenizeInput:
-    """What is tokenised: JSONL files of rows, or of placed rows where there are `files`, with their formats (see `tokenize_rows`)."""
+    """JSONL files of rows, or of placed rows if there are `files`, with their formats (see `tokenize_rows`)."""
 
     paths: list[Path]
     files: Sequence[str]
     formats: Sequence[str | None]
     rejects: Path | None
-    """Rows that were bad before they came to be tokenised."""
+    """The rows that were rejected before tokenisation."""
     read: int
     work: Path
     processes: int
@@ -81,9 +81,9 @@ class TokenizeInput:
 def open_input(
     home: Home, verb: str, arguments: argparse.Namespace, tokenizer_folder: Path, progress: Progress
 ) -> Iterator[TokenizeInput]:
-    """The rows of FILE, and a folder to work in, where a killed verb of the same files and settings goes on. Raises ValueError.
+    """The rows of FILE, and a work folder where a killed command with the same files and settings is continued. Raises ValueError.
 
-    JSONL files of one format are read where they lie; others are read and checked first.
+    JSONL files of one format are read in place; others are read and validated first.
     """
     source = parse_source(arguments)
     paths = source_files.list_paths(source, Path.cwd(), home, progress)
@@ -112,14 +112,14 @@ def open_input(
 
 
 def find_kind(formats: Collection[str | None]) -> str:
-    """The kind of rows, as a method's `Options.rows` names it, that files of these formats hold; mixed ones are taken for conversations."""
+    """The kind of rows (a method's `Options.rows`) in files of these formats; mixed files count as conversations."""
     if set(formats) == {"preference"}:
         return "pairs"
     return "judged" if set(formats) == {"kto"} else "tokens"
 
 
 def choose_loss_on(asked: str, formats: Collection[str | None]) -> str:
-    """`auto` trains plain text whole, all else by the assistant's turns."""
+    """Resolves `auto`: plain text is trained whole, other rows by the assistant's turns."""
     return asked if asked != "auto" else "all" if set(formats) == {"text"} else "assistant"
 
 
@@ -187,7 +187,7 @@ def _explain_empty(arguments: argparse.Namespace, rows: TokenizeInput, rejects: 
 
 
 def _read_report(out: Path) -> dict[str, Any]:
-    """What an earlier run has left at `out`. Raises ValueError when something else is there."""
+    """The report of an earlier run in `out`, empty without one. Raises ValueError if `out` contains anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return {}
     try:
@@ -213,7 +213,7 @@ def _publish(draft: Path, out: Path) -> None:
 
 
 def find_tokenizer(target: str, home: Home, progress: Progress) -> Path:
-    """The folder of a TARGET's tokenizer; a catalogue model is pulled. Raises ProblemError."""
+    """The folder of a TARGET's tokenizer; a model in the catalogue is pulled. Raises ProblemError."""
     found = targets.resolve(target, home, Path.cwd())
     found = targets.fetch(found, home, lambda _name, done, total: progress("pulling", done, total))
     for folder in filter(None, (found.adapter, None if found.on_hub else Path(found.base))):

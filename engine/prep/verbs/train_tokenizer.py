@@ -1,4 +1,4 @@
-"""`cockpit tokenizer train`: a tokenizer from data files of any format."""
+"""`cockpit tokenizer train`: trains a tokenizer on data files of any format."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from engine.protocol.home import Home, sync
 from engine.protocol.messages import Problem, ProblemError
 
 HELD_OUT = 1000
-"""Texts kept from training to measure compression on, at most; a tenth of few texts."""
+"""Texts that are held out to measure compression, at most, and at most a tenth of all texts."""
 _MEASURED = 20_000
 """Characters of a held-out text that are measured."""
 _TOLD = 500
-"""Rows between two words of progress."""
+"""Rows between two progress reports."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,7 +57,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
         template=template,
         byte_fallback=not arguments.no_byte_fallback,
     )
-    # Few rows leave none to hold out: compression on what was learnt is better than none, and is said to be that.
+    # With few rows none are held out: compression is then measured on the training texts, and a note says so.
     measured = [text[:_MEASURED] for text in files.take(held or chosen, "measuring")]
     result = {
         "size": len(tokenizer),
@@ -92,14 +92,14 @@ def _label_compared(name: str, own: str) -> str:
 
 
 def sample_rows(count: int, samples: int, seed: int) -> tuple[set[int], set[int]]:
-    """Numbers of the rows to learn from and to hold out: a seeded sample of `count` rows without replacement."""
+    """The numbers of the rows to train on and to hold out: a seeded sample of `count` rows without replacement."""
     held = min(HELD_OUT, count // 10)
     numbers = Random(seed).sample(range(count), min(count, samples + held))
     return set(numbers[held:]), set(numbers[:held])
 
 
 class Texts:
-    """The texts of files, streamed anew each time: they need not fit in memory."""
+    """The texts of files, streamed again each time, so they need not fit in memory."""
 
     def __init__(self, files: list[str], seed: int, progress: Progress) -> None:
         self.sources = [SourceOptions(source=file) for file in files]
@@ -107,7 +107,7 @@ class Texts:
         self.rejected = 0
 
     def count(self) -> int:
-        """Good rows. Raises ProblemError when there is none."""
+        """The number of good rows. Raises ProblemError if there are none."""
         rejects = Rejects(lambda _: None)
         count = 0
         for _ in self._read(rejects):
@@ -134,7 +134,7 @@ class Texts:
 
 
 class _Selection:
-    """Those texts of a set that have these numbers; may be gone through more than once."""
+    """The texts with these numbers; can be iterated more than once."""
 
     def __init__(self, texts: Texts, numbers: set[int], phase: str) -> None:
         self.all, self.numbers, self.phase = texts, numbers, phase
@@ -150,7 +150,7 @@ class _Selection:
 
 
 def _load_others(home: Home, names: list[str]) -> dict[str, Any]:
-    """Tokenizers to compare with, by name: those asked for, else the catalogue's that are here."""
+    """Tokenizers to compare with, by name: the requested ones, or else those of the pulled catalogue models."""
     names = names or [name for name in CATALOGUE if has_tokenizer(home.models / name)]
     found: dict[str, Any] = {}
     for name in names:
@@ -160,7 +160,7 @@ def _load_others(home: Home, names: list[str]) -> dict[str, Any]:
 
 
 def _find_tokenizer(name: str, home: Home) -> tuple[str, Path]:
-    """Label and folder of a tokenizer: of a folder that holds one, a model or not, or of a target. Raises ProblemError."""
+    """Label and folder of a tokenizer, named by a folder or by any target. Raises ProblemError."""
     folder = Path(name).expanduser().absolute()
     if has_tokenizer(folder):
         return folder.name, folder
@@ -179,7 +179,7 @@ def _find_tokenizer(name: str, home: Home) -> tuple[str, Path]:
 
 
 def _save(tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
-    """Write the folder as a whole, in place of an earlier one."""
+    """Write the folder atomically, replacing an earlier one."""
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(out)
     draft, old = (out.with_name(f".{out.name}.{kind}.{os.getpid()}") for kind in ("draft", "old"))
@@ -198,7 +198,7 @@ def _save(tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
 
 
 def _remove_stale(out: Path) -> None:
-    """Remove what killed processes have left beside `out`."""
+    """Remove drafts that killed processes have left beside `out`."""
     for path in out.parent.glob(f".{glob.escape(out.name)}.*"):
         left = re.fullmatch(r"(?:draft|old)\.(\d+)", path.name.removeprefix(f".{out.name}."))
         if left and not psutil.pid_exists(int(left[1])):

@@ -1,4 +1,4 @@
-"""`cockpit data validate`: every bad row of a file, a folder or a glob, with file, line, byte offset and reason."""
+"""`cockpit data validate`: lists the bad rows of a file, a folder or a glob, with file, line, byte offset and reason."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from engine.storage import cache
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, good, rejected, reasons, rejects}`; `rows` = `good` + `rejected`, `reasons` by class, `rejects` the path of the bad rows' file.
+    """`{rows, good, rejected, reasons, rejects}`: `rows` = `good` + `rejected`; `reasons` by class; `rejects` is the file of the bad rows.
 
-    With `--out` it lies there, beside rows.jsonl (the good rows) and report.json; without, in the home's cache. Raises ValueError.
+    With `--out` that file is in the given folder, beside rows.jsonl (the good rows) and report.json, else in the home's cache. Raises
+    ValueError.
     """
     with open_rows(home, "validate", arguments, {}, progress) as found:
         report = {
@@ -33,7 +34,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 
 
 def _cache_rejects(home: Home, found: CheckedRows) -> Path:
-    """The rejects in the cache, under a name that hangs on what they are."""
+    """Keep the rejects in the cache, under a hash of their content; returns the file."""
     name = "rejects-" + cache.entry_key({"rejects": found.rejects}, {}, lambda _: None)
     if not (home.cache / name).is_dir():
         with cache.new_entry(home, name) as folder:
