@@ -154,14 +154,14 @@ class Service:
             unreached = "connect" in type(error.__cause__).__name__.lower()
             raise TransientError(f"the connection failed: {self._safe(error.__cause__ or error)}", billed=not unreached)
         except openai.APIStatusError as error:
-            raise self._refusal(error.status_code, error.response.headers, self._said(error))
+            raise self._refusal(error.status_code, error.response.headers, self._message(error))
         wait = limit_wait(raw.http_response.headers)
         if wait:
             self.pause(min(wait, LONGEST_WAIT))
         return _parse_reply(raw.http_response.content)
 
-    def _refusal(self, status: int, headers: Mapping[str, str], said: str) -> Exception:
-        spent = status == 429 and _SPENT.search(said)
+    def _refusal(self, status: int, headers: Mapping[str, str], message: str) -> Exception:
+        spent = status == 429 and _SPENT.search(message)
         if status in _STOPS or spent:
             what = _STOPS[402] if spent else _STOPS[status]
             hints = {
@@ -169,7 +169,7 @@ class Service:
                 404: f"look at {self._options.SECTION}.base_url and {self._options.SECTION}.model",
             }
             hint = hints.get(status, "what was made is kept; the same command goes on from here")
-            return ProblemError(Problem(title=f"{self._options.base_url} {what}", cause=f"{status}: {said}", hint=hint))
+            return ProblemError(Problem(title=f"{self._options.base_url} {what}", cause=f"{status}: {message}", hint=hint))
         if status == 429:
             return RateLimitError(retry_after(headers))
         if status >= 500 or status in (408, 409, 425):
@@ -177,9 +177,9 @@ class Service:
             if wait:
                 self.pause(min(wait, LONGEST_WAIT))
             return TransientError(f"status {status}", billed=False)
-        return RefusedError(f"status {status}: {said}")
+        return RefusedError(f"status {status}: {message}")
 
-    def _said(self, error: Any) -> str:
+    def _message(self, error: Any) -> str:
         body = error.body
         message = body.get("message") if isinstance(body, dict) else body
         code = body.get("code") if isinstance(body, dict) else None
@@ -205,10 +205,10 @@ def _parse_reply(content: bytes) -> Reply:
     return Reply(text, str(finish), _parse_usage(body.get("usage")))
 
 
-def _parse_usage(said: Any) -> Usage | None:
-    if not isinstance(said, dict):
+def _parse_usage(usage: Any) -> Usage | None:
+    if not isinstance(usage, dict):
         return None
-    prompt, reply = said.get("prompt_tokens"), said.get("completion_tokens")
+    prompt, reply = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not isinstance(prompt, int) or not isinstance(reply, int) or prompt < 0 or reply < 0:
         return None
     return Usage(prompt, reply)
@@ -216,14 +216,14 @@ def _parse_usage(said: Any) -> Usage | None:
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds until another request is allowed, by the headers; None if they do not say."""
-    milliseconds, said = headers.get("retry-after-ms"), headers.get("retry-after")
+    milliseconds, after = headers.get("retry-after-ms"), headers.get("retry-after")
     try:
         if milliseconds is not None:
             return max(0.0, float(milliseconds) / 1000)
-        if said is not None and (date := _parse_date(said)) is not None:
+        if after is not None and (date := _parse_date(after)) is not None:
             return max(0.0, date - time.time())
-        if said is not None:
-            return max(0.0, float(said))
+        if after is not None:
+            return max(0.0, float(after))
     except ValueError:
         pass
     return limit_wait(headers) or None

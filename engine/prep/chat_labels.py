@@ -171,9 +171,9 @@ class Renderer:
             assert isinstance(text, str) and isinstance(turn.before, str) and isinstance(turn.after, str)
             start = len(turn.before)
             if text.startswith(turn.after) and turn.after.startswith(turn.before):
-                said = turn.after[start:].rstrip()
-                closed = said.endswith(self._turn_ends)
-                end = start + len(said) if closed else len(turn.after)
+                reply = turn.after[start:].rstrip()
+                closed = reply.endswith(self._turn_ends)
+                end = start + len(reply) if closed else len(turn.after)
             elif turn.after == text:
                 return Refusal(
                     "the chat template renders earlier turns differently once the reply follows "
@@ -203,9 +203,9 @@ class Renderer:
         start = _common_prefix(
             turn.before, text
         )  # shorter than `before` if that opens a thought which is dropped later
-        said, rest = turn.after[start:].rstrip(), text[start:]
-        close = self._ending_token(said)
-        body = said.removesuffix(close).rstrip() if close else ""
+        reply, rest = turn.after[start:].rstrip(), text[start:]
+        close = self._ending_token(reply)
+        body = reply.removesuffix(close).rstrip() if close else ""
         words = [
             turn.message["content"].strip(),
             *(call["function"]["name"] for call in turn.message.get("tool_calls", ())),

@@ -45,7 +45,7 @@ class EncodedText(NamedTuple):
 
 
 class Encoder(Protocol):
-    def encode(self, asked: Sequence[EncodeRequest]) -> list[EncodedText]: ...
+    def encode(self, requests: Sequence[EncodeRequest]) -> list[EncodedText]: ...
 
 
 def choose_encoder(tokenizer: Any) -> Encoder:
@@ -66,11 +66,11 @@ class TextEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, asked: Sequence[EncodeRequest]) -> list[EncodedText]:
+    def encode(self, requests: Sequence[EncodeRequest]) -> list[EncodedText]:
         import numpy
 
         done = []
-        for special, group in itertools.groupby(asked, key=lambda each: each.special):
+        for special, group in itertools.groupby(requests, key=lambda each: each.special):
             texts = list(group)
             encodings = self._tokenizer.encode_batch([each.text for each in texts], add_special_tokens=special)
             for each, encoding in zip(texts, encodings, strict=True):
@@ -98,11 +98,11 @@ class WordEncoder:
         """Word -> its tokens with a space before it."""
         self._within: dict[tuple[str, int], int] = {}
 
-    def encode(self, asked: Sequence[EncodeRequest]) -> list[EncodedText]:
+    def encode(self, requests: Sequence[EncodeRequest]) -> list[EncodedText]:
         for known in (self._exact, self._spaced, self._within):
             if len(known) > _MOST:
                 known.clear()
-        return [self._encode(*each) for each in asked]
+        return [self._encode(*each) for each in requests]
 
     def _encode(self, text: str, marks: Sequence[int], special: bool) -> EncodedText:
         begin, end = self._frame if special else (b"", b"")

@@ -26,8 +26,8 @@ def problems_for_mistakes(title: str) -> Iterator[None]:
 
 def count_bad(profile: Profile, checked: dict[str, Any]) -> int:
     """Bad rows that count towards `data.max_rejected`. Rows without a reply do not count if cleaning is to drop them."""
-    asked = profile.data.clean and profile.data.clean.empty
-    return int(checked["rejected"]) - (clean.count_empty(checked) if asked else 0)
+    drops_empty = profile.data.clean and profile.data.clean.empty
+    return int(checked["rejected"]) - (clean.count_empty(checked) if drops_empty else 0)
 
 
 def check_rejects(rejected: int, read: int, first: list[str], limit: float, part: str) -> None:

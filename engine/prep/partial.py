@@ -9,7 +9,7 @@ from typing import NamedTuple
 from engine.config.profile import Profile
 from engine.options.data import SourceOptions
 from engine.prep.base_model import Progress
-from engine.prep.prepare import expand_sources, list_source_files, locate_sources, row_settings, run_stages
+from engine.prep.prepare import expand_sources, list_source_files, locate_sources, rows_entry, run_stages
 from engine.prep.stages.pipeline import OPTIONAL_STAGES, SourceFiles, StageRows
 from engine.protocol.home import Home
 from engine.storage import cache
@@ -35,8 +35,8 @@ class _Step(NamedTuple):
 
 def list_stages(profile: Profile) -> list[str]:
     """The stages of a profile, in order."""
-    asked = [name for name in OPTIONAL_STAGES if getattr(profile.data, name)]
-    return [*([EXPAND] if profile.data.expand else []), VALIDATE, *asked, TOKENIZE]
+    enabled = [name for name in OPTIONAL_STAGES if getattr(profile.data, name)]
+    return [*([EXPAND] if profile.data.expand else []), VALIDATE, *enabled, TOKENIZE]
 
 
 def run_until(profile: Profile, stage: str, home: Home, progress: Progress) -> StageOutput:
@@ -52,9 +52,9 @@ def run_until(profile: Profile, stage: str, home: Home, progress: Progress) -> S
     total = sum(path.stat().st_size for path in files.values())
     digests = cache.file_digests(files, lambda done: progress("reading", done, total))
     own = [options for options, _ in sources["train"]]
-    told = expand_sources(profile, home, sources, digests, progress) if profile.data.expand else None
+    expansion = expand_sources(profile, home, sources, digests, progress) if profile.data.expand else None
     forms = [options for options, _ in sources["train"][len(own) :]] or own
-    folder = Path(told["directory"]) if told else None
+    folder = Path(expansion["directory"]) if expansion else None
     names = [name for name in list_stages(profile) if name not in (EXPAND, TOKENIZE)]
     last = names.index(stage) if stage in names else 0 if stage == EXPAND else len(names) - 1
     steps = [_make_step(profile, sources, names[: at + 1], names, digests) for at in range(last + 1)]
@@ -85,5 +85,4 @@ def _make_step(
             part: [(options.model_copy(update={"weight": 1.0}), paths) for options, paths in found]
             for part, found in sources.items()
         }
-    of_rows = {role: digests[role] for role in list_source_files(sources)}
-    return _Step(profile, sources, "data-" + cache.entry_name(of_rows, row_settings(profile, sources)))
+    return _Step(profile, sources, rows_entry(profile, sources, digests))

@@ -113,11 +113,11 @@ def is_tokenised(path: Path) -> bool:
     """Whether `datasets.save_to_disk` wrote this folder and its rows are tokens, of any kind (see `token_rows.COLUMNS`)."""
     from engine.prep.token_rows import COLUMNS
 
-    told = path / "dataset_info.json"
-    if not (path / "state.json").is_file() or not told.is_file():
+    info = path / "dataset_info.json"
+    if not (path / "state.json").is_file() or not info.is_file():
         return False
     try:
-        features = json.loads(told.read_text(encoding="utf-8")).get("features") or {}
+        features = json.loads(info.read_text(encoding="utf-8")).get("features") or {}
     except (ValueError, AttributeError):
         return False
     return any(set(columns) <= set(features) for columns in COLUMNS.values())
@@ -141,8 +141,10 @@ def _list_below(folder: Path, source: str) -> list[Path]:
     found = list(_drop_repeated(_walk_readable(folder)))
     if not found:
         seen = Counter(path.suffix.lower() or "no suffix" for path in folder.rglob("*") if path.is_file())
-        told = ", ".join(f"{count} × {suffix}" for suffix, count in seen.most_common(5)) or "nothing at all"
-        raise ValueError(f"{source} is a folder without a file that can be read ({told}); known are {', '.join(KINDS)}")
+        kinds = ", ".join(f"{count} × {suffix}" for suffix, count in seen.most_common(5)) or "nothing at all"
+        raise ValueError(
+            f"{source} is a folder without a file that can be read ({kinds}); known are {', '.join(KINDS)}"
+        )
     return found
 
 
@@ -151,11 +153,11 @@ def _walk_readable(folder: Path) -> Iterator[Path]:
     entered: set[tuple[int, int]] = set()
     found: list[Path] = []
     for place, folders, names in os.walk(folder, followlinks=True):
-        told = Path(place).stat()
-        if (told.st_dev, told.st_ino) in entered:  # a link to a folder whose files are listed already
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in entered:  # a link to a folder whose files are listed already
             folders.clear()
             continue
-        entered.add((told.st_dev, told.st_ino))
+        entered.add((status.st_dev, status.st_ino))
         # Sorted, so that every machine takes the same of two ways to a folder; hidden folders are caches and repositories.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(place, name) for name in names if not name.startswith(".") and _is_rows(name)]
@@ -237,8 +239,8 @@ def _stream_rows(hub: HubSource, progress: Progress) -> Iterator[bytes]:
     written = f"{HUB}{hub.name}{':' + hub.config if hub.config else ''}@{hub.split}"
     try:
         rows = datasets.load_dataset(hub.name, hub.config, split=hub.split, streaming=True)
-        told = (rows.info.splits or {}).get(hub.split)
-        total = told.num_examples if told else 0
+        split = (rows.info.splits or {}).get(hub.split)
+        total = split.num_examples if split else 0
         for number, row in enumerate(rows, 1):
             yield _encode_row(row, number)
             progress("fetching", number, total)

@@ -65,9 +65,9 @@ def read_bad_rows(rows: StageRows) -> list[BadRow]:
             for line in file:
                 if len(found) == MOST:
                     return found
-                told = row_files.decode(line)
-                source, stage = Path(told["file"]), told.get("stage", "validate")
+                entry = row_files.decode(line)
+                source, stage = Path(entry["file"]), entry.get("stage", "validate")
                 stored = source if source.suffix.lower() == ".jsonl" else path
-                reason = f"{stage}: {told['reason']}"
-                found.append(BadRow(source, stored, told["line"], told["offset"], None, reason))
+                reason = f"{stage}: {entry['reason']}"
+                found.append(BadRow(source, stored, entry["line"], entry["offset"], None, reason))
     return found

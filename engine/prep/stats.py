@@ -46,7 +46,8 @@ _VALUES = 1000
 """Values of a column that are counted separately; further ones are counted together."""
 _LONG_VALUE = 100
 """Characters of a value that are shown."""
-_COLUMNS = ("lengths", "first")
+_ARRAYS = ("lengths", "first")
+"""Files that a span leaves, int32: see `truncation`."""
 
 
 def measure(
@@ -59,10 +60,11 @@ def measure(
     context: Context,
     rejects: Rejects,
 ) -> dict[str, Any]:
-    """Figures of placed rows (see `stages.placed`), as `cockpit data stats` tells them. Those that no template renders go to `rejects`.
+    """Figures of placed rows (see `stages.row_files`), as `cockpit data stats` reports them. Rows that cannot be rendered go to `rejects`.
 
-    `wanted` is the kind of rows (see a method's `Options.rows`): preference pairs are told by their prompts and both replies, a pair's length being
-    that of its longer sequence. `by` names a column whose values are told apart. Raises ValueError when no row has it, or when nothing can be tokenised.
+    `kind` is the kind of rows (a method's `Options.rows`). For preference pairs, the lengths of prompts and replies are reported too;
+    the length of a pair is that of its longer sequence. `by` names a column whose values are reported separately. Raises ValueError
+    if no row has that column, or if no row can be tokenised.
     """
     import numpy
 
@@ -70,31 +72,19 @@ def measure(
         tokenizer=str(ChatTokenizer.of(tokenizer).save(context.folder)), kind=kind, loss_on=loss_on, by=by
     )
     size = max(1, rows.stat().st_size)
-    settings["sampled"] = -(-SAMPLED * 8 * 2**20 // max(size, 8 * 2**20))  # of each span of 8 MiB
-    tokens = context.within("tokens")
-    counts, told, groups = Counts(), Counter[str](), dict[str, Counts]()
-    parts: dict[str, Counter[int]] = {name.removesuffix("_ids"): Counter() for name in _id_columns(kind)}
-    judged = Counter[str]()
-    arrays: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-    columns: set[str] = set()
-    for done in tokens.work_through([rows], f"{__name__}:measure_span", settings, "tokenising"):
-        counts.add(Counts.from_json(done.counts["counts"]))
-        told.update(done.counts["languages"])
-        judged.update(done.counts["judged"])
-        for name, lengths_of in done.counts["parts"].items():
-            parts[name].update(dict(lengths_of))
-        columns |= set(done.counts["columns"])
-        _add_groups(groups, done)
-        for name in _COLUMNS:
-            arrays[name].append(numpy.fromfile(done.folder / name, dtype=numpy.int32))
-        for line in (done.folder / "rejects.jsonl").read_bytes().splitlines():
-            rejects.add(**msgspec.json.decode(line))
+    settings["sampled"] = -(-SAMPLED * 8 * 2**20 // max(size, 8 * 2**20))  # per span of 8 MiB
+    totals = _Totals(kind)
+    work = f"{__name__}:measure_span"
+    for done in context.within("tokens").work_through([rows], work, settings, "tokenising"):
+        totals.add(done, rejects)
+    counts = totals.counts
     if not counts.rows:
         raise ValueError(f"no row can be tokenised: {'; '.join(rejects.first) or 'there are none'}")
-    if by and by not in columns:
-        raise ValueError(f"no row has a column {by!r}; there are {', '.join(sorted(columns)) or 'none'}")
-    lengths, first = (numpy.concatenate(arrays[name]) for name in _COLUMNS)
+    if by and by not in totals.columns:
+        raise ValueError(f"no row has a column {by!r}; there are {', '.join(sorted(totals.columns)) or 'none'}")
+    lengths, first = (numpy.concatenate(totals.arrays[name]) for name in _ARRAYS)
     lengths = lengths.reshape(len(first), -1)
+    groups = {value: _summarize_group(each) for value, each in _largest_first(totals.groups)}
     return {
         "rows": counts.rows,
         "tokens": counts.tokens,
@@ -103,19 +93,46 @@ def measure(
         "rejected": rejects.count,
         "untrained": counts.masked,
         "length": describe(counts.lengths),
-        **({"parts": {name: describe(each) for name, each in parts.items()}} if parts else {}),
-        **({"judged": dict(judged)} if judged else {}),
+        **({"parts": {name: describe(each) for name, each in totals.parts.items()}} if totals.parts else {}),
+        **({"judged": dict(totals.judged)} if totals.judged else {}),
         "histogram": histogram(counts.lengths),
         "duplicates": duplicates([rows], context.within("fingerprints")),
-        "languages": _language_shares(told),
+        "languages": _language_shares(totals.languages),
         "truncation": {
             str(at): truncation(lengths, first, at)
             for at in sorted({*CUTS, max_length})
             if at <= max(max_length, lengths.max())
         },
         "padding": padding(numpy.minimum(lengths.ravel(), max_length), max_length),
-        **({"by": {by: {value: _summarize_group(each) for value, each in _largest_first(groups)}}} if by else {}),
+        **({"by": {by: groups}} if by else {}),
     }
+
+
+class _Totals:
+    """The sums of all spans."""
+
+    def __init__(self, kind: str) -> None:
+        self.counts, self.groups = Counts(), dict[str, Counts]()
+        self.languages, self.judged = Counter[str](), Counter[str]()
+        self.parts: dict[str, Counter[int]] = {name.removesuffix("_ids"): Counter() for name in _id_columns(kind)}
+        self.arrays: dict[str, list[Any]] = {name: [] for name in _ARRAYS}
+        self.columns: set[str] = set()
+
+    def add(self, done: SpanResult, rejects: Rejects) -> None:
+        import numpy
+
+        self.counts.add(Counts.from_json(done.counts["counts"]))
+        self.languages.update(done.counts["languages"])
+        self.judged.update(done.counts["judged"])
+        for name, lengths in done.counts["parts"].items():
+            self.parts[name].update(dict(lengths))
+        self.columns |= set(done.counts["columns"])
+        for name, each in done.counts["groups"].items():
+            _group_of(self.groups, name).add(Counts.from_json(each))
+        for name in _ARRAYS:
+            self.arrays[name].append(numpy.fromfile(done.folder / name, dtype=numpy.int32))
+        for line in (done.folder / "rejects.jsonl").read_bytes().splitlines():
+            rejects.add(**msgspec.json.decode(line))
 
 
 # ── figures ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -307,19 +324,14 @@ def _languages(texts: Iterable[str]) -> Iterable[str]:
 
 def _group(groups: dict[str, Counts], by: str, rows: list[Canonical], lengths: Any, trained: list[int]) -> None:
     tokens, longest = lengths.sum(axis=1).tolist(), lengths.max(axis=1).tolist()
-    for content, count, length, learnt in zip(rows, tokens, longest, trained, strict=True):
+    for content, count, length, trained_tokens in zip(rows, tokens, longest, trained, strict=True):
         value = content.get("columns", {}).get(by)
         name = value if isinstance(value, str) else msgspec.json.encode(value, order="sorted").decode()
         group = _group_of(groups, name[:_LONG_VALUE])
-        group.add(Counts(rows=1, tokens=count, trained_tokens=learnt, lengths=Counter([length])))
+        group.add(Counts(rows=1, tokens=count, trained_tokens=trained_tokens, lengths=Counter([length])))
 
 
 def _group_of(groups: dict[str, Counts], name: str) -> Counts:
     if name not in groups and len(groups) >= _VALUES:
         name = "(further values)"
     return groups.setdefault(name, Counts())
-
-
-def _add_groups(groups: dict[str, Counts], done: SpanResult) -> None:
-    for name, each in done.counts["groups"].items():
-        _group_of(groups, name).add(Counts.from_json(each))

@@ -37,13 +37,13 @@ class RowTokenizer:
         refused = {at: result.reason for at, result in enumerate(rendered) if isinstance(result, Refusal)}
         kept = [(at, result) for at, result in enumerate(rendered) if isinstance(result, RenderedRow)]
         marks = [_marks(result) for _, result in kept]
-        asked = [
+        requests = [
             EncodeRequest(result.text, mark, result.special) for (_, result), mark in zip(kept, marks, strict=True)
         ]
         parts, lengths, numbers = [], [], []
         bounds: list[tuple[int, int]] = []
         total = 0
-        for (at, result), mark, encoded in zip(kept, marks, self._encoder.encode(asked), strict=True):
+        for (at, result), mark, encoded in zip(kept, marks, self._encoder.encode(requests), strict=True):
             whole = len(encoded.ids) // WIDTH
             length = min(whole, self._max_length)
             counts.truncated += whole > length

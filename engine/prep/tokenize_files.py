@@ -114,7 +114,7 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
     tokenizing = _load_row_tokenizer(
         *(settings[name] for name in ("kind", "tokenizer", "loss_on", "max_length", "max_prompt", "task"))
     )
-    counts, told = Counts(), {"read": 0, "untemplated": ""}
+    counts, summary = Counts(), {"read": 0, "untemplated": ""}
     golden: list[list[dict[str, Any]]] = []
     with (
         (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects_file,
@@ -126,7 +126,7 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
         while some := list(itertools.islice(rows, BATCH)):
             spoken = next((row for row in some if conversation_of(row.content)), None)
             if spoken and not tokenizing.template:
-                told["untemplated"] = f"{Path(spoken.file).name}:{spoken.line}"
+                summary["untemplated"] = f"{Path(spoken.file).name}:{spoken.line}"
                 break
             batch = tokenizing([row.content for row in some], counts)
             for at, reason in batch.refused.items():
@@ -138,8 +138,8 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
                     golden.append(talk)
                 if settings["kept_rows"]:
                     rows_file.write(msgspec.json.encode(content) + b"\n")
-        told["read"] = rejects.read
-    return {"counts": counts.to_json(), "golden": golden, **told}
+        summary["read"] = rejects.read
+    return {"counts": counts.to_json(), "golden": golden, **summary}
 
 
 @functools.lru_cache(maxsize=2)

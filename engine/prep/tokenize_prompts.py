@@ -34,7 +34,7 @@ class PromptTokenizer:
     def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:
         """The rows that can be answered, in order. Adds every row but the refused ones to `counts`."""
         refused: dict[int, str] = {}
-        asked: list[tuple[int, Canonical, str]] = []
+        conversations: list[tuple[int, Canonical, str]] = []
         for at, row in enumerate(rows):
             if "messages" not in row:
                 counts.misfits[kind_of(row)] += 1
@@ -44,14 +44,14 @@ class PromptTokenizer:
             else:
                 prompt, reference = _split_reference(row["messages"])
                 tools = {"tools": row["tools"]} if "tools" in row else {}
-                asked.append((at, {"messages": prompt, **tools}, reference))
-        texts = self._renderer.render_prompts([row for _, row, _ in asked])
+                conversations.append((at, {"messages": prompt, **tools}, reference))
+        texts = self._renderer.render_prompts([row for _, row, _ in conversations])
         counts.unwritten += self._renderer.unwritten.total()
         self._renderer.unwritten.clear()
         rendered = [text if isinstance(text, str) else "" for text in texts]
         encoded = self._encoder.encode([EncodeRequest(text, (), False) for text in rendered])
         kept, ids, prompts, references = [], [], [], []
-        for (at, row, reference), text, found in zip(asked, texts, encoded, strict=True):
+        for (at, row, reference), text, found in zip(conversations, texts, encoded, strict=True):
             if isinstance(text, Refusal):
                 refused[at] = text.reason
             elif cut := self._truncate(found.ids, counts):

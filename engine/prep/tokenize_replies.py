@@ -89,7 +89,7 @@ class ReplyTokenizer:
         rendered = self._renderer.render(chats)
         counts.unwritten += self._renderer.unwritten.total() // len(self._names)
         self._renderer.unwritten.clear()
-        asked: list[tuple[EncodeRequest, int, list[int]]] = []
+        requests: list[tuple[EncodeRequest, int, list[int]]] = []
         reasons: dict[int, str] = {}
         for number, result in enumerate(rendered):
             row, place = divmod(number, len(self._names))
@@ -99,11 +99,11 @@ class ReplyTokenizer:
             elif len(result.spans) <= turns:
                 reasons.setdefault(row, f"{self._names[place]} has the weight 0: nothing of it would be trained")
             else:
-                asked.append(_request(result, result.spans[turns][0]))
+                requests.append(_request(result, result.spans[turns][0]))
                 continue
-            asked.append((EncodeRequest("", (), False), 0, []))
-        encoded = self._encoder.encode([each for each, _, _ in asked])
-        sequences = [_make_sequence(*each[1:], found, each[0]) for each, found in zip(asked, encoded, strict=True)]
+            requests.append((EncodeRequest("", (), False), 0, []))
+        encoded = self._encoder.encode([each for each, _, _ in requests])
+        sequences = [_make_sequence(*each[1:], found, each[0]) for each, found in zip(requests, encoded, strict=True)]
         step = len(self._names)
         return [
             Refusal(reasons[row]) if row in reasons else sequences[row * step : (row + 1) * step]
@@ -146,8 +146,8 @@ def _request(rendered: RenderedRow, start: int) -> tuple[EncodeRequest, int, lis
     return EncodeRequest(rendered.text, sorted({start, *ends}), rendered.special), start, ends
 
 
-def _make_sequence(start: int, ends: list[int], encoded: EncodedText, asked: EncodeRequest) -> _Sequence:
-    place = dict(zip(asked.marks, encoded.places, strict=True))
+def _make_sequence(start: int, ends: list[int], encoded: EncodedText, request: EncodeRequest) -> _Sequence:
+    place = dict(zip(request.marks, encoded.places, strict=True))
     return _Sequence(encoded.ids, place.get(start, 0), [place[end] for end in ends])
 
 

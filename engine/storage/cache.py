@@ -47,8 +47,8 @@ def entry_key(files: Mapping[str, Path], settings: Mapping[str, Any], progress: 
 
 def entry_name(digests: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     """The name of an entry: a hash of everything that it is made from."""
-    told = json.dumps({"version": VERSION, "files": digests, "settings": settings}, sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    content = json.dumps({"version": VERSION, "files": digests, "settings": settings}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def file_digests(files: Mapping[str, Path], progress: Callable[[int], object]) -> dict[str, str]:

@@ -56,9 +56,9 @@ def digest(line: bytes) -> str:
 def read_decisions(folder: Path) -> dict[str, str]:
     """Digest -> the last decision about the row. Raises ValueError for a file with other content."""
     path = folder / DECISIONS
-    told: dict[str, str] = {}
+    found: dict[str, str] = {}
     if not path.is_file():
-        return told
+        return found
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):  # incomplete because of a kill; the next writer removes it
             break
@@ -69,8 +69,8 @@ def read_decisions(folder: Path) -> dict[str, str]:
             decision = None
         if decision not in WORDS:
             raise ValueError(f"{path}:{number} is no decision about a row: mend or remove that line")
-        told[row] = decision
-    return told
+        found[row] = decision
+    return found
 
 
 def decide(folder: Path, row: str, decision: str) -> RowCounts:

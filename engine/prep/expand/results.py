@@ -62,10 +62,10 @@ class Results:
                 sync(draft)
                 draft.replace(self._out / name)
             kept, dropped = decisions.publish(self._out)
-        told = {**report, "rows": kept, "dropped": dropped}
-        write_private(self._out / "report.json", (json.dumps(told, ensure_ascii=False, indent=1) + "\n").encode())
+        report = {**report, "rows": kept, "dropped": dropped}
+        write_private(self._out / "report.json", (json.dumps(report, ensure_ascii=False, indent=1) + "\n").encode())
         sync(self._out)
-        return told
+        return report
 
     def _finish_answer(self) -> None:
         if self._answer:

@@ -43,9 +43,9 @@ def build_row(item: Any, seed: Seed) -> dict[str, Any]:
 
 def duplicate_key(row: dict[str, Any], form: Form) -> str:
     """All text except the assistant's. If the source has its own prompt, only the values that fill it."""
-    asked = form.prompt_values(row)
-    if asked is not None:
-        return asked
+    values = form.prompt_values(row)
+    if values is not None:
+        return values
     content = form.content(row)
     if "text" in content:
         return str(content["text"])

@@ -98,11 +98,11 @@ def read_seeds(
         with path.open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
-    for seed, told, done in _iterate_seeds(sources, forms):
+    for seed, where, done in _iterate_seeds(sources, forms):
         progress(done, total)
         if seed is None or not task.fits(seed):
             unused += 1
-            first = first or (told if seed is None else f"{told}: it does not fit the task {name}")
+            first = first or (where if seed is None else f"{where}: it does not fit the task {name}")
             continue
         count += 1
         columns.setdefault(id(seed.form), set()).update(seed.row)

@@ -41,8 +41,8 @@ def folder_of(options: ExpandOptions, sources: Sources, digests: Mapping[str, st
     """The folder for the expansion of these sources, whether it exists or not. `digests` are those of the sources' files, by role."""
     forms = [source.model_dump(exclude={"source", "weight"}) for source, _ in sources]
     kinds = [path.suffix.lower() for _, paths in sources for path in paths]
-    told = [sorted(digests.items()), forms, kinds, options.model_dump(include=set(_REQUESTS))]
-    return home.cache / f"expand-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]}"
+    made_of = [sorted(digests.items()), forms, kinds, options.model_dump(include=set(_REQUESTS))]
+    return home.cache / f"expand-{hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]}"
 
 
 def expand_training(
@@ -53,16 +53,16 @@ def expand_training(
     Raises what `expand` raises; the answers received until then are kept, and the same call continues from there.
     """
     with cache.permanent_folder(home, folder_of(options, sources, digests, home).name) as folder:
-        told = _make_rows(folder, options, sources, progress)
-        lines, dropped = _read_kept(folder, told["forms"])
+        stage = _make_rows(folder, options, sources, progress)
+        lines, dropped = _read_kept(folder, stage["forms"])
     report = {
-        **told["report"],
-        "rows": len(told["forms"]),
+        **stage["report"],
+        "rows": len(stage["forms"]),
         "dropped": dropped,
         "rejects": str(folder / "rejects.jsonl"),
         "directory": str(folder),
     }
-    return ExpandedSources(_write_sources(lines, told["kinds"], sources, home), report)
+    return ExpandedSources(_write_sources(lines, stage["kinds"], sources, home), report)
 
 
 def is_made(options: ExpandOptions, sources: Sources, digests: Mapping[str, str], home: Home) -> bool:
@@ -74,14 +74,14 @@ def is_made(options: ExpandOptions, sources: Sources, digests: Mapping[str, str]
 def _make_rows(folder: Path, options: ExpandOptions, sources: Sources, progress: Progress) -> dict[str, Any]:
     """The content of `stage.json`; expands first if it does not exist or has other settings."""
     marker = folder / "stage.json"
-    asked = options.model_dump(include=set(_ROWS))
-    told: dict[str, Any] = json.loads(marker.read_bytes()) if marker.is_file() else {}
-    if told.get("asked") != asked:
+    settings = options.model_dump(include=set(_ROWS))
+    stage: dict[str, Any] = json.loads(marker.read_bytes()) if marker.is_file() else {}
+    if stage.get("asked") != settings:
         marker.unlink(missing_ok=True)  # from here on it may not match the rows
         made = expand_sources(sources, options, folder, progress)
-        told = {"asked": asked, "report": made.report, "kinds": made.formats, "forms": made.forms}
-        write_private(marker, json.dumps(told, ensure_ascii=False).encode())
-    return told
+        stage = {"asked": settings, "report": made.report, "kinds": made.formats, "forms": made.forms}
+        write_private(marker, json.dumps(stage, ensure_ascii=False).encode())
+    return stage
 
 
 def _read_kept(folder: Path, forms: list[int]) -> tuple[dict[int, list[bytes]], int]:

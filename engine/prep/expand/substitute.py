@@ -61,9 +61,9 @@ def find_exchange(content: Canonical, instructions: tuple[str, ...]) -> Exchange
     turns = [turn for turn in content.get("messages", ()) if turn["role"] != "system"]
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
         raise ValueError("it is not one question and its answer")
-    asked = turns[0]["content"]
-    start = next((len(each) for each in instructions if asked.startswith(each)), None)
-    text = (asked[start:] if start is not None else asked.rpartition("\n\n")[2]).strip()
+    question = turns[0]["content"]
+    start = next((len(each) for each in instructions if question.startswith(each)), None)
+    text = (question[start:] if start is not None else question.rpartition("\n\n")[2]).strip()
     if not text:
         raise ValueError("its question is empty")
     return Exchange(text, turns[1]["content"])

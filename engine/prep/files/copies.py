@@ -59,6 +59,6 @@ def read_origins(copied: Copy) -> Iterator[int]:
 def read_rejects(copied: Copy, path: Path) -> Iterator[Record]:
     """The records of `path` that could not be read."""
     with copied.rejects.open(encoding="utf-8") as file:
-        for told in file:
-            line, offset, reason = json.loads(told)
+        for content in file:
+            line, offset, reason = json.loads(content)
             yield Record(str(path), line, offset, offset, None, reason)

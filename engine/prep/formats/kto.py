@@ -66,8 +66,8 @@ def _split_judged(row: dict[str, Any]) -> tuple[list[Message], list[Message], fr
         name = "messages" if "messages" in row else "conversations"
         turns, used = system + convert_turns(row.get(name), name), {name}
     whole = check_messages(turns, "turns")
-    asked = max((at for at, turn in enumerate(whole, 1) if turn["role"] in ("user", "system")), default=0)
-    return whole[:asked], whole[asked:], frozenset(used)
+    end = max((at for at, turn in enumerate(whole, 1) if turn["role"] in ("user", "system")), default=0)
+    return whole[:end], whole[end:], frozenset(used)
 
 
 def _read_turns(value: Any, role: str, name: str) -> list[Message]:

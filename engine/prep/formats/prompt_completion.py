@@ -30,11 +30,11 @@ def matches(row: dict[str, Any]) -> bool:
 def convert(row: dict[str, Any]) -> Canonical:
     question, answer = _first(row, QUESTIONS), _first(row, _ANSWER)
     used = frozenset(name for name in (question, answer) if name)
-    asked, replied = (row[name] if name else None for name in (question, answer))
-    if isinstance(asked, list) and isinstance(replied, list):
-        before = [_untrained(message) for message in check_messages(asked, "prompt")]
-        return add_columns(make_conversation([*before, *replied], row.get("tools")), row, used | {"tools"})
-    return add_columns(make_exchange(row.get("system"), asked, replied), row, used | {"system"})
+    prompt, completion = (row[name] if name else None for name in (question, answer))
+    if isinstance(prompt, list) and isinstance(completion, list):
+        before = [_untrained(message) for message in check_messages(prompt, "prompt")]
+        return add_columns(make_conversation([*before, *completion], row.get("tools")), row, used | {"tools"})
+    return add_columns(make_exchange(row.get("system"), prompt, completion), row, used | {"system"})
 
 
 def _untrained(message: Message) -> Message:

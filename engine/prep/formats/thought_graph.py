@@ -34,16 +34,16 @@ def convert(row: dict[str, Any]) -> list[Canonical]:
     question = graph["question"]
     found = [_make_row(row, _TASKS[0], thought_graph.messages(question), thought_graph.written(graph))]
     for standpoint in graph["standpoints"]:
-        asked = thought_graph.ask_arguments(question, standpoint["text"])
-        found.append(_make_row(row, _TASKS[1], asked, thought_graph.listed(standpoint["arguments"])))
-    asked = thought_graph.ask_counter_questions(question)
-    found.append(_make_row(row, _TASKS[2], asked, thought_graph.listed(graph["counter_questions"])))
+        turns = thought_graph.ask_arguments(question, standpoint["text"])
+        found.append(_make_row(row, _TASKS[1], turns, thought_graph.listed(standpoint["arguments"])))
+    turns = thought_graph.ask_counter_questions(question)
+    found.append(_make_row(row, _TASKS[2], turns, thought_graph.listed(graph["counter_questions"])))
     return found
 
 
-def _make_row(row: dict[str, Any], task: str, asked: list[dict[str, str]], reply: str) -> Canonical:
+def _make_row(row: dict[str, Any], task: str, turns: list[dict[str, str]], reply: str) -> Canonical:
     marked = row if thought_graph.COLUMN in row else {**row, thought_graph.COLUMN: task}
-    return add_columns(make_conversation([*asked, make_message("assistant", reply)]), marked, _USED)
+    return add_columns(make_conversation([*turns, make_message("assistant", reply)]), marked, _USED)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:

@@ -62,31 +62,36 @@ class StageRows:
             for path in self.rejects:
                 with path.open("rb") as file:
                     shutil.copyfileobj(file, joined, 2**20)
-        told = {"parts": list(self.parts), "stages": self.stages, "files": self.files}
-        (folder / "rows.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+        content = {"parts": list(self.parts), "stages": self.stages, "files": self.files}
+        (folder / "rows.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> StageRows:
-        told = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
-        parts = {part: folder / f"{part}.jsonl" for part in told["parts"]}
-        return cls(parts, [folder / "rejects.jsonl"], told["stages"], told["files"])
+        content = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+        parts = {part: folder / f"{part}.jsonl" for part in content["parts"]}
+        return cls(parts, [folder / "rejects.jsonl"], content["stages"], content["files"])
 
 
 def run_stages(
-    data: DataOptions, located: SourceFiles, seed: int, context: Context, check: Check, begun: StageRows | None = None
+    data: DataOptions,
+    source_files: SourceFiles,
+    seed: int,
+    context: Context,
+    check: Check,
+    begun: StageRows | None = None,
 ) -> StageRows:
     """Run the stages that `data` enables and that `begun` has not completed.
 
     The rows are in `context.folder`, where the work of a killed process is continued. Raises ValueError, OSError, and what `check`
     raises.
     """
-    files = [str(path) for sources in located.values() for _, paths in sources for path in paths]
+    files = [str(path) for sources in source_files.values() for _, paths in sources for path in paths]
     work = _Pipeline(data, seed, replace(context, files=tuple(files)))
     if begun:
         work.resume(begun)
     done = {stage["name"] for stage in work.stages}
     number = 0
-    for part, sources in located.items():
+    for part, sources in source_files.items():
         if sources and "validate" not in done:
             checked = work.validate(part, sources, number)
             check(part, checked)
@@ -100,7 +105,7 @@ def run_stages(
         work.split()
     if data.balance and "balance" not in done:
         work.balance()
-    weights = _file_weights(located)
+    weights = _file_weights(source_files)
     if data.max_rows or any(weight != 1 for weight in weights):
         work.weigh(weights)
     return StageRows(work.parts, work.rejects, work.stages, files)
@@ -230,6 +235,6 @@ def _repeat_by_weight(rows: Path, weights: list[float], seed: int) -> Iterator[t
         yield int(weight) + (chance[row.file].random() < weight % 1), row
 
 
-def _file_weights(located: SourceFiles) -> list[float]:
+def _file_weights(source_files: SourceFiles) -> list[float]:
     """The weight of each file, by its number."""
-    return [options.weight for sources in located.values() for options, paths in sources for _ in paths]
+    return [options.weight for sources in source_files.values() for options, paths in sources for _ in paths]

@@ -30,9 +30,9 @@ def find_folders(data: DataOptions, directory: Path, learning: bool = False) -> 
                 found[part] = path
     if found and any(getattr(data, part) and part not in found for part in ("train", "validation")):
         raise _problem("data.train and data.validation must both be tokenised, or both be rows")
-    asked = [name for name in _WORK_ON_ROWS if getattr(data, name)]
-    if found and asked:
-        raise _problem(f"data.{asked[0]} works on rows, and {next(iter(found.values()))} holds tokens")
+    row_options = [name for name in _WORK_ON_ROWS if getattr(data, name)]
+    if found and row_options:
+        raise _problem(f"data.{row_options[0]} works on rows, and {next(iter(found.values()))} holds tokens")
     if found and learning:
         raise _problem(f"model.tokenizer is trained on rows, and {next(iter(found.values()))} holds tokens")
     return found

@@ -59,5 +59,5 @@ def read_file(path: Path) -> Iterator[PlacedRow]:
 
 def reject_line(path: str, row: PlacedRow, reason: str, stage: str) -> bytes:
     """A line of rejects.jsonl."""
-    told = {"file": path, "line": row.line, "offset": row.offset, "reason": reason, "stage": stage}
-    return encode(told) + b"\n"
+    entry = {"file": path, "line": row.line, "offset": row.offset, "reason": reason, "stage": stage}
+    return encode(entry) + b"\n"

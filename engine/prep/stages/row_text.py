@@ -53,5 +53,5 @@ def _turns(row: Canonical) -> list[tuple[str, str]]:
 
 def _turn_text(turn: dict[str, Any]) -> str:
     calls = turn.get("tool_calls")
-    said = turn.get("content") or ""
-    return f"{said}\n{json.dumps(calls, ensure_ascii=False, sort_keys=True)}" if calls else said
+    text = turn.get("content") or ""
+    return f"{text}\n{json.dumps(calls, ensure_ascii=False, sort_keys=True)}" if calls else text

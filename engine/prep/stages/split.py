@@ -41,13 +41,13 @@ def split(
             files[part[number]].write(line)
             done += len(line)
             context.progress("splitting", done, total)
-    told: dict[str, Any] = {"in": prints.rows, **{name: int((part == at).sum()) for at, name in enumerate(PARTS)}}
+    report: dict[str, Any] = {"in": prints.rows, **{name: int((part == at).sum()) for at, name in enumerate(PARTS)}}
     if options.stratify_by:
-        told["strata"] = {
+        report["strata"] = {
             value: {name: int(((strata == code) & (part == at)).sum()) for at, name in enumerate(PARTS)}
             for code, value in enumerate(names)
         }
-    return told
+    return report
 
 
 def assign_parts(prints: Fingerprints, strata: Any, options: SplitOptions, threshold: float) -> Any:

@@ -70,9 +70,9 @@ def open_rows(
     paths = [path for each in found for path in each]
     _check_out(arguments.out, paths)
     total = sum(path.stat().st_size for path in paths)
-    told = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
+    made_of = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
     files = {str(number): path for number, path in enumerate(paths)}
-    name = cache.entry_key(files, told, lambda done: progress("reading", done, total))
+    name = cache.entry_key(files, made_of, lambda done: progress("reading", done, total))
     with cache.work_folder(home, name) as folder:
         processes = getattr(arguments, "processes", None) or default_processes()
         context = Context(folder, processes, progress, tuple(map(str, paths)))
@@ -102,14 +102,14 @@ def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report
     out.mkdir(parents=True, exist_ok=True)
     report = {**report, "directory": str(out)}
     with chunks.write_together(*(out / name for name in rows), out / "rejects.jsonl", out / "report.json") as files:
-        *kept, dropped, told = files
+        *kept, dropped, report_file = files
         for path, file in zip(rows.values(), kept, strict=True):
             file.writelines(row.raw + b"\n" for row in row_files.read_file(path))
         for path in rejects:
             if path.is_file():
                 with path.open("rb") as part:
                     shutil.copyfileobj(part, dropped, 2**20)
-        told.write(json.dumps(report, ensure_ascii=False, indent=2).encode() + b"\n")
+        report_file.write(json.dumps(report, ensure_ascii=False, indent=2).encode() + b"\n")
     return report
 
 
@@ -144,7 +144,7 @@ def parse_options(
     try:
         options = model.model_validate(document)
     except ValidationError as error:
-        wrong += [f"{section}.{'.'.join(map(str, keys))}: {told}" for keys, told in explain(error, model)]
+        wrong += [f"{section}.{'.'.join(map(str, keys))}: {message}" for keys, message in explain(error, model)]
     if wrong:
         raise ValueError("; ".join(wrong))
     return options

@@ -71,8 +71,8 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
                 read, good, written = read + taken.read, good + taken.good, written + taken.written
                 reasons.update(taken.reasons)
                 if taken.rejects and len(first) < _FIRST:
-                    told = map(row_files.decode, taken.rejects.splitlines()[: _FIRST - len(first)])
-                    first += [f"{Path(each['file']).name}:{each['line']}: {each['reason']}" for each in told]
+                    entries = map(row_files.decode, taken.rejects.splitlines()[: _FIRST - len(first)])
+                    first += [f"{Path(each['file']).name}:{each['line']}: {each['reason']}" for each in entries]
                 if remaining is not None:
                     remaining -= taken.good
                     left[file.source] = remaining
@@ -230,5 +230,5 @@ def _take_rows(done: SpanResult, remaining: int | None) -> _SpanRows:
 
 
 def _place(reject: bytes) -> tuple[int, int]:
-    told = row_files.decode(reject)
-    return told["line"], told["offset"]
+    entry = row_files.decode(reject)
+    return entry["line"], entry["offset"]

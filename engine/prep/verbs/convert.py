@@ -62,10 +62,10 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     )
     counts = chunks.gather(results, {"rows": out, "rejects": rejects})
     shutil.rmtree(folder)
-    told: dict[str, Any] = {name: sum(each[name] for each in counts) for name in ("rows", "converted", "rejected")}
-    if not told["rejected"]:
+    totals: dict[str, Any] = {name: sum(each[name] for each in counts) for name in ("rows", "converted", "rejected")}
+    if not totals["rejected"]:
         rejects.unlink()
-    return told | {"file": str(out), "rejects": str(rejects) if told["rejected"] else None}
+    return totals | {"file": str(out), "rejects": str(rejects) if totals["rejected"] else None}
 
 
 def convert_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def convert_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str
                 content = b"".join(msgspec.json.encode(row) + b"\n" for row in found)
             except (ValueError, OverflowError) as error:
                 counts["rejected"] += 1
-                told = {"file": record.file, "line": record.line, "offset": record.offset, "reason": str(error)}
-                dropped.write(msgspec.json.encode(told) + b"\n")
+                reject = {"file": record.file, "line": record.line, "offset": record.offset, "reason": str(error)}
+                dropped.write(msgspec.json.encode(reject) + b"\n")
                 continue
             kept.write(content)
             counts["converted"] += len(found)

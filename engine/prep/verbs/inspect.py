@@ -22,12 +22,12 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 
     Raises ValueError if nothing has that name, it has no rows, or no format fits.
     """
-    asked = getattr(arguments, "format", "auto")
-    if asked != "auto" and asked not in FORMATS:
-        raise ValueError(f"there is no format {asked}; known are {', '.join(FORMATS)}")
+    wanted_format = getattr(arguments, "format", "auto")
+    if wanted_format != "auto" and wanted_format not in FORMATS:
+        raise ValueError(f"there is no format {wanted_format}; known are {', '.join(FORMATS)}")
     if sources.is_tokenised(Path(arguments.file)):
         raise ValueError(f"{arguments.file} holds tokens already: there are no rows to look at")
-    source = SourceOptions(source=arguments.file, format=asked)
+    source = SourceOptions(source=arguments.file, format=wanted_format)
     paths = read_rows.locate(source, Path.cwd(), home)
     total, done = sum(path.stat().st_size for path in paths), 0
     row_format, count, columns = "", 0, dict[str, None]()

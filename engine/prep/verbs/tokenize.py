@@ -98,8 +98,8 @@ def open_input(
     if len(formats) == 1 and all(path.suffix.lower() == ".jsonl" for path in paths):
         total = sum(path.stat().st_size for path in paths)
         files = {str(number): path for number, path in enumerate(paths)}
-        told = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
-        key = cache.entry_key(files, told, lambda done: progress("reading", done, total))
+        made_of = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
+        key = cache.entry_key(files, made_of, lambda done: progress("reading", done, total))
         with cache.work_folder(home, key) as work:
             yield TokenizeInput(paths, (), sorted(formats), None, 0, work, processes, *how, key)
         return
@@ -118,9 +118,9 @@ def find_kind(formats: Collection[str | None]) -> str:
     return "judged" if set(formats) == {"kto"} else "tokens"
 
 
-def choose_loss_on(asked: str, formats: Collection[str | None]) -> str:
+def choose_loss_on(loss_on: str, formats: Collection[str | None]) -> str:
     """Resolves `auto`: plain text is trained whole, other rows by the assistant's turns."""
-    return asked if asked != "auto" else "all" if set(formats) == {"text"} else "assistant"
+    return loss_on if loss_on != "auto" else "all" if set(formats) == {"text"} else "assistant"
 
 
 def _tokenize(
