@@ -1,7 +1,8 @@
-"""Requests to an OpenAI-compatible service over HTTP, one attempt at a time, with an exception for each kind of failure.
+"""Requests to an OpenAI-compatible service over HTTP, one attempt at a time, with an exception for each kind of
+failure.
 
-The retries of the `openai` package are off; see `retries`. All requests share the rate limits that the service's headers state
-(`Retry-After`, `x-ratelimit-reset-*`).
+The retries of the `openai` package are off; see `retries`. All requests share the rate limits that the service's
+headers state (`Retry-After`, `x-ratelimit-reset-*`).
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class RefusedError(Exception):
 
 
 def api_key(options: ServiceOptions) -> str:
-    """The key in the variable that the options name. Raises ProblemError if there is none, unless the service is on this machine."""
+    """The key in the variable that the options name. Raises ProblemError if there is none, unless the service is on
+    this machine."""
     if not VARIABLE.fullmatch(options.api_key_env):
         raise ProblemError(
             Problem(
@@ -137,7 +139,8 @@ class Service:
         self._not_before = max(self._not_before, time.monotonic() + wait)
 
     async def ask(self, text: str) -> Reply:
-        """One attempt. Raises RateLimitError, TransientError, RefusedError; ProblemError if all work must end: a wrong key, no balance …"""
+        """One attempt. Raises RateLimitError, TransientError, RefusedError; ProblemError if all work must end: a wrong
+        key, no balance …"""
         import openai
 
         try:

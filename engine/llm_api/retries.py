@@ -1,7 +1,7 @@
 """Repeats a request until it is answered or given up, within the limits, and journals each attempt.
 
-The caller numbers its requests and decides which ones to send. A `Requester` handles each of them, and stops all of them if the
-service is out of order.
+The caller numbers its requests and decides which ones to send. A `Requester` handles each of them, and stops all of
+them if the service is out of order.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ class Requester:
     def __init__(self, options: ServiceOptions, journal: Journal, budget: Budget, seed: int) -> None:
         self._options, self._journal, self._budget, self._seed = options, journal, budget, seed
         self.failures: dict[int, str] = {}
-        """Request -> reason. Journaled only once the service works again, so that an outage leaves no gap in the answers."""
+        """Request -> reason. Journaled only once the service works again, so that an outage leaves no gap in the
+        answers."""
         self.fatal_error: ProblemError | None = None
         self._failed = 0
         """Consecutive failures."""
         self._over = asyncio.Event()
 
     async def ask(self, connection: client.Service, number: int, text: str) -> None:
-        """Send a request until the journal has its answer, or the reason why there is none. Its reservation in the budget is released."""
+        """Send a request until the journal has its answer, or the reason why there is none. Its reservation in the
+        budget is released."""
         reserved, random = worst_case(text, self._options), Random(f"{self._seed}:{number}:wait")
         tries = limits = 0
         waited = 0.0

@@ -51,8 +51,8 @@ def find_template(template: str, directory: Path) -> Path:
 def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str | None, Path]:
     """The base model's absolute folder, None if the profile needs no base, and the folder of the profile's tokenizer.
 
-    Both are pulled if they are in the catalogue. Raises ProblemError, also for a tokenizer that the profile trains: only `prepare`
-    creates that.
+    Both are pulled if they are in the catalogue. Raises ProblemError, also for a tokenizer that the profile trains:
+    only `prepare` creates that.
     """
     base, named = locate_base_folder(profile, home, progress), profile.model.tokenizer
     if isinstance(named, TokenizerOptions):
@@ -66,7 +66,8 @@ def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str |
 
 
 def locate_base_folder(profile: Profile, home: Home, progress: Progress) -> str | None:
-    """The base model's folder, pulled if it is in the catalogue; None if the profile needs no base. Raises ProblemError."""
+    """The base model's folder, pulled if it is in the catalogue; None if the profile needs no base. Raises
+    ProblemError."""
     return locate_model(profile, home, progress).base if profile.model.needs_base else None
 
 
@@ -87,7 +88,8 @@ def locate_model(profile: Profile, home: Home, progress: Progress) -> Target:
 
 
 def locate_tokenizer(named: str, directory: Path, home: Home, progress: Progress) -> Path:
-    """The folder of the tokenizer that `model.tokenizer` names, which is a folder or any target. Raises ProblemError."""
+    """The folder of the tokenizer that `model.tokenizer` names, which is a folder or any target. Raises
+    ProblemError."""
     folder = (directory / Path(named).expanduser()).absolute()
     if has_tokenizer(folder):
         return folder

@@ -1,8 +1,9 @@
 """Prepared rows to micro-batches: a seeded order, cut into global batches, which the ranks share.
 
-The order of rows depends on seed and epoch alone, never on how a global batch is split. Each global batch is one optimiser step;
-the last of an epoch holds the remaining rows. Within a global batch, rows of similar length share a micro-batch, which keeps
-padding low. The loss is a mean over all trained tokens of the global batch, so it does not matter which rank computes which row.
+The order of rows depends on seed and epoch alone, never on how a global batch is split. Each global batch is one
+optimiser step; the last of an epoch holds the remaining rows. Within a global batch, rows of similar length share a
+micro-batch, which keeps padding low. The loss is a mean over all trained tokens of the global batch, so it does not
+matter which rank computes which row.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def token_counts(rows: Any) -> list[int]:
 class Windows:
     """A batch sampler: for each global batch, `accumulation` lists of row numbers for this rank, some perhaps empty.
 
-    `lengths` are the rows' lengths in tokens. Every rank gets the same number of lists, so that collective operations match.
+    `lengths` are the rows' lengths in tokens. Every rank gets the same number of lists, so that collective operations
+    match.
     """
 
     def __init__(
@@ -73,7 +75,8 @@ class Windows:
         return shuffled
 
     def window(self, step: int) -> list[int]:
-        """Row numbers of the global batch that follows after `step` steps, skipped rows included, in its epoch's order."""
+        """Row numbers of the global batch that follows after `step` steps, skipped rows included, in its epoch's
+        order."""
         epoch, index = divmod(step, self.per_epoch)
         return self.order(epoch)[index * self.global_batch : (index + 1) * self.global_batch]
 
@@ -88,8 +91,8 @@ class Windows:
         return sorted(kept, key=lambda row: (-self.lengths[row], row))
 
     def _share(self, window: list[int]) -> list[list[int]]:
-        """The global batch as accumulation × world micro-batches. Neighbours, which different ranks compute at the same time, are of
-        similar length."""
+        """The global batch as accumulation × world micro-batches. Neighbours, which different ranks compute at the same
+        time, are of similar length."""
         count = self.accumulation * self.world
         by_length = self._by_length(window)
         bounds = [index * len(by_length) // count for index in range(count + 1)]
@@ -99,9 +102,9 @@ class Windows:
 def collate_flat(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     """One micro-batch as a single sequence, rows end to end: [1, tokens], nothing padded.
 
-    `lengths` are the lengths of the parts that attend only to themselves: rows, or the sequences in a packed row (`seq_lengths`).
-    `picked` are the positions whose next token is trained, `targets` those tokens. An empty micro-batch, which a rank gets if the
-    last global batch has no row for it, is one token that trains nothing.
+    `lengths` are the lengths of the parts that attend only to themselves: rows, or the sequences in a packed row
+    (`seq_lengths`). `picked` are the positions whose next token is trained, `targets` those tokens. An empty
+    micro-batch, which a rank gets if the last global batch has no row for it, is one token that trains nothing.
     """
     lengths = [length for row in rows for length in row.get("seq_lengths") or [len(row["input_ids"])]] or [1]
     ids = torch.tensor([token for row in rows for token in row["input_ids"]] or [0])
@@ -121,10 +124,11 @@ def collate_flat(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
 
 
 def collate_padded(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """As `collate_flat`, but padded on the right to the longest row, for models whose attention cannot be cut into segments.
+    """As `collate_flat`, but padded on the right to the longest row, for models whose attention cannot be cut into
+    segments.
 
-    There is no attention mask: attention is causal, so no token before the padding sees it, and none after it is trained.
-    `picked` are flat positions (row × longest + column).
+    There is no attention mask: attention is causal, so no token before the padding sees it, and none after it is
+    trained. `picked` are flat positions (row × longest + column).
     """
     flat = collate_flat(rows)
     if "seq_lengths" in (rows[0] if rows else {}):

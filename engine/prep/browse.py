@@ -39,11 +39,12 @@ Progress = Callable[[int, int], None]
 
 
 class Browser:
-    """The rows of a profile's sources, and the bad ones. Weights and `data.max_rows` change what is trained, not what is shown.
+    """The rows of a profile's sources, and the bad ones. Weights and `data.max_rows` change what is trained, not what
+    is shown.
 
-    After `show`, the rows that left a stage take the place of the sources' rows. A part can be narrowed to the rows that match a
-    query; rows are then numbered among these. If a source is the result of an expansion, there is a part with all its rows, and the
-    user can accept or drop them.
+    After `show`, the rows that left a stage take the place of the sources' rows. A part can be narrowed to the rows
+    that match a query; rows are then numbered among these. If a source is the result of an expansion, there is a part
+    with all its rows, and the user can accept or drop them.
     """
 
     def __init__(self, profile: Profile, home: Home, progress: Progress) -> None:
@@ -95,13 +96,15 @@ class Browser:
         }
 
     def rows(self, part: str, start: int, count: int) -> dict[str, Any]:
-        """Rows `start` to `start + count` (exclusive) of a part, or of its matches, each in canonical form and as it stands in its file."""
+        """Rows `start` to `start + count` (exclusive) of a part, or of its matches, each in canonical form and as it
+        stands in its file."""
         total = self.visible(part)
         indices = range(max(0, start), min(total, start + count))
         return {"rows": [self._describe(part, index) for index in indices], "total": total}
 
     def narrow(self, part: str, query: Query, progress: Progress) -> int:
-        """Show only the rows of a part that match; an empty query shows all. Returns how many there are. Raises ValueError."""
+        """Show only the rows of a part that match; an empty query shows all. Returns how many there are. Raises
+        ValueError."""
         self._matches.pop(part, None)
         if not query.empty:
             self._matches[part] = select(self, part, query, progress)
@@ -118,7 +121,8 @@ class Browser:
         self._matches.pop(EXPANDED, None)
 
     def show(self, staged: StageRows | None, progress: Progress) -> dict[str, int]:
-        """Show the rows and the rejected ones as they leave the stages; with None, as the sources have them. Returns rows by part."""
+        """Show the rows and the rejected ones as they leave the stages; with None, as the sources have them. Returns
+        rows by part."""
         if staged is None:
             self.staged, self.problems = None, self._indexer.problems
         else:
@@ -137,7 +141,8 @@ class Browser:
         return len(self._matches[part]) if part in self._matches else self.total(part)
 
     def scan(self, part: str) -> Iterator[tuple[str, bytes, Callable[[], Canonical]]]:
-        """Every row of a part: its source and file in lower case, its bytes, and a function that returns its canonical form."""
+        """Every row of a part: its source and file in lower case, its bytes, and a function that returns its canonical
+        form."""
         if part == REJECTED:
             for problem in self.problems:
                 text = f"{problem.reason} {problem.raw()}".encode()
@@ -164,8 +169,8 @@ class Browser:
     def decide(self, at: int, decision: str) -> dict[str, Any]:
         """Accept or drop row `at` of all expanded rows, or make it undecided again.
 
-        Returns the decision `before`, the counts of all `decisions` now, and the `index` at which the row is shown, None if the query
-        hides it. Raises ValueError.
+        Returns the decision `before`, the counts of all `decisions` now, and the `index` at which the row is shown,
+        None if the query hides it. Raises ValueError.
         """
         review, number = self._find_review(at)
         before = review.decision(number)
@@ -178,7 +183,8 @@ class Browser:
         return {"before": before, "decisions": self.decisions(), "index": index}
 
     def reread(self, progress: Progress) -> dict[str, Any]:
-        """Index the sources again that decisions have changed, and show them. Returns the summary. Raises ProblemError."""
+        """Index the sources again that decisions have changed, and show them. Returns the summary. Raises
+        ProblemError."""
         self.show(None, progress)
         folders = {review.folder for review in self.reviews}
         places: Counter[str] = Counter()

@@ -1,11 +1,12 @@
 """Renders conversations with the chat template and finds which characters are trained.
 
-Few templates mark the assistant's turns, so the spans come from prefix differences: the text that the template adds when an
-assistant turn is appended, up to and including the special token that ends it, is that turn. Tool calls are part of their turn. A
-turn of `weight` 0 is not trained.
+Few templates mark the assistant's turns, so the spans come from prefix differences: the text that the template adds
+when an assistant turn is appended, up to and including the special token that ends it, is that turn. Tool calls are
+part of their turn. A turn of `weight` 0 is not trained.
 
-Most conversations are rendered only once. For each sequence of roles the template's own text is learnt from a conversation with
-marker contents (`Skeleton`); a conversation whose text equals that skeleton with its own contents has its spans too.
+Most conversations are rendered only once. For each sequence of roles the template's own text is learnt from a
+conversation with marker contents (`Skeleton`); a conversation whose text equals that skeleton with its own contents has
+its spans too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _SKELETONS = 1000
 
 
 class RenderedRow(NamedTuple):
-    """A row's text. In characters, ascending: `spans` are the trained [start, end), `ends` the positions behind end-of-turn tokens."""
+    """A row's text. In characters, ascending: `spans` are the trained [start, end), `ends` the positions behind
+    end-of-turn tokens."""
 
     text: str
     spans: list[tuple[int, int]]
@@ -36,7 +38,8 @@ class RenderedRow(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a row is left out: the template cannot render it so that its turns can be told apart, or another method trains on it."""
+    """Why a row is left out: the template cannot render it so that its turns can be told apart, or another method
+    trains on it."""
 
     reason: str
 
@@ -55,7 +58,8 @@ Text = str | Exception
 
 
 class Renderer:
-    """Renders batches. With `loss_on` `assistant` the assistant's turns and their ends are trained, with `all` everything."""
+    """Renders batches. With `loss_on` `assistant` the assistant's turns and their ends are trained, with `all`
+    everything."""
 
     def __init__(self, tokenizer: Any, loss_on: str) -> None:
         self._tokenizer, self._loss_on = tokenizer, loss_on
@@ -194,10 +198,12 @@ class Renderer:
         return RenderedRow(text, spans, ends, special=False)
 
     def _find_turn(self, text: str, turn: _Turn) -> tuple[int, int]:
-        """The span in `text` of a turn that is rendered differently when it is the last one; (0, 0) if it cannot be found.
+        """The span in `text` of a turn that is rendered differently when it is the last one; (0, 0) if it cannot be
+        found.
 
-        Templates drop thoughts, empty ones included, once a question follows, and may close the last turn with a different token.
-        So the end of the turn's own rendering, at least its words, must occur in the text, with an end token behind it.
+        Templates drop thoughts, empty ones included, once a question follows, and may close the last turn with a
+        different token. So the end of the turn's own rendering, at least its words, must occur in the text, with an end
+        token behind it.
         """
         assert isinstance(turn.before, str) and isinstance(turn.after, str)
         start = _common_prefix(
@@ -222,8 +228,8 @@ class Renderer:
             return closed
         if self._ending_token(body):  # that token ends a conversation, not a turn
             return start, end
-        # A different token ends the turn only if another turn is opened behind it; otherwise it may be that opening itself. Some
-        # templates declare that it is both.
+        # A different token ends the turn only if another turn is opened behind it; otherwise it may be that opening
+        # itself. Some templates declare that it is both.
         opened = "ends" in self._declared or behind[len(token) :].lstrip().startswith(self._turn_ends)
         return closed if token and opened else (0, 0)
 
@@ -269,7 +275,8 @@ def _common_prefix(one: str, other: str) -> int:
 
 
 class Skeleton(NamedTuple):
-    """The template's own text around the contents of a conversation: `literals` has one item more than there are contents.
+    """The template's own text around the contents of a conversation: `literals` has one item more than there are
+    contents.
 
     A position in the text is (number of contents before it, characters behind the last of them).
     """
@@ -299,7 +306,8 @@ class Skeleton(NamedTuple):
         return cls(literals, [(place(start), place(end)) for start, end in rendered.spans], ends)
 
     def fit(self, text: str, messages: Messages) -> RenderedRow | None:
-        """The spans of a conversation with the same roles; None if its text is not the skeleton filled with its contents."""
+        """The spans of a conversation with the same roles; None if its text is not the skeleton filled with its
+        contents."""
         parts, behind, at = [self.literals[0]], [0], len(self.literals[0])
         for message, literal in zip(messages, self.literals[1:], strict=True):
             at += len(message["content"])

@@ -1,4 +1,5 @@
-"""Checks of a profile's data and tokenizer sections before a launch. They look at names, suffixes and sizes, never into files."""
+"""Checks of a profile's data and tokenizer sections before a launch. They look at names, suffixes and sizes, never into
+files."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from engine.protocol.text import did_you_mean
 
 
 def check_sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """Yields `(key, message)` for each source that is missing, empty or of an unknown kind, for a missing template, and for options that
-    exclude each other."""
+    """Yields `(key, message)` for each source that is missing, empty or of an unknown kind, for a missing template, and
+    for options that exclude each other."""
     data = sections.get("data")
     if data is None:
         return

@@ -1,8 +1,8 @@
 """Processes a large JSONL file in spans: with many processes, bounded memory, and resumable after a kill.
 
-The file is cut at line ends into spans of a few megabytes. The result of a span appears in the work folder under its number only
-when it is complete, so a second run does only what is missing. Results are read in the file's order, so they do not depend on the
-number of processes or on how often the work was killed.
+The file is cut at line ends into spans of a few megabytes. The result of a span appears in the work folder under its
+number only when it is complete, so a second run does only what is missing. Results are read in the file's order, so
+they do not depend on the number of processes or on how often the work was killed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ class Span(NamedTuple):
 
 
 Work = Callable[[Span, Path, dict[str, Any]], dict[str, Any]]
-"""`(span, folder, settings)` -> counts, JSON values. Writes its results into `folder`, which is new and empty. It must depend on
-its arguments alone, and its module must be cheap to import, because it runs in worker processes."""
+"""`(span, folder, settings)` -> counts, JSON values. Writes its results into `folder`, which is new and empty. It must
+depend on its arguments alone, and its module must be cheap to import, because it runs in worker processes."""
 
 
 class Line(NamedTuple):
-    """A line of a span: its number in the file, the offset of its first byte, and its content without the line end, None if too long."""
+    """A line of a span: its number in the file, the offset of its first byte, and its content without the line end,
+    None if too long."""
 
     number: int
     offset: int
@@ -56,7 +57,8 @@ class SpanResult(NamedTuple):
 
 
 def cut(path: Path, size: int | None = None) -> Iterator[Span]:
-    """Spans of about `size` bytes (default `SIZE`) that cover the file. Each ends at a line end; a longer line is a span of its own."""
+    """Spans of about `size` bytes (default `SIZE`) that cover the file. Each ends at a line end; a longer line is a
+    span of its own."""
     size = size or SIZE
     start, line, passed, seen = 0, 1, 0, 0
     with path.open("rb") as file:
@@ -74,8 +76,8 @@ def cut(path: Path, size: int | None = None) -> Iterator[Span]:
 
 
 def read_lines(span: Span, longest: int) -> Iterator[Line]:
-    """The span's lines. A line of more than `longest` bytes is skipped without being kept in memory. Raises ValueError if the file was
-    truncated meanwhile."""
+    """The span's lines. A line of more than `longest` bytes is skipped without being kept in memory. Raises ValueError
+    if the file was truncated meanwhile."""
     with Path(span.path).open("rb") as file:
         file.seek(span.start)
         number, offset = span.line, span.start
@@ -104,9 +106,9 @@ def work_through(
 ) -> Iterator[SpanResult]:
     """Do `work` (the "module:function" of a `Work`) for every span; yields the results in the order of the spans.
 
-    `folder` holds the results: keep it until the caller's own result is safe, and use another one for other spans or settings. With
-    one process, the work is done in this one. `progress` gets (bytes done, bytes in all). An exception raised by `work` ends the step
-    and is passed on.
+    `folder` holds the results: keep it until the caller's own result is safe, and use another one for other spans or
+    settings. With one process, the work is done in this one. `progress` gets (bytes done, bytes in all). An exception
+    raised by `work` ends the step and is passed on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     total, done = sum(span.end - span.start for span in spans), 0
@@ -132,7 +134,8 @@ def work_through(
 
 
 def gather(results: Iterable[SpanResult], into: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Join the files that the spans wrote; `into` maps a file name in their folders to the joined file. Returns the spans' counts.
+    """Join the files that the spans wrote; `into` maps a file name in their folders to the joined file. Returns the
+    spans' counts.
 
     The joined files appear under their names only when all of them are complete and on disk.
     """
@@ -148,7 +151,8 @@ def gather(results: Iterable[SpanResult], into: Mapping[str, Path]) -> list[dict
 
 @contextmanager
 def write_together(*paths: Path) -> Iterator[list[BinaryIO]]:
-    """Opens files to write. They get their names, one after the other, when the block succeeds, and are removed when it fails."""
+    """Opens files to write. They get their names, one after the other, when the block succeeds, and are removed when it
+    fails."""
     drafts = [path.with_name(f".{path.name}.{host_name()}.{os.getpid()}") for path in paths]
     for path in paths:
         _remove_stale_drafts(path)

@@ -1,8 +1,8 @@
 """Applies a source's own column names, prompt and system prompt to its rows.
 
-`columns` maps the format's column to the source's (`{instruction: question, output: reply}`). Columns are renamed before the
-format is detected. A column that already has the new name is moved to the row's other columns. `prompt` and `system` are put into
-the converted conversation, so the format does not parse them.
+`columns` maps the format's column to the source's (`{instruction: question, output: reply}`). Columns are renamed
+before the format is detected. A column that already has the new name is moved to the row's other columns. `prompt` and
+`system` are put into the converted conversation, so the format does not parse them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Converter = Callable[[dict[str, Any]], list[Canonical]]
 
 
 def make_converter(source: SourceOptions, row_format: str) -> Converter:
-    """A function that converts this source's rows. Raises ValueError if the format does not allow an option of the source."""
+    """A function that converts this source's rows. Raises ValueError if the format does not allow an option of the
+    source."""
     module = detect_format.load(row_format)
     if not (source.columns or source.prompt or source.system):
         return lambda row: detect_format.as_list(module.convert(row))
@@ -57,7 +58,8 @@ def make_converter(source: SourceOptions, row_format: str) -> Converter:
 
 
 def check_columns(source: SourceOptions, there: Collection[str]) -> None:
-    """Raises ValueError for a column in `columns` or `prompt` that is not among `there`, the columns of the source's rows."""
+    """Raises ValueError for a column in `columns` or `prompt` that is not among `there`, the columns of the source's
+    rows."""
     listed = detect_format.join_names(sorted(there))
     for ours, own in source.columns.items():
         if own not in there:
@@ -81,7 +83,8 @@ def rename_columns(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dic
 
 
 def fill_prompt(prompt: str, row: Mapping[str, Any]) -> str:
-    """The prompt with each `{column}` replaced by the row's value; `{{` and `}}` are literal braces. Raises ValueError."""
+    """The prompt with each `{column}` replaced by the row's value; `{{` and `}}` are literal braces. Raises
+    ValueError."""
     return _fill(_parse_prompt(prompt), row)
 
 

@@ -1,8 +1,8 @@
 """LLaMA-Factory's `dataset_info.json` as a catalogue: its names become sources.
 
-An entry is translated into the options of a source: `formatting` and `ranking` become `format`, `columns` (which LLaMA-Factory names
-by role: prompt, query, response …) become the columns of that format, `num_samples` becomes `max_rows`, and `hf_hub_url` with
-`subset` and `split` becomes `hf://name:subset@split`.
+An entry is translated into the options of a source: `formatting` and `ranking` become `format`, `columns` (which
+LLaMA-Factory names by role: prompt, query, response …) become the columns of that format, `num_samples` becomes
+`max_rows`, and `hf_hub_url` with `subset` and `split` becomes `hf://name:subset@split`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Catalog(Mapping[str, SourceOptions]):
         self.path, self._entries = path, entries
 
     def __getitem__(self, name: str) -> SourceOptions:
-        """Raises ValueError for an unknown name, with a suggestion, and for an entry that uses an unsupported option."""
+        """Raises ValueError for an unknown name, with a suggestion, and for an entry that uses an unsupported
+        option."""
         if name not in self._entries:
             raise ValueError(f"{self.path.name} has no data set {name}{did_you_mean(name, self._entries)}")
         try:

@@ -40,7 +40,8 @@ def detect(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def join_names(columns: Iterable[object]) -> str:
-    """Column names for a message, shortened: rows with free keys have any number of columns, with names of any length."""
+    """Column names for a message, shortened: rows with free keys have any number of columns, with names of any
+    length."""
     names = [str(column) for column in itertools.islice(columns, 31)]
     short = [name if len(name) <= 60 else name[:59] + "…" for name in names[:30]]
     return ", ".join(short) + (" …" if len(names) > 30 else "") or "none"

@@ -1,9 +1,9 @@
 """Text to token ids: exactly those of the fast tokenizer, and several times faster for byte-level BPE tokenizers.
 
-A byte-level BPE tokenizer splits text into words before it merges anything, and a word's tokens depend on that word alone. So
-`WordEncoder` caches words and passes only new ones to the tokenizer. It splits at a space between two solid characters, because
-no known pre-tokenizer makes a word that spans one; `cuts_at_blanks` checks the given tokenizer component by component. All other
-tokenizers use `TextEncoder`.
+A byte-level BPE tokenizer splits text into words before it merges anything, and a word's tokens depend on that word
+alone. So `WordEncoder` caches words and passes only new ones to the tokenizer. It splits at a space between two solid
+characters, because no known pre-tokenizer makes a word that spans one; `cuts_at_blanks` checks the given tokenizer
+component by component. All other tokenizers use `TextEncoder`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ _MOST = 2**17
 _CUT = re.compile(r" (?<=[!-~\w] )(?=[!-~\w])")
 """Splits at, and removes, each space between two solid characters: visible ASCII, letters and digits of any script."""
 _PUNCTUATED = re.compile(r"([A-Za-z]+)([!-&(-/:-@\[-`{-~].*)", re.DOTALL).match
-"""Letters, and the rest from the first punctuation mark on, encoded separately. Not the apostrophe: its endings belong to the word."""
+"""Letters, and the rest from the first punctuation mark on, encoded separately. Not the apostrophe: its endings belong
+to the word."""
 
 
 class EncodeRequest(NamedTuple):
-    """A text to encode. `marks` are ascending character positions, at most the text's length, whose tokens are wanted."""
+    """A text to encode. `marks` are ascending character positions, at most the text's length, whose tokens are
+    wanted."""
 
     text: str
     marks: Sequence[int]
@@ -37,8 +39,8 @@ class EncodeRequest(NamedTuple):
 
 
 class EncodedText(NamedTuple):
-    """`ids` are int32 as bytes. `places` has for each mark the index of the token with its character, or of the next token with any
-    (tokenizers may skip blanks), or the number of tokens if there is none."""
+    """`ids` are int32 as bytes. `places` has for each mark the index of the token with its character, or of the next
+    token with any (tokenizers may skip blanks), or the number of tokens if there is none."""
 
     ids: bytes
     places: list[int]
@@ -54,8 +56,8 @@ def choose_encoder(tokenizer: Any) -> Encoder:
 
 
 def find_token(encoding: Any, position: int, length: int) -> int:
-    """The index of the token of a `tokenizers.Encoding` that holds the character, or of the next that holds any; the number of
-    tokens if there is none."""
+    """The index of the token of a `tokenizers.Encoding` that holds the character, or of the next that holds any; the
+    number of tokens if there is none."""
     found = (encoding.char_to_token(at) for at in range(position, length))
     return next((token for token in found if token is not None), len(encoding.ids))
 
@@ -208,8 +210,8 @@ _ALTERNATIVES = {
     *(r"[一-龥぀-ゟ゠-ヿ]+", r" ?[\p{P}\p{S}]+[\r\n]*", r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"),
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",
 }  # fmt: skip
-"""The alternatives in the pre-tokenizers of GPT-2, GPT-4(o), Llama 3, Qwen, Mistral (Tekken) and DeepSeek. None matches a space
-behind a solid character, and none looks back: a text split there falls into the same words on both sides."""
+"""The alternatives in the pre-tokenizers of GPT-2, GPT-4(o), Llama 3, Qwen, Mistral (Tekken) and DeepSeek. None matches
+a space behind a solid character, and none looks back: a text split there falls into the same words on both sides."""
 
 
 def cuts_at_blanks(tokenizer: Any) -> bool:

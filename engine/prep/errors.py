@@ -25,7 +25,8 @@ def problems_for_mistakes(title: str) -> Iterator[None]:
 
 
 def count_bad(profile: Profile, checked: dict[str, Any]) -> int:
-    """Bad rows that count towards `data.max_rejected`. Rows without a reply do not count if cleaning is to drop them."""
+    """Bad rows that count towards `data.max_rejected`. Rows without a reply do not count if cleaning is to drop
+    them."""
     drops_empty = profile.data.clean and profile.data.clean.empty
     return int(checked["rejected"]) - (clean.count_empty(checked) if drops_empty else 0)
 

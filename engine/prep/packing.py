@@ -1,8 +1,8 @@
 """Best-fit packing: whole rows into sequences of at most `capacity` tokens. No row is cut or dropped.
 
-Longest rows first, each into the fullest sequence that still has room for it (best-fit decreasing; Johnson 1974). Lengths are
-bounded, so the open sequences are indexed by their remaining room, and a bit mask finds the tightest fit. A row costs a few bytes
-of memory and a microsecond.
+Longest rows first, each into the fullest sequence that still has room for it (best-fit decreasing; Johnson 1974).
+Lengths are bounded, so the open sequences are indexed by their remaining room, and a bit mask finds the tightest fit. A
+row costs a few bytes of memory and a microsecond.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 def pack(lengths: Any, capacity: int) -> tuple[Any, Any]:
     """Row numbers, sequence after sequence, and the number of rows in each sequence: int64 arrays. Deterministic.
 
-    `lengths`: an array or list of tokens of each row, each from 1 to `capacity`. Sequences come in the order in which they were opened.
+    `lengths`: an array or list of tokens of each row, each from 1 to `capacity`. Sequences come in the order in which
+    they were opened.
     """
     import numpy
 

@@ -1,4 +1,5 @@
-"""Runs a profile's stages up to one of them. The rows are kept in the cache, and a later preparation continues from them."""
+"""Runs a profile's stages up to one of them. The rows are kept in the cache, and a later preparation continues from
+them."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ EXPAND, VALIDATE, TOKENIZE = "expand", "validate", "tokenize"
 
 
 class StageOutput(NamedTuple):
-    """The rows that leave a stage. With data expansion also the folder of the expansion, and the sources whose form its rows have."""
+    """The rows that leave a stage. With data expansion also the folder of the expansion, and the sources whose form its
+    rows have."""
 
     rows: StageRows
     expansion: Path | None
@@ -42,8 +44,8 @@ def list_stages(profile: Profile) -> list[str]:
 def run_until(profile: Profile, stage: str, home: Home, progress: Progress) -> StageOutput:
     """Run the stages up to and including this one; those done before are read from the cache.
 
-    For `expand` the rows are returned after validation, for `tokenize` as they enter it. Raises ValueError for a stage that the
-    profile does not have, ProblemError.
+    For `expand` the rows are returned after validation, for `tokenize` as they enter it. Raises ValueError for a stage
+    that the profile does not have, ProblemError.
     """
     if stage not in list_stages(profile):
         raise ValueError(f"the profile has no stage {stage}, only {', '.join(list_stages(profile))}")
@@ -76,7 +78,8 @@ def run_until(profile: Profile, stage: str, home: Home, progress: Progress) -> S
 def _make_step(
     profile: Profile, sources: SourceFiles, done: list[str], names: list[str], digests: dict[str, str]
 ) -> _Step:
-    """The cache entry has the name that `prepare` gives the rows of such a profile, so after the last stage `prepare` finds them."""
+    """The cache entry has the name that `prepare` gives the rows of such a profile, so after the last stage `prepare`
+    finds them."""
     later = [name for name in names if name not in done]
     if later:  # weights and limits apply after all stages
         data = profile.data.model_copy(update={**dict.fromkeys(later), "max_rows": None})

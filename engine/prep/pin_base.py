@@ -1,8 +1,8 @@
 """Pins a run's base model and tokenizer to folders that do not change.
 
-A run that serves as base may continue training or be deleted. So before anything is prepared, its checkpoint is put into the cache
-under the hash of its content: hard-linked if possible, with an adapter merged into its base. The new run's frozen profile names
-that folder.
+A run that serves as base may continue training or be deleted. So before anything is prepared, its checkpoint is put
+into the cache under the hash of its content: hard-linked if possible, with an adapter merged into its base. The new
+run's frozen profile names that folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ VERSION = 1
 
 
 def pin_base(profile: Profile, home: Home, progress: Progress) -> Profile:
-    """`profile` with cached folders in `model.base` and `model.tokenizer` if these belong to a run or are adapters, else unchanged.
+    """`profile` with cached folders in `model.base` and `model.tokenizer` if these belong to a run or are adapters,
+    else unchanged.
 
     Raises ProblemError.
     """
@@ -75,7 +76,8 @@ def _belongs_to_run(folder: Path, home: Home) -> bool:
 
 
 def _cache_target(target: Target, home: Home, trust_remote_code: bool, progress: Progress) -> Path:
-    """The cache entry of `target`, created if necessary. Raises ProblemError, also for a target that does not match its template lock."""
+    """The cache entry of `target`, created if necessary. Raises ProblemError, also for a target that does not match its
+    template lock."""
     template_lock.check_target(target)
     files = _list_files("", target.folder)
     if target.adapter:

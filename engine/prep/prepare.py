@@ -1,8 +1,9 @@
 """Prepares a profile's data, from files to tokens on disk. The entry point is `prepare`.
 
-sources → expand → validate → clean → dedup → split → balance → tokenize (and pack). The result is cached by content hash: a second
-run with the same files, tokenizer and settings only computes the hash, without loading a tokenizer. The rows after the stages have a
-cache entry of their own, so that other lengths or another tokenizer do not repeat the stages. A killed preparation is continued.
+sources → expand → validate → clean → dedup → split → balance → tokenize (and pack). The result is cached by content
+hash: a second run with the same files, tokenizer and settings only computes the hash, without loading a tokenizer. The
+rows after the stages have a cache entry of their own, so that other lengths or another tokenizer do not repeat the
+stages. A killed preparation is continued.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def _make_entry(
 
 
 def _use_tokenised(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
-    """The content of `prepared.json` for data that is tokenised already. Its conversations are unknown, so the lock has no golden ones."""
+    """The content of `prepared.json` for data that is tokenised already. Its conversations are unknown, so the lock has
+    no golden ones."""
     data = profile.data
     tokenizer = load_tokenizer(tokenizer_folder, data.template, profile.directory, profile.model.trust_remote_code)
     counts = {
@@ -163,7 +165,8 @@ def describe_files(files: dict[str, Path], digests: dict[str, str]) -> list[dict
 
 
 def is_expanded(profile: Profile, home: Home, progress: Progress) -> bool:
-    """Whether the cache has all rows that the profile wants from a service, so that preparing sends no request. Raises ProblemError."""
+    """Whether the cache has all rows that the profile wants from a service, so that preparing sends no request. Raises
+    ProblemError."""
     from engine.prep.expand.stage import is_made
 
     options = profile.data.expand

@@ -125,7 +125,8 @@ def _report_after(progress: Progress, before: int, total: int, done: int, _: int
 
 
 def _join_rows(profile: Profile, folder: Path, stats: dict[str, dict[str, int]], progress: Progress) -> None:
-    """Join rows into sequences if the profile says so: packing for training only, blocks for training and evaluation."""
+    """Join rows into sequences if the profile says so: packing for training only, blocks for training and
+    evaluation."""
     sequences, capacity = sequence_kind(profile), profile.data.max_length
     for part in ("train", "validation") if sequences == "blocks" else ("train",):
         if sequences == "rows" or not (folder / part).is_dir():
@@ -142,7 +143,8 @@ def _join_rows(profile: Profile, folder: Path, stats: dict[str, dict[str, int]],
 
 
 def make_lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dict[str, Any]:
-    """The template lock, which chat must match: the template's hash, the tokens that end a reply, and some conversations' token ids."""
+    """The template lock, which chat must match: the template's hash, the tokens that end a reply, and some
+    conversations' token ids."""
     generation = folder / "generation_config.json"
     configured = (
         json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
@@ -170,11 +172,13 @@ def token_settings(profile: Profile) -> dict[str, Any]:
 
 
 def _sampling_settings(method: Any) -> dict[str, Any]:
-    """Further settings of a method that samples replies: the `room` for a reply behind the prompt, and the task of the references."""
+    """Further settings of a method that samples replies: the `room` for a reply behind the prompt, and the task of the
+    references."""
     return {"room": method.max_new_tokens, "task": method.reward.task} if method.rows == "prompts" else {}
 
 
 def sequence_kind(profile: Profile) -> str:
-    """What a training sequence contains: one row (`rows`), several whole rows (`packed`), or as much text as fits (`blocks`)."""
+    """What a training sequence contains: one row (`rows`), several whole rows (`packed`), or as much text as fits
+    (`blocks`)."""
     chosen = "packed" if profile.data.packing else "rows"
     return str(getattr(profile.method, "sequences", chosen))

@@ -2,8 +2,8 @@
 
     cache/tokenizer-HASH/   what `AutoTokenizer` loads, and `training.json`: how it was trained
 
-The hash covers the rows' sources, everything that was done to the rows, and the tokenizer's options. The folder appears only when
-it is complete, and the same rows and options give the same bytes.
+The hash covers the rows' sources, everything that was done to the rows, and the tokenizer's options. The folder appears
+only when it is complete, and the same rows and options give the same bytes.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ def list_files(profile: Profile) -> dict[str, Path]:
 
 
 def folder_of(profile: Profile, digests: Mapping[str, str], settings: Mapping[str, Any], home: Home) -> Path:
-    """The tokenizer's folder, whether it is trained yet or not. `digests` cover the rows' files and the template, `settings` what is done
-    to the rows."""
+    """The tokenizer's folder, whether it is trained yet or not. `digests` cover the rows' files and the template,
+    `settings` what is done to the rows."""
     made_of = {"rows": settings, "tokenizer": _options(profile).model_dump(exclude={"chat_template"})}
     return home.cache / f"tokenizer-{cache.entry_name(digests, made_of)}"
 
 
 def make(profile: Profile, rows: Path, folder: Path, home: Home, progress: Progress) -> None:
-    """Train on a file of placed canonical rows. `progress` gets (phase, rows done, rows in all). Raises ValueError, ProblemError."""
+    """Train on a file of placed canonical rows. `progress` gets (phase, rows done, rows in all). Raises ValueError,
+    ProblemError."""
     options, template = _options(profile), list_files(profile).get("template")
     texts = _Sample(rows, options, progress)
     tokenizer = train(

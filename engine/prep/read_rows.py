@@ -23,8 +23,8 @@ _LOOKED_AT = 100
 def locate(source: SourceOptions, directory: Path, home: Home | None = None) -> list[Path]:
     """The files that a source names, in the order in which they are read.
 
-    A hub source is fetched into the home. Raises ValueError for a hub source without a home, and for a source that is missing or
-    cannot be read.
+    A hub source is fetched into the home. Raises ValueError for a hub source without a home, and for a source that is
+    missing or cannot be read.
     """
     if not source.source.startswith(HUB):
         return list_files(source.source, directory)
@@ -37,8 +37,8 @@ def locate(source: SourceOptions, directory: Path, home: Home | None = None) -> 
 def find_format(source: SourceOptions, path: Path) -> str:
     """The source's `format`, or for `auto` the format of the file's first good rows after its columns are renamed.
 
-    For a file without good rows any format will do: it is `text`. Raises ValueError for rows without a known format, and for a
-    column in `columns` or `prompt` that no row has.
+    For a file without good rows any format will do: it is `text`. Raises ValueError for rows without a known format,
+    and for a column in `columns` or `prompt` that no row has.
     """
     if source.format != "auto" and not (source.columns or source.prompt):
         return source.format
@@ -56,8 +56,8 @@ def find_format(source: SourceOptions, path: Path) -> str:
 
 
 def make_converter(source: SourceOptions, row_format: str) -> Converter:
-    """A function that converts a source's rows, which have this format. Raises ValueError if the format does not allow the source's
-    options."""
+    """A function that converts a source's rows, which have this format. Raises ValueError if the format does not allow
+    the source's options."""
     try:
         return column_mapping.make_converter(source, row_format)
     except ValueError as error:

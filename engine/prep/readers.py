@@ -1,7 +1,7 @@
 """Reads data files record by record, each with its place; no file is loaded into memory as a whole.
 
-A record that cannot be read has a reason instead of a value; a file that cannot be read raises ValueError. Each kind of file has a
-module in `engine/prep/files/`, and may be compressed (.gz, .zst).
+A record that cannot be read has a reason instead of a value; a file that cannot be read raises ValueError. Each kind of
+file has a module in `engine/prep/files/`, and may be compressed (.gz, .zst).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UT
 
 
 def check_suffix(path: Path) -> str:
-    """The kind of a file by its name, compression included: `.jsonl`, `.csv.gz` … Raises ValueError, listing the known kinds."""
+    """The kind of a file by its name, compression included: `.jsonl`, `.csv.gz` … Raises ValueError, listing the known
+    kinds."""
     packing = path.suffix.lower() if path.suffix.lower() in PACKINGS else ""
     kind = (Path(path.stem) if packing else path).suffix.lower()
     if kind not in KINDS:

@@ -29,8 +29,8 @@ _COLUMNS = 50
 class IndexedFile:
     """A file of a source and the places of its good rows, in three parallel arrays: 24 bytes per row.
 
-    A row that expands into several has an entry for each. Offsets and ends refer to `stored`, which is the file itself if it is a
-    .jsonl, else a copy of its rows as JSONL; lines always refer to the file.
+    A row that expands into several has an entry for each. Offsets and ends refer to `stored`, which is the file itself
+    if it is a .jsonl, else a copy of its rows as JSONL; lines always refer to the file.
     """
 
     options: SourceOptions
@@ -120,7 +120,8 @@ class Indexer:
     def index(
         self, source: SourceOptions, path: Path, limit: int | None, progress: Callable[[int], object]
     ) -> tuple[IndexedFile, int]:
-        """The index of a file, up to `limit` good rows, and the number of its good rows before expansion. Raises ProblemError."""
+        """The index of a file, up to `limit` good rows, and the number of its good rows before expansion. Raises
+        ProblemError."""
         good = 0
         try:
             stored, records = self._records(path, progress)
@@ -141,7 +142,8 @@ class Indexer:
         return indexed, good
 
     def _records(self, path: Path, progress: Callable[[int], object]) -> tuple[Path, Iterator[Record]]:
-        """The JSONL file with the file's rows, and its records: their lines refer to the file, their offsets to the JSONL file."""
+        """The JSONL file with the file's rows, and its records: their lines refer to the file, their offsets to the
+        JSONL file."""
         if path.suffix.lower() == ".jsonl":
             return path, readers.read(path, progress)
         copied = copy_rows(path, self._home, progress)

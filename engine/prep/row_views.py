@@ -32,7 +32,8 @@ class RowViews:
         self._tokenizer: Any = None
 
     def tokenizer(self) -> Any:
-        """The profile's tokenizer. Raises ProblemError, also for one that the profile trains and that is not trained yet."""
+        """The profile's tokenizer. Raises ProblemError, also for one that the profile trains and that is not trained
+        yet."""
         if self._tokenizer is None:
             _, folder = locate_base(self._profile, self._home, lambda *_: None)
             self.use_tokenizer(folder)
@@ -46,7 +47,8 @@ class RowViews:
         )
 
     def count_tokens(self, content: Canonical) -> int:
-        """Tokens of a row before truncation, for a pair those of its longer sequence; 0 if the template refuses the row."""
+        """Tokens of a row before truncation, for a pair those of its longer sequence; 0 if the template refuses the
+        row."""
         if kind_of(content) != "tokens":
             counts = Counts()
             make_row_tokenizer(kind_of(content), self.tokenizer(), self._loss_on, UNLIMITED)([content], counts)
@@ -74,8 +76,8 @@ class RowViews:
     def tokens(self, row: Row) -> dict[str, Any]:
         """A row as the model sees it: the texts of `pieces` joined are the rendered row, up to where it is cut.
 
-        For preference rows `parts` holds the prompt with each reply, and `pieces` all of them. Raises ValueError for a row that
-        would be left out.
+        For preference rows `parts` holds the prompt with each reply, and `pieces` all of them. Raises ValueError for a
+        row that would be left out.
         """
         if self._profile.method.rows in REPLIES:  # type: ignore[attr-defined]
             return self._reply_tokens(row)
@@ -95,7 +97,8 @@ class RowViews:
         }
 
     def measure(self, rows: Iterable[Row]) -> dict[str, Any]:
-        """Counts over rows tokenised as a run would; `histogram` has [length in tokens, rows], the shortest length first."""
+        """Counts over rows tokenised as a run would; `histogram` has [length in tokens, rows], the shortest length
+        first."""
         counts = Counts()
         for _ in tokenize(rows, self._row_tokenizer(self._profile.data.max_length), Rejects(lambda _: None), counts):
             pass

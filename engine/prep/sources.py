@@ -42,7 +42,8 @@ class HubSource(NamedTuple):
 
 
 def find_source(source: str, directory: Path) -> Path | str:
-    """The absolute path of the file or folder that `source` names; a hub source (`hf://org/name`) is returned unchanged.
+    """The absolute path of the file or folder that `source` names; a hub source (`hf://org/name`) is returned
+    unchanged.
 
     Raises ValueError, with a suggestion, if nothing has that name.
     """
@@ -63,8 +64,8 @@ def find_source(source: str, directory: Path) -> Path | str:
 def list_files(source: str, directory: Path) -> list[Path]:
     """The files of a source, absolute and sorted: a file, all readable files below a folder, or the matches of a glob.
 
-    For a folder made by `cockpit data expand` this is the file of the rows that were kept. A file that is reached in two ways counts
-    once. Raises ValueError if nothing has that name or nothing can be read.
+    For a folder made by `cockpit data expand` this is the file of the rows that were kept. A file that is reached in
+    two ways counts once. Raises ValueError if nothing has that name or nothing can be read.
     """
     if source.startswith(HUB):
         raise ValueError(f"{source} is on the hub: it must be fetched first")
@@ -97,8 +98,8 @@ def parse_hub_source(source: str) -> HubSource:
 def fetch(hub: HubSource, home: Home, progress: Progress) -> Path:
     """The rows of a hub data set as a JSONL file in the home's cache, fetched on first use.
 
-    `progress` gets rows; the total is 0 if the hub does not tell. The copy is not updated later. Raises ValueError if the hub cannot
-    be reached or has no such data set.
+    `progress` gets rows; the total is 0 if the hub does not tell. The copy is not updated later. Raises ValueError if
+    the hub cannot be reached or has no such data set.
     """
     name = "hub-" + hashlib.sha256(json.dumps([cache.VERSION, *hub]).encode()).hexdigest()[:32]
     made = home.cache / name / "rows.jsonl"
@@ -110,7 +111,8 @@ def fetch(hub: HubSource, home: Home, progress: Progress) -> Path:
 
 
 def is_tokenised(path: Path) -> bool:
-    """Whether `datasets.save_to_disk` wrote this folder and its rows are tokens, of any kind (see `token_rows.COLUMNS`)."""
+    """Whether `datasets.save_to_disk` wrote this folder and its rows are tokens, of any kind (see
+    `token_rows.COLUMNS`)."""
     from engine.prep.token_rows import COLUMNS
 
     info = path / "dataset_info.json"
@@ -131,7 +133,8 @@ def _search_folders(directory: Path) -> tuple[Path, Path]:
 
 
 def _check_one_split(folder: Path, source: str) -> None:
-    """Raises ValueError for a folder that `datasets.DatasetDict.save_to_disk` wrote: its test rows would be trained on."""
+    """Raises ValueError for a folder that `datasets.DatasetDict.save_to_disk` wrote: its test rows would be trained
+    on."""
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(f"{source}/{path.parent.name}" for path in sorted(folder.glob("*/state.json")))
         raise ValueError(f"{source} holds several splits; name one of them: {splits or 'but there is none in it'}")
@@ -149,7 +152,8 @@ def _list_below(folder: Path, source: str) -> list[Path]:
 
 
 def _walk_readable(folder: Path) -> Iterator[Path]:
-    """Readable files below a folder, sorted; follows links. Raises ValueError for a broken link with a readable name."""
+    """Readable files below a folder, sorted; follows links. Raises ValueError for a broken link with a readable
+    name."""
     entered: set[tuple[int, int]] = set()
     found: list[Path] = []
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -158,7 +162,8 @@ def _walk_readable(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
-        # Sorted, so that every machine takes the same of two ways to a folder; hidden folders are caches and repositories.
+        # Sorted, so that every machine takes the same of two ways to a folder; hidden folders are caches and
+        # repositories.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(place, name) for name in names if not name.startswith(".") and _is_rows(name)]
     for path in sorted(found):

@@ -1,4 +1,5 @@
-"""Statistics of a data set as a model sees it: lengths, trained share, duplicates, languages, losses by truncation and padding.
+"""Statistics of a data set as a model sees it: lengths, trained share, duplicates, languages, losses by truncation and
+padding.
 
 `measure` reads the rows once, span by span (see `chunks`). Lengths are those of whole rows, before truncation.
 """
@@ -60,11 +61,12 @@ def measure(
     context: Context,
     rejects: Rejects,
 ) -> dict[str, Any]:
-    """Figures of placed rows (see `stages.row_files`), as `cockpit data stats` reports them. Rows that cannot be rendered go to `rejects`.
+    """Figures of placed rows (see `stages.row_files`), as `cockpit data stats` reports them. Rows that cannot be
+    rendered go to `rejects`.
 
-    `kind` is the kind of rows (a method's `Options.rows`). For preference pairs, the lengths of prompts and replies are reported too;
-    the length of a pair is that of its longer sequence. `by` names a column whose values are reported separately. Raises ValueError
-    if no row has that column, or if no row can be tokenised.
+    `kind` is the kind of rows (a method's `Options.rows`). For preference pairs, the lengths of prompts and replies are
+    reported too; the length of a pair is that of its longer sequence. `by` names a column whose values are reported
+    separately. Raises ValueError if no row has that column, or if no row can be tokenised.
     """
     import numpy
 
@@ -147,7 +149,8 @@ def describe(lengths: Counter[int]) -> dict[str, float]:
 
 
 def histogram(lengths: Counter[int], bins: int = BINS) -> dict[str, list[int]]:
-    """`rows` per bin, and the bins' `edges` in tokens, one more: bin i holds lengths from edges[i] to edges[i + 1] - 1."""
+    """`rows` per bin, and the bins' `edges` in tokens, one more: bin i holds lengths from edges[i] to edges[i + 1] -
+    1."""
     width = -(-(max(lengths, default=0) + 1) // bins)
     rows = [0] * bins
     for length, count in lengths.items():
@@ -158,8 +161,8 @@ def histogram(lengths: Counter[int], bins: int = BINS) -> dict[str, list[int]]:
 def truncation(lengths: Any, first: Any, at: int) -> dict[str, int]:
     """What truncation at `at` tokens loses: `cut` rows, `lost` rows (without a trained token left) and `tokens`.
 
-    `lengths` are the tokens of each row's sequences, int32 [rows, sequences], and `first` the index of the first trained token,
-    int32 [rows].
+    `lengths` are the tokens of each row's sequences, int32 [rows, sequences], and `first` the index of the first
+    trained token, int32 [rows].
     """
     return {
         "cut": int((lengths > at).any(axis=1).sum()),
@@ -169,7 +172,8 @@ def truncation(lengths: Any, first: Any, at: int) -> dict[str, int]:
 
 
 def padding(lengths: Any, capacity: int) -> dict[str, Any]:
-    """The share of padding when shuffled rows are padded to the longest of MICRO_BATCH, and when they are packed into sequences."""
+    """The share of padding when shuffled rows are padded to the longest of MICRO_BATCH, and when they are packed into
+    sequences."""
     import numpy
 
     mixed = numpy.random.default_rng(0).permutation(lengths)
@@ -196,7 +200,8 @@ def duplicates(rows: Sequence[Path], context: Context) -> dict[str, int]:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Draw the histogram of lengths with percentiles as a PNG. Raises ValueError for a name that does not end in .png."""
+    """Draw the histogram of lengths with percentiles as a PNG. Raises ValueError for a name that does not end in
+    .png."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"--plot {path}: the picture is a PNG, name it so")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -242,7 +247,8 @@ def _summarize_group(counts: Counts) -> dict[str, Any]:
 
 
 def measure_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The work on a span (see `chunks.Work`): writes each row's lengths and the index of its first trained token as int32 files."""
+    """The work on a span (see `chunks.Work`): writes each row's lengths and the index of its first trained token as
+    int32 files."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is one process per core already
     tokenizing = _load_row_tokenizer(settings["kind"], settings["tokenizer"], settings["loss_on"])
     parts: dict[str, Counter[int]] = {name: Counter() for name in _id_columns(settings["kind"])}
@@ -310,7 +316,8 @@ def _load_row_tokenizer(kind: str, tokenizer: str, loss_on: str) -> BatchTokeniz
 
 
 def _sample_text(content: Canonical) -> tuple[int, str]:
-    """A number that decides whether the row is sampled, and the beginning of its text. The number depends on the content alone."""
+    """A number that decides whether the row is sampled, and the beginning of its text. The number depends on the
+    content alone."""
     text = content["text"] if "text" in content else " ".join(each["content"] for each in conversation_of(content))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()), text[:_READ]
 

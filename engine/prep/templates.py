@@ -1,7 +1,7 @@
 """Renders chat templates without transformers' tokenizer classes, byte for byte as `apply_chat_template` does.
 
-Importing those classes loads torch, which takes two seconds and a quarter of a gigabyte in each process that tokenises. Rendering
-and encoding need only the tokenizer.json, the template and the special tokens; `ChatTokenizer` holds these.
+Importing those classes loads torch, which takes two seconds and a quarter of a gigabyte in each process that tokenises.
+Rendering and encoding need only the tokenizer.json, the template and the special tokens; `ChatTokenizer` holds these.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from engine.protocol.home import write_private
 _FILE = "tokenizer.json"
 
 _PLAIN = {"role", "content"}
-"""Keys of a message that the template gets unchanged. transformers has special rules for others, and then renders the message."""
+"""Keys of a message that the template gets unchanged. transformers has special rules for others, and then renders the
+message."""
 
 
 class ChatTokenizer:
-    """What rendering and encoding need of a fast tokenizer. `chat_template` is text, a dictionary of named templates, or None;
-    `backend_tokenizer` is the Rust tokenizer."""
+    """What rendering and encoding need of a fast tokenizer. `chat_template` is text, a dictionary of named templates,
+    or None; `backend_tokenizer` is the Rust tokenizer."""
 
     is_fast = True
 
@@ -38,8 +39,8 @@ class ChatTokenizer:
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTokenizer:
-        """From a transformers tokenizer. Shares its Rust tokenizer, or what takes its place (see `engine.models.glm.encoder`). Raises
-        ValueError for a tokenizer that is pure Python."""
+        """From a transformers tokenizer. Shares its Rust tokenizer, or what takes its place (see
+        `engine.models.glm.encoder`). Raises ValueError for a tokenizer that is pure Python."""
         if isinstance(tokenizer, ChatTokenizer):
             return tokenizer
         if not hasattr(tokenizer, "backend_tokenizer"):
@@ -77,7 +78,8 @@ class ChatTokenizer:
         add_generation_prompt: bool = False,
         tokenize: bool = False,
     ) -> Any:
-        """The text of a conversation, or the texts of a list of them. Raises what the template raises, ValueError without a template."""
+        """The text of a conversation, or the texts of a list of them. Raises what the template raises, ValueError
+        without a template."""
         assert not tokenize, "ids come from the encoder"
         if not conversation:
             raise ValueError("Cannot apply chat template to an empty conversation. Provide at least one message.")
@@ -119,7 +121,8 @@ class ChatTokenizer:
 
 
 def unwrap_tokenizer(tokenizer: Any) -> Any:
-    """The Rust tokenizer inside, set to neither truncate nor pad. Raises ValueError for a tokenizer that is pure Python."""
+    """The Rust tokenizer inside, set to neither truncate nor pad. Raises ValueError for a tokenizer that is pure
+    Python."""
     encoder = ChatTokenizer.of(tokenizer).backend_tokenizer
     encoder.no_truncation()
     encoder.no_padding()

@@ -33,8 +33,8 @@ class FlatTokens(NamedTuple):
 
 
 def write(plain: Path, folder: Path, vocabulary: int) -> dict[str, Any]:
-    """Write the plain Arrow set `plain` as flat files into `folder`. `vocabulary` is one more than the largest token id. Returns the
-    content of flat.json."""
+    """Write the plain Arrow set `plain` as flat files into `folder`. `vocabulary` is one more than the largest token
+    id. Returns the content of flat.json."""
     import numpy
 
     dtype = "uint16" if vocabulary <= 2**16 else "uint32"

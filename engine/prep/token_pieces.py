@@ -6,8 +6,8 @@ from typing import Any
 
 
 def reply_parts(tokenizer: Any, row: dict[str, list[int]]) -> list[dict[str, Any]]:
-    """The prompt of a prepared row with each of its replies as `{name, pieces}`; replies count as trained. A row without replies has
-    one part, its prompt."""
+    """The prompt of a prepared row with each of its replies as `{name, pieces}`; replies count as trained. A row
+    without replies has one part, its prompt."""
     names = [name for name in ("chosen", "rejected", "completion") if f"{name}_ids" in row]
     prompt = row["prompt_ids"]
     if not names:
@@ -24,7 +24,8 @@ def reply_parts(tokenizer: Any, row: dict[str, list[int]]) -> list[dict[str, Any
 
 
 def pieces(tokenizer: Any, ids: list[int], trained: list[bool]) -> list[dict[str, Any]]:
-    """Each token with the text that it completes, special tokens included; a token that ends inside a character has no text."""
+    """Each token with the text that it completes, special tokens included; a token that ends inside a character has no
+    text."""
     found, at, shown = [], 0, ""
     for number, (token, is_trained) in enumerate(zip(ids, trained, strict=True), 1):
         text = tokenizer.decode(ids[at:number], skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -25,9 +25,11 @@ COLUMNS = {
     "judged": ("prompt_ids", "completion_ids", "label"),
     "prompts": ("prompt_ids", "prompt", "reference"),
 }
-"""Kind of rows, as a method's `Options.rows` names it -> the columns on disk. A `label` is 1 (good) or 0, in a list of one."""
+"""Kind of rows, as a method's `Options.rows` names it -> the columns on disk. A `label` is 1 (good) or 0, in a list of
+one."""
 TEXTS = ("prompt", "reference")
-"""Text columns with one value per row: a conversation as JSON (`messages` and, if any, `tools`), and the row's own reply."""
+"""Text columns with one value per row: a conversation as JSON (`messages` and, if any, `tools`), and the row's own
+reply."""
 JOINED = ("input_ids", "labels", "position_ids", "seq_lengths")
 """The columns of a set whose rows join several sequences."""
 
@@ -36,7 +38,8 @@ Columns = dict[str, tuple[Any, Any]]
 
 
 class Tokens(NamedTuple):
-    """A row as the model sees it: lists of equal length. `labels` are not shifted; the first is always masked, as nothing predicts it."""
+    """A row as the model sees it: lists of equal length. `labels` are not shifted; the first is always masked, as
+    nothing predicts it."""
 
     ids: list[int]
     labels: list[int]
@@ -103,8 +106,8 @@ class BatchTokenizer(Protocol):
         """The rows that can be trained on, in order. Adds every row but the refused ones to `counts`."""
 
     def lengths(self, batch: Batch) -> tuple[Any, Any]:
-        """Tokens of each row's sequences, an int32 array [rows, sequences], and the index of the first trained token in all of
-        them, [rows]."""
+        """Tokens of each row's sequences, an int32 array [rows, sequences], and the index of the first trained token in
+        all of them, [rows]."""
 
 
 def percentile(lengths: Counter[int], share: int) -> int:

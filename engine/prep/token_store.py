@@ -1,8 +1,8 @@
 """Token sets on disk: folders of Arrow streams that `datasets.load_from_disk` maps into memory.
 
-A plain set has a row of `input_ids` and `labels` for each source row. In a joined set (packed rows, or blocks of documents) a row
-is a sequence of several parts: `position_ids` restart at 0 with each part, and `seq_lengths` are the parts' lengths; attention must
-not cross from one part to another. All columns except `TEXTS` are lists of int32.
+A plain set has a row of `input_ids` and `labels` for each source row. In a joined set (packed rows, or blocks of
+documents) a row is a sequence of several parts: `position_ids` restart at 0 with each part, and `seq_lengths` are the
+parts' lengths; attention must not cross from one part to another. All columns except `TEXTS` are lists of int32.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def _open_set(folder: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Colu
 
 
 def _describe(folder: Path, parts: list[Path], columns: tuple[str, ...]) -> None:
-    """Write the files that `datasets` expects beside the streams. The fingerprint, which keys its caches, is a hash of the content."""
+    """Write the files that `datasets` expects beside the streams. The fingerprint, which keys its caches, is a hash of
+    the content."""
     from datasets import DatasetInfo, Features
 
     DatasetInfo(features=Features.from_arrow_schema(_schema(columns))).write_to_directory(str(folder))
@@ -217,10 +218,11 @@ def write_packed(plain: Path, folder: Path, capacity: int, progress: Progress = 
 
 
 def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = lambda *_: None) -> Counts:
-    """Write the rows of the plain set end to end in blocks of `capacity` tokens; the last one may be shorter. Returns their counts.
+    """Write the rows of the plain set end to end in blocks of `capacity` tokens; the last one may be shorter. Returns
+    their counts.
 
-    A row that crosses the end of a block continues in the next one as a separate part, so nothing predicts that part's first token:
-    its label is masked, like the first of each row. `progress` gets (rows done, rows in all).
+    A row that crosses the end of a block continues in the next one as a separate part, so nothing predicts that part's
+    first token: its label is masked, like the first of each row. `progress` gets (rows done, rows in all).
     """
     import numpy
 
@@ -258,7 +260,8 @@ def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = 
 
 
 def _join_columns(ids: Any, labels: Any, lengths: Any, tokens: Any, parts: Any) -> Columns:
-    """The columns of joined sequences: `lengths` of all parts, and `tokens` and the number of `parts` of each sequence."""
+    """The columns of joined sequences: `lengths` of all parts, and `tokens` and the number of `parts` of each
+    sequence."""
     import numpy
 
     starts = numpy.cumsum(lengths) - lengths

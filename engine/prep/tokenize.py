@@ -1,6 +1,7 @@
 """Canonical rows to token ids and labels, in this process: batch by batch (`Tokenizing`) or as a stream (`tokenize`).
 
-The tokens are those of `apply_chat_template(tokenize=True)`. `tokenize_files` does the same over files, in many processes.
+The tokens are those of `apply_chat_template(tokenize=True)`. `tokenize_files` does the same over files, in many
+processes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from engine.prep.tokenize_replies import ReplyTokenizer
 
 
 class RowTokenizer:
-    """Tokenises conversations and plain text (see `BatchTokenizer`). Raises ValueError for a tokenizer that is pure Python."""
+    """Tokenises conversations and plain text (see `BatchTokenizer`). Raises ValueError for a tokenizer that is pure
+    Python."""
 
     def __init__(self, tokenizer: Any, loss_on: str, max_length: int) -> None:
         chat = ChatTokenizer.of(tokenizer)
@@ -107,8 +109,8 @@ def make_row_tokenizer(
     max_prompt: int | None = None,
     task: str | None = None,
 ) -> BatchTokenizer:
-    """What tokenises rows of this kind (a method's `Options.rows`). `task` names the task whose answers the references of prompts
-    must be. Raises ValueError for a tokenizer that is pure Python."""
+    """What tokenises rows of this kind (a method's `Options.rows`). `task` names the task whose answers the references
+    of prompts must be. Raises ValueError for a tokenizer that is pure Python."""
     if kind == "tokens":
         return RowTokenizer(tokenizer, loss_on, max_length)
     if kind == "prompts":
@@ -122,7 +124,8 @@ def make_row_tokenizer(
 def tokenize(
     rows: Iterable[Row], tokenizing: BatchTokenizer, rejects: Rejects, counts: Counts
 ) -> Iterator[tuple[Row, dict[str, list[Any]]]]:
-    """The rows that can be trained on, with their columns, in order. All rows are counted; those that cannot be rendered are rejected."""
+    """The rows that can be trained on, with their columns, in order. All rows are counted; those that cannot be
+    rendered are rejected."""
     stream = iter(rows)
     while some := list(itertools.islice(stream, BATCH)):
         batch = tokenizing([row.content for row in some], counts)
@@ -139,14 +142,15 @@ def tokenize(
 
 
 def encode(rendered: list[RenderedRow], encoder: Any) -> Iterator[Any]:
-    """The `tokenizers.Encoding`s with offsets, in order. Neighbours that treat special tokens alike are encoded together."""
+    """The `tokenizers.Encoding`s with offsets, in order. Neighbours that treat special tokens alike are encoded
+    together."""
     for special, group in itertools.groupby(rendered, key=lambda each: each.special):
         yield from encoder.encode_batch([each.text for each in group], add_special_tokens=special)
 
 
 def label(rendered: RenderedRow, encoding: Any) -> list[int]:
-    """The labels of all tokens. A token that begins before a span and ends inside it is trained too, as in transformers' assistant
-    masks."""
+    """The labels of all tokens. A token that begins before a span and ends inside it is trained too, as in
+    transformers' assistant masks."""
     ids: list[int] = encoding.ids
     labels = [MASKED] * len(ids)
     for start, end in rendered.spans:

@@ -24,7 +24,8 @@ from engine.prep.tokenize import make_row_tokenizer
 from engine.protocol.messages import Problem, ProblemError
 
 PLACED_LINE = 2**31
-"""Bytes of a placed line at most. We write these lines: each is as long as its row, whose length a reader has checked."""
+"""Bytes of a placed line at most. We write these lines: each is as long as its row, whose length a reader has
+checked."""
 _GOLDEN = 3
 """Conversations that a template lock keeps."""
 
@@ -55,14 +56,15 @@ def tokenize_rows(
 ) -> TokenizeResult:
     """Tokenise the rows of JSONL files into the Arrow set `into` (see `token_store`).
 
-    Without `files`, each line is a row. With `files`, each line is `[file, line, offset, row]`, as between two stages, where `file` is
-    an index into `files`. Rows are canonical unless `formats` gives the format of each of `files`, or one format for all lines. Bad
-    rows go to `rejects`. `kind` is the kind of rows that the method trains on; prompts longer than `max_prompt` tokens lose their
-    beginning, and with `task` the reference of a prompt must be an answer of that task. `kept_rows`, if given, becomes a JSONL file
-    of the canonical rows that were kept. `work_folder` keeps finished spans across kills; remove it when the result is safe.
-    `progress` gets (bytes done, bytes in all).
+    Without `files`, each line is a row. With `files`, each line is `[file, line, offset, row]`, as between two stages,
+    where `file` is an index into `files`. Rows are canonical unless `formats` gives the format of each of `files`, or
+    one format for all lines. Bad rows go to `rejects`. `kind` is the kind of rows that the method trains on; prompts
+    longer than `max_prompt` tokens lose their beginning, and with `task` the reference of a prompt must be an answer of
+    that task. `kept_rows`, if given, becomes a JSONL file of the canonical rows that were kept. `work_folder` keeps
+    finished spans across kills; remove it when the result is safe. `progress` gets (bytes done, bytes in all).
 
-    Raises ProblemError for a conversation if the tokenizer has no template, ValueError for a tokenizer that is pure Python.
+    Raises ProblemError for a conversation if the tokenizer has no template, ValueError for a tokenizer that is pure
+    Python.
     """
     settings = {
         "tokenizer": str(ChatTokenizer.of(tokenizer).save(work_folder)),
@@ -76,7 +78,8 @@ def tokenize_rows(
         "kept_rows": kept_rows is not None,
     }
     total = sum(path.stat().st_size for path in rows)
-    # The size depends on the input alone, so the result does not depend on the number of processes. Small input is not worth many.
+    # The size depends on the input alone, so the result does not depend on the number of processes. Small input is not
+    # worth many.
     size = min(SIZE, max(SIZE // 8, total // 16))
     spans = [span for path in rows for span in cut(path, size)]
     processes = min(processes, 1 + total // (2 * SIZE))
@@ -109,7 +112,8 @@ def _check_template(place: str) -> None:
 
 
 def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The work on a span (see `chunks.Work`): writes `tokens.arrow`, `rejects.jsonl` and, if requested, `rows.jsonl`."""
+    """The work on a span (see `chunks.Work`): writes `tokens.arrow`, `rejects.jsonl` and, if requested,
+    `rows.jsonl`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is one process per core already
     tokenizing = _load_row_tokenizer(
         *(settings[name] for name in ("kind", "tokenizer", "loss_on", "max_length", "max_prompt", "task"))

@@ -1,7 +1,7 @@
 """Prompts that a model answers while it trains, as token ids, with what a reward function needs to know about them.
 
-A prompt is a conversation up to its last reply, rendered with the generation prompt. The last reply is the `reference` with which a
-task's metric compares the model's replies; a reward model reads the prompt's turns.
+A prompt is a conversation up to its last reply, rendered with the generation prompt. The last reply is the `reference`
+with which a task's metric compares the model's replies; a reward model reads the prompt's turns.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from engine.tasks import TASKS
 
 
 class PromptTokenizer:
-    """Tokenises prompts (see `BatchTokenizer`). A prompt longer than `max_prompt` tokens loses its beginning; one that is then still
-    longer than `max_length` is dropped and counted as masked. With `task`, the reference must be an answer of that task. Raises
-    ValueError for a tokenizer that is pure Python."""
+    """Tokenises prompts (see `BatchTokenizer`). A prompt longer than `max_prompt` tokens loses its beginning; one that
+    is then still longer than `max_length` is dropped and counted as masked. With `task`, the reference must be an
+    answer of that task. Raises ValueError for a tokenizer that is pure Python."""
 
     def __init__(self, tokenizer: Any, max_length: int, max_prompt: int | None, task: str | None) -> None:
         chat = ChatTokenizer.of(tokenizer)
@@ -64,7 +64,8 @@ class PromptTokenizer:
         return Batch(columns, kept, refused)
 
     def lengths(self, batch: Batch) -> tuple[Any, Any]:
-        """Tokens of each row, int32 [rows, 1], and the same as [rows]: the first trained token would be that of the reply."""
+        """Tokens of each row, int32 [rows, 1], and the same as [rows]: the first trained token would be that of the
+        reply."""
         import numpy
 
         counted = numpy.array(batch.columns["prompt_ids"][1], dtype=numpy.int32)

@@ -1,8 +1,9 @@
 """Prompts and their replies as token ids: preference pairs (`chosen`, `rejected`) and single judgements (`completion`).
 
-A prompt with one of its replies is rendered as one conversation, so together they are what `apply_chat_template` renders. The reply
-begins behind the generation prompt and ends with everything that the template writes behind its last turn. If a token crosses the
-border between prompt and reply, or the prompt's last tokens depend on the reply, the prompt ends before them (as in trl).
+A prompt with one of its replies is rendered as one conversation, so together they are what `apply_chat_template`
+renders. The reply begins behind the generation prompt and ends with everything that the template writes behind its last
+turn. If a token crosses the border between prompt and reply, or the prompt's last tokens depend on the reply, the
+prompt ends before them (as in trl).
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class TruncatedRow(NamedTuple):
 
 
 class ReplyTokenizer:
-    """Tokenises pairs or judgements (see `BatchTokenizer`). A prompt longer than `max_prompt` tokens loses its beginning; a sequence
-    longer than `max_length` loses the end of its reply. Raises ValueError for a tokenizer that is pure Python."""
+    """Tokenises pairs or judgements (see `BatchTokenizer`). A prompt longer than `max_prompt` tokens loses its
+    beginning; a sequence longer than `max_length` loses the end of its reply. Raises ValueError for a tokenizer that is
+    pure Python."""
 
     def __init__(self, tokenizer: Any, kind: str, max_length: int, max_prompt: int | None) -> None:
         chat = ChatTokenizer.of(tokenizer)
@@ -44,8 +46,8 @@ class ReplyTokenizer:
         self.template = chat.chat_template
 
     def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:
-        """The rows that can be trained on, in order. Adds every row but the refused ones to `counts`. A row that truncation leaves
-        without a token of one of its replies is masked."""
+        """The rows that can be trained on, in order. Adds every row but the refused ones to `counts`. A row that
+        truncation leaves without a token of one of its replies is masked."""
         refused: dict[int, str] = {}
         fitting = [at for at, row in enumerate(rows) if kind_of(row) == self._kind]
         for at, row in enumerate(rows):
@@ -71,7 +73,8 @@ class ReplyTokenizer:
         return Batch(columns, [at for at, _ in kept], refused)
 
     def lengths(self, batch: Batch) -> tuple[Any, Any]:
-        """Tokens of each row's sequences, int32 [rows, sequences], and the index of the first trained token in all of them, [rows]."""
+        """Tokens of each row's sequences, int32 [rows, sequences], and the index of the first trained token in all of
+        them, [rows]."""
         import numpy
 
         prompts, *replies = (
@@ -134,7 +137,8 @@ class ReplyTokenizer:
 
 
 class _Sequence(NamedTuple):
-    """A prompt with one reply: `begin` is the index of the reply's first token, `ends` are those of the end-of-turn tokens behind it."""
+    """A prompt with one reply: `begin` is the index of the reply's first token, `ends` are those of the end-of-turn
+    tokens behind it."""
 
     ids: bytes
     begin: int

@@ -1,9 +1,9 @@
 """Trains a tokenizer: BPE or Unigram over bytes, with `tokenizers`, to be loaded by `AutoTokenizer`.
 
-Text is split into words (letters, digits by threes, blanks, the rest), and the words' UTF-8 bytes are merged (BPE, Sennrich et al.
-2016) or scored (Unigram, Kudo 2018). So no text is unknown, and decoding returns exactly what was encoded: nothing is normalised,
-and no blank is added or removed. Without byte fallback, characters take the place of bytes, and characters that the training texts
-lack become `<unk>`.
+Text is split into words (letters, digits by threes, blanks, the rest), and the words' UTF-8 bytes are merged (BPE,
+Sennrich et al. 2016) or scored (Unigram, Kudo 2018). So no text is unknown, and decoding returns exactly what was
+encoded: nothing is normalised, and no blank is added or removed. Without byte fallback, characters take the place of
+bytes, and characters that the training texts lack become `<unk>`.
 
 The same texts and settings give the same `tokenizer.json`, byte for byte.
 """
@@ -61,10 +61,10 @@ def train(
 ) -> Any:
     """A `PreTrainedTokenizerFast` with `size` tokens, special ones included, or fewer if the texts do not yield more.
 
-    `texts` is iterated once, and once more each for Unigram and without byte fallback. `template` is a Jinja chat template; None means
-    ChatML. The first tokens are `<|endoftext|>`, ChatML's own if that is the template, then `special`. The token that ends the
-    template's turns also ends generation. Raises ValueError for a size too small for the alphabet, for texts without content, and
-    for a template that fails.
+    `texts` is iterated once, and once more each for Unigram and without byte fallback. `template` is a Jinja chat
+    template; None means ChatML. The first tokens are `<|endoftext|>`, ChatML's own if that is the template, then
+    `special`. The token that ends the template's turns also ends generation. Raises ValueError for a size too small for
+    the alphabet, for texts without content, and for a template that fails.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -93,7 +93,8 @@ def minimum_size(special: Sequence[str], chatml: bool, byte_fallback: bool) -> i
 
 
 def list_notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str]:
-    """Notes for a user who asked for `size` tokens and this template. `naming` is the option that takes further special tokens."""
+    """Notes for a user who asked for `size` tokens and this template. `naming` is the option that takes further special
+    tokens."""
     found = []
     if len(tokenizer) < size:
         found.append(f"{len(tokenizer)} tokens, not {size}: the texts hold no more that repeat")
@@ -107,8 +108,8 @@ def list_notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str
 
 
 def measure_compression(tokenizers: Mapping[str, Any], texts: Sequence[str]) -> dict[str, dict[str, float]]:
-    """For each tokenizer: `bytes_per_token` (UTF-8; higher is better), `tokens_per_character`, the share of texts that decoding
-    restores (`exact`), and its `size`."""
+    """For each tokenizer: `bytes_per_token` (UTF-8; higher is better), `tokens_per_character`, the share of texts that
+    decoding restores (`exact`), and its `size`."""
     size, characters = sum(len(text.encode()) for text in texts), sum(map(len, texts))
     table: dict[str, dict[str, float]] = {}
     for name, tokenizer in tokenizers.items():
@@ -140,7 +141,8 @@ def _special_tokens(special: Sequence[str], chatml: bool, unknown: bool) -> list
 
 
 def _turn_end(tokenizer: Any) -> str | None:
-    """The special token that ends a turn; None without one. Raises ValueError if the template cannot render a question and its answer."""
+    """The special token that ends a turn; None without one. Raises ValueError if the template cannot render a question
+    and its answer."""
     try:
         token = end_of_turn(tokenizer)
     except Exception as error:  # noqa: BLE001 - templates raise what they like
@@ -188,7 +190,8 @@ def _train(texts: Iterable[str], kind: Kind, size: int, tokens: list[str], byte_
 
 
 class _TrainingTexts:
-    """Iterates over the texts in pieces, without rare characters, then over `further` words; counts the texts' characters."""
+    """Iterates over the texts in pieces, without rare characters, then over `further` words; counts the texts'
+    characters."""
 
     def __init__(self, texts: Iterable[str], rare: dict[int, None], further: list[str]) -> None:
         self.texts, self.rare, self.further, self.characters = texts, rare, further, 0
@@ -205,9 +208,9 @@ class _TrainingTexts:
 def _double_frequent_words(cut: Any, texts: Iterable[str]) -> list[str]:
     """Every frequent word, written twice without a blank between.
 
-    The Unigram trainer starts from strings that occur more than once in the list of distinct words. A word occurs there once,
-    however frequent it is, and so would never become a token unless it is part of another word. (Measured on 2.3 million characters
-    of English and Chinese, 15,000 tokens: 4.1 bytes per token instead of 3.6.)
+    The Unigram trainer starts from strings that occur more than once in the list of distinct words. A word occurs there
+    once, however frequent it is, and so would never become a token unless it is part of another word. (Measured on 2.3
+    million characters of English and Chinese, 15,000 tokens: 4.1 bytes per token instead of 3.6.)
     """
     counts: Counter[str] = Counter()
     for text in texts:
@@ -229,8 +232,8 @@ def _alphabet(texts: Iterable[str], most: int) -> tuple[list[str], dict[int, Non
 def _sort_vocabulary(tokenizer: Any, special: int) -> Any:
     """The tokenizer with its Unigram vocabulary in a reproducible order and with reproducible scores.
 
-    The trainer sums floats in the order of a hash map, so scores differ in their last digits from run to run, and it assigns scores
-    to characters without one (`min + k·_STEP`) in that order too. Here these all get the lowest score.
+    The trainer sums floats in the order of a hash map, so scores differ in their last digits from run to run, and it
+    assigns scores to characters without one (`min + k·_STEP`) in that order too. Here these all get the lowest score.
     """
     from tokenizers import Tokenizer
 

@@ -12,7 +12,8 @@ from engine.protocol.text import first_line
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Create `folder` with the files that `fill` writes, or not at all. Raises OSError, and then leaves nothing behind."""
+    """Create `folder` with the files that `fill` writes, or not at all. Raises OSError, and then leaves nothing
+    behind."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

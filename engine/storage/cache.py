@@ -1,4 +1,5 @@
-"""The cache of prepared data. An entry is named by a hash of everything that it was made from, and exists only when complete."""
+"""The cache of prepared data. An entry is named by a hash of everything that it was made from, and exists only when
+complete."""
 
 from __future__ import annotations
 
@@ -93,8 +94,9 @@ def new_entry(home: Home, name: str) -> Iterator[Path]:
 def work_folder(home: Home, name: str) -> Iterator[Path]:
     """A folder for the intermediate files of an entry, in which the next process continues after a kill.
 
-    One process at a time holds it; others wait. It is removed if the block succeeds or fails with ValueError or ProblemError, and kept
-    for the next attempt if the block is interrupted or the disk is full. Folders untouched for two weeks are removed.
+    One process at a time holds it; others wait. It is removed if the block succeeds or fails with ValueError or
+    ProblemError, and kept for the next attempt if the block is interrupted or the disk is full. Folders untouched for
+    two weeks are removed.
     """
     home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     _remove_abandoned(home.cache)
@@ -110,8 +112,8 @@ def work_folder(home: Home, name: str) -> Iterator[Path]:
 
 @contextmanager
 def permanent_folder(home: Home, name: str) -> Iterator[Path]:
-    """A folder for results that must not be repeated because they were paid for: it is kept even if the block fails. One process at a
-    time holds it."""
+    """A folder for results that must not be repeated because they were paid for: it is kept even if the block fails.
+    One process at a time holds it."""
     home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _lock_folder(home.cache / name):
         yield home.cache / name

@@ -3,11 +3,11 @@
     PROMPTS                          language (`en`, `zh`) -> the prompt, with the placeholders {seed} and {count}
     fits(seed) -> bool               whether the task can use this seed row
     show(seed) -> Any                what the prompt shows of the seed, a JSON value
-    build_row(item, seed) -> row     a row in the seed's format from one item of an answer; raises ValueError with the reason
+    build_row(item, seed) -> row     a row in the seed's format from an item of an answer; raises ValueError
     duplicate_key(row, form) -> str  the text by which rows are compared for duplicates
 
-A service answers with a JSON list of items. An item may also be a whole row, in the seeds' format or in another known one. The task
-`rows` accepts seeds of any format. Unless a task is named, the first one that fits most seeds is taken.
+A service answers with a JSON list of items. An item may also be a whole row, in the seeds' format or in another known
+one. The task `rows` accepts seeds of any format. Unless a task is named, the first one that fits most seeds is taken.
 """
 
 TASKS = {

@@ -1,11 +1,11 @@
 """The user's decisions about expanded rows, and the rows that are kept because of them.
 
     OUT/made.jsonl        every row that was made
-    OUT/decisions.jsonl   {"row": digest, "decision": "accepted" | "dropped" | "undecided"}, appended; the last entry of a row counts
+    OUT/decisions.jsonl   {"row": digest, "decision": "accepted" | "dropped" | "undecided"}, appended; the last one of a row counts
     OUT/rows.jsonl        the kept rows: all that were made except the dropped ones; undecided rows are kept
 
-A row is identified by the hash of its line, so decisions remain valid after a new run in which rows have other places. Writers of
-decisions or rows hold a lock on `decisions.jsonl`.
+A row is identified by the hash of its line, so decisions remain valid after a new run in which rows have other places.
+Writers of decisions or rows hold a lock on `decisions.jsonl`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class RowCounts(NamedTuple):
 
 
 def read_kept(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of an expansion that the user has not dropped, in the order in which they were made. Raises FileNotFoundError before the
-    first expansion."""
+    """The rows of an expansion that the user has not dropped, in the order in which they were made. Raises
+    FileNotFoundError before the first expansion."""
     dropped = _dropped(folder)
     with (folder / MADE).open("rb") as made:
         for line in made:

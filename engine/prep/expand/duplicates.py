@@ -13,10 +13,11 @@ _SHINGLE = 5
 
 
 class Duplicates:
-    """Texts that differ only in case, width, blanks and punctuation, or whose shingles have a Jaccard similarity of at least `similarity`.
+    """Texts that differ only in case, width, blanks and punctuation, or whose shingles have a Jaccard similarity of at
+    least `similarity`.
 
-    Similar texts are found through prefix filtering (Bayardo et al. 2007): in any fixed order of shingles, two sets of similarity t
-    share one of the first |x| − ⌈t·|x|⌉ + 1 of each. The result is exact.
+    Similar texts are found through prefix filtering (Bayardo et al. 2007): in any fixed order of shingles, two sets of
+    similarity t share one of the first |x| − ⌈t·|x|⌉ + 1 of each. The result is exact.
     """
 
     def __init__(self, similarity: float) -> None:

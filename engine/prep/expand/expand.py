@@ -1,4 +1,5 @@
-"""Expands a data set: sends requests, takes rows from the answers, and writes them. `dry_run` only shows what would be sent.
+"""Expands a data set: sends requests, takes rows from the answers, and writes them. `dry_run` only shows what would be
+sent.
 
     OUT/requests.jsonl   the journal of requests and answers, in order of arrival (`llm_api.journal`)
     OUT/answers.jsonl    the answers in order of their requests: the seeds in the prompt, and which items became rows
@@ -8,10 +9,10 @@
     OUT/rejects.jsonl    the items that were rejected: `file` and `line` of the answer, `item` is the place in it
     OUT/report.json
 
-Requests are numbered, and a request's number determines which seed rows its prompt shows. Another request is sent only while the
-good rows so far, plus the rows that pending requests may bring, are fewer than `samples`. So the requests sent are always the
-shortest sequence that yields enough rows, whatever the order of arrival, and the result depends on the answers alone. A second run
-sends only requests without an answer; with a larger `samples` it continues.
+Requests are numbered, and a request's number determines which seed rows its prompt shows. Another request is sent only
+while the good rows so far, plus the rows that pending requests may bring, are fewer than `samples`. So the requests
+sent are always the shortest sequence that yields enough rows, whatever the order of arrival, and the result depends on
+the answers alone. A second run sends only requests without an answer; with a larger `samples` it continues.
 """
 
 from __future__ import annotations
@@ -46,17 +47,18 @@ _SHOWN = 3
 def expand(
     paths: list[Path], source: SourceOptions, options: ExpandOptions, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Make `options.samples` new rows from the seed rows in `paths`, the files of `source`, or as many as the limits allow.
+    """Make `options.samples` new rows from the seed rows in `paths`, the files of `source`, or as many as the limits
+    allow.
 
-    Returns the document that `--json` prints. Raises ProblemError (no key, a service that refuses or fails …) and ValueError for
-    invalid options. The answers received until then are kept, and the same call continues from there.
+    Returns the document that `--json` prints. Raises ProblemError (no key, a service that refuses or fails …) and
+    ValueError for invalid options. The answers received until then are kept, and the same call continues from there.
     """
     return expand_sources([(source, paths)], options, out, progress).report
 
 
 class Expansion(NamedTuple):
-    """`report` is the result of `expand`. `formats` lists (number of the source, format); `forms` has for each row in `made.jsonl` the
-    index in `formats` of its seed."""
+    """`report` is the result of `expand`. `formats` lists (number of the source, format); `forms` has for each row in
+    `made.jsonl` the index in `formats` of its seed."""
 
     report: dict[str, Any]
     formats: list[tuple[int, str]]
@@ -154,7 +156,8 @@ class _RequestLoop:
         self.shortage = ""
 
     async def run(self, key: str) -> str:
-        """Send requests until there are enough rows. Returns why there are not enough, or an empty string. Raises ProblemError."""
+        """Send requests until there are enough rows. Returns why there are not enough, or an empty string. Raises
+        ProblemError."""
         self._process_replies()
         if self._needs_more():
             async with client.Service(self.options, key) as connection:

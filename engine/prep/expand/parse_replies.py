@@ -15,8 +15,8 @@ from engine.tasks.fences import load_json
 
 
 class ReplyParser:
-    """Takes the answers one by one. Counts answers, failed requests, good rows, and the latest consecutive answers without a good row
-    (`fruitless`)."""
+    """Takes the answers one by one. Counts answers, failed requests, good rows, and the latest consecutive answers
+    without a good row (`fruitless`)."""
 
     def __init__(self, seeds: Seeds, options: ExpandOptions, duplicates: Duplicates, results: Results) -> None:
         self._seeds, self._options, self._duplicates, self._results = seeds, options, duplicates, results
@@ -78,7 +78,8 @@ class ReplyParser:
 
 
 def _parse_items(reply: str) -> list[Any]:
-    """The items of an answer: a list, the only list in an object, or a single item. Raises ValueError for anything but JSON."""
+    """The items of an answer: a list, the only list in an object, or a single item. Raises ValueError for anything but
+    JSON."""
     value = load_json(reply)
     if isinstance(value, list):
         return value

@@ -54,7 +54,8 @@ class Results:
         self._write("rejects.jsonl", {**place, "reason": reason, "row": value})
 
     def publish(self, report: dict[str, Any]) -> dict[str, Any]:
-        """Rename the drafts; rows that the user has dropped are left out of `rows.jsonl`. Returns the report with `rows` and `dropped`."""
+        """Rename the drafts; rows that the user has dropped are left out of `rows.jsonl`. Returns the report with
+        `rows` and `dropped`."""
         self._finish_answer()
         with decisions.lock(self._out):
             for name, draft in self._drafts.items():

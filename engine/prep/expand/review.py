@@ -22,8 +22,8 @@ class Review:
     """
 
     def __init__(self, folder: Path, forms: list[SourceOptions]) -> None:
-        """`forms` are the sources of the seeds; each row has the form of one of them. Raises ValueError for files that `expand` has not
-        written."""
+        """`forms` are the sources of the seeds; each row has the form of one of them. Raises ValueError for files that
+        `expand` has not written."""
         self.folder = folder
         self.indexed = _index_made(folder / MADE, forms)
         with (folder / MADE).open("rb") as file:
@@ -56,7 +56,8 @@ class Review:
         return found
 
     def origin(self, number: int) -> dict[str, Any]:
-        """The task, the request (from 1), the item of its answer that a row was made from, and the request's seed rows in canonical form."""
+        """The task, the request (from 1), the item of its answer that a row was made from, and the request's seed rows
+        in canonical form."""
         if number >= len(self._answers):
             return {}
         with (self.folder / "answers.jsonl").open("rb") as file:

@@ -22,8 +22,8 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import did_you_mean
 
 POOL = 10_000
-"""Seed rows, at most, that prompts show and that new rows must not resemble; a seeded sample of larger sets. New rows must differ
-from all seed rows."""
+"""Seed rows, at most, that prompts show and that new rows must not resemble; a seeded sample of larger sets. New rows
+must differ from all seed rows."""
 _LOOKED_AT = 100
 _HAN, _KANA, _LETTER = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]"), re.compile(r"[^\W\d_]")
 _PLACE = re.compile(r"\{(seed|count)\}")
@@ -78,7 +78,8 @@ def read_seeds(
     duplicates: Duplicates,
     progress: Callable[[int, int], object],
 ) -> Seeds:
-    """Read the seed rows of all sources, at most `max_rows` of each, and add them to `duplicates`. `progress` gets (bytes done, in all).
+    """Read the seed rows of all sources, at most `max_rows` of each, and add them to `duplicates`. `progress` gets
+    (bytes done, in all).
 
     Raises ProblemError if no row fits the task, ValueError for files that cannot be read.
     """
@@ -133,8 +134,8 @@ def load_task(name: str) -> ModuleType:
 
 
 def _iterate_seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tuple[Seed | None, str, int]]:
-    """Yields (seed, place, bytes done) for every row, and (None, place and reason, bytes done) for a bad one. Adds the rows' forms to
-    `forms`, by source and format."""
+    """Yields (seed, place, bytes done) for every row, and (None, place and reason, bytes done) for a bad one. Adds the
+    rows' forms to `forms`, by source and format."""
     before = 0
     for number, (source, paths) in enumerate(sources):
         good = 0

@@ -3,9 +3,9 @@
     cache/expand-HASH/     the files of `expand`; `stage.json` records the settings and the form of each row
     cache/expanded-HASH/   the kept rows, a file per form, as they are trained on
 
-The first hash covers the seeds and everything that a request depends on. So with more samples, other limits or another concurrency
-the expansion continues from the answers that were paid for, and a change of lengths, cleaning or base sends no request. The cache's
-version is not part of the hash for the same reason.
+The first hash covers the seeds and everything that a request depends on. So with more samples, other limits or another
+concurrency the expansion continues from the answers that were paid for, and a change of lengths, cleaning or base sends
+no request. The cache's version is not part of the hash for the same reason.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class ExpandedSources(NamedTuple):
 
 
 def folder_of(options: ExpandOptions, sources: Sources, digests: Mapping[str, str], home: Home) -> Path:
-    """The folder for the expansion of these sources, whether it exists or not. `digests` are those of the sources' files, by role."""
+    """The folder for the expansion of these sources, whether it exists or not. `digests` are those of the sources'
+    files, by role."""
     forms = [source.model_dump(exclude={"source", "weight"}) for source, _ in sources]
     kinds = [path.suffix.lower() for _, paths in sources for path in paths]
     made_of = [sorted(digests.items()), forms, kinds, options.model_dump(include=set(_REQUESTS))]
@@ -48,7 +49,8 @@ def folder_of(options: ExpandOptions, sources: Sources, digests: Mapping[str, st
 def expand_training(
     options: ExpandOptions, sources: Sources, digests: Mapping[str, str], home: Home, progress: Progress
 ) -> ExpandedSources:
-    """The new rows for the training sources: made now, continued, or found in the cache; rows that the user has dropped are left out.
+    """The new rows for the training sources: made now, continued, or found in the cache; rows that the user has dropped
+    are left out.
 
     Raises what `expand` raises; the answers received until then are kept, and the same call continues from there.
     """
@@ -99,8 +101,8 @@ def _read_kept(folder: Path, forms: list[int]) -> tuple[dict[int, list[bytes]], 
 
 
 def _write_sources(lines: dict[int, list[bytes]], kinds: list[list[Any]], seeds: Sources, home: Home) -> Sources:
-    """Sources with each form's rows and the options of its seeds. The folder is named by its content, so later decisions do not change a
-    folder in use."""
+    """Sources with each form's rows and the options of its seeds. The folder is named by its content, so later
+    decisions do not change a folder in use."""
     digest = hashlib.sha256()
     for form, rows in lines.items():
         digest.update(f"{form} {len(rows)}\n".encode())

@@ -22,7 +22,8 @@ class Form:
     convert: Converter
 
     def matches(self, row: dict[str, Any]) -> bool:
-        """Whether a row has the columns of the format. With a prompt of the source's own it need not have those of the question."""
+        """Whether a row has the columns of the format. With a prompt of the source's own it need not have those of the
+        question."""
         return bool(self.source.prompt) or bool(
             detect_format.load(self.format).matches(rename_columns(row, self.source.columns)[0])
         )
@@ -54,7 +55,8 @@ class Exchange(NamedTuple):
 
 
 def find_exchange(content: Canonical, instructions: tuple[str, ...]) -> Exchange:
-    """The only exchange of a conversation. Its text begins behind one of the `instructions`, else behind the last blank line.
+    """The only exchange of a conversation. Its text begins behind one of the `instructions`, else behind the last blank
+    line.
 
     Raises ValueError for a row with no exchange or several.
     """
@@ -70,7 +72,8 @@ def find_exchange(content: Canonical, instructions: tuple[str, ...]) -> Exchange
 
 
 def replace_exchange(seed: Seed, new: Exchange, instructions: tuple[str, ...]) -> dict[str, Any]:
-    """The seed's row with another text and reply. Raises ValueError if the row does not contain the old ones literally."""
+    """The seed's row with another text and reply. Raises ValueError if the row does not contain the old ones
+    literally."""
     old = find_exchange(seed.content, instructions)
     row: dict[str, Any] = _replace_value(seed.row, old, new)
     if find_exchange(seed.form.content(row), instructions) != new:

@@ -1,4 +1,5 @@
-"""The task for thought graphs. The service writes whole graphs; if the seeds are conversations about graphs, so are the new rows."""
+"""The task for thought graphs. The service writes whole graphs; if the seeds are conversations about graphs, so are the
+new rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The task for texts with triples. The service writes `{"text", "triples"}`; a new row is its seed row with these inserted."""
+"""The task for texts with triples. The service writes `{"text", "triples"}`; a new row is its seed row with these
+inserted."""
 
 from __future__ import annotations
 

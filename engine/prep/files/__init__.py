@@ -1,7 +1,8 @@
-"""Kinds of files. Each has an entry in `KINDS`: the "module:function" of a reader, `(stream, path) -> Iterator[Record]`.
+"""Kinds of files. Each has an entry in `KINDS`: the "module:function" of a reader, `(stream, path) ->
+Iterator[Record]`.
 
-The stream is binary, uncompressed, and at the file's first byte; `path` is only for messages. The reader yields a record with a
-reason for a row that cannot be read, and raises ValueError if it cannot read on.
+The stream is binary, uncompressed, and at the file's first byte; `path` is only for messages. The reader yields a
+record with a reason for a row that cannot be read, and raises ValueError if it cannot read on.
 """
 
 KINDS = {

@@ -1,4 +1,5 @@
-"""Arrow IPC, both the stream format (which `datasets` writes) and the file format (also called Feather), batch by batch."""
+"""Arrow IPC, both the stream format (which `datasets` writes) and the file format (also called Feather), batch by
+batch."""
 
 from __future__ import annotations
 

@@ -15,11 +15,13 @@ _ROWS = 1024
 BYTES = 16 * 2**20
 """Bytes of such a slice, roughly."""
 _UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, RecursionError)
-"""What pyarrow raises, besides its own exceptions, for values that Python cannot represent; LookupError for such types."""
+"""What pyarrow raises, besides its own exceptions, for values that Python cannot represent; LookupError for such
+types."""
 
 
 def to_records(batches: Iterator[Any], path: Path) -> Iterator[Record]:
-    """The rows of `pyarrow.RecordBatch`es as JSON values: times in ISO form, decimals as text, bytes in base64, NaN as null."""
+    """The rows of `pyarrow.RecordBatch`es as JSON values: times in ISO form, decimals as text, bytes in base64, NaN as
+    null."""
     import pyarrow as pa
 
     name, line = str(path), 0

@@ -17,7 +17,8 @@ from engine.storage import cache
 
 
 class Copy(NamedTuple):
-    """Paths: `rows` has the good rows, one per line; `origins` their line numbers in the file, 64 bits each; `rejects` the bad records."""
+    """Paths: `rows` has the good rows, one per line; `origins` their line numbers in the file, 64 bits each; `rejects`
+    the bad records."""
 
     rows: Path
     origins: Path
@@ -25,7 +26,8 @@ class Copy(NamedTuple):
 
 
 def copy_rows(path: Path, home: Home, progress: Callable[[int], object]) -> Copy:
-    """The copy of a file, made on first use and then found by its content. `progress` gets bytes, up to the file's size.
+    """The copy of a file, made on first use and then found by its content. `progress` gets bytes, up to the file's
+    size.
 
     Raises ValueError and OSError as `readers.read` does; then no copy is kept.
     """

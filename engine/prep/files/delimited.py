@@ -1,6 +1,8 @@
-"""CSV and TSV: the first line names the columns, and every value is text. Quoting follows RFC 4180, so values may span lines.
+"""CSV and TSV: the first line names the columns, and every value is text. Quoting follows RFC 4180, so values may span
+lines.
 
-The delimiter of a .csv is the one of `,` `;` tab `|` with which most of the first rows have as many fields as the header.
+The delimiter of a .csv is the one of `,` `;` tab `|` with which most of the first rows have as many fields as the
+header.
 """
 
 from __future__ import annotations

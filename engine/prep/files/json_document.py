@@ -1,7 +1,8 @@
 """A JSON document: a list of objects, or consecutive objects. Streamed: only the current row is in memory.
 
-The document is split into rows by brackets and quotes alone, and each row is decoded separately, so it keeps its place, and a row
-that is not valid JSON affects no other. (Incremental parsers such as ijson report no places and stop at the first error.)
+The document is split into rows by brackets and quotes alone, and each row is decoded separately, so it keeps its place,
+and a row that is not valid JSON affects no other. (Incremental parsers such as ijson report no places and stop at the
+first error.)
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
 
 
 class _Splitter:
-    """Splits a stream into rows. Keeps the current block, the position in it, and the position of the block in the file."""
+    """Splits a stream into rows. Keeps the current block, the position in it, and the position of the block in the
+    file."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name

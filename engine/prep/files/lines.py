@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 LONGEST_LINE = 16 * 2**20
-"""Bytes. A longer line or row is rejected without being loaded: decoded, a row of this size can take half a gigabyte."""
+"""Bytes. A longer line or row is rejected without being loaded: decoded, a row of this size can take half a
+gigabyte."""
 
 
 def describe_too_long(what: str = "a line") -> str:
@@ -15,7 +16,8 @@ def describe_too_long(what: str = "a line") -> str:
 
 
 class Line(NamedTuple):
-    """A line with its line end; `content` is None if it is too long. `number` counts from 1, `offset` and `end` are in bytes."""
+    """A line with its line end; `content` is None if it is too long. `number` counts from 1, `offset` and `end` are in
+    bytes."""
 
     number: int
     offset: int

@@ -35,9 +35,11 @@ def unzstd(stream: BinaryIO) -> BinaryIO:
 
 
 def unpack_to_file(stream: BinaryIO, size: int) -> BinaryIO:
-    """A temporary file with the content of `stream`, for kinds that need to seek. It vanishes when closed, even by a kill.
+    """A temporary file with the content of `stream`, for kinds that need to seek. It vanishes when closed, even by a
+    kill.
 
-    `size` is that of the compressed file. Raises ValueError if the content is implausibly large or does not fit on the disk.
+    `size` is that of the compressed file. Raises ValueError if the content is implausibly large or does not fit on the
+    disk.
     """
     limit = min(max(_SMALL, _TIMES * size), shutil.disk_usage(tempfile.gettempdir()).free - _SPARE)
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it

@@ -10,10 +10,11 @@ BOM = b"\xef\xbb\xbf"
 
 
 class Record(NamedTuple):
-    """A row as in its file, or the reason why it cannot be read. `line` counts from 1; the row's bytes are [`offset`, `end`).
+    """A row as in its file, or the reason why it cannot be read. `line` counts from 1; the row's bytes are [`offset`,
+    `end`).
 
-    In compressed files the bytes are those of the unpacked content. In Parquet and Arrow files `line` is the row's number, and
-    `offset` and `end` are 0.
+    In compressed files the bytes are those of the unpacked content. In Parquet and Arrow files `line` is the row's
+    number, and `offset` and `end` are 0.
     """
 
     file: str
@@ -25,7 +26,8 @@ class Record(NamedTuple):
 
 
 def decode(content: bytes) -> tuple[dict[str, Any] | None, str]:
-    """(value, "") for a JSON object, (None, reason) for anything else. A byte order mark at the beginning is ignored."""
+    """(value, "") for a JSON object, (None, reason) for anything else. A byte order mark at the beginning is
+    ignored."""
     try:
         value = msgspec.json.decode(content.removeprefix(BOM))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

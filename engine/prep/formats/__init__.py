@@ -1,12 +1,12 @@
 """Formats of rows. Each has an entry in `FORMATS`; its module has
 
     matches(row) -> bool        whether a row looks like this format
-    convert(row) -> Canonical   or a list of them, for a format that expands; raises ValueError with the reason for a bad row
+    convert(row) -> Canonical   or a list of them, for a format that expands; raises ValueError for a bad row
     revert(canonical) -> row    the inverse; raises ValueError naming what the format cannot represent
     QUESTIONS                   optional: the columns that may hold the user's turn, in order of preference
 
-`canonical` defines canonical rows. Detection chooses the format that most rows match; among equals the first in this order wins, so a
-format with more required columns comes earlier.
+`canonical` defines canonical rows. Detection chooses the format that most rows match; among equals the first in this
+order wins, so a format with more required columns comes earlier.
 """
 
 FORMATS = {

@@ -7,9 +7,9 @@ A canonical row is one of
     {"prompt": [message, …], "chosen": [message, …], "rejected": [message, …][, "tools"]}
     {"prompt": [message, …], "completion": [message, …], "label": bool[, "tools"]}
 
-and may have `columns`: the other columns of the source row, by name. A message has OpenAI's `role` and `content` and, if given,
-`tool_calls` (with arguments as mappings, which chat templates expect), `tool_call_id`, `name` and any other key that a template may
-read. A tool is `{"type": "function", "function": {"name", …}}`.
+and may have `columns`: the other columns of the source row, by name. A message has OpenAI's `role` and `content` and,
+if given, `tool_calls` (with arguments as mappings, which chat templates expect), `tool_call_id`, `name` and any other
+key that a template may read. A tool is `{"type": "function", "function": {"name", …}}`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _OWN = {"text", "messages", "tools", "prompt", "completion", "chosen", "rejected
 
 
 def make_conversation(turns: Any, tools: Any = None) -> Canonical:
-    """A row of messages. Raises ValueError for messages that a template cannot render or that have nothing to train on."""
+    """A row of messages. Raises ValueError for messages that a template cannot render or that have nothing to train
+    on."""
     found = check_messages(turns, "messages")
     if not any(message["role"] == "assistant" for message in found):
         raise ValueError("no assistant turn: there is nothing to learn")
@@ -136,7 +137,8 @@ def check_call(call: Any, name: str) -> dict[str, Any]:
 
 
 def add_tools(row: Canonical, tools: Any) -> Canonical:
-    """Add `tools` to the row: a list or its JSON text; a bare `{"name", …}` is put into OpenAI's form. Raises ValueError."""
+    """Add `tools` to the row: a list or its JSON text; a bare `{"name", …}` is put into OpenAI's form. Raises
+    ValueError."""
     if isinstance(tools, str):
         tools = parse_json(tools, "tools") if tools.strip() else []
     if not tools:
@@ -209,7 +211,8 @@ def to_json(value: Any) -> str:
 
 
 def add_columns(found: Canonical, row: Mapping[str, Any], used: Set[str]) -> Canonical:
-    """Add to `found` the columns of its source row that are not in `used`. Raises ValueError for a value that is not JSON."""
+    """Add to `found` the columns of its source row that are not in `used`. Raises ValueError for a value that is not
+    JSON."""
     if row.keys() <= used:
         return found
     others = {str(name): check_json(value, str(name)) for name, value in row.items() if name not in used}
@@ -247,7 +250,8 @@ def restore_columns(row_format: str, row: dict[str, Any], canonical: Canonical, 
 
 
 def restore_canonical_columns(row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
-    """As `restore_columns`, for formats that also accept canonical rows: columns with a meaning in the format stay in `columns`."""
+    """As `restore_columns`, for formats that also accept canonical rows: columns with a meaning in the format stay in
+    `columns`."""
     columns = canonical.get("columns", {})
     whole = {**columns, **row}
     if len(whole) == len(columns) + len(row) and _converts_to(whole, canonical, convert):

@@ -1,4 +1,5 @@
-"""`{"context": "Instruction: …\\nInput: …\\nAnswer: ", "target": "…"}`; a context without those words is the question itself."""
+"""`{"context": "Instruction: …\\nInput: …\\nAnswer: ", "target": "…"}`; a context without those words is the question
+itself."""
 
 from __future__ import annotations
 

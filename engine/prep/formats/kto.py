@@ -1,4 +1,5 @@
-"""Single judgements (KTO): a conversation, or prompt and completion, with a `label` or `kto_tag` that says whether it is good.
+"""Single judgements (KTO): a conversation, or prompt and completion, with a `label` or `kto_tag` that says whether it
+is good.
 
 The label judges the assistant's last turns.
 """

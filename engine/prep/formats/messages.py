@@ -1,7 +1,7 @@
 """OpenAI messages: `{"messages": [{"role": "user", "content": "…"}, …]}`, with `tool_calls` and `tools`.
 
-Arguments of calls may be JSON text, as in OpenAI's API, or mappings, as chat templates expect. Reverting writes JSON text, and null
-as the content of a turn that only calls.
+Arguments of calls may be JSON text, as in OpenAI's API, or mappings, as chat templates expect. Reverting writes JSON
+text, and null as the content of a turn that only calls.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Preference pairs: a question, the better reply in `chosen`, the worse one in `rejected`.
 
-The question is in `prompt` (text or messages), `question`, `instruction` with `input`, `conversations` or `messages`. Without these,
-chosen and rejected are whole conversations, and their common beginning is the prompt. A reply is text, a turn, or a list of turns.
+The question is in `prompt` (text or messages), `question`, `instruction` with `input`, `conversations` or `messages`.
+Without these, chosen and rejected are whole conversations, and their common beginning is the prompt. A reply is text, a
+turn, or a list of turns.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def convert(row: dict[str, Any]) -> Canonical:
 
 
 def read_question(row: dict[str, Any]) -> tuple[list[Message], frozenset[str]]:
-    """The messages before the reply, checked, and the columns that they came from; both empty without a question. Raises ValueError."""
+    """The messages before the reply, checked, and the columns that they came from; both empty without a question.
+    Raises ValueError."""
     name = next((name for name in QUESTIONS if row.get(name) is not None), None)
     if name is None:
         return [], frozenset()

@@ -1,4 +1,5 @@
-"""`{"prompt": "…", "completion": "…"}`: one exchange. The columns may also be called `question`, and `response` or `answer`.
+"""`{"prompt": "…", "completion": "…"}`: one exchange. The columns may also be called `question`, and `response` or
+`answer`.
 
 Prompt and completion may be lists of messages, as in trl; then only the completion is trained.
 """

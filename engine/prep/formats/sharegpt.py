@@ -1,7 +1,8 @@
-"""ShareGPT: `{"conversations": [{"from": "human", "value": "…"}, …]}`, or with role/content; optionally `system` and `tools`.
+"""ShareGPT: `{"conversations": [{"from": "human", "value": "…"}, …]}`, or with role/content; optionally `system` and
+`tools`.
 
-Role names are those of LLaMA-Factory's documentation and of published data sets. The value of a `function_call` turn is the JSON text
-of `{"name", "arguments"}` or of a list of these; `tools` is the JSON text of a list.
+Role names are those of LLaMA-Factory's documentation and of published data sets. The value of a `function_call` turn is
+the JSON text of `{"name", "arguments"}` or of a list of these; `tools` is the JSON text of a list.
 """
 
 from __future__ import annotations

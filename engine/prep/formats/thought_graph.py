@@ -1,7 +1,9 @@
-"""Thought graphs: a question, standpoints with their arguments, counter-questions (the schema is in `engine.tasks.thought_graph`).
+"""Thought graphs: a question, standpoints with their arguments, counter-questions (the schema is in
+`engine.tasks.thought_graph`).
 
-A row expands into one row per task: the whole graph from the question, the arguments of each standpoint, and the counter-questions.
-The column `task_type` names the task (`thought_graph`, `arguments`, `counter_question`), unless the source row has that column.
+A row expands into one row per task: the whole graph from the question, the arguments of each standpoint, and the
+counter-questions. The column `task_type` names the task (`thought_graph`, `arguments`, `counter_question`), unless the
+source row has that column.
 """
 
 from __future__ import annotations

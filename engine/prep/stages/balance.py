@@ -17,11 +17,11 @@ _MOST_VALUES = 10_000
 
 
 def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) -> dict[str, Any]:
-    """Write `rows` to `out`, with larger groups thinned out by a seeded choice and smaller ones repeated. Rows keep their order;
-    repetitions follow one another.
+    """Write `rows` to `out`, with larger groups thinned out by a seeded choice and smaller ones repeated. Rows keep
+    their order; repetitions follow one another.
 
-    Rows without the column are kept and reported as the group "". Returns `in`, `out`, `dropped`, `repeated` (rows added) and
-    `groups`: value -> [before, after]. Raises ValueError if no row has the column.
+    Rows without the column are kept and reported as the group "". Returns `in`, `out`, `dropped`, `repeated` (rows
+    added) and `groups`: value -> [before, after]. Raises ValueError if no row has the column.
     """
     groups: Counter[str] = Counter()
     there: Counter[str] = Counter()

@@ -1,7 +1,7 @@
 """Second stage: repairs text and drops useless rows. Each rule counts the rows that it changed or dropped.
 
-The rules apply to every text in a row, so a row keeps its format. Broken Unicode is repaired by ftfy (https://ftfy.readthedocs.io),
-restricted to mojibake: quotes, ligatures and full-width characters stay as written.
+The rules apply to every text in a row, so a row keeps its format. Broken Unicode is repaired by ftfy
+(https://ftfy.readthedocs.io), restricted to mojibake: quotes, ligatures and full-width characters stay as written.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n){3,}")
 def clean(rows: Path, out: Path, rejects: Path, options: CleanOptions, context: Context) -> dict[str, Any]:
     """Write the rows that are kept to `out`, the others to `rejects`.
 
-    Returns `in` = `out` + `rejected`, `changed`, and `rules`: the number of kept rows that each rule changed, or of rows that it
-    dropped.
+    Returns `in` = `out` + `rejected`, `changed`, and `rules`: the number of kept rows that each rule changed, or of
+    rows that it dropped.
     """
     settings = context.settings(options=options.model_dump())
     results = context.work_through([rows], WORK, settings, "cleaning")
@@ -50,7 +50,8 @@ def rule_names(options: CleanOptions) -> list[str]:
 
 
 def count_empty(validated: dict[str, Any]) -> int:
-    """The number of rows that `validate` rejected because they have an empty text; the rule `empty` would drop these."""
+    """The number of rows that `validate` rejected because they have an empty text; the rule `empty` would drop
+    these."""
     return sum(count for reason, count in validated["reasons"].items() if reason.endswith("empty"))
 
 
@@ -106,7 +107,7 @@ _REPAIRS: dict[str, Callable[[str, Any], str]] = {
 """Field of `CleanOptions` -> the repair, called with a text and the field's value. Applied in this order."""
 
 
-# ── rules that drop a row: (canonical rows, the field's value) -> the reason, or "" ─────────────────────────────────────────────
+# ── rules that drop a row: (canonical rows, the field's value) -> the reason, or "" ───────────────────────────────────
 
 
 def _find_empty(rows: list[dict[str, Any]], _: Any) -> str:
@@ -169,7 +170,8 @@ def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, 
 
 
 def _apply_drops(row: dict[str, Any], row_format: str | None, options: CleanOptions) -> tuple[str, str]:
-    """(rule, reason), both empty for a row that is kept. A row that cleaning has emptied is no longer valid in its format."""
+    """(rule, reason), both empty for a row that is kept. A row that cleaning has emptied is no longer valid in its
+    format."""
     try:
         rows = row_text.to_canonical(row, row_format)
     except ValueError as error:

@@ -46,8 +46,8 @@ class Context:
 def run_once(context: Context, name: str, make: Callable[[Context], dict[str, Any]]) -> dict[str, Any]:
     """Call `make` and return its counts, or the recorded counts if an earlier process has completed it in this folder.
 
-    `make` gets a context with the subfolder `name`, which is removed afterwards; it must have written its results to disk elsewhere
-    when it returns.
+    `make` gets a context with the subfolder `name`, which is removed afterwards; it must have written its results to
+    disk elsewhere when it returns.
     """
     marker = context.folder / f"{name}.json"
     if not marker.is_file():

@@ -1,4 +1,5 @@
-"""Third stage: removes exact and near duplicates. The first row is kept, and rows that held-out sets contain are dropped."""
+"""Third stage: removes exact and near duplicates. The first row is kept, and rows that held-out sets contain are
+dropped."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ def dedup(
 ) -> dict[str, Any]:
     """Write the rows that are not duplicates to `out`, the others to `rejects`.
 
-    A row is dropped if it equals an earlier one, or is similar to an earlier one that is kept. The rows in `against` come before all
-    others and are kept. Returns `in`, `out`, `rejected`, `exact`, `near`, and `held_out`, the duplicates of rows in `against`.
+    A row is dropped if it equals an earlier one, or is similar to an earlier one that is kept. The rows in `against`
+    come before all others and are kept. Returns `in`, `out`, `rejected`, `exact`, `near`, and `held_out`, the
+    duplicates of rows in `against`.
     """
     prints = fingerprints.take_fingerprints([*against, rows], options.shingle, options.near, context, "fingerprints")
     with ExitStack() as stack:
@@ -63,7 +65,8 @@ def dedup(
 
 
 def decide_rows(prints: Fingerprints, before: int, options: DedupOptions) -> tuple[Any, Any]:
-    """The fate of each row (uint8), and the row of which it is a duplicate (int64). The first `before` rows are held out and kept."""
+    """The fate of each row (uint8), and the row of which it is a duplicate (int64). The first `before` rows are held
+    out and kept."""
     import numpy as np
 
     fate = np.zeros(prints.rows, dtype=np.uint8)
@@ -80,8 +83,8 @@ def decide_rows(prints: Fingerprints, before: int, options: DedupOptions) -> tup
 
 
 def _mark_near(prints: Fingerprints, label: Any, before: int, threshold: float, fate: Any, of: Any) -> None:
-    """In each cluster, mark the rows that are similar to an earlier kept row. Similarity to a dropped row does not count, so the far end
-    of a chain of similar rows is kept."""
+    """In each cluster, mark the rows that are similar to an earlier kept row. Similarity to a dropped row does not
+    count, so the far end of a chain of similar rows is kept."""
     import numpy as np
 
     members = np.flatnonzero(np.bincount(label, minlength=len(label))[label] > 1)

@@ -1,10 +1,10 @@
 """Finds equal and similar rows: a hash and a MinHash signature of each row, on disk, and clusters of these.
 
-Signatures are rensa's R-MinHash (https://github.com/beowolx/rensa; Dahlgaard, Knudsen, Thorup, Fast Similarity Sketching, 2017) over
-character shingles, which also suit languages without blanks between words. Candidates share a band of the signature
-(locality-sensitive hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3); they are similar if the share of equal
-slots in their signatures reaches the threshold (standard error 0.03 at 0.8). Memory is about 20 bytes per row plus at most a few
-hundred megabytes; larger files are read in parts.
+Signatures are rensa's R-MinHash (https://github.com/beowolx/rensa; Dahlgaard, Knudsen, Thorup, Fast Similarity
+Sketching, 2017) over character shingles, which also suit languages without blanks between words. Candidates share a
+band of the signature (locality-sensitive hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3); they
+are similar if the share of equal slots in their signatures reaches the threshold (standard error 0.03 at 0.8). Memory
+is about 20 bytes per row plus at most a few hundred megabytes; larger files are read in parts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _RECALL = 0.99
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Files with an entry per row, in the rows' order: `hashes` of 16 bytes, `signatures` of 128 uint16, `places` (file, line)."""
+    """Files with an entry per row, in the rows' order: `hashes` of 16 bytes, `signatures` of 128 uint16, `places`
+    (file, line)."""
 
     folder: Path
     rows: int
@@ -63,7 +64,8 @@ class Fingerprints:
 
 
 def take_fingerprints(paths: Iterable[Path], shingle: int, near: bool, context: Context, phase: str) -> Fingerprints:
-    """Compute the fingerprints of all rows of these files in `context.folder`. Without `near`, the signatures stay empty."""
+    """Compute the fingerprints of all rows of these files in `context.folder`. Without `near`, the signatures stay
+    empty."""
     context.folder.mkdir(parents=True, exist_ok=True)
     settings = context.settings(shingle=shingle, near=near)
     results = context.work_through(paths, WORK, settings, phase)
@@ -95,10 +97,11 @@ def find_equal(prints: Fingerprints) -> Any:
 
 
 def cluster_near(prints: Fingerprints, among: Any, threshold: float) -> Any:
-    """int64[rows]: for each row the first row of its cluster. Rows whose similarity reaches `threshold` are in the same cluster.
+    """int64[rows]: for each row the first row of its cluster. Rows whose similarity reaches `threshold` are in the same
+    cluster.
 
-    `among` (bool[rows]) selects the rows to compare; each other row is its own cluster. Rows are compared in the order of their
-    hashes, so the result does not depend on their order.
+    `among` (bool[rows]) selects the rows to compare; each other row is its own cluster. Rows are compared in the order
+    of their hashes, so the result does not depend on their order.
     """
     import numpy as np
 
@@ -119,7 +122,8 @@ def cluster_near(prints: Fingerprints, among: Any, threshold: float) -> Any:
 
 
 def choose_bands(threshold: float) -> list[tuple[int, int]]:
-    """The slots [start, end) of each band: the widest bands of which rows at the threshold still share one (see `_RECALL`)."""
+    """The slots [start, end) of each band: the widest bands of which rows at the threshold still share one (see
+    `_RECALL`)."""
     for width in range(SLOTS, 1, -1):
         count = SLOTS // width
         if 1 - (1 - threshold**width) ** count >= _RECALL:
@@ -128,7 +132,8 @@ def choose_bands(threshold: float) -> list[tuple[int, int]]:
 
 
 class Signatures:
-    """Random access to the file of signatures. It is not mapped into memory, because most of its pages would become resident."""
+    """Random access to the file of signatures. It is not mapped into memory, because most of its pages would become
+    resident."""
 
     def __init__(self, prints: Fingerprints) -> None:
         self._file = prints.signatures.open("rb", buffering=0)
@@ -162,7 +167,8 @@ def _read_blocks(path: Path, kind: str, width: int) -> Iterator[tuple[int, Any]]
 
 
 def _read_bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -> Iterator[tuple[Any, Any]]:
-    """Yields (uint64 keys, row numbers) of each band, in parts that fit into memory; equal keys are in the same part."""
+    """Yields (uint64 keys, row numbers) of each band, in parts that fit into memory; equal keys are in the same
+    part."""
     import numpy as np
 
     parts = max(1, math.ceil(prints.rows / _PART))
@@ -259,7 +265,8 @@ def _compute_signatures(compared: list[tuple[str, int]], size: int) -> bytes:
 
 
 def hash_shingles(compared: list[str], size: int) -> tuple[Any, Any]:
-    """Hashes (uint64) of all runs of `size` characters, text after text, and the offset of each text's first hash and the end (int64).
+    """Hashes (uint64) of all runs of `size` characters, text after text, and the offset of each text's first hash and
+    the end (int64).
 
     A text shorter than `size` is a single shingle.
     """

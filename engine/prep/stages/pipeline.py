@@ -1,7 +1,7 @@
 """Runs the stages in order, from a profile's sources to rows that are ready to be tokenised.
 
-validate → clean → dedup → split → balance → weights and limit. Each stage writes a file of placed canonical rows and its counts, and is
-not repeated; its input is removed when it is done.
+validate → clean → dedup → split → balance → weights and limit. Each stage writes a file of placed canonical rows and
+its counts, and is not repeated; its input is removed when it is done.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ Check = Callable[[str, dict[str, Any]], object]
 
 @dataclass(frozen=True)
 class StageRows:
-    """Files of placed canonical rows by part; parts without sources are absent. `stages` are counts, `{name, part, in, out, …}`."""
+    """Files of placed canonical rows by part; parts without sources are absent. `stages` are counts, `{name, part, in,
+    out, …}`."""
 
     parts: dict[str, Path]
     rejects: list[Path]
@@ -82,8 +83,8 @@ def run_stages(
 ) -> StageRows:
     """Run the stages that `data` enables and that `begun` has not completed.
 
-    The rows are in `context.folder`, where the work of a killed process is continued. Raises ValueError, OSError, and what `check`
-    raises.
+    The rows are in `context.folder`, where the work of a killed process is continued. Raises ValueError, OSError, and
+    what `check` raises.
     """
     files = [str(path) for sources in source_files.values() for _, paths in sources for path in paths]
     work = _Pipeline(data, seed, replace(context, files=tuple(files)))
@@ -205,8 +206,8 @@ class _Pipeline:
 
 
 def weigh(rows: Path, out: Path, weights: list[float], most: int | None, seed: int, context: Context) -> dict[str, Any]:
-    """Repeat each row by its file's weight (by file number), and keep a seeded sample of at most `most` rows. Returns `in`, `weighted`,
-    `out`."""
+    """Repeat each row by its file's weight (by file number), and keep a seeded sample of at most `most` rows. Returns
+    `in`, `weighted`, `out`."""
     before = weighted = 0
     for times, _ in _repeat_by_weight(rows, weights, seed):
         before, weighted = before + 1, weighted + times

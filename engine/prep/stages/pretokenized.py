@@ -1,4 +1,5 @@
-"""Sources that are tokenised already: folders that `datasets.save_to_disk` or `cockpit data tokenize` wrote. They are used unchanged."""
+"""Sources that are tokenised already: folders that `datasets.save_to_disk` or `cockpit data tokenize` wrote. They are
+used unchanged."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ _WORK_ON_ROWS = ("expand", "clean", "dedup", "split", "balance", "max_rows", "pa
 
 
 def find_folders(data: DataOptions, directory: Path, learning: bool = False) -> dict[str, Path]:
-    """Part -> its tokenised folder; empty if all sources are rows. Raises ProblemError if tokenised data is combined with rows, with
-    options that need rows, or with a tokenizer that is to be trained (`learning`)."""
+    """Part -> its tokenised folder; empty if all sources are rows. Raises ProblemError if tokenised data is combined
+    with rows, with options that need rows, or with a tokenizer that is to be trained (`learning`)."""
     found: dict[str, Path] = {}
     for part in PARTS:
         for index, source in enumerate(getattr(data, part)):
@@ -39,8 +40,8 @@ def find_folders(data: DataOptions, directory: Path, learning: bool = False) -> 
 
 
 def count_tokens(folder: Path, method: Any, max_length: int) -> Counts:
-    """The counts of a tokenised folder, read batch by batch. Raises ProblemError for sequences longer than `max_length`, for rows of a
-    kind that the method does not train on, and if nothing can be trained on."""
+    """The counts of a tokenised folder, read batch by batch. Raises ProblemError for sequences longer than
+    `max_length`, for rows of a kind that the method does not train on, and if nothing can be trained on."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import load_from_disk

@@ -1,7 +1,8 @@
-"""Files of placed rows, which the stages read and write: lines `[file, line, offset, row]` that record where each row comes from.
+"""Files of placed rows, which the stages read and write: lines `[file, line, offset, row]` that record where each row
+comes from.
 
-`file` is an index in the stages' list of paths, `line` (from 1) and `offset` (bytes) are the row's place in that file, and `row` is
-JSON, byte for byte as in the source unless a stage has changed it.
+`file` is an index in the stages' list of paths, `line` (from 1) and `offset` (bytes) are the row's place in that file,
+and `row` is JSON, byte for byte as in the source unless a stage has changed it.
 """
 
 from __future__ import annotations

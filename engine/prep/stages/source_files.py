@@ -13,8 +13,8 @@ PARTS = ("train", "validation", "test")
 
 
 def resolve_source(source: SourceOptions, data: DataOptions, directory: Path) -> SourceOptions:
-    """The source itself if it is a path or on the hub, else the entry of that name in `data.catalog`, with the profile's own options
-    taking precedence.
+    """The source itself if it is a path or on the hub, else the entry of that name in `data.catalog`, with the
+    profile's own options taking precedence.
 
     Raises ValueError if it is neither, OSError if the catalogue cannot be opened.
     """

@@ -23,11 +23,12 @@ _MOST_VALUES = 10_000
 def split(
     rows: Path, out: Mapping[str, Path], options: SplitOptions, like: DedupOptions, context: Context
 ) -> dict[str, Any]:
-    """Write each row to the file of its part (`PARTS`), in the rows' order. Returns `in`, the rows of each part, and any strata.
+    """Write each row to the file of its part (`PARTS`), in the rows' order. Returns `in`, the rows of each part, and
+    any strata.
 
     The choice depends on the seed and the rows' content, not on their order: whole clusters of equal or similar rows
-    (`like.threshold`, `like.shingle`) are chosen by a hash of their content, and each stratum gives its share. Raises ValueError if no
-    row has the column to stratify by, or if no row is left for training.
+    (`like.threshold`, `like.shingle`) are chosen by a hash of their content, and each stratum gives its share. Raises
+    ValueError if no row has the column to stratify by, or if no row is left for training.
     """
     prints = fingerprints.take_fingerprints([rows], like.shingle, True, context, "fingerprints")
     strata, names = _read_strata(rows, prints.rows, options.stratify_by)
@@ -93,7 +94,8 @@ def _row_keys(prints: Fingerprints, seed: int) -> Any:
 
 
 def _read_strata(rows: Path, count: int, by: str | None) -> tuple[Any, list[str]]:
-    """int32[rows], the stratum of each row, and the strata's values in alphabetical order; "" stands for rows without one."""
+    """int32[rows], the stratum of each row, and the strata's values in alphabetical order; "" stands for rows without
+    one."""
     import numpy as np
 
     strata = np.zeros(count, dtype=np.int32)

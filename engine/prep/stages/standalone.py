@@ -33,8 +33,8 @@ Model = TypeVar("Model", bound=Options)
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """A command's validated rows. `counts` are those of `validate`, `rejects` lists the invalid rows, `others` are the rows of further
-    files."""
+    """A command's validated rows. `counts` are those of `validate`, `rejects` lists the invalid rows, `others` are the
+    rows of further files."""
 
     rows: Path
     rejects: Path
@@ -60,8 +60,8 @@ def open_rows(
     progress: Progress,
     others: Iterable[str] = (),
 ) -> Iterator[CheckedRows]:
-    """Read and validate the rows of FILE and of the `others`, in a folder where a killed command with the same files and settings is
-    continued.
+    """Read and validate the rows of FILE and of the `others`, in a folder where a killed command with the same files
+    and settings is continued.
 
     Raises ValueError for files that are missing or cannot be read, and if `--out` would overwrite a source.
     """
@@ -97,8 +97,8 @@ def _check_files(files: list[SourceFile], index: int, context: Context) -> tuple
 
 
 def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report: dict[str, Any]) -> dict[str, Any]:
-    """Write the placed `rows` (file name -> file) without their places, `rejects.jsonl` and, last, `report.json` into the folder `out`.
-    Returns the report."""
+    """Write the placed `rows` (file name -> file) without their places, `rejects.jsonl` and, last, `report.json` into
+    the folder `out`. Returns the report."""
     out.mkdir(parents=True, exist_ok=True)
     report = {**report, "directory": str(out)}
     with chunks.write_together(*(out / name for name in rows), out / "rejects.jsonl", out / "report.json") as files:

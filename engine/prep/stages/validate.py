@@ -28,7 +28,8 @@ _DEEPEST = 100
 
 
 class SourceFile(NamedTuple):
-    """A file of a source. `number` is its index in `Context.files`; files with the same `source` share a limit of rows."""
+    """A file of a source. `number` is its index in `Context.files`; files with the same `source` share a limit of
+    rows."""
 
     number: int
     source: int
@@ -51,9 +52,9 @@ def _records(path: Path) -> Iterator[readers.Record]:
 def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, context: Context) -> dict[str, Any]:
     """Write the good rows of all files to `out`, placed, and the bad ones to `rejects`.
 
-    `work` decides what is written of a good row: `CANONICAL` or `VERBATIM`. Returns `read` = `good` + `rejected`, `out` (rows written:
-    a row may expand to several), `reasons` by class, and a description of the `first` few bad rows. Raises ValueError, OSError for a
-    file that cannot be read at all.
+    `work` decides what is written of a good row: `CANONICAL` or `VERBATIM`. Returns `read` = `good` + `rejected`, `out`
+    (rows written: a row may expand to several), `reasons` by class, and a description of the `first` few bad rows.
+    Raises ValueError, OSError for a file that cannot be read at all.
     """
     read = good = written = 0
     reasons: Counter[str] = Counter()
@@ -116,7 +117,8 @@ def _check_file(file: SourceFile, work: str, context: Context) -> Iterator[SpanR
 
 
 def _unpack(file: SourceFile, into: Path, progress: Callable[[int, int], object]) -> None:
-    """Write the records of a file that is not JSONL, one per line; for an unreadable one, its reason as a JSON string."""
+    """Write the records of a file that is not JSONL, one per line; for an unreadable one, its reason as a JSON
+    string."""
     total = file.path.stat().st_size
     with chunks.write_together(into) as (kept,):
         for record in readers.read(file.path, lambda done: progress(done, total)):
@@ -189,7 +191,8 @@ def _read_placed(span: Span, _: int) -> Iterator[tuple[PlacedRow, dict[str, Any]
 
 
 def _is_too_deep(value: Any, raw: bytes) -> bool:
-    """Whether a row is nested too deeply for later stages, which walk through it. Most rows have too few brackets for that."""
+    """Whether a row is nested too deeply for later stages, which walk through it. Most rows have too few brackets for
+    that."""
     if raw.count(b"[") + raw.count(b"{") <= _DEEPEST:
         return False
     level, depth = [value], 0

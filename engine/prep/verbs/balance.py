@@ -13,8 +13,8 @@ from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, kept, repeated, rejected, groups, directory}`: `kept` rows were written, `repeated` of them are repetitions, `groups` maps a
-    value to [before, after].
+    """`{rows, kept, repeated, rejected, groups, directory}`: `kept` rows were written, `repeated` of them are
+    repetitions, `groups` maps a value to [before, after].
 
     Raises ValueError if no row has the column.
     """

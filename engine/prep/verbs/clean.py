@@ -1,4 +1,5 @@
-"""`cockpit data clean`: repairs text and drops useless rows. `--set clean.KEY=VALUE` sets rules, as in a profile's data section."""
+"""`cockpit data clean`: repairs text and drops useless rows. `--set clean.KEY=VALUE` sets rules, as in a profile's data
+section."""
 
 from __future__ import annotations
 
@@ -13,10 +14,11 @@ from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, kept, changed, rejected, rules, directory}`: `rows` = `kept` + `rejected`; `rules` has the rows that each rule changed or
-    dropped.
+    """`{rows, kept, changed, rejected, rules, directory}`: `rows` = `kept` + `rejected`; `rules` has the rows that each
+    rule changed or dropped.
 
-    Rows that are invalid in their format are rejected too, under the rule `invalid`, or `empty` if that is why. Raises ValueError.
+    Rows that are invalid in their format are rejected too, under the rule `invalid`, or `empty` if that is why. Raises
+    ValueError.
     """
     options = parse_options(CleanOptions, "clean", arguments.overrides)
     with open_rows(home, "clean", arguments, options.model_dump(), progress) as found:
@@ -33,7 +35,8 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 
 
 def _add_invalid(checked: dict[str, Any], rules: dict[str, int]) -> dict[str, int]:
-    """The counts by rule. A row without a reply is invalid in its format, and counts for the rule `empty` if that is enabled."""
+    """The counts by rule. A row without a reply is invalid in its format, and counts for the rule `empty` if that is
+    enabled."""
     without = count_empty(checked) if "empty" in rules else 0
     return {"invalid": checked["rejected"] - without, **rules} | (
         {"empty": rules["empty"] + without} if without else {}

@@ -1,6 +1,7 @@
 """`cockpit data convert`: writes the rows of a file, a folder or a glob in another format.
 
-A row is converted without loss or not at all: rows that the other format cannot represent are listed in `OUT.rejects.jsonl`.
+A row is converted without loss or not at all: rows that the other format cannot represent are listed in
+`OUT.rejects.jsonl`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _WORK = "engine.prep.verbs.convert:convert_span"
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """`{rows, converted, rejected, file, rejects}`: rows read, rows written (a row may expand), rows that could not be converted.
+    """`{rows, converted, rejected, file, rejects}`: rows read, rows written (a row may expand), rows that could not be
+    converted.
 
     Raises ValueError for an unknown format, and for a result that would overwrite its source.
     """
@@ -117,7 +119,8 @@ def _records(span: Span) -> Iterator[Record]:
 
 
 def _work_folder(out: Path, settings: dict[str, Any], paths: list[Path]) -> Path:
-    """The folder beside the result for the finished spans of this work. Removes folders of other, abandoned work for the same result."""
+    """The folder beside the result for the finished spans of this work. Removes folders of other, abandoned work for
+    the same result."""
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     key = hashlib.sha256(json.dumps([settings, stats], sort_keys=True).encode()).hexdigest()[:16]
     folder = out.with_name(f".{out.name}.{key}")

@@ -1,4 +1,5 @@
-"""`cockpit data dedup`: drops duplicate rows, similar rows, and rows of held-out files. `--set dedup.KEY=VALUE` as in a profile."""
+"""`cockpit data dedup`: drops duplicate rows, similar rows, and rows of held-out files. `--set dedup.KEY=VALUE` as in a
+profile."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from engine.protocol.home import Home
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """`{rows, kept, exact, near, held_out, rejected, directory}`: `rows` = `kept` + `exact` + `near` + `rejected`.
 
-    `rejected` rows are invalid in their format; `held_out` of the duplicates are in the files of `--against`. Raises ValueError.
+    `rejected` rows are invalid in their format; `held_out` of the duplicates are in the files of `--against`. Raises
+    ValueError.
     """
     options = parse_options(DedupOptions, "dedup", arguments.overrides)
     settings = {**options.model_dump(), "against": len(arguments.against)}

@@ -1,4 +1,5 @@
-"""`cockpit data expand`: new rows from an OpenAI-compatible service. `--set expand.KEY=VALUE` as in a profile's data section."""
+"""`cockpit data expand`: new rows from an OpenAI-compatible service. `--set expand.KEY=VALUE` as in a profile's data
+section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`cockpit data inspect FILE`: the format of the rows, their number, their columns, and the first row as training sees it."""
+"""`cockpit data inspect FILE`: the format of the rows, their number, their columns, and the first row as training sees
+it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _COLUMNS = 200
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{shape, rows, columns, sample}`. `rows` counts every record, readable or not; `sample` is the first good row, canonical.
+    """`{shape, rows, columns, sample}`. `rows` counts every record, readable or not; `sample` is the first good row,
+    canonical.
 
     Raises ValueError if nothing has that name, it has no rows, or no format fits.
     """

@@ -13,7 +13,8 @@ from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, train, validation, test, rejected[, strata], directory}`: `rows` = `train` + `validation` + `test` + `rejected`.
+    """`{rows, train, validation, test, rejected[, strata], directory}`: `rows` = `train` + `validation` + `test` +
+    `rejected`.
 
     Raises ValueError.
     """

@@ -14,7 +14,8 @@ from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, tokens, trained_tokens, length: {p50, p95, max, …}, …}` as `stats.measure` returns it; `plot` is the picture's path.
+    """`{rows, tokens, trained_tokens, length: {p50, p95, max, …}, …}` as `stats.measure` returns it; `plot` is the
+    picture's path.
 
     Raises ValueError, ProblemError.
     """

@@ -28,11 +28,12 @@ _REPORT = "report.json"
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, tokens, trained_tokens, seconds, directory}`, the rows rejected, truncated and masked, and `sequences` for a joined set.
+    """`{rows, tokens, trained_tokens, seconds, directory}`, the rows rejected, truncated and masked, and `sequences`
+    for a joined set.
 
-    `seconds` is the time from rows to tokens on disk, without loading libraries and tokenizer. The folder appears when it is complete,
-    with `rejects.jsonl` and `report.json` in it; repeating the command on the same files finds it done. `--blocks` also writes flat
-    files (see `token_file`). Raises ValueError, ProblemError.
+    `seconds` is the time from rows to tokens on disk, without loading libraries and tokenizer. The folder appears when
+    it is complete, with `rejects.jsonl` and `report.json` in it; repeating the command on the same files finds it done.
+    `--blocks` also writes flat files (see `token_file`). Raises ValueError, ProblemError.
     """
     if arguments.packing and arguments.blocks:
         raise ValueError("--packing keeps rows whole and --blocks cuts them: choose one")
@@ -81,7 +82,8 @@ class TokenizeInput:
 def open_input(
     home: Home, verb: str, arguments: argparse.Namespace, tokenizer_folder: Path, progress: Progress
 ) -> Iterator[TokenizeInput]:
-    """The rows of FILE, and a work folder where a killed command with the same files and settings is continued. Raises ValueError.
+    """The rows of FILE, and a work folder where a killed command with the same files and settings is continued. Raises
+    ValueError.
 
     JSONL files of one format are read in place; others are read and validated first.
     """

@@ -38,7 +38,8 @@ Progress = Callable[[str, int, int], None]
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{directory, size, kind, samples, held_out, rejected, notes, compression: {name: {…}}}`. Raises ValueError, ProblemError."""
+    """`{directory, size, kind, samples, held_out, rejected, notes, compression: {name: {…}}}`. Raises ValueError,
+    ProblemError."""
     out = Path(arguments.out).expanduser().absolute()
     if out.exists() and not (out / RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and is no tokenizer of this verb: name a new folder")

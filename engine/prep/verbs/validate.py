@@ -1,4 +1,5 @@
-"""`cockpit data validate`: lists the bad rows of a file, a folder or a glob, with file, line, byte offset and reason."""
+"""`cockpit data validate`: lists the bad rows of a file, a folder or a glob, with file, line, byte offset and
+reason."""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ from engine.storage import cache
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, good, rejected, reasons, rejects}`: `rows` = `good` + `rejected`; `reasons` by class; `rejects` is the file of the bad rows.
+    """`{rows, good, rejected, reasons, rejects}`: `rows` = `good` + `rejected`; `reasons` by class; `rejects` is the
+    file of the bad rows.
 
-    With `--out` that file is in the given folder, beside rows.jsonl (the good rows) and report.json, else in the home's cache. Raises
-    ValueError.
+    With `--out` that file is in the given folder, beside rows.jsonl (the good rows) and report.json, else in the home's
+    cache. Raises ValueError.
     """
     with open_rows(home, "validate", arguments, {}, progress) as found:
         report = {
