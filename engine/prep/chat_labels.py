@@ -80,7 +80,9 @@ class Renderer:
 
     def render_prompts(self, rows: Sequence[Canonical]) -> list[str | Refusal]:
         """The text of each conversation with the generation prompt behind it."""
-        texts = self._apply_template([row["messages"] for row in rows], [row.get("tools") for row in rows], opened=True)
+        texts = self._apply_template(
+            [row["messages"] for row in rows], [row.get("tools") for row in rows], generation_prompt=True
+        )
         for row in rows:
             self._count_unwritten(row)
         return [text if isinstance(text, str) else Refusal(f"the chat template refuses it: {text}") for text in texts]
@@ -100,7 +102,7 @@ class Renderer:
     def _render_chats(self, rows: list[Canonical]) -> list[RenderedRow | Refusal]:
         done: list[RenderedRow | Refusal | None] = []
         texts = self._apply_template(
-            [row["messages"] for row in rows], [row.get("tools") for row in rows], opened=False
+            [row["messages"] for row in rows], [row.get("tools") for row in rows], generation_prompt=False
         )
         for row, text in zip(rows, texts, strict=True):
             self._count_unwritten(row)
@@ -131,7 +133,7 @@ class Renderer:
     def _find_skeleton(self, roles: tuple[str, ...]) -> Skeleton | None:
         marks = [f"qz{number}xv" for number in range(len(roles))]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        (text,) = self._apply_template([messages], [None], opened=False)
+        (text,) = self._apply_template([messages], [None], generation_prompt=False)
         (result,) = self._work_out([{"messages": messages}], [text])
         if isinstance(result, Refusal) or len(result.ends) != len(result.spans):
             return None  # without an end token, the end of a turn depends on its content
@@ -155,10 +157,10 @@ class Renderer:
         ]
         inner = [(row, at) for row, at in turns if at < len(chats[row]) - 1]
         before = self._apply_template(
-            [chats[row][:at] for row, at in turns], [tools[row] for row, _ in turns], opened=True
+            [chats[row][:at] for row, at in turns], [tools[row] for row, _ in turns], generation_prompt=True
         )
         after = self._apply_template(
-            [chats[row][: at + 1] for row, at in inner], [tools[row] for row, _ in inner], opened=False
+            [chats[row][: at + 1] for row, at in inner], [tools[row] for row, _ in inner], generation_prompt=False
         )
         ends = dict(zip(inner, after, strict=True))
         pieces: list[list[_Turn]] = [[] for _ in chats]
@@ -230,34 +232,42 @@ class Renderer:
             return start, end
         # A different token ends the turn only if another turn is opened behind it; otherwise it may be that opening
         # itself. Some templates declare that it is both.
-        opened = "ends" in self._declared or behind[len(token) :].lstrip().startswith(self._turn_ends)
-        return closed if token and opened else (0, 0)
+        ends_turn = "ends" in self._declared or behind[len(token) :].lstrip().startswith(self._turn_ends)
+        return closed if token and ends_turn else (0, 0)
 
     def _ending_token(self, text: str) -> str:
         """The special token at the end of the text; empty if there is none."""
         return next((each for each in self._turn_ends if text.endswith(each)), "")
 
-    def _apply_template(self, chats: list[Messages], tools: list[Any], opened: bool) -> list[Text]:
-        """Each chat rendered; `opened` adds the generation prompt. Chats with the same tools are rendered together."""
+    def _apply_template(self, chats: list[Messages], tools: list[Any], generation_prompt: bool) -> list[Text]:
+        """Each chat rendered; `generation_prompt` appends that. Chats with the same tools are rendered together."""
         groups: dict[str, list[int]] = {}
         for at, each in enumerate(tools):
             groups.setdefault(json.dumps(each) if each else "", []).append(at)
         done: dict[int, Text] = {}
         for group in groups.values():
             done.update(
-                zip(group, self._apply_to_batch([chats[at] for at in group], tools[group[0]], opened), strict=True)
+                zip(
+                    group,
+                    self._apply_to_batch([chats[at] for at in group], tools[group[0]], generation_prompt),
+                    strict=True,
+                )
             )
         return [done[at] for at in range(len(chats))]
 
-    def _apply_to_batch(self, chats: list[Messages], tools: Any, opened: bool) -> list[Text]:
+    def _apply_to_batch(self, chats: list[Messages], tools: Any, generation_prompt: bool) -> list[Text]:
         """A template refuses a chat by raising an exception: then each chat is rendered alone."""
         try:
             texts: list[Text] = self._tokenizer.apply_chat_template(
-                chats, tools=tools, tokenize=False, add_generation_prompt=opened
+                chats, tools=tools, tokenize=False, add_generation_prompt=generation_prompt
             )
             return texts
         except Exception as error:  # noqa: BLE001 - templates raise what they like
-            return [error] if len(chats) == 1 else [self._apply_to_batch([chat], tools, opened)[0] for chat in chats]
+            return (
+                [error]
+                if len(chats) == 1
+                else [self._apply_to_batch([chat], tools, generation_prompt)[0] for chat in chats]
+            )
 
 
 class _Turn(NamedTuple):

@@ -27,10 +27,10 @@ def make_converter(source: SourceOptions, row_format: str) -> Converter:
     module = detect_format.load(row_format)
     if not (source.columns or source.prompt or source.system):
         return lambda row: detect_format.as_list(module.convert(row))
-    if row_format == "text" and (source.prompt or source.system):
+    if detect_format.find_kind(row_format) == "text" and (source.prompt or source.system):
         raise ValueError("prompt and system are for conversations; the rows here are plain text")
-    if row_format == "thought_graph" and source.prompt:
-        raise ValueError("a thought graph asks several questions, each in its own words: leave prompt out")
+    if getattr(module, "EXPANDS", False) and source.prompt:
+        raise ValueError(f"a row of the format {row_format} asks several questions of its own: leave prompt out")
     parts = _parse_prompt(source.prompt) if source.prompt else []
     questions: tuple[str, ...] = getattr(module, "QUESTIONS", ())
 

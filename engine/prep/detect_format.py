@@ -17,6 +17,11 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(FORMATS[name])
 
 
+def find_kind(name: str) -> str:
+    """What the rows of a format are: `conversations`, `text`, `pairs` or `judged`."""
+    return str(getattr(load(name), "KIND", "conversations"))
+
+
 def convert(name: str, row: dict[str, Any]) -> list[Canonical]:
     """The canonical rows of a row: one, or several for a format that expands. Raises ValueError for a bad row."""
     return as_list(load(name).convert(row))

@@ -87,14 +87,18 @@ class ChatTokenizer:
             return self._render(conversation, tools, add_generation_prompt)
         return [self._render(each, tools, add_generation_prompt) for each in conversation]
 
-    def _render(self, messages: Any, tools: list[dict[str, Any]] | None, opened: bool) -> str:
+    def _render(self, messages: Any, tools: list[dict[str, Any]] | None, generation_prompt: bool) -> str:
         from transformers.utils import chat_template_utils
 
         template = self._template(tools)
         if tools is None and all(type(each["content"]) is str and each.keys() == _PLAIN for each in messages):
             compiled = chat_template_utils._compile_jinja_template(template)
             text: str = compiled.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=opened, **self.special_tokens_map
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=generation_prompt,
+                **self.special_tokens_map,
             )
             return text
         known = [{key: value for key, value in each.items() if value is not None} for each in messages]
@@ -102,7 +106,7 @@ class ChatTokenizer:
             conversations=[known],
             tools=tools,
             chat_template=template,
-            add_generation_prompt=opened,
+            add_generation_prompt=generation_prompt,
             **self.special_tokens_map,
         )
         return str(rendered[0])

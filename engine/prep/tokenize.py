@@ -1,4 +1,4 @@
-"""Canonical rows to token ids and labels, in this process: batch by batch (`Tokenizing`) or as a stream (`tokenize`).
+"""Canonical rows to token ids and labels, in this process: batch by batch (`RowTokenizer`) or as a stream (`tokenize`).
 
 The tokens are those of `apply_chat_template(tokenize=True)`. `tokenize_files` does the same over files, in many
 processes.

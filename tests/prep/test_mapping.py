@@ -104,7 +104,7 @@ def test_each_source_has_a_prompt_of_its_own(tmp_path: Path) -> None:
         ),
         ({"columns": {"sentence": "prompts"}}, "columns says the format's name first: {prompts: sentence}"),
         ({"format": "text", "system": "s"}, "prompt and system are for conversations"),
-        ({"format": "thought_graph", "prompt": "p"}, "a thought graph asks several questions"),
+        ({"format": "thought_graph", "prompt": "p"}, "format thought_graph asks several questions"),
     ],
 )
 def test_what_cannot_be_meant_ends_the_source_with_one_clear_error(

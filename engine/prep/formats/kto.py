@@ -24,6 +24,7 @@ from engine.prep.formats.canonical import (
 )
 from engine.prep.formats.sharegpt import convert_turns
 
+KIND = "judged"
 QUESTIONS = ("prompt", "instruction", "conversations", "messages")
 LABELS = ("label", "kto_tag")
 

@@ -24,6 +24,7 @@ from engine.prep.formats.canonical import (
 )
 from engine.prep.formats.sharegpt import convert_turns
 
+KIND = "pairs"
 QUESTIONS = ("prompt", "question", "instruction", "conversations", "messages")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.prep.formats.canonical import Canonical, add_columns, check_text, describe_kind, restore_canonical_columns
 
+KIND = "text"
 _USED = frozenset({"text"})
 
 

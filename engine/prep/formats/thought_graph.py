@@ -21,6 +21,7 @@ from engine.prep.formats.canonical import (
 from engine.tasks import thought_graph
 from engine.tasks.fences import load_json
 
+EXPANDS = True
 _USED = frozenset(thought_graph.KEYS)
 _TASKS = ("thought_graph", "arguments", "counter_question")
 

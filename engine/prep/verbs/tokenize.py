@@ -15,6 +15,7 @@ from typing import Any
 
 from engine.models import targets
 from engine.models.folders import has_tokenizer
+from engine.prep import detect_format
 from engine.prep.rows import Rejects
 from engine.prep.stages import source_files
 from engine.prep.stages.context import default_processes
@@ -115,14 +116,20 @@ def open_input(
 
 def find_kind(formats: Collection[str | None]) -> str:
     """The kind of rows (a method's `Options.rows`) in files of these formats; mixed files count as conversations."""
-    if set(formats) == {"preference"}:
-        return "pairs"
-    return "judged" if set(formats) == {"kto"} else "tokens"
+    kinds = _kinds(formats)
+    return kinds.pop() if kinds in ({"pairs"}, {"judged"}) else "tokens"
 
 
 def choose_loss_on(loss_on: str, formats: Collection[str | None]) -> str:
     """Resolves `auto`: plain text is trained whole, other rows by the assistant's turns."""
-    return loss_on if loss_on != "auto" else "all" if set(formats) == {"text"} else "assistant"
+    if loss_on != "auto":
+        return loss_on
+    return "all" if _kinds(formats) == {"text"} else "assistant"
+
+
+def _kinds(formats: Collection[str | None]) -> set[str]:
+    """The kinds of these formats; None stands for canonical rows."""
+    return {detect_format.find_kind(name) if name else "conversations" for name in formats}
 
 
 def _tokenize(
