@@ -78,33 +78,34 @@ def _supervisor_seconds(step: float) -> float:
 
 
 def _steered(prepared: dict[str, Any], told: bool) -> tuple[float, float]:
-    """Wall and CPU seconds of STEPS steps; without `told`, the library's loop with its boundary empty."""
+    """Wall and CPU seconds of STEPS steps; without `told`, the bare loop with nothing between two steps."""
     from engine.protocol.worker_link import Link
     from engine.training import session
-    from engine.training.reporter import Voice
-    from engine.training.steering import Inbox
-    from engine.training.trainer import Steered
+    from engine.training.inbox import Inbox
+    from engine.training.loop import TrainingLoop
+    from engine.training.reporter import Reporter
 
     begun: list[tuple[float, float]] = []
     ended: list[tuple[float, float]] = []
-    boundary, begin = Steered._maybe_log_save_evaluate, Steered._begin
+    begin, end_step = TrainingLoop.begin, TrainingLoop.end_step
 
-    def first(self: Steered, step: int) -> None:
-        begin(self, step)
+    def first(self: TrainingLoop, greet: Any) -> None:
+        begin(self, greet)
         begun.append((time.perf_counter(), time.process_time()))
 
-    def bare(self: Steered, *arguments: Any, **named: Any) -> None:
-        if self.state.global_step == STEPS:
-            ended.append((time.perf_counter(), time.process_time()))
-            self.control.should_training_stop = True
+    def bare(self: TrainingLoop) -> None:
+        self.step += 1
+        self.checkpointer.mark_step_end()
+        stop(self)
 
-    def ours(self: Steered, *arguments: Any, **named: Any) -> None:
-        boundary(self, *arguments, **named)
+    def ours(self: TrainingLoop) -> None:
+        end_step(self)
+        stop(self)
 
-    def ending(self: Steered, step: int) -> None:
-        if step == STEPS:
+    def stop(self: TrainingLoop) -> None:
+        if self.step == STEPS:
             ended.append((time.perf_counter(), time.process_time()))
-            self.control.should_training_stop = True
+            self.control.stopping = True
 
     with tempfile.TemporaryDirectory() as folder:
         run = Home(Path(folder)).run("bench")
@@ -115,16 +116,16 @@ def _steered(prepared: dict[str, Any], told: bool) -> tuple[float, float]:
         settings = parse(text, "bench", Path("/"), changes)
         link, inbox = Link(f"ipc://{folder}/none", "bench", 1), Inbox()
         inbox.connect(link)
-        replaced = {"_begin": first, "_end_if_done": ending, "_maybe_log_save_evaluate": ours if told else bare}
-        kept = {name: getattr(Steered, name) for name in replaced}
+        replaced = {"begin": first, "end_step": ours if told else bare}
+        kept = {name: getattr(TrainingLoop, name) for name in replaced}
         finish, session._finish = session._finish, lambda *_: None  # type: ignore[assignment]
         try:
             for name, function in replaced.items():
-                setattr(Steered, name, function)
-            session.train(run, 1, settings, Path(folder), None, Voice(run, 1, link, 0), inbox)
+                setattr(TrainingLoop, name, function)
+            session.train(run, 1, settings, Path(folder), None, Reporter(run, 1, link, 0), inbox)
         finally:
             for name, function in kept.items():
-                setattr(Steered, name, function)
+                setattr(TrainingLoop, name, function)
             session._finish = finish
             link.close()
     return ended[0][0] - begun[0][0], ended[0][1] - begun[0][1]

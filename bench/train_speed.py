@@ -123,18 +123,20 @@ def measure_ours(_: str, prepared: dict[str, Any], steps: int, threads: int | No
     """The training session itself, journal and all, evaluation and checkpoints out of the way."""
     from engine.protocol.worker_link import Link
     from engine.training import session
-    from engine.training.reporter import Voice
-    from engine.training.steering import Inbox
-    from engine.training.trainer import Steered
+    from engine.training.inbox import Inbox
+    from engine.training.loop import TrainingLoop
+    from engine.training.metrics import StepMetrics
+    from engine.training.reporter import Reporter
+    from engine.training.run_control import RunControl
 
     clock = Clock()
-    account = Steered._account
+    end_step = StepMetrics.end_step
 
-    def timed(self: Steered, loss: Any) -> None:
-        account(self, loss)
-        clock.step_ends(self._tally.tokens)
+    def timed(self: StepMetrics, loss: float) -> None:
+        end_step(self, loss)
+        clock.step_ends(self.tokens)
 
-    Steered._account = timed  # type: ignore[method-assign]
+    StepMetrics.end_step = timed  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         run = Home(Path(folder)).run("bench")
         run.path.mkdir(parents=True)
@@ -150,17 +152,17 @@ def measure_ours(_: str, prepared: dict[str, Any], steps: int, threads: int | No
         link, inbox = Link(f"ipc://{folder}/none", "bench", 1), Inbox()
         inbox.connect(link)
         figures: dict[str, float] = {}
-        finish = Steered._end_if_done
+        finish = TrainingLoop.end_if_finished
 
-        def ending(self: Steered, step: int) -> None:
-            if step >= steps:
+        def ending(self: TrainingLoop) -> None:
+            if self.step >= steps:
                 figures.update(clock.figures())  # before the last checkpoint
-            finish(self, step)
+            finish(self)
 
-        Steered._end_if_done = ending  # type: ignore[method-assign]
-        Steered.save_now = lambda self, step: None  # type: ignore[method-assign]
+        TrainingLoop.end_if_finished = ending  # type: ignore[method-assign]
+        RunControl.save = lambda self: None  # type: ignore[method-assign]
         session.checkpoints.read_back = lambda *_: None  # type: ignore[attr-defined]
-        session.train(run, 1, settings, Path(folder), None, Voice(run, 1, link, 0), inbox)
+        session.train(run, 1, settings, Path(folder), None, Reporter(run, 1, link, 0), inbox)
     return figures
 
 

@@ -1,6 +1,6 @@
 """Fine-tune here: `cockpit.py ROWS MODEL QUANTIZATION FOLDER [K=V | ungrouped | head …]`: the prepare and train stages of a run.
 
-`ungrouped` deals the rows of a window as they come rather than by length; `head` keeps the output layer to trained positions where
+`ungrouped` takes the rows of a global batch as they come rather than by length; `head` keeps the output layer to trained positions where
 `training.optimizations` is false. Both are for `bench.ladder`.
 """
 
@@ -22,14 +22,14 @@ def main() -> None:
     ]  # this file has the package's name
     from engine.config import profile
     from engine.models.loss import PickedHead
-    from engine.prep.batching import Windows
+    from engine.prep.batching import GlobalBatches
     from engine.prep.prepare import prepare
     from engine.protocol.home import Home
     from engine.protocol.worker_link import Link
     from engine.training import session, supervised
-    from engine.training.reporter import Voice
-    from engine.training.steering import Inbox
-    from engine.training.trainer import Steered
+    from engine.training.inbox import Inbox
+    from engine.training.metrics import StepMetrics
+    from engine.training.reporter import Reporter
 
     text = json.dumps(
         {
@@ -47,26 +47,26 @@ def main() -> None:
     )
     settings = profile.parse(text, "bench", Path(folder), [change for change in changes if "=" in change])
     if "ungrouped" in changes:
-        Windows._by_length = lambda self, window: window  # type: ignore[method-assign]
+        GlobalBatches._by_length = lambda self, rows: rows  # type: ignore[method-assign]
     if "head" in changes:
         supervised.PickedHead = lambda model, segments, early: PickedHead(model, segments)  # type: ignore[misc]
     run = Home(Path(folder)).create().run("bench")
     run.path.mkdir(parents=True)
     run.prepared.write_text(json.dumps(prepare(settings, Home(Path(folder)), lambda *_: None)))
-    account = Steered._account
+    end_step = StepMetrics.end_step
     seen = 0
 
-    def timed(self: Steered, loss: object) -> None:
+    def timed(self: StepMetrics, loss: float) -> None:
         nonlocal seen
-        account(self, loss)  # type: ignore[arg-type]
-        tokens = self._tally.tokens
+        end_step(self, loss)
+        tokens = self.tokens
         clock.step_ends(tokens - seen if tokens >= seen else tokens)
         seen = 0  # a report follows each step, and empties the tally
 
-    Steered._account = timed  # type: ignore[method-assign]
+    StepMetrics.end_step = timed  # type: ignore[method-assign]
     link, inbox = Link(f"ipc://{folder}/none", "bench", 1), Inbox()
     inbox.connect(link)
-    session.train(run, 1, settings, Path(folder), None, Voice(run, 1, link, 0), inbox)
+    session.train(run, 1, settings, Path(folder), None, Reporter(run, 1, link, 0), inbox)
     told = clock.figures()
     shutil.copytree(run.checkpoint(run.checkpoint_steps()[-1]), f"{folder}/adapter")
     print(json.dumps(told))

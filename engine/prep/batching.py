@@ -38,7 +38,7 @@ def token_counts(rows: Any) -> list[int]:
     return found
 
 
-class Windows:
+class GlobalBatches:
     """A batch sampler: for each global batch, `accumulation` lists of row numbers for this rank, some perhaps empty.
 
     `lengths` are the rows' lengths in tokens. Every rank gets the same number of lists, so that collective operations
@@ -51,18 +51,20 @@ class Windows:
         self.lengths = lengths
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.rank, self.world, self.seed = rank, world, seed
-        self.epoch = 0
+        self.step = 0
+        """Iteration begins with the global batch after so many steps and ends with that step's epoch."""
         self.skipped: Collection[int] = ()
         """Rows that are left out of their global batches; all other rows stay in theirs."""
 
     @property
-    def global_batch(self) -> int:
+    def size(self) -> int:
+        """Rows in a global batch."""
         return self.micro_batch * self.accumulation * self.world
 
     @property
     def per_epoch(self) -> int:
         """Global batches, that is optimiser steps, in an epoch."""
-        return -(-len(self.lengths) // self.global_batch)
+        return -(-len(self.lengths) // self.size)
 
     def __len__(self) -> int:
         """Micro-batches of this rank in an epoch."""
@@ -74,27 +76,27 @@ class Windows:
         shuffled: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
         return shuffled
 
-    def window(self, step: int) -> list[int]:
+    def rows_of(self, step: int) -> list[int]:
         """Row numbers of the global batch that follows after `step` steps, skipped rows included, in its epoch's
         order."""
         epoch, index = divmod(step, self.per_epoch)
-        return self.order(epoch)[index * self.global_batch : (index + 1) * self.global_batch]
+        return self.order(epoch)[index * self.size : (index + 1) * self.size]
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = self.order(self.epoch)
-        for start in range(0, len(order), self.global_batch):
-            window = order[start : start + self.global_batch]
-            yield from self._share(window)[self.rank :: self.world]
+        epoch, first = divmod(self.step, self.per_epoch)
+        order = self.order(epoch)
+        for start in range(first * self.size, len(order), self.size):
+            yield from self._divide(order[start : start + self.size])[self.rank :: self.world]
 
-    def _by_length(self, window: list[int]) -> list[int]:
-        kept = [row for row in window if row not in self.skipped]
+    def _by_length(self, rows: list[int]) -> list[int]:
+        kept = [row for row in rows if row not in self.skipped]
         return sorted(kept, key=lambda row: (-self.lengths[row], row))
 
-    def _share(self, window: list[int]) -> list[list[int]]:
+    def _divide(self, rows: list[int]) -> list[list[int]]:
         """The global batch as accumulation × world micro-batches. Neighbours, which different ranks compute at the same
         time, are of similar length."""
         count = self.accumulation * self.world
-        by_length = self._by_length(window)
+        by_length = self._by_length(rows)
         bounds = [index * len(by_length) // count for index in range(count + 1)]
         return [by_length[bounds[index] : bounds[index + 1]] for index in range(count)]
 

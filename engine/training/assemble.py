@@ -1,69 +1,76 @@
-"""A run's trainer, made of its rows, batches and settings."""
+"""A training loop, made of a run's rows, model and settings."""
 
 from __future__ import annotations
 
-import importlib
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from engine.models.checks import VIRTUAL
 from engine.models.segments import Segments, possible
-from engine.prep.batching import Windows, token_counts
+from engine.prep.batching import token_counts
 from engine.protocol.messages import Problem, ProblemError
-from engine.training import optimizers, performance
+from engine.training import performance
 from engine.training.job import Job
-from engine.training.online.windows import windows_of
+from engine.training.loop import TrainingLoop
+from engine.training.memory import MemoryWatch
+from engine.training.methods.base import MethodSetup
+from engine.training.metrics import StepMetrics
+from engine.training.online.batching import make_global_batches
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a method builds its trainer of."""
-
-    job: Job
-    model: Any
-    rows: Any
-    """The training set, in the columns of the method's `Options.rows`."""
-    held_out: Any
-    """The validation set in the same columns; None without one."""
-    windows: Windows
-    segments: Segments | None
-    """How attention is cut between rows that lie end to end; None where this model's cannot be."""
-    arguments: dict[str, Any]
-    """For `transformers.TrainingArguments` or a trl config: logging, evaluating and saving are switched off in the library."""
-
-
-def trainer(job: Job, model: Any) -> Any:
-    """The trainer of the run's method. Raises ProblemError for settings that this model cannot take."""
+def make_loop(job: Job, model: Any) -> TrainingLoop:
+    """The loop of this run's method, at the step of the checkpoint that it goes on from. Raises ProblemError for settings that this model
+    cannot take."""
     import torch
-
-    method = importlib.import_module(f"engine.training.methods.{job.profile.method.kind}")
-    built = method.build(_parts(job, model))
-    torch.manual_seed(job.profile.training.seed + 7919 * job.ranks.rank)  # ranks must not share their dropout
-    performance.after_model(job, built.model, built.args.max_steps)
-    return built
-
-
-def _parts(job: Job, model: Any) -> Parts:
     from datasets import load_from_disk
+    from transformers import set_seed
+    from transformers.trainer_utils import align_special_tokens
 
     settings = job.profile.training
+    set_seed(settings.seed)
+    align_special_tokens(model, job.tokenizer)
     rows = load_from_disk(job.prepared["train"])
     held_out = load_from_disk(job.prepared["validation"]) if job.prepared.get("validation") else None
-    windows = windows_of(job.profile, token_counts(rows), job.ranks.rank, job.ranks.world)
-    windows.skipped = job.skipped
-    return Parts(
+    batches = make_global_batches(job.profile, token_counts(rows), job.ranks.rank, job.ranks.world)
+    batches.skipped = job.skipped
+    setup = MethodSetup(
         job=job,
         model=model,
         rows=rows,
         held_out=held_out if held_out is not None and len(held_out) else None,
-        windows=windows,
-        segments=_segments(job, model, "seq_lengths" in rows.column_names),
-        arguments=_arguments(job, settings.max_steps or math.ceil(settings.epochs * windows.per_epoch)),
+        batches=batches,
+        segments=_make_segments(job, model, "seq_lengths" in rows.column_names),
+        metrics=StepMetrics(),
+        memory=MemoryWatch(),
+    )
+    max_steps = settings.max_steps or math.ceil(settings.epochs * batches.per_epoch)
+    step = int(job.resumed_from.name.removeprefix("step-")) if job.resumed_from else 0
+    performance.after_model(job, model, max_steps)
+    loop = TrainingLoop(setup, make_accelerator(job), step, max_steps)
+    torch.manual_seed(settings.seed + 7919 * job.ranks.rank)  # ranks must not share their dropout
+    return loop
+
+
+def make_accelerator(job: Job) -> Any:
+    """accelerate's view of this rank: the dtype to compute in, the loss scaler, the device. Its environment variables have no say."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import GradientAccumulationPlugin
+
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # a run that starts anew in this process may compute in another dtype
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(job.device.compute, "no")
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=job.device.kind == "cpu",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop divides the loss itself
+        dynamo_backend="no",
     )
 
 
-def _segments(job: Job, model: Any, joined: bool) -> Segments | None:
+def _make_segments(job: Job, model: Any, joined: bool) -> Segments | None:
     """`joined`: rows hold several parts each."""
     profile = job.profile
     # Virtual tokens stand before every row: rows that have them do not lie end to end. Joined rows always do.
@@ -82,34 +89,3 @@ def _segments(job: Job, model: Any, joined: bool) -> Segments | None:
             )
         )
     return None
-
-
-def _arguments(job: Job, max_steps: int) -> dict[str, Any]:
-    import torch
-
-    settings = job.profile.training
-    return {
-        "output_dir": str(job.run.path),
-        "max_steps": max_steps,
-        "per_device_train_batch_size": settings.micro_batch,
-        "gradient_accumulation_steps": settings.accumulation,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": optimizers.SCHEDULERS[settings.scheduler],
-        "warmup_steps": settings.warmup,
-        "optim": optimizers.OPTIMIZERS.get(settings.optimizer, "adamw_torch"),
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "seed": settings.seed,
-        "bf16": job.device.compute == torch.bfloat16,
-        "fp16": job.device.compute == torch.float16,
-        "use_cpu": job.device.kind == "cpu",
-        "ddp_find_unused_parameters": False,
-        "logging_strategy": "no",
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "average_tokens_across_devices": False,
-    }

@@ -18,15 +18,15 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
     from datasets import load_from_disk
 
     from engine.prep.batching import IGNORED, token_counts
-    from engine.training.online.windows import windows_of
+    from engine.training.online.batching import make_global_batches
 
     rows = load_from_disk(prepared["train"])
     settings = profile.training
-    windows = windows_of(profile, token_counts(rows))
-    if not 1 <= step <= windows.per_epoch:
-        raise ValueError(f"an epoch has {windows.per_epoch} steps; there is no step {step}")
-    first = (step - 1) * settings.accumulation
-    micro = itertools.islice(iter(windows), first, first + settings.accumulation)
+    batches = make_global_batches(profile, token_counts(rows))
+    if not 1 <= step <= batches.per_epoch:
+        raise ValueError(f"an epoch has {batches.per_epoch} steps; there is no step {step}")
+    batches.step = step - 1
+    micro = itertools.islice(iter(batches), settings.accumulation)
     parts: list[dict[str, Any]] = []
     for sequence, index in enumerate(itertools.chain.from_iterable(micro)):
         row: dict[str, Any] = rows[index]
@@ -44,6 +44,6 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
         "parts": parts,
         "tokens": sum(len(part["pieces"]) for part in parts),
         "trained": sum(piece["trained"] for part in parts for piece in part["pieces"]),
-        "steps": windows.per_epoch,
+        "steps": batches.per_epoch,
         "step": step,
     }

@@ -9,45 +9,183 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.evaluation import training_evaluations
-from engine.prep.batching import Collate, token_counts
+from engine.inference.generate import generate_batch
+from engine.inference.merged_decode import folded
+from engine.inference.replies import text_of
+from engine.models.template_lock import render
+from engine.prep.batching import token_counts
 from engine.prep.formats.canonical import conversation_of
+from engine.protocol.journal import Evaluation, Sample
 from engine.tasks import TASKS
 from engine.training import memory
-from engine.training.job import Job
+from engine.training.early_stopping import Patience
+from engine.training.methods.base import take_counts
+from engine.training.overfitting import Overfitting
 
-TELL = 2.0
-"""Seconds between two words on how generation goes."""
-KEPT = 4
+if TYPE_CHECKING:
+    from engine.training.loop import TrainingLoop
+
+PROGRESS_SECONDS = 2.0
+"""Seconds between two reports of how far generation is."""
+SAMPLES_KEPT = 4
 """Replies that are journaled at each evaluation."""
 
+Conversation = list[dict[str, str]]
 
-class HeldOut:
-    """Called with a trainer at a step boundary; leaves its model in training mode and its random state untouched."""
 
-    _told = 0.0
-    """When it last said how generation goes."""
+class Evaluator:
+    """Evaluates at a step boundary; leaves the model in training mode and its random state untouched."""
 
-    def __init__(self, job: Job, rows: Any, collate: Collate) -> None:
-        """`rows` are None where there are probes alone."""
-        self.job, self._collate = job, collate
-        lengths = token_counts(rows) if rows is not None else []
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)  # neighbours of like length pad little
+    def __init__(self, loop: TrainingLoop) -> None:
+        self._loop, self._job, self._method = loop, loop.job, loop.method
+        self._options = loop.job.profile.evaluation
+        self.results: dict[int, dict[str, Any]] = {}
+        """Values of each evaluation, by step."""
+        stopping = self._options.early_stopping
+        self.patience = Patience(stopping) if stopping else None
+        self.stop_reason = ""
+        """Why the run ends before its last step; empty while it goes on."""
+        self._overfitting = Overfitting()
+        self._reported = 0.0
+        rows = self._method.held_out
+        self._batches = self._share(rows) if rows is not None else []
+        self._needed = rows is not None or bool(self._options.probes)
+        task = importlib.import_module(TASKS[self._options.task]) if self._options.task else None
+        self._task = task if self._options.samples and rows is not None else None
+        self._conversations = list(self._read_conversations()) if self._task else []
+        self._probes: list[Conversation] = [
+            task.messages(text) if task else [{"role": "user", "content": text}] for text in self._options.probes
+        ]
+
+    def evaluate(self) -> None:
+        """Held-out loss and the task's metrics of this step; nothing where there is nothing to measure, or when just done."""
+        loop = self._loop
+        if not self._needed or loop.step in self.results:
+            return
+        with loop.reporter.during("evaluating"):
+            start = time.perf_counter()
+            with loop.averaged():
+                values, samples = self._measure()
+            self.results[loop.step] = values
+            seconds = time.perf_counter() - start
+            attempt = loop.job.attempt
+            loop.reporter.write(Evaluation(attempt=attempt, step=loop.step, values=values, seconds=seconds))
+            for sample in samples:
+                loop.reporter.write(Sample(attempt=attempt, step=loop.step, **sample))
+            if "eval/loss" in values and (found := self._overfitting.evaluated(values["eval/loss"])):
+                loop.reporter.warn(
+                    loop.step,
+                    found,
+                    "the model learns its rows by heart: stop and take the best checkpoint, add data, or set evaluation.early_stopping",
+                )
+
+    def check_patience(self) -> None:
+        """Count this step's evaluation, if there was one, for early stopping."""
+        if self.patience and self._loop.step in self.results:
+            self.stop_reason = self.patience.look(self._loop.step, self.results[self._loop.step])
+
+    def watch_training_loss(self, loss: Any) -> None:
+        """Compare the training loss with held-out ones: overfitting is warned of."""
+        self._overfitting.trained(loss)
+
+    def rehearse(self) -> None:
+        """The longest rows, and two tokens after the longest prompt: what an evaluation needs at most. Nothing is reported."""
+        import torch
+
+        if not self._needed:
+            return
+        model = self._loop.model
+        longest = sorted(self._prompts, key=lambda messages: -sum(len(message["content"]) for message in messages))
+        model.eval()
+        try:
+            with torch.no_grad(), self._job.device.autocast():
+                self._held_out_loss(self._batches[-1:])
+                self._method.expect_plain_batches()
+                self._generate(longest[: self._job.ranks.world], 2)
+        finally:
+            model.train()
+
+    # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _measure(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Metrics by journal name, and the kept samples as fields of `journal.Sample`."""
+        import torch
+
+        model, method = self._loop.model, self._method
+        merged = folded if self._job.profile.training.optimizations else nullcontext
+        model.eval()
+        try:
+            with torch.no_grad(), self._job.device.autocast(), ExitStack() as stack:
+                if method.mergeable:
+                    stack.enter_context(merged(model))
+                values = self._held_out_loss(self._batches)
+                method.expect_plain_batches()
+                if self._prompts and not method.mergeable:
+                    stack.enter_context(merged(model))
+                replies = self._generate(self._prompts, self._job.profile.generation.max_new_tokens)
+        finally:
+            model.train()
+        samples = [
+            {"prompt": text, "reply": reply, "probe": True}
+            for text, reply in zip(self._options.probes, replies[len(self._conversations) :], strict=True)
+        ]
+        if self._task is not None:
+            references = [reference for _, reference in self._conversations]
+            scores = self._task.score(replies[: len(references)], references)
+            values |= {f"eval/{name}": value for name, value in scores.items()}
+            self._keep(replies, values)
+            samples += [
+                {"prompt": messages[-1]["content"], "reply": reply, "reference": reference}
+                for (messages, reference), reply in zip(self._conversations[:SAMPLES_KEPT], replies, strict=False)
+            ]
+        return values, samples + method.samples()
+
+    def _held_out_loss(self, batches: list[list[Any]]) -> dict[str, float]:
+        """The method's metrics over these rows of this rank and those of the others."""
+        method = self._method
+
+        def sum_up() -> Counter[str]:
+            found: Counter[str] = Counter()
+            for rows in batches:
+                batch = method.collate(rows)
+                take_counts(batch)
+                batch = method.to_device(batch)
+                found["units"] += method.units(batch)  # type: ignore[assignment]
+                found.update(method.measure(batch))  # type: ignore[arg-type]
+            return found
+
+        whole: Counter[str] = Counter()
+        for share in memory.compute_on_all(self._job.ranks, sum_up):  # a rank without rows has no sums
+            whole.update(share)
+        units = whole.pop("units", 0)
+        if not units:
+            return {}
+        means = {name: total / units for name, total in whole.items()}
+        return {f"eval/{name}": value for name, value in method.summarize(means).items()}
+
+    def _share(self, rows: Any) -> list[list[Any]]:
+        """This rank's held-out rows as micro-batches, neighbours of like length together."""
+        job = self._job
+        lengths = token_counts(rows)
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
         mine = order[job.ranks.rank :: job.ranks.world]
         size = 2 * job.profile.training.micro_batch  # no activations are kept for a backward pass
-        self._batches = [[rows[row] for row in mine[start : start + size]] for start in range(0, len(mine), size)]
-        options = job.profile.evaluation
-        task = importlib.import_module(TASKS[options.task]) if options.task else None
-        self._task = task if options.samples and rows is not None else None
-        self._conversations = list(self._read_conversations()) if self._task else []
-        self._probes = [task.messages(text) if task else [{"role": "user", "content": text}] for text in options.probes]
+        return [[rows[row] for row in mine[start : start + size]] for start in range(0, len(mine), size)]
 
-    def _read_conversations(self) -> Iterator[tuple[list[dict[str, str]], str]]:
-        """The first rows of the task that end with a reply: what is asked, and the reply."""
+    # ── replies ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _prompts(self) -> list[Conversation]:
+        """What replies are generated for: held-out conversations first, then the probes."""
+        return [*(messages for messages, _ in self._conversations), *self._probes]
+
+    def _read_conversations(self) -> Iterator[tuple[Conversation, str]]:
+        """The first rows of the task that end with a reply: the messages before it, and the reply."""
         assert self._task is not None
-        with open(Path(self.job.prepared["validation_rows"]), encoding="utf-8") as file:
+        with open(Path(self._job.prepared["validation_rows"]), encoding="utf-8") as file:
             taken = 0
             for line in file:
                 row = json.loads(line)
@@ -55,129 +193,53 @@ class HeldOut:
                 if messages and messages[-1]["role"] == "assistant" and self._task.concerns(row.get("columns", {})):
                     yield messages[:-1], messages[-1]["content"]
                     taken += 1
-                if taken == self.job.profile.evaluation.samples:
+                if taken == self._options.samples:
                     return
 
-    def __call__(self, trainer: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Metrics by journal name, and the kept samples as fields of `journal.Sample`."""
-        import torch
-
-        from engine.inference.merged_decode import folded
-
-        model = trainer.model
-        quicker = folded if self.job.profile.training.optimizations else nullcontext
-        model.eval()
-        try:
-            with torch.no_grad(), self.job.device.autocast(), ExitStack() as stack:
-                if trainer.foldable:
-                    stack.enter_context(quicker(model))
-                values = self._loss(trainer, self._batches)
-                trainer.ordinary()
-                if self._asked and not trainer.foldable:
-                    stack.enter_context(quicker(model))
-                replies = self._replies(model, self._asked, self.job.profile.generation.max_new_tokens)
-        finally:
-            model.train()
-        probed = [
-            {"prompt": text, "reply": reply, "probe": True}
-            for text, reply in zip(self.job.profile.evaluation.probes, replies[len(self._conversations) :], strict=True)
-        ]
-        if self._task is None:
-            return values, probed
-        references = [reference for _, reference in self._conversations]
-        scores = self._task.score(replies[: len(references)], references)
-        self._keep(trainer.state.global_step, replies, values | {f"eval/{name}": scores[name] for name in scores})
-        samples = [
-            {"prompt": messages[-1]["content"], "reply": reply, "reference": reference}
-            for (messages, reference), reply in zip(self._conversations[:KEPT], replies, strict=False)
-        ]
-        return values | {f"eval/{name}": value for name, value in scores.items()}, probed + samples
-
-    def _keep(self, step: int, replies: Sequence[str], values: dict[str, float]) -> None:
-        """All replies with their scores, for whoever looks at the run. What a full disk takes of them is no loss to the run."""
-        options, prepared = self.job.profile.evaluation, self.job.prepared
-        told = {
-            "task": options.task,
-            "data": "data.validation",
-            "sha256": f"{prepared['hash']} first {options.samples}",
-        }
-        said = [
-            (asked, reference, reply) for (asked, reference), reply in zip(self._conversations, replies, strict=False)
-        ]
-        if self.job.ranks.rank == 0:
-            with suppress(OSError):
-                training_evaluations.keep(self.job.run, step, told, said, values, options.thresholds)
-
-    @property
-    def _asked(self) -> list[list[dict[str, str]]]:
-        """What replies are generated for: held-out rows first, then the probes."""
-        return [*(messages for messages, _ in self._conversations), *self._probes]
-
-    def rehearse(self, trainer: Any) -> None:
-        """The longest rows, and two tokens after the longest prompt: what an evaluation needs at most, without what it tells."""
-        import torch
-
-        model = trainer.model
-        longest = sorted(self._asked, key=lambda asked: -sum(len(message["content"]) for message in asked))
-        model.eval()
-        try:
-            with torch.no_grad(), self.job.device.autocast():
-                self._loss(trainer, self._batches[-1:])
-                trainer.ordinary()
-                self._replies(model, longest[: self.job.ranks.world], 2)
-        finally:
-            model.train()
-
-    def _loss(self, trainer: Any, batches: list[list[Any]]) -> dict[str, float]:
-        def sums() -> Counter[str]:
-            found: Counter[str] = Counter()
-            for rows in batches:
-                batch = trainer._prepare_inputs(self._collate(rows))
-                found["units"] += trainer.units(batch)
-                found.update(trainer.measure(batch))
-            return found
-
-        whole: Counter[str] = Counter()
-        for share in memory.shared(self.job.ranks, sums):  # a rank without rows has no sums
-            whole.update(share)
-        units = whole.pop("units", 0)
-        if not units:
-            return {}
-        means = {name: total / units for name, total in whole.items()}
-        return {f"eval/{name}": value for name, value in trainer.held_out_values(means).items()}
-
-    def _tell(self, done: int, total: int) -> None:
-        """Where generation stands, at most once in `TELL` seconds."""
-        now = time.monotonic()
-        if now - self._told > TELL:
-            self._told = now
-            self.job.voice.phase("evaluating", f"reply {done} of {total}", done, total)
-
-    def _replies(self, model: Any, conversations: Sequence[list[dict[str, str]]], new: int) -> list[str]:
-        """Greedy replies of at most `new` tokens to all conversations, in their order, on every rank."""
-        from engine.inference.generate import generate_batch
-        from engine.inference.replies import text_of
-
+    def _generate(self, conversations: Sequence[Conversation], max_new_tokens: int) -> list[str]:
+        """Greedy replies to all conversations, in their order, on every rank."""
         if not conversations:
             return []
-        job = self.job
-        asked = conversations[job.ranks.rank :: job.ranks.world]
-        prompts = [self._prompt(messages) for messages in asked]
+        job = self._job
+        prompts = [self._prompt_ids(messages) for messages in conversations[job.ranks.rank :: job.ranks.world]]
         stops = job.prepared["lock"]["eos_token_ids"]
 
-        def mine() -> list[str]:
-            ids = generate_batch(model, job.tokenizer, prompts, new, stops, self._tell) if prompts else []
-            return [text_of(job.tokenizer, reply) for reply in ids]
+        def generate_mine() -> list[str]:
+            if not prompts:
+                return []
+            model, tokenizer = self._loop.model, job.tokenizer
+            ids = generate_batch(model, tokenizer, prompts, max_new_tokens, stops, self._report_progress)
+            return [text_of(tokenizer, reply) for reply in ids]
 
-        shares = memory.shared(job.ranks, mine)
+        shares = memory.compute_on_all(job.ranks, generate_mine)
         return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(conversations))]
 
-    def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids; of a model without a chat template the text as it stands, to be gone on with."""
-        from engine.models.template_lock import render
-
-        tokenizer = self.job.tokenizer
+    def _prompt_ids(self, messages: Conversation) -> list[int]:
+        """Token ids; for a model without a chat template those of the text as it stands, which is to be continued."""
+        tokenizer = self._job.tokenizer
         if tokenizer.chat_template:
             return render(tokenizer, messages, reply_follows=True)
         ids: list[int] = tokenizer(messages[-1]["content"]).input_ids
         return ids
+
+    def _report_progress(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._reported > PROGRESS_SECONDS:
+            self._reported = now
+            self._loop.reporter.phase("evaluating", f"reply {done} of {total}", done, total)
+
+    def _keep(self, replies: Sequence[str], values: dict[str, float]) -> None:
+        """Keep all replies with their scores in the run's directory. A full disk may lose them; the run does not need them."""
+        options, prepared = self._options, self._job.prepared
+        request = {
+            "task": options.task,
+            "data": "data.validation",
+            "sha256": f"{prepared['hash']} first {options.samples}",
+        }
+        rows = [
+            (messages, reference, reply)
+            for (messages, reference), reply in zip(self._conversations, replies, strict=False)
+        ]
+        if self._job.ranks.rank == 0:
+            with suppress(OSError):
+                training_evaluations.keep(self._job.run, self._loop.step, request, rows, values, options.thresholds)

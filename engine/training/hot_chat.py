@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine.protocol.messages import Instruction, Problem
-from engine.training import memory, resuming
-from engine.training.steering import CAME
+from engine.training import memory, resume
+from engine.training.inbox import ARRIVED
 
 if TYPE_CHECKING:
     from engine.inference.detokenizer import Telling
@@ -79,29 +79,29 @@ class HotChat:
     def take(self, instruction: Instruction) -> None:
         self._waiting.append(instruction)
 
-    def go_on(self, trainer: Any, step: int) -> bool:
-        """A slice of the present reply, on weights after `step` steps. False when nobody has asked anything."""
+    def go_on(self, loop: Any) -> bool:
+        """A slice of the present reply, on the weights of this step. False when nobody has asked anything."""
         if self._talk is None and not self._waiting:
             return False
-        began = time.perf_counter()
-        state = resuming.random_state()
-        model = trainer.model
+        began, step = time.perf_counter(), loop.step
+        state = resume.random_state()
+        model = loop.model
         try:
-            with trainer.averaged():
+            with loop.averaged():
                 model.eval()
-                trainer.ordinary()
+                loop.method.expect_plain_batches()
                 if self._talk is None:
-                    self._open(trainer)
+                    self._open(loop)
                 else:
                     self._talk.between.append(began - self._talk.left)
                 if self._talk is not None:
-                    self._slice(trainer, step, began)
+                    self._slice(loop, step, began)
         except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
-            self._fail(trainer, step, error)
+            self._fail(loop, step, error)
         finally:
             model.train()
-            resuming.set_random_state(state)
-        if trainer.job.device.kind != "cpu":
+            resume.set_random_state(state)
+        if loop.job.device.kind != "cpu":
             import torch
 
             torch.accelerator.empty_cache()  # what the slice took is a step's again
@@ -117,7 +117,7 @@ class HotChat:
 
     # ── one question ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _open(self, trainer: Any) -> None:
+    def _open(self, loop: Any) -> None:
         """Make the next question ready. Raises ValueError for what cannot be answered."""
         from engine.inference import generate
         from engine.inference.detokenizer import Telling, behind_thinking, stop_tokens
@@ -125,7 +125,7 @@ class HotChat:
         from engine.inference.sampling import opened
 
         instruction = self._waiting[0]
-        model, tokenizer = trainer.model, trainer.job.tokenizer
+        model, tokenizer = loop.model, loop.job.tokenizer
         if model.get_output_embeddings() is None:
             raise ValueError("this run trains a reward model, which scores replies and writes none")
         asked = instruction.arguments
@@ -133,8 +133,8 @@ class HotChat:
         prompt = _prompt(tokenizer, prompt_of(asked))
         if not prompt or generate.room(model, len(prompt)) <= 0:
             raise ValueError(generate.no_room(model, len(prompt)))
-        ends = frozenset(trainer.job.prepared["lock"]["eos_token_ids"])
-        grammar = self._grammar(trainer, ends, sampling.schema) if sampling.schema is not None else None
+        ends = frozenset(loop.job.prepared["lock"]["eos_token_ids"])
+        grammar = self._grammar(loop, ends, sampling.schema) if sampling.schema is not None else None
         self._talk = Talk(
             instruction,
             opened(sampling, prompt, model.device, grammar, behind_thinking(tokenizer, prompt) if grammar else ()),
@@ -142,23 +142,23 @@ class HotChat:
             len(prompt),
             min(sampling.max_new_tokens, generate.room(model, len(prompt))),
             ends | stop_tokens(tokenizer, sampling.stop),
-            asked.get(CAME, time.perf_counter()),
+            asked.get(ARRIVED, time.perf_counter()),
         )
         self._waiting.popleft()
 
-    def _grammar(self, trainer: Any, ends: frozenset[int], schema: Mapping[str, Any]) -> Any:
+    def _grammar(self, loop: Any, ends: frozenset[int], schema: Mapping[str, Any]) -> Any:
         from engine.inference.constrained import Constraining
 
         if self._constraining is None:
-            size = trainer.model.get_output_embeddings().weight.shape[0]
-            self._constraining = Constraining(trainer.job.tokenizer, size, ends)
+            size = loop.model.get_output_embeddings().weight.shape[0]
+            self._constraining = Constraining(loop.job.tokenizer, size, ends)
         return self._constraining.schema(schema)
 
-    def _slice(self, trainer: Any, step: int, began: float) -> None:
+    def _slice(self, loop: Any, step: int, began: float) -> None:
         """Go on with the reply for as long as a boundary may be held up."""
-        talk, link, inbox = self._talk, trainer.voice.link, trainer.job.inbox
+        talk, link, inbox = self._talk, loop.reporter.link, loop.job.inbox
         assert talk is not None
-        said, finish = _generate(talk, trainer, began, lambda: talk.request in inbox.cancelled)
+        said, finish = _generate(talk, loop, began, lambda: talk.request in inbox.cancelled)
         now = time.perf_counter()
         talk.steps.append(step)
         talk.held += now - began
@@ -201,7 +201,7 @@ class HotChat:
         steps = f"steps {talk.steps[0]} to {talk.steps[-1]}" if talk.steps else f"step {step}"
         print(f"hot chat: {talk.tokens} tokens at {steps}, held training up {talk.held:.2f} s", flush=True)
 
-    def _fail(self, trainer: Any, step: int, error: Exception) -> None:
+    def _fail(self, loop: Any, step: int, error: Exception) -> None:
         """The question's answer is what went wrong."""
         talk, self._talk = self._talk, None
         instruction = talk.instruction if talk else self._waiting.popleft()
@@ -218,10 +218,10 @@ class HotChat:
             problem = Problem(title=f"The reply failed: {type(error).__name__}", cause=said, hint="the run goes on")
         del error, talk
         memory.release()
-        trainer.voice.link.answer(instruction, step=step, problem=problem)
+        loop.reporter.link.answer(instruction, step=step, problem=problem)
 
 
-def _generate(talk: Talk, trainer: Any, began: float, given_up: Callable[[], bool]) -> tuple[dict[str, str], str]:
+def _generate(talk: Talk, loop: Any, began: float, given_up: Callable[[], bool]) -> tuple[dict[str, str], str]:
     """Tokens into `talk`; what has become certain of the reply, and how it ended, or an empty text for one that goes on."""
     import torch
 
@@ -230,7 +230,7 @@ def _generate(talk: Talk, trainer: Any, began: float, given_up: Callable[[], boo
     from engine.inference.sampling import choose
 
     said = {"text": "", "thinking": ""}
-    device = trainer.job.device
+    device = loop.job.device
     start = time.perf_counter()
     late = start + READING
 
@@ -239,9 +239,9 @@ def _generate(talk: Talk, trainer: Any, began: float, given_up: Callable[[], boo
 
     # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
     with torch.no_grad(), device.autocast():
-        model, cache, _ = soft_prompt.opened(trainer.model)
+        model, cache, _ = soft_prompt.opened(loop.model)
         read = Reader(model, cancelled)
-        following = torch.tensor([talk.row.history], device=trainer.model.device)
+        following = torch.tensor([talk.row.history], device=loop.model.device)
         until = 0.0
         while talk.tokens < talk.limit:
             try:

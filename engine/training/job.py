@@ -1,19 +1,20 @@
-"""All that a training session knows, in one place."""
+"""What a training session works with, in one place."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
 from engine.models.devices import Device
 from engine.protocol.home import RunDirectory
 from engine.training.hot_chat import HotChat
+from engine.training.inbox import Inbox
 from engine.training.plots import Plots
 from engine.training.ranks import Ranks
-from engine.training.reporter import Voice
-from engine.training.steering import Inbox
+from engine.training.reporter import Reporter
 
 
 @dataclass
@@ -28,21 +29,23 @@ class Job:
     prepared: dict[str, Any]
     ranks: Ranks
     device: Device
-    voice: Voice
+    reporter: Reporter
     inbox: Inbox
     tokenizer: Any
     plots: Plots
     masters: bool = False
-    """What is trained is not what a checkpoint holds (float32 weights are saved in 16 bits, or their average is): it goes there too."""
+    """What is trained differs from what a checkpoint holds (float32 weights are saved in 16 bits, or their average is), so it is saved too."""
     saved_step: int = -1
     checkpoints: dict[int, dict[str, float]] = field(default_factory=dict)
     """Complete checkpoints with their metrics, by step."""
     skipped: set[int] = field(default_factory=set)
-    """Numbers of training rows that are left out, since a step could not be made of them."""
-    hot: HotChat = field(default_factory=HotChat)
+    """Numbers of training rows that are left out, since no step could be made of them."""
+    hot_chat: HotChat = field(default_factory=HotChat)
     """Questions to the weights that are being trained."""
     replayed: dict[str, Any] = field(default_factory=dict)
-    """Settings that the ledger changed after the checkpoint that is gone on from."""
+    """Settings that the ledger changed after the checkpoint that this attempt goes on from."""
+    resumed_from: Path | None = None
+    """The checkpoint that this attempt goes on from; None for a run that begins."""
 
     def device_peak(self) -> dict[str, float]:
         """Peak memory of this rank's device in bytes, as a metric; nothing on a CPU."""

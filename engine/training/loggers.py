@@ -1,12 +1,12 @@
 """What a run writes for other programs to show: TensorBoard events, and a Weights & Biases run when asked.
 
-Both get what the journal got, after the journal; neither can hold a run up for long or end it.
+Both get what the journal got, after the journal; neither can delay a run for long or end it.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, Protocol
+from typing import Any
 
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Evaluation, Metrics, Warn
@@ -17,19 +17,13 @@ _CONNECTING = 60.0
 """Seconds that Weights & Biases has to answer at the start."""
 
 
-class Board(Protocol):
-    def write(self, entry: Metrics | Evaluation) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def open_boards(job: Job) -> None:
-    """The boards that the profile asks for, from now on told what is journaled. By rank 0 alone. Raises ProblemError."""
+def open_loggers(job: Job) -> None:
+    """Open the loggers that the profile asks for, on rank 0. Raises ProblemError."""
     if not job.ranks.first:
         return
     logging = job.profile.logging
     if logging.tensorboard:
-        job.voice.boards.append(TensorBoard(job.run))
+        job.reporter.loggers.append(TensorBoard(job.run))
     if logging.wandb is None:
         return
     if importlib.util.find_spec("wandb") is None:
@@ -41,9 +35,9 @@ def open_boards(job: Job) -> None:
             )
         )
     try:
-        job.voice.boards.append(WeightsAndBiases(job))
+        job.reporter.loggers.append(WeightsAndBiases(job))
     except Exception as error:  # noqa: BLE001 - whatever that service does, training goes on
-        job.voice.tell(
+        job.reporter.write(
             Warn(
                 attempt=job.attempt,
                 message=f"Weights & Biases gets nothing of this attempt: {error}",

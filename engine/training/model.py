@@ -11,27 +11,27 @@ from engine.training import checkpoints
 from engine.training.job import Job
 
 
-def build(job: Job, resumed: Path | None) -> Any:
+def build(job: Job) -> Any:
     """The model to train, with a checkpoint's weights when resuming."""
     import torch
 
     from engine.training import dropout
     from engine.training.adapters import fused_lora
 
-    profile, voice = job.profile, job.voice
-    full = profile.adapter.kind == "none"
+    profile, reporter = job.profile, job.reporter
+    full, resumed = profile.adapter.kind == "none", job.resumed_from
     named = job.prepared["base"]
     torch.manual_seed(profile.training.seed)  # a head that scores may have to be drawn
     if profile.model.from_scratch and not resumed:
         model = _random(job)
     else:
         folder = str(resumed) if resumed and full else named
-        voice.phase("loading", Path(folder).name)
+        reporter.phase("loading", Path(folder).name)
         model = base.load(
             folder,
             profile.model,
             job.device,
-            lambda done, total: voice.phase("loading", f"tensor {done} of {total}", done, total),
+            lambda done, total: reporter.phase("loading", f"tensor {done} of {total}", done, total),
             unpack=profile.training.optimizations,
             scores=getattr(profile.method, "scores", False),
         )
@@ -60,7 +60,7 @@ def _random(job: Job) -> Any:
     """A model with random weights on the run's device, the same on every rank: each draws them on its CPU from training.seed."""
     from engine.models import scratch
 
-    job.voice.phase("loading", "random weights")
+    job.reporter.phase("loading", "random weights")
     model = scratch.build(
         job.profile.model,
         job.prepared["base"],

@@ -6,10 +6,12 @@ import os
 from typing import Any
 
 from engine.options.training import TrainingOptions
-from engine.protocol.journal import Warn
+from engine.prep.batching import GlobalBatches
 from engine.protocol.messages import Problem, ProblemError
-from engine.training import compiling, liger, optimizers
+from engine.training import compiling, liger
 from engine.training.job import Job
+from engine.training.methods.base import Method
+from engine.training.optimizer_factory import check_optimizer
 
 MOST_WORKERS = 4
 """Loader processes a rank that `auto` takes at most: rows are tokens already, so few of them keep any device busy."""
@@ -17,7 +19,7 @@ MOST_WORKERS = 4
 
 def check(settings: TrainingOptions, device_kind: str) -> None:
     """Raises ProblemError for what this device does not have."""
-    optimizers.check(settings.optimizer, device_kind)
+    check_optimizer(settings.optimizer, device_kind)
     if settings.optimizations:
         liger.wanted(settings.liger, device_kind)
     if settings.tf32:
@@ -57,9 +59,7 @@ def after_model(job: Job, model: Any, steps: int) -> None:
     if liger.wanted(settings.liger, kind):
         liger.install(model)
     if compiling.wanted(settings.compile, kind, steps):
-        compiling.install(
-            model, kind, lambda message, hint: job.voice.tell(Warn(attempt=job.attempt, message=message, hint=hint))
-        )
+        compiling.install(model, kind, lambda message, hint: job.reporter.warn(0, message, hint))
 
 
 def workers(setting: int | str, device_kind: str, world: int) -> int:
@@ -70,7 +70,14 @@ def workers(setting: int | str, device_kind: str, world: int) -> int:
     return 0 if device_kind == "cpu" else max(1, min(MOST_WORKERS, cores // world - 1))
 
 
-def loading(setting: int | str, device_kind: str, world: int) -> dict[str, Any]:
-    """The same, as arguments of a `DataLoader`. Order and content of batches come from the sampler, in the rank itself."""
-    count = workers(setting, device_kind, world)
-    return {"num_workers": count, "persistent_workers": True, "prefetch_factor": 4} if count else {}
+def make_loader(settings: TrainingOptions, device_kind: str, world: int, method: Method, batches: GlobalBatches) -> Any:
+    """A DataLoader of micro-batches. Their order and content come from the sampler, in the rank itself, however many workers collate."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    count = workers(settings.workers, device_kind, world)
+    ahead = {"num_workers": count, "persistent_workers": True, "prefetch_factor": 4} if count else {}
+    # A generator of its own: the loader must not draw from the one that dropout uses.
+    return DataLoader(
+        method.rows, batch_sampler=batches, collate_fn=method.collate, generator=torch.Generator(), **ahead
+    )

@@ -1,8 +1,8 @@
-"""The first minute: what would break after hours breaks now.
+"""The preflight: what would fail after hours fails in the first minute.
 
-The longest rows go through a step, an evaluation, a save and a reload, and nothing of it stays: the step has a learning rate of 0 (every
-optimiser here multiplies by it, weight decay included), its optimiser states are dropped, generators and sums are put back, the checkpoint is
-removed. A resumed run has its states already and its checkpoint has just been read, so only the passes are rehearsed.
+The longest rows go through a step, an evaluation, a save and a reload, and leave nothing behind: the step has a learning rate of 0 (every
+optimiser here multiplies by it, weight decay included), its optimiser state is dropped, generators and sums are restored, and the checkpoint is
+removed. A resumed run has its optimiser state already, and its checkpoint has just been read, so only the passes are tried.
 """
 
 from __future__ import annotations
@@ -10,98 +10,98 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.storage.atomic import write_folder
 from engine.training import checkpoints, memory
+from engine.training.methods.base import take_counts
 
 if TYPE_CHECKING:
-    from engine.training.saving import Gathered
-    from engine.training.trainer import Steered
+    from engine.training.checkpointer import Gathered
+    from engine.training.loop import TrainingLoop
 
 FOLDER = ".step-rehearsal"
-"""Beside the checkpoints, removed again; a killed worker's goes with the other half-written ones."""
+"""Beside the checkpoints, removed again; a killed worker's is removed with the other half-written ones."""
 
 
-def rehearse(trainer: Steered, *, fresh: bool) -> None:
-    """Called before the first step, with everything in place, on every rank. Raises what a step, an evaluation or a save would have
-    raised later, and Again when smaller micro-batches may help."""
-    if not trainer.rehearsable:
+def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
+    """Called before the first step, with everything in place, on every rank. Raises what a step, an evaluation or a save would have raised
+    later, and RestartFrom when smaller micro-batches may help."""
+    if not loop.method.rehearsable:
         return
-    trainer.voice.phase("rehearsing", "the longest batch")
-    before = copy.deepcopy(trainer.snapshot())
-    scaler = copy.deepcopy(trainer.accelerator.scaler.state_dict()) if trainer.accelerator.scaler else None
-    optimizer = trainer.optimizer.state_dict() if fresh else None
-    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    loop.reporter.phase("rehearsing", "the longest batch")
+    before = copy.deepcopy(loop.checkpointer.snapshot())
+    scaler = copy.deepcopy(loop.accelerator.scaler.state_dict()) if loop.accelerator.scaler else None
+    optimizer = loop.optimizer.state_dict() if fresh else None
+    rates = [group["lr"] for group in loop.optimizer.param_groups]
     try:
-        _compute(trainer, update=fresh)
+        _step(loop, update=fresh)
         if fresh:
-            _evaluate(trainer)
-            _save(trainer)
+            _evaluate(loop)
+            _save(loop)
     finally:
-        trainer.model.zero_grad()
+        loop.model.zero_grad()
         if optimizer is not None:
-            trainer.optimizer.load_state_dict(optimizer)
-        for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+            loop.optimizer.load_state_dict(optimizer)
+        for group, rate in zip(loop.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         if scaler is not None:
-            trainer.accelerator.scaler.load_state_dict(scaler)
-        trainer.take_up(before)
+            loop.accelerator.scaler.load_state_dict(scaler)
+        loop.checkpointer.restore(before)
     memory.release()
 
 
-def _compute(trainer: Steered, *, update: bool) -> None:
-    """The passes of the longest micro-batch there can be, and with `update` the optimiser's step, which makes its states."""
+def _step(loop: TrainingLoop, *, update: bool) -> None:
+    """The passes of the longest micro-batch there can be, and with `update` the optimiser's step, which creates its state."""
     import torch
 
-    windows, rows = trainer.windows, trainer.train_dataset
-    kept = (row for row in range(len(windows.lengths)) if row not in windows.skipped)
-    longest = sorted(kept, key=lambda row: (-windows.lengths[row], row))[: windows.micro_batch]
-    model = trainer.model_wrapped
+    batches, method = loop.batches, loop.method
+    kept = (row for row in range(len(batches.lengths)) if row not in batches.skipped)
+    longest = sorted(kept, key=lambda row: (-batches.lengths[row], row))[: batches.micro_batch]
+    loop.memory.reset()
     # With accumulation the second pass finds the first one's gradients in memory.
-    for _ in range(min(windows.accumulation, 2)):
-        batch = trainer.collate([rows[row] for row in longest])
-        batch = {key: value for key, value in batch.items() if key not in ("rows", "tokens")}
-        units = max(trainer.units(batch) * trainer.ranks.world, 1.0)
-        trainer.training_step(model, batch, units)
-        trainer.voice.link.alive()
-    trainer._agree_on_memory(rehearsed=True)
-    trainer._add_up_gradients(model)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
-    # A step of gradients that are not finite is held back when it comes: here it would spoil the weights even at a rate of 0.
+    for _ in range(min(batches.accumulation, 2)):
+        with loop.memory.catch():
+            batch = method.longest_batch([method.rows[row] for row in longest])
+            take_counts(batch)
+            loop.compute_gradients([batch], max(method.units(batch) * loop.ranks.world, 1.0))
+        loop.reporter.link.alive()
+    loop.guard.vote(0.0, rehearsed=True)
+    loop.strategy.reduce()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in loop.model.parameters() if p.grad is not None])
+    # A step with gradients that are not finite is held back when it comes: here it would spoil the weights even at a rate of 0.
     if update and math.isfinite(norm):
-        for group in trainer.optimizer.param_groups:
+        for group in loop.optimizer.param_groups:
             group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0
-        trainer.optimizer.step()
+        loop.optimizer.step()
 
 
-def _evaluate(trainer: Steered) -> None:
-    """The longest held-out rows and the longest prompts; at the start all of them come anyway."""
-    evaluator: Any = trainer._evaluator
-    if evaluator is not None and not trainer.profile.evaluation.at_start:
-        trainer.voice.phase("rehearsing", "evaluation")
-        evaluator.rehearse(trainer)
+def _evaluate(loop: TrainingLoop) -> None:
+    """The longest held-out rows and the longest prompts; an evaluation at the start measures all of them anyway."""
+    if not loop.profile.evaluation.at_start:
+        loop.reporter.phase("rehearsing", "evaluation")
+        loop.evaluator.rehearse()
 
 
-def _save(trainer: Steered) -> None:
+def _save(loop: TrainingLoop) -> None:
     """A whole checkpoint, written and read back by rank 0. A full disk pauses the run here, before anything is at stake."""
-    trainer.voice.phase("rehearsing", "a checkpoint")
-    while trouble := trainer.ranks.broadcast(_written_and_read(trainer, trainer.gathered())):
-        trainer._pause(trainer.state.global_step, trouble)
-        if trainer._stopping:
+    loop.reporter.phase("rehearsing", "a checkpoint")
+    while reason := loop.ranks.broadcast(_write_and_read(loop, loop.checkpointer.gather())):
+        loop.control.pause(reason)
+        if loop.control.stopping:
             return
 
 
-def _written_and_read(trainer: Steered, gathered: Gathered) -> str:
+def _write_and_read(loop: TrainingLoop, gathered: Gathered) -> str:
     """By rank 0; returns why there is no room."""
     import torch
 
-    if not trainer.ranks.first:
+    if not loop.ranks.first:
         return ""
-    folder = trainer.job.run.checkpoints / FOLDER
+    folder = loop.job.run.checkpoints / FOLDER
     try:
-        write_folder(folder, lambda place: trainer._fill(place, gathered))
-        checkpoints.read_back(folder, trainer.model, trainer.profile.model.dtype)
+        write_folder(folder, lambda place: loop.checkpointer.fill(place, gathered))
+        checkpoints.read_back(folder, loop.model, loop.profile.model.dtype)
         torch.load(folder / checkpoints.TRAINER / "optimizer.pt", map_location="cpu", weights_only=True)
     except OSError as error:
         return f"disk low: a checkpoint cannot be written ({error.strerror or error})"

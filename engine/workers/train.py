@@ -18,8 +18,8 @@ from engine.protocol.journal import End
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.worker_link import Link
 from engine.training import ranks
-from engine.training.reporter import Voice
-from engine.training.steering import Inbox
+from engine.training.inbox import Inbox
+from engine.training.reporter import Reporter
 
 RETRY = 2.0
 """Seconds between attempts to write the last words to a full disk."""
@@ -51,23 +51,23 @@ def main() -> int:
         die_with_parent=world > 1,
     )
     inbox.connect(link)
-    voice = Voice(run, arguments.attempt, link, rank)
-    voice.phase("loading", "libraries")
+    reporter = Reporter(run, arguments.attempt, link, rank)
+    reporter.phase("loading", "libraries")
     profile = None
     try:
         directory = Path(json.loads((run.path / "job.json").read_text())["directory"])
         profile = parse(run.profile.read_text(), str(run.profile), directory, home=home)
         from engine.training.session import train
 
-        outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, voice, inbox)
+        outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, reporter, inbox)
         end = End(attempt=arguments.attempt, step=step, status=outcome)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the run's end and crosses as data
         traceback.print_exc()
         problem = explain(error, profile)
         end = End(attempt=arguments.attempt, step=inbox.step, status="failed", problem=problem)
-    voice.tell(end)
-    while not voice.flush():
-        link.alive(phase=voice.trouble)
+    reporter.write(end)
+    while not reporter.flush():
+        link.alive(phase=reporter.blocked)
         time.sleep(RETRY)
     link.close()
     return 0 if end.status != "failed" else 1

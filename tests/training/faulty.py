@@ -40,46 +40,47 @@ def run_out(tokens: int, rank: int | None = None) -> None:
 
 
 def weigh() -> None:
-    from engine.training.trainer import Steered
+    from engine.training.loop import TrainingLoop
 
-    end = Steered._end_if_done
+    end = TrainingLoop.end_if_finished
 
-    def weighed(self: Any, step: int) -> None:
+    def weighed(self: Any) -> None:
         states = self.optimizer.state.values()
         held = sum(value.numel() for state in states for value in state.values())
         (self.job.run.path / f"weighed-{self.ranks.rank}.json").write_text(str(held))
-        end(self, step)
+        end(self)
 
-    Steered._end_if_done = weighed  # type: ignore[method-assign]
+    TrainingLoop.end_if_finished = weighed  # type: ignore[method-assign]
 
 
 def kill(where: str, step: int) -> None:
-    from engine.training import checkpoints
-    from engine.training.evaluator import HeldOut
-    from engine.training.trainer import Steered
+    from engine.storage import atomic
+    from engine.training.evaluator import Evaluator
+    from engine.training.run_control import RunControl
 
     if where == "save":
-        sync = checkpoints._sync
-        checkpoints._sync = lambda folder: _die() if f"step-{step:08d}" in folder.name else sync(folder)
+        sync = atomic._sync
+        atomic._sync = lambda folder: _die() if f"step-{step:08d}" in folder.name else sync(folder)
     elif where == "evaluate":
-        loss = HeldOut._loss
-        HeldOut._loss = lambda self, trainer, batches: (  # type: ignore[method-assign]
-            _die() if trainer.state.global_step == step else loss(self, trainer, batches)
+        loss = Evaluator._held_out_loss
+        Evaluator._held_out_loss = lambda self, batches: (  # type: ignore[method-assign]
+            _die() if self._loop.step == step else loss(self, batches)
         )
     elif where == "boundary":
-        obey = Steered._obey
-        Steered._obey = lambda self, now: _die() if now == step else obey(self, now)  # type: ignore[method-assign]
+        take = RunControl.take_commands
+        RunControl.take_commands = lambda self: _die() if self._loop.step == step else take(self)  # type: ignore[method-assign]
     else:
-        pass_ = Steered.training_step
-        seen: list[int] = []
+        from engine.training.loop import TrainingLoop
 
-        def second_dies(self: Any, *arguments: Any) -> Any:
-            seen.append(self.state.global_step)
-            if seen[-2:] == [step, step]:
+        compute = TrainingLoop.compute_gradients
+
+        def second_dies(self: Any, micro_batches: Any, units: float) -> Any:
+            if self.step == step and len(micro_batches) > 1:
+                compute(self, micro_batches[:1], units)
                 _die()
-            return pass_(self, *arguments)
+            return compute(self, micro_batches, units)
 
-        Steered.training_step = second_dies  # type: ignore[method-assign]
+        TrainingLoop.compute_gradients = second_dies  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from engine.protocol.home import Home
 from engine.protocol.journal import AnyEntry, Metrics, Start, read
 from engine.protocol.messages import Answered, Instruction, Problem
 from engine.protocol.worker_link import Link
-from engine.training.reporter import Voice
-from engine.training.steering import Inbox
+from engine.training.inbox import Inbox
+from engine.training.reporter import Reporter
 from tests.training.harness import PROFILE
 
 Orders = Callable[["Here"], list[tuple[str, dict[str, Any]]]]
@@ -42,9 +42,9 @@ class Here:
         link = _Link(self, f"ipc://{self.run.path}/nobody", self.run.id, self.attempts)
         inbox = _Inbox(self, orders)
         inbox.connect(link)
-        voice = Voice(self.run, self.attempts, link, 0)
+        reporter = Reporter(self.run, self.attempts, link, 0)
         try:
-            return session.train(self.run, self.attempts, profile, self.run.path, from_step, voice, inbox)
+            return session.train(self.run, self.attempts, profile, self.run.path, from_step, reporter, inbox)
         finally:
             link.close()
 

@@ -16,8 +16,8 @@ def train(home: Home, name: str, prepared: dict[str, Any], *changes: str, from_s
     """One attempt of the run `name`, to its end; a second call with `from_step` is its second attempt."""
     from engine.protocol.worker_link import Link
     from engine.training import session
-    from engine.training.reporter import Voice
-    from engine.training.steering import Inbox
+    from engine.training.inbox import Inbox
+    from engine.training.reporter import Reporter
 
     run = home.run(name)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def train(home: Home, name: str, prepared: dict[str, Any], *changes: str, from_s
     link, inbox = Link(f"ipc://{run.path}/nobody", run.id, attempt), Inbox()
     inbox.connect(link)
     try:
-        session.train(run, attempt, profile, run.path, from_step, Voice(run, attempt, link, 0), inbox)
+        session.train(run, attempt, profile, run.path, from_step, Reporter(run, attempt, link, 0), inbox)
     finally:
         link.close()
     return run

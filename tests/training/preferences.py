@@ -75,21 +75,19 @@ def make_scorer(base: Path, folder: Path) -> Path:
     return folder
 
 
-def windows_of(prepared: dict[str, Any], micro_batch: int, steps: int) -> Iterator[list[dict[str, list[int]]]]:
+def global_batches(prepared: dict[str, Any], micro_batch: int, steps: int) -> Iterator[list[dict[str, list[int]]]]:
     """The rows of the first steps, as a run of one process without accumulation sees them."""
     from datasets import load_from_disk
 
-    from engine.prep.batching import Windows, token_counts
+    from engine.prep.batching import GlobalBatches, token_counts
 
     rows = load_from_disk(prepared["train"])
-    windows = Windows(token_counts(rows), micro_batch, 1, 0, 1, 42)
-    done = 0
+    batches = GlobalBatches(token_counts(rows), micro_batch, 1, 0, 1, 42)
     while True:
-        windows.epoch = done // windows.per_epoch
-        for window in windows:
-            yield [rows[index] for index in window]
-            done += 1
-            if done == steps:
+        for batch in batches:
+            yield [rows[index] for index in batch]
+            batches.step += 1
+            if batches.step == steps:
                 return
 
 

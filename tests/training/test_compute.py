@@ -21,8 +21,8 @@ def test_bfloat16_arithmetic_learns_as_float32(prepared, tmp_path, monkeypatch):
     from engine.models import devices
     from engine.protocol.worker_link import Link
     from engine.training import session
-    from engine.training.reporter import Voice
-    from engine.training.steering import Inbox
+    from engine.training.inbox import Inbox
+    from engine.training.reporter import Reporter
 
     losses = {}
     for compute in (torch.bfloat16, torch.float32):
@@ -35,7 +35,7 @@ def test_bfloat16_arithmetic_learns_as_float32(prepared, tmp_path, monkeypatch):
         link, inbox = Link(f"ipc://{tmp_path}/nobody", run.id, 1), Inbox()
         inbox.connect(link)
         try:
-            assert session.train(run, 1, profile, tmp_path, None, Voice(run, 1, link, 0), inbox)[0] == "completed"
+            assert session.train(run, 1, profile, tmp_path, None, Reporter(run, 1, link, 0), inbox)[0] == "completed"
         finally:
             link.close()
         entries = [entry for entry, _ in read(run.events)]

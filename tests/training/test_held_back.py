@@ -16,25 +16,25 @@ STEADY = ("training.max_steps=21", "checkpoint.every_steps=3", "checkpoint.keep=
 @pytest.fixture
 def poison(monkeypatch):
     """`poison(rows, factor)`: the loss of a training pass that holds one of these rows is multiplied, for as long as they are trained."""
-    from engine.training.supervised import SupervisedTrainer
+    from engine.training.supervised import Supervised
 
     def put(rows: set[int], factor: float) -> None:
-        train, measure = SupervisedTrainer.compute_loss, SupervisedTrainer.measure
+        loss, measure = Supervised.loss, Supervised.measure
 
-        def holds(trainer, inputs) -> bool:
-            ids = inputs["input_ids"].flatten().tolist()
-            bad = [trainer.train_dataset[row]["input_ids"] for row in rows]
+        def holds(method, batch) -> bool:
+            ids = batch["input_ids"].flatten().tolist()
+            bad = [method.rows[row]["input_ids"] for row in rows]
             return any(ids[start : start + len(row)] == row for row in bad for start in range(len(ids)))
 
-        def compute_loss(self, model, inputs, *others, **named):
-            return train(self, model, inputs, *others, **named) * (factor if holds(self, inputs) else 1.0)
+        def poisoned_loss(self, model, batch, units):
+            return loss(self, model, batch, units) * (factor if holds(self, batch) else 1.0)
 
-        def measured(self, inputs):
-            found = measure(self, inputs)
-            return found | {"loss": found["loss"] * (factor if holds(self, inputs) else 1.0)}
+        def poisoned_measure(self, batch):
+            found = measure(self, batch)
+            return found | {"loss": found["loss"] * (factor if holds(self, batch) else 1.0)}
 
-        monkeypatch.setattr(SupervisedTrainer, "compute_loss", compute_loss)
-        monkeypatch.setattr(SupervisedTrainer, "measure", measured)
+        monkeypatch.setattr(Supervised, "loss", poisoned_loss)
+        monkeypatch.setattr(Supervised, "measure", poisoned_measure)
 
     return put
 
@@ -43,9 +43,9 @@ def _row_of(prepared, step: int) -> int:
     """A row of the batch after `step` steps, with the settings of these tests."""
     from datasets import load_from_disk
 
-    from engine.prep.batching import Windows, token_counts
+    from engine.prep.batching import GlobalBatches, token_counts
 
-    return Windows(token_counts(load_from_disk(prepared["train"])), 4, 1, 0, 1, 42).window(step)[1]
+    return GlobalBatches(token_counts(load_from_disk(prepared["train"])), 4, 1, 0, 1, 42).rows_of(step)[1]
 
 
 def _when_held(name: str, **arguments):
@@ -165,7 +165,7 @@ def test_refused_choices_say_why_and_the_pause_goes_on(tmp_path, prepared, poiso
 
 @pytest.mark.parametrize(("kind", "rows"), [("dpo", "pairs"), ("kto", "judged")])
 def test_preference_runs_are_rehearsed_resumed_and_held_back_too(kind, rows, tmp_path, tiny, monkeypatch):
-    from engine.training.preference.replies import ReplyTrainer
+    from engine.training.bad_batch import BadBatchGuard
     from tests.training.preferences import prepare
 
     prepared = prepare(tmp_path / "pairs", tiny, rows)
@@ -179,7 +179,7 @@ def test_preference_runs_are_rehearsed_resumed_and_held_back_too(kind, rows, tmp
     assert run.series("train/loss") == plain.series("train/loss")
 
     monkeypatch.setattr(
-        ReplyTrainer, "_verdict", lambda self, norm: "loss not finite" if self.state.global_step == 3 else ""
+        BadBatchGuard, "_find_fault", lambda self, loss, norm: "loss not finite" if self._loop.step == 3 else ""
     )
     held = Here(tmp_path, "held", prepared, *changes)
     assert held.train(orders=_when_held("continue", choice="skip")) == ("completed", 6)

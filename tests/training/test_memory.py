@@ -66,9 +66,11 @@ def test_one_row_that_does_not_fit_ends_the_run(tmp_path, prepared, limit):
 def test_batches_are_cut_to_the_same_product():
     for rows, by in ((8, (4, 2)), (9, (3, 3)), (7, (1, 7)), (6, (3, 2))):
         profile = parse(PROFILE.format(base="a/b"), "test", "/", [f"training.micro_batch={rows}"])
-        cut = memory.smaller(profile).training
+        cut = memory.smaller_micro_batch(profile).training
         assert (cut.micro_batch, cut.accumulation) == by
-    assert memory.smaller(parse(PROFILE.format(base="a/b"), "test", "/", ["training.micro_batch=1"])) is None
+    assert (
+        memory.smaller_micro_batch(parse(PROFILE.format(base="a/b"), "test", "/", ["training.micro_batch=1"])) is None
+    )
 
 
 def test_what_counts_as_out_of_memory():

@@ -107,7 +107,7 @@ def test_a_loss_is_trls(kind: str, options: Any, tiny: Path, tmp_path: Path) -> 
 
     from engine.models.loss import PickedHead
     from engine.models.segments import Segments
-    from engine.training.online.answers import Answer, collate
+    from engine.training.online.rollout import Rollout, collate
 
     names = {"mask_truncated": "mask_truncated_completions"}
     asked = [row["prompt_ids"] for row in make_prompts(3, 5)]
@@ -132,7 +132,7 @@ def test_a_loss_is_trls(kind: str, options: Any, tiny: Path, tmp_path: Path) -> 
     )
     ours = importlib.import_module(f"engine.training.online.{kind}")
     found = [
-        Answer(prompt, reply, reply[-1] == 1)
+        Rollout(prompt, reply, reply[-1] == 1)
         for prompt, reply in zip([each for each in asked for _ in range(4)], replies, strict=True)
     ]
     plain = object.__new__(getattr(ours, f"{kind.upper()}Trainer"))
@@ -178,8 +178,8 @@ def test_a_run_loses_what_trl_loses(
     from safetensors.torch import load_file
 
     from engine.prep.batching import token_counts
-    from engine.training.online import trainer as online
-    from engine.training.online.windows import PromptWindows
+    from engine.training.online import method as online
+    from engine.training.online.batching import PromptBatches
 
     def sampled(_: Any, __: Any, asked: list[list[int]], *___: Any) -> list[list[int]]:
         return [canned(prompt, number % 4) for number, prompt in enumerate(asked)]
@@ -190,14 +190,14 @@ def test_a_run_loses_what_trl_loses(
         )
 
     monkeypatch.setattr(online, "sample_batch", sampled)
-    monkeypatch.setattr(online, "reward_of", rewarded)
+    monkeypatch.setattr(online, "make_reward", rewarded)
     run = train(
         bare_home, "ours", prompts, f"method.kind={kind}", *LOWS, *SHORT, *FULL, "method.beta=0.1", "training.micro_batch=4",
         "training.accumulation=2", "training.max_steps=6", "evaluation.samples=0",
     )  # fmt: skip
     rows = load_from_disk(prompts["train"])
-    windows = PromptWindows(token_counts(rows), 4, 2, 0, 1, 42, 4, 1)
-    batches = [[rows[row]["prompt_ids"] for row in windows.window(step)] for step in range(6)]
+    batches_of = PromptBatches(token_counts(rows), 4, 2, 0, 1, 42, 4, 1)
+    batches = [[rows[row]["prompt_ids"] for row in batches_of.rows_of(step)] for step in range(6)]
     assert [len(batch) for batch in batches] == [2] * 6
     theirs = trls(kind, tiny, tmp_path, batches, 4, beta=0.1)
     theirs.train()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from engine.config.profile import ProfileError, parse
 from engine.options.training import TrainingOptions
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from engine.training import optimizers
+from engine.training import optimizer_factory, schedule
 from tests.training.harness import PROFILE, make_model
 from tests.training.in_process import series, train
 
@@ -22,12 +21,11 @@ RATES = {"sgd": 0.5, "adafactor": 0.2}
 
 def test_the_options_name_the_optimisers_and_schedulers_that_there_are() -> None:
     fields = TrainingOptions.model_fields
-    assert set(fields["optimizer"].annotation.__args__) == {*optimizers.OPTIMIZERS, "adam", "muon"}
-    assert set(fields["scheduler"].annotation.__args__) == set(optimizers.SCHEDULERS)
-    assert set(ON_CPU) == {*optimizers.OPTIMIZERS, "adam", "muon"} - optimizers.GPU_ONLY
+    assert set(fields["optimizer"].annotation.__args__) == {*ON_CPU, *optimizer_factory.GPU_ONLY}
+    assert set(fields["scheduler"].annotation.__args__) == set(schedule.NAMES)
 
 
-@pytest.mark.parametrize("name", sorted(optimizers.GPU_ONLY))
+@pytest.mark.parametrize("name", sorted(optimizer_factory.GPU_ONLY))
 def test_what_needs_a_gpu_is_refused_on_a_cpu_by_name(name: str, prepared: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ProblemError, match=name):
         train(Home(tmp_path), "run", prepared, f"training.optimizer={name}")
@@ -56,7 +54,7 @@ def test_muon_makes_the_updates_of_hidden_matrices_orthogonal_and_of_no_others(t
 
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "model"))
     settings = TrainingOptions(optimizer="muon", learning_rate=0.01)
-    optimizer = optimizers.make(settings, model, [name for name, _ in model.named_parameters()])
+    optimizer = optimizer_factory.make_optimizer(settings, model)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     ids = torch.arange(2, 40).view(2, 19)
     model(input_ids=ids, labels=ids).loss.backward()
@@ -113,46 +111,38 @@ SHAPES = {
 """Of ten steps, two of warm-up; the rate of the step after each."""
 
 
-def stub(settings: TrainingOptions, base: float) -> Any:
-    """What `Obeying` needs of a trainer for its schedule: the library's own, with an optimiser of one weight."""
-    import torch
-    from transformers import Trainer, TrainingArguments
+class Scheduled:
+    """An optimiser of one weight under a schedule of ten steps."""
 
-    from engine.training.obeying import Obeying
+    def __init__(self, settings: TrainingOptions, base: float) -> None:
+        import torch
 
-    class Scheduled(Obeying, Trainer):
-        def __init__(self) -> None:
-            self.profile = SimpleNamespace(training=settings)  # type: ignore[assignment]
-            kind = optimizers.SCHEDULERS[settings.scheduler]
-            self.args = TrainingArguments(
-                output_dir="unused", lr_scheduler_type=kind, warmup_steps=settings.warmup, use_cpu=True
-            )
-            self.state = SimpleNamespace(max_steps=10)
-            self.callback_handler = SimpleNamespace()
-            self.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=base)
-            self.lr_scheduler = None
-            self.create_scheduler(10)
+        self.settings = settings
+        self.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=base)
+        self.schedule = schedule.make_schedule(settings, self.optimizer, 10)
 
-        def rate(self) -> float:
-            return float(self.optimizer.param_groups[0]["lr"])
+    def rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
 
-        def go(self) -> float:
-            self.optimizer.step()
-            self.lr_scheduler.step()
-            return self.rate()
+    def step(self) -> float:
+        self.optimizer.step()
+        self.schedule.step()
+        return self.rate()
 
-    return Scheduled()
+    def rebase(self, base: float) -> None:
+        settings = self.settings.model_copy(update={"learning_rate": base})
+        self.schedule = schedule.rebase_schedule(self.schedule, settings, 10)
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_a_shape_is_followed_and_keeps_its_form_when_the_rate_changes(name: str) -> None:
     settings = TrainingOptions(scheduler=name, warmup=2, decay_share=0.5)  # type: ignore[arg-type]
-    trainer = stub(settings, 0.1)
-    rates = [trainer.go() / 0.1 for _ in range(5)]
+    run = Scheduled(settings, 0.1)
+    rates = [run.step() / 0.1 for _ in range(5)]
     assert rates == pytest.approx(SHAPES[name][:5], abs=1e-3)
-    trainer._reschedule(0.02)
-    assert trainer.rate() == pytest.approx(0.02 * SHAPES[name][4], abs=1e-5)
-    rates = [trainer.go() / 0.02 for _ in range(5)]
+    run.rebase(0.02)
+    assert run.rate() == pytest.approx(0.02 * SHAPES[name][4], abs=1e-5)
+    rates = [run.step() / 0.02 for _ in range(5)]
     assert rates == pytest.approx(SHAPES[name][5:], abs=1e-3)
 
 

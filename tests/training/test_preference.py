@@ -13,7 +13,7 @@ from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Start, Warn
 from engine.protocol.messages import ProblemError
 from tests.training.in_process import entries, series, train
-from tests.training.preferences import losses_of, make_scorer, prepare, windows_of
+from tests.training.preferences import global_batches, losses_of, make_scorer, prepare
 
 KINDS = {"reward": "pairs", "dpo": "pairs", "orpo": "pairs", "kto": "judged"}
 STEPS = 8
@@ -77,7 +77,7 @@ def test_dpo_loses_what_trl_loses(
         DPOTrainer,
         model if full else adapted(model),
         settings(DPOConfig, tmp_path, 1.0e-3 if full else 1.0e-2, **theirs),
-        list(windows_of(sets["dpo"], 4, STEPS)),
+        list(global_batches(sets["dpo"], 4, STEPS)),
         AutoTokenizer.from_pretrained(tiny),
     )
     assert ours == pytest.approx(expected, rel=1e-4)
@@ -95,7 +95,7 @@ def test_reward_loses_what_trl_loses(bare_home: Home, sets: Any, tmp_path: Path,
     ours = [series(run, "train/loss")[step] for step in range(1, STEPS + 1)]
     batches = [
         [{name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")} for row in window]
-        for window in windows_of(sets["reward"], 4, STEPS)
+        for window in global_batches(sets["reward"], 4, STEPS)
     ]
     expected = losses_of(
         RewardTrainer,
@@ -123,7 +123,7 @@ def test_every_dpo_loss_is_trls(bare_home: Home, sets: Any, tiny: Path, tmp_path
     names = typing.get_args(Options.model_fields["loss_type"].annotation)
     assert set(names) == set(LOSSES)
     torch.manual_seed(3)
-    (rows,) = windows_of(sets["dpo"], 4, 1)
+    (rows,) = global_batches(sets["dpo"], 4, 1)
     model, other = AutoModelForCausalLM.from_pretrained(tiny), AutoModelForCausalLM.from_pretrained(tiny)
     for parameter in other.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
@@ -164,7 +164,7 @@ def test_orpo_loses_what_trl_loses(bare_home: Home, sets: Any, tiny: Path) -> No
     from transformers import AutoModelForCausalLM
     from trl.experimental.orpo import ORPOTrainer
 
-    (rows,) = windows_of(sets["orpo"], 4, 1)
+    (rows,) = global_batches(sets["orpo"], 4, 1)
     run = train(bare_home, "ours", sets["orpo"], "method.kind=orpo", "method.beta=0.3", *BRIEF)
     theirs = object.__new__(ORPOTrainer)
     theirs.__dict__ |= {"beta": 0.3, "is_encoder_decoder": False, "padding_value": 0, "aux_loss_enabled": False}
@@ -389,8 +389,8 @@ def test_the_profiles_run(home: Home, name: str) -> None:
     from engine.prep.prepare import prepare as prepare_rows
     from engine.protocol.worker_link import Link
     from engine.training import session
-    from engine.training.reporter import Voice
-    from engine.training.steering import Inbox
+    from engine.training.inbox import Inbox
+    from engine.training.reporter import Reporter
 
     brief = ("max_steps=1", "micro_batch=1", "rehearsal=false")
     few = (
@@ -407,7 +407,7 @@ def test_the_profiles_run(home: Home, name: str) -> None:
     link, inbox = Link(f"ipc://{run.path}/nobody", run.id, 1), Inbox()
     inbox.connect(link)
     try:
-        outcome = session.train(run, 1, profile, run.path, None, Voice(run, 1, link, 0), inbox)
+        outcome = session.train(run, 1, profile, run.path, None, Reporter(run, 1, link, 0), inbox)
     finally:
         link.close()
     assert outcome == ("completed", 1) and prepared["rows"] == 3

@@ -142,13 +142,13 @@ def _losses(trainer: Any, rows: Any, collate: Any) -> dict[int, float]:
     """Train on our batches in our order, all else as the library does it; the loss of each step, not rounded."""
     from torch.utils.data import DataLoader
 
-    from engine.prep.batching import Windows, token_counts
+    from engine.prep.batching import GlobalBatches, token_counts
 
-    windows = Windows(token_counts(_plain(rows)), 3, 2, 0, 1, 42)
+    batches = GlobalBatches(token_counts(_plain(rows)), 3, 2, 0, 1, 42)
     order = []
     while len(order) < STEPS * 2:
-        order += list(windows)
-        windows.epoch += 1
+        order += list(batches)
+        batches.step += batches.per_epoch
     trainer.get_train_dataloader = lambda: DataLoader(rows, batch_sampler=order[: STEPS * 2], collate_fn=collate)
     step, losses = trainer.training_step, []
 

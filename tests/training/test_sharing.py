@@ -13,7 +13,7 @@ import pytest
 
 from engine.protocol.journal import Start
 from engine.supervisor.launchers.local import free_port
-from engine.training.parallel.zero2 import Shares, deal
+from engine.training.parallel.zero2 import OptimizerShards, assign_owners
 from tests.training.harness import Supervised
 from tests.training.here import Here, at
 
@@ -33,10 +33,10 @@ LOSSES = ("train/loss", "train/grad_norm", "train/learning_rate")
 
 
 def test_weights_are_dealt_by_size() -> None:
-    assert deal([1, 8, 3, 4, 2], 2) == [0, 0, 1, 1, 1]
-    assert deal([5, 5, 5], 4) == [0, 1, 2]  # the fourth has none
+    assert assign_owners([1, 8, 3, 4, 2], 2) == [0, 0, 1, 1, 1]
+    assert assign_owners([5, 5, 5], 4) == [0, 1, 2]  # the fourth has none
     sizes = [size % 97 for size in range(1000)]
-    owners = deal(sizes, 8)
+    owners = assign_owners(sizes, 8)
     shares = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(8)]
     assert max(shares) - min(shares) <= 1
 
@@ -99,14 +99,14 @@ def _compare(rank: int, port: int, folder: Path) -> None:
     for name in ("adamw", "adam", "sgd", "adafactor", "muon"):
         alone, whole = _made(name)
         weights, optimizer = _made(name)
-        shares = Shares(optimizer, ranks)
+        shares = OptimizerShards(optimizer, ranks)
         _walk(alone, whole, range(3))
         _walk(weights, optimizer, range(3))
         assert all(torch.equal(one, other) for one, other in zip(alone, weights, strict=True)), name
         held, total = _elements(optimizer), _elements(whole)
         assert abs(held - total / 2) < 0.15 * total or total == 0, (name, held, total)
         assert ranks.sum([held]) == [total], name
-        state, file = shares.whole(), folder / f"{name}.pt"
+        state, file = shares.gather_state(), folder / f"{name}.pt"
         if rank == 0:
             expected = whole.state_dict()
             torch.testing.assert_close(state["state"], expected["state"], rtol=0, atol=0)
@@ -121,7 +121,7 @@ def _compare(rank: int, port: int, folder: Path) -> None:
             for weight, kept in zip(again, weights, strict=True):
                 weight.data.copy_(kept.data)
             if shared:
-                Shares(other, ranks).load(file)
+                OptimizerShards(other, ranks).load(file)
                 assert _elements(other) == held, name
             else:
                 other.load_state_dict(torch.load(file, weights_only=True))

@@ -1,5 +1,5 @@
-"""What is optimised. One row a method: name -> its options model.
+"""What is optimised. One module per method, named in `engine.options.tables.METHODS`.
 
-Beside `Options`, whose `rows` says which kind of prepared rows the method takes, its module has `build(parts)`: the trainer, an
-`engine.training.trainer.Steered` in front of the library's.
+Its `Options`, free of torch, says what a profile may set; `Options.rows` which kind of prepared rows the method takes, and
+`Options.method` where its `Method` stands (see `base`): in the same file, or beside the mathematics that it shares with others.
 """

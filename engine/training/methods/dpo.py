@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -37,6 +37,7 @@ class Options(Variant):
         None, help="Cut longer prompts at their beginning; none cuts no prompt.", unit="tokens", ge=1
     )
     rows: ClassVar[str] = "pairs"
+    method: ClassVar[str] = "engine.training.preference.dpo:DPO"
 
     @model_validator(mode="after")
     def _smoothed(self) -> Options:
@@ -45,10 +46,3 @@ class Options(Variant):
         if self.loss_type == "exo_pair" and not self.label_smoothing:
             raise ValueError("loss_type exo_pair needs a label_smoothing above 0, such as 0.001")
         return self
-
-
-def build(parts: Any) -> Any:
-    """The trainer; `parts` is an `engine.training.assemble.Parts`."""
-    from engine.training.preference.dpo import DPOTrainer
-
-    return DPOTrainer(parts)

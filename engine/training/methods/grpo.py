@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from engine.options.base import option
 from engine.training.online.options import OnlineOptions
@@ -24,10 +24,4 @@ class Options(OnlineOptions):
     importance_sampling_level: Literal["token", "sequence"] = option(
         "token", help="What is clipped: the probability of a token, or of a reply (GSPO, Zheng et al. 2025)."
     )
-
-
-def build(parts: Any) -> Any:
-    """The trainer; `parts` is an `engine.training.assemble.Parts`."""
-    from engine.training.online.grpo import GRPOTrainer
-
-    return GRPOTrainer(parts)
+    method: ClassVar[str] = "engine.training.online.grpo:GRPO"

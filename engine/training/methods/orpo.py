@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from engine.options.base import Variant, option
 
@@ -14,10 +14,4 @@ class Options(Variant):
         None, help="Cut longer prompts at their beginning; none cuts no prompt.", unit="tokens", ge=1
     )
     rows: ClassVar[str] = "pairs"
-
-
-def build(parts: Any) -> Any:
-    """The trainer; `parts` is an `engine.training.assemble.Parts`."""
-    from engine.training.preference.orpo import ORPOTrainer
-
-    return ORPOTrainer(parts)
+    method: ClassVar[str] = "engine.training.preference.orpo:ORPO"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from engine.options.base import Variant, option
 
@@ -16,11 +16,5 @@ class Options(Variant):
         "within a document.",
     )
     rows: ClassVar[str] = "tokens"
+    method: ClassVar[str] = "engine.training.supervised:Pretraining"
     loss_on: ClassVar[str] = "all"
-
-
-def build(parts: Any) -> Any:
-    """The trainer; `parts` is an `engine.training.assemble.Parts`."""
-    from engine.training.pretraining import PretrainingTrainer
-
-    return PretrainingTrainer(parts)

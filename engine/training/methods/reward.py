@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from engine.options.base import Variant, option
 
@@ -16,12 +16,6 @@ class Options(Variant):
         None, help="Cut longer prompts at their beginning; none cuts no prompt.", unit="tokens", ge=1
     )
     rows: ClassVar[str] = "pairs"
+    method: ClassVar[str] = "engine.training.preference.reward:Reward"
     scores: ClassVar[bool] = True
     """The model answers with a number instead of text."""
-
-
-def build(parts: Any) -> Any:
-    """The trainer; `parts` is an `engine.training.assemble.Parts`."""
-    from engine.training.preference.reward import RewardTrainer
-
-    return RewardTrainer(parts)

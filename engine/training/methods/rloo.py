@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from engine.options.base import option
 from engine.training.online.options import OnlineOptions
@@ -14,10 +14,4 @@ class Options(OnlineOptions):
         0.05, help="What leaving the base costs of the reward; 0 needs no second model's passes.", ge=0
     )
     normalize_advantages: bool = option(False, help="Give a step's advantages the mean 0 and the deviation 1.")
-
-
-def build(parts: Any) -> Any:
-    """The trainer; `parts` is an `engine.training.assemble.Parts`."""
-    from engine.training.online.rloo import RLOOTrainer
-
-    return RLOOTrainer(parts)
+    method: ClassVar[str] = "engine.training.online.rloo:RLOO"

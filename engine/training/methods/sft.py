@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from engine.options.base import Variant, option
 
@@ -13,10 +13,4 @@ class Options(Variant):
         "assistant", help="Which tokens are trained: the assistant's turns with their end, or everything."
     )
     rows: ClassVar[str] = "tokens"
-
-
-def build(parts: Any) -> Any:
-    """The trainer; `parts` is an `engine.training.assemble.Parts`."""
-    from engine.training.supervised import SupervisedTrainer
-
-    return SupervisedTrainer(parts)
+    method: ClassVar[str] = "engine.training.supervised:Supervised"

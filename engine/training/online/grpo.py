@@ -6,35 +6,36 @@ from typing import Any
 
 import torch
 
+from engine.training.methods.base import Batch
 from engine.training.methods.grpo import Options
 from engine.training.online import advantages
-from engine.training.online.trainer import OnlineTrainer
+from engine.training.online.method import OnlineMethod
 
 
-class GRPOTrainer(OnlineTrainer):
+class GRPO(OnlineMethod):
     options: Options  # type: ignore[assignment]
 
     def advantages(self, rewards: Any) -> Any:
         return advantages.of_groups(rewards, self.options.generations, self.options.scale_rewards)
 
-    def units(self, batch: dict[str, Any]) -> int:
+    def units(self, batch: Batch) -> float:
         if "prompts" in batch or self.options.loss_type != "dapo":
             return super().units(batch)
         counts = zip(batch["counts"], batch["learnt"].tolist(), strict=True)
         return int(sum(count * learnt for count, learnt in counts))
 
-    def summed(self, values: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        return losses(values, inputs, self.options)
+    def summed(self, values: Any, batch: Batch) -> dict[str, Any]:
+        return losses(values, batch, self.options)
 
 
-def losses(values: Any, inputs: dict[str, Any], options: Options) -> dict[str, Any]:
-    """As `OnlineTrainer.summed`."""
-    counts = torch.tensor(inputs["counts"], device=values.device)
-    old = values.detach() if inputs["old"] is None else inputs["old"]
-    learnt, advantage = (inputs[name].repeat_interleave(counts) for name in ("learnt", "advantages"))
+def losses(values: Any, batch: Batch, options: Options) -> dict[str, Any]:
+    """As `OnlineMethod.summed`."""
+    counts = torch.tensor(batch["counts"], device=values.device)
+    old = values.detach() if batch["old"] is None else batch["old"]
+    learnt, advantage = (batch[name].repeat_interleave(counts) for name in ("learnt", "advantages"))
     log_ratios = values - old
     if options.importance_sampling_level == "sequence":
-        means = [part.mean() if len(part) else part.sum() for part in log_ratios.split(inputs["counts"])]
+        means = [part.mean() if len(part) else part.sum() for part in log_ratios.split(batch["counts"])]
         log_ratios = (torch.stack(means) if means else log_ratios[:0]).repeat_interleave(counts)
     ratios = log_ratios.exp()
     low, high = 1 - options.epsilon, 1 + (options.epsilon if options.epsilon_high is None else options.epsilon_high)
@@ -43,7 +44,7 @@ def losses(values: Any, inputs: dict[str, Any], options: Options) -> dict[str, A
     clipped = ((ratios < low) & (advantage < 0)) | ((ratios > high) & (advantage > 0))
     found = {"clip_ratio": ((clipped * learnt).sum(), tokens)}
     if options.beta:
-        beyond = inputs["reference"] - values
+        beyond = batch["reference"] - values
         # Schulman's estimate, weighted as trl's use_bias_correction_kl has it (DeepSeek-V3.2).
         divergence = (beyond.exp() - beyond - 1) * ratios
         each = each + options.beta * divergence

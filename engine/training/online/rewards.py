@@ -19,8 +19,8 @@ Reward = Callable[[Sequence[dict[str, Any]], Sequence[str]], list[float]]
 """`(rows, replies)` -> the reward of each reply; a row has `prompt` (a conversation as JSON) and `reference`."""
 
 
-def reward_of(job: Job) -> Reward:
-    """What the profile names. Loads a reward model onto the run's device. Raises ProblemError."""
+def make_reward(job: Job) -> Reward:
+    """The reward that the profile names. Loads a reward model onto the run's device. Raises ProblemError."""
     options: OnlineOptions = job.profile.method  # type: ignore[assignment]
     if options.reward.task is None:
         return _scored(job)
@@ -61,7 +61,7 @@ def _scored(job: Job) -> Reward:
 
 def _load(job: Job) -> Scorer:
     named = job.prepared["reward"]
-    job.voice.phase("loading", f"the reward model {named['label']}")
+    job.reporter.phase("loading", f"the reward model {named['label']}")
     options = ModelOptions(dtype=named["dtype"], quantization=named["quantization"])
     unpack = job.profile.training.optimizations
     scorer = Scorer(named["base"], named["adapter"], named["tokenizer"], options, job.device, unpack=unpack)

@@ -7,32 +7,33 @@ from typing import Any
 
 import torch
 
+from engine.training.methods.base import Batch
 from engine.training.methods.rloo import Options
 from engine.training.online import advantages
-from engine.training.online.answers import Answer
-from engine.training.online.trainer import OnlineTrainer
+from engine.training.online.method import OnlineMethod
+from engine.training.online.rollout import Rollout
 from engine.training.preference.replies import sums
 
 
-class RLOOTrainer(OnlineTrainer):
+class RLOO(OnlineMethod):
     """The divergence from the base is taken off the reward, so it is known before the loss is."""
 
     options: Options  # type: ignore[assignment]
 
     @property
-    def asks_old(self) -> bool:  # type: ignore[override]
+    def needs_old(self) -> bool:  # type: ignore[override]
         return self.beta > 0
 
-    def rewarded(self, answers: Sequence[Answer], rewards: list[float]) -> list[float]:
+    def shape_rewards(self, rollouts: Sequence[Rollout], rewards: list[float]) -> list[float]:
         if not self.beta:
             return rewards
-        learnt = [each.ended or not self.options.mask_truncated for each in answers]
+        learnt = [each.ended or not self.options.mask_truncated for each in rollouts]
         gone = [
             float((each.old - each.reference).sum()) if counts else 0.0
-            for each, counts in zip(answers, learnt, strict=True)
+            for each, counts in zip(rollouts, learnt, strict=True)
         ]
-        tokens = sum(len(each.old) for each, counts in zip(answers, learnt, strict=True) if counts)
-        self.note("train/kl", sum(gone), tokens)
+        tokens = sum(len(each.old) for each, counts in zip(rollouts, learnt, strict=True) if counts)
+        self.metrics.add("train/kl", sum(gone), tokens)
         return [reward - self.beta * distance for reward, distance in zip(rewards, gone, strict=True)]
 
     def advantages(self, rewards: Any) -> Any:
@@ -40,16 +41,16 @@ class RLOOTrainer(OnlineTrainer):
             rewards, self.options.generations, normalized=self.options.normalize_advantages
         )
 
-    def summed(self, values: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        return losses(values, inputs, self.options)
+    def summed(self, values: Any, batch: Batch) -> dict[str, Any]:
+        return losses(values, batch, self.options)
 
 
-def losses(values: Any, inputs: dict[str, Any], options: Options) -> dict[str, Any]:
-    """As `OnlineTrainer.summed`."""
-    old = values.detach() if inputs["old"] is None else inputs["old"]
-    learnt, advantage = inputs["learnt"], inputs["advantages"]
-    ratios = (sums(values - old, inputs["counts"]) * learnt).exp()
+def losses(values: Any, batch: Batch, options: Options) -> dict[str, Any]:
+    """As `OnlineMethod.summed`."""
+    old = values.detach() if batch["old"] is None else batch["old"]
+    learnt, advantage = batch["learnt"], batch["advantages"]
+    ratios = (sums(values - old, batch["counts"]) * learnt).exp()
     low, high = 1 - options.epsilon, 1 + (options.epsilon if options.epsilon_high is None else options.epsilon_high)
     each = -torch.min(ratios * advantage, ratios.clamp(low, high) * advantage)
     clipped = ((ratios < low) & (advantage < 0)) | ((ratios > high) & (advantage > 0))
-    return {"loss": each.sum(), "clip_ratio": (clipped.sum(), len(inputs["counts"]))}
+    return {"loss": each.sum(), "clip_ratio": (clipped.sum(), len(batch["counts"]))}

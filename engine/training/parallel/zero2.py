@@ -1,73 +1,86 @@
-"""`launch.strategy: zero2`: each rank keeps the optimiser's states of its share of the weights, and moves those alone.
+"""`launch.strategy: zero2`: each rank keeps the optimiser's state of its share of the weights, and updates those alone.
 
-Every optimiser here makes the states of a weight when it first sees a gradient of it, and leaves a weight without one alone. So the optimiser
-itself stays what it is, with all weights in its groups: before its step a rank lets go of the gradients that are not of its share, and after it
-each share is sent round by its owner. Schedules, clipping, a changed learning rate and the scaler see no difference, and since the sums of
-gradients and their norm are `ddp`'s own, so is every number that comes of them.
+Every optimiser here creates the state of a weight when it first sees its gradient, and skips weights without one. So the optimiser itself is
+the ordinary one, with all weights in its groups: before its step a rank drops the gradients outside its share, and after it each share is
+broadcast by its owner. Schedules, clipping, a changed learning rate and the loss scaler see no difference, and as the gradients and their
+norm are those of `ddp`, every number is too.
 
-torch's ZeroRedundancyOptimizer wants weights of one dtype, optimisers by class, and refuses the `state_dict()` that accelerate asks for when it
-takes an optimiser over; DeepSpeed and FSDP reduce gradients within the backward passes, where no rank could say any more that it ran out of memory.
+torch's ZeroRedundancyOptimizer wants weights of one dtype, takes optimisers by class, and refuses the `state_dict()` that accelerate asks for
+when it prepares an optimiser. DeepSpeed and FSDP reduce gradients within the backward passes, where a rank can no longer report that it ran
+out of memory.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from engine.training.parallel.ddp import DataParallel, send_in_buckets
 from engine.training.ranks import Ranks
 
 T = TypeVar("T")
 
-BUCKET = 32 * 2**20
-"""Bytes of weights that travel together."""
+
+class Zero2(DataParallel):
+    """Data parallel with the optimiser's state sharded over the ranks."""
+
+    def prepare(self, model: Any, make_optimizer: Callable[[Any], Any]) -> None:
+        def make_sharded(model: Any) -> Any:
+            optimizer = make_optimizer(model)
+            self.shards = OptimizerShards(optimizer, self.ranks)
+            return optimizer
+
+        super().prepare(model, make_sharded)
+
+    def save(self) -> dict[str, Any]:
+        return self.shards.gather_state()
+
+    def load(self, file: Path) -> None:
+        self.shards.load(file)
+
+    def optimizer_pieces(self, pieces: list[Any]) -> list[Any]:
+        return self.shards.gather_pieces(pieces)
 
 
-def deal(sizes: Sequence[int], ranks: int) -> list[int]:
-    """The rank of each weight: the largest go first, each to the rank that has least. The same on every rank."""
-    given, owners = [0] * ranks, [0] * len(sizes)
+def assign_owners(sizes: Sequence[int], ranks: int) -> list[int]:
+    """The rank that owns each weight: the largest are assigned first, each to the rank that has least. The same on every rank."""
+    assigned, owners = [0] * ranks, [0] * len(sizes)
     for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
-        owners[index] = given.index(min(given))
-        given[owners[index]] += sizes[index]
+        owners[index] = assigned.index(min(assigned))
+        assigned[owners[index]] += sizes[index]
     return owners
 
 
-class Shares:
-    """The weights of a torch optimiser, in its own order, dealt to `ranks`. Each method is called on every rank alike."""
+class OptimizerShards:
+    """The weights of a torch optimiser, in its own order, divided among `ranks`. Each method is called on every rank alike."""
 
     def __init__(self, optimizer: Any, ranks: Ranks) -> None:
         self._optimizer, self._ranks = optimizer, ranks
         self._weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        self._owners = deal([weight.numel() for weight in self._weights], ranks.world)
+        self._owners = assign_owners([weight.numel() for weight in self._weights], ranks.world)
         self._mine = {index for index, owner in enumerate(self._owners) if owner == ranks.rank}
         optimizer.register_step_pre_hook(self._drop_others)
-        optimizer.register_step_post_hook(self._send_round)
+        optimizer.register_step_post_hook(self._broadcast_shares)
 
     def _drop_others(self, *_: Any) -> None:
         for index, weight in enumerate(self._weights):
             if index not in self._mine:
                 weight.grad = None
 
-    def _send_round(self, *_: Any) -> None:
-        import torch
+    def _broadcast_shares(self, *_: Any) -> None:
         import torch.distributed as dist
-        from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
 
-        with torch.no_grad():
-            for rank in range(self._ranks.world):
-                share = [
-                    weight.detach() for weight, owner in zip(self._weights, self._owners, strict=True) if owner == rank
-                ]
-                for bucket in _take_tensors(share, BUCKET):
-                    flat = _flatten_dense_tensors(bucket)
-                    dist.broadcast(flat, src=rank)
-                    if rank != self._ranks.rank:
-                        for weight, sent in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
-                            weight.copy_(sent)
+        for rank in range(self._ranks.world):
+            share = [
+                weight.detach() for weight, owner in zip(self._weights, self._owners, strict=True) if owner == rank
+            ]
+            send_in_buckets(share, partial(dist.broadcast, src=rank), write=rank != self._ranks.rank)
 
-    def whole(self) -> dict[str, Any]:
-        """The optimiser's state as `ddp` would have it, by rank 0, those of other ranks in the host's memory; {} elsewhere."""
+    def gather_state(self) -> dict[str, Any]:
+        """The optimiser's state as `ddp` would have it, on rank 0, that of other ranks in the host's memory; {} on the other ranks."""
         from accelerate.utils import send_to_device
 
         state: dict[str, Any] = self._optimizer.state_dict()
@@ -81,7 +94,7 @@ class Shares:
         return {**state, "state": found} if self._ranks.first else {}
 
     def load(self, file: Path) -> None:
-        """Go on with this rank's share of what `whole` gave, or `ddp` wrote."""
+        """Go on with this rank's share of what `gather_state` returned, or `ddp` wrote."""
         import torch
 
         kept = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -89,7 +102,7 @@ class Shares:
         mine = {index: copy.deepcopy(state) for index, state in kept["state"].items() if index in self._mine}
         self._optimizer.load_state_dict({**kept, "state": mine})
 
-    def together(self, values: Sequence[T]) -> list[T]:
-        """One value for each weight, in the optimiser's order: that of the rank which owns it."""
+    def gather_pieces(self, values: Sequence[T]) -> list[T]:
+        """One value per weight, in the optimiser's order: that of the rank which owns it."""
         gathered = self._ranks.gather({index: values[index] for index in self._mine})
         return [gathered[owner][index] for index, owner in enumerate(self._owners)]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid, relu
 
-from engine.training.assemble import Parts
+from engine.training.methods.base import Batch, Row
 from engine.training.methods.dpo import Options
-from engine.training.preference.reference import ReferringTrainer
+from engine.training.preference.reference import ReferenceMethod
 from engine.training.preference.replies import collate_pairs
 
 Losses = Callable[[Any, Any, Any, Any, Options], Any]
@@ -101,32 +100,29 @@ LOSSES: dict[str, Losses] = {
 }
 
 
-class DPOTrainer(ReferringTrainer):
+class DPO(ReferenceMethod):
     """The mean of a pair's loss over the pairs of the global batch."""
 
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts, partial(collate_pairs, flat=parts.segments is not None))
+    def collate(self, rows: list[Row]) -> Batch:
+        return collate_pairs(rows, self.flat)
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        summed = self._summed(model, inputs)
+    def loss(self, model: Any, batch: Batch, units: float) -> Any:
+        summed = self._summed(model, batch)
         for name in ("rewards_chosen", "rewards_rejected", "rewards_accuracy", "rewards_margin"):
-            self.note(f"train/{name}", float(summed[name]), inputs["pairs"])
-        # DDP takes the mean of the ranks' gradients, and the loss is to be a sum over ranks.
-        return summed["loss"] / num_items_in_batch * self.ranks.world
+            self.metrics.add(f"train/{name}", float(summed[name]), batch["pairs"])
+        return summed["loss"] / units
 
-    def measure(self, inputs: dict[str, Any]) -> dict[str, float]:
-        return {name: float(value) for name, value in self._summed(self.model, inputs).items()}
+    def measure(self, batch: Batch) -> dict[str, float]:
+        return {name: float(value) for name, value in self._summed(self.model, batch).items()}
 
-    def _summed(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _summed(self, model: Any, batch: Batch) -> dict[str, Any]:
         """Sums over the pairs of a micro-batch, by metric; `loss` with its gradient."""
         options: Options = self.profile.method  # type: ignore[assignment]
-        reference = self.reference_log_probs(inputs)
-        ratios = self.log_probs(model, inputs) - reference
-        pairs = inputs["pairs"]
+        reference = self.reference_log_probs(batch)
+        ratios = self.log_probs(model, batch) - reference
+        pairs = batch["pairs"]
         chosen, rejected = ratios.split([pairs, pairs])
-        chosen_tokens, rejected_tokens = torch.tensor(inputs["counts"], device=ratios.device).split([pairs, pairs])
+        chosen_tokens, rejected_tokens = torch.tensor(batch["counts"], device=ratios.device).split([pairs, pairs])
         losses = LOSSES[options.loss_type](chosen, rejected, chosen_tokens, rejected_tokens, options)
         good, bad = options.beta * chosen.detach(), options.beta * rejected.detach()
         return {

@@ -8,15 +8,13 @@ whole global batch, taken before its first loss. (trl pairs rows within a micro-
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 
-from engine.training import memory
-from engine.training.assemble import Parts
+from engine.training.methods.base import Batch, MethodSetup, Row
 from engine.training.methods.kto import Options
-from engine.training.preference.reference import ReferringTrainer
+from engine.training.preference.reference import ReferenceMethod
 from engine.training.preference.replies import collate_sequences, sequence
 
 
@@ -48,45 +46,38 @@ def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
     return own | {"good": good, "others": others, "pairs": len(rows), "rows": len(rows)}
 
 
-class KTOTrainer(ReferringTrainer):
+class KTO(ReferenceMethod):
     """The weighted mean of the judgements' losses."""
 
-    def __init__(self, parts: Parts) -> None:
-        held_out = None if parts.held_out is None else Mismatched(parts.held_out)
-        parts = replace(parts, rows=Mismatched(parts.rows), held_out=held_out)
-        super().__init__(parts, partial(collate, flat=parts.segments is not None))
-        self._window_kl: float | None = None
+    def __init__(self, setup: MethodSetup) -> None:
+        held_out = None if setup.held_out is None else Mismatched(setup.held_out)
+        super().__init__(replace(setup, rows=Mismatched(setup.rows), held_out=held_out))
+        self._kl: float | None = None
         """The estimate for the global batch in work; none outside one."""
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        batches, units = super().get_batch_samples(epoch_iterator, num_batches, device)
+    def collate(self, rows: list[Row]) -> Batch:
+        return collate(rows, self.flat)
+
+    def begin_global_batch(self, micro_batches: list[Batch], step: int) -> list[Batch]:
         distance = 0.0
-        try:
-            with self.compute_loss_context_manager():
-                distance = sum(float(self._distances(self._prepare_inputs(batch)).sum()) for batch in batches)
-        except Exception as error:
-            if not memory.exhausted(error):
-                raise
-            self._exhausted = str(error).splitlines()[0]
-            memory.release()
-        self._window_kl = max(0.0, self.ranks.sum([distance])[0] / units)
-        return batches, units
+        with self.memory.catch():
+            distance = sum(float(self._distances(self.to_device(batch)).sum()) for batch in micro_batches)
+        total, pairs = self.ranks.sum([distance, sum(map(self.units, micro_batches))])
+        self._kl = max(0.0, total / max(pairs, 1.0))
+        return micro_batches
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        summed = self._summed(model, inputs, self._window_kl)
+    def loss(self, model: Any, batch: Batch, units: float) -> Any:
+        summed = self._summed(model, batch, self._kl)
         for name, count in (("chosen", "good"), ("rejected", "bad")):
-            self.note(f"train/rewards_{name}", float(summed[f"rewards_{name}"]), float(summed[count]))
+            self.metrics.add(f"train/rewards_{name}", float(summed[f"rewards_{name}"]), float(summed[count]))
         for name in ("rewards_accuracy", "kl"):
-            self.note(f"train/{name}", float(summed[name]), inputs["pairs"])
-        # DDP takes the mean of the ranks' gradients, and the loss is to be a sum over ranks.
-        return summed["loss"] / num_items_in_batch * self.ranks.world
+            self.metrics.add(f"train/{name}", float(summed[name]), batch["pairs"])
+        return summed["loss"] / units
 
-    def measure(self, inputs: dict[str, Any]) -> dict[str, float]:
-        return {name: float(value) for name, value in self._summed(self.model, inputs, None).items()}
+    def measure(self, batch: Batch) -> dict[str, float]:
+        return {name: float(value) for name, value in self._summed(self.model, batch, None).items()}
 
-    def held_out_values(self, means: dict[str, float]) -> dict[str, float]:
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
         values = {name: means[name] for name in ("loss", "rewards_accuracy", "kl")}
         for name, count in (("chosen", "good"), ("rejected", "bad")):
             if means[count]:
@@ -95,23 +86,23 @@ class KTOTrainer(ReferringTrainer):
             values["rewards_margin"] = values["rewards_chosen"] - values["rewards_rejected"]
         return values
 
-    def _distances(self, inputs: dict[str, Any]) -> Any:
+    def _distances(self, batch: Batch) -> Any:
         """[rows]: log-ratios to the reference of replies that are not the prompts' own; zeros where the loss does not ask for them."""
         options: Options = self.profile.method  # type: ignore[assignment]
         if options.loss_type != "kto":
-            return torch.zeros(len(inputs["good"]))
+            return torch.zeros(len(batch["good"]))
         with torch.no_grad():
-            reference = self.reference_log_probs(inputs["others"])
-            return self.log_probs(self.model, inputs["others"]) - reference
+            reference = self.reference_log_probs(batch["others"])
+            return self.log_probs(self.model, batch["others"]) - reference
 
-    def _summed(self, model: Any, inputs: dict[str, Any], kl: float | None) -> dict[str, Any]:
+    def _summed(self, model: Any, batch: Batch, kl: float | None) -> dict[str, Any]:
         """Sums over a micro-batch by metric; `loss` with its gradient. Without a `kl` it is estimated from these rows alone."""
         options: Options = self.profile.method  # type: ignore[assignment]
         if kl is None:
-            kl = max(0.0, float(self._distances(inputs).sum()) / max(1, inputs["pairs"]))
-        reference = self.reference_log_probs(inputs)
-        ratios = self.log_probs(model, inputs) - reference
-        good = inputs["good"].to(ratios.device)
+            kl = max(0.0, float(self._distances(batch).sum()) / max(1, batch["pairs"]))
+        reference = self.reference_log_probs(batch)
+        ratios = self.log_probs(model, batch) - reference
+        good = batch["good"].to(ratios.device)
         beta, chosen, rejected = options.beta, ratios[good], ratios[~good]
         if options.loss_type == "kto":
             losses = 1 - torch.sigmoid(beta * (chosen - kl)), 1 - torch.sigmoid(beta * (kl - rejected))
@@ -125,5 +116,5 @@ class KTOTrainer(ReferringTrainer):
             "rewards_accuracy": ((ratios.detach() > 0) == good).sum(),
             "good": good.sum(),
             "bad": (~good).sum(),
-            "kl": kl * inputs["pairs"],
+            "kl": kl * batch["pairs"],
         }

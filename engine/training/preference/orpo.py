@@ -6,15 +6,14 @@ ratio a mean over pairs, of log-probabilities a token.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
 
-from engine.training.assemble import Parts
+from engine.training.methods.base import Batch, Row
 from engine.training.methods.orpo import Options
-from engine.training.preference.replies import ReplyTrainer, collate_sequences, sequence, sums
+from engine.training.preference.replies import ReplyMethod, collate_sequences, sequence, sums
 
 
 def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
@@ -26,45 +25,42 @@ def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
     return collated | {"replies": replies, "pairs": len(rows), "rows": len(rows)}
 
 
-class ORPOTrainer(ReplyTrainer):
+class ORPO(ReplyMethod):
     """Cross entropy on chosen sequences and the odds ratio of pairs."""
 
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts, partial(collate, flat=parts.segments is not None))
-        self._window_tokens = 0.0
-        """Tokens that the cross entropy of the global batch is a mean over; 0 outside one."""
+    _tokens = 0.0
+    """Tokens that the cross entropy of the global batch is a mean over; 0 outside one."""
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        batches, pairs = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._window_tokens = self.ranks.sum([sum(map(_chosen_tokens, batches))])[0]
-        return batches, pairs
+    def collate(self, rows: list[Row]) -> Batch:
+        return collate(rows, self.flat)
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        summed = self._summed(model, inputs)
+    def begin_global_batch(self, micro_batches: list[Batch], step: int) -> list[Batch]:
+        self._tokens = self.ranks.sum([sum(map(_chosen_tokens, micro_batches))])[0]
+        return micro_batches
+
+    def loss(self, model: Any, batch: Batch, units: float) -> Any:
+        summed = self._summed(model, batch)
         for name in ("rewards_chosen", "rewards_rejected", "rewards_accuracy", "rewards_margin"):
-            self.note(f"train/{name}", float(summed[name]), inputs["pairs"])
-        self.note("train/nll_loss", float(summed["nll"].detach()), _chosen_tokens(inputs))
-        tokens = self._window_tokens or max(_chosen_tokens(inputs), 1) * self.ranks.world
-        # DDP takes the mean of the ranks' gradients, and the loss is to be a sum over ranks.
-        return (summed["nll"] / tokens + summed["odds"] / num_items_in_batch) * self.ranks.world
+            self.metrics.add(f"train/{name}", float(summed[name]), batch["pairs"])
+        self.metrics.add("train/nll_loss", float(summed["nll"].detach()), _chosen_tokens(batch))
+        tokens = self._tokens or max(_chosen_tokens(batch), 1) * self.ranks.world
+        return summed["nll"] / tokens + summed["odds"] / units
 
-    def measure(self, inputs: dict[str, Any]) -> dict[str, float]:
-        summed = {name: float(value) for name, value in self._summed(self.model, inputs).items()}
-        tokens = _chosen_tokens(inputs)
-        loss = summed["nll"] / max(tokens, 1) * inputs["pairs"] + summed["odds"]
+    def measure(self, batch: Batch) -> dict[str, float]:
+        summed = {name: float(value) for name, value in self._summed(self.model, batch).items()}
+        tokens = _chosen_tokens(batch)
+        loss = summed["nll"] / max(tokens, 1) * batch["pairs"] + summed["odds"]
         return summed | {"loss": loss, "tokens": tokens}
 
-    def held_out_values(self, means: dict[str, float]) -> dict[str, float]:
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
         nll, odds = means.pop("nll") / means.pop("tokens"), means.pop("odds")
         return {**means, "loss": nll + odds, "nll_loss": nll}
 
-    def _summed(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _summed(self, model: Any, batch: Batch) -> dict[str, Any]:
         """Sums by metric: `nll` over the tokens of chosen sequences, all else over pairs; `nll` and `odds` with their gradients."""
         options: Options = self.profile.method  # type: ignore[assignment]
-        values = self.token_log_probs(self.head, model, inputs)
-        pairs, counts, replies = inputs["pairs"], inputs["counts"], inputs["replies"]
+        values = self.token_log_probs(self.head, model, batch)
+        pairs, counts, replies = batch["pairs"], batch["counts"], batch["replies"]
         # Of each sequence the last labels are the reply's.
         ends = [part[-reply:] for part, reply in zip(values.split(counts), replies, strict=True)] if pairs else []
         means = torch.stack([part.mean() for part in ends]) if pairs else values[:0]
@@ -81,8 +77,8 @@ class ORPOTrainer(ReplyTrainer):
         }
 
 
-def _chosen_tokens(inputs: dict[str, Any]) -> int:
-    return sum(inputs["counts"][: inputs["pairs"]])
+def _chosen_tokens(batch: Batch) -> int:
+    return sum(batch["counts"][: batch["pairs"]])
 
 
 def _log1mexp(values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The model that a preference method must not leave too far: the base without its adapter, or a frozen copy where all weights are trained."""
+"""The reference that a preference method must stay close to: the base without its adapter, or a frozen copy where all weights are trained."""
 
 from __future__ import annotations
 
@@ -7,46 +7,47 @@ from typing import Any
 from engine.models import base
 from engine.models.loss import PickedHead
 from engine.models.segments import Segments
-from engine.training.assemble import Parts
-from engine.training.preference.replies import ReplyTrainer, sums
+from engine.training.methods.base import Batch, MethodSetup
+from engine.training.preference.replies import ReplyMethod, sums
 
 
-class ReferringTrainer(ReplyTrainer):
-    """A trainer that also asks a reference."""
+class ReferenceMethod(ReplyMethod):
+    """A method that compares the trained model with a reference."""
 
-    foldable = False  # the reference of held-out rows is the base alone, which a folded adapter would hide
+    mergeable = False  # the reference of held-out rows is the base alone, which a merged adapter would hide
 
-    def __init__(self, parts: Parts, collate: Any) -> None:
-        super().__init__(parts, collate)
+    def __init__(self, setup: MethodSetup) -> None:
+        super().__init__(setup)
         self._reference: Any = None
-        method: Any = parts.job.profile.method
-        if parts.job.profile.adapter.kind == "none" and method.beta:
-            self._reference = _copy(parts)
-            self._reference_head = PickedHead(self._reference, parts.segments or Segments(), early=self.early)
+        method: Any = self.profile.method
+        if self.profile.adapter.kind == "none" and method.beta:
+            self._reference = _load_copy(setup)
+            self._reference_head = PickedHead(self._reference, setup.segments or Segments(), early=self.early)
 
-    def reference_values(self, inputs: dict[str, Any]) -> Any:
-        """[labelled tokens]: of a micro-batch. To be asked before the trained model: recomputed activations belong to the last pass."""
+    def reference_values(self, batch: Batch) -> Any:
+        """[labelled tokens]: log-probabilities by the reference. Call it before the trained model's pass: a backward pass that recomputes
+        activations uses the segments of the latest forward pass."""
         import torch
 
         with torch.no_grad():
             if self._reference is not None:
-                return self.token_log_probs(self._reference_head, self._reference, inputs)
+                return self.token_log_probs(self._reference_head, self._reference, batch)
             with self.model.disable_adapter():
-                return self.token_log_probs(self.head, self.model, inputs)
+                return self.token_log_probs(self.head, self.model, batch)
 
-    def reference_log_probs(self, inputs: dict[str, Any]) -> Any:
-        """[sequences]: the same of whole replies."""
-        return sums(self.reference_values(inputs), inputs["counts"])
+    def reference_log_probs(self, batch: Batch) -> Any:
+        """[sequences]: the same, of whole replies."""
+        return sums(self.reference_values(batch), batch["counts"])
 
-    def log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+    def log_probs(self, model: Any, batch: Batch) -> Any:
         """[sequences]: of the replies of a micro-batch, by the trained model."""
-        return sums(self.token_log_probs(self.head, model, inputs), inputs["counts"])
+        return sums(self.token_log_probs(self.head, model, batch), batch["counts"])
 
 
-def _copy(parts: Parts) -> Any:
+def _load_copy(setup: MethodSetup) -> Any:
     """The base as it was before the first step, also when a run is resumed."""
-    job = parts.job
-    job.voice.phase("loading", "the reference")
+    job = setup.job
+    job.reporter.phase("loading", "the reference")
     model = base.load(
         job.prepared["base"],
         job.profile.model,
@@ -54,6 +55,6 @@ def _copy(parts: Parts) -> Any:
         lambda done, total: None,
         unpack=job.profile.training.optimizations,
     )
-    if parts.segments:
-        parts.segments.install(model)
-    return model.to(next(parts.model.parameters()).dtype).requires_grad_(False).eval()
+    if setup.segments:
+        setup.segments.install(model)
+    return model.to(next(setup.model.parameters()).dtype).requires_grad_(False).eval()

@@ -1,7 +1,7 @@
 """What the methods that compare replies share: sequences of a prompt with a reply, and the log-probability of each reply.
 
-A preference row is several sequences: its prompt with each of its replies. They go through the model as supervised rows do (end to
-end and unpadded where attention can be cut, the output layer at the replies' positions alone), and come back as one number each.
+A preference row is several sequences: its prompt with each of its replies. They go through the model as supervised rows do (end to end and
+unpadded where attention can be kept within segments, the output layer at the replies' positions alone), and each becomes one number.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import Trainer, TrainingArguments
 
 from engine.models.loss import PickedHead
 from engine.models.segments import Segments
-from engine.prep.batching import IGNORED, Collate, collate_flat, collate_padded
+from engine.prep.batching import IGNORED, collate_flat, collate_padded
 from engine.protocol.journal import Warn
-from engine.training.assemble import Parts
 from engine.training.dropout import PooledDropout
-from engine.training.trainer import Steered
+from engine.training.methods.base import Batch, Method, MethodSetup
 
 Row = dict[str, list[int]]
 
@@ -42,25 +40,25 @@ def collate_pairs(rows: list[Row], flat: bool) -> dict[str, Any]:
     return collate_sequences(sequences, flat) | {"pairs": len(rows), "rows": len(rows)}
 
 
-class ReplyTrainer(Steered, Trainer):  # type: ignore[misc]
-    """A trainer whose loss is made of the log-probabilities of replies. `losses` is what a method adds."""
+class ReplyMethod(Method):
+    """A method whose loss is made of the log-probabilities of replies."""
 
-    def __init__(self, parts: Parts, collate: Collate) -> None:
-        switch_dropout_off(parts)
-        super().__init__(parts, collate=collate, args=TrainingArguments(**parts.arguments))
-        self.early = parts.job.profile.training.optimizations
-        self.head = PickedHead(self.model, parts.segments or Segments(), early=self.early)
-        self.loss_is_scaled_for_ga = True
+    def __init__(self, setup: MethodSetup) -> None:
+        disable_dropout(setup)
+        super().__init__(setup)
+        self.flat = setup.segments is not None
+        self.early = self.profile.training.optimizations
+        self.head = PickedHead(self.model, setup.segments or Segments(), early=self.early)
 
-    def units(self, batch: dict[str, Any]) -> int:
+    def units(self, batch: Batch) -> float:
         return int(batch["pairs"])
 
-    def ordinary(self) -> None:
+    def expect_plain_batches(self) -> None:
         self.head.segments.lengths = None
 
-    def token_log_probs(self, head: PickedHead, model: Any, inputs: dict[str, Any]) -> Any:
+    def token_log_probs(self, head: PickedHead, model: Any, batch: Batch) -> Any:
         """[labelled tokens], float32: the logarithm of each one's probability."""
-        return -functional.cross_entropy(head.logits(model, inputs).float(), inputs["targets"], reduction="none")
+        return -functional.cross_entropy(head.logits(model, batch).float(), batch["targets"], reduction="none")
 
 
 def sums(values: Any, counts: list[int]) -> Any:
@@ -69,17 +67,17 @@ def sums(values: Any, counts: list[int]) -> Any:
     return torch.stack([part.sum() for part in values.split(counts)]) if counts else values[:0]
 
 
-def switch_dropout_off(parts: Parts) -> None:
+def disable_dropout(setup: MethodSetup) -> None:
     """As trl does: two passes are compared, and dropout would be noise in their difference."""
-    for name, module in list(parts.model.named_modules()):
+    for name, module in list(setup.model.named_modules()):
         if isinstance(module, nn.Dropout | PooledDropout) and ".lora_dropout." in name:
-            parts.model.set_submodule(name, nn.Identity())
+            setup.model.set_submodule(name, nn.Identity())
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
-    job = parts.job
+    job = setup.job
     if getattr(job.profile.adapter, "dropout", 0.0):
         kind = job.profile.method.kind
-        job.voice.tell(
+        job.reporter.write(
             Warn(
                 attempt=job.attempt,
                 message=f"adapter.dropout does not count: {kind} compares replies, and dropout would be noise between them",

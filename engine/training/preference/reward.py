@@ -6,17 +6,14 @@ that class finds the last token by its padding, so rows are padded here.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
-from transformers import Trainer, TrainingArguments
 
-from engine.training.assemble import Parts
+from engine.training.methods.base import Batch, Method, MethodSetup, Row
 from engine.training.methods.reward import Options
-from engine.training.preference.replies import switch_dropout_off
-from engine.training.trainer import Steered
+from engine.training.preference.replies import disable_dropout
 
 
 def collate(rows: list[dict[str, list[int]]], padding: int) -> dict[str, Any]:
@@ -34,36 +31,35 @@ def collate(rows: list[dict[str, list[int]]], padding: int) -> dict[str, Any]:
     }
 
 
-class RewardTrainer(Steered, Trainer):  # type: ignore[misc]
+class Reward(Method):
     """The mean over pairs of how unlikely their scores make the preference."""
 
-    def __init__(self, parts: Parts) -> None:
-        switch_dropout_off(parts)
-        padding = parts.job.tokenizer.pad_token_id
-        parts.model.config.pad_token_id = padding
-        super().__init__(parts, collate=partial(collate, padding=padding), args=TrainingArguments(**parts.arguments))
-        self.loss_is_scaled_for_ga = True
+    def __init__(self, setup: MethodSetup) -> None:
+        disable_dropout(setup)
+        super().__init__(setup)
+        self._padding = self.job.tokenizer.pad_token_id
+        self.model.config.pad_token_id = self._padding
 
-    def units(self, batch: dict[str, Any]) -> int:
+    def collate(self, rows: list[Row]) -> Batch:
+        return collate(rows, self._padding)
+
+    def units(self, batch: Batch) -> float:
         return int(batch["pairs"])
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        summed = self._summed(model, inputs)
+    def loss(self, model: Any, batch: Batch, units: float) -> Any:
+        summed = self._summed(model, batch)
         for name in ("accuracy", "margin"):
-            self.note(f"train/{name}", float(summed[name]), inputs["pairs"])
-        # DDP takes the mean of the ranks' gradients, and the loss is to be a sum over ranks.
-        return summed["loss"] / num_items_in_batch * self.ranks.world
+            self.metrics.add(f"train/{name}", float(summed[name]), batch["pairs"])
+        return summed["loss"] / units
 
-    def measure(self, inputs: dict[str, Any]) -> dict[str, float]:
-        return {name: float(value) for name, value in self._summed(self.model, inputs).items()}
+    def measure(self, batch: Batch) -> dict[str, float]:
+        return {name: float(value) for name, value in self._summed(self.model, batch).items()}
 
-    def _summed(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _summed(self, model: Any, batch: Batch) -> dict[str, Any]:
         """Sums over the pairs of a micro-batch, by metric; `loss` with its gradient."""
         options: Options = self.profile.method  # type: ignore[assignment]
-        pairs = inputs["pairs"]
-        asked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        pairs = batch["pairs"]
+        asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
         scores = model(**asked, use_cache=False).logits.squeeze(-1).float()
         chosen, rejected = scores[:pairs], scores[pairs : 2 * pairs]
         loss = -logsigmoid(chosen - rejected).sum()

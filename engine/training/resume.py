@@ -1,8 +1,8 @@
-"""Going on from a checkpoint as if nothing had happened, and saying so, or what is different.
+"""Exact resume: going on from a checkpoint as if nothing had happened, and reporting what differs where that is not possible.
 
-Beside weights, optimiser and schedule a checkpoint holds what each rank had in hand (`RANKS`: its generators, sums not yet reported)
-and a fingerprint (`FILE`): digests of all that, a hash of the batch that comes next, and the environment. A resume computes the
-fingerprint again, with everything in place, and compares.
+Beside weights, optimiser and schedule a checkpoint holds a snapshot of each rank (`RANKS`: its generators, sums not yet reported) and a
+fingerprint (`FILE`): digests of all these, a hash of the next batch, and the environment. A resume computes the fingerprint again, with
+everything in place, and compares.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import platform
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.models.versions import versions
+
+if TYPE_CHECKING:
+    from engine.training.loop import TrainingLoop
 
 RANKS = "ranks.pt"
 """In a checkpoint's `trainer/`: each rank's snapshot, in rank order."""
@@ -25,7 +28,7 @@ _SAMPLE = 1024
 """Elements of each tensor that go into a digest: enough to tell states apart, cheap beside a step."""
 _SECTIONS = ("model", "adapter", "method", "training")
 _WITHOUT_EFFECT = {"training.rehearsal", "training.threads", "training.workers"}
-"""Settings of these sections that change no number, or are told as themselves."""
+"""Settings of these sections that change no number, or are compared separately."""
 
 
 def random_state() -> dict[str, Any]:
@@ -35,7 +38,7 @@ def random_state() -> dict[str, Any]:
 
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": numpy.random.get_state(),
+        "numpy": [part.tolist() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state()],
         "torch": torch.get_rng_state(),
     }
     if device := _device_generator():
@@ -48,7 +51,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     import torch
 
     random.setstate(state["python"])
-    numpy.random.set_state(state["numpy"])
+    numpy.random.set_state(tuple(state["numpy"]))
     torch.set_rng_state(state["torch"])
     device = _device_generator()
     if device and "device" in state:
@@ -64,57 +67,57 @@ def _device_generator() -> Any:
     return module if hasattr(module, "get_rng_state") else None
 
 
-def take_up(trainer: Any, folder: Path) -> str:
-    """Put this rank's generators and sums in place; returns `exact`, or in words what is not as it was. On every rank."""
+def restore(loop: TrainingLoop, folder: Path) -> str:
+    """Restore this rank's generators and sums; returns `exact`, or a description of what differs. On every rank."""
     import torch
 
-    snapshots = torch.load(folder / RANKS, weights_only=False, map_location="cpu")
-    if len(snapshots) == trainer.ranks.world:
-        trainer.take_up(snapshots[trainer.ranks.rank])
-    now = fingerprint(trainer, trainer.state.global_step, trainer.ranks.gather(trainer.snapshot()))
+    snapshots = torch.load(folder / RANKS, weights_only=True, map_location="cpu")
+    if len(snapshots) == loop.ranks.world:
+        loop.checkpointer.restore(snapshots[loop.ranks.rank])
+    now = fingerprint(loop, loop.ranks.gather(loop.checkpointer.snapshot()))
     then = json.loads((folder / FILE).read_text())
-    then["settings"] |= {key: value for key, value in trainer.job.replayed.items() if key in then["settings"]}
-    drifted = list(_differences(then, json.loads(json.dumps(now))))
-    said: str = trainer.ranks.broadcast(f"not exact: {'; '.join(drifted)}" if drifted else EXACT)
-    return said
+    then["settings"] |= {key: value for key, value in loop.job.replayed.items() if key in then["settings"]}
+    differences = list(_differences(then, json.loads(json.dumps(now))))
+    drift: str = loop.ranks.broadcast(f"not exact: {'; '.join(differences)}" if differences else EXACT)
+    return drift
 
 
-def fingerprint(trainer: Any, step: int, snapshots: list[dict[str, Any]]) -> dict[str, Any]:
+def fingerprint(loop: TrainingLoop, snapshots: list[dict[str, Any]]) -> dict[str, Any]:
     """What an exact resume must find again. Computed on every rank alike; cheap beside writing a checkpoint."""
     import torch
 
-    job = trainer.job
+    job = loop.job
     return {
-        "ranks": trainer.ranks.world,
-        "next batch": _batch_digest(trainer, step),
+        "ranks": loop.ranks.world,
+        "next batch": _batch_digest(loop),
         "data": job.prepared.get("hash"),
-        "weights": digest([p for p in trainer.model.parameters() if p.requires_grad]),
-        "optimiser": _optimizer_digest(trainer),
-        "schedule": trainer.lr_scheduler.last_epoch,
+        "weights": digest([p for p in loop.model.parameters() if p.requires_grad]),
+        "optimiser": _optimizer_digest(loop),
+        "schedule": loop.schedule.last_epoch,
         "generators": [digest(snapshot["random"]) for snapshot in snapshots],
         "threads per rank": torch.get_num_threads(),
         "device": job.device.label,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "computing in": str(job.device.compute),
         "versions": versions(),
-        "settings": _settings(trainer.profile.resolved()),
+        "settings": _settings(loop.profile.resolved()),
     }
 
 
-def _batch_digest(trainer: Any, step: int) -> str:
-    """Of the rows of the global batch that comes after `step` steps."""
+def _batch_digest(loop: TrainingLoop) -> str:
+    """Of the rows of the next global batch."""
     found = hashlib.sha256()
-    for row in trainer.windows.window(step):
-        found.update(json.dumps(trainer.train_dataset[row], sort_keys=True, default=str).encode())
+    for row in loop.batches.rows_of(loop.step):
+        found.update(json.dumps(loop.method.rows[row], sort_keys=True, default=str).encode())
     return found.hexdigest()
 
 
-def _optimizer_digest(trainer: Any) -> str:
+def _optimizer_digest(loop: TrainingLoop) -> str:
     """Of the states of all weights, in the optimiser's own order, whichever ranks hold them."""
-    inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    inner = getattr(loop.optimizer, "optimizer", loop.optimizer)
     weights = (weight for group in inner.param_groups for weight in group["params"])
     pieces = [b"".join(_pieces(inner.state.get(weight))) for weight in weights]
-    return _hashed(trainer.shares.together(pieces) if trainer.shares else pieces)
+    return _hashed(loop.strategy.optimizer_pieces(pieces))
 
 
 def digest(content: Any) -> str:
@@ -157,7 +160,7 @@ def _settings(resolved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What differs, in words, what is behind it first; what only follows from another difference is not told twice."""
+    """Descriptions of what differs, causes first. What only follows from another difference is left out."""
     settings = {**then["settings"], **now["settings"]}
     for key in sorted(settings):
         before, after = then["settings"].get(key), now["settings"].get(key)
@@ -178,4 +181,4 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
         if then[name] != now[name]:
             yield f"the {name} read back differs" if name != "weights" else "the weights read back differ"
     if then["ranks"] == now["ranks"] and then["generators"] != now["generators"]:
-        yield "the random generators stand elsewhere"
+        yield "the random generators are in another state"

@@ -1,0 +1,197 @@
+"""What must not reach the weights: batches whose loss or gradient is not finite, or that spike, and steps that memory was not enough for.
+
+The ranks meet here once per global batch, after their backward passes and before the gradients are added up. A rank that ran out of memory
+reports it then, and nobody waits for it in vain.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from engine.config.settable import SETTABLE
+from engine.protocol.journal import BadBatch, BadRow, Ledger
+from engine.training import live_settings, memory
+from engine.training.exceptions import RestartFrom, StopTraining
+from engine.training.methods.base import take_counts
+
+if TYPE_CHECKING:
+    from engine.training.loop import TrainingLoop
+
+ROWS_KEPT = 32
+"""Rows of a bad batch that the journal keeps, the worst first."""
+CHARACTERS_KEPT = 600
+"""Characters kept of each."""
+HISTORY = 32
+"""Losses that a spike is compared with; with fewer than half of them none is detected."""
+
+
+class BadBatchGuard:
+    """Every rank calls every method here at the same step."""
+
+    def __init__(self, loop: TrainingLoop) -> None:
+        self._loop = loop
+        self.recent_losses: deque[float] = deque(maxlen=HISTORY)
+
+    def vote(self, share: float, *, rehearsed: bool = False) -> float:
+        """The loss of the global batch, the sum of the ranks' shares. Raises RestartFrom with smaller micro-batches when memory was not
+        enough on one of them."""
+        exhausted, loss = self._loop.ranks.sum([bool(self._loop.memory.error), share])
+        if exhausted:
+            self._cut_micro_batch(rehearsed=rehearsed)
+        return loss
+
+    def check(self, loss: float, norm: Any) -> None:
+        """Hold a bad batch back before its update. All ranks see the same loss and the same norm of the gradient."""
+        loop = self._loop
+        if loop.job.skipped and loop.job.skipped.issuperset(loop.batches.rows_of(loop.step)):
+            loop.drop_gradients()  # all its rows are skipped: a step that changes nothing
+        elif reason := self._find_fault(loss, norm):
+            self._hold_back(reason)
+        else:
+            self.recent_losses.append(loss)
+
+    def evaluate(self) -> None:
+        """Evaluate; raises RestartFrom with smaller micro-batches when memory is not enough."""
+        watch = self._loop.memory
+        with watch.catch():
+            self._loop.evaluator.evaluate()
+        if watch.error:
+            self._cut_micro_batch()
+
+    # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _cut_micro_batch(self, *, rehearsed: bool = False) -> None:
+        """Raises RestartFrom with smaller micro-batches, from the last completed step; or OutOfMemoryError when they cannot be smaller."""
+        import torch
+
+        loop = self._loop
+        step, live = loop.step, memory.smaller_micro_batch(loop.profile)
+        cause = next(filter(None, loop.ranks.gather(loop.memory.error)))
+        memory.release()
+        if live is None:
+            raise torch.OutOfMemoryError(cause)
+        loop.memory.reset()
+        if not rehearsed:
+            loop.control.save()
+        old, new = loop.profile.training, live.training
+        loop.reporter.warn(
+            step,
+            f"out of memory: going on from step {step} with training.micro_batch {old.micro_batch} → {new.micro_batch} and "
+            f"training.accumulation {old.accumulation} → {new.accumulation}: the same global batch, in the same order ({cause})",
+            "nothing to do; training.gradient_checkpointing=true needs less memory too",
+        )
+        for key in ("training.micro_batch", "training.accumulation"):
+            self._enter(step, key, live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key))
+        raise RestartFrom(live, None if rehearsed and step == 0 else step)
+
+    # ── a bad batch ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _find_fault(self, loss: float, norm: Any) -> str:
+        """Why this batch must be held back; empty for a good one."""
+        if not math.isfinite(loss):
+            return "loss not finite"
+        if self._loop.accelerator.scaler is None and not math.isfinite(norm):
+            return "gradient not finite"
+        return find_spike(loss, self.recent_losses, self._loop.profile.limits.loss_spike)
+
+    def _hold_back(self, reason: str) -> None:
+        """Show the batch, pause, and do with it what is chosen."""
+        loop, step = self._loop, self._loop.step
+        rows = [row for row in loop.batches.rows_of(step) if row not in loop.job.skipped]
+        described = describe_rows(loop, rows)
+        loop.reporter.write(
+            BadBatch(
+                attempt=loop.job.attempt, step=step, reason=reason, rows=described[:ROWS_KEPT], total=len(described)
+            )
+        )
+        loop.reporter.warn(
+            step,
+            f"step {step + 1} is held back: {reason}; its update has not been applied",
+            "look at its rows; then `cockpit continue RUN --skip` leaves them out, `--rollback` goes back to the checkpoint before "
+            "and leaves them out, `cockpit continue RUN` goes on",
+        )
+        loop.control.held_rows = rows
+        choice = loop.control.pause(reason)
+        loop.control.held_rows = ()
+        if loop.control.stopping:
+            loop.control.save()
+            raise StopTraining
+        if choice == "rollback":
+            self._roll_back(rows)
+        if choice == "skip":
+            loop.control.save()
+            self._enter(step, live_settings.SKIPPED, None, rows)
+            loop.job.skipped.update(rows)
+        if choice == "skip" or not reason.startswith("loss spike"):
+            loop.drop_gradients()
+
+    def _roll_back(self, rows: list[int]) -> None:
+        """Raises RestartFrom from the checkpoint before, with the settings as they stand now."""
+        loop, job = self._loop, self._loop.job
+        target = loop.ranks.broadcast(loop.checkpointer.newest_before(loop.step))
+        then = loop.checkpointer.settings_of(target)
+        self._enter(target, "rollback", loop.step, target)
+        self._enter(target, live_settings.SKIPPED, None, rows)
+        for key in SETTABLE:
+            before, now = live_settings.get_setting(then, key), live_settings.get_setting(loop.profile, key)
+            if before != now:
+                self._enter(target, key, before, now)
+            job.replayed[key] = now
+        job.skipped.update(rows)
+        raise RestartFrom(loop.profile, target)
+
+    def _enter(self, step: int, name: str, old: Any, new: Any) -> None:
+        self._loop.reporter.write(Ledger(attempt=self._loop.job.attempt, step=step, name=name, old=old, new=new))
+
+
+def find_spike(loss: float, recent: Iterable[float], factor: float | None) -> str:
+    """A description of a loss above `factor` times the median of the recent ones; empty when it is not.
+
+    Also empty where a factor means nothing: before there is a history, and with losses that are not positive.
+    """
+    losses = list(recent)
+    if factor is None or len(losses) < HISTORY // 2:
+        return ""
+    usual = statistics.median(losses)
+    if usual <= 0 or loss <= factor * usual:
+        return ""
+    return f"loss spike: {loss:.4g}, {loss / usual:.3g} times the usual {usual:.4g} (limits.loss_spike is {factor:g})"
+
+
+def describe_rows(loop: TrainingLoop, rows: Sequence[int]) -> list[BadRow]:
+    """The rows of a global batch, each with its text and its own loss, the worst first. Ranks share the work, and all get the result."""
+    mine = [_describe_row(loop, row) for row in rows[loop.ranks.rank :: loop.ranks.world]]
+    found = [row for share in loop.ranks.gather(mine) for row in share]
+    return sorted(found, key=lambda row: (row.loss is not None, -(row.loss or 0.0), row.row))
+
+
+def _describe_row(loop: TrainingLoop, number: int) -> BadRow:
+    row = loop.method.rows[number]
+    columns = [name for name in row if name.endswith("ids") and name != "position_ids"]
+    text = "\n".join(loop.job.tokenizer.decode(row[name]) for name in columns)
+    return BadRow(
+        row=number,
+        text=text if len(text) <= CHARACTERS_KEPT else f"{text[:CHARACTERS_KEPT]}…",
+        tokens=sum(len(row[name]) for name in columns),
+        loss=_measure_loss(loop, row),
+    )
+
+
+def _measure_loss(loop: TrainingLoop, row: dict[str, list[int]]) -> float | None:
+    """The mean over the row's units, without dropout; nothing of the model, its gradients or generators changes."""
+    import torch
+
+    batch = loop.method.collate([row])
+    take_counts(batch)
+    batch = loop.method.to_device(batch)
+    loop.model.eval()
+    try:
+        with torch.no_grad(), loop.job.device.autocast():
+            loss: float = loop.method.measure(batch)["loss"] / max(loop.method.units(batch), 1)
+    finally:
+        loop.model.train()
+    return loss if math.isfinite(loss) else None

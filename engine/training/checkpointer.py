@@ -1,0 +1,172 @@
+"""Writing checkpoints with all that an exact resume needs, and going on from one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.config.profile import Profile
+from engine.protocol.journal import Checkpoint
+from engine.storage.atomic import write_folder
+from engine.training import checkpoints, live_settings, resume
+
+if TYPE_CHECKING:
+    from engine.training.loop import TrainingLoop
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a checkpoint holds of all ranks."""
+
+    snapshots: list[Any]
+    optimizer: dict[str, Any]
+    """The optimiser's state; complete on rank 0."""
+    fingerprint: dict[str, Any]
+
+
+class Checkpointer:
+    """Every rank calls `save`, `gather` and `resume` at the same step; rank 0 writes."""
+
+    def __init__(self, loop: TrainingLoop) -> None:
+        self._loop = loop
+        self._before_step: dict[str, Any] | None = None
+        """`snapshot` as it was when the step in work began; None between two steps."""
+
+    # ── what a rank holds beside weights and optimiser ────────────────────────────────────────────────────────────
+
+    def snapshot(self) -> dict[str, Any]:
+        """Generators, sums not yet reported, recent losses, and what the method keeps from step to step."""
+        return {
+            "random": resume.random_state(),
+            "metrics": self._loop.metrics.state_dict(),
+            "recent": list(self._loop.guard.recent_losses),
+            **self._loop.method.state_dict(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go on with a snapshot."""
+        resume.set_random_state(snapshot["random"])
+        self._loop.metrics.load_state_dict(snapshot["metrics"])
+        self._loop.guard.recent_losses.clear()
+        self._loop.guard.recent_losses.extend(snapshot["recent"])
+        self._loop.method.load_state_dict(snapshot)
+
+    def mark_step_begin(self) -> None:
+        """Nothing has been drawn for the next step yet. A checkpoint written before `mark_step_end` holds this moment's generators, as its
+        weights and optimiser are those of this moment too."""
+        self._before_step = self.snapshot()
+
+    def mark_step_end(self) -> None:
+        self._before_step = None
+
+    # ── going on ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def resume(self) -> str:
+        """Take optimiser, schedule and all else from the checkpoint that this attempt goes on from; its weights are in the model already.
+
+        Returns how exact that is (`resume.EXACT`, or what differs); empty for a run that begins.
+        """
+        loop, folder = self._loop, self._loop.job.resumed_from
+        if folder is None:
+            return ""
+        import torch
+
+        inner = folder / checkpoints.TRAINER
+        loop.strategy.load(inner / "optimizer.pt")
+        loop.schedule.load_state_dict(torch.load(inner / "scheduler.pt", weights_only=True))
+        # The file holds the base rate of its time; the profile, with what was changed since, has the present one.
+        loop.apply_settings(loop.profile)
+        if loop.accelerator.scaler is not None and (inner / "scaler.pt").exists():
+            loop.accelerator.scaler.load_state_dict(torch.load(inner / "scaler.pt", weights_only=True))
+        for part in (loop.averages, loop.evaluator.patience):
+            if part is not None:
+                part.load(inner)
+        return resume.restore(loop, inner)
+
+    # ── saving ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def save(self) -> str:
+        """A complete checkpoint of this step, kept and listed, unless there is one; returns why it could not be written, on every rank."""
+        loop = self._loop
+        if loop.step == loop.job.saved_step:
+            return ""
+        with loop.reporter.during("saving"):
+            reason: str = loop.ranks.broadcast(self._write(self.gather()))
+        if not reason:
+            loop.job.saved_step = loop.step
+            if loop.ranks.first:
+                loop.job.plots.draw(loop.step)
+        return reason
+
+    def gather(self) -> Gathered:
+        """On every rank alike."""
+        loop = self._loop
+        snapshots = loop.ranks.gather(self._before_step or self.snapshot())
+        return Gathered(snapshots, loop.strategy.save(), resume.fingerprint(loop, snapshots))
+
+    def _write(self, gathered: Gathered) -> str:
+        """By rank 0; returns why it could not be written."""
+        loop, job = self._loop, self._loop.job
+        if not loop.ranks.first:
+            return ""
+        folder = job.run.checkpoint(loop.step)
+        try:
+            write_folder(folder, lambda place: self.fill(place, gathered))
+        except OSError as error:
+            return f"disk low: the checkpoint cannot be written ({error.strerror or error})"
+        results = loop.evaluator.results.get(loop.step, {})
+        job.checkpoints[loop.step] = {name: value for name, value in results.items() if value is not None}
+        best = checkpoints.best(job.checkpoints, loop.profile.checkpoint.best_by)
+        protected = {loop.step} | ({best} if best is not None else set())
+        removed = checkpoints.prune(job.run, loop.profile.checkpoint.keep, protected)
+        for step in removed:
+            job.checkpoints.pop(step, None)
+        loop.reporter.write(
+            Checkpoint(
+                attempt=job.attempt,
+                step=loop.step,
+                path=str(folder),
+                metrics=job.checkpoints[loop.step],
+                best=loop.step == best,
+                removed=removed,
+            )
+        )
+        return ""
+
+    def fill(self, folder: Path, gathered: Gathered) -> None:
+        """Write all files of a checkpoint into `folder`. Raises OSError."""
+        import torch
+
+        loop, job = self._loop, self._loop.job
+        with loop.averaged():
+            checkpoints.save_weights(loop.model, job.tokenizer, folder, loop.profile.model.dtype)
+        (folder / "lock.json").write_text(job.lock_text(loop.profile))
+        inner = folder / checkpoints.TRAINER
+        inner.mkdir()
+        torch.save(gathered.optimizer, inner / "optimizer.pt")
+        torch.save(loop.schedule.state_dict(), inner / "scheduler.pt")
+        if loop.accelerator.scaler is not None:
+            torch.save(loop.accelerator.scaler.state_dict(), inner / "scaler.pt")
+        torch.save(gathered.snapshots, inner / resume.RANKS)
+        live_settings.save_settings(inner / live_settings.FILE, job.submitted, loop.profile, job.skipped)
+        (inner / resume.FILE).write_text(json.dumps(gathered.fingerprint))
+        if job.masters:
+            trained = {name: p.data for name, p in loop.model.named_parameters() if p.requires_grad}
+            torch.save(trained, inner / checkpoints.MASTERS)
+        for part in (loop.averages, loop.evaluator.patience):
+            if part is not None:
+                part.save(inner)
+
+    # ── earlier checkpoints ───────────────────────────────────────────────────────────────────────────────────────
+
+    def newest_before(self, step: int) -> int | None:
+        """The newest checkpoint before this step, on rank 0, which alone keeps the list."""
+        return max((each for each in self._loop.job.checkpoints if each < step), default=None)
+
+    def settings_of(self, step: int) -> Profile:
+        """The run's settings as they stood at a checkpoint."""
+        inner = self._loop.job.run.checkpoint(step) / checkpoints.TRAINER
+        settings, _ = live_settings.replay(inner / live_settings.FILE, self._loop.job.submitted)
+        return settings

@@ -1,0 +1,65 @@
+"""Commands on their way from the supervisor's link to the next step boundary."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+import time
+from collections import deque
+
+from engine.protocol.messages import Instruction
+from engine.protocol.worker_link import Link
+
+STACKS = signal.SIGUSR1
+"""Makes a rank write the stacks of all its threads to its log, wherever it hangs."""
+ARRIVED = "came"
+"""Argument added to a question for hot chat: when it arrived, as `perf_counter` tells."""
+
+
+class Inbox:
+    """Filled by the link's thread, emptied by the training loop. `stacks` does not wait for a step boundary."""
+
+    def __init__(self) -> None:
+        self.arrived = threading.Event()
+        self.pids: list[int] = [os.getpid()]
+        """All ranks' processes, once known."""
+        self.step = 0
+        """The last finished step, which answers name."""
+        self.cancelled: set[str] = set()
+        """Hot-chat requests that were cancelled; added by the link's thread."""
+        self._waiting: deque[Instruction] = deque()
+        self._link: Link | None = None
+        faulthandler.register(STACKS, all_threads=True)
+
+    def connect(self, link: Link) -> None:
+        """Take instructions from `link`, including those that came before this call."""
+        self._link = link
+        self.take_in()
+
+    def take_in(self) -> None:
+        """Called by the link's thread."""
+        if self._link is None:
+            return
+        for instruction in self._link.instructions():
+            if instruction.name == "stacks":
+                for pid in self.pids:
+                    os.kill(pid, STACKS)
+                self._link.answer(instruction, step=self.step)
+            else:
+                if instruction.name == "generate":
+                    instruction.arguments[ARRIVED] = time.perf_counter()
+                self._waiting.append(instruction)
+                self.arrived.set()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self) -> list[Instruction]:
+        """All waiting commands, in the order in which they came."""
+        self.arrived.clear()
+        taken = []
+        while self._waiting:
+            taken.append(self._waiting.popleft())
+        return taken

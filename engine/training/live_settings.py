@@ -1,0 +1,86 @@
+"""Settings that change while a run is running, and what a checkpoint remembers of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from engine.config.profile import Profile
+from engine.config.settable import SETTABLE
+from engine.protocol.journal import Ledger
+
+KEPT = (*SETTABLE, "training.epochs", "training.micro_batch", "training.accumulation")
+"""Settings that a checkpoint remembers: the settable ones, and those that a lack of memory or a resume may change."""
+_TOGETHER = (
+    {"training.max_steps", "training.epochs"},
+    {"training.micro_batch", "training.accumulation"},
+)
+"""Settings that only have a meaning together: a profile that changes one of them replaces all."""
+FILE = "steering.json"
+"""In a checkpoint's `trainer/`: `save_settings` writes it, `replay` reads it."""
+SKIPPED = "skip"
+"""Name of the ledger entry whose `new` are the numbers of rows that are no longer trained."""
+
+
+def change_setting(profile: Profile, key: str, value: Any) -> Profile:
+    """The profile with one setting changed. Raises ValueError when it may not change, or not to that value."""
+    if key not in SETTABLE:
+        raise ValueError(f"{key} cannot change while a run is running; these can: {', '.join(SETTABLE)}")
+    return replace_setting(profile, key, value)
+
+
+def replace_setting(profile: Profile, key: str, value: Any) -> Profile:
+    """The profile with any one setting replaced. Raises ValueError for a value that is not valid."""
+    name, _, field = key.partition(".")
+    section = getattr(profile, name)
+    try:
+        section = type(section).model_validate(section.model_dump() | {field: value})
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Input ")
+        raise ValueError(f"{key} {message}, not {value!r}") from None
+    return dataclasses.replace(profile, **{name: section})
+
+
+def get_setting(profile: Profile, key: str) -> Any:
+    """The value of `section.field`."""
+    name, _, field = key.partition(".")
+    return getattr(getattr(profile, name), field)
+
+
+def save_settings(path: Path, submitted: Profile, live: Profile, skipped: Collection[int]) -> None:
+    """Write the settings as they stand, what the submitted profile says of them, and the skipped rows."""
+    document = {
+        "submitted": {key: get_setting(submitted, key) for key in KEPT},
+        "live": {key: get_setting(live, key) for key in KEPT},
+        "skipped": sorted(skipped),
+    }
+    path.write_text(json.dumps(document))
+
+
+def replay(path: Path, submitted: Profile, later: Sequence[Ledger] = ()) -> tuple[Profile, set[int]]:
+    """Profile and skipped rows as they stood at a checkpoint, with the `later` changes of the ledger applied.
+
+    A setting that the profile itself has changed since (`cockpit resume --set`) keeps the profile's value.
+    """
+    kept = json.loads(path.read_text())
+    values: dict[str, Any] = kept["live"]
+    skipped = set(kept["skipped"])
+    for entry in later:
+        if entry.name in KEPT:
+            values[entry.name] = entry.new
+        elif entry.name == SKIPPED:
+            skipped |= set(entry.new)
+    changed = {key for key in KEPT if get_setting(submitted, key) != kept["submitted"].get(key)}
+    for group in _TOGETHER:
+        if changed & group:
+            changed |= group
+    live = submitted
+    for key, value in values.items():
+        if key not in changed and key in KEPT:
+            live = replace_setting(live, key, value)
+    return live, skipped

@@ -1,0 +1,109 @@
+"""What every method supplies to the training loop: a loss, what it is a mean over, and how held-out rows are measured."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from engine.models.segments import Segments
+from engine.prep.batching import GlobalBatches
+from engine.training.job import Job
+from engine.training.memory import MemoryWatch
+from engine.training.metrics import StepMetrics
+
+Row = dict[str, Any]
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MethodSetup:
+    """What a method is built from."""
+
+    job: Job
+    model: Any
+    rows: Any
+    """The training set, in the columns of the method's `Options.rows`."""
+    held_out: Any
+    """The validation set in the same columns; None without one."""
+    batches: GlobalBatches
+    segments: Segments | None
+    """Keeps attention within each of the rows that lie end to end; None where this model cannot do that."""
+    metrics: StepMetrics
+    memory: MemoryWatch
+
+
+class Method:
+    """A method of training. Subclasses implement `collate`, `units`, `loss` and `measure`."""
+
+    rehearsable = True
+    """Whether `loss` of any rows leaves nothing behind but gradients, metrics and random numbers drawn, so that it may be rehearsed."""
+    mergeable = True
+    """Whether held-out rows may be measured with the adapter merged into the weights (see `engine.inference.merged_decode`)."""
+
+    def __init__(self, setup: MethodSetup) -> None:
+        self.job, self.model = setup.job, setup.model
+        self.ranks, self.profile, self.device = setup.job.ranks, setup.job.profile, setup.job.device
+        self.rows, self.held_out = setup.rows, setup.held_out
+        self.metrics, self.memory = setup.metrics, setup.memory
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """A micro-batch, on the CPU. Its counts `rows` and `tokens` are taken out before anything else sees it."""
+        raise NotImplementedError
+
+    def begin_global_batch(self, micro_batches: list[Batch], step: int) -> list[Batch]:
+        """Called with this rank's micro-batches before the step after `step` steps; returns those that are computed."""
+        return micro_batches
+
+    def units(self, batch: Batch) -> float:
+        """What the loss of a micro-batch is a sum over: trained tokens, pairs …"""
+        raise NotImplementedError
+
+    def loss(self, model: Any, batch: Batch, units: float) -> Any:
+        """The micro-batch's share of the loss, a scalar tensor: its sum divided by the `units` of the whole global batch, over all ranks."""
+        raise NotImplementedError
+
+    def measure(self, batch: Batch) -> dict[str, float]:
+        """Sums over the units of held-out rows by metric, `loss` among them. The model is in evaluation mode, without gradients."""
+        raise NotImplementedError
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Metrics of held-out rows by name, from the means of what `measure` returned."""
+        return means
+
+    def longest_batch(self, rows: list[Row]) -> Batch:
+        """A micro-batch that takes as much memory as any made of these rows."""
+        return self.collate(rows)
+
+    def expect_plain_batches(self) -> None:
+        """The model's next inputs are ordinary batches, such as those of generation."""
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Held-out replies of the latest evaluation, as fields of `journal.Sample`; called on all ranks after it."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step needs of the steps before, on this rank."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a checkpoint's `state_dict`."""
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch with its tensors on the run's device."""
+        from accelerate.utils import send_to_device
+
+        moved: Batch = send_to_device(batch, self.device.name)
+        return moved
+
+
+def make_method(setup: MethodSetup) -> Method:
+    """The method that the profile names."""
+    module, _, name = setup.job.profile.method.method.partition(":")  # type: ignore[attr-defined]
+    method: Method = getattr(importlib.import_module(module), name)(setup)
+    return method
+
+
+def take_counts(batch: Batch) -> tuple[int, int]:
+    """Remove the counts of rows and tokens from a collated batch, and return them."""
+    return batch.pop("rows"), batch.pop("tokens")

@@ -1,0 +1,264 @@
+"""Methods that learn from their own replies: answer the prompts of a global batch, have the replies rewarded, learn from them.
+
+Each rank samples all replies to its prompts when a global batch begins, and divides them into as many micro-batches as the loop expects. With
+`method.iterations` the next steps find the same replies; checkpoints hold them until they are used up.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from engine.inference.generate import sample_batch
+from engine.inference.merged_decode import folded
+from engine.inference.replies import text_of
+from engine.inference.sampling import Sampling
+from engine.training.evaluator import PROGRESS_SECONDS, SAMPLES_KEPT
+from engine.training.methods.base import Batch, MethodSetup, Row
+from engine.training.online import rollout
+from engine.training.online.options import OnlineOptions
+from engine.training.online.rewards import make_reward
+from engine.training.online.rollout import Rollout
+from engine.training.preference.reference import ReferenceMethod
+
+DECODED_PER_ROW = 8
+"""Replies that are decoded together, per row of a micro-batch: nothing is kept for a backward pass."""
+_CHUNK = 512
+"""Positions whose entropy is computed at one time."""
+
+
+class OnlineMethod(ReferenceMethod):
+    """Samples, rewards and evaluates. A method says how rewards become `advantages` and what a reply's loss is (`summed`)."""
+
+    mergeable = True
+    needs_old = False
+    """Whether a method needs log-probabilities by the model that sampled before the loss computes them again."""
+
+    def __init__(self, setup: MethodSetup) -> None:
+        super().__init__(setup)
+        self.options: OnlineOptions = self.profile.method  # type: ignore[assignment]
+        if self.held_out is not None:
+            count = min(self.profile.evaluation.samples, len(self.held_out))
+            self.held_out = self.held_out.select(range(count)) if count else None
+        self._accumulation = setup.batches.accumulation
+        self._reward = make_reward(self.job)
+        self._rollouts: list[Rollout] | None = None
+        """This rank's, for the global batch in work."""
+        self._evaluated: list[dict[str, Any]] = []
+        """Held-out prompts that this rank has answered in the present evaluation, as fields of `journal.Sample`."""
+        self._reported = 0.0
+
+    # ── what a method supplies ────────────────────────────────────────────────────────────────────────────────────
+
+    def advantages(self, rewards: Any) -> Any:
+        """[replies] of all ranks, those to one prompt side by side, to [replies]."""
+        raise NotImplementedError
+
+    def shape_rewards(self, rollouts: Sequence[Rollout], rewards: list[float]) -> list[float]:
+        """Rewards as the advantages are computed from."""
+        return rewards
+
+    def summed(self, values: Any, batch: Batch) -> dict[str, Any]:
+        """`loss`, a sum over the `units` of a micro-batch, with its gradient; further metrics as (sum, count). `values` are the
+        log-probabilities of the replies' tokens, [tokens]."""
+        raise NotImplementedError
+
+    @property
+    def beta(self) -> float:
+        return float(self.options.beta)  # type: ignore[attr-defined]
+
+    # ── a global batch ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """Prompts as they are; tokens are counted when there are replies."""
+        return {"prompts": rows, "rows": len(rows), "tokens": 0}
+
+    def units(self, batch: Batch) -> float:
+        return len(batch["prompts"] if "prompts" in batch else batch["counts"])
+
+    def begin_global_batch(self, micro_batches: list[Batch], step: int) -> list[Batch]:
+        if self._rollouts is None or step % self.options.iterations == 0:
+            self._rollouts = self._answer([row for batch in micro_batches for row in batch["prompts"]])
+        shares = rollout.divide([] if self.memory.error else self._rollouts, len(micro_batches))
+        self.metrics.tokens += sum(len(each.prompt) + len(each.reply) for share in shares for each in share)
+        if (step + 1) % self.options.iterations == 0:
+            self._rollouts = None
+        return [self._collate_rollouts(share) for share in shares]
+
+    def _collate_rollouts(self, share: Sequence[Rollout]) -> Batch:
+        return rollout.collate(share, self.flat, self.options.mask_truncated)
+
+    def _answer(self, rows: list[Row]) -> list[Rollout]:
+        """Sampled and rewarded replies to this rank's prompts. Ranks gather their rewards to compare them; one that ran out of memory has
+        none, and reports it at the end of the step."""
+        found: list[Rollout] = []
+        rewards: list[float] = []
+        shaped: list[float] = []
+        with self.memory.catch():
+            found, rewards = self._sample(rows)
+            shaped = self.shape_rewards(found, rewards)
+        if self.memory.error:
+            found, rewards, shaped = [], [], []
+        shares = self.ranks.gather(shaped)
+        everyone = torch.tensor([reward for share in shares for reward in share])
+        if len(everyone):
+            before = sum(map(len, shares[: self.ranks.rank]))
+            values = self.advantages(everyone)[before : before + len(found)]
+            for each, advantage in zip(found, values.tolist(), strict=True):
+                each.advantage = advantage
+        self._count_rewards(found, rewards)
+        return found
+
+    def _sample(self, rows: list[Row]) -> tuple[list[Rollout], list[float]]:
+        options = self.options
+        repeated = [row for row in rows for _ in range(options.generations)]
+        sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
+        self.model.eval()  # with gradient checkpointing a model in training mode keeps no cache
+        try:
+            with folded(self.model) if self.profile.training.optimizations else nullcontext():
+                replies = self._generate([row["prompt_ids"] for row in repeated], sampling)
+        finally:
+            self.model.train()
+        rewards = self._rewards(repeated, replies)
+        found = [
+            Rollout(row["prompt_ids"], reply, self._ended(reply)) for row, reply in zip(repeated, replies, strict=True)
+        ]
+        for share in filter(None, rollout.divide(found, self._accumulation)):
+            self._add_log_probs(share)
+        return found, rewards
+
+    def _generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
+        """Replies with the tokens that ended them. The model is in evaluation mode."""
+        self.expect_plain_batches()
+        with torch.no_grad():
+            return sample_batch(
+                self.model,
+                self.job.tokenizer,
+                prompts,
+                sampling,
+                self.job.prepared["lock"]["eos_token_ids"],
+                DECODED_PER_ROW * self.profile.training.micro_batch,
+                self._report_progress,
+            )
+
+    def _report_progress(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        reporter = self.job.reporter
+        reporter.link.alive()
+        if now - self._reported > PROGRESS_SECONDS:
+            self._reported = now
+            reporter.phase(reporter.phase_name, f"reply {done} of {total}", done, total)
+
+    def _ended(self, reply: list[int]) -> bool:
+        return bool(reply) and reply[-1] in self.job.prepared["lock"]["eos_token_ids"]
+
+    def _rewards(self, rows: Sequence[Row], replies: Sequence[list[int]]) -> list[float]:
+        return self._reward(rows, [self._text(reply) for reply in replies])
+
+    def _text(self, reply: list[int]) -> str:
+        return text_of(self.job.tokenizer, reply[:-1] if self._ended(reply) else reply)
+
+    def _add_log_probs(self, share: Sequence[Rollout]) -> None:
+        """Add the log-probabilities that later steps, or the divergence from the reference, need."""
+        batch = self.to_device(self._collate_rollouts(share))
+        counts = batch["counts"]
+        with torch.no_grad():
+            if self.beta:
+                for each, values in zip(share, self.reference_values(batch).cpu().split(counts), strict=True):
+                    each.reference = values
+            if self.options.iterations > 1 or self.needs_old:
+                old = self.token_log_probs(self.head, self.model, batch)
+                for each, values in zip(share, old.cpu().split(counts), strict=True):
+                    each.old = values
+
+    def _count_rewards(self, found: Sequence[Rollout], rewards: list[float]) -> None:
+        grouped = torch.tensor(rewards, dtype=torch.float64).view(-1, self.options.generations)
+        deviations = grouped.std(1)
+        self.metrics.add("train/reward", float(grouped.sum()), len(rewards))
+        self.metrics.add("train/reward_std", float(deviations.sum()), len(deviations))
+        self.metrics.add("train/reward_zero_std", float((deviations == 0).sum()), len(deviations))
+        self.metrics.add("train/completion_length", sum(len(each.reply) for each in found), len(found))
+        self.metrics.add("train/completions_cut", sum(not each.ended for each in found), len(found))
+
+    # ── the loss ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def longest_batch(self, rows: list[Row]) -> Batch:
+        """A full micro-batch of replies of the greatest length to these prompts."""
+        reply = [self.job.tokenizer.pad_token_id or 0] * self.options.max_new_tokens
+        rows = [rows[index % len(rows)] for index in range(self.profile.training.micro_batch)]
+        found = [Rollout(row["prompt_ids"], reply, True, 1.0) for row in rows]
+        self._add_log_probs(found)
+        return self._collate_rollouts(found)
+
+    def token_log_probs(self, head: Any, model: Any, batch: Batch) -> Any:
+        return _log_probs(self._logits(head, model, batch), batch)
+
+    def _logits(self, head: Any, model: Any, batch: Batch) -> Any:
+        """[tokens of replies, vocabulary], at the temperature that replies are sampled at."""
+        return head.logits(model, batch).float() / self.options.temperature
+
+    def loss(self, model: Any, batch: Batch, units: float) -> Any:
+        logits = self._logits(self.head, model, batch)
+        found = self.summed(_log_probs(logits, batch), batch)
+        loss = found.pop("loss")
+        with torch.no_grad():
+            total = sum(float(entropy(part).sum()) for part in logits.split(_CHUNK))
+        self.metrics.add("train/entropy", total, len(logits))
+        for name, (summed, count) in found.items():
+            self.metrics.add(f"train/{name}", float(summed), float(count))
+        return loss / units
+
+    # ── held-out prompts ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def measure(self, batch: Batch) -> dict[str, float]:
+        """Rewards of greedy replies. The report on a bad batch sorts its rows by `loss`."""
+        rows = batch["prompts"]
+        replies = self._generate([row["prompt_ids"] for row in rows], Sampling(self.options.max_new_tokens))
+        rewards = self._rewards(rows, replies)
+        for row, reply, reward in zip(rows, replies, rewards, strict=True):
+            answer = {"reply": self._text(reply), "reference": row["reference"], "scores": {"reward": reward}}
+            self._evaluated.append({"prompt": last_message(row), **answer})
+        return {
+            "loss": -sum(rewards),
+            "reward": sum(rewards),
+            "completion_length": float(sum(map(len, replies))),
+            "completions_cut": float(sum(not self._ended(reply) for reply in replies)),
+        }
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in means.items() if name != "loss"}
+
+    def samples(self) -> list[dict[str, Any]]:
+        shares = self.ranks.gather(self._evaluated[:SAMPLES_KEPT])
+        self._evaluated.clear()
+        return [each for share in shares for each in share][:SAMPLES_KEPT]
+
+    # ── what the next step needs ──────────────────────────────────────────────────────────────────────────────────
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rollouts": None if self._rollouts is None else [vars(each) for each in self._rollouts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        rollouts = state["rollouts"]
+        self._rollouts = None if rollouts is None else [Rollout(**each) for each in rollouts]
+
+
+def _log_probs(logits: Any, batch: Batch) -> Any:
+    return -functional.cross_entropy(logits, batch["targets"], reduction="none")
+
+
+def entropy(logits: Any) -> Any:
+    """[tokens]: of the distributions over the vocabulary, in nats."""
+    logs = logits.log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1)
+
+
+def last_message(row: Row) -> str:
+    """The text of the last message of a prompt."""
+    return str(json.loads(row["prompt"])["messages"][-1]["content"])

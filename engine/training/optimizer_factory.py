@@ -1,0 +1,87 @@
+"""Optimisers by the names that a profile uses."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from engine.options.training import TrainingOptions
+from engine.protocol.messages import Problem, ProblemError
+
+GPU_ONLY = frozenset({"adamw_8bit", "paged_adamw", "paged_adamw_8bit"})
+_NEVER_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""Parts of the names of weights that weight decay is not for, as transformers has them."""
+
+
+def check_optimizer(name: str, device_kind: str) -> None:
+    """Raises ProblemError for an optimiser that does not work on this device.
+
+    On a CPU bitsandbytes' paged optimisers silently become unpaged ones, and its 8-bit ones fail at the first step.
+    """
+    if name in GPU_ONLY and device_kind == "cpu":
+        raise ProblemError(
+            Problem(
+                title=f"training.optimizer {name} needs a GPU",
+                cause="this job runs on the CPU",
+                hint="set training.optimizer to adamw, or to adafactor to save memory",
+            )
+        )
+
+
+def make_optimizer(settings: TrainingOptions, model: Any) -> Any:
+    """The optimiser of `model`'s trained weights, in two groups: with and without weight decay (four for muon)."""
+    import torch
+
+    rate, decayed = settings.learning_rate, decayed_names(model)
+    match settings.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(_groups(model, decayed, settings.weight_decay), lr=rate, fused=True)
+        case "adam":
+            from engine.training.muon import grouped
+
+            return torch.optim.Adam(grouped(model, decayed, settings.weight_decay), lr=rate)
+        case "sgd":
+            return torch.optim.SGD(_groups(model, decayed, settings.weight_decay), lr=rate)
+        case "adafactor":
+            from transformers.optimization import Adafactor
+
+            groups = _groups(model, decayed, settings.weight_decay)
+            return Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
+        case "muon":
+            from engine.training.muon import MuonAdamW, grouped
+
+            return MuonAdamW(grouped(model, decayed, settings.weight_decay), rate)
+        case "adamw_8bit" | "paged_adamw" | "paged_adamw_8bit":
+            return _bitsandbytes(settings.optimizer, _groups(model, decayed, settings.weight_decay), rate, model)
+    raise AssertionError(settings.optimizer)
+
+
+def decayed_names(model: Any) -> Collection[str]:
+    """Names of the weights that weight decay is for: no biases, no norms."""
+    from torch.nn import LayerNorm
+    from transformers.trainer_pt_utils import get_parameter_names
+
+    names: list[str] = get_parameter_names(model, [LayerNorm], _NEVER_DECAYED)
+    return set(names)
+
+
+def _groups(model: Any, decayed: Collection[str], weight_decay: float) -> list[dict[str, Any]]:
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    return [
+        {"params": [weight for name, weight in trained if name in decayed], "weight_decay": weight_decay},
+        {"params": [weight for name, weight in trained if name not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def _bitsandbytes(name: str, groups: list[dict[str, Any]], rate: float, model: Any) -> Any:
+    """AdamW with state in 8 bits, on pages that move to the host's memory when the device's is short, or both."""
+    from bitsandbytes.optim import AdamW, GlobalOptimManager
+    from torch.nn import Embedding
+
+    if name.endswith("8bit"):
+        manager = GlobalOptimManager.get_instance()
+        for module in model.modules():
+            if isinstance(module, Embedding):  # their gradients are sparse, which 8 bits do not bear
+                manager.register_module_override(module, "weight", {"optim_bits": 32})
+    bits = 8 if name.endswith("8bit") else 32
+    return AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, optim_bits=bits, is_paged=name.startswith("paged"))

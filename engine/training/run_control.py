@@ -1,0 +1,175 @@
+"""What a run obeys at a step boundary: commands, changed settings, and conditions of the host that ask for a pause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from engine.protocol.journal import Ledger
+from engine.protocol.messages import Problem
+from engine.training import live_settings
+from engine.training.host import Host
+
+if TYPE_CHECKING:
+    from engine.training.loop import TrainingLoop
+
+PAUSE_TURN = 1.0
+"""Seconds between two agreements of ranks that are paused: far below any collective's time-out."""
+PASSING = ("disk low", "host memory", "host CPU", "device too hot")
+"""Beginnings of reasons that pass by themselves."""
+
+Order = tuple[str, dict[str, Any]]
+"""A command's name and arguments."""
+
+
+class RunControl:
+    """Every rank calls every method here at the same step, with the same arguments."""
+
+    def __init__(self, loop: TrainingLoop) -> None:
+        self._loop, self._ranks, self._reporter = loop, loop.ranks, loop.reporter
+        self._inbox, self._hot_chat = loop.job.inbox, loop.job.hot_chat
+        self._host = Host(loop.job.run.path, loop.job.inbox.pids)
+        self.stopping = False
+        self.held_rows: Sequence[int] = ()
+        """Rows of the step that is held back, while it is."""
+
+    def take_commands(self) -> None:
+        """Carry out what has come, on all ranks alike; returns when the run may go on."""
+        if reason := self._agree():
+            self.pause(reason)
+        if not self.stopping:
+            self._hot_chat.go_on(self._loop)
+
+    def pause(self, reason: str) -> str:
+        """Wait at this boundary until told to go on, or until the host is as it should be; returns the choice that came with it."""
+        loop = self._loop
+        self._reporter.write(Ledger(attempt=loop.job.attempt, step=loop.step, name="pause", new=reason))
+        with self._reporter.during("paused", reason):
+            choice = self._wait(reason)
+        self._reporter.write(
+            Ledger(attempt=loop.job.attempt, step=loop.step, name="continue", old=reason, new=choice or None)
+        )
+        return choice
+
+    def _wait(self, reason: str) -> str:
+        """Carry out commands until one of them, or the host, ends the pause; returns the choice that came with it."""
+        orders: list[Order] = []
+        over = False
+        while not over and not self.stopping:
+            if self._ranks.first:
+                if not self._hot_chat.go_on(self._loop):
+                    self._inbox.arrived.wait(PAUSE_TURN)
+                over = reason.startswith(PASSING) and self._host_recovered()
+            over, orders = self._take_orders(over)
+            over = over or any(name == "continue" for name, _ in orders)
+        choices = (arguments.get("choice") for name, arguments in orders if name == "continue")
+        return next(filter(None, choices), "")
+
+    def save(self) -> None:
+        """A complete checkpoint of this step, unless there is one; a full disk pauses the run until there is room."""
+        loop = self._loop
+        while reason := loop.checkpointer.save():
+            self.pause(reason)
+            if self.stopping:
+                self._reporter.warn(
+                    loop.step,
+                    f"stopped without a checkpoint of step {loop.step}: {reason}",
+                    "resume goes on from the one before",
+                )
+                return
+
+    # ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _agree(self) -> str:
+        """One agreement of the ranks: commands are carried out; returns a reason to pause."""
+        trouble = self._host_trouble()
+        waiting = len(self._inbox) + bool(trouble) if self._ranks.first else 0
+        if not self._ranks.sum([waiting])[0]:
+            return ""
+        reason, orders = self._take_orders(trouble)
+        for name, _ in orders:
+            reason = {"pause": "asked", "continue": "", "stop": ""}.get(name, reason)
+        return str(reason)
+
+    def _take_orders(self, word: Any) -> tuple[Any, list[Order]]:
+        """Send rank 0's `word` and its waiting commands to all ranks, which carry them out; returns the word, and the commands that were
+        not refused."""
+        instructions = self._inbox.take() if self._ranks.first else []
+        word, orders = self._ranks.broadcast((word, [(each.name, each.arguments) for each in instructions]))
+        taken = []
+        for index, (name, arguments) in enumerate(orders):
+            if name == "generate":  # for rank 0 alone, and answered when the reply is whole
+                for instruction in instructions[index : index + 1]:
+                    self._hot_chat.take(instruction)
+                continue
+            refusal = self._carry_out(name, arguments)
+            if not refusal:
+                taken.append((name, arguments))
+            if instructions:
+                problem = Problem(title=refusal) if refusal else None
+                self._reporter.link.answer(instructions[index], step=self._loop.step, problem=problem)
+        return word, taken
+
+    def _carry_out(self, name: str, arguments: dict[str, Any]) -> str:
+        """One command; returns why it is refused, or nothing."""
+        match name:
+            case "stop":
+                self.stopping = True
+            case "save":
+                self.save()
+            case "evaluate":
+                self._loop.guard.evaluate()
+            case "set":
+                return self._set(arguments.get("changes", arguments))
+            case "continue":
+                return self._refuse_choice(arguments.get("choice", ""))
+            case "pause":
+                pass
+            case _:
+                return f"a training worker does not know the command {name!r}"
+        return ""
+
+    def _refuse_choice(self, choice: str) -> str:
+        """Why this way of going on from a batch that is held back is refused, or nothing."""
+        step = self._loop.step
+        if not choice:
+            return ""
+        if choice not in ("skip", "rollback"):
+            return f"there is no choice {choice!r}: skip or rollback"
+        if not self.held_rows:
+            return f"no batch is held back at step {step}: there is nothing to {choice}"
+        if choice == "rollback" and self._ranks.broadcast(self._loop.checkpointer.newest_before(step)) is None:
+            return f"there is no checkpoint before step {step}: skip the rows instead"
+        return ""
+
+    def _set(self, changes: dict[str, Any]) -> str:
+        """Change settings; returns why that is refused, or nothing."""
+        loop, live = self._loop, self._loop.profile
+        try:
+            for key, value in changes.items():
+                live = live_settings.change_setting(live, key, value)
+            if live.training.max_steps is not None and live.training.max_steps < loop.step:
+                raise ValueError(f"step {loop.step} is done already; training.max_steps must be at least that")
+        except ValueError as error:
+            return str(error)
+        self.save()  # so that there is a way back to before the change
+        for key in changes:
+            old, new = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
+            if key == "training.max_steps":
+                old = loop.max_steps
+            self._reporter.write(Ledger(attempt=loop.job.attempt, step=loop.step, name=key, old=old, new=new))
+        loop.apply_settings(live)
+        return ""
+
+    # ── the host ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _host_trouble(self) -> str:
+        """Why disk or host ask for a pause; rank 0 looks every few seconds."""
+        if not self._ranks.first:
+            return ""
+        if self._reporter.blocked and not self._reporter.flush():
+            return self._reporter.blocked
+        return self._host.trouble(self._loop.profile.limits) if self._host.due() else ""
+
+    def _host_recovered(self) -> bool:
+        return self._host.due() and self._reporter.flush() and not self._host.trouble(self._loop.profile.limits)
