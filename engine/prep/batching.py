@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from engine.prep.token_rows import MASKED
+
 Collate = Callable[[list[dict[str, list[int]]]], dict[str, Any]]
 """Turns the rows of one micro-batch into tensors."""
-IGNORED = -100
-"""The label of a token that is not trained."""
 
 
 def token_counts(rows: Any) -> list[int]:
@@ -110,10 +110,10 @@ def collate_flat(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     """
     lengths = [length for row in rows for length in row.get("seq_lengths") or [len(row["input_ids"])]] or [1]
     ids = torch.tensor([token for row in rows for token in row["input_ids"]] or [0])
-    labels = torch.tensor([label for row in rows for label in row["labels"]] or [IGNORED])
-    following = torch.cat([labels[1:], labels.new_tensor([IGNORED])])
-    following[torch.tensor(lengths).cumsum(0) - 1] = IGNORED  # the last token of a part has nothing to predict
-    picked = (following != IGNORED).nonzero().squeeze(1)
+    labels = torch.tensor([label for row in rows for label in row["labels"]] or [MASKED])
+    following = torch.cat([labels[1:], labels.new_tensor([MASKED])])
+    following[torch.tensor(lengths).cumsum(0) - 1] = MASKED  # the last token of a part has nothing to predict
+    picked = (following != MASKED).nonzero().squeeze(1)
     return {
         "input_ids": ids[None],
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
