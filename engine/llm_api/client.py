@@ -99,7 +99,7 @@ class Service:
         import openai
 
         if urlsplit(options.base_url).scheme not in ("http", "https"):
-            raise ValueError(f"{options.SECTION}.base_url: {options.base_url} is no address; write https://…")
+            raise ValueError(f"{options.SECTION}.base_url: {options.base_url} is not an address; write https://…")
         self._options, self._key = options, key
         limits = httpx2.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
         self._client = openai.AsyncOpenAI(
@@ -172,7 +172,9 @@ class Service:
                 404: f"look at {self._options.SECTION}.base_url and {self._options.SECTION}.model",
             }
             hint = hints.get(status, "what was made is kept; the same command goes on from here")
-            return ProblemError(Problem(title=f"{self._options.base_url} {what}", cause=f"{status}: {message}", hint=hint))
+            return ProblemError(
+                Problem(title=f"{self._options.base_url} {what}", cause=f"{status}: {message}", hint=hint)
+            )
         if status == 429:
             return RateLimitError(retry_after(headers))
         if status >= 500 or status in (408, 409, 425):

@@ -39,7 +39,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._file)
-            raise ValueError(f"another process is expanding into {path.parent}")
+            raise ValueError(f"another process is using {path}")
         try:
             kept = self._read()
             if kept is None:
@@ -47,7 +47,7 @@ class Journal:
             elif kept != settings:
                 names = sorted(name for name in kept.keys() | settings.keys() if kept.get(name) != settings.get(name))
                 raise ValueError(
-                    f"{path.parent} holds an expansion with other {', '.join(names)}: name another folder, or remove {path}"
+                    f"{path} was begun with other {', '.join(names)}: use another folder, or remove the file"
                 )
         except BaseException:
             os.close(self._file)

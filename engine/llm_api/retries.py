@@ -58,7 +58,7 @@ class Requester:
                 limits += 1
                 wait = _backoff(limits, random) if limit.wait is None else limit.wait * (1 + 0.1 * random.random())
                 waited += wait
-                reason = "the rate limit does not let up" if waited > PATIENCE else ""
+                reason = "the rate limit does not end" if waited > PATIENCE else ""
                 self._pause_all(connection, wait)
             except client.TransientError as trouble:
                 tries += 1

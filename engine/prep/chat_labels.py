@@ -196,7 +196,7 @@ class Renderer:
         if isinstance(text, Exception):
             return Refusal(f"the chat template refuses it: {text}")
         if self._last_only and self._loss_on != "all" and not turns:
-            return Refusal("the chat template trains the last turn alone, and that is no reply to be trained")
+            return Refusal("the chat template trains the last turn alone, and that turn is not a reply")
         return RenderedRow(text, spans, ends, special=False)
 
     def _find_turn(self, text: str, turn: _Turn) -> tuple[int, int]:

@@ -38,7 +38,7 @@ def check_sources(sections: Mapping[str, Any], directory: Path, home: Any) -> It
                     f"must be auto, {', '.join(FORMATS)}, not {source.format!r}{hint}",
                 )
             if part != "train" and source.weight != 1:
-                yield f"data.{part}.{index}.weight", "is for training rows: held-out rows are seen once"
+                yield f"data.{part}.{index}.weight", "applies to training rows only: held-out rows are read once"
             try:
                 found = resolve_source(source, data, directory)
                 # An expansion whose rows are all dropped may still be opened: the user can take decisions back.
@@ -52,7 +52,7 @@ def check_sources(sections: Mapping[str, Any], directory: Path, home: Any) -> It
         yield "data.catalog", f"there is no {data.catalog} beside the profile ({directory})"
     method = sections.get("method")
     if data.packing and method and method.rows != "tokens":
-        yield "data.packing", f"does not go with method.kind {method.kind}: its rows stand alone"
+        yield "data.packing", f"cannot be combined with method.kind {method.kind}: its rows cannot be joined"
     if data.split:
         yield from _check_split(data)
     if data.expand:
@@ -118,7 +118,7 @@ def check_keys(profile: Any, shell: Mapping[str, str]) -> Iterator[tuple[str, st
 def _check_expand(expand: Any) -> Iterator[tuple[str, str]]:
     if not VARIABLE.fullmatch(expand.api_key_env):
         # The value is not repeated: it may be the key itself.
-        yield "data.expand.api_key_env", "must be the name of a variable; put the key into one, and name that"
+        yield "data.expand.api_key_env", "must be the name of an environment variable that holds the key"
     if urlsplit(expand.base_url).scheme not in ("http", "https"):
         yield "data.expand.base_url", f"must be an address such as https://api.deepseek.com, not {expand.base_url!r}"
     if expand.cost_limit is not None and not (expand.price.input or expand.price.output):
@@ -134,6 +134,6 @@ def _check_split(data: Any) -> Iterator[tuple[str, str]]:
         if getattr(data, part) and getattr(data.split, part):
             yield f"data.split.{part}", f"there is data.{part} already: leave one of them out"
     if not data.split.validation and not data.split.test:
-        yield "data.split", "holds nothing out: say validation or test, a share of the rows"
+        yield "data.split", "holds out nothing: set validation or test to a share of the rows"
     if data.split.validation + data.split.test >= 1:
         yield "data.split", "leaves nothing to train on: validation and test together must be below 1"

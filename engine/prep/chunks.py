@@ -84,7 +84,7 @@ def read_lines(span: Span, longest: int) -> Iterator[Line]:
         while offset < span.end:
             content = file.readline(longest + 1)
             if not content:
-                raise ValueError(f"{span.path} has become shorter while it was read")
+                raise ValueError(f"{span.path} became shorter while it was read")
             size = len(content)
             complete = size <= longest or content.endswith(b"\n")
             while not complete:

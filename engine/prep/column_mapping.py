@@ -106,7 +106,7 @@ def _parse_prompt(prompt: str) -> list[tuple[str, str | None]]:
             text += place[0][0]
         elif place[1] is None or not place[1].strip():
             raise ValueError(
-                f"prompt: {place[0]} at character {place.start() + 1} is no {{column}}; write a brace twice"
+                f"prompt: {place[0]} at character {place.start() + 1} is not a {{column}}; write a literal brace twice"
             )
         else:
             parts.append((text, place[1].strip()))
@@ -131,7 +131,7 @@ def _replace_question(canonical: Canonical, prompt: str) -> None:
     turns = canonical["messages" if "messages" in canonical else "prompt"]
     at = next((at for at in reversed(range(len(turns))) if turns[at]["role"] == "user"), None)
     if at is None:
-        raise ValueError("the row has no user turn, where prompt would stand")
+        raise ValueError("the row has no user turn that prompt could replace")
     turns[at] = {**turns[at], "content": prompt}
 
 

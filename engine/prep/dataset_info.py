@@ -70,7 +70,9 @@ def read(path: Path) -> Catalog:
     except ValueError as error:
         raise ValueError(f"{path.name} is not JSON: {error}")
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise ValueError(f"{path.name} is no catalogue: it must be an object of objects, a name for each data set")
+        raise ValueError(
+            f"{path.name} is not a catalogue: it must be an object that maps the name of each data set to an object"
+        )
     return Catalog(path, entries)
 
 

@@ -30,7 +30,7 @@ def locate(source: SourceOptions, directory: Path, home: Home | None = None) -> 
         return list_files(source.source, directory)
     hub = parse_hub_source(source.source)
     if home is None:
-        raise ValueError(f"{source.source} lies on the hub: it is fetched when the data is prepared")
+        raise ValueError(f"{source.source} is on the hub: it is fetched when the data is prepared")
     return [fetch(hub, home, lambda *_: None)]
 
 

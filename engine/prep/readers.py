@@ -45,7 +45,7 @@ def read(path: Path, progress: Callable[[int], object] = lambda _: None) -> Iter
     suffix = check_suffix(path)
     if not path.is_file():
         # Reading a named pipe or a device could block for ever.
-        raise ValueError(f"{path} is no file" if path.exists() else f"there is no file {path}")
+        raise ValueError(f"{path} is not a file" if path.exists() else f"there is no file {path}")
     return _read(path, suffix, progress)
 
 

@@ -172,4 +172,4 @@ class Indexer:
 
 
 def _no_rows(row: dict[str, Any]) -> list[Canonical]:
-    raise ValueError("it held no rows")
+    raise ValueError("the file had no rows when it was opened")

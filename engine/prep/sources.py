@@ -137,7 +137,7 @@ def _check_one_split(folder: Path, source: str) -> None:
     on."""
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(f"{source}/{path.parent.name}" for path in sorted(folder.glob("*/state.json")))
-        raise ValueError(f"{source} holds several splits; name one of them: {splits or 'but there is none in it'}")
+        raise ValueError(f"{source} holds several splits; name one of them: {splits or 'it has none'}")
 
 
 def _list_below(folder: Path, source: str) -> list[Path]:
@@ -168,7 +168,7 @@ def _walk_readable(folder: Path) -> Iterator[Path]:
         found += [Path(place, name) for name in names if not name.startswith(".") and _is_rows(name)]
     for path in sorted(found):
         if not path.exists():
-            raise ValueError(f"{path} is a link that leads nowhere: remove it, or mend it")
+            raise ValueError(f"{path} is a broken link: remove or repair it")
         if path.is_file():
             yield path
 
@@ -259,4 +259,4 @@ def _encode_row(row: dict[str, object], number: int) -> bytes:
     try:
         return msgspec.json.encode(row)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"row {number} holds what is no text and no number: {error}")
+        raise ValueError(f"row {number} has a value that is neither text nor a number: {error}")

@@ -203,7 +203,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     """Draw the histogram of lengths with percentiles as a PNG. Raises ValueError for a name that does not end in
     .png."""
     if path.suffix.lower() != ".png":
-        raise ValueError(f"--plot {path}: the picture is a PNG, name it so")
+        raise ValueError(f"--plot {path}: the plot is a PNG file; give it a name that ends in .png")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -65,9 +65,9 @@ def read(folder: Path) -> FlatTokens:
         sizes = {"tokens.bin": content["tokens"] * dtype.itemsize, "offsets.bin": (content["documents"] + 1) * 8}
         wrong = [name for name, size in sizes.items() if (folder / name).stat().st_size != size]
     except (OSError, KeyError) as error:
-        raise ValueError(f"{folder} holds no flat token file: {error}")
+        raise ValueError(f"{folder} has no flat token file: {error}")
     if wrong:
-        raise ValueError(f"{folder}: {', '.join(wrong)} is not as long as flat.json says: write the set again")
+        raise ValueError(f"{folder}: {', '.join(wrong)} does not have the length in flat.json: write the set again")
     offsets = numpy.memmap(folder / "offsets.bin", dtype="<i8", mode="r")
     if not content["tokens"]:
         return FlatTokens(numpy.zeros(0, dtype=dtype), offsets)  # an empty file cannot be mapped

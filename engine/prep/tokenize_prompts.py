@@ -74,12 +74,12 @@ class PromptTokenizer:
     def _find_fault(self, messages: list[Message]) -> str:
         prompt, reference = _split_reference(messages)
         if not prompt:
-            return "nothing stands before the last reply: there is no prompt"
+            return "there is no turn before the last reply, so there is no prompt"
         if self._task is not None:
             try:
                 self._task.score([reference], [reference])
             except ValueError as error:
-                return f"the last reply is no answer that the reward's task knows: {error}"
+                return f"the last reply is not an answer of the reward's task: {error}"
         return ""
 
     def _truncate(self, ids: bytes, counts: Counts) -> bytes:

@@ -70,7 +70,7 @@ def train(
 
     tokens = _special_tokens(special, chatml=template is None, unknown=not byte_fallback)
     if size < (smallest := _minimum_size(tokens, byte_fallback)):
-        raise ValueError(f"size {size} is too small: special tokens and the alphabet alone are {smallest}")
+        raise ValueError(f"size {size} is too small: special tokens and the alphabet alone take {smallest}")
     backend = _train(texts, kind, size, tokens, byte_fallback)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -185,7 +185,7 @@ def _train(texts: Iterable[str], kind: Kind, size: int, tokens: list[str], byte_
     seen = _TrainingTexts(texts, rare, _double_frequent_words(words, texts) if kind == "unigram" else [])
     tokenizer.train_from_iterator(seen, trainer)
     if not seen.characters:
-        raise ValueError("there is no text to learn from")
+        raise ValueError("there is no text to train on")
     return _sort_vocabulary(tokenizer, len(tokens)) if kind == "unigram" else tokenizer
 
 

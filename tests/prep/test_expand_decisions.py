@@ -86,7 +86,7 @@ def test_a_torn_decision_is_overwritten_and_a_foreign_line_named(tmp_path: Path)
     assert (tmp_path / "rows.jsonl").read_text() == '{"text": "b"}\n'
     with (tmp_path / "decisions.jsonl").open("a") as file:
         file.write("{}\n")
-    with pytest.raises(ValueError, match=r"decisions\.jsonl:3 is no decision about a row"):
+    with pytest.raises(ValueError, match=r"decisions\.jsonl:3 is not a decision about a row"):
         decisions.read_decisions(tmp_path)
 
 

@@ -81,7 +81,7 @@ def test_rows_are_found_by_decision(home: Home, tmp_path: Path) -> None:
         parse("is:lost")
     with pytest.raises(ValueError, match="there is no expanded row 10"):
         browser.decide(10, "dropped")
-    with pytest.raises(ValueError, match="maybe is no decision"):
+    with pytest.raises(ValueError, match="maybe is not a decision"):
         browser.decide(1, "maybe")
 
 

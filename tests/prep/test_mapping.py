@@ -96,7 +96,7 @@ def test_each_source_has_a_prompt_of_its_own(tmp_path: Path) -> None:
     ("source", "cause"),
     [
         ({"prompt": "{sentense}"}, "prompt: there is no column {sentense}; there are completion, prompt, sentence"),
-        ({"prompt": "a } b"}, "prompt: } at character 3 is no {column}; write a brace twice"),
+        ({"prompt": "a } b"}, "prompt: } at character 3 is not a {column}; write a literal brace twice"),
         ({"prompt": "{}"}, "prompt: {} at character 1 is no {column}"),
         (
             {"columns": {"output": "repli"}},
@@ -216,5 +216,5 @@ def test_progress_is_told_in_bytes_of_all_files(tmp_path: Path) -> None:
 
 
 def test_a_hub_source_without_a_home_says_when_it_is_fetched(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="lies on the hub: it is fetched when the data is prepared"):
+    with pytest.raises(ValueError, match="is on the hub: it is fetched when the data is prepared"):
         read_rows.locate(SourceOptions(source="hf://org/name"), tmp_path)

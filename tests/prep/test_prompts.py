@@ -85,7 +85,7 @@ def test_what_the_task_cannot_score_is_rejected(profile_over: ProfileOver, home:
     profile = profile_over([*rows, chat("odd", "no triples")], None, *GRPO, max_rejected=0.1)
     made = prepare(profile, home, lambda *_: None)
     (told,) = map(json.loads, Path(made["rejects"]).read_text(encoding="utf-8").splitlines())
-    assert told["line"] == 21 and "no answer that the reward's task knows" in told["reason"]
+    assert told["line"] == 21 and "not an answer of the reward's task" in told["reason"]
     with pytest.raises(ProblemError, match=r"does not hold what method\.kind grpo trains on"):
         prepare(
             profile_over([{"text": f"words {number}"} for number in range(5)], None, *GRPO, max_rejected=1.0, file="t.jsonl"),

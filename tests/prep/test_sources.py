@@ -67,7 +67,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "set/rows.jsonl")
     (tmp_path / "set/loop.jsonl").symlink_to("loop.jsonl")
-    with pytest.raises(ValueError, match=r"loop\.jsonl is a link that leads nowhere"):
+    with pytest.raises(ValueError, match=r"loop\.jsonl is a broken link"):
         sources.list_files("set", tmp_path)
     with pytest.raises(ValueError, match=r"there is no set/loop\.jsonl"):
         sources.list_files("set/loop.jsonl", tmp_path)
@@ -308,7 +308,7 @@ def test_entries_that_cannot_be_used_are_refused_by_name(name: str, message: str
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("[1]", "is no catalogue"), ("{", "is not JSON"), ('{"a": 1}', "is no")]
+    ("content", "message"), [("[1]", "is not a catalogue"), ("{", "is not JSON"), ('{"a": 1}', "is not a catalogue")]
 )
 def test_a_file_that_is_no_catalogue(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(content)

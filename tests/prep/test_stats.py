@@ -82,7 +82,7 @@ def test_plain_text_is_trained_whole(home: Home, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"by": "kind"}, "no row has a column 'kind'; there are category"),
-        ({"plot": "lengths.jpg"}, "name it so"),
+        ({"plot": "lengths.jpg"}, "ends in .png"),
         ({"format": "text"}, "no row"),
     ],
 )

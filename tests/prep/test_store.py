@@ -122,9 +122,9 @@ def test_flat_files_hold_every_document(tmp_path: Path, vocabulary: int, dtype: 
         found.document(3)
     with (tmp_path / "flat" / "tokens.bin").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(ValueError, match=r"tokens\.bin is not as long"):
+    with pytest.raises(ValueError, match=r"tokens\.bin does not have the length"):
         token_file.read(tmp_path / "flat")
-    with pytest.raises(ValueError, match="holds no flat token file"):
+    with pytest.raises(ValueError, match="has no flat token file"):
         token_file.read(tmp_path)
 
 

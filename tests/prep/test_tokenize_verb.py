@@ -146,5 +146,5 @@ def test_preference_rows_become_sets_that_dpo_trains_on_as_they_are(home: Home, 
     judged = [{"prompt": "q", "completion": "a", "label": at % 2 == 0} for at in range(4)]
     tokenize(home, write(tmp_path / "judged.jsonl", *judged), tmp_path / "judged")
     assert load(tmp_path / "judged")["label"][:] == [[1], [0], [1], [0]]
-    with pytest.raises(ValueError, match="preference rows stand alone"):
+    with pytest.raises(ValueError, match="preference rows cannot be joined"):
         tokenize(home, tmp_path / "judged.jsonl", tmp_path / "packed", packing=True)

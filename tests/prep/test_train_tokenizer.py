@@ -121,12 +121,12 @@ def test_special_tokens_and_templates_of_ones_own(texts: list[str]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_too_small_and_too_large_sizes_are_said(texts: list[str], kind: Any) -> None:
-    with pytest.raises(ValueError, match="size 200 is too small: special tokens and the alphabet alone are 259"):
+    with pytest.raises(ValueError, match="size 200 is too small: special tokens and the alphabet alone take 259"):
         train(texts, kind=kind, size=200)
     few = train(["one two, one two"], kind=kind, size=5000)
     assert 259 <= len(few) < 300
     assert list_notes(few, 5000) == [f"{len(few)} tokens, not 5000: the texts hold no more that repeat"]
-    with pytest.raises(ValueError, match="no text to learn from"):
+    with pytest.raises(ValueError, match="no text to train on"):
         train([""], kind=kind, size=300)
 
 

@@ -68,7 +68,7 @@ def read_decisions(folder: Path) -> dict[str, str]:
         except (ValueError, KeyError, TypeError):
             decision = None
         if decision not in WORDS:
-            raise ValueError(f"{path}:{number} is no decision about a row: mend or remove that line")
+            raise ValueError(f"{path}:{number} is not a decision about a row: correct or remove that line")
         found[row] = decision
     return found
 

@@ -43,7 +43,7 @@ class Review:
     def decide(self, number: int, decision: str) -> None:
         """Record a decision and update the folder's rows. Raises ValueError for an unknown decision."""
         if decision not in WORDS:
-            raise ValueError(f"{decision} is no decision, only {', '.join(WORDS)}")
+            raise ValueError(f"{decision} is not a decision; decisions are {', '.join(WORDS)}")
         row = self._digests[number]
         decisions.decide(self.folder, row, decision)
         self._decisions[row] = decision

@@ -42,7 +42,7 @@ def build_row(item: Any, seed: Seed) -> dict[str, Any]:
     if isinstance(item, dict) and "standpoints" not in item and seed.form.format != _FORMAT:
         row = rows.build_row(item, seed)
         if _find_graph(row, seed.form) is None:
-            raise ValueError("its reply is no thought graph")
+            raise ValueError("its reply is not a thought graph")
         return row
     if fault := thought_graph.fault(item):
         raise ValueError(fault)

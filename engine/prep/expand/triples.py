@@ -50,7 +50,7 @@ def build_row(item: Any, seed: Seed) -> dict[str, Any]:
     if item.keys() != {"text", "triples"}:
         raise ValueError("its keys are not text and triples")
     if not isinstance(text, str) or not text.strip():
-        raise ValueError("its text is not text, or empty")
+        raise ValueError("its text is empty or not a string")
     example = substitute.find_exchange(seed.content, _INSTRUCTIONS).reply
     order = (triples.parse(example) or [dict.fromkeys(triples.KEYS, "")])[0]
     reply = substitute.write_like(example, found)

@@ -77,7 +77,7 @@ def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
         first, end = taken.row[0], taken.row[-1].end
         if reason:
             if len(taken.row) > 1 and reason.startswith("not CSV"):
-                reason += f" (a quote opens here and goes on to line {taken.row[-1].number})"
+                reason += f" (a quote opens here and continues to line {taken.row[-1].number})"
                 end = taken.put_back(end)
         elif not values:
             continue

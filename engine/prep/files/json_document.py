@@ -69,7 +69,7 @@ class _Splitter:
             return
         while character := self._peek():
             if character != b"{":
-                raise self._error("not JSON: a list of objects, or objects, must stand here")
+                raise self._error("not JSON: expected a list of objects, or objects")
             yield self._read_row()
 
     def _read_list(self) -> Iterator[Row]:

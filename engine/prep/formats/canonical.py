@@ -39,7 +39,7 @@ def make_conversation(turns: Any, tools: Any = None) -> Canonical:
     on."""
     found = check_messages(turns, "messages")
     if not any(message["role"] == "assistant" for message in found):
-        raise ValueError("no assistant turn: there is nothing to learn")
+        raise ValueError("no assistant turn: there is nothing to train on")
     return add_tools({"messages": found}, tools)
 
 
@@ -185,7 +185,7 @@ def check_json(value: Any, name: str) -> Any:
     except UnicodeEncodeError:
         raise ValueError(f"{name} holds half a surrogate pair")
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{name} has no JSON form: {error}")
+        raise ValueError(f"{name} cannot be represented in JSON: {error}")
     return value
 
 
@@ -246,7 +246,7 @@ def restore_columns(row_format: str, row: dict[str, Any], canonical: Canonical, 
             if not _converts_to({**row, name: columns[name]}, {**bare, "columns": {name: columns[name]}}, convert)
         ]
         raise ValueError(f"{row_format} has a meaning of its own for the column {', '.join(guilty or columns)}")
-    raise ValueError(f"{row_format} would read this row otherwise")
+    raise ValueError(f"{row_format} would read this row differently")
 
 
 def restore_canonical_columns(row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:

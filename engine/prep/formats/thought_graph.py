@@ -55,7 +55,7 @@ def revert(canonical: Canonical) -> dict[str, Any]:
     try:
         graph = load_json(messages[-1]["content"])
     except ValueError:
-        raise ValueError("thought_graph holds whole graphs; this reply is none")
+        raise ValueError("thought_graph holds whole graphs; this reply is not one")
     if fault := thought_graph.fault(graph):
         raise ValueError(f"thought_graph holds whole graphs: {fault}")
     columns = canonical.get("columns", {})
@@ -65,5 +65,5 @@ def revert(canonical: Canonical) -> dict[str, Any]:
         raise ValueError(f"thought_graph has a meaning of its own for the column {', '.join(twice)}")
     row: dict[str, Any] = {**graph, **columns}
     if convert(row)[0] != canonical:
-        raise ValueError("thought_graph would ask for this graph in other words")
+        raise ValueError("thought_graph would ask for this graph with another prompt")
     return row

@@ -126,7 +126,7 @@ def _unpack(file: SourceFile, into: Path, progress: Callable[[int, int], object]
             try:
                 raw = row_files.encode(value)
             except (UnicodeEncodeError, TypeError, ValueError, RecursionError, OverflowError) as error:
-                raw = row_files.encode(f"has no JSON form: {type(error).__name__}")
+                raw = row_files.encode(f"cannot be represented in JSON: {type(error).__name__}")
             kept.write(PlacedRow(file.number, record.line, record.offset, raw).to_line())
 
 

@@ -21,7 +21,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     """
     picture = Path(arguments.plot).expanduser().absolute() if arguments.plot else None
     if picture and picture.suffix.lower() != ".png":
-        raise ValueError(f"--plot {arguments.plot}: the picture is a PNG, name it so")
+        raise ValueError(f"--plot {arguments.plot}: the plot is a PNG file; give it a name that ends in .png")
     tokenizer_folder = find_tokenizer(arguments.model, home, progress)
     arguments.out = None
     with open_rows(home, "stats", arguments, {}, progress) as found:

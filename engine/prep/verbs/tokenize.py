@@ -144,7 +144,7 @@ def _tokenize(
     began = time.perf_counter()
     joined = arguments.packing or arguments.blocks
     if joined and rows.kind != "tokens":
-        raise ValueError("preference rows stand alone: leave out --packing and --blocks")
+        raise ValueError("preference rows cannot be joined: leave out --packing and --blocks")
     plain = rows.work / "plain" if joined else draft
     with (draft / "rejects.jsonl").open("w", encoding="utf-8") as file:
         if rows.rejects:
@@ -204,7 +204,7 @@ def _read_report(out: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         content = {}
     if "key" not in content or not (out / "state.json").is_file():
-        raise ValueError(f"--out {out} is there and was not made by this verb; name a new folder")
+        raise ValueError(f"--out {out} exists and was not made by this command; name a new folder")
     return content
 
 

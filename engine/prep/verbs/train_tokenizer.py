@@ -42,7 +42,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     ProblemError."""
     out = Path(arguments.out).expanduser().absolute()
     if out.exists() and not (out / RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and is no tokenizer of this verb: name a new folder")
+        raise ValueError(f"{out} exists and is not a tokenizer that this command has made: name a new folder")
     if arguments.samples < 1:
         raise ValueError("--samples must be at least 1")
     others = _load_others(home, arguments.compare)
