@@ -36,7 +36,7 @@ from engine.prep.expand.seeds import Seeds, Sources, read_seeds
 
 Progress = Callable[[str, int, int], None]
 
-BARREN = 10
+MOST_FRUITLESS = 10
 """Consecutive answers without a good row after which no more requests are sent."""
 GRACE = 10.0
 """Seconds to wait for pending answers when the work ends early."""
@@ -78,18 +78,18 @@ def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress
     with closing(Journal(out / "requests.jsonl", _settings(seeds, options))) as journal, Results(out) as results:
         for used in journal.used:
             budget.spend(used)
-        harvest = ReplyParser(seeds, options, duplicates, results)
-        conversation = _RequestLoop(seeds, options, harvest, journal, budget, progress)
-        stopped = asyncio.run(conversation.run(key))
+        parser = ReplyParser(seeds, options, duplicates, results)
+        loop = _RequestLoop(seeds, options, parser, journal, budget, progress)
+        stopped = asyncio.run(loop.run(key))
         report = {
             "task": seeds.name,
             "seeds": seeds.count,
             "unused": seeds.unused,
-            "rows": harvest.rows,
-            "rejected": harvest.rejected,
-            "reasons": dict(harvest.reasons.most_common()),
-            "requests": harvest.answers,
-            "failed": harvest.failed,
+            "rows": parser.rows,
+            "rejected": parser.rejected,
+            "reasons": dict(parser.reasons.most_common()),
+            "requests": parser.answers,
+            "failed": parser.failed,
             "prompt_tokens": budget.prompt,
             "reply_tokens": budget.reply,
             "cost": Usage(budget.prompt, budget.reply).cost(options.price),
@@ -98,12 +98,12 @@ def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress
         report = results.publish(report)
     numbers = {id(source): number for number, (source, _) in enumerate(sources)}
     formats = [(numbers[id(form.source)], form.format) for form in seeds.forms]
-    return Expansion({**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}, formats, harvest.forms)
+    return Expansion({**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}, formats, parser.forms)
 
 
 def dry_run(paths: list[Path], source: SourceOptions, options: ExpandOptions, progress: Progress) -> dict[str, Any]:
     """The first prompts, and the maximum cost if every answer is good. Sends nothing and needs no key."""
-    lack = Budget(options).shortage
+    shortage = Budget(options).shortage
     seeds = read_seeds(
         [(source, paths)], options, Duplicates(options.similarity), lambda done, total: progress("reading", done, total)
     )
@@ -112,7 +112,7 @@ def dry_run(paths: list[Path], source: SourceOptions, options: ExpandOptions, pr
     stopped = ""
     for number in range(requests):
         each = worst_case(seeds.build_prompt(number, options), options)
-        stopped = stopped or lack(Usage(prompt + each.prompt, reply + each.reply))
+        stopped = stopped or shortage(Usage(prompt + each.prompt, reply + each.reply))
         prompt, reply = prompt + each.prompt, reply + each.reply
         fitting += not stopped
     return {
@@ -142,13 +142,13 @@ class _RequestLoop:
         self,
         seeds: Seeds,
         options: ExpandOptions,
-        harvest: ReplyParser,
+        parser: ReplyParser,
         journal: Journal,
         budget: Budget,
         progress: Progress,
     ) -> None:
         self.seeds, self.options, self.journal, self.budget, self.progress = seeds, options, journal, budget, progress
-        self.harvest = harvest
+        self.parser = parser
         self.processed = 0
         """The answers of all requests before this number are processed."""
         self.pending: dict[int, asyncio.Task[None]] = {}
@@ -167,7 +167,7 @@ class _RequestLoop:
         # A limit may have left gaps: the answers behind them are processed too.
         for number in sorted(number for number in self.journal.answers if number >= self.processed):
             self._process(number)
-        return self._explain_fruitless() or (self.shortage if self.harvest.rows < self.options.samples else "")
+        return self._explain_fruitless() or (self.shortage if self.parser.rows < self.options.samples else "")
 
     async def _ask_all(self, connection: client.Service) -> None:
         while True:
@@ -201,29 +201,29 @@ class _RequestLoop:
     def _process_replies(self) -> None:
         while self.processed in self.journal.answers and self._process(self.processed):
             self.processed += 1
-        self.progress("expanding", self.harvest.rows, self.options.samples)
+        self.progress("expanding", self.parser.rows, self.options.samples)
 
     def _process(self, number: int) -> bool:
         """Process an answer unless there are enough rows already; returns whether it was processed."""
-        wanted = self.harvest.rows < self.options.samples and not self._explain_fruitless()
+        wanted = self.parser.rows < self.options.samples and not self._explain_fruitless()
         if wanted:
-            self.harvest.take(number, self.journal.answers[number])
+            self.parser.take(number, self.journal.answers[number])
         return wanted
 
     def _explain_fruitless(self) -> str:
-        return f"the last {BARREN} answers held no good row" if self.harvest.fruitless >= BARREN else ""
+        return f"the last {MOST_FRUITLESS} answers held no good row" if self.parser.fruitless >= MOST_FRUITLESS else ""
 
     def _needs_more(self) -> bool:
         if self.requester.fatal_error or self._explain_fruitless():
             return False
         ahead = self.pending.keys() | {number for number in self.journal.answers if number >= self.processed}
-        return self.harvest.rows + len(ahead) * self.options.per_request < self.options.samples
+        return self.parser.rows + len(ahead) * self.options.per_request < self.options.samples
 
     def _has_budget(self) -> bool:
         """Whether the limits allow another request now. Pending requests may use less than was reserved for them."""
-        lack = self.budget.shortage(self._worst(self._next_number()))
-        self.shortage = "" if self.pending else lack
-        return not lack
+        shortage = self.budget.shortage(self._worst(self._next_number()))
+        self.shortage = "" if self.pending else shortage
+        return not shortage
 
     def _next_number(self) -> int:
         """The lowest number of a request that is neither answered nor pending."""
