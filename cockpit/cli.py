@@ -48,7 +48,7 @@ SET = option("--set", metavar="K=V", action="append", default=[], dest="override
 DETACH = option("--detach", action="store_true", help="print the run's id and leave it running")
 
 FILE = option("file", metavar="FILE", help="a data file, a folder or a glob")
-FORMAT = option("--format", metavar="FORMAT", default="auto", help="format of the rows (detected automatically unless given)")
+FORMAT = option("--format", metavar="FORMAT", default="auto", help="format of the rows (detected automatically)")
 OUT = option("--out", metavar="DIR", required=True, help="folder for rows.jsonl, rejects.jsonl and report.json")
 MODEL = option("--model", metavar="TARGET", required=True, help="whose tokenizer and chat template")
 LENGTH = option("--max-length", type=int, metavar="N", default=1024, help="longest sequence, in tokens (1024)")

@@ -83,11 +83,9 @@ def tokenize_rows(
     size = min(SIZE, max(SIZE // 8, total // 16))
     spans = [span for path in rows for span in cut(path, size)]
     processes = min(processes, 1 + total // (2 * SIZE))
-    made = TokenizeResult(Counts(), [])
+    made, work = TokenizeResult(Counts(), []), f"{__name__}:tokenize_span"
     with token_store.link_streams(into, COLUMNS[kind]) as link, open(kept_rows or os.devnull, "wb") as rows_file:
-        for done in work_through(
-            spans, f"{__name__}:tokenize_span", settings, work_folder / "tokens", processes, progress
-        ):
+        for done in work_through(spans, work, settings, work_folder / "tokens", processes, progress):
             _check_template(done.counts["untemplated"])
             made.counts.add(Counts.from_json(done.counts["counts"]))
             made.golden.extend(done.counts["golden"][: _GOLDEN - len(made.golden)])
