@@ -82,6 +82,7 @@ class TrainingLoop:
 
     def begin(self, greet: Callable[[str], None]) -> None:
         """Everything before the first step: resume, preflight, evaluation at the start, commands that wait already."""
+        self.model.train()
         resumed = self.checkpointer.resume()
         greet(resumed)
         if self.profile.training.rehearsal:
