@@ -97,7 +97,7 @@ def test_each_source_has_a_prompt_of_its_own(tmp_path: Path) -> None:
     [
         ({"prompt": "{sentense}"}, "prompt: there is no column {sentense}; there are completion, prompt, sentence"),
         ({"prompt": "a } b"}, "prompt: } at character 3 is not a {column}; write a literal brace twice"),
-        ({"prompt": "{}"}, "prompt: {} at character 1 is no {column}"),
+        ({"prompt": "{}"}, "prompt: {} at character 1 is not a {column}"),
         (
             {"columns": {"output": "repli"}},
             "columns: there is no column 'repli' for output; there are completion, prompt, sentence",

@@ -180,7 +180,7 @@ def test_a_fetch_that_fails_leaves_nothing(rows: list[Any], bare_home: Home, mon
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Streamed(rows))
-    with pytest.raises(ValueError, match=r"hf://org/name@train cannot be fetched: (cut off|row 1 holds)"):
+    with pytest.raises(ValueError, match=r"hf://org/name@train cannot be fetched: (cut off|row 1 has)"):
         sources.fetch(sources.parse_hub_source("hf://org/name"), bare_home, lambda *_: None)
     assert list(bare_home.cache.iterdir()) == []
 

@@ -50,7 +50,7 @@ class Stage:
             self.processes,
             self.context.progress,
             (*self.context.files, str(path)),
-            (*self.context.shapes, None if work == CANONICAL else file.shape),
+            (*self.context.formats, None if work == CANONICAL else file.format),
         )
         return out
 
