@@ -78,7 +78,7 @@ def test_done_once_is_done_and_what_others_made_is_left_alone(home: Home, tmp_pa
     assert max(map(len, load(out)["input_ids"])) == 48
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="was not made by this verb"):
+    with pytest.raises(ValueError, match="was not made by this command"):
         tokenize(home, file, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
