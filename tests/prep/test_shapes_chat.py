@@ -169,7 +169,7 @@ def test_spans_by_skeleton_are_those_of_prefix_differences(
     turns = [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer))]
     row = chat(*([("system", system)] if system else []), *turns)
     quick, slow = Renderer(tokenizer, "assistant"), Renderer(tokenizer, "assistant")
-    whole = slow._template([row["messages"]], [None], opened=False)
+    whole = slow._apply_template([row["messages"]], [None], generation_prompt=False)
     (expected,) = slow._work_out([row], whole)
     (found,) = quick.render([row])
     if isinstance(expected, Refusal):
