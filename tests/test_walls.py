@@ -1,4 +1,4 @@
-"""The walls of DESIGN, looked at from outside: what a process has really loaded, and what the contracts say."""
+"""The borders between packages, checked from outside: what a process has really loaded, and what the import contracts say."""
 
 from __future__ import annotations
 

@@ -18,6 +18,6 @@ journal.write(
 )  # fmt: skip
 for step in range(1, last + 1):
     values: dict[str, float | None] = {"train/loss": 2.0 / step, "train/learning_rate": 1e-4, "train/grad_norm": 1.0}
-    link.written(journal.write(Metrics(attempt=1, step=step, epoch=step / last, values=values)))
-link.written(journal.write(End(attempt=1, step=last, status="completed")))
+    link.announce_journal(journal.write(Metrics(attempt=1, step=step, epoch=step / last, values=values)))
+link.announce_journal(journal.write(End(attempt=1, step=last, status="completed")))
 link.close()

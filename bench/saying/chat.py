@@ -14,11 +14,11 @@ for name in ("home", "job", "attempt", "address", "options"):
     parser.add_argument(f"--{name}")
 arguments = parser.parse_args()
 link = Link(arguments.address, arguments.job, int(arguments.attempt))
-link.status("ready")
+link.send_status("ready")
 while True:
-    link.arrived.wait()
-    for question in link.instructions():
+    link.instructions_arrived.wait()
+    for question in link.take_instructions():
         for count in range(question.arguments["words"]):
             time.sleep(PACE)
-            link.say(question.arguments["request"], "tokens", text="", count=count, said=time.time())
+            link.send_event(question.arguments["request"], "tokens", text="", count=count, said=time.time())
         link.answer(question, result={})

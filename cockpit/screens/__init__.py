@@ -1,4 +1,5 @@
-"""The screens, in the order of their keys 1–6: name -> (title, "module:Class"). A new screen is a file and a row."""
+"""The screens in the order of their keys 1–6: name -> (title, "module:Class"). A new screen is one file and one row
+here."""
 
 SCREENS = {
     "dashboard": ("Dashboard", "cockpit.screens.dashboard:DashboardScreen"),

@@ -1,4 +1,4 @@
-"""The dashboard: one run, live. Its state, its devices, its curves, its log, and the keys that steer it."""
+"""The dashboard: one run, live, with its state, devices, curves and log, and the keys that control it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,24 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from cockpit.pacing import Pace
-from cockpit.screens.run_screen import RunScreen
-from cockpit.state import RunTold, State, neighbour, select
-from cockpit.story import marks
-from cockpit.widgets.chart import Chart, curve_of
+from cockpit.screens.run_actions import RunActionsScreen
+from cockpit.state.app_state import AppState, RunHistory, adjacent_run
+from cockpit.state.run_history import chart_marks
+from cockpit.widgets.chart import Chart, curve_from_series
 from cockpit.widgets.chart_raster import Trace
 from cockpit.widgets.devices import Devices
+from cockpit.widgets.line import MUTED, Line
 from cockpit.widgets.log_tail import LogTail
-from cockpit.widgets.panels import MUTED, Line, Notice, RunHeader, bounds, evaluation, facts, present, table
+from cockpit.widgets.run_panels import (
+    Notice,
+    RunHeader,
+    evaluation_rows,
+    fact_rows,
+    format_table,
+    loss_bounds,
+    metric_rows,
+)
+from cockpit.widgets.throttle import Throttle
 from engine.protocol.messages import (
     LogQuery,
     Points,
@@ -39,27 +48,27 @@ CURVES = {"train/loss": "loss", "train/learning_rate": "rate", "train/grad_norm"
 """Metric -> the chart that shows it."""
 EVALUATION = "eval/loss"
 POINTS = 1000
-"""Buckets asked for of each curve: more than a terminal has dot columns."""
+"""Buckets requested of each curve: more than a terminal has dot columns."""
 LOG_PERIOD = 1.0
 
 EMPTY = """\
 [bold $accent]No runs yet.[/]
 
 [bold]3[/]  Profile: pick a profile, change it, launch it
-[bold]2[/]  Data: see what it would train on
+[bold]2[/]  Data: look at the rows it would train on
 [bold]6[/]  Doctor: is this machine ready?
 
 In another terminal:
-[bold]cockpit demo[/]             a small model learns something in minutes
-[bold]cockpit train PROFILE[/]    the same as launching it here\
+[bold]cockpit demo[/]             train a small model in minutes
+[bold]cockpit train PROFILE[/]    same as launching it here\
 """
 
 
-class DashboardScreen(RunScreen):
+class DashboardScreen(RunActionsScreen):
     HELP_TEXT = """\
-One run, live. The bright line is the smoothed loss, the dim band what was measured, ◆ an evaluation.
-┊ marks a step at which something changed (lr, clip, eval, save, end, batch, pause, skip, back): w says what.
-╌ is a threshold of the profile; ✓ and ✗ in the evaluation say which are reached."""
+One run, live. The bright line is the smoothed loss, the dim band the measured one, ◆ an evaluation.
+┊ marks a step at which something changed (lr, clip, eval, save, end, batch, pause, skip, back): w lists the changes.
+╌ is a threshold of the profile; ✓ and ✗ in the evaluation show which are reached."""
     CSS_PATH = "dashboard.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("b", "bad_batch", "Batch"),
@@ -83,17 +92,17 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown: str | None = None
+        self._loaded_run: str | None = None
         """The run whose curves are loaded."""
         self._attempt = 0
         self._early: list[Points] = []
-        """Points that came while the curves were being loaded."""
+        """Points that arrived while the curves were being loaded."""
         self._loading = False
         self._missed = False
-        """Something was told while this screen was not on top."""
+        """Whether something changed while this screen was not on top."""
         self._log_offset: int | None = None
-        self._texts = Pace(self, self._show_texts, 0.5)
-        self._batch_told = False
+        self._texts = Throttle(self, self._show_texts, 0.5)
+        self._has_batch = False
         """Whether the key for a bad batch is offered."""
 
     def compose_body(self) -> ComposeResult:
@@ -121,47 +130,48 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
 
     def on_screen_resume(self) -> None:
         if self._missed:
-            self._missed, self._shown = False, None
+            self._missed, self._loaded_run = False, None
             self.query_one(Devices).show(self.app.state, self.app.state.run)
         self._follow_selection()
 
     def on_resize(self) -> None:
-        self._texts.ask()
+        self._texts.request()
 
     @property
-    def run_in_hand(self) -> Run | None:
+    def current_run(self) -> Run | None:
         return self.app.state.run
 
-    # ── taking in ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── messages ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def receive(self, state: State, body: object) -> None:
+    def receive(self, state: AppState, body: object) -> None:
         if isinstance(body, Snapshot):
-            self._shown = None
+            self._loaded_run = None
             self._backfill()
-        if not self.is_active:  # another screen, or a question above: what changes below would repaint both
+        if not self.is_active:  # behind another screen or a dialog, changes would repaint both
             self._missed = True
             return
         if isinstance(body, (Telemetry, TelemetryHistory, Snapshot)):
             self.query_one(Devices).show(state, state.run)
         if isinstance(body, Points) and body.run == state.selected:
-            self._take(body)
+            self._append(body)
         if isinstance(body, Telemetry) or not isinstance(body, Points):
-            self._texts.ask()
+            self._texts.request()
         self._follow_selection()
 
     def _follow_selection(self) -> None:
-        if self.app.state.selected != self._shown and self.is_active:
-            self._shown = self.app.state.selected
-            self._texts.ask()
-            if self._shown is not None and self.app.client is not None:
-                self._load(self._shown)
+        if self.app.state.selected != self._loaded_run and self.is_active:
+            self._loaded_run = self.app.state.selected
+            self._texts.request()
+            if self._loaded_run is not None and self.app.client is not None:
+                self._load(self._loaded_run)
 
-    def _take(self, points: Points) -> None:
-        """Append; a new attempt replaces what the earlier one said of the same steps, so its curves are loaded again."""
+    def _append(self, points: Points) -> None:
+        """Append points. A new attempt replaces the earlier one's values of the same steps, so its curves are loaded
+        again."""
         if self._loading:
             self._early.append(points)
         elif points.attempt != self._attempt:
-            self._shown = None
+            self._loaded_run = None
         else:
             for name, values in points.values.items():
                 if name in CURVES:
@@ -180,14 +190,14 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
         self._attempt = detail.run.attempt
         found = {series.name: series for series in reply.series}
         for name, chart in CURVES.items():
-            curve = curve_of(found[name])
+            curve = curve_from_series(found[name])
             self.query_one(f"#{chart}", Chart).load({name: Trace(curve)} if len(curve) else {}, detail.run.max_steps)
         evaluations = found[EVALUATION]
         self.query_one("#loss", Chart).mark("eval", list(zip(evaluations.last_step, evaluations.last, strict=True)))
         self._log_offset = None
         self.app.take(detail)
         for points in self._early:
-            self._take(points)
+            self._append(points)
         await self._read_log()
 
     @work(exclusive=True, group="backfill")
@@ -226,35 +236,35 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
         if run is None:
             self._show_empty(state)
             return
-        told = state.told.get(run.id, RunTold())
-        listed = [other.id for other in state.listed()]
-        place = f"{listed.index(run.id) + 1}/{len(listed)} [ ]" if len(listed) > 1 else ""
-        self.query_one(RunHeader).show_run(run, told, place)
-        self.query_one(Notice).show(run, run.problem or state.problem, told)
-        if self._batch_told != (told.bad_batch is not None):
-            self._batch_told = told.bad_batch is not None
+        history = state.histories.get(run.id, RunHistory())
+        ids = [other.id for other in state.sorted_runs()]
+        place = f"{ids.index(run.id) + 1}/{len(ids)} [ ]" if len(ids) > 1 else ""
+        self.query_one(RunHeader).show_run(run, history, place)
+        self.query_one(Notice).show(run, run.problem or state.problem, history)
+        if self._has_batch != (history.bad_batch is not None):
+            self._has_batch = history.bad_batch is not None
             self.refresh_bindings()
         chart = self.query_one("#loss", Chart)
         chart.limit = run.max_steps
-        chart.annotate(marks(told), bounds(told))
-        evaluated = evaluation(told)
+        chart.annotate(chart_marks(history), loss_bounds(history))
+        evaluation = evaluation_rows(history)
         panel = self.query_one("#evaluation", Line)
         title = "evaluation"
-        if evaluated:
-            last = told.evaluations[-1]
+        if evaluation:
+            last = history.evaluations[-1]
             rows = "test rows" if any(name.startswith("test/") for name in last["values"]) else "evaluation"
             title = f"{rows} · step {last['step']:,}"
         if panel.border_title != title:  # setting it repaints the panel
             panel.border_title = title
-        panel.show(table(evaluated) if evaluated else Content.styled("nothing measured yet", MUTED))
-        blocks: list[Sequence[tuple[str, str | Content]]] = [facts(run, told)]
+        panel.show(format_table(evaluation) if evaluation else Content.styled("nothing measured yet", MUTED))
+        blocks: list[Sequence[tuple[str, str | Content]]] = [fact_rows(run, history)]
         if self.has_class("-narrow") or self.has_class("-low"):
-            blocks = [present(run), evaluation(told, short=True), *blocks]
-        self.query_one("#facts", Line).show(Content("\n").join(table(rows) for rows in blocks if rows))
+            blocks = [metric_rows(run), evaluation_rows(history, short=True), *blocks]
+        self.query_one("#facts", Line).show(Content("\n").join(format_table(rows) for rows in blocks if rows))
 
-    def _show_empty(self, state: State) -> None:
-        waiting = {"connecting": "Starting the engine…", "lost": "The engine is gone; starting it again…"}
-        text = waiting.get(state.connection)
+    def _show_empty(self, state: AppState) -> None:
+        messages = {"connecting": "Starting the engine…", "lost": "The engine is gone; restarting it…"}
+        text = messages.get(state.connection)
         if state.problem is not None:
             text = str(state.problem)
         self.query_one("#empty", Static).update(Content(text) if text else EMPTY)
@@ -262,29 +272,29 @@ One run, live. The bright line is the smoothed loss, the dim band what was measu
     # ── keys ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def action_neighbour(self, direction: int) -> None:
-        other = neighbour(self.app.state, direction)
+        other = adjacent_run(self.app.state, direction)
         if other is not None:
-            self.app.state = select(self.app.state, other)
+            self.app.select_run(other)
             self._follow_selection()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "bad_batch":
-            return self._batch_told
+            return self._has_batch
         if action in ("replies", "history", "evaluations"):
-            return self.is_mounted and self.run_in_hand is not None
+            return self.is_mounted and self.current_run is not None
         return super().check_action(action, parameters)
 
     def action_replies(self) -> None:
-        from cockpit.widgets.replies import Replies
+        from cockpit.widgets.samples_dialog import SamplesDialog
 
         if self.app.state.run is not None:
-            self.app.push_screen(Replies(self.app.state.run.id))
+            self.app.push_screen(SamplesDialog(self.app.state.run.id))
 
     def action_history(self) -> None:
-        from cockpit.widgets.history import History
+        from cockpit.widgets.history_dialog import HistoryDialog
 
         if self.app.state.run is not None:
-            self.app.push_screen(History("what happened", self.app.state.run.id))
+            self.app.push_screen(HistoryDialog("what happened", self.app.state.run.id))
 
     def action_log_scale(self) -> None:
         self._chart().toggle_log()

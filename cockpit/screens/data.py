@@ -1,12 +1,11 @@
-"""The data screen: what a profile would train on, row by row, as a conversation and as the tokens that are trained."""
+"""The data screen: the rows that a profile would train on, as conversations, as tokens and as batches."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from textual import work
 from textual.app import ComposeResult
@@ -15,62 +14,53 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from cockpit.profiles import profile_files
-from cockpit.screens.deciding import EXPANDED, UNDECIDED, DecidingScreen
-from cockpit.service import Worker
-from cockpit.submit import keys
+from cockpit.connection.submission import api_key_environment
+from cockpit.profiles.files import list_profiles
+from cockpit.screens.review import ReviewScreen
+from cockpit.screens.row_browser import EXPANDED, REJECTED
 from cockpit.widgets import row_view
 from cockpit.widgets.picker import Choice, Picker
-from cockpit.widgets.prompt import Prompt
 from engine.config.profile import ProfileError, parse
 from engine.protocol.home import Home
-from engine.protocol.messages import Problem, ProblemError, ServiceEvent
+from engine.protocol.messages import Problem
 
-if TYPE_CHECKING:
-    from cockpit.state import State
-
-WINDOW = 20
-"""Rows fetched at once."""
-COUNTED = 5000
-"""Rows up to which tokens are counted without being asked for."""
-REJECTED = "rejected"
-"""The part of bad rows."""
+MAX_COUNTED = 5000
+"""Rows up to which tokens are counted automatically."""
 SOURCES = "sources"
 """The choice that shows the rows before all stages."""
 STAGES = {
-    "expand": "asks the service for new rows; what it answered before is kept",
-    "validate": "bad rows out, each with its reason",
-    "clean": "text repaired, rows that the rules refuse out",
-    "dedup": "equal and nearly equal rows out",
-    "split": "validation and test rows set apart",
-    "balance": "the values of a column evened out",
-    "tokenize": "all of them, as a run does first",
+    "expand": "asks the service for new rows; its earlier answers are kept",
+    "validate": "rejects bad rows, each with its reason",
+    "clean": "repairs text and rejects rows that break a rule",
+    "dedup": "rejects equal and nearly equal rows",
+    "split": "sets validation and test rows apart",
+    "balance": "gives each value of a column the same number of rows",
+    "tokenize": "all stages, as a run does first",
 }
-VIEWS = ("conversation", "tokens", "text", "raw")
-"""How a row is shown, in the order of the key."""
 EMPTY = Content.from_markup(
     "[bold $text]No data open.[/]\n\n[$accent]o[/] picks a profile and shows the rows it would train on, "
     "or opens a data file or folder by its path.\n"
-    "To train on your own: [$accent]3[/] opens Profile; save a copy of a built-in one and set data.train."
+    "To train on your own data: [$accent]3[/] opens Profile; save a copy of a built-in profile and set data.train."
 )
-PROFILES = (".yaml", ".yml")
-"""Suffixes of profiles; whatever else is opened is data, but JSON that reads as a profile."""
-LONGEST_PROFILE = 100_000
-"""Bytes."""
+PROFILE_SUFFIXES = (".yaml", ".yml")
+"""Suffixes of profiles. Any other file is data, except JSON that reads as a profile."""
+MAX_PROFILE_BYTES = 100_000
 
 
-class DataScreen(DecidingScreen):
+class DataScreen(ReviewScreen):
     HELP_TEXT = """
-    What a profile would train on. `t` shows a row as a conversation, as tokens (those that are trained are bold and underlined), as
-    the text that training and chat write, and as it stands in its file. `b` shows real batches. A row that cannot be used is
-    rejected and named with its file and line; training goes on without it. `v` goes on to the held-out rows and to the rejected ones.
+    The rows that a profile would train on. `t` shows a row as a conversation, as tokens (trained ones are underlined),
+    as the text that training and chat produce, and as it stands in its file. `b` shows real batches. A row that cannot
+    be used is rejected and named with its file and line; training goes on without it. `v` shows the held-out rows and
+    the rejected ones.
     `/` finds rows: words and "phrases" in them, `column=value`, `source:name`, `chars>2000`, `tokens<20`,
     `is:undecided`; a number goes to that row.
-    Rows that a service made are a part of their own: `a` accepts a row, `x` drops it, `u` takes that back, `f` shows only those undecided;
-    beside it stands what it was made from. What is dropped is not trained on, also after the expansion goes on.
-    `r` runs the stages up to one that you choose, as a run does first, and shows the rows that leave it and those that it rejects; `r` and
-    `sources` shows them as they were read. What was done before comes from the cache; Esc stops, and what is done by then is kept.
-    `n` counts the tokens of large sets and of expanded rows, which are not counted by themselves.
+    Rows that a service generated are a part of their own: `a` accepts a row, `x` drops it, `u` takes that back, `f`
+    shows only undecided rows; beside each row is what it was made from. Dropped rows are never trained on.
+    `r` runs the stages up to one that you choose, as a run does first, and shows the rows that leave it and those that
+    it rejects; `r` and `sources` shows the rows as they were read. Earlier results come from the cache. Esc stops;
+    finished parts are kept.
+    `n` counts the tokens of large sets and of expanded rows, which are not counted automatically.
     """
     DEFAULT_CSS = """
     DataScreen #place { height: 1; padding: 0 1; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -104,17 +94,6 @@ class DataScreen(DecidingScreen):
         Binding("escape", "stop", "Back", show=False),
     ]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.worker = Worker(self.app, "data")
-        self.profile = ""
-        self.stats: dict[str, dict[str, Any]] = {}
-        self.view = "conversation"
-        self.step = 1
-        """Of the batch that is shown, of `batches`."""
-        self.batches = 1
-        self.request = ""
-
     def compose_body(self) -> ComposeResult:
         yield Static(id="place")
         with Horizontal(id="body"):
@@ -126,21 +105,18 @@ class DataScreen(DecidingScreen):
                 yield Static(id="facts")
 
     def on_mount(self) -> None:
-        self._place("no profile open")
+        self.show_status("no profile open")
         self.query_one("#row").focus()
-
-    async def on_unmount(self) -> None:
-        await self.worker.close()
 
     # ── opening ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @work(exclusive=True, group="pick")
     async def action_pick(self) -> None:
-        files = await asyncio.to_thread(profile_files, self.app.home, Path.cwd())
+        files = await asyncio.to_thread(list_profiles, self.app.home, Path.cwd())
         choices = [Choice(str(file.path), f"{file.place} · {file.description}") for file in files]
         path = await self.app.push_screen_wait(
             Picker(
-                "Data of which profile",
+                "Open the data of a profile",
                 "a name on the list, or the path of a profile, a data file or a folder",
                 choices,
             )
@@ -152,27 +128,27 @@ class DataScreen(DecidingScreen):
     async def open(self, path: Path) -> None:
         """Have the worker read the profile's sources, then show the first row and count tokens."""
         try:
-            text, is_data = await asyncio.to_thread(_profile_of, path)
-            await self.worker.need(await asyncio.to_thread(_keys, text, path, self.app.home))
+            text, is_data = await asyncio.to_thread(_read_profile, path)
+            await self.worker.set_environment(await asyncio.to_thread(_find_keys, text, path, self.app.home))
         except (OSError, UnicodeDecodeError) as error:
-            self._trouble(Problem(title=f"cannot read {path}", cause=str(error)))
+            self.show_problem(Problem(code="file.unreadable", title=f"cannot read {path}", cause=str(error)))
             return
-        self.profile, self.summary, self.stats, self.rows = path.stem, {}, {}, {}
-        self._place("reading …")
+        self.data_name, self.summary, self.stats, self.rows = path.stem, {}, {}, {}
+        self.show_status("reading …")
         summary = await self.ask("open", {"profile": text, "directory": str(path.parent)})
         if summary is None:
             return
         self.forget_decisions()
         self.summary, self.index, self.step = summary, 0, 1
         self.totals, self.queries = dict(summary["parts"]), {}
-        # Whoever opens the work of an expansion, and not a profile, is there to decide about its rows.
-        self._enter(EXPANDED if is_data and EXPANDED in summary["parts"] else "train")
-        await self._show()
-        # Counting would keep the worker from taking decisions meanwhile.
-        if summary["rows"] <= COUNTED and self.part != EXPANDED:
-            await self._count()
+        # Whoever opens the folder of an expansion, and not a profile, wants to review its rows.
+        self.select_part(EXPANDED if is_data and EXPANDED in summary["parts"] else "train")
+        await self.show_current()
+        # While the worker counts it cannot store decisions.
+        if summary["rows"] <= MAX_COUNTED and self.part != EXPANDED:
+            await self._count_tokens()
 
-    async def _count(self) -> None:
+    async def _count_tokens(self) -> None:
         for part, rows in self.summary["parts"].items():
             if (
                 rows
@@ -180,229 +156,53 @@ class DataScreen(DecidingScreen):
                 and (numbers := await self.ask("stats", {"part": part})) is not None
             ):
                 self.stats[part] = numbers
-                self._show_facts()
-        await self._show()
+                self.show_facts()
+        await self.show_current()
 
-    async def ask(self, question: str, arguments: dict[str, Any]) -> Any:
-        """The worker's answer, or None after showing why there is none."""
-        request = self.request = uuid.uuid4().hex
-        try:
-            return await self.worker.ask(question, arguments, request)
-        except ProblemError as error:
-            self._trouble(error.problem)
-            return None
-        finally:
-            if self.request == request:  # what is still on its way about it is old news
-                self.request = ""
-
-    def receive(self, state: State, body: object) -> None:
-        if isinstance(body, ServiceEvent) and body.request == self.request and body.kind == "progress":
-            done, total, phase = (body.data.get(key, 0) for key in ("done", "total", "phase"))
-            self._place(f"{phase or 'reading'} … {done / total:.0%}" if total else "reading …", "Esc stops")
-
-    # ── showing ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @work(exclusive=True, group="row")
-    async def show_row(self) -> None:
-        await self._show()
-
-    async def _show(self) -> None:
-        """Show the present row or batch, after fetching what is not here yet."""
-        if self.view == "batch":
-            await self._show_batch()
-            return
-        if self.changed and self.part != EXPANDED and not await self._reread():
-            return
-        part, index, view = self.part, self.index, self.view if self.part != REJECTED else "conversation"
-        if not self.totals.get(part):
-            self._content(self._nothing(part))
-            self._place(part, self.queries.get(part, ""))
-            return
-        row = await self._row(part, index)
-        if row is not None and view in ("tokens", "text") and view not in row:
-            question = "tokens" if view == "tokens" else "rendered"
-            row[view] = await self.ask(question, {"part": part, "index": index})
-        if row is None or (part, index) != (self.part, self.index) or row.get(view, row) is None:
-            return
-        counts = ""
-        match view:
-            case "tokens":
-                counted = row["tokens"]
-                counts = f"{counted['tokens']} tokens, {counted['trained']} trained"
-                counts += f", {counted['cut']} cut" if counted.get("cut") else ""
-                self._content(
-                    row_view.replies(counted["parts"]) if "parts" in counted else row_view.tokens(counted["pieces"])
-                )
-            case "text":
-                self._content(row_view.rendered(row["text"]))
-            case "raw":
-                self._content(Content(row["raw"]))
-            case _:
-                self._content(row_view.conversation(row))
-        if part == EXPANDED:
-            self.query_one("#facts", Static).update(row_view.origin(row, self.summary["decisions"]))
-        where = f"{row['file'].rpartition('/')[2]}:{row['line']}" if row.get("file") else ""
-        found = f"found by {self.queries[part]}" if part in self.queries else ""
-        decision = str(row.get("decision", ""))
-        after = f"after {self.summary['shown']}" if self.summary.get("shown") and part != EXPANDED else ""
-        name = f"{part} {after}".strip()
-        self._place(name, f"row {index + 1:,} of {self.totals[part]:,}", decision, found, counts, where)
-
-    def _nothing(self, part: str) -> Content:
-        """Why a part shows no row, and what to do."""
-        if part == EXPANDED and self.queries.get(part) == UNDECIDED:
-            return Content("Every row is decided.\n\nf shows all of them; v goes on to the rows that are kept.")
-        if part in self.queries:
-            return Content(f"No row of {part} fits: {self.queries[part]}\n\n/ asks anew; an empty line shows all.")
-        if part == REJECTED:
-            return Content("No row is rejected.\n\nv shows the training rows.")
-        return Content(
-            f"The profile has no {part} rows.\n\nv shows the next part; data.{part} in the profile names its sources."
-        )
-
-    async def _reread(self) -> bool:
-        """Have the worker read again what decisions have changed. Returns whether it could."""
-        self._place("reading …")
-        summary = await self.ask("reread", {})
-        if summary is None:
-            return False
-        self.changed = False
-        self.summary = summary
-        self.totals |= {part: rows for part, rows in summary["parts"].items() if part != EXPANDED}
-        self.queries = {part: query for part, query in self.queries.items() if part == EXPANDED}
-        self.index = min(self.index, max(self.totals[self.part] - 1, 0))
-        self.rows.clear()
-        self.stats.clear()
-        self._show_facts()
-        return True
-
-    async def _show_batch(self) -> None:
-        shown = await self.ask("batch", {"step": self.step})
-        if shown is None or self.view != "batch":
-            return
-        self._content(row_view.batch(shown))
-        share = f"{shown['trained'] / shown['tokens']:.0%} trained" if shown["tokens"] else ""
-        self.batches = shown["steps"]
-        self._place(f"batch of step {shown['step']:,} of {shown['steps']:,}", f"{shown['tokens']:,} tokens, {share}")
-
-    async def _row(self, part: str, index: int) -> dict[str, Any] | None:
-        if (part, index) not in self.rows:
-            start = index // WINDOW * WINDOW
-            answer = await self.ask("rows", {"part": part, "start": start, "count": WINDOW})
-            if answer is None:
-                return None
-            if len(self.rows) > 50 * WINDOW:  # what was leafed through is read again rather than kept
-                self.rows.clear()
-            self.rows |= {(part, row["index"]): row for row in answer["rows"]}
-        return self.rows.get((part, index))
-
-    def _content(self, content: Content) -> None:
-        self.query_one("#content", Static).update(content)
-
-    def _show_facts(self) -> None:
-        """Those of the data; of an expanded row, what it came from is shown with it."""
-        if self.part != EXPANDED:
-            self.query_one("#facts", Static).update(row_view.facts(self.summary, self.stats))
-
-    def _place(self, *facts: str) -> None:
-        line = Content.assemble(
-            (self.profile or "Data", "bold"), (f"  {' · '.join(filter(None, facts))}", "$text-muted")
-        )
-        self.query_one("#place", Static).update(line, layout=False)
-
-    def _trouble(self, problem: Problem) -> None:
-        hint = f"\n\n→ {problem.hint}" if problem.hint else ""
-        self._content(Content.assemble((f"✗ {problem.title}\n", "bold $text-error"), problem.cause, (hint, "$accent")))
-        self._place("✗")
-
-    # ── keys ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def action_move(self, by: int) -> None:
-        self.action_go_to(max(0, (self.step - 1 if self.view == "batch" else self.index) + by))
-
-    def action_go_to(self, index: int) -> None:
-        """Row (or batch) `index` of this part, from 0; -1 is the last."""
-        if not self.summary:
-            return
-        if self.view == "batch":
-            self.step = self.batches if index < 0 else min(index + 1, self.batches)
-        else:
-            last = max(self.totals[self.part] - 1, 0)
-            self.index = last if index < 0 else min(index, last)
-        self.query_one("#row").scroll_home(animate=False)
-        self.show_row()
-
-    def action_scroll(self, by: int) -> None:
-        side = self.has_class("-facts") and self.has_class("-narrow")
-        self.query_one("#side" if side else "#row").scroll_relative(y=by, animate=False)
-
-    def action_tokens(self) -> None:
-        """The next way to show a row."""
-        at = VIEWS.index(self.view) + 1 if self.view in VIEWS else 0
-        self._set_view(VIEWS[at % len(VIEWS)])
-
-    def action_batch(self) -> None:
-        """Real batches, and back to the rows."""
-        self._set_view("conversation" if self.view == "batch" else "batch")
-
-    def _set_view(self, view: str) -> None:
-        self.view = view
-        self.set_class(view in ("tokens", "batch"), "-tokens")
+    @work(exclusive=True, group="open")
+    async def action_count(self) -> None:
         if self.summary:
-            self.query_one("#row").scroll_home(animate=False)
-            self.show_row()
+            await self._count_tokens()
 
-    def action_part(self) -> None:
-        """The next part that has rows."""
-        parts = [part for part in self.summary.get("parts", ()) if self.summary["parts"][part] or part == self.part]
-        if parts:
-            self._enter(parts[(parts.index(self.part) + 1) % len(parts)])
-            self.view = "conversation" if self.view == "batch" else self.view
-            self.action_go_to(0)
-
-    def _enter(self, part: str) -> None:
-        self.part = part
-        self.set_class(part == EXPANDED, "-expanded")
-        self._show_facts()
-        self.refresh_bindings()
+    # ── stages ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @work(exclusive=True, group="open")
     async def action_run(self) -> None:
-        """The stages of the profile up to one, as a run would do them first; what leaves that one is shown."""
+        """Run the profile's stages up to one, as a run does first, and show the rows that leave it."""
         if not self.summary:
             return
         names = self.summary["stages"]
         choices = [Choice(name, STAGES[name]) for name in names]
         choices += [Choice(SOURCES, "the rows as they were read")] if self.summary.get("shown") else []
-        picker = Picker("Run the stages up to", "their rows are shown then", choices, len(names) - 1)
-        if picked := await self.app.push_screen_wait(picker):
-            await self._run_until("" if picked == SOURCES else picked)
+        picker = Picker("Run the stages up to", "its rows are shown then", choices, len(names) - 1)
+        if name := await self.app.push_screen_wait(picker):
+            await self._run_stages("" if name == SOURCES else name)
 
-    async def _run_until(self, name: str) -> None:
-        if self.request:  # tokens being counted: they would be counted anew
+    async def _run_stages(self, until: str) -> None:
+        if self.request:  # tokens are being counted, and would have to be counted again
             await self.worker.cancel(self.request)
-        self._place("running the stages …", "Esc stops")
-        done = await self.ask("stages", {"until": name})
+        self.show_status("running the stages …", "Esc stops")
+        done = await self.ask("stages", {"until": until})
         if done is None:
             return
         self.changed = False
-        tokenised = [_tokenised(done)] if "stats" in done else []
-        self.summary |= {"done": [*done["stages"], *tokenised], "shown": name}
+        tokenize = [_tokenize_stage(done)] if "stats" in done else []
+        self.summary |= {"done": [*done["stages"], *tokenize], "shown": until}
         self.summary |= {"parts": done["parts"], "decisions": done["decisions"]}
         self.totals, self.queries = dict(done["parts"]), {}
         self.rows.clear()
         self.stats.clear()
         self.view = "conversation" if self.view == "batch" else self.view
-        self._enter(self.part if self.totals.get(self.part) else "train")
+        self.select_part(self.part if self.totals.get(self.part) else "train")
         self.action_go_to(0)
-        if tokenised:
-            told = f"{done['rows']:,} rows, {done['tokens']:,} tokens, {done['trained_tokens']:,} trained"
-            self.notify(told, title="Prepared")
-        if sum(rows for part, rows in self.totals.items() if part != REJECTED) <= COUNTED:
-            await self._count()
+        if tokenize:
+            counts = f"{done['rows']:,} rows, {done['tokens']:,} tokens, {done['trained_tokens']:,} trained"
+            self.notify(counts, title="Prepared")
+        if sum(rows for part, rows in self.totals.items() if part != REJECTED) <= MAX_COUNTED:
+            await self._count_tokens()
 
     async def action_stop(self) -> None:
-        """Esc: give up what is being asked, else leave the batches, else go back."""
+        """Esc: cancel the current question, else leave the batches, else go back."""
         if self.request:
             await self.worker.cancel(self.request)
         elif self.view == "batch":
@@ -410,69 +210,36 @@ class DataScreen(DecidingScreen):
         else:
             await self.app.action_back()
 
-    def action_facts(self) -> None:
-        """On a narrow screen the facts take the row's place."""
-        self.toggle_class("-facts")
 
-    @work(exclusive=True, group="open")
-    async def action_count(self) -> None:
-        if self.summary:
-            await self._count()
-
-    @work(exclusive=True, group="find")
-    async def action_find(self) -> None:
-        if not self.summary:
-            return
-        hint = "words, column=value, source:name, chars>2000, tokens<20, or a number"
-        answer = await self.app.push_screen_wait(Prompt(f"Find in {self.part}", hint, self.queries.get(self.part, "")))
-        if answer is None:
-            return
-        if answer.strip().isdigit():
-            self.action_go_to(max(int(answer) - 1, 0))
-            return
-        await self.narrow(answer)
-
-    async def narrow(self, query: str) -> None:
-        """Show the rows of this part that fit; an empty query shows all."""
-        found = await self.ask("narrow", {"part": self.part, "query": query})
-        if found is None:
-            return
-        self.queries.pop(self.part, None)
-        if query.strip():
-            self.queries[self.part] = query.strip()
-        self.totals[self.part] = found["total"]
-        self.rows.clear()
-        self._set_view("conversation" if self.view == "batch" else self.view)
-        self.action_go_to(0)
-
-
-def _profile_of(path: Path) -> tuple[str, bool]:
-    """A profile's text, and whether `path` is no profile but data: then it is one which trains on that and leaves all else as it comes."""
+def _read_profile(path: Path) -> tuple[str, bool]:
+    """A profile's text, and whether `path` is data. Data gets a profile that trains on it and has all other settings at
+    their defaults."""
     suffix, size = path.suffix.lower(), path.stat().st_size
-    if suffix in PROFILES:
+    if suffix in PROFILE_SUFFIXES:
         return path.read_text(encoding="utf-8"), False
-    if suffix == ".json" and size < LONGEST_PROFILE and is_profile(text := path.read_text(encoding="utf-8")):
+    if suffix == ".json" and size < MAX_PROFILE_BYTES and is_profile(text := path.read_text(encoding="utf-8")):
         return text, False
     return json.dumps({"name": path.stem, "data": {"train": [{"source": str(path)}]}}), True
 
 
-def _keys(text: str, path: Path, home: Home) -> dict[str, str]:
-    """What the profile's stages need of the shell; nothing of one that does not hold, which the worker tells."""
+def _find_keys(text: str, path: Path, home: Home) -> dict[str, str]:
+    """The API keys that the profile's stages need from the shell; none for an invalid profile, which the worker
+    reports."""
     try:
-        return keys(parse(text, path.name, path.parent, home=home))
+        return api_key_environment(parse(text, path.name, path.parent, home=home))
     except ProfileError:
         return {}
 
 
 def is_profile(text: str) -> bool:
-    """Whether JSON is a profile rather than rows: an object whose `data` names what to train on."""
+    """Whether JSON is a profile rather than rows: an object whose `data` has a `train`."""
     try:
         return "train" in json.loads(text)["data"]
     except (ValueError, KeyError, TypeError):
         return False
 
 
-def _tokenised(done: dict[str, Any]) -> dict[str, Any]:
-    """The last stage as the others tell theirs."""
+def _tokenize_stage(done: dict[str, Any]) -> dict[str, Any]:
+    """The tokenize stage in the form of the other stages."""
     stats = done["stats"]["train"]
     return {"name": "tokenize", "in": stats["rows"] + stats["masked"], "out": stats["rows"]}

@@ -1,4 +1,4 @@
-"""The doctor screen: what works on this machine, what does not, and the command that mends it."""
+"""The doctor screen: what works on this machine, what does not, and how to fix it."""
 
 from __future__ import annotations
 
@@ -19,27 +19,25 @@ from textual.content import Content
 from textual.widgets import Static
 
 from cockpit.screens.base import CockpitScreen
-from engine.protocol.client import engine_environment
+from engine.protocol.client import build_engine_environment
 
 MARKS = {True: Text("✓", "bold green"), False: Text("✗", "bold red"), None: Text("–", "yellow")}
-"""Verdict -> mark. None: worth knowing, nothing that a job needs."""
+"""Result -> mark. None is for information that no job depends on."""
 
 
 def report(checks: list[dict[str, Any]]) -> Table:
-    """A row for each check: verdict, name, what was found, and beneath it how to mend it."""
+    """A row for each check: mark, name, result, and below it how to fix the problem."""
     table = Table.grid(padding=(0, 1))
     for check in checks:
-        mend = f"\n→ {check['mend']}" if check.get("mend") else ""
-        table.add_row(
-            MARKS[check["ok"]], Text(check["name"], "bold"), Text(check["detail"]) + Text(mend, "bold yellow")
-        )
+        fix = f"\n→ {check['mend']}" if check.get("mend") else ""
+        table.add_row(MARKS[check["ok"]], Text(check["name"], "bold"), Text(check["detail"]) + Text(fix, "bold yellow"))
     return table
 
 
 class DoctorScreen(CockpitScreen):
     HELP_TEXT = """
-    Each check is tried, not guessed: a small quantised layer is trained, processes really add numbers together.
-    ✓ works · ✗ something needed fails, with the command that mends it · – worth knowing.
+    Each check is a real trial: a small quantized layer is trained, and processes really add numbers together.
+    ✓ works · ✗ a requirement fails, with the command that fixes it · – for information.
     """
     DEFAULT_CSS = """
     DoctorScreen #verdict { height: 1; padding: 0 1; background: $surface; }
@@ -65,8 +63,9 @@ class DoctorScreen(CockpitScreen):
 
     @work(exclusive=True)
     async def action_examine(self) -> None:
-        """Run the doctor in a process of its own: it loads what this app never does. It ends with this screen."""
-        self._verdict(Content("examining this machine … (some seconds: it tries things)"))
+        """Run the doctor in a process of its own, because it loads libraries that the app never loads. It ends with
+        this screen."""
+        self._verdict(Content("examining this machine … (takes some seconds)"))
         command = ("-P", "-m", "engine.workers.doctor", "--home", str(self.app.home.root), "--json")
         doctor = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -74,27 +73,27 @@ class DoctorScreen(CockpitScreen):
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=engine_environment(),
+            env=build_engine_environment(),
             cwd="/",
             start_new_session=True,
         )
         try:
-            answer, complaint = await doctor.communicate()
+            output, errors = await doctor.communicate()
         finally:
-            if doctor.returncode is None:  # left before it was done: it and what it tries end too
+            if doctor.returncode is None:  # the screen was left early: end the doctor and its child processes too
                 os.killpg(doctor.pid, signal.SIGKILL)
-        self._show(answer.decode(errors="replace"), complaint.decode(errors="replace"))
+        self._show(output.decode(errors="replace"), errors.decode(errors="replace"))
 
-    def _show(self, answer: str, complaint: str) -> None:
+    def _show(self, output: str, errors: str) -> None:
         try:
-            checks = json.loads(answer.splitlines()[-1])["checks"]
+            checks = json.loads(output.splitlines()[-1])["checks"]
         except (ValueError, KeyError, IndexError):
-            self._verdict(Content.styled("✗ the doctor itself failed; r tries again", "$text-error"))
-            self.query_one("#checks", Static).update(Content(complaint.strip() or "it said nothing"))
+            self._verdict(Content.styled("✗ the doctor itself failed; r runs it again", "$text-error"))
+            self.query_one("#checks", Static).update(Content(errors.strip() or "it printed nothing"))
             return
         failed = sum(check["ok"] is False for check in checks)
-        words = "something needed fails" if failed == 1 else "needed things fail"
-        good = Content.styled("✓ all that is needed works", "$text-success")
+        words = "requirement fails" if failed == 1 else "requirements fail"
+        good = Content.styled("✓ all requirements are met", "$text-success")
         self._verdict(Content.styled(f"✗ {failed} {words}: see →", "$text-error") if failed else good)
         self.query_one("#checks", Static).update(report(checks))
 

@@ -1,4 +1,4 @@
-"""A run's evaluations: metrics over its steps, every reply with its scores, two of them compared, and a new one begun."""
+"""A run's evaluations: their metrics over the steps, every reply with its scores, comparisons, and new evaluations."""
 
 from __future__ import annotations
 
@@ -12,26 +12,37 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import DataTable, Static
 
-from cockpit.figures import number
-from cockpit.results import BEST, MUTED, about, best, columns, comparison, origin, passed, settings, title
+from cockpit.connection.service_client import ServiceClient
 from cockpit.screens.base import CockpitScreen
-from cockpit.service import Worker
-from cockpit.state import RunTold
+from cockpit.state.app_state import RunHistory
+from cockpit.state.evaluation_results import (
+    BEST,
+    MUTED,
+    best_values,
+    compare_evaluations,
+    describe_evaluation,
+    evaluation_title,
+    metric_names,
+    origin_name,
+    parse_settings,
+    pass_mark,
+)
+from cockpit.state.formatting import format_number
+from cockpit.widgets.evaluation_replies import EvaluationReplies
 from cockpit.widgets.picker import Choice, Picker
 from cockpit.widgets.prompt import Prompt
-from cockpit.widgets.scored import Scored
-from engine.protocol.messages import Problem, ProblemError, ServiceEvent
+from engine.protocol.messages import ProblemError, ServiceEvent
 
 if TYPE_CHECKING:
-    from cockpit.state import State
+    from cockpit.state.app_state import AppState
 
-ASKED = "samples=32"
-"""What is offered when an evaluation is begun."""
+DEFAULT_SETTINGS = "samples=32"
+"""The settings that are offered for a new evaluation."""
 NOTHING = """\
 This run has no evaluations yet.
 
 [bold]n[/]  measures a checkpoint now
-While it trains, a profile asks for replies with  evaluation: {task: triples, samples: 32}\
+A profile requests sampled replies during training with  evaluation: {task: triples, samples: 32}\
 """
 LEADING = {"": 1, "step": 7, "by": 5, "ok": 2, "replies": 7}
 """Heading -> width, before the metrics."""
@@ -39,10 +50,11 @@ LEADING = {"": 1, "step": 7, "by": 5, "ok": 2, "replies": 7}
 
 class EvaluationsScreen(CockpitScreen):
     HELP_TEXT = """\
-The evaluations of one run, those of its training and those of `cockpit eval`. ★ is the best of those measured on the same rows.
-Enter shows the replies, the worst first; t sorts them by another score, f keeps those that passed or failed. Mark two with o to see
-whether their difference is more than noise. n measures a checkpoint: a line of NAME=VALUE says on what (data, task, rows, samples,
-max_new_tokens, constrained), without data on the rows that the run held out. Leaving this screen ends it; what is done is kept."""
+The evaluations of one run, those of its training and those of `cockpit eval`. ★ is the best on the same rows.
+Enter shows the replies, the worst first; t sorts them by another score, f shows those that passed or failed.
+Mark two evaluations with o to see whether their difference is beyond noise.
+n measures a checkpoint, with settings as NAME=VALUE (data, task, rows, samples, max_new_tokens, constrained); without
+data it uses the rows that the run held out. Leaving this screen stops it; finished parts are kept."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Replies"),
         Binding("o", "mark", "Compare"),
@@ -58,7 +70,9 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
         Binding("escape", "leave", "Back", show=False),
     ]
     DEFAULT_CSS = """
-    EvaluationsScreen #place { height: 1; background: $surface; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    EvaluationsScreen #place {
+        height: 1; background: $surface; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     EvaluationsScreen #progress { height: 1; background: $panel; padding: 0 1; display: none; text-wrap: nowrap; }
     EvaluationsScreen #progress.-shown { display: block; }
     EvaluationsScreen DataTable { background: $background; scrollbar-size: 1 1; }
@@ -70,7 +84,8 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
     EvaluationsScreen #about { height: auto; }
     EvaluationsScreen #compared { height: 1fr; padding: 0 1; }
     EvaluationsScreen #none { height: 1fr; padding: 1 2; }
-    EvaluationsScreen #none, EvaluationsScreen #replies, EvaluationsScreen #compared, EvaluationsScreen #listing { display: none; }
+    EvaluationsScreen #none, EvaluationsScreen #replies { display: none; }
+    EvaluationsScreen #compared, EvaluationsScreen #listing { display: none; }
     EvaluationsScreen.-none #none, EvaluationsScreen.-list #listing, EvaluationsScreen.-replies #replies,
     EvaluationsScreen.-compared #compared { display: block; }
     """
@@ -78,15 +93,15 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
     def __init__(self, run: str) -> None:
         super().__init__()
         self.run_id = run
-        self.reader, self.measurer = Worker(self.app, "evaluate"), Worker(self.app, "evaluate")
+        self.reader, self.measurer = ServiceClient(self.app, "evaluate"), ServiceClient(self.app, "evaluate")
         self.evaluations: list[dict[str, Any]] = []
         self.view = ""
         self._marked: list[str] = []
-        """Names of the evaluations to compare, at most two."""
+        """Names of the evaluations marked for comparison, at most two."""
         self._request = ""
-        """Of the evaluation that is going on; empty without one."""
-        self._told = 0
-        """Evaluations that the run's training has told of."""
+        """The request of the running evaluation; empty without one."""
+        self._reported = 0
+        """Evaluations that the run's training has reported."""
 
     def compose_body(self) -> ComposeResult:
         yield Static(id="place")
@@ -95,13 +110,13 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
             yield DataTable(id="list", cursor_type="row", zebra_stripes=True)
             with VerticalScroll(id="below", can_focus=False):
                 yield Static(id="about")
-        yield Scored(lambda question, arguments: self._ask(self.reader, question, arguments), id="replies")
+        yield EvaluationReplies(lambda question, arguments: self._ask(self.reader, question, arguments), id="replies")
         with VerticalScroll(id="compared"):
             yield Static(id="comparison")
         yield Static(id="progress")
 
     def on_mount(self) -> None:
-        self._place("reading …")
+        self._show_status("reading …")
         self.action_reload()
 
     async def on_unmount(self) -> None:
@@ -112,14 +127,14 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
         if self.view == "list":
             self._describe()
 
-    def receive(self, state: State, body: object) -> None:
-        told = state.told.get(self.run_id, RunTold())
-        if len(told.evaluations) != self._told:
-            self._told = len(told.evaluations)
+    def receive(self, state: AppState, body: object) -> None:
+        history = state.histories.get(self.run_id, RunHistory())
+        if len(history.evaluations) != self._reported:
+            self._reported = len(history.evaluations)
             if self.view in ("list", "none"):
                 self.action_reload()
         if isinstance(body, ServiceEvent) and body.request == self._request and body.kind == "progress":
-            self._progress(body.data)
+            self._show_progress(body.data)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "measure" and self.app.readonly:
@@ -141,14 +156,14 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
             return
         self.evaluations = found["evaluations"]
         self._marked = [name for name in self._marked if any(each["name"] == name for each in self.evaluations)]
-        if self.view not in ("replies", "compared"):  # what somebody reads stays on the screen
-            self._list()
+        if self.view not in ("replies", "compared"):  # do not take away what the user is reading
+            self._fill_list()
 
-    def _list(self) -> None:
+    def _fill_list(self) -> None:
         listing = self.query_one("#list", DataTable)
         at = listing.cursor_row if listing.row_count else len(self.evaluations)
-        names = columns(self.evaluations)
-        tops = best(self.evaluations)
+        names = metric_names(self.evaluations)
+        best = best_values(self.evaluations)
         listing.clear(columns=True)
         for heading, width in LEADING.items():
             listing.add_column(heading, width=width, key=heading or "mark")
@@ -157,12 +172,12 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
         listing.fixed_columns = len(LEADING) - 1
         for place, each in enumerate(self.evaluations):
             mark = "◆◇"[self._marked.index(each["name"])] if each["name"] in self._marked else " "
-            figures = [_figure(each["metrics"].get(name), (place, name) in tops) for name in names]
+            figures = [_format_cell(each["metrics"].get(name), (place, name) in best) for name in names]
             listing.add_row(
                 Content.styled(mark, "$accent"),
                 Content(f"{each['step']:>7,}"),
-                Content(origin(each)),
-                passed(each),
+                Content(origin_name(each)),
+                pass_mark(each),
                 Content(f"{each['replies'] or '–':>7}"),
                 *figures,
             )
@@ -173,34 +188,35 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
         self._describe()
 
     def _describe(self) -> None:
-        chosen = self._chosen()
-        marked = "  ·  o on another compares the two" if len(self._marked) == 1 else ""
+        chosen = self._selected()
+        marked = "  ·  o on another one compares the two" if len(self._marked) == 1 else ""
         count = len(self.evaluations)
-        self._place(
-            f"{self.run_id}  ·  {count} evaluation{'s'[: count != 1]}  ·  {BEST} best on the same rows{marked or '  ·  Enter: replies'}"
+        counted = f"{count} evaluation{'s'[: count != 1]}"
+        self._show_status(
+            f"{self.run_id}  ·  {counted}  ·  {BEST} best on the same rows{marked or '  ·  Enter: replies'}"
         )
-        self.query_one("#about", Static).update(about(chosen, self.app.size.width - 3) if chosen else "")
+        self.query_one("#about", Static).update(describe_evaluation(chosen, self.app.size.width - 3) if chosen else "")
 
-    def _chosen(self) -> dict[str, Any] | None:
+    def _selected(self) -> dict[str, Any] | None:
         at = self.query_one("#list", DataTable).cursor_row
         return self.evaluations[at] if 0 <= at < len(self.evaluations) else None
 
     @on(DataTable.RowHighlighted, "#list")
-    def _list_moved(self) -> None:
+    def _row_highlighted(self) -> None:
         if self.view == "list":
             self._describe()
 
     @on(DataTable.RowSelected, "#list")
-    def _list_chosen(self) -> None:
+    def _row_selected(self) -> None:
         self.action_open()
 
     def action_mark(self) -> None:
-        """Mark for comparison; the second mark compares."""
-        chosen = self._chosen()
+        """Mark an evaluation for comparison. The second mark compares the two."""
+        chosen = self._selected()
         if chosen is None:
             return
         if not chosen["directory"]:
-            self.notify("its replies were not kept: measure that checkpoint with n", severity="warning")
+            self.notify("its replies were not stored: measure that checkpoint with n", severity="warning")
             return
         name = chosen["name"]
         self._marked = (
@@ -209,51 +225,55 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
         if len(self._marked) == 2:
             self._compare()
         else:
-            self._list()
+            self._fill_list()
 
     @work(exclusive=True, group="compare")
     async def _compare(self) -> None:
         named = {each["name"]: each for each in self.evaluations}
         pair, self._marked = sorted((named[name] for name in self._marked), key=self.evaluations.index), []
-        asked = {"first": pair[0]["directory"], "second": pair[1]["directory"]}
-        self._place("comparing …")
-        told = await self._ask(self.reader, "compare", asked)
-        if told is None:
-            self._list()
+        arguments = {"first": pair[0]["directory"], "second": pair[1]["directory"]}
+        self._show_status("comparing …")
+        result = await self._ask(self.reader, "compare", arguments)
+        if result is None:
+            self._fill_list()
             return
         self._show("compared")
-        self._place(f"{title(pair[0])} against {title(pair[1])}  ·  {pair[0]['data']}  ·  Esc goes back")
-        first, second = (f"{each['step']:,} {origin(each)}" for each in pair)
-        self.query_one("#comparison", Static).update(comparison(told, first, second, self.app.size.width - 3))
+        self._show_status(
+            f"{evaluation_title(pair[0])} against {evaluation_title(pair[1])}  ·  {pair[0]['data']}  ·  Esc goes back"
+        )
+        first, second = (f"{each['step']:,} {origin_name(each)}" for each in pair)
+        self.query_one("#comparison", Static).update(
+            compare_evaluations(result, first, second, self.app.size.width - 3)
+        )
         self.query_one("#compared").focus()
 
     # ── the replies ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @work(exclusive=True, group="replies")
     async def action_open(self) -> None:
-        chosen = self._chosen()
+        chosen = self._selected()
         if chosen is None or self.view != "list":
             return
         if not chosen["directory"] or not chosen["replies"]:
-            self.notify("no replies were kept of it", severity="warning")
+            self.notify("its replies were not stored", severity="warning")
             return
-        if await self.query_one(Scored).open(chosen):
+        if await self.query_one(EvaluationReplies).open(chosen):
             self._show("replies")
-            self._headline()
+            self._show_headline()
             self.query_one("#rows").focus()
 
     @work(exclusive=True, group="replies")
     async def action_sort(self) -> None:
-        await self.query_one(Scored).resort()
-        self._headline()
+        await self.query_one(EvaluationReplies).next_sort()
+        self._show_headline()
 
     @work(exclusive=True, group="replies")
     async def action_filter(self) -> None:
-        await self.query_one(Scored).refilter()
-        self._headline()
+        await self.query_one(EvaluationReplies).next_filter()
+        self._show_headline()
 
-    def _headline(self) -> None:
-        self._place(f"{self.query_one(Scored).headline}  ·  Esc goes back")
+    def _show_headline(self) -> None:
+        self._show_status(f"{self.query_one(EvaluationReplies).headline}  ·  Esc goes back")
 
     def action_scroll(self, by: int) -> None:
         panel = self.query_one(
@@ -269,12 +289,12 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
             table.move_cursor(row=table.cursor_row + by, animate=False)
 
     def action_leave(self) -> None:
-        """Esc goes back to the list, then to the screen before."""
+        """Esc goes back to the list, then to the previous screen."""
         if self.view in ("replies", "compared"):
-            self._list()
+            self._fill_list()
         elif self._marked:
             self._marked = []
-            self._list()
+            self._fill_list()
         else:
             self.app.pop_screen()
 
@@ -282,9 +302,9 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
 
     @work(exclusive=True, group="measure")
     async def action_measure(self) -> None:
-        """Choose a checkpoint, say on what, and have it measured."""
+        """Choose a checkpoint, ask for the settings, and measure it."""
         if self._request:
-            self.notify("one is being measured; x stops it", severity="warning")
+            self.notify("an evaluation is running; x stops it", severity="warning")
             return
         found = await self._ask(self.reader, "listed", {"run": self.run_id})
         if found is None:
@@ -294,38 +314,38 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
             self.notify("this run has no checkpoint yet", severity="warning")
             return
         choices = [Choice(f"{self.run_id}@{step}", f"step {step:,}") for step in steps]
-        target = await self.app.push_screen_wait(Picker("Measure which checkpoint", "type to narrow", choices))
+        target = await self.app.push_screen_wait(Picker("Measure which checkpoint", "type to filter", choices))
         if target is None:
             return
-        wanted = await self._wanted()
-        if wanted is not None:
-            await self._measure(target, wanted)
+        settings = await self._ask_settings()
+        if settings is not None:
+            await self._measure(target, settings)
 
-    async def _wanted(self) -> dict[str, Any] | None:
-        typed, wrong = ASKED, ""
+    async def _ask_settings(self) -> dict[str, Any] | None:
+        text, problem = DEFAULT_SETTINGS, ""
         while True:
-            text = f"{wrong}On what, as NAME=VALUE; without data on the rows that the run held out"
-            answer = await self.app.push_screen_wait(Prompt("Measure", text, typed))
+            question = f"{problem}Settings as NAME=VALUE; without data, the rows that the run held out are used"
+            answer = await self.app.push_screen_wait(Prompt("Measure", question, text))
             if answer is None:
                 return None
-            typed = answer
+            text = answer
             try:
-                return settings(answer)
+                return parse_settings(answer)
             except ValueError as error:
-                wrong = f"✗ {error}\n"
+                problem = f"✗ {error}\n"
 
-    async def _measure(self, target: str, wanted: dict[str, Any]) -> None:
+    async def _measure(self, target: str, settings: dict[str, Any]) -> None:
         self._request = uuid.uuid4().hex
         self.refresh_bindings()
-        self._progress({"stage": "starting", "target": target})
-        result = await self._ask(self.measurer, "evaluate", {"target": target, **wanted}, self._request)
+        self._show_progress({"stage": "starting", "target": target})
+        result = await self._ask(self.measurer, "evaluate", {"target": target, **settings}, self._request)
         self._request = ""
         self.query_one("#progress").remove_class("-shown")
         self.refresh_bindings()
-        await self.measurer.close()  # with the model's memory
+        await self.measurer.close()  # frees the model's memory
         if result is not None:
             main = next(iter(result["metrics"].items()), ("replies", result["replies"]))
-            self.notify(f"{target}: {main[0]} {number(main[1])}", title="measured")
+            self.notify(f"{target}: {main[0]} {format_number(main[1])}", title="measured")
         self.action_reload()
 
     @work(group="cancel")
@@ -333,8 +353,8 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
         if self._request:
             await self.measurer.cancel(self._request)
 
-    def _progress(self, told: dict[str, Any]) -> None:
-        done, total = told.get("done", 0), told.get("total", 0)
+    def _show_progress(self, data: dict[str, Any]) -> None:
+        done, total = data.get("done", 0), data.get("total", 0)
         bar = self.query_one("#progress", Static)
         bar.add_class("-shown")
         length = 20
@@ -342,31 +362,26 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
         counted = f" {done:,} of {total:,}" if total else ""
         bar.update(
             Content.assemble(
-                (f"{told.get('target', '')}  ", "$text"),
+                (f"{data.get('target', '')}  ", "$text"),
                 ("━" * full, "$accent"),
                 ("─" * (length - full), "$primary 50%"),
-                f"  {told.get('stage', '')}{counted}",
+                f"  {data.get('stage', '')}{counted}",
                 ("  x stops it", MUTED),
             )
         )
 
     # ── the worker ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _ask(self, worker: Worker, question: str, arguments: dict[str, Any], request: str = "") -> Any:
-        """The worker's answer, or None after showing why there is none."""
+    async def _ask(self, worker: ServiceClient, question: str, arguments: dict[str, Any], request: str = "") -> Any:
+        """The worker's answer, or None after showing what went wrong."""
         try:
             return await worker.ask(question, arguments, request)
         except ProblemError as error:
-            self._trouble(error.problem)
+            if self.is_mounted:
+                self.app.notify_problem(error.problem)
             return None
 
-    def _trouble(self, problem: Problem) -> None:
-        if not self.is_mounted:
-            return
-        text = "\n".join(part for part in (problem.cause, problem.hint and f"→ {problem.hint}") if part)
-        self.notify(text or " ", title=problem.title, severity="error", timeout=8, markup=False)
-
-    def _place(self, text: str) -> None:
+    def _show_status(self, text: str) -> None:
         self.query_one("#place", Static).update(Content(text), layout=False)
 
     def _show(self, view: str) -> None:
@@ -376,7 +391,9 @@ max_new_tokens, constrained), without data on the rows that the run held out. Le
         self.refresh_bindings()
 
 
-def _figure(value: float | None, is_best: bool) -> Content:
+def _format_cell(value: float | None, is_best: bool) -> Content:
     if value is None:
         return Content.styled("–", MUTED)
-    return Content.styled(f"{number(value)} {BEST}", "bold $success") if is_best else Content(number(value))
+    return (
+        Content.styled(f"{format_number(value)} {BEST}", "bold $success") if is_best else Content(format_number(value))
+    )

@@ -1,4 +1,4 @@
-"""`?`: what the present screen is for and which keys work where the focus is."""
+"""The help dialog (`?`): what the current screen is for, and the keys that work where the focus is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from cockpit.screens import SCREENS
 class HelpScreen(ModalScreen[None]):
     DEFAULT_CSS = """
     HelpScreen { align: center middle; }
-    HelpScreen > VerticalScroll { width: 76; max-width: 96%; height: auto; max-height: 90%; border: round $accent; background: $surface; padding: 0 1; }
+    HelpScreen > VerticalScroll {
+        width: 76; max-width: 96%; height: auto; max-height: 90%; border: round $accent; background: $surface; padding:
+        0 1;
+    }
     """
     BINDINGS = [("escape,q,question_mark", "dismiss", "Close")]
 
@@ -39,7 +42,7 @@ def _describe(screen: Screen[Any]) -> Content:
     everywhere = [
         Content.assemble(("1–6".rjust(12), "bold $accent"), "  ", " · ".join(title for title, _ in SCREENS.values()))
     ]
-    # Those in the footer first: of two keys for one thing it names the better known.
+    # Bindings of the key bar first: of two keys for one action, it shows the better known.
     for active in sorted(screen.active_bindings.values(), key=lambda active: not active.binding.show):
         binding = active.binding
         if not binding.description or binding.action in seen or binding.action.startswith(("go(", "app.", "screen.")):

@@ -1,4 +1,4 @@
-"""The profile screen: pick one, change it through the form or the text, see what is wrong with it, launch it."""
+"""The profile screen: pick a profile, edit it in a form or as text, see its problems, launch it."""
 
 from __future__ import annotations
 
@@ -14,39 +14,44 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import OptionList, Static, TextArea
 
-from cockpit.inspection import Inspection, inspect, summary
-from cockpit.profiles import ProfileFile, folder_of_own, profile_files
+from cockpit.connection.submission import build_submission
+from cockpit.profiles.check import ProfileCheck, check_profile, summarize_launch
+from cockpit.profiles.files import ProfileFile, list_profiles, user_folder
+from cockpit.profiles.yaml_edit import clear_value, set_value
 from cockpit.screens.base import CockpitScreen
-from cockpit.submit import submission
 from cockpit.widgets.confirm import Confirm
 from cockpit.widgets.form import Form
 from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.yaml_editor import YamlEditor
-from cockpit.yaml_edit import clear_value, set_value
 
 if TYPE_CHECKING:
     from engine.config.profile import Issue
 
 DEBOUNCE = 0.15
-"""Seconds of rest in typing after which the text is checked."""
+"""Seconds without typing after which the text is checked."""
 
 
 class ProfileScreen(CockpitScreen):
-    """Files on the left, form and text side by side, problems underneath."""
+    """Files on the left, form and text side by side, problems below."""
 
     HELP_TEXT = """
-    Pick a profile, then change it: in the form (Enter edits, ← → step a choice, Backspace returns to the default)
-    or in the text; comments stay. ● marks what the file says. Built-in profiles are read-only: ctrl+s saves a copy.
+    Pick a profile, then change it in the form (Enter edits, ← → step through choices, Backspace restores the default)
+    or in the text; comments are kept. ● marks settings that the file has.
+    Built-in profiles are read-only: ctrl+s saves a copy.
     """
     DEFAULT_CSS = """
     ProfileScreen #body { height: 1fr; }
     ProfileScreen OptionList, ProfileScreen OptionList:focus { border: none; padding: 0; background: $background; }
-    ProfileScreen #files { width: 25; height: 1fr; border-right: solid $primary; text-wrap: nowrap; text-overflow: ellipsis; }
+    ProfileScreen #files {
+        width: 25; height: 1fr; border-right: solid $primary; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     ProfileScreen #status { height: 1; padding: 0 1; background: $surface; }
     ProfileScreen #notes { height: auto; max-height: 3; padding: 0 1; color: $text-muted; display: none; }
     ProfileScreen #issues { height: auto; max-height: 6; border-top: solid $error; padding: 0; display: none; }
     ProfileScreen.-problems #issues { display: block; }
-    ProfileScreen.-narrow #files { dock: top; width: 100%; height: 4; border-right: none; border-bottom: solid $primary; }
+    ProfileScreen.-narrow #files {
+        dock: top; width: 100%; height: 4; border-right: none; border-bottom: solid $primary;
+    }
     """
     BINDINGS = [
         ("ctrl+s", "save", "Save as"),
@@ -60,7 +65,7 @@ class ProfileScreen(CockpitScreen):
         self.file: ProfileFile | None = None
         self.saved = ""
         self.drafts: dict[Path, str] = {}
-        self.inspection: Inspection | None = None
+        self.result: ProfileCheck | None = None
 
     def compose_body(self) -> ComposeResult:
         yield Static(id="status")
@@ -89,17 +94,17 @@ class ProfileScreen(CockpitScreen):
     # ── files ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @work(exclusive=True, group="files")
-    async def load_files(self, wanted: Path | None) -> None:
-        """List the profiles and open `wanted`, else the first."""
-        self.files = await asyncio.to_thread(profile_files, self.app.home, Path.cwd())
+    async def load_files(self, selected: Path | None) -> None:
+        """List the profiles and open `selected`, else the first one."""
+        self.files = await asyncio.to_thread(list_profiles, self.app.home, Path.cwd())
         paths = [file.path for file in self.files]
-        at = paths.index(wanted) if wanted in paths else 0
+        at = paths.index(selected) if selected in paths else 0
         with self.prevent(OptionList.OptionHighlighted):
             self.listing.clear_options()
             self.listing.add_options([self._label(file) for file in self.files])
             self.listing.highlighted = at
         self.open(self.files[at])
-        (self.form.settings if wanted else self.listing).focus()
+        (self.form.settings if selected else self.listing).focus()
 
     def _label(self, file: ProfileFile) -> Content:
         changed = "*" if file.path in self.drafts else ""
@@ -114,7 +119,7 @@ class ProfileScreen(CockpitScreen):
         self.form.settings.focus()
 
     def open(self, file: ProfileFile) -> None:
-        """Show this file, or the draft of it that has not been saved."""
+        """Show this file, or its unsaved draft."""
         try:
             self.saved = file.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -141,56 +146,56 @@ class ProfileScreen(CockpitScreen):
 
     @work(exclusive=True, group="check")
     async def check(self) -> None:
-        """Say what the text means once typing rests."""
+        """Check the text after a pause in typing."""
         await asyncio.sleep(DEBOUNCE)
-        await self._inspect()
+        await self._check()
 
-    async def _inspect(self) -> Inspection | None:
-        """Inspect the present text and show the outcome, unless the text has changed meanwhile."""
+    async def _check(self) -> ProfileCheck | None:
+        """Check the current text and show the result, unless the text has changed meanwhile."""
         file, text = self.file, self.editor.text
         if file is None:
             return None
-        inspection = await asyncio.to_thread(inspect, text, file, self.app.home)
+        result = await asyncio.to_thread(check_profile, text, file, self.app.home)
         if text != self.editor.text or file != self.file:
             return None
-        self._show(inspection)
-        return inspection
+        self._show(result)
+        return result
 
-    def _show(self, inspection: Inspection) -> None:
-        self.inspection = inspection
-        issues = inspection.issues
-        self.form.show(inspection.fields, inspection.document, {issue.key: issue.message for issue in issues})
+    def _show(self, result: ProfileCheck) -> None:
+        self.result = result
+        issues = result.issues
+        self.form.show(result.fields, result.document, {issue.key: issue.message for issue in issues})
         self.editor.mark({issue.line: issue.column for issue in reversed(issues)})
         self.set_class(bool(issues), "-problems")
         listing = self.query_one("#issues", OptionList)
         listing.clear_options()
         listing.add_options([_issue_line(issue) for issue in issues])
-        verdict = (
+        status = (
             (f"✗ {len(issues)} problem{'s' * (len(issues) > 1)}", "$text-error")
             if issues
-            else ("✓ holds", "$text-success")
+            else ("✓ valid", "$text-success")
         )
         assert self.file is not None
         place = "built-in, read-only: ctrl+s saves a copy" if self.file.builtin else str(self.file.path)
         self.query_one("#status", Static).update(
-            Content.assemble(verdict, "  ", (self.file.name, "bold"), (f"  {place}", "dim"))
+            Content.assemble(status, "  ", (self.file.name, "bold"), (f"  {place}", "dim"))
         )
         notes = self.query_one("#notes", Static)
-        notes.display = bool(inspection.notes)
-        notes.update(Content("\n".join(inspection.notes)))
+        notes.display = bool(result.notes)
+        notes.update(Content("\n".join(result.notes)))
 
     @on(OptionList.OptionSelected, "#issues")
     def _issue_selected(self, event: OptionList.OptionSelected) -> None:
         self._go_to_issue(event.option_index)
 
     def _go_to_issue(self, index: int) -> None:
-        assert self.inspection is not None
-        issue = self.inspection.issues[index]
+        assert self.result is not None
+        issue = self.result.issues[index]
         self.editor.go_to(issue.line, issue.column)
 
     def action_next_problem(self) -> None:
-        """The first problem below the cursor, else the first of all."""
-        issues = self.inspection.issues if self.inspection else []
+        """Go to the next problem after the cursor, else to the first one."""
+        issues = self.result.issues if self.result else []
         here = self.editor.cursor_location[0] + 1
         if issues:
             self._go_to_issue(next((at for at, issue in enumerate(issues) if issue.line > here), 0))
@@ -206,7 +211,7 @@ class ProfileScreen(CockpitScreen):
         self._edit(lambda text: clear_value(text, event.key))
 
     def _edit(self, change: Callable[[str], str]) -> None:
-        """Change the text through the form; ctrl+z in the text takes it back."""
+        """Apply a change from the form to the text; ctrl+z in the text undoes it."""
         if self.file is None or self.file.builtin:
             self.notify("built-in profiles are read-only: ctrl+s saves a copy that you can change", severity="warning")
             return
@@ -222,7 +227,7 @@ class ProfileScreen(CockpitScreen):
         """Ask for a path and write the text there."""
         if self.file is None:
             return
-        path = folder_of_own(self.app.home) / self.file.path.name if self.file.builtin else self.file.path
+        path = user_folder(self.app.home) / self.file.path.name if self.file.builtin else self.file.path
         text = self.editor.text
         answer = await self.app.push_screen_wait(
             Prompt("Save as", "A path; relative to the working directory.", str(path))
@@ -243,18 +248,18 @@ class ProfileScreen(CockpitScreen):
 
     @work(exclusive=True, group="launch")
     async def action_launch(self) -> None:
-        """Check once more, ask, submit, and go to the run."""
-        inspection = await self._inspect()
-        if inspection is None or self.file is None:
+        """Check the text once more, ask for confirmation, submit it, and go to the run."""
+        result = await self._check()
+        if result is None or self.file is None:
             return
-        profile = inspection.profile
+        profile = result.profile
         if profile is None:
-            self.notify("mend the problems first: ctrl+g goes to each", severity="error")
+            self.notify("fix the problems first: ctrl+g goes to each", severity="error")
             self._go_to_issue(0)
             return
-        if not await self.app.push_screen_wait(Confirm("Launch", summary(profile), {"y": "launch it"})):
+        if not await self.app.push_screen_wait(Confirm("Launch", summarize_launch(profile), {"y": "launch it"})):
             return
-        run = await self.app.ask("submit", submission(profile, source=str(self.file.path)))
+        run = await self.app.ask("submit", build_submission(profile, source=str(self.file.path)))
         if run is not None:
             await self.app.open_run(run.id)
 
@@ -266,7 +271,7 @@ def _issue_line(issue: Issue) -> Content:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace the file as a whole."""
+    """Replace the file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")

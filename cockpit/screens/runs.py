@@ -1,8 +1,7 @@
-"""The runs: a list to sort and filter, what one can do to the run under the cursor, and two curves over each other."""
+"""The list of runs, with sorting, a filter, actions on the selected run, and the losses of two runs in one chart."""
 
 from __future__ import annotations
 
-import time
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -14,13 +13,13 @@ from textual.content import Content
 from textual.coordinate import Coordinate
 from textual.widgets import DataTable, Input, Static
 
-from cockpit.figures import STATES, age, number, percent
-from cockpit.pacing import Pace
-from cockpit.screens.run_screen import RunScreen
-from cockpit.state import State
-from cockpit.widgets.chart import Chart, curve_of
+from cockpit.screens.run_actions import RunActionsScreen
+from cockpit.state.app_state import AppState
+from cockpit.state.formatting import STATES, format_age, format_number, format_percent
+from cockpit.widgets.chart import Chart, curve_from_series
 from cockpit.widgets.chart_raster import LINE, SECOND, Trace
 from cockpit.widgets.servers import Servers
+from cockpit.widgets.throttle import Throttle
 from engine.protocol.messages import Points, Run, RunChanged, RunRemoved, SeriesQuery, ServiceChanged, Snapshot
 
 SORTS = {
@@ -29,16 +28,16 @@ SORTS = {
     "name": lambda run: (run.name, -run.created),
     "loss": lambda run: run.metrics.get("eval/loss", run.metrics.get("train/loss", float("inf"))),
 }
-"""What `t` goes through."""
+"""The sort orders, in the order in which `t` goes through them."""
 LOSS = "train/loss"
 COLUMNS = {"": 1, "state": 11, "run": 0, "progress": 20, "loss": 6, "eval": 6, "base": 21, "age": 6}
 NARROW = {"": 1, "state": 11, "run": 0, "progress": 12, "loss": 6, "age": 6}
-"""Heading -> width; 0 takes what is left."""
+"""Heading -> width; 0 takes the remaining width."""
 
 
-class RunsScreen(RunScreen):
+class RunsScreen(RunActionsScreen):
     HELP_TEXT = (
-        "All runs of this engine, and what `cockpit serve` serves. Mark two with o to see their losses over each other."
+        "All runs of this engine, and the servers of `cockpit serve`. Mark two runs with o to compare their losses."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
@@ -77,11 +76,11 @@ class RunsScreen(RunScreen):
         self._sort = "newest"
         self._marked: list[str] = []
         self._rows: list[str] = []
-        """Run ids in the order shown."""
+        """Run ids in the order of the table."""
         self._room = 12
         """Cells for a run's id."""
-        self._pace = Pace(self, self._show, 1.0)
-        self._serving = Pace(self, self._show_servers, 1.0)
+        self._list_throttle = Throttle(self, self._show, 1.0)
+        self._server_throttle = Throttle(self, self._show_servers, 1.0)
 
     def compose_body(self) -> ComposeResult:
         with Horizontal(id="bar"):
@@ -107,18 +106,18 @@ class RunsScreen(RunScreen):
     def _show_servers(self) -> None:
         self.query_one(Servers).show(self.app.state)
 
-    def receive(self, state: State, body: object) -> None:
+    def receive(self, state: AppState, body: object) -> None:
         if not self.is_active:
             return
         if isinstance(body, (Snapshot, RunChanged, RunRemoved)):
-            self._pace.ask()
+            self._list_throttle.request()
         if isinstance(body, (Snapshot, ServiceChanged)):
-            self._serving.ask()
+            self._server_throttle.request()
         if isinstance(body, Points) and body.run in self._marked:
             self.query_one("#overlay", Chart).append(body.run, body.values.get(LOSS, []))
 
     @property
-    def run_in_hand(self) -> Run | None:
+    def current_run(self) -> Run | None:
         at = self.query_one(DataTable).cursor_row
         return self.app.state.runs.get(self._rows[at]) if 0 <= at < len(self._rows) else None
 
@@ -129,7 +128,7 @@ class RunsScreen(RunScreen):
     # ── the list ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _layout(self) -> None:
-        """Columns for the present width; their content follows."""
+        """Choose the columns for the current width, and fill them."""
         table = self.query_one(DataTable)
         table.clear(columns=True)
         columns = NARROW if self._narrow else COLUMNS
@@ -140,24 +139,24 @@ class RunsScreen(RunScreen):
         self._show()
 
     def _show(self) -> None:
-        """Bring the table up to date: cells that changed, and all rows when which or in which order changed."""
+        """Update the table: the changed cells, or all rows when the rows or their order have changed."""
         table = self.query_one(DataTable)
         if not table.columns:
             return
-        wanted = self.query_one("#filter", Input).value.strip().lower()
+        words = self.query_one("#filter", Input).value.strip().lower()
         everything = list(self.app.state.runs.values())
-        runs = sorted((run for run in everything if wanted in _searched(run)), key=SORTS[self._sort])
+        runs = sorted((run for run in everything if words in _search_text(run)), key=SORTS[self._sort])
         ids = [run.id for run in runs]
         cells = [self._cells(run) for run in runs]
         if ids != self._rows:
-            under = self.run_in_hand
+            selected = self.current_run
             table.clear()
             for run, row in zip(runs, cells, strict=True):
                 table.add_row(*[row[str(key.value)] for key in table.columns], key=run.id)
             self._rows = ids
             self.refresh_bindings()
-            if under is not None and under.id in ids:
-                table.move_cursor(row=ids.index(under.id), animate=False)
+            if selected is not None and selected.id in ids:
+                table.move_cursor(row=ids.index(selected.id), animate=False)
         else:
             for at, row in enumerate(cells):
                 for column, key in enumerate(table.columns):
@@ -166,9 +165,9 @@ class RunsScreen(RunScreen):
                         table.update_cell_at(place, cell)
         self.query_one("#none").display = not everything
         live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in everything)
-        shown = f"{len(runs)} of {len(everything)}" if wanted else f"{len(everything)}"
+        count = f"{len(runs)} of {len(everything)}" if words else f"{len(everything)}"
         self.query_one("#summary", Static).update(
-            f"{shown} run{'' if len(everything) == 1 else 's'} · {live} live · sorted by {self._sort}", layout=False
+            f"{count} run{'' if len(everything) == 1 else 's'} · {live} live · sorted by {self._sort}", layout=False
         )
 
     def _cells(self, run: Run) -> dict[str, Content]:
@@ -177,7 +176,7 @@ class RunsScreen(RunScreen):
         length = 6 if self._narrow else 8
         full = round(share * length)
         at = self._marked.index(run.id) if run.id in self._marked else -1
-        steps = percent(share) if self._narrow else f"{run.step:,}/{run.max_steps or '?'}"
+        steps = format_percent(share) if self._narrow else f"{run.step:,}/{run.max_steps or '?'}"
         return {
             "mark": Content.styled("◆◇"[at] if at >= 0 else " ", "$accent" if at == 0 else "$success"),
             "state": Content.styled(f"{mark} {run.state} {run.position or ''}".rstrip(), colour),
@@ -186,7 +185,7 @@ class RunsScreen(RunScreen):
             "loss": Content(_metric(run, LOSS)),
             "eval": Content(_metric(run, "eval/loss")),
             "base": Content(_cut(run.base.rsplit("/", 1)[-1], 21)),
-            "age": Content(f"{age(time.time() - run.created):>6}"),
+            "age": Content(f"{format_age(run.created):>6}"),
         }
 
     @on(DataTable.RowSelected)
@@ -194,7 +193,7 @@ class RunsScreen(RunScreen):
         await self.action_open()
 
     async def action_open(self) -> None:
-        run = self.run_in_hand
+        run = self.current_run
         if run is not None:
             await self.app.open_run(run.id)
 
@@ -224,7 +223,7 @@ class RunsScreen(RunScreen):
         self.query_one(DataTable).focus()
 
     def key_escape(self) -> None:
-        """Esc leaves the filter, then the overlay, then the screen."""
+        """Esc closes the filter, then the overlay, then the screen."""
         field = self.query_one("#filter", Input)
         if field.has_class("-open"):
             field.value = ""
@@ -237,11 +236,11 @@ class RunsScreen(RunScreen):
         else:
             self.run_worker(self.app.action_back())
 
-    # ── two curves ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── comparison ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def action_overlay(self) -> None:
-        """Mark the run under the cursor; the third mark drops the first."""
-        run = self.run_in_hand
+        """Mark the selected run. A third mark replaces the first."""
+        run = self.current_run
         if run is None:
             return
         self._marked = (
@@ -261,7 +260,9 @@ class RunsScreen(RunScreen):
             if reply is None:
                 return
             second = at == 1
-            traces[run] = Trace(curve_of(reply.series[0]), SECOND if second else LINE, band=not second, dashed=second)
+            traces[run] = Trace(
+                curve_from_series(reply.series[0]), SECOND if second else LINE, band=not second, dashed=second
+            )
         if len(traces) == 2:
             for trace in traces.values():
                 trace.band = False
@@ -274,16 +275,16 @@ class RunsScreen(RunScreen):
         self.query_one("#overlay", Chart).zoom_by(direction)
 
 
-def _searched(run: Run) -> str:
+def _search_text(run: Run) -> str:
     return " ".join((run.id, run.name, run.state, run.base, run.method, run.adapter)).lower()
 
 
 def _metric(run: Run, name: str) -> str:
-    return number(run.metrics[name]) if name in run.metrics else "–"
+    return format_number(run.metrics[name]) if name in run.metrics else "–"
 
 
 def _cut(text: str, cells: int) -> str:
-    """The text in at most so many cells; a wide character takes two."""
+    """The text cut to at most `cells` cells; a wide character takes two."""
     while cell_len(text) > cells:
         text = text[:-2] + "…"
     return text

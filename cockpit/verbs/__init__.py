@@ -1,1 +1,2 @@
-"""The headless twin of every screen: one function a verb, `(options) -> exit status`, imported when it is called."""
+"""The verbs, the headless twins of the screens: one function each, `(options) -> exit status`, imported when it is
+called."""

@@ -1,15 +1,16 @@
-"""The main job on the embedded model, and what it learnt: figures of the same held-out rows before and after."""
+"""`cockpit demo`: train the embedded model, and compare it on the same held-out rows before and after."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from cockpit.profiles import DEMO
-from cockpit.submit import submission
-from cockpit.verbs.app import on_terminal
+from cockpit.connection.submission import build_submission
+from cockpit.profiles.files import DEMO
+from cockpit.state.formatting import format_duration
 from cockpit.verbs.follow import follow
-from cockpit.verbs.output import duration, emit, number, table
+from cockpit.verbs.open_app import is_interactive
+from cockpit.verbs.output import emit, format_metric, table
 from cockpit.verbs.profile import load_profile
 from cockpit.verbs.train import exit_status, explain_end
 from engine.protocol import journal, states
@@ -29,24 +30,24 @@ FIGURES = {
 def demo(options: argparse.Namespace) -> int:
     home = Home.locate(options.home)
     path, profile = load_profile(DEMO, options.overrides, home)
-    message = submission(profile, "train", str(path))
+    message = build_submission(profile, "train", str(path))
     with Client(home) as client:
         run: Run = client.request("submit", message)
-        if options.headless or options.json or not on_terminal():
+        if options.headless or options.json or not is_interactive():
             run = follow(client, run.id)
         else:
             from cockpit.app import run as run_app
 
             run_app(home, select=run.id)
             run = client.request("show", RunRef(run=run.id)).run
-            if run.state in states.LIVE:  # the app has said that it goes on, and how to come back
+            if run.state in states.LIVE:  # the app has printed that it goes on, and how to come back
                 return 0
     report(home.run(run.id), run, options.json)
     return exit_status(run)
 
 
 def report(directory: RunDirectory, run: Run, as_json: bool) -> None:
-    """What was learnt, from the run's journal; of a run that did not come to its last step, why."""
+    """Print what the model learnt, from the run's journal. For a run that did not complete, print why."""
     before, after = _before_and_after(directory)
     if as_json:
         seconds = run.ended - run.created if run.ended else None
@@ -55,20 +56,20 @@ def report(directory: RunDirectory, run: Run, as_json: bool) -> None:
     if run.state == states.COMPLETED:
         table(("ON THE SAME HELD-OUT ROWS", "BEFORE", "AFTER"), _rows(before, after))
         _print_replies(directory)
-        print(f"\n{run.step} steps in {duration(run.ended - run.created)}, all in {directory.path}")
+        print(f"\n{run.step} steps in {format_duration(run.ended - run.created)}, all in {directory.path}")
         print(f"talk to it: cockpit chat {run.id} --task triples")
     else:
         explain_end(run)
 
 
 def _rows(before: dict[str, float | None], after: dict[str, float | None]) -> list[tuple[str, str, str]]:
-    return [(name.replace("_", " "), number(before[name]), number(after[name])) for name in FIGURES]
+    return [(name.replace("_", " "), format_metric(before[name]), format_metric(after[name])) for name in FIGURES]
 
 
 def _before_and_after(run: RunDirectory) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """Figures of the first and the last evaluation; None where there was none."""
-    found = [entry.values for entry, _ in journal.read(run.events) if isinstance(entry, journal.Evaluation)]
-    evaluations = [values for values in found if "eval/loss" in values]  # of other rows than these: the test rows
+    """The metrics of the first and the last evaluation; None for those that were not measured."""
+    values = [entry.values for entry, _ in journal.read(run.events) if isinstance(entry, journal.Evaluation)]
+    evaluations = [each for each in values if "eval/loss" in each]  # those without it are on the test rows
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
     return _figures(first), _figures(last)
 
@@ -78,11 +79,12 @@ def _figures(values: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _print_replies(run: RunDirectory) -> None:
-    """One prompt's first and last sampled reply: the base's and the adapter's."""
+    """Print one prompt's first and last sampled reply: the base's and the adapter's."""
     samples = [entry for entry, _ in journal.read(run.events) if isinstance(entry, journal.Sample)]
     if not samples:
         return
     first = samples[0]
     last = next(entry for entry in reversed(samples) if entry.prompt == first.prompt)
-    for title, text in (("prompt", first.prompt), ("base", first.reply), ("adapter", last.reply), ("wanted", last.reference)):  # fmt: skip
+    texts = {"prompt": first.prompt, "base": first.reply, "adapter": last.reply, "reference": last.reference}
+    for title, text in texts.items():
         print(f"\n{title}\n  " + text.strip().replace("\n", "\n  "))

@@ -1,4 +1,4 @@
-"""Verbs on the background engine."""
+"""`cockpit engine`: verbs on the background engine."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import os
 import signal
 import time
 
-from cockpit.verbs.output import duration, emit, say
-from engine.protocol.client import Client, running_engine
+from cockpit.state.formatting import format_duration
+from cockpit.verbs.output import emit, say
+from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError, RunList, Shutdown, Welcome
-from engine.protocol.wire import Connection, process_alive
+from engine.protocol.wire import Connection, is_alive
 
-ENDING = 30.0
+SHUTDOWN_TIMEOUT = 30.0
 """Seconds that an engine may take to end its jobs and itself."""
 
 
 def status(options: argparse.Namespace) -> int:
     with Client(Home.locate(options.home), start=False) as client:
-        return _tell(client.request("hello"), options.json)
+        return _print_status(client.request("hello"), options.json)
 
 
 def start(options: argparse.Namespace) -> int:
     with Client(Home.locate(options.home)) as client:
-        return _tell(client.request("hello"), options.json)
+        return _print_status(client.request("hello"), options.json)
 
 
-def _tell(engine: Welcome, as_json: bool) -> int:
+def _print_status(engine: Welcome, as_json: bool) -> int:
     uptime = time.time() - engine.started
     if as_json:
         emit(
@@ -41,7 +42,9 @@ def _tell(engine: Welcome, as_json: bool) -> int:
             }
         )
         return 0
-    print(f"engine {engine.pid} on {engine.host}, up {duration(uptime)}, protocol {engine.protocol}, {engine.home}")
+    print(
+        f"engine {engine.pid} on {engine.host}, up {format_duration(uptime)}, protocol {engine.protocol}, {engine.home}"
+    )
     for job in engine.jobs:
         print(f"  run      {job}")
     for service in engine.services:
@@ -50,15 +53,15 @@ def _tell(engine: Welcome, as_json: bool) -> int:
 
 
 def stop(options: argparse.Namespace) -> int:
-    """Stopping what does not run is done, not wrong."""
+    """Succeeds, too, when no engine is running."""
     home = Home.locate(options.home)
-    connection = running_engine(home)
+    connection = find_engine(home)
     if connection is not None:
         _end(home, connection, options.force)
     if options.json:
         emit({"pid": connection.pid if connection else None, "stopped": connection is not None})
     else:
-        say("The engine has ended." if connection else f"No engine is running for {home.root}.")
+        say("The engine has stopped." if connection else f"No engine is running for {home.root}.")
     return 0
 
 
@@ -67,16 +70,17 @@ def _end(home: Home, connection: Connection, force: bool) -> None:
         with Client(home, start=False) as client:
             client.request("shutdown", Shutdown(force=force))
     else:
-        # It would not understand the request. SIGTERM ends any version in order, and its jobs go on for the next one to adopt.
+        # It would not understand the request. SIGTERM ends any version; its jobs go on until an engine adopts them.
         os.kill(connection.pid, signal.SIGTERM)
-    deadline = time.monotonic() + ENDING
-    while process_alive(connection.pid, connection.start_time):
+    deadline = time.monotonic() + SHUTDOWN_TIMEOUT
+    while is_alive(connection.pid, connection.start_time):
         if time.monotonic() > deadline:
             raise ProblemError(
                 Problem(
-                    title="The engine is still ending",
-                    cause=f"process {connection.pid} lives {ENDING:g} s after it was asked to end",
-                    hint=f"look at {home.engine_log}",
+                    code="engine.still_ending",
+                    title="The engine is still shutting down",
+                    cause=f"process {connection.pid} is still running after {SHUTDOWN_TIMEOUT:g} s",
+                    hint=f"its log is {home.engine_log}",
                 )
             )
         time.sleep(0.02)

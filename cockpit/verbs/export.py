@@ -1,4 +1,4 @@
-"""A run, a checkpoint or a model as a folder that others load."""
+"""`cockpit export`: write a run, a checkpoint or a model as a folder that other programs load."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cockpit.verbs.asking import watched
-from cockpit.verbs.output import emit, number, say, table
+from cockpit.verbs.output import emit, format_metric, say, table
+from cockpit.verbs.service_call import call_service_with_status
 from engine.protocol.home import Home
 
 _LABELS = {
-    "kl": "KL divergence, nats a token",
-    "top1": "same likeliest token",
+    "kl": "KL divergence, nats per token",
+    "top1": "same most likely token",
     "score_difference": "largest difference of a score",
     "order_kept": "pairs in the same order",
 }
@@ -29,36 +29,41 @@ def export(options: argparse.Namespace) -> int:
         "converter": options.converter and str(Path(options.converter).expanduser()),
     }
     try:
-        made = watched(Home.locate(options.home), "export", "export", arguments, f"exporting {options.target}")
+        result = call_service_with_status(
+            Home.locate(options.home), "export", "export", arguments, f"exporting {options.target}"
+        )
     except KeyboardInterrupt:
-        say(f"\nGiven up: nothing is left in {options.out}.")
+        say(f"\nCancelled: nothing is left in {options.out}.")
         raise
     if options.json:
-        emit(made)
+        emit(result)
     else:
-        print_made(made)
+        print_export(result)
     return 0
 
 
-def print_made(made: dict[str, Any]) -> None:
-    """What was made and how it compares, for people."""
-    agreed = made["agreement"]
-    print(f"{made['kind']} in {made['directory']}")
-    rows = [(label, number(agreed[key])) for key, label in _LABELS.items() if agreed.get(key) is not None]
-    if agreed.get("golden"):
-        rows.append(("golden prompts answered alike", f"{agreed['golden_equal']} of {agreed['golden']}"))
-    for name, figures in agreed.get("candidates", {}).items():
-        chosen = " (chosen)" if name == agreed["base"] else ""
+def print_export(result: dict[str, Any]) -> None:
+    """Print what was exported and how it compares with the checkpoint."""
+    agreement = result["agreement"]
+    print(f"{result['kind']} in {result['directory']}")
+    rows = [(label, format_metric(agreement[key])) for key, label in _LABELS.items() if agreement.get(key) is not None]
+    if agreement.get("golden"):
+        rows.append(("golden prompts with equal replies", f"{agreement['golden_equal']} of {agreement['golden']}"))
+    for name, figures in agreement.get("candidates", {}).items():
+        chosen = " (chosen)" if name == agreement["base"] else ""
         rows.append(
-            (f"into the {name} base{chosen}", ", ".join(f"{key} {number(each)}" for key, each in figures.items()))
+            (
+                f"into the {name} base{chosen}",
+                ", ".join(f"{key} {format_metric(each)}" for key, each in figures.items()),
+            )
         )
-    if gguf := made.get("gguf"):
-        told = (
-            f"KL {number(gguf['kl'])}, top-1 {number(gguf['top1'])}"
+    if gguf := result.get("gguf"):
+        comparison = (
+            f"KL {format_metric(gguf['kl'])}, top-1 {format_metric(gguf['top1'])}"
             if "kl" in gguf
             else f"not read back: {gguf['unread']}"
         )
-        rows.append((gguf["file"], f"{gguf['bytes'] / 1e6:.0f} MB, {told}"))
-    table((f"AGAINST THE CHECKPOINT, {agreed['positions']} positions", ""), rows)
-    for difference in agreed.get("differences", ()):
-        print(f"  other {difference['of']} from token {difference['at']} on: {difference['prompt'][:80]!r}")
+        rows.append((gguf["file"], f"{gguf['bytes'] / 1e6:.0f} MB, {comparison}"))
+    table((f"AGAINST THE CHECKPOINT, {agreement['positions']} positions", ""), rows)
+    for difference in agreement.get("differences", ()):
+        print(f"  {difference['of']} differs from token {difference['at']} on: {difference['prompt'][:80]!r}")

@@ -1,4 +1,5 @@
-"""Following a run to its end: bars in a terminal, lines elsewhere, both on stderr. Leaving never touches the run."""
+"""Follow a run to its end, with bars in a terminal and lines elsewhere, both on stderr. Leaving never affects the
+run."""
 
 from __future__ import annotations
 
@@ -10,31 +11,32 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cockpit.verbs.output import console, duration, number, say
+from cockpit.state.formatting import format_duration
+from cockpit.verbs.output import console, format_metric, say
 from engine.protocol import stages, states
 from engine.protocol.client import Client
 from engine.protocol.messages import Problem, ProblemError, Run, RunChanged, RunRemoved, Snapshot, Told
 
-QUIET = 15.0
-"""Seconds between progress lines where there is no terminal to draw bars on."""
-PHASE = 1.0
-"""Seconds that must lie between two lines that only tell another phase."""
+LINE_PERIOD = 15.0
+"""Seconds between two progress lines without a terminal."""
+PHASE_PERIOD = 1.0
+"""The least number of seconds between two lines that only report another phase."""
 
 
 class Detached(KeyboardInterrupt):
-    """ctrl+c while following: the run goes on."""
+    """The user pressed ctrl+c while following; the run goes on."""
 
 
 def watch(client: Client, run_id: str) -> Iterator[Run]:
-    """The run as it is now and at every change. Raises ProblemError when somebody deletes it."""
+    """Yield the run now and at every change. Raises ProblemError when it is deleted."""
     for body in client.follow():
-        run = _run_in(body, run_id)
+        run = _find_run(body, run_id)
         if run is not None:
             yield run
 
 
-def _run_in(body: Any, run_id: str) -> Run | None:
-    """The run, when this body tells of it."""
+def _find_run(body: Any, run_id: str) -> Run | None:
+    """The run, if this body contains it."""
     if isinstance(body, Snapshot):
         found = [run for run in body.runs if run.id == run_id]
         if found:
@@ -46,23 +48,26 @@ def _run_in(body: Any, run_id: str) -> Run | None:
 
 
 def _gone(run_id: str) -> ProblemError:
-    return ProblemError(Problem(title=f"{run_id} is gone", cause="it was deleted", hint="cockpit runs"))
+    return ProblemError(
+        Problem(code="run.deleted", title=f"{run_id} is gone", cause="it was deleted", hint="cockpit runs")
+    )
 
 
 def follow(client: Client, run_id: str) -> Run:
-    """Show the run until it has ended. Raises Detached on ctrl+c, after saying how to come back and how to stop it."""
+    """Show the run until it has ended. Raises Detached on ctrl+c, after printing how to come back and how to stop
+    it."""
     screen = console()
     display: Display = Bars(screen) if screen.is_terminal else Lines()
     stage, since = "", time.monotonic()
     try:
         for body in client.follow():
             if isinstance(body, Told) and body.run == run_id:
-                _tell(display, body.entry)
-            run = _run_in(body, run_id)
+                _show_entry(display, body.entry)
+            run = _find_run(body, run_id)
             if run is not None:
                 if run.stage != stage and run.state not in states.ENDED:
                     if stage and len(run.stages) > 1:
-                        display.passed(f"{stage} is done, in {duration(time.monotonic() - since)}")
+                        display.end_stage(f"{stage} is done, in {format_duration(time.monotonic() - since)}")
                     stage, since = run.stage, time.monotonic()
                 display.show(run)
                 if run.state in states.ENDED:
@@ -76,7 +81,7 @@ def follow(client: Client, run_id: str) -> Run:
     raise AssertionError("a run is followed until it ends")
 
 
-def _tell(display: Display, entry: dict[str, Any]) -> None:
+def _show_entry(display: Display, entry: dict[str, Any]) -> None:
     if entry["kind"] == "warning":
         display.note(" → ".join(filter(None, (entry["message"], entry.get("hint", "")))))
     elif entry["kind"] == "phase":
@@ -87,18 +92,18 @@ class Display(Protocol):
     def show(self, run: Run) -> None: ...
 
     def phase(self, done: int, total: int) -> None:
-        """How far the present phase is; a total of 0 when it does not say."""
+        """Show the progress of the current phase. A total of 0 means that it is not known."""
 
     def note(self, text: str) -> None: ...
 
-    def passed(self, text: str) -> None:
-        """A stage has come to its end, and another begins."""
+    def end_stage(self, text: str) -> None:
+        """Report that a stage has ended and another begins."""
 
     def close(self) -> None: ...
 
 
 class Bars:
-    """One bar: the steps while it trains; what a phase counts in every other stage."""
+    """One bar, which shows the steps during training and the progress of the phase in every other stage."""
 
     def __init__(self, screen: Console) -> None:
         self._progress = Progress(
@@ -114,16 +119,16 @@ class Bars:
         )
         self._task = self._progress.add_task("starting", total=None, figures="")
         self._stage = ""
-        self._counted = (0, 0)
+        self._phase = (0, 0)
         self._progress.start()
 
     def show(self, run: Run) -> None:
         training = run.stage == stages.TRAIN and run.state not in (states.QUEUED, states.PREPARING)
-        done, total = (run.step, run.max_steps) if training else self._counted
+        done, total = (run.step, run.max_steps) if training else self._phase
         stage = f"steps of attempt {run.attempt}" if training else run.stage
-        if stage != self._stage:  # another thing is counted: its speed says nothing about this one's
+        if stage != self._stage:  # the bar counts something else now, so start its speed anew
             self._stage = stage
-            self._progress.remove_task(self._task)  # a total, once told, cannot be taken back
+            self._progress.remove_task(self._task)  # a total cannot be unset
             self._task = self._progress.add_task("", total=total or None, figures="")
         figures = _figures(run) if training else ""
         self._progress.update(
@@ -131,13 +136,13 @@ class Bars:
         )
 
     def phase(self, done: int, total: int) -> None:
-        self._counted = (done, total)
+        self._phase = (done, total)
 
     def note(self, text: str) -> None:
         self._progress.console.print(text, style="yellow", markup=False)
 
-    def passed(self, text: str) -> None:
-        self._counted = (0, 0)
+    def end_stage(self, text: str) -> None:
+        self._phase = (0, 0)
         self._progress.console.print(f"✓ {text}", style="green", markup=False)
 
     def close(self) -> None:
@@ -145,33 +150,33 @@ class Bars:
 
 
 class Lines:
-    """A line when the state or the phase changes, and now and then in between."""
+    """A line when the state or the phase changes, and at intervals in between."""
 
     def __init__(self) -> None:
         self._activity = ""
         self._state = ""
         self._step = -1
-        self._said = -QUIET
+        self._printed = -LINE_PERIOD
 
     def show(self, run: Run) -> None:
         now = time.monotonic()
         activity = re.sub(r"\d+", "", _activity(run))  # "tensor 5 of 272" and "tensor 6 of 272" are one phase
-        other_phase = activity != self._activity and now - self._said >= PHASE
-        moved_on = run.step != self._step and now - self._said >= QUIET
+        other_phase = activity != self._activity and now - self._printed >= PHASE_PERIOD
+        moved_on = run.step != self._step and now - self._printed >= LINE_PERIOD
         if run.state == self._state and not other_phase and not moved_on:
             return
-        self._activity, self._state, self._step, self._said = activity, run.state, run.step, now
+        self._activity, self._state, self._step, self._printed = activity, run.state, run.step, now
         training = run.max_steps and run.stage in ("", stages.TRAIN)
-        told = (f"step {run.step}/{run.max_steps}", _figures(run), _left(run)) if training else ()
-        say("  ".join(filter(None, (run.id, _activity(run), *told))))
+        progress = (f"step {run.step}/{run.max_steps}", _figures(run), _remaining(run)) if training else ()
+        say("  ".join(filter(None, (run.id, _activity(run), *progress))))
 
     def phase(self, done: int, total: int) -> None:
-        pass  # its name comes with the run
+        pass  # the run has its name
 
     def note(self, text: str) -> None:
         say(f"warning: {text}", "yellow")
 
-    def passed(self, text: str) -> None:
+    def end_stage(self, text: str) -> None:
         say(text, "green")
 
     def close(self) -> None:
@@ -189,13 +194,13 @@ def _activity(run: Run) -> str:
 def _figures(run: Run) -> str:
     loss, speed = run.metrics.get("train/loss"), run.metrics.get("train/tokens_per_second")
     return "  ".join(
-        filter(None, (f"loss {number(loss)}" if loss is not None else "", f"{speed:.0f} tok/s" if speed else ""))
+        filter(None, (f"loss {format_metric(loss)}" if loss is not None else "", f"{speed:.0f} tok/s" if speed else ""))
     )
 
 
-def _left(run: Run) -> str:
-    """Remaining time at the pace of the steps; loading and evaluations, which are no steps, are left out."""
-    pace = run.metrics.get("train/step_seconds")
-    if run.state != states.RUNNING or pace is None or run.step >= run.max_steps:
+def _remaining(run: Run) -> str:
+    """The remaining time, by the time of recent steps; loading and evaluations are not included."""
+    step_seconds = run.metrics.get("train/step_seconds")
+    if run.state != states.RUNNING or step_seconds is None or run.step >= run.max_steps:
         return ""
-    return f"{duration(pace * (run.max_steps - run.step))} left"
+    return f"{format_duration(step_seconds * (run.max_steps - run.step))} left"

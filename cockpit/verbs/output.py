@@ -1,9 +1,8 @@
-"""What a verb prints: results on stdout, everything else on stderr."""
+"""Printing for verbs: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,19 +11,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.messages import Problem, ProblemError, ServiceEvent
 
 PIPE_WIDTH = 200
-"""Columns of a table that no terminal bounds."""
+"""Columns of a table when stdout is not a terminal."""
 
 
 def emit(document: Any) -> None:
-    """One JSON document, or one of several lines of a stream. What is not finite becomes null."""
+    """Print one JSON document, or one line of a stream. Numbers that are not finite become null."""
     sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
 
 
 def say(text: str, style: str = "") -> None:
-    """A line for the person at the terminal."""
+    """Print a line for people, to stderr."""
     console().print(Text(text, style=style), soft_wrap=True)
 
 
@@ -33,7 +32,7 @@ def console() -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A result as a table, whole rows on one line each when stdout is no terminal."""
+    """Print a result as a table. When stdout is not a terminal, each row is one line."""
     drawn = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
@@ -41,7 +40,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def show_problem(problem: Problem) -> None:
-    """Title, cause and hint, each on lines of its own."""
+    """Print title, cause and hint, each on lines of its own."""
     say(problem.title, "bold red")
     if problem.cause:
         say(problem.cause)
@@ -50,43 +49,39 @@ def show_problem(problem: Problem) -> None:
 
 
 def report(error: Exception, *, as_json: bool) -> None:
-    """An error that ends a verb: people read stderr, scripts one `{"error": …}` on stdout. Raises again what is a bug of ours."""
+    """Report an error that ends a verb: on stderr for people, and with `as_json` as `{"error": …}` on stdout. Raises
+    programming errors again."""
     problem, further = _describe(error)
     show_problem(problem)
     if as_json:
-        emit({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint, **further}})
+        emit({"error": {**problem.document(), **further}})
 
 
 def _describe(error: Exception) -> tuple[Problem, dict[str, Any]]:
     if isinstance(error, ProblemError):
         return error.problem, {}
-    if hasattr(error, "issues"):  # profile.ProfileError, whose module costs a tenth of a second to import
+    if hasattr(error, "issues"):  # profile.ProfileError, whose module takes a tenth of a second to import
         count = len(error.issues)
         title = f"The profile has {count} problems" if count > 1 else "The profile has a problem"
-        return Problem(title=title, cause=str(error)), {"issues": error.issues}
+        place = next((issue.place for issue in error.issues if issue.line), "")
+        problem = Problem(code=getattr(error, "code", "profile.invalid"), title=title, cause=str(error), place=place)
+        return problem, {"issues": error.issues}
     if isinstance(error, OSError):
-        return Problem(title=error.strerror or str(error), cause=str(error.filename or "")), {}
+        return Problem(code="file.failed", title=error.strerror or str(error), cause=str(error.filename or "")), {}
     if isinstance(error, ValueError):
-        return Problem(title=str(error), hint=getattr(error, "hint", "")), {}
+        return Problem(
+            code=getattr(error, "code", "request.invalid"), title=str(error), hint=getattr(error, "hint", "")
+        ), {}
     raise error
 
 
-def duration(seconds: float) -> str:
-    """`48 s`, `3:07 min`, `2:05 h`, `3 d`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)}:{int(seconds % 60):02} min"
-    if seconds < 86400 * 2:
-        return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02} h"
-    return f"{seconds / 86400:.0f} d"
+def format_progress(event: ServiceEvent) -> str:
+    """What a service is doing and how much of it is done: `reading weights 40%`."""
+    done, total = event.data.get("done", 0), event.data.get("total", 0)
+    share = f" {done / total:.0%}" if total else ""
+    return f"{event.data.get('stage', event.kind)}{share}"
 
 
-def age(moment: float) -> str:
-    """How long ago; empty for a moment that never was."""
-    return f"{duration(max(0.0, time.time() - moment))} ago" if moment else ""
-
-
-def number(value: float | None) -> str:
-    """A metric for people: four significant digits; `–` for none, or for one that was not finite."""
+def format_metric(value: float | None) -> str:
+    """A metric for people, with four significant digits; `–` for a value that is missing or not finite."""
     return "–" if value is None else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""Verbs on profiles: list, show, check, schema."""
+"""`cockpit profile`: list, show and check profiles, and print their schema."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import argparse
 import sys
 from pathlib import Path
 
-from cockpit.profiles import folder_of_own, profile_files
+from cockpit.profiles.files import list_profiles, user_folder
 from cockpit.verbs.output import emit, say, table
-from engine.config.form import schema as profile_schema
-from engine.config.profile import Profile, ProfileError, find, load, notes
+from engine.config.form import build_schema as profile_schema
+from engine.config.profile import Profile, ProfileError, find, list_notes, load
 from engine.protocol.home import Home
 
 
-def locate(name: str, home: Home) -> Path:
-    """A profile by path, by its name among one's own, or by a built-in's. Raises ProfileError naming near misses."""
-    own = folder_of_own(home) / f"{name}.yaml"
+def find_profile(name: str, home: Home) -> Path:
+    """Find a profile by its path, or by its name among the user's or the built-in ones. Raises ProfileError with
+    similar names."""
+    own = user_folder(home) / f"{name}.yaml"
     return own if not Path(name).is_file() and own.is_file() else find(name)
 
 
 def load_profile(name: str, overrides: list[str], home: Home) -> tuple[Path, Profile]:
-    """The file and what it means. Raises ProfileError with all problems."""
-    path = locate(name, home)
+    """The file and its profile. Raises ProfileError with all problems."""
+    path = find_profile(name, home)
     return path, load(path, overrides, home)
 
 
 def list_(options: argparse.Namespace) -> int:
-    found = profile_files(Home.locate(options.home), Path.cwd())
+    found = list_profiles(Home.locate(options.home), Path.cwd())
     if options.json:
         emit(
             [
@@ -40,19 +41,19 @@ def list_(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
-    """The file as it was written; with `--json` or `--set` all settings, defaults and overrides included."""
+    """Print the file unchanged; with `--json` or `--set` print all settings, with defaults and overrides."""
     home = Home.locate(options.home)
     if options.json:
-        emit(load_profile(options.profile, options.overrides, home)[1].resolved())
+        emit(load_profile(options.profile, options.overrides, home)[1].to_dict())
     elif options.overrides:
         sys.stdout.write(load_profile(options.profile, options.overrides, home)[1].to_yaml())
     else:
-        sys.stdout.write(locate(options.profile, home).read_text(encoding="utf-8"))
+        sys.stdout.write(find_profile(options.profile, home).read_text(encoding="utf-8"))
     return 0
 
 
 def check(options: argparse.Namespace) -> int:
-    """One `file:line:col key: message` a line. Exit status 2 when there is any."""
+    """Print one `file:line:col key: message` a line. Returns 2 when there are any problems."""
     home = Home.locate(options.home)
     try:
         path, profile = load_profile(options.profile, options.overrides, home)
@@ -64,13 +65,13 @@ def check(options: argparse.Namespace) -> int:
                 print(issue)
         return 2
     if options.json:
-        emit({"profile": str(path), "ok": True, "issues": [], "notes": notes(profile, home)})
+        emit({"profile": str(path), "ok": True, "issues": [], "notes": list_notes(profile, home)})
     else:
-        for line in (f"{path} holds", *notes(profile, home)):
+        for line in (f"{path} is valid", *list_notes(profile, home)):
             say(line)
     return 0
 
 
-def schema(options: argparse.Namespace) -> int:
+def build_schema(options: argparse.Namespace) -> int:
     emit(profile_schema())
     return 0

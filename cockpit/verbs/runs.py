@@ -1,4 +1,4 @@
-"""Verbs on runs: list, look, steer, remove."""
+"""Verbs on runs: list, show, control and delete them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
-from cockpit.verbs import disk
+from cockpit.state.formatting import format_age, format_duration
+from cockpit.verbs import run_files
 from cockpit.verbs.follow import watch
-from cockpit.verbs.output import age, duration, emit, number, say, show_problem, table
+from cockpit.verbs.output import emit, format_metric, say, show_problem, table
 from engine.protocol import states
 from engine.protocol.client import Client
 from engine.protocol.home import Home
@@ -32,7 +33,7 @@ from engine.protocol.messages import (
 )
 
 BOUNDARY = 600.0
-"""Seconds that a command may wait for a step to end: evaluations and first steps of large models are long."""
+"""Seconds that a command may wait for a step to end: evaluations and first steps of large models take long."""
 
 
 def runs(options: argparse.Namespace) -> int:
@@ -43,9 +44,9 @@ def runs(options: argparse.Namespace) -> int:
     if options.json:
         emit([_summary(run) for run in found])
     elif found:
-        table(("RUN", "STATE", "STEP", "LOSS", "BASE", "SUBMITTED"), map(_row, found))
+        table(("RUN", "STATE", "STEP", "LOSS", "BASE", "AGE"), map(_row, found))
     else:
-        say("There are no such runs." if options.state else "There are no runs yet: cockpit demo")
+        say("There are no runs in this state." if options.state else "There are no runs yet: cockpit demo")
     return 0
 
 
@@ -56,6 +57,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "name": run.name,
         "state": run.state,
         "reason": run.reason,
+        "code": run.code,
         "host": run.host,
         "profile": run.profile,
         "stage": run.stage,
@@ -73,8 +75,8 @@ def _summary(run: Run) -> dict[str, Any]:
 
 def _row(run: Run) -> tuple[str, ...]:
     progress = f"{run.step}/{run.max_steps}" if run.max_steps else str(run.step)
-    loss = number(run.metrics.get("train/loss"))
-    return run.id, run.state, progress, loss, run.base, age(run.created)
+    loss = format_metric(run.metrics.get("train/loss"))
+    return run.id, run.state, progress, loss, run.base, format_age(run.created)
 
 
 def show(options: argparse.Namespace) -> int:
@@ -108,10 +110,11 @@ def _print_detail(detail: RunDetail) -> None:
         "profile": run.profile,
         "base": f"{run.base} · {run.method} · {run.adapter}",
         "step": f"{run.step} of {run.max_steps or '?'}, epoch {run.epoch:.2f}, attempt {run.attempt}",
-        "time": f"submitted {age(run.created)}" + (f", this attempt {duration(spent)}" if spent else ""),
+        "time": f"age {format_age(run.created)}" + (f", this attempt {format_duration(spent)}" if spent else ""),
         "directory": run.directory,
         "processes": " ".join(map(str, detail.pids)) or "none",
-        "metrics": "  ".join(f"{name} {number(value)}" for name, value in sorted(run.metrics.items())) or "none yet",
+        "metrics": "  ".join(f"{name} {format_metric(value)}" for name, value in sorted(run.metrics.items()))
+        or "none yet",
     }
     for name, value in lines.items():
         if value:
@@ -128,15 +131,15 @@ def _print_detail(detail: RunDetail) -> None:
 
 
 def _checkpoint_line(checkpoint: CheckpointInfo) -> str:
-    metrics = "  ".join(f"{name} {number(value)}" for name, value in sorted(checkpoint.metrics.items()))
+    metrics = "  ".join(f"{name} {format_metric(value)}" for name, value in sorted(checkpoint.metrics.items()))
     mark = " (best)" if checkpoint.best else ""
     return f"{'checkpoint':<12}{checkpoint.path}{mark}  {metrics}".rstrip()
 
 
 def metrics(options: argparse.Namespace) -> int:
-    run = disk.find_run(Home.locate(options.home), options.run)
-    found = disk.points(run, options.name)
-    for point in found if options.all else disk.superseding(found):
+    run = run_files.find_run(Home.locate(options.home), options.run)
+    found = run_files.read_metrics(run, options.name)
+    for point in found if options.all else run_files.latest_values(found):
         if options.json:
             emit(point)
         else:
@@ -147,16 +150,16 @@ def metrics(options: argparse.Namespace) -> int:
 
 
 def _exact(value: float | None) -> str:
-    """As many digits as the journal has; `nan` for what was not finite."""
+    """All digits of the journal; `nan` for a value that was not finite."""
     return "nan" if value is None else repr(value)
 
 
 def logs(options: argparse.Namespace) -> int:
-    run = disk.find_run(Home.locate(options.home), options.run)
-    while options.follow and not run.log.exists() and disk.state_of(run) in states.LIVE:
+    run = run_files.find_run(Home.locate(options.home), options.run)
+    while options.follow and not run.log.exists() and run_files.read_state(run) in states.LIVE:
         time.sleep(0.2)
     if not run.log.exists():
-        say(f"{run.id} has printed nothing")
+        say(f"{run.id} has no log yet")
         return 0
     with open(run.log, "rb") as log:
         ended = False
@@ -165,18 +168,18 @@ def logs(options: argparse.Namespace) -> int:
             sys.stdout.buffer.flush()
             if not options.follow or ended:
                 return 0
-            # What was printed between the last look and the end is read in one more round.
-            ended = disk.state_of(run) not in states.LIVE
+            # One more round reads what was printed between the last read and the end.
+            ended = run_files.read_state(run) not in states.LIVE
             if not ended:
                 time.sleep(0.2)
 
 
 def stop(options: argparse.Namespace) -> int:
-    """Returns when the run has ended: its last checkpoint is written, a resume is possible."""
+    """Returns when the run has ended: its last checkpoint is written, and it can be resumed."""
     with Client(Home.locate(options.home)) as client:
         taken: Taken = client.request("stop", Stop(run=options.run, now=options.now), BOUNDARY)
         run = next(run for run in watch(client, taken.run) if run.state in states.ENDED)
-    return _tell_taken(Taken(run=run.id, state=run.state, step=run.step), options.json)
+    return _print_taken(Taken(run=run.id, state=run.state, step=run.step), options.json)
 
 
 def pause(options: argparse.Namespace) -> int:
@@ -185,25 +188,25 @@ def pause(options: argparse.Namespace) -> int:
 
 def continue_(options: argparse.Namespace) -> int:
     if options.skip and options.rollback:
-        raise ValueError("--rollback skips the rows too: give one of the two")
+        raise ValueError("give either --skip or --rollback; --rollback skips the rows too")
     choice = "skip" if options.skip else "rollback" if options.rollback else ""
     with Client(Home.locate(options.home)) as client:
         message = Continue(run=options.run, choice=choice)
-        return _tell_taken(client.request("continue", message, BOUNDARY), options.json)
+        return _print_taken(client.request("continue", message, BOUNDARY), options.json)
 
 
 def _command(name: str, options: argparse.Namespace) -> int:
     with Client(Home.locate(options.home)) as client:
-        return _tell_taken(client.request(name, Command(run=options.run), BOUNDARY), options.json)
+        return _print_taken(client.request(name, Command(run=options.run), BOUNDARY), options.json)
 
 
 def set_(options: argparse.Namespace) -> int:
     changes = parse_changes(options.changes)
     with Client(Home.locate(options.home)) as client:
-        return _tell_taken(client.request("set", Set(run=options.run, changes=changes), BOUNDARY), options.json)
+        return _print_taken(client.request("set", Set(run=options.run, changes=changes), BOUNDARY), options.json)
 
 
-def _tell_taken(taken: Taken, as_json: bool) -> int:
+def _print_taken(taken: Taken, as_json: bool) -> int:
     if as_json:
         emit({"run": taken.run, "state": taken.state, "step": taken.step})
     else:
@@ -212,7 +215,7 @@ def _tell_taken(taken: Taken, as_json: bool) -> int:
 
 
 def parse_changes(changes: list[str]) -> dict[str, Any]:
-    """`a.b=c` each, values as YAML. Raises ValueError."""
+    """Parse `a.b=c` pairs, with values as YAML. Raises ValueError."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
 
@@ -232,10 +235,12 @@ def delete(options: argparse.Namespace) -> int:
     with Client(Home.locate(options.home)) as client:
         run: Run = client.request("show", RunRef(run=options.run)).run
         if run.state in states.LIVE:
-            raise ProblemError(Problem(title=f"{run.id} is {run.state}", hint=f"cockpit stop {run.id}"))
+            raise ProblemError(
+                Problem(code="run.live", title=f"{run.id} is {run.state}", hint=f"cockpit stop {run.id}")
+            )
         client.request("delete", RunRef(run=run.id), BOUNDARY)
     if options.json:
         emit({"run": run.id, "deleted": True})
     else:
-        print(f"{run.id} is gone")
+        print(f"{run.id} is deleted")
     return 0

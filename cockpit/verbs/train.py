@@ -1,4 +1,4 @@
-"""Verbs that start a job and follow it."""
+"""`cockpit train`, `prepare` and `resume`: start a job and follow it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from cockpit.submit import resumption, submission
+from cockpit.connection.submission import build_submission, resume_environment
 from cockpit.verbs.follow import follow
-from cockpit.verbs.output import emit, number, say, show_problem
+from cockpit.verbs.output import emit, format_metric, say, show_problem
 from cockpit.verbs.profile import load_profile
 from cockpit.verbs.runs import parse_changes
 from engine.config import stage_plan
@@ -21,11 +21,9 @@ from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Resume, Run, RunRef
 
 PREPARED = ("rows", "tokens", "trained_tokens", "rejected", "rejects", "train", "validation", "tokenizer", "expanded")
-"""What `prepare` tells of `prepared.json`."""
-
-
+"""Keys of `prepared.json` that `prepare` reports."""
 _REPORTED = ("stages", "passed", "thresholds", "test", "export")
-"""What `train` tells of report.json."""
+"""Keys of report.json that `train` reports."""
 
 
 def train(options: argparse.Namespace) -> int:
@@ -44,12 +42,12 @@ def prepare(options: argparse.Namespace) -> int:
 def start(kind: str, profile: str, overrides: list[str], options: argparse.Namespace) -> int:
     home = Home.locate(options.home)
     path, checked = load_profile(profile, overrides, home)
-    message = submission(checked, kind, str(path), checked.checkpoint.output or "")
+    message = build_submission(checked, kind, str(path), checked.checkpoint.output or "")
     if kind == "train":
         message.first = options.first or ""
-        say(f"{path.name} holds; its stages: {', '.join(stage_plan.asked(checked))}")
+        say(f"{path.name} is valid; its stages: {', '.join(stage_plan.list_stages(checked))}")
     with Client(home) as client:
-        return _see_through(client, client.request("submit", message), options)
+        return _follow_or_detach(client, client.request("submit", message), options)
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -63,13 +61,13 @@ def resume(options: argparse.Namespace) -> int:
             run=found.id,
             step=int(step) if at else None,
             changes=changes,
-            environment=resumption(found.directory),
+            environment=resume_environment(found.directory),
         )
-        return _see_through(client, client.request("resume", message), options)
+        return _follow_or_detach(client, client.request("resume", message), options)
 
 
-def _see_through(client: Client, run: Run, options: argparse.Namespace) -> int:
-    """Follow the run to its end, or leave it at once with `--detach`. Returns the exit status."""
+def _follow_or_detach(client: Client, run: Run, options: argparse.Namespace) -> int:
+    """Follow the run to its end; with `--detach` print its id. Returns the exit status."""
     if options.detach:
         print(run.id)
         return 0
@@ -83,9 +81,9 @@ def _see_through(client: Client, run: Run, options: argparse.Namespace) -> int:
 
 
 def outcome(run: Run) -> dict[str, Any]:
-    """`run state step metrics`, the problem of a run that has one, and what a job that only prepares has made."""
+    """`run state step metrics`, the problem if there is one, and the counts of a job that only prepares."""
     document = {"run": run.id, "state": run.state, "step": run.step, "metrics": run.metrics}
-    document |= {key: value for key, value in reported(run).items() if key in _REPORTED}
+    document |= {key: value for key, value in read_report(run).items() if key in _REPORTED}
     if run.problem is not None:
         document["problem"] = run.problem
     if run.kind == "prepare" and run.state == states.COMPLETED:
@@ -94,42 +92,42 @@ def outcome(run: Run) -> dict[str, Any]:
     return document
 
 
-def reported(run: Run) -> dict[str, Any]:
-    """report.json of a run that has come to its end; empty for any other."""
+def read_report(run: Run) -> dict[str, Any]:
+    """report.json of a completed run; empty for any other."""
     path = RunDirectory(Path(run.directory)).report
     if run.state != states.COMPLETED or run.kind != "train" or not path.is_file():
         return {}
-    found = msgspec.json.decode(path.read_bytes())
-    return found if isinstance(found, dict) else {}
+    report = msgspec.json.decode(path.read_bytes())
+    return report if isinstance(report, dict) else {}
 
 
 def _print_outcome(run: Run) -> None:
     document = outcome(run)
     print(f"{run.id} is {run.state}" + (f" at step {run.step}" if run.step else ""))
-    for line in passed(document):
+    for line in stage_lines(document):
         print(line)
     for name, value in sorted(run.metrics.items()):
-        if "." not in name:  # a part of another, such as one predicate's
-            print(f"  {name:<28} {number(value)}")
+        if "." not in name:  # a part of another metric, such as one predicate's
+            print(f"  {name:<28} {format_metric(value)}")
     for name, value in document.get("prepared", {}).items():
         if value is not None:
-            print(f"  {name.replace('_', ' '):<28}{_of_service(value) if name == 'expanded' else value}")
+            print(f"  {name.replace('_', ' '):<28}{_format_expansion(value) if name == 'expanded' else value}")
 
 
-def _of_service(expanded: dict[str, Any]) -> str:
+def _format_expansion(expanded: dict[str, Any]) -> str:
     tokens = expanded["prompt_tokens"] + expanded["reply_tokens"]
     return f"{expanded['rows']} rows, {expanded['dropped']} dropped, {tokens} tokens, cost {expanded['cost']:g}"
 
 
-def passed(document: dict[str, Any]) -> list[str]:
-    """A line for each stage and threshold that the report tells of, of a run that does more than train."""
+def stage_lines(document: dict[str, Any]) -> list[str]:
+    """A line for each stage, when the run does more than train, and for each threshold."""
     done = document.get("stages", [])
-    lines = [f"  ✓ {stage:<9} {_found(stage, document)}".rstrip() for stage in done] if len(done) > 3 else []
-    return [*lines, *map(_verdict, document.get("thresholds", ()))]
+    lines = [f"  ✓ {stage:<9} {_stage_result(stage, document)}".rstrip() for stage in done] if len(done) > 3 else []
+    return [*lines, *map(_format_threshold, document.get("thresholds", ()))]
 
 
-def _found(stage: str, document: dict[str, Any]) -> str:
-    """What a stage came to, in a few words."""
+def _stage_result(stage: str, document: dict[str, Any]) -> str:
+    """The result of a stage in a few words."""
     match stage:
         case stages.TRAIN:
             return f"{document['step']} steps"
@@ -137,36 +135,36 @@ def _found(stage: str, document: dict[str, Any]) -> str:
             test = document["test"]
             return f"{test['rows']} rows of data.test, checkpoint of step {test['step']}"
         case stages.EXPORT:
-            made = document["export"]
-            return f"{made['kind']} in {made['directory']}{_agreeing(made['agreement'])}"
+            exported = document["export"]
+            return f"{exported['kind']} in {exported['directory']}{_format_agreement(exported['agreement'])}"
     return ""
 
 
-def _agreeing(agreement: dict[str, Any]) -> str:
+def _format_agreement(agreement: dict[str, Any]) -> str:
     if agreement.get("kl") is None:
         return ""
     golden = f", golden prompts {agreement['golden_equal']} of {agreement['golden']}" if agreement.get("golden") else ""
-    return f": KL {number(agreement['kl'])}, top-1 {number(agreement['top1'])}{golden}"
+    return f": KL {format_metric(agreement['kl'])}, top-1 {format_metric(agreement['top1'])}{golden}"
 
 
-def _verdict(each: dict[str, Any]) -> str:
-    value = "not measured" if each["value"] is None else number(each["value"])
+def _format_threshold(each: dict[str, Any]) -> str:
+    value = "not measured" if each["value"] is None else format_metric(each["value"])
     return f"  {'✓ passed' if each['passed'] else '✗ MISSED'}  {each['threshold']}  ({value})"
 
 
 def explain_end(run: Run) -> None:
-    """On stderr: why it failed, or how to go on."""
+    """Print to stderr why the run failed, or what to do next."""
     if run.problem is not None:
         show_problem(run.problem)
     elif run.state == states.STOPPED:
-        say(f"go on with it: cockpit resume {run.id}")
+        say(f"continue it with: cockpit resume {run.id}")
     elif run.state == states.COMPLETED and run.kind == "train":
         if run.method == "reward":
-            say(f"it scores replies; where its checkpoints are: cockpit show {run.id}")
+            say(f"it scores replies; list its checkpoints with: cockpit show {run.id}")
         else:
-            say(f"talk to it: cockpit chat {run.id}")
+            say(f"talk to it with: cockpit chat {run.id}")
 
 
 def exit_status(run: Run) -> int:
-    """A stopped run did what it was told: failures are `failed`, `lost`, and a threshold that was missed."""
-    return 1 if run.state in (states.FAILED, states.LOST) or not reported(run).get("passed", True) else 0
+    """1 for a run that failed or was lost, or that missed a threshold. A stopped run is not a failure."""
+    return 1 if run.state in (states.FAILED, states.LOST) or not read_report(run).get("passed", True) else 0

@@ -1,0 +1,1 @@
+"""Parts of screens, and the dialogs that open over them."""

@@ -1,4 +1,4 @@
-"""A widget that holds a picture of cells and repaints only the spans in which a new one differs."""
+"""A widget with a picture made of cells, which repaints only the spans that change."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from textual.widget import Widget
 from cockpit.widgets.chart_raster import ROLES, Row
 
 JOIN = 6
-"""Unchanged cells between two changed ones that are cheaper to repaint than to jump over."""
+"""Unchanged cells between two changed ones that are cheaper to repaint than to skip."""
 
 
 class Canvas(Widget):
-    """Subclasses make rows of the content's size and call `paint`. Colours come from the component classes, so from the theme."""
+    """Subclasses make rows of the content's size and call `paint`. The colours come from component classes, and thus
+    from the theme."""
 
     COMPONENT_CLASSES = {f"canvas--{role}" for role in ROLES}
     DEFAULT_CSS = """
@@ -40,7 +41,7 @@ class Canvas(Widget):
         self._styles: list[Style] | None = None
 
     def paint(self, rows: list[Row]) -> None:
-        """Show these rows; only what differs from the rows before is repainted."""
+        """Show these rows, repainting only what differs from the rows before."""
         old, self._rows = self._rows, rows
         if len(old) != len(rows) or not rows or len(old[0][0]) != len(rows[0][0]):
             self.refresh()
@@ -74,7 +75,7 @@ class Canvas(Widget):
 
 
 def changed_spans(before: Row, now: Row) -> Iterator[tuple[int, int]]:
-    """Start and stop of the parts in which two rows of equal length differ; near ones are joined."""
+    """Start and stop of each part in which two rows of equal length differ; parts close to each other are joined."""
     differing: Sequence[int] = [
         at for at in range(len(now[0])) if before[0][at] != now[0][at] or before[1][at] != now[1][at]
     ]

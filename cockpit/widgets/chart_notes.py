@@ -1,6 +1,6 @@
-"""What is written into a chart beside its curves: thin vertical marks where something changed, dashed lines at bounds. Pure.
+"""A chart's annotations: thin vertical marks where something changed, and dashed lines at bounds. Pure.
 
-Notes take only cells that are blank, so that no point is ever hidden, and have shapes of their own, so that they need no colour.
+They use only blank cells, so that they never hide a point, and shapes of their own, so that they need no colour.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from collections.abc import Iterable, Sequence
 from cockpit.widgets.chart_raster import BLANK, BOUND, EVENT, Row, View, scale
 
 UPRIGHT, DASH = "┊", "╌"
-ROOM = 1.0
-"""A bound widens the range of values by at most so many times; one further away is pointed at from the edge."""
+MAX_WIDENING = 1.0
+"""How far a bound may widen the range of values, in multiples of the range. A more distant bound is an arrow at the
+edge."""
 
 Mark = tuple[int, str]
-"""A step and a short word."""
+"""A step and a short name."""
 Bound = tuple[float, str]
-"""A value and what it is a bound of."""
+"""A value and its label."""
 
 
-def widened(low: float, high: float, bounds: Iterable[Bound], log: bool) -> tuple[float, float]:
-    """The range on the axis, with those bounds in it that are near enough."""
-    reach = ROOM * ((high - low) or abs(high) or 1.0)
+def widen(low: float, high: float, bounds: Iterable[Bound], log: bool) -> tuple[float, float]:
+    """The range on the axis, widened to include the bounds that are near enough."""
+    reach = MAX_WIDENING * ((high - low) or abs(high) or 1.0)
     for value, _ in bounds:
         scaled = scale(value, log)
         if scaled is not None and low - reach <= scaled <= high + reach:
@@ -30,8 +31,8 @@ def widened(low: float, high: float, bounds: Iterable[Bound], log: bool) -> tupl
     return low, high
 
 
-def noted(rows: Sequence[Row], marks: Sequence[Mark], bounds: Sequence[Bound], view: View) -> list[Row]:
-    """The plot's rows with its notes; marks stand before bounds, and a label is left out where there is no room for it."""
+def annotate(rows: Sequence[Row], marks: Sequence[Mark], bounds: Sequence[Bound], view: View) -> list[Row]:
+    """The plot's rows with its annotations. Marks take precedence over bounds; a label without room is left out."""
     if not rows or not (marks or bounds):
         return list(rows)
     texts, roles = [list(text) for text, _ in rows], [bytearray(each) for _, each in rows]

@@ -1,7 +1,7 @@
-"""From curves to braille cells. Pure: no Textual, no terminal; a picture is rows of characters with a role for each.
+"""Draws curves in braille cells. Pure: no Textual, no terminal; a picture is rows of characters, each with a role.
 
-Each cell has 2 × 4 dots. Points are reduced to extremes and a middle for each column of dots before anything is drawn, so a frame
-costs the same for a hundred points as for a million.
+Each cell has 2 × 4 dots. Points are first reduced to extremes and a middle for each column of dots, so that a frame
+takes as long for a hundred points as for a million.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cockpit.state.formatting import format_number
 from cockpit.widgets.curve import Bucket, Curve
 
 Row = tuple[str, bytes]
-"""A row's characters, and for each the index of its role in `ROLES`."""
+"""A row's characters, and for each of them the index of its role in `ROLES`."""
 
 ROLES = ("blank", "axis", "label", "band", "line", "second", "marker", "event", "bound")
 BLANK, AXIS, LABEL, BAND, LINE, SECOND, MARKER, EVENT, BOUND = range(len(ROLES))
@@ -28,7 +29,8 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 @dataclass
 class Trace:
-    """A curve to draw: its extremes dim (`band`), its smoothed middle bright. `dashed` tells a second one apart without colour."""
+    """A curve to draw: its extremes dim (`band`), its smoothed middle bright. `dashed` distinguishes a second curve
+    without colour."""
 
     curve: Curve
     role: int = LINE
@@ -37,7 +39,7 @@ class Trace:
 
 
 class View(NamedTuple):
-    """What the plot spans. With `log`, `low` and `high` are powers of ten."""
+    """The range of a plot. With `log`, `low` and `high` are exponents of ten."""
 
     first: int
     last: int
@@ -46,11 +48,11 @@ class View(NamedTuple):
     log: bool = False
 
     def column(self, step: float, dots: int) -> int:
-        """Dot column of a step, 0 … dots-1 for those within."""
+        """The dot column of a step: 0 … dots-1 for steps within the range."""
         return round((step - self.first) / max(1, self.last - self.first) * (dots - 1))
 
     def line(self, value: float, dots: int) -> int:
-        """Dot row of a value, 0 at the top; values beyond the edge are drawn at the edge."""
+        """The dot row of a value, 0 at the top. Values outside the range are drawn at the edge."""
         scaled = scale(value, self.log)
         if scaled is None:
             return dots - 1
@@ -87,7 +89,7 @@ class Picture:
             before = y
 
     def rows(self) -> list[Row]:
-        """The cells: marks over lines over bands."""
+        """The cells, with marks over lines over bands."""
         size = self.width * self.height
         characters, roles = [" "] * size, bytearray(size)
         for role in sorted(self.layers):
@@ -102,22 +104,24 @@ class Picture:
 
 
 def scale(value: float, log: bool) -> float | None:
-    """The value on the axis; None for one that a log scale cannot show."""
+    """The position of a value on the axis; None for a value that a log scale cannot show."""
     if not log:
         return value
     return math.log10(value) if value > 0 else None
 
 
-def grow(edge: int, first: int, last: int, limit: int) -> int:
-    """The right edge after a point at `last`: it stays while there is room, else the span grows by a quarter, up to `limit`."""
+def extend_edge(edge: int, first: int, last: int, limit: int) -> int:
+    """The right edge after a point at `last`: unchanged while there is room, else the span grows by a quarter, up to
+    `limit`."""
     if first < last <= edge:
         return edge
     grown = first + max(8, math.ceil((last - first) * GROWTH))
     return max(last, min(grown, limit) if limit else grown)
 
 
-def settle(old: tuple[float, float] | None, low: float, high: float) -> tuple[float, float]:
-    """The y range for values low…high: the old one while they fit and fill half of it, else theirs with a twentieth to spare."""
+def stable_range(old: tuple[float, float] | None, low: float, high: float) -> tuple[float, float]:
+    """The y range for values low…high: the old range while they fit and fill half of it, else their own with a margin
+    of a twentieth."""
     if old and old[0] <= low and high <= old[1] and high - low >= 0.5 * (old[1] - old[0]):
         return old
     spare = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
@@ -127,17 +131,17 @@ def settle(old: tuple[float, float] | None, low: float, high: float) -> tuple[fl
 def extremes(
     traces: Iterable[Trace], marks: Iterable[tuple[int, float]], first: int, last: int, log: bool
 ) -> tuple[float, float] | None:
-    """Lowest and highest value on the axis between two steps; None when there is nothing to show."""
+    """The lowest and the highest position on the axis between two steps; None when there are no values."""
     values = [value for step, value in marks if first <= step <= last]
     for trace in traces:
         for bucket in trace.curve.between(first, last):
             values += (bucket.low, bucket.high)
-    shown = [scaled for value in values if math.isfinite(value) and (scaled := scale(value, log)) is not None]
-    return (min(shown), max(shown)) if shown else None
+    visible = [scaled for value in values if math.isfinite(value) and (scaled := scale(value, log)) is not None]
+    return (min(visible), max(visible)) if visible else None
 
 
 def columns(curve: Curve, view: View, dots: int) -> list[Bucket]:
-    """The curve reduced to one bucket a dot column; `first` and `last` are the column."""
+    """The curve reduced to one bucket for each dot column, whose `first` and `last` are that column."""
     found: dict[int, list[Bucket]] = {}
     for bucket in curve.between(view.first, view.last):
         start, stop = (min(dots - 1, max(0, view.column(step, dots))) for step in (bucket.first, bucket.last))
@@ -156,7 +160,8 @@ def columns(curve: Curve, view: View, dots: int) -> list[Bucket]:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """A centred mean over a fortieth of the curve to each side; narrower at the ends, so that the newest value is itself."""
+    """A centred mean over a fortieth of the curve to each side. It is narrower at the ends, so that the newest value is
+    unchanged."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
@@ -169,7 +174,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def plot(traces: Sequence[Trace], marks: Iterable[tuple[int, float]], view: View, width: int, height: int) -> list[Row]:
-    """The plot alone, `width` × `height` cells."""
+    """The plot without axes, `width` × `height` cells."""
     picture = Picture(width, height)
     wide, tall = width * 2, height * 4
     for trace in traces:
@@ -206,8 +211,8 @@ def chart(
     height: int,
     note: Callable[[list[Row]], list[Row]] = list,
 ) -> list[Row]:
-    """Plot, y axis with labels on the left, x axis with step labels below; `note` writes into the plot. Needs at least 12 × 3
-    cells; smaller gives blanks."""
+    """The plot with a labelled y axis on the left and a labelled x axis below; `note` adds annotations to the plot.
+    Blank below 12 × 3 cells."""
     if width < GUTTER + 5 or height < 3:
         return [(" " * width, bytes(width))] * height
     inner, tall = width - GUTTER, height - 1
@@ -228,7 +233,7 @@ def _y_labels(view: View, tall: int) -> Iterator[tuple[int, str]]:
         row = view.line(value, tall * 4) >> 2
         if row - taken >= apart:
             taken = row
-            yield row, number(value)
+            yield row, format_number(value)
 
 
 def _x_axis(view: View, inner: int) -> Row:
@@ -247,13 +252,13 @@ def _x_axis(view: View, inner: int) -> Row:
 
 
 def ticks(low: float, high: float, count: int, log: bool = False) -> list[float]:
-    """Round values from low to high, about `count` of them: steps of 1, 2 or 5 times a power of ten. With `log`, the range is in
-    powers of ten and the values are not."""
+    """About `count` round values from low to high, in steps of 1, 2 or 5 times a power of ten. With `log`, the range is
+    in exponents of ten and the values are not."""
     if log:
         decades = range(math.floor(low), math.ceil(high) + 1)
         factors = (1, 2, 5) if high - low < count else (1,)
-        wanted = [factor * 10.0**decade for decade in decades for factor in factors]
-        return [value for value in wanted if low <= math.log10(value) <= high]
+        candidates = [factor * 10.0**decade for decade in decades for factor in factors]
+        return [value for value in candidates if low <= math.log10(value) <= high]
     if not high > low:
         return [low]
     rough = (high - low) / count
@@ -263,23 +268,13 @@ def ticks(low: float, high: float, count: int, log: bool = False) -> list[float]
     return [round(at * step, 12) for at in range(start, math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float) -> str:
-    """At most six characters: 0.25, 12, 3e-4, 1.2e6."""
-    if value == 0:
-        return "0"
-    if 0.001 <= abs(value) < 99_995:
-        return f"{value:.4g}"[:6]
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-
-
 def spark(values: Sequence[float], width: int, height: int, top: float = 100.0) -> list[Row]:
-    """The newest values, one a dot column from the right, 0 … top: a bright line over a dim fill."""
+    """The newest values between 0 and `top`, one for each dot column, from the right: a bright line over a dim fill."""
     picture = Picture(width, height)
-    shown = values[-2 * width :]
-    tall, offset = height * 4, 2 * width - len(shown)
+    newest = values[-2 * width :]
+    tall, offset = height * 4, 2 * width - len(newest)
     before: int | None = None
-    for at, value in enumerate(shown):
+    for at, value in enumerate(newest):
         x, y = offset + at, tall - 1 - round(max(0.0, min(1.0, value / top)) * (tall - 1))
         for below in range(y, tall):
             picture.dot(BAND, x, below)

@@ -1,4 +1,4 @@
-"""Where one writes to the model: Enter sends, shift+Enter or ctrl+j begins a line."""
+"""The input of the chat: Enter sends, shift+Enter or ctrl+j starts a new line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ChatInput(TextArea):
     ChatInput { height: auto; min-height: 3; max-height: 8; border: round $primary; padding: 0 1; }
     ChatInput:focus { border: round $accent; }
     """
-    # TextArea's own ctrl+x cuts; here it stops the reply, as it does everywhere on this screen.
+    # In TextArea ctrl+x cuts; here it stops the reply, as everywhere on this screen.
     BINDINGS = [Binding("ctrl+x", "screen.stop", "Stop")]
 
     class Sent(Message):
@@ -25,7 +25,7 @@ class ChatInput(TextArea):
         super().__init__(
             tab_behavior="focus",
             highlight_cursor_line=False,
-            placeholder="Write to the model. Enter sends, ctrl+j begins a line.",
+            placeholder="Write to the model. Enter sends, ctrl+j starts a new line.",
         )
 
     async def _on_key(self, event: Key) -> None:

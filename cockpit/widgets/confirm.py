@@ -1,4 +1,4 @@
-"""A question over the screen that only a deliberate key answers."""
+"""A dialog with a question whose answers each need their own key."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from textual.widgets import Static
 
 
 class Confirm(ModalScreen[str | None]):
-    """Dismissed with the key of the choice taken, or None for Esc and `n`. Enter does nothing: it is pressed too easily."""
+    """Dismissed with the key of a choice, or with None for Esc and `n`. Enter does nothing, because it is pressed too
+    easily."""
 
     DEFAULT_CSS = """
     Confirm { align: center middle; }
-    Confirm > Vertical { width: auto; max-width: 90%; height: auto; border: round $warning; background: $surface; padding: 1 2; }
+    Confirm > Vertical {
+        width: auto; max-width: 90%; height: auto; border: round $warning; background: $surface; padding: 1 2;
+    }
     Confirm Static { width: auto; }
     """
 
@@ -27,7 +30,7 @@ class Confirm(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         keys = [Content.assemble((f" {key} ", "bold $accent"), f" {label}") for key, label in self._choices.items()]
-        keys.append(Content.assemble((" n ", "bold $accent"), " leave it (Esc)"))
+        keys.append(Content.assemble((" n ", "bold $accent"), " cancel (Esc)"))
         with Vertical() as box:
             box.border_title = self._title
             yield Static(Content("\n").join([Content(self._text), Content(""), *keys]))

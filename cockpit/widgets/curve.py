@@ -1,4 +1,4 @@
-"""A metric over steps in bounded memory. Pure Python on purpose: numpy alone would cost 155 ms of start-up."""
+"""A metric over steps in bounded memory. Pure Python, because importing numpy alone would take 155 ms at start-up."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 CAPACITY = 2048
-"""Buckets; when they are full, neighbours are merged two by two."""
+"""Buckets of a curve. When there are more, neighbours are merged in pairs."""
 
 
 class Bucket(NamedTuple):
-    """What is known of the steps first…last: the extremes, and a middle for the smoothed line."""
+    """The steps first…last: their extremes, and a middle value for the smoothed line."""
 
     first: int
     last: int
@@ -21,12 +21,12 @@ class Bucket(NamedTuple):
 
 
 class Curve:
-    """Buckets in ascending steps."""
+    """Buckets by ascending step."""
 
     def __init__(self, buckets: Sequence[Bucket] = ()) -> None:
         self._buckets = list(buckets)
         self._span = 1
-        """Points that a full bucket holds; grows when neighbours are merged."""
+        """Points in a full bucket. It doubles when neighbours are merged."""
         self._filled = 1
         """Points in the newest bucket."""
 
@@ -46,12 +46,12 @@ class Curve:
         return self._buckets[-1].middle if self._buckets else None
 
     def append(self, step: int, value: float) -> bool:
-        """Take a new point; false, and nothing is taken, when it is not beyond the newest step."""
+        """Append a point. Returns False, and ignores the point, when it is not after the newest step."""
         if self._buckets and step <= self.last:
             return False
         point = Bucket(step, step, value, value, value)
         if self._filled < self._span and self._buckets:
-            self._buckets[-1] = _merged(self._buckets[-1], point, self._filled)
+            self._buckets[-1] = _merge(self._buckets[-1], point, self._filled)
             self._filled += 1
             return True
         self._buckets.append(point)
@@ -59,18 +59,18 @@ class Curve:
         if len(self._buckets) > CAPACITY:
             pairs = zip(self._buckets[::2], self._buckets[1::2], strict=False)
             rest = self._buckets[-1:] if len(self._buckets) % 2 else []
-            self._buckets = [_merged(left, right, 1) for left, right in pairs] + rest
+            self._buckets = [_merge(left, right, 1) for left, right in pairs] + rest
             self._span *= 2
         return True
 
     def between(self, first: int, last: int) -> Iterator[Bucket]:
-        """The buckets that touch the steps first…last."""
+        """The buckets that overlap the steps first…last."""
         start = bisect_left(self._buckets, first, key=lambda bucket: bucket.last)
         stop = bisect_right(self._buckets, last, key=lambda bucket: bucket.first)
         return iter(self._buckets[start:stop])
 
 
-def _merged(left: Bucket, right: Bucket, weight: int) -> Bucket:
-    """Both as one; `weight` is how many of `right` the left one's middle counts for."""
+def _merge(left: Bucket, right: Bucket, weight: int) -> Bucket:
+    """Both buckets as one. `weight` is the weight of the left middle, in points of `right`."""
     middle = (left.middle * weight + right.middle) / (weight + 1)
     return Bucket(left.first, right.last, min(left.low, right.low), max(left.high, right.high), middle)

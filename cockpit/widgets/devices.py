@@ -1,4 +1,4 @@
-"""Device panels: one for each accelerator, or what stands in for them on a machine without."""
+"""Panels of the devices: one for each accelerator, and of the host and the ranks."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from cockpit.figures import size
-from cockpit.state import State
+from cockpit.state.app_state import AppState
+from cockpit.state.formatting import format_size
 from cockpit.widgets.chart import Graph
-from cockpit.widgets.panels import Line, figure
+from cockpit.widgets.line import Line, labelled
 from engine.protocol.messages import Device, Rank, Run, Telemetry
 from engine.protocol.states import LIVE
 
 
 class DevicePanel(Widget):
-    """A title, a line of figures and the graph of the last minutes; a single row where the screen is low (dashboard.tcss)."""
+    """A title, a line of figures and a graph of the last minutes; on a low screen all in one row (dashboard.tcss)."""
 
     DEFAULT_CSS = """
-    DevicePanel { border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; padding: 0 1; }
+    DevicePanel {
+        border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; padding: 0 1;
+    }
     DevicePanel > Horizontal { height: 1; }
     DevicePanel .name { display: none; width: auto; color: $accent; }
     DevicePanel .figures { width: 1fr; height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -47,7 +49,7 @@ class DevicePanel(Widget):
 
 
 class RankPanel(Line):
-    """Each rank's last sign of life and its resident memory."""
+    """Each rank's resident memory and its current phase."""
 
     DEFAULT_CSS = "RankPanel { height: 100%; text-wrap: nowrap; text-overflow: ellipsis; }"
 
@@ -56,7 +58,7 @@ class RankPanel(Line):
         self.border_title = "Ranks"
         self._ranks: Sequence[Rank] = ()
 
-    def on_resize(self) -> None:
+    def on_reformat_size(self) -> None:
         self.show_ranks(self._ranks)
 
     def show_ranks(self, ranks: Sequence[Rank]) -> None:
@@ -65,27 +67,29 @@ class RankPanel(Line):
             self.show(Content.styled("no run is live", "$text-muted"))
             return
         if self.content_size.height <= 1:
-            self.show(Content.assemble(("Ranks ", "$accent"), "  ".join(size(rank.resident) for rank in ranks)))
+            self.show(Content.assemble(("Ranks ", "$accent"), "  ".join(format_size(rank.resident) for rank in ranks)))
             return
         lines = [
-            Content.assemble((f"{rank.rank} ", "$text-muted"), (f"{size(rank.resident):>6}", "bold $text"))
+            Content.assemble((f"{rank.rank} ", "$text-muted"), (f"{format_size(rank.resident):>6}", "bold $text"))
             for rank in ranks
         ]
         if len(ranks) > self.content_size.height:
             self.show(Content("  ").join(lines))
         else:
-            doing = [f"  {rank.phase}" + (f" · step {rank.step:,}" if rank.step else "") for rank in ranks]
-            self.show(Content("\n").join(Content.assemble(line, said) for line, said in zip(lines, doing, strict=True)))
+            phases = [f"  {rank.phase}" + (f" · step {rank.step:,}" if rank.step else "") for rank in ranks]
+            self.show(
+                Content("\n").join(Content.assemble(line, phase) for line, phase in zip(lines, phases, strict=True))
+            )
 
 
 HOST = ("CPU", "Memory")
-FEW = 2
-"""Accelerators up to which there is room for the host's panels beside theirs."""
+MAX_BESIDE_HOST = 2
+"""Accelerators up to which there is room for the host's panels too."""
 
 
 class Devices(Widget):
-    """A panel for each accelerator, and the host's where there is room; without accelerators the ranks' memory stands in for theirs.
-    Mounted once."""
+    """A panel for each accelerator, and the host's where there is room. Without accelerators, the ranks' memory is
+    shown instead."""
 
     DEFAULT_CSS = "Devices { height: auto; layout: grid; grid-rows: 6; }"
 
@@ -94,25 +98,25 @@ class Devices(Widget):
         self._panels: dict[str, DevicePanel] = {}
         self._ranks: RankPanel | None = None
 
-    def show(self, state: State, run: Run | None) -> None:
+    def show(self, state: AppState, run: Run | None) -> None:
         sample = state.telemetry
         if sample is None:
             return
         live = run if run and run.state in LIVE else None
         titles = [f"GPU {device.index}" for device in sample.devices]
-        titles += HOST if len(titles) <= FEW else ()
+        titles += HOST if len(titles) <= MAX_BESIDE_HOST else ()
         if list(self._panels) != titles:
             self._mount(titles, with_ranks=not sample.devices)
         for device in sample.devices:
             values = state.device_history.get(f"device/{device.index}/utilisation", ())
-            holder = "this run" if live and device.index in live.devices else _holder(device)
-            self._panels[f"GPU {device.index}"].show(_device_line(device), values, holder)
+            user = "this run" if live and device.index in live.devices else _heaviest_process(device)
+            self._panels[f"GPU {device.index}"].show(_device_line(device), values, user)
         if "CPU" in self._panels:
             self._show_host(sample, state)
         if self._ranks:
             self._ranks.show_ranks(state.ranks.get(live.id, ()) if live else ())
 
-    def on_resize(self) -> None:
+    def on_reformat_size(self) -> None:
         self._arrange()
 
     def _mount(self, titles: list[str], with_ranks: bool) -> None:
@@ -123,18 +127,18 @@ class Devices(Widget):
         self._arrange()
 
     def _arrange(self) -> None:
-        """Three or four in a row; two where a GPU's line of figures needs half the screen."""
+        """Three or four panels in a row; two where a GPU's figures need half the screen."""
         panels = len(self._panels) + (self._ranks is not None)
         narrow = self.screen.has_class("-narrow") and self._ranks is None
         self.styles.grid_size_columns = max(1, min(panels, 2 if narrow else 4))
 
-    def _show_host(self, sample: Telemetry, state: State) -> None:
+    def _show_host(self, sample: Telemetry, state: AppState) -> None:
         host, history = sample.host, state.device_history
-        load = figure("load", f"{host.load[0] if host.load else 0:.1f}/{host.cpu_count}")
+        load = labelled("load", f"{host.load[0] if host.load else 0:.1f}/{host.cpu_count}")
         cpu = Content.assemble((f"{host.cpu_percent:.0f}%", "bold $text"), " ", load)
         self._panels["CPU"].show(cpu, history.get("host/cpu_percent", ()), sample.note.split(":")[0])
-        memory = Content.styled(f"{size(host.memory_used)}/{size(host.memory_total)}", "bold $text")
-        disk = f"disk {size(host.disk_free)} free"
+        memory = Content.styled(f"{format_size(host.memory_used)}/{format_size(host.memory_total)}", "bold $text")
+        disk = f"disk {format_size(host.disk_free)} free"
         self._panels["Memory"].show(memory, history.get("host/memory_percent", ()), disk)
 
 
@@ -143,7 +147,7 @@ def _device_line(device: Device) -> Content:
     if device.utilisation is not None:
         parts.append(f"{device.utilisation:3.0f}%")
     if device.memory_used is not None and device.memory_total is not None:
-        parts.append(f"{size(device.memory_used).removesuffix('G')}/{size(device.memory_total)}")
+        parts.append(f"{format_size(device.memory_used).removesuffix('G')}/{format_size(device.memory_total)}")
     if device.temperature is not None:
         parts.append(f"{device.temperature:.0f}°C")
     if device.power is not None:
@@ -151,6 +155,6 @@ def _device_line(device: Device) -> Content:
     return Content.assemble((" ".join(parts[:1]), "bold $text"), " ", (" ".join(parts[1:]), "$text"))
 
 
-def _holder(device: Device) -> str:
+def _heaviest_process(device: Device) -> str:
     heaviest = max(device.processes, key=lambda process: process.memory, default=None)
     return f"{heaviest.user} {heaviest.name}" if heaviest else ""

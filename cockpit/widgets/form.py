@@ -1,7 +1,8 @@
-"""A profile's settings as a list: value, whether the file says it or it is the default, and help for the one under the cursor.
+"""A form of a profile's settings: each with its value, a mark when the file sets it, and help for the selected setting.
 
-One list rather than sixty inputs: it paints in a millisecond, works at forty columns, and every setting is a few keys away.
-What one types is YAML, as in the file. The form changes nothing itself: it posts `Changed` and `Cleared`, and is shown the outcome.
+It is one list rather than sixty inputs: it paints in a millisecond, fits into forty columns, and every setting is a few
+keys away. Values are typed as YAML, as in the file. The form changes nothing itself: it posts `Changed` and `Cleared`,
+and the screen calls `show` with the outcome.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from cockpit.yaml_edit import flow, value_at
+from cockpit.profiles.yaml_edit import to_flow_yaml, value_at
 
 if TYPE_CHECKING:
     from engine.config.form import Field
@@ -28,7 +29,7 @@ KEY_WIDTH = 22
 
 
 class Form(Vertical):
-    """The settings list, its help and the line in which a value is typed."""
+    """The list of settings, the help, and the input for a value."""
 
     DEFAULT_CSS = """
     Form { width: 1fr; min-width: 34; }
@@ -52,7 +53,7 @@ class Form(Vertical):
             self.key, self.value = key, value
 
     class Cleared(Message):
-        """The user wants the default of `key` back."""
+        """The user wants `key` to have its default again."""
 
         def __init__(self, key: str) -> None:
             super().__init__()
@@ -74,7 +75,7 @@ class Form(Vertical):
         return self.query_one("#settings", OptionList)
 
     def show(self, fields: Sequence[Field], document: dict[str, Any], problems: Mapping[str, str]) -> None:
-        """Show these settings with the values of `document`; `problems` are messages by key."""
+        """Show these settings with the values of `document`. `problems` maps keys to messages."""
         same = [field.key for field in fields] == list(self.fields)
         self.fields = {field.key: field for field in fields}
         self.document, self.problems = document, problems
@@ -103,18 +104,18 @@ class Form(Vertical):
 
     @property
     def current(self) -> str:
-        """Key of the setting under the cursor."""
+        """The key of the selected setting."""
         option = self.settings.highlighted_option
         return option.id or "" if option else ""
 
     def value(self, key: str) -> Any:
-        """What the file says, else the default."""
+        """The value in the file, else the default."""
         try:
             return value_at(self.document, key)
         except KeyError:
             return self.fields[key].default
 
-    def _said(self, key: str) -> bool:
+    def _is_set(self, key: str) -> bool:
         try:
             value_at(self.document, key)
         except KeyError:
@@ -125,11 +126,11 @@ class Form(Vertical):
         field, name = self.fields[key], key.rpartition(".")[2]
         if key in self.problems:
             mark, style = "✗ ", "$text-error"
-        elif self._said(key):
+        elif self._is_set(key):
             mark, style = "● ", "bold"
         else:
             mark, style = "  ", "dim"
-        value = "(required)" if field.required and not self._said(key) else flow(self.value(key))
+        value = "(required)" if field.required and not self._is_set(key) else to_flow_yaml(self.value(key))
         unit = f" {field.unit}" if field.unit and self.value(key) is not None else ""
         return Content.assemble((f"{mark}{name:<{KEY_WIDTH}} ", style), (value, style), (unit, "dim"))
 
@@ -139,7 +140,7 @@ class Form(Vertical):
         if field is None:
             return
         choices = f"one of {', '.join(field.choices)} (← →)" if field.choices else ""
-        facts = " · ".join(filter(None, (f"default {flow(field.default)}", field.unit, choices)))
+        facts = " · ".join(filter(None, (f"default {to_flow_yaml(field.default)}", field.unit, choices)))
         problem = self.problems.get(field.key, "")
         help_line = Content.assemble(
             (f"✗ {problem}\n" if problem else "", "$text-error"), f"{field.help}\n", (facts, "dim")
@@ -147,11 +148,11 @@ class Form(Vertical):
         self.query_one("#help", Static).update(help_line)
 
     @on(OptionList.OptionSelected)
-    def _selected(self) -> None:
+    def _setting_selected(self) -> None:
         self.action_edit()
 
     def action_edit(self) -> None:
-        """Toggle a switch, step a choice, open the line for anything else."""
+        """Toggle a switch, step through a choice, or open the input for any other value."""
         field = self.fields.get(self.current)
         if field is None:
             return
@@ -160,8 +161,8 @@ class Form(Vertical):
             return
         line = self.query_one("#value", Input)
         value = self.value(field.key)
-        line.value = "" if value is None else flow(value)
-        line.border_title = f"{field.key} · Enter sets, Esc leaves"
+        line.value = "" if value is None else to_flow_yaml(value)
+        line.border_title = f"{field.key} · Enter sets, Esc cancels"
         self.add_class("editing")
         line.focus()
         line.cursor_position = len(line.value)
@@ -171,34 +172,34 @@ class Form(Vertical):
         if field is None or field.kind not in ("bool", "choice"):
             return
         choices = ["false", "true"] if field.kind == "bool" else list(field.choices)
-        present = flow(self.value(field.key))
-        at = choices.index(present) if present in choices else -by
+        current = to_flow_yaml(self.value(field.key))
+        at = choices.index(current) if current in choices else -by
         self.post_message(self.Changed(field.key, choices[(at + by) % len(choices)]))
 
     def action_clear(self) -> None:
-        if self.current and self._said(self.current):
+        if self.current and self._is_set(self.current):
             self.post_message(self.Cleared(self.current))
 
     @on(Input.Submitted, "#value")
-    def _typed(self, event: Input.Submitted) -> None:
+    def _value_submitted(self, event: Input.Submitted) -> None:
         event.stop()
         field = self.fields[self.current]
         empty = "null" if field.optional else '""'
         self.post_message(self.Changed(field.key, event.value.strip() or empty))
-        self._close_line()
+        self._close_input()
 
     def on_key(self, event: Key) -> None:
         if event.key == "escape" and self.has_class("editing"):
             event.stop()
-            self._close_line()
+            self._close_input()
 
-    def _close_line(self) -> None:
+    def _close_input(self) -> None:
         self.remove_class("editing")
         self.settings.focus()
 
 
 class SettingsList(OptionList):
-    """The list itself, with the letters that move everywhere."""
+    """The list itself, with j and k to move."""
 
     BINDINGS = [
         Binding("enter", "select", "Edit"),

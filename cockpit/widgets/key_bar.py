@@ -1,5 +1,8 @@
-"""The last line: which keys work here. Unlike Textual's footer it is one widget that repaints only when the keys change, so that a
-question above does not redraw the whole screen for it, and it leaves out what there is no room for rather than cut it."""
+"""The last line of a screen: the keys that work here.
+
+Unlike Textual's footer it is one widget that repaints only when the keys change, so that a dialog does not redraw the
+whole screen for it. Keys without room are left out rather than cut.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.style import Style
 
-from cockpit.widgets.panels import Line
+from cockpit.widgets.line import Line
 
 
 class KeyBar(Line):
-    """Each key can be clicked, too. The app's own keys come last and are the last to go."""
+    """Keys can be clicked. The app's own keys come last, and are left out last."""
 
     DEFAULT_CSS = "KeyBar { dock: bottom; height: 1; background: $panel; text-wrap: nowrap; }"
 

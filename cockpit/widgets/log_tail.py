@@ -6,15 +6,15 @@ import re
 
 from textual.content import Content
 
-from cockpit.widgets.panels import Line
+from cockpit.widgets.line import Line
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b\x0c\x0e-\x1f]")
-KEPT = 400
-"""Lines of a log kept for the tail."""
+MAX_LINES = 400
+"""Lines kept in memory."""
 
 
 class LogTail(Line):
-    """Fed with pieces of the log as they come; shows as many lines as there is room for."""
+    """Shows as many of the newest lines as there is room for."""
 
     DEFAULT_CSS = "LogTail { text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }"
 
@@ -31,10 +31,11 @@ class LogTail(Line):
         self._draw()
 
     def append(self, text: str) -> None:
-        """More of the log. A carriage return starts the line again, as progress bars mean it; escapes are dropped."""
+        """Append a piece of the log. A carriage return starts the line again, as progress bars use it; escape sequences
+        are dropped."""
         first, *rest = text.split("\n")
         self._lines[-1] += first
-        self._lines = [_last_writing(line) for line in [*self._lines, *rest][-KEPT:]]
+        self._lines = [_clean_line(line) for line in [*self._lines, *rest][-MAX_LINES:]]
         self._draw()
 
     def on_resize(self) -> None:
@@ -45,5 +46,5 @@ class LogTail(Line):
         self.show(Content("\n".join(lines[-max(1, self.content_size.height) :])))
 
 
-def _last_writing(line: str) -> str:
+def _clean_line(line: str) -> str:
     return _ESCAPES.sub("", line.rstrip("\r").rsplit("\r", 1)[-1]).replace("\t", "    ")

@@ -1,4 +1,4 @@
-"""Choosing from a list that narrows as one types, or naming something that is not on it."""
+"""A dialog to choose from a list, which typing filters, or to type something that is not on it."""
 
 from __future__ import annotations
 
@@ -21,35 +21,40 @@ class Choice:
 
 
 class Picker(ModalScreen[str | None]):
-    """Dismissed with a choice's value, or with what was typed when no choice matches it; None when left."""
+    """Dismissed with a choice's value, with the typed text when no choice matches it, or with None for Esc."""
 
     DEFAULT_CSS = """
     Picker { align: center middle; }
-    Picker > Vertical { width: 80; max-width: 96%; height: auto; max-height: 80%; border: round $accent; background: $surface; padding: 0 1; }
-    Picker OptionList { height: auto; max-height: 14; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
+    Picker > Vertical {
+        width: 80; max-width: 96%; height: auto; max-height: 80%; border: round $accent; background: $surface; padding:
+        0 1;
+    }
+    Picker OptionList {
+        height: auto; max-height: 14; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     """
-    BINDINGS = [("escape", "dismiss(None)", "Leave"), ("down", "move(1)", "Next"), ("up", "move(-1)", "Previous")]
+    BINDINGS = [("escape", "dismiss(None)", "Cancel"), ("down", "move(1)", "Next"), ("up", "move(-1)", "Previous")]
 
     def __init__(self, title: str, placeholder: str, choices: Sequence[Choice], start: int = 0) -> None:
-        """`start`: the choice that Enter alone takes."""
+        """`start`: the index of the choice that is highlighted first."""
         super().__init__()
         self.heading, self.placeholder, self.choices, self.start = title, placeholder, choices, start
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = self.heading
-            box.border_subtitle = "↑↓ · Enter · Esc leaves"
+            box.border_subtitle = "↑↓ · Enter · Esc cancels"
             yield Input(placeholder=self.placeholder)
             yield OptionList(compact=True)
 
     def on_mount(self) -> None:
-        self._narrow("")
+        self._filter("")
 
     @on(Input.Changed)
-    def _typed(self, event: Input.Changed) -> None:
-        self._narrow(event.value.strip())
+    def _input_changed(self, event: Input.Changed) -> None:
+        self._filter(event.value.strip())
 
-    def _narrow(self, text: str) -> None:
+    def _filter(self, text: str) -> None:
         listing = self.query_one(OptionList)
         listing.clear_options()
         for choice in self.choices:
@@ -64,15 +69,15 @@ class Picker(ModalScreen[str | None]):
         listing.action_cursor_down() if by > 0 else listing.action_cursor_up()
 
     @on(Input.Submitted)
-    def _taken(self, event: Input.Submitted) -> None:
+    def _submitted(self, event: Input.Submitted) -> None:
         event.stop()
         option = self.query_one(OptionList).highlighted_option
-        typed = event.value.strip()
+        text = event.value.strip()
         if option is not None:
             self.dismiss(option.id)
-        elif typed:
-            self.dismiss(typed)
+        elif text:
+            self.dismiss(text)
 
     @on(OptionList.OptionSelected)
-    def _clicked(self, event: OptionList.OptionSelected) -> None:
+    def _option_selected(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(event.option_id)

@@ -1,4 +1,4 @@
-"""A question over the screen that is answered with a line, or left with Esc."""
+"""A dialog that asks for one line of text."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from textual.widgets import Input, Static
 
 
 class Prompt(ModalScreen[str | None]):
-    """Dismissed with the line, or None. An empty line is an answer too: give `value` what Enter alone should mean."""
+    """Dismissed with the line, or with None for Esc. An empty line is an answer too; `value` is what Enter alone
+    submits."""
 
     DEFAULT_CSS = """
     Prompt { align: center middle; }
-    Prompt > Vertical { width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1; }
+    Prompt > Vertical {
+        width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1;
+    }
     Prompt #text { height: auto; }
     """
-    BINDINGS = [("escape", "dismiss(None)", "Leave")]
+    BINDINGS = [("escape", "dismiss(None)", "Cancel")]
 
     def __init__(self, title: str, text: str, value: str = "") -> None:
         super().__init__()
@@ -25,7 +28,7 @@ class Prompt(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = self.heading
-            box.border_subtitle = "Enter · Esc leaves"
+            box.border_subtitle = "Enter · Esc cancels"
             yield Static(self.text, id="text", markup=False)
             yield Input(self.value, select_on_focus=False)
 

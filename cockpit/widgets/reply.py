@@ -1,4 +1,5 @@
-"""One reply: streamed as Markdown while it comes, then shown as what it is, as it came, or with its differences marked."""
+"""One reply: streamed as Markdown while it arrives, then shown by its format, as raw text, or with its differences
+marked."""
 
 from __future__ import annotations
 
@@ -15,21 +16,23 @@ from textual.widget import Widget
 from textual.widgets import Log, Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
-from cockpit.branches import Answered
-from cockpit.figures import held
-from cockpit.shapes import Shape, compared, indented, opened, shape
-from cockpit.widgets.shown import views
+from cockpit.state.chat_tree import ChatReply
+from cockpit.state.formatting import format_hot_cost
+from cockpit.state.reply_format import ParsedReply, indent_json, parse_reply, split_partial_reply
+from cockpit.state.text_diff import mark_new_words
+from cockpit.widgets.reply_views import views
 
 TICK = 0.1
 """Seconds between writes: Markdown is parsed ten times a second, not once a token."""
 RAW_RATE = 400.0
-"""Tokens a second above which a reply is written as plain lines until it is whole."""
-ENDED = {"length": "longest reply reached", "cancelled": "stopped", "broken": "broken off"}
-"""How a reply ended, where that is worth saying."""
+"""Tokens a second above which a reply is written as plain lines until it is complete."""
+FINISHES = {"length": "longest reply reached", "cancelled": "stopped", "broken": "interrupted"}
+"""How a reply ended, where that is worth showing."""
 
 
 class Reply(Vertical):
-    """`write` gathers, `flush` shows, `finish` puts the whole in place; `look` chooses how that is seen."""
+    """`write` collects text, `flush` shows it, `finish` shows the complete reply, and `redraw` shows it in another
+    way."""
 
     DEFAULT_CSS = """
     Reply { width: 1fr; height: auto; margin: 1 0 0 0; border-left: solid $primary; }
@@ -44,24 +47,24 @@ class Reply(Vertical):
     Reply .facts { height: auto; padding: 0 1; color: $text-muted; }
     """
 
-    def __init__(self, column: int = 0, answered: Answered | None = None) -> None:
-        """`column`: which of the answer's replies this is. `answered`: a reply that is whole already."""
+    def __init__(self, column: int = 0, content: ChatReply | None = None) -> None:
+        """`column`: the index of this reply in its answer. `content`: a reply that is complete already."""
         super().__init__()
-        self.column, self.answered = column, answered
-        self.text, self.tokens = answered.text if answered else "", 0
-        self.thinking = answered.thinking if answered else ""
+        self.column, self.content = column, content
+        self.text, self.tokens = content.text if content else "", 0
+        self.thinking = content.thinking if content else ""
         self.raw = False
         self.against: str | None = None
-        """The reply that differences are marked against; None: none are."""
-        self.lined = False
-        """Whether it is shown as lines of text, since differences are marked in this reply or in those beside it."""
+        """The text that differences are marked against; None marks none."""
+        self.plain = False
+        """Whether it is shown as plain text because differences are marked in this reply or in those beside it."""
         self.hidden = False
-        """Whether figures would tell whose reply it is."""
+        """Whether figures are hidden because they would reveal the target."""
         self.note = ""
-        """Said before the figures: which branch this is."""
-        self._moved = ""
+        """Text before the figures: the number of this branch."""
+        self._difference = ""
         """How many words differ."""
-        self._streamed, self._flushed, self._shown = 0, time.monotonic(), 0
+        self._streamed, self._flushed, self._flushed_tokens = 0, time.monotonic(), 0
         self._stream: MarkdownStream | None = None
         self._writing = asyncio.Lock()
         self._log: Log | None = None
@@ -69,18 +72,18 @@ class Reply(Vertical):
     def compose(self) -> ComposeResult:
         yield Static(classes="name")
         with Vertical(classes="body"):
-            if self.answered is None:
+            if self.content is None:
                 yield Markdown(open_links=False)
         yield Static(classes="facts")
 
     async def on_mount(self) -> None:
         self.query_one(".name").display = False
-        if self.answered is not None:
-            await self.look()
+        if self.content is not None:
+            await self.redraw()
         else:
-            self._facts()
+            self._show_facts()
 
-    # ── while it comes ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── while it arrives ──────────────────────────────────────────────────────────────────────────────────────────
 
     def write(self, text: str, tokens: int, thinking: str = "") -> None:
         self.text += text
@@ -88,14 +91,14 @@ class Reply(Vertical):
         self.tokens = tokens
 
     async def flush(self) -> None:
-        """Show what has come since the last time."""
+        """Show the text that has arrived since the last call."""
         async with self._writing:
             await self._flush()
 
     async def _flush(self) -> None:
-        if self.answered is not None or not (self.text or self.thinking):
+        if self.content is not None or not (self.text or self.thinking):
             return
-        thinking, body = opened(self.text)
+        thinking, body = split_partial_reply(self.text)
         thinking = thinking or self.thinking
         if thinking and not body:
             self.query_one(".facts", Static).update(f"thinking … {len(thinking.split())} words")
@@ -103,8 +106,8 @@ class Reply(Vertical):
         if not waiting:
             return
         now = time.monotonic()
-        rate = (self.tokens - self._shown) / max(now - self._flushed, TICK)
-        self._flushed, self._shown = now, self.tokens
+        rate = (self.tokens - self._flushed_tokens) / max(now - self._flushed, TICK)
+        self._flushed, self._flushed_tokens = now, self.tokens
         first, self._streamed = not self._streamed, len(body)
         if self._log is None and rate > RAW_RATE:
             await self._stop_stream()
@@ -115,20 +118,20 @@ class Reply(Vertical):
             return
         if self._stream is None:
             self._stream = Markdown.get_stream(self.query_one(Markdown))
-        await self._stream.write(_fenced(waiting) if first else waiting)
+        await self._stream.write(_fence_json(waiting) if first else waiting)
 
-    async def finish(self, answered: Answered) -> None:
-        """The reply is whole."""
+    async def finish(self, content: ChatReply) -> None:
+        """The reply is complete."""
         async with self._writing:
             await self._flush()
             await self._stop_stream()
-            streamed, self.answered, self.text = self.text, answered, answered.text
-        found = self._shape()
-        plain = found.kind == "text" and not found.thinking and self._log is None and answered.text == streamed
-        if plain and answered.text.strip() and not (self.raw or self.lined):
-            self._facts()  # it stands there already
+            streamed, self.content, self.text = self.text, content, content.text
+        found = self._parse()
+        plain = found.kind == "text" and not found.thinking and self._log is None and content.text == streamed
+        if plain and content.text.strip() and not (self.raw or self.plain):
+            self._show_facts()  # the text is on the screen already
         else:
-            await self.look()
+            await self.redraw()
         self._log = None
 
     async def _stop_stream(self) -> None:
@@ -136,72 +139,73 @@ class Reply(Vertical):
             await self._stream.stop()
             self._stream = None
             async with self.query_one(Markdown).lock:
-                pass  # stopping leaves the last write to itself; the widget must not be removed under it
+                pass  # `stop` does not wait for the last write; the widget must not be removed before that is done
 
-    # ── when it is whole ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── when it is complete ───────────────────────────────────────────────────────────────────────────────────────
 
-    async def look(self) -> None:
-        """Show the whole reply as `raw` and `against` say. Nothing while it is being written."""
-        if self.answered is None:
+    async def redraw(self) -> None:
+        """Show the complete reply as `raw`, `plain` and `against` ask for. Does nothing while it is being written."""
+        if self.content is None:
             return
         body = self.query_one(".body")
-        text = self.answered.text
-        shown: list[Widget]
-        if "problem" in self.answered.facts:
-            shown = [Static(Content.styled(f"✗ {self.answered.facts['problem']}", "$text-error"))]
+        text = self.content.text
+        widgets: list[Widget]
+        if "problem" in self.content.facts:
+            widgets = [Static(Content.styled(f"✗ {self.content.facts['problem']}", "$text-error"))]
         elif self.raw:
-            thought = f"{self.answered.thinking}\n\n" if self.answered.thinking else ""
-            said = Content(text) if text else Content.styled("(an empty reply)", "$foreground-muted")
-            shown = [Static(Content.assemble((thought, "$foreground-muted"), said))]
-        elif self.lined and self.against in (None, text):
-            shown = [Static(Content(indented(text)))]
-        elif self.lined and self.against is not None:
-            # Long replies take a while to compare: off the loop.
-            marked, self._moved = await asyncio.to_thread(compared, indented(self.against), indented(text))
-            shown = [Static(marked if text else Content.styled("(an empty reply)", "$foreground-muted"))]
+            thinking = f"{self.content.thinking}\n\n" if self.content.thinking else ""
+            shown = Content(text) if text else Content.styled("(an empty reply)", "$foreground-muted")
+            widgets = [Static(Content.assemble((thinking, "$foreground-muted"), shown))]
+        elif self.plain and self.against in (None, text):
+            widgets = [Static(Content(indent_json(text)))]
+        elif self.plain and self.against is not None:
+            # Comparing long replies takes a while, so it is done off the event loop.
+            before, now = indent_json(self.against), indent_json(text)
+            marked, self._difference = await asyncio.to_thread(mark_new_words, before, now)
+            widgets = [Static(marked if text else Content.styled("(an empty reply)", "$foreground-muted"))]
         else:
-            shown = list(views(self._shape()))
+            widgets = list(views(self._parse()))
         with self.app.batch_update():
             await body.remove_children()
-            await body.mount(*shown)
-        self._facts()
+            await body.mount(*widgets)
+        self._show_facts()
 
-    def _shape(self) -> Shape:
-        """What it is; thinking that the worker told apart stands before it."""
-        assert self.answered is not None
-        found = shape(self.answered.text)
-        return replace(found, thinking=self.answered.thinking) if self.answered.thinking else found
+    def _parse(self) -> ParsedReply:
+        """The parsed reply. Thinking that the worker sent separately takes the place of thinking in the text."""
+        assert self.content is not None
+        found = parse_reply(self.content.text)
+        return replace(found, thinking=self.content.thinking) if self.content.thinking else found
 
-    def _facts(self) -> None:
+    def _show_facts(self) -> None:
         line = self.query_one(".facts", Static)
-        told = [self.note]
-        if self.answered is not None and not self.hidden:
-            told.append(figures(self.answered.facts))
-            if self.against is not None and "problem" not in self.answered.facts:
-                told.append("the same" if self.against == self.text else self._moved)
-            if rating := self.answered.rating:
-                told.append("★" * rating + "☆" * (5 - rating))
-        text = " · ".join(filter(None, told))
-        if self.answered is not None and "held_seconds" in self.answered.facts:
-            text += f"\n{held(self.answered.facts)}"
+        parts = [self.note]
+        if self.content is not None and not self.hidden:
+            parts.append(format_facts(self.content.facts))
+            if self.against is not None and "problem" not in self.content.facts:
+                parts.append("the same" if self.against == self.text else self._difference)
+            if rating := self.content.rating:
+                parts.append("★" * rating + "☆" * (5 - rating))
+        text = " · ".join(filter(None, parts))
+        if self.content is not None and "held_seconds" in self.content.facts:
+            text += f"\n{format_hot_cost(self.content.facts)}"
         line.update(text)
         line.display = bool(text)
 
 
-def figures(facts: Mapping[str, Any]) -> str:
-    """What a worker told of its reply, in a line."""
+def format_facts(facts: Mapping[str, Any]) -> str:
+    """A worker's figures for its reply, in a line."""
     if "tokens" not in facts:
         return ""
-    told = [f"{facts['tokens']:,} token{'s'[: facts['tokens'] != 1]}"]
+    parts = [f"{facts['tokens']:,} token{'s'[: facts['tokens'] != 1]}"]
     if facts.get("tokens_per_second"):
-        told.append(f"{facts['tokens_per_second']:.1f} tok/s")
+        parts.append(f"{facts['tokens_per_second']:.1f} tok/s")
     if "first_token_seconds" in facts:
-        told.append(f"first after {facts['first_token_seconds']:.2f} s")
-    if ended := ENDED.get(str(facts.get("finish", ""))):
-        told.append(ended)
-    return " · ".join(told)
+        parts.append(f"first after {facts['first_token_seconds']:.2f} s")
+    if finish := FINISHES.get(str(facts.get("finish", ""))):
+        parts.append(finish)
+    return " · ".join(parts)
 
 
-def _fenced(text: str) -> str:
-    """JSON is shown as it is while it comes, not read as Markdown."""
+def _fence_json(text: str) -> str:
+    """JSON in a code block, so that it is not read as Markdown while it arrives."""
     return f"```json\n{text}" if text.lstrip()[:1] in ("[", "{") else text

@@ -1,4 +1,4 @@
-"""How a training row looks: as a conversation, and as tokens of which some are trained. Pure: rows in, text out."""
+"""Training rows as text: as conversations, as tokens with those marked that are trained, and facts about them. Pure."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ ROLES = {"system": "$secondary", "user": "$accent", "assistant": "$success"}
 TRAINED = "bold underline $success"
 CONTEXT = "dim"
 SHADE = "on $panel"
-"""Behind every other token, so that one sees where each ends."""
+"""Background of every other token, which shows where each ends."""
 
-DECIDED = {
+DECISIONS = {
     "accepted": ("✓ accepted", "bold $text-success"),
     "dropped": ("✗ dropped", "bold $text-error"),
     "undecided": ("? undecided", "bold $text-warning"),
 }
-"""Words and styles; the mark shows without colour too."""
+"""Decision -> text and style. The mark distinguishes them without colour."""
 LEGEND = Content.assemble(
     (" trained ", TRAINED), "  ", (" context, not trained ", CONTEXT), ("   ↵ line end · ◌ part of a character", "dim")
 )
-PROBLEMS = 8
-"""Bad rows told by name in the facts."""
+MAX_PROBLEMS = 8
+"""Bad rows listed in the facts."""
 BARS = " ▏▎▍▌▋▊▉█"
-WIDE = 24
+BAR_WIDTH = 24
 """Cells of a histogram's longest bar."""
 
 
 def conversation(row: Mapping[str, Any]) -> Content:
-    """Each turn under its role, pairs and judgements with theirs; a row of plain text as it is, a bad one with what is wrong."""
+    """Each turn under its role, and the parts of a preference row under their names; plain text unchanged; a bad row
+    with its reason."""
     blocks = []
     if row.get("decision", "undecided") != "undecided":
-        blocks.append(Content.styled(*DECIDED[row["decision"]]))
+        blocks.append(Content.styled(*DECISIONS[row["decision"]]))
     if row.get("reason"):
         blocks.append(Content.styled(f"✗ {row['reason']}", "bold $text-error"))
     if row.get("text"):
@@ -50,15 +51,15 @@ def conversation(row: Mapping[str, Any]) -> Content:
         names = [str((tool.get("function") or tool).get("name", "?")) for tool in row["tools"]]
         blocks.append(Content.assemble(("tools ", "dim"), ", ".join(names)))
     if row.get("columns"):
-        told = (Content.assemble((f"{name} ", "dim"), str(value)) for name, value in row["columns"].items())
-        blocks.append(Content("\n").join(told))
+        columns = (Content.assemble((f"{name} ", "dim"), str(value)) for name, value in row["columns"].items())
+        blocks.append(Content("\n").join(columns))
     return Content("\n\n").join(blocks)
 
 
 def origin(row: Mapping[str, Any], counts: Mapping[str, int]) -> Content:
-    """What was decided about an expanded row and all others, and what the row was made from."""
-    decided = Content.styled(*DECIDED[row["decision"]])
-    blocks = [Content.assemble(decided, ("  " + " · ".join(f"{n:,} {word}" for word, n in counts.items()), "dim"))]
+    """The decision about an expanded row, the counts of all decisions, and the seeds that the row was made from."""
+    decision = Content.styled(*DECISIONS[row["decision"]])
+    blocks = [Content.assemble(decision, ("  " + " · ".join(f"{n:,} {word}" for word, n in counts.items()), "dim"))]
     made = row.get("origin")
     if made:
         place = f"task {made['task']} · request {made['request']:,}, item {made['item']}"
@@ -76,45 +77,49 @@ def _turn(turn: Mapping[str, Any]) -> Content:
     return Content.assemble(heading, "\n", "\n".join(filter(None, (str(turn.get("content") or ""), *calls))))
 
 
-def batch(shown: Mapping[str, Any]) -> Content:
-    """A global batch: its rows one below the other, each packed sequence under its number."""
-    if any("name" in part for part in shown["parts"]):
-        return replies(shown["parts"])
-    packed = len({part["sequence"] for part in shown["parts"]}) < len(shown["parts"])
+def batch(content: Mapping[str, Any]) -> Content:
+    """A global batch: its rows one below the other, packed sequences with their numbers."""
+    if any("name" in part for part in content["parts"]):
+        return replies(content["parts"])
+    packed = len({part["sequence"] for part in content["parts"]}) < len(content["parts"])
     blocks = []
-    for number, part in enumerate(shown["parts"], 1):
+    for number, part in enumerate(content["parts"], 1):
         trained = sum(piece["trained"] for piece in part["pieces"])
-        told = f"▌row {number}" + (f" · sequence {part['sequence'] + 1}" if packed else "")
+        title = f"▌row {number}" + (f" · sequence {part['sequence'] + 1}" if packed else "")
         heading = Content.assemble(
-            (told, "bold $accent"), (f"  {len(part['pieces'])} tokens, {trained} trained", "dim")
+            (title, "bold $accent"), (f"  {len(part['pieces'])} tokens, {trained} trained", "dim")
         )
         blocks.append(Content.assemble(heading, "\n", tokens(part["pieces"])))
     return Content("\n\n").join(blocks)
 
 
 def replies(parts: Sequence[Mapping[str, Any]]) -> Content:
-    """Preference rows: each prompt with each of its replies, under the row's number (where there are several) and the reply's name."""
+    """Preference rows: each prompt with each of its replies, under the row's number (when there are several) and the
+    reply's name."""
     blocks = []
     for part in parts:
         compared = sum(piece["trained"] for piece in part["pieces"])
-        told = f"▌row {part['sequence'] + 1} · {part['name']}" if "sequence" in part else f"▌{part['name']}"
+        title = f"▌row {part['sequence'] + 1} · {part['name']}" if "sequence" in part else f"▌{part['name']}"
         heading = Content.assemble(
-            (told, "bold $accent"), (f"  {len(part['pieces'])} tokens, {compared} of the reply", "dim")
+            (title, "bold $accent"), (f"  {len(part['pieces'])} tokens, {compared} of the reply", "dim")
         )
         blocks.append(Content.assemble(heading, "\n", tokens(part["pieces"])))
     return Content("\n\n").join(blocks)
 
 
-def rendered(shown: Mapping[str, Any]) -> Content:
-    """The row's text as training has it; what chat sends to get its last reply is the first part of it, or the two are shown apart."""
-    if shown["same"]:
-        asked, reply = shown["chat"], shown["training"][len(shown["chat"]) :]
-        told = Content.styled("✓ chat sends the dim part, byte for byte; training goes on with the rest", "$success")
-        return Content.assemble(told, "\n\n", (asked, "dim"), (reply, "bold"))
-    told = Content.styled("✗ chat sends other bytes than training began with", "bold $text-error")
+def rendered(texts: Mapping[str, Any]) -> Content:
+    """The row's text as training sees it. When chat's prompt for the last reply is not its first part, the two are
+    shown separately."""
+    if texts["same"]:
+        prompt, reply = texts["chat"], texts["training"][len(texts["chat"]) :]
+        verdict = Content.styled(
+            "✓ chat sends the dim part, byte for byte; training continues with the rest", "$success"
+        )
+        return Content.assemble(verdict, "\n\n", (prompt, "dim"), (reply, "bold"))
+    verdict = Content.styled("✗ chat sends other bytes than training starts with", "bold $text-error")
     headings = ("▌training", "bold $accent"), ("▌chat", "bold $accent")
     return Content.assemble(
-        told, "\n\n", headings[0], "\n", shown["training"], "\n\n", headings[1], "\n", shown["chat"]
+        verdict, "\n\n", headings[0], "\n", texts["training"], "\n\n", headings[1], "\n", texts["chat"]
     )
 
 
@@ -123,33 +128,34 @@ def histogram(bars: Sequence[Sequence[float]]) -> list[Content]:
     most = max((rows for _, rows in bars), default=0)
     lines = []
     for start, rows in bars:
-        eighths = math.ceil(rows / most * WIDE * 8) if most else 0
+        eighths = math.ceil(rows / most * BAR_WIDTH * 8) if most else 0
         bar = BARS[8] * (eighths // 8) + (BARS[eighths % 8] if eighths % 8 else "")
         lines.append(Content.assemble((f"{int(start):>6} ", "dim"), (bar, "$accent"), (f" {int(rows):,}", "dim")))
     return lines
 
 
-def stages(asked: Sequence[str], done: Sequence[Mapping[str, Any]], shown: str) -> list[Content]:
-    """What a run does with the rows first: rows in and out of those that are done, a mark at the one whose rows are shown."""
+def stages(names: Sequence[str], done: Sequence[Mapping[str, Any]], shown: str) -> list[Content]:
+    """The stages that a run does first: the rows in and out of finished ones, with a mark at the stage whose rows are
+    on the screen."""
     lines = []
     if not done:
-        lines.append(Content(" → ".join(asked)))
+        lines.append(Content(" → ".join(names)))
     for stage in done:
         part = "" if stage.get("part", "train") == "train" else f" {stage['part']}"
         counts = f"{stage.get('in', 0):,} → {stage.get('out', 0):,}"
         mark = "▸ " if stage["name"] == shown else "  "
         lines.append(Content.assemble((mark, "$accent"), (f"{stage['name'] + part:<21}", "dim"), counts))
-    names = {stage["name"] for stage in done}
-    left = [name for name in asked if name not in names | {"expand"}]
+    finished = {stage["name"] for stage in done}
+    left = [name for name in names if name not in finished | {"expand"}]
     if done and left:
         lines.append(Content.styled(f"  then {' → '.join(left)}", "dim"))
-    if done or asked:
+    if done or names:
         lines.append(Content.assemble(("r", "$accent"), (" runs them up to one, and shows its rows", "dim")))
     return lines
 
 
 def tokens(pieces: Sequence[Mapping[str, Any]]) -> Content:
-    """The tokens in order; trained ones underlined, so that it shows without colour too."""
+    """The tokens in order, the trained ones underlined, which is visible without colour too."""
     parts: list[tuple[str, str]] = []
     for at, piece in enumerate(pieces):
         text = str(piece["text"]).replace("\n", "↵\n") or "◌"
@@ -159,7 +165,7 @@ def tokens(pieces: Sequence[Mapping[str, Any]]) -> Content:
 
 
 def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) -> Content:
-    """Sources with their counts, what tokenising them would give, what is wrong with which row."""
+    """The sources with their counts, the token statistics, and the bad rows."""
     lines = [Content.styled("Sources", "bold $accent")]
     for source in summary["sources"]:
         lines.append(Content.assemble((source["source"], "bold")))
@@ -169,7 +175,7 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
     if summary.get("decisions"):
         lines += [Content(""), Content.styled("Expanded rows", "bold $accent")]
         lines += [Content.assemble((f"{word:<10}", "dim"), f"{rows:,}") for word, rows in summary["decisions"].items()]
-        lines.append(Content.assemble(("v", "$accent"), (" goes to them", "dim")))
+        lines.append(Content.assemble(("v", "$accent"), (" shows them", "dim")))
     lines += [Content(""), Content.styled("Stages", "bold $accent")]
     lines += stages(summary.get("stages", ()), summary.get("done", ()), summary.get("shown", ""))
     for part, numbers in stats.items():
@@ -177,7 +183,7 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
     if summary["problems"]:
         count = summary.get("parts", {}).get("rejected", len(summary["problems"]))
         lines += [Content(""), Content.styled(f"Rejected rows ({count:,})", "bold $text-error")]
-        for problem in summary["problems"][:PROBLEMS]:
+        for problem in summary["problems"][:MAX_PROBLEMS]:
             name = str(problem["file"]).rpartition("/")[2]
             lines.append(Content.assemble((f"{name}:{problem['line']} ", "dim"), str(problem["reason"])))
     lines += [Content(""), Content.assemble(("base ", "dim"), str(summary.get("base", "")))]
@@ -188,12 +194,12 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
 def _numbers(numbers: Mapping[str, Any]) -> list[Content]:
     total, trained = numbers.get("tokens", 0), numbers.get("trained_tokens", 0)
     share = f"{trained:,} ({trained / total:.0%})" if total else "0"
-    told = {
+    values = {
         "rows": f"{numbers.get('rows', 0):,}",
         "tokens": f"{total:,}",
         "trained": share,
         "a row": f"p50 {numbers.get('p50', 0)}, p95 {numbers.get('p95', 0)}, max {numbers.get('max', 0)}",
         "cut": f"{numbers.get('truncated', 0):,} rows",
     }
-    lines = [Content.assemble((f"{name:<9}", "dim"), value) for name, value in told.items()]
+    lines = [Content.assemble((f"{name:<9}", "dim"), value) for name, value in values.items()]
     return lines + histogram(numbers.get("histogram", ()))

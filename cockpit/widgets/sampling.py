@@ -1,4 +1,4 @@
-"""How replies are sampled: a column of small fields, all read from the one declaration of them."""
+"""The sampling panel of the chat: a column of fields, derived from `SamplingOptions`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from textual.content import Content
 from textual.widgets import Input, Select, Static
 
 from engine.config.sampling import PRESETS, SamplingOptions
+from engine.config.tasks import task_names
 
 LABELS = {
     "temperature": "temperature",
@@ -26,22 +27,21 @@ LABELS = {
     "stop": "stop",
 }
 """Field of `SamplingOptions` -> its name here, in this order."""
-TASKS = ("triples", "thought_graph")
-BETWEEN = "|"
+SEPARATOR = "|"
 """Between stop texts."""
 HINTS = {
-    "preset": "Temperature, top-k and top-p in one; change what you like of it.",
-    "stop": f"Texts before which a reply ends, with {BETWEEN} between them.",
-    "seed": "Same seed, same reply. Empty: another each time; targets side by side share one.",
-    "task": "Asks as the task's training does.",
-    "json": "Only JSON that fits the task's schema can be written.",
-    "system": "Said before the conversation; the next question takes it.",
+    "preset": "Sets temperature, top-k and top-p, which you can then change.",
+    "stop": f"A reply ends before any of these texts; {SEPARATOR} separates them.",
+    "seed": "The same seed gives the same reply. Empty: another each time; targets side by side share it.",
+    "task": "Prompts as in the task's training.",
+    "json": "Replies are forced to fit the task's JSON schema.",
+    "system": "The system prompt, used from the next question on.",
 }
-HELP = "Tab goes on. Empty: left to the model."
+HELP = "Tab goes to the next field. Empty: the model's default."
 
 
 class Sampling(VerticalScroll):
-    """`settings` is what the worker is asked with; empty fields are left out."""
+    """`settings` gives the worker's settings; empty fields are left out."""
 
     DEFAULT_CSS = """
     Sampling { width: 32; height: 1fr; border-left: solid $primary; padding: 0 1; }
@@ -61,28 +61,30 @@ class Sampling(VerticalScroll):
         for name, label in LABELS.items():
             with Horizontal():
                 yield Static(label, classes="label")
-                yield Input(_start(name), id=name, compact=True, type=_kind(name), placeholder="–")
+                yield Input(_default_text(name), id=name, compact=True, type=_input_type(name), placeholder="–")
         yield Static("", classes="gap")
         with Horizontal():
             yield Static("task", classes="label")
-            yield Select([(task.replace("_", " "), task) for task in TASKS], id="task", prompt="none", compact=True)
+            yield Select(
+                [(task.replace("_", " "), task) for task in task_names()], id="task", prompt="none", compact=True
+            )
         with Horizontal():
             yield Static("JSON", classes="label")
-            yield Select([("only what fits", "fits")], id="json", prompt="free", compact=True, disabled=True)
+            yield Select([("must fit", "fits")], id="json", prompt="free", compact=True, disabled=True)
         with Horizontal():
             yield Static("system", classes="label")
             yield Input(id="system", compact=True, placeholder="–")
         yield Static(HELP, id="hint")
 
-    # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── values ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def settings(self) -> dict[str, Any]:
-        """Raises ValueError, in words, for a field that does not hold."""
+        """The settings of the fields. Raises ValueError, with a message for the user, for an invalid field."""
         chosen: dict[str, Any] = {}
         for name in LABELS:
             text = self.query_one(f"#{name}", Input).value.strip()
             if text:
-                chosen[name] = [part for part in text.split(BETWEEN) if part] if name == "stop" else text
+                chosen[name] = [part for part in text.split(SEPARATOR) if part] if name == "stop" else text
         try:
             checked = SamplingOptions.model_validate(chosen, strict=False).model_dump()
         except ValidationError as error:
@@ -96,7 +98,7 @@ class Sampling(VerticalScroll):
     @property
     def chosen_task(self) -> str:
         task = self.query_one("#task", Select).value
-        return task if isinstance(task, str) and task in TASKS else ""
+        return task if isinstance(task, str) and task in task_names() else ""
 
     @property
     def system(self) -> str:
@@ -104,38 +106,39 @@ class Sampling(VerticalScroll):
 
     # ── filling ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def take(self, settings: dict[str, Any]) -> None:
-        """Put settings into the fields, as they come from a saved conversation or a run; others stay as they are."""
+    def fill(self, settings: dict[str, Any]) -> None:
+        """Set the fields from the settings of a saved conversation or a run. Fields without a setting stay
+        unchanged."""
         for name in LABELS:
             if name in settings:
                 value = settings[name]
-                text = BETWEEN.join(value) if isinstance(value, list) else "" if value is None else str(value)
+                text = SEPARATOR.join(value) if isinstance(value, list) else "" if value is None else str(value)
                 self.query_one(f"#{name}", Input).value = text
         if "task" in settings:
             task = settings["task"]
-            self.query_one("#task", Select).value = task if task in TASKS else Select.NULL
+            self.query_one("#task", Select).value = task if task in task_names() else Select.NULL
         if "system" in settings:
             self.query_one("#system", Input).value = settings["system"]
 
     @on(Select.Changed, "#preset")
-    def _preset(self, event: Select.Changed) -> None:
+    def _preset_changed(self, event: Select.Changed) -> None:
         if event.value in PRESETS:
-            given = PRESETS[str(event.value)]
+            preset = PRESETS[str(event.value)]
             for name in ("temperature", "top_k", "top_p"):
-                self.query_one(f"#{name}", Input).value = str(given.get(name, ""))
+                self.query_one(f"#{name}", Input).value = str(preset.get(name, ""))
 
     @on(Input.Changed)
-    def _changed(self) -> None:
-        """The preset's name goes as soon as the fields say something else."""
+    def _field_changed(self) -> None:
+        """Select the preset that the fields match, if there is one."""
         values = {name: self.query_one(f"#{name}", Input).value.strip() for name in ("temperature", "top_k", "top_p")}
-        fitting = [
+        matching = [
             name
-            for name, given in PRESETS.items()
-            if all(_same(text, given.get(field)) for field, text in values.items())
+            for name, preset in PRESETS.items()
+            if all(_is_equal(text, preset.get(field)) for field, text in values.items())
         ]
         select = self.query_one("#preset", Select)
         with self.prevent(Select.Changed):
-            select.value = fitting[0] if fitting else Select.NULL
+            select.value = matching[0] if matching else Select.NULL
 
     @on(Select.Changed, "#task")
     def _task_changed(self) -> None:
@@ -150,19 +153,19 @@ class Sampling(VerticalScroll):
         self.query_one("#hint", Static).update(Content(HINTS.get(name) or (field.description if field else "") or HELP))
 
 
-def _start(name: str) -> str:
+def _default_text(name: str) -> str:
     default = SamplingOptions.model_fields[name].get_default(call_default_factory=True)
     return "" if default in (None, []) else f"{default:g}"
 
 
-def _kind(name: str) -> typing.Literal["integer", "number", "text"]:
+def _input_type(name: str) -> typing.Literal["integer", "number", "text"]:
     kinds = typing.get_args(SamplingOptions.model_fields[name].annotation) or (
         SamplingOptions.model_fields[name].annotation,
     )
     return "text" if name == "stop" else "integer" if int in kinds else "number"
 
 
-def _same(text: str, value: float | None) -> bool:
+def _is_equal(text: str, value: float | None) -> bool:
     try:
         return (float(text) if text else None) == value
     except ValueError:

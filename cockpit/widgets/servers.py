@@ -1,4 +1,4 @@
-"""What is served: for each server its target and address, its requests, and its tokens a second over the last minutes."""
+"""The servers that are running: target, address, requests, and tokens per second over the last minutes."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from cockpit.figures import big
-from cockpit.state import State
+from cockpit.state.app_state import AppState
+from cockpit.state.formatting import format_count
 from cockpit.widgets.chart import Graph
-from cockpit.widgets.panels import Line, figure, joined
+from cockpit.widgets.line import Line, join_fitting, labelled
 from engine.protocol.messages import Service
 
-MOST = 3
-"""Servers that have a panel; of more the count is told."""
+MAX_PANELS = 3
+"""Servers with a panel. Of the others only the number is shown."""
 COUNTS = ("running", "queued", "served")
 MARKS = {"ready": ("●", "$success"), "busy": ("●", "$accent"), "starting": ("◌", "$warning"), "ended": ("✗", "$error")}
 
 
-def servers(state: State) -> list[Service]:
-    """Those that are there, and those that ended by an accident."""
+def list_servers(state: AppState) -> list[Service]:
+    """The servers that are running or starting, and those that ended with a problem."""
     found = (service for service in state.services.values() if service.kind == "serve")
     return [service for service in found if service.state != "ended" or service.problem]
 
 
-def described(service: Service, width: int) -> Content:
-    """How it does, in one line."""
+def describe_server(service: Service, width: int) -> Content:
+    """A server's state and figures, in one line."""
     mark, colour = MARKS.get(service.state, ("·", "$text"))
     if service.state == "ended":
         title = service.problem.title if service.problem else "ended"
@@ -36,22 +36,26 @@ def described(service: Service, width: int) -> Content:
     if not figures:
         return Content.assemble((f"{mark} ", colour), (service.detail or service.state, "$text"))
     errors = figures.get("errors", 0)
-    return joined(
+    return join_fitting(
         [
             Content.assemble((f"{mark} ", colour), (f"{figures.get('tokens_per_second', 0):,.0f} tok/s", "bold $text")),
-            *(figure(name, big(figures.get(name, 0))) for name in COUNTS),
-            Content.assemble(("errors ", "$text-muted"), (big(errors), "$error" if errors else "$text")),
-            figure("tokens", big(figures.get("tokens", 0))),
+            *(labelled(name, format_count(figures.get(name, 0))) for name in COUNTS),
+            Content.assemble(("errors ", "$text-muted"), (format_count(errors), "$error" if errors else "$text")),
+            labelled("tokens", format_count(figures.get("tokens", 0))),
         ],
         width,
     )
 
 
 class ServerPanel(Widget):
-    """One server: its name and address in the frame, or, where the screen is low and its style takes the frame away, in a row of their own."""
+    """One server, with its name and address in the frame. On a low screen there is no frame, and they have a row of
+    their own."""
 
     DEFAULT_CSS = """
-    ServerPanel { height: 3; border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; padding: 0 1; }
+    ServerPanel {
+        height: 3; border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; padding: 0
+        1;
+    }
     ServerPanel > Horizontal { height: 1; }
     ServerPanel > .name { display: none; height: 1; color: $accent; text-wrap: nowrap; text-overflow: ellipsis; }
     ServerPanel Line { width: 4fr; height: 1; text-wrap: nowrap; }
@@ -72,18 +76,18 @@ class ServerPanel(Widget):
             name = Content.assemble(title, (f"  {address}", "$text-muted"))
             self.query_one(".name", Static).update(name, layout=False)
         line = self.query_one(Line)
-        line.show(described(service, line.size.width or self.app.size.width * 3 // 4))
+        line.show(describe_server(service, line.size.width or self.app.size.width * 3 // 4))
         highest = max(rates, default=0.0) or 1.0
         self.query_one(Graph).show([100 * rate / highest for rate in rates])
 
 
 class Servers(Vertical):
-    """Takes no room while nothing is served."""
+    """Takes no space while there are no servers."""
 
     DEFAULT_CSS = "Servers { height: auto; } Servers > #more { height: 1; padding: 0 1; color: $text-muted; }"
 
     def compose(self) -> ComposeResult:
-        for _ in range(MOST):
+        for _ in range(MAX_PANELS):
             yield ServerPanel()
         yield Static(id="more")
 
@@ -91,14 +95,14 @@ class Servers(Vertical):
         for child in self.children:
             child.display = False
 
-    def show(self, state: State) -> None:
-        found = servers(state)
-        shown = found[-MOST:]
+    def show(self, state: AppState) -> None:
+        found = list_servers(state)
+        visible = found[-MAX_PANELS:]
         for at, panel in enumerate(self.query(ServerPanel)):
-            panel.display = at < len(shown)
+            panel.display = at < len(visible)
             if panel.display:
-                panel.show(shown[at], state.rates.get(shown[at].id, ()))
+                panel.show(visible[at], state.rates.get(visible[at].id, ()))
         more = self.query_one("#more", Static)
-        more.display = len(found) > MOST
+        more.display = len(found) > MAX_PANELS
         if more.display:
-            more.update(f"and {len(found) - MOST} more: cockpit serve lists them", layout=False)
+            more.update(f"and {len(found) - MAX_PANELS} more: cockpit serve lists them", layout=False)

@@ -1,4 +1,4 @@
-"""A YAML text with its problems marked: ✗ in the gutter of the line, the place underlined."""
+"""An editor of YAML that marks problems: ✗ beside the line, and the place underlined."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ PLACE = Style(underline=True)
 
 
 class YamlEditor(TextArea):
-    """Highlighted YAML with line numbers. `mark` shows problems; a line that does not wrap is one row, which `render_line` relies on."""
+    """Highlighted YAML with line numbers. `mark` shows problems. Lines do not wrap, so each is one row, which
+    `render_line` relies on."""
 
     DEFAULT_CSS = """
-    YamlEditor { width: 1fr; height: 1fr; border: none; padding: 0; border-left: solid $primary; scrollbar-size-vertical: 1; scrollbar-size-horizontal: 1; }
+    YamlEditor {
+        width: 1fr; height: 1fr; border: none; padding: 0; border-left: solid $primary; scrollbar-size-vertical: 1;
+        scrollbar-size-horizontal: 1;
+    }
     YamlEditor:focus { border: none; border-left: solid $accent; }
     """
 
@@ -28,7 +32,7 @@ class YamlEditor(TextArea):
         self.columns: Mapping[int, int] = {}
 
     def mark(self, columns: Mapping[int, int]) -> None:
-        """Mark these lines, each from a column on; both count from 1."""
+        """Mark these lines, each from a column to its end. Lines and columns count from 1."""
         self.columns = columns
         self.refresh()
 
@@ -54,6 +58,6 @@ class YamlEditor(TextArea):
         return Strip.join(parts)
 
     def go_to(self, line: int, column: int) -> None:
-        """Put the cursor there (from 1) and take the focus."""
+        """Move the cursor to a line and column (from 1) and focus the editor."""
         self.focus()
         self.move_cursor((max(line - 1, 0), max(column - 1, 0)), center=True)

@@ -1,4 +1,4 @@
-"""Finding the built-in profiles and sample sets: beside the packages in a checkout, inside `engine` in a wheel."""
+"""Finds the bundled profiles and data: beside the packages in a checkout, inside `engine` in a wheel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import engine
 
 
-def bundled(kind: str) -> Path:
+def find_bundled(kind: str) -> Path:
     """The folder of bundled `profiles` or `data`. An assertion fails when the installation lacks it."""
     package = Path(engine.__file__).parent
     for folder in (package / kind, package.parent / kind):

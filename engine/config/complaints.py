@@ -1,49 +1,58 @@
-"""What is wrong with a setting, in words for who wrote it."""
+"""Turns pydantic's errors about settings into messages for the user."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from engine.options.base import Options
+from engine.protocol.text import did_you_mean
 
 
-def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Pydantic's errors in our words. A union reports one error a branch for the same place: they become one sentence."""
+def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    """`(keys, code, message)`: the place, code and message of each error.
+
+    A union reports one error per branch for the same place; they become one sentence.
+    """
     by_place: dict[tuple[str | int, ...], list[Any]] = {}
     for detail in error.errors():
         keys = tuple(key for key in detail["loc"] if isinstance(key, int) or not _is_branch(key))
         by_place.setdefault(keys, []).append(detail)
     for keys, details in by_place.items():
         if any(other[: len(keys)] == keys and len(other) > len(keys) for other in by_place):
-            continue  # a list that is not `auto` either: what is wrong inside it says more
+            continue  # a list that is not `auto` either: the errors inside the list say more
         kinds = {detail["type"] for detail in details}
         got = details[0]["input"]
         if kinds == {"extra_forbidden"}:
-            yield keys, f"unknown key{suggest(str(keys[-1]), _owner(model, keys).model_fields)}"
+            yield (
+                keys,
+                "profile.unknown_key",
+                f"unknown key{did_you_mean(str(keys[-1]), _find_owner(model, keys).model_fields)}",
+            )
         elif kinds == {"missing"}:
-            yield keys, "is required"
+            yield keys, "profile.missing", "is required"
         else:
-            yield keys, f"{' or '.join(map(_expectation, details))}, not {got!r}{suggest(str(got), _choices(details))}"
+            expected = " or ".join(map(_describe_expectation, details))
+            yield keys, "profile.value", f"{expected}, not {got!r}{did_you_mean(str(got), _list_choices(details))}"
 
 
-def _expectation(detail: Any) -> str:
+def _describe_expectation(detail: Any) -> str:
     if detail["type"] == "literal_error":
         return f"must be {detail['ctx']['expected'].replace(chr(39), '')}"
     return str(detail["msg"]).removeprefix("Input ").removeprefix("Value error, ").replace("should be", "must be")
 
 
-def _choices(details: list[Any]) -> list[str]:
-    """The words that would have been right."""
+def _list_choices(details: list[Any]) -> list[str]:
+    """The values that are allowed."""
     expected = (detail["ctx"]["expected"] for detail in details if detail["type"] == "literal_error")
     return [word.strip("' ") for words in expected for word in words.replace(" or ", ", ").split(", ")]
 
 
 def _is_branch(key: str) -> bool:
-    """Pydantic names the branches of a union in `loc`: `int`, `literal['auto']`, `list[str]`, `constrained-int`, `TokenizerOptions` …"""
+    """Whether a key in `loc` is pydantic's name of a branch of a union: `int`, `literal['auto']`, `list[str]`,
+    `constrained-int`, `TokenizerOptions` …"""
     return (
         "[" in key
         or key in ("int", "str", "float", "bool", "none")
@@ -52,24 +61,18 @@ def _is_branch(key: str) -> bool:
     )
 
 
-def _owner(model: type[Options], keys: tuple[str | int, ...]) -> type[Options]:
+def _find_owner(model: type[Options], keys: tuple[str | int, ...]) -> type[Options]:
     """The options model that the last key belongs to."""
     for key in keys[:-1]:
         if isinstance(key, int) or key not in model.model_fields:
             continue
-        for candidate in _models_in(model.model_fields[key].annotation):
+        for candidate in _find_models(model.model_fields[key].annotation):
             model = candidate
     return model
 
 
-def _models_in(annotation: Any) -> Iterator[type[Options]]:
+def _find_models(annotation: Any) -> Iterator[type[Options]]:
     if isinstance(annotation, type) and issubclass(annotation, Options):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`, did you mean …?`, or nothing."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f", did you mean {match[0]}?" if match else ""
+        yield from _find_models(argument)

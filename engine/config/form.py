@@ -1,4 +1,4 @@
-"""What is derived from the profile's one declaration: the fields of a form, and the JSON Schema."""
+"""The fields of a form, and the JSON Schema, derived from the declaration of the profile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.options.base import Options
 
 @dataclass(frozen=True)
 class Field:
-    """One setting as a form shows it. `kind` is `bool int float text choice list mapping`."""
+    """One setting of a form. `kind`: `bool`, `int`, `float`, `text`, `choice`, `list` or `mapping`."""
 
     key: str
     kind: str
@@ -25,8 +25,9 @@ class Field:
     required: bool = False
 
 
-def describe(method: str | None = None, adapter: str | None = None) -> list[Field]:
-    """All settings in file order, for the given method and adapter kinds (the tables' first by default)."""
+def list_fields(method: str | None = None, adapter: str | None = None) -> list[Field]:
+    """All settings in the order of the file, for a kind of method and of adapter (by default the first of their
+    tables)."""
     fields = [Field("name", "text", "", "What the run is called; letters, digits, dashes.")]
     chosen = {"method": method, "adapter": adapter}
     for name, owner in SECTIONS.items():
@@ -34,13 +35,13 @@ def describe(method: str | None = None, adapter: str | None = None) -> list[Fiel
             kind = chosen[name] or next(iter(owner))
             fields.append(Field(f"{name}.kind", "choice", next(iter(owner)), f"Which {name}.", choices=tuple(owner)))
             owner = load_reference(owner[kind])
-        fields += [_field(f"{name}.{key}", info) for key, info in owner.model_fields.items() if key != "kind"]
+        fields += [_make_field(f"{name}.{key}", info) for key, info in owner.model_fields.items() if key != "kind"]
     return fields
 
 
-def _field(key: str, info: FieldInfo) -> Field:
+def _make_field(key: str, info: FieldInfo) -> Field:
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    kind, choices, optional = _form_kind(info.annotation)
+    kind, choices, optional = _choose_kind(info.annotation)
     return Field(
         key,
         kind,
@@ -53,7 +54,7 @@ def _field(key: str, info: FieldInfo) -> Field:
     )
 
 
-def _form_kind(annotation: Any) -> tuple[str, tuple[str, ...], bool]:
+def _choose_kind(annotation: Any) -> tuple[str, tuple[str, ...], bool]:
     plain = {bool: "bool", int: "int", float: "float", str: "text"}
     if annotation in plain:
         return plain[annotation], (), False
@@ -62,7 +63,7 @@ def _form_kind(annotation: Any) -> tuple[str, tuple[str, ...], bool]:
     if branches and all(isinstance(branch, str) for branch in branches):
         return "choice", tuple(branches), False
     if len(branches) == 1:
-        kind, choices, _ = _form_kind(branches[0])
+        kind, choices, _ = _choose_kind(branches[0])
         return kind, choices, optional
     origin = str(getattr(annotation, "__origin__", ""))
     if "dict" in origin:
@@ -70,7 +71,7 @@ def _form_kind(annotation: Any) -> tuple[str, tuple[str, ...], bool]:
     return ("list" if "list" in origin else "text"), (), optional
 
 
-def schema() -> dict[str, Any]:
+def build_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a profile."""
     properties: dict[str, Any] = {"name": {"type": "string"}, "description": {"type": "string"}}
     definitions: dict[str, Any] = {}

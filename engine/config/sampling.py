@@ -1,4 +1,5 @@
-"""How a reply is sampled, as people say it: in a profile's `generation` section, on the command line, in the app's fields."""
+"""The options of sampling a reply: the `generation` section of a profile, options of the command line, fields of the
+app."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class SamplingOptions(Options):
-    """Fields of `engine.inference.sampling.Sampling`, which is this without the words."""
+    """The fields of `engine.inference.sampling.Sampling`, with their help texts."""
 
     max_new_tokens: int = option(256, help="Longest reply.", unit="tokens", ge=1)
     temperature: float = option(0.0, help="0 is greedy.", ge=0)
@@ -30,13 +31,13 @@ class SamplingOptions(Options):
         1.0, help="Above 1, tokens that the prompt or the reply already has become less likely.", gt=0
     )
     no_repeat_ngram: int | None = option(
-        None, help="No sequence of so many tokens comes twice in prompt and reply.", unit="tokens", ge=1
+        None, help="No sequence of this many tokens occurs twice in prompt and reply.", unit="tokens", ge=1
     )
     seed: int | None = option(None, help="Seed of sampling.", ge=0, lt=1 << 63)
     stop: list[str] = option([], help="Texts before which a reply ends.")
 
 
-def preset(name: str) -> dict[str, Any]:
+def find_preset(name: str) -> dict[str, Any]:
     """The settings of a preset. Raises ValueError."""
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")

@@ -1,4 +1,4 @@
-"""The settings that may change while a run is running, for those who ask for a change and those who make it."""
+"""The settings that may be changed while a run is running."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SETTABLE = (
 )
 
 
-def check(key: str, value: Any) -> None:
-    """Raises ValueError, in words, when the setting cannot have this value, whatever the rest of the profile says."""
+def check_value(key: str, value: Any) -> None:
+    """Raises ValueError, with a message for the user, when the setting can never have this value."""
     assert key in SETTABLE
     name, _, field = key.partition(".")
     section = SECTIONS[name]
@@ -30,8 +30,8 @@ def check(key: str, value: Any) -> None:
         raise ValueError(f"{key} {message}, not {value!r}") from None
 
 
-def help_of(key: str) -> str:
-    """What the setting means, in the words of its declaration."""
+def get_help(key: str) -> str:
+    """The help text of the setting."""
     name, _, field = key.partition(".")
     section = SECTIONS[name]
     assert not isinstance(section, dict)

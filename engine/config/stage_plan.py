@@ -1,44 +1,45 @@
-"""Which stages a profile asks for, and which of them a change of settings touches. Pure."""
+"""Which stages a profile has, and which of them are affected by changed settings. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from engine.config.profile import Profile
 from engine.protocol.stages import EVALUATE, EXPAND, EXPORT, STAGES, TRAIN
 
-if TYPE_CHECKING:
-    from engine.config.profile import Profile
+_LATE_SETTINGS = {
+    EXPORT: ("name", "description", "limits", "export"),
+    EVALUATE: ("evaluation", "generation", "data.test"),
+}
+"""Stage -> sections and keys that no earlier stage reads. All other settings affect training."""
 
-_LATE = {EXPORT: ("name", "description", "limits", "export"), EVALUATE: ("evaluation", "generation", "data.test")}
-"""Stage -> settings that have no part in any stage before it, by section or key. All others take part in training."""
 
-
-def asked(profile: Profile) -> list[str]:
-    """The stages that this profile has, in their order."""
-    wanted = {
+def list_stages(profile: Profile) -> list[str]:
+    """The stages of this profile, in order."""
+    optional = {
         EXPAND: profile.data.expand is not None,
-        EVALUATE: tests(profile),
+        EVALUATE: has_test_rows(profile),
         EXPORT: profile.export.kind != "none",
     }
-    return [stage for stage in STAGES if wanted.get(stage, True)]
+    return [stage for stage in STAGES if optional.get(stage, True)]
 
 
-def first_touched(settings: Iterable[str]) -> str:
-    """The first stage that must be done again when these settings (`section.key…`) have changed: `train`, `evaluate` or `export`."""
+def find_first_touched(settings: Iterable[str]) -> str:
+    """The first stage that must be done again after these settings (`section.key…`) were changed: `train`, `evaluate`
+    or `export`."""
     found = EXPORT
     for name in settings:
-        stage = next((stage for stage, late in _LATE.items() if within(name, late)), TRAIN)
+        stage = next((stage for stage, late in _LATE_SETTINGS.items() if is_within(name, late)), TRAIN)
         found = min(found, stage, key=STAGES.index)
     return found
 
 
-def within(name: str, keys: Iterable[str]) -> bool:
+def is_within(name: str, keys: Iterable[str]) -> bool:
     """Whether the setting `name` is one of `keys`, or part of one."""
     return any(name == key or name.startswith(f"{key}.") for key in keys)
 
 
-def tests(profile: Profile) -> bool:
-    """Whether rows are kept for a last evaluation."""
+def has_test_rows(profile: Profile) -> bool:
+    """Whether the profile has test rows for a final evaluation."""
     data = profile.data
     return bool(data.test or (data.split and data.split.test))

@@ -1,7 +1,8 @@
-"""Is one better than the other, or is it noise? A paired bootstrap over the rows that both were measured on (Efron 1979; Koehn 2004).
+"""Is one evaluation better than another, or is it noise? A paired bootstrap over the rows of both (Efron 1979; Koehn
+2004).
 
-Rows are drawn with replacement, the same for both, and every metric is worked out anew from what the drawn rows add up to: so a mean
-over tokens, a micro-averaged F1 and a corpus BLEU have the interval of what they are.
+Rows are drawn with replacement, the same for both, and every metric is computed anew from the sums of the drawn rows.
+So a mean over tokens, a micro-averaged F1 and a corpus BLEU each have their own interval.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.evaluation.metrics import registry
-from engine.evaluation.metrics.registry import Tallies
+from engine.metrics import registry
+from engine.metrics.registry import Tallies
 
 RESAMPLES = 1000
 SHARE = 0.95
-"""Of the resampled differences within the interval."""
+"""The share of the resampled differences inside the interval."""
 _AT_ONCE = 50
-"""Resamples drawn together: bounds memory."""
+"""Resamples drawn together; bounds memory."""
 
 
 def compare(
@@ -27,11 +28,11 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`compared_rows`, and under `differences` of each metric that both have: `first`, `second`, `difference` (second − first), `low` and `high`
-    of its 95 % interval, `beyond_noise` (the interval does not hold 0) and `better` (1 where second is, -1 where first is, 0 where noise
-    or taste decides).
+    """`compared_rows`, `resamples`, and under `differences` for each metric of both: `first`, `second`, `difference`
+    (second − first), the bounds `low` and `high` of its 95 % interval, `beyond_noise` (0 is outside the interval) and
+    `better` (1 if the second is better, -1 if the first is, 0 within noise or if the metric has no direction).
 
-    Raises ValueError where there is no row that both were measured on.
+    Raises ValueError when the two have no row in common.
     """
     import numpy
 
@@ -39,7 +40,7 @@ def compare(
     if not rows:
         raise ValueError("there is no row that both were measured on")
     sides = [_Sums([side[row] for row in rows]) for side in (first, second)]
-    values = [registry.metrics(side.of(numpy.ones((1, len(rows)))[0]), task) for side in sides]
+    values = [registry.metrics(side.weigh(numpy.ones((1, len(rows)))[0]), task) for side in sides]
     names = [name for name in values[0] if name in values[1]]
     generator = numpy.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in names}
@@ -47,7 +48,7 @@ def compare(
         count = min(_AT_ONCE, resamples - start)
         weights = generator.multinomial(len(rows), [1 / len(rows)] * len(rows), size=count)
         for times in weights:
-            pair = [registry.metrics(side.of(times), task) for side in sides]
+            pair = [registry.metrics(side.weigh(times), task) for side in sides]
             for name in names:
                 if name in pair[0] and name in pair[1]:
                     drawn[name].append(pair[1][name] - pair[0][name])
@@ -70,7 +71,7 @@ def compare(
 
 
 class _Sums:
-    """The tallies of rows as matrices, a measure each."""
+    """The tallies of rows as a matrix for each measure."""
 
     def __init__(self, rows: list[Tallies]) -> None:
         import numpy
@@ -85,8 +86,8 @@ class _Sums:
             for measure, names in self._names.items()
         }
 
-    def of(self, times: Any) -> dict[str, dict[str, float]]:
-        """Sums by measure, each row taken so many times; a measure that none of them adds to is missing."""
+    def weigh(self, times: Any) -> dict[str, dict[str, float]]:
+        """Sums by measure, with each row counted `times` times; measures without any count are left out."""
         found: dict[str, dict[str, float]] = {}
         for measure, names in self._names.items():
             sums = (times @ self._matrices[measure]).tolist()

@@ -1,9 +1,8 @@
-"""The rows that something is evaluated on: those of a source, or the ones that a run held out for itself."""
+"""The rows of an evaluation: those of a source, or those that a run held out."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
 import json
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from engine.prep.read_rows import read
 from engine.prep.rows import Rejects
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Problem, ProblemError
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 Messages = list[dict[str, Any]]
 
@@ -29,20 +28,23 @@ class Question(NamedTuple):
     """A row that a reply is generated for."""
 
     row: int
-    asked: Messages | str
-    """A conversation up to its last reply; or a text to be gone on with."""
+    prompt: Messages | str
+    """A conversation up to its last reply; or a text to continue."""
     reference: str | None
 
     @property
     def text(self) -> str:
-        """What was asked last."""
-        return self.asked if isinstance(self.asked, str) else str(self.asked[-1]["content"])
+        """The prompt's last turn."""
+        return self.prompt if isinstance(self.prompt, str) else str(self.prompt[-1]["content"])
 
 
 @dataclass(frozen=True)
-class Material:
-    """`rows` are canonical. `tokens` is the folder of the same rows as tokens, where a run has made them: of data that were tokens from the
-    beginning there are no others, and `key` says which they are. `rejected` were bad."""
+class EvaluationSet:
+    """Canonical `rows`, and the number of bad ones, which were `rejected`.
+
+    `tokens` is the folder of the same rows as tokens, if a run has prepared them. Data that were token ids from the
+    start have no `rows`; their `key` identifies them.
+    """
 
     source: str
     rows: list[Canonical]
@@ -53,7 +55,7 @@ class Material:
 
     @cached_property
     def sha256(self) -> str:
-        """Of what the rows say, wherever they lie."""
+        """The hash of the rows' content, wherever they are stored."""
         digest = hashlib.sha256(self.key.encode())
         for row in self.rows:
             digest.update(json.dumps(row, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass") + b"\n")
@@ -63,35 +65,40 @@ class Material:
     def are_pairs(self) -> bool:
         return bool(self.rows) and all("chosen" in row for row in self.rows)
 
-    def said(self) -> list[str]:
-        """What is to be known of the rows."""
-        tools, bad = (sum(map(of, self.rows)) for of in (_has_tools, _is_bad))
-        notes = [f"{tools} rows have tools: they are not asked anything"] if tools else []
+    def notes(self) -> list[str]:
+        """Notes on rows for which no reply is generated."""
+        tools, bad = (sum(map(test, self.rows)) for test in (_has_tools, _is_bad))
+        notes = [f"{tools} rows have tools: no replies are generated for them"] if tools else []
         return notes + (
-            [f"{bad} rows hold a bad reply: their loss counts, and they are not asked anything"] if bad else []
+            [f"{bad} rows have a reply that is labelled bad: their loss counts, and no replies are generated for them"]
+            if bad
+            else []
         )
 
     def questions(self, task: str | None, samples: int | None) -> list[Question]:
-        """The first rows that something can be asked by: those of the task, with one; of plain text the task's prompt around it. Rows with
-        tools, and replies that somebody has called bad, are none. Raises ValueError where there is no row of a task although it is wanted."""
-        found: list[Question] = []
+        """The first `samples` rows for which a reply can be generated, all of them for None.
+
+        With a task these are the task's rows, and its prompt is put around plain text. Rows with tools, and replies
+        that are labelled bad, are left out. Raises ValueError when no row is of the task.
+        """
+        questions: list[Question] = []
         for number, row in enumerate(self.rows):
-            if len(found) == samples:
+            if len(questions) == samples:
                 break
-            if question := _question(number, row, task):
-                found.append(question)
-        if task and not found and samples != 0:
-            raise ValueError(f"{self.source} holds no row of the task {task}")
-        return found
+            if question := _make_question(number, row, task):
+                questions.append(question)
+        if task and not questions and samples != 0:
+            raise ValueError(f"{self.source} has no row of the task {task}")
+        return questions
 
 
-def _question(number: int, row: Canonical, task: str | None) -> Question | None:
+def _make_question(number: int, row: Canonical, task: str | None) -> Question | None:
     if task is not None:
-        of_task = importlib.import_module(TASKS[task])
-        if not of_task.concerns(row.get("columns", {})):
+        task_row = load_task(task)
+        if not task_row.concerns(row.get("columns", {})):
             return None
         if "text" in row:
-            return Question(number, of_task.messages(row["text"]), None)
+            return Question(number, task_row.messages(row["text"]), None)
     if _has_tools(row) or _is_bad(row):
         return None
     messages = conversation_of(row)
@@ -108,10 +115,11 @@ def _is_bad(row: Canonical) -> bool:
     return row.get("label") is False
 
 
-def of_source(
+def read_source(
     source: str, shape: str, limit: int | None, home: Home, directory: Path, progress: Callable[[int, int], None]
-) -> Material:
-    """The good rows of anything that may stand in a profile's `data`. Raises ProblemError, and ValueError when there is none."""
+) -> EvaluationSet:
+    """The good rows of any source that a profile's `data` can name. Raises ProblemError, and ValueError when there is
+    none."""
     rejects = Rejects(lambda _: None)
     options = SourceOptions(source=source, format=shape)
     rows: list[Canonical] = []
@@ -120,21 +128,21 @@ def of_source(
         if len(rows) == limit:
             break
     if not rows:
-        raise ValueError(f"{source} holds no good row{': ' + rejects.first[0] if rejects.first else ''}")
-    return Material(source, rows, None, rejects.count, rejects.first)
+        raise ValueError(f"{source} has no valid row{': ' + rejects.first[0] if rejects.first else ''}")
+    return EvaluationSet(source, rows, None, rejects.count, rejects.first)
 
 
 @dataclass(frozen=True)
-class Own:
-    """What a run says about itself: its frozen profile, and where its prepared rows lie."""
+class RunFiles:
+    """A run's frozen profile, and the record of its prepared rows."""
 
     run: RunDirectory
     profile: Mapping[str, Any]
     prepared: Mapping[str, Any]
 
     @classmethod
-    def of(cls, run: RunDirectory) -> Own:
-        """Empty where a run's files cannot be read: then nothing is known of it."""
+    def read(cls, run: RunDirectory) -> RunFiles:
+        """Both are empty where the run's files cannot be read."""
         try:
             profile = YAML(typ="safe").load(run.profile.read_text(encoding="utf-8")) or {}
             prepared = json.loads(run.prepared.read_bytes()) if run.prepared.is_file() else {}
@@ -142,12 +150,13 @@ class Own:
             return cls(run, {}, {})
         return cls(run, profile, prepared)
 
-    def said(self, section: str, key: str) -> Any:
-        """A setting; None where there is none."""
+    def setting(self, section: str, key: str) -> Any:
+        """A setting of the profile; None if it has none."""
         return (self.profile.get(section) or {}).get(key)
 
-    def material(self, limit: int | None) -> Material:
-        """Its test rows, else those it was validated on while it trained. Raises ProblemError when it has neither, or they are gone."""
+    def held_out(self, limit: int | None) -> EvaluationSet:
+        """The test rows, else the validation rows. Raises ProblemError when there are neither, or their files are
+        gone."""
         for part, name in (("test_rows", "data.test"), ("validation_rows", "data.validation")):
             path = self.prepared.get(part)
             if path is None:
@@ -155,6 +164,7 @@ class Own:
             if not Path(path).is_file():
                 raise ProblemError(
                     Problem(
+                        code="evaluation.rows_gone",
                         title=f"The prepared rows of run {self.run.id} are gone",
                         cause=f"there is no {path}",
                         hint="name what to evaluate on in --data",
@@ -163,13 +173,14 @@ class Own:
             tokens = self.prepared.get("validation") if part == "validation_rows" and limit is None else None
             with Path(path).open(encoding="utf-8") as file:
                 rows = [json.loads(line) for line in itertools.islice(file, limit)]
-            return Material(f"{name} of {self.run.id}", rows, Path(tokens) if tokens else None)
+            return EvaluationSet(f"{name} of {self.run.id}", rows, Path(tokens) if tokens else None)
         if self.prepared.get("validation"):
             tokens = Path(self.prepared["validation"])
-            return Material(f"data.validation of {self.run.id}", [], tokens, key=str(self.prepared.get("hash")))
+            return EvaluationSet(f"data.validation of {self.run.id}", [], tokens, key=str(self.prepared.get("hash")))
         raise ProblemError(
             Problem(
-                title=f"Run {self.run.id} held no rows out",
+                code="evaluation.no_rows",
+                title=f"Run {self.run.id} has no held-out rows",
                 cause="its profile has neither data.test nor data.validation",
                 hint="name what to evaluate on in --data",
             )

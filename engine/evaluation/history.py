@@ -1,4 +1,4 @@
-"""What was measured, for a screen: the evaluations of a run, their replies a page at a time, and two of them compared."""
+"""Reading evaluations for a screen: those of a run, their replies by page, and a comparison of two."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from typing import Any
 
 from engine.evaluation import results_store
 from engine.evaluation.compare import compare
-from engine.evaluation.metrics import registry
 from engine.evaluation.results_store import REPLIES
-from engine.evaluation.summarize import kept, text_of
+from engine.evaluation.summarize import prompt_text, read_tallies
+from engine.metrics import registry
 from engine.protocol import journal
 from engine.protocol.home import RunDirectory
 
 _CUT = 200
-"""Characters of a text in a list."""
+"""Longest text in a list, in characters."""
 
 
-def of_run(run: RunDirectory) -> list[dict[str, Any]]:
-    """Each by step, those of training first: `name directory origin step task data rows replies state metrics passed thresholds notes began
-    directions`. What training measured without writing replies has no `directory`."""
-    found = [_told(folder) for folder in sorted(run.evaluations.glob("step-*")) if results_store.read(folder)]
-    trained = {each["step"] for each in found if each["origin"] == "training"}
-    found += [each for each in _journaled(run) if each["step"] not in trained]
-    for each in found:
+def list_evaluations(run: RunDirectory) -> list[dict[str, Any]]:
+    """The evaluations of a run by step, those of training first. Each has `name directory origin step task data sha256
+    rows replies state metrics passed thresholds notes began directions`. Those of training without replies have no
+    `directory`."""
+    folders = sorted(run.evaluations.glob("step-*"))
+    evaluations = [_read_folder(folder) for folder in folders if results_store.read_result(folder)]
+    in_folders = {each["step"] for each in evaluations if each["origin"] == "training"}
+    evaluations += [each for each in _read_journal(run) if each["step"] not in in_folders]
+    for each in evaluations:
         each["directions"] = {name: registry.direction(name) for name in each["metrics"]}
-    return sorted(found, key=lambda each: (each["step"], each["origin"] != "training", each["began"]))
+    return sorted(evaluations, key=lambda each: (each["step"], each["origin"] != "training", each["began"]))
 
 
-def _told(folder: Path) -> dict[str, Any]:
-    content = results_store.read(folder)
+def _read_folder(folder: Path) -> dict[str, Any]:
+    content = results_store.read_result(folder)
     identity = content.get("identity", {})
     step = folder.name.split("-")[1]
     return {
@@ -51,8 +53,8 @@ def _told(folder: Path) -> dict[str, Any]:
     }
 
 
-def _journaled(run: RunDirectory) -> list[dict[str, Any]]:
-    """Of each step the last evaluation that the run's journal has."""
+def _read_journal(run: RunDirectory) -> list[dict[str, Any]]:
+    """The last evaluation of each step in the run's journal."""
     found: dict[int, dict[str, Any]] = {}
     for line, _ in journal.read_lines(run.events):
         if b'"evaluation"' not in line:
@@ -65,7 +67,7 @@ def _journaled(run: RunDirectory) -> list[dict[str, Any]]:
                 if name.startswith("eval/") and value is not None
             }
             if not values:
-                continue  # of the test rows, by an evaluation that has a folder of its own
+                continue  # of the test rows; that evaluation has a folder of its own
             found[entry.step] = {
                 "name": f"step {entry.step}",
                 "directory": "",
@@ -86,25 +88,26 @@ def _journaled(run: RunDirectory) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def replies(folder: Path, start: int, count: int, by: str | None, passed: bool | None) -> dict[str, Any]:
-    """A page of replies, the worst first: `total`, `by`, `scores` (names that they can be sorted by) and `replies` with `row prompt reply
-    reference scores passed`, texts cut. `by` is a score (None: the task's main one); `passed` keeps those that did, or did not."""
-    task = results_store.read(folder).get("identity", {}).get("task")
-    by = by or registry.main(task)
+def page_replies(folder: Path, start: int, count: int, by: str | None, passed: bool | None) -> dict[str, Any]:
+    """A page of replies, the worst first: `total`, `by`, `scores` (the names to sort by) and `replies` with `row prompt
+    reply reference scores passed`, their texts shortened. `by` is a score (None: the task's main one); `passed` selects
+    those that passed, or those that failed."""
+    task = results_store.read_result(folder).get("identity", {}).get("task")
+    by = by or registry.main_metric(task)
     entries = [
         entry
-        for entry in results_store.lines(folder / REPLIES)
+        for entry in results_store.read_lines(folder / REPLIES)
         if passed is None or (entry.get("passed") is not False) == passed
     ]
-    falling = registry.direction(by) < 0
+    lower_is_better = registry.direction(by) < 0
     worst = float("-inf")
 
-    def badness(entry: dict[str, Any]) -> tuple[float, float, int]:
+    def rank(entry: dict[str, Any]) -> tuple[float, float, int]:
         scores = entry.get("scores", {})
         value = scores.get(by, worst)
-        return (-value if falling else value), scores.get("rouge_l", 0.0), entry["row"]
+        return (-value if lower_is_better else value), scores.get("rouge_l", 0.0), entry["row"]
 
-    entries.sort(key=badness)
+    entries.sort(key=rank)
     names = list(dict.fromkeys(name for entry in entries[:100] for name in entry.get("scores", {})))
     return {
         "total": len(entries),
@@ -113,7 +116,7 @@ def replies(folder: Path, start: int, count: int, by: str | None, passed: bool |
         "replies": [
             {
                 "row": entry["row"],
-                "prompt": _cut(text_of(entry)),
+                "prompt": _cut(prompt_text(entry)),
                 "reply": _cut(entry["reply"]),
                 "reference": _cut(entry.get("reference") or ""),
                 "scores": entry.get("scores", {}),
@@ -124,22 +127,22 @@ def replies(folder: Path, start: int, count: int, by: str | None, passed: bool |
     }
 
 
-def reply(folder: Path, row: int) -> dict[str, Any]:
-    """All that was kept of one reply. Raises ValueError for a row that has none."""
-    for entry in results_store.lines(folder / REPLIES):
+def read_reply(folder: Path, row: int) -> dict[str, Any]:
+    """The whole entry of one reply. Raises ValueError for a row without one."""
+    for entry in results_store.read_lines(folder / REPLIES):
         if entry["row"] == row:
             return entry
     raise ValueError(f"row {row + 1} has no reply in {folder}")
 
 
-def compared(first: Path, second: Path) -> dict[str, Any]:
-    """As `compare`. Raises ValueError for evaluations of other rows or other tasks."""
-    told = [results_store.read(folder).get("identity", {}) for folder in (first, second)]
+def compare_folders(first: Path, second: Path) -> dict[str, Any]:
+    """`compare` on two folders. Raises ValueError for evaluations of different rows or tasks."""
+    identities = [results_store.read_result(folder).get("identity", {}) for folder in (first, second)]
     for name, words in (("sha256", "rows"), ("task", "tasks")):
-        if told[0].get(name) != told[1].get(name):
+        if identities[0].get(name) != identities[1].get(name):
             raise ValueError(f"the two were measured on different {words} and cannot be compared")
-    task = told[0].get("task")
-    return compare(kept(first, task), kept(second, task), task)
+    task = identities[0].get("task")
+    return compare(read_tallies(first, task), read_tallies(second, task), task)
 
 
 def _cut(text: str) -> str:

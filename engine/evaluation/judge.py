@@ -1,7 +1,7 @@
-"""Replies judged by a model behind an OpenAI-compatible service, point by point of a rubric.
+"""Replies judged by a model behind an OpenAI-compatible service, by the criteria of a rubric.
 
-The asking is that of `engine.prep.expand`: its retries, its rate limits, its budget, its journal. Nothing is asked or paid for
-twice: a second call asks for what has no answer yet.
+Retries, rate limits, budget and journal are those of `engine.llm_api`. No answer is paid for twice: a second call asks
+only for those that are missing.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.evaluation.metrics.words import script
 from engine.llm_api import client
 from engine.llm_api.budget import Budget, Usage, worst_case
 from engine.llm_api.journal import Journal
 from engine.llm_api.retries import Requester
+from engine.metrics.words import script
 from engine.options.evaluation import JudgeOptions
 
 MOST = 5
-"""Points."""
+"""The most points of a criterion."""
 _PLACE = re.compile(r"\{(question|reply|reference|rubric)\}")
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 PROMPTS = {
@@ -59,8 +59,8 @@ class Case(NamedTuple):
 
 
 class Verdicts(NamedTuple):
-    """`points` by row; None where the judge's answer cannot be read, or there is none. Rows that a limit has left out are missing, and
-    `stopped` says why."""
+    """`points` by row, None where the judge's answer is missing or cannot be read. Rows that were left out because of a
+    limit are absent, and `stopped` says why."""
 
     points: dict[int, dict[str, int] | None]
     usage: Usage
@@ -71,8 +71,11 @@ class Verdicts(NamedTuple):
 def judge(
     cases: Sequence[Case], options: JudgeOptions, journal: Path, progress: Callable[[int, int], None]
 ) -> Verdicts:
-    """Raises ProblemError: no key, a service that refuses or is out of order; ValueError for options that cannot be, and for a journal
-    that was begun with other ones. What was answered until then is kept."""
+    """Ask the judge about all cases. Answers are kept, also when this raises.
+
+    Raises ProblemError without a key and for a service that refuses or fails; ValueError for invalid options, and for a
+    journal that was begun with other options.
+    """
     budget = Budget(options)
     key = client.api_key(options)
     settings = {name: getattr(options, name) for name in ("model", "rubric", "prompt", "temperature", "max_tokens")}
@@ -81,7 +84,9 @@ def judge(
             budget.spend(used)
         stopped = asyncio.run(_ask_all(cases, options, key, asked, budget, progress))
         points = {
-            case.row: read(asked.answers[case.row].reply, options.rubric) for case in cases if case.row in asked.answers
+            case.row: read_points(asked.answers[case.row].reply, options.rubric)
+            for case in cases
+            if case.row in asked.answers
         }
     usage = budget.used
     return Verdicts(points, usage, usage.cost(options.price), stopped)
@@ -95,7 +100,7 @@ async def _ask_all(
     budget: Budget,
     progress: Callable[[int, int], None],
 ) -> str:
-    """Why some were not asked, or nothing."""
+    """Ask about the cases without an answer. Returns why some were left out, else nothing."""
     waiting = [case for case in cases if case.row not in journal.answers]
     if not waiting:
         return ""
@@ -103,10 +108,10 @@ async def _ask_all(
     async with client.Service(options, key) as connection:
         while going or (waiting and not asking.fatal_error and not stopped):
             while waiting and len(going) < options.concurrency and not asking.fatal_error:
-                text = prompt(waiting[0], options)
+                text = write_prompt(waiting[0], options)
                 lack = budget.shortage(worst_case(text, options))
                 if lack:
-                    stopped = "" if going else lack  # those on their way may use less than was set aside for them
+                    stopped = "" if going else lack  # requests on their way may use less than was reserved for them
                     break
                 budget.reserve(worst_case(text, options))
                 going.add(asyncio.create_task(asking.ask(connection, waiting.pop(0).row, text)))
@@ -126,24 +131,24 @@ async def _ask_all(
     return stopped
 
 
-def prompt(case: Case, options: JudgeOptions) -> str:
-    """What the judge is asked. A text that itself holds `{reply}` is not filled in a second time."""
+def write_prompt(case: Case, options: JudgeOptions) -> str:
+    """The prompt for the judge. A placeholder inside a case's own text is left as it is."""
     rubric = "\n".join(f"- {name}: {meaning}" for name, meaning in options.rubric.items())
     parts = {"question": case.question, "reply": case.reply, "reference": case.reference or "", "rubric": rubric}
     chosen = options.prompt or PROMPTS["zh" if script(case.question) == "zh" else "en"]
     return _PLACE.sub(lambda found: parts[found[1]], chosen)
 
 
-def read(answer: str | None, rubric: Mapping[str, str]) -> dict[str, int] | None:
-    """The points of an answer; None where one is missing, or is no whole number from 1 to 5."""
+def read_points(answer: str | None, rubric: Mapping[str, str]) -> dict[str, int] | None:
+    """The points of an answer; None unless each criterion has a whole number from 1 to 5."""
     found = _OBJECT.search(answer or "")
     try:
-        said: Any = json.loads(found[0]) if found else None
+        value: Any = json.loads(found[0]) if found else None
     except (ValueError, RecursionError):
         return None
-    if not isinstance(said, dict):
+    if not isinstance(value, dict):
         return None
-    points = {name: said.get(name) for name in rubric}
-    if not all(type(value) in (int, float) and value in range(1, MOST + 1) for value in points.values()):
+    points = {name: value.get(name) for name in rubric}
+    if not all(type(each) in (int, float) and each in range(1, MOST + 1) for each in points.values()):
         return None
-    return {name: int(value) for name, value in points.items() if value is not None}
+    return {name: int(each) for name, each in points.items() if each is not None}

@@ -1,6 +1,6 @@
-"""A model's loss on rows, each by itself: the numbers that training's evaluation sums up, from a model that is loaded to talk.
+"""A model's loss on each row: what evaluation during training sums up, from a model loaded for inference.
 
-Rows and their labels come from the same tokenising as a run's, and the trained positions alone go through the output layer.
+Rows are tokenised and labelled as in a run, and only the trained positions go through the output layer.
 """
 
 from __future__ import annotations
@@ -9,28 +9,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from engine.evaluation.dataset import Material
-from engine.evaluation.metrics import tokens
+from engine.evaluation.dataset import EvaluationSet
+from engine.metrics import tokens
 from engine.prep.formats.canonical import Canonical
 from engine.tasks.sufficient_stats import Tally
 
 if TYPE_CHECKING:
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 BATCH_TOKENS = 4096
 """Tokens of one forward pass, padding included."""
 LONGEST = 8192
-"""Tokens of a row, of a model that could read more: memory grows with it."""
+"""Longest row in tokens, whatever the model's context: memory grows with it."""
 
 Row = dict[str, list[int]]
 
 
-def tokenised(
-    material: Material, loaded: Loaded, loss_on: str, max_length: int | None
+def tokenize_rows(
+    dataset: EvaluationSet, loaded: LoadedModel, loss_on: str, max_length: int | None
 ) -> tuple[dict[int, Row], dict[str, int]]:
-    """Row number -> `input_ids` and `labels`; and how many rows were `truncated`, `masked` (nothing of them is trained) or `refused`."""
-    if material.tokens is not None:
-        return dict(enumerate(_prepared(material))), {}
+    """`input_ids` and `labels` by row number; and how many rows were `truncated`, `masked` (without a trained token) or
+    `refused`."""
+    if dataset.tokens is not None:
+        return dict(enumerate(_read_prepared(dataset))), {}
     from engine.prep.token_rows import Counts
     from engine.prep.tokenize import RowTokenizer
 
@@ -38,8 +39,8 @@ def tokenised(
     tokenizing = RowTokenizer(loaded.tokenizer, loss_on, min(max_length or LONGEST, loaded.context))
     found: dict[int, Row] = {}
     refused = 0
-    for start in range(0, len(material.rows), 512):
-        batch = tokenizing(material.rows[start : start + 512], counts)
+    for start in range(0, len(dataset.rows), 512):
+        batch = tokenizing(dataset.rows[start : start + 512], counts)
         refused += len(batch.refused)
         ids, lengths = batch.columns["input_ids"]
         labels, _ = batch.columns["labels"]
@@ -53,11 +54,11 @@ def tokenised(
     return found, {"truncated": counts.truncated, "masked": counts.masked, "refused": refused}
 
 
-def _prepared(material: Material) -> Iterator[Row]:
-    """What a run was evaluated on, row by row; rows that share a sequence are taken apart."""
+def _read_prepared(dataset: EvaluationSet) -> Iterator[Row]:
+    """The rows that a run has prepared; rows that share a sequence are separated."""
     from datasets import load_from_disk
 
-    for row in load_from_disk(str(material.tokens)):
+    for row in load_from_disk(str(dataset.tokens)):
         at = 0
         for length in row.get("seq_lengths") or [len(row["input_ids"])]:
             yield {name: row[name][at : at + length] for name in ("input_ids", "labels")}
@@ -65,14 +66,14 @@ def _prepared(material: Material) -> Iterator[Row]:
 
 
 def can_render(rows: Sequence[Canonical], tokenizer: Any) -> bool:
-    """Conversations need a chat template; plain text does not."""
+    """Whether the rows can be tokenised: conversations need a chat template, plain text does not."""
     return bool(tokenizer.chat_template) or all("text" in row for row in rows)
 
 
-def losses(
+def measure_losses(
     model: Any, rows: dict[int, Row], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Iterator[dict[int, Tally]]:
-    """The tallies of rows, a batch at a time, the shortest rows first. `model` is in eval mode and stays as it is."""
+    """The tallies of rows, a batch at a time, the shortest rows first. `model` is in eval mode."""
     import torch
 
     from engine.models.loss import PickedHead
@@ -104,7 +105,7 @@ def losses(
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Neighbours, as many as `BATCH_TOKENS` hold; `lengths` ascend."""
+    """Consecutive rows, as many as fit into `BATCH_TOKENS` when padded; `lengths` ascend."""
     some: list[int] = []
     for number, length in zip(order, lengths, strict=True):
         if some and (len(some) + 1) * length > BATCH_TOKENS:
@@ -116,7 +117,7 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]
 
 
 def _autocast(model: Any) -> Any:
-    """Training computes in 16 bits where the weights have them."""
+    """As in training: computing in 16 bits if the weights have 16 bits."""
     import torch
 
     dtype = model.dtype

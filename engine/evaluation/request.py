@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, and whom it asks."""
+"""The request of an evaluation, and the interfaces of the models and the progress that it uses."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from pydantic import ValidationError
 from engine.models.targets import Target
 from engine.options import thresholds
 from engine.options.evaluation import JudgeOptions
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 if TYPE_CHECKING:
     from engine.evaluation.reward_scoring import PairScorer
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 NEW_TOKENS = 256
-"""Longest reply where nobody says."""
+"""Longest reply in tokens, where neither the request nor the run says."""
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is to be measured. None leaves it to the run that the target is of, or to the defaults."""
+class EvaluationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to measure. None leaves a setting to the target's run, or to the defaults."""
 
     data: str | None = None
-    """A source; None: the rows that the run held out."""
+    """A source of rows; None: the rows that the run held out."""
     format: str = "auto"
     task: str | None = None
     rows: int | None = None
-    """At most so many rows are taken."""
+    """The greatest number of rows."""
     samples: int | None = None
-    """Replies are generated for so many of them; None: for as many as the run's profile says, or for all."""
+    """The number of rows for which replies are generated; None: as in the run's profile, or all."""
     max_new_tokens: int | None = None
     constrained: bool = False
-    """Let replies hold to the task's schema."""
+    """Keep replies to the task's schema."""
     thresholds: list[str] | None = None
     judge: dict[str, Any] | None = None
-    """Settings of a judge over those of the run's profile; None: no judge."""
+    """Settings of a judge, which override those of the run's profile; None: no judge."""
     out: str | None = None
     again: bool = False
     dtype: str | None = None
@@ -45,37 +45,37 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Models(Protocol):
-    """Keeps what it has loaded, so that the next target of the same base is quickly there."""
+    """Loads models, and keeps the last one so that the next target of the same base is loaded faster."""
 
-    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded: ...
+    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> LoadedModel: ...
 
     def reward_model(self, target: Target) -> PairScorer: ...
 
 
 class Watch(Protocol):
-    """Hears how far it is. Both raise when the work is given up."""
+    """Receives progress. Calling it raises when the work is cancelled."""
 
     def __call__(self, stage: str, done: int, total: int) -> None: ...
 
-    def given_up(self) -> bool:
-        """Without raising."""
+    def is_cancelled(self) -> bool:
+        """Whether the work is cancelled, without raising."""
         ...
 
 
-def check(wanted: Wanted) -> None:
-    """Raises ValueError for what cannot be, before anything is loaded."""
-    if wanted.task is not None and wanted.task not in TASKS:
-        raise ValueError(f"there is no task {wanted.task!r}: choose one of {', '.join(TASKS)}")
-    if wanted.constrained and wanted.task is None:
+def check_request(request: EvaluationRequest) -> None:
+    """Raises ValueError for a request that cannot succeed, before anything is loaded."""
+    if request.task is not None:
+        load_task(request.task)
+    if request.constrained and request.task is None:
         raise ValueError("a reply can be held to a task's schema alone: name the task")
-    for text in wanted.thresholds or ():
-        thresholds.parse(text)
-    if wanted.judge is not None:
-        judging(wanted.judge)
+    for text in request.thresholds or ():
+        thresholds.parse_threshold(text)
+    if request.judge is not None:
+        read_judge_options(request.judge)
 
 
-def judging(settings: Mapping[str, Any]) -> JudgeOptions:
-    """Raises ValueError, naming the setting."""
+def read_judge_options(settings: Mapping[str, Any]) -> JudgeOptions:
+    """The settings of a judge. Raises ValueError, naming the setting that is invalid."""
     try:
         return JudgeOptions.model_validate(settings)
     except ValidationError as error:

@@ -1,11 +1,12 @@
-"""The folder of an evaluation: what was asked, and every row that is done, so that a second call goes on where a killed one stopped.
+"""The folder of an evaluation: its identity and every finished row, so that an interrupted evaluation can continue.
 
-    evaluation.json     what was evaluated and how (`identity`), which files are `complete`, and once it is done the metrics
+    evaluation.json     what was evaluated and how (`identity`), which files are `complete`, and at the end the metrics
     losses.jsonl        {"row", "units", "loss", "right"} of each row; of a reward model {"row", "chosen", "rejected"}
-    replies.jsonl       {"row", "asked", "reply", "reference", "tokens", "stopped", "seconds", "scores", "passed"} of each reply
-    judge.jsonl         what the judge was asked and answered
+    replies.jsonl       {"row", "asked", "reply", "reference", "tokens", "stopped", "seconds", "scores", "passed"}
+    judge.jsonl         the judge's prompts and answers
 
-Lines stand as they came; when the evaluation is done, `replies.jsonl` is in the order of the rows and has the judge's points.
+Lines are in the order in which they were finished; at the end `replies.jsonl` is sorted by row and has the judge's
+points.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ FILE = "evaluation.json"
 LOSSES, REPLIES, JUDGE = "losses.jsonl", "replies.jsonl", "judge.jsonl"
 
 
-class Record:
-    """Open for one process at a time; use as a context manager."""
+class ResultStore:
+    """Open in one process at a time, as a context manager."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, again: bool = False) -> None:
-        """Raises ValueError where another process works, and where something else was evaluated; with `again` what is there goes."""
+        """Continue the evaluation in `folder`, or begin it; with `again` an earlier one is removed.
+
+        Raises ValueError where another process is working, and where the folder holds another evaluation.
+        """
         self.folder, self.identity = folder, json.loads(json.dumps(identity))
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -45,7 +49,7 @@ class Record:
             raise
 
     def _begin(self, again: bool) -> None:
-        before = read(self.folder)
+        before = read_result(self.folder)
         kept = before.get("identity", {})
         if before and kept != self.identity and not again:
             names = sorted(
@@ -61,62 +65,62 @@ class Record:
         self.began: float = before.get("began") or time.time()
         self._complete: list[str] = before.get("complete", [])
         self.notes: list[str] = before.get("notes", [])
-        """What was to be said of the files that are complete."""
+        """Remarks on the files that are complete."""
         self._write({**before, "state": "going", "notes": self.notes})
 
-    def __enter__(self) -> Record:
+    def __enter__(self) -> ResultStore:
         return self
 
     def __exit__(self, *_: object) -> None:
         for file in (*self._files.values(), self._lock):
             os.close(file)
 
-    def done(self, name: str) -> dict[int, dict[str, Any]]:
-        """The entries of a file by row, the latest of each. A torn last line is cut off."""
+    def rows(self, name: str) -> dict[int, dict[str, Any]]:
+        """The entries of a file by row, the latest of each. An incomplete last line is cut off."""
         path = self.folder / name
-        found = {entry["row"]: entry for entry in lines(path)}
+        entries = {entry["row"]: entry for entry in read_lines(path)}
         if path.exists():
-            os.truncate(path, _whole(path))
-        return found
+            os.truncate(path, _complete_length(path))
+        return entries
 
     def add(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Each is a line in the file when this returns."""
+        """Append entries to a file; they are written when this returns."""
         if name not in self._files:
             self._files[name] = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         content = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode("utf-8", "replace")
         while content:
             content = content[os.write(self._files[name], content) :]
 
-    def complete(self, name: str) -> bool:
+    def is_complete(self, name: str) -> bool:
         """Whether a file has all rows that can be measured."""
         return name in self._complete
 
-    def conclude(self, name: str, notes: Iterable[str]) -> None:
-        """All rows that can be measured are in this file."""
+    def mark_complete(self, name: str, notes: Iterable[str]) -> None:
+        """Note that a file has all rows that can be measured."""
         self._complete.append(name)
         self.notes = list(notes)
         self._write({"state": "going", "notes": self.notes})
 
     def finish(self, replies: Iterable[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
-        """Put the replies in order, and write down what came out."""
+        """Write the replies in order, and the result."""
         content = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in replies)
         if content:
             write_private(self.folder / REPLIES, content.encode("utf-8", "replace"))
         self._write({"state": "done", **result})
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        told = {
+        document = {
             **content,
             "identity": self.identity,
             "began": self.began,
             "written": time.time(),
             "complete": self._complete,
         }
-        write_private(self.folder / FILE, json.dumps(told, ensure_ascii=False, indent=1).encode())
+        write_private(self.folder / FILE, json.dumps(document, ensure_ascii=False, indent=1).encode())
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """`evaluation.json`; empty where there is none that can be read."""
+def read_result(folder: Path) -> dict[str, Any]:
+    """The content of `evaluation.json`; empty where it is missing or cannot be read."""
     try:
         content = json.loads((folder / FILE).read_bytes())
     except (OSError, ValueError):
@@ -124,8 +128,8 @@ def read(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def lines(path: Path) -> Iterable[dict[str, Any]]:
-    """The whole lines of a file; none of one that is not there."""
+def read_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """The complete lines of a file; none of one that does not exist."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -134,6 +138,6 @@ def lines(path: Path) -> Iterable[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def _whole(path: Path) -> int:
+def _complete_length(path: Path) -> int:
     """Bytes up to the last newline."""
     return path.read_bytes().rfind(b"\n") + 1

@@ -1,4 +1,4 @@
-"""What comes of an evaluation: points of a judge, scores of every reply, metrics of all, thresholds."""
+"""The result of an evaluation: points of a judge, scores of every reply, metrics over all, thresholds."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from engine.evaluation.judge import Case, judge
-from engine.evaluation.metrics import judge_scores, registry
-from engine.evaluation.metrics.registry import Tallies
-from engine.evaluation.request import Wanted, Watch, judging
-from engine.evaluation.results_store import JUDGE, LOSSES, REPLIES, Record, lines
+from engine.evaluation.request import EvaluationRequest, Watch, read_judge_options
+from engine.evaluation.results_store import JUDGE, LOSSES, REPLIES, ResultStore, read_lines
+from engine.metrics import judge_scores, registry
+from engine.metrics.registry import Tallies
 from engine.options import thresholds
 from engine.tasks.answer import Answer
 
 
-def conclude(record: Record, told: Mapping[str, Any], wanted: Wanted, notes: list[str], watch: Watch) -> dict[str, Any]:
-    """Let the judge judge, score every reply, and write down what came out; `told` is what else is to be said of it. Raises ProblemError,
+def summarize(
+    store: ResultStore, facts: Mapping[str, Any], request: EvaluationRequest, notes: list[str], watch: Watch
+) -> dict[str, Any]:
+    """Ask the judge, score every reply, and write the result, to which `facts` are added. Raises ProblemError,
     ValueError."""
-    entries = [entry for _, entry in sorted(record.done(REPLIES).items())]
+    entries = [entry for _, entry in sorted(store.rows(REPLIES).items())]
     further: dict[str, Any] = {}
-    if wanted.judge is not None and entries:
+    if request.judge is not None and entries:
         watch("judging", 0, len(entries))
         found = judge(
-            [Case(entry["row"], text_of(entry), entry["reply"], entry.get("reference")) for entry in entries],
-            judging(wanted.judge),
-            record.folder / JUDGE,
+            [Case(entry["row"], prompt_text(entry), entry["reply"], entry.get("reference")) for entry in entries],
+            read_judge_options(request.judge),
+            store.folder / JUDGE,
             lambda done, total: watch("judging", done, total),
         )
         for entry in entries:
@@ -36,29 +38,29 @@ def conclude(record: Record, told: Mapping[str, Any], wanted: Wanted, notes: lis
         further = {"judge_usage": used}
         if found.stopped:
             notes.append(f"not every reply was judged: {found.stopped}")
-    limits = [thresholds.parse(text) for text in wanted.thresholds or ()]
+    limits = [thresholds.parse_threshold(text) for text in request.thresholds or ()]
     for done, entry in enumerate(entries, 1):
-        entry["scores"] = registry.scores(tallies_of(entry, wanted.task), wanted.task)
+        entry["scores"] = registry.score_row(tally_entry(entry, request.task), request.task)
         entry["passed"] = passes(entry["scores"], limits)
         watch("scoring", done, len(entries))
-    rows = together(record.done(LOSSES).values(), entries, wanted.task)
-    found_metrics = registry.metrics(registry.together(rows.values()), wanted.task)
+    rows = tally_rows(store.rows(LOSSES).values(), entries, request.task)
+    values = registry.metrics(registry.sum_rows(rows.values()), request.task)
     result = {
-        **outcome(found_metrics, wanted.thresholds or []),
-        **told,
-        "task": wanted.task,
+        **judge_thresholds(values, request.thresholds or []),
+        **facts,
+        "task": request.task,
         "replies": len(entries),
         "notes": list(dict.fromkeys(notes)),
-        "directory": str(record.folder),
+        "directory": str(store.folder),
         **further,
     }
-    record.finish(entries, result)
+    store.finish(entries, result)
     return result
 
 
-def outcome(metrics: Mapping[str, float], limits: list[str]) -> dict[str, Any]:
+def judge_thresholds(metrics: Mapping[str, float], limits: list[str]) -> dict[str, Any]:
     """`metrics`, `passed`, and each threshold with its value. Raises ValueError."""
-    verdicts = thresholds.judge(limits, {f"eval/{name}": value for name, value in metrics.items()})
+    verdicts = thresholds.check_thresholds(limits, {f"eval/{name}": value for name, value in metrics.items()})
     return {
         "metrics": dict(metrics),
         "passed": all(verdict.passed for verdict in verdicts),
@@ -75,29 +77,31 @@ def outcome(metrics: Mapping[str, float], limits: list[str]) -> dict[str, Any]:
 
 
 def passes(scores: Mapping[str, float], limits: Iterable[thresholds.Threshold]) -> bool | None:
-    """Whether one reply holds what is asked of all; without such a threshold whether it fits its task's schema. None: nothing says."""
-    asked = [each for each in limits if each.name.removeprefix("eval/") in scores]
-    if asked:
-        return all(each.holds(scores[each.name.removeprefix("eval/")]) for each in asked)
+    """Whether one reply passes the thresholds on its scores; without any, whether it fits its task's schema; else
+    None."""
+    relevant = [each for each in limits if each.name.removeprefix("eval/") in scores]
+    if relevant:
+        return all(each.is_met(scores[each.name.removeprefix("eval/")]) for each in relevant)
     return scores["schema_validity"] == 1 if "schema_validity" in scores else None
 
 
-def text_of(entry: Mapping[str, Any]) -> str:
-    """What was asked last."""
+def prompt_text(entry: Mapping[str, Any]) -> str:
+    """The last turn of the prompt."""
     asked = entry.get("asked")
     return str(asked[-1]["content"]) if isinstance(asked, list) and asked else str(asked or "")
 
 
-def answer_of(entry: Mapping[str, Any]) -> Answer:
+def read_answer(entry: Mapping[str, Any]) -> Answer:
     return Answer(
         entry["reply"], entry.get("reference"), entry.get("tokens"), entry.get("stopped"), entry.get("seconds")
     )
 
 
-def tallies_of(entry: Mapping[str, Any], task: str | None) -> Tallies:
-    """Of a line of `replies.jsonl`. Raises ValueError, naming its row, for a reference that is no answer to the task."""
+def tally_entry(entry: Mapping[str, Any], task: str | None) -> Tallies:
+    """The tallies of a line of `replies.jsonl`. Raises ValueError, naming its row, for a reference that is no answer to
+    the task."""
     try:
-        found = registry.of_answer(answer_of(entry), task)
+        found = registry.tally_answer(read_answer(entry), task)
     except ValueError as error:
         raise ValueError(f"the reference of row {entry['row'] + 1} {error}")
     if "judge" in entry:
@@ -105,19 +109,19 @@ def tallies_of(entry: Mapping[str, Any], task: str | None) -> Tallies:
     return found
 
 
-def together(
+def tally_rows(
     losses: Iterable[Mapping[str, Any]], entries: Iterable[Mapping[str, Any]], task: str | None
 ) -> dict[int, Tallies]:
-    """Row -> all that was measured of it."""
+    """The tallies of each row, from the lines of `losses.jsonl` and `replies.jsonl`."""
     found: dict[int, Tallies] = {}
     for loss in losses:
         measure = "preferences" if "pairs" in loss else "tokens"
         found.setdefault(loss["row"], {})[measure] = {name: value for name, value in loss.items() if name != "row"}
     for entry in entries:
-        found.setdefault(entry["row"], {}).update(tallies_of(entry, task))
+        found.setdefault(entry["row"], {}).update(tally_entry(entry, task))
     return found
 
 
-def kept(folder: Path, task: str | None) -> dict[int, Tallies]:
-    """`together`, of an evaluation's folder."""
-    return together(lines(folder / LOSSES), lines(folder / REPLIES), task)
+def read_tallies(folder: Path, task: str | None) -> dict[int, Tallies]:
+    """`tally_rows` of an evaluation's folder."""
+    return tally_rows(read_lines(folder / LOSSES), read_lines(folder / REPLIES), task)

@@ -1,4 +1,4 @@
-"""How far an export answers as the checkpoint that it was made from: next-token distributions on held-out text, and the golden prompts."""
+"""How closely an export answers like its checkpoint: next-token distributions on held-out text, and golden prompts."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from engine.models.template_lock import render
 from engine.prep.formats.canonical import conversation_of
 
 if TYPE_CHECKING:
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
     from engine.models.targets import Target
 
 Messages = list[dict[str, str]]
 Cancelled = Callable[[], None]
-"""Asked between two rows; raises when the work is given up."""
+"""Called between two rows; raises when the work is cancelled."""
 
 ROWS = 16
 """Held-out rows that are compared."""
 POSITIONS = 32
-"""Places of one row at most, spread over what is predicted."""
+"""Greatest number of positions of a row, spread over those that are predicted."""
 LONGEST = 1024
-"""Tokens of a row that are read."""
+"""Longest row in tokens; longer ones are cut."""
 GOLDEN_TOKENS = 64
 """Length of the greedy replies that are compared."""
 
@@ -35,12 +35,12 @@ PLAIN = (
     "def area(width, height):\n    return width * height",
     "In 1969 two astronauts walked on the Moon while a third stayed in orbit.",
 )
-"""What is compared where there are neither held-out rows nor golden conversations."""
+"""Texts for a target with neither held-out rows nor golden conversations."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids, and where in them what is predicted begins."""
+    """Token ids, and the place of the first that is predicted."""
 
     ids: list[int]
     begin: int
@@ -48,14 +48,15 @@ class Text:
     @property
     def places(self) -> list[int]:
         """Positions whose next token is predicted, ascending, counted from the end: -2 predicts the last token."""
-        found = list(range(self.begin - 1 - len(self.ids), -1))
-        step = max(1, -(-len(found) // POSITIONS))
-        return found[::step]
+        positions = list(range(self.begin - 1 - len(self.ids), -1))
+        step = max(1, -(-len(positions) // POSITIONS))
+        return positions[::step]
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """What is asked of both sides: `texts` for distributions, `golden` for greedy replies. `source` says in words where the texts are from."""
+class ProbeSet:
+    """What both sides are compared on: `texts` for distributions, `golden` conversations for greedy replies. `source`
+    describes where the texts come from."""
 
     texts: list[Text]
     golden: list[Mapping[str, Any]]
@@ -64,7 +65,8 @@ class Sheet:
 
 @dataclass
 class Answers:
-    """One model's answers to a sheet. `distributions[i]` is [places, vocabulary], log-probabilities in float32 on the CPU."""
+    """One model's answers to a probe set. `distributions[i]` is [places, vocabulary], log-probabilities in float32 on
+    the CPU."""
 
     distributions: list[Any]
     replies: list[list[int]]
@@ -74,22 +76,23 @@ class Answers:
     """The replies as text."""
 
 
-def sheet(target: Target, tokenizer: Any) -> Sheet:
-    """Held-out rows of the run behind `target` where they are still there, else the lock's golden conversations, else a few plain sentences."""
+def make_probes(target: Target, tokenizer: Any) -> ProbeSet:
+    """Held-out rows of the target's run if they still exist, else the lock's golden conversations, else plain
+    sentences."""
     recorded = json.loads(target.lock.read_text(encoding="utf-8")) if target.lock else {}
     golden = list(recorded.get("golden", ())) if tokenizer.chat_template else []
     held_out = list(_held_out(target, tokenizer))
     if held_out:
-        return Sheet(held_out, golden, f"{len(held_out)} held-out rows of the run")
+        return ProbeSet(held_out, golden, f"{len(held_out)} held-out rows of the run")
     if golden:
         texts = [Text(each["ids"][:LONGEST], 1) for each in golden]
-        return Sheet(texts, golden, f"the {len(golden)} conversations of the template lock")
+        return ProbeSet(texts, golden, f"the {len(golden)} conversations of the template lock")
     texts = [Text(tokenizer(text).input_ids, 1) for text in PLAIN]
-    return Sheet([text for text in texts if text.places], golden, f"{len(PLAIN)} plain sentences")
+    return ProbeSet([text for text in texts if text.places], golden, f"{len(PLAIN)} plain sentences")
 
 
 def _held_out(target: Target, tokenizer: Any) -> Iterator[Text]:
-    """Rows that the run did not train on: of its test set, else of its validation set."""
+    """Rows of the run's test set, else of its validation set."""
     if target.run is None:
         return
     prepared = target.folder.parent.parent / "prepared.json"
@@ -100,7 +103,7 @@ def _held_out(target: Target, tokenizer: Any) -> Iterator[Text]:
     taken = 0
     with path.open(encoding="utf-8") as file:
         for line in file:
-            text = _of_row(json.loads(line), tokenizer)
+            text = _read_row(json.loads(line), tokenizer)
             if text and text.places:
                 yield text
                 taken += 1
@@ -108,8 +111,9 @@ def _held_out(target: Target, tokenizer: Any) -> Iterator[Text]:
                 return
 
 
-def _of_row(row: Any, tokenizer: Any) -> Text | None:
-    """A conversation from its last reply on; of plain text all of it. None for a row that is neither, and for one that is too long."""
+def _read_row(row: Any, tokenizer: Any) -> Text | None:
+    """A conversation, of which the last reply is predicted, or plain text, all of which is. None for a row that is
+    neither, or too long."""
     messages = conversation_of(row)
     if messages and messages[-1]["role"] == "assistant" and tokenizer.chat_template:
         ids = render(tokenizer, messages, reply_follows=False)
@@ -119,72 +123,75 @@ def _of_row(row: Any, tokenizer: Any) -> Text | None:
     return Text(tokenizer(plain).input_ids[:LONGEST], 1) if isinstance(plain, str) else None
 
 
-def answer(loaded: Loaded, sheet: Sheet, check: Cancelled, progress: Callable[[int, int], None]) -> Answers:
-    """What `loaded` says to everything on the sheet."""
+def answer_probes(
+    loaded: LoadedModel, probes: ProbeSet, check: Cancelled, progress: Callable[[int, int], None]
+) -> Answers:
+    """Compute the answers of `loaded`."""
     import torch
 
-    total = len(sheet.texts) + len(sheet.golden)
-    found = Answers([], [], [])
-    for index, text in enumerate(sheet.texts):
+    total = len(probes.texts) + len(probes.golden)
+    answers = Answers([], [], [])
+    for index, text in enumerate(probes.texts):
         check()
         progress(index, total)
         with torch.inference_mode():
             logits = loaded.model(input_ids=torch.tensor([text.ids], device=loaded.model.device)).logits[0]
-            # From the end: an adapter of virtual tokens has further positions in front.
-            found.distributions.append(logits[text.places].float().log_softmax(-1).cpu())
-    for index, golden in enumerate(sheet.golden):
+            # Places count from the end, since an adapter with virtual tokens has more positions in front.
+            answers.distributions.append(logits[text.places].float().log_softmax(-1).cpu())
+    for index, golden in enumerate(probes.golden):
         check()
-        progress(len(sheet.texts) + index, total)
-        asked = _asked(golden["messages"])
-        reply = loaded.generate(asked, Sampling(max_new_tokens=GOLDEN_TOKENS))
-        found.replies.append(reply.ids)
-        found.texts.append(reply.text)
-        found.ids.append(render(loaded.tokenizer, golden["messages"], reply_follows=False)[: len(golden["ids"])])
+        progress(len(probes.texts) + index, total)
+        prompt = _without_reply(golden["messages"])
+        reply = loaded.generate(prompt, Sampling(max_new_tokens=GOLDEN_TOKENS))
+        answers.replies.append(reply.ids)
+        answers.texts.append(reply.text)
+        answers.ids.append(render(loaded.tokenizer, golden["messages"], reply_follows=False)[: len(golden["ids"])])
     progress(total, total)
-    return found
+    return answers
 
 
-def compare(sheet: Sheet, before: Answers, after: Answers) -> dict[str, Any]:
-    """`kl` (mean Kullback-Leibler divergence in nats of `after` from `before`), `top1` (share of places with the same likeliest token),
-    `positions`, `prompts`, `golden_equal` of `golden`, and `differences`: each golden prompt that is answered otherwise."""
+def compare(probes: ProbeSet, before: Answers, after: Answers) -> dict[str, Any]:
+    """`kl`: mean Kullback-Leibler divergence in nats of `after` from `before`. `top1`: share of positions with the same
+    likeliest token. `positions` and `prompts`: what was compared. `golden_equal` of `golden` prompts are answered
+    alike; `differences` lists the others."""
     divergence, same, places = 0.0, 0, 0
     for old, new in zip(before.distributions, after.distributions, strict=True):
         divergence += float((old.exp() * (old - new)).sum())
         same += int((old.argmax(-1) == new.argmax(-1)).sum())
         places += len(old)
-    differences = list(_differences(sheet, before, after))
+    differences = list(_differences(probes, before, after))
     return {
         "kl": max(0.0, divergence / places) if places else None,
         "top1": same / places if places else None,
         "positions": places,
-        "prompts": sheet.source,
-        "golden": len(sheet.golden),
-        "golden_equal": len(sheet.golden) - len(differences),
+        "prompts": probes.source,
+        "golden": len(probes.golden),
+        "golden_equal": len(probes.golden) - len(differences),
         "differences": differences,
     }
 
 
-def _differences(sheet: Sheet, before: Answers, after: Answers) -> Iterator[dict[str, Any]]:
-    for index, golden in enumerate(sheet.golden):
-        asked = _asked(golden["messages"])[-1]["content"]
+def _differences(probes: ProbeSet, before: Answers, after: Answers) -> Iterator[dict[str, Any]]:
+    for index, golden in enumerate(probes.golden):
+        prompt = _without_reply(golden["messages"])[-1]["content"]
         if after.ids[index] != golden["ids"]:
-            yield {"prompt": asked, "of": "tokens", "at": _parting(golden["ids"], after.ids[index])}
+            yield {"prompt": prompt, "of": "tokens", "at": _first_difference(golden["ids"], after.ids[index])}
         elif before.replies[index] != after.replies[index]:
             yield {
-                "prompt": asked,
+                "prompt": prompt,
                 "of": "reply",
-                "at": _parting(before.replies[index], after.replies[index]),
+                "at": _first_difference(before.replies[index], after.replies[index]),
                 "was": before.texts[index],
                 "is": after.texts[index],
             }
 
 
-def _parting(first: list[int], second: list[int]) -> int:
+def _first_difference(first: list[int], second: list[int]) -> int:
     """The first place at which two lists differ; the length of the shorter where one begins with the other."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
-def _asked(messages: Messages) -> Messages:
+def _without_reply(messages: Messages) -> Messages:
     """The conversation up to its last reply."""
     return messages[:-1] if len(messages) > 1 and messages[-1]["role"] == "assistant" else messages

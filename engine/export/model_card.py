@@ -1,4 +1,4 @@
-"""README.md of an export: what it is, where it came from, how it did, and how to load it."""
+"""README.md of an export: what it is, its lineage and results, and how to load it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from engine.export.request import ExportResult
 from engine.models import folders
 from engine.models.targets import Target
-from engine.models.versions import versions
+from engine.models.versions import list_versions
 from engine.protocol.home import Home
 
-if TYPE_CHECKING:
-    from engine.export.run import Exported
-
 _FIRST = "chatglm"
-"""`model_type` of what is loaded after one import."""
+"""`model_type` of models that need an import of this package before they can be loaded."""
 
 
-def write(folder: Path, target: Target, exported: Exported, dtype: str | None, home: Home) -> None:
-    """Raises OSError."""
+def write(folder: Path, target: Target, exported: ExportResult, dtype: str | None, home: Home) -> None:
+    """Write the card into `folder`. Raises OSError."""
     report = _report(target)
     parts = (
         _head(folder, target, exported, dtype),
@@ -40,15 +38,15 @@ def write(folder: Path, target: Target, exported: Exported, dtype: str | None, h
 
 def _report(target: Target) -> dict[str, Any]:
     path = target.folder.parent.parent / "report.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if target.run and path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    report = json.loads(path.read_text(encoding="utf-8")) if target.run and path.is_file() else {}
+    return report if isinstance(report, dict) else {}
 
 
 def _base_name(target: Target) -> str:
     return target.catalogue or (target.base if target.on_hub else Path(target.base).name)
 
 
-def _head(folder: Path, target: Target, exported: Exported, dtype: str | None) -> Iterator[str]:
+def _head(folder: Path, target: Target, exported: ExportResult, dtype: str | None) -> Iterator[str]:
     library = "peft" if exported.kind == "adapter" else "transformers"
     yield from ("---", f"library_name: {library}", "tags: [cockpit]")
     if target.on_hub:
@@ -62,19 +60,20 @@ def _head(folder: Path, target: Target, exported: Exported, dtype: str | None) -
         "reward": f"A reward model: the weights of {target.label}, one number for a conversation",
         "adapter": f"The adapter of {target.label} alone, for {_base_name(target)}",
     }[exported.kind]
-    yield f"{what}{f', {dtype}' if dtype and exported.kind != 'adapter' else ''}. Exported {time.strftime('%Y-%m-%d')}."
+    stored = f", {dtype}" if dtype and exported.kind != "adapter" else ""
+    yield f"{what}{stored}. Exported {time.strftime('%Y-%m-%d')}."
     yield ""
 
 
-def _loading(folder: Path, target: Target, exported: Exported) -> Iterator[str]:
+def _loading(folder: Path, target: Target, exported: ExportResult) -> Iterator[str]:
     yield from ("## Load it", "```python")
-    first = exported.kind != "adapter" and _content(folder / "config.json").get("model_type") == _FIRST
+    first = exported.kind != "adapter" and _read_json(folder / "config.json").get("model_type") == _FIRST
     if first:
         yield "import engine.models.glm.tokenizer_first  # the package cockpit: ChatGLM-6B has no class in transformers"
     classes = {"reward": "AutoModelForSequenceClassification"}.get(exported.kind, "AutoModelForCausalLM")
     yield f"from transformers import {classes}, AutoTokenizer"
     if exported.kind == "adapter":
-        scoring = folders.scores(folder)
+        scoring = folders.is_reward_model(folder)
         classes = "AutoModelForSequenceClassification" if scoring else classes
         yield from ("from peft import PeftModel", "")
         labels = ", num_labels=1" if scoring else ""
@@ -85,11 +84,12 @@ def _loading(folder: Path, target: Target, exported: Exported) -> Iterator[str]:
     yield from ('tokenizer = AutoTokenizer.from_pretrained("FOLDER")', "```")
     yield "or `cockpit chat FOLDER`." if exported.kind != "reward" else ""
     if exported.kind == "adapter":
-        yield f"It was trained on {_base_name(target)} as {target.quantization or 'none'} ({target.dtype or 'its stored dtype'})."
+        dtype = target.dtype or "its stored dtype"
+        yield f"It was trained on {_base_name(target)} as {target.quantization or 'none'} ({dtype})."
     yield ""
 
 
-def _agreement(exported: Exported) -> Iterator[str]:
+def _agreement(exported: ExportResult) -> Iterator[str]:
     agreed = exported.agreement
     yield "## Against the checkpoint"
     yield f"Measured on {agreed['prompts']}, {agreed['positions']} positions, this folder read back from disk."
@@ -106,15 +106,15 @@ def _agreement(exported: Exported) -> Iterator[str]:
     if agreed.get("golden"):
         yield f"| golden prompts answered alike | {agreed['golden_equal']} of {agreed['golden']} |"
     for name, figures in agreed.get("candidates", {}).items():
-        told = ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if value is not None)
-        yield f"| merged into the {name} base{' (this folder)' if name == agreed['base'] else ''} | {told} |"
+        text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if value is not None)
+        yield f"| merged into the {name} base{' (this folder)' if name == agreed['base'] else ''} | {text} |"
     yield ""
     for difference in agreed.get("differences", ()):
         yield f"- {difference['prompt']!r}: other {difference['of']} from token {difference['at']} on"
     if exported.gguf:
         made = exported.gguf
-        told = f"KL {made['kl']:.4g}, top-1 {made['top1']:.4g}" if "kl" in made else f"not read back: {made['unread']}"
-        yield f"`{made['file']}` ({made['bytes'] / 1e6:.0f} MB, {made['type']}) against these weights: {told}."
+        text = f"KL {made['kl']:.4g}, top-1 {made['top1']:.4g}" if "kl" in made else f"not read back: {made['unread']}"
+        yield f"`{made['file']}` ({made['bytes'] / 1e6:.0f} MB, {made['type']}) against these weights: {text}."
     yield ""
 
 
@@ -139,7 +139,8 @@ def _data(report: dict[str, Any]) -> Iterator[str]:
     if not data:
         return
     yield "## Data"
-    yield f"{data.get('rows')} training rows, {data.get('trained_tokens')} trained tokens an epoch; prepared as `{data.get('hash')}`."
+    rows, tokens = data.get("rows"), data.get("trained_tokens")
+    yield f"{rows} training rows, {tokens} trained tokens an epoch; prepared as `{data.get('hash')}`."
     yield ""
     if files := data.get("files"):
         yield from ("| part | file | bytes | SHA-256 |", "|---|---|---|---|")
@@ -173,10 +174,10 @@ def _environment(report: dict[str, Any]) -> Iterator[str]:
         yield "- trained with " + ", ".join(f"{name} {value}" for name, value in trained.items())
     yield (
         "- exported with "
-        + ", ".join(f"{name} {value}" for name, value in versions().items())
+        + ", ".join(f"{name} {value}" for name, value in list_versions().items())
         + f", {platform.system()}"
     )
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

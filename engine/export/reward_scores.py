@@ -1,4 +1,4 @@
-"""Reward models, before and after an export: one number for each conversation."""
+"""Comparing a reward model's scores of conversations before and after an export."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from engine.models.template_lock import render
 from engine.prep.formats.canonical import conversation_of
 
 
-def conversations(target: Target, tokenizer: Any) -> tuple[list[list[int]], str]:
-    """Token ids of what is scored, and in words where they are from: both replies of held-out pairs, else golden conversations."""
-    found = [render(tokenizer, messages, reply_follows=False)[:LONGEST] for messages in _held_out(target)]
-    if found:
-        return found, f"{len(found)} held-out replies of the run"
+def load_conversations(target: Target, tokenizer: Any) -> tuple[list[list[int]], str]:
+    """Token ids of conversations to score, and a description of where they come from: both replies of held-out pairs,
+    else the lock's golden conversations, else plain sentences."""
+    held_out = [render(tokenizer, messages, reply_follows=False)[:LONGEST] for messages in _held_out(target)]
+    if held_out:
+        return held_out, f"{len(held_out)} held-out replies of the run"
     recorded = json.loads(target.lock.read_text(encoding="utf-8")) if target.lock else {}
     golden = [each["ids"][:LONGEST] for each in recorded.get("golden", ())]
     if golden:
@@ -43,15 +44,15 @@ def _held_out(target: Target) -> Iterator[list[dict[str, str]]]:
 
 
 def score(
-    target: Target, dtype: str | None, quantization: str, asked: list[list[int]], check: Cancelled
+    target: Target, dtype: str | None, quantization: str, conversations: list[list[int]], check: Cancelled
 ) -> list[float]:
-    """The number that the model behind `target` gives each row of ids; it is loaded for that and let go."""
+    """The score that the model of `target` gives each row of ids. The model is loaded for this call alone."""
     import torch
     from peft import PeftModel
 
     from engine.models.quantization import quantization_config
 
-    model = loading.scoring(
+    model = loading.load_reward_model(
         target.base,
         dtype=getattr(torch, dtype) if dtype else "auto",
         quantization_config=quantization_config(quantization, dtype),
@@ -62,16 +63,17 @@ def score(
     tokenizer = tokenizers.load(target.folder)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.eval()
-    found = []
-    for ids in asked:
+    scores = []
+    for ids in conversations:
         check()
         with torch.inference_mode():
-            found.append(float(model(input_ids=torch.tensor([ids], device=model.device)).logits[0, 0]))
-    return found
+            scores.append(float(model(input_ids=torch.tensor([ids], device=model.device)).logits[0, 0]))
+    return scores
 
 
 def compare(before: list[float], after: list[float], source: str) -> dict[str, Any]:
-    """`score_difference` (the largest), `order_kept` (share of pairs that both sides put in the same order), `prompts`."""
+    """`score_difference`: the largest. `order_kept`: the share of pairs that both sides rank alike. `positions`,
+    `prompts`."""
     pairs = [(one, other) for one in range(len(before)) for other in range(one)]
     kept = sum((before[one] > before[other]) == (after[one] > after[other]) for one, other in pairs)
     return {

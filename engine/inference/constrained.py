@@ -1,7 +1,8 @@
-"""Replies that cannot help fitting a JSON schema: of the tokens that may come next, those that keep to it are left.
+"""Replies that always fit a JSON schema: tokens that would break it are masked.
 
-llguidance reads the schema. It was chosen among those with wheels for every Python (2026-11): it needs no other package, starts in a millisecond
-and takes some 25 µs a token beside 65 µs for putting its mask on 49,152 logits; xgrammar takes 8 and 145, and brings Triton along.
+llguidance compiles the schema. It was chosen among the libraries with wheels for every Python (2026-11): it needs no
+other package, starts in a millisecond and takes about 25 µs a token, and 65 µs to apply its mask to 49,152 logits;
+xgrammar takes 8 µs and 145 µs, and depends on Triton.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 _BLANKS = r"[ \t\n]{0,40}"
-"""Between the parts of a value: enough for a pretty-printed one, and no reply of blanks alone."""
+"""Between the parts of a value: enough for a pretty-printed one, too few for a reply of blanks alone."""
 
 
-class Constraining:
-    """Schemas for one tokenizer, whose vocabulary is read once, in about half a second.
+class SchemaCompiler:
+    """Compiles schemas for one tokenizer, whose vocabulary is read once, in about half a second.
 
     `size` is the width of the logits. Raises ValueError for a tokenizer that is not of the fast kind.
     """
@@ -27,24 +28,25 @@ class Constraining:
         try:
             self._tokenizer = from_tokenizer(tokenizer, n_vocab=size, eos_token=stops)
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"replies of this model cannot be kept to a schema: {error}") from None
+            raise ValueError(f"replies of this model cannot be constrained to a schema: {error}") from None
 
-    def schema(self, schema: Mapping[str, Any]) -> Constrained:
-        """For one reply. Raises ValueError for a schema that is none, or has what cannot be kept to."""
+    def compile(self, schema: Mapping[str, Any]) -> SchemaGrammar:
+        """The grammar of one reply. Raises ValueError for an invalid schema, and for one with parts that are not
+        supported."""
         from llguidance import LLMatcher
 
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _BLANKS})
             matcher = LLMatcher(self._tokenizer, grammar)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"this JSON schema cannot be kept to: {error}") from None
+            raise ValueError(f"this JSON schema is not supported: {error}") from None
         if matcher.is_error():
-            raise ValueError(f"this JSON schema cannot be kept to: {matcher.get_error().strip()}")
-        return Constrained(matcher, self._tokenizer.vocab_size)
+            raise ValueError(f"this JSON schema is not supported: {matcher.get_error().strip()}")
+        return SchemaGrammar(matcher, self._tokenizer.vocab_size)
 
 
-class Constrained:
-    """One reply on its way through a schema; a `sampling.Grammar`."""
+class SchemaGrammar:
+    """How far one reply has come through a schema; a `sampling.Grammar`."""
 
     def __init__(self, matcher: Any, size: int) -> None:
         import torch
@@ -53,7 +55,7 @@ class Constrained:
         self._bits = torch.zeros((size + 31) // 32, dtype=torch.int32)
 
     def mask(self, logits: Any) -> None:
-        """Leave the `[vocabulary]` logits of tokens that may come next, set the others to -inf."""
+        """Set the `[vocabulary]` logits of tokens that cannot come next to -inf, in place."""
         import numpy as np
         import torch
 
@@ -63,6 +65,6 @@ class Constrained:
         logits.masked_fill_(refused, -torch.inf)
 
     def accept(self, token: int) -> None:
-        """Go on behind a token that `mask` has left."""
+        """Advance past a token that `mask` allowed."""
         taken = self._matcher.consume_token(token)
         assert taken, f"token {token} was masked: {self._matcher.get_error()}"

@@ -1,7 +1,8 @@
 """The token loops: one reply streamed and cancellable at any token, and a batch of replies.
 
-Both run `model.forward` themselves. `transformers.generate` yields nothing between tokens except through a second thread,
-and costs more host time a token than this model's arithmetic. Greedy replies equal its replies token for token (tested).
+Both call `model.forward` themselves. `transformers.generate` yields nothing between tokens except through a second
+thread, and its overhead for each token exceeds a small model's arithmetic. Greedy replies equal its replies token for
+token (tested).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.inference import soft_prompt
-from engine.inference.detokenizer import Telling, behind_thinking, stop_tokens
-from engine.inference.prefill import Cancelled, Reader
-from engine.inference.sampling import Grammar, Row, Sampling, choose, opened
+from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end
+from engine.inference.prefill import CancellableForward, Cancelled
+from engine.inference.sampling import Grammar, Row, Sampling, choose, open_row
 
 BATCH = 32
 """Rows decoded together: bounds the cache's memory."""
@@ -33,7 +34,7 @@ class Reply:
     finish: str
     """`stop`: a stop token or a stop text; `length`: the limit or the end of the context; `cancelled`."""
     thinking: str = ""
-    """What the model thought before it replied, without its marks; no part of `text`."""
+    """The thinking before the reply, without its marks; not part of `text`."""
 
     @property
     def tokens(self) -> int:
@@ -41,21 +42,21 @@ class Reply:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the tokens after the first: what reading the prompt took is in `first_token_seconds`."""
+        """Over the tokens after the first; the time of the prompt is in `first_token_seconds`."""
         decoding = self.seconds - self.first_token_seconds
         return (self.tokens - 1) / decoding if self.tokens > 1 and decoding > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of a stream: text that may be appended as it is (empty while a character is incomplete), `count` tokens so far.
+    """One step of a stream: text to append (empty while a character is incomplete), and the `count` of tokens so far.
     The last piece has the `reply`."""
 
     text: str
     count: int
     reply: Reply | None = None
     thinking: str = ""
-    """The same of what the model thinks."""
+    """Thinking to append."""
 
 
 def stream(
@@ -69,24 +70,24 @@ def stream(
 ) -> Iterator[Piece]:
     """Generate one reply to the token ids of `prompt`; the last piece carries the `Reply`.
 
-    `model` is in eval mode; `cancelled` is asked before every token, and between layers. `grammar` keeps the reply to a schema.
-    Raises ValueError for an empty prompt and for one that fills the model's context.
+    `model` is in eval mode; `cancelled` is called before every token, and between layers. `grammar` keeps the reply to
+    a schema. Raises ValueError for an empty prompt and for one that fills the model's context.
     """
     import torch
 
     with torch.inference_mode():
-        model, cache, before = soft_prompt.opened(model)
+        model, cache, before = soft_prompt.start_cache(model)
     limit = min(sampling.max_new_tokens, room(model, len(prompt), before))
     if not prompt or limit <= 0:
-        raise ValueError(no_room(model, len(prompt)))
-    row = opened(sampling, prompt, model.device, grammar, behind_thinking(tokenizer, prompt) if grammar else ())
-    stops = {*stop_ids} | stop_tokens(tokenizer, sampling.stop)
-    telling = Telling(tokenizer, prompt, sampling.stop)
+        raise ValueError(describe_no_room(model, len(prompt)))
+    row = open_row(sampling, prompt, model.device, grammar, find_thinking_end(tokenizer, prompt) if grammar else ())
+    stops = {*stop_ids} | find_stop_tokens(tokenizer, sampling.stop)
+    streamed = StreamedReply(tokenizer, prompt, sampling.stop)
     began = time.perf_counter()
     first = 0.0
     finish = "length"
     tokens: list[int] = []
-    following, read = torch.tensor([[*prompt]], device=model.device), Reader(model, cancelled)
+    following, forward = torch.tensor([[*prompt]], device=model.device), CancellableForward(model, cancelled)
     while len(tokens) < limit:
         if cancelled():
             finish = "cancelled"
@@ -94,7 +95,7 @@ def stream(
         # Entered anew for each token: a generator must not hold a thread-wide mode while its caller runs.
         with torch.inference_mode():
             try:
-                output = read(following, cache)
+                output = forward(following, cache)
             except Cancelled:
                 finish = "cancelled"
                 break
@@ -106,30 +107,31 @@ def stream(
         if token in stops:
             finish = "stop"
             break
-        told = telling.add(token)
-        yield Piece(told.text, len(tokens), thinking=told.thinking)
-        if telling.stopped:
+        delta = streamed.add(token)
+        yield Piece(delta.text, len(tokens), thinking=delta.thinking)
+        if streamed.stopped:
             finish = "stop"
             break
-    rest = telling.finish()
+    rest = streamed.finish()
     seconds = time.perf_counter() - began
-    reply = Reply(telling.text, tokens, len(prompt), seconds, first, finish, telling.thinking)
+    reply = Reply(streamed.text, tokens, len(prompt), seconds, first, finish, streamed.thinking)
     yield Piece(rest.text, len(tokens), reply, rest.thinking)
 
 
 def context_length(model: Any) -> int:
-    """The most tokens that prompt and reply may have together."""
+    """The greatest number of tokens of prompt and reply together."""
     config = model.config.get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
 def room(model: Any, prompt: int, before: int = 0) -> int:
-    """How many tokens a reply to a prompt of so many may have; `before` positions are a soft prompt's."""
+    """The greatest number of tokens of a reply to a prompt of `prompt` tokens, behind `before` positions of a soft
+    prompt."""
     return context_length(model) - before - prompt
 
 
-def no_room(model: Any, prompt: int) -> str:
-    """Of a prompt of so many tokens that cannot be answered."""
+def describe_no_room(model: Any, prompt: int) -> str:
+    """Why a prompt of `prompt` tokens cannot be answered."""
     return f"a prompt of {prompt} tokens leaves no room in a context of {context_length(model)}: shorten or clear it"
 
 
@@ -138,52 +140,53 @@ def reply_batch(
     tokenizer: Any,
     rows: Sequence[Row],
     stop_ids: Collection[int],
-    told: Callable[[int, Reply], None] = lambda index, reply: None,
+    on_reply: Callable[[int, Reply], None] = lambda index, reply: None,
     cancelled: Callable[[], bool] = lambda: False,
     size: int = BATCH,
 ) -> list[Reply]:
-    """The replies to many prompts, each as `stream` gives it and by its own settings, in the order of `rows`, which have just been opened.
+    """The replies to many prompts, in the order of `rows`, each by its own settings and the same as from `stream`.
 
-    At most `size` are decoded together, those of about one length; rows that have ended leave. `told` hears each reply with its place as
-    soon as it is finished. `cancelled` is asked before every token: what is not finished then has what it came to. Raises ValueError, before
-    anything is generated, for a prompt without room.
+    `rows` are fresh from `open_row`. At most `size` of about the same length are decoded together; rows that have ended
+    leave the batch. `on_reply` is called with each reply and its place as soon as it is finished. `cancelled` is called
+    before every token; after it returns true, unfinished replies end where they are. Raises ValueError for a prompt
+    without room, before anything is generated.
     """
     prompts = [row.history[:] for row in rows]
     for prompt in prompts:
         if not prompt or room(model, len(prompt)) <= 0:
-            raise ValueError(no_room(model, len(prompt)))
-    tellings = [Telling(tokenizer, row.history, row.sampling.stop) for row in rows]
-    stops = [{*stop_ids} | stop_tokens(tokenizer, row.sampling.stop) for row in rows]
+            raise ValueError(describe_no_room(model, len(prompt)))
+    streamed = [StreamedReply(tokenizer, row.history, row.sampling.stop) for row in rows]
+    stops = [{*stop_ids} | find_stop_tokens(tokenizer, row.sampling.stop) for row in rows]
     replies: list[Reply | None] = [None] * len(rows)
     firsts = [0.0] * len(rows)
     began = 0.0
 
     def conclude(index: int, finish: str) -> None:
-        telling, seconds = tellings[index], time.perf_counter() - began
-        telling.finish()
+        text, seconds = streamed[index], time.perf_counter() - began
+        text.finish()
         ids = rows[index].history[len(prompts[index]) :]
-        reply = Reply(telling.text, ids, len(prompts[index]), seconds, firsts[index], finish, telling.thinking)
+        reply = Reply(text.text, ids, len(prompts[index]), seconds, firsts[index], finish, text.thinking)
         replies[index] = reply
-        told(index, reply)
+        on_reply(index, reply)
 
-    def ended(index: int, token: int, full: bool) -> bool:
+    def take_token(index: int, token: int, full: bool) -> bool:
         firsts[index] = firsts[index] or time.perf_counter() - began
         if token not in stops[index]:
-            tellings[index].add(token)
-        over = token in stops[index] or tellings[index].stopped
+            streamed[index].add(token)
+        over = token in stops[index] or streamed[index].stopped
         if over or full:
             conclude(index, "stop" if over else "length")
         return over
 
-    for together in _by_length(prompts, size):
+    for together in _group_by_length(prompts, size):
         began = time.perf_counter()
         if not cancelled():
             batch = [rows[index] for index in together]
 
-            def ended_in_batch(place: int, token: int, full: bool, of: Sequence[int] = together) -> bool:
-                return ended(of[place], token, full)
+            def take_in_batch(place: int, token: int, full: bool, indices: Sequence[int] = together) -> bool:
+                return take_token(indices[place], token, full)
 
-            _decode(model, tokenizer, batch, ended_in_batch, cancelled=cancelled)
+            _decode(model, tokenizer, batch, take_in_batch, cancelled=cancelled)
         for index in together:
             if replies[index] is None:
                 conclude(index, "cancelled" if cancelled() else "length")
@@ -200,10 +203,10 @@ def generate_batch(
 ) -> list[list[int]]:
     """Greedy replies to many prompts: token ids without the stop token, in the order of `prompts`.
 
-    `model` is loaded and in eval mode (a model that is being trained may be passed; nothing of it is changed). Prompts of
-    about one length are decoded together, padded on the left; rows that have ended leave the batch. In float32 each reply
-    equals that of the prompt alone; in 16 bits the padding's rounding may turn a close decision. `progress` hears, after
-    each token, how many replies are finished.
+    `model` is in eval mode; it may be one that is being trained, nothing in it changes. Prompts of about the same
+    length are decoded together, padded on the left; rows that have ended leave the batch. In float32 each reply equals
+    that of the prompt alone; in 16 bits the rounding of padded rows may change a close decision. `progress` is called
+    after each token with the numbers of finished replies and of all.
     """
     sampling = Sampling(max_new_tokens)
     replies = sample_batch(model, tokenizer, prompts, sampling, eos_ids, progress=progress)
@@ -219,35 +222,39 @@ def sample_batch(
     rows: int = BATCH,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[int]]:
-    """As `generate_batch`, sampled: with the token that ended a reply, where one did. At most `rows` are decoded together. Without a
-    seed torch's own generator of the model's device is drawn from, whose state a training run keeps; with one, each row by itself."""
+    """As `generate_batch`, sampled: token ids with the stop token, if there is one. At most `rows` are decoded
+    together.
+
+    With a seed each row has its own generator. Without one, tokens are drawn from torch's default generator of the
+    model's device, whose state a training run saves.
+    """
     drawing = [
         Row(sampling, [*prompt])
         if sampling.seed is None
-        else opened(replace(sampling, seed=sampling.seed + index), prompt, model.device)
+        else open_row(replace(sampling, seed=sampling.seed + index), prompt, model.device)
         for index, prompt in enumerate(prompts)
     ]
     done = 0
-    for together in _by_length(prompts, rows):
+    for together in _group_by_length(prompts, rows):
 
-        def finished(count: int, before: int = done) -> None:
+        def report(count: int, before: int = done) -> None:
             progress(before + count, len(prompts))
 
         batch = [drawing[index] for index in together]
-        _decode(model, tokenizer, batch, lambda place, token, full: token in eos_ids, finished)
+        _decode(model, tokenizer, batch, lambda place, token, full: token in eos_ids, report)
         done += len(together)
     return [row.history[len(prompt) :] for row, prompt in zip(drawing, prompts, strict=True)]
 
 
-def _by_length(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Their places, those of about one length together."""
+def _group_by_length(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """The places of prompts, in groups of about the same length."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _shared(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with (a system prompt, a task's instruction), which are then read once; each keeps one
-    of its own."""
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """The number of first tokens that all prompts share (a system prompt, a task's instruction), which are processed
+    once. At least one token of each prompt is left."""
     if len(prompts) < 2:
         return 0
     least = min(map(len, prompts)) - 1
@@ -255,55 +262,65 @@ def _shared(prompts: Sequence[Sequence[int]]) -> int:
     return next((place for place in range(least) if any(row[place] != first[place] for row in prompts)), least)
 
 
+def _pad_left(
+    prompts: Sequence[list[int]], shared: int, before: int, padding: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The token ids after the first `shared`, padded to one length, and the attention mask of all positions, of which
+    the first `before` are a soft prompt's."""
+    longest = max(map(len, prompts))
+    pads = [longest - len(row) for row in prompts]
+    ids = [[padding] * pad + row[shared:] for pad, row in zip(pads, prompts, strict=True)]
+    mask = [[1] * (before + shared) + [0] * pad + [1] * (longest - shared - pad) for pad in pads]
+    return ids, mask
+
+
 def _decode(
     model: Any,
     tokenizer: Any,
     rows: Sequence[Row],
-    ended: Callable[[int, int, bool], bool],
-    finished: Callable[[int], None] = lambda count: None,
+    take_token: Callable[[int, int, bool], bool],
+    report: Callable[[int], None] = lambda count: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Let the histories of `rows`, which are their prompts, grow to their limits. `ended` is told place, token, and whether there is room
-    for no further one, and says whether the reply ends with it; `finished` hears after each token how many have."""
+    """Generate until every row has ended; the histories of `rows`, which are their prompts, grow.
+
+    `take_token` is called with a row's place, its new token, and whether that reached the row's limit; it returns
+    whether the reply ends with the token. `report` is called after each token with the number of rows that have ended.
+    """
     import torch
 
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
+    # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable in training.
     with torch.no_grad(), suppress(Cancelled):
-        model, cache, before = soft_prompt.opened(model)
-        read = Reader(model, cancelled)
+        model, cache, before = soft_prompt.start_cache(model)
+        forward = CancellableForward(model, cancelled)
         begun = [len(row.history) for row in rows]
         limits = [min(row.sampling.max_new_tokens, room(model, len(row.history), before)) for row in rows]
         live = [place for place, limit in enumerate(limits) if limit > 0]
         if not live:
             return
         prompts = [rows[place].history for place in live]
-        longest = max(map(len, prompts))
-        # What attends both ways cannot be read in two parts.
-        shared = 0 if getattr(model, "reads_both_ways", False) else _shared(prompts)
+        # A prompt with bidirectional attention cannot be processed in two parts.
+        shared = 0 if getattr(model, "reads_both_ways", False) else _common_prefix(prompts)
         if shared:
-            cache = read(torch.tensor([prompts[0][:shared]], device=model.device), cache).past_key_values
+            cache = forward(torch.tensor([prompts[0][:shared]], device=model.device), cache).past_key_values
         if cache is not None:
             cache.batch_repeat_interleave(len(prompts))
-        pads = [longest - len(row) for row in prompts]
-        following = torch.tensor(
-            [[padding] * pad + row[shared:] for pad, row in zip(pads, prompts, strict=True)], device=model.device
-        )
-        mask = torch.tensor(
-            [[1] * (before + shared) + [0] * pad + [1] * (longest - shared - pad) for pad in pads], device=model.device
+        following, mask = (
+            torch.tensor(each, device=model.device) for each in _pad_left(prompts, shared, before, padding)
         )
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before + shared :]
         while not cancelled():
-            output = read(following, cache, mask, positions)
+            output = forward(following, cache, mask, positions)
             cache = output.past_key_values
             chosen = choose(output.logits[:, -1], [rows[place] for place in live])
             going = []
             for index, place in enumerate(live):
                 history = rows[place].history
                 full = len(history) - begun[place] >= limits[place]
-                if not ended(place, history[-1], full) and not full:
+                if not take_token(place, history[-1], full) and not full:
                     going.append(index)
-            finished(len(rows) - len(going))
+            report(len(rows) - len(going))
             if not going:
                 return
             if len(going) < len(live):

@@ -1,9 +1,9 @@
-"""Decoding many rows at once on a CPU in about half the time, for as long as one needs it.
+"""Decoding many rows at once on a CPU in about half the time.
 
-A LoRA layer takes three matrix products; few rows make them all overhead. And a product of some 2 to 64 rows with a weight
-that lies [out, in] costs twice one that lies [in, out] (measured with MKL). So for the time of an evaluation every linear
-layer gets a copy of its weight, its adapter added in, laid out the other way. The weights themselves are not touched: what is
-computed afterwards is bit for bit what it would have been.
+A LoRA layer takes three matrix products, and with few rows they are mostly overhead. A product of about 2 to 64 rows
+with a weight stored [out, in] costs twice as much as with one stored [in, out] (measured with MKL). So during an
+evaluation every linear layer gets a copy of its weight with its adapter merged in, stored the other way. The weights
+themselves stay untouched: whatever is computed afterwards is bit for bit the same.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from typing import Any
 
 
 @contextmanager
-def folded(model: Any) -> Iterator[None]:
-    """Within, the linear layers of `model` compute with such copies. Does nothing where that would not be exact or not pay:
-    beside a CPU, in 16 bits, where memory is short, and with adapters other than LoRA."""
-    layers = list(_layers(model)) if _pays(model) else []
+def merge_weights(model: Any) -> Iterator[None]:
+    """Within, the linear layers of `model` compute with such copies.
+
+    Does nothing where that would be inexact or no faster: on other devices than a CPU, in 16 bits, where memory is
+    short, and with adapters other than LoRA.
+    """
+    layers = list(_layers(model)) if _is_worthwhile(model) else []
     kept = [(linear, linear.weight) for linear, _ in layers]
     try:
         for linear, adapter in layers:
-            _fold(linear, adapter)
+            _merge(linear, adapter)
         yield
     finally:
         for linear, weight in kept:
@@ -31,7 +34,7 @@ def folded(model: Any) -> Iterator[None]:
                 adapter.merged_adapters.clear()
 
 
-def _pays(model: Any) -> bool:
+def _is_worthwhile(model: Any) -> bool:
     import psutil
     import torch
 
@@ -44,7 +47,7 @@ def _pays(model: Any) -> bool:
 
 
 def _layers(model: Any) -> Iterator[tuple[Any, Any]]:
-    """Each linear layer that is not itself a part of an adapter, with the LoRA layer around it or None."""
+    """Each linear layer that is not part of an adapter, with the LoRA layer around it or None."""
     import torch
     from peft.tuners.lora import Linear
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -58,8 +61,8 @@ def _layers(model: Any) -> Iterator[tuple[Any, Any]]:
             yield layer, None
 
 
-def _fold(linear: Any, adapter: Any) -> None:
-    """Put the copy in place of `linear`'s weight."""
+def _merge(linear: Any, adapter: Any) -> None:
+    """Replace the weight of `linear` by the merged copy."""
     import torch
 
     weight = linear.weight.detach()

@@ -1,4 +1,5 @@
-"""Forward passes that can be given up: a prompt is read in parts, and between the model's layers one asks whether to go on."""
+"""Forward passes that can be cancelled: a prompt is processed in chunks, and each layer first checks for
+cancellation."""
 
 from __future__ import annotations
 
@@ -7,16 +8,16 @@ from contextlib import contextmanager
 from typing import Any
 
 _OPERATIONS = {"cpu": 8e9}
-"""What a layer may compute before one asks again: a tenth of a second on two slow cores."""
+"""Operations of a layer between two checks: a tenth of a second on two slow cores."""
 _OPERATIONS_ELSEWHERE = 1e13
 
 
 class Cancelled(Exception):
-    """A forward pass was given up; the cache that it filled is of no use."""
+    """A forward pass was cancelled; the cache that it was filling is unusable."""
 
 
-class Reader:
-    """Reads token ids with `model`, and asks `cancelled` on the way."""
+class CancellableForward:
+    """Runs `model` on token ids, calling `cancelled` between its layers."""
 
     def __init__(self, model: Any, cancelled: Callable[[], bool]) -> None:
         import torch
@@ -24,30 +25,31 @@ class Reader:
         self._model, self._cancelled = model, cancelled
         lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
         self._layers = max(lists, key=len, default=())
-        """What a forward pass goes through one after the other."""
+        """The layers of the model, in order."""
 
     def __call__(self, ids: Any, cache: Any, mask: Any = None, positions: Any = None) -> Any:
-        """The output at the end of `ids` [rows, tokens], which follow what `cache` holds: logits of the last position, and the cache.
+        """Logits of the last position of `ids` [rows, tokens], which continue `cache`, and the cache.
 
         `mask` [rows, held + tokens] and `positions` [rows, tokens] where rows are padded. Raises Cancelled.
         """
         total = ids.shape[1]
         held = cache.get_seq_length() if cache is not None else 0
-        part = self._part(ids.shape[0], held + total) if total > 1 else 1
-        for start in range(0, total, part):
-            end = min(start + part, total)
+        chunk = self._chunk_size(ids.shape[0], held + total) if total > 1 else 1
+        for start in range(0, total, chunk):
+            end = min(start + chunk, total)
             padded = {}
             if mask is not None:
                 padded = {"attention_mask": mask[:, : held + end], "position_ids": positions[:, start:end]}
-            with self._asking(end - start > 1):
+            with self._cancellation_hooks(end - start > 1):
                 output = self._model(
                     input_ids=ids[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=1, **padded
                 )
             cache = output.past_key_values
         return output
 
-    def _part(self, rows: int, context: int) -> int:
-        """Tokens a row that are read at a time, by the model's sizes alone: the same prompt is always read alike."""
+    def _chunk_size(self, rows: int, context: int) -> int:
+        """Tokens of a row in one pass. It depends on the model's sizes alone, so that a prompt is always split
+        alike."""
         model = self._model
         if getattr(model, "reads_both_ways", False):
             return context
@@ -57,19 +59,20 @@ class Reader:
         return max(64, int(_OPERATIONS.get(model.device.type, _OPERATIONS_ELSEWHERE) / max(operations, 1)))
 
     @contextmanager
-    def _asking(self, many: bool) -> Iterator[None]:
-        """Within, each layer first asks. The hooks live for one pass: between two tokens the model may serve others."""
+    def _cancellation_hooks(self, many: bool) -> Iterator[None]:
+        """Within, each layer first checks for cancellation. The hooks live for one pass: between two tokens the model
+        may be in use elsewhere."""
         import torch
 
         wait = many and self._model.device.type != "cpu"
 
-        def ask(*_: Any) -> None:
+        def check(*_: Any) -> None:
             if wait:
-                torch.accelerator.synchronize()  # else all layers are asked before the first has computed anything
+                torch.accelerator.synchronize()  # else all layers check before the first has computed anything
             if self._cancelled():
                 raise Cancelled
 
-        hooks = [layer.register_forward_pre_hook(ask) for layer in self._layers]
+        hooks = [layer.register_forward_pre_hook(check) for layer in self._layers]
         try:
             yield
         finally:

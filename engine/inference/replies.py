@@ -1,6 +1,7 @@
-"""What is done to a generated reply before anybody sees it, as the models that ask for it were published: whole, and as it grows.
+"""Cleaning up generated replies as some models' published code does: finished ones, and while they are generated.
 
-A chat template names it (see `engine.models.template_metadata`), so it goes with a checkpoint and with every adapter of it.
+A chat template names the clean-up (see `engine.models.template_metadata`), so it stays with a checkpoint and its
+adapters.
 """
 
 from __future__ import annotations
@@ -9,96 +10,98 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from engine.models.template_metadata import declared
+from engine.models.template_metadata import read_metadata
 
 _DATE = "[[训练时间]]"
-"""What the models were trained to say for the time of their training."""
+"""The placeholder that the models generate for the date of their training."""
 _PREFIXES = "|".join(re.escape(_DATE[:length]) for length in range(len(_DATE) - 1, 0, -1))
 _OPEN = rf"\s+\Z|(?:{_PREFIXES})\Z"
-"""At the end of a text, what the text behind it may still change: blanks, which are removed from a reply's end, and part of the date."""
+"""The end of a text that more text may still change: blanks, which are removed from a reply's end, and part of the
+date."""
 _HAN = "\u4e00-\u9fff"
 _MARKS = ((",", "，"), ("!", "！"), (":", "："), (";", "；"), ("?", "？"))
 _ENGLISH = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
-"""Blanks that decoders of old put before these, and that are taken out again."""
+"""Blanks that older decoders put before punctuation, to be removed."""
 
 
-class Tidying(NamedTuple):
-    """`whole` tidies a finished text. `opened` finds the first place in a text behind which more text could still change what it becomes."""
+class Cleanup(NamedTuple):
+    """`clean` cleans a finished text. `unfinished` matches the end of a text that more text may still change."""
 
-    whole: Callable[[str], str]
-    opened: re.Pattern[str]
+    clean: Callable[[str], str]
+    unfinished: re.Pattern[str]
 
 
-def _second(text: str) -> str:
-    """ChatGLM2's: without blanks around it, the date filled in."""
+def _clean_second(text: str) -> str:
+    """ChatGLM2: remove surrounding blanks, fill in the date."""
     return text.strip().replace(_DATE, "2023年")
 
 
-def _third(text: str) -> str:
-    """ChatGLM3's: as the second's, and without the line that names a tool where it names none. Where it does, that line stays."""
+def _clean_third(text: str) -> str:
+    """ChatGLM3: as ChatGLM2, and remove the first line, which names a tool, if it is empty."""
     head, line_end, rest = text.partition("\n")
-    return _second(head.strip() + line_end + rest.strip())
+    return _clean_second(head.strip() + line_end + rest.strip())
 
 
-def _first(text: str) -> str:
-    """ChatGLM-6B's: its tokenizer writes punctuation in ASCII, which becomes that of Chinese beside a Chinese character."""
+def _clean_first(text: str) -> str:
+    """ChatGLM-6B: its tokenizer writes punctuation in ASCII, which becomes Chinese beside a Chinese character."""
     for written in _ENGLISH:
         text = text.replace(written, written.strip() if written == " ' " else written[1:])
-    text = _second(text)
+    text = _clean_second(text)
     for ascii_mark, mark in _MARKS:
         text = re.sub(f"([{_HAN}]){re.escape(ascii_mark)}", rf"\1{mark}", text)
         text = re.sub(f"{re.escape(ascii_mark)}([{_HAN}])", rf"{mark}\1", text)
     return text
 
 
-TIDYINGS = {
-    "chatglm": Tidying(_first, re.compile(rf"{_OPEN}|\s[\s']*\S{{0,3}}\Z|[,!:;?]+\Z")),
-    "chatglm2": Tidying(_second, re.compile(_OPEN)),
-    "chatglm3": Tidying(_third, re.compile(_OPEN)),
+CLEANUPS = {
+    "chatglm": Cleanup(_clean_first, re.compile(rf"{_OPEN}|\s[\s']*\S{{0,3}}\Z|[,!:;?]+\Z")),
+    "chatglm2": Cleanup(_clean_second, re.compile(_OPEN)),
+    "chatglm3": Cleanup(_clean_third, re.compile(_OPEN)),
 }
 
 
-def tidying(tokenizer: Any) -> Tidying | None:
-    """What the tokenizer's template asks for. Raises ValueError for a name that is not known."""
-    name = declared(tokenizer.chat_template).get("replies")
+def find_cleanup(tokenizer: Any) -> Cleanup | None:
+    """The clean-up that the tokenizer's template names; None where it names none. Raises ValueError for an unknown
+    name."""
+    name = read_metadata(tokenizer.chat_template).get("replies")
     if name is None:
         return None
-    if name not in TIDYINGS:
-        raise ValueError(f"the chat template asks for replies: {name}; known are {', '.join(TIDYINGS)}")
-    return TIDYINGS[name]
+    if name not in CLEANUPS:
+        raise ValueError(f"the chat template asks for replies: {name}; known are {', '.join(CLEANUPS)}")
+    return CLEANUPS[name]
 
 
-def text_of(tokenizer: Any, ids: list[int]) -> str:
-    """The reply that generated tokens are."""
+def decode_reply(tokenizer: Any, ids: list[int]) -> str:
+    """The text of a reply's tokens, cleaned up."""
     text: str = tokenizer.decode(ids, skip_special_tokens=True)
-    tidy = tidying(tokenizer)
-    return tidy.whole(text) if tidy else text
+    cleanup = find_cleanup(tokenizer)
+    return cleanup.clean(text) if cleanup else text
 
 
-class Growing:
-    """A reply while it is generated: text that may be shown at once, as the finished reply will have it."""
+class GrowingReply:
+    """A reply while it is generated: emits text as the finished reply will have it."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tidy = tidying(tokenizer)
+        self._cleanup = find_cleanup(tokenizer)
         self._raw = self.text = ""
-        """`text`: what has been told."""
+        """`text` was emitted."""
 
     def add(self, piece: str) -> str:
-        """What has become certain with the next piece of raw text."""
-        if self._tidy is None:
+        """The text that the next piece of raw text makes certain."""
+        if self._cleanup is None:
             self.text += piece
             return piece
         self._raw += piece
         certain = self._raw
-        while opened := self._tidy.opened.search(certain):  # what is left may end open again
-            certain = certain[: opened.start()]
-        return self._tell(self._tidy.whole(certain))
+        while match := self._cleanup.unfinished.search(certain):  # what is left may end unfinished again
+            certain = certain[: match.start()]
+        return self._emit(self._cleanup.clean(certain))
 
     def finish(self) -> str:
-        """What was held back."""
-        return self._tell(self._tidy.whole(self._raw)) if self._tidy else ""
+        """The text that was held back."""
+        return self._emit(self._cleanup.clean(self._raw)) if self._cleanup else ""
 
-    def _tell(self, text: str) -> str:
-        assert text.startswith(self.text), "text that was told has changed"
+    def _emit(self, text: str) -> str:
+        assert text.startswith(self.text), "text that was emitted has changed"
         piece, self.text = text[len(self.text) :], text
         return piece

@@ -1,52 +1,48 @@
-"""What somebody asks of a model, by names: `messages` or `text`, a `task`, and the settings of `sampling.Sampling`.
+"""A request to a model, by names: `messages` or `text`, a `task`, and the settings of `sampling.Sampling`.
 
-A task gives its prompt around the bare text, byte for byte as training did; with `constrained` also its schema, which the reply then fits.
+A task puts its prompt around the bare text, byte for byte as in training; with `constrained`, the reply also fits its
+schema.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from engine.inference.sampling import Sampling, sampling_of
-from engine.tasks import TASKS
+from engine.inference.sampling import Sampling, make_sampling
+from engine.tasks.task import load_task
 
 Messages = list[dict[str, str]]
-Asked = str | Messages
+Prompt = str | Messages
 """A text to be continued as it stands, or a conversation."""
 
 
-def task_named(name: str) -> Any:
-    """A row of `engine.tasks.TASKS`. Raises ValueError."""
-    if name not in TASKS:
-        raise ValueError(f"there is no task {name!r}: choose one of {', '.join(TASKS)}")
-    return importlib.import_module(TASKS[name])
+def read_prompt(request: Mapping[str, Any]) -> Prompt:
+    """The conversation or text of a request; with a task, the task's conversation around the last text.
 
-
-def prompt_of(asked: Mapping[str, Any]) -> Asked:
-    """With a task its conversation around the last text; else the conversation, or the text, as it is. Raises ValueError."""
-    given: Asked = asked["messages"] if asked.get("messages") is not None else asked["text"]
-    if asked.get("task") is None:
+    Raises ValueError for an unknown task.
+    """
+    given: Prompt = request["messages"] if request.get("messages") is not None else request["text"]
+    if request.get("task") is None:
         return given
     text = given if isinstance(given, str) else given[-1]["content"]
-    found: Messages = task_named(asked["task"]).messages(text)
-    return found
+    return load_task(request["task"]).messages(text)
 
 
-def settings_of(asked: Mapping[str, Any]) -> Sampling:
-    """The settings, with the task's schema where `constrained` is true. Raises ValueError."""
-    if not asked.get("constrained"):
-        return sampling_of(asked)
-    if asked.get("task") is None:
+def read_sampling(request: Mapping[str, Any]) -> Sampling:
+    """The settings of a request, with the task's schema where `constrained` is true. Raises ValueError."""
+    if not request.get("constrained"):
+        return make_sampling(request)
+    if request.get("task") is None:
         raise ValueError("constrained keeps replies to the schema of a task: name the task too, or give a schema")
-    if asked.get("schema") is not None:
-        raise ValueError("constrained and a schema of one's own do not go together")
-    return sampling_of({**asked, "schema": task_named(asked["task"]).SCHEMA})
+    if request.get("schema") is not None:
+        raise ValueError("constrained uses the task's schema: leave out constrained or your own schema")
+    return make_sampling({**request, "schema": load_task(request["task"]).schema})
 
 
-def parsed(asked: Mapping[str, Any], reply: str) -> dict[str, Any]:
-    """`parsed`: the reply's value as its task reads it, None where it does not fit; nothing without a task."""
-    if asked.get("task") is None:
+def parse_reply(request: Mapping[str, Any], reply: str) -> dict[str, Any]:
+    """`parsed`: the value that the request's task reads from the reply, None where it does not fit; empty without a
+    task."""
+    if request.get("task") is None:
         return {}
-    return {"parsed": task_named(asked["task"]).parse(reply)}
+    return {"parsed": load_task(request["task"]).parse(reply)}

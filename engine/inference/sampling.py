@@ -1,26 +1,30 @@
-"""How the next token is chosen: each row of a batch by its own settings, so that no reply hangs on its neighbours.
+"""How the next token is chosen: each row of a batch by its own settings, so that no reply depends on its neighbours.
 
-Settings act in the order and by the arithmetic of transformers' logits processors (tested against them): repetition penalty, n-grams,
-schema, temperature, top-k, top-p, min-p.
+Settings act in the order and by the arithmetic of transformers' logits processors (tested against them): repetition
+penalty, n-grams, schema, temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol, TypedDict
 
 from pydantic import ValidationError
 
-from engine.config.sampling import PRESETS, SamplingOptions, preset
+from engine.config.sampling import PRESETS, SamplingOptions, find_preset
+from engine.protocol.text import did_you_mean
 
-__all__ = ["PRESETS", "Grammar", "Row", "Sampling", "choose", "opened", "sampling_of"]
+__all__ = ["PRESETS", "Grammar", "Row", "Sampling", "choose", "make_sampling", "open_row"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; `engine.config.sampling` says what the fields mean. `temperature` 0 is greedy: then top-k, top-p,
-    min-p and the seed say nothing. `schema` is a JSON schema that the reply fits."""
+    """How the next token is chosen; `engine.config.sampling` says what the fields mean.
+
+    `temperature` 0 is greedy: top-k, top-p, min-p and the seed have no effect. `schema` is a JSON schema that the reply
+    fits.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -34,16 +38,48 @@ class Sampling:
     schema: Mapping[str, Any] | None = None
 
 
+class SamplingFields(TypedDict, total=False):
+    """The fields of `Sampling`, as keywords of a call."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    no_repeat_ngram: int | None
+    seed: int | None
+    stop: str | Sequence[str]
+    schema: Mapping[str, Any] | None
+
+
 _NAMES = tuple(each.name for each in fields(Sampling))
 
 
-def sampling_of(asked: Mapping[str, Any]) -> Sampling:
-    """What somebody asks for by name, further keys left alone: a `preset` first, then what is named beside it. None is as if absent.
-    Raises ValueError, in words."""
-    named = {name: value for name in (*_NAMES, "preset") if (value := asked.get(name)) is not None}
+def change_sampling(sampling: Sampling, changes: SamplingFields) -> Sampling:
+    """`sampling` with some fields changed; a field that is None goes back to its default.
+
+    Raises TypeError for a name that is no field, ValueError for a value that a field cannot have.
+    """
+    for name in changes:
+        if name not in _NAMES:
+            raise TypeError(
+                f"{name!r} is no setting of sampling{did_you_mean(name, _NAMES)}; they are {', '.join(_NAMES)}"
+            )
+    return make_sampling({**asdict(sampling), **changes}) if changes else sampling
+
+
+def make_sampling(request: Mapping[str, Any]) -> Sampling:
+    """The settings of a request: those of its `preset`, changed by those that it names.
+
+    Other keys are ignored, and None counts as absent. Raises ValueError for a value that a setting cannot have.
+    """
+    named = {name: value for name in (*_NAMES, "preset") if (value := request.get(name)) is not None}
     schema = named.pop("schema", None)
     stop = named.get("stop", [])
-    settings = preset(named.pop("preset", "greedy")) | named | {"stop": [stop] if isinstance(stop, str) else [*stop]}
+    settings = (
+        find_preset(named.pop("preset", "greedy")) | named | {"stop": [stop] if isinstance(stop, str) else [*stop]}
+    )
     if schema is not None and not isinstance(schema, Mapping):
         raise ValueError(f"schema is a JSON schema, an object, not {type(schema).__name__}")
     try:
@@ -58,18 +94,18 @@ def sampling_of(asked: Mapping[str, Any]) -> Sampling:
 
 
 class Grammar(Protocol):
-    """What keeps a reply within a schema, as far as it has come."""
+    """Keeps a reply to a schema, token by token."""
 
     def mask(self, logits: Any) -> None:
         """Set the `[vocabulary]` logits of tokens that cannot come next to -inf, in place."""
 
     def accept(self, token: int) -> None:
-        """Go on behind this token."""
+        """Advance past this token."""
 
 
 @dataclass
 class Row:
-    """One reply in the making. `generator` draws its tokens; None draws from torch's own of the device."""
+    """One reply being generated. `generator` draws its tokens; None: the device's default generator of torch."""
 
     sampling: Sampling
     history: list[int]
@@ -77,29 +113,29 @@ class Row:
     generator: Any = None
     grammar: Grammar | None = None
     grammar_after: tuple[int, ...] = ()
-    """Tokens behind which the grammar begins; none: at once."""
+    """Tokens after which the grammar begins; none: at once."""
     prompt_tokens: int = 0
     _seen: Any = None
-    """[vocabulary] of bools: tokens in `history`."""
+    """[vocabulary] of bools: the tokens in `history`."""
     _followers: dict[tuple[int, ...], set[int]] = field(default_factory=dict)
-    """What came after each sequence of `no_repeat_ngram` - 1 tokens."""
+    """The tokens that followed each sequence of `no_repeat_ngram` - 1 tokens."""
     _read: int = 0
-    """How much of `history` is in the two."""
+    """How many tokens of `history` are in the two above."""
 
     @property
-    def plain(self) -> bool:
-        """Whether the likeliest token is what comes next, and nothing else matters."""
+    def is_greedy(self) -> bool:
+        """Whether the next token is the likeliest, whatever came before."""
         sampling = self.sampling
-        return sampling.temperature == 0 and not self.bends
+        return sampling.temperature == 0 and not self.adjusts_logits
 
     @property
-    def bends(self) -> bool:
-        """Whether logits are changed by what came before."""
+    def adjusts_logits(self) -> bool:
+        """Whether what came before changes the logits."""
         sampling = self.sampling
         return bool(sampling.repetition_penalty != 1 or sampling.no_repeat_ngram or self.grammar)
 
     def take(self, token: int) -> None:
-        """This token came next."""
+        """Append the token that was chosen."""
         self.history.append(token)
         if self.grammar is None:
             return
@@ -112,23 +148,23 @@ class Row:
         else:
             self.grammar.accept(token)
 
-    def bend(self, logits: Any) -> None:
-        """Change the float `[vocabulary]` logits in place by what came before."""
+    def adjust(self, logits: Any) -> None:
+        """Change the float `[vocabulary]` logits in place according to what came before."""
         import torch
 
         self._look_back(logits)
         sampling = self.sampling
         if sampling.repetition_penalty != 1:
             penalty = sampling.repetition_penalty
-            bent = torch.where(logits < 0, logits * penalty, logits / penalty)
-            logits.copy_(torch.where(self._seen, bent, logits))
+            penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
+            logits.copy_(torch.where(self._seen, penalised, logits))
         banned = self._banned()
         before = logits[banned] if banned else None
         if banned:
             logits[banned] = -torch.inf
         if self.grammar is not None and not self.grammar_after:
             self.grammar.mask(logits)
-            if banned and bool((logits == -torch.inf).all()):  # the schema weighs more than a repetition
+            if banned and bool((logits == -torch.inf).all()):  # the schema takes precedence over repetition
                 logits[banned] = before
                 self.grammar.mask(logits)
 
@@ -139,14 +175,14 @@ class Row:
         return sorted(self._followers.get(tuple(self.history[len(self.history) - size + 1 :]), ()))
 
     def _look_back(self, logits: Any) -> None:
-        """Note what has been added to the history since the last call."""
+        """Take account of what was added to the history since the last call."""
         import torch
 
         new = self.history[self._read :]
         if self.sampling.repetition_penalty != 1:
             if self._seen is None:
                 self._seen = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-            # Some models embed more tokens than they can say.
+            # Some models embed more tokens than they can generate.
             self._seen[[token for token in new if token < len(logits)]] = True
         if size := self.sampling.no_repeat_ngram:
             for end in range(max(self._read, size - 1), len(self.history)):
@@ -155,14 +191,15 @@ class Row:
         self._read = len(self.history)
 
 
-def opened(
+def open_row(
     sampling: Sampling,
     prompt: Sequence[int],
     device: Any,
     grammar: Grammar | None = None,
     grammar_after: Sequence[int] = (),
 ) -> Row:
-    """A row before its first token, with a generator of its own on `device`; without a seed no two are alike."""
+    """A row before its first token, with a generator of its own on `device`, seeded at random where there is no
+    seed."""
     import torch
 
     generator = None
@@ -176,17 +213,19 @@ def opened(
 
 
 def choose(logits: Any, rows: Sequence[Row]) -> Any:
-    """`[rows, vocabulary]` logits -> `[rows]` token ids, which the rows take. A row's token depends on its own logits and settings
-    alone; rows without a generator are drawn together."""
+    """`[rows, vocabulary]` logits -> `[rows]` token ids, which are appended to the rows.
+
+    A row's token depends on its own logits and settings alone; rows without a generator are drawn together.
+    """
     import torch
 
-    if all(row.plain for row in rows):
+    if all(row.is_greedy for row in rows):
         chosen = logits.argmax(-1)
     else:
         logits = logits.float().clone()
         for place, row in enumerate(rows):
-            if row.bends:
-                row.bend(logits[place])
+            if row.adjusts_logits:
+                row.adjust(logits[place])
         chosen = logits.argmax(-1)
         sampled = [place for place, row in enumerate(rows) if row.sampling.temperature > 0]
         if sampled:
@@ -216,7 +255,7 @@ def _draw(logits: Any, rows: Sequence[Row]) -> Any:
 
 
 def _warp(logits: Any, samplings: Sequence[Sampling]) -> Any:
-    """Temperature, top-k, top-p and min-p of each row; tokens that are left out become -inf."""
+    """Apply temperature, top-k, top-p and min-p of each row; logits of excluded tokens become -inf."""
     import torch
 
     def column(values: Sequence[float]) -> Any:
@@ -232,7 +271,7 @@ def _warp(logits: Any, samplings: Sequence[Sampling]) -> Any:
         places = torch.tensor([min(count, highest.shape[-1]) for count in counts], device=logits.device)[:, None] - 1
         bounds = highest.gather(1, places)
         bounds[torch.tensor([count == size for count in counts], device=logits.device)] = -torch.inf
-        logits = logits.masked_fill(logits < bounds, -torch.inf)  # what is as likely as the last one stays, too
+        logits = logits.masked_fill(logits < bounds, -torch.inf)  # ties with the last one stay, too
         kept = int((logits > -torch.inf).sum(-1).max())
     if any((each.top_p or 1) < 1 for each in samplings):
         likeliest, ids = logits.topk(kept, -1)

@@ -1,4 +1,4 @@
-"""A reward model in memory: tokens to the number that they are worth."""
+"""A reward model in memory: token ids to scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.options.model import ModelOptions
 
 
 class Scorer:
-    """Frozen, computing as the training of a reward model does on `device`."""
+    """A frozen reward model that computes as its training does on `device`."""
 
     def __init__(
         self,
@@ -32,13 +32,12 @@ class Scorer:
         if adapter:
             model = PeftModel.from_pretrained(model, adapter)
         self.tokenizer = tokenizers.load(tokenizer)
-        model.config.pad_token_id = (
-            self.tokenizer.pad_token_id
-        )  # by which the class finds the last token, as in training
+        # The model's class finds the last token by it, as in training.
+        model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model, self._device = model.requires_grad_(False).eval(), device
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Of token ids, all in one pass, in their order."""
+        """The scores of sequences of token ids, computed in one pass, in their order."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -46,6 +45,6 @@ class Scorer:
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         masks = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         with torch.no_grad(), self._device.autocast():
-            found = self.model(input_ids=ids, attention_mask=masks, use_cache=False).logits[:, 0]
-        told: list[float] = found.float().tolist()
-        return told
+            logits = self.model(input_ids=ids, attention_mask=masks, use_cache=False).logits[:, 0]
+        scores: list[float] = logits.float().tolist()
+        return scores

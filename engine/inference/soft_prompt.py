@@ -1,7 +1,7 @@
-"""Decoding with prefix or prompt tuning: the trained positions are a cache that the base goes on from.
+"""Decoding with prefix or prompt tuning: the trained positions are computed once, into a cache that the base continues.
 
-peft puts them in front of every forward pass, also of one that goes on from a cache. Read once, they cost nothing for the tokens
-after, and all that decodes needs to know only how many positions came before.
+peft would put them in front of every forward pass, including those that continue a cache. Code that decodes only has to
+know how many positions come first.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 
-def opened(model: Any) -> tuple[Any, Any, int]:
-    """What is to decode, the cache that it begins with (of one row), and how many positions that holds.
+def start_cache(model: Any) -> tuple[Any, Any, int]:
+    """The model to decode with, the cache to start from (of one row), and the number of positions in it.
 
-    That is `(model, None, 0)` for all but prefix and prompt tuning. Call without gradients.
+    Without prefix or prompt tuning that is `(model, None, 0)`. Call without gradients.
     """
     from peft import PeftModel
 

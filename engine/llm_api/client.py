@@ -66,6 +66,7 @@ def api_key(options: ServiceOptions) -> str:
     if not VARIABLE.fullmatch(options.api_key_env):
         raise ProblemError(
             Problem(
+                code="expand.key_name",
                 title=f"{options.SECTION}.api_key_env is not the name of a variable",
                 hint="put the key into a variable of the environment and name that; a key itself is never written down",
             )
@@ -74,6 +75,7 @@ def api_key(options: ServiceOptions) -> str:
     if not key and not on_loopback(options.base_url):
         raise ProblemError(
             Problem(
+                code="expand.key_missing",
                 title=f"There is no key for {options.base_url}",
                 cause=f"the variable {options.api_key_env} is not set",
                 hint=f"export {options.api_key_env}=…, or name another variable in {options.SECTION}.api_key_env",
@@ -131,6 +133,7 @@ class Service:
         if wait > LONGEST_WAIT:
             raise ProblemError(
                 Problem(
+                    code="expand.rate_limit",
                     title=f"{self._options.base_url} asks for a pause of {wait:.0f} seconds",
                     cause="its rate limit is used up",
                     hint="the same command goes on from here later",
@@ -173,7 +176,12 @@ class Service:
             }
             hint = hints.get(status, "what was made is kept; the same command goes on from here")
             return ProblemError(
-                Problem(title=f"{self._options.base_url} {what}", cause=f"{status}: {message}", hint=hint)
+                Problem(
+                    code="expand.refused",
+                    title=f"{self._options.base_url} {what}",
+                    cause=f"{status}: {message}",
+                    hint=hint,
+                )
             )
         if status == 429:
             return RateLimitError(retry_after(headers))

@@ -106,6 +106,7 @@ class Requester:
             self._end(
                 ProblemError(
                     Problem(
+                        code="expand.no_answer",
                         title=f"{self._options.base_url} gave no answer to {self._failed} requests in succession",
                         cause=reason,
                         hint="what was made is kept; the same command goes on from here",

@@ -1,4 +1,4 @@
-"""Loading the base model for training, in every dtype and quantisation."""
+"""Loads the base model for training, in every dtype and quantisation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import psutil
 
 from engine.models import tokenizers
 from engine.models.devices import Device
-from engine.models.loading import pretrained, scoring
+from engine.models.loading import load_model, load_reward_model
+from engine.models.memory import is_out_of_memory
 from engine.options.model import ModelOptions
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_lines
 
 Progress = Callable[[int, int], None]
 """`(done, total)` tensors loaded."""
@@ -21,8 +23,11 @@ Progress = Callable[[int, int], None]
 def load(
     folder: str, options: ModelOptions, device: Device, progress: Progress, *, unpack: bool = True, scores: bool = False
 ) -> Any:
-    """The base on `device`, its floating-point tensors in the dtype that is computed in; `unpack` lets NF4 weights on a CPU be
-    unpacked once; with `scores` it ends in one number instead of a vocabulary, drawn where the folder has none. Raises ProblemError."""
+    """Load the base on `device`, its floating-point tensors in the dtype that is computed in.
+
+    `unpack` allows NF4 weights on a CPU to be unpacked once. With `scores` the model ends in one number instead of a
+    vocabulary; that layer is random where the folder has none. Raises ProblemError.
+    """
     import torch
     from transformers.utils import logging
 
@@ -30,7 +35,7 @@ def load(
 
     before = logging.set_tqdm_hook(lambda factory, args, kwargs: _Bar(factory(*args, **kwargs), args[0], progress))
     try:
-        model = (scoring if scores else pretrained)(
+        model = (load_reward_model if scores else load_model)(
             folder,
             dtype=getattr(torch, options.dtype),
             quantization_config=quantization_config(options.quantization, options.dtype),
@@ -39,19 +44,22 @@ def load(
             device_map={"": device.name},
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         raise ProblemError(
             Problem(
+                code="model.unloadable",
                 title=f"{folder} cannot be loaded",
-                cause="\n".join(str(error).strip().splitlines()[:3]),
+                cause=first_lines(error),
                 hint=f"cockpit model verify {folder}",
             )
         )
     finally:
         logging.set_tqdm_hook(before)
     if device.kind == "cpu" and hasattr(model, "hf_device_map"):
-        del model.hf_device_map  # a map with one entry makes the trainer think of a model spread over devices
+        del (
+            model.hf_device_map
+        )  # with a map, even of one entry, the trainer takes the model for one that is spread over devices
     if device.kind == "cpu" and options.quantization == "nf4":
         keep_nf4_trainable(model, device, unpack=unpack)
     _cast(model, device.compute)
@@ -59,16 +67,16 @@ def load(
 
 
 class _Bar:
-    """A tqdm bar that also tells, at most twice a second."""
+    """A tqdm bar that also reports progress, at most twice a second."""
 
     def __init__(self, bar: Any, items: Any, progress: Progress) -> None:
         self._bar, self._items, self._progress = bar, items, progress
 
     def __iter__(self) -> Iterator[Any]:
-        told = time.monotonic()
+        reported = time.monotonic()
         for done, item in enumerate(self._bar):
-            if time.monotonic() - told > 0.5:
-                told = time.monotonic()
+            if time.monotonic() - reported > 0.5:
+                reported = time.monotonic()
                 self._progress(done, len(self._items))
             yield item
 
@@ -77,7 +85,8 @@ class _Bar:
 
 
 def _cast(model: Any, dtype: Any) -> None:
-    """Widen 16-bit weights to the dtype that is computed in; packed ones are left alone. No value changes."""
+    """Convert 16-bit weights to the dtype that is computed in, which changes no value. Packed weights stay as they
+    are."""
     import torch
 
     if dtype != torch.float32:
@@ -88,11 +97,12 @@ def _cast(model: Any, dtype: Any) -> None:
 
 
 def keep_nf4_trainable(model: Any, device: Device, *, unpack: bool = True) -> None:
-    """See that NF4 layers on a CPU can learn, and are quick.
+    """Make NF4 layers on a CPU trainable and fast.
 
-    bitsandbytes unpacks a 4-bit weight in every forward and backward pass. With `unpack`, and where memory allows, it is unpacked
-    once instead: the product is the same number for number. Where it does not, forbid the repacking for inference, after which
-    bitsandbytes 0.50 has no backward pass, so that adapters below would silently stop learning.
+    bitsandbytes unpacks a 4-bit weight in every forward and backward pass. With `unpack`, and where there is enough
+    memory, it is unpacked once instead; the products are bit for bit the same. Otherwise bitsandbytes must not repack
+    the weight for inference: in version 0.50 it then has no backward pass, and adapters below would silently learn
+    nothing.
     """
     import bitsandbytes as bnb
     import torch
@@ -105,7 +115,7 @@ def keep_nf4_trainable(model: Any, device: Device, *, unpack: bool = True) -> No
             layer.compute_dtype = device.compute
         return
     for name, layer in layers:
-        layer.weight.quant_state.dtype = device.compute  # unpack to what is computed in, as each product would
+        layer.weight.quant_state.dtype = device.compute  # the dtype that each product would unpack to
         weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         plain.weight = torch.nn.Parameter(weight, requires_grad=False)
@@ -113,9 +123,9 @@ def keep_nf4_trainable(model: Any, device: Device, *, unpack: bool = True) -> No
         model.set_submodule(name, plain)
 
 
-def tokenizer(folder: str, trust_remote_code: bool, template: str | None) -> Any:
-    """The tokenizer that lies with the base, with the profile's own chat template when there is one. Padding is set, for
-    generation, to what it has."""
+def load_tokenizer(folder: str, trust_remote_code: bool, template: str | None) -> Any:
+    """Load the tokenizer in the base's folder, with the chat template `template` unless it is None. Without a padding
+    token, the end token pads."""
     found = tokenizers.load(folder, trust_remote_code)
     if found.pad_token_id is None:
         found.pad_token = found.eos_token

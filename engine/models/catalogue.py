@@ -1,9 +1,8 @@
-"""Models that have a name of their own, and how each is made present in COCKPIT_HOME/models."""
+"""Models with a name of their own, and how each gets into COCKPIT_HOME/models."""
 
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from engine.models import embedded
 from engine.models.embedded import Progress
-from engine.protocol.home import Home
+from engine.protocol.home import Home, sync
 from engine.protocol.messages import Problem, ProblemError
 
 
@@ -23,7 +22,7 @@ class Entry:
     tensors_sha256: str
     """`weights.digest` of the folder's safetensors."""
     disk: int
-    """Bytes needed while fetching, the largest moment."""
+    """Bytes of disk that fetching needs at most."""
     description: str
 
 
@@ -35,39 +34,46 @@ CATALOGUE: dict[str, Entry] = {
 
 
 def pull(name: str, home: Home, progress: Progress) -> Path:
-    """Make a catalogue model present and return its folder; at once when it is there already.
+    """Return the folder of a catalogue model, after fetching it if it is not there.
 
-    Complete or absent: it is built under a temporary name and renamed. Two pulls at once take turns. Raises ProblemError.
+    The folder is complete or absent: it is built under a temporary name and renamed. Of two processes that pull at
+    once, one waits for the other. Raises ProblemError.
     """
     entry = CATALOGUE[name]
     home.create()
-    return made(home.models / name, entry.disk, lambda partial: entry.fetch(partial, progress))
+    return build_folder(home.models / name, entry.disk, lambda partial: entry.fetch(partial, progress))
 
 
-def made(folder: Path, needed: int, fill: Callable[[Path], None]) -> Path:
-    """`folder`, filled under a temporary name when it is not there, which takes `needed` bytes of disk. Raises ProblemError."""
+def build_folder(folder: Path, needed: int, fill: Callable[[Path], None]) -> Path:
+    """Return `folder`, after building it under a temporary name with `fill` if it is not there.
+
+    Building takes `needed` bytes of disk. Raises ProblemError when there are fewer.
+    """
     if folder.is_dir():
         return folder
-    with _turn(folder.with_name(f".{folder.name}.lock")):
+    with _hold_lock(folder.with_name(f".{folder.name}.lock")):
         if folder.is_dir():
             return folder
         _check_disk(folder.parent, folder.name, needed)
         partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed pull left; nobody else is at it, we hold the lock
+        shutil.rmtree(
+            partial, ignore_errors=True
+        )  # left by a killed process: no other one builds it, since we hold the lock
         partial.mkdir()
         try:
             fill(partial)
-            _sync(partial)
+            for path in (*partial.iterdir(), partial):
+                sync(path)
             partial.rename(folder)
-            _sync_directory(folder.parent)
+            sync(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 @contextmanager
-def _turn(lock: Path) -> Iterator[None]:
-    """Hold the lock file; the kernel lets go of it however this process ends."""
+def _hold_lock(lock: Path) -> Iterator[None]:
+    """Hold a lock on the file. The kernel releases it however this process ends."""
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -78,23 +84,9 @@ def _check_disk(folder: Path, name: str, needed: int) -> None:
     if free < needed:
         raise ProblemError(
             Problem(
+                code="disk.low",
                 title=f"Too little disk for {name}",
-                cause=f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed meanwhile",
-                hint="free some space, or choose another place with --home or COCKPIT_HOME",
+                cause=f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed",
+                hint="free some disk space, or choose another place with --home or COCKPIT_HOME",
             )
         )
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_directory(folder)
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Does the named base exist, and is it whole? Looks at file names and headers; loads nothing."""
+"""Checks that the base of a profile exists and is complete, by file names and headers. Loads no weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 
 VIRTUAL = ("prefix", "prompt")
-"""Adapters that put trained positions before a row. Losses on replies know nothing of such positions."""
+"""Adapters that add trained positions before a row. The losses on replies do not support them."""
 UNMERGEABLE = {
     "ADAPTION_PROMPT",
     "CPT",
@@ -22,20 +22,21 @@ UNMERGEABLE = {
     "PREFIX_TUNING",
     "PROMPT_TUNING",
 }
-"""peft's kinds of adapters that add positions instead of changing weights: nothing of them can be put into a base."""
+"""peft's types of adapters that add positions instead of changing weights: they cannot be merged into a base."""
 
 
-def base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` when `model.base` names nothing that training could begin from. A catalogue name is pulled on first need."""
+def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` when training cannot start from `model.base`. A catalogue name is fetched on first
+    need."""
     model = sections.get("model")
     if model is None:
         return
     if model.from_scratch:
-        yield from _scratch(model, sections)
-    elif model.shaped:
+        yield from _check_scratch(model, sections)
+    elif model.has_shape:
         yield (
             "model.size" if model.size else "model.config",
-            "is for a model that begins with random weights: set model.init to config",
+            "is only for a model that starts from random weights: set model.init to config",
         )
     if not model.needs_base:
         return
@@ -43,26 +44,26 @@ def base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tu
         target = targets.resolve(model.base, home or Home.locate(), directory)
         if not model.from_scratch or target.adapter:
             targets.check(target)
-        yield from _adapter(model, target)
+        yield from _check_adapter(model, target)
     except ProblemError as error:
         problem = error.problem
         yield "model.base", ": ".join(part for part in (problem.title, problem.cause) if part)
 
 
-def family(profile: Any, home: Any) -> Iterator[str]:
-    """Which GLM a base in its original layout is, and what is converted when it is loaded."""
+def describe_family(profile: Any, home: Any) -> Iterator[str]:
+    """Describe the GLM that a base in the original layout is, and what is converted when it is loaded."""
     if not profile.model.needs_base:
         return
     try:
         target = targets.resolve(profile.model.base, home or Home.locate(), profile.directory)
-    except ProblemError:  # it was there when the profile was checked
+    except ProblemError:  # `check_base` has reported it
         return
-    if not target.on_hub and (said := folders.family(Path(target.base))):
-        yield f"{profile.model.base} is {said}"
+    if not target.on_hub and (description := folders.describe_glm(Path(target.base))):
+        yield f"{profile.model.base} is {description}"
 
 
-def pinned(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
-    """`model` with a base and a tokenizer that go on meaning what they mean now: a run's checkpoint by its step. Raises ProblemError."""
+def pin_base(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
+    """`model`, with a run named as its base or tokenizer replaced by the run's checkpoint. Raises ProblemError."""
     named = {"base": model.base} if model.needs_base else {}
     if isinstance(model.tokenizer, str) and not folders.has_tokenizer(directory / Path(model.tokenizer).expanduser()):
         named["tokenizer"] = model.tokenizer
@@ -70,28 +71,28 @@ def pinned(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
     return model.model_copy(update={key: target.label for key, target in found.items() if target.run})
 
 
-def _scratch(model: ModelOptions, sections: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if model.shaped:
+def _check_scratch(model: ModelOptions, sections: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if model.has_shape:
         data = sections.get("data")
-        yield from scratch.faults(model, data.max_length if data else None)
+        yield from scratch.find_faults(model, data.max_length if data else None)
     if model.quantization != "none":
         yield "model.quantization", "random weights are trained in full: set it to none"
     method = sections.get("method")
     if method and method.rows != "tokens":
         yield (
             "method.kind",
-            f"{method.kind} goes on from a model that has learnt: pretrain one, then name its run in model.base",
+            f"{method.kind} needs a trained model: pretrain one, then name its run in model.base",
         )
     adapter = sections.get("adapter")
     if adapter and adapter.kind != "none":
         yield (
             "adapter.kind",
-            "an adapter on random weights learns nothing of use: set it to none, or model.init to pretrained",
+            "an adapter on random weights learns nothing useful: set it to none, or model.init to pretrained",
         )
 
 
-def _adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, str]]:
-    """An adapter is merged into its base before it is trained from: not every kind can be."""
+def _check_adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` when the adapter cannot be merged into its base, as it must be before training."""
     if target.adapter is None:
         return
     kind = folders.read_json(target.adapter / folders.ADAPTER).get("peft_type", "")
@@ -105,5 +106,5 @@ def _adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, str]]:
     if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json(config):
         yield (
             "model.base",
-            f"{model.base} is an adapter on {target.base}, whose weights are stored quantised: nothing can be merged into them",
+            f"{model.base} is an adapter on {target.base}, whose stored weights are quantised: no adapter can be merged into them",
         )

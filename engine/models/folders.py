@@ -1,4 +1,4 @@
-"""Is a model folder whole? Looks at names, sizes and headers; loads nothing, imports no training library."""
+"""Checks whether a model folder is complete, by names, sizes and headers. Loads no weights and no training library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.catalogue import CATALOGUE
-from engine.models.glm.generations import Unsupported, recognise, weights_problem
+from engine.models.glm.generations import Unsupported, find_weights_problem, recognise
 from engine.models.pickled import read_shapes
 from engine.models.weights import DamagedFile, digest, is_lfs_pointer, read_header
 
@@ -34,41 +34,42 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def kind(folder: Path) -> str | None:
-    """`adapter`, `model`, or None for a folder that is neither."""
+def detect_kind(folder: Path) -> str | None:
+    """`adapter`, `model`, or None for any other folder."""
     if (folder / ADAPTER).is_file():
         return "adapter"
     return "model" if (folder / "config.json").is_file() else None
 
 
-def scores(folder: Path) -> bool:
-    """Whether a model or adapter answers with a number instead of text, as reward models do."""
+def is_reward_model(folder: Path) -> bool:
+    """Whether the model or adapter gives a number instead of text, as reward models do."""
     try:
-        if kind(folder) == "adapter":
+        if detect_kind(folder) == "adapter":
             return bool(read_json(folder / ADAPTER).get("task_type") == "SEQ_CLS")
         named = read_json(folder / "config.json").get("architectures") or [""]
     except DamagedFile:
-        return False  # `problems` tells
+        return False  # reported by `find_problems`
     return str(named[0]).endswith("ForSequenceClassification")
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there is a file that a tokenizer can be made of. A GLM folder in its original layout has settings without one, too."""
-    named = _GLM_TOKENIZERS.get(_glm(folder), TOKENIZERS)
+    """Whether the folder has the file of a tokenizer. A GLM folder in its original layout may have only its
+    settings."""
+    named = _GLM_TOKENIZERS.get(_read_glm_generation(folder), TOKENIZERS)
     return any((folder / name).is_file() for name in named)
 
 
 def is_original_glm(folder: Path) -> bool:
-    return _glm(folder) > 0
+    return _read_glm_generation(folder) > 0
 
 
-def _tokenizer(folder: Path) -> str:
-    """The files that are missing where there is no tokenizer."""
-    return _GLM_TOKENIZERS.get(_glm(folder), ("tokenizer.json and tokenizer_config.json",))[0]
+def _name_tokenizer_file(folder: Path) -> str:
+    """The file to name in a message when there is no tokenizer."""
+    return _GLM_TOKENIZERS.get(_read_glm_generation(folder), ("tokenizer.json and tokenizer_config.json",))[0]
 
 
-def _glm(folder: Path) -> int:
-    """The generation of a GLM folder in its original layout; 0 for every other, and for one that cannot be told."""
+def _read_glm_generation(folder: Path) -> int:
+    """The generation of a GLM folder in its original layout; 0 for any other folder, or when it cannot be told."""
     try:
         generation = recognise(read_json(folder / "config.json"))
     except (DamagedFile, Unsupported, AttributeError):
@@ -77,7 +78,7 @@ def _glm(folder: Path) -> int:
 
 
 def read_json(path: Path) -> Any:
-    """Raises DamagedFile."""
+    """Read a JSON file. Raises DamagedFile."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -86,29 +87,29 @@ def read_json(path: Path) -> Any:
         raise DamagedFile(f"{path.name} cannot be read ({error})") from None
 
 
-def problems(folder: Path) -> list[str]:
-    """What keeps a model or adapter folder from loading, a sentence each; empty when nothing does."""
-    found = weights_problems(folder)
-    if kind(folder) == "model" and not has_tokenizer(folder):
-        found.append(f"no tokenizer: copy {_tokenizer(folder)} beside the weights")
+def find_problems(folder: Path) -> list[str]:
+    """The problems that keep a model or adapter folder from being loaded, one sentence each."""
+    found = find_weights_problems(folder)
+    if detect_kind(folder) == "model" and not has_tokenizer(folder):
+        found.append(f"no tokenizer: copy {_name_tokenizer_file(folder)} beside the weights")
     return found
 
 
-def weights_problems(folder: Path) -> list[str]:
-    """The same, for whoever wants the model alone: its tokenizer may be missing."""
-    match kind(folder):
+def find_weights_problems(folder: Path) -> list[str]:
+    """The same without the tokenizer, for uses of the model alone."""
+    match detect_kind(folder):
         case "adapter":
-            return [*_pointers(folder), *_said(_check_adapter, folder)]
+            return [*_find_lfs_pointers(folder), *_report(_check_adapter, folder)]
         case "model":
-            return [*_pointers(folder), *_weights_problems(folder)]
+            return [*_find_lfs_pointers(folder), *_find_weights_problems(folder)]
     return ["there is no config.json and no adapter_config.json: this is not a model folder"]
 
 
-def hash_problems(folder: Path, progress: Callable[[str, int, int], None]) -> tuple[int, list[str]]:
-    """Read the weights whose hash is known: how many were compared, and which are wrong.
+def check_hashes(folder: Path, progress: Callable[[str, int, int], None]) -> tuple[int, list[str]]:
+    """Compare the weights whose hash is known: how many files were compared, and the problems.
 
-    Known are catalogue models (by the folder's name), files in a hub cache (blobs are named by their hash), and files that
-    a hub client downloaded into a plain folder (their hash lies in `.cache/huggingface/download`).
+    Hashes are known of catalogue models (by the folder's name), of files in a hub's cache (blobs are named by their
+    hash), and of files that a hub's client has downloaded into a folder (in `.cache/huggingface/download`).
     """
     entry = CATALOGUE.get(folder.name)
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".bin")]
@@ -139,15 +140,15 @@ def _known_sha256(path: Path) -> str | None:
     return None
 
 
-def _said(check: Callable[[Path], object], path: Path) -> Iterator[str]:
+def _report(check: Callable[[Path], object], path: Path) -> Iterator[str]:
     try:
         check(path)
     except DamagedFile as error:
         yield str(error)
 
 
-def _pointers(folder: Path) -> Iterator[str]:
-    """Small files that git-lfs left in place of the content. Weights are looked at one by one elsewhere."""
+def _find_lfs_pointers(folder: Path) -> Iterator[str]:
+    """Find small files that are git-lfs pointers. Files of weights are checked elsewhere."""
     for path in sorted(folder.glob("*.json")):
         if path.is_file() and is_lfs_pointer(path):
             yield f"{path.name} is a git-lfs pointer, not the file: run `git lfs pull` in its repository"
@@ -161,8 +162,8 @@ def _check_adapter(folder: Path) -> None:
         raise DamagedFile("adapter_model.safetensors is missing")
 
 
-def family(folder: Path) -> str | None:
-    """What a GLM folder in its original layout holds and what happens when it is loaded; None for every other folder."""
+def describe_glm(folder: Path) -> str | None:
+    """Describe a GLM folder in its original layout, and its conversion; None for any other folder."""
     try:
         generation = recognise(read_json(folder / "config.json"))
     except (DamagedFile, Unsupported):
@@ -170,35 +171,35 @@ def family(folder: Path) -> str | None:
     return f"{generation.name}: {generation.conversion}" if generation else None
 
 
-def _weights_problems(folder: Path) -> Iterator[str]:
+def _find_weights_problems(folder: Path) -> Iterator[str]:
     try:
         generation = recognise(read_json(folder / "config.json"))
     except (DamagedFile, Unsupported) as error:
         yield str(error)
         return
     shapes: dict[str, tuple[int, ...]] = {}
-    wrong = list(_files_problems(folder, shapes))
+    wrong = list(_find_file_problems(folder, shapes))
     yield from wrong
-    if generation and shapes and not wrong and (problem := weights_problem(generation, shapes)):
+    if generation and shapes and not wrong and (problem := find_weights_problem(generation, shapes)):
         yield problem
 
 
-def _files_problems(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    """What is wrong with the weights' files; `shapes` is filled with what their headers tell, by name."""
+def _find_file_problems(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """Find problems of the files of weights. The shapes in their headers are added to `shapes`, by name."""
     for name in _WEIGHTS:
         if (folder / f"{name}.index.json").is_file():
-            yield from _sharded_problems(folder, f"{name}.index.json", shapes)
+            yield from _find_shard_problems(folder, f"{name}.index.json", shapes)
             return
         if (folder / name).is_file():
-            yield from _said(lambda path: shapes.update(_check_weights(path)), folder / name)
+            yield from _report(lambda path: shapes.update(_check_weights(path)), folder / name)
             return
         if (folder / name).is_symlink():
-            yield f"{name} is a link to a file that is gone: download it again"
+            yield f"{name} is a link to a missing file: download it again"
             return
-    yield "there are no weights: neither model.safetensors nor an index of shards"
+    yield "there are no weights: model.safetensors and an index of shards are both missing"
 
 
-def _sharded_problems(folder: Path, index: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+def _find_shard_problems(folder: Path, index: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
     try:
         content = read_json(folder / index)
         placed: dict[str, str] = dict(content["weight_map"])
@@ -227,11 +228,11 @@ def _sharded_problems(folder: Path, index: str, shapes: dict[str, tuple[int, ...
             yield f"{shard} lacks {len(absent)} tensors that {index} puts there, {absent[0]} among them"
             whole = False
     if whole and not isinstance(content.get("metadata"), dict):
-        yield f'{index} has no metadata, which transformers wants: add "metadata": {{}} to it'
+        yield f'{index} has no metadata, which transformers requires: add "metadata": {{}} to it'
 
 
 def _check_weights(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors by name; empty where the format does not tell without unpickling. Raises DamagedFile."""
+    """Shapes of the tensors by name; empty where the format tells them only by unpickling. Raises DamagedFile."""
     if path.suffix == ".safetensors":
         return {name: tensor.shape for name, tensor in read_header(path).items()}
     return read_shapes(path)

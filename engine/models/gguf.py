@@ -1,4 +1,5 @@
-"""Models in one GGUF file, as llama.cpp has them. What trains and infers here wants plain weights: the file is dequantised once, into a folder."""
+"""Models in one GGUF file of llama.cpp. Training and inference need plain weights, so the file is dequantised once into
+a folder."""
 
 from __future__ import annotations
 
@@ -11,52 +12,54 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.models.catalogue import made
+from engine.models.catalogue import build_folder
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_lines
 
 SUFFIX = ".gguf"
 NOTE = "dequantised.json"
-"""In the folder: `source`, `types` (how many tensors were of which), `dtype`."""
+"""A file in the folder: `source`, `types` (the quantisations and how many tensors have them) and `dtype`."""
 
 
-def folder(file: Path, home: Home) -> Path:
-    """Where its plain weights go: a place of their own for every state of the file."""
+def choose_folder(file: Path, home: Home) -> Path:
+    """The folder for the plain weights of this state of the file."""
     found = file.stat()
     state = f"{file.resolve()} {found.st_size} {found.st_mtime_ns}"
     return home.cache / f"{file.stem}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
 
 
 def unpack(file: Path, place: Path, progress: Callable[[str, int, int], None]) -> None:
-    """Make `place` an ordinary model folder with the tokenizer and template of the file, unless it is there. Raises ProblemError."""
+    """Make `place` an ordinary model folder with the file's tokenizer and template, unless it exists. Raises
+    ProblemError."""
     if place.is_dir():
         return
-    types = _types(file)
-    dtype, size = _dtype(types), sum(elements for _, elements in types.values())
-    progress(f"dequantising {_said(types)}", 0, 0)
+    types = _count_types(file)
+    dtype, size = _choose_dtype(types), sum(elements for _, elements in types.values())
+    progress(f"dequantising {_describe_types(types)}", 0, 0)
     place.parent.mkdir(parents=True, exist_ok=True)
-    made(
+    build_folder(
         place, int(size * (4 if dtype == "float32" else 2) * 1.1), lambda partial: _convert(file, partial, types, dtype)
     )
 
 
-def note(base: Path) -> str:
-    """What was dequantised to make this folder; empty for one that was not made so."""
+def describe_source(base: Path) -> str:
+    """The source of a dequantised folder; empty for any other folder."""
     path = base / NOTE
     if not path.is_file():
         return ""
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return f"{told['source']}: {told['types']}, dequantised to {told['dtype']}"
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    return f"{recorded['source']}: {recorded['types']}, dequantised to {recorded['dtype']}"
 
 
-def _types(file: Path) -> dict[str, tuple[int, int]]:
-    """Type -> tensors and elements of it. Raises ProblemError."""
+def _count_types(file: Path) -> dict[str, tuple[int, int]]:
+    """Quantisation -> number of tensors and of elements. Raises ProblemError."""
     from gguf import GGUFReader
 
     try:
         tensors = GGUFReader(file).tensors
     except (ValueError, OSError, IndexError, KeyError) as error:
-        raise _cannot(file, f"it is no whole GGUF file ({error})")
+        raise _load_error(file, f"it is not a complete GGUF file ({error})")
     counts, elements = Counter[str](), Counter[str]()
     for tensor in tensors:
         counts[tensor.tensor_type.name] += 1
@@ -64,12 +67,12 @@ def _types(file: Path) -> dict[str, tuple[int, int]]:
     return {name: (counts[name], elements[name]) for name, _ in elements.most_common()}
 
 
-def _said(types: dict[str, tuple[int, int]]) -> str:
+def _describe_types(types: dict[str, tuple[int, int]]) -> str:
     return ", ".join(f"{name} in {count} tensors" for name, (count, _) in types.items())
 
 
-def _dtype(types: dict[str, tuple[int, int]]) -> str:
-    """Plain weights stay what most of them are; all else becomes bfloat16."""
+def _choose_dtype(types: dict[str, tuple[int, int]]) -> str:
+    """The dtype of most weights when it is float32 or float16, else bfloat16."""
     return {"F32": "float32", "F16": "float16"}.get(next(iter(types), ""), "bfloat16")
 
 
@@ -79,7 +82,7 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
 
     where: dict[str, Any] = {"gguf_file": file.name}
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would run through ours
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would mix with ours
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
             # Without dequantize=True transformers keeps the weights packed, and what it saves could not be trained.
             model = AutoModelForCausalLM.from_pretrained(
@@ -91,16 +94,17 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
     except (ValueError, RuntimeError, KeyError, NotImplementedError, ImportError) as error:
-        raise _cannot(file, "\n".join(str(error).strip().splitlines()[:3]))
-    told = {"source": file.name, "types": _said(types), "dtype": dtype}
-    (place / NOTE).write_text(json.dumps(told), encoding="utf-8")
+        raise _load_error(file, first_lines(error))
+    record = {"source": file.name, "types": _describe_types(types), "dtype": dtype}
+    (place / NOTE).write_text(json.dumps(record), encoding="utf-8")
 
 
-def _cannot(file: Path, cause: str) -> ProblemError:
+def _load_error(file: Path, cause: str) -> ProblemError:
     return ProblemError(
         Problem(
+            code="model.gguf_unsupported",
             title=f"{file} cannot be loaded",
             cause=cause,
-            hint="name the model's own folder or hub id, which the GGUF was made of",
+            hint="use the folder or hub id of the model that the GGUF was made from",
         )
     )

@@ -1,7 +1,8 @@
-"""Fetching from a hub. The endpoint and the token are the user's: HF_ENDPOINT (a mirror), HF_TOKEN, HF_HUB_CACHE.
+"""Fetches models from a hub. The user chooses the endpoint and the token: HF_ENDPOINT (a mirror), HF_TOKEN,
+HF_HUB_CACHE.
 
-The hub's library begins every unfinished file anew (huggingface_hub 2.4: a temporary name for each download). A shard is
-gigabytes, so large files are fetched here, into the place where the library keeps its blobs, and go on where they were.
+The hub's library starts every unfinished file again (huggingface_hub 2.4 uses a new temporary name for each download).
+A shard has gigabytes, so large files are fetched here, into the folder of the library's blobs, and resumed.
 """
 
 from __future__ import annotations
@@ -13,19 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_line
 
 LARGE = 10_000_000
-"""Bytes from which a file is worth going on with."""
+"""Bytes from which a file's download is resumed."""
 AT_ONCE = 4
 UNWANTED = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*"]
-"""One weight format is enough: safetensors where there are any; the others are the same numbers again."""
+"""Files that are not fetched: the same weights in other formats than safetensors."""
 
 
 def pull(repository: str) -> Path:
-    """Download `org/name` into the hub cache and return its folder. Goes on where an earlier attempt stopped; progress on stderr.
-
-    Raises ProblemError.
-    """
+    """Download `org/name` into the hub's cache and return its folder. An interrupted download is resumed; progress goes
+    to stderr. Raises ProblemError."""
     import httpx2
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -35,19 +35,33 @@ def pull(repository: str) -> Path:
         return Path(snapshot_download(repository, revision=commit, ignore_patterns=UNWANTED))
     except GatedRepoError as error:
         hint = "accept its licence on its page, then set HF_TOKEN"
-        raise ProblemError(Problem(title=f"{repository} is gated", cause=_first_line(error), hint=hint))
+        raise ProblemError(
+            Problem(code="model.gated", title=f"{repository} is gated", cause=first_line(error), hint=hint)
+        )
     except RepositoryNotFoundError as error:
         hint = "check the spelling; a private one needs HF_TOKEN"
         raise ProblemError(
-            Problem(title=f"There is no model {repository} on the hub", cause=_first_line(error), hint=hint)
+            Problem(
+                code="model.not_found",
+                title=f"There is no model {repository} on the hub",
+                cause=first_line(error),
+                hint=hint,
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx2.TransportError, OSError) as error:
-        hint = "pull again to go on; a mirror is named with HF_ENDPOINT"
-        raise ProblemError(Problem(title=f"{repository} could not be fetched", cause=_first_line(error), hint=hint))
+        hint = "pull again to resume; HF_ENDPOINT names a mirror"
+        raise ProblemError(
+            Problem(
+                code="model.fetch_failed",
+                title=f"{repository} could not be fetched",
+                cause=first_line(error),
+                hint=hint,
+            )
+        )
 
 
 def _fetch_large_files(repository: str) -> str | None:
-    """Make the large files' blobs present in the cache; returns the commit that they belong to."""
+    """Download the large files into the cache, and return the commit that they belong to."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
     from huggingface_hub.file_download import repo_folder_name
@@ -67,45 +81,43 @@ def _fetch_large_files(repository: str) -> str | None:
 
 
 def _fetch(repository: str, name: str, commit: str | None, blobs: Path) -> None:
-    """One file into `blobs`, under its etag. Two pulls at once take turns. Raises what the hub's library and httpx raise."""
+    """Download a file into `blobs` under its etag. Of two processes, one waits for the other. Raises errors of the
+    hub's library and of httpx."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
 
     url = hf_hub_url(repository, name, revision=commit)
-    told = get_hf_file_metadata(url)
-    if not told.etag or not told.size or (blobs / told.etag).exists():
+    metadata = get_hf_file_metadata(url)
+    if not metadata.etag or not metadata.size or (blobs / metadata.etag).exists():
         return
-    partial = blobs / f"{told.etag}.partial"
+    partial = blobs / f"{metadata.etag}.partial"
     with partial.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if (blobs / told.etag).exists():
+        if (blobs / metadata.etag).exists():
             partial.unlink(missing_ok=True)
             return
-        # From the hub itself, which sends on to where the file lies: a token must not be sent there by us.
+        # From the hub's own URL, which redirects to the file's place: the token must not be sent there.
         http_get(
             url,
             file,
             resume_size=file.tell(),
             headers=build_hf_headers(),
-            expected_size=told.size,
+            expected_size=metadata.size,
             displayed_filename=name,
         )
         file.flush()
-        _check(partial, told, name)
-        partial.rename(blobs / told.etag)
+        _check(partial, metadata, name)
+        partial.rename(blobs / metadata.etag)
 
 
-def _check(partial: Path, told: Any, name: str) -> None:
-    """A large file's etag is its SHA-256. One that was put together wrongly must not be gone on with."""
-    if len(told.etag) != 64:
+def _check(partial: Path, metadata: Any, name: str) -> None:
+    """Check the SHA-256, which is the etag of a large file. Raises OSError, and removes the file so that it is not
+    resumed."""
+    if len(metadata.etag) != 64:
         return
     with partial.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != told.etag:
+    if found != metadata.etag:
         partial.unlink()
-        raise OSError(f"{name} arrived changed: its SHA-256 is {found}, the hub says {told.etag}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise OSError(f"{name} is damaged: its SHA-256 is {found}, that of the hub is {metadata.etag}")

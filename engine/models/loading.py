@@ -1,4 +1,4 @@
-"""The one place from which a base model is loaded: transformers' own way, or that of a family which it lacks."""
+"""Loads base models: with transformers, or with our own code for families that it lacks."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from engine.models.glm.generations import Generation, Unsupported, recognise
 from engine.protocol.messages import Problem, ProblemError
 
 
-def pretrained(name: str, **arguments: Any) -> Any:
+def load_model(name: str, **arguments: Any) -> Any:
     """The model of a folder or hub id; `arguments` as for `AutoModelForCausalLM.from_pretrained`.
 
-    GLM folders in their original layout are known by their config.json, and never run the code that lies in them, whatever
-    `trust_remote_code` says. Raises ProblemError for one that cannot be loaded exactly, and what transformers raises.
+    GLM folders in their original layout are recognised by their config.json. The code in them is never run, whatever
+    `trust_remote_code` says. Raises ProblemError when the model cannot be loaded exactly, and transformers' errors.
     """
     from transformers import AutoModelForCausalLM
 
-    generation = _generation(name)
+    generation = _detect_generation(name)
     if generation is None:
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
-    # transformers would fill what is missing with random numbers, and speak of it in terms of its own names.
-    if Path(name).is_dir() and (wrong := folders.weights_problems(Path(name))):
-        raise _cannot(name, "; ".join(wrong))
+    # transformers would fill missing weights with random numbers, and report them by its own names.
+    if Path(name).is_dir() and (wrong := folders.find_weights_problems(Path(name))):
+        raise _load_error(name, "; ".join(wrong))
     arguments.pop("trust_remote_code", None)
     if generation.number == 1:
         from engine.models.glm import chatglm_first
@@ -34,17 +34,18 @@ def pretrained(name: str, **arguments: Any) -> Any:
     return load_glm.load(name, generation, arguments)
 
 
-def scoring(name: str, **arguments: Any) -> Any:
-    """The same with one number at its end instead of a vocabulary, drawn where the folder has none. Raises ProblemError for GLM
-    folders in their original layout."""
+def load_reward_model(name: str, **arguments: Any) -> Any:
+    """The same model with one number as its output instead of a vocabulary; that layer is random where the folder has
+    none. Raises ProblemError for GLM folders in their original layout."""
     from transformers import AutoModelForSequenceClassification
 
-    generation = _generation(name)
+    generation = _detect_generation(name)
     if generation is not None:
         raise ProblemError(
             Problem(
-                title=f"{name} cannot become a reward model as it is",
-                cause=f"{generation.name} in its original layout is loaded as a language model alone",
+                code="model.no_reward_head",
+                title=f"{name} cannot become a reward model",
+                cause=f"{generation.name} in its original layout can only be loaded as a language model",
                 hint="ChatGLM2, ChatGLM3 and GLM-4: name a run on it with adapter.kind none, which is saved as transformers' own"
                 if generation.number > 1
                 else "name a base of another family",
@@ -53,18 +54,23 @@ def scoring(name: str, **arguments: Any) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **arguments)
 
 
-def _generation(name: str) -> Generation | None:
+def _detect_generation(name: str) -> Generation | None:
     """Raises ProblemError for a GLM that cannot be loaded exactly."""
     from transformers import PreTrainedConfig
 
-    told, _ = PreTrainedConfig.get_config_dict(name)
+    config, _ = PreTrainedConfig.get_config_dict(name)
     try:
-        return recognise(told)
+        return recognise(config)
     except Unsupported as error:
-        raise _cannot(name, str(error))
+        raise _load_error(name, str(error))
 
 
-def _cannot(name: str, cause: str) -> ProblemError:
+def _load_error(name: str, cause: str) -> ProblemError:
     return ProblemError(
-        Problem(title=f"{name} cannot be loaded", cause=cause, hint="`cockpit model verify` looks a folder over")
+        Problem(
+            code="model.unloadable",
+            title=f"{name} cannot be loaded",
+            cause=cause,
+            hint="check the folder with `cockpit model verify`",
+        )
     )

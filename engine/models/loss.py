@@ -1,4 +1,4 @@
-"""Next-token cross entropy where it is trained, and nowhere else."""
+"""Next-token cross entropy, computed at trained positions only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from engine.models.segments import Segments
 
 
 class PickedHead:
-    """Runs a causal language model so that its output layer sees the picked positions alone.
+    """Runs a causal language model so that its output layer sees only the picked positions.
 
-    The head is a fifth of a small model's arithmetic and most of its activations' memory, and in a prompt-and-reply row most
-    positions are not trained. A hook on the output layer works for every architecture, under DDP and PEFT alike. With
-    `early` false the head computes all positions, as the library has it, and they are picked after it.
+    The output layer is a fifth of a small model's arithmetic and most of its activations' memory, and most positions of
+    a prompt with a reply are not trained. A hook on the output layer works for every architecture, also under DDP and
+    PEFT. With `early` false the layer computes all positions, as in the library, and they are picked after it.
     """
 
     def __init__(self, model: Any, segments: Segments, early: bool = True) -> None:
@@ -26,26 +26,27 @@ class PickedHead:
     def _pick(self, _: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._picked is None:
             return None
-        return (self._taken(arguments[0]), *arguments[1:])
+        return (self._select(arguments[0]), *arguments[1:])
 
-    def _taken(self, values: Any) -> Any:
-        """[rows, positions, width] -> [picked positions, width]. What stands before the rows' own tokens is a soft prompt."""
+    def _select(self, values: Any) -> Any:
+        """[rows, positions, width] -> [picked positions, width]. Positions before the rows' own tokens are a soft
+        prompt."""
         return values[:, -self._tokens :].reshape(-1, values.shape[-1])[self._picked]
 
     def logits(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """[picked positions, vocabulary] of a collated micro-batch."""
+        """The logits [picked positions, vocabulary] of a collated micro-batch."""
         self._picked, self.segments.lengths = inputs["picked"], inputs["lengths"]
         self._tokens = inputs["input_ids"].shape[1]
         try:
             logits = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False).logits
-            return logits if logits.dim() == 2 else self._taken(logits)
+            return logits if logits.dim() == 2 else self._select(logits)
         finally:
             self._picked = None
 
 
 def cross_entropy(logits: Any, targets: Any, smoothing: float = 0.0) -> Any:
-    """The sum over positions, in float32; 0 with a gradient of 0 when there are none. `smoothing` is the share of each target's
-    probability that is spread over the whole vocabulary (Szegedy et al. 2016, arXiv:1512.00567)."""
+    """The sum over positions, in float32; 0 with a gradient of 0 when there are none. `smoothing` is the share of each
+    target's probability that is spread over the whole vocabulary (Szegedy et al. 2016, arXiv:1512.00567)."""
     from torch.nn import functional
 
     return functional.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)

@@ -1,4 +1,4 @@
-"""An adapter put into the weights that it was trained beside: what comes out is an ordinary model folder."""
+"""Merges an adapter into the weights of its base; the result is an ordinary model folder."""
 
 from __future__ import annotations
 
@@ -12,93 +12,99 @@ from engine.models import folders, loading, template_lock, tokenizers
 from engine.models.checks import UNMERGEABLE
 from engine.models.targets import Target
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_lines
 from engine.storage import cache
 
 PRISTINE, DEQUANTISED = "pristine", "dequantised"
-"""The two bases that an adapter can be put into: the stored one, and the one that a quantised run computed with."""
+"""The two bases for a merge: the stored one, and the dequantised one that a quantised run has computed with."""
 SHARD = "4GB"
-"""Longest file of weights."""
+"""Largest file of weights."""
 
 _OF_THE_BASE = {"generation_config.json"}
-"""Of `cache.TOKENIZER_FILES`, what says something of the model and not of its tokenizer."""
+"""Files of `cache.TOKENIZER_FILES` that belong to the model rather than to its tokenizer."""
 _LOCKED = ("template_sha256", "eos_token_ids", "golden", "generation")
 
 
 def merge(target: Target, folder: Path, trust_remote_code: bool, progress: Callable[[int, int], None]) -> None:
-    """Write the base of `target` with its adapter added to its weights into the empty `folder`. Raises ProblemError.
+    """Write the base of `target` with its adapter merged into the empty `folder`. Raises ProblemError.
 
-    The base is the pristine one, in the dtype that it is stored in. Tokenizer, template and lock are the adapter's. `progress` is told (done,
+    The base is the stored one, in its own dtype. Tokenizer, template and lock are the adapter's. `progress` gets (done,
     total) of reading, merging and writing.
     """
     template_lock.check_target(target)
-    model = merged(target, PRISTINE, None, progress, trust_remote_code)
-    write(model, target, folder)
+    model = build_merged(target, PRISTINE, None, progress, trust_remote_code)
+    write_model(model, target, folder)
     progress(4, 4)
 
 
-def refusal(target: Target) -> Problem | None:
-    """Why the adapter of `target` cannot become part of its base; None when it can."""
+def explain_unmergeable(target: Target) -> Problem | None:
+    """Why the adapter of `target` cannot be merged into its base; None when it can."""
     assert target.adapter is not None
     kind = folders.read_json(target.adapter / folders.ADAPTER).get("peft_type", "")
     if kind in UNMERGEABLE:
         return Problem(
+            code="adapter.not_mergeable",
             title=f"The adapter {target.label} cannot be merged into its base",
             cause=f"{kind.lower().replace('_', ' ')} adds positions before the text and changes no weight",
-            hint="hand over the adapter alone, beside its base: cockpit export --adapter-only",
+            hint="export only the adapter: cockpit export --adapter-only",
         )
     config = Path(target.base) / "config.json"
     if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json(config):
         return Problem(
+            code="adapter.not_mergeable",
             title=f"The adapter {target.label} cannot be merged into its base",
-            cause=f"the weights of {target.base} are stored quantised, and nothing is ever merged into quantised weights",
-            hint="hand over the adapter alone (cockpit export --adapter-only), or train on the model that those were made from",
+            cause=f"the weights of {target.base} are stored quantised, and adapters cannot be merged into quantised weights",
+            hint="export only the adapter (cockpit export --adapter-only), or train on the model that was quantised",
         )
     return None
 
 
-def merged(
+def build_merged(
     target: Target,
     base: str,
     dtype: str | None,
     progress: Callable[[int, int], None] = lambda *_: None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """The base of `target`, `PRISTINE` or `DEQUANTISED`, on the CPU with the adapter in its weights, as `dtype` (None: as it is stored).
+    """The base of `target` (`PRISTINE` or `DEQUANTISED`) on the CPU, with the adapter merged, in `dtype` (None: as
+    stored).
 
-    peft computes each product in the adapter's dtype and rounds its sum with the weight once, to the base's. Raises ProblemError.
+    peft computes each product in the adapter's dtype, and rounds its sum with the weight once, to the base's dtype.
+    Raises ProblemError.
     """
     import torch
     from peft import PeftModel
 
     assert target.adapter is not None
-    if problem := refusal(target):
+    if problem := explain_unmergeable(target):
         raise ProblemError(problem)
-    scores = folders.scores(target.adapter)
+    scores = folders.is_reward_model(target.adapter)
     try:
-        model = _base(target, base, dtype, scores, trust_remote_code)
+        model = _load_base(target, base, dtype, scores, trust_remote_code)
         progress(1, 4)
         # Not with low_cpu_mem_usage: peft 0.21 would round the adapter's float32 weights to the base's dtype first.
         adapted = PeftModel.from_pretrained(model, target.adapter)
         progress(2, 4)
         whole = adapted.merge_and_unload()
     except (ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
-        raise _failed(
+        raise _merge_error(
             target,
-            "\n".join(str(error).strip().splitlines()[:3]),
-            "name the base itself, or hand over the adapter alone",
+            first_lines(error),
+            "use the base itself, or export only the adapter",
         )
-    if name := not_finite(whole):
-        raise _failed(
-            target, f"{name} would hold numbers that are not finite", "choose an earlier checkpoint of the run"
+    if name := find_non_finite(whole):
+        raise _merge_error(
+            target, f"{name} would have values that are not finite", "choose an earlier checkpoint of the run"
         )
     progress(3, 4)
     if scores:
-        whole.config.pad_token_id = _pad(target)  # by which the class finds the last token
+        whole.config.pad_token_id = _find_pad_token(target)  # the class finds the last token by it
     return whole if dtype is None else whole.to(getattr(torch, dtype))
 
 
-def write(model: Any, target: Target, folder: Path) -> None:
-    """`model` as transformers loads it, with tokenizer, template, stop tokens and lock of `target`, into `folder`. Raises OSError."""
+def write_model(model: Any, target: Target, folder: Path) -> None:
+    """Write `model` to `folder` as transformers loads it, with the tokenizer, template, stop tokens and lock of
+    `target`. Raises OSError."""
     recorded = json.loads(target.lock.read_text(encoding="utf-8")) if target.lock else {}
     if (stops := recorded.get("eos_token_ids")) and model.can_generate():
         model.generation_config.eos_token_id = stops
@@ -110,8 +116,9 @@ def write(model: Any, target: Target, folder: Path) -> None:
 
 
 def write_tokenizer(target: Target, folder: Path) -> None:
-    """Its tokenizer's files, as plain transformers reads them: one that only exists in a GLM's original layout is built."""
-    source = template_lock.tokenizer_source(target)
+    """Copy the tokenizer's files as transformers reads them. The tokenizer of a GLM in its original layout is
+    converted."""
+    source = template_lock.find_tokenizer_folder(target)
     if source is None:
         if target.on_hub:
             tokenizers.load(target.base, target.trust_remote_code).save_pretrained(folder)
@@ -124,22 +131,22 @@ def write_tokenizer(target: Target, folder: Path) -> None:
             shutil.copyfile(source / file, folder / file)
 
 
-def not_finite(model: Any) -> str:
-    """The first weight with a number that is not finite; empty when there is none."""
+def find_non_finite(model: Any) -> str:
+    """The name of the first weight with a value that is not finite; empty when there is none."""
     import torch
 
     return next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), "")
 
 
-def _base(target: Target, base: str, dtype: str | None, scores: bool, trust_remote_code: bool) -> Any:
+def _load_base(target: Target, base: str, dtype: str | None, scores: bool, trust_remote_code: bool) -> Any:
     import torch
 
-    from engine.models.quantization import quantization_config, stored_dtype
+    from engine.models.quantization import quantization_config, read_stored_dtype
 
-    load = loading.scoring if scores else loading.pretrained
+    load = loading.load_reward_model if scores else loading.load_model
     if base == PRISTINE:
-        # Into another dtype the sum is rounded once, too: from 32 bits.
-        read = "auto" if dtype in (None, stored_dtype(target)) else torch.float32
+        # In another dtype the sum is rounded only once as well, from 32 bits.
+        read = "auto" if dtype in (None, read_stored_dtype(target)) else torch.float32
         return load(target.base, dtype=read, trust_remote_code=trust_remote_code, device_map="cpu")
     assert target.quantization and target.dtype
     packed = load(
@@ -152,15 +159,15 @@ def _base(target: Target, base: str, dtype: str | None, scores: bool, trust_remo
     wide = torch.float32 if dtype == "float32" else getattr(torch, target.dtype)
     for module in packed.modules():
         if (packing := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
-            packing.dtype = wide  # else NF4 values would be rounded to 16 bits on their way to 32
+            packing.dtype = wide  # otherwise NF4 values would be rounded to 16 bits before they become 32
     unpacked = packed.dequantize(dtype=wide)
     assert "quantization_config" not in unpacked.config.to_dict()
-    unpacked.is_loaded_in_4bit = unpacked.is_loaded_in_8bit = False  # peft asks it, and would refuse
+    unpacked.is_loaded_in_4bit = unpacked.is_loaded_in_8bit = False  # peft would refuse to merge otherwise
     return unpacked
 
 
-def _pad(target: Target) -> int | None:
-    source = template_lock.tokenizer_source(target)
+def _find_pad_token(target: Target) -> int | None:
+    source = template_lock.find_tokenizer_folder(target)
     found = tokenizers.load(source) if source else None
     if found is None:
         return None
@@ -168,7 +175,12 @@ def _pad(target: Target) -> int | None:
     return pad
 
 
-def _failed(target: Target, cause: str, hint: str) -> ProblemError:
+def _merge_error(target: Target, cause: str, hint: str) -> ProblemError:
     return ProblemError(
-        Problem(title=f"The adapter {target.label} cannot be merged into {target.base}", cause=cause, hint=hint)
+        Problem(
+            code="adapter.not_mergeable",
+            title=f"The adapter {target.label} cannot be merged into {target.base}",
+            cause=cause,
+            hint=hint,
+        )
     )

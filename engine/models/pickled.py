@@ -1,7 +1,8 @@
-"""What a `.bin` file of PyTorch says about itself, read without PyTorch and without running what is pickled in it.
+"""Reads the shapes in a PyTorch `.bin` file without PyTorch, and without running pickled code.
 
-The format (torch.save since 1.6): a zip archive with one top folder, `data.pkl` in it, and a file a storage under `data/`.
-`data.pkl` names functions to call; here only those that make a dict of tensors are known, and they give shapes.
+The format (torch.save since 1.6) is a zip archive with one top folder: `data.pkl`, and a file for each storage under
+`data/`. `data.pkl` names functions to call. Only those that build a dict of tensors are known here, and they return
+shapes.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Any
 from engine.models.weights import DamagedFile, is_lfs_pointer
 
 _BEFORE_ZIP = bytes.fromhex("80028a0a6cfc9c46f920")
-"""How torch.save began a file before 1.6: a pickled number. Such a file does not tell its content without being loaded."""
-_ITEM = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2}
-"""Bytes of an element by the storage's name; all others take one."""
+"""How files of torch.save start before 1.6: a pickled number. Their content cannot be told without loading them."""
+_ITEM_BYTES = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2}
+"""Bytes of an element, by the storage's name; 1 for all others."""
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors by name; empty for a file of before torch 1.6. Raises DamagedFile."""
+    """Shapes of the tensors by name; empty for a file from before torch 1.6. Raises DamagedFile."""
     if is_lfs_pointer(path):
         raise DamagedFile(f"{path.name} is a git-lfs pointer, not the weights: run `git lfs pull` in its repository")
     with path.open("rb") as file:
@@ -38,9 +39,9 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except DamagedFile:
         raise
     except zipfile.BadZipFile:
-        raise DamagedFile(f"{path.name} has no end: the copy was cut off") from None
+        raise DamagedFile(f"{path.name} is incomplete: the copy was cut off") from None
     except _DAMAGE as error:
-        raise DamagedFile(f"{path.name} has an unreadable content ({type(error).__name__})") from None
+        raise DamagedFile(f"{path.name} has unreadable content ({type(error).__name__})") from None
     if not isinstance(content, Mapping):
         raise DamagedFile(f"{path.name} holds a {type(content).__name__}, not tensors by name")
     return {str(name): shape for name, shape in content.items() if isinstance(shape, tuple)}
@@ -60,11 +61,11 @@ _DAMAGE = (
     MemoryError,
     NotImplementedError,
 )
-"""What the standard library raises at bytes that are not what they should be."""
+"""Errors of the standard library for damaged files."""
 
 
 class _Shapes(pickle.Unpickler):
-    """Unpickles a dict of tensors to a dict of shapes; looks up nothing but what that takes."""
+    """Unpickles a dict of tensors to a dict of shapes, and looks up nothing else."""
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
         self._name = name
@@ -90,6 +91,6 @@ class _Shapes(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> None:
         _, kind, key, _, count = pid
         entry = f"{self._top}data/{key}"
-        expected = count * _ITEM.get(kind.removesuffix("Storage"), 1)
+        expected = count * _ITEM_BYTES.get(kind.removesuffix("Storage"), 1)
         if self._sizes.get(entry) != expected:
             raise DamagedFile(f"{self._name} has {self._sizes.get(entry, 0)} bytes of {expected} in {entry}")

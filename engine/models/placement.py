@@ -1,4 +1,5 @@
-"""Where to put a model: a free device, else the one with most free memory if it fits, else say what holds it."""
+"""Chooses the device for a model: the one with most free memory, if the model fits. Otherwise it says what uses the
+memory."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ from engine.models.weights import DamagedFile, read_header
 from engine.protocol.messages import Problem, ProblemError
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.1, "nf4": 0.65}
-"""Bytes a parameter, what a quantised model keeps unquantised included."""
+"""Bytes per parameter, including the parts of a quantised model that are not quantised."""
 OVERHEAD = 1.2
-"""Cache, activations and the allocator's slack, as a factor on the weights."""
+"""A factor on the size of the weights for the cache, activations and the allocator."""
 
 
-def estimate(folder: Path, kind: str | None) -> int:
-    """Bytes that the model in `folder` will take as `kind` (a dtype or a quantisation; None: as stored). 0 when nothing tells."""
+def estimate_bytes(folder: Path, kind: str | None) -> int:
+    """Bytes that the model in `folder` will take in `kind`, a dtype or quantisation (None: as stored); 0 when
+    unknown."""
     total = 0.0
     for path in folder.glob("*.safetensors"):
         try:
@@ -31,7 +33,8 @@ def estimate(folder: Path, kind: str | None) -> int:
 
 
 def choose(needed: int) -> str:
-    """`cuda:N`, another accelerator's name, or `cpu`. Raises ProblemError with numbers when no GPU has `needed` bytes free."""
+    """The device: `cuda:N`, another accelerator's name, or `cpu`. Raises ProblemError, with figures, when no GPU has
+    `needed` bytes free."""
     import torch
 
     if not torch.cuda.is_available():
@@ -42,34 +45,36 @@ def choose(needed: int) -> str:
     if free[best] < needed:
         raise ProblemError(
             Problem(
+                code="memory.device_full",
                 title="No device has room for this model",
                 cause=f"it needs about {needed / 1e9:.1f} GB; "
                 + "; ".join(
-                    f"GPU {index} has {room / 1e9:.1f} GB free ({_holders(index)})" for index, room in free.items()
+                    f"GPU {index} has {room / 1e9:.1f} GB free ({_describe_holders(index)})"
+                    for index, room in free.items()
                 ),
-                hint="stop one of those, choose a quantisation (nf4 takes a quarter), or hide the GPUs with CUDA_VISIBLE_DEVICES= to use the CPU",
+                hint="stop one of these processes, choose a quantisation (nf4 takes a quarter), or use the CPU with CUDA_VISIBLE_DEVICES=",
             )
         )
     return f"cuda:{best}"
 
 
-def _holders(index: int) -> str:
-    """The processes on a GPU, largest first, for a message."""
+def _describe_holders(index: int) -> str:
+    """Describe the processes on a GPU, largest first, for a message."""
     import psutil
     import pynvml
     import torch
 
     try:
         pynvml.nvmlInit()
-        uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"  # torch's index counts within the visibility mask
+        uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"  # torch counts only visible devices
         found = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(uuid))
     except pynvml.NVMLError:
-        return "held by processes that cannot be listed"
+        return "used by processes that cannot be listed"
     largest = sorted(found, key=lambda process: process.usedGpuMemory or 0, reverse=True)[:3]
-    return ", ".join(_name(process, psutil) for process in largest) or "held by nobody that is visible here"
+    return ", ".join(_describe_process(process, psutil) for process in largest) or "used by no visible process"
 
 
-def _name(process: Any, psutil: Any) -> str:
+def _describe_process(process: Any, psutil: Any) -> str:
     size = f"{(process.usedGpuMemory or 0) / 1e9:.1f} GB"
     try:
         owner = psutil.Process(process.pid)

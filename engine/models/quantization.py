@@ -1,4 +1,4 @@
-"""Quantisations that a base can be loaded in, and the dtype that it is stored in."""
+"""The quantisations of a base, and the dtype that it is stored in."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from engine.models.targets import Target
 QUANTIZATIONS = ("none", "nf4", "int8")
 
 
-def stored_dtype(target: Target) -> str | None:
-    """What the base's config.json says; None for a hub id, and for a folder that does not say."""
+def read_stored_dtype(target: Target) -> str | None:
+    """The dtype in the base's config.json; None for a hub id, or when it is not there."""
     if target.on_hub:
         return None
     config = folders.read_json(Path(target.base) / "config.json")
@@ -23,7 +23,7 @@ def stored_dtype(target: Target) -> str | None:
 
 
 def quantization_config(quantization: str, dtype: str | None) -> Any:
-    """What `from_pretrained` takes: NF4 with double quantisation, int8, or None."""
+    """The argument for `from_pretrained`: NF4 with double quantisation, int8, or None. Raises ValueError."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -31,7 +31,7 @@ def quantization_config(quantization: str, dtype: str | None) -> Any:
         case "none":
             return None
         case "int8":
-            # It says at every product that bfloat16 becomes float16: thousands of lines a reply.
+            # It warns at every product that bfloat16 becomes float16: thousands of lines per reply.
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
             return BitsAndBytesConfig(load_in_8bit=True)
         case "nf4":

@@ -1,4 +1,4 @@
-"""Models that begin with random weights: built-in Llama-style sizes, shapes of one's own, or a base's shape."""
+"""Models that start from random weights: built-in Llama-style sizes, shapes given in the profile, or a base's shape."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 16,
     },
 }
-"""Width of a head is 64, a feed-forward block is 2.75 times as wide as the stream."""
-_ALL = {
+"""A head is 64 wide, a feed-forward block 2.75 times as wide as the stream."""
+_COMMON = {
     "max_position_embeddings": 2048,
     "rope_theta": 10_000.0,
     "rms_norm_eps": 1e-5,
@@ -34,47 +34,47 @@ _ALL = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-"""What the sizes have in common."""
+"""Settings that the sizes have in common."""
 
 
-def shape(options: ModelOptions) -> dict[str, Any]:
-    """The whole shape that `model.size` and `model.config` say, as `LlamaConfig` takes it."""
+def build_shape(options: ModelOptions) -> dict[str, Any]:
+    """The whole shape given by `model.size` and `model.config`, as arguments of `LlamaConfig`."""
     own = options.config.model_dump(exclude_none=True) if options.config else {}
-    return SIZES[options.size or "small"] | _ALL | own
+    return SIZES[options.size or "small"] | _COMMON | own
 
 
-def faults(options: ModelOptions, max_length: int | None) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for a shape that cannot be built, or is too short for sequences of `max_length` tokens."""
-    found = shape(options)
+def find_faults(options: ModelOptions, max_length: int | None) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for a shape that cannot be built, or that is too short for `max_length` tokens."""
+    found = build_shape(options)
     hidden, heads, shared = (found[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
     if "head_dim" not in found and hidden % heads:
         yield "model.config.hidden_size", f"{hidden} cannot be shared evenly by {heads} heads"
     elif (found.get("head_dim") or hidden // heads) % 2:
-        yield "model.config.head_dim", "must be even: rotary positions turn pairs"
+        yield "model.config.head_dim", "must be even: rotary positions rotate pairs"
     if heads % shared:
         yield "model.config.num_key_value_heads", f"must be a divisor of num_attention_heads ({heads}), not {shared}"
     if max_length and max_length > found["max_position_embeddings"]:
         yield (
             "data.max_length",
-            f"is {max_length}, and the new model is made for {found['max_position_embeddings']} tokens: "
+            f"is {max_length}, and the new model has positions for {found['max_position_embeddings']} tokens: "
             "raise model.config.max_position_embeddings",
         )
 
 
-def build(options: ModelOptions, base: str | None, tokenizer: Any, own: bool, stops: list[int], seed: int) -> Any:
-    """The model with random float32 weights on the CPU, the same for the same seed wherever it is made.
+def build_model(options: ModelOptions, base: str | None, tokenizer: Any, own: bool, stops: list[int], seed: int) -> Any:
+    """Build the model with random float32 weights on the CPU, the same for the same seed on every machine.
 
-    `base` is the folder that lends its shape where the profile says none. The vocabulary is the tokenizer's; that of
+    `base` is the folder whose shape is used where the profile gives none. The vocabulary is the tokenizer's; that of
     the base stays as it is unless the tokenizer is the run's `own`. `stops` are the tokens that end a reply.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
-    if options.shaped:
-        wanted = shape(options)
-        theta = wanted.pop("rope_theta")
+    if options.has_shape:
+        settings = build_shape(options)
+        theta = settings.pop("rope_theta")
         config = LlamaConfig(
-            vocab_size=len(tokenizer), rope_parameters={"rope_type": "default", "rope_theta": theta}, **wanted
+            vocab_size=len(tokenizer), rope_parameters={"rope_type": "default", "rope_theta": theta}, **settings
         )
     else:
         assert base is not None

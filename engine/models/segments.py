@@ -1,7 +1,7 @@
-"""Attention over rows that lie end to end in one sequence, each seeing itself alone.
+"""Attention over rows that are concatenated into one sequence, each of which attends only to itself.
 
-Rows laid end to end need no padding, and packed rows need this anyway. Each row (segment) goes through the library's own
-scaled dot product with its causal flag, so no mask is built and no product of two rows' positions computed.
+Concatenated rows need no padding, and packed rows need this anyway. Each row (segment) goes through the library's own
+scaled dot product with its causal flag, so no mask is built, and no products between rows are computed.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 NAME = "segments"
-"""The attention implementation's name in transformers' registry."""
+"""The name of the attention implementation in transformers' registry."""
 
 
 class Segments:
-    """Lengths in tokens of the rows of the sequence in work; None: an ordinary batch, as generation's.
+    """Lengths in tokens of the rows in the current sequence; None for an ordinary batch, as in generation.
 
-    Held here rather than passed through forward, for not every architecture hands unknown arguments down. What a backward
-    pass recomputes belongs to the latest forward pass, so the lengths stay until the next one.
+    They are stored here rather than passed through `forward`, since not every architecture passes unknown arguments on.
+    A backward pass recomputes the latest forward pass, so the lengths stay until the next one.
     """
 
     def __init__(self) -> None:
@@ -51,8 +51,8 @@ class Segments:
         return None if self.lengths is not None else sdpa_mask(*arguments, **named)
 
 
-def possible(model: Any, attention: str) -> bool:
-    """Whether `model` may attend in segments: its attention is plain causal and comes through transformers' registry."""
+def can_use_segments(model: Any, attention: str) -> bool:
+    """Whether `model` can use segments: its attention is plain causal, and comes through transformers' registry."""
     config = model.config.get_text_config()
     plain = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)

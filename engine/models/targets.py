@@ -1,7 +1,8 @@
-"""What a TARGET on the command line or in `model.base` means. Looks at names and small files; loads nothing.
+"""Resolves a TARGET of the command line or `model.base`, by names and small files. Loads no weights.
 
-A target is a run id, a prefix of one, or `last` (its best checkpoint, else its newest); RUN@STEP; a checkpoint, adapter or
-model folder, or a GGUF file; a catalogue name; a folder's name in COCKPIT_HOME/models; or a hub id (`org/name`, `hf://org/name`).
+A target is a run id, a prefix of one, or `last` (its best checkpoint, else its newest); RUN@STEP; a checkpoint, adapter
+or model folder, or a GGUF file; a catalogue name; a folder's name in COCKPIT_HOME/models; or a hub id (`org/name`,
+`hf://org/name`).
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Target:
-    """What to load. `dtype` and `quantization` are those it was trained with, None where nobody recorded them."""
+    """What to load. `dtype` and `quantization` are those that it was trained with; None where they are not recorded."""
 
     base: str
     """Absolute folder, or a hub id (`org/name`). A catalogue model's folder may not be there yet: see `fetch`."""
     label: str
-    """Short name for a screen: `run@step`, or the folder's name."""
+    """Short name for display: `run@step`, or the folder's name."""
     adapter: Path | None = None
     run: str | None = None
     step: int | None = None
@@ -43,9 +44,9 @@ class Target:
     catalogue: str | None = None
     """The catalogue name behind `base`, when there is one."""
     gguf: Path | None = None
-    """The file that `base` is made of by `fetch`."""
+    """The file that `fetch` makes `base` from."""
     trust_remote_code: bool = False
-    """Whether the profile of its run, which the user wrote, lets the code run that lies with the base."""
+    """Whether the profile of its run, which the user wrote, allows the code in the base's folder to run."""
 
     @property
     def on_hub(self) -> bool:
@@ -53,44 +54,45 @@ class Target:
 
     @property
     def folder(self) -> Path:
-        """Where the weights that this target is about lie: the adapter's folder, else the base's."""
+        """The folder of the weights that this target is about: the adapter's, else the base's."""
         return self.adapter or Path(self.base)
 
 
 def resolve(target: str, home: Home, directory: Path) -> Target:
-    """Find what `target` names; relative folders are meant from `directory`. Raises ProblemError."""
+    """Find what `target` names. Relative folders are resolved against `directory`. Raises ProblemError."""
     name = target.strip()
     if name.startswith(HUB):
         return Target(base=name.removeprefix(HUB), label=name.removeprefix(HUB))
     run, at, step = name.rpartition("@")
     if at and step.isdecimal() and (found := find_run(run, home)):
-        return _of_run(found, int(step))
+        return _resolve_run(found, int(step))
     if name == "last" or (_is_word(name) and home.run(name).profile.is_file()):
-        return _of_run(find_run(name, home), None)
+        return _resolve_run(find_run(name, home), None)
     folder = (directory / Path(name).expanduser()).absolute()
     if name and folder.is_dir():
-        return _of_folder(folder, home)
+        return _resolve_folder(folder, home)
     if name and folder.suffix == gguf.SUFFIX and folder.is_file():
-        return _of_gguf(folder, home)
+        return _resolve_gguf(folder, home)
     if name in CATALOGUE:
         return Target(base=str(home.models / name), label=name, catalogue=name)
     if _is_word(name) and (home.models / name).is_dir():
-        return _of_folder(home.models / name, home)
+        return _resolve_folder(home.models / name, home)
     if found := find_run(name, home):
-        return _of_run(found, None)
+        return _resolve_run(found, None)
     if _HUB_ID.fullmatch(name):
         return Target(base=name, label=name)
     raise ProblemError(
         Problem(
+            code="model.not_found",
             title=f"There is no model {target!r}",
-            cause=f"it is no run, no folder from {directory}, no catalogue name ({', '.join(CATALOGUE)}) and no hub id (org/name)",
+            cause=f"it is not a run, a folder in {directory}, a catalogue name ({', '.join(CATALOGUE)}) or a hub id (org/name)",
             hint="`cockpit runs` lists runs, `cockpit model find` lists models on this machine",
         )
     )
 
 
 def fetch(target: Target, home: Home, progress: Progress) -> Target:
-    """Make a catalogue base present, or the base that a GGUF file becomes. Harmless for any other target. Raises ProblemError."""
+    """Fetch a catalogue base, or convert a GGUF file; any other target is returned as it is. Raises ProblemError."""
     if target.gguf is not None:
         gguf.unpack(target.gguf, Path(target.base), progress)
     if target.catalogue is None:
@@ -98,8 +100,9 @@ def fetch(target: Target, home: Home, progress: Progress) -> Target:
     return replace(target, base=str(pull(target.catalogue, home, progress)))
 
 
-def check(target: Target, look: Callable[[Path], list[str]] = folders.problems) -> None:
-    """Raises ProblemError when `look` finds a folder damaged that the target needs. What is not here yet passes."""
+def check(target: Target, look: Callable[[Path], list[str]] = folders.find_problems) -> None:
+    """Raises ProblemError when `look` finds a problem in a folder that the target needs. Folders still to be fetched
+    pass."""
     for folder in (target.adapter, None if target.on_hub else Path(target.base)):
         if folder is None or ((target.catalogue or target.gguf) and not folder.exists()):
             continue
@@ -107,21 +110,23 @@ def check(target: Target, look: Callable[[Path], list[str]] = folders.problems) 
         if found:
             raise ProblemError(
                 Problem(
+                    code="model.unloadable",
                     title=f"{folder} cannot be loaded",
                     cause="; ".join(found),
-                    hint=f"`cockpit model verify {folder}` looks again when it is mended",
+                    hint=f"`cockpit model verify {folder}` checks the folder again when it is repaired",
                 )
             )
 
 
-def check_speaks(target: Target) -> None:
-    """Raises ProblemError for a reward model: it writes no replies."""
+def check_generates_text(target: Target) -> None:
+    """Raises ProblemError for a reward model, which generates no text."""
     for folder in (target.adapter, None if target.on_hub else Path(target.base)):
-        if folder is not None and folders.scores(folder):
+        if folder is not None and folders.is_reward_model(folder):
             raise ProblemError(
                 Problem(
-                    title=f"{folder} is a reward model: it scores replies and writes none",
-                    cause="it ends in one number where a language model has its vocabulary",
+                    code="model.is_reward",
+                    title=f"{folder} is a reward model: it scores replies and generates none",
+                    cause="its output is one number, where a language model has its vocabulary",
                     hint="name the model that it was trained from, or a run of method.kind sft, dpo, kto or orpo",
                 )
             )
@@ -135,58 +140,67 @@ def _is_word(name: str) -> bool:
 
 
 def find_run(name: str, home: Home) -> RunDirectory | None:
-    """By id, by a prefix that only one run has, or `last`: the newest. None when there is none. Raises ProblemError."""
+    """Find a run by its id, by a prefix that no other run has, or `last` for the newest. Raises ProblemError when
+    several match."""
     runs = [home.run(path.parent.name) for path in home.runs.glob("*/profile.yaml")] if _is_word(name) else []
     if name == "last":
         if not runs:
             raise ProblemError(
-                Problem(title="There is no run yet", hint="`cockpit demo` starts one, `cockpit train PROFILE` yours")
+                Problem(
+                    code="run.none",
+                    title="There is no run yet",
+                    hint="`cockpit demo` starts one, `cockpit train PROFILE` yours",
+                )
             )
-        return max(runs, key=_created)
+        return max(runs, key=_read_creation_time)
     matches = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
     if len(matches) > 1:
         raise ProblemError(
             Problem(
-                title=f"{name!r} is the beginning of {len(matches)} runs",
+                code="run.ambiguous",
+                title=f"{name!r} matches {len(matches)} runs",
                 cause=", ".join(sorted(run.id for run in matches)),
-                hint="give more of the id",
+                hint="use a longer prefix",
             )
         )
     return matches[0] if matches else None
 
 
-def _created(run: RunDirectory) -> float:
+def _read_creation_time(run: RunDirectory) -> float:
     try:
         return float(json.loads((run.path / "job.json").read_text())["created"])
     except (OSError, ValueError, KeyError, TypeError):
         return run.profile.stat().st_mtime
 
 
-def _of_run(run: RunDirectory | None, step: int | None) -> Target:
+def _resolve_run(run: RunDirectory | None, step: int | None) -> Target:
     assert run is not None
     steps = run.checkpoint_steps()
     if not steps:
         raise ProblemError(
             Problem(
+                code="checkpoint.none",
                 title=f"Run {run.id} has no checkpoint yet",
-                hint=f"`cockpit show {run.id}` says how far it is; checkpoint.every_steps of its profile says when it saves",
+                hint=f"`cockpit show {run.id}` shows its progress; checkpoint.every_steps in its profile sets when it saves",
             )
         )
     if step is not None and step not in steps:
         raise ProblemError(
             Problem(
+                code="checkpoint.not_found",
                 title=f"Run {run.id} has no checkpoint at step {step}",
                 cause=f"it has {', '.join(map(str, steps))}; checkpoint.keep removes older ones",
             )
         )
-    chosen = step if step is not None else _best(run, steps)
-    found = _of_folder(run.checkpoint(chosen), Home(run.path.parent.parent))
+    chosen = step if step is not None else _find_best(run, steps)
+    found = _resolve_folder(run.checkpoint(chosen), Home(run.path.parent.parent))
     label = f"{run.id}@{chosen}"
-    return replace(found, run=run.id, step=chosen, label=label, trust_remote_code=_trusts(run))
+    return replace(found, run=run.id, step=chosen, label=label, trust_remote_code=_trusts_remote_code(run))
 
 
-def _trusts(run: RunDirectory) -> bool:
-    """What the run's frozen profile says. A checkpoint's own files are not asked: they may come from elsewhere."""
+def _trusts_remote_code(run: RunDirectory) -> bool:
+    """The setting in the run's frozen profile. The checkpoint's own files do not count: they may come from
+    elsewhere."""
     text = run.profile.read_text(encoding="utf-8")
     if "trust_remote_code" not in text:
         return False
@@ -196,8 +210,8 @@ def _trusts(run: RunDirectory) -> bool:
     return model.get("trust_remote_code") is True
 
 
-def _best(run: RunDirectory, steps: list[int]) -> int:
-    """The checkpoint that was called best last and is still there, else the newest."""
+def _find_best(run: RunDirectory, steps: list[int]) -> int:
+    """The latest checkpoint that was marked as best and still exists, else the newest."""
     best = steps[-1]
     for line, _ in journal.read_lines(run.events):
         if b'"checkpoint"' in line:  # most lines are metrics: decoding them all would take seconds for a long run
@@ -210,7 +224,7 @@ def _best(run: RunDirectory, steps: list[int]) -> int:
 # ── folders ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _of_folder(folder: Path, home: Home) -> Target:
+def _resolve_folder(folder: Path, home: Home) -> Target:
     lock = folder / "lock.json"
     recorded: dict[str, Any] = _read(lock) if lock.is_file() else {}
     found = Target(
@@ -220,35 +234,37 @@ def _of_folder(folder: Path, home: Home) -> Target:
         quantization=recorded.get("quantization"),
         lock=lock if recorded else None,
     )
-    match folders.kind(folder):
+    match folders.detect_kind(folder):
         case "model":
             return found
         case "adapter":
             named = recorded.get("base") or _read(folder / folders.ADAPTER).get("base_model_name_or_path") or ""
-            base = _base_of_adapter(folder, named, home)
+            base = _resolve_base(folder, named, home)
             return replace(found, base=base.base, catalogue=base.catalogue, adapter=folder)
     files = sorted(folder.glob(f"*{gguf.SUFFIX}"))
     if len(files) == 1:
-        return _of_gguf(files[0], home)
+        return _resolve_gguf(files[0], home)
     raise ProblemError(
         Problem(
+            code="model.ambiguous" if files else "model.not_found",
             title=f"{folder} is not a model folder",
-            cause=f"it has {len(files)} GGUF files: name the one you mean"
+            cause=f"it has {len(files)} GGUF files: name one of them"
             if files
             else "it has neither config.json nor adapter_config.json",
-            hint="name the folder that holds the weights; `cockpit model find FOLDER` looks below one",
+            hint="name the folder that holds the weights; `cockpit model find FOLDER` searches the folders below one",
         )
     )
 
 
-def _of_gguf(file: Path, home: Home) -> Target:
-    return Target(base=str(gguf.folder(file, home)), label=file.stem, gguf=file)
+def _resolve_gguf(file: Path, home: Home) -> Target:
+    return Target(base=str(gguf.choose_folder(file, home)), label=file.stem, gguf=file)
 
 
-def _base_of_adapter(adapter: Path, named: str, home: Home) -> Target:
-    """What the adapter was trained on. A catalogue model or a copied one is found again when the home has moved."""
+def _resolve_base(adapter: Path, named: str, home: Home) -> Target:
+    """The base that the adapter was trained on. A catalogue model or a copied one is found even when the home has
+    moved."""
     for place in (Path(named), home.models / Path(named).name, home.cache / Path(named).name):
-        if named and place.is_absolute() and folders.kind(place) == "model":
+        if named and place.is_absolute() and folders.detect_kind(place) == "model":
             catalogue = place.name if place.parent == home.models and place.name in CATALOGUE else None
             return Target(base=str(place), label=place.name, catalogue=catalogue)
     if Path(named).name in CATALOGUE:
@@ -257,9 +273,10 @@ def _base_of_adapter(adapter: Path, named: str, home: Home) -> Target:
         return Target(base=named, label=named)
     raise ProblemError(
         Problem(
-            title=f"The base model of the adapter in {adapter} is not here",
+            code="model.base_missing",
+            title=f"The base model of the adapter in {adapter} is missing",
             cause=f"it was trained on {named or 'a model that it does not name'}",
-            hint=f"put that folder into {home.models} under the name {Path(named).name or 'of the base'}",
+            hint=f"copy that folder to {home.models}, with the name {Path(named).name or 'of the base'}",
         )
     )
 
@@ -268,5 +285,5 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = folders.read_json(path)
     except DamagedFile as error:
-        raise ProblemError(Problem(title=f"{path.parent} is damaged", cause=str(error)))
+        raise ProblemError(Problem(code="model.unloadable", title=f"{path.parent} is damaged", cause=str(error)))
     return content if isinstance(content, dict) else {}

@@ -1,7 +1,7 @@
 """The template lock: training and chat must render the same bytes and stop at the same tokens.
 
-A checkpoint's `lock.json` records the template's hash, the stop tokens, and a few conversations with their token ids as they
-were trained on. It is checked wherever the checkpoint is loaded.
+A checkpoint's `lock.json` records the template's hash, the stop tokens, and a few conversations with their token ids as
+they were trained on. It is checked wherever the checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -13,40 +13,41 @@ from typing import Any
 
 from engine.models import folders, tokenizers
 from engine.models.targets import Target
-from engine.models.template_metadata import declared
+from engine.models.template_metadata import read_metadata
 from engine.protocol.messages import Problem, ProblemError
 
 
-def template_sha256(tokenizer: Any) -> str:
-    """Of the chat template's text; of the empty text when there is none."""
+def hash_template(tokenizer: Any) -> str:
+    """SHA-256 of the chat template, or of the empty text when there is none."""
     return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], *, reply_follows: bool) -> list[int]:
-    """Token ids of a conversation; `reply_follows` ends it where the assistant begins to speak."""
+    """Token ids of a conversation. With `reply_follows` it ends where the assistant's reply begins."""
     ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=reply_follows, return_dict=False)
     return ids
 
 
-def stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a reply: those recorded, else what the generation config, the tokenizer and the template say."""
+def find_stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a reply: those in the lock, else those of the generation config, the tokenizer and the
+    template."""
     if lock and lock.get("eos_token_ids"):
         return frozenset(lock["eos_token_ids"])
     configured = model.generation_config.eos_token_id
     found = set(configured) if isinstance(configured, list) else {configured}
-    return frozenset(found | (turn_ends(tokenizer) if tokenizer else set())) - {None}
+    return frozenset(found | (find_turn_ends(tokenizer) if tokenizer else set())) - {None}
 
 
-def turn_ends(tokenizer: Any) -> set[int]:
-    """Tokens that end a reply, as tokenizer and template say: the end token, what the template writes behind a reply, and what it
-    declares as the beginning of another's turn."""
-    others = declared(tokenizer.chat_template).get("ends", "").split()
-    found = {tokenizer.eos_token_id, end_of_turn(tokenizer), *map(tokenizer.convert_tokens_to_ids, others)}
+def find_turn_ends(tokenizer: Any) -> set[int]:
+    """Tokens that end a reply according to the tokenizer and template: the end token, what the template writes after a
+    reply, and the tokens that it declares to start another's turn."""
+    others = read_metadata(tokenizer.chat_template).get("ends", "").split()
+    found = {tokenizer.eos_token_id, find_end_of_turn(tokenizer), *map(tokenizer.convert_tokens_to_ids, others)}
     return found - {None}
 
 
-def end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that the template puts after an assistant's reply; None without one."""
+def find_end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that the template writes after an assistant's reply, or None."""
     if not tokenizer.chat_template:
         return None
     reply = "a reply"
@@ -58,9 +59,10 @@ def end_of_turn(tokenizer: Any) -> int | None:
 
 
 def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
-    """Raises ProblemError saying what differs between the checkpoint in `folder` and the tokenizer that was loaded for it."""
+    """Raises ProblemError when the checkpoint in `folder` and the tokenizer that was loaded for it differ; it names the
+    differences."""
     differences = []
-    if lock.get("template_sha256", template_sha256(tokenizer)) != template_sha256(tokenizer):
+    if lock.get("template_sha256", hash_template(tokenizer)) != hash_template(tokenizer):
         differences.append("the chat template is not the one it was trained with")
     size = len(tokenizer)
     differences += [
@@ -70,14 +72,16 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
     ]
     for index, golden in enumerate(lock.get("golden", ()) if tokenizer.chat_template else ()):
         expected = golden["ids"]
-        ids = render(tokenizer, golden["messages"], reply_follows=False)[: len(expected)]  # training may have cut it
+        ids = render(tokenizer, golden["messages"], reply_follows=False)[
+            : len(expected)
+        ]  # training may have cut the conversation
         if ids != expected:
             place = next((i for i, pair in enumerate(zip(ids, expected, strict=False)) if len({*pair}) > 1), len(ids))
             differences.append(
-                f"conversation {index} becomes other tokens: at {place} {ids[place : place + 1]}, trained {expected[place : place + 1]}"
+                f"conversation {index} is tokenised differently: at {place} {ids[place : place + 1]}, trained {expected[place : place + 1]}"
             )
             break
-    further = _configured(folder) - set(lock.get("eos_token_ids", ()))
+    further = _read_configured_stops(folder) - set(lock.get("eos_token_ids", ()))
     if further and lock.get("eos_token_ids"):
         differences.append(
             f"its generation_config.json stops at {sorted(further)}, which no reply of its training ended with"
@@ -85,27 +89,30 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
     if differences:
         raise ProblemError(
             Problem(
-                title=f"{folder} does not fit its tokenizer any more",
+                code="template.changed",
+                title=f"{folder} no longer matches its tokenizer",
                 cause="; ".join(differences),
-                hint="put back the tokenizer files, chat_template.jinja and generation_config.json that the checkpoint was saved with",
+                hint="restore the tokenizer files, chat_template.jinja and generation_config.json that the checkpoint was saved with",
             )
         )
 
 
 def check_target(target: Target) -> None:
-    """`check` for whoever uses a target without loading it for chat. Nothing to hold it against passes. Raises ProblemError."""
-    source = tokenizer_source(target)
+    """`check` for uses of a target that do not load it for chat. Without a lock or a tokenizer it passes. Raises
+    ProblemError."""
+    source = find_tokenizer_folder(target)
     if target.lock and source:
         check(folders.read_json(target.lock), tokenizers.load(source), target.lock.parent)
 
 
-def tokenizer_source(target: Target) -> Path | None:
-    """The folder of its tokenizer: the adapter's, else the base's; None where neither has one, or it is on the hub."""
+def find_tokenizer_folder(target: Target) -> Path | None:
+    """The folder of the target's tokenizer: the adapter's, else the base's; None where neither has one, or on the
+    hub."""
     places = (target.adapter, None if target.on_hub else Path(target.base))
     return next((place for place in places if place and folders.has_tokenizer(place)), None)
 
 
-def _configured(folder: Path) -> set[int]:
+def _read_configured_stops(folder: Path) -> set[int]:
     """Stop tokens in the folder's generation_config.json."""
     path = folder / "generation_config.json"
     named = folders.read_json(path).get("eos_token_id") if path.is_file() else None

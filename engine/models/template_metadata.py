@@ -1,12 +1,13 @@
-"""What a chat template says about itself beside its text: `{#- NAME. key: value; key: value -#}`, its first comment.
+"""Reads what a chat template declares about itself in its first comment: `{#- NAME. key: value; key: value -#}`.
 
-Known keys are
-- `replies: NAME`: what is done to a generated reply, a row of `engine.inference.replies`;
-- `trained: last`: earlier replies stand in the text as the context of the last, which alone is trained;
-- `context: both ways`: the model reads what comes before the reply in both directions, so nothing of it can be predicted;
-- `text: TOKENS`: what a text that is no conversation begins with, in place of the tokenizer's own special tokens;
-- `thinking: OPEN CLOSE`: what stands before and behind the thinking that a reply begins with;
-- `ends: TOKENS`: tokens, parted by blanks, with which the turn of another begins, and that end a reply as its end token does.
+Known keys:
+
+- `replies: NAME`: how a generated reply is processed, a row of `engine.inference.replies`;
+- `trained: last`: earlier replies are context of the last one, which alone is trained;
+- `context: both ways`: the model attends to the context of a reply in both directions, so none of it is predicted;
+- `text: TOKENS`: what a text without conversation starts with, in place of the tokenizer's special tokens;
+- `thinking: OPEN CLOSE`: the marks around the thinking that a reply starts with;
+- `ends: TOKENS`: tokens, separated by spaces, that start another's turn, and so end a reply as its end token does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _COMMENT = re.compile(r"\s*\{#-?(.*?)-?#\}", re.DOTALL)
 _STATEMENT = re.compile(r"\b(replies|trained|context|text|thinking|ends):[ \t]*([^;]*?)\s*(?=;|$)", re.DOTALL)
 
 
-def declared(template: Any) -> dict[str, str]:
-    """The statements of a template by their key; none for a template of several, or without any."""
+def read_metadata(template: Any) -> dict[str, str]:
+    """The statements of a template by key; none for several templates, or without a comment."""
     comment = _COMMENT.match(template) if isinstance(template, str) else None
     return dict(_STATEMENT.findall(comment[1].strip())) if comment else {}

@@ -1,4 +1,4 @@
-"""The one place from which a tokenizer is loaded: transformers' own way, or that of a family which it lacks."""
+"""Loads tokenizers: with transformers, or with our own code for families that it lacks."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ _FIRST = "ChatGLM1Tokenizer"
 def load(name: str | Path, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a folder or hub id, with its own chat template.
 
-    That of a GLM folder in its original layout is built from its sentencepiece file, and never runs the code that lies beside it, whatever
-    `trust_remote_code` says. Raises ProblemError for one that cannot be built, and what transformers raises.
+    The tokenizer of a GLM folder in its original layout is built from its sentencepiece file. The code in the folder is
+    never run, whatever `trust_remote_code` says. Raises ProblemError when it cannot be built, and transformers' errors.
     """
     folder = Path(name)
     if folder.is_dir():
-        if _content(folder, "tokenizer_config.json").get("tokenizer_class") == _FIRST:
+        if _read_json_object(folder, "tokenizer_config.json").get("tokenizer_class") == _FIRST:
             from engine.models.glm.tokenizer_first import ChatGLM1Tokenizer
 
             return ChatGLM1Tokenizer.from_pretrained(folder)
-        generation = _generation(folder)
+        generation = _detect_generation(folder)
         if generation:
-            return _original(folder, generation)
+            return _load_original(folder, generation)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
-def _original(folder: Path, generation: Generation) -> Any:
+def _load_original(folder: Path, generation: Generation) -> Any:
     """The tokenizer of a GLM folder in its original layout."""
     from engine.models.glm import encoder, tokenizer_second
-    from engine.models.glm.conversations import template
+    from engine.models.glm.conversations import read_template
 
     match generation.number:
         case 1:
             from engine.models.glm.tokenizer_first import ChatGLM1Tokenizer
 
-            if _content(folder, "tokenizer_config.json").get("num_image_tokens"):
-                raise _refusal(
+            if _read_json_object(folder, "tokenizer_config.json").get("num_image_tokens"):
+                raise _unusable(
                     folder,
                     generation,
                     "its ids are shifted by num_image_tokens, as in the earliest published files",
-                    "take the files that are published today, weights and all",
+                    "use the files that are published today, weights included",
                 )
             found = ChatGLM1Tokenizer(str(folder / encoder.FILE))
-            found.chat_template = template(1)
+            found.chat_template = read_template(1)
             return found
         case 2 | 3 if (folder / tokenizer_second.FILE).exists() or not (folder / "tokenizer.json").is_file():
             return tokenizer_second.build(folder, generation.number)
     if not (folder / "tokenizer.json").is_file():
-        raise _refusal(
+        raise _unusable(
             folder,
             generation,
             "its tokenizer.model is a list of byte sequences that only the code beside it reads",
@@ -66,15 +66,17 @@ def _original(folder: Path, generation: Generation) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def _generation(folder: Path) -> Generation | None:
+def _detect_generation(folder: Path) -> Generation | None:
     try:
-        return recognise(_content(folder, "config.json"))
+        return recognise(_read_json_object(folder, "config.json"))
     except Unsupported as error:
-        raise ProblemError(Problem(title=f"{folder} cannot be loaded", cause=str(error))) from None
+        raise ProblemError(
+            Problem(code="model.unloadable", title=f"{folder} cannot be loaded", cause=str(error))
+        ) from None
 
 
-def _content(folder: Path, name: str) -> dict[str, Any]:
-    """Of a JSON file that may be absent. Raises ProblemError for a damaged one."""
+def _read_json_object(folder: Path, name: str) -> dict[str, Any]:
+    """The content of a JSON file, empty when it is absent. Raises ProblemError for a damaged file."""
     if not (folder / name).exists():
         return {}
     try:
@@ -82,6 +84,7 @@ def _content(folder: Path, name: str) -> dict[str, Any]:
     except DamagedFile as error:
         raise ProblemError(
             Problem(
+                code="tokenizer.unusable",
                 title=f"The tokenizer in {folder} cannot be loaded",
                 cause=str(error),
                 hint=f"copy {name} again from where the model came from",
@@ -90,7 +93,12 @@ def _content(folder: Path, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _refusal(folder: Path, generation: Generation, cause: str, hint: str) -> ProblemError:
+def _unusable(folder: Path, generation: Generation, cause: str, hint: str) -> ProblemError:
     return ProblemError(
-        Problem(title=f"The tokenizer of {generation.name} in {folder} cannot be used", cause=cause, hint=hint)
+        Problem(
+            code="tokenizer.unusable",
+            title=f"The tokenizer of {generation.name} in {folder} cannot be used",
+            cause=cause,
+            hint=hint,
+        )
     )

@@ -1,15 +1,15 @@
-"""Versions of Python and of the libraries that decide what a model computes."""
+"""Versions of Python and of the libraries that affect what a model computes."""
 
 from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "cockpit")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "cockpit")
 
 
-def versions() -> dict[str, str]:
-    """Python's and the libraries' versions; a library that is not installed is left out."""
+def list_versions() -> dict[str, str]:
+    """Versions by name. Libraries that are not installed are left out."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

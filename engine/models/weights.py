@@ -1,7 +1,7 @@
-"""What a safetensors file says about itself, read without a training library.
+"""Reads the header of a safetensors file, without a training library.
 
-The format: https://huggingface.co/docs/safetensors#format. Eight bytes of header length (little endian), the header as JSON
-(`name -> {dtype, shape, data_offsets}`, and `__metadata__`), then the bytes of the tensors.
+The format: https://huggingface.co/docs/safetensors#format. Eight bytes with the header's length (little endian), the
+header as JSON (`name -> {dtype, shape, data_offsets}`, and `__metadata__`), then the bytes of the tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LARGEST_HEADER = 100_000_000
 
 
 class DamagedFile(ValueError):
-    """A weights file that cannot be what it says it is; the message names the file and what is wrong with it."""
+    """A file of weights is damaged. The message names the file and the problem."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name. Raises DamagedFile when header and size do not fit together."""
+    """The tensors of a safetensors file by name. Raises DamagedFile when header and size do not match."""
     if is_lfs_pointer(path):
         raise DamagedFile(f"{path.name} is a git-lfs pointer, not the weights: run `git lfs pull` in its repository")
     size = path.stat().st_size
@@ -65,7 +65,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
 def digest(files: Iterable[Path]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all tensors, in the order of their names.
 
-    Independent of how they are spread over files and of the header's formatting.
+    It does not depend on how the tensors are distributed over files, or on the format of the headers.
     """
     entries = sorted((name, path, tensor) for path in files for name, tensor in read_header(path).items())
     total = hashlib.sha256()

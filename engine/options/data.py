@@ -1,4 +1,4 @@
-"""What a profile says about data."""
+"""The `data` section of a profile."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class SourceOptions(Options):
         None, help="Text of the user's turn, with {column} placeholders, in place of the format's own."
     )
     system: str | None = option(None, help="System prompt for rows that have none.")
-    weight: float = option(1.0, help="Times that each row is seen in an epoch; 0.5 takes a seeded half.", gt=0)
-    max_rows: int | None = option(None, help="Take at most so many rows.", unit="rows", ge=1)
+    weight: float = option(1.0, help="How often each row is seen in an epoch; 0.5 takes a seeded half.", gt=0)
+    max_rows: int | None = option(None, help="Take at most this many rows.", unit="rows", ge=1)
 
 
 class CleanOptions(Options):
-    """Each rule can be switched off by itself, and says how many rows it changed or dropped."""
+    """Each rule can be switched off on its own, and reports how many rows it changed or dropped."""
 
     unicode: bool = option(True, help="Repair text that was decoded wrongly (mojibake).")
     normalize: Literal["none", "NFC", "NFKC"] = option("NFC", help="Unicode normal form.")
@@ -40,12 +40,12 @@ class CleanOptions(Options):
 
     @field_validator("boilerplate")
     @classmethod
-    def _compiles(cls, patterns: list[str]) -> list[str]:
+    def _check_patterns(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}")
+                raise ValueError(f"{pattern!r} is not a valid regular expression: {error}")
         return patterns
 
 
@@ -58,7 +58,7 @@ class DedupOptions(Options):
 
 
 class SplitOptions(Options):
-    """Shares of the training sources that are held out; no near-duplicate crosses the border."""
+    """Shares of the training sources that are held out. Near-duplicates stay in the same part."""
 
     validation: float = option(0.0, help="Share of rows for validation.", ge=0, lt=1)
     test: float = option(0.0, help="Share of rows for the final test.", ge=0, lt=1)
@@ -67,11 +67,11 @@ class SplitOptions(Options):
 
 
 class BalanceOptions(Options):
-    """Training rows only."""
+    """Balances training rows; held-out rows are left as they are."""
 
     by: str = option(help="Column whose values are to have the same number of rows.", min_length=1)
     to: Literal["smallest", "median", "largest"] | Annotated[int, Field(ge=1)] = option(
-        "smallest", help="Rows of each value: larger groups are thinned out, smaller ones repeated."
+        "smallest", help="Rows of each value: larger groups are sampled, smaller ones repeated."
     )
     seed: int = option(42, help="Seed of the choice.")
 
@@ -84,7 +84,7 @@ class PriceOptions(Options):
 
 
 class ServiceOptions(Options):
-    """What is said of any OpenAI-compatible service, whatever is asked of it. `SECTION` is where a profile says it."""
+    """The options of any use of an OpenAI-compatible service. `SECTION` is the key in a profile."""
 
     SECTION: ClassVar[str]
 
@@ -96,9 +96,9 @@ class ServiceOptions(Options):
     max_tokens: int = option(512, help="Longest answer.", unit="tokens", ge=1)
     token_limit: int | None = option(None, help="Stop before this many tokens, prompts included.", unit="tokens", ge=1)
     cost_limit: float | None = option(None, help="Stop before this cost, in the currency of `price`.", gt=0)
-    price: PriceOptions = option(PriceOptions(), help="What the service asks for.")
+    price: PriceOptions = option(PriceOptions(), help="The service's prices.")
     retries: int = option(
-        5, help="Times that a failed request is tried again; waiting for a rate limit is no try.", ge=0
+        5, help="How often a failed request is repeated; waiting for a rate limit does not count.", ge=0
     )
     timeout: float = option(120.0, help="Longest wait for an answer.", unit="seconds", gt=0)
 
@@ -109,7 +109,8 @@ class ExpandOptions(ServiceOptions):
     SECTION: ClassVar[str] = "expand"
 
     task: str | None = option(
-        None, help="Task whose schema every answer must fit: triples, thought_graph or rows; none: as the seeds are."
+        None,
+        help="Task whose schema every answer must fit, or rows for rows of any format; none: the task of the seeds.",
     )
     samples: int = option(100, help="New rows to make.", unit="rows", ge=1)
     prompts: dict[str, str] = option(
@@ -134,12 +135,12 @@ class DataOptions(Options):
     packing: bool = option(False, help="Put several rows into one sequence, with attention kept apart.")
     template: str = option("auto", help="Chat template: auto takes the model's own; or a path to a Jinja file.")
     max_rows: int | None = option(
-        None, help="Take at most so many training rows in all, a seeded sample.", unit="rows", ge=1
+        None, help="Take at most this many training rows in total, a seeded sample.", unit="rows", ge=1
     )
     max_rejected: float = option(0.01, help="Share of bad rows beyond which a launch is refused.", ge=0, le=1)
     processes: int | None = option(None, help="Processes that prepare data; none: one a core.", ge=1)
     clean: CleanOptions | None = option(None, help="Clean rows before they are used.")
     dedup: DedupOptions | None = option(None, help="Drop duplicates.")
     split: SplitOptions | None = option(None, help="Hold out a part of the training sources.")
-    balance: BalanceOptions | None = option(None, help="Even out the values of a column.")
+    balance: BalanceOptions | None = option(None, help="Balance the values of a column.")
     expand: ExpandOptions | None = option(None, help="Make new training rows with a service.")

@@ -1,4 +1,4 @@
-"""What a profile says about evaluation, while training and after it."""
+"""The `evaluation` section of a profile: evaluation during training and after it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from pydantic import field_validator
 
 from engine.options.base import Options, option
 from engine.options.data import ServiceOptions
-from engine.options.thresholds import parse
+from engine.options.thresholds import parse_threshold
 
 
 class EarlyStoppingOptions(Options):
     patience: int = option(3, help="Evaluations in a row without a new best after which the run ends.", ge=1)
-    metric: str = option(
-        "eval/loss", help="Metric to watch; losses and perplexity down, all else up.", pattern="^eval/."
-    )
-    min_delta: float = option(0.0, help="What a value must be better by to count.", ge=0)
+    metric: str = option("eval/loss", help="Metric to watch, such as eval/loss or eval/triples_f1.", pattern="^eval/.")
+    min_delta: float = option(0.0, help="Smallest improvement that counts.", ge=0)
 
 
 class JudgeOptions(ServiceOptions):
-    """Points for replies from an OpenAI-compatible service."""
+    """An OpenAI-compatible service that rates replies."""
 
     SECTION: ClassVar[str] = "judge"
 
@@ -39,22 +37,23 @@ class JudgeOptions(ServiceOptions):
 
     @field_validator("rubric")
     @classmethod
-    def _named(cls, rubric: dict[str, str]) -> dict[str, str]:
+    def _check_names(cls, rubric: dict[str, str]) -> dict[str, str]:
         for name in rubric:
             if not name.isidentifier():
-                raise ValueError(f"{name!r} names no criterion: letters, digits and _ alone")
+                raise ValueError(f"{name!r} is not a valid name of a criterion: use only letters, digits and _")
         return rubric
 
 
 class EvaluationOptions(Options):
     every_steps: int | None = option(
-        None, help="Evaluate every so many steps; none: once an epoch.", unit="steps", ge=1
+        None, help="Steps between two evaluations; none: one per epoch.", unit="steps", ge=1
     )
     task: str | None = option(None, help="Generate replies and score them by this task's metrics.")
     samples: int = option(32, help="Held-out rows to generate replies for.", unit="rows", ge=0)
     probes: list[str] = option([], help="Prompts answered at every evaluation, to see how the replies change.")
     thresholds: list[str] = option(
-        [], help="What the last evaluation must reach, such as schema_validity >= 0.95; said in the report."
+        [],
+        help="Thresholds that the last evaluation must reach, such as schema_validity >= 0.95; the report lists them.",
     )
     judge: JudgeOptions | None = option(
         None,
@@ -62,12 +61,12 @@ class EvaluationOptions(Options):
     )
     at_start: bool = option(True, help="Evaluate before the first step: an out-of-memory shows in the first minute.")
     early_stopping: EarlyStoppingOptions | None = option(
-        None, help="End the run, with a checkpoint, when held-out rows say that it no longer gets better."
+        None, help="End the run, with a checkpoint, when the results on held-out rows no longer improve."
     )
 
     @field_validator("thresholds")
     @classmethod
-    def _readable(cls, thresholds: list[str]) -> list[str]:
+    def _check_thresholds(cls, thresholds: list[str]) -> list[str]:
         for text in thresholds:
-            parse(text)
+            parse_threshold(text)
         return thresholds

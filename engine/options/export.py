@@ -1,4 +1,4 @@
-"""What a profile says about handing over what was trained."""
+"""The `export` section of a profile: the folder to write from the trained model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from engine.options.base import Options, option
 class ExportOptions(Options):
     kind: Literal["none", "merged", "adapter"] = option(
         "none",
-        help="Export the best checkpoint when all else is done: merged, whole weights; adapter, the adapter alone.",
+        help="Export the best checkpoint at the end: merged, whole weights; adapter, only the adapter.",
     )
     output: str | None = option(
         None, help="Folder to make, absent or empty; none: export/ in the run's directory.", min_length=1
     )
-    dtype: Literal["bfloat16", "float16", "float32"] | None = option(None, help="Of the weights; none: as trained.")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = option(
+        None, help="Dtype of the weights; none: as trained."
+    )
     gguf: Literal["auto", "f32", "f16", "bf16", "q8_0"] | None = option(
         None, help="Also write GGUF of this type, by llama.cpp's converter."
     )

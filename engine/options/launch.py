@@ -1,4 +1,4 @@
-"""What a profile says about processes and devices."""
+"""The `launch` section of a profile: processes and devices."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from engine.options.base import Options, option
 
 class LaunchOptions(Options):
     processes: Annotated[int, Field(ge=1)] | Literal["all"] = option(
-        1, help="Ranks on this host, one a device; all: as many as there are devices."
+        1, help="Ranks on this host, one per device; all: as many as there are devices."
     )
     devices: list[Annotated[int, Field(ge=0)]] | Literal["auto"] = option(
         "auto", help="Device indices, or auto for the free ones."
     )
     strategy: Literal["ddp", "zero2"] = option(
         "ddp",
-        help="How several ranks share the work: each with the whole optimiser, or (zero2) with the states of a share of the weights.",
+        help="How ranks share the optimiser: ddp, each has all of it; zero2, each has the states of a share of the weights.",
     )
     nodes: int = option(1, help="Hosts.", ge=1, le=1)
     port: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] = option("auto", help="Rendezvous port.")

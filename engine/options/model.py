@@ -1,4 +1,4 @@
-"""What a profile says about the base model."""
+"""The `model` section of a profile: the base model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from engine.options.tokenizer import TokenizerOptions
 
 
 class ShapeOptions(Options):
-    """What a Llama-style model of one's own is made of, as transformers' `LlamaConfig` calls it; none: as `model.size` has it."""
+    """The shape of a Llama-style model, by the names of transformers' `LlamaConfig`. None: the value of
+    `model.size`."""
 
     hidden_size: int | None = option(None, help="Width of the residual stream.", ge=1)
     intermediate_size: int | None = option(None, help="Width inside a feed-forward block.", ge=1)
@@ -54,32 +55,34 @@ class ModelOptions(Options):
         False, help="Run Python code that comes with the model folder. Leave it off unless you have read that code."
     )
     init: Literal["pretrained", "config"] = option(
-        "pretrained", help="Where training begins: the base's weights, or random ones drawn from training.seed."
+        "pretrained",
+        help="Where training starts: from the base's weights, or from random ones drawn with training.seed.",
     )
     size: Literal["small", "medium"] | None = option(
         None,
         help="With init config: a built-in Llama-style size, 26 or 308 million parameters before the vocabulary's.",
     )
     config: ShapeOptions | None = option(
-        None, help="With init config: a Llama-style shape of your own; what it leaves out is as model.size, else small."
+        None,
+        help="With init config: a Llama-style shape of your own; unset fields are those of model.size, else small.",
     )
 
     @property
     def from_scratch(self) -> bool:
-        """Weights are random at the beginning."""
+        """Whether training starts from random weights."""
         return self.init == "config"
 
     @property
-    def shaped(self) -> bool:
-        """The shape is said here, and not by the base."""
+    def has_shape(self) -> bool:
+        """Whether the shape is given here rather than by the base."""
         return self.size is not None or self.config is not None
 
     @property
     def origin(self) -> str:
-        """What a run begins from, in a word or two: the base, or random weights where it has none."""
+        """What training starts from, for display: the base, or random weights where there is no base."""
         return self.base if self.needs_base else f"random ({'own shape' if self.config else self.size})"
 
     @property
     def needs_base(self) -> bool:
-        """Something of the base is wanted: its weights, its shape or its tokenizer."""
-        return not (self.from_scratch and self.shaped and self.tokenizer is not None)
+        """Whether anything of the base is needed: its weights, its shape or its tokenizer."""
+        return not (self.from_scratch and self.has_shape and self.tokenizer is not None)

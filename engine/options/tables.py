@@ -1,6 +1,6 @@
-"""The kinds that a profile may choose from: one row each, `kind -> "module:Options"`.
+"""The methods and adapters that a profile may choose: `kind -> "module:Options"`.
 
-The options model of a method or an adapter stands beside the code that reads it; the profile reaches it through these strings.
+The options model of each is beside the code that reads it; the profile imports it by these strings.
 """
 
 METHODS = {

@@ -1,4 +1,4 @@
-"""What results must reach: `schema_validity >= 0.95`, `eval/loss < 1.2`. Torch-free."""
+"""Thresholds that results must reach, such as `schema_validity >= 0.95` or `eval/loss < 1.2`. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_WRITTEN = re.compile(r"\s*([\w./-]+)\s*(>=|<=|>|<)\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*")
+_PATTERN = re.compile(r"\s*([\w./-]+)\s*(>=|<=|>|<)\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*")
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """`name` is a metric's, with its group (`eval/loss`)."""
+    """`name` is the metric, with its group (`eval/loss`)."""
 
     name: str
     comparison: str
     bound: float
 
-    def holds(self, value: float | None) -> bool:
-        """A value that is not there or not finite holds nothing."""
+    def is_met(self, value: float | None) -> bool:
+        """Whether `value` reaches the bound. A missing value, or one that is not finite, does not."""
         return value is not None and _COMPARISONS[self.comparison](value, self.bound)
 
     def __str__(self) -> str:
@@ -34,6 +34,8 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Verdict:
+    """A threshold, the value that was measured, and whether it was reached."""
+
     threshold: Threshold
     value: float | None
     passed: bool
@@ -43,16 +45,16 @@ class Verdict:
         return f"{self.threshold.name.removeprefix('eval/')} {reached}, wanted {self.threshold.comparison} {self.threshold.bound:g}"
 
 
-def parse(text: str) -> Threshold:
-    """A metric without a group is one of held-out rows. Raises ValueError."""
-    written = _WRITTEN.fullmatch(text)
-    if written is None:
-        raise ValueError(f"{text!r} is no threshold; write it as: schema_validity >= 0.95")
-    name, comparison, bound = written.groups()
+def parse_threshold(text: str) -> Threshold:
+    """Parse a threshold. A metric without a group gets the group `eval/`. Raises ValueError."""
+    match = _PATTERN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a threshold; write it as: schema_validity >= 0.95")
+    name, comparison, bound = match.groups()
     return Threshold(name if "/" in name else f"eval/{name}", comparison, float(bound))
 
 
-def judge(thresholds: Sequence[str], values: Mapping[str, float | None]) -> list[Verdict]:
-    """Each threshold held against `values`, by metric name. Raises ValueError."""
-    wanted = [parse(text) for text in thresholds]
-    return [Verdict(each, values.get(each.name), each.holds(values.get(each.name))) for each in wanted]
+def check_thresholds(thresholds: Sequence[str], values: Mapping[str, float | None]) -> list[Verdict]:
+    """Compare each threshold with `values`, by metric name. Raises ValueError."""
+    parsed = [parse_threshold(text) for text in thresholds]
+    return [Verdict(each, values.get(each.name), each.is_met(values.get(each.name))) for each in parsed]

@@ -1,4 +1,4 @@
-"""What can be said of a tokenizer of one's own: by a profile (`model.tokenizer`) and by `cockpit tokenizer train`."""
+"""The options of training a tokenizer, for a profile (`model.tokenizer`) and for `cockpit tokenizer train`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Kind = Literal["bpe", "unigram"]
 
 
 class TokenizerOptions(Options):
-    """A tokenizer that is trained on the rows that the profile trains on."""
+    """A tokenizer that is trained on the rows of the profile."""
 
     kind: Kind = option("bpe", help="The algorithm: bpe or unigram, both over bytes.")
     vocab_size: int = option(15_000, help="Size of the vocabulary, special tokens included.", unit="tokens", ge=2)

@@ -1,4 +1,4 @@
-"""What a profile says about optimisation, checkpoints and logging."""
+"""The sections `training`, `checkpoint`, `logging` and `limits` of a profile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EmaOptions(Options):
 class TrainingOptions(Options):
     epochs: float = option(1.0, help="Passes over the training set.", gt=0)
     max_steps: int | None = option(
-        None, help="Stop after so many optimiser steps; wins over epochs.", unit="steps", ge=1
+        None, help="Stop after this many optimiser steps; takes precedence over epochs.", unit="steps", ge=1
     )
     micro_batch: int = option(1, help="Rows per process and forward pass.", unit="rows", ge=1)
     accumulation: int = option(
@@ -33,7 +33,7 @@ class TrainingOptions(Options):
     )
     power: float = option(2.0, help="Exponent of the polynomial scheduler; 1 is linear.", gt=0)
     decay_share: float = option(
-        0.1, help="Share of all steps, the last, in which wsd lets the learning rate fall.", gt=0, le=1
+        0.1, help="Share of all steps, at the end, in which wsd decays the learning rate.", gt=0, le=1
     )
     warmup: float = option(0.0, help="Below 1 a share of all steps, from 1 on a number of steps.", ge=0)
     optimizer: Literal["adamw", "adam", "sgd", "adafactor", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = (
@@ -59,11 +59,11 @@ class TrainingOptions(Options):
     seed: int = option(42, help="Seed of the data order, dropout and adapter initialisation.", ge=0)
     rehearsal: bool = option(
         True,
-        help="Before the first step, take the longest batch through step, evaluation, save and reload: what would break late breaks at once.",
+        help="Before the first step, try a step, evaluation, saving and reloading with the longest batch, so that errors show at once.",
     )
     threads: int | None = option(None, help="CPU threads per process; none: the cores shared by the processes.", ge=1)
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = option(
-        "auto", help="Processes per rank that make batches ahead; auto: none on a CPU, else by the cores."
+        "auto", help="Processes per rank that prepare batches; auto: none on a CPU, else by the number of cores."
     )
     tf32: bool = option(False, help="Let NVIDIA cards multiply float32 matrices in TF32: faster, 10 bits of mantissa.")
     compile: bool | Literal["auto"] = option(
@@ -73,16 +73,16 @@ class TrainingOptions(Options):
     liger: bool | Literal["auto"] = option(
         "auto", help="Use Liger's kernels; auto: on CUDA where the package liger-kernel is installed."
     )
-    optimizations: bool = option(
-        True, help="false: the libraries' plain path, none of this program's shortcuts, nothing compiled, no Liger."
-    )
+    optimizations: bool = option(True, help="false: only the libraries' own code paths, nothing compiled, no Liger.")
 
 
 class CheckpointOptions(Options):
-    every_steps: int | None = option(None, help="Save every so many steps; none: once an epoch.", unit="steps", ge=1)
+    every_steps: int | None = option(
+        None, help="Steps between two checkpoints; none: one per epoch.", unit="steps", ge=1
+    )
     keep: int = option(3, help="Complete checkpoints to keep, the best and the last always among them.", ge=1)
     best_by: str = option(
-        "eval/loss", help="Metric that names the best checkpoint; losses and perplexity down, all else up."
+        "eval/loss", help="Metric that names the best checkpoint, such as eval/loss or eval/triples_f1."
     )
     output: str | None = option(None, help="Folder to which the final checkpoint is published, complete or not at all.")
 
@@ -96,10 +96,10 @@ class WandbOptions(Options):
 
 
 class LoggingOptions(Options):
-    every_steps: int = option(1, help="Write metrics every so many steps.", unit="steps", ge=1)
+    every_steps: int = option(1, help="Steps between two entries of metrics.", unit="steps", ge=1)
     plots: bool = option(True, help="Draw loss curves as pictures at each checkpoint.")
     tensorboard: bool = option(True, help="Also write TensorBoard events.")
-    wandb: WandbOptions | None = option(None, help="Also tell Weights & Biases.")
+    wandb: WandbOptions | None = option(None, help="Also log to Weights & Biases.")
 
 
 class LimitOptions(Options):

@@ -28,6 +28,7 @@ def load_tokenizer(folder: Path, template: str, directory: Path, trust_remote_co
     except Exception as error:
         raise ProblemError(
             Problem(
+                code="tokenizer.unusable",
                 title=f"The tokenizer in {folder} cannot be loaded",
                 cause=str(error),
                 hint=f"look with: cockpit model verify {folder}",
@@ -43,7 +44,11 @@ def find_template(template: str, directory: Path) -> Path:
     path = (directory / Path(template).expanduser()).absolute()
     if not path.is_file():
         raise ProblemError(
-            Problem(title=f"There is no chat template {path}", hint="data.template is auto or the path of a Jinja file")
+            Problem(
+                code="template.not_found",
+                title=f"There is no chat template {path}",
+                hint="data.template is auto or the path of a Jinja file",
+            )
         )
     return path
 
@@ -57,7 +62,11 @@ def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str |
     base, named = locate_base_folder(profile, home, progress), profile.model.tokenizer
     if isinstance(named, TokenizerOptions):
         raise ProblemError(
-            Problem(title="The profile's tokenizer is not trained yet", hint="prepare the data first: that trains it")
+            Problem(
+                code="tokenizer.untrained",
+                title="The profile's tokenizer is not trained yet",
+                hint="prepare the data first: that trains it",
+            )
         )
     if named is not None:
         return base, locate_tokenizer(named, profile.directory, home, progress)
@@ -78,12 +87,13 @@ def locate_model(profile: Profile, home: Home, progress: Progress) -> Target:
     if target.on_hub:
         raise ProblemError(
             Problem(
+                code="model.not_pulled",
                 title=f"{target.base} is not on this machine",
                 hint=f"cockpit model pull {target.base}, then name its folder in model.base",
             )
         )
     if not getattr(profile.method, "scores", False):
-        targets.check_speaks(target)
+        targets.check_generates_text(target)
     return target
 
 
@@ -103,7 +113,12 @@ def _tokenizer_folder(target: Target, hint: str) -> Path:
         if has_tokenizer(folder):
             return folder
     raise ProblemError(
-        Problem(title=f"{target.base} has no tokenizer", cause="there is no tokenizer.json in the folder", hint=hint)
+        Problem(
+            code="tokenizer.missing",
+            title=f"{target.base} has no tokenizer",
+            cause="there is no tokenizer.json in the folder",
+            hint=hint,
+        )
     )
 
 

@@ -235,13 +235,19 @@ class Browser:
         try:
             return [source_files.resolve_source(source, data, self.profile.directory) for source in getattr(data, part)]
         except (ValueError, OSError) as error:
-            raise ProblemError(Problem(title=f"data.{part} cannot be used", cause=str(error)))
+            raise ProblemError(
+                Problem(code="data.source.unusable", title=f"data.{part} cannot be used", cause=str(error))
+            )
 
     def _list_files(self, part: str, index: int, source: SourceOptions) -> list[Path]:
         try:
             return source_files.list_paths(source, self.profile.directory, self._home, lambda *_: None)
         except ValueError as error:
-            raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
+            raise ProblemError(
+                Problem(
+                    code="data.source.unusable", title=f"data.{part}.{index}.source cannot be used", cause=str(error)
+                )
+            )
 
     def _index(self, source: SourceOptions, paths: list[Path], progress: Callable[[int], object]) -> list[IndexedFile]:
         """The files of a source, up to its limit of rows. `progress` gets the bytes done."""
@@ -317,7 +323,9 @@ def _open_review(folder: Path, forms: list[SourceOptions]) -> Review:
     try:
         return Review(folder, forms)
     except (ValueError, KeyError, OSError) as error:
-        raise ProblemError(Problem(title=f"the expansion in {folder} cannot be read", cause=str(error)))
+        raise ProblemError(
+            Problem(code="file.unreadable", title=f"the expansion in {folder} cannot be read", cause=str(error))
+        )
 
 
 def _add_before(progress: Callable[[int], object], before: int, done: int) -> None:

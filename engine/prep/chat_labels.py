@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.models.template_metadata import declared
+from engine.models.template_metadata import read_metadata
 from engine.prep.formats.canonical import Canonical, Message, describe_kind, kind_of
 
 Messages = list[Message]
@@ -68,7 +68,7 @@ class Renderer:
         self._turn_ends = tuple(sorted(ends, key=lambda each: (-len(each), each)))
         self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
         self._template_text = json.dumps(tokenizer.chat_template)
-        self._declared = declared(tokenizer.chat_template)
+        self._declared = read_metadata(tokenizer.chat_template)
         self._last_only = self._declared.get("trained") == "last"
         self.unwritten: Counter[str] = Counter()
         """Rows with `tools` or `tool_calls` that the template does not render, so that the model does not see them."""

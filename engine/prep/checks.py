@@ -12,8 +12,8 @@ from engine.llm_api.client import VARIABLE, on_loopback
 from engine.models import targets
 from engine.models.folders import has_tokenizer
 from engine.options.tokenizer import TokenizerOptions
+from engine.prep.expand import seeds
 from engine.prep.expand.decisions import is_expansion
-from engine.prep.expand.seeds import check_options
 from engine.prep.formats import FORMATS
 from engine.prep.sources import HUB, list_files
 from engine.prep.stages.source_files import PARTS, resolve_source
@@ -123,10 +123,8 @@ def _check_expand(expand: Any) -> Iterator[tuple[str, str]]:
         yield "data.expand.base_url", f"must be an address such as https://api.deepseek.com, not {expand.base_url!r}"
     if expand.cost_limit is not None and not (expand.price.input or expand.price.output):
         yield "data.expand.cost_limit", "needs data.expand.price: what a million tokens cost"
-    try:
-        check_options(expand)
-    except ValueError as error:
-        yield "data.expand", str(error).removeprefix("expand.")
+    for key, message in seeds.find_problems(expand):
+        yield f"data.expand.{key}", message
 
 
 def _check_split(data: Any) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,6 @@ from typing import Any
 from engine.config.profile import Profile
 from engine.options.tables import ROW_KINDS
 from engine.prep.chat_labels import METHODS
-from engine.prep.stages import clean
 from engine.prep.stages.pipeline import StageRows
 from engine.prep.token_rows import Counts
 from engine.protocol.messages import Problem, ProblemError
@@ -21,20 +20,21 @@ def problems_for_mistakes(title: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, FileNotFoundError, PermissionError) as error:
-        raise ProblemError(Problem(title=title, cause=str(error))) from error
+        raise ProblemError(Problem(code="data.source.unusable", title=title, cause=str(error))) from error
 
 
 def count_bad(profile: Profile, checked: dict[str, Any]) -> int:
     """Bad rows that count towards `data.max_rejected`. Rows without a reply do not count if cleaning is to drop
     them."""
     drops_empty = profile.data.clean and profile.data.clean.empty
-    return int(checked["rejected"]) - (clean.count_empty(checked) if drops_empty else 0)
+    return int(checked["rejected"]) - (checked["empty"] if drops_empty else 0)
 
 
 def check_rejects(rejected: int, read: int, first: list[str], limit: float, part: str) -> None:
     if rejected > limit * read:
         raise ProblemError(
             Problem(
+                code="data.rows.bad",
                 title=f"{rejected} of {read} rows of {part} are bad",
                 cause="; ".join(first) + (" …" if rejected > len(first) else ""),
                 hint=f"mend the rows, or raise data.max_rejected (now {limit:g}) to go on without them",
@@ -49,6 +49,7 @@ def check_kind(counts: Counts, method: Any, part: str) -> None:
     (kind, _), *_ = counts.misfits.most_common(1)
     raise ProblemError(
         Problem(
+            code="data.rows.wrong_kind",
             title=f"{part} does not hold what method.kind {method.kind} trains on",
             cause=f"{method.kind} takes {ROW_KINDS[method.rows]}; each of these rows is {ROW_KINDS[kind]}",
             hint=f"set method.kind to {METHODS[kind]}, or name other rows in {part}",
@@ -61,6 +62,7 @@ def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, 
     if not counts.rows and counts.masked:
         raise ProblemError(
             Problem(
+                code="data.rows.masked",
                 title="No token would be trained",
                 cause=f"all {counts.masked} rows are masked: cut at {max_length} tokens, none reaches its reply",
                 hint="raise data.max_length",
@@ -74,6 +76,7 @@ def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, 
         ]
         raise ProblemError(
             Problem(
+                code="data.train.empty",
                 title="The training set is empty",
                 cause="; ".join(left) if rows.validate_counts("train")["good"] else "its files hold no rows",
                 hint="loosen what data asks of its rows"
@@ -86,6 +89,7 @@ def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, 
     cut = counts.truncated == counts.rows
     raise ProblemError(
         Problem(
+            code="data.turn_end_untrained",
             title="The end of a turn is never trained: the model would not learn to stop",
             cause=f"every row is cut at {max_length} tokens, before its reply ends"
             if cut

@@ -49,6 +49,7 @@ def _pin_model(profile: Profile, home: Home, progress: Progress) -> Path | None:
     if target.on_hub:
         raise ProblemError(
             Problem(
+                code="model.not_pulled",
                 title=f"{target.label} is an adapter on {target.base}, which is not on this machine",
                 hint=f"cockpit model pull {target.base}",
             )

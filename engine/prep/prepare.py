@@ -142,7 +142,13 @@ def locate_sources(profile: Profile, home: Home, progress: Progress) -> SourceFi
                 options = source_files.resolve_source(source, profile.data, profile.directory)
                 found[part].append((options, source_files.list_paths(options, profile.directory, home, progress)))
             except (ValueError, OSError) as error:
-                raise ProblemError(Problem(title=f"data.{part}.{index}.source cannot be used", cause=str(error)))
+                raise ProblemError(
+                    Problem(
+                        code="data.source.unusable",
+                        title=f"data.{part}.{index}.source cannot be used",
+                        cause=str(error),
+                    )
+                )
     return found
 
 

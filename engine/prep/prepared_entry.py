@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
-from engine.models.template_lock import render, template_sha256, turn_ends
+from engine.models.template_lock import find_turn_ends, hash_template, render
 from engine.prep import token_store
 from engine.prep.base_model import Progress, load_tokenizer
 from engine.prep.errors import check_kind, check_rejects, check_trained, count_bad, problems_for_mistakes
@@ -113,6 +113,7 @@ def _tokenize_part(
     elif not result.counts.rows:
         raise ProblemError(
             Problem(
+                code="data.split.empty",
                 title="The validation set is empty",
                 hint="raise data.split.validation" if data.split else "leave data.validation out, or mend its files",
             )
@@ -151,10 +152,10 @@ def make_lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -
     )
     stops = {
         *(configured if isinstance(configured, list) else [configured]),
-        *turn_ends(tokenizer),
+        *find_turn_ends(tokenizer),
     }
     return {
-        "template_sha256": template_sha256(tokenizer),
+        "template_sha256": hash_template(tokenizer),
         "eos_token_ids": sorted(stops - {None}),
         "golden": [{"messages": chat, "ids": render(tokenizer, chat, reply_follows=False)} for chat in chats],
     }

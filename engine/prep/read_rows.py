@@ -82,7 +82,9 @@ def read(
             paths = locate(source, directory, home)
             yield from _read_source(source, paths, rejects, Random(f"{seed}:{index}"), done, progress)
         except (ValueError, OSError) as error:
-            raise ProblemError(Problem(title=f"{source.source} cannot be read", cause=str(error)))
+            raise ProblemError(
+                Problem(code="data.source.unusable", title=f"{source.source} cannot be read", cause=str(error))
+            )
         done += sum(path.stat().st_size for path in paths)
 
 

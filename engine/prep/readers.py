@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from engine.prep.files import KINDS, PACKINGS, SEEKING
 from engine.prep.files.lines import LONGEST_LINE
-from engine.prep.files.record import Record, decode
+from engine.prep.files.record import BadFile, Record, decode
 
 __all__ = ["LONGEST_LINE", "READERS", "Record", "check_suffix", "decode", "read"]
 
@@ -71,9 +71,9 @@ def _read(path: Path, suffix: str, progress: Callable[[int], object]) -> Iterato
                 taken = max(taken, min(size, raw.tell()))
                 progress(taken)
                 yield record
+        except BadFile:
+            raise
         except damaged as error:
-            if str(error).startswith(path.name):
-                raise
             raise ValueError(f"{path.name} cannot be read: {str(error) or type(error).__name__}") from error
         progress(size)
 

@@ -138,7 +138,9 @@ class Indexer:
                 if good == limit:
                     break
         except (ValueError, OSError) as error:
-            raise ProblemError(Problem(title=f"{source.source} cannot be read", cause=str(error)))
+            raise ProblemError(
+                Problem(code="data.source.unusable", title=f"{source.source} cannot be read", cause=str(error))
+            )
         return indexed, good
 
     def _records(self, path: Path, progress: Callable[[int], object]) -> tuple[Path, Iterator[Record]]:

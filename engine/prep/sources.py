@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.prep import readers
 from engine.prep.expand import decisions
 from engine.prep.files import KINDS
@@ -129,7 +129,7 @@ def is_tokenised(path: Path) -> bool:
 
 
 def _search_folders(directory: Path) -> tuple[Path, Path]:
-    return directory, bundled("data")
+    return directory, find_bundled("data")
 
 
 def _check_one_split(folder: Path, source: str) -> None:
@@ -230,7 +230,7 @@ def _suggest_source(source: str, directory: Path) -> str:
         names = [str(Path(source).parent / path.name) for path in sorted(beside.iterdir()) if path.name[0] != "."]
     except OSError:
         names = []
-    names += [str(path.relative_to(bundled("data"))) for path in sorted(bundled("data").rglob("*.jsonl"))]
+    names += [str(path.relative_to(find_bundled("data"))) for path in sorted(find_bundled("data").rglob("*.jsonl"))]
     return did_you_mean(source, names)
 
 

@@ -102,6 +102,7 @@ def _check_template(place: str) -> None:
     if place:
         raise ProblemError(
             Problem(
+                code="template.none",
                 title="The base has no chat template",
                 cause=f"{place} is a conversation, and nothing says how this model writes one",
                 hint="name a Jinja file in data.template, or take an instruction-tuned base",

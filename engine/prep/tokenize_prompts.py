@@ -6,7 +6,6 @@ with which a task's metric compares the model's replies; a reward model reads th
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from engine.prep.encoding import WIDTH, EncodeRequest, choose_encoder
 from engine.prep.formats.canonical import Canonical, Message, kind_of
 from engine.prep.templates import ChatTokenizer, unwrap_tokenizer
 from engine.prep.token_rows import Batch, Counts, id_column
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 
 class PromptTokenizer:
@@ -28,7 +27,7 @@ class PromptTokenizer:
         chat = ChatTokenizer.of(tokenizer)
         self._renderer, self._encoder = Renderer(chat, "assistant"), choose_encoder(unwrap_tokenizer(chat))
         self._max_length, self._max_prompt = max_length, max_prompt
-        self._task = importlib.import_module(TASKS[task]) if task else None
+        self._task = load_task(task) if task else None
         self.template = chat.chat_template
 
     def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from engine.models.template_lock import end_of_turn
+from engine.models.template_lock import find_end_of_turn
 from engine.options.tokenizer import DEFAULT, Kind
 
 CHATML = (
@@ -98,7 +98,7 @@ def list_notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str
     found = []
     if len(tokenizer) < size:
         found.append(f"{len(tokenizer)} tokens, not {size}: the texts hold no more that repeat")
-    if end_of_turn(tokenizer) is None:
+    if find_end_of_turn(tokenizer) is None:
         found.append(f"the chat template ends no turn with a special token: name it with {naming}")
     special = set(tokenizer.all_special_tokens)
     plain = sorted(set(_LOOKS_SPECIAL.findall(tokenizer.chat_template)) - special)
@@ -144,7 +144,7 @@ def _turn_end(tokenizer: Any) -> str | None:
     """The special token that ends a turn; None without one. Raises ValueError if the template cannot render a question
     and its answer."""
     try:
-        token = end_of_turn(tokenizer)
+        token = find_end_of_turn(tokenizer)
     except Exception as error:  # noqa: BLE001 - templates raise what they like
         raise ValueError(f"the chat template cannot render a question and its answer: {error}")
     return None if token is None else str(tokenizer.convert_ids_to_tokens(token))

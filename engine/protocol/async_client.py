@@ -1,4 +1,5 @@
-"""The asyncio twin of `client.Client`, for the app. Imported late: `zmq.asyncio` costs start-up time."""
+"""The asyncio counterpart of `client.Client`, for the app. A module of its own, since importing `zmq.asyncio` takes
+time."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ import zmq
 import zmq.asyncio
 
 from engine.protocol import wire
-from engine.protocol.client import SILENCE, Tracker, decode_known, ensure_engine, no_answer, pack_request, unpack_reply
+from engine.protocol.client import (
+    EVENT_TIMEOUT,
+    Tracker,
+    decode_known,
+    ensure_engine,
+    pack_request,
+    timeout_error,
+    unpack_reply,
+)
 from engine.protocol.home import Home
 from engine.protocol.messages import Closing, Event, Message, ProblemError, Reply
 
@@ -31,7 +40,7 @@ class AsyncClient:
 
     @classmethod
     async def connect(cls, home: Home) -> AsyncClient:
-        """Start the engine if need be, off the loop. Raises ProblemError when it does not come up."""
+        """Start the engine if none runs, without blocking the loop. Raises ProblemError when it does not start."""
         await asyncio.to_thread(ensure_engine, home)
         return cls(home)
 
@@ -48,37 +57,37 @@ class AsyncClient:
             await self._socket.send(payload)
             reply = await asyncio.wait_for(future, timeout)
         except TimeoutError:
-            raise no_answer(operation, timeout) from None
+            raise timeout_error(operation, timeout) from None
         finally:
             self._replies.pop(request_id, None)
         return unpack_reply(operation, reply)
 
     async def follow(self) -> AsyncIterator[Any]:
-        """As `Client.follow`, but silent when nothing happens."""
+        """As `Client.follow`, but without the None while nothing happens."""
         tracker = Tracker()
         while True:
             try:
-                snapshot = await self.request("attach", timeout=SILENCE)
+                snapshot = await self.request("attach", timeout=EVENT_TIMEOUT)
             except ProblemError as error:
-                if error.problem.title != "The engine does not answer":
+                if error.problem.code != "engine.unreachable":
                     raise
                 await asyncio.to_thread(ensure_engine, self.home)
                 continue
-            tracker.attached(snapshot)
+            tracker.start_at(snapshot)
             yield snapshot
-            async for body in self._whole_stream(tracker):
+            async for body in self._read_events(tracker):
                 yield body
 
-    async def _whole_stream(self, tracker: Tracker) -> AsyncIterator[Any]:
+    async def _read_events(self, tracker: Tracker) -> AsyncIterator[Any]:
         while True:
             try:
-                event = await asyncio.wait_for(self._events.get(), SILENCE)
+                event = await asyncio.wait_for(self._events.get(), EVENT_TIMEOUT)
             except TimeoutError:
                 return
-            verdict = tracker.accept(event)
-            if verdict is False:
+            follows = tracker.accept(event)
+            if follows is False:
                 return
-            if verdict:
+            if follows:
                 body = decode_known(event)
                 if body is not None:
                     yield body

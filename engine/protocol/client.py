@@ -1,7 +1,7 @@
-"""Talking to the supervisor: find or start it, ask, attach, follow.
+"""Clients of the supervisor: find or start it, send requests, attach and follow events.
 
-`Client` blocks and serves the command line; `AsyncClient` (in `async_client`) is its twin for the app. Both lean on
-`Tracker`, which knows whether an event stream is whole.
+`Client` blocks, for the command line; `AsyncClient` (in `async_client`) is its counterpart for the app. Both use
+`Tracker` to notice missing events.
 """
 
 from __future__ import annotations
@@ -35,22 +35,23 @@ from engine.protocol.messages import (
     Snapshot,
 )
 
-SILENCE = 3.0
-"""Seconds without an event (telemetry comes every second) after which a follower attaches again."""
+EVENT_TIMEOUT = 3.0
+"""Seconds without an event after which a client attaches again. Telemetry comes every second."""
 
 
 class Tracker:
-    """Sequence numbers of one attachment. `accept` answers whether an event follows; a gap or another session needs a new attach."""
+    """The sequence numbers of one attachment."""
 
     def __init__(self) -> None:
         self.session = ""
         self.seq = 0
 
-    def attached(self, snapshot: Snapshot) -> None:
+    def start_at(self, snapshot: Snapshot) -> None:
         self.session, self.seq = snapshot.session, snapshot.seq
 
     def accept(self, event: Event) -> bool | None:
-        """True: next in order. None: already in the snapshot. False: something is missing."""
+        """True: the event is the next one. None: the snapshot includes it. False: events are missing, or the session is
+        another; attach again."""
         if event.session != self.session:
             return False
         if event.seq <= self.seq:
@@ -61,41 +62,44 @@ class Tracker:
 
 
 def pack_request(operation: str, message: Message | None) -> tuple[str, bytes]:
-    """The request's id and its encoded envelope."""
+    """A new request's id, and its encoded envelope."""
     request_id = uuid.uuid4().hex
-    return request_id, wire.encode(Request(id=request_id, operation=operation, body=wire.raw(message or Nothing())))
+    return request_id, wire.encode(
+        Request(id=request_id, operation=operation, body=wire.encode_raw(message or Nothing()))
+    )
 
 
 def unpack_reply(operation: str, reply: Reply) -> Any:
-    """The typed result. Raises ProblemError for a problem or another protocol version."""
+    """The decoded result. Raises ProblemError for a problem, or another version of the protocol."""
     if reply.protocol != PROTOCOL:
         raise ProblemError(wire.protocol_mismatch(reply.protocol))
     if reply.problem is not None:
         raise ProblemError(reply.problem)
-    return wire.decode(reply.result, OPERATIONS[operation][1])
+    return wire.decode(reply.result, OPERATIONS[operation].reply)
 
 
-def no_answer(operation: str, seconds: float) -> ProblemError:
+def timeout_error(operation: str, seconds: float) -> ProblemError:
     return ProblemError(
         Problem(
+            code="engine.unreachable",
             title="The engine does not answer",
             cause=f"no reply to '{operation}' within {seconds:g} s",
-            hint="look at `cockpit engine status`, and at engine.log in the home's engine folder",
+            hint="see `cockpit engine status`, and engine.log in the home's engine folder",
         )
     )
 
 
-def running_engine(home: Home) -> wire.Connection | None:
-    """The connection of a supervisor that is alive on this host, or None."""
+def find_engine(home: Home) -> wire.Connection | None:
+    """The connection of the supervisor that runs on this host, or None."""
     connection = wire.read_connection(home)
-    if connection and wire.process_alive(connection.pid, connection.start_time):
+    if connection and wire.is_alive(connection.pid, connection.start_time):
         return connection
     return None
 
 
 def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
-    """The running supervisor's connection, after starting one if there is none. Raises ProblemError when it does not come up."""
-    if connection := running_engine(home):
+    """The connection of the supervisor, after starting one if none runs. Raises ProblemError when it does not start."""
+    if connection := find_engine(home):
         return connection
     home.create()
     wire.make_socket_directory(home)
@@ -107,25 +111,31 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
             stderr=log,
             start_new_session=True,
             cwd="/",
-            env=engine_environment(),
+            env=build_engine_environment(),
         )
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if connection := running_engine(home):
+        if connection := find_engine(home):
             return connection
         status = process.poll()
-        # Status 3: another supervisor took the lock first. That one is ours to use, so keep looking.
+        # Status 3: another supervisor has the lock. It will do as well, so wait for its connection file.
         if status not in (None, 0, 3):
             break
         time.sleep(0.02)
     tail = "\n".join(home.engine_log.read_text(errors="replace").splitlines()[-12:])
     raise ProblemError(
-        Problem(title="The engine did not start", cause=tail or "its log is empty", hint=f"read {home.engine_log}")
+        Problem(
+            code="engine.not_started",
+            title="The engine did not start",
+            cause=tail or "its log is empty",
+            hint=f"read {home.engine_log}",
+        )
     )
 
 
-def engine_environment() -> dict[str, str]:
-    """The starter's environment, with the checkout importable when cockpit runs from one (-P drops the working directory)."""
+def build_engine_environment() -> dict[str, str]:
+    """The environment for engine processes. When cockpit runs from a checkout, it makes the checkout importable (-P
+    removes the working directory from the path)."""
     environment = dict(os.environ)
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if os.path.basename(package_root) != "site-packages":
@@ -135,16 +145,21 @@ def engine_environment() -> dict[str, str]:
 
 
 class Client:
-    """A blocking connection. Use as a context manager; `start=False` raises ProblemError when no engine runs."""
+    """A blocking client, and a context manager. With `start=False` it raises ProblemError when no engine runs."""
 
     def __init__(self, home: Home, *, start: bool = True, timeout: float = 30.0) -> None:
         self.home = home
         self.timeout = timeout
         if start:
             ensure_engine(home)
-        elif running_engine(home) is None:
+        elif find_engine(home) is None:
             raise ProblemError(
-                Problem(title="No engine is running", cause=f"for {home.root}", hint="cockpit engine start")
+                Problem(
+                    code="engine.not_running",
+                    title="No engine is running",
+                    cause=f"for {home.root}",
+                    hint="cockpit engine start",
+                )
             )
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -163,7 +178,8 @@ class Client:
         self._context.destroy(linger=0)
 
     def request(self, operation: str, message: Message | None = None, timeout: float | None = None) -> Any:
-        """Ask and wait. Returns the operation's reply type; raises ProblemError for a problem or no answer in `timeout` seconds."""
+        """Send a request and return the operation's reply. Raises ProblemError for a problem, or without a reply in
+        `timeout` seconds."""
         seconds = self.timeout if timeout is None else timeout
         request_id, payload = pack_request(operation, message)
         self._socket.send(payload)
@@ -172,61 +188,62 @@ class Client:
             reply = self._receive(left)
             if reply is not None and reply.id == request_id:
                 return unpack_reply(operation, reply)
-        raise no_answer(operation, seconds)
+        raise timeout_error(operation, seconds)
 
-    def ask(self, question: Ask, said: Callable[[ServiceEvent], None]) -> Any:
-        """Put a question to a service and wait for its answer, however long it takes; `said` hears what comes meanwhile.
+    def ask(self, question: Ask, on_event: Callable[[ServiceEvent], None]) -> Any:
+        """Send a request to a service and wait for its result, however long it takes. `on_event` gets the events that
+        come meanwhile.
 
-        Raises ProblemError for a problem, or when the engine falls silent.
+        Raises ProblemError for a problem, or when the engine sends nothing any more.
         """
         self.request("attach")
         request_id, payload = pack_request("service_ask", question)
         self._socket.send(payload)
-        heard = time.monotonic()
-        while time.monotonic() - heard < SILENCE:
+        received = time.monotonic()
+        while time.monotonic() - received < EVENT_TIMEOUT:
             reply = self._receive(1.0)
             while self._events:
-                heard = time.monotonic()
+                received = time.monotonic()
                 body = decode_known(self._events.popleft())
                 if isinstance(body, ServiceEvent) and body.request == question.request:
-                    said(body)
+                    on_event(body)
             if reply is not None and reply.id == request_id:
                 return unpack_reply("service_ask", reply).result
-        raise no_answer(question.question, SILENCE)
+        raise timeout_error(question.question, EVENT_TIMEOUT)
 
     def follow(self) -> Iterator[Any]:
-        """A `Snapshot`, then every published body in order; another `Snapshot` whenever something was missed.
+        """Yield a `Snapshot`, then every published event in order, and another `Snapshot` after events were missed.
 
-        Yields None about once a second when nothing happens, so that a caller can look at the clock. Survives the supervisor:
-        when it is gone, a new one is started and attached to.
+        Yields None about once a second while nothing happens. When the supervisor has ended, a new one is started and
+        attached to.
         """
         tracker = Tracker()
         while True:
             try:
-                snapshot = self.request("attach", timeout=SILENCE)
+                snapshot = self.request("attach", timeout=EVENT_TIMEOUT)
             except ProblemError as error:
-                if error.problem.title != "The engine does not answer":
+                if error.problem.code != "engine.unreachable":
                     raise
                 ensure_engine(self.home)
                 continue
-            tracker.attached(snapshot)
+            tracker.start_at(snapshot)
             yield snapshot
-            yield from self._whole_stream(tracker)
+            yield from self._read_events(tracker)
 
-    def _whole_stream(self, tracker: Tracker) -> Iterator[Any]:
-        heard = time.monotonic()
-        while time.monotonic() - heard < SILENCE:
+    def _read_events(self, tracker: Tracker) -> Iterator[Any]:
+        received = time.monotonic()
+        while time.monotonic() - received < EVENT_TIMEOUT:
             if not self._events:
                 self._receive(1.0)
             if not self._events:
                 yield None
                 continue
-            heard = time.monotonic()
+            received = time.monotonic()
             event = self._events.popleft()
-            verdict = tracker.accept(event)
-            if verdict is False:
+            follows = tracker.accept(event)
+            if follows is False:
                 return
-            if verdict:
+            if follows:
                 body = decode_known(event)
                 if body is not None:
                     yield body
@@ -234,7 +251,7 @@ class Client:
                     return
 
     def _receive(self, seconds: float) -> Reply | None:
-        """One frame, if one comes in time: a reply is returned, an event is kept for `follow`."""
+        """Receive one message within `seconds`: a reply is returned, an event is kept for `follow`."""
         if not self._socket.poll(int(max(seconds, 0) * 1000)):
             return None
         kind, payload = self._socket.recv_multipart()
@@ -245,8 +262,8 @@ class Client:
 
 
 def decode_known(event: Event) -> Any:
-    """The body, or None for a kind that a newer supervisor knows and we do not."""
+    """The event's body, or None for a type that only a newer supervisor knows."""
     try:
         return wire.decode_body(event.body)
-    except Exception:  # noqa: BLE001 - lenient with what machines say
+    except Exception:  # noqa: BLE001 - an event that cannot be decoded is ignored
         return None

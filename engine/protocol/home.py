@@ -1,16 +1,16 @@
-"""Where things lie on disk: COCKPIT_HOME, a run's directory, and the engine's own corner of it.
+"""Paths: COCKPIT_HOME, the directory of a run, and the engine's own folder.
 
     COCKPIT_HOME/
-      runs/<id>/          one directory a run, the truth about it
+      runs/<id>/          a directory for each run, with everything about it
       models/             pulled and user-copied base models
       cache/              tokenised data by content hash
-      evaluations/        what was measured of models that are no runs
+      evaluations/        evaluations of models that are no runs
       chats/              conversations that the app has saved
       votes.jsonl         votes and ratings of models that are no runs
       engine/<host>/      this host's supervisor: registry, connection file, lock, log
 
-Sockets do not live here (the home may be NFS, and a Unix socket's path holds 107 bytes) but in a short,
-owner-only directory on the local disk, derived from the home so that every process finds the same one.
+Sockets are not there, since the home may be on NFS, and the path of a Unix socket has at most 107 bytes. They are in a
+short, owner-only directory on the local disk, whose name follows from the home, so that every process finds the same.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ _CHECKPOINT = re.compile(r"step-(\d{8})")
 
 
 def host_name() -> str:
-    """This machine's name as it is used in paths: letters, digits, dot, dash."""
+    """This host's name as it is used in paths: letters, digits, dots and dashes."""
     return re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()) or "localhost"
 
 
 @dataclass(frozen=True)
 class Home:
-    """A COCKPIT_HOME. Creating the object touches nothing; `create` makes the directories."""
+    """A COCKPIT_HOME. The object only computes paths; `create` makes the directories."""
 
     root: Path
 
     @classmethod
     def locate(cls, explicit: str | os.PathLike[str] | None = None) -> Home:
-        """The home given, else the one `COCKPIT_HOME` names, else `~/.cockpit`; always absolute."""
+        """The given home, else `COCKPIT_HOME`, else `~/.cockpit`; always absolute."""
         root = explicit or os.environ.get("COCKPIT_HOME") or Path.home() / ".cockpit"
         return cls(Path(os.path.abspath(Path(root).expanduser())))
 
     def create(self) -> Home:
-        """Make the directories, owner-only; harmless when they exist."""
+        """Make the directories, accessible only to their owner, where they do not exist."""
         for folder in (self.root, self.runs, self.models, self.cache, self.engine):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return self
@@ -64,17 +64,17 @@ class Home:
 
     @property
     def evaluations(self) -> Path:
-        """What was measured of models that are no runs, a folder each."""
+        """Evaluations of models that are no runs, a folder each."""
         return self.root / "evaluations"
 
     @property
     def chats(self) -> Path:
-        """Saved conversations, a JSON file each; made when the first is saved."""
+        """Saved conversations, a JSON file each. The folder is made with the first."""
         return self.root / "chats"
 
     @property
     def votes(self) -> Path:
-        """Votes and ratings of models that are no runs; those of a run lie with it."""
+        """Votes and ratings of models that are no runs. Those of a run are in its directory."""
         return self.root / "votes.jsonl"
 
     @property
@@ -99,10 +99,10 @@ class Home:
 
     @property
     def sockets(self) -> Path:
-        """The local socket directory: the same for every process of this user and home, on this host."""
+        """The local directory of the sockets, the same for every process of this user, home and host."""
         digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:12]
         base = os.environ.get("XDG_RUNTIME_DIR") or ""
-        # Only a short, existing, writable runtime directory will do; a cron job or a container may name one that is not there.
+        # Only a short, existing, writable runtime directory will do; a cron job or container may name a missing one.
         if not base or len(base) > 60 or not os.access(base, os.W_OK):
             return Path("/tmp") / f"cockpit-{os.getuid()}" / digest
         return Path(base) / "cockpit" / digest
@@ -158,33 +158,34 @@ class RunDirectory:
 
     @property
     def votes(self) -> Path:
-        """What people thought of its replies, written by the supervisor: a `messages.Judgement` a line."""
+        """Votes and ratings of the run's replies, a `messages.Judgement` per line, written by the supervisor."""
         return self.path / "votes.jsonl"
 
     @property
     def evaluations(self) -> Path:
-        """What was measured of its checkpoints, a folder each."""
+        """Evaluations of the run's checkpoints, a folder each."""
         return self.path / "evaluations"
 
     @property
     def prepared(self) -> Path:
-        """Written by the prepare worker when it is done: which cache entries the run trains on."""
+        """The result of the prepare stage: the cache entries that the run trains on."""
         return self.path / "prepared.json"
 
     def result(self, stage: str) -> Path:
-        """What a stage of `stages.RESULTS` leaves when it is done."""
+        """The result of a stage, see `stages.RESULTS`."""
         return self.path / RESULTS[stage]
 
     @property
     def exported(self) -> Path:
-        """Where the export goes that the profile names no place for."""
+        """The folder of an export without `export.output`."""
         return self.path / "export"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}"
 
     def checkpoint_steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending. An incomplete one has a temporary name and is not seen."""
+        """Steps of the complete checkpoints, ascending. An incomplete checkpoint has a temporary name, and is not
+        listed."""
         if not self.checkpoints.is_dir():
             return []
         matches = (_CHECKPOINT.fullmatch(entry.name) for entry in self.checkpoints.iterdir())
@@ -192,7 +193,7 @@ class RunDirectory:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace `path` as a whole, readable by its owner alone: temporary name, fsync, rename."""
+    """Write a file that only its owner can read, complete or not at all: temporary name, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -204,7 +205,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """See that a file, or a folder's list of names, is on the disk and not only in its cache."""
+    """Sync a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

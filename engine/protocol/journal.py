@@ -1,9 +1,9 @@
-"""Append-only journals: a JSON object a line, one writer a file.
+"""Append-only journals: each file has one writer, and each line is a JSON object.
 
-`events.jsonl` is written by rank 0 of the worker, `lifecycle.jsonl` by the supervisor. A line that
-`Writer.write` has returned for survives kill -9 of anything; it survives the machine itself once synced, which
-checkpoints, state changes and ledger entries are at once. A torn last line is what a crash leaves behind: readers
-pass over it and the next writer cuts it off.
+Rank 0 of the worker writes `events.jsonl`, the supervisor `lifecycle.jsonl`. A line for which `Writer.write` has
+returned survives kill -9 of any process; once it is synced, it also survives a crash of the host. Checkpoints, state
+changes and ledger entries are synced at once. A crash may leave an incomplete last line: readers ignore it, and the
+next writer removes it. `docs/journals.md` is generated from these definitions.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from typing import Any
 
 import msgspec
 
+from engine.protocol.codes import UNKNOWN
 from engine.protocol.messages import Problem
 
 
 class Entry(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind"):
-    """What every line has. `time` is seconds since the epoch; `attempt` counts worker starts from 1."""
+    """The fields of every line: `time` in seconds since the epoch, and the `attempt`, which counts starts of the run's
+    worker from 1."""
 
     time: float = msgspec.field(default_factory=time.time)
     attempt: int
 
 
 class Start(Entry, tag="start", kw_only=True):
-    """A worker has loaded everything and is about to take its first step; the facts that do not change after."""
+    """The worker has loaded everything and is about to take its first step. These facts do not change in the
+    attempt."""
 
     step: int = 0
-    """Completed steps: 0, or the step resumed from."""
+    """Completed optimiser steps: 0, or the step that the run resumed from."""
     max_steps: int
     epochs: float
     steps_per_epoch: float
@@ -40,15 +43,15 @@ class Start(Entry, tag="start", kw_only=True):
     trainable_parameters: int
     rows: int
     trained_tokens: int
-    """Trained tokens in one epoch."""
+    """Tokens of one epoch that have a loss."""
     resumed: str = ""
-    """How a resume went: `exact`, or what drifted."""
+    """After a resume: `exact`, or what could not be restored exactly."""
     facts: dict[str, Any] = {}
-    """Anything else worth showing: dtype, devices, versions."""
+    """Further facts for display: dtype, devices, versions."""
 
 
 class Metrics(Entry, tag="metrics", kw_only=True):
-    """Scalars of one optimiser step; names as in DESIGN, e.g. `train/loss`. None stands for a value that is not finite."""
+    """Metrics of one optimiser step by name, such as `train/loss`. A value that is not finite is null."""
 
     step: int
     epoch: float = 0.0
@@ -56,7 +59,8 @@ class Metrics(Entry, tag="metrics", kw_only=True):
 
 
 class Phase(Entry, tag="phase", kw_only=True):
-    """What the worker is doing: `loading`, `tokenising`, `compiling`, `first step`, `training`, `evaluating`, `saving` …"""
+    """What the worker is doing (`loading`, `tokenising`, `compiling`, `first step`, `training`, `evaluating`, `saving`
+    …), and how far it is."""
 
     name: str
     detail: str = ""
@@ -65,18 +69,19 @@ class Phase(Entry, tag="phase", kw_only=True):
 
 
 class Checkpoint(Entry, tag="checkpoint", kw_only=True):
-    """A complete checkpoint exists at `path` (absolute)."""
+    """A complete checkpoint exists at the absolute `path`. `best`: it is the best one so far."""
 
     step: int
     path: str
     metrics: dict[str, float] = {}
     best: bool = False
     removed: list[int] = []
-    """Steps of older checkpoints that the keep limit removed."""
+    """Steps of older checkpoints that `checkpoint.keep` has removed."""
 
 
 class Evaluation(Entry, tag="evaluation", kw_only=True):
-    """Results on held-out data after `step` optimiser steps; names like `eval/loss`."""
+    """Results on held-out rows after `step` optimiser steps, by names such as `eval/loss`. A value that is not finite
+    is null."""
 
     step: int
     values: dict[str, float | None]
@@ -84,7 +89,7 @@ class Evaluation(Entry, tag="evaluation", kw_only=True):
 
 
 class Sample(Entry, tag="sample", kw_only=True):
-    """One generated reply, kept."""
+    """A generated reply, with its prompt and the reference where the data has one."""
 
     step: int
     prompt: str
@@ -92,12 +97,17 @@ class Sample(Entry, tag="sample", kw_only=True):
     reference: str = ""
     scores: dict[str, float] = {}
     probe: bool = False
-    """Asked by the profile itself, at every evaluation."""
+    """Whether the prompt is one of `evaluation.probes`."""
 
 
 class Ledger(Entry, tag="ledger", kw_only=True):
-    """A setting changed, or a command taken, while the run was running; valid from the step after `step`."""
+    """A setting was changed, or a command taken, while the run was running. It takes effect in the step after `step`.
 
+    `name` is the setting's key, or the mark's name. `code` is `mark.…`, or `pause.…` for a pause; empty in older
+    journals.
+    """
+
+    code: str = ""
     step: int
     name: str
     old: Any = None
@@ -105,10 +115,11 @@ class Ledger(Entry, tag="ledger", kw_only=True):
 
 
 class BadRow(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A row of a bad batch. `loss` is its own, None when that is not finite; `file` and `line` are empty where not known."""
+    """A row of a bad batch. `loss` is the row's own, null when it is not finite; `file` and `line` (from 1) are empty
+    where unknown."""
 
     row: int
-    """Its number in the prepared set, from 0."""
+    """Its index in the prepared rows, from 0."""
     text: str
     tokens: int
     loss: float | None = None
@@ -117,26 +128,31 @@ class BadRow(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class BadBatch(Entry, tag="bad_batch", kw_only=True):
-    """The step after `step` is held back: its rows, the worst first. The run is paused until told to `skip` them, to
-    `rollback` and skip them, or to go on."""
+    """The step after `step` is held back, for `reason`; its rows, the worst first. The run is paused until a `continue`
+    command says whether to skip the rows, to return to the checkpoint before and skip them, or to train on them."""
 
+    code: str = ""
+    """`pause.loss_not_finite`, `pause.gradient_not_finite` or `pause.loss_spike`; empty in older journals."""
     step: int
     reason: str
     rows: list[BadRow]
     total: int
-    """Rows of the global batch; `rows` may hold fewer."""
+    """How many rows the global batch has; `rows` may have fewer."""
 
 
 class Warn(Entry, tag="warning", kw_only=True):
-    """Something the user should know; `hint` says how to mend it. The supervisor writes those on silent ranks into the lifecycle."""
+    """Something that the user should know; `hint` says what to do. Warnings of the supervisor, about ranks that hang,
+    are in `lifecycle.jsonl`."""
 
+    code: str = UNKNOWN
+    """One of `codes.CODES`. The default is for older journals: every `Warn` made here names its own."""
     message: str
     hint: str = ""
     step: int | None = None
 
 
 class End(Entry, tag="end", kw_only=True):
-    """The worker's last word: `completed`, `stopped`, or `failed` with the problem."""
+    """The last entry of the worker. `status`: `completed`, `stopped`, or `failed` with the problem."""
 
     step: int
     status: str
@@ -144,16 +160,18 @@ class End(Entry, tag="end", kw_only=True):
 
 
 class State(Entry, tag="state", kw_only=True):
-    """Lifecycle: the run moved. `state` is one of `states.STATES`; `reason` says why for a pause or an end."""
+    """The run has a new state. `reason` says in words why it was paused or ended, `code` as one of `codes.CODES`."""
 
     state: str
     reason: str = ""
+    code: str = ""
     step: int | None = None
     problem: Problem | None = None
 
 
 class Launched(Entry, tag="launched", kw_only=True):
-    """Lifecycle: the job's first process was started. With the start time the pid names one process for good."""
+    """The first process of a stage was started. The pid and the start time identify it, even when the pid is used
+    again."""
 
     pid: int
     start_time: float
@@ -162,20 +180,20 @@ class Launched(Entry, tag="launched", kw_only=True):
 
 
 class Adopted(Entry, tag="adopted", kw_only=True):
-    """Lifecycle: a new supervisor found the run's processes alive."""
+    """A new supervisor has found the run's processes alive, and follows them."""
 
     pid: int
 
 
 class Exit(Entry, tag="exit", kw_only=True):
-    """Lifecycle: the job's first process ended. `status` is its exit status, negative for a signal, None if unknown."""
+    """The first process has ended. `status` is its exit status, negative for a signal, null when it is unknown."""
 
     pid: int
     status: int | None
 
 
 class Unknown(Entry, tag="unknown", kw_only=True):
-    """A line of a kind that this version does not know; kept, never an error (lenient with what machines say)."""
+    """A line of a kind that this version does not know. It is never an error: a newer version may have written it."""
 
     line: str = ""
 
@@ -190,7 +208,7 @@ _SYNCED = (Start, Checkpoint, Ledger, BadBatch, End, State, Launched, Adopted, E
 
 
 def decode(line: bytes) -> AnyEntry:
-    """One line without its newline. A line that is not one of ours becomes `Unknown`."""
+    """Decode a line without its newline. A line that cannot be decoded becomes `Unknown`."""
     try:
         entry: AnyEntry = _decoder.decode(line)
         return entry
@@ -199,25 +217,25 @@ def decode(line: bytes) -> AnyEntry:
 
 
 def encode(entry: AnyEntry) -> bytes:
-    """One line without its newline. JSON has no NaN or infinity: msgspec writes null."""
+    """Encode a line without its newline. JSON has no NaN or infinity: msgspec writes null."""
     return _encoder.encode(entry)
 
 
 class Writer:
-    """The one writer of a journal.
-
-    Opening cuts off a torn last line. `write` raises OSError (ENOSPC, EFBIG, EIO …) with the file as it was before:
-    the line is either whole or absent, and may be written again when there is room.
-    """
+    """The only writer of a journal. Opening it removes an incomplete last line."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        self.size = _whole_length(self._descriptor)
+        self.size = _complete_length(self._descriptor)
         os.ftruncate(self._descriptor, self.size)
 
     def write(self, entry: AnyEntry) -> int:
-        """Append one entry; returns the journal's length in bytes after it."""
+        """Append an entry, and return the journal's length in bytes.
+
+        Raises OSError (ENOSPC, EFBIG, EIO …) and leaves the file as it was: the entry may be written again when there
+        is room.
+        """
         line = encode(entry) + b"\n"
         written = 0
         try:
@@ -235,7 +253,7 @@ class Writer:
         os.close(self._descriptor)
 
 
-def _whole_length(descriptor: int) -> int:
+def _complete_length(descriptor: int) -> int:
     """Length in bytes up to and including the last newline."""
     end = os.fstat(descriptor).st_size
     while end > 0:
@@ -248,16 +266,17 @@ def _whole_length(descriptor: int) -> int:
 
 
 def read(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tuple[AnyEntry, int]]:
-    """Entries from byte `offset` on, each with the offset after it. A torn last line and a missing file yield nothing.
+    """Yield the entries from byte `offset` on, each with the offset after it. An incomplete last line and a missing
+    file yield nothing.
 
-    `limit` bounds the bytes taken in this call, for readers that must not block their loop for long.
+    Reading stops after `limit` bytes, for readers that must not block for long.
     """
     for line, after in read_lines(path, offset, limit):
         yield decode(line), after
 
 
 def read_lines(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tuple[bytes, int]]:
-    """Like `read`, undecoded."""
+    """Like `read`, without decoding the lines."""
     if not path.exists():
         return
     taken = 0

@@ -1,20 +1,20 @@
-"""The stages of a run, by name, and the file that each leaves when it is done.
+"""The stages of a run by name, and the file that each writes when it is done.
 
-A run that died goes on at the stage whose result is missing. Checking and expanding leave no result of their own: the one is done before a
-run exists, the other is the first part of preparing.
+A run that was interrupted goes on at the first stage without a result. `check` and `expand` write no result of their
+own: the profile is checked before the run exists, and expanding is the first part of `prepare`.
 """
 
 from __future__ import annotations
 
 CHECK, EXPAND, PREPARE, TRAIN, EVALUATE, EXPORT = "check", "expand", "prepare", "train", "evaluate", "export"
 STAGES = (CHECK, EXPAND, PREPARE, TRAIN, EVALUATE, EXPORT)
-"""All there are, in their order."""
+"""All stages, in order."""
 AFTER = (EVALUATE, EXPORT)
-"""What is done with a trained checkpoint."""
+"""The stages after training."""
 RESULTS = {
     PREPARE: "prepared.json",
     TRAIN: "trained.json",
     EVALUATE: "evaluated.json",
     EXPORT: "exported.json",
 }
-"""Stage -> its result in the run's directory, written last."""
+"""Stage -> the file in the run's directory that it writes when it is done."""

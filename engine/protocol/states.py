@@ -1,4 +1,4 @@
-"""The states of a run and the one table of moves between them. Pure: nothing here touches a process."""
+"""The states of a run, and the table of transitions between them. Pure: nothing here touches a process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,26 @@ LOST = "lost"
 
 STATES = (QUEUED, PREPARING, RUNNING, PAUSED, STOPPING, STOPPED, COMPLETED, FAILED, LOST)
 LIVE = frozenset({QUEUED, PREPARING, RUNNING, PAUSED, STOPPING})
-"""States in which something is still to happen."""
+"""States of a run that has not ended."""
 STARTED = frozenset({PREPARING, RUNNING, PAUSED, STOPPING})
 """States in which a process of the run exists."""
 ENDED = frozenset({STOPPED, COMPLETED, FAILED, LOST})
+
+EVENTS = {
+    "submitted": "the run was submitted",
+    "prepare": "its devices are free, and it starts to prepare its data",
+    "start": "its devices are free and its data is prepared: training starts",
+    "requeue": "its data is prepared, and other runs have taken the devices meanwhile",
+    "pause": "the user has paused it, or the worker has, for the reason that is kept",
+    "continue": "the user has let it go on",
+    "stop": "the user has stopped it; its worker saves a checkpoint and ends",
+    "stopped": "its worker has ended after a stop",
+    "done": "the last stage has its result; after training, the final checkpoint has been written and read back",
+    "failed": "its worker has ended with an error, with a non-zero exit status, or by a signal",
+    "lost": "its worker is gone, and nobody knows how it ended: the host was restarted, or another engine had started it",
+    "resume": "its next attempt was queued",
+}
+"""The events of the table, with a description of each."""
 
 # (state, event) -> state. `None` is the state before the first.
 TRANSITIONS: dict[tuple[str | None, str], str] = {
@@ -25,14 +41,14 @@ TRANSITIONS: dict[tuple[str | None, str], str] = {
     (QUEUED, "prepare"): PREPARING,
     (QUEUED, "start"): RUNNING,
     (PREPARING, "start"): RUNNING,
-    (PREPARING, "requeue"): QUEUED,  # prepared, and the devices went to somebody else meanwhile
+    (PREPARING, "requeue"): QUEUED,  # prepared, and other runs have taken the devices meanwhile
     (PREPARING, "done"): COMPLETED,  # a job that only prepares
     (RUNNING, "pause"): PAUSED,
     (PAUSED, "continue"): RUNNING,
     (RUNNING, "done"): COMPLETED,
     **{(state, "stop"): STOPPING for state in (QUEUED, PREPARING, RUNNING, PAUSED)},
     (STOPPING, "stopped"): STOPPED,
-    (STOPPING, "done"): COMPLETED,  # the last step was done before the stop was taken
+    (STOPPING, "done"): COMPLETED,  # the last step was done before the stop took effect
     **{(state, "failed"): FAILED for state in (QUEUED, PREPARING, RUNNING, PAUSED, STOPPING)},
     **{(state, "lost"): LOST for state in (QUEUED, PREPARING, RUNNING, PAUSED, STOPPING)},
     **{(state, "resume"): QUEUED for state in ENDED},
@@ -40,7 +56,8 @@ TRANSITIONS: dict[tuple[str | None, str], str] = {
 
 
 def move(state: str | None, event: str) -> str:
-    """The state after `event`. Raises ValueError, in words for the user, when the table has no such move."""
+    """The state after `event`. Raises ValueError, with a message for the user, when the table has no such
+    transition."""
     try:
         return TRANSITIONS[state, event]
     except KeyError:

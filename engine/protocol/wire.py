@@ -1,8 +1,8 @@
-"""Encoding, socket addresses and the connection file.
+"""Encoding of messages, addresses of sockets, and the connection file.
 
-A client has one DEALER socket to the supervisor's ROUTER; replies and events come over the same pipe, so that nothing
-published after a snapshot can overtake or miss it. Workers have one DEALER to a second ROUTER. Both addresses depend on the home
-alone: whoever binds them next is found by everybody without being told.
+A client has one DEALER socket, connected to the supervisor's ROUTER. Replies and events use the same socket, so that no
+event after a snapshot can overtake it or be lost. Workers have one DEALER socket each, connected to a second ROUTER.
+The addresses depend only on the home, so that clients and workers find the next supervisor without being told.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 REPLY = b"R"
 EVENT = b"E"
-"""First frame of what a supervisor sends to a client."""
+"""The first frame of a message from the supervisor to a client."""
 
 _encoder = msgspec.msgpack.Encoder()
 _bodies = msgspec.msgpack.Decoder(Body)
@@ -41,7 +41,7 @@ _from_worker = msgspec.msgpack.Decoder(FromWorker)
 
 
 class Connection(msgspec.Struct, kw_only=True):
-    """What `engine/<host>/connection.json` holds while a supervisor is up."""
+    """The content of `engine/<host>/connection.json` while a supervisor runs."""
 
     pid: int
     start_time: float
@@ -57,28 +57,28 @@ def encode(message: Any) -> bytes:
 
 
 def decode(payload: bytes | msgspec.Raw, kind: type[T]) -> T:
-    """Raises msgspec.MsgspecError when the payload is not a `kind`."""
+    """Decode a message. Raises msgspec.MsgspecError when the payload is not a `kind`."""
     decoded: T = msgspec.msgpack.decode(payload, type=kind)
     return decoded
 
 
 def decode_body(payload: bytes | msgspec.Raw) -> Any:
-    """A published body. Raises msgspec.ValidationError for a kind that this version does not know."""
+    """Decode the body of an event. Raises msgspec.ValidationError for an unknown type."""
     return _bodies.decode(payload)
 
 
 def decode_instruction(payload: bytes) -> Instruction | CancelInstruction:
-    """What a supervisor tells a worker."""
+    """Decode a message from the supervisor to a worker. Raises msgspec.MsgspecError."""
     instruction: Instruction | CancelInstruction = _to_worker.decode(payload)
     return instruction
 
 
 def decode_from_worker(payload: bytes) -> Any:
-    """What a worker tells the supervisor: one of `messages.FromWorker`. Raises msgspec.MsgspecError."""
+    """Decode a message from a worker, one of `messages.FromWorker`. Raises msgspec.MsgspecError."""
     return _from_worker.decode(payload)
 
 
-def raw(message: Message) -> msgspec.Raw:
+def encode_raw(message: Message) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(message))
 
 
@@ -91,7 +91,8 @@ def workers_address(home: Home) -> str:
 
 
 def make_socket_directory(home: Home) -> Path:
-    """The socket directory, made owner-only. Raises ProblemError when somebody else owns it or can write to it."""
+    """Make the sockets' directory, accessible only to its owner. Raises ProblemError when another user owns it or can
+    write to it."""
     folder = home.sockets
     for part in (folder.parent, folder):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,6 +100,7 @@ def make_socket_directory(home: Home) -> Path:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise ProblemError(
                 Problem(
+                    code="engine.socket_not_private",
                     title=f"The socket directory {part} is not private",
                     cause=f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}; it must be yours alone (700)",
                     hint=f"chmod 700 {part}, or set XDG_RUNTIME_DIR to a directory of your own",
@@ -108,7 +110,7 @@ def make_socket_directory(home: Home) -> Path:
 
 
 def read_connection(home: Home) -> Connection | None:
-    """The connection file, or None when there is none or it cannot be read as one."""
+    """Read the connection file; None when it is missing or damaged."""
     try:
         return msgspec.json.decode(home.connection.read_bytes(), type=Connection)
     except (OSError, msgspec.MsgspecError):
@@ -120,13 +122,13 @@ def write_connection(home: Home, connection: Connection) -> None:
 
 
 def start_time(pid: int) -> float:
-    """When the process started, seconds since the epoch. Raises psutil.Error when there is none."""
+    """The start time of a process, in seconds since the epoch. Raises psutil.Error when there is no such process."""
     started: float = psutil.Process(pid).create_time()
     return started
 
 
-def process_alive(pid: int, start_time: float) -> bool:
-    """Whether that very process still runs: pid and start time agree, and it is not a zombie."""
+def is_alive(pid: int, start_time: float) -> bool:
+    """Whether the process with this pid and start time still runs. A zombie does not."""
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - start_time) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
@@ -135,7 +137,7 @@ def process_alive(pid: int, start_time: float) -> bool:
 
 
 def protocol_mismatch(theirs: int) -> Problem:
-    """Says which side to restart."""
+    """The problem of peers with different versions. It says which one is older, and how to restart it."""
     older, newer = ("engine", "cockpit") if theirs < PROTOCOL else ("cockpit", "engine")
     mend = (
         "cockpit engine stop, then cockpit engine start; running jobs go on and are adopted"
@@ -143,7 +145,8 @@ def protocol_mismatch(theirs: int) -> Problem:
         else "leave this cockpit and start it again from the installation that the engine was started from"
     )
     return Problem(
+        code="engine.protocol_mismatch",
         title="The cockpit and the engine speak different protocols",
         cause=f"the engine speaks version {theirs}, this cockpit version {PROTOCOL}: the {older} is older than the {newer}",
-        hint=f"restart the {older}: {mend}",
+        hint=f"Restart whichever is older, here the {older}: {mend}",
     )

@@ -1,7 +1,7 @@
-"""A worker's line to the supervisor. Losing it costs the worker nothing: the journal is the truth, this is the bell.
+"""A worker's connection to the supervisor. Losing it harms no worker: what matters is in its journal.
 
-One background thread owns the socket. The working thread only appends to a deque and reads one; nothing it calls here
-blocks. The supervisor may come and go: the socket reconnects, and the thread introduces itself again.
+One background thread owns the socket. The working thread only appends to a queue and reads another; none of its calls
+blocks. When the supervisor is replaced, the socket reconnects, and the thread introduces the worker again.
 """
 
 from __future__ import annotations
@@ -32,16 +32,18 @@ from engine.protocol.messages import (
 )
 
 HEARTBEAT = 1.0
-"""Seconds between signs of life."""
+"""Seconds between heartbeats."""
 OUTBOX = 100_000
-"""Messages kept while no supervisor listens; the oldest go first (metrics are in the journal anyway)."""
+"""The most messages that are kept while no supervisor listens. The oldest are dropped first; metrics are in the journal
+anyway."""
 
 
 class Link:
-    """`instructions()` gives what the supervisor asks, in order; `answer` replies to one.
+    """`take_instructions` returns the supervisor's instructions in order; `answer` replies to one.
 
-    `memory` is called from the background thread before each heartbeat and fills in the memory figures of a `Rank`.
-    `die_with_parent`: a rank under a torchrun agent ends itself when the agent is gone, so that no orphan keeps a device.
+    `memory` is called from the background thread before each heartbeat, and sets the memory figures of a `Rank`.
+    `on_cancel` gets the id of a cancelled request; `on_instruction` is called after an instruction has come. With
+    `die_with_parent`, a rank under torchrun ends itself when its parent has ended, so that no orphan holds a device.
     """
 
     def __init__(
@@ -57,8 +59,8 @@ class Link:
         die_with_parent: bool = False,
     ) -> None:
         self.job, self.attempt, self.rank = job, attempt, rank
-        self.arrived = threading.Event()
-        """Set while instructions wait; a worker that is paused sleeps on it."""
+        self.instructions_arrived = threading.Event()
+        """Set while instructions wait. A paused worker waits for it."""
         self._address = address
         self._state = Rank(rank=rank, pid=os.getpid(), phase="starting", time=time.time())
         self._memory, self._on_cancel, self._on_instruction = memory, on_cancel, on_instruction
@@ -74,8 +76,9 @@ class Link:
 
     # ── called by the working thread ──────────────────────────────────────────────────────────────────────────────
 
-    def alive(self, *, phase: str | None = None, step: int | None = None) -> None:
-        """Note progress: costs two attribute writes; the thread sends it with the next heartbeat."""
+    def report_progress(self, *, phase: str | None = None, step: int | None = None) -> None:
+        """Note progress, which the thread sends with the next heartbeat; a new phase is sent at once. Cheap enough for
+        every step."""
         if phase is not None and phase != self._state.phase:
             self._state.phase = phase
             self._state.time = time.time()
@@ -84,17 +87,17 @@ class Link:
             self._state.step = step
         self._state.time = time.time()
 
-    def waiting(self, begins: bool) -> None:
-        """Note that this rank begins or ends to wait for the others."""
+    def set_waiting(self, begins: bool) -> None:
+        """Note that this rank starts (`begins`) or stops waiting for the others."""
         self._state.waiting = begins
 
-    def written(self, size: int) -> None:
-        """Ring: the journal is `size` bytes long."""
+    def announce_journal(self, size: int) -> None:
+        """Tell the supervisor that the journal is `size` bytes long."""
         self._send(Written(job=self.job, size=size))
 
-    def instructions(self) -> list[Instruction]:
-        """All that have come since the last call, in order."""
-        self.arrived.clear()
+    def take_instructions(self) -> list[Instruction]:
+        """The instructions that have come since the last call, in order."""
+        self.instructions_arrived.clear()
         taken = []
         while self._inbox:
             taken.append(self._inbox.popleft())
@@ -105,25 +108,28 @@ class Link:
     ) -> None:
         self._send(Answered(id=instruction.id, step=step, result=result, problem=problem))
 
-    def say(self, request: str, kind: str, **data: object) -> None:
-        """A service's word while it answers `request`."""
+    def send_event(self, request: str, kind: str, **data: object) -> None:
+        """Send an event of a service while it answers `request`."""
         self._send(Said(request=request, kind=kind, data=data))
 
-    def status(
+    def send_status(
         self,
         state: str,
         *,
         target: str = "",
         device: str = "",
         detail: str = "",
+        address: str = "",
         figures: dict[str, float] | None = None,
     ) -> None:
-        """A service's new state."""
-        self._status = Status(state=state, target=target, device=device, detail=detail, figures=figures or {})
+        """Send a service's new state."""
+        self._status = Status(
+            state=state, target=target, device=device, detail=detail, address=address, figures=figures or {}
+        )
         self._send(self._status)
 
     def close(self, seconds: float = 2.0) -> None:
-        """Send what is left, for at most `seconds`, and end the thread."""
+        """Send the remaining messages, for at most `seconds`, and end the thread."""
         self._closing.set()
         self._wake()
         self._thread.join(seconds)
@@ -138,12 +144,12 @@ class Link:
         try:
             os.write(self._wake_write, b"!")
         except BlockingIOError:
-            pass  # the pipe is full of earlier wake-ups: the thread is awake already
+            pass  # the pipe is full of earlier wake-ups, so the thread is awake
 
     def _serve(self) -> None:
         context = zmq.Context()
         socket = context.socket(zmq.DEALER)
-        socket.immediate = 1  # queue nothing for a supervisor that is not there: what it missed is in the journal
+        socket.immediate = 1  # queue nothing while no supervisor is connected: it reads the journal
         socket.sndhwm = 100_000
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         socket.connect(self._address)
@@ -174,7 +180,8 @@ class Link:
         context.destroy(linger=1000)
 
     def _introduce(self) -> None:
-        """First on every connection: who we are, and how a service stands (the last status may have gone to a supervisor that died)."""
+        """The first messages of every connection: who the worker is, and a service's state, whose last message may have
+        gone to a supervisor that died."""
         if self._status:
             self._outbox.appendleft(self._status)
         started = psutil.Process().create_time()
@@ -206,6 +213,6 @@ class Link:
                 self._on_cancel(message.request)
             return
         self._inbox.append(message)
-        self.arrived.set()
+        self.instructions_arrived.set()
         if self._on_instruction:
             self._on_instruction()

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible HTTP interface over a scheduler, as an ASGI application. It waits for the device by awaiting alone."""
+"""The OpenAI-compatible HTTP interface of a scheduler, as an ASGI application. It never blocks on the device."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from engine.serving import metrics
-from engine.serving.metrics import Book
-from engine.serving.request_builder import Served
-from engine.serving.request_schemas import ChatAsked, RequestError, TextAsked, read
-from engine.serving.response_schemas import BROKEN_OFF, Shape, broken_off, prompt_tokens, usage
-from engine.serving.scheduler import Refused, Scheduler
-from engine.serving.streams import Gone, News, Post, Replying
+from engine.serving.jobs import Rejection
+from engine.serving.metrics import ServerMetrics
+from engine.serving.request_builder import RequestBuilder
+from engine.serving.request_schemas import ChatRequest, RequestError, TextRequest, parse_body
+from engine.serving.response_schemas import FAILURES, ResponseWriter, find_failure, prompt_tokens, usage
+from engine.serving.scheduler import Scheduler
+from engine.serving.streams import ChoiceUpdate, ClientGone, EventRouter, ReplyStream
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 UPLOAD = 30.0
-"""Seconds that a body may take to come."""
+"""Seconds within which a request's body must arrive."""
 UNREAD = 60.0
-"""Seconds that a client may leave a full buffer unread."""
+"""Seconds within which a client must read from a full buffer."""
 GONE = 499
-"""nginx's status for clients that have hung up; nobody is there to read it."""
+"""nginx's status for clients that have disconnected; it is only counted."""
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 Scope = MutableMapping[str, Any]
@@ -41,23 +42,24 @@ Send = Callable[[Scope], Awaitable[None]]
 
 @dataclass
 class Outcome:
-    """How a request went: its HTTP status and a word for it."""
+    """The outcome of a request: its HTTP status and a word for it."""
 
     status: int = 200
     word: str = "served"
 
 
 @dataclass
-class Server:
-    """What the application works with. `key`: what clients must show; empty: nothing, and then only this machine's own names are
-    answered. `most_bytes`: of a body."""
+class CompletionServer:
+    """The HTTP handlers, and what they work with."""
 
-    served: Served
+    builder: RequestBuilder
     scheduler: Scheduler
-    post: Post
-    book: Book
+    router: EventRouter
+    counters: ServerMetrics
     key: str = ""
+    """The key that clients must send; empty: none, and only requests to this machine's own names are answered."""
     most_bytes: int = 1 << 20
+    """Largest body of a request."""
 
     def application(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         routes = [
@@ -69,79 +71,81 @@ class Server:
             Route("/metrics", self.metrics),
         ]
         handlers: Any = {
-            RequestError: self.refuse,
-            HTTPException: self.refuse_route,
-            ClientDisconnect: self.gone,
-            Exception: self.blunder,
+            RequestError: self.handle_request_error,
+            HTTPException: self.handle_route_error,
+            ClientDisconnect: self.handle_disconnect,
+            Exception: self.handle_failure,
         }
         inner = Starlette(routes=routes, exception_handlers=handlers)
 
-        async def door(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "http" and (refusal := self._turned_away(Request(scope))):
-                await self._refusal(Request(scope), refusal)(scope, receive, send)
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and (refusal := self._find_refusal(Request(scope))):
+                await self._refuse(Request(scope), refusal)(scope, receive, send)
             else:
                 await inner(scope, receive, send)
 
-        return door
+        return guarded
 
     # ── what is served ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def health(self, request: Request) -> Response:
-        """200 while replies can be made."""
-        well = self.scheduler.alive
-        return JSONResponse({"status": "ok" if well else "the model's thread has ended"}, 200 if well else 503)
+        """200 while replies can be generated."""
+        alive = self.scheduler.alive
+        return JSONResponse({"status": "ok" if alive else "the model's thread has ended"}, 200 if alive else 503)
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self.book.prometheus(), media_type="text/plain; version=0.0.4")
+        return Response(self.counters.prometheus(), media_type="text/plain; version=0.0.4")
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        return JSONResponse({"object": "list", "data": [self._describe_model()]})
 
     async def model(self, request: Request) -> Response:
-        self.served.check_name(request.path_params["name"])
-        return JSONResponse(self._model())
+        self.builder.check_name(request.path_params["name"])
+        return JSONResponse(self._describe_model())
 
-    def _model(self) -> dict[str, Any]:
-        served = self.served
-        told = {"id": served.names[0], "object": "model", "created": served.created, "owned_by": "cockpit"}
-        return told | {"max_model_len": served.context}
+    def _describe_model(self) -> dict[str, Any]:
+        builder = self.builder
+        model = {"id": builder.names[0], "object": "model", "created": builder.created, "owned_by": "cockpit"}
+        return model | {"max_model_len": builder.context}
 
     async def complete(self, request: Request) -> Response:
-        """Both kinds of completions."""
+        """Answer a chat or text completion."""
         chat = request.url.path == CHAT
-        asked = read(await _body(request, self.most_bytes), ChatAsked if chat else TextAsked)
-        jobs = await asyncio.to_thread(self.served.chat if chat else self.served.text, asked)
-        shape = Shape(chat, self.served.names[0])
-        replying = self.post.expect(jobs)
+        completion = parse_body(await _read_body(request, self.most_bytes), ChatRequest if chat else TextRequest)
+        jobs = await asyncio.to_thread(self.builder.chat if chat else self.builder.text, completion)
+        writer = ResponseWriter(chat, self.builder.names[0])
+        stream = self.router.expect(jobs)
         try:
             self.scheduler.submit(jobs)
-        except Refused as refused:
-            self.post.forget(jobs)
-            if refused.full:
-                raise RequestError(429, f"{refused}: {self.scheduler.queue} wait already", code="queue_full")
-            raise BROKEN_OFF["closing"]
-        if asked.stream:
-            return Events(self, replying, shape, bool(asked.stream_options and asked.stream_options.include_usage))
-        choices = [News(index) for index in range(len(jobs))]
-        async with self.held(request, replying) as outcome:
-            while replying.open:
-                for news in await replying.next():
-                    choices[news.index].add(news)
-            if error := broken_off(choices):
+        except Rejection as rejection:
+            self.router.forget(jobs)
+            if rejection.full:
+                raise RequestError(429, f"{rejection}: {self.scheduler.queue} requests are waiting", code="queue_full")
+            raise FAILURES["closing"]
+        if completion.stream:
+            return EventStream(
+                self, stream, writer, bool(completion.stream_options and completion.stream_options.include_usage)
+            )
+        choices = [ChoiceUpdate(index) for index in range(len(jobs))]
+        async with self.track(request, stream) as outcome:
+            while stream.open:
+                for update in await stream.next():
+                    choices[update.index].add(update)
+            if error := find_failure(choices):
                 outcome.status, outcome.word = error.status, error.code or error.message
                 return JSONResponse(error.body(), error.status)
-        return Response(status_code=GONE) if outcome.status == GONE else JSONResponse(shape.whole(choices, jobs))
+        return Response(status_code=GONE) if outcome.status == GONE else JSONResponse(writer.whole(choices, jobs))
 
     @asynccontextmanager
-    async def held(self, request: Request, replying: Replying) -> AsyncIterator[Outcome]:
-        """Within, the client is watched; after it, whatever happened, nothing of the request is left on the device, and it is noted. A
-        client that is gone ends it, with the status 499."""
-        began, jobs, outcome = time.time(), replying.jobs, Outcome()
-        gone = asyncio.ensure_future(_disconnected(request))
-        gone.add_done_callback(lambda _: replying.hang_up())
+    async def track(self, request: Request, stream: ReplyStream) -> AsyncIterator[Outcome]:
+        """Watch a request: if the client disconnects, the outcome has the status 499. At the end the jobs are cancelled
+        and the request is recorded, whatever happened."""
+        began, jobs, outcome = time.time(), stream.jobs, Outcome()
+        gone = asyncio.ensure_future(_wait_for_disconnect(request))
+        gone.add_done_callback(lambda _: stream.hang_up())
         try:
             yield outcome
-        except Gone:
+        except ClientGone:
             outcome.status, outcome.word = GONE, "gone"
         except BaseException as error:
             outcome.status, outcome.word = 500, repr(error)
@@ -150,11 +154,11 @@ class Server:
             gone.cancel()
             for job in jobs:
                 self.scheduler.cancel(job)
-            self.post.forget(jobs)
+            self.router.forget(jobs)
             accepted = min(job.accepted for job in jobs)
             first = min((job.first for job in jobs if job.first), default=accepted)
-            self.book.note(
-                metrics.Request(
+            self.counters.record(
+                metrics.RequestRecord(
                     time=began,
                     path=request.url.path,
                     status=outcome.status,
@@ -168,9 +172,9 @@ class Server:
 
     # ── refusals ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _turned_away(self, request: Request) -> RequestError | None:
-        """Who must not come in. Without a key, a page in somebody's browser could reach the server on its machine: under another name for
-        it, or from elsewhere."""
+    def _find_refusal(self, request: Request) -> RequestError | None:
+        """The error for a request without access. Without a key, a web page in a browser on this machine could
+        otherwise reach the server, under another host name or from another origin."""
         if self.key:
             given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
             if request.url.path != "/health" and not hmac.compare_digest(given, self.key.encode()):
@@ -178,92 +182,93 @@ class Server:
             return None
         host = request.headers.get("host", "")
         if host and host not in LOCAL and host.rpartition(":")[0] not in LOCAL:
-            return RequestError(403, f"without a key this server answers as localhost alone, not as {host!r}")
+            return RequestError(403, f"without a key this server answers only as localhost, not as {host!r}")
         if "origin" in request.headers:
-            return RequestError(403, "without a key this server answers no web pages")
+            return RequestError(403, "without a key this server does not answer web pages")
         return None
 
-    def _refusal(self, request: Request, error: RequestError) -> Response:
-        # Paths that nobody serves are one: what clients make up must not grow what is counted.
+    def _refuse(self, request: Request, error: RequestError) -> Response:
+        # Unknown paths count as one, so that clients cannot grow the number of counters.
         path = request.url.path if request.url.path in (CHAT, TEXT) else "/"
-        self.book.note(metrics.Request(time.time(), path, error.status, error.code or error.message))
+        self.counters.record(metrics.RequestRecord(time.time(), path, error.status, error.code or error.message))
         headers = {"retry-after": "1"} if error.status in (429, 503) else {}
         if error.status in (408, 413):
             headers["connection"] = "close"  # the rest of the body is not read
         return JSONResponse(error.body(), error.status, headers)
 
-    async def refuse(self, request: Request, error: Any) -> Response:
-        return self._refusal(request, error)
+    async def handle_request_error(self, request: Request, error: Any) -> Response:
+        return self._refuse(request, error)
 
-    async def refuse_route(self, request: Request, error: Any) -> Response:
-        told = RequestError(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}")
-        return self._refusal(request, told)
+    async def handle_route_error(self, request: Request, error: Any) -> Response:
+        message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        return self._refuse(request, RequestError(error.status_code, message))
 
-    async def gone(self, request: Request, error: Exception) -> Response:
+    async def handle_disconnect(self, request: Request, error: Exception) -> Response:
         return Response(status_code=GONE)
 
-    async def blunder(self, request: Request, error: Exception) -> Response:
-        return self._refusal(request, RequestError(500, f"the server made a mistake: {error!r}"))
+    async def handle_failure(self, request: Request, error: Exception) -> Response:
+        return self._refuse(request, RequestError(500, f"the server failed: {error!r}"))
 
 
-class Events(Response):
-    """A reply as server-sent events. It begins with the first news, so that what fails before has an HTTP status of its own."""
+class EventStream(Response):
+    """A reply as server-sent events. It begins with the first update, so that an earlier failure has an HTTP status of
+    its own."""
 
-    def __init__(self, server: Server, replying: Replying, shape: Shape, with_usage: bool) -> None:
+    def __init__(self, server: CompletionServer, stream: ReplyStream, writer: ResponseWriter, with_usage: bool) -> None:
         super().__init__(
             media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
         )
         del self.headers["content-length"]
-        self.server, self.replying, self.shape, self.with_usage = server, replying, shape, with_usage
+        self.server, self.stream, self.writer, self.with_usage = server, stream, writer, with_usage
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        shape, replying = self.shape, self.replying
-        async with self.server.held(Request(scope, receive), replying) as outcome:
+        writer, stream = self.writer, self.stream
+        async with self.server.track(Request(scope, receive), stream) as outcome:
             begun = False
-            while replying.open:
-                news = await replying.next()
-                error = broken_off(news)
+            while stream.open:
+                updates = await stream.next()
+                error = find_failure(updates)
                 if error:
                     outcome.status, outcome.word = error.status, error.code or error.message
                 if not begun:
                     if error:
                         await JSONResponse(error.body(), error.status)(scope, receive, send)
                         return
-                    await _sent(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    opening = [piece for index in range(len(replying.jobs)) for piece in shape.opening(index)]
+                    await _send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    opening = [piece for index in range(len(stream.jobs)) for piece in writer.opening(index)]
                     begun = True
                 else:
                     opening = []
-                pieces = opening + [piece for each in news for piece in shape.pieces(each)]
-                lines = [_event(shape.chunk([piece], None, self.with_usage)) for piece in pieces]
+                pieces = opening + [piece for each in updates for piece in writer.pieces(each)]
+                lines = [_event(writer.chunk([piece], None, self.with_usage)) for piece in pieces]
                 if error:
                     lines = [_event(error.body())]
-                await _sent(send, {"type": "http.response.body", "body": b"".join(lines), "more_body": True})
+                await _send(send, {"type": "http.response.body", "body": b"".join(lines), "more_body": True})
                 if error:
                     break
             else:
-                last = [_event(shape.chunk([], usage(replying.jobs), True))] if self.with_usage else []
+                last = [_event(writer.chunk([], usage(stream.jobs), True))] if self.with_usage else []
                 body = b"".join([*last, b"data: [DONE]\n\n"])
-                await _sent(send, {"type": "http.response.body", "body": body, "more_body": True})
-            await _sent(send, {"type": "http.response.body", "body": b"", "more_body": False})
+                await _send(send, {"type": "http.response.body", "body": body, "more_body": True})
+            await _send(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _event(document: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(document) + b"\n\n"
 
 
-async def _sent(send: Send, message: Scope) -> None:
-    """Raises Gone when the client leaves it unread."""
+async def _send(send: Send, message: Scope) -> None:
+    """Send a message. Raises ClientGone when the client does not read it."""
     try:
         async with asyncio.timeout(UNREAD):
             await send(message)
     except TimeoutError:
-        raise Gone
+        raise ClientGone
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """Raises RequestError for one that is too large or too slow, ClientDisconnect."""
-    too_large = RequestError(413, f"a body of more than {most} bytes is not taken", code="body_too_large")
+async def _read_body(request: Request, most: int) -> bytes:
+    """The body of a request. Raises RequestError for one that is too large or too slow, and ClientDisconnect."""
+    too_large = RequestError(413, f"the body is larger than {most} bytes", code="body_too_large")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
         raise too_large
@@ -275,10 +280,10 @@ async def _body(request: Request, most: int) -> bytes:
                 if len(body) > most:
                     raise too_large
     except TimeoutError:
-        raise RequestError(408, f"the body did not come within {UPLOAD:g} s", code="timeout")
+        raise RequestError(408, f"the body did not arrive within {UPLOAD:g} s", code="timeout")
     return bytes(body)
 
 
-async def _disconnected(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""What a server says of itself: to the app once a second, to Prometheus when it asks, to whoever follows its requests."""
+"""A server's metrics: for the app once a second, for Prometheus on request, for those who follow its requests."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import psutil
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from engine.serving.scheduler import Figures
+from engine.serving.jobs import Figures
 
 PREFIX = "cockpit_serve"
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 KEPT = 100
-"""Requests kept for whoever follows them."""
+"""Recent requests that are kept."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """One that has been answered; `word` says how. Times are seconds; `first` is until the first token, 0 without one."""
+class RequestRecord:
+    """An answered request; `word` describes the outcome. Times are in seconds; `first` is until the first token, 0
+    without one."""
 
     time: float
     path: str
@@ -34,14 +35,14 @@ class Request:
     first: float = 0.0
 
 
-class Book:
-    """Everything that is counted. `note` is for the loop's thread, `now` for one other."""
+class ServerMetrics:
+    """Counts requests. `record` is for the event loop's thread, `snapshot` for one other."""
 
     def __init__(self, figures: Callable[[], Figures]) -> None:
         self._figures = figures
         self.requests: Counter[tuple[str, int]] = Counter()
-        """(path, status) -> answers."""
-        self.recent: deque[Request] = deque(maxlen=KEPT)
+        """(path, status) -> number of answers."""
+        self.recent: deque[RequestRecord] = deque(maxlen=KEPT)
         self.total = 0
         self._before = (time.monotonic(), 0)
         self._registry = CollectorRegistry()
@@ -52,7 +53,7 @@ class Book:
     def _histogram(self, name: str, about: str) -> Histogram:
         return Histogram(name, about, namespace=PREFIX, registry=self._registry, buckets=SECONDS)
 
-    def note(self, request: Request) -> None:
+    def record(self, request: RequestRecord) -> None:
         self.requests[request.path, request.status] += 1
         self.recent.append(request)
         self.total += 1
@@ -61,10 +62,10 @@ class Book:
         if request.tokens:
             self._whole.observe(request.seconds)
 
-    def now(self) -> dict[str, Any]:
-        """For the app. `tokens_per_second` is over the time since the last call."""
+    def snapshot(self) -> dict[str, Any]:
+        """The figures for the app. `tokens_per_second` is over the time since the last call."""
         figures, moment = self._figures(), time.monotonic()
-        answers = self.requests.copy()  # the loop's thread goes on counting
+        answers = self.requests.copy()  # the loop's thread continues to count
         then, tokens = self._before
         self._before = (moment, figures.tokens)
         return {
@@ -77,11 +78,11 @@ class Book:
         }
 
     def prometheus(self) -> bytes:
-        """The text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus' registry asks for."""
+        """The metrics of Prometheus' registry, which calls this."""
         figures = self._figures()
         answers = CounterMetricFamily(f"{PREFIX}_requests", "answers by path and status", labels=("path", "status"))
         for (path, status), count in sorted(self.requests.items()):

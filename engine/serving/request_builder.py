@@ -1,4 +1,4 @@
-"""From what a client asks to jobs: prompt, sampling, schema. Works on any thread but the device's."""
+"""From a client's request to jobs: prompt, sampling, schema. Works on any thread but the device's."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from engine.inference.request import task_named
-from engine.inference.sampling import sampling_of
-from engine.serving.request_schemas import Asked, ChatAsked, RequestError, TextAsked
-from engine.serving.scheduler import Job
+from engine.inference.sampling import make_sampling
+from engine.serving.jobs import Job
+from engine.serving.request_schemas import ChatRequest, CompletionRequest, RequestError, TextRequest
+from engine.tasks.task import load_task
 
 MOST_CHOICES = 16
 
 
 @dataclass
-class Served:
-    """A loaded model and how its replies are made where a client does not say. `task`: what a bare text is wrapped in; `constrained`:
-    every reply fits the task's schema unless the client has one of its own."""
+class RequestBuilder:
+    """Builds jobs for a loaded model, with defaults for what a client leaves open."""
 
     loaded: Any
     names: tuple[str, ...]
-    """What clients may call it; the first is its own."""
+    """The names that clients may use; the first is the model's own."""
     context: int
     defaults: dict[str, Any]
     longest: int
-    """Tokens of a reply whose length the client leaves open."""
+    """Longest reply in tokens, where the client leaves it open."""
     seconds: float
-    """That a request may take."""
+    """Longest time of a request."""
     task: str | None = None
+    """The task whose prompt is put around a bare text."""
     constrained: bool = False
+    """Whether every reply fits the task's schema, unless the client gives its own."""
     created: int = field(default_factory=lambda: int(time.time()))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        # The device's thread decodes with the other tokenizer: one is not to be used by two.
+        # The device's thread decodes with the other tokenizer: one tokenizer is not safe in two threads.
         self._own = copy.copy(self.loaded)
         self._own.tokenizer = copy.deepcopy(self.loaded.tokenizer)
-        self._task = task_named(self.task) if self.task else None
+        self._task = load_task(self.task) if self.task else None
 
     def check_name(self, name: str) -> None:
         """Raises RequestError for a model that is not served here."""
@@ -53,63 +54,65 @@ class Served:
                 code="model_not_found",
             )
 
-    def chat(self, asked: ChatAsked) -> list[Job]:
-        """Raises RequestError."""
-        self.check_name(asked.model)
+    def chat(self, request: ChatRequest) -> list[Job]:
+        """The jobs of a chat completion. Raises RequestError."""
+        self.check_name(request.model)
         if not self.loaded.templated:
             raise RequestError(
                 400,
                 f"{self.names[0]} has no chat template: it continues texts, at /v1/completions",
                 code="no_chat_template",
             )
-        messages = self._wrapped(asked.conversation())
-        if asked.max_tokens is None:
-            asked.max_tokens = asked.max_completion_tokens
-        return self._jobs(asked, [self._render(messages, asked)])
+        messages = self._wrap(request.conversation())
+        if request.max_tokens is None:
+            request.max_tokens = request.max_completion_tokens
+        return self._make_jobs(request, [self._render(messages, request)])
 
-    def text(self, asked: TextAsked) -> list[Job]:
-        """Raises RequestError."""
-        self.check_name(asked.model)
-        if asked.max_tokens is None:
-            asked.max_tokens = 16  # as OpenAI's
-        return self._jobs(asked, [self._encoded(prompt) for prompt in asked.prompts()])
+    def text(self, request: TextRequest) -> list[Job]:
+        """The jobs of a text completion. Raises RequestError."""
+        self.check_name(request.model)
+        if request.max_tokens is None:
+            request.max_tokens = 16  # OpenAI's default
+        return self._make_jobs(request, [self._encode(prompt) for prompt in request.prompts()])
 
-    def _wrapped(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """With a task, its prompt around a user's last text; a conversation that begins with a system message is left as it is."""
+    def _wrap(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """With a task, put its prompt around the user's last text; a conversation that begins with a system message is
+        unchanged."""
         last = messages[-1]
         if self._task is None or messages[0]["role"] == "system" or last["role"] != "user":
             return messages
-        wrapped: list[dict[str, Any]] = self._task.messages(last["content"])
-        return wrapped
+        return [*self._task.messages(last["content"])]
 
-    def _render(self, messages: list[dict[str, Any]], asked: ChatAsked) -> list[int]:
+    def _render(self, messages: list[dict[str, Any]], request: ChatRequest) -> list[int]:
         """Raises RequestError."""
         try:
             with self._lock:
-                if asked.tools and asked.tool_choice != "none":
-                    return self._with_tools(messages, asked)
+                if request.tools and request.tool_choice != "none":
+                    return self._render_with_tools(messages, request)
                 ids: list[int] = self._own.prompt(messages)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise RequestError(400, str(error), param="messages")
         return ids
 
-    def _with_tools(self, messages: list[dict[str, Any]], asked: ChatAsked) -> list[int]:
-        """For templates that take them; what the model says of them stays text. Raises RequestError."""
+    def _render_with_tools(self, messages: list[dict[str, Any]], request: ChatRequest) -> list[int]:
+        """Render the tools, for a template that takes them; the model's calls stay text. Raises RequestError."""
         if "tools" not in self._own.tokenizer.chat_template:
             raise RequestError(400, f"the chat template of {self.names[0]} takes no tools", param="tools")
-        if asked.tool_choice not in (None, "auto"):
+        if request.tool_choice not in (None, "auto"):
             raise RequestError(400, "tool_choice is served as auto or none", param="tool_choice")
         ids: list[int] = self._own.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False, tools=asked.tools
+            messages, add_generation_prompt=True, return_dict=False, tools=request.tools
         )
         return ids
 
-    def _encoded(self, prompt: str | list[int]) -> list[int]:
+    def _encode(self, prompt: str | list[int]) -> list[int]:
         """Raises RequestError."""
         if isinstance(prompt, list):
             size = len(self._own.tokenizer)
             if not all(isinstance(token, int) and 0 <= token < size for token in prompt):
-                raise RequestError(400, f"prompt holds what is no token of the vocabulary of {size}", param="prompt")
+                raise RequestError(
+                    400, f"prompt has a number that is no token id: they are from 0 to {size - 1}", param="prompt"
+                )
             return prompt
         with self._lock:
             ids: list[int] = self._own.prompt(prompt)
@@ -117,26 +120,28 @@ class Served:
             raise RequestError(400, "prompt is empty", param="prompt")
         return ids
 
-    def _jobs(self, asked: Asked, prompts: list[list[int]]) -> list[Job]:
-        """Each prompt `n` times, a seed of its own for each choice. Raises RequestError."""
-        count = 1 if asked.n is None else asked.n
+    def _make_jobs(self, request: CompletionRequest, prompts: list[list[int]]) -> list[Job]:
+        """`n` jobs for each prompt, each with its own seed. Raises RequestError."""
+        count = 1 if request.n is None else request.n
         if not 1 <= count * len(prompts) <= MOST_CHOICES:
             raise RequestError(
-                400, f"n times prompts is from 1 to {MOST_CHOICES}, not {count * len(prompts)}", param="n"
+                400,
+                f"n times the number of prompts must be from 1 to {MOST_CHOICES}, not {count * len(prompts)}",
+                param="n",
             )
         if longest := next((len(prompt) for prompt in prompts if len(prompt) >= self.context), None):
             raise RequestError(
                 400,
-                f"the prompt has {longest} tokens: nothing is left of a context of {self.context}",
-                param="messages" if isinstance(asked, ChatAsked) else "prompt",
+                f"the prompt has {longest} tokens, which leaves no room in a context of {self.context}",
+                param="messages" if isinstance(request, ChatRequest) else "prompt",
                 code="context_length_exceeded",
             )
-        schema = asked.schema()
-        if schema is None and self.constrained and self._task is not None and asked.response_format is None:
-            schema = self._task.SCHEMA
-        said = {name: value for name, value in asked.sampling().items() if value is not None}
+        schema = request.schema()
+        if schema is None and self.constrained and self._task is not None and request.response_format is None:
+            schema = dict(self._task.schema)
+        given = {name: value for name, value in request.sampling().items() if value is not None}
         try:
-            sampling = sampling_of({"max_new_tokens": self.longest} | self.defaults | said | {"schema": schema})
+            sampling = make_sampling({"max_new_tokens": self.longest} | self.defaults | given | {"schema": schema})
         except ValueError as error:
             raise RequestError(400, str(error))
         if len(sampling.stop) > 16 or any(len(stop) > 1000 for stop in sampling.stop):

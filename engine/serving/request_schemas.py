@@ -1,7 +1,8 @@
-"""What clients of the OpenAI API send, and the errors they understand.
+"""The requests of clients of the OpenAI API, and the errors they understand.
 
-Fields follow the API reference of OpenAI's chat completions and completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's. Fields that
-are unknown are ignored, as clients expect; those that would change the reply and cannot be served are refused by name.
+Fields follow the API reference of OpenAI's chat completions and completions; `top_k`, `min_p` and `repetition_penalty`
+are vLLM's. Unknown fields are ignored, as clients expect; those that would change the reply and are not supported are
+refused by name.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ NOT_SERVED = {
     "suffix": "text is not filled in between",
     "best_of": "n is served instead",
 }
-"""Field -> why it is refused when it asks for something."""
+"""Field -> why it is refused unless it is empty."""
 
 
 class RequestError(Exception):
-    """What a client did wrong, or what we cannot do for it, with the HTTP status."""
+    """An error to answer a request with, and its HTTP status."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def body(self) -> dict[str, Any]:
-        """As OpenAI says it."""
+        """In OpenAI's format."""
         kind = (
             "invalid_request_error"
             if self.status < 429
@@ -73,8 +74,8 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
-class Asked(msgspec.Struct, kw_only=True):
-    """What both kinds of completion share."""
+class CompletionRequest(msgspec.Struct, kw_only=True):
+    """The fields that both kinds of completion share."""
 
     model: str = ""
     max_tokens: int | None = None
@@ -98,12 +99,14 @@ class Asked(msgspec.Struct, kw_only=True):
     best_of: int | None = None
 
     def sampling(self) -> dict[str, Any]:
-        """By the names of `Sampling`, what is said; None where nothing is."""
+        """The settings by the names of `Sampling`, None for those that are absent."""
         return {
             "max_new_tokens": self.max_tokens,
             "temperature": self.temperature,
-            "top_p": None if self.top_p is None else max(self.top_p, 1e-6),  # 0 is allowed there: the likeliest alone
-            "top_k": None if self.top_k in (0, -1) else self.top_k,  # vLLM's words for none
+            "top_p": None
+            if self.top_p is None
+            else max(self.top_p, 1e-6),  # 0 is allowed by OpenAI: only the likeliest
+            "top_k": None if self.top_k in (0, -1) else self.top_k,  # vLLM's values for none
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
             "seed": None if self.seed is None else self.seed & ((1 << 63) - 1),
@@ -111,20 +114,22 @@ class Asked(msgspec.Struct, kw_only=True):
         }
 
     def schema(self) -> dict[str, Any] | None:
-        """That the reply must fit. Raises RequestError."""
-        wanted = self.response_format
-        if wanted is None or wanted.type == "text":
+        """The schema that the reply must fit. Raises RequestError."""
+        response_format = self.response_format
+        if response_format is None or response_format.type == "text":
             return None
-        if wanted.type == "json_object":
+        if response_format.type == "json_object":
             return {"type": "object"}
-        if wanted.type != "json_schema":
-            raise RequestError(400, f"response_format.type {wanted.type!r} is not served", param="response_format")
-        if wanted.json_schema is None or wanted.json_schema.schema is None:
+        if response_format.type != "json_schema":
+            raise RequestError(
+                400, f"response_format.type {response_format.type!r} is not served", param="response_format"
+            )
+        if response_format.json_schema is None or response_format.json_schema.schema is None:
             raise RequestError(400, "response_format.json_schema.schema is missing", param="response_format")
-        return wanted.json_schema.schema
+        return response_format.json_schema.schema
 
 
-class ChatAsked(Asked, kw_only=True):
+class ChatRequest(CompletionRequest, kw_only=True):
     messages: list[Message]
     max_completion_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
@@ -134,19 +139,19 @@ class ChatAsked(Asked, kw_only=True):
     audio: Any = None
 
     def conversation(self) -> list[dict[str, Any]]:
-        """As chat templates take it. Raises RequestError."""
+        """The messages in the form that chat templates take. Raises RequestError."""
         if not self.messages:
             raise RequestError(400, "messages is empty", param="messages")
         return [_for_template(message, index) for index, message in enumerate(self.messages)]
 
 
-class TextAsked(Asked, kw_only=True):
+class TextRequest(CompletionRequest, kw_only=True):
     prompt: str | list[str | int | list[int]]
     echo: bool = False
     suffix: str | None = None
 
     def prompts(self) -> list[str | list[int]]:
-        """One or several. Raises RequestError."""
+        """The prompts, as texts or token ids. Raises RequestError."""
         given: list[Any] = self.prompt if isinstance(self.prompt, list) else [self.prompt]
         if given and all(isinstance(each, int) for each in given):
             given = [given]
@@ -157,22 +162,23 @@ class TextAsked(Asked, kw_only=True):
         return given
 
 
-def read(body: bytes, kind: type[ChatAsked] | type[TextAsked]) -> Any:
-    """Raises RequestError for what is no JSON, for fields of another type, and for what is not served."""
+def parse_body(body: bytes, kind: type[ChatRequest] | type[TextRequest]) -> Any:
+    """Raises RequestError for a body that is not JSON, for a field of another type, and for one that is not
+    supported."""
     try:
-        asked = msgspec.json.decode(body, type=kind)
+        request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         _, _, where = str(error).partition(" - at `$")
         raise RequestError(400, str(error), param=where.strip(".`") or None)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(400, f"the body is no JSON: {error}")
     for name, why in NOT_SERVED.items():
-        if getattr(asked, name, None) not in (None, False, 0, 0.0, "", {}, []) and (name, asked.best_of) != (
+        if getattr(request, name, None) not in (None, False, 0, 0.0, "", {}, []) and (name, request.best_of) != (
             "best_of",
             1,
         ):
             raise RequestError(400, f"{name} is not served: {why}", param=name, code="unsupported_parameter")
-    return asked
+    return request
 
 
 def _for_template(message: Message, index: int) -> dict[str, Any]:
@@ -183,18 +189,18 @@ def _for_template(message: Message, index: int) -> dict[str, Any]:
                 400, f"content of type {other!r} is not served: only text", param=f"messages[{index}].content"
             )
         content = "".join(part.text for part in content)
-    told: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
+    turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
     if message.name is not None:
-        told["name"] = message.name
+        turn["name"] = message.name
     if message.tool_call_id is not None:
-        told["tool_call_id"] = message.tool_call_id
+        turn["tool_call_id"] = message.tool_call_id
     if message.tool_calls is not None:
-        told["tool_calls"] = [_call(call) for call in message.tool_calls]
-    return told
+        turn["tool_calls"] = [_call(call) for call in message.tool_calls]
+    return turn
 
 
 def _call(call: dict[str, Any]) -> dict[str, Any]:
-    """Arguments travel as JSON in a string; templates want what it says."""
+    """The call with its arguments, which are JSON in a string, as the object that templates expect."""
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call

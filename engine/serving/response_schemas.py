@@ -1,4 +1,4 @@
-"""The JSON of answers, as OpenAI's API has it: whole, and in chunks."""
+"""The JSON of answers in OpenAI's format: complete, and in chunks."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.serving.jobs import Job
 from engine.serving.request_schemas import RequestError
-from engine.serving.scheduler import Job
-from engine.serving.streams import News
+from engine.serving.streams import ChoiceUpdate
 
-BROKEN_OFF = {
+FAILURES = {
     "late": RequestError(504, "the request took longer than this server allows", code="timeout"),
     "closing": RequestError(503, "the server is shutting down", code="shutting_down"),
 }
-"""How a reply ended -> what the client is told instead of the rest."""
+"""Finish of a job -> the error that its client gets."""
 
 
-def broken_off(choices: list[News]) -> RequestError | None:
-    """What is told of the first choice that ended before its end."""
+def find_failure(choices: list[ChoiceUpdate]) -> RequestError | None:
+    """The error of the first choice that did not end normally."""
     for choice in choices:
         if choice.ended and choice.ended.finish not in ("stop", "length"):
             failed = RequestError(500, f"the model failed: {choice.ended.cause}", code="failed")
-            return BROKEN_OFF.get(choice.ended.finish, failed)
+            return FAILURES.get(choice.ended.finish, failed)
     return None
 
 
 def prompt_tokens(jobs: list[Job]) -> int:
-    """Choices of one prompt share it."""
+    """The tokens of all prompts; choices of one prompt share it."""
     return sum({id(job.prompt): len(job.prompt) for job in jobs}.values())
 
 
 def usage(jobs: list[Job]) -> dict[str, int]:
-    prompt, made = prompt_tokens(jobs), sum(job.tokens for job in jobs)
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    prompt, generated = prompt_tokens(jobs), sum(job.tokens for job in jobs)
+    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 
 
 @dataclass
-class Shape:
-    """Of one request's answer: `chat` or text."""
+class ResponseWriter:
+    """Writes the answer of one request, a completion of `chat` or of text."""
 
     chat: bool
     model: str
@@ -50,9 +50,9 @@ class Shape:
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{self.name}"
         return {"id": name, "object": kind, "created": self.created, "model": self.model}
 
-    def whole(self, choices: list[News], jobs: list[Job]) -> dict[str, Any]:
-        """An answer in one piece, its choices ended."""
-        told = []
+    def whole(self, choices: list[ChoiceUpdate], jobs: list[Job]) -> dict[str, Any]:
+        """The complete answer, after all choices have ended."""
+        written = []
         for choice in choices:
             assert choice.ended is not None
             if self.chat:
@@ -62,29 +62,29 @@ class Shape:
                 content: dict[str, Any] = {"message": message}
             else:
                 content = {"text": choice.text}
-            told.append({"index": choice.index, **content, "logprobs": None, "finish_reason": choice.ended.finish})
+            written.append({"index": choice.index, **content, "logprobs": None, "finish_reason": choice.ended.finish})
         kind = "chat.completion" if self.chat else "text_completion"
-        return self._head(kind) | {"choices": told, "usage": usage(jobs)}
+        return self._head(kind) | {"choices": written, "usage": usage(jobs)}
 
     def chunk(self, choices: list[dict[str, Any]], used: dict[str, int] | None, with_usage: bool) -> dict[str, Any]:
-        told = self._head("chat.completion.chunk" if self.chat else "text_completion") | {"choices": choices}
-        return told | {"usage": used} if with_usage else told
+        chunk = self._head("chat.completion.chunk" if self.chat else "text_completion") | {"choices": choices}
+        return chunk | {"usage": used} if with_usage else chunk
 
     def opening(self, index: int) -> list[dict[str, Any]]:
-        """What a choice begins with."""
+        """The first piece of a choice."""
         return [self._piece(index, {"role": "assistant", "content": ""})] if self.chat else []
 
-    def pieces(self, news: News) -> list[dict[str, Any]]:
-        """What goes into a chunk of it."""
+    def pieces(self, update: ChoiceUpdate) -> list[dict[str, Any]]:
+        """The pieces of an update."""
         delta = {}
-        if news.thinking and self.chat:
-            delta["reasoning_content"] = news.thinking
-        if news.text:
-            delta["content"] = news.text
-        told = [self._piece(news.index, delta)] if delta else []
-        if news.ended:
-            told.append(self._piece(news.index, {}, news.ended.finish))
-        return told
+        if update.thinking and self.chat:
+            delta["reasoning_content"] = update.thinking
+        if update.text:
+            delta["content"] = update.text
+        pieces = [self._piece(update.index, delta)] if delta else []
+        if update.ended:
+            pieces.append(self._piece(update.index, {}, update.ended.finish))
+        return pieces
 
     def _piece(self, index: int, delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
         content: dict[str, Any] = {"delta": delta} if self.chat else {"text": delta.get("content", "")}

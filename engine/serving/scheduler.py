@@ -1,7 +1,8 @@
-"""Which rows are decoded next: one thread owns the device, requests join and leave at any token.
+"""Continuous batching: one thread owns the device, and jobs join and leave its batch at any token.
 
-Each round reads a piece of what waits (a prompt is read in parts, so that a long one holds nobody up for long), then decodes one token
-of every row. A row is told by its own settings and its own generator: no reply hangs on its neighbours, but for the rounding of 16 bits.
+Each round processes a chunk of the waiting prompts, so that a long one delays nobody for long, then decodes one token
+of every row. Each row has its own settings and generator: no reply depends on its neighbours, except for the rounding
+of 16 bits.
 """
 
 from __future__ import annotations
@@ -11,86 +12,32 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from engine.inference import soft_prompt
-from engine.inference.detokenizer import Telling, behind_thinking, stop_tokens
+from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end
 from engine.inference.generate import context_length
-from engine.inference.sampling import Row, Sampling, choose, opened
-from engine.serving.kv_cache import Slots, bytes_of
+from engine.inference.sampling import Row, choose, open_row
+from engine.serving.jobs import Figures, Job, JobEnd, JobEvent, JobText, Rejection
+from engine.serving.kv_cache import SlotCache, count_bytes
 
-READING = 0.1
-"""Seconds that a piece of a prompt may take before the rows in flight have their next token."""
-PIECES = (32, 4096)
-"""Least and most tokens of such a piece."""
-FIRST_PIECE = 128
+PREFILL_SECONDS = 0.1
+"""Longest time of a chunk of a prompt, in seconds, before the active rows get their next token."""
+CHUNK_SIZES = (32, 4096)
+"""Least and greatest number of tokens of a chunk."""
+FIRST_CHUNK = 128
 FAILURES = (RuntimeError, MemoryError, ValueError, IndexError, TypeError, KeyError, AssertionError)
-"""What a model, its template or a grammar may raise: it costs the replies concerned, not the server."""
-
-
-class Refused(Exception):
-    """Not taken in. `full`: the queue is; else the server is about to end."""
-
-    def __init__(self, *, full: bool) -> None:
-        super().__init__("the queue is full" if full else "the server is about to end")
-        self.full = full
-
-
-@dataclass(eq=False)
-class Job:
-    """A reply that somebody waits for, to a prompt that is not empty and leaves room in the context. `deadline` is on the monotonic clock.
-    `grammar` keeps the reply within a schema."""
-
-    prompt: list[int]
-    sampling: Sampling
-    deadline: float
-    grammar: Any = None
-    cancelled: bool = False
-    accepted: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    first: float = 0.0
-    tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a job's next token made certain."""
-
-    text: str
-    thinking: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A job is done. `finish`: `stop`, `length`, `cancelled`, `late` (its deadline), `closing`, or `failed`, and then `cause` says why."""
-
-    finish: str
-    cause: str = ""
-
-
-Told = tuple[Job, Said | Ended]
+"""Exceptions of a model, its template or a grammar, which end the replies concerned, not the server."""
 
 
 @dataclass
-class Figures:
-    """Since the start. Running and waiting are of now."""
-
-    running: int = 0
-    waiting: int = 0
-    ended: dict[str, int] = field(default_factory=dict)
-    """Finish -> jobs."""
-    prompt_tokens: int = 0
-    tokens: int = 0
-
-
-@dataclass
-class _Live:
-    """A row that is being read (`cache`) or decoded (in the slots)."""
+class _ActiveRow:
+    """A row whose prompt is being processed, with its own `cache`, or that is being decoded, in the slots."""
 
     job: Job
     row: Row
-    telling: Telling
+    reply: StreamedReply
     stops: frozenset[int]
     limit: int
     cache: Any = None
@@ -98,73 +45,73 @@ class _Live:
 
 
 class Scheduler:
-    """`run` in a thread of its own; everything else from any thread. `deliver` hears, from that thread, what has come of a round, and
-    must not block."""
+    """`run` is called in its own thread, everything else from any thread. `deliver` is called from that thread with the
+    events of a round; it must not block."""
 
     def __init__(
         self,
         model: Any,
         tokenizer: Any,
         stop_ids: frozenset[int],
-        deliver: Callable[[list[Told]], None],
+        deliver: Callable[[list[JobEvent]], None],
         *,
         slots: int = 16,
         queue: int = 128,
         room: int | None = None,
     ) -> None:
-        """`model` is in eval mode. `slots`: rows decoded together; `queue`: jobs that may wait; `room`: bytes for their cache (None: half of
-        what is free)."""
+        """`model` is in eval mode. `slots`: rows decoded together; `queue`: jobs that may wait; `room`: bytes for the
+        cache (None: half of the free memory)."""
         import torch
 
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids
         self.most, self.queue = slots, queue
         with torch.inference_mode():
-            decoder, _, before = soft_prompt.opened(model)
+            decoder, _, before = soft_prompt.start_cache(model)
         self.context = context_length(decoder) - before
-        """The most tokens that prompt and reply may have together."""
+        """The greatest number of tokens of prompt and reply together."""
         self.figures = Figures()
         self.alive = True
         """False once the thread has ended."""
         self._deliver = deliver
-        self._room = room if room is not None else _free(model.device) // 2
+        self._room = room if room is not None else _free_bytes(model.device) // 2
         self._token_bytes = 0.0
         self._waiting: deque[Job] = deque()
-        self._reading: _Live | None = None
-        self._rows: list[_Live] = []
-        self._slots = Slots()
+        self._reading: _ActiveRow | None = None
+        self._rows: list[_ActiveRow] = []
+        self._slots = SlotCache()
         self._following: Any = None
-        self._told: list[Told] = []
-        self._piece = FIRST_PIECE
+        self._events: list[JobEvent] = []
+        self._chunk = FIRST_CHUNK
         self._wake = threading.Condition()
         self._closing = self._ending = False
 
     # ── from any thread ───────────────────────────────────────────────────────────────────────────────────────────
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Take all of them in, or none. Raises Refused."""
+        """Accept all of the jobs, or none. Raises Rejection."""
         with self._wake:
             if self._closing:
-                raise Refused(full=False)
+                raise Rejection(full=False)
             if len(self._waiting) + len(jobs) > self.queue + max(0, self.most - len(self._rows)):
-                raise Refused(full=True)
+                raise Rejection(full=True)
             self._waiting.extend(jobs)
             self.figures.waiting = len(self._waiting)
             self._wake.notify()
 
     def cancel(self, job: Job) -> None:
-        """Its place is free before the next token."""
+        """End a job before its next token."""
         job.cancelled = True
         with self._wake:
             self._wake.notify()
 
     def drain(self) -> None:
-        """Take nothing more in."""
+        """Accept no more jobs."""
         with self._wake:
             self._closing = True
             self._wake.notify()
 
     def close(self) -> None:
-        """End what is still there, telling it, and the thread."""
+        """End the remaining jobs, and the thread."""
         with self._wake:
             self._closing = self._ending = True
             self._wake.notify()
@@ -176,7 +123,7 @@ class Scheduler:
     # ── the device's thread ───────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> None:
-        """Until `close`."""
+        """Work until `close`."""
         import torch
 
         try:
@@ -191,23 +138,23 @@ class Scheduler:
             with self._wake:
                 self._closing = True
             self._end_all("closing")
-            self._tell()
+            self._deliver_events()
 
     def _round(self) -> None:
-        self._weed()
-        self._read()
+        self._drop_ended()
+        self._prefill()
         if self._rows:
             try:
                 self._decode()
             except FAILURES as error:
                 self._fail([live.job for live in self._rows], error)
-                self._rows, self._slots, self._following = [], Slots(), None
+                self._rows, self._slots, self._following = [], SlotCache(), None
         self.figures.running = len(self._rows) + (self._reading is not None)
         self.figures.waiting = len(self._waiting)
-        self._tell()
+        self._deliver_events()
 
-    def _weed(self) -> None:
-        """Take out who has gone, or has waited too long."""
+    def _drop_ended(self) -> None:
+        """Remove jobs that are cancelled or past their deadline."""
         now = time.monotonic()
         with self._wake:
             for job in [job for job in self._waiting if job.cancelled or job.deadline <= now]:
@@ -220,65 +167,66 @@ class Scheduler:
         gone = [place for place, live in enumerate(self._rows) if live.job.cancelled or live.job.deadline <= now]
         for place in gone:
             self._finish(self._rows[place], "cancelled" if self._rows[place].job.cancelled else "late")
-        self._leave(gone)
+        self._remove(gone)
 
     # ── reading prompts ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _read(self) -> None:
-        """At most `_piece` tokens of prompts; who is read whole has its first token, and a place among the rows."""
-        left = self._piece
+    def _prefill(self) -> None:
+        """Process at most `_chunk` tokens of prompts; a prompt that is complete gets its first token and a place among
+        the rows."""
+        left = self._chunk
         while left > 0:
             job = self._reading.job if self._reading else self._next()
             if job is None:
                 return
             try:
-                self._reading = self._reading or self._opened(job)
-                left -= self._read_piece(self._reading, left)
+                self._reading = self._reading or self._open(job)
+                left -= self._prefill_chunk(self._reading, left)
             except FAILURES as error:
                 self._reading = None
                 self._fail([job], error)
 
     def _next(self) -> Job | None:
-        """Who waits longest, if there is a place and room for it."""
+        """The job that has waited longest, if there is a place and room for it."""
         with self._wake:
-            if not self._waiting or len(self._rows) >= self.most or self._slots.alone:
+            if not self._waiting or len(self._rows) >= self.most or self._slots.exclusive:
                 return None
-            if self._rows and not self._fits(self._waiting[0]):
+            if self._rows and not self._has_room(self._waiting[0]):
                 return None
             return self._waiting.popleft()
 
-    def _fits(self, job: Job) -> bool:
-        """Whether the cache has room when all rows are as long as the longest may become, twice over: it grows by copying."""
+    def _has_room(self, job: Job) -> bool:
+        """Whether the cache has room for all rows at the greatest length of any, twice, since it grows by copying."""
         jobs = [job, *(live.job for live in self._rows)]
         longest = max(min(self.context, len(each.prompt) + each.sampling.max_new_tokens) for each in jobs)
         return 2 * self._token_bytes * longest * (len(self._rows) + 1) <= self._room
 
-    def _opened(self, job: Job) -> _Live:
-        """Begin to read."""
+    def _open(self, job: Job) -> _ActiveRow:
+        """Begin to process a job's prompt."""
         job.started = time.monotonic()
-        model, cache, _ = soft_prompt.opened(self.model)
+        model, cache, _ = soft_prompt.start_cache(self.model)
         assert 0 < len(job.prompt) < self.context
         self._decoder = model
-        return _Live(
+        return _ActiveRow(
             job,
-            opened(
+            open_row(
                 job.sampling,
                 job.prompt,
                 model.device,
                 job.grammar,
-                behind_thinking(self.tokenizer, job.prompt) if job.grammar else (),
+                find_thinking_end(self.tokenizer, job.prompt) if job.grammar else (),
             ),
-            Telling(self.tokenizer, job.prompt, job.sampling.stop),
-            self.stop_ids | stop_tokens(self.tokenizer, job.sampling.stop),
+            StreamedReply(self.tokenizer, job.prompt, job.sampling.stop),
+            self.stop_ids | find_stop_tokens(self.tokenizer, job.sampling.stop),
             min(job.sampling.max_new_tokens, self.context - len(job.prompt)),
             cache,
         )
 
-    def _read_piece(self, live: _Live, most: int) -> int:
-        """Returns how many tokens were read."""
+    def _prefill_chunk(self, live: _ActiveRow, most: int) -> int:
+        """Process up to `most` tokens of a prompt; returns how many."""
         import torch
 
-        # What attends both ways cannot be read in parts.
+        # A prompt with bidirectional attention cannot be processed in chunks.
         end = len(live.job.prompt) if getattr(self._decoder, "reads_both_ways", False) else live.read + most
         piece = live.job.prompt[live.read : end]
         began = time.perf_counter()
@@ -294,15 +242,15 @@ class Scheduler:
             token = int(choose(output.logits[:, -1], [live.row]))
             self._reading = None
             self.figures.prompt_tokens += len(live.job.prompt)
-            self._token_bytes = bytes_of(live.cache) / live.cache.get_seq_length()
+            self._token_bytes = count_bytes(live.cache) / live.cache.get_seq_length()
             if self._take(live, token):
-                self._join(live, token)
-        if len(piece) >= PIECES[0]:
-            fitting = int(len(piece) * READING / (time.perf_counter() - began))
-            self._piece = max(PIECES[0], min(PIECES[1], (self._piece + fitting) // 2))
+                self._add_row(live, token)
+        if len(piece) >= CHUNK_SIZES[0]:
+            fitting = int(len(piece) * PREFILL_SECONDS / (time.perf_counter() - began))
+            self._chunk = max(CHUNK_SIZES[0], min(CHUNK_SIZES[1], (self._chunk + fitting) // 2))
         return len(piece)
 
-    def _join(self, live: _Live, token: int) -> None:
+    def _add_row(self, live: _ActiveRow, token: int) -> None:
         import torch
 
         self._slots.join(live.cache)
@@ -314,7 +262,7 @@ class Scheduler:
     # ── decoding ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _decode(self) -> None:
-        """One token of every row."""
+        """Decode one token of every row."""
         mask, positions = self._slots.step(self._decoder.device)
         output = self._decoder(
             input_ids=self._following[:, None],
@@ -326,26 +274,26 @@ class Scheduler:
         )
         self._following = choose(output.logits[:, -1], [live.row for live in self._rows])
         tokens = self._following.tolist()
-        self._leave([place for place, live in enumerate(self._rows) if not self._take(live, tokens[place])])
+        self._remove([place for place, live in enumerate(self._rows) if not self._take(live, tokens[place])])
 
-    def _take(self, live: _Live, token: int) -> bool:
-        """Tell what this token makes certain. Returns whether the reply goes on."""
+    def _take(self, live: _ActiveRow, token: int) -> bool:
+        """Deliver the text that this token adds. Returns whether the reply goes on."""
         live.job.tokens += 1
         self.figures.tokens += 1
         live.job.first = live.job.first or time.monotonic()
         if token in live.stops:
             self._finish(live, "stop")
             return False
-        told = live.telling.add(token)
-        if told.text or told.thinking:
-            self._told.append((live.job, Said(told.text, told.thinking)))
-        if live.telling.stopped or live.job.tokens >= live.limit:
-            self._finish(live, "stop" if live.telling.stopped else "length")
+        delta = live.reply.add(token)
+        if delta.text or delta.thinking:
+            self._events.append((live.job, JobText(delta.text, delta.thinking)))
+        if live.reply.stopped or live.job.tokens >= live.limit:
+            self._finish(live, "stop" if live.reply.stopped else "length")
             return False
         return True
 
-    def _leave(self, places: list[int]) -> None:
-        """Take rows out; the last ones fill their places."""
+    def _remove(self, places: list[int]) -> None:
+        """Remove rows; the last ones fill their places."""
         if not places:
             return
         places = sorted(places, reverse=True)
@@ -359,15 +307,15 @@ class Scheduler:
 
     # ── endings ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _finish(self, live: _Live, finish: str) -> None:
-        """Of a reply that had begun: what was held back is told first."""
-        rest = live.telling.finish()
+    def _finish(self, live: _ActiveRow, finish: str) -> None:
+        """End a reply that had begun, delivering the text that was held back."""
+        rest = live.reply.finish()
         if rest.text or rest.thinking:
-            self._told.append((live.job, Said(rest.text, rest.thinking)))
+            self._events.append((live.job, JobText(rest.text, rest.thinking)))
         self._end(live.job, finish)
 
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
-        """These cannot go on; the server can."""
+        """End jobs that cannot continue; the server can."""
         traceback.print_exception(error)
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         for job in jobs:
@@ -379,21 +327,21 @@ class Scheduler:
                 self._end(self._waiting.popleft(), finish)
         for live in [*self._rows, *([self._reading] if self._reading else [])]:
             self._finish(live, finish)
-        self._rows, self._reading, self._slots = [], None, Slots()
+        self._rows, self._reading, self._slots = [], None, SlotCache()
         self.figures.running = self.figures.waiting = 0
 
     def _end(self, job: Job, finish: str, cause: str = "") -> None:
         self.figures.ended[finish] = self.figures.ended.get(finish, 0) + 1
-        self._told.append((job, Ended(finish, cause)))
+        self._events.append((job, JobEnd(finish, cause)))
 
-    def _tell(self) -> None:
-        if self._told:
-            told, self._told = self._told, []
-            self._deliver(told)
+    def _deliver_events(self) -> None:
+        if self._events:
+            events, self._events = self._events, []
+            self._deliver(events)
 
 
-def _free(device: Any) -> int:
-    """Bytes that are free where the cache will lie."""
+def _free_bytes(device: Any) -> int:
+    """Free bytes of the memory that will hold the cache."""
     import psutil
     import torch
 

@@ -1,4 +1,4 @@
-"""What a server is told when it is started. Free of torch."""
+"""The settings of a server. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,69 +7,71 @@ import os
 
 import msgspec
 
-from engine.config.sampling import preset
+from engine.config.sampling import find_preset
 from engine.protocol.messages import Problem, ProblemError
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 BACKENDS = {
-    "transformers": "engine.serving.server:Running",
-    "vllm": "engine.serving.vllm:Vllm",
+    "transformers": "engine.serving.server:TransformersServer",
+    "vllm": "engine.serving.vllm:VllmServer",
 }
-"""Name -> what serves: opened with (target, settings, progress), it has `address`, `label`, `device`, `template`, `note`, `alive`, `figures()`,
-`requests(since)` and `close(seconds)`."""
+"""Name -> the server's class. It is called with (target, settings, home, progress), and has `address`, `label`,
+`device`, `template`, `note`, `alive`, `figures()`, `requests(since)` and `close(seconds)`."""
 
 
 class Settings(msgspec.Struct, kw_only=True):
     target: str
     directory: str = ""
-    """That a relative target is meant from."""
+    """The folder against which a relative target is resolved."""
     host: str = "127.0.0.1"
     port: int = 8000
-    """0: any that is free."""
+    """0: any free one."""
     key_env: str = ""
-    """The variable that holds the key which clients must show."""
+    """The environment variable that holds the key for clients."""
     task: str | None = None
     constrained: bool = False
     preset: str | None = None
-    """How replies are sampled where clients do not say; None: greedily with a task, else at temperature 1, as OpenAI's."""
+    """How replies are sampled by default; None: greedily with a task, else at temperature 1, like OpenAI."""
     slots: int = 16
-    """Replies made at a time."""
+    """Replies that are decoded together."""
     queue: int = 128
-    """Replies that may wait for a place."""
+    """Replies that may wait."""
     most_bytes: int = 1 << 20
-    """Of a request's body."""
+    """Largest body of a request, in bytes."""
     seconds: float = 600.0
-    """That a request may take."""
+    """Longest time of a request."""
     longest: int = 1024
-    """Tokens of a reply whose length the client leaves open."""
+    """Longest reply in tokens, where the client leaves it open."""
     dtype: str | None = None
     quantization: str | None = None
     backend: str = "transformers"
 
     def check(self) -> None:
-        """Raises ValueError for what makes no sense, before anything is loaded."""
+        """Raises ValueError for invalid settings, before anything is loaded."""
         for name in ("slots", "queue", "most_bytes", "seconds", "longest"):
             least = 0 if name == "queue" else 1
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is at least {least}, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"a port is a number from 0 to 65535, not {self.port}")
+            raise ValueError(f"a port must be from 0 to 65535, not {self.port}")
         if self.backend not in BACKENDS:
             raise ValueError(f"there is no backend {self.backend!r}: choose one of {', '.join(BACKENDS)}")
-        if self.task is not None and self.task not in TASKS:
-            raise ValueError(f"there is no task {self.task!r}: choose one of {', '.join(TASKS)}")
+        if self.task is not None:
+            load_task(self.task)
         if self.constrained and self.task is None:
             raise ValueError("constrained needs a task, whose schema replies are to fit")
         if self.preset is not None:
-            preset(self.preset)
+            find_preset(self.preset)
 
-    def key(self) -> str:
-        """What clients must show; empty when they need nothing. Raises ProblemError for an address that others reach without one."""
+    def read_key(self) -> str:
+        """The key for clients; empty if they need none. Raises ProblemError for a public address without a key, and for
+        an empty variable."""
         if not self.key_env:
             if not is_loopback(self.host):
                 raise ProblemError(
                     Problem(
-                        title=f"{self.host} is reached from other machines: a key is needed",
+                        code="serving.key_required",
+                        title=f"{self.host} can be reached from other machines: a key is needed",
                         cause="without one everybody there could use this model",
                         hint="put a key into a variable and name it: --api-key-env NAME",
                     )
@@ -79,14 +81,16 @@ class Settings(msgspec.Struct, kw_only=True):
         if not key:
             raise ProblemError(
                 Problem(
-                    title=f"The variable {self.key_env} holds no key", hint=f"export {self.key_env}=… and serve again"
+                    code="serving.key_missing",
+                    title=f"The variable {self.key_env} is empty or not set",
+                    hint=f"export {self.key_env}=… and serve again",
                 )
             )
         return key
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
+    """Whether an address is reachable from this machine alone."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -1,7 +1,6 @@
-"""From the device's thread to one client: what became certain meanwhile waits, merged, until the client has taken what came before.
+"""From the device's thread to clients: text is merged until the client has taken what came before.
 
-So a client that reads slowly gets fewer and larger pieces, its reply is finished all the same, and what waits for it is bounded by
-the length of its reply.
+So a slow client gets fewer and larger pieces and delays nobody, and what is buffered for it is at most its reply.
 """
 
 from __future__ import annotations
@@ -10,95 +9,95 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.serving.scheduler import Ended, Job, Said, Told
+from engine.serving.jobs import Job, JobEnd, JobEvent, JobText
 
 
 @dataclass
-class News:
-    """Of one choice: text and thinking to append, and how it ended, if it has."""
+class ChoiceUpdate:
+    """Text and thinking to append to one choice, and its end, if it has ended."""
 
     index: int
     text: str = ""
     thinking: str = ""
-    ended: Ended | None = None
+    ended: JobEnd | None = None
 
-    def add(self, later: News) -> None:
+    def add(self, later: ChoiceUpdate) -> None:
         self.text += later.text
         self.thinking += later.thinking
         self.ended = later.ended
 
 
-class Gone(Exception):
-    """The client has hung up, or reads nothing any more."""
+class ClientGone(Exception):
+    """The client has disconnected, or no longer reads."""
 
 
 @dataclass(eq=False)
-class Replying:
-    """The choices of one request. To be used in the loop's thread alone."""
+class ReplyStream:
+    """The choices of one request. Used in the event loop's thread alone."""
 
     jobs: list[Job]
     open: int = 0
-    """Choices that have not ended, or whose end has not been taken."""
-    _news: dict[int, News] = field(default_factory=dict)
-    _come: asyncio.Event = field(default_factory=asyncio.Event)
+    """The number of choices whose end has not been taken."""
+    _updates: dict[int, ChoiceUpdate] = field(default_factory=dict)
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
     _gone: bool = False
 
     def __post_init__(self) -> None:
         self.open = len(self.jobs)
 
-    def take(self, index: int, event: Said | Ended) -> None:
-        news = self._news.setdefault(index, News(index))
-        if isinstance(event, Ended):
-            news.ended = event
+    def take(self, index: int, event: JobText | JobEnd) -> None:
+        update = self._updates.setdefault(index, ChoiceUpdate(index))
+        if isinstance(event, JobEnd):
+            update.ended = event
         else:
-            news.text += event.text
-            news.thinking += event.thinking
-        self._come.set()
+            update.text += event.text
+            update.thinking += event.thinking
+        self._arrived.set()
 
     def hang_up(self) -> None:
-        """Nobody is there any more: `next` raises Gone."""
+        """The client has disconnected: `next` raises ClientGone."""
         self._gone = True
-        self._come.set()
+        self._arrived.set()
 
-    async def next(self) -> list[News]:
-        """What has come since the last call; waits for something to come. Not to be called when nothing is open. Raises Gone."""
-        await self._come.wait()
-        self._come.clear()
+    async def next(self) -> list[ChoiceUpdate]:
+        """The updates since the last call; waits for some. Not to be called when nothing is open. Raises ClientGone."""
+        await self._arrived.wait()
+        self._arrived.clear()
         if self._gone:
-            raise Gone
-        news, self._news = [*self._news.values()], {}
-        self.open -= sum(each.ended is not None for each in news)
-        return news
+            raise ClientGone
+        updates, self._updates = [*self._updates.values()], {}
+        self.open -= sum(each.ended is not None for each in updates)
+        return updates
 
 
-class Post:
-    """Hands what the scheduler delivers to those who wait for it."""
+class EventRouter:
+    """Passes the scheduler's events to the requests that wait for them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: dict[Job, tuple[Replying, int]] = {}
+        self._waiting: dict[Job, tuple[ReplyStream, int]] = {}
 
-    def expect(self, jobs: Sequence[Job]) -> Replying:
-        """Before they are submitted."""
-        replying = Replying(list(jobs))
-        self._waiting.update({job: (replying, index) for index, job in enumerate(jobs)})
-        return replying
+    def expect(self, jobs: Sequence[Job]) -> ReplyStream:
+        """Register jobs, before they are submitted."""
+        stream = ReplyStream(list(jobs))
+        self._waiting.update({job: (stream, index) for index, job in enumerate(jobs)})
+        return stream
 
     def forget(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             self._waiting.pop(job, None)
 
-    def deliver(self, told: list[Told]) -> None:
-        """From the device's thread."""
+    def deliver(self, events: list[JobEvent]) -> None:
+        """Called from the device's thread."""
         try:
-            self._loop.call_soon_threadsafe(self._hand_out, told)
+            self._loop.call_soon_threadsafe(self._hand_out, events)
         except RuntimeError:
-            pass  # the loop has ended: nobody listens any more
+            pass  # the loop has ended, and with it all requests
 
-    def _hand_out(self, told: list[Told]) -> None:
-        for job, event in told:
+    def _hand_out(self, events: list[JobEvent]) -> None:
+        for job, event in events:
             if job in self._waiting:
-                replying, index = self._waiting[job]
-                replying.take(index, event)
-                if isinstance(event, Ended):
+                stream, index = self._waiting[job]
+                stream.take(index, event)
+                if isinstance(event, JobEnd):
                     del self._waiting[job]

@@ -1,6 +1,8 @@
-"""vLLM's own server as the backend: started as a child, asked for its figures, ended with us.
+"""vLLM's own server as the backend: a child process whose metrics are read, and which ends with this one.
 
-Written against the command line and the metrics that vLLM documents; not run so far, since the project has had no machine with it.
+Tested: the refusal where vLLM is not installed. Not tested: everything that needs vLLM, since no machine with it has
+been available. The command line and the metrics' names follow vLLM's documentation and were never run against vLLM
+itself.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from engine.models import folders, targets, template_lock, tokenizers
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
-from engine.serving.metrics import Request
+from engine.serving.metrics import RequestRecord
 from engine.serving.settings import Settings
 
 STARTING = 1800.0
-"""Seconds until it must answer: it compiles."""
+"""Seconds within which it must answer; it compiles the model first."""
 GRACE = 10.0
 METRICS = {
     "vllm:num_requests_running": "running",
@@ -36,28 +38,29 @@ METRICS = {
 }
 
 
-class Vllm:
-    """Served from the moment it is made, until `close`. Raises ProblemError."""
+class VllmServer:
+    """Serves from its creation until `close`. Raises ProblemError."""
 
     def __init__(
         self, target: Target, settings: Settings, home: Home, progress: Callable[[str, int, int], None]
     ) -> None:
-        key = settings.key()
+        key = settings.read_key()
         if importlib.util.find_spec("vllm") is None:
             raise ProblemError(
                 Problem(
+                    code="package.missing",
                     title="vLLM is not installed here",
                     cause="--backend vllm starts vLLM's own server",
                     hint="pip install vllm (it needs a GPU), or leave --backend out",
                 )
             )
         if settings.port == 0:
-            raise ValueError("--backend vllm takes no port 0: name one")
+            raise ValueError("--backend vllm cannot choose a free port: name one with --port")
         refused = [name for name in ("task", "constrained", "preset") if getattr(settings, name)]
         if refused or settings.quantization == "int8":
-            raise ValueError(f"{', '.join(refused) or 'int8'}: not with --backend vllm")
+            raise ValueError(f"{', '.join(refused) or 'int8'} cannot be used with --backend vllm")
         target = targets.fetch(target, home, progress)
-        targets.check(target, folders.weights_problems)
+        targets.check(target, folders.find_weights_problems)
         source = target.folder if not target.on_hub and folders.has_tokenizer(target.folder) else target.base
         tokenizer = tokenizers.load(source)
         if target.lock:
@@ -72,7 +75,7 @@ class Vllm:
             sys.executable,
             "-m",
             "vllm.entrypoints.openai.api_server",
-            *arguments(target, settings, str(source)),
+            *build_arguments(target, settings, str(source)),
         ]
         self._process = subprocess.Popen(command, env=environment)
         try:
@@ -82,16 +85,22 @@ class Vllm:
             raise
 
     def _wait(self, progress: Callable[[str, int, int], None]) -> None:
-        """Until it answers. Raises ProblemError when it ends before."""
+        """Wait until it answers. Raises ProblemError when it ends before that."""
         began = time.monotonic()
-        while self._ask("/health") is None:
+        while self._get("/health") is None:
             if self._process.poll() is not None or time.monotonic() - began > STARTING:
-                raise ProblemError(Problem(title="vLLM did not start", cause="its output is in the service's log"))
+                raise ProblemError(
+                    Problem(
+                        code="serving.backend_failed",
+                        title="vLLM did not start",
+                        cause="its output is in the service's log",
+                    )
+                )
             progress("starting vLLM", 0, 0)
             time.sleep(1)
 
-    def _ask(self, path: str) -> str | None:
-        """The answer of its server, None when there is none."""
+    def _get(self, path: str) -> str | None:
+        """The answer of vLLM's server, None if there is none."""
         request = urllib.request.Request(self.address.removesuffix("/v1") + path)
         if self._key:
             request.add_header("Authorization", f"Bearer {self._key}")
@@ -106,9 +115,9 @@ class Vllm:
         return self._process.poll() is None
 
     def figures(self) -> dict[str, Any]:
-        """As `Book.now`; errors are not told by vLLM."""
+        """As `ServerMetrics.snapshot`; vLLM does not count errors."""
         figures = dict.fromkeys((*METRICS.values(), "errors"), 0.0)
-        for family in text_string_to_metric_families(self._ask("/metrics") or ""):
+        for family in text_string_to_metric_families(self._get("/metrics") or ""):
             if family.name in METRICS:
                 figures[METRICS[family.name]] = sum(
                     sample.value for sample in family.samples if not sample.name.endswith("_created")
@@ -117,12 +126,12 @@ class Vllm:
         self._before = (moment, figures["tokens"])
         return figures | {"tokens_per_second": max(0.0, figures["tokens"] - tokens) / max(moment - then, 1e-3)}
 
-    def requests(self, since: int) -> tuple[Sequence[Request], int]:
-        """vLLM writes them to its own log."""
+    def requests(self, since: int) -> tuple[Sequence[RequestRecord], int]:
+        """None: vLLM writes them to its own log."""
         return (), 0
 
     def close(self, seconds: float) -> None:
-        """vLLM finishes or tells what is in flight when it is asked to end."""
+        """Ask vLLM to end; it finishes or cancels the running requests."""
         if self.alive:
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -131,8 +140,8 @@ class Vllm:
             self._process.kill()
 
 
-def arguments(target: Target, settings: Settings, tokenizer: str) -> list[str]:
-    """Of vLLM's server."""
+def build_arguments(target: Target, settings: Settings, tokenizer: str) -> list[str]:
+    """The arguments of vLLM's server."""
     given = ["--model", target.base, "--tokenizer", tokenizer, "--host", settings.host, "--port", str(settings.port)]
     given += ["--max-num-seqs", str(settings.slots)]
     if dtype := settings.dtype or target.dtype:

@@ -1,4 +1,5 @@
-"""`python -P -m engine.supervisor --home DIR`: one a user, host and home. Exit status 3: another one holds the lock."""
+"""`python -P -m engine.supervisor --home DIR` runs a supervisor, one for each user, host and home. Exit status 3:
+another one holds the lock."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from pathlib import Path
 
 from engine.protocol import wire
 from engine.protocol.home import Home
+from engine.supervisor.operations import HANDLERS
 from engine.supervisor.server import Server
 
 
 class Log:
-    """engine.log, on a disk that may be full: a line that cannot be written is dropped, and nobody dies of it."""
+    """Writes to engine.log. On a full disk a line is dropped: logging must not end the supervisor."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
@@ -24,7 +26,7 @@ class Log:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
 
 def main() -> int:
@@ -42,10 +44,10 @@ def main() -> int:
     for ignored in (signal.SIGHUP, signal.SIGINT):
         signal.signal(ignored, signal.SIG_IGN)
     sys.stdout = sys.stderr = Log()  # type: ignore[assignment]
-    server = Server(home, arguments.workers)
-    # Wake the loop rather than interrupt it: SIGTERM ends the engine in order and leaves the jobs alone.
+    server = Server(home, HANDLERS, arguments.workers)
+    # SIGTERM wakes the loop rather than interrupting it: the engine ends in order, and the jobs go on.
     signal.signal(signal.SIGTERM, lambda *_: server.close())
-    wire.write_connection(home, server.connection())
+    wire.write_connection(home, server.describe_connection())
     try:
         server.run()
     finally:

@@ -1,7 +1,8 @@
-"""Ranks that have fallen silent, named before any collective's time-out ends the run.
+"""Finds ranks that hang, and names them before a collective's time-out ends the run.
 
-Two signs: no heartbeat (the process is stopped, or stuck with the interpreter's lock), and heartbeats without progress while the others
-wait. A heartbeat comes from a thread of its own once a second; `Rank.time` is when the rank itself last got on.
+A rank hangs when no heartbeat comes (the process is stopped, or something holds the interpreter's lock), or when
+heartbeats come without progress while the other ranks wait. A thread of the rank sends a heartbeat once a second;
+`Rank.time` is when the rank itself last made progress.
 """
 
 from __future__ import annotations
@@ -14,105 +15,109 @@ import psutil
 
 from engine.protocol.messages import Rank
 
-UNHEARD = 15.0
-"""Seconds without a heartbeat after which a rank counts as silent. Loading a large file can hold the interpreter for some."""
-PATIENCE = 10.0
-"""A phase may last this many times the longest of its kind so far."""
-LEAST = 120.0
-"""Seconds that any step may last, and"""
-LEAST_OTHERWISE = 900.0
-"""any other phase: compiling, evaluating and saving have no measure before the first."""
+HEARTBEAT_TIMEOUT = 15.0
+"""Seconds without a heartbeat after which a rank hangs. Loading a large file can hold the interpreter's lock for a
+few."""
+SLOWDOWN = 10.0
+"""A phase may last this many times as long as the longest of its kind so far."""
+SHORTEST_STEP_LIMIT = 120.0
+"""Seconds that a step may always last."""
+SHORTEST_PHASE_LIMIT = 900.0
+"""Seconds that any other phase may always last: nothing is known before the first compilation, evaluation or
+checkpoint."""
 STACKS = signal.SIGUSR1
-"""Makes a rank write the stacks of all its threads to the log (`engine.training.steering`)."""
+"""Makes a rank write the stacks of all its threads to the log (`engine.training.inbox`)."""
 
 
 @dataclass
-class Pulse:
-    """What is known of the ranks of one run's present attempt. Times are `time.time()`."""
+class Heartbeats:
+    """The heartbeats of all ranks in one attempt of a run. Times are `time.time()`."""
 
-    heard: dict[int, float] = field(default_factory=dict)
-    """When each rank's last heartbeat came."""
+    received: dict[int, float] = field(default_factory=dict)
+    """When the last heartbeat of each rank came."""
     longest: dict[str, float] = field(default_factory=dict)
-    """The longest time that each kind of phase went without progress, and ended."""
-    progress: dict[int, Rank] = field(default_factory=dict)
-    """Each rank's last heartbeat."""
-    looked: float = 0.0
-    """When `silent` was last asked."""
+    """The longest time without progress that each kind of phase has had and come through."""
+    last: dict[int, Rank] = field(default_factory=dict)
+    """The last heartbeat of each rank."""
+    checked: float = 0.0
+    """When `find_hung_ranks` was last called."""
     woke: float = 0.0
-    """When this process itself last stood still, with the whole machine perhaps."""
-    named: set[int] = field(default_factory=set)
-    """Ranks that have been named already, for as long as they are silent."""
+    """When this process last went on after it had been stopped, perhaps with the whole machine."""
+    reported: set[int] = field(default_factory=set)
+    """Ranks that hang and have been reported."""
 
-    def beat(self, rank: Rank, now: float) -> None:
-        """Take in a heartbeat."""
-        before = self.progress.get(rank.rank)
+    def add(self, rank: Rank, now: float) -> None:
+        """Take a heartbeat that came at `now`."""
+        before = self.last.get(rank.rank)
         if before is not None and rank.time > before.time:
-            kind = _kind(before)
+            kind = _phase_kind(before)
             self.longest[kind] = max(self.longest.get(kind, 0.0), rank.time - before.time)
-        self.heard[rank.rank] = now
-        self.progress[rank.rank] = rank
+        self.received[rank.rank] = now
+        self.last[rank.rank] = rank
 
-    def silent(self, now: float) -> dict[int, str]:
-        """Ranks that are silent, each with what is known about it. Pausing and loading are no silence, nor is waiting for another rank."""
-        if now - self.looked > UNHEARD / 3:  # it was this process that stood still: nobody could be heard
-            self.heard, self.woke = dict.fromkeys(self.heard, now), now
-        self.looked = now
-        unheard = {rank: now - heard for rank, heard in self.heard.items() if now - heard > UNHEARD}
-        if unheard:
-            return {rank: f"no sign of life for {seconds:.0f} s" for rank, seconds in unheard.items()}
-        still = {rank: now - max(each.time, self.woke) for rank, each in self.progress.items()}
-        stuck = {rank: seconds for rank, seconds in still.items() if seconds > self._bound(self.progress[rank])}
-        blamed = {rank for rank in stuck if not self.progress[rank].waiting} or set(stuck)
+    def find_hung_ranks(self, now: float) -> dict[int, str]:
+        """The ranks that hang, each with a description. A rank that is paused, loads or waits for another one does not
+        hang."""
+        if now - self.checked > HEARTBEAT_TIMEOUT / 3:  # this process was stopped itself, and received nothing
+            self.received, self.woke = dict.fromkeys(self.received, now), now
+        self.checked = now
+        late = {rank: now - time for rank, time in self.received.items() if now - time > HEARTBEAT_TIMEOUT}
+        if late:
+            return {rank: f"no heartbeat for {seconds:.0f} s" for rank, seconds in late.items()}
+        idle = {rank: now - max(each.time, self.woke) for rank, each in self.last.items()}
+        stuck = {rank: seconds for rank, seconds in idle.items() if seconds > self._time_limit(self.last[rank])}
+        hung = {rank for rank in stuck if not self.last[rank].waiting} or set(stuck)
         return {
-            rank: f"{self.progress[rank].phase or 'no phase'}, and no step for {stuck[rank]:.0f} s" for rank in blamed
+            rank: f"{self.last[rank].phase or 'no phase'}, without progress for {stuck[rank]:.0f} s" for rank in hung
         }
 
-    def _bound(self, rank: Rank) -> float:
-        kind = _kind(rank)
+    def _time_limit(self, rank: Rank) -> float:
+        kind = _phase_kind(rank)
         if kind in ("paused", "loading", "starting"):
             return float("inf")
-        least = LEAST if kind == "training" else LEAST_OTHERWISE
-        like = (kind, "first") if kind == "training" else (kind,)
-        return max(least, PATIENCE * max(self.longest.get(each, 0.0) for each in like))
+        shortest = SHORTEST_STEP_LIMIT if kind == "training" else SHORTEST_PHASE_LIMIT
+        alike = (kind, "first") if kind == "training" else (kind,)
+        return max(shortest, SLOWDOWN * max(self.longest.get(each, 0.0) for each in alike))
 
 
-def _kind(rank: Rank) -> str:
+def _phase_kind(rank: Rank) -> str:
     """The first word of a phase."""
     return rank.phase.partition(" ")[0]
 
 
-def name(pulse: Pulse, now: float) -> str:
-    """A sentence on ranks that have newly fallen silent, and the stacks of all ranks into the log; empty when there is nothing new."""
-    silent = pulse.silent(now)
-    pulse.named &= set(silent)
-    new = set(silent) - pulse.named
+def report_hangs(heartbeats: Heartbeats, now: float) -> str:
+    """Describe the ranks that hang and have not been reported yet; empty when there are none. Every rank is made to
+    write its stacks to the log."""
+    hung = heartbeats.find_hung_ranks(now)
+    heartbeats.reported &= set(hung)
+    new = set(hung) - heartbeats.reported
     if not new:
         return ""
-    pulse.named |= new
-    told = [f"rank {rank}{_of_process(pulse.progress[rank])}: {silent[rank]}" for rank in sorted(new)]
-    for each in pulse.progress.values():
-        _ask_for_stacks(each.pid)
-    return "; ".join(told)
+    heartbeats.reported |= new
+    found = [f"rank {rank}{_describe_process(heartbeats.last[rank])}: {hung[rank]}" for rank in sorted(new)]
+    for each in heartbeats.last.values():
+        _request_stacks(each.pid)
+    return "; ".join(found)
 
 
-def _of_process(rank: Rank) -> str:
-    """The process, and what the kernel says that it does where that explains a silence."""
+def _describe_process(rank: Rank) -> str:
+    """The process, and its state where that explains why it hangs."""
     try:
         status = psutil.Process(rank.pid).status()
     except psutil.Error:
         return f" (process {rank.pid} is gone)"
-    return f" (process {rank.pid}{_WORDS.get(status, '')})"
+    return f" (process {rank.pid}{_STATES.get(status, '')})"
 
 
-_WORDS = {
-    psutil.STATUS_STOPPED: " is stopped: somebody sent SIGSTOP",
+_STATES = {
+    psutil.STATUS_STOPPED: " is stopped by SIGSTOP",
     psutil.STATUS_TRACING_STOP: " is held by a debugger",
-    psutil.STATUS_DISK_SLEEP: " waits for a disk or a device",
+    psutil.STATUS_DISK_SLEEP: " waits for a disk or device",
 }
 
 
-def _ask_for_stacks(pid: int) -> None:
+def _request_stacks(pid: int) -> None:
     try:
         os.kill(pid, STACKS)
     except OSError:
-        pass  # gone, or another host's
+        pass  # it has ended, or runs on another host

@@ -1,4 +1,4 @@
-"""NVIDIA devices through NVML (`nvidia-ml-py`). No driver is a normal case: then there are no devices, and `note` says why."""
+"""NVIDIA devices through NVML (`nvidia-ml-py`). Without a driver there are no devices, and `note` says why."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ class Nvidia:
         except pynvml.NVMLError as error:
             self.note = f"no NVIDIA driver: {error}"
 
-    def devices(self) -> list[Device]:
-        """One sample of every device. A query that a device does not support gives None; a lost device is left out and noted."""
+    def sample_devices(self) -> list[Device]:
+        """One sample of every device. A query that a device does not support gives None; a lost device is left out and
+        named in `note`."""
         found = []
         for index in range(self.count):
             try:
-                found.append(_device(index, pynvml.nvmlDeviceGetHandleByIndex(index)))
+                found.append(_sample_device(index, pynvml.nvmlDeviceGetHandleByIndex(index)))
             except pynvml.NVMLError as error:
                 self.note = f"device {index}: {error}"
         return found
 
 
-def _device(index: int, handle: Any) -> Device:
-    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
-    power = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
-    limit = _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+def _sample_device(index: int, handle: Any) -> Device:
+    memory = _query(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    rates = _query(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    power = _query(pynvml.nvmlDeviceGetPowerUsage, handle)
+    limit = _query(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
     name = pynvml.nvmlDeviceGetName(handle)
     return Device(
         index=index,
@@ -46,24 +47,26 @@ def _device(index: int, handle: Any) -> Device:
         memory_used=memory.used if memory else None,
         memory_total=memory.total if memory else None,
         utilisation=float(rates.gpu) if rates else None,
-        temperature=_ask(lambda h: float(pynvml.nvmlDeviceGetTemperature(h, pynvml.NVML_TEMPERATURE_GPU)), handle),
+        temperature=_query(lambda h: float(pynvml.nvmlDeviceGetTemperature(h, pynvml.NVML_TEMPERATURE_GPU)), handle),
         power=power / 1000 if power is not None else None,
         power_limit=limit / 1000 if limit is not None else None,
-        processes=[_process(entry) for entry in _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []],
+        processes=[
+            _describe_process(entry) for entry in _query(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+        ],
     )
 
 
-def _ask(query: Callable[[Any], T], handle: Any) -> T | None:
+def _query(query: Callable[[Any], T], handle: Any) -> T | None:
     try:
         return query(handle)
     except pynvml.NVMLError_NotSupported:
         return None
 
 
-def _process(entry: Any) -> DeviceProcess:
+def _describe_process(entry: Any) -> DeviceProcess:
     try:
         process = psutil.Process(entry.pid)
         user, name = process.username(), process.name()
-    except psutil.Error:  # another container's process: NVML names it, the kernel does not show it
+    except psutil.Error:  # a process of another container: NVML lists it, and the kernel hides it
         user, name = "", ""
     return DeviceProcess(pid=entry.pid, user=user, name=name, memory=entry.usedGpuMemory or 0)

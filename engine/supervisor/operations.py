@@ -1,11 +1,13 @@
-"""What the supervisor does on request. One function an operation: it returns the reply, or None when the reply comes later."""
+"""What the supervisor does on request. `HANDLERS` names one function an operation: it returns the reply, or None when
+the reply comes later."""
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -28,7 +30,6 @@ from engine.protocol.messages import (
     ListRuns,
     LogQuery,
     LogReply,
-    Message,
     Nothing,
     OpenService,
     Problem,
@@ -54,36 +55,35 @@ from engine.protocol.messages import (
     Welcome,
 )
 from engine.supervisor import votes
-from engine.supervisor.run_record import Record, checkpoint_metrics
+from engine.supervisor.clients import Caller
+from engine.supervisor.run_record import Record, find_checkpoints
+from engine.supervisor.server import Handler, Server
 
-if TYPE_CHECKING:
-    from engine.supervisor.server import Caller, Server
-
-TOLD = 400
-"""Journal entries that `show` carries."""
+SHOWN_ENTRIES = 400
+"""The most journal entries that `show` returns."""
 
 
 def hello(server: Server, caller: Caller, message: Nothing) -> Welcome:
     return Welcome(
-        session=server.session,
-        pid=server.connection().pid,
+        session=server.clients.session,
+        pid=os.getpid(),
         protocol=PROTOCOL,
         home=str(server.home.root),
         host=host_name(),
         started=server.started,
-        jobs=[record.run.id for record in server.runs.live()],
-        services=server.services.listed(),
+        jobs=[record.run.id for record in server.runs.list_live()],
+        services=server.services.list_services(),
     )
 
 
 def attach(server: Server, caller: Caller, message: Nothing) -> Snapshot:
-    server.settle()
-    server.subscribe(caller)
+    server.publish_changes()
+    server.clients.subscribe(caller)
     return Snapshot(
-        session=server.session,
-        seq=server.seq,
+        session=server.clients.session,
+        seq=server.clients.seq,
         runs=[record.run for record in server.runs.records.values()],
-        services=server.services.listed(),
+        services=server.services.list_services(),
         telemetry=server.telemetry,
     )
 
@@ -99,30 +99,31 @@ def runs(server: Server, caller: Caller, message: ListRuns) -> RunList:
 
 def show(server: Server, caller: Caller, message: RunRef) -> None:
     record = server.runs.find(message.run)
-    server.settle()
+    server.publish_changes()
     ranks = sorted(record.ranks.values(), key=lambda rank: rank.rank)
     run = msgspec.structs.replace(record.run, metrics=dict(record.run.metrics))
 
     def detail() -> RunDetail:
-        told = server.registry.told(run.id, TOLD)
+        entries = server.registry.read_entries(run.id, SHOWN_ENTRIES)
         return RunDetail(
             run=run,
             profile_text=record.directory.profile.read_text(encoding="utf-8"),
-            checkpoints=_checkpoints(record, told),
-            pids=server.watch.pids(record),
+            checkpoints=_list_checkpoints(record, entries),
+            pids=server.monitor.find_pids(record),
             ranks=ranks,
-            ledger=[msgspec.convert(entry, LedgerLine) for entry in server.registry.ledger(run.id)],
-            warnings=[entry["message"] for entry in told if entry["kind"] == "warning"] + record.warnings,
-            told=told,
-            facts=next((entry.get("facts", {}) for entry in reversed(told) if entry["kind"] == "start"), {}),
+            ledger=[msgspec.convert(entry, LedgerLine) for entry in server.registry.read_ledger(run.id)],
+            warnings=[entry["message"] for entry in entries if entry["kind"] == "warning"] + record.warnings,
+            told=entries,
+            facts=next((entry.get("facts", {}) for entry in reversed(entries) if entry["kind"] == "start"), {}),
         )
 
     server.reply_later(caller, detail, index=True)
 
 
-def _checkpoints(record: Record, told: list[dict[str, Any]]) -> list[CheckpointInfo]:
-    """Those that are on disk, ascending, with what the journal says of them. The newest that was called best is the best."""
-    known = checkpoint_metrics(told)
+def _list_checkpoints(record: Record, entries: list[dict[str, Any]]) -> list[CheckpointInfo]:
+    """The checkpoints on disk by ascending step, with the metrics that the journal has. Only the last one marked as
+    best is the best."""
+    known = find_checkpoints(entries)
     best = max((step for step, entry in known.items() if entry.best), default=None, key=lambda step: known[step].time)
     return [
         CheckpointInfo(
@@ -138,48 +139,49 @@ def _checkpoints(record: Record, told: list[dict[str, Any]]) -> list[CheckpointI
 def stop(server: Server, caller: Caller, message: Stop) -> Taken | None:
     record = server.runs.find(message.run)
     if record.run.state not in states.LIVE:
-        raise _not_live(record)
-    _own(server, record)
+        raise _not_live_error(record)
+    _check_local(server, record)
     if message.now or record.run.state in (states.QUEUED, states.PREPARING) or record.stage in stages.AFTER:
-        server.watch.stop_without_asking(record)
-        return _taken(record, record.run.step)
+        server.monitor.stop_now(record)
+        return _describe_command(record, record.run.step)
     if record.run.state != states.STOPPING:
-        record.stop_asked = True
+        record.stop_requested = True
         record.move("stop")
     _instruct(server, caller, record, "stop", {})
     return None
 
 
-def command(name: str) -> Callable[[Server, Caller, Command], None]:
+def make_command_handler(name: str) -> Callable[[Server, Caller, Command], None]:
     """The handler of a command that a running worker takes at its next step boundary."""
 
     def handle(server: Server, caller: Caller, message: Command) -> None:
-        _instruct(server, caller, _steerable(server, message), name, {})
+        _instruct(server, caller, _find_training(server, message), name, {})
 
     return handle
 
 
 def continue_(server: Server, caller: Caller, message: Continue) -> None:
     arguments = {"choice": message.choice} if message.choice else {}
-    _instruct(server, caller, _steerable(server, message), "continue", arguments)
+    _instruct(server, caller, _find_training(server, message), "continue", arguments)
 
 
 def set_(server: Server, caller: Caller, message: Set) -> None:
-    _instruct(server, caller, _steerable(server, message), "set", message.changes)
+    _instruct(server, caller, _find_training(server, message), "set", message.changes)
 
 
-def _steerable(server: Server, message: RunRef) -> Record:
-    """The run, with a worker of ours at it. Raises ProblemError."""
+def _find_training(server: Server, message: RunRef) -> Record:
+    """A run of this host that is training or paused. Raises ProblemError for any other."""
     record = server.runs.find(message.run)
     if record.run.state not in (states.RUNNING, states.PAUSED):
-        raise _not_live(record)
-    _own(server, record)
+        raise _not_live_error(record)
+    _check_local(server, record)
     if record.stage in stages.AFTER:
         raise ProblemError(
             Problem(
-                title=f"{record.run.id} is past training",
+                code="run.past_training",
+                title=f"{record.run.id} has finished training",
                 cause=f"its stage is {record.stage}, and only training takes commands",
-                hint=f"cockpit stop {record.run.id} ends it; cockpit resume goes on at that stage",
+                hint=f"cockpit stop {record.run.id} stops it; cockpit resume continues with that stage",
             )
         )
     return record
@@ -188,32 +190,36 @@ def _steerable(server: Server, message: RunRef) -> Record:
 def _instruct(server: Server, caller: Caller, record: Record, name: str, arguments: dict[str, Any]) -> None:
     instruction = Instruction(id=uuid.uuid4().hex, name=name, arguments=arguments)
 
-    server.expect(caller, record.run.id, instruction, lambda answer: _taken(record, answer.step))
-    _send(server, record, instruction)
+    server.expect_answer(caller, record.run.id, instruction, lambda answer: _describe_command(record, answer.step))
+    _send_or_hold(server, record, instruction)
 
 
-def _send(server: Server, record: Record, instruction: Instruction) -> None:
-    """To the worker, or kept for it until it has joined."""
+def _send_or_hold(server: Server, record: Record, instruction: Instruction) -> None:
+    """Send the instruction to the run's worker, or hold it until the worker has joined."""
     if record.identity is not None:
         server.instruct(record.identity, instruction)
     else:
-        record.held.append(instruction)
+        record.held_instructions.append(instruction)
 
 
-def _taken(record: Record, step: int) -> Taken:
+def _describe_command(record: Record, step: int) -> Taken:
     return Taken(run=record.run.id, state=record.run.state, step=step)
 
 
-def _not_live(record: Record) -> ProblemError:
+def _not_live_error(record: Record) -> ProblemError:
     mend = f"cockpit resume {record.run.id}" if record.run.state in states.ENDED else "wait until it runs"
-    return ProblemError(Problem(title=f"{record.run.id} is {record.run.state}", cause=record.run.reason, hint=mend))
+    return ProblemError(
+        Problem(code="run.not_live", title=f"{record.run.id} is {record.run.state}", cause=record.run.reason, hint=mend)
+    )
 
 
-def _own(server: Server, record: Record) -> None:
-    if not server.runs.ours(record):
+def _check_local(server: Server, record: Record) -> None:
+    if not server.runs.is_local(record):
         raise ProblemError(
             Problem(
-                title=f"{record.run.id} belongs to {record.job.host}", hint=f"run cockpit there: this is {host_name()}"
+                code="run.other_host",
+                title=f"{record.run.id} belongs to {record.job.host}",
+                hint=f"run cockpit on that host; this is {host_name()}",
             )
         )
 
@@ -224,7 +230,7 @@ def resume(server: Server, caller: Caller, message: Resume) -> Run:
 
 def delete(server: Server, caller: Caller, message: RunRef) -> None:
     record = server.runs.find(message.run)
-    server.watch.delete(record)
+    server.monitor.delete(record)
 
     def forget() -> Nothing:
         server.registry.forget(record.run.id)
@@ -239,11 +245,11 @@ def reorder(server: Server, caller: Caller, message: Reorder) -> Run:
 
 def series(server: Server, caller: Caller, message: SeriesQuery) -> None:
     record = server.runs.find(message.run)
-    server.settle()
+    server.publish_changes()
 
     def read() -> SeriesReply:
         found = [
-            server.registry.series(record.run.id, name, message.points, message.first, message.last)
+            server.registry.read_series(record.run.id, name, message.points, message.first, message.last)
             for name in message.names
         ]
         return SeriesReply(run=record.run.id, series=found)
@@ -268,36 +274,37 @@ def log(server: Server, caller: Caller, message: LogQuery) -> None:
 
 def telemetry(server: Server, caller: Caller, message: TelemetryQuery) -> None:
     since = (server.telemetry.time if server.telemetry else server.started) - message.seconds
-    server.reply_later(caller, lambda: TelemetryHistory(samples=server.registry.telemetry(since)), index=True)
+    server.reply_later(caller, lambda: TelemetryHistory(samples=server.registry.read_telemetry(since)), index=True)
 
 
 def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:
-    live = server.runs.live()
-    serving = [service.id for service in server.services.listed() if service.kind == "serve"]
+    live = server.runs.list_live()
+    serving = [service.id for service in server.services.list_services() if service.kind == "serve"]
     if (live or serving) and not message.force:
         names = ", ".join([*(record.run.id for record in live), *serving])
         raise ProblemError(
             Problem(
-                title="Jobs are live",
+                code="engine.jobs_live",
+                title="Jobs are running",
                 cause=names,
                 hint="stop them first (`cockpit stop`, `cockpit serve --stop`), or `cockpit engine stop --force` to end them now",
             )
         )
     for record in live:
-        server.watch.stop_without_asking(record)
-    for service in server.services.listed():
+        server.monitor.stop_now(record)
+    for service in server.services.list_services():
         server.services.close(service.id)
     server.close_when_idle()
     return Nothing()
 
 
 def reindex(server: Server, caller: Caller, message: Nothing) -> RunList:
-    """Read every journal again from its start; the index is overwritten row by row."""
+    """Read every journal again from its start, and replace the rows of the index."""
     for record in server.runs.records.values():
         record.offset, more = 0, True
         while more:
-            _, more = record.take()
-            server.store(record)
+            _, more = record.read_events()
+            server.index(record)
     return runs(server, caller, ListRuns())
 
 
@@ -307,28 +314,30 @@ def service_open(server: Server, caller: Caller, message: OpenService) -> Servic
 
 def service_ask(server: Server, caller: Caller, message: Ask) -> None:
     if message.service in server.runs.records:
-        _talk_to_run(server, caller, message)
+        _generate_in_run(server, caller, message)
         return
     instruction = Instruction(
         id=uuid.uuid4().hex, name=message.question, arguments=message.arguments | {"request": message.request}
     )
     server.services.ask(message.service, instruction, caller.identity)
-    server.expect(caller, message.service, instruction, lambda answer: Answer(result=answer.result))
+    server.expect_answer(caller, message.service, instruction, lambda answer: Answer(result=answer.result))
 
 
-def _talk_to_run(server: Server, caller: Caller, message: Ask) -> None:
-    """A run that is training answers one question, `generate`, out of its own process, as a chat service would."""
-    record = _steerable(server, RunRef(run=message.service))
+def _generate_in_run(server: Server, caller: Caller, message: Ask) -> None:
+    """A run that is training answers one question, `generate`, from its own process, as a chat service would."""
+    record = _find_training(server, RunRef(run=message.service))
     if message.question != "generate":
         raise ProblemError(
             Problem(
-                title=f"A run that is training does not know {message.question!r}", hint="it can be asked to generate"
+                code="request.unknown",
+                title=f"A run that is training cannot answer {message.question!r}",
+                hint="it only answers generate",
             )
         )
     arguments = message.arguments | {"request": message.request}
     instruction = Instruction(id=uuid.uuid4().hex, name="generate", arguments=arguments)
-    server.expect(caller, record.run.id, instruction, lambda answer: Answer(result=answer.result))
-    _send(server, record, instruction)
+    server.expect_answer(caller, record.run.id, instruction, lambda answer: Answer(result=answer.result))
+    _send_or_hold(server, record, instruction)
 
 
 def service_cancel(server: Server, caller: Caller, message: Cancel) -> Nothing:
@@ -347,26 +356,26 @@ def service_close(server: Server, caller: Caller, message: ServiceRef) -> Nothin
 
 
 def judge(server: Server, caller: Caller, message: Judgement) -> None:
-    votes.check(message)
+    votes.check_judgement(message)
     message.id, message.time = uuid.uuid4().hex, time.time()
-    files = votes.files(server.runs, message.targets)
-    # The registry's thread, so that a file has one writer.
+    files = votes.find_files(server.runs, message.targets)
+    # In the registry's thread: all judgements are written by one thread.
     server.reply_later(caller, lambda: votes.write(message, files), index=True)
 
 
 def judgements(server: Server, caller: Caller, message: JudgementQuery) -> None:
-    files = votes.files(server.runs, message.targets)
+    files = votes.find_files(server.runs, message.targets)
     server.reply_later(caller, lambda: Judgements(judgements=votes.read(files)), index=True)
 
 
-HANDLERS: dict[str, Callable[[Any, Any, Any], Message | None]] = {
+HANDLERS: dict[str, Handler] = {
     "hello": hello,
     "attach": attach,
     "submit": submit,
     "runs": runs,
     "show": show,
     "stop": stop,
-    **{name: command(name) for name in ("pause", "save", "evaluate", "stacks")},
+    **{name: make_command_handler(name) for name in ("pause", "save", "evaluate", "stacks")},
     "continue": continue_,
     "set": set_,
     "resume": resume,

@@ -1,4 +1,4 @@
-"""A job's processes: start them, find them again, end all of them."""
+"""The processes of a job: start them, find them again, and end all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.protocol.wire import process_alive
+from engine.protocol.wire import is_alive
 
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -22,31 +22,34 @@ WORKER_DEFAULTS = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
 }
-"""What a worker on CPU cores runs better with. The user's own settings win.
+"""Environment variables with which a worker runs faster on CPU cores. The user's own settings take precedence.
 
-OpenMP's threads spin while they wait, by default for long. Beside any other busy process (a chat beside a training, a data
-loader) the spinning takes the cores that the work needs: two processes of two threads on two cores made 50 small products a second
-each, with this short spin 1400, and alone as many as before.
+OpenMP's threads spin while they wait, by default for a long time. Beside another busy process (a chat beside a training
+run, a data loader) the spinning takes the cores that the work needs: two processes of two threads on two cores computed
+50 small matrix products a second each, with this short spin 1400, and as many as before when alone.
 
-glibc hands every freed block of some megabytes back to the kernel, and gets it again as pages to be zeroed: an activation's
-whole life. Kept instead, a training step takes 8 % less time. Who wants to give memory back calls `malloc_trim`."""
+glibc returns every freed block of some megabytes to the kernel, and gets it back as pages that have to be zeroed, for
+each activation anew. When it keeps them, a training step takes 8 % less time. `malloc_trim` gives memory back where
+that is wanted.
+"""
 
-# What the engine itself was started with that a job must not inherit: secrets come from the submitting shell alone.
+# Variables of the engine's own environment that a job must not inherit: secrets come from the submitting shell alone.
 _INHERITED_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 
 @dataclass
 class Leader:
-    """A job's first process. `child` is None when an earlier supervisor started it: then its exit status cannot be known."""
+    """A job's first process. `child` is None when an earlier supervisor started it: then its exit status cannot be
+    known."""
 
     pid: int
     start_time: float
     child: subprocess.Popen[bytes] | None = None
 
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         if self.child is not None:
             return self.child.poll() is not None
-        return not process_alive(self.pid, self.start_time)
+        return not is_alive(self.pid, self.start_time)
 
     @property
     def status(self) -> int | None:
@@ -54,9 +57,9 @@ class Leader:
         return self.child.returncode if self.child else None
 
 
-def first_to_go(pid: int) -> None:
-    """Where the host's memory runs out, let the kernel end this process and its children before any job."""
-    with contextlib.suppress(OSError):  # not Linux, or gone already
+def prefer_for_oom_kill(pid: int) -> None:
+    """Make the kernel end this process and its children before any job when the host's memory runs out."""
+    with contextlib.suppress(OSError):  # not Linux, or the process has ended
         Path(f"/proc/{pid}/oom_score_adj").write_text("800")
 
 
@@ -77,11 +80,12 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> Leader:
     return Leader(child.pid, psutil.Process(child.pid).create_time(), child)
 
 
-def of_job(job: str, home: Path) -> list[psutil.Process]:
-    """All live processes of a job, by the `--job` and `--home` in their command lines: launcher, ranks, their helpers.
+def find_processes(job: str, home: Path) -> list[psutil.Process]:
+    """All live processes of a job, by the `--job` and `--home` in their command lines: launcher, ranks and their child
+    processes.
 
-    torchrun gives each rank a session of its own, and a killed launcher leaves ranks without a parent, so neither
-    the process group nor the tree finds them all.
+    torchrun gives each rank a session of its own, and a killed launcher leaves ranks without a parent: neither the
+    process group nor the process tree has them all.
     """
     found = []
     for process in psutil.process_iter():
@@ -94,8 +98,9 @@ def of_job(job: str, home: Path) -> list[psutil.Process]:
     return found
 
 
-def end(processes: Iterable[psutil.Process]) -> None:
-    """SIGTERM to all, SIGKILL after `GRACE` to whoever is left. Blocks for at most about twice that."""
+def end_processes(processes: Iterable[psutil.Process]) -> None:
+    """Send SIGTERM to all, and SIGKILL after `GRACE` to those that are left. Blocks for at most about twice that
+    time."""
     waiting = list(processes)
     for process in waiting:
         _signal(process, signal.SIGTERM)
@@ -112,8 +117,8 @@ def _signal(process: psutil.Process, number: int) -> None:
         pass
 
 
-def oom_kills() -> int:
-    """How many processes this kernel's OOM killer has ended since boot (Linux; 0 elsewhere)."""
+def count_oom_kills() -> int:
+    """How many processes the kernel's out-of-memory killer has ended since the host started (Linux; 0 elsewhere)."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:

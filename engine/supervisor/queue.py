@@ -1,4 +1,5 @@
-"""The queue: what is submitted is checked, frozen and waits here; the head starts when its devices are free."""
+"""The queue: a submitted run is checked, its profile frozen, and it waits here; the first run starts when its devices
+are free."""
 
 from __future__ import annotations
 
@@ -12,20 +13,21 @@ from pathlib import Path
 import msgspec
 
 from engine.config import stage_plan
-from engine.config.profile import Profile, ProfileError, check_shell, load_reference, parse, pinned
+from engine.config.profile import Profile, ProfileError, check_shell, load_reference, parse, pin
 from engine.protocol import journal, stages, states
 from engine.protocol.home import RunDirectory, host_name, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
 from engine.protocol.wire import workers_address
 from engine.supervisor import processes, scheduler, start_stage
-from engine.supervisor.hang_detector import Pulse
+from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.launchers import LAUNCHERS
 from engine.supervisor.run_record import Job, Record, replay
-from engine.supervisor.runs import CPU, Runs
+from engine.supervisor.runs import HOST, Runs
 
 
 class Queue:
-    """Runs that wait, in the user's order. `workers` is the package that workers come from; `device_count` what the host has."""
+    """The waiting runs, in the user's order. `workers` is the package whose modules are started; `device_count` the
+    host's devices."""
 
     def __init__(self, runs: Runs, workers: str, device_count: int) -> None:
         self.runs, self.workers, self.device_count = runs, workers, device_count
@@ -33,21 +35,27 @@ class Queue:
         self.order: list[str] = []
 
     def submit(self, message: Submit) -> Run:
-        """Check, freeze and queue. Raises ProblemError, with nothing left on disk."""
+        """Check the profile, freeze it and queue the run. Raises ProblemError, and leaves nothing on disk then."""
         directory = Path(message.directory or "/")
-        profile = self._checked(message.profile, message.source, directory)
+        profile = self._check_profile(message.profile, message.source, directory)
         try:
             check_shell(profile, message.environment)
         except ProfileError as error:
-            raise ProblemError(Problem(title="This shell lacks what the profile asks for", cause=str(error)))
-        self._demand("", profile)
-        self._room(profile)
+            raise ProblemError(
+                Problem(
+                    code="profile.environment",
+                    title="The environment lacks variables that the profile needs",
+                    cause=str(error),
+                )
+            )
+        self._compute_demand("", profile)
+        self._check_disk(profile)
         if message.first in stages.AFTER:
-            return self._go_on(message, *start_stage.trained(self.runs, message, profile))
-        self._place(profile)
+            return self._requeue_trained(message, *start_stage.find_trained_run(self.runs, message, profile))
+        self._check_export_folder(profile)
         rows = None
         if message.first == stages.TRAIN:
-            rows, profile = start_stage.prepared(self.runs, message, profile)
+            rows, profile = start_stage.find_prepared_run(self.runs, message, profile)
         run_directory = self._new_directory(profile.name or Path(message.source).stem or message.kind)
         job = Job(
             kind=message.kind,
@@ -67,22 +75,28 @@ class Queue:
         except OSError as error:
             shutil.rmtree(run_directory.path, ignore_errors=True)
             raise ProblemError(
-                Problem(title="The run could not be written", cause=str(error), hint=f"make room in {self.home.root}")
+                Problem(
+                    code="file.unwritable",
+                    title="The run could not be written",
+                    cause=str(error),
+                    hint=f"free some disk space in {self.home.root}",
+                )
             )
         record, _ = replay(run_directory, job, None, 0)
         record.environment = message.environment
         self.runs.records[record.run.id] = record
-        self.runs.freeze(record, profile)
+        self.runs.remember_profile(record, profile)
         self.enqueue(record, "submitted")
         return record.run
 
-    def _go_on(self, message: Submit, record: Record, profile: Profile) -> Run:
-        """Queue the next attempt of a trained run from the stage `message.first` on, with the settings of `profile`."""
-        self._place(profile)
-        self._reopen(record, message.first)
-        record.directory.prepared.unlink(missing_ok=True)  # other test rows may be named now
+    def _requeue_trained(self, message: Submit, record: Record, profile: Profile) -> Run:
+        """Queue the next attempt of a trained run, from the stage `message.first` on, with the settings of
+        `profile`."""
+        self._check_export_folder(profile)
+        self._clear_results(record, message.first)
+        record.directory.prepared.unlink(missing_ok=True)  # the profile may name other test rows now
         write_private(record.directory.profile, profile.to_yaml().encode())
-        self.runs.freeze(record, profile)
+        self.runs.remember_profile(record, profile)
         record.environment |= message.environment
         record.resume_step = None
         self.enqueue(record, "resume")
@@ -93,71 +107,85 @@ class Queue:
         if record.run.state not in states.ENDED:
             raise ProblemError(
                 Problem(
-                    title=f"{record.run.id} is {record.run.state}", cause="only a run that has ended can be resumed"
+                    code="run.live",
+                    title=f"{record.run.id} is {record.run.state}",
+                    cause="only a run that has ended can be resumed",
                 )
             )
         steps = record.directory.checkpoint_steps()
         if message.step is not None and message.step not in steps:
             raise ProblemError(
                 Problem(
+                    code="checkpoint.not_found",
                     title=f"{record.run.id} has no checkpoint at step {message.step}",
                     hint=f"it has: {', '.join(map(str, steps)) or 'none'}",
                 )
             )
-        profile = self.runs.profile(record)
+        profile = self.runs.load_profile(record)
         again = None if message.step is None else stages.TRAIN
         if message.changes:
             text = record.directory.profile.read_text(encoding="utf-8")
             overrides = [f"{key}={json.dumps(value)}" for key, value in message.changes.items()]
-            profile = self._checked(text, record.job.source, Path(record.job.directory), overrides)
-            again = again or stage_plan.first_touched(message.changes)
-        self._room(profile)
+            profile = self._check_profile(text, record.job.source, Path(record.job.directory), overrides)
+            again = again or stage_plan.find_first_touched(message.changes)
+        self._check_disk(profile)
         if again or not record.directory.result(stages.EXPORT).is_file():
-            self._place(profile)
+            self._check_export_folder(profile)
         if message.changes:
             write_private(record.directory.profile, profile.to_yaml().encode())
-            # prepared anew: a hit in the cache when the data settings stand
+            # rows are prepared again: at once, from the cache, when the data settings are the same
             record.directory.prepared.unlink(missing_ok=True)
-            self.runs.freeze(record, profile)
+            self.runs.remember_profile(record, profile)
         if again:
-            self._reopen(record, again)
+            self._clear_results(record, again)
         record.environment |= message.environment
         record.resume_step = message.step
         self.enqueue(record, "resume")
         return record.run
 
-    def _checked(self, text: str, source: str, directory: Path, overrides: list[str] | None = None) -> Profile:
+    def _check_profile(self, text: str, source: str, directory: Path, overrides: list[str] | None = None) -> Profile:
         try:
-            return pinned(parse(text, source or "profile", directory, overrides or [], self.home), self.home)
+            return pin(parse(text, source or "profile", directory, overrides or [], self.home), self.home)
         except ProfileError as error:
             raise ProblemError(
-                Problem(title="The profile does not hold", cause=str(error), hint="cockpit profile check")
+                Problem(
+                    code="profile.invalid",
+                    title="The profile is not valid",
+                    cause=str(error),
+                    hint="cockpit profile check",
+                )
             )
 
-    def _room(self, profile: Profile) -> None:
-        """A run that would pause for want of disk at its first step is not begun."""
+    def _check_disk(self, profile: Profile) -> None:
+        """Raises ProblemError when the disk is so full that the run would pause at its first step."""
         free, least = shutil.disk_usage(self.home.root).free / 1e9, profile.limits.disk_free_gb
         if free < least:
             cause = f"{free:.1f} GB are free in {self.home.root}, and limits.disk_free_gb is {least:g}"
             raise ProblemError(
-                Problem(title="Too little disk", cause=cause, hint="make room, or lower limits.disk_free_gb")
+                Problem(
+                    code="disk.low",
+                    title="Too little disk",
+                    cause=cause,
+                    hint="free some disk space, or lower limits.disk_free_gb",
+                )
             )
 
-    def _reopen(self, record: Record, stage: str) -> None:
-        """This stage, and all after it, are to be done again."""
+    def _clear_results(self, record: Record, stage: str) -> None:
+        """Remove the results of this stage and all later ones, so that they are done again."""
         for later in stages.STAGES[stages.STAGES.index(stage) :]:
             record.directory.result(later).unlink(missing_ok=True)
 
-    def _place(self, profile: Profile) -> None:
-        """A run that would not be allowed to write its export in the end is not begun."""
+    def _check_export_folder(self, profile: Profile) -> None:
+        """Raises ProblemError when the run could not write its export in the end."""
         if profile.export.kind == "none" or profile.export.output is None:
             return
         out = Path(profile.directory, profile.export.output).expanduser()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ProblemError(
                 Problem(
+                    code="output.not_empty",
                     title=f"export.output is not empty: {out}",
-                    hint="name a folder that does not exist yet, or empty this one",
+                    hint="choose a folder that does not exist yet, or empty this one",
                 )
             )
 
@@ -176,47 +204,57 @@ class Queue:
         run = record.run
         run.attempt += 1
         run.started = run.ended = 0.0
-        record.end, record.stop_asked, record.ranks, record.pulse = None, False, {}, Pulse()
+        record.end, record.stop_requested, record.ranks, record.heartbeats = None, False, {}, Heartbeats()
         self.order.append(run.id)
         record.move(event)
         self.renumber()
 
     def renumber(self) -> None:
-        """Tell each waiting run its place."""
+        """Update the position of each waiting run."""
         for position, run_id in enumerate(self.order, 1):
             record = self.runs.records[run_id]
             if record.run.position != position:
                 record.run.position, record.changed = position, True
 
     def reorder(self, record: Record, position: int) -> Run:
-        """Move a queued run to a place in the queue, from 1. Raises ProblemError when it is not queued."""
+        """Move a queued run to a position in the queue, from 1. Raises ProblemError when it is not queued."""
         if record.run.id not in self.order:
-            raise ProblemError(Problem(title=f"{record.run.id} is not queued", cause=f"it is {record.run.state}"))
+            raise ProblemError(
+                Problem(
+                    code="run.not_queued", title=f"{record.run.id} is not queued", cause=f"it is {record.run.state}"
+                )
+            )
         self.order.remove(record.run.id)
         self.order.insert(max(0, position - 1), record.run.id)
         self.renumber()
         return record.run
 
     def schedule(self) -> None:
-        """Start what can start."""
+        """Start the runs at the head of the queue whose devices are free."""
         while self.order:
             record = self.runs.records[self.order[0]]
             try:
-                demands = [self._demand(record.run.id, self.runs.profile(record))]
+                demands = [self._compute_demand(record.run.id, self.runs.load_profile(record))]
             except (ProfileError, OSError) as error:
-                self.leave(record)
-                record.move("failed", problem=Problem(title="The run's profile no longer holds", cause=str(error)))
+                self.remove(record)
+                record.move(
+                    "failed",
+                    problem=Problem(
+                        code="profile.outdated", title="The run's profile is no longer valid", cause=str(error)
+                    ),
+                )
                 continue
-            found = scheduler.first(demands, self.device_count, self.runs.busy(), CPU in self.runs.busy())
+            busy = self.runs.find_busy_devices()
+            found = scheduler.pick_first(demands, self.device_count, busy, HOST in busy)
             if found is None:
                 return
-            self.leave(record)
+            self.remove(record)
             record.run.devices = found[1]
-            # One that has done everything was asked to go on: to a later end.
-            self.start(record, self.following(record) or stages.TRAIN)
+            # A run that has all its results is resumed to train to a later end.
+            self.start(record, self.find_next_stage(record) or stages.TRAIN)
 
-    def _demand(self, run_id: str, profile: Profile) -> scheduler.Demand:
-        """Raises ProblemError when this host can never give what the profile asks for."""
+    def _compute_demand(self, run_id: str, profile: Profile) -> scheduler.Demand:
+        """What the run needs. Raises ProblemError when this host can never provide it."""
         launch = profile.launch
         demand = scheduler.Demand(
             run_id,
@@ -228,6 +266,7 @@ class Queue:
         except ValueError as error:
             raise ProblemError(
                 Problem(
+                    code="profile.host",
                     title="This host cannot run it",
                     cause=f"the profile {error}",
                     hint="set launch.processes and launch.devices",
@@ -235,31 +274,32 @@ class Queue:
             )
         return demand
 
-    def leave(self, record: Record) -> None:
+    def remove(self, record: Record) -> None:
         """Take a run out of the queue."""
         self.order.remove(record.run.id)
         record.run.position = 0
         record.changed = True
         self.renumber()
 
-    def following(self, record: Record) -> str | None:
-        """The first stage of the run that has not left its result yet; None when all have."""
+    def find_next_stage(self, record: Record) -> str | None:
+        """The first stage of the run that has no result yet; None when all have one."""
         directory = record.directory
-        return next((stage for stage in self._of(record) if not directory.result(stage).is_file()), None)
+        return next((stage for stage in self._list_stages(record) if not directory.result(stage).is_file()), None)
 
-    def _of(self, record: Record) -> list[str]:
-        """The run's stages that have a worker."""
+    def _list_stages(self, record: Record) -> list[str]:
+        """The stages of the run that have a worker."""
         if record.job.kind == stages.PREPARE:
             return [stages.PREPARE]
-        return [stage for stage in stage_plan.asked(self.runs.profile(record)) if stage in stages.RESULTS]
+        return [stage for stage in stage_plan.list_stages(self.runs.load_profile(record)) if stage in stages.RESULTS]
 
     def start(self, record: Record, stage: str) -> None:
-        """Start the worker of a run's stage; all but `prepare` have the devices it was given. What later stages left is no longer so."""
-        run, profile = record.run, self.runs.profile(record)
+        """Start the worker of a stage. All stages but `prepare` use the run's devices. Results of this and later stages
+        are removed."""
+        run, profile = record.run, self.runs.load_profile(record)
         if stage != stages.PREPARE:
-            self._reopen(record, stage)
+            self._clear_results(record, stage)
         worker = [
-            f"{self.workers}.{'conclude' if stage in stages.AFTER else stage}",
+            f"{self.workers}.{'post_training' if stage in stages.AFTER else stage}",
             *("--home", str(self.home.root)),
             *("--job", run.id),
             *("--attempt", str(run.attempt)),
@@ -274,23 +314,26 @@ class Queue:
             worker += ["--stage", stage]
         if stage != stages.PREPARE and run.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.devices))
-        command = load_reference(LAUNCHERS[profile.launch.strategy])
+        build_command = load_reference(LAUNCHERS[profile.launch.strategy])
         port = profile.launch.port if isinstance(profile.launch.port, int) else None
-        record.stage, record.identity, record.held, record.end = stage, None, [], None
+        record.stage, record.identity, record.held_instructions, record.end = stage, None, [], None
         run.stage, run.phase = stage, ""
-        record.oom_kills = processes.oom_kills()
+        record.oom_kills = processes.count_oom_kills()
         try:
-            leader = processes.start(command(worker, count, port), record.directory.log, environment)
+            leader = processes.start(build_command(worker, count, port), record.directory.log, environment)
         except OSError as error:
-            record.move("failed", problem=Problem(title="The worker could not be started", cause=str(error)))
+            record.move(
+                "failed",
+                problem=Problem(code="worker.not_started", title="The worker could not be started", cause=str(error)),
+            )
             return
         record.leader = leader
         run.started = run.started or time.time()
-        record.note(
+        record.write_lifecycle(
             journal.Launched(
                 attempt=run.attempt, pid=leader.pid, start_time=leader.start_time, stage=stage, devices=run.devices
             )
         )
-        if run.state != states.RUNNING:  # what follows training is one and the same run that goes on
+        if run.state != states.RUNNING:  # the stages after training belong to the same running state
             record.move("prepare" if stage == stages.PREPARE else "start")
         record.changed = True

@@ -1,8 +1,8 @@
-"""The registry: an SQLite index of what the run directories hold, rebuildable from them at any time.
+"""The registry: an SQLite index of the run directories, which can be rebuilt from them at any time.
 
-Metric points are kept by step, a later attempt replacing an earlier one, with two levels of summaries (64 and 4096
-steps) so that a curve of a million points is read as a few thousand rows. All calls come from one thread (the
-server's single-worker executor), in order.
+Metric points are stored by step; a later attempt replaces an earlier one. Two levels of summaries (of 64 and 4096
+steps) let a curve of a million points be read as a few thousand rows. All calls come from one thread (the server's
+single-worker executor), in order. The table `told` holds the journal entries that are not metrics.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 from engine.protocol.messages import Run, Series, Telemetry
 
 LEVELS = (64, 4096)
-"""Steps a bucket spans at each summary level."""
+"""Steps in a bucket of each summary level."""
 HOUR = 3600.0
 MINUTE = 60.0
 
@@ -53,7 +53,8 @@ JOIN buckets AS b ON b.run = :run AND b.name = :name AND b.span = :below AND b.b
 
 
 class Registry:
-    """Open or create the database. Where the file system cannot do WAL (NFS), SQLite's rollback journal is used instead."""
+    """Opens or creates the database. Where the file system cannot do WAL (NFS), SQLite uses its rollback journal
+    instead."""
 
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -71,12 +72,12 @@ class Registry:
     # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def load(self) -> dict[str, tuple[Run, int]]:
-        """Every indexed run with the journal offset up to which it is indexed."""
+        """Every indexed run, and the offset in its journal up to which it is indexed."""
         found = {}
         for run_id, summary, offset in self._db.execute("SELECT id, summary, offset FROM runs"):
             try:
                 found[run_id] = msgspec.json.decode(summary, type=Run), offset
-            except msgspec.MsgspecError:  # written by another version: index that run anew
+            except msgspec.MsgspecError:  # written by another version: index that run again
                 self.forget(run_id)
         return found
 
@@ -85,20 +86,21 @@ class Registry:
         run: Run,
         offset: int,
         points: Iterable[tuple[str, int, float]] = (),
-        told: Iterable[tuple[int, bytes]] = (),
+        entries: Iterable[tuple[int, bytes]] = (),
     ) -> None:
-        """One transaction: the run's summary, how far its journal is indexed, and what that part of the journal said.
+        """Store in one transaction the run's summary, how far its journal is indexed, and the content of that part of
+        the journal.
 
-        `points` are (name, step, value), `told` are (journal offset, line).
+        `points` are (name, step, value); `entries` are (journal offset, line).
         """
         self._db.execute("BEGIN")
         try:
-            number = self._number(run.id)
+            number = self._run_number(run.id)
             summary = msgspec.json.encode(run)
             self._db.execute("UPDATE runs SET summary = ?, offset = ? WHERE number = ?", (summary, offset, number))
             self._add_points(number, points)
             self._db.executemany(
-                "INSERT OR REPLACE INTO told VALUES (?, ?, ?)", [(number, at, line) for at, line in told]
+                "INSERT OR REPLACE INTO told VALUES (?, ?, ?)", [(number, at, line) for at, line in entries]
             )
         except BaseException:
             self._db.execute("ROLLBACK")
@@ -115,28 +117,28 @@ class Registry:
         self._db.execute("DELETE FROM runs WHERE id = ?", (run_id,))
         self._db.execute("COMMIT")
 
-    def ledger(self, run_id: str) -> list[dict[str, Any]]:
-        """All ledger entries of a run, oldest first, however much was told since."""
+    def read_ledger(self, run_id: str) -> list[dict[str, Any]]:
+        """All ledger entries of a run, oldest first, however many entries came after them."""
         rows = self._db.execute(
             'SELECT line FROM told WHERE run = ? AND instr(line, CAST(\'"kind":"ledger"\' AS BLOB)) ORDER BY offset',
             (self._runs.get(run_id, -1),),
         )
         return [msgspec.json.decode(line) for (line,) in rows]
 
-    def told(self, run_id: str, limit: int) -> list[dict[str, Any]]:
+    def read_entries(self, run_id: str, limit: int) -> list[dict[str, Any]]:
         """The newest `limit` journal entries that are not metrics, oldest first."""
         rows = self._db.execute(
             "SELECT line FROM told WHERE run = ? ORDER BY offset DESC LIMIT ?", (self._runs.get(run_id, -1), limit)
         ).fetchall()
         return [msgspec.json.decode(line) for (line,) in reversed(rows)]
 
-    def _number(self, run_id: str) -> int:
+    def _run_number(self, run_id: str) -> int:
         if run_id not in self._runs:
             self._runs[run_id] = self._db.execute("SELECT coalesce(max(number), 0) + 1 FROM runs").fetchone()[0]
             self._db.execute("INSERT INTO runs VALUES (?, ?, x'', 0)", (run_id, self._runs[run_id]))
         return self._runs[run_id]
 
-    def _name(self, name: str) -> int:
+    def _name_number(self, name: str) -> int:
         if name not in self._names:
             self._db.execute("INSERT INTO names (name) VALUES (?)", (name,))
             self._names[name] = self._db.execute("SELECT number FROM names WHERE name = ?", (name,)).fetchone()[0]
@@ -148,7 +150,7 @@ class Registry:
         rows = []
         touched: dict[int, tuple[int, int]] = {}
         for name, step, value in points:
-            number = self._name(name)
+            number = self._name_number(name)
             rows.append((run, number, step, value))
             first, last = touched.get(number, (step, step))
             touched[number] = min(first, step), max(last, step)
@@ -157,7 +159,7 @@ class Registry:
             self._summarise(run, number, first, last)
 
     def _summarise(self, run: int, name: int, first: int, last: int) -> None:
-        """Recompute the buckets that the steps first…last fall into, from the level below."""
+        """Recompute the buckets that contain the steps first…last, from the level below."""
         below = 0
         for span in LEVELS:
             bounds = {"first": first // span * span, "last": last // span * span + span - 1}
@@ -165,7 +167,7 @@ class Registry:
             self._db.execute(_FROM_BUCKETS if below else _FROM_POINTS, values)
             below = span
 
-    def series(self, run_id: str, name: str, points: int, first: int | None, last: int | None) -> Series:
+    def read_series(self, run_id: str, name: str, points: int, first: int | None, last: int | None) -> Series:
         """At most `points` buckets of one metric between two steps, inclusive."""
         run, number = self._runs.get(run_id, -1), self._names.get(name, -1)
         # Two queries, each answered by the index: SQLite scans every row when min and max are asked for together.
@@ -179,7 +181,7 @@ class Registry:
         empty = Series(name=name, first_step=[], last_step=[], low=[], high=[], last=[])
         if lowest is None:
             return empty
-        # The coarsest level that still has several buckets for each one asked for.
+        # The coarsest level that still has several buckets for each bucket of the result.
         width = (highest - lowest + 1) / max(points, 1)
         span = max((level for level in LEVELS if level * 4 <= width), default=0)
         if span:
@@ -198,19 +200,19 @@ class Registry:
         )
 
     def thin_telemetry(self, now: float) -> None:
-        """Keep each second of the last hour, and of what is older the last sample of each minute."""
+        """Keep every sample of the last hour, and before that the last sample of each minute."""
         self._db.execute(
             "DELETE FROM telemetry WHERE time < ? AND time NOT IN (SELECT max(time) FROM telemetry WHERE time < ? GROUP BY cast(time / ? AS INTEGER))",
             (now - HOUR, now - HOUR, MINUTE),
         )
 
-    def telemetry(self, since: float) -> list[Telemetry]:
+    def read_telemetry(self, since: float) -> list[Telemetry]:
         rows = self._db.execute("SELECT sample FROM telemetry WHERE time >= ? ORDER BY time", (since,)).fetchall()
         return [msgspec.json.decode(sample, type=Telemetry) for (sample,) in rows]
 
 
 def _reduce(series: Series, rows: list[tuple[int, int, float, float, float, int]], points: int) -> Series:
-    """Merge neighbouring rows until at most `points` are left, each of about the same number of rows."""
+    """Merge neighbouring rows into at most `points` buckets, each of about the same number of rows."""
     size = max(1, -(-len(rows) // max(points, 1)))
     for start in range(0, len(rows), size):
         group = rows[start : start + size]

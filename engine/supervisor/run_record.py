@@ -1,4 +1,4 @@
-"""One run as the supervisor knows it: its summary, how far its journal is read, and who works on it."""
+"""One run as the supervisor knows it: its summary, its processes, and how far its journal has been read."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from engine.protocol import journal, states
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, End, Evaluation, Ledger, Metrics, Phase, Start
 from engine.protocol.messages import Instruction, Problem, Rank, Run
-from engine.supervisor.hang_detector import Pulse
+from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.processes import Leader
 
-TURN = 1 << 19
-"""Bytes of a journal taken in one turn of the loop (about 10 ms)."""
+BYTES_PER_TURN = 1 << 19
+"""Bytes of a journal that are read in one turn of the loop (about 10 ms)."""
 
 Point = tuple[str, int, float]
 
 
 class Job(msgspec.Struct, kw_only=True):
-    """`job.json`: what was submitted, beside the profile."""
+    """`job.json`: what was submitted beside the profile."""
 
     kind: str
     name: str
@@ -34,7 +34,7 @@ class Job(msgspec.Struct, kw_only=True):
     host: str
     created: float
     first: str = ""
-    """The stage that it begins with, where that is not the first."""
+    """The stage that the run starts with; empty for the first."""
 
 
 @dataclass
@@ -43,55 +43,63 @@ class Record:
     directory: RunDirectory
     job: Job
     offset: int = 0
-    """Bytes of events.jsonl read."""
+    """Bytes of events.jsonl that have been read."""
     stage: str = ""
-    """Which worker is at it, by the stage of `protocol.stages`."""
+    """The stage of `protocol.stages` whose worker runs, or ran last."""
     leader: Leader | None = None
     ranks: dict[int, Rank] = field(default_factory=dict)
     identity: bytes | None = None
-    """Rank 0's address on the workers' socket, once it has joined."""
-    held: list[Instruction] = field(default_factory=list)
+    """Rank 0's address on the workers' socket; None until it has joined."""
+    held_instructions: list[Instruction] = field(default_factory=list)
     """Instructions for a rank 0 that has not joined yet."""
     environment: dict[str, str] = field(default_factory=dict)
     """From the submitting shell; in memory only."""
     end: End | None = None
-    """The present attempt's last word."""
-    pulse: Pulse = field(default_factory=Pulse)
-    """How the present attempt's ranks are heard."""
+    """The last journal entry of the present attempt's worker, once it has written it."""
+    heartbeats: Heartbeats = field(default_factory=Heartbeats)
+    """Those of the present attempt."""
     warnings: list[str] = field(default_factory=list)
-    """The supervisor's own, of this run."""
-    stop_asked: bool = False
+    """Messages of the warnings that the supervisor itself has given about the run."""
+    stop_requested: bool = False
     resume_step: int | None = None
     oom_kills: int = 0
-    """The kernel's count when the worker was started."""
+    """How many processes the kernel's out-of-memory killer had ended when the worker was started."""
     changed: bool = False
     """The summary differs from what was last published."""
     points: list[Point] = field(default_factory=list)
-    told: list[tuple[int, bytes]] = field(default_factory=list)
-    """Read from the journal, not yet in the registry."""
+    entries: list[tuple[int, bytes]] = field(default_factory=list)
+    """Offsets and lines of journal entries that are not metrics. Points and entries wait here for the registry."""
     lifecycle: journal.Writer | None = None
     unwritten: list[journal.LifecycleEntry] = field(default_factory=list)
-    """Lifecycle entries that a full disk has refused so far; written, in order, when there is room."""
+    """Lifecycle entries that a full disk has not taken yet; they are written in order when there is room."""
 
-    def move(self, event: str, reason: str = "", problem: Problem | None = None) -> None:
-        """Take one transition of the table and journal it, synced, before anybody hears of it."""
+    def move(self, event: str, *, reason: str = "", code: str = "", problem: Problem | None = None) -> None:
+        """Make one transition of the table of states. It is journalled and synced before it is published."""
         run = self.run
         run.state = states.move(run.state or None, event)
-        run.reason, run.problem = reason, problem
+        run.reason, run.code, run.problem = reason, code, problem
         now = time.time()
         if run.state in states.ENDED:
             run.ended, run.position, run.phase = now, 0, ""
-        self.note(
-            journal.State(time=now, attempt=run.attempt, state=run.state, reason=reason, step=run.step, problem=problem)
+        self.write_lifecycle(
+            journal.State(
+                time=now,
+                attempt=run.attempt,
+                state=run.state,
+                reason=reason,
+                code=code,
+                step=run.step,
+                problem=problem,
+            )
         )
         self.changed = True
 
-    def note(self, entry: journal.LifecycleEntry) -> None:
-        """Journal an entry now, or as soon as the disk takes it: a full disk must not end the supervisor."""
+    def write_lifecycle(self, entry: journal.LifecycleEntry) -> None:
+        """Journal an entry now, or as soon as the disk has room: a full disk must not end the supervisor."""
         self.unwritten.append(entry)
-        self.write_notes()
+        self.flush_lifecycle()
 
-    def write_notes(self) -> None:
+    def flush_lifecycle(self) -> None:
         try:
             if self.lifecycle is None:
                 self.lifecycle = journal.Writer(self.directory.lifecycle)
@@ -106,18 +114,19 @@ class Record:
             self.lifecycle.close()
             self.lifecycle = None
 
-    def take(self) -> tuple[list[journal.AnyEntry], bool]:
-        """Read on in the journal: what it says, and whether there is more. Points and told lines are kept for the registry."""
+    def read_events(self) -> tuple[list[journal.AnyEntry], bool]:
+        """Read the next part of the worker's journal: its entries, and whether there is more. Points and entries are
+        kept for the registry."""
         entries = []
         start = self.offset
-        for line, offset in journal.read_lines(self.directory.events, self.offset, TURN):
+        for line, offset in journal.read_lines(self.directory.events, self.offset, BYTES_PER_TURN):
             entry = journal.decode(line)
-            self._digest(entry, line, offset)
+            self._apply(entry, line, offset)
             self.offset = offset
             entries.append(entry)
-        return entries, self.offset - start >= TURN
+        return entries, self.offset - start >= BYTES_PER_TURN
 
-    def _digest(self, entry: journal.AnyEntry, line: bytes, offset: int) -> None:
+    def _apply(self, entry: journal.AnyEntry, line: bytes, offset: int) -> None:
         run = self.run
         self.changed = True
         if isinstance(entry, (Metrics, Evaluation)):
@@ -127,7 +136,7 @@ class Record:
         if isinstance(entry, Metrics):
             run.step, run.epoch = entry.step, entry.epoch
             return
-        self.told.append((offset, line))
+        self.entries.append((offset, line))
         if isinstance(entry, Start):
             run.step, run.max_steps, run.epochs = entry.step, entry.max_steps, entry.epochs
             run.global_batch, run.processes = entry.global_batch, entry.processes
@@ -140,15 +149,15 @@ class Record:
             self.end = entry
             run.step = entry.step
 
-    def drain(self) -> tuple[list[Point], list[tuple[int, bytes]]]:
-        """What the registry has not yet; the caller stores it."""
+    def take_unindexed(self) -> tuple[list[Point], list[tuple[int, bytes]]]:
+        """Points and entries that the registry does not have yet; the caller stores them."""
         points, self.points = self.points, []
-        told, self.told = self.told, []
-        return points, told
+        entries, self.entries = self.entries, []
+        return points, entries
 
 
-def by_name(entries: list[journal.AnyEntry]) -> dict[str, list[tuple[int, float]]]:
-    """The points of some metrics and evaluations, for a `Points` message."""
+def group_points(entries: list[journal.AnyEntry]) -> dict[str, list[tuple[int, float]]]:
+    """The points of metrics and evaluations by name, for a `Points` message."""
     values: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for entry in entries:
         if isinstance(entry, (Metrics, Evaluation)):
@@ -158,13 +167,13 @@ def by_name(entries: list[journal.AnyEntry]) -> dict[str, list[tuple[int, float]
     return dict(values)
 
 
-def checkpoint_metrics(told: list[dict[str, Any]]) -> dict[int, Checkpoint]:
+def find_checkpoints(entries: list[dict[str, Any]]) -> dict[int, Checkpoint]:
     """The newest checkpoint entry of each step."""
-    return {entry["step"]: msgspec.convert(entry, Checkpoint) for entry in told if entry.get("kind") == "checkpoint"}
+    return {entry["step"]: msgspec.convert(entry, Checkpoint) for entry in entries if entry.get("kind") == "checkpoint"}
 
 
 def read_job(directory: RunDirectory) -> Job | None:
-    """`job.json`, or None for a directory that is no run (or one that was being made when the machine stopped)."""
+    """`job.json`, or None for a directory that is no run (or one that was being made when the host stopped)."""
     try:
         return msgspec.json.decode((directory.path / "job.json").read_bytes(), type=Job)
     except (OSError, msgspec.MsgspecError):
@@ -174,8 +183,11 @@ def read_job(directory: RunDirectory) -> Job | None:
 def replay(
     directory: RunDirectory, job: Job, summary: Run | None, offset: int
 ) -> tuple[Record, journal.Launched | None]:
-    """A run's record from its directory: the lifecycle journal says the state, the registry's summary spares reading the
-    events again. Also returns the last launch that has no exit after it, for adoption."""
+    """A run's record from its directory, and the last launch without an exit after it, for adoption.
+
+    The state comes from the lifecycle journal. `summary` and `offset` are the registry's, so that its part of the
+    worker's journal need not be read again; None and 0 read all of it.
+    """
     run = summary or Run(id=directory.id)
     run.kind, run.name, run.host, run.created = job.kind, job.name, job.host, job.created
     run.directory, run.profile = str(directory.path), job.source
@@ -186,7 +198,7 @@ def replay(
     for entry, _ in journal.read(directory.lifecycle):
         run.attempt = max(run.attempt, entry.attempt)
         if isinstance(entry, journal.State):
-            run.state, run.reason, run.problem = entry.state, entry.reason, entry.problem
+            run.state, run.reason, run.code, run.problem = entry.state, entry.reason, entry.code, entry.problem
             run.ended = entry.time if entry.state in states.ENDED else 0.0
         elif isinstance(entry, journal.Launched):
             launched, stage, run.started = entry, entry.stage, entry.time
@@ -201,8 +213,8 @@ def replay(
     return record, launched
 
 
-def log_tail(path: Path, limit: int = 65536) -> str:
-    """The last bytes of a log as text; empty when there is none."""
+def read_log_tail(path: Path, limit: int = 65536) -> str:
+    """The last `limit` bytes of a log as text; empty when there is no log."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)

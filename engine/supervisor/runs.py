@@ -1,4 +1,4 @@
-"""The runs there are: finding one, and what its profile says."""
+"""All runs under a home: finds them, and reads their profiles."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from engine.protocol.home import Home, host_name
 from engine.protocol.messages import Problem, ProblemError
 from engine.supervisor.run_record import Record
 
-CPU = -1
-"""Stands for the host itself where there are no devices."""
+HOST = -1
+"""Stands for the host itself where it has no devices."""
 
 
 class Runs:
-    """All runs under one home, those of other hosts that share it too."""
+    """All runs under one home, including those of other hosts that share it."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
@@ -24,28 +24,37 @@ class Runs:
         self._profiles: dict[str, Profile] = {}
 
     def find(self, reference: str) -> Record:
-        """By id, unambiguous prefix, or `last`. Raises ProblemError."""
+        """Find a run by its id, an unambiguous prefix of it, or `last`. Raises ProblemError."""
         if reference in self.records:
             return self.records[reference]
         if not self.records:
-            raise ProblemError(Problem(title="There are no runs yet", hint="cockpit demo, or cockpit train PROFILE"))
+            raise ProblemError(
+                Problem(code="run.none", title="There are no runs yet", hint="cockpit demo, or cockpit train PROFILE")
+            )
         if reference == "last":
             return max(self.records.values(), key=lambda record: record.run.created)
         matches = sorted(run_id for run_id in self.records if run_id.startswith(reference))
         if len(matches) == 1:
             return self.records[matches[0]]
-        cause = f"it could be {', '.join(matches[:5])}" if matches else "no run's id begins like that"
-        raise ProblemError(Problem(title=f"Which run is {reference}?", cause=cause, hint="cockpit runs"))
+        cause = f"it could mean {', '.join(matches[:5])}" if matches else "no run's id starts with it"
+        raise ProblemError(
+            Problem(
+                code="run.ambiguous" if matches else "run.not_found",
+                title=f"Which run is {reference}?",
+                cause=cause,
+                hint="cockpit runs",
+            )
+        )
 
-    def live(self) -> list[Record]:
-        """Runs of this host with something still to happen."""
-        return [record for record in self.records.values() if record.run.state in states.LIVE and self.ours(record)]
+    def list_live(self) -> list[Record]:
+        """The runs of this host that have not ended."""
+        return [record for record in self.records.values() if record.run.state in states.LIVE and self.is_local(record)]
 
-    def ours(self, record: Record) -> bool:
+    def is_local(self, record: Record) -> bool:
         return record.job.host == host_name()
 
-    def profile(self, record: Record) -> Profile:
-        """The run's frozen profile. Raises ProfileError when it has gone bad since."""
+    def load_profile(self, record: Record) -> Profile:
+        """The run's frozen profile. Raises ProfileError when it is no longer valid, and OSError."""
         if record.run.id not in self._profiles:
             text = record.directory.profile.read_text(encoding="utf-8")
             self._profiles[record.run.id] = parse(
@@ -53,23 +62,25 @@ class Runs:
             )
         return self._profiles[record.run.id]
 
-    def freeze(self, record: Record, profile: Profile) -> None:
-        """Remember a profile that has just been checked, and tell in the run's summary what it says."""
+    def remember_profile(self, record: Record, profile: Profile) -> None:
+        """Keep a profile that has just been checked, and describe it in the run's summary."""
         self._profiles[record.run.id] = profile
         self.describe(record, profile)
 
     def describe(self, record: Record, profile: Profile) -> None:
         run = record.run
         run.base, run.method, run.adapter = profile.model.origin, profile.method.kind, profile.adapter.kind
-        run.stages = [stages.PREPARE] if record.job.kind == "prepare" else stage_plan.asked(profile)
+        run.stages = [stages.PREPARE] if record.job.kind == "prepare" else stage_plan.list_stages(profile)
         run.epochs, run.max_steps = profile.training.epochs, profile.training.max_steps or run.max_steps
 
-    def busy(self) -> set[int]:
-        """Devices that jobs hold; `CPU` where one runs without any."""
+    def find_busy_devices(self) -> set[int]:
+        """Devices that runs hold; `HOST` for a run without devices."""
         running = (
-            record.run for record in self.records.values() if record.run.state in states.STARTED and self.ours(record)
+            record.run
+            for record in self.records.values()
+            if record.run.state in states.STARTED and self.is_local(record)
         )
-        return {index for run in running for index in (run.devices or [CPU])}
+        return {index for run in running for index in (run.devices or [HOST])}
 
     def forget(self, record: Record) -> None:
         del self.records[record.run.id]

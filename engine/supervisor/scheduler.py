@@ -1,4 +1,4 @@
-"""Which queued run starts next, and on which devices. Pure."""
+"""Decides which queued run starts next, and on which devices. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run asks for: `devices` None means any; `processes` None means one for each device there is."""
+    """What a run needs. `devices` None: any; `processes` None: one for each device of the host."""
 
     run: str
     processes: int | None
@@ -18,27 +18,30 @@ class Demand:
 def assign(demand: Demand, count: int, busy: Collection[int], cpu_busy: bool) -> list[int] | None:
     """Device indices for a run, or None when it must wait. Raises ValueError when it can never start here.
 
-    Without devices the host itself is the one device: a run at a time, and the answer is an empty list.
+    A host without devices runs one job at a time, and the list is empty.
     """
     if count == 0:
         if demand.devices:
             raise ValueError(f"asks for devices {list(demand.devices)}, and this host has none")
         return None if cpu_busy else []
-    wanted = demand.devices
-    if wanted is None:
+    requested = demand.devices
+    if requested is None:
         number = demand.processes or count
         if number > count:
-            raise ValueError(f"asks for {number} processes, one a device, and this host has {count} devices")
+            raise ValueError(f"asks for {number} processes, one per device, and this host has {count} devices")
         free = [index for index in range(count) if index not in busy]
         return free[:number] if len(free) >= number else None
-    missing = [index for index in wanted if index >= count]
+    missing = [index for index in requested if index >= count]
     if missing:
         raise ValueError(f"asks for devices {missing}, and this host has 0…{count - 1}")
-    return None if any(index in busy for index in wanted) else list(wanted)
+    return None if any(index in busy for index in requested) else list(requested)
 
 
-def first(queue: Sequence[Demand], count: int, busy: Collection[int], cpu_busy: bool) -> tuple[str, list[int]] | None:
-    """The head of the queue with its devices, if it can start now. Nobody overtakes: the order is the user's."""
+def pick_first(
+    queue: Sequence[Demand], count: int, busy: Collection[int], cpu_busy: bool
+) -> tuple[str, list[int]] | None:
+    """The first run of the queue and its devices, or None while it must wait. No run overtakes another: the user set
+    the order."""
     if not queue:
         return None
     devices = assign(queue[0], count, busy, cpu_busy)

@@ -1,15 +1,15 @@
-"""The supervisor's one loop: sockets in, events out, timers between. Nothing in it blocks; what would, goes to a thread."""
+"""The supervisor's one loop: it reads the sockets, runs the timers and publishes events. Work that would block it goes
+to a thread."""
 
 from __future__ import annotations
 
 import os
 import time
 import traceback
-import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import zmq
@@ -20,10 +20,8 @@ from engine.protocol.messages import (
     OPERATIONS,
     PROTOCOL,
     Answered,
-    Body,
     CancelInstruction,
     Closing,
-    Event,
     Heartbeat,
     Instruction,
     Joined,
@@ -31,7 +29,6 @@ from engine.protocol.messages import (
     Problem,
     ProblemError,
     Ranks,
-    Reply,
     Request,
     Run,
     Said,
@@ -39,56 +36,43 @@ from engine.protocol.messages import (
     Telemetry,
     Written,
 )
-from engine.supervisor.adoption import refresh_foreign, take_over
-from engine.supervisor.operations import HANDLERS
+from engine.supervisor import pending
+from engine.supervisor.adoption import adopt_runs, refresh_runs_of_other_hosts
+from engine.supervisor.clients import Caller, Clients
+from engine.supervisor.pending import PendingRequests
 from engine.supervisor.queue import Queue
 from engine.supervisor.registry import Registry
-from engine.supervisor.run_monitor import Watch
+from engine.supervisor.run_monitor import RunMonitor
 from engine.supervisor.run_record import Point, Record
 from engine.supervisor.runs import Runs
 from engine.supervisor.services import Services
 from engine.supervisor.telemetry import Sampler
 
 FLUSH = 0.2
-"""Seconds between looks at the journals and publications of progress."""
+"""Seconds between readings of the journals, after each of which progress is published."""
 SECOND = 1.0
 MINUTE = 60.0
-FOREIGN = 5.0
+OTHER_HOSTS = 5.0
+"""Seconds between readings of the journals that other hosts write in this home."""
 
-
-@dataclass(frozen=True)
-class Caller:
-    """Whom a reply goes to."""
-
-    identity: bytes
-    request: str
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A question that a worker has not answered yet. `finish` makes the reply of the answer."""
-
-    caller: Caller
-    job: str
-    finish: Callable[[Answered], Message]
+Handler = Callable[[Any, Caller, Any], Message | None]
+"""`(server, caller, message)` -> the reply, or None when the reply comes later."""
 
 
 class Server:
-    """`run` serves until `close` is asked. Handlers get the server and reach runs, queue, services and registry through it."""
+    """`run` serves until `close` is called. Handlers get the server and reach runs, queue, services and registry
+    through it."""
 
-    def __init__(self, home: Home, workers: str = "engine.workers") -> None:
+    def __init__(self, home: Home, handlers: Mapping[str, Handler], workers: str = "engine.workers") -> None:
         self.home = home
-        self.session = uuid.uuid4().hex[:12]
         self.started = time.time()
-        self.seq = 0
-        self._closing = False
-        self._closing_when_idle = False
         self.registry = Registry(home.registry)
         self.telemetry: Telemetry | None = None
-        self._pending: dict[str, Pending] = {}
-        self._subscribers: set[bytes] = set()
-        self._rung: set[str] = set()
-        self._done: deque[Callable[[], None]] = deque()
+        self._handlers = handlers
+        self._closing = False
+        self._closing_when_idle = False
+        self._unread: set[str] = set()
+        self._calls: deque[Callable[[], None]] = deque()
         self._index_thread = ThreadPoolExecutor(1, "registry")
         self._threads = ThreadPoolExecutor(4, "background")
         self._wake_read, self._wake_write = os.pipe()
@@ -99,16 +83,19 @@ class Server:
         self._control = self._bind(wire.control_address(home))
         self._workers = self._bind(wire.workers_address(home))
         self._jobs_of: dict[bytes, str] = {}
+        self.clients = Clients(self._control)
+        self._pending = PendingRequests(self.clients)
 
-        self.sampler = Sampler(home.root, lambda sample: self.call_soon(lambda: self._sampled(sample)))
-        self.services = Services(home, workers, self.publish, self.instruct, self._broken)
+        publish = self.clients.publish
+        self.sampler = Sampler(home.root, lambda sample: self.call_soon(lambda: self._take_sample(sample)))
+        self.services = Services(home, workers, publish, self.instruct, self._pending.fail)
         self.runs = Runs(home)
         self.queue = Queue(self.runs, workers, self.sampler.device_count)
-        self.watch = Watch(self.runs, self.queue, self.publish, self.instruct, self.background)
+        self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
 
     def _bind(self, address: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
-        socket.router_mandatory = 1  # a vanished or overfull peer is an error here, not silence
+        socket.router_mandatory = 1  # report an unreachable or overfull peer as an error, rather than drop the message
         socket.sndhwm = 100_000
         socket.rcvhwm = 0
         socket.linger = 500
@@ -118,7 +105,7 @@ class Server:
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> None:
-        take_over(self.runs, self.queue, self.watch, self.registry.load(), self.store)
+        adopt_runs(self.runs, self.queue, self.monitor, self.registry.load(), self.index)
         self.sampler.start()
         poller = zmq.Poller()
         for source in (self._control, self._workers, self._wake_read):
@@ -126,8 +113,8 @@ class Server:
         timers = [
             (FLUSH, self._flush),
             (SECOND, self._each_second),
-            (MINUTE, self._thin),
-            (FOREIGN, lambda: refresh_foreign(self.runs, self.watch)),
+            (MINUTE, self._thin_telemetry),
+            (OTHER_HOSTS, lambda: refresh_runs_of_other_hosts(self.runs, self.monitor)),
         ]
         due = [(time.monotonic(), period, action) for period, action in timers]
         while not self._closing:
@@ -136,11 +123,11 @@ class Server:
             if self._wake_read in ready:
                 os.read(self._wake_read, 65536)
             if self._workers in ready:
-                self._drain(self._workers, self._from_worker)
+                self._receive(self._workers, self._from_worker)
             if self._control in ready:
-                self._drain(self._control, self._from_client)
-            while self._done:
-                self._done.popleft()()
+                self._receive(self._control, self._from_client)
+            while self._calls:
+                self._calls.popleft()()
             now = time.monotonic()
             for index, (when, period, action) in enumerate(due):
                 if now >= when:
@@ -148,17 +135,17 @@ class Server:
                     due[index] = (time.monotonic() + period, period, action)
         self._end()
 
-    def _drain(self, socket: zmq.Socket[bytes], take: Callable[[bytes, bytes], None]) -> None:
-        """Take what waits, a thousand messages at most before the other socket has its turn."""
+    def _receive(self, socket: zmq.Socket[bytes], handle: Callable[[bytes, bytes], None]) -> None:
+        """Handle the messages that have come, at most a thousand before the other socket has its turn."""
         for _ in range(1000):
             try:
                 identity, payload = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            take(identity, payload)
+            handle(identity, payload)
 
     def close(self) -> None:
-        """End the loop; jobs go on, and the next supervisor adopts them. Safe in a signal handler."""
+        """End the loop. Jobs go on, and the next supervisor adopts them. Safe in a signal handler."""
         self._closing = True
         os.write(self._wake_write, b"!")
 
@@ -168,7 +155,7 @@ class Server:
 
     def _end(self) -> None:
         self._flush()
-        self.publish(Closing())
+        self.clients.publish(Closing())
         self.sampler.stop()
         self._index_thread.shutdown(wait=True)
         self._threads.shutdown(wait=True)
@@ -179,11 +166,12 @@ class Server:
 
     def call_soon(self, action: Callable[[], None]) -> None:
         """From any thread: run `action` in the loop."""
-        self._done.append(action)
+        self._calls.append(action)
         os.write(self._wake_write, b"!")
 
-    def background(self, work: Callable[[], None], then: Callable[[], None]) -> None:
-        """`work` in a thread, then `then` in the loop. A failure of `work` is ours: it goes to the log, and `then` still runs."""
+    def run_in_background(self, work: Callable[[], None], then: Callable[[], None]) -> None:
+        """Run `work` in a thread, then `then` in the loop. When `work` fails, the traceback goes to the log and `then`
+        still runs."""
 
         def done(future: Future[None]) -> None:
             if error := future.exception():
@@ -193,93 +181,54 @@ class Server:
         self._threads.submit(work).add_done_callback(done)
 
     def reply_later(self, caller: Caller, work: Callable[[], Message], *, index: bool = False) -> None:
-        """Reply with what `work` returns, from the registry's thread (`index`) or another."""
+        """Reply with what `work` returns, run in the registry's thread (`index`) or another."""
 
         def done(future: Future[Message]) -> None:
             error = future.exception()
             if error is not None:
-                self.call_soon(lambda: self._reply_problem(caller, error))
+                self.call_soon(lambda: self.clients.reply_with_error(caller, error))
             else:
-                self.call_soon(lambda: self.reply(caller, future.result()))
+                self.call_soon(lambda: self.clients.reply(caller, future.result()))
 
         (self._index_thread if index else self._threads).submit(work).add_done_callback(done)
 
     # ── clients ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def publish(self, body: Body) -> None:
-        self.seq += 1
-        if not self._subscribers:
-            return
-        event = Event(session=self.session, seq=self.seq, time=time.time(), body=wire.raw(body))
-        payload = wire.encode(event)
-        for identity in list(self._subscribers):
-            try:
-                self._control.send_multipart([identity, wire.EVENT, payload], zmq.NOBLOCK)
-            except zmq.Again:
-                pass  # it reads too slowly: it will see the gap and attach again
-            except zmq.ZMQError:
-                self._subscribers.discard(identity)
-
-    def subscribe(self, caller: Caller) -> None:
-        self._subscribers.add(caller.identity)
-
-    def reply(self, caller: Caller, result: Message) -> None:
-        self._send_reply(caller, Reply(id=caller.request, result=wire.raw(result)))
-
-    def _reply_problem(self, caller: Caller, error: BaseException) -> None:
-        if isinstance(error, ProblemError):
-            problem = error.problem
-        else:
-            text = "".join(traceback.format_exception(error))
-            print(text, flush=True)
-            problem = Problem(
-                title="The engine made a mistake",
-                cause=repr(error),
-                hint="see engine.log; please report it",
-                traceback=text,
-            )
-        self._send_reply(caller, Reply(id=caller.request, problem=problem))
-
-    def _send_reply(self, caller: Caller, reply: Reply) -> None:
-        try:
-            self._control.send_multipart([caller.identity, wire.REPLY, wire.encode(reply)], zmq.NOBLOCK)
-        except zmq.ZMQError:
-            pass  # the client left before its answer
-
-    def _reachable(self, client: bytes) -> bool:
-        """Whether a client is still connected; told by a reply to nothing, which it passes over."""
-        try:
-            self._control.send_multipart([client, wire.REPLY, wire.encode(Reply(id=""))], zmq.NOBLOCK)
-        except zmq.Again:
-            return True  # it reads too slowly, but it is there
-        except zmq.ZMQError:
-            return False
-        return True
-
     def _from_client(self, identity: bytes, payload: bytes) -> None:
         try:
             request = wire.decode(payload, Request)
         except msgspec.MsgspecError:
-            return  # nothing to answer to: not even an id
+            return  # without an id there is nothing to reply to
         caller = Caller(identity, request.id)
         try:
             if request.protocol != PROTOCOL:
                 raise ProblemError(wire.protocol_mismatch(request.protocol))
             if request.operation not in OPERATIONS:
                 raise ProblemError(
-                    Problem(title=f"The engine knows no operation {request.operation!r}", hint="restart the older side")
+                    Problem(
+                        code="engine.unknown_operation",
+                        title=f"The engine knows no operation {request.operation!r}",
+                        hint="Restart whichever is older: the engine with `cockpit engine stop`, then `cockpit engine start`; or this cockpit",
+                    )
                 )
-            message = wire.decode(request.body, OPERATIONS[request.operation][0])
-            result = HANDLERS[request.operation](self, caller, message)
+            message = wire.decode(request.body, OPERATIONS[request.operation].request)
+            result = self._handlers[request.operation](self, caller, message)
         except msgspec.MsgspecError as error:
-            self._reply_problem(
-                caller, ProblemError(Problem(title=f"A malformed '{request.operation}'", cause=str(error)))
+            self.clients.reply_with_error(
+                caller,
+                ProblemError(
+                    Problem(
+                        code="request.malformed",
+                        title=f"The request '{request.operation}' is malformed",
+                        cause=str(error),
+                    )
+                ),
             )
         except Exception as error:  # noqa: BLE001 - a client's request must never end the supervisor
-            self._reply_problem(caller, error)
+            self.clients.reply_with_error(caller, error)
         else:
             if result is not None:
-                self.reply(caller, result)
+                self.clients.reply(caller, result)
 
     # ── workers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -287,126 +236,112 @@ class Server:
         try:
             self._workers.send_multipart([identity, wire.encode(instruction)], zmq.NOBLOCK)
         except zmq.ZMQError:
-            pass  # it has just died: `reap` will say so, and settle what waits for its answer
+            pass  # the worker has just ended: `reap` notices, and the requests that wait for its answer fail
 
-    def expect(self, caller: Caller, job: str, instruction: Instruction, finish: Callable[[Answered], Message]) -> None:
-        """Remember whose question this is; the answer comes through `_answered`, or a problem when the worker dies."""
-        self._pending[instruction.id] = Pending(caller, job, finish)
+    def expect_answer(
+        self, caller: Caller, job: str, instruction: Instruction, finish: Callable[[Answered], Message]
+    ) -> None:
+        """Reply to the caller when the worker has answered this instruction, or when it has ended."""
+        self._pending.add(instruction.id, pending.Request(caller, job, finish))
 
     def _from_worker(self, identity: bytes, payload: bytes) -> None:
         try:
             message = wire.decode_from_worker(payload)
         except msgspec.MsgspecError as error:
-            print(f"a worker said something unknown: {error}", flush=True)
+            print(f"a worker sent a message that cannot be read: {error}", flush=True)
             return
         if isinstance(message, Joined):
             self._jobs_of[identity] = message.job
             if message.job in self.runs.records:
-                self.watch.joined(self.runs.records[message.job], message.rank, identity)
+                self.monitor.register_rank(self.runs.records[message.job], message.rank, identity)
             else:
-                self.services.joined(message.job, message.pid, message.start_time, identity)
+                self.services.register(message.job, message.pid, message.start_time, identity)
         elif isinstance(message, Written):
-            self._rung.add(message.job)
+            self._unread.add(message.job)
         elif isinstance(message, Heartbeat) and message.job in self.runs.records:
-            self.watch.heard(self.runs.records[message.job], message.rank)
+            self.monitor.take_heartbeat(self.runs.records[message.job], message.rank)
         elif isinstance(message, Answered):
-            self._answered(message)
+            self._take_answer(message)
         elif identity in self._jobs_of and isinstance(message, Said):
-            self.services.said(self._jobs_of[identity], message)
-        elif isinstance(message, Status) and self._jobs_of.get(identity) in self.services.warm:
-            self.services.reported(self._jobs_of[identity], message)
+            self.services.forward_event(self._jobs_of[identity], message)
+        elif isinstance(message, Status) and self._jobs_of.get(identity) in self.services.workers:
+            self.services.update_status(self._jobs_of[identity], message)
 
-    def _answered(self, answer: Answered) -> None:
-        pending = self._pending.pop(answer.id, None)
-        if pending is None:
+    def _take_answer(self, answer: Answered) -> None:
+        request = self._pending.pop(answer.id)
+        if request is None:
             return
-        if answer.problem is not None:
-            self._reply_problem(pending.caller, ProblemError(answer.problem))
-            return
-        if pending.job in self.runs.records:
-            self.watch.ingest(self.runs.records[pending.job])
-        self.reply(pending.caller, pending.finish(answer))
-
-    def _broken(self, job: str, problem: Problem) -> None:
-        """The worker that was to answer is gone."""
-        for key in [key for key, pending in self._pending.items() if pending.job == job]:
-            self._reply_problem(self._pending.pop(key).caller, ProblemError(problem))
-
-    def _settle_questions(self, record: Record) -> None:
-        """The run has ended: whoever asked it to stop has what they wanted, everybody else a problem."""
-        asked = [key for key, pending in self._pending.items() if pending.job == record.run.id]
-        if record.run.state in (states.STOPPED, states.COMPLETED):
-            for key in asked:
-                pending = self._pending.pop(key)
-                self.reply(pending.caller, pending.finish(Answered(id=key, step=record.run.step)))
-        elif asked:
-            self._broken(
-                record.run.id, Problem(title=f"{record.run.id} is {record.run.state}", cause=record.run.reason)
-            )
+        if answer.problem is None and request.job in self.runs.records:
+            self.monitor.read_journal(
+                self.runs.records[request.job]
+            )  # so that the reply has the state after the command
+        self._pending.answer(request, answer)
 
     # ── timers ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _flush(self) -> None:
-        """Read the journals that rang, notice the dead, start what can start, then tell and store all that changed."""
-        rung, self._rung = self._rung, set()
-        for job in rung:
+        """Read the journals that have grown, notice ended workers, start queued runs, then publish and index all
+        changes."""
+        grown, self._unread = self._unread, set()
+        for job in grown:
             record = self.runs.records.get(job)
-            if record is not None and self.watch.ingest(record):
-                self._rung.add(job)
-        self.watch.reap()
+            if record is not None and self.monitor.read_journal(record):
+                self._unread.add(job)
+        self.monitor.reap()
         self.services.reap()
         self.queue.schedule()
-        self.settle()
-        if self._closing_when_idle and not self.runs.live():
+        self.publish_changes()
+        if self._closing_when_idle and not self.runs.list_live():
             self._closing = True
 
-    def settle(self) -> None:
-        """Tell and store all that has changed."""
-        for record in self.watch.changed():
+    def publish_changes(self) -> None:
+        """Publish and index the runs that have changed since the last call."""
+        for record in self.monitor.publish_changed():
             if record.run.state in states.ENDED:
-                self._settle_questions(record)
-            self.store(record)
+                self._pending.resolve_ended(record.run)
+            self.index(record)
 
-    def store(self, record: Record) -> None:
-        """Hand what the registry lacks to its thread."""
+    def index(self, record: Record) -> None:
+        """Give the registry's thread what it does not have yet."""
         run = msgspec.structs.replace(record.run, metrics=dict(record.run.metrics))
-        points, told = record.drain()
+        points, entries = record.take_unindexed()
         if run.id in self.runs.records:
-            self._index_thread.submit(self._store, run, record.offset, points, told)
+            self._index_thread.submit(self._store, run, record.offset, points, entries)
 
-    def _store(self, run: Run, offset: int, points: list[Point], told: list[tuple[int, bytes]]) -> None:
+    def _store(self, run: Run, offset: int, points: list[Point], entries: list[tuple[int, bytes]]) -> None:
         try:
-            self.registry.store(run, offset, points, told)
+            self.registry.store(run, offset, points, entries)
         except Exception:  # noqa: BLE001 - an index that cannot be written (disk full) is rebuilt later; the journals hold all
             traceback.print_exc()
 
     def _each_second(self) -> None:
         for record in self.runs.records.values():
             if record.unwritten:
-                record.write_notes()
-        for record in self.runs.live():
+                record.flush_lifecycle()
+        for record in self.runs.list_live():
             if record.ranks:
-                self.publish(Ranks(run=record.run.id, ranks=sorted(record.ranks.values(), key=lambda rank: rank.rank)))
+                ranks = sorted(record.ranks.values(), key=lambda rank: rank.rank)
+                self.clients.publish(Ranks(run=record.run.id, ranks=ranks))
             if record.leader is not None:
-                self._rung.add(record.run.id)  # a bell may have been lost; the journal is not
-        self.watch.listen()
-        self.services.end_left(self._reachable)
+                self._unread.add(record.run.id)  # a `Written` message may have been lost; the journal's content is not
+        self.monitor.warn_of_hangs()
+        self.services.close_abandoned(self.clients.is_reachable)
 
-    def _sampled(self, sample: Telemetry) -> None:
+    def _take_sample(self, sample: Telemetry) -> None:
         self.telemetry = sample
-        self.publish(sample)
+        self.clients.publish(sample)
         self._index_thread.submit(self.registry.add_telemetry, sample)
 
-    def _thin(self) -> None:
+    def _thin_telemetry(self) -> None:
         self._index_thread.submit(self.registry.thin_telemetry, time.time())
 
-    def connection(self) -> wire.Connection:
-        """What the connection file says of this supervisor."""
+    def describe_connection(self) -> wire.Connection:
+        """The content of this supervisor's connection file."""
         return wire.Connection(
             pid=os.getpid(),
             start_time=wire.start_time(os.getpid()),
             protocol=PROTOCOL,
-            session=self.session,
+            session=self.clients.session,
             host=host_name(),
             control=wire.control_address(self.home),
             workers=wire.workers_address(self.home),

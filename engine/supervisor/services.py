@@ -1,4 +1,5 @@
-"""Workers that answer questions rather than finish a job: chat, data. They have no run directory and no journal."""
+"""Services: workers that answer requests rather than finish a job (chat, data …). They have no run directory and no
+journal."""
 
 from __future__ import annotations
 
@@ -25,40 +26,40 @@ from engine.protocol.messages import (
 )
 from engine.protocol.wire import workers_address
 from engine.supervisor import processes
-from engine.supervisor.crash_report import Death, explain
-from engine.supervisor.launchers.local import command
+from engine.supervisor.crash_report import WorkerExit, report_crash
+from engine.supervisor.launchers.local import build_command
 from engine.supervisor.processes import Leader
-from engine.supervisor.run_record import log_tail
+from engine.supervisor.run_record import read_log_tail
 
 KINDS = ("chat", "data", "evaluate", "export", "generate", "serve")
-"""Which of `engine.workers` may be opened as a service."""
-
-
-LASTING = ("serve",)
-"""Kinds that go on without whoever opened them."""
-GONE = 10.0
-"""Seconds that a client may be away before what it opened is ended."""
-UNASKED = 600.0
-"""The same for a service of an earlier supervisor, which nobody has asked since."""
+"""The modules of `engine.workers` that may be opened as a service."""
+INDEPENDENT = ("serve",)
+"""Kinds that go on when the client that opened them has left."""
+CLIENT_TIMEOUT = 10.0
+"""Seconds that a client may be unreachable before the services that it opened are ended."""
+ADOPTED_TIMEOUT = 600.0
+"""The same for a service of an earlier supervisor that no client has used since."""
 
 
 @dataclass
-class Warm:
-    """A service and its process. `identity` is its address on the workers' socket, once it has joined."""
+class Worker:
+    """A service and its process. `identity` is its address on the workers' socket; None until it has joined."""
 
     service: Service
     leader: Leader | None = None
     identity: bytes | None = None
-    held: list[Instruction] | None = None
+    held_instructions: list[Instruction] | None = None
     oom_kills: int = 0
     client: bytes | None = None
-    """Who opened it, or asked it last; None for one that an earlier supervisor started, until somebody asks."""
-    missed: float = 0.0
-    """Since when that client cannot be reached, as `monotonic` tells; 0 while it can."""
+    """The client that opened it or used it last; None for an earlier supervisor's service that no client has used
+    yet."""
+    unreachable_since: float = 0.0
+    """`time.monotonic()` since when that client cannot be reached; 0 while it can."""
 
 
 class Services:
-    """`publish` and `instruct` as for `Watch`; `broken` is told the service whose questions will not be answered any more."""
+    """`workers` is the package whose modules are started. `publish` and `instruct` are those of `RunMonitor`;
+    `fail_requests` gets the id of a service that has ended, and the problem to reply with."""
 
     def __init__(
         self,
@@ -66,129 +67,145 @@ class Services:
         workers: str,
         publish: Callable[[Body], None],
         instruct: Callable[[bytes, Instruction | CancelInstruction], None],
-        broken: Callable[[str, Problem], None],
+        fail_requests: Callable[[str, Problem], None],
     ) -> None:
-        self.home, self.workers = home, workers
-        self.publish, self.instruct, self.broken = publish, instruct, broken
-        self.warm: dict[str, Warm] = {}
+        self.home, self._package = home, workers
+        self.publish, self.instruct, self.fail_requests = publish, instruct, fail_requests
+        self.workers: dict[str, Worker] = {}
 
-    def find(self, service_id: str) -> Warm:
-        """Raises ProblemError for one that is not open."""
-        warm = self.warm.get(service_id)
-        if warm is None:
+    def find(self, service_id: str) -> Worker:
+        """Raises ProblemError when there is no such service."""
+        worker = self.workers.get(service_id)
+        if worker is None:
             raise ProblemError(
                 Problem(
+                    code="service.not_found",
                     title=f"There is no open service {service_id}",
                     cause="it has ended, or the engine was restarted",
                     hint="open it again",
                 )
             )
-        return warm
+        return worker
 
-    def listed(self) -> list[Service]:
-        return [warm.service for warm in self.warm.values()]
+    def list_services(self) -> list[Service]:
+        return [worker.service for worker in self.workers.values()]
 
     def open(self, message: OpenService, client: bytes | None = None) -> Service:
-        """Start a worker for a client. Raises ProblemError for a kind that is no service, or when it does not start."""
+        """Start a service for a client. Raises ProblemError for a kind that is no service, or when its process cannot
+        be started."""
         if message.kind not in KINDS:
             raise ProblemError(
-                Problem(title=f"There is no service {message.kind!r}", hint=f"there are: {', '.join(KINDS)}")
+                Problem(
+                    code="service.unknown_kind",
+                    title=f"There is no service {message.kind!r}",
+                    hint=f"there are: {', '.join(KINDS)}",
+                )
             )
         service = Service(id=f"{message.kind}-{uuid.uuid4().hex[:8]}", kind=message.kind)
-        worker = [
-            f"{self.workers}.{message.kind}",
+        command = [
+            f"{self._package}.{message.kind}",
             *("--home", str(self.home.root)),
             *("--job", service.id),
             *("--attempt", "1"),
             *("--address", workers_address(self.home)),
             *("--options", json.dumps(message.options)),
         ]
-        warm = Warm(service, held=[], oom_kills=processes.oom_kills(), client=client)
+        worker = Worker(service, held_instructions=[], oom_kills=processes.count_oom_kills(), client=client)
         try:
-            warm.leader = processes.start(command(worker, 1, None), self._log(service.id), message.environment)
+            worker.leader = processes.start(
+                build_command(command, 1, None), self._log_path(service.id), message.environment
+            )
         except OSError as error:
-            raise ProblemError(Problem(title="The worker could not be started", cause=str(error)))
-        if message.kind not in LASTING:
-            processes.first_to_go(warm.leader.pid)
-        service.pid = warm.leader.pid
-        self.warm[service.id] = warm
+            raise ProblemError(
+                Problem(code="worker.not_started", title="The worker could not be started", cause=str(error))
+            )
+        if message.kind not in INDEPENDENT:
+            processes.prefer_for_oom_kill(worker.leader.pid)
+        service.pid = worker.leader.pid
+        self.workers[service.id] = worker
         self.publish(ServiceChanged(service=service))
         return service
 
     def ask(self, service_id: str, instruction: Instruction, client: bytes | None = None) -> None:
-        """Forward a client's question, or hold it until the worker has joined. Raises ProblemError."""
-        warm = self.find(service_id)
-        warm.client, warm.missed = client, 0.0
-        if warm.identity is not None:
-            self.instruct(warm.identity, instruction)
-        elif warm.held is not None:
-            warm.held.append(instruction)
+        """Forward a client's request, or hold it until the worker has joined. Raises ProblemError."""
+        worker = self.find(service_id)
+        worker.client, worker.unreachable_since = client, 0.0
+        if worker.identity is not None:
+            self.instruct(worker.identity, instruction)
+        elif worker.held_instructions is not None:
+            worker.held_instructions.append(instruction)
 
     def cancel(self, service_id: str, request: str) -> None:
         """Raises ProblemError."""
-        warm = self.find(service_id)
-        if warm.identity is not None:
-            self.instruct(warm.identity, CancelInstruction(request=request))
+        worker = self.find(service_id)
+        if worker.identity is not None:
+            self.instruct(worker.identity, CancelInstruction(request=request))
 
     def close(self, service_id: str) -> None:
         """End the worker; raises ProblemError."""
-        warm = self.find(service_id)
-        processes.end(processes.of_job(service_id, self.home.root))
-        self._forget(warm, None)
+        worker = self.find(service_id)
+        processes.end_processes(processes.find_processes(service_id, self.home.root))
+        self._remove(worker, None)
 
-    def joined(self, service_id: str, pid: int, start_time: float, identity: bytes) -> None:
-        """A worker said hello. One that an earlier supervisor started is taken on as it is."""
-        warm = self.warm.get(service_id)
-        if warm is None:
-            warm = Warm(
+    def register(self, service_id: str, pid: int, start_time: float, identity: bytes) -> None:
+        """A worker has connected. One that an earlier supervisor started is adopted."""
+        worker = self.workers.get(service_id)
+        if worker is None:
+            worker = Worker(
                 Service(id=service_id, kind=service_id.partition("-")[0], pid=pid, state="ready"),
                 Leader(pid, start_time),
             )
-            self.warm[service_id] = warm
-            self.publish(ServiceChanged(service=warm.service))
-        warm.identity = identity
-        for instruction in warm.held or []:
+            self.workers[service_id] = worker
+            self.publish(ServiceChanged(service=worker.service))
+        worker.identity = identity
+        for instruction in worker.held_instructions or []:
             self.instruct(identity, instruction)
-        warm.held = None
+        worker.held_instructions = None
 
-    def said(self, service_id: str, message: Said) -> None:
+    def forward_event(self, service_id: str, message: Said) -> None:
         self.publish(ServiceEvent(service=service_id, request=message.request, kind=message.kind, data=message.data))
 
-    def reported(self, service_id: str, status: Status) -> None:
+    def update_status(self, service_id: str, status: Status) -> None:
         service = self.find(service_id).service
         service.state, service.target = status.state, status.target
-        service.device, service.detail, service.figures = status.device, status.detail, status.figures
+        service.device, service.detail, service.address = status.device, status.detail, status.address
+        service.figures = status.figures
         self.publish(ServiceChanged(service=service))
 
     def reap(self) -> None:
-        """Notice services that have ended by themselves."""
-        for warm in list(self.warm.values()):
-            if warm.leader is not None and warm.leader.ended():
-                status = warm.leader.status
+        """Notice services whose process has ended."""
+        for worker in list(self.workers.values()):
+            if worker.leader is not None and worker.leader.has_ended():
+                status = worker.leader.status
                 problem = None
                 if status:
-                    oom = processes.oom_kills() > warm.oom_kills
-                    problem = explain(Death(status, log_tail(self._log(warm.service.id)), oom), None)
-                self._forget(warm, problem)
+                    oom = processes.count_oom_kills() > worker.oom_kills
+                    problem = report_crash(
+                        WorkerExit(status, read_log_tail(self._log_path(worker.service.id)), oom), None
+                    )
+                self._remove(worker, problem)
 
-    def end_left(self, reachable: Callable[[bytes], bool]) -> None:
-        """End what nobody will ask any more: its client is gone without having closed it, as one that was killed is."""
+    def close_abandoned(self, is_reachable: Callable[[bytes], bool]) -> None:
+        """End the services whose client has left without closing them, as a killed client does."""
         now = time.monotonic()
-        for warm in list(self.warm.values()):
-            if warm.service.kind in LASTING:
+        for worker in list(self.workers.values()):
+            if worker.service.kind in INDEPENDENT:
                 continue
-            if warm.client is not None and reachable(warm.client):
-                warm.missed = 0.0
+            if worker.client is not None and is_reachable(worker.client):
+                worker.unreachable_since = 0.0
                 continue
-            warm.missed = warm.missed or now
-            if now - warm.missed > (GONE if warm.client is not None else UNASKED):
-                self.close(warm.service.id)
+            worker.unreachable_since = worker.unreachable_since or now
+            if now - worker.unreachable_since > (CLIENT_TIMEOUT if worker.client is not None else ADOPTED_TIMEOUT):
+                self.close(worker.service.id)
 
-    def _forget(self, warm: Warm, problem: Problem | None) -> None:
-        del self.warm[warm.service.id]
-        warm.service.state, warm.service.problem = "ended", problem
-        self.publish(ServiceChanged(service=warm.service))
-        self.broken(warm.service.id, problem or Problem(title=f"The {warm.service.kind} worker has ended"))
+    def _remove(self, worker: Worker, problem: Problem | None) -> None:
+        del self.workers[worker.service.id]
+        worker.service.state, worker.service.problem = "ended", problem
+        self.publish(ServiceChanged(service=worker.service))
+        self.fail_requests(
+            worker.service.id,
+            problem or Problem(code="service.ended", title=f"The {worker.service.kind} worker has ended"),
+        )
 
-    def _log(self, service_id: str) -> Path:
+    def _log_path(self, service_id: str) -> Path:
         return self.home.engine / "services" / f"{service_id}.log"

@@ -1,4 +1,5 @@
-"""Beginning in the middle: what lies before the stage that is asked for is taken from the newest run of the same profile."""
+"""Starts a run at a later stage: the results of the stages before it are taken from the newest run of the same
+profile."""
 
 from __future__ import annotations
 
@@ -14,75 +15,89 @@ from engine.protocol.messages import Problem, ProblemError, Submit
 from engine.supervisor.run_record import Record
 from engine.supervisor.runs import Runs
 
-_PREPARED = ("data", "model", "method", "training.seed")
+_PREPARE_SETTINGS = ("data", "model", "method", "training.seed")
 """Settings that prepared rows depend on."""
 
 
-def prepared(runs: Runs, message: Submit, profile: Profile) -> tuple[Record, Profile]:
-    """The newest run of this profile whose rows serve a new one, and `profile` on its base. Raises ProblemError."""
-    record = _newest(runs, message, stages.PREPARE)
-    before, profile = _alike(runs, record, profile)
-    changed = [name for name in _differences(before, profile) if stage_plan.within(name, _PREPARED)]
+def find_prepared_run(runs: Runs, message: Submit, profile: Profile) -> tuple[Record, Profile]:
+    """The newest run of this profile whose prepared rows a new run can use, and `profile` with its base. Raises
+    ProblemError."""
+    record = _find_newest(runs, message, stages.PREPARE)
+    before, profile = _load_comparable(runs, record, profile)
+    changed = [name for name in _list_differences(before, profile) if stage_plan.is_within(name, _PREPARE_SETTINGS)]
     if changed:
-        raise _changed(record, changed, stages.TRAIN, stages.PREPARE)
+        raise _settings_changed_error(record, changed, stages.TRAIN, stages.PREPARE)
     return record, profile
 
 
-def trained(runs: Runs, message: Submit, profile: Profile) -> tuple[Record, Profile]:
-    """The newest run of this profile that goes on with the stage `message.first`, and `profile` on its base. Raises ProblemError."""
-    before_it = [
-        stage for stage in stage_plan.asked(profile) if stages.STAGES.index(stage) < stages.STAGES.index(message.first)
+def find_trained_run(runs: Runs, message: Submit, profile: Profile) -> tuple[Record, Profile]:
+    """The newest run of this profile that can go on with the stage `message.first`, and `profile` with its base. Raises
+    ProblemError."""
+    earlier = [
+        stage
+        for stage in stage_plan.list_stages(profile)
+        if stages.STAGES.index(stage) < stages.STAGES.index(message.first)
     ]
-    record = _newest(runs, message, before_it[-1])
+    record = _find_newest(runs, message, earlier[-1])
     if record.run.state not in states.ENDED:
         raise ProblemError(
-            Problem(title=f"{record.run.id} is {record.run.state}", hint=f"wait, or cockpit stop {record.run.id}")
+            Problem(
+                code="run.live",
+                title=f"{record.run.id} is {record.run.state}",
+                hint=f"wait, or cockpit stop {record.run.id}",
+            )
         )
-    before, profile = _alike(runs, record, profile)
-    changed = _differences(before, profile)
-    touched = stage_plan.first_touched(changed)
+    before, profile = _load_comparable(runs, record, profile)
+    changed = _list_differences(before, profile)
+    touched = stage_plan.find_first_touched(changed)
     if stages.STAGES.index(touched) < stages.STAGES.index(message.first):
-        early = [name for name in changed if stage_plan.first_touched([name]) == touched]
-        raise _changed(record, early, message.first, touched)
+        early = [name for name in changed if stage_plan.find_first_touched([name]) == touched]
+        raise _settings_changed_error(record, early, message.first, touched)
     return record, profile
 
 
-def _newest(runs: Runs, message: Submit, stage: str) -> Record:
-    """The newest run of ours of this profile with the result of `stage`."""
+def _find_newest(runs: Runs, message: Submit, stage: str) -> Record:
+    """The newest run of this host and profile that has the result of `stage`. Raises ProblemError."""
     found = [
         record
         for record in runs.records.values()
         if record.job.kind == "train"
         and record.job.source == message.source
-        and runs.ours(record)
+        and runs.is_local(record)
         and record.directory.result(stage).is_file()
     ]
     if not found:
         raise ProblemError(
             Problem(
-                title=f"There is nothing to begin with {message.first} on",
-                cause=f"no run of {Path(message.source).name} has come to the end of its stage {stage}",
-                hint="leave --from out",
+                code="stage.no_predecessor",
+                title=f"No run can start at {message.first}",
+                cause=f"no run of {Path(message.source).name} has finished its stage {stage}",
+                hint="run without --from",
             )
         )
     return max(found, key=lambda record: record.run.created)
 
 
-def _alike(runs: Runs, record: Record, profile: Profile) -> tuple[Profile, Profile]:
-    """The run's profile, and `profile` with the folder that its base was put into, where both name the same checkpoint of a run."""
+def _load_comparable(runs: Runs, record: Record, profile: Profile) -> tuple[Profile, Profile]:
+    """The run's profile, and `profile` with the folder that the run's base was copied to, where both name the same
+    checkpoint of a run."""
     try:
-        before = runs.profile(record)
+        before = runs.load_profile(record)
     except (ProfileError, OSError) as error:
-        raise ProblemError(Problem(title=f"The profile of {record.run.id} no longer holds", cause=str(error)))
+        raise ProblemError(
+            Problem(
+                code="profile.outdated", title=f"The profile of {record.run.id} is no longer valid", cause=str(error)
+            )
+        )
     kept, named = Path(before.model.base), profile.model.base
     if kept.parent == runs.home.cache and kept.name.startswith(f"{named}-"):
         profile = replace(profile, model=profile.model.model_copy(update={"base": str(kept)}))
     return before, profile
 
 
-def _differences(before: Profile, after: Profile) -> list[str]:
-    """Dotted names of the settings that differ, lists as a whole."""
-    return list(_walk(before.resolved(), after.resolved()))
+def _list_differences(before: Profile, after: Profile) -> list[str]:
+    """Dotted names of the settings that differ. A list is compared as a whole."""
+    return list(_walk(before.to_dict(), after.to_dict()))
 
 
 def _walk(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -94,11 +109,12 @@ def _walk(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "")
             yield f"{prefix}{key}"
 
 
-def _changed(record: Record, names: list[str], stage: str, earlier: str) -> ProblemError:
+def _settings_changed_error(record: Record, names: list[str], stage: str, earlier_stage: str) -> ProblemError:
     return ProblemError(
         Problem(
-            title=f"{stage} cannot go on from {record.run.id}",
-            cause=f"settings of an earlier stage have changed since: {', '.join(names[:6])}",
-            hint=f"leave --from out, or begin with --from {earlier}",
+            code="stage.settings_changed",
+            title=f"{stage} cannot continue {record.run.id}",
+            cause=f"settings of an earlier stage have changed: {', '.join(names[:6])}",
+            hint=f"run without --from, or start with --from {earlier_stage}",
         )
     )

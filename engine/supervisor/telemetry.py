@@ -1,4 +1,5 @@
-"""Host and device figures, once a second, in a thread of their own: NVML may take its time, the server may not."""
+"""Samples host and device figures once a second, in a thread of its own: a call of NVML may block, and the server must
+not."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ MASK = "CUDA_VISIBLE_DEVICES"
 
 
 class Sampler:
-    """Calls `deliver` with a `Telemetry` each second, from its own thread. `disk` is the path whose file system is watched."""
+    """Calls `deliver` with a `Telemetry` each second, from its own thread. `disk` is a path on the file system that is
+    measured."""
 
     def __init__(self, disk: Path, deliver: Callable[[Telemetry], None]) -> None:
         self._disk, self._deliver = disk, deliver
@@ -30,7 +32,7 @@ class Sampler:
 
     @property
     def device_count(self) -> int:
-        """Devices that jobs may use: all there are, or those that an inherited mask leaves."""
+        """How many devices jobs may use: all of the host, or those that an inherited mask leaves visible."""
         mask = os.environ.get(MASK)
         if mask is None:
             return self._nvidia.count
@@ -50,20 +52,20 @@ class Sampler:
             self._deliver(self.sample())
 
     def sample(self) -> Telemetry:
-        devices: list[Device] = self._nvidia.devices()
+        devices: list[Device] = self._nvidia.sample_devices()
         return Telemetry(
             time=time.time(),
-            host=self._host(),
+            host=self._sample_host(),
             devices=devices,
             backend="nvidia" if devices else "cpu",
             visible=os.environ.get(MASK, ""),
             note=self._nvidia.note,
         )
 
-    def _host(self) -> Host:
+    def _sample_host(self) -> Host:
         memory = psutil.virtual_memory()
         disk = psutil.disk_usage(str(self._disk))
-        read, write, received, sent = self._rates()
+        read, write, received, sent = self._compute_rates()
         return Host(
             name=host_name(),
             cpu_percent=psutil.cpu_percent(),
@@ -78,10 +80,10 @@ class Sampler:
             disk_write=write,
             network_in=received,
             network_out=sent,
-            temperature=_hottest(),
+            temperature=_read_hottest_sensor(),
         )
 
-    def _rates(self) -> tuple[float, float, float, float]:
+    def _compute_rates(self) -> tuple[float, float, float, float]:
         """Bytes a second since the sample before: disk read, disk written, network in, network out."""
         disk, network = psutil.disk_io_counters(), psutil.net_io_counters()
         counters = (
@@ -101,8 +103,8 @@ class Sampler:
         return first, second, third, fourth
 
 
-def _hottest() -> float | None:
-    """The host's highest sensor in °C, or None: containers and many servers show none."""
+def _read_hottest_sensor() -> float | None:
+    """The highest temperature of the host's sensors in °C, or None: containers and many servers have no sensors."""
     sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
     readings = [reading.current for group in sensors.values() for reading in group if reading.current]
     return max(readings, default=None)

@@ -1,4 +1,5 @@
-"""Votes and ratings: each lies with every run that it is about, in `votes.jsonl`; those of models that are no runs lie in the home's."""
+"""Stores votes and ratings: in `votes.jsonl` of every run that they are about, or of the home for models that are no
+runs."""
 
 from __future__ import annotations
 
@@ -14,13 +15,14 @@ from engine.supervisor.runs import Runs
 VOTES = ("left", "right", "tie", "both bad")
 
 
-def check(judgement: Judgement) -> None:
-    """Raises ProblemError for what is neither a vote between two nor a rating of one."""
-    wanted = 2 if judgement.vote else 1
-    fits = len(judgement.targets) == len(judgement.replies) == wanted
-    if not fits or (judgement.vote not in VOTES if judgement.vote else not 1 <= judgement.rating <= 5):
+def check_judgement(judgement: Judgement) -> None:
+    """Raises ProblemError when it is neither a vote between two replies nor a rating of one."""
+    expected = 2 if judgement.vote else 1
+    matches = len(judgement.targets) == len(judgement.replies) == expected
+    if not matches or (judgement.vote not in VOTES if judgement.vote else not 1 <= judgement.rating <= 5):
         raise ProblemError(
             Problem(
+                code="judgement.invalid",
                 title="This is neither a vote nor a rating",
                 cause=f"{len(judgement.targets)} targets, vote {judgement.vote!r}, rating {judgement.rating}",
                 hint=f"a vote between two is one of {', '.join(VOTES)}; a rating of one is 1 to 5",
@@ -28,15 +30,16 @@ def check(judgement: Judgement) -> None:
         )
 
 
-def files(runs: Runs, targets: Sequence[str]) -> list[Path]:
-    """Where judgements of these targets lie: of each run its own file, of all others the home's."""
+def find_files(runs: Runs, targets: Sequence[str]) -> list[Path]:
+    """The files with judgements of these targets: each run's own, and the home's for targets that are no runs."""
     ids = [target.rpartition("@")[0] or target for target in targets]
     found = [runs.records[each].directory.votes if each in runs.records else runs.home.votes for each in ids]
     return list(dict.fromkeys(found))
 
 
 def write(judgement: Judgement, paths: Iterable[Path]) -> Judgement:
-    """Append it to each file, on the disk when this returns. A line that a crash tore before stays alone. Raises ProblemError."""
+    """Append the judgement to each file and sync it. An incomplete last line of a crash is left as a line of its own.
+    Raises ProblemError."""
     line = msgspec.json.encode(judgement) + b"\n"
     for path in paths:
         try:
@@ -49,12 +52,16 @@ def write(judgement: Judgement, paths: Iterable[Path]) -> Judgement:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise ProblemError(Problem(title="The judgement could not be kept", cause=f"{path}: {error.strerror}"))
+            raise ProblemError(
+                Problem(
+                    code="file.unwritable", title="The judgement could not be saved", cause=f"{path}: {error.strerror}"
+                )
+            )
     return judgement
 
 
 def read(paths: Iterable[Path]) -> list[Judgement]:
-    """All judgements, oldest first, each once. Lines that are none are passed over."""
+    """All judgements, oldest first, each once. Other lines are ignored."""
     found: dict[str, Judgement] = {}
     for path in paths:
         for line in path.read_bytes().splitlines() if path.is_file() else ():

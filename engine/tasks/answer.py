@@ -1,4 +1,4 @@
-"""A reply with all that metrics may ask about it."""
+"""A reply with everything that metrics may need to know about it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 
 class Answer(NamedTuple):
-    """None is what nobody measured: of replies from elsewhere only the text is known."""
+    """A field is None where it was not measured: of replies generated elsewhere only the text is known."""
 
     reply: str
     reference: str | None = None
     tokens: int | None = None
-    """Of the reply, its stop token included."""
+    """Length of the reply, its stop token included."""
     stopped: bool | None = None
-    """It ended by itself, and not because it had become too long."""
+    """Whether the reply ended with a stop token, rather than at the longest length."""
     seconds: float | None = None
-    """From asking to its last token, beside the replies that were generated with it."""
+    """From the request to the last token, generated in a batch with other replies."""

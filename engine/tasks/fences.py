@@ -17,9 +17,10 @@ def unfence(reply: str) -> str:
 
 
 def load_json(reply: str) -> Any:
-    """The JSON value that a reply holds, fenced or bare.
+    """The JSON value that a reply consists of, fenced or bare.
 
-    Raises ValueError for anything else: `NaN` and `Infinity`, which are not JSON, and nesting too deep to read.
+    Raises ValueError for anything else, including `NaN` and `Infinity`, which are not JSON, and nesting too deep to
+    read.
     """
     try:
         return json.loads(unfence(reply), parse_constant=_refuse)
@@ -28,7 +29,7 @@ def load_json(reply: str) -> Any:
 
 
 def is_json(reply: str) -> bool:
-    """Does the reply hold a JSON value?"""
+    """Whether the reply is a JSON value."""
     try:
         load_json(reply)
     except ValueError:

@@ -1,4 +1,7 @@
-"""What single replies add to a score over many, so that any choice of rows has its score without a look at the replies again."""
+"""Sufficient statistics: what each reply adds to a score over many replies.
+
+With these kept for each row, the score of any selection of rows is a sum away, without reading the replies again.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Tally = dict[str, float]
-"""What one row adds, by name; a name that is missing adds nothing."""
+"""What one row adds, by name; a missing name adds nothing."""
 
 
 def summed(tallies: Iterable[Mapping[str, float]]) -> Counter[str]:
-    """Their sum, name by name."""
+    """The sum of tallies, name by name."""
     whole: Counter[str] = Counter()
     for tally in tallies:
         whole.update(tally)  # type: ignore[arg-type]  # floats, too
@@ -18,13 +21,17 @@ def summed(tallies: Iterable[Mapping[str, float]]) -> Counter[str]:
 
 
 def ratio(part: float, whole: float) -> float:
-    """`part / whole`, 0 where there is no whole."""
+    """`part / whole`, 0 where `whole` is 0."""
     return part / whole if whole else 0.0
 
 
-def each(tally: Callable[[str, str | None], Tally], replies: Sequence[str], references: Sequence[str]) -> list[Tally]:
-    """What each reply adds beside its reference. Raises ValueError for lists that do not pair up, and naming the row for
-    what `tally` refuses."""
+def tally_each(
+    tally: Callable[[str, str | None], Tally], replies: Sequence[str], references: Sequence[str]
+) -> list[Tally]:
+    """The tally of each reply beside its reference.
+
+    Raises ValueError for lists of different lengths, and with the row's number for a reference that `tally` refuses.
+    """
     if len(replies) != len(references):
         raise ValueError(f"{len(replies)} replies for {len(references)} references")
     found = []

@@ -1,24 +1,29 @@
-"""Thought graphs: a question, standpoints with their arguments, and questions that go against them.
+"""Thought graphs: a question, standpoints with their arguments, and counter-questions that challenge them.
 
-    {"question": "…", "standpoints": [{"id", "text", "arguments": [{"id", "text"}, …]}, …], "counter_questions": [{"id", "text"}, …]}
+    {"question": "…",
+     "standpoints": [{"id", "text", "arguments": [{"id", "text"}, …]}, …],
+     "counter_questions": [{"id", "text"}, …]}
 
-At least two standpoints, an argument each, a counter-question; ids are unique in the graph. The prompts here are the ones: training
-data, chat and probes send these bytes. A question in Chinese is asked in Chinese, any other in English.
+A graph has at least two standpoints, each with an argument, and a counter-question; ids are unique in the graph. The
+prompts are Chinese for a question in Chinese, English for any other.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from engine.tasks.direction import Direction
 from engine.tasks.fences import load_json
-from engine.tasks.sufficient_stats import Tally, each, ratio, summed
+from engine.tasks.sufficient_stats import Tally, ratio
+from engine.tasks.task import Messages, Task
+from engine.tasks.views import Outline
 
 KEYS = ("question", "standpoints", "counter_questions")
 COLUMN = "task_type"
-"""Says of a row which of a graph's tasks it is; without it, a row is a whole graph."""
+"""The column that says which of a graph's tasks a row asks for; a row without it asks for the whole graph."""
 
 
 def _objects(least: int, **further: Any) -> dict[str, Any]:
@@ -46,9 +51,7 @@ SCHEMA: dict[str, Any] = {
     "required": list(KEYS),
     "additionalProperties": False,
 }
-"""All of `fault` but that ids are unique and texts not blank, which no JSON schema says."""
-
-MAIN = "schema_validity"
+"""All rules of `fault` except unique ids and texts that are not blank, which a JSON schema cannot express."""
 
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _KANA = re.compile(r"[\u3040-\u30ff]")
@@ -67,19 +70,19 @@ _ASK = {
 }
 
 
-def messages(question: str) -> list[dict[str, str]]:
+def messages(question: str) -> Messages:
     """The conversation that asks for the whole graph."""
-    return _asked(_prompts(question)[0].format(question=question))
+    return _user_turn(_prompts(question)[0].format(question=question))
 
 
-def ask_arguments(question: str, standpoint: str) -> list[dict[str, str]]:
-    """The conversation that asks for the arguments of one standpoint; the reply is `listed`."""
-    return _asked(_prompts(question)[1].format(question=question, standpoint=standpoint))
+def ask_arguments(question: str, standpoint: str) -> Messages:
+    """The conversation that asks for the arguments of one standpoint; `write_list` writes the reply."""
+    return _user_turn(_prompts(question)[1].format(question=question, standpoint=standpoint))
 
 
-def ask_counter_questions(question: str) -> list[dict[str, str]]:
-    """The conversation that asks for counter-questions; the reply is `listed`."""
-    return _asked(_prompts(question)[2].format(question=question))
+def ask_counter_questions(question: str) -> Messages:
+    """The conversation that asks for counter-questions; `write_list` writes the reply."""
+    return _user_turn(_prompts(question)[2].format(question=question))
 
 
 def parse(reply: str) -> dict[str, Any] | None:
@@ -92,12 +95,13 @@ def parse(reply: str) -> dict[str, Any] | None:
 
 
 def concerns(columns: Mapping[str, Any]) -> bool:
-    """Rows that ask for arguments or counter-questions alone are none."""
+    """Whether a row asks for a whole graph, rather than for arguments or counter-questions alone."""
     return columns.get(COLUMN, "thought_graph") == "thought_graph"
 
 
 def tally(reply: str, reference: str | None) -> Tally:
-    """What a reply adds to the sums that `metrics` reads. Raises ValueError for a reference that is no thought graph."""
+    """What a reply adds to the sums that `metrics` reads. Raises ValueError for a reference that is no thought
+    graph."""
     if reference is not None and parse(reference) is None:
         raise ValueError(f"is not a thought graph: {reference[:80]!r}")
     try:
@@ -123,7 +127,8 @@ def tally(reply: str, reference: str | None) -> Tally:
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """Shares in 0…1 of all replies; counts are means over the replies that are JSON objects, 0 where none is.
 
-    `required_keys`: every object of the reply has the keys that the schema asks of it. `unique_ids`: each item has an id of its own.
+    `required_keys`: every object of the reply has the keys that the schema requires. `unique_ids`: no two items of the
+    reply share an id, and none lacks one.
     """
     replies, graphs = sums.get("replies", 0), sums.get("graphs", 0)
     return {
@@ -137,23 +142,18 @@ def metrics(sums: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def score(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """`metrics` over all replies. Raises ValueError for lists that do not pair up, and for a reference that is itself no thought graph."""
-    return metrics(summed(each(tally, replies, references)))
-
-
-def written(graph: dict[str, Any]) -> str:
-    """The reply that is this graph: JSON without blanks, keys in the order of `KEYS`."""
+def write_graph(graph: dict[str, Any]) -> str:
+    """The graph as a reply: JSON without blanks, keys in the order of `KEYS`."""
     return json.dumps({key: graph[key] for key in KEYS}, ensure_ascii=False, separators=(",", ":"))
 
 
-def listed(items: list[dict[str, Any]]) -> str:
-    """Their texts, one a line."""
+def write_list(items: list[dict[str, Any]]) -> str:
+    """The items' texts as a reply, one a line."""
     return "\n".join(f"- {item['text']}" for item in items)
 
 
 def fault(value: object) -> str:
-    """What is wrong with a value that should be a graph; empty when nothing is."""
+    """Why a value is not a thought graph; empty when it is one."""
     if not isinstance(value, dict):
         return f"a thought graph is an object, not {type(value).__name__}"
     if value.keys() != set(KEYS):
@@ -195,7 +195,8 @@ def _list_faults(items: object, name: str, keys: tuple[str, ...], least: int) ->
 
 
 def _parts(value: object) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """The objects that stand where standpoints, arguments and counter-questions do, however little else is right."""
+    """The objects in the places of standpoints, arguments and counter-questions, whatever else is wrong with the
+    value."""
     if not isinstance(value, dict):
         return [], [], []
     standpoints = _objects_of(value.get("standpoints"))
@@ -233,5 +234,22 @@ def _prompts(question: str) -> tuple[str, str, str]:
     return _ASK["zh" if chinese else "en"]
 
 
-def _asked(text: str) -> list[dict[str, str]]:
+def _user_turn(text: str) -> Messages:
     return [{"role": "user", "content": text}]
+
+
+_SHARES = ("json_validity", "schema_validity", "required_keys", "unique_ids")
+_COUNTS = ("standpoints_per_graph", "arguments_per_graph", "counter_questions_per_graph")
+
+TASK = Task(
+    messages=messages,
+    schema=SCHEMA,
+    parse=parse,
+    tally=tally,
+    metrics=metrics,
+    directions=dict.fromkeys(_SHARES, Direction.HIGHER) | dict.fromkeys(_COUNTS, Direction.NEITHER),
+    main="schema_validity",
+    view=Outline("question", points="standpoints", details="arguments", objections="counter_questions"),
+    concerns=concerns,
+    expansion="engine.prep.expand.thought_graph",
+)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from engine.models.checks import VIRTUAL
-from engine.models.segments import Segments, possible
+from engine.models.segments import Segments, can_use_segments
 from engine.prep.batching import token_counts
 from engine.protocol.messages import Problem, ProblemError
 from engine.training import performance
@@ -75,7 +75,7 @@ def _make_segments(job: Job, model: Any, joined: bool) -> Segments | None:
     profile = job.profile
     # Virtual tokens stand before every row: rows that have them do not lie end to end. Joined rows always do.
     wanted = (profile.training.optimizations or joined) and profile.adapter.kind not in VIRTUAL
-    if wanted and possible(model, profile.model.attention):
+    if wanted and can_use_segments(model, profile.model.attention):
         segments = Segments()
         segments.install(model)
         return segments
@@ -83,6 +83,7 @@ def _make_segments(job: Job, model: Any, joined: bool) -> Segments | None:
         mend = "method.sequences to rows" if profile.method.kind == "pretrain" else "data.packing to false"
         raise ProblemError(
             Problem(
+                code="data.rows.not_joinable",
                 title="Rows cannot be joined for this model",
                 cause="its attention cannot be kept apart between rows that share a sequence",
                 hint=f"set {mend}, or model.attention to auto",

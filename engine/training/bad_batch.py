@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.config.settable import SETTABLE
+from engine.protocol.codes import Pause
 from engine.protocol.journal import BadBatch, BadRow, Ledger
 from engine.training import live_settings, memory
 from engine.training.exceptions import RestartFrom, StopTraining
@@ -49,8 +50,8 @@ class BadBatchGuard:
         loop = self._loop
         if loop.job.skipped and loop.job.skipped.issuperset(loop.batches.rows_of(loop.step)):
             loop.drop_gradients()  # all its rows are skipped: a step that changes nothing
-        elif reason := self._find_fault(loss, norm):
-            self._hold_back(reason)
+        elif pause := self._find_fault(loss, norm):
+            self._hold_back(pause)
         else:
             self.recent_losses.append(loss)
 
@@ -79,43 +80,51 @@ class BadBatchGuard:
             loop.control.save()
         old, new = loop.profile.training, live.training
         loop.reporter.warn(
-            step,
-            f"out of memory: going on from step {step} with training.micro_batch {old.micro_batch} → {new.micro_batch} and "
+            code="memory.batch_cut",
+            step=step,
+            message=f"out of memory: going on from step {step} with training.micro_batch {old.micro_batch} → {new.micro_batch} and "
             f"training.accumulation {old.accumulation} → {new.accumulation}: the same global batch, in the same order ({cause})",
-            "nothing to do; training.gradient_checkpointing=true needs less memory too",
+            hint="nothing to do; training.gradient_checkpointing=true needs less memory too",
         )
         for key in ("training.micro_batch", "training.accumulation"):
-            self._enter(step, key, live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key))
+            before, after = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
+            self._enter(step, key, before, after, code="mark.setting")
         raise RestartFrom(live, None if rehearsed and step == 0 else step)
 
     # ── a bad batch ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _find_fault(self, loss: float, norm: Any) -> str:
-        """Why this batch must be held back; empty for a good one."""
+    def _find_fault(self, loss: float, norm: Any) -> Pause | None:
+        """Why this batch must be held back; None for a good one."""
         if not math.isfinite(loss):
-            return "loss not finite"
+            return Pause(code="pause.loss_not_finite", reason="loss not finite")
         if self._loop.accelerator.scaler is None and not math.isfinite(norm):
-            return "gradient not finite"
+            return Pause(code="pause.gradient_not_finite", reason="gradient not finite")
         return find_spike(loss, self.recent_losses, self._loop.profile.limits.loss_spike)
 
-    def _hold_back(self, reason: str) -> None:
+    def _hold_back(self, pause: Pause) -> None:
         """Show the batch, pause, and do with it what is chosen."""
         loop, step = self._loop, self._loop.step
         rows = [row for row in loop.batches.rows_of(step) if row not in loop.job.skipped]
         described = describe_rows(loop, rows)
         loop.reporter.write(
             BadBatch(
-                attempt=loop.job.attempt, step=step, reason=reason, rows=described[:ROWS_KEPT], total=len(described)
+                attempt=loop.job.attempt,
+                code=pause.code,
+                step=step,
+                reason=pause.reason,
+                rows=described[:ROWS_KEPT],
+                total=len(described),
             )
         )
         loop.reporter.warn(
-            step,
-            f"step {step + 1} is held back: {reason}; its update has not been applied",
-            "look at its rows; then `cockpit continue RUN --skip` leaves them out, `--rollback` goes back to the checkpoint before "
+            code="training.batch_held",
+            step=step,
+            message=f"step {step + 1} is held back: {pause.reason}; its update has not been applied",
+            hint="look at its rows; then `cockpit continue RUN --skip` leaves them out, `--rollback` goes back to the checkpoint before "
             "and leaves them out, `cockpit continue RUN` goes on",
         )
         loop.control.held_rows = rows
-        choice = loop.control.pause(reason)
+        choice = loop.control.pause(pause)
         loop.control.held_rows = ()
         if loop.control.stopping:
             loop.control.save()
@@ -124,9 +133,9 @@ class BadBatchGuard:
             self._roll_back(rows)
         if choice == "skip":
             loop.control.save()
-            self._enter(step, live_settings.SKIPPED, None, rows)
+            self._enter(step, live_settings.SKIPPED, None, rows, code="mark.skip")
             loop.job.skipped.update(rows)
-        if choice == "skip" or not reason.startswith("loss spike"):
+        if choice == "skip" or pause.code != "pause.loss_spike":
             loop.drop_gradients()
 
     def _roll_back(self, rows: list[int]) -> None:
@@ -134,32 +143,34 @@ class BadBatchGuard:
         loop, job = self._loop, self._loop.job
         target = loop.ranks.broadcast(loop.checkpointer.newest_before(loop.step))
         then = loop.checkpointer.settings_of(target)
-        self._enter(target, "rollback", loop.step, target)
-        self._enter(target, live_settings.SKIPPED, None, rows)
+        self._enter(target, "rollback", loop.step, target, code="mark.rollback")
+        self._enter(target, live_settings.SKIPPED, None, rows, code="mark.skip")
         for key in SETTABLE:
             before, now = live_settings.get_setting(then, key), live_settings.get_setting(loop.profile, key)
             if before != now:
-                self._enter(target, key, before, now)
+                self._enter(target, key, before, now, code="mark.setting")
             job.replayed[key] = now
         job.skipped.update(rows)
         raise RestartFrom(loop.profile, target)
 
-    def _enter(self, step: int, name: str, old: Any, new: Any) -> None:
-        self._loop.reporter.write(Ledger(attempt=self._loop.job.attempt, step=step, name=name, old=old, new=new))
+    def _enter(self, step: int, name: str, old: Any, new: Any, *, code: str) -> None:
+        attempt = self._loop.job.attempt
+        self._loop.reporter.write(Ledger(attempt=attempt, code=code, step=step, name=name, old=old, new=new))
 
 
-def find_spike(loss: float, recent: Iterable[float], factor: float | None) -> str:
-    """A description of a loss above `factor` times the median of the recent ones; empty when it is not.
+def find_spike(loss: float, recent: Iterable[float], factor: float | None) -> Pause | None:
+    """The pause for a loss above `factor` times the median of the recent ones; None when it is not.
 
-    Also empty where a factor means nothing: before there is a history, and with losses that are not positive.
+    Also None where a factor means nothing: before there is a history, and with losses that are not positive.
     """
     losses = list(recent)
     if factor is None or len(losses) < HISTORY // 2:
-        return ""
+        return None
     usual = statistics.median(losses)
     if usual <= 0 or loss <= factor * usual:
-        return ""
-    return f"loss spike: {loss:.4g}, {loss / usual:.3g} times the usual {usual:.4g} (limits.loss_spike is {factor:g})"
+        return None
+    reason = f"loss spike: {loss:.4g}, {loss / usual:.3g} times the usual {usual:.4g} (limits.loss_spike is {factor:g})"
+    return Pause(code="pause.loss_spike", reason=reason)
 
 
 def describe_rows(loop: TrainingLoop, rows: Sequence[int]) -> list[BadRow]:

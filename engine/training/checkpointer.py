@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config.profile import Profile
+from engine.protocol.codes import Pause
 from engine.protocol.journal import Checkpoint
 from engine.storage.atomic import write_folder
 from engine.training import checkpoints, live_settings, resume
@@ -87,18 +88,18 @@ class Checkpointer:
 
     # ── saving ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def save(self) -> str:
+    def save(self) -> Pause | None:
         """A complete checkpoint of this step, kept and listed, unless there is one; returns why it could not be written, on every rank."""
         loop = self._loop
         if loop.step == loop.job.saved_step:
-            return ""
+            return None
         with loop.reporter.during("saving"):
-            reason: str = loop.ranks.broadcast(self._write(self.gather()))
-        if not reason:
+            pause: Pause | None = loop.ranks.broadcast(self._write(self.gather()))
+        if pause is None:
             loop.job.saved_step = loop.step
             if loop.ranks.first:
                 loop.job.plots.draw(loop.step)
-        return reason
+        return pause
 
     def gather(self) -> Gathered:
         """On every rank alike."""
@@ -106,16 +107,18 @@ class Checkpointer:
         snapshots = loop.ranks.gather(self._before_step or self.snapshot())
         return Gathered(snapshots, loop.strategy.save(), resume.fingerprint(loop, snapshots))
 
-    def _write(self, gathered: Gathered) -> str:
+    def _write(self, gathered: Gathered) -> Pause | None:
         """By rank 0; returns why it could not be written."""
         loop, job = self._loop, self._loop.job
         if not loop.ranks.first:
-            return ""
+            return None
         folder = job.run.checkpoint(loop.step)
         try:
             write_folder(folder, lambda place: self.fill(place, gathered))
         except OSError as error:
-            return f"disk low: the checkpoint cannot be written ({error.strerror or error})"
+            return Pause(
+                code="pause.disk_low", reason=f"disk low: the checkpoint cannot be written ({error.strerror or error})"
+            )
         results = loop.evaluator.results.get(loop.step, {})
         job.checkpoints[loop.step] = {name: value for name, value in results.items() if value is not None}
         best = checkpoints.best(job.checkpoints, loop.profile.checkpoint.best_by)
@@ -133,7 +136,7 @@ class Checkpointer:
                 removed=removed,
             )
         )
-        return ""
+        return None
 
     def fill(self, folder: Path, gathered: Gathered) -> None:
         """Write all files of a checkpoint into `folder`. Raises OSError."""

@@ -11,17 +11,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from engine.metrics.registry import direction
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, read
 from engine.protocol.messages import Problem, ProblemError
 from engine.storage.atomic import write_folder
+from engine.tasks.direction import Direction
 
 TRAINER = "trainer"
 """Folder inside a checkpoint: optimizer, scheduler, scaler, random states, trainer_state.json."""
 MASTERS = "masters.pt"
 """In it, where they are not what the checkpoint itself holds: the weights that are trained, as they are trained."""
-FALLING = ("loss", "perplexity")
-"""Metrics whose names end so are better when lower; all others when higher."""
 
 
 def clean(run: RunDirectory) -> None:
@@ -41,7 +41,7 @@ def best(checkpoints: dict[int, dict[str, float]], metric: str) -> int | None:
     scored = {step: metrics[metric] for step, metrics in checkpoints.items() if metric in metrics}
     if not scored:
         return None
-    sign = 1 if metric.endswith(FALLING) else -1
+    sign = 1 if direction(metric) == Direction.LOWER else -1
     return min(scored, key=lambda step: (sign * scored[step], step))
 
 
@@ -116,6 +116,7 @@ def read_back(folder: Path, model: Any, dtype: str) -> None:
 def _unreadable(folder: Path, cause: str) -> ProblemError:
     return ProblemError(
         Problem(
+            code="checkpoint.unreadable",
             title=f"The checkpoint in {folder} cannot be read back",
             cause=cause,
             hint="the disk may be failing; `cockpit resume` goes on from the checkpoint before",
@@ -135,6 +136,7 @@ def check_output(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ProblemError(
             Problem(
+                code="output.not_empty",
                 title=f"checkpoint.output is not empty: {output}",
                 hint="name a folder that does not exist yet, or empty this one",
             )

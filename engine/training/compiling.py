@@ -6,8 +6,8 @@ cannot be compiled runs as it is, and the run says so. Evaluation and generation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 MODES = {"cuda": "max-autotune-no-cudagraphs", "mps": "reduce-overhead"}
 """torch's mode by device. Without CUDA graphs, since rows differ in length and each length would have a graph of its own."""
@@ -15,8 +15,11 @@ LONG = 500
 """Optimiser steps from which `auto` compiles: below, tuning takes longer than it saves."""
 BACKEND = "inductor"
 
-Warn = Callable[[str, str], None]
-"""`(message, hint)` for the user."""
+
+class Warn(Protocol):
+    """Says something to the user."""
+
+    def __call__(self, message: str, hint: str, *, code: str) -> object: ...
 
 
 def wanted(setting: bool | str, device_kind: str, steps: int) -> bool:
@@ -43,7 +46,11 @@ def install(model: Any, device_kind: str, warn: Warn) -> int:
     for layer in layers:
         compiling.take(layer)
     if not layers:
-        warn("this model's layers cannot be told apart, so nothing is compiled", "set training.compile to false")
+        warn(
+            "this model's layers cannot be told apart, so nothing is compiled",
+            "set training.compile to false",
+            code="compile.unsupported",
+        )
     return len(layers)
 
 
@@ -90,4 +97,5 @@ class _Compiling:
         self._warn(
             f"torch.compile failed, so the model runs without it: {cause.splitlines()[0]}",
             "nothing to do; training.compile=false leaves the attempt out",
+            code="compile.failed",
         )

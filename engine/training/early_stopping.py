@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engine.metrics.registry import direction
 from engine.options.evaluation import EarlyStoppingOptions
 from engine.protocol.messages import Problem, ProblemError
-from engine.training.checkpoints import FALLING
+from engine.tasks.direction import Direction
 
 FILE = "early_stopping.json"
 
@@ -28,6 +29,7 @@ class Patience:
         if options.metric not in values:
             raise ProblemError(
                 Problem(
+                    code="evaluation.no_metric",
                     title=f"evaluation.early_stopping.metric {options.metric} is not evaluated",
                     cause=f"an evaluation of this run gives {', '.join(sorted(values))}",
                     hint="name one of those",
@@ -45,7 +47,8 @@ class Patience:
     def _better(self, value: float) -> bool:
         if self._best is None:
             return True
-        gain = self._best - value if self._options.metric.endswith(FALLING) else value - self._best
+        lower = direction(self._options.metric) == Direction.LOWER
+        gain = self._best - value if lower else value - self._best
         return gain > self._options.min_delta
 
     def save(self, folder: Path) -> None:

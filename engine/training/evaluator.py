@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import time
 from collections import Counter
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from engine.evaluation import training_evaluations
 from engine.inference.generate import generate_batch
-from engine.inference.merged_decode import folded
-from engine.inference.replies import text_of
+from engine.inference.merged_decode import merge_weights
+from engine.inference.replies import decode_reply
 from engine.models.template_lock import render
 from engine.prep.batching import token_counts
 from engine.prep.formats.canonical import conversation_of
 from engine.protocol.journal import Evaluation, Sample
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 from engine.training import memory
 from engine.training.early_stopping import Patience
 from engine.training.methods.base import take_counts
@@ -53,7 +52,7 @@ class Evaluator:
         rows = self._method.held_out
         self._batches = self._share(rows) if rows is not None else []
         self._needed = rows is not None or bool(self._options.probes)
-        task = importlib.import_module(TASKS[self._options.task]) if self._options.task else None
+        task = load_task(self._options.task) if self._options.task else None
         self._task = task if self._options.samples and rows is not None else None
         self._conversations = list(self._read_conversations()) if self._task else []
         self._probes: list[Conversation] = [
@@ -77,9 +76,10 @@ class Evaluator:
                 loop.reporter.write(Sample(attempt=attempt, step=loop.step, **sample))
             if "eval/loss" in values and (found := self._overfitting.evaluated(values["eval/loss"])):
                 loop.reporter.warn(
-                    loop.step,
-                    found,
-                    "the model learns its rows by heart: stop and take the best checkpoint, add data, or set evaluation.early_stopping",
+                    code="training.overfitting",
+                    step=loop.step,
+                    message=found,
+                    hint="the model learns its rows by heart: stop and take the best checkpoint, add data, or set evaluation.early_stopping",
                 )
 
     def check_patience(self) -> None:
@@ -115,7 +115,7 @@ class Evaluator:
         import torch
 
         model, method = self._loop.model, self._method
-        merged = folded if self._job.profile.training.optimizations else nullcontext
+        merged = merge_weights if self._job.profile.training.optimizations else nullcontext
         model.eval()
         try:
             with torch.no_grad(), self._job.device.autocast(), ExitStack() as stack:
@@ -209,7 +209,7 @@ class Evaluator:
                 return []
             model, tokenizer = self._loop.model, job.tokenizer
             ids = generate_batch(model, tokenizer, prompts, max_new_tokens, stops, self._report_progress)
-            return [text_of(tokenizer, reply) for reply in ids]
+            return [decode_reply(tokenizer, reply) for reply in ids]
 
         shares = memory.compute_on_all(job.ranks, generate_mine)
         return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(conversations))]
@@ -242,4 +242,4 @@ class Evaluator:
         ]
         if self._job.ranks.rank == 0:
             with suppress(OSError):
-                training_evaluations.keep(self._job.run, self._loop.step, request, rows, values, options.thresholds)
+                training_evaluations.save(self._job.run, self._loop.step, request, rows, values, options.thresholds)

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from engine.options.training import LimitOptions
+from engine.protocol.codes import Pause
 
 LOOK = 5.0
 """Seconds between two looks."""
@@ -33,19 +34,23 @@ class Host:
         self._looked = now
         return True
 
-    def trouble(self, limits: LimitOptions) -> str:
-        """The first limit that is exceeded, in words; empty when none is."""
+    def trouble(self, limits: LimitOptions) -> Pause | None:
+        """The first limit that is exceeded; None when none is."""
         free = shutil.disk_usage(self._writes_to).free / 1e9
         if free < limits.disk_free_gb:
-            return f"disk low: {free:.1f} GB free, limits.disk_free_gb is {limits.disk_free_gb:g}"
+            reason = f"disk low: {free:.1f} GB free, limits.disk_free_gb is {limits.disk_free_gb:g}"
+            return Pause(code="pause.disk_low", reason=reason)
         used = psutil.virtual_memory().percent
         if limits.memory_percent is not None and used > limits.memory_percent:
-            return f"host memory: {used:.0f} % in use, limits.memory_percent is {limits.memory_percent:g}"
+            reason = f"host memory: {used:.0f} % in use, limits.memory_percent is {limits.memory_percent:g}"
+            return Pause(code="pause.host_memory", reason=reason)
         if limits.cpu_percent is not None and (others := self._others()) > limits.cpu_percent:
-            return f"host CPU: other programs use {others:.0f} %, limits.cpu_percent is {limits.cpu_percent:g}"
+            reason = f"host CPU: other programs use {others:.0f} %, limits.cpu_percent is {limits.cpu_percent:g}"
+            return Pause(code="pause.host_cpu", reason=reason)
         if limits.temperature is not None and (hottest := max(temperatures(), default=0.0)) > limits.temperature:
-            return f"device too hot: {hottest:.0f} °C, limits.temperature is {limits.temperature:g}"
-        return ""
+            reason = f"device too hot: {hottest:.0f} °C, limits.temperature is {limits.temperature:g}"
+            return Pause(code="pause.device_hot", reason=reason)
+        return None
 
     def _others(self) -> float:
         """Share of the host's CPU that was spent on other programs since the last look, in percent; 0 at the first."""

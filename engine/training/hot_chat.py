@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engine.models.memory import is_out_of_memory
 from engine.protocol.messages import Instruction, Problem
 from engine.training import memory, resume
 from engine.training.inbox import ARRIVED
 
 if TYPE_CHECKING:
-    from engine.inference.detokenizer import Telling
-    from engine.inference.request import Asked
+    from engine.inference.detokenizer import StreamedReply
+    from engine.inference.request import Prompt
     from engine.inference.sampling import Row
 
 SECONDS = 0.5
@@ -38,7 +39,7 @@ class Talk:
 
     instruction: Instruction
     row: Row
-    telling: Telling
+    telling: StreamedReply
     prompt_tokens: int
     limit: int
     """Tokens that the reply may have."""
@@ -74,7 +75,7 @@ class HotChat:
     def __init__(self) -> None:
         self._waiting: deque[Instruction] = deque()
         self._talk: Talk | None = None
-        self._constraining: Any = None
+        self._compiler: Any = None
 
     def take(self, instruction: Instruction) -> None:
         self._waiting.append(instruction)
@@ -112,7 +113,7 @@ class HotChat:
         if self._talk is not None:
             self._answer(link, step, "cancelled")
         while self._waiting:
-            problem = Problem(title="The run has ended", hint="its last checkpoint answers")
+            problem = Problem(code="run.ended", title="The run has ended", hint="its last checkpoint answers")
             link.answer(self._waiting.popleft(), step=step, problem=problem)
 
     # ── one question ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -120,39 +121,39 @@ class HotChat:
     def _open(self, loop: Any) -> None:
         """Make the next question ready. Raises ValueError for what cannot be answered."""
         from engine.inference import generate
-        from engine.inference.detokenizer import Telling, behind_thinking, stop_tokens
-        from engine.inference.request import prompt_of, settings_of
-        from engine.inference.sampling import opened
+        from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end
+        from engine.inference.request import read_prompt, read_sampling
+        from engine.inference.sampling import open_row
 
         instruction = self._waiting[0]
         model, tokenizer = loop.model, loop.job.tokenizer
         if model.get_output_embeddings() is None:
             raise ValueError("this run trains a reward model, which scores replies and writes none")
         asked = instruction.arguments
-        sampling = settings_of(asked)
-        prompt = _prompt(tokenizer, prompt_of(asked))
+        sampling = read_sampling(asked)
+        prompt = _prompt(tokenizer, read_prompt(asked))
         if not prompt or generate.room(model, len(prompt)) <= 0:
-            raise ValueError(generate.no_room(model, len(prompt)))
+            raise ValueError(generate.describe_no_room(model, len(prompt)))
         ends = frozenset(loop.job.prepared["lock"]["eos_token_ids"])
         grammar = self._grammar(loop, ends, sampling.schema) if sampling.schema is not None else None
         self._talk = Talk(
             instruction,
-            opened(sampling, prompt, model.device, grammar, behind_thinking(tokenizer, prompt) if grammar else ()),
-            Telling(tokenizer, prompt, sampling.stop),
+            open_row(sampling, prompt, model.device, grammar, find_thinking_end(tokenizer, prompt) if grammar else ()),
+            StreamedReply(tokenizer, prompt, sampling.stop),
             len(prompt),
             min(sampling.max_new_tokens, generate.room(model, len(prompt))),
-            ends | stop_tokens(tokenizer, sampling.stop),
+            ends | find_stop_tokens(tokenizer, sampling.stop),
             asked.get(ARRIVED, time.perf_counter()),
         )
         self._waiting.popleft()
 
     def _grammar(self, loop: Any, ends: frozenset[int], schema: Mapping[str, Any]) -> Any:
-        from engine.inference.constrained import Constraining
+        from engine.inference.constrained import SchemaCompiler
 
-        if self._constraining is None:
+        if self._compiler is None:
             size = loop.model.get_output_embeddings().weight.shape[0]
-            self._constraining = Constraining(loop.job.tokenizer, size, ends)
-        return self._constraining.schema(schema)
+            self._compiler = SchemaCompiler(loop.job.tokenizer, size, ends)
+        return self._compiler.compile(schema)
 
     def _slice(self, loop: Any, step: int, began: float) -> None:
         """Go on with the reply for as long as a boundary may be held up."""
@@ -165,7 +166,7 @@ class HotChat:
         talk.longest = max(talk.longest, now - began)
         talk.left = now
         if said["text"] or said["thinking"]:
-            link.say(talk.request, "tokens", **said, count=talk.tokens)
+            link.send_event(talk.request, "tokens", **said, count=talk.tokens)
         if finish:
             inbox.cancelled.discard(talk.request)
             self._answer(link, step, finish)
@@ -175,7 +176,7 @@ class HotChat:
         assert talk is not None
         rest = talk.telling.finish()
         if rest.text or rest.thinking:
-            link.say(talk.request, "tokens", text=rest.text, thinking=rest.thinking, count=talk.tokens)
+            link.send_event(talk.request, "tokens", text=rest.text, thinking=rest.thinking, count=talk.tokens)
         seconds = time.perf_counter() - talk.began
         decoding = seconds - talk.first
         link.answer(
@@ -206,16 +207,22 @@ class HotChat:
         talk, self._talk = self._talk, None
         instruction = talk.instruction if talk else self._waiting.popleft()
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if memory.exhausted(error):
+        if is_out_of_memory(error):
             problem = Problem(
+                code="memory.exhausted",
                 title="Training leaves too little memory for this reply",
                 cause=said,
                 hint="the run goes on; ask with a shorter conversation, or a checkpoint of it",
             )
         elif isinstance(error, ValueError):
-            problem = Problem(title="This cannot be answered", cause=said)
+            problem = Problem(code="request.invalid", title="This cannot be answered", cause=said)
         else:
-            problem = Problem(title=f"The reply failed: {type(error).__name__}", cause=said, hint="the run goes on")
+            problem = Problem(
+                code="generation.failed",
+                title=f"The reply failed: {type(error).__name__}",
+                cause=said,
+                hint="the run goes on",
+            )
         del error, talk
         memory.release()
         loop.reporter.link.answer(instruction, step=step, problem=problem)
@@ -226,7 +233,7 @@ def _generate(talk: Talk, loop: Any, began: float, given_up: Callable[[], bool])
     import torch
 
     from engine.inference import soft_prompt
-    from engine.inference.prefill import Cancelled, Reader
+    from engine.inference.prefill import CancellableForward, Cancelled
     from engine.inference.sampling import choose
 
     said = {"text": "", "thinking": ""}
@@ -239,8 +246,8 @@ def _generate(talk: Talk, loop: Any, began: float, given_up: Callable[[], bool])
 
     # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
     with torch.no_grad(), device.autocast():
-        model, cache, _ = soft_prompt.opened(loop.model)
-        read = Reader(model, cancelled)
+        model, cache, _ = soft_prompt.start_cache(loop.model)
+        read = CancellableForward(model, cancelled)
         following = torch.tensor([talk.row.history], device=loop.model.device)
         until = 0.0
         while talk.tokens < talk.limit:
@@ -272,7 +279,7 @@ def _generate(talk: Talk, loop: Any, began: float, given_up: Callable[[], bool])
     return said, "length"
 
 
-def _prompt(tokenizer: Any, asked: Asked) -> list[int]:
+def _prompt(tokenizer: Any, asked: Prompt) -> list[int]:
     """Token ids; without a chat template the text as it stands. Raises ValueError for a conversation that the template refuses."""
     from jinja2 import TemplateError
 

@@ -42,7 +42,7 @@ class Inbox:
         """Called by the link's thread."""
         if self._link is None:
             return
-        for instruction in self._link.instructions():
+        for instruction in self._link.take_instructions():
             if instruction.name == "stacks":
                 for pid in self.pids:
                     os.kill(pid, STACKS)

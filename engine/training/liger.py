@@ -21,6 +21,7 @@ def wanted(setting: bool | str, device_kind: str) -> bool:
     if setting and device_kind != "cuda":
         raise ProblemError(
             Problem(
+                code="device.unsupported",
                 title="training.liger needs an NVIDIA or AMD GPU",
                 cause=f"this job runs on {device_kind}",
                 hint="set training.liger to auto or false",
@@ -29,6 +30,7 @@ def wanted(setting: bool | str, device_kind: str) -> bool:
     if setting and not installed:
         raise ProblemError(
             Problem(
+                code="package.missing",
                 title="training.liger needs the package liger-kernel",
                 cause="it is not installed in this environment",
                 hint="pip install liger-kernel, or set training.liger to auto",

@@ -29,6 +29,7 @@ def open_loggers(job: Job) -> None:
     if importlib.util.find_spec("wandb") is None:
         raise ProblemError(
             Problem(
+                code="package.missing",
                 title="logging.wandb needs the package wandb",
                 cause="it is not installed",
                 hint="pip install wandb, or leave logging.wandb out",
@@ -39,6 +40,7 @@ def open_loggers(job: Job) -> None:
     except Exception as error:  # noqa: BLE001 - whatever that service does, training goes on
         job.reporter.write(
             Warn(
+                code="logging.wandb_failed",
                 attempt=job.attempt,
                 message=f"Weights & Biases gets nothing of this attempt: {error}",
                 hint="set logging.wandb.mode to offline, or log in with `wandb login`; the run itself goes on",
@@ -83,7 +85,7 @@ class WeightsAndBiases:
             resume="allow",
             mode=options.mode,
             dir=job.run.path,
-            config=job.profile.resolved(),
+            config=job.profile.to_dict(),
             settings=settings,
         )
         self._run.define_metric("step")

@@ -29,7 +29,7 @@ from engine.training.ema import Averages
 from engine.training.evaluator import Evaluator
 from engine.training.exceptions import StopTraining
 from engine.training.methods.base import Batch, MethodSetup, make_method, take_counts
-from engine.training.parallel import make_strategy
+from engine.training.parallel.choose import make_strategy
 from engine.training.run_control import RunControl
 from engine.training.schedule import make_schedule, rebase_schedule
 
@@ -162,7 +162,7 @@ class TrainingLoop:
         self.metrics.end_step(self.loss_share)
         if self.averages:
             self.averages.update(self.step)
-        self.reporter.link.alive(step=self.step)
+        self.reporter.link.report_progress(step=self.step)
         self.report()
         if self.reporter.phase_name != "training":
             self.reporter.phase("training")
@@ -194,7 +194,15 @@ class TrainingLoop:
             return
         early = self.evaluator.stop_reason if self.step < self.max_steps else ""
         if early:
-            self.reporter.write(Ledger(attempt=self.job.attempt, step=self.step, name="early stopping", new=early))
+            self.reporter.write(
+                Ledger(
+                    attempt=self.job.attempt,
+                    code="mark.early_stopping",
+                    step=self.step,
+                    name="early stopping",
+                    new=early,
+                )
+            )
         self.outcome = "completed" if early or self.step >= self.max_steps else "stopped"
         self.control.save()
 

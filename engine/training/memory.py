@@ -8,21 +8,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from engine.config.profile import Profile
+from engine.models.memory import is_out_of_memory
+from engine.protocol.text import first_line
 from engine.training import live_settings
 from engine.training.ranks import Ranks
 
 T = TypeVar("T")
-
-
-_CPU = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
-"""What torch's CPU allocator says, in a plain RuntimeError."""
-
-
-def exhausted(error: BaseException) -> bool:
-    """Whether an exception says that memory, a device's or the host's, was not enough."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU)
 
 
 class MemoryWatch:
@@ -42,7 +33,7 @@ class MemoryWatch:
         try:
             yield
         except Exception as error:
-            if not exhausted(error):
+            if not is_out_of_memory(error):
                 raise
             self.error = first_line(error)
         if self.error:
@@ -88,8 +79,3 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its class name."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

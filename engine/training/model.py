@@ -61,7 +61,7 @@ def _random(job: Job) -> Any:
     from engine.models import scratch
 
     job.reporter.phase("loading", "random weights")
-    model = scratch.build(
+    model = scratch.build_model(
         job.profile.model,
         job.prepared["base"],
         job.tokenizer,

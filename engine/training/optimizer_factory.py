@@ -21,6 +21,7 @@ def check_optimizer(name: str, device_kind: str) -> None:
     if name in GPU_ONLY and device_kind == "cpu":
         raise ProblemError(
             Problem(
+                code="device.unsupported",
                 title=f"training.optimizer {name} needs a GPU",
                 cause="this job runs on the CPU",
                 hint="set training.optimizer to adamw, or to adafactor to save memory",

@@ -35,6 +35,7 @@ def _check_tf32(device_kind: str) -> None:
     label = torch.cuda.get_device_name() if device_kind == "cuda" else f"this {device_kind}"
     raise ProblemError(
         Problem(
+            code="device.unsupported",
             title=f"{label} has no TF32",
             cause="training.tf32 is for NVIDIA cards from the Ampere generation on",
             hint="set training.tf32 to false",
@@ -59,7 +60,9 @@ def after_model(job: Job, model: Any, steps: int) -> None:
     if liger.wanted(settings.liger, kind):
         liger.install(model)
     if compiling.wanted(settings.compile, kind, steps):
-        compiling.install(model, kind, lambda message, hint: job.reporter.warn(0, message, hint))
+        compiling.install(
+            model, kind, lambda message, hint, *, code: job.reporter.warn(code=code, message=message, hint=hint)
+        )
 
 
 def workers(setting: int | str, device_kind: str, world: int) -> int:

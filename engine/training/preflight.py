@@ -12,6 +12,7 @@ import math
 import shutil
 from typing import TYPE_CHECKING
 
+from engine.protocol.codes import Pause
 from engine.storage.atomic import write_folder
 from engine.training import checkpoints, memory
 from engine.training.methods.base import take_counts
@@ -65,7 +66,7 @@ def _step(loop: TrainingLoop, *, update: bool) -> None:
             batch = method.longest_batch([method.rows[row] for row in longest])
             take_counts(batch)
             loop.compute_gradients([batch], max(method.units(batch) * loop.ranks.world, 1.0))
-        loop.reporter.link.alive()
+        loop.reporter.link.report_progress()
     loop.guard.vote(0.0, rehearsed=True)
     loop.strategy.reduce()
     norm = torch.nn.utils.get_total_norm([p.grad for p in loop.model.parameters() if p.grad is not None])
@@ -86,25 +87,27 @@ def _evaluate(loop: TrainingLoop) -> None:
 def _save(loop: TrainingLoop) -> None:
     """A whole checkpoint, written and read back by rank 0. A full disk pauses the run here, before anything is at stake."""
     loop.reporter.phase("rehearsing", "a checkpoint")
-    while reason := loop.ranks.broadcast(_write_and_read(loop, loop.checkpointer.gather())):
-        loop.control.pause(reason)
+    while pause := loop.ranks.broadcast(_write_and_read(loop, loop.checkpointer.gather())):
+        loop.control.pause(pause)
         if loop.control.stopping:
             return
 
 
-def _write_and_read(loop: TrainingLoop, gathered: Gathered) -> str:
+def _write_and_read(loop: TrainingLoop, gathered: Gathered) -> Pause | None:
     """By rank 0; returns why there is no room."""
     import torch
 
     if not loop.ranks.first:
-        return ""
+        return None
     folder = loop.job.run.checkpoints / FOLDER
     try:
         write_folder(folder, lambda place: loop.checkpointer.fill(place, gathered))
         checkpoints.read_back(folder, loop.model, loop.profile.model.dtype)
         torch.load(folder / checkpoints.TRAINER / "optimizer.pt", map_location="cpu", weights_only=True)
     except OSError as error:
-        return f"disk low: a checkpoint cannot be written ({error.strerror or error})"
+        return Pause(
+            code="pause.disk_low", reason=f"disk low: a checkpoint cannot be written ({error.strerror or error})"
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return ""
+    return None

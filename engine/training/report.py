@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import stage_plan
 from engine.config.profile import Profile
-from engine.models.versions import versions
+from engine.models.versions import list_versions
 from engine.options import thresholds
 from engine.options.thresholds import Verdict
 from engine.protocol import stages
@@ -25,7 +25,7 @@ def write(
     job: Job, status: str, step: int, results: dict[int, dict[str, float]], verdicts: list[Verdict], seconds: float
 ) -> None:
     """Write report.json beside the journal, what earlier stages after training had added left out. Raises OSError."""
-    done = [stage for stage in stage_plan.asked(job.profile) if stage not in stages.AFTER]
+    done = [stage for stage in stage_plan.list_stages(job.profile) if stage not in stages.AFTER]
     document: dict[str, Any] = {
         "run": job.run.id,
         "status": status,
@@ -33,11 +33,11 @@ def write(
         "step": step,
         "seconds": seconds,
         "stages": done if status == "completed" else done[:-1],
-        "environment": versions()
+        "environment": list_versions()
         | {"platform": platform.platform(), "device": job.device.label, "processes": job.ranks.world},
         "compute_dtype": str(job.device.compute).removeprefix("torch."),
         "data": {key: job.prepared.get(key) for key in _OF_DATA},
-        "settings": job.profile.resolved(),
+        "settings": job.profile.to_dict(),
         "evaluations": [{"step": key, "values": values} for key, values in sorted(results.items())],
         "thresholds": _told(verdicts),
         "passed": all(verdict.passed for verdict in verdicts),
@@ -63,7 +63,9 @@ def conclude(run: RunDirectory, profile: Profile, tested: Mapping[str, float | N
     document = _read(run)
     evaluations = document.get("evaluations") or [{"values": {}}]
     last = {f"eval/{name.partition('/')[2]}": value for name, value in tested.items()}
-    verdicts = thresholds.judge(profile.evaluation.thresholds, {**evaluations[-1]["values"], **last, **tested})
+    verdicts = thresholds.check_thresholds(
+        profile.evaluation.thresholds, {**evaluations[-1]["values"], **last, **tested}
+    )
     document |= {"thresholds": _told(verdicts), "passed": all(verdict.passed for verdict in verdicts)}
     write_private(run.report, json.dumps(document, ensure_ascii=False, indent=1).encode())
     return verdicts

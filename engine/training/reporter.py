@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
+from engine.protocol.codes import Pause
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import AnyEntry, Evaluation, Metrics, Phase, Warn, Writer
 from engine.protocol.worker_link import Link
@@ -34,8 +35,8 @@ class Reporter:
 
     def __init__(self, run: RunDirectory, attempt: int, link: Link, rank: int) -> None:
         self.attempt, self.link = attempt, link
-        self.blocked = ""
-        """Why nothing can be written at present; empty when all is well."""
+        self.blocked: Pause | None = None
+        """Why nothing can be written at present; None when all is well."""
         self.loggers: list[Logger] = []
         self._run = run
         self._writer = Writer(run.events) if rank == 0 else None
@@ -50,9 +51,9 @@ class Reporter:
         self._waiting.append(entry)
         self.flush()
 
-    def warn(self, step: int, message: str, hint: str) -> None:
+    def warn(self, *, code: str, message: str, hint: str, step: int = 0) -> None:
         """Journal a warning."""
-        self.write(Warn(attempt=self.attempt, step=step, message=message, hint=hint))
+        self.write(Warn(attempt=self.attempt, code=code, step=step, message=message, hint=hint))
 
     def flush(self) -> bool:
         """Write the waiting entries. False, with `blocked` set, while the disk is full."""
@@ -62,19 +63,20 @@ class Reporter:
             try:
                 size = self._writer.write(self._waiting[0])
             except OSError as error:
-                self.blocked = f"disk low: the journal cannot be written ({error.strerror})"
+                reason = f"disk low: the journal cannot be written ({error.strerror})"
+                self.blocked = Pause(code="pause.disk_low", reason=reason)
                 return False
             entry = self._waiting.popleft()
-            self.link.written(size)
+            self.link.announce_journal(size)
             with contextlib.suppress(OSError):  # the journal has it; what else a full disk takes is no loss
                 self._log(entry)
                 self._print(entry)
-        self.blocked = ""
+        self.blocked = None
         return True
 
     def phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
         """Report what this rank is doing; the journal gets every change of `name` or `detail`."""
-        self.link.alive(phase=f"{name} {detail}".strip())
+        self.link.report_progress(phase=f"{name} {detail}".strip())
         if (name, detail) != self._phase:
             self._phase = (name, detail)
             self.write(Phase(attempt=self.attempt, name=name, detail=detail, done=done, total=total))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.models.versions import versions
+from engine.models.versions import list_versions
 
 if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
@@ -99,8 +99,8 @@ def fingerprint(loop: TrainingLoop, snapshots: list[dict[str, Any]]) -> dict[str
         "device": job.device.label,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "computing in": str(job.device.compute),
-        "versions": versions(),
-        "settings": _settings(loop.profile.resolved()),
+        "versions": list_versions(),
+        "settings": _settings(loop.profile.to_dict()),
     }
 
 

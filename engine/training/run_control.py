@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from engine.protocol.codes import Pause
 from engine.protocol.journal import Ledger
 from engine.protocol.messages import Problem
 from engine.training import live_settings
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 
 PAUSE_TURN = 1.0
 """Seconds between two agreements of ranks that are paused: far below any collective's time-out."""
-PASSING = ("disk low", "host memory", "host CPU", "device too hot")
-"""Beginnings of reasons that pass by themselves."""
+ASKED = Pause(code="pause.asked", reason="asked")
 
 Order = tuple[str, dict[str, Any]]
 """A command's name and arguments."""
@@ -35,23 +35,20 @@ class RunControl:
 
     def take_commands(self) -> None:
         """Carry out what has come, on all ranks alike; returns when the run may go on."""
-        if reason := self._agree():
-            self.pause(reason)
+        if pause := self._agree():
+            self.pause(pause)
         if not self.stopping:
             self._hot_chat.go_on(self._loop)
 
-    def pause(self, reason: str) -> str:
+    def pause(self, pause: Pause) -> str:
         """Wait at this boundary until told to go on, or until the host is as it should be; returns the choice that came with it."""
-        loop = self._loop
-        self._reporter.write(Ledger(attempt=loop.job.attempt, step=loop.step, name="pause", new=reason))
-        with self._reporter.during("paused", reason):
-            choice = self._wait(reason)
-        self._reporter.write(
-            Ledger(attempt=loop.job.attempt, step=loop.step, name="continue", old=reason, new=choice or None)
-        )
+        self._enter("pause", None, pause.reason, code=pause.code)
+        with self._reporter.during("paused", pause.reason):
+            choice = self._wait(pause)
+        self._enter("continue", pause.reason, choice or None, code="mark.continue")
         return choice
 
-    def _wait(self, reason: str) -> str:
+    def _wait(self, pause: Pause) -> str:
         """Carry out commands until one of them, or the host, ends the pause; returns the choice that came with it."""
         orders: list[Order] = []
         over = False
@@ -59,7 +56,7 @@ class RunControl:
             if self._ranks.first:
                 if not self._hot_chat.go_on(self._loop):
                     self._inbox.arrived.wait(PAUSE_TURN)
-                over = reason.startswith(PASSING) and self._host_recovered()
+                over = pause.passes and self._host_recovered()
             over, orders = self._take_orders(over)
             over = over or any(name == "continue" for name, _ in orders)
         choices = (arguments.get("choice") for name, arguments in orders if name == "continue")
@@ -68,28 +65,30 @@ class RunControl:
     def save(self) -> None:
         """A complete checkpoint of this step, unless there is one; a full disk pauses the run until there is room."""
         loop = self._loop
-        while reason := loop.checkpointer.save():
-            self.pause(reason)
+        while pause := loop.checkpointer.save():
+            self.pause(pause)
             if self.stopping:
                 self._reporter.warn(
-                    loop.step,
-                    f"stopped without a checkpoint of step {loop.step}: {reason}",
-                    "resume goes on from the one before",
+                    code="training.no_checkpoint",
+                    step=loop.step,
+                    message=f"stopped without a checkpoint of step {loop.step}: {pause.reason}",
+                    hint="resume goes on from the one before",
                 )
                 return
 
     # ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _agree(self) -> str:
-        """One agreement of the ranks: commands are carried out; returns a reason to pause."""
+    def _agree(self) -> Pause | None:
+        """One agreement of the ranks: commands are carried out; returns why to pause."""
         trouble = self._host_trouble()
         waiting = len(self._inbox) + bool(trouble) if self._ranks.first else 0
         if not self._ranks.sum([waiting])[0]:
-            return ""
-        reason, orders = self._take_orders(trouble)
+            return None
+        pause: Pause | None
+        pause, orders = self._take_orders(trouble)
         for name, _ in orders:
-            reason = {"pause": "asked", "continue": "", "stop": ""}.get(name, reason)
-        return str(reason)
+            pause = {"pause": ASKED, "continue": None, "stop": None}.get(name, pause)
+        return pause
 
     def _take_orders(self, word: Any) -> tuple[Any, list[Order]]:
         """Send rank 0's `word` and its waiting commands to all ranks, which carry them out; returns the word, and the commands that were
@@ -106,11 +105,10 @@ class RunControl:
             if not refusal:
                 taken.append((name, arguments))
             if instructions:
-                problem = Problem(title=refusal) if refusal else None
-                self._reporter.link.answer(instructions[index], step=self._loop.step, problem=problem)
+                self._reporter.link.answer(instructions[index], step=self._loop.step, problem=refusal)
         return word, taken
 
-    def _carry_out(self, name: str, arguments: dict[str, Any]) -> str:
+    def _carry_out(self, name: str, arguments: dict[str, Any]) -> Problem | None:
         """One command; returns why it is refused, or nothing."""
         match name:
             case "stop":
@@ -126,23 +124,25 @@ class RunControl:
             case "pause":
                 pass
             case _:
-                return f"a training worker does not know the command {name!r}"
-        return ""
+                return Problem(code="request.unknown", title=f"a training worker does not know the command {name!r}")
+        return None
 
-    def _refuse_choice(self, choice: str) -> str:
+    def _refuse_choice(self, choice: str) -> Problem | None:
         """Why this way of going on from a batch that is held back is refused, or nothing."""
         step = self._loop.step
         if not choice:
-            return ""
+            return None
         if choice not in ("skip", "rollback"):
-            return f"there is no choice {choice!r}: skip or rollback"
+            return Problem(code="command.no_choice", title=f"there is no choice {choice!r}: skip or rollback")
         if not self.held_rows:
-            return f"no batch is held back at step {step}: there is nothing to {choice}"
+            title = f"no batch is held back at step {step}: there is nothing to {choice}"
+            return Problem(code="command.nothing_held", title=title)
         if choice == "rollback" and self._ranks.broadcast(self._loop.checkpointer.newest_before(step)) is None:
-            return f"there is no checkpoint before step {step}: skip the rows instead"
-        return ""
+            title = f"there is no checkpoint before step {step}: skip the rows instead"
+            return Problem(code="command.no_way_back", title=title)
+        return None
 
-    def _set(self, changes: dict[str, Any]) -> str:
+    def _set(self, changes: dict[str, Any]) -> Problem | None:
         """Change settings; returns why that is refused, or nothing."""
         loop, live = self._loop, self._loop.profile
         try:
@@ -151,25 +151,30 @@ class RunControl:
             if live.training.max_steps is not None and live.training.max_steps < loop.step:
                 raise ValueError(f"step {loop.step} is done already; training.max_steps must be at least that")
         except ValueError as error:
-            return str(error)
+            return Problem(code="setting.refused", title=str(error))
         self.save()  # so that there is a way back to before the change
         for key in changes:
             old, new = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
             if key == "training.max_steps":
                 old = loop.max_steps
-            self._reporter.write(Ledger(attempt=loop.job.attempt, step=loop.step, name=key, old=old, new=new))
+            self._enter(key, old, new, code="mark.setting")
         loop.apply_settings(live)
-        return ""
+        return None
+
+    def _enter(self, name: str, old: Any, new: Any, *, code: str) -> None:
+        """Journal a change at this step."""
+        attempt, step = self._loop.job.attempt, self._loop.step
+        self._reporter.write(Ledger(attempt=attempt, code=code, step=step, name=name, old=old, new=new))
 
     # ── the host ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _host_trouble(self) -> str:
+    def _host_trouble(self) -> Pause | None:
         """Why disk or host ask for a pause; rank 0 looks every few seconds."""
         if not self._ranks.first:
-            return ""
+            return None
         if self._reporter.blocked and not self._reporter.flush():
             return self._reporter.blocked
-        return self._host.trouble(self._loop.profile.limits) if self._host.due() else ""
+        return self._host.trouble(self._loop.profile.limits) if self._host.due() else None
 
     def _host_recovered(self) -> bool:
         return self._host.due() and self._reporter.flush() and not self._host.trouble(self._loop.profile.limits)

@@ -13,8 +13,8 @@ from engine.config import stage_plan
 from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
 from engine.models import devices
-from engine.models.base import tokenizer
-from engine.models.versions import versions
+from engine.models.base import load_tokenizer
+from engine.models.versions import list_versions
 from engine.options import thresholds
 from engine.protocol import stages
 from engine.protocol.home import RunDirectory, write_private
@@ -72,7 +72,9 @@ def train(
     job.checkpoints = {step: metrics for step, metrics in checkpoints.known(run).items() if step in traced.steps}
     if from_step is not None:
         newest = traced.newest(run.checkpoint_steps())
-        reporter.write(Ledger(attempt=attempt, step=from_step, name=lineage.REWOUND, old=newest, new=from_step))
+        reporter.write(
+            Ledger(attempt=attempt, code="mark.rewind", step=from_step, name=lineage.REWOUND, old=newest, new=from_step)
+        )
     open_loggers(job)
     try:
         loop = _train_until_done(job)
@@ -89,7 +91,13 @@ def _checkpoint_to_resume(run: RunDirectory, traced: Lineage, from_step: int | N
     steps = run.checkpoint_steps()
     if from_step is not None and from_step not in steps:
         kept = ", ".join(map(str, steps)) or "none"
-        raise ProblemError(Problem(title=f"There is no checkpoint of step {from_step}", hint=f"kept are: {kept}"))
+        raise ProblemError(
+            Problem(
+                code="checkpoint.not_found",
+                title=f"There is no checkpoint of step {from_step}",
+                hint=f"kept are: {kept}",
+            )
+        )
     step = traced.newest(steps) if from_step is None else from_step
     return run.checkpoint(step) if step is not None else None
 
@@ -134,12 +142,12 @@ def _make_job(
     transformers.utils.logging.disable_progress_bar()
     disable_progress_bar()
     _, local, world = ranks.place()
-    kind = devices.available()
+    kind = devices.find_accelerator()
     performance.check(live.training, kind)
     performance.before_model(live.training)
     devices.set_threads(live.training.threads, world)
-    device = devices.choose(kind, local, live.model.dtype)
-    group = replace(ranks.join(kind), waiting=reporter.link.waiting)
+    device = devices.choose_device(kind, local, live.model.dtype)
+    group = replace(ranks.join(kind), waiting=reporter.link.set_waiting)
     # A close race between two dtypes must not end differently on two ranks.
     device = replace(device, compute=group.broadcast(device.compute))
     inbox.pids = group.gather(inbox.pids[0])
@@ -158,7 +166,7 @@ def _make_job(
         reporter=reporter,
         inbox=inbox,
         plots=Plots(run, group.first and live.logging.plots),
-        tokenizer=tokenizer(
+        tokenizer=load_tokenizer(
             prepared.get("tokenizer") or prepared["base"], live.model.trust_remote_code, prepared.get("template")
         ),
     )
@@ -190,24 +198,25 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
                 "settings": {key: live_settings.get_setting(job.profile, key) for key in SETTABLE},
                 "thresholds": [
                     (wanted.name, wanted.comparison, wanted.bound)
-                    for wanted in map(thresholds.parse, job.profile.evaluation.thresholds)
+                    for wanted in map(thresholds.parse_threshold, job.profile.evaluation.thresholds)
                 ],
-                **versions(),
+                **list_versions(),
             },
         )
     )
     if warn and drift not in ("", resume.EXACT):
         job.reporter.warn(
-            step,
-            f"resumed, but {drift}",
-            "losses will not be bit for bit those of an uninterrupted run; nothing to do where that was meant",
+            code="resume.drift",
+            step=step,
+            message=f"resumed, but {drift}",
+            hint="losses will not be bit for bit those of an uninterrupted run; nothing to do where that was meant",
         )
     if job.device.kind == "cpu" and compute != job.profile.model.dtype:
         job.reporter.warn(
-            0,
-            f"This CPU computes {job.profile.model.dtype} more slowly than float32, so float32 is used; the "
+            code="device.slow_dtype",
+            message=f"This CPU computes {job.profile.model.dtype} more slowly than float32, so float32 is used; the "
             f"weights keep their {job.profile.model.dtype} values",
-            "nothing to do; on a CPU with AMX or AVX512-BF16, or on a GPU, bfloat16 is computed",
+            hint="nothing to do; on a CPU with AMX or AVX512-BF16, or on a GPU, bfloat16 is computed",
         )
 
 
@@ -232,18 +241,22 @@ def _finish(job: Job, loop: TrainingLoop, output: Path | None, seconds: float) -
     job.reporter.close_loggers()
     if not job.plots.finish(step):
         job.reporter.warn(
-            step, "not all loss curves could be drawn", f"the log says why; `cockpit plot {job.run.id}` tries again"
+            code="plot.failed",
+            step=step,
+            message="not all loss curves could be drawn",
+            hint=f"the log says why; `cockpit plot {job.run.id}` tries again",
         )
     last_values = results[max(results)] if results else {}
-    verdicts = thresholds.judge(job.profile.evaluation.thresholds, last_values)
+    verdicts = thresholds.check_thresholds(job.profile.evaluation.thresholds, last_values)
     # What the test rows will be measured for is judged there, and once.
-    judged = loop.outcome == "completed" and not stage_plan.tests(job.profile)
+    judged = loop.outcome == "completed" and not stage_plan.has_test_rows(job.profile)
     for verdict in verdicts if judged else ():
         if not verdict.passed:
             job.reporter.warn(
-                step,
-                f"a threshold is missed: {verdict}",
-                "train on, on more or better data, or change evaluation.thresholds",
+                code="evaluation.threshold_missed",
+                step=step,
+                message=f"a threshold is missed: {verdict}",
+                hint="train on, on more or better data, or change evaluation.thresholds",
             )
     report.write(job, loop.outcome, step, results, verdicts, seconds)
     if loop.outcome == "completed":

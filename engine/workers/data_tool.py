@@ -1,7 +1,8 @@
-"""`cockpit data …` and `cockpit tokenizer …`, in a process of their own: they need the data libraries, the command line does not.
+"""`cockpit data …` and `cockpit tokenizer …`, in a process of their own: they need the data libraries, which the
+command line does not load.
 
-Results go to stdout, progress and problems to stderr. Exit status: 0 done, 1 the work failed, 2 a wrong request, 130 interrupted.
-What was done until an interrupt or a kill is kept: the same command goes on from there.
+Results go to stdout, progress and problems to stderr. Exit status: 0 done, 1 the work failed, 2 a wrong request, 130
+interrupted. The work done before an interrupt or a kill is kept: the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from engine.protocol.messages import Problem, ProblemError
 
 OUT, ERR = Console(highlight=False), Console(stderr=True, highlight=False)
 
-Told = Callable[[str, int, int], None]
+Report = Callable[[str, int, int], None]
 """`(phase, done, total)`."""
 
 
@@ -36,62 +37,67 @@ def main() -> int:
     parser.add_argument("arguments", type=json.loads)
     parser.add_argument("--home")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    run = importlib.import_module(VERBS[f"{asked.group} {asked.verb}"]).run
+    arguments = parser.parse_args()
+    run = importlib.import_module(VERBS[f"{arguments.group} {arguments.verb}"]).run
     try:
-        with _progress() as told:
-            result: dict[str, Any] = run(Home.locate(asked.home), argparse.Namespace(**asked.arguments), told)
+        with _show_progress() as report:
+            result: dict[str, Any] = run(Home.locate(arguments.home), argparse.Namespace(**arguments.arguments), report)
     except ProblemError as error:
-        return _complain(asked.json, error.problem)
+        return _print_problem(arguments.json, error.problem)
     except (ValueError, OSError) as error:
-        return _complain(
-            asked.json, Problem(title=f"cockpit {asked.group} {asked.verb} cannot be done", cause=str(error))
+        return _print_problem(
+            arguments.json,
+            Problem(
+                code="request.invalid",
+                title=f"cockpit {arguments.group} {arguments.verb} failed",
+                cause=str(error),
+            ),
         )
     except KeyboardInterrupt:
-        ERR.print("interrupted; the same command goes on from here")
+        ERR.print("interrupted; run the same command again to continue")
         return 130
-    if asked.json:
+    if arguments.json:
         print(json.dumps(result, ensure_ascii=False))
     else:
-        _show(result)
+        _print_result(result)
     return 0
 
 
-def _complain(as_json: bool, problem: Problem) -> int:
+def _print_problem(as_json: bool, problem: Problem) -> int:
     if as_json:
-        print(json.dumps({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}}))
+        print(json.dumps({"error": problem.document()}))
     else:
         ERR.print(f"[red]✗[/] {escape(str(problem))}", soft_wrap=True)
     return 2
 
 
-def _show(result: dict[str, Any]) -> None:
-    """Figures by name; what is nested, indented under its name."""
+def _print_result(result: dict[str, Any]) -> None:
+    """Print figures by name, nested ones indented under their name."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")  # a path is for copying: nothing of it may be left out
-    for name, value in _lines(result):
+    table.add_column(overflow="fold")  # paths are copied from here, so they are never shortened
+    for name, value in _format_rows(result):
         table.add_row(name, value)
     OUT.print(table)
 
 
-def _lines(result: dict[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
+def _format_rows(result: dict[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
     for name, value in result.items():
-        told = indent + name.replace("_", " ")
+        label = indent + name.replace("_", " ")
         if isinstance(value, dict) and value:
-            yield escape(told), ""
-            yield from _lines({str(key): each for key, each in value.items()}, indent + "  ")
+            yield escape(label), ""
+            yield from _format_rows({str(key): each for key, each in value.items()}, indent + "  ")
         elif isinstance(value, float):
-            yield escape(told), f"{value:.4g}"
+            yield escape(label), f"{value:.4g}"
         elif isinstance(value, (str, int)):
-            yield escape(told), escape(str(value))
+            yield escape(label), escape(str(value))
         else:
-            yield escape(told), escape(json.dumps(value, ensure_ascii=False))
+            yield escape(label), escape(json.dumps(value, ensure_ascii=False))
 
 
 @contextmanager
-def _progress() -> Iterator[Told]:
-    """A bar a phase on a terminal, else a line a phase."""
+def _show_progress() -> Iterator[Report]:
+    """A progress bar for each phase on a terminal, else a line."""
     if not ERR.is_terminal:
         phases: list[str] = []
 

@@ -1,7 +1,7 @@
-"""`cockpit doctor [FOLDER]`: what works on this machine, what does not, and the command that mends it.
+"""`cockpit doctor [FOLDER]`: what works on this machine, what does not, and the command that fixes it.
 
-The verdict of a check is True, False (something needed fails) or None (worth knowing, not needed). Exit status: 0 when nothing
-needed fails, 1 when something does, 2 for a folder that is not there, 130 interrupted.
+The result of a check is True, False (something that is needed fails) or None (worth knowing, not needed). Exit status:
+0 when nothing that is needed fails, 1 when something does, 2 for a folder that does not exist, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from engine.workers import probes
 
-LIBRARIES = ("transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers")
+LIBRARIES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
 DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
 """CUDA major version -> oldest Linux driver that runs it. https://docs.nvidia.com/deploy/cuda-compatibility/"""
 NEEDED_DISK = 5e9
 NEEDED_MEMORY = 3e9
-"""Bytes: what the demo takes, generously."""
+"""Bytes, a generous estimate of what the demo takes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Check:
     mend: str = ""
 
 
-def python(home: Home) -> Iterator[Check]:
+def check_python(home: Home) -> Iterator[Check]:
     wanted = sys.version_info >= (3, 11)
     yield Check(
         "python",
@@ -54,7 +54,7 @@ def python(home: Home) -> Iterator[Check]:
     )
 
 
-def libraries(home: Home) -> Iterator[Check]:
+def check_libraries(home: Home) -> Iterator[Check]:
     missing, found = [], []
     for name in LIBRARIES:
         try:
@@ -65,12 +65,13 @@ def libraries(home: Home) -> Iterator[Check]:
     yield Check("libraries", not missing, detail, f"pip install {' '.join(missing)}" if missing else "")
 
 
-def torch_and_devices(home: Home) -> Iterator[Check]:
+def check_torch_and_devices(home: Home) -> Iterator[Check]:
     """torch, its CUDA build against the driver, and the devices that NVML knows."""
-    good, told = probes.run("torch")
-    yield Check("torch", good, told, "" if good else "make setup (torch is pinned in constraints.txt)")
-    driver, devices = _nvidia()
-    cuda = told.partition("built for CUDA ")[2].partition(";")[0]
+    good, detail = probes.run_probe("torch")
+    build: dict[str, str] = json.loads(detail) if good else {"text": detail, "cuda": ""}
+    yield Check("torch", good, build["text"], "" if good else "make setup (torch is pinned in constraints.txt)")
+    driver, devices = _read_nvidia()
+    cuda = build["cuda"]
     if not driver:
         yield Check("driver", None, "no NVIDIA driver: everything runs on the CPU")
         return
@@ -79,7 +80,7 @@ def torch_and_devices(home: Home) -> Iterator[Check]:
         yield Check(
             "driver",
             False,
-            f"{driver}, but this torch was not built for CUDA: the GPUs lie idle",
+            f"{driver}, but this torch was built without CUDA: the GPUs are not used",
             "pip install --force-reinstall torch==2.13.0 (from an index that has the CUDA build)",
         )
     else:
@@ -91,8 +92,8 @@ def torch_and_devices(home: Home) -> Iterator[Check]:
         yield Check("device", True, device)
 
 
-def _nvidia() -> tuple[str, list[str]]:
-    """Driver version and a line a device; empty without a driver."""
+def _read_nvidia() -> tuple[str, list[str]]:
+    """The driver's version and a line for each device; empty without a driver."""
     import pynvml
 
     try:
@@ -108,82 +109,84 @@ def _nvidia() -> tuple[str, list[str]]:
         return "", []
 
 
-def bfloat16(home: Home) -> Iterator[Check]:
-    good, told = probes.run("bfloat16")
-    yield Check("bfloat16", good or None, told, "" if good else "use model.dtype float32 in profiles")
+def check_bfloat16(home: Home) -> Iterator[Check]:
+    good, detail = probes.run_probe("bfloat16")
+    yield Check("bfloat16", good or None, detail, "" if good else "use model.dtype float32 in profiles")
 
 
-def nf4(home: Home) -> Iterator[Check]:
-    good, told = probes.run("nf4")
+def check_nf4(home: Home) -> Iterator[Check]:
+    good, detail = probes.run_probe("nf4")
     mend = (
         ""
         if good
         else "pip install --force-reinstall --no-deps 'bitsandbytes>=0.50', or quantization: none in profiles"
     )
-    yield Check("nf4", good, told, mend)
+    yield Check("nf4", good, detail, mend)
 
 
-def collectives(home: Home) -> Iterator[Check]:
-    good, told = probes.run("collectives")
+def check_collectives(home: Home) -> Iterator[Check]:
+    good, detail = probes.run_probe("collectives")
     mend = "" if good else "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to a working interface (`ip -brief address`)"
-    yield Check("collectives", good, told, mend)
+    yield Check("collectives", good, detail, mend)
 
 
-def disk(home: Home) -> Iterator[Check]:
-    place = home.root if home.root.exists() else home.root.parent
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    writable = os.access(place, os.W_OK)
-    detail = f"{home.root}: {free / 1e9:.1f} GB free" if writable else f"{place} cannot be written to"
+def check_disk(home: Home) -> Iterator[Check]:
+    folder = home.root if home.root.exists() else home.root.parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    writable = os.access(folder, os.W_OK)
+    detail = f"{home.root}: {free / 1e9:.1f} GB free" if writable else f"{folder} cannot be written to"
     good = writable and free >= NEEDED_DISK
     yield Check("disk", good, detail, "" if good else "free some space, or set COCKPIT_HOME to another place")
 
 
-def memory(home: Home) -> Iterator[Check]:
+def check_memory(home: Home) -> Iterator[Check]:
     state = psutil.virtual_memory()
     good = state.available >= NEEDED_MEMORY
     detail = (
         f"{state.available / 1e9:.1f} of {state.total / 1e9:.1f} GB available, {len(os.sched_getaffinity(0))} cores"
     )
-    yield Check("memory", good, detail, "" if good else "end what holds it: ps aux --sort=-rss | head")
+    yield Check("memory", good, detail, "" if good else "end processes that use it: ps aux --sort=-rss | head")
 
 
-def models(home: Home) -> Iterator[Check]:
+def check_models(home: Home) -> Iterator[Check]:
     for name in catalogue.CATALOGUE:
         if not (home.models / name).is_dir():
-            yield Check("model", None, f"{name} is not here yet: pulled on first need", f"cockpit model pull {name}")
+            yield Check(
+                "model", None, f"{name} is not installed yet: it is pulled on first use", f"cockpit model pull {name}"
+            )
     for each in find(home):
         mend = f"cockpit model verify {each.path}" if each.problems else ""
-        # A broken model in somebody's hub cache is worth knowing; one of ours is needed.
+        # A damaged model in a hub cache is only worth knowing; one in COCKPIT_HOME is needed.
         bad = False if each.where == "cockpit" else None
         detail = "; ".join(each.problems) or f"whole, {each.size / 1e6:.0f} MB"
         yield Check("model", bad if each.problems else True, f"{each.name}: {detail}", mend)
 
 
 CHECKS: tuple[Callable[[Home], Iterator[Check]], ...] = (
-    python,
-    libraries,
-    torch_and_devices,
-    bfloat16,
-    nf4,
-    collectives,
-    disk,
-    memory,
-    models,
+    check_python,
+    check_libraries,
+    check_torch_and_devices,
+    check_bfloat16,
+    check_nf4,
+    check_collectives,
+    check_disk,
+    check_memory,
+    check_models,
 )
 
 
-def of_folder(folder: Path) -> Iterator[Check]:
-    """Files, then the tokenizer as it is really loaded, its template and its stop token."""
-    wrong = folders.problems(folder)
+def check_folder(folder: Path) -> Iterator[Check]:
+    """Check the files, then load the tokenizer and check its template and its stop token."""
+    wrong = folders.find_problems(folder)
     yield Check("files", not wrong, "; ".join(wrong) or "whole", f"cockpit model verify {folder}" if wrong else "")
-    if family := folders.family(folder):
+    if family := folders.describe_glm(folder):
         yield Check("family", True, family)
     if not folders.has_tokenizer(folder):
         return
     from engine.models import tokenizers
-    from engine.models.template_lock import end_of_turn
+    from engine.models.template_lock import find_end_of_turn
 
     try:
         tokenizer = tokenizers.load(folder)
@@ -195,16 +198,18 @@ def of_folder(folder: Path) -> Iterator[Check]:
         return
     yield Check("tokenizer", True, f"{len(tokenizer)} tokens, {type(tokenizer).__name__}")
     if not tokenizer.chat_template:
-        yield Check("template", None, "no chat template: chat continues text", "add chat_template.jinja to talk to it")
+        yield Check(
+            "template", None, "no chat template: chat continues text", "add chat_template.jinja to chat with it"
+        )
         return
-    end = end_of_turn(tokenizer)
-    named = tokenizer.convert_ids_to_tokens(end) if end is not None else ""
-    detail = f"a turn ends with {named}" if named else "no special token ends a turn: replies would not stop"
-    yield Check("template", bool(named), detail, "" if named else "mend chat_template.jinja")
+    end = find_end_of_turn(tokenizer)
+    name = tokenizer.convert_ids_to_tokens(end) if end is not None else ""
+    detail = f"a turn ends with {name}" if name else "no special token ends a turn: replies would not stop"
+    yield Check("template", bool(name), detail, "" if name else "fix chat_template.jinja")
 
 
-def show(checks: list[Check]) -> None:
-    """A table on stdout; what to do for what fails comes under its line."""
+def print_checks(checks: list[Check]) -> None:
+    """Print a table on stdout, with what to do under each check that fails."""
     table = Table("", "check", "found", box=None, pad_edge=False)
     marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]·[/]"}
     for check in checks:
@@ -227,16 +232,16 @@ def main() -> int:
         return 2
     try:
         if arguments.folder:
-            checks = list(of_folder(arguments.folder))
+            checks = list(check_folder(arguments.folder))
         else:
-            checks = [check for look in CHECKS for check in look(home)]
+            checks = [check for run_check in CHECKS for check in run_check(home)]
     except KeyboardInterrupt:
         return 130
     good = all(check.ok is not False for check in checks)
     if arguments.json:
         print(json.dumps({"checks": [asdict(check) for check in checks], "ok": good}, ensure_ascii=False))
     else:
-        show(checks)
+        print_checks(checks)
     return 0 if good else 1
 
 

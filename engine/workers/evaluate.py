@@ -1,8 +1,8 @@
-"""The evaluation service: targets measured on rows, what was measured before, and comparisons of it.
+"""The evaluation service: it evaluates targets, and shows and compares earlier evaluations.
 
-Questions: `evaluate {target, directory, against, …settings}`, `listed {run}`, `replies {directory, start, count, by, passed}`,
-`reply {directory, row}`, `compare {first, second}`. `evaluate` says `progress {stage, done, total, target}` on the way and can be cancelled; what
-it has done by then is kept, and the same question goes on from there.
+Requests: `evaluate {target, directory, against, …settings}`, `listed {run}`, `replies {directory, start, count, by,
+passed}`, `reply {directory, row}`, `compare {first, second}`. `evaluate` sends events `progress {stage, done, total,
+target}` and can be cancelled; what it has done by then is kept, and the same request goes on from there.
 """
 
 from __future__ import annotations
@@ -15,48 +15,48 @@ import msgspec
 
 from engine.evaluation import history
 from engine.evaluation import run as examine
-from engine.evaluation.run import Wanted
+from engine.evaluation.request import EvaluationRequest
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.worker_link import Link
-from engine.workers.questions import Cancelled, Wording, attend, parser
+from engine.workers.service_loop import Cancelled, ErrorTexts, build_parser, serve_requests
 
 if TYPE_CHECKING:
     from engine.evaluation.reward_scoring import PairScorer
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 QUESTIONS = ("evaluate", "listed", "replies", "reply", "compare")
 _EVERY = 0.1
-"""Seconds between two words of progress."""
+"""Seconds between two progress events."""
 
 
 class Watch:
-    """Tells of one question, and raises Cancelled once it is given up."""
+    """Sends the progress of one request, and raises Cancelled once it has been cancelled."""
 
     def __init__(self, link: Link, request: str, cancelled: set[str]) -> None:
         self._link, self._request, self._cancelled = link, request, cancelled
-        self._told, self._stage = 0.0, ""
+        self._sent, self._stage = 0.0, ""
         self.target = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if self.given_up():
+        if self.is_cancelled():
             raise Cancelled
-        if stage != self._stage or time.monotonic() - self._told >= _EVERY:
-            self._told, self._stage = time.monotonic(), stage
-            self._link.say(self._request, "progress", stage=stage, done=done, total=total, target=self.target)
+        if stage != self._stage or time.monotonic() - self._sent >= _EVERY:
+            self._sent, self._stage = time.monotonic(), stage
+            self._link.send_event(self._request, "progress", stage=stage, done=done, total=total, target=self.target)
 
-    def given_up(self) -> bool:
+    def is_cancelled(self) -> bool:
         return self._request in self._cancelled
 
 
 class Models:
-    """One language model at a time; checkpoints of one base are changed on it."""
+    """Keeps one language model in memory; checkpoints of the same base are swapped on it."""
 
     def __init__(self, home: Home, watch: Watch) -> None:
         self._home, self._watch = home, watch
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedModel | None = None
 
-    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> Loaded:
+    def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> LoadedModel:
         """Raises ProblemError."""
         from engine.inference.loaded_model import load
 
@@ -64,16 +64,16 @@ class Models:
             self._loaded.swap(target)
             return self._loaded
         self._loaded = None
-        self._loaded = load(target, home=self._home, dtype=dtype, quantization=quantization, progress=self._told)
+        self._loaded = load(target, home=self._home, dtype=dtype, quantization=quantization, progress=self._report)
         return self._loaded
 
     def reward_model(self, target: Target) -> PairScorer:
         """Raises ProblemError."""
         from engine.evaluation.reward_scoring import PairScorer
 
-        return PairScorer(target, lambda done, total: self._told("loading", done, total))
+        return PairScorer(target, lambda done, total: self._report("loading", done, total))
 
-    def _told(self, stage: str, done: int, total: int) -> None:
+    def _report(self, stage: str, done: int, total: int) -> None:
         self._watch(stage, done, total)
 
 
@@ -81,64 +81,74 @@ class Evaluate:
     def __init__(self, link: Link, home: Home, cancelled: set[str]) -> None:
         self.link, self.home, self.cancelled = link, home, cancelled
 
-    def evaluate(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The target's result; under `against`, of each other target: its result, and the comparison of the two. Raises ProblemError,
-        ValueError."""
-        named = {"target", "directory", "against", "request"}
-        wanted = msgspec.convert({name: value for name, value in asked.items() if name not in named}, Wanted)
-        directory = Path(asked.get("directory") or self.home.root)
-        watch = Watch(self.link, asked.get("request", ""), self.cancelled)
+    def evaluate(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The target's result; under `against` the result of each other target, and its comparison with the first.
+        Raises ProblemError, ValueError."""
+        other = {"target", "directory", "against", "request"}
+        wanted = msgspec.convert(
+            {name: value for name, value in arguments.items() if name not in other}, EvaluationRequest
+        )
+        directory = Path(arguments.get("directory") or self.home.root)
+        watch = Watch(self.link, arguments.get("request", ""), self.cancelled)
         models = Models(self.home, watch)
         found: list[dict[str, Any]] = []
-        for target in (asked["target"], *asked.get("against", ())):
+        for target in (arguments["target"], *arguments.get("against", ())):
             watch.target = target
-            place = msgspec.structs.replace(wanted, out=_beside(wanted.out, target)) if found and wanted.out else wanted
-            found.append(examine.evaluate(target, place, self.home, directory, models, watch))
+            settings = (
+                msgspec.structs.replace(wanted, out=_name_folder(wanted.out, target))
+                if found and wanted.out
+                else wanted
+            )
+            found.append(examine.evaluate(target, settings, self.home, directory, models, watch))
         result, *others = found
         if others:
             watch("comparing", 0, 0)
             result = result | {
                 "against": [
-                    {**other, **history.compared(Path(other["directory"]), Path(result["directory"]))}
+                    {**other, **history.compare_folders(Path(other["directory"]), Path(result["directory"]))}
                     for other in others
                 ]
             }
         return result
 
-    def listed(self, asked: dict[str, Any]) -> dict[str, Any]:
-        run = self.home.run(asked["run"])
-        return {"evaluations": history.of_run(run), "checkpoints": run.checkpoint_steps()}
+    def listed(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        run = self.home.run(arguments["run"])
+        return {"evaluations": history.list_evaluations(run), "checkpoints": run.checkpoint_steps()}
 
-    def replies(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return history.replies(
-            Path(asked["directory"]), asked["start"], asked["count"], asked.get("by"), asked.get("passed")
+    def replies(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return history.page_replies(
+            Path(arguments["directory"]),
+            arguments["start"],
+            arguments["count"],
+            arguments.get("by"),
+            arguments.get("passed"),
         )
 
-    def reply(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return history.reply(Path(asked["directory"]), asked["row"])
+    def reply(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return history.read_reply(Path(arguments["directory"]), arguments["row"])
 
-    def compare(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return history.compared(Path(asked["first"]), Path(asked["second"]))
+    def compare(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return history.compare_folders(Path(arguments["first"]), Path(arguments["second"]))
 
 
-def _beside(out: str | None, target: str) -> str:
-    """The folder of another target's evaluation."""
-    return f"{out}-{examine.slug(target)}"
+def _name_folder(out: str | None, target: str) -> str:
+    """The folder for the evaluation of another target."""
+    return f"{out}-{examine.make_slug(target)}"
 
 
 def main() -> None:
-    arguments = parser().parse_args()
+    arguments = build_parser().parse_args()
     cancelled: set[str] = set()
     link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
     worker = Evaluate(link, Home.locate(arguments.home), cancelled)
-    attend(
+    serve_requests(
         link,
         cancelled,
         {name: getattr(worker, name) for name in QUESTIONS},
-        Wording(
+        ErrorTexts(
             "This cannot be evaluated",
             "The evaluation failed",
-            "what was measured is kept; the same evaluation goes on from there",
+            "results so far are kept; run the same evaluation again to continue",
         ),
     )
 

@@ -1,6 +1,8 @@
-"""`cockpit model find | pull | verify`, in a process of its own: it needs the model libraries, the command line does not.
+"""`cockpit model find | pull | verify`, in a process of its own: it needs the model libraries, which the command line
+does not load.
 
-Results go to stdout, progress and problems to stderr. Exit status: 0 done, 1 damaged or failed, 2 a wrong request, 130 interrupted.
+Results go to stdout, progress and problems to stderr. Exit status: 0 done, 1 damaged or failed, 2 a wrong request, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ OUT, ERR = Console(highlight=False), Console(stderr=True, highlight=False)
 
 
 def run_find(home: Home, arguments: argparse.Namespace) -> int:
-    """All models on this machine, whole or not."""
+    """List the models on this machine, damaged ones included."""
     found = find(home, arguments.folders)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(each) | {"path": str(each.path)} for each in found], ensure_ascii=False))
@@ -39,21 +41,21 @@ def run_find(home: Home, arguments: argparse.Namespace) -> int:
         state = f"[red]{escape('; '.join(each.problems))}[/]" if each.problems else "whole"
         table.add_row(escape(each.name), each.kind, each.where, f"{each.size / 1e6:.0f} MB", state)
     for name in [name for name in catalogue.CATALOGUE if not (home.models / name).is_dir()]:
-        table.add_row(name, "model", "catalogue", "", f"not here yet: cockpit model pull {name}")
+        table.add_row(name, "model", "catalogue", "", f"not installed: cockpit model pull {name}")
     OUT.print(table)
     return 0
 
 
 def run_pull(home: Home, arguments: argparse.Namespace) -> int:
-    """Make a catalogue or hub model present, and look it over."""
+    """Fetch a model of the catalogue or the hub, and check it."""
     target = targets.resolve(arguments.name, home, Path.cwd())
     try:
         folder = _pull(target, home)
     except ProblemError as error:
-        _complain(arguments.json, error.problem)
+        _print_problem(arguments.json, error.problem)
         return 1
-    wrong = folders.problems(folder)
-    _tell(arguments.json, {"name": arguments.name, "path": str(folder), "problems": wrong}, str(folder), wrong)
+    wrong = folders.find_problems(folder)
+    _print_result(arguments.json, {"name": arguments.name, "path": str(folder), "problems": wrong}, str(folder), wrong)
     return 1 if wrong else 0
 
 
@@ -61,32 +63,36 @@ def _pull(target: targets.Target, home: Home) -> Path:
     if target.on_hub:
         return hub.pull(target.base)
     if target.catalogue:
-        with _progress() as told:
-            return catalogue.pull(target.catalogue, home, told)
+        with _show_progress() as progress:
+            return catalogue.pull(target.catalogue, home, progress)
     return target.folder
 
 
 def run_verify(home: Home, arguments: argparse.Namespace) -> int:
-    """Headers, index, tokenizer, and every hash that is known."""
+    """Check headers, index, tokenizer, and every hash that is known."""
     folder = arguments.folder if arguments.folder.is_dir() else home.models / arguments.folder
     if not folder.is_dir():
         raise ProblemError(
-            Problem(title=f"There is no folder {arguments.folder}", hint="`cockpit model find` lists models")
+            Problem(
+                code="file.not_found",
+                title=f"There is no folder {arguments.folder}",
+                hint="`cockpit model find` lists models",
+            )
         )
-    wrong = folders.problems(folder)
+    wrong = folders.find_problems(folder)
     hashed = 0
     if not wrong:
-        with _progress() as told:
-            hashed, wrong = folders.hash_problems(folder, told)
-    family = folders.family(folder)
+        with _show_progress() as progress:
+            hashed, wrong = folders.check_hashes(folder, progress)
+    family = folders.describe_glm(folder)
     good = f"{folder} is whole" + (f"; {hashed} hashes agree" if hashed else "; no hash is known to compare with")
     good += f"\n{family}" if family else ""
     document = {"path": str(folder), "ok": not wrong, "hashed": hashed, "problems": wrong, "family": family}
-    _tell(arguments.json, document, good, wrong)
+    _print_result(arguments.json, document, good, wrong)
     return 1 if wrong else 0
 
 
-def _tell(as_json: bool, document: dict[str, Any], good: str, wrong: list[str]) -> None:
+def _print_result(as_json: bool, document: dict[str, Any], good: str, wrong: list[str]) -> None:
     if as_json:
         print(json.dumps(document, ensure_ascii=False))
     elif wrong:
@@ -96,16 +102,16 @@ def _tell(as_json: bool, document: dict[str, Any], good: str, wrong: list[str]) 
         print(good)
 
 
-def _complain(as_json: bool, problem: Problem) -> None:
+def _print_problem(as_json: bool, problem: Problem) -> None:
     if as_json:
-        print(json.dumps({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}}))
+        print(json.dumps({"error": problem.document()}))
     else:
         ERR.print(f"[red]✗[/] {escape(str(problem))}", soft_wrap=True)
 
 
 @contextmanager
-def _progress() -> Iterator[embedded_model.Progress]:
-    """A bar on a terminal, else a line a stage."""
+def _show_progress() -> Iterator[embedded_model.Progress]:
+    """A progress bar on a terminal, else a line for each stage."""
     if not ERR.is_terminal:
         stages: list[str] = []
 
@@ -142,7 +148,7 @@ def main() -> int:
         status: int = arguments.run(Home.locate(arguments.home), arguments)
         return status
     except ProblemError as error:
-        _complain(arguments.json, error.problem)
+        _print_problem(arguments.json, error.problem)
         return 2
     except KeyboardInterrupt:
         return 130

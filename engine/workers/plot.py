@@ -1,4 +1,5 @@
-"""`cockpit plot RUN`: a run's curves as a PNG. A process of its own, started by the command line or by a run at its checkpoints.
+"""`cockpit plot RUN`: draws a run's curves as a PNG, in a process that the command line starts, or a run at its
+checkpoints.
 
 Exit status: 0 done, 1 there is nothing to draw, 2 a wrong request.
 """
@@ -37,37 +38,41 @@ def main() -> int:
         if problem.hint:
             ERR.print(f"→ {problem.hint}", style="cyan", soft_wrap=True)
         if arguments.json:
-            print(json.dumps({"error": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}}))
-        return 1 if problem.title.startswith("There is nothing") else 2
+            print(json.dumps({"error": problem.document()}))
+        return 1 if problem.code == "plot.nothing" else 2
     print(json.dumps({"path": str(files[0])}, ensure_ascii=False) if arguments.json else files[0])
     return 0
 
 
 def _plot(home: Home, arguments: argparse.Namespace) -> list[Path]:
-    """Draw once, write to each file; returns them. Raises ProblemError."""
+    """Draw the curves, write them to each file, and return the files. Raises ProblemError."""
     run = find_run(arguments.run, home)
     if run is None:
-        raise ProblemError(Problem(title=f"There is no run {arguments.run!r}", hint="`cockpit runs` lists them"))
+        raise ProblemError(
+            Problem(code="run.not_found", title=f"There is no run {arguments.run!r}", hint="`cockpit runs` lists them")
+        )
     found = plots.curves(run, arguments.name or ["train/loss", "eval/loss"])
     if not found:
-        hint = f"`cockpit metrics {run.id}` shows what there is"
-        raise ProblemError(Problem(title=f"There is nothing to draw of {run.id} yet", hint=hint))
+        hint = f"`cockpit metrics {run.id}` lists its metrics"
+        raise ProblemError(Problem(code="plot.nothing", title=f"{run.id} has nothing to draw yet", hint=hint))
     last = max(steps[-1] for steps, _ in found.values())
     files = arguments.out or [run.plots / f"{'loss' if not arguments.name else 'metrics'}_curve_step_{last}.png"]
-    drawn = plots.picture(_title(run.id, run.profile), found)
+    drawn = plots.picture(_make_title(run.id, run.profile), found)
     for file in files:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_private(file, drawn)
         except OSError as error:
-            raise ProblemError(Problem(title=f"{file} cannot be written", cause=error.strerror or str(error)))
+            raise ProblemError(
+                Problem(code="file.unwritable", title=f"{file} cannot be written", cause=error.strerror or str(error))
+            )
     return [file.absolute() for file in files]
 
 
-def _title(run: str, profile: Path) -> str:
-    """The run's id, and what its profile says of itself."""
-    said = YAML(typ="safe").load(profile.read_text(encoding="utf-8")).get("description")
-    return f"{run} · {said}" if said else run
+def _make_title(run: str, profile: Path) -> str:
+    """The run's id, and the description in its profile."""
+    description = YAML(typ="safe").load(profile.read_text(encoding="utf-8")).get("description")
+    return f"{run} · {description}" if description else run
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`cockpit eval --predictions`, in a process of its own: it needs the scoring libraries, but no engine and no model.
 
-One JSON document goes to stdout, `{"result": …}` or `{"error": {title, cause, hint}}`, progress to stderr. What was judged until an interrupt is kept.
+One JSON document goes to stdout, `{"result": …}` or `{"error": {code, title, cause, hint, place}}`, progress goes to
+stderr. What was judged before an interrupt is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from engine.evaluation import predictions
-from engine.evaluation.request import Wanted
+from engine.evaluation.request import EvaluationRequest
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
@@ -29,7 +30,7 @@ class Watch:
     def __call__(self, stage: str, done: int, total: int) -> None:
         self._status.update(escape(f"{stage} {done} of {total}" if total else stage))
 
-    def given_up(self) -> bool:
+    def is_cancelled(self) -> bool:
         return False
 
 
@@ -37,24 +38,25 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("arguments", type=json.loads)
     parser.add_argument("--home", required=True)
-    asked = parser.parse_args()
-    paths = [Path(path).expanduser() for path in asked.arguments["files"]]
+    arguments = parser.parse_args()
+    paths = [Path(path).expanduser() for path in arguments.arguments["files"]]
     try:
-        wanted = msgspec.convert(asked.arguments["settings"], Wanted)
+        wanted = msgspec.convert(arguments.arguments["settings"], EvaluationRequest)
         with Console(stderr=True, highlight=False).status("scoring") as status:
-            result, *others = _evaluated(paths, wanted, Home.locate(asked.home), Watch(status))
+            result, *others = _evaluate(paths, wanted, Home.locate(arguments.home), Watch(status))
             if others:
-                result["against"] = [predictions.against(result, other) for other in others]
+                result["against"] = [predictions.add_comparison(result, other) for other in others]
     except ProblemError as error:
-        return _say({"error": _told(error.problem)})
+        return _print({"error": error.problem.document()})
     except (ValueError, OSError) as error:
-        return _say({"error": _told(Problem(title="These replies cannot be scored", cause=str(error)))})
+        problem = Problem(code="request.invalid", title="These replies cannot be scored", cause=str(error))
+        return _print({"error": problem.document()})
     except KeyboardInterrupt:
         return 130
-    return _say({"result": result})
+    return _print({"result": result})
 
 
-def _evaluated(paths: list[Path], wanted: Wanted, home: Home, watch: Watch) -> list[dict[str, Any]]:
+def _evaluate(paths: list[Path], wanted: EvaluationRequest, home: Home, watch: Watch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for path in paths:
         out = f"{wanted.out}-{path.stem}" if wanted.out and found else wanted.out
@@ -62,11 +64,7 @@ def _evaluated(paths: list[Path], wanted: Wanted, home: Home, watch: Watch) -> l
     return found
 
 
-def _told(problem: Problem) -> dict[str, str]:
-    return {"title": problem.title, "cause": problem.cause, "hint": problem.hint}
-
-
-def _say(document: dict[str, Any]) -> int:
+def _print(document: dict[str, Any]) -> int:
     print(json.dumps(document, ensure_ascii=False))
     return 0
 

@@ -1,10 +1,11 @@
-"""What works here, tried: each probe is a process of its own, so that one that crashes is an answer too.
+"""Probes try out what works on this machine. Each is a process of its own, so that a crash is a result too.
 
-`python -P -m engine.workers.probes NAME` prints one line of detail and exits with 0, or says on stderr why not.
+`python -P -m engine.workers.probes NAME` prints one line of detail and exits with 0, or prints the reason on stderr.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -13,18 +14,18 @@ from collections.abc import Callable
 from datetime import timedelta
 
 SECONDS = 60
-"""For one collective; a blocked port or a wrong network interface shows as this time-out."""
+"""Time-out of one collective: a blocked port or a wrong network interface leads to it."""
 
 
-def device() -> str:
-    """Where probes compute: the first GPU, else the CPU."""
+def choose_device() -> str:
+    """The device that probes compute on: the first GPU, else the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def torch_build() -> str:
-    """Version, what it was built for, and the devices it sees."""
+def probe_torch() -> str:
+    """Describe torch as JSON: `text` has its version, build and devices, `cuda` its CUDA version."""
     import torch
 
     build = (
@@ -35,14 +36,15 @@ def torch_build() -> str:
         else "CPU"
     )
     seen = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return f"{torch.__version__}; built for {build}; sees {', '.join(seen) or 'no GPU'}"
+    text = f"{torch.__version__}; built for {build}; sees {', '.join(seen) or 'no GPU'}"
+    return json.dumps({"text": text, "cuda": torch.version.cuda or ""})
 
 
-def bfloat16() -> str:
-    """A product forwards and backwards in bfloat16, against float32."""
+def probe_bfloat16() -> str:
+    """Compare a bfloat16 matrix product and its backward pass with float32."""
     import torch
 
-    where = device()
+    where = choose_device()
     torch.manual_seed(0)
     exact = torch.randn(512, 512, device=where)
     rounded = exact.bfloat16().requires_grad_()
@@ -51,14 +53,14 @@ def bfloat16() -> str:
     error = ((product.float() - exact @ exact).norm() / (exact @ exact).norm()).item()
     assert error < 0.02, f"a bfloat16 product is wrong by {error:.1%}"
     assert rounded.grad is not None and bool(rounded.grad.isfinite().all())
-    ratio = _seconds(lambda: exact @ exact) / _seconds(lambda: rounded.detach() @ rounded.detach())
+    ratio = _measure_seconds(lambda: exact @ exact) / _measure_seconds(lambda: rounded.detach() @ rounded.detach())
     speed = (
         f"{ratio:.1f} times as fast as float32" if ratio > 1 else "emulated, slower than float32, which is used instead"
     )
     return f"works on {where}; {speed}"
 
 
-def _seconds(compute: Callable[[], object]) -> float:
+def _measure_seconds(compute: Callable[[], object]) -> float:
     import torch
 
     best = 1e9
@@ -72,13 +74,14 @@ def _seconds(compute: Callable[[], object]) -> float:
     return best
 
 
-def nf4() -> str:
-    """A 4-bit layer forwards and backwards through bitsandbytes, against what it dequantises to."""
+def probe_nf4() -> str:
+    """Compare the forward and backward pass of a 4-bit layer of bitsandbytes with the weights that it dequantises
+    to."""
     import bitsandbytes
     import torch
     from bitsandbytes.functional import dequantize_4bit
 
-    where = device()
+    where = choose_device()
     layer = bitsandbytes.nn.Linear4bit(256, 256, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to(where)
     row = torch.randn(4, 256, device=where, dtype=torch.bfloat16, requires_grad=True)
     weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(torch.bfloat16)
@@ -94,8 +97,8 @@ def nf4() -> str:
     return f"bitsandbytes {bitsandbytes.__version__}: an NF4 product and its gradient are right on {where}"
 
 
-def collectives() -> str:
-    """Two processes add two numbers through gloo; through NCCL too, one process a GPU, where there are GPUs."""
+def probe_collectives() -> str:
+    """Add numbers across two processes through gloo, and through NCCL with one process per GPU where there are GPUs."""
     import torch
 
     backends = {"gloo": 2} | ({"nccl": min(2, torch.cuda.device_count())} if torch.cuda.is_available() else {})
@@ -126,8 +129,8 @@ def _all_reduce(backend: str, world: int) -> None:
                 raise RuntimeError(f"{backend}: {last_line(error)}")
 
 
-def one_rank(backend: str, rank: int, world: int, folder: str) -> None:
-    """One process of `collectives`."""
+def run_rank(backend: str, rank: int, world: int, folder: str) -> None:
+    """One process of `probe_collectives`."""
     import torch
     import torch.distributed as distributed
 
@@ -145,19 +148,19 @@ def one_rank(backend: str, rank: int, world: int, folder: str) -> None:
 
 
 def last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "there is no output")
 
 
 PROBES: dict[str, Callable[[], str]] = {
-    "torch": torch_build,
-    "bfloat16": bfloat16,
-    "nf4": nf4,
-    "collectives": collectives,
+    "torch": probe_torch,
+    "bfloat16": probe_bfloat16,
+    "nf4": probe_nf4,
+    "collectives": probe_collectives,
 }
 
 
-def run(name: str) -> tuple[bool, str]:
-    """Whether the probe passed, and its line."""
+def run_probe(name: str) -> tuple[bool, str]:
+    """Run a probe in a process: whether it passed, and its line of detail."""
     command = [sys.executable, "-P", "-m", "engine.workers.probes", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=4 * SECONDS, check=False)
@@ -170,6 +173,6 @@ def run(name: str) -> tuple[bool, str]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "rank":
-        one_rank(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+        run_rank(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
     else:
         print(PROBES[sys.argv[1]]())

@@ -11,18 +11,21 @@ import traceback
 import warnings
 from pathlib import Path
 
+from engine.config.memory_savings import list_memory_savings
 from engine.config.profile import Profile, parse
 from engine.models import devices
+from engine.models.memory import is_out_of_memory
 from engine.protocol.home import Home
 from engine.protocol.journal import End
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_line
 from engine.protocol.worker_link import Link
 from engine.training import ranks
 from engine.training.inbox import Inbox
 from engine.training.reporter import Reporter
 
 RETRY = 2.0
-"""Seconds between attempts to write the last words to a full disk."""
+"""Seconds between attempts to write the last entry to a full disk."""
 
 
 def main() -> int:
@@ -34,7 +37,7 @@ def main() -> int:
     parser.add_argument("--address", required=True)
     parser.add_argument("--from-step", type=int)
     arguments = parser.parse_args()
-    # The libraries warn themselves of changes to come in each other: nothing that who trains could mend.
+    # Libraries warn of coming changes in each other, about which the user can do nothing.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
     home = Home(arguments.home)
     run = home.run(arguments.job)
@@ -45,7 +48,7 @@ def main() -> int:
         arguments.job,
         arguments.attempt,
         rank,
-        memory=devices.measure,
+        memory=devices.measure_memory,
         on_cancel=inbox.cancelled.add,
         on_instruction=inbox.take_in,
         die_with_parent=world > 1,
@@ -61,57 +64,49 @@ def main() -> int:
 
         outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, reporter, inbox)
         end = End(attempt=arguments.attempt, step=step, status=outcome)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the run's end and crosses as data
+    except Exception as error:  # noqa: BLE001 - any failure ends the run, and must be in its journal
         traceback.print_exc()
-        problem = explain(error, profile)
+        problem = describe_failure(error, profile)
         end = End(attempt=arguments.attempt, step=inbox.step, status="failed", problem=problem)
     reporter.write(end)
     while not reporter.flush():
-        link.alive(phase=reporter.blocked)
+        link.report_progress(phase=reporter.blocked.reason if reporter.blocked else "")
         time.sleep(RETRY)
     link.close()
     return 0 if end.status != "failed" else 1
 
 
-def explain(error: Exception, profile: Profile | None) -> Problem:
-    """An exception as a problem: what happened, and what mends it."""
+def describe_failure(error: Exception, profile: Profile | None) -> Problem:
+    """The problem for an exception: what happened, and what to do."""
     if isinstance(error, ProblemError):
         return error.problem
     text = "".join(traceback.format_exception(error))[-8000:]
-    if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         return Problem(
-            title="Out of memory", cause=str(error).splitlines()[0], hint=_less_memory(profile), traceback=text
+            code="memory.exhausted",
+            title="Out of memory",
+            cause=first_line(error),
+            hint=_suggest_less_memory(profile),
+            traceback=text,
         )
-    cause = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return Problem(
+        code="training.failed",
         title=f"Training failed: {type(error).__name__}",
-        cause=cause,
-        hint="read the log; `cockpit resume` goes on from the last checkpoint",
+        cause=first_line(error) if str(error).strip() else "",
+        hint="read the log; `cockpit resume` continues from the last checkpoint",
         traceback=text,
     )
 
 
-def _less_memory(profile: Profile | None) -> str:
-    """Settings that need less, with this run's own numbers."""
+def _suggest_less_memory(profile: Profile | None) -> str:
     if profile is None:
         return "use a smaller model or a quantised base"
-    training = profile.training
-    ways = []
-    if training.micro_batch > 1:
-        half = -(-training.micro_batch // 2)
-        ways.append(
-            f"training.micro_batch={half} with training.accumulation={training.accumulation * 2} (the same global batch)"
-        )
-    if not training.gradient_checkpointing:
-        ways.append("training.gradient_checkpointing=true")
-    if profile.model.quantization == "none" and profile.adapter.kind != "none":
-        ways.append("model.quantization=nf4")
-    return "set " + ", or ".join([*ways, f"a data.max_length below {profile.data.max_length}"])
+    return "set " + ", or ".join(list_memory_savings(profile))
 
 
 if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # At once: threads of libraries may hold an ordinary exit up, and everything is on disk.
+    # Without waiting for the libraries' threads, which can delay an ordinary exit: everything is on disk.
     os._exit(status)

@@ -1,4 +1,5 @@
-"""An engine in the same process for tests of the screens: the `AsyncClient` interface over a stream that a real demo run told."""
+"""An engine in the same process for tests of the screens: the `AsyncClient` interface over the events of a real demo
+run."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ GIGA = 1 << 30
 def demo_run(**changes: Any) -> Run:
     """The demo at step 31 of 50."""
     now = time.time()
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "id": "triples-qlora-1121-0526-0caf",
         "name": "triples-qlora",
         "state": "running",
@@ -67,11 +68,11 @@ def demo_run(**changes: Any) -> Run:
             "eval/loss": 0.4512,
         },
     }
-    return Run(**(told | changes))
+    return Run(**(fields | changes))
 
 
 def entries() -> list[dict[str, Any]]:
-    """What the journal told beside the metrics."""
+    """Journal entries other than metrics."""
     now = time.time()
     start = {
         "kind": "start",
@@ -108,14 +109,15 @@ def entries() -> list[dict[str, Any]]:
 
 
 def sample(step: int, reply: str, now: float) -> dict[str, Any]:
-    """A kept reply to a held-out row."""
+    """A sampled reply to a held-out row."""
     reference = '[{"subject": "Ada", "object": "London"}]'
-    told = {"kind": "sample", "time": now - 28, "attempt": 1, "step": step, "prompt": "Ada lived in London."}
-    return told | {"reply": reply, "reference": reference, "scores": {"f1": 0.5}}
+    entry = {"kind": "sample", "time": now - 28, "attempt": 1, "step": step, "prompt": "Ada lived in London."}
+    return entry | {"reply": reply, "reference": reference, "scores": {"f1": 0.5}}
 
 
-def ledger(step: int, name: str, old: Any = None, new: Any = None) -> dict[str, Any]:
-    return {"kind": "ledger", "time": time.time(), "attempt": 1, "step": step, "name": name, "old": old, "new": new}
+def ledger(step: int, name: str, old: Any = None, new: Any = None, *, code: str = "") -> dict[str, Any]:
+    told = {"kind": "ledger", "time": time.time(), "attempt": 1, "step": step, "name": name, "old": old, "new": new}
+    return told | ({"code": code} if code else {})
 
 
 def bad_batch() -> dict[str, Any]:
@@ -127,8 +129,8 @@ def bad_batch() -> dict[str, Any]:
         {"row": 9, "text": "no file known", "tokens": 1_200, "loss": 5.25},
     ]
     reason = "loss spike: 5.12, 3.4 times the usual 1.5 (limits.loss_spike is 3)"
-    told = {"kind": "bad_batch", "time": time.time(), "attempt": 1, "step": 31, "reason": reason, "rows": rows}
-    return told | {"total": 8}
+    entry = {"kind": "bad_batch", "time": time.time(), "attempt": 1, "step": 31, "reason": reason, "rows": rows}
+    return entry | {"total": 8, "code": "pause.loss_spike"}
 
 
 def loss(step: int) -> float:
@@ -176,15 +178,18 @@ def telemetry(devices: int = 0, cpu: float = 93.0) -> Telemetry:
     return Telemetry(time=time.time(), host=host, devices=cards, backend="nvidia" if devices else "cpu", note=note)
 
 
+RANKS = [Rank(rank=0, pid=7, phase="training", step=31, resident=2 * GIGA)]
+
+
 class FakeEngine:
-    """Give it to the app as `connect=fake.connect`; `say` publishes a body; `asked` holds the requests in order."""
+    """Give it to the app as `connect=fake.connect`. `say` publishes a body; `requests` holds the requests in order."""
 
     def __init__(self, *runs: Run, devices: int = 0) -> None:
         self.runs = {run.id: run for run in runs}
         self.devices = devices
-        self.asked: list[tuple[str, Message]] = []
+        self.requests: list[tuple[str, Message]] = []
         self.problems: dict[str, Problem] = {}
-        """Operation -> the problem that it is answered with."""
+        """Operation -> the problem to answer it with."""
         self.delay = 0.0
         """Seconds until a command is taken."""
         self.log = LOG
@@ -210,7 +215,7 @@ class FakeEngine:
         yield Snapshot(session="s", seq=0, runs=list(self.runs.values()), telemetry=telemetry(self.devices))
         for run in self.runs.values():
             if run.state == "running":
-                yield Ranks(run=run.id, ranks=[Rank(rank=0, pid=7, phase="training", step=31, resident=2 * GIGA)])
+                yield Ranks(run=run.id, ranks=RANKS)
         while True:
             try:
                 yield await asyncio.wait_for(self._events.get(), 1.0)
@@ -218,14 +223,17 @@ class FakeEngine:
                 yield telemetry(self.devices)
 
     async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
-        self.asked.append((operation, message or Nothing()))
+        self.requests.append((operation, message or Nothing()))
         if operation in self.problems:
             raise ProblemError(self.problems[operation])
         run = self.runs.get(getattr(message, "run", ""))
         match operation:
             case "show":
                 return RunDetail(
-                    run=run, told=entries() if run.step else [], checkpoints=[CheckpointInfo(step=25, path="/x")]
+                    run=run,
+                    told=entries() if run.step else [],
+                    checkpoints=[CheckpointInfo(step=25, path="/x")],
+                    ranks=RANKS if run.state == "running" else [],
                 )
             case "series":
                 return SeriesReply(

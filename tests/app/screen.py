@@ -1,4 +1,4 @@
-"""Driving the app in a test, and reading what it shows."""
+"""Runs the app in a test, and reads its screen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from textual.pilot import Pilot
 
-from cockpit.app import CockpitApp, connect
+from cockpit.app import CockpitApp
+from cockpit.connection.engine_app import connect
 from engine.protocol.home import Home
 from tests.app.fake import FakeEngine
 
@@ -24,7 +25,7 @@ class RealEngine:
 
 
 @asynccontextmanager
-async def opened(
+async def run_app(
     engine: FakeEngine | type[RealEngine], size: tuple[int, int] = HIGH, home: Home = NOWHERE, **settings: Any
 ) -> AsyncIterator[Pilot[None]]:
     """The app on this engine, attached and drawn."""
@@ -40,10 +41,10 @@ async def until(pilot: Pilot[None], condition: Callable[[], Any], seconds: float
         if condition():
             return
         await pilot.pause(0.05)
-    raise AssertionError(f"did not come true within {seconds:g} s:\n{shown(pilot)}")
+    raise AssertionError(f"did not come true within {seconds:g} s:\n{screen_text(pilot)}")
 
 
-def shown(pilot: Pilot[None]) -> str:
+def screen_text(pilot: Pilot[None]) -> str:
     """The screen's text, a line a row."""
     strips = pilot.app.screen._compositor.render_strips()
     return "\n".join("".join(segment.text for segment in strip) for strip in strips)

@@ -10,11 +10,11 @@ from cockpit.app import CockpitApp
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from tests.app.fake import FakeEngine, demo_run
-from tests.app.screen import LOW, opened, shown, until
+from tests.app.screen import LOW, run_app, screen_text, until
 
 
 async def test_an_engine_that_does_not_start_is_explained_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cockpit.app.RETRY", 1.0)
+    monkeypatch.setattr("cockpit.connection.engine_app.RETRY", 1.0)
     fake = FakeEngine(demo_run())
     attempts: list[object] = []
 
@@ -28,16 +28,18 @@ async def test_an_engine_that_does_not_start_is_explained_and_tried_again(monkey
 
     app = CockpitApp(Home(Path("/nonexistent")), connect=connect)
     async with app.run_test(size=LOW, notifications=True) as pilot:
-        await until(pilot, lambda: "The engine did not start" in shown(pilot) and "reconnecting" in shown(pilot))
-        await until(pilot, lambda: "● running" in shown(pilot))
+        await until(
+            pilot, lambda: "The engine did not start" in screen_text(pilot) and "reconnecting" in screen_text(pilot)
+        )
+        await until(pilot, lambda: "● running" in screen_text(pilot))
 
 
 async def test_silence_counts_as_a_lost_engine_until_the_next_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cockpit.app.SILENCE", 0.2)
+    monkeypatch.setattr("cockpit.connection.engine_app.SILENCE", 0.2)
     fake = FakeEngine(demo_run())
-    async with opened(fake, LOW) as pilot:
-        await until(pilot, lambda: "○ reconnecting" in shown(pilot))
-        assert "62 %" in shown(pilot)  # what is known stays on the screen
+    async with run_app(fake, LOW) as pilot:
+        await until(pilot, lambda: "○ reconnecting" in screen_text(pilot))
+        assert "62 %" in screen_text(pilot)  # what is known stays on the screen
         async for snapshot in fake.follow():
             fake.say(snapshot)
             break
@@ -47,33 +49,33 @@ async def test_silence_counts_as_a_lost_engine_until_the_next_snapshot(monkeypat
 @pytest.mark.parametrize("key", ["q", "ctrl+c"])
 async def test_leaving_asks_the_engine_for_nothing(key: str) -> None:
     fake = FakeEngine(demo_run())
-    async with opened(fake, LOW) as pilot:
+    async with run_app(fake, LOW) as pilot:
         await pilot.press(key)
         await pilot.pause(0.1)
     reading = {"show", "series", "log", "telemetry"}
-    assert {operation for operation, _ in fake.asked} <= reading
+    assert {operation for operation, _ in fake.requests} <= reading
 
 
 async def test_read_only_steers_nothing() -> None:
     fake = FakeEngine(demo_run())
-    async with opened(fake, readonly=True) as pilot:
-        assert "read-only" in shown(pilot)
+    async with run_app(fake, readonly=True) as pilot:
+        assert "read-only" in screen_text(pilot)
         await pilot.press("p", "s", "x", "y")
         assert await pilot.app.ask("shutdown") is None  # type: ignore[attr-defined]
-        await until(pilot, lambda: "This cockpit is read-only" in shown(pilot))
-        assert not {operation for operation, _ in fake.asked} & {"pause", "save", "stop", "shutdown"}
+        await until(pilot, lambda: "This cockpit is read-only" in screen_text(pilot))
+        assert not {operation for operation, _ in fake.requests} & {"pause", "save", "stop", "shutdown"}
 
 
 async def test_help_and_palette_know_the_keys() -> None:
-    async with opened(FakeEngine(demo_run())) as pilot:
+    async with run_app(FakeEngine(demo_run())) as pilot:
         await pilot.press("question_mark")
-        await until(pilot, lambda: "Help" in shown(pilot))
+        await until(pilot, lambda: "Help" in screen_text(pilot))
         for wanted in ("One run, live.", "Pause", "Zoom in", "1–6", "Detach"):
-            assert wanted in shown(pilot)
+            assert wanted in screen_text(pilot)
         await pilot.press("escape", "colon")
-        await until(pilot, lambda: "Search for commands" in shown(pilot))
+        await until(pilot, lambda: "Search for commands" in screen_text(pilot))
         await pilot.press(*"runs")
-        await until(pilot, lambda: "screen 4" in shown(pilot))
+        await until(pilot, lambda: "screen 4" in screen_text(pilot))
         await pilot.press("enter")
         await until(pilot, lambda: pilot.app.current_mode == "runs")
 
@@ -81,9 +83,9 @@ async def test_help_and_palette_know_the_keys() -> None:
 async def test_nothing_is_painted_while_a_modal_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow link the next key would wait behind it."""
     fake = FakeEngine(demo_run())
-    async with opened(fake) as pilot:
+    async with run_app(fake) as pilot:
         await pilot.press("question_mark")
-        await until(pilot, lambda: "Help" in shown(pilot))
+        await until(pilot, lambda: "Help" in screen_text(pilot))
         await pilot.pause(0.5)
         painted: list[object] = []
         monkeypatch.setattr(CockpitApp, "_display", lambda app, screen, renderable: painted.append(renderable))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 
+from cockpit.state.formatting import format_number
 from cockpit.widgets.canvas import changed_spans
 from cockpit.widgets.chart_raster import (
     BAND,
@@ -15,12 +16,11 @@ from cockpit.widgets.chart_raster import (
     Trace,
     View,
     chart,
+    extend_edge,
     extremes,
-    grow,
-    number,
-    settle,
     smooth,
     spark,
+    stable_range,
     ticks,
 )
 from cockpit.widgets.curve import CAPACITY, Bucket, Curve
@@ -96,13 +96,13 @@ def test_a_log_scale_leaves_out_what_it_cannot_show() -> None:
 
 
 def test_edges_hold_still_while_points_fit() -> None:
-    assert grow(100, 0, 100, 0) == 100
-    assert grow(100, 0, 101, 0) == 127
-    assert grow(100, 0, 101, limit=110) == 110
-    assert settle((0.0, 10.0), 1.0, 9.0) == (0.0, 10.0)
-    low, high = settle((0.0, 10.0), 1.0, 4.0)
+    assert extend_edge(100, 0, 100, 0) == 100
+    assert extend_edge(100, 0, 101, 0) == 127
+    assert extend_edge(100, 0, 101, limit=110) == 110
+    assert stable_range((0.0, 10.0), 1.0, 9.0) == (0.0, 10.0)
+    low, high = stable_range((0.0, 10.0), 1.0, 4.0)
     assert 0.0 <= low < 1.0 and 4.0 < high < 5.0
-    flat = settle(None, 3.0, 3.0)
+    flat = stable_range(None, 3.0, 3.0)
     assert flat[0] < 3.0 < flat[1]
 
 
@@ -115,8 +115,8 @@ def test_smoothing_ends_at_the_newest_value() -> None:
 
 def test_numbers_fit_their_gutter() -> None:
     for value in (0, 1, 0.25, -0.123456, 99_999, 123_456, 3e-4, 1.2345e-7, 1e30):
-        assert len(number(value)) <= 6, value
-    assert (number(3e-4), number(0.25), number(1_500_000)) == ("3e-4", "0.25", "1.5e6")
+        assert len(format_number(value)) <= 6, value
+    assert (format_number(3e-4), format_number(0.25), format_number(1_500_000)) == ("3e-4", "0.25", "1.5e6")
 
 
 def test_only_changed_spans_are_repainted() -> None:

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from cockpit.app import READING
+from cockpit.connection.engine_app import READING
 from cockpit.widgets.chart import Chart
 from engine.protocol.messages import Command, Problem, Run, RunChanged, Set, Stop
 from tests.app.fake import LOG, FakeEngine, demo_run
-from tests.app.screen import HIGH, LOW, assert_fits, opened, shown, until
+from tests.app.screen import HIGH, LOW, assert_fits, run_app, screen_text, until
 
 
 @pytest.mark.parametrize("size", [HIGH, LOW])
 async def test_a_live_run_is_shown_whole(size: tuple[int, int]) -> None:
-    async with opened(FakeEngine(demo_run()), size) as pilot:
+    async with run_app(FakeEngine(demo_run()), size) as pilot:
         wanted = (
-            "● running", "triples-qlora", "62 %", "step 31/50", "epoch 0.62/1", "elapsed 1:", "remaining 0:", "412 tok/s",
+            "● running", "triples-qlora", "62 %", "step 31/50", "epoch 0.62/1", "elapsed ", "remaining ", "412 tok/s",
             "3.1 samples/s", "loss 0.3124", "4.0G/24.0G", "load 2.1/2", "2.0G", "◆ eval 0.4512", "json_validity",
             "4.9M/139M", "8 global", "抽取三元组", "step 31 loss", "1 Dashboard", "6 Doctor", "Detach",
         )  # fmt: skip
-        await until(pilot, lambda: not [words for words in wanted if words not in shown(pilot)])
-        text = shown(pilot)
+        await until(pilot, lambda: not [words for words in wanted if words not in screen_text(pilot)])
+        text = screen_text(pilot)
         assert "step 30" not in text  # a carriage return overwrites its line
         assert sum(0x2800 < ord(character) < 0x2900 for character in text) > 40
         assert_fits(pilot)
 
 
 async def test_eight_gpus_fit_on_a_small_screen() -> None:
-    async with opened(FakeEngine(demo_run(), devices=8), LOW) as pilot:
-        text = shown(pilot)
+    async with run_app(FakeEngine(demo_run(), devices=8), LOW) as pilot:
+        text = screen_text(pilot)
         for index in range(8):
             assert f"GPU {index}" in text
         assert "90% 60.0/140G 60°C 500W" in text
@@ -38,7 +38,7 @@ async def test_eight_gpus_fit_on_a_small_screen() -> None:
 async def test_points_and_log_arrive_live_and_a_later_attempt_replaces_the_earlier() -> None:
     run = demo_run()
     engine = FakeEngine(run)
-    async with opened(engine) as pilot:
+    async with run_app(engine) as pilot:
         chart = pilot.app.screen.query_one("#loss", Chart)
         await until(pilot, lambda: "train/loss" in chart.traces)
         curve = chart.traces["train/loss"].curve
@@ -47,7 +47,7 @@ async def test_points_and_log_arrive_live_and_a_later_attempt_replaces_the_earli
         engine.step(run, 32)
         engine.log = LOG + "step 32 of 50\n"
         engine.say(RunChanged(run=demo_run(step=32)))
-        await until(pilot, lambda: "step 32/50" in shown(pilot) and "step 32 of 50" in shown(pilot))
+        await until(pilot, lambda: "step 32/50" in screen_text(pilot) and "step 32 of 50" in screen_text(pilot))
         assert (len(curve), curve.last) == (32, 32)
         engine.runs[run.id] = again = demo_run(attempt=2, step=26)
         engine.step(again, 26)
@@ -59,9 +59,9 @@ async def test_a_failed_run_says_why_and_what_mends_it() -> None:
         title="Rank 0 ran out of memory", cause="139.2 of 140 GiB in use", hint="halve training.micro_batch (8)"
     )
     failed = demo_run(state="failed", reason="exit status 1", problem=problem)
-    async with opened(FakeEngine(failed), LOW) as pilot:
-        await until(pilot, lambda: "✗ failed" in shown(pilot))
-        text = shown(pilot)
+    async with run_app(FakeEngine(failed), LOW) as pilot:
+        await until(pilot, lambda: "✗ failed" in screen_text(pilot))
+        text = screen_text(pilot)
         for wanted in ("✗ failed", "exit status 1", problem.title, problem.cause, f"→ {problem.hint}"):
             assert wanted in text
         assert_fits(pilot)
@@ -69,31 +69,31 @@ async def test_a_failed_run_says_why_and_what_mends_it() -> None:
 
 async def test_without_runs_it_says_what_to_do() -> None:
     engine, run = FakeEngine(), demo_run()
-    async with opened(engine, LOW) as pilot:
-        await until(pilot, lambda: "No runs yet." in shown(pilot))
-        text = shown(pilot)
+    async with run_app(engine, LOW) as pilot:
+        await until(pilot, lambda: "No runs yet." in screen_text(pilot))
+        text = screen_text(pilot)
         assert "cockpit demo" in text and "3  Profile" in text
         assert "Pause" not in text  # nothing to pause
         engine.runs[run.id] = run
         engine.say(RunChanged(run=run))
-        await until(pilot, lambda: "● running" in shown(pilot))
+        await until(pilot, lambda: "● running" in screen_text(pilot))
 
 
 async def test_keys_steer_the_run_and_stopping_asks_first() -> None:
     run = demo_run()
     engine = FakeEngine(run)
-    async with opened(engine) as pilot:
-        engine.asked.clear()
+    async with run_app(engine) as pilot:
+        engine.requests.clear()
         for key in ("s", "e", "p"):
             await pilot.press(key)
         await pilot.press("x")
-        await until(pilot, lambda: "Stop triples-qlora-1121-0526-0caf?" in shown(pilot))
+        await until(pilot, lambda: "Stop triples-qlora-1121-0526-0caf?" in screen_text(pilot))
         await pilot.press("enter", "n", "x", "y")
         await pilot.press("l")
-        await until(pilot, lambda: "Learning rate" in shown(pilot))
+        await until(pilot, lambda: "Learning rate" in screen_text(pilot))
         await pilot.press(*"2e-4", "enter")
         await pilot.pause(0.1)
-        steering = [(operation, message) for operation, message in engine.asked if operation not in READING]
+        steering = [(operation, message) for operation, message in engine.requests if operation not in READING]
         assert steering == [
             ("save", Command(run=run.id)),
             ("evaluate", Command(run=run.id)),
@@ -105,11 +105,13 @@ async def test_keys_steer_the_run_and_stopping_asks_first() -> None:
 
 async def test_log_scale_zoom_and_the_next_run() -> None:
     other: Run = demo_run(id="older", name="older", created=1.0, state="completed", step=50)
-    async with opened(FakeEngine(demo_run(), other)) as pilot:
+    async with run_app(FakeEngine(demo_run(), other)) as pilot:
         chart = pilot.app.screen.query_one("#loss", Chart)
         await until(pilot, lambda: "train/loss" in chart.traces)
         await pilot.press("y", "plus")
-        await until(pilot, lambda: "log · newest 1/2" in shown(pilot))
+        await until(pilot, lambda: "log · newest 1/2" in screen_text(pilot))
         assert chart.span()[0] > 10
         await pilot.press("right_square_bracket")
-        await until(pilot, lambda: "✓ completed  older" in shown(pilot) and chart.traces["train/loss"].curve.last == 50)
+        await until(
+            pilot, lambda: "✓ completed  older" in screen_text(pilot) and chart.traces["train/loss"].curve.last == 50
+        )

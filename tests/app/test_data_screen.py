@@ -15,7 +15,7 @@ from engine.prep import read_rows
 from engine.prep.expand.expand import expand
 from engine.protocol.home import Home
 from tests.app.fake import FakeEngine
-from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
+from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, run_app, screen_text, until
 from tests.prep.service import LoopbackService
 from tests.scripted.bench import Engine
 
@@ -55,31 +55,31 @@ def test_trained_tokens_differ_by_more_than_colour() -> None:
 
 @pytest.mark.parametrize("size", [HIGH, LOW])
 async def test_without_a_profile_it_says_what_to_do(size: tuple[int, int]) -> None:
-    async with opened(FakeEngine(), size, first="data") as pilot:
-        assert "No data open" in shown(pilot) and "o picks a profile" in shown(pilot)
+    async with run_app(FakeEngine(), size, first="data") as pilot:
+        assert "No data open" in screen_text(pilot) and "o picks a profile" in screen_text(pilot)
         assert_fits(pilot)
 
 
 @pytest.mark.slow
 async def test_rows_tokens_counts_and_rejects(working: Home) -> None:
-    async with opened(RealEngine, HIGH, home=working, first="data") as pilot:
+    async with run_app(RealEngine, HIGH, home=working, first="data") as pilot:
         screen = pilot.app.screen
         assert isinstance(screen, DataScreen)
         await pilot.press("o")
-        await until(pilot, lambda: "Data of which profile" in shown(pilot))
+        await until(pilot, lambda: "Open the data of a profile" in screen_text(pilot))
         await pilot.press(*"wide", "enter")
         await until(pilot, lambda: "train" in screen.stats, 60)
-        await until(pilot, lambda: "row 1 of 3" in shown(pilot))
-        text = shown(pilot)
+        await until(pilot, lambda: "row 1 of 3" in screen_text(pilot))
+        text = screen_text(pilot)
         assert "▌user" in text and "[b]" in text and "1 rejected" in text and "rows.jsonl:4" in text
         assert_fits(pilot)
         await pilot.press("l", "t")
-        await until(pilot, lambda: "row 2 of 3" in shown(pilot) and " trained" in shown(pilot), 10)
-        assert "<|im_end|>" in shown(pilot) and "context, not trained" in shown(pilot)
+        await until(pilot, lambda: "row 2 of 3" in screen_text(pilot) and " trained" in screen_text(pilot), 10)
+        assert "<|im_end|>" in screen_text(pilot) and "context, not trained" in screen_text(pilot)
         numbers = screen.stats["train"]
         assert numbers["rows"] == 3 and 0 < numbers["trained_tokens"] < numbers["tokens"]
         await pilot.press("slash", *"99", "enter")
-        await until(pilot, lambda: "row 3 of 3" in shown(pilot))
+        await until(pilot, lambda: "row 3 of 3" in screen_text(pilot))
 
 
 RICH = """\
@@ -107,53 +107,62 @@ async def test_finding_batches_rejects_and_stages(size: tuple[int, int], working
     ]
     lines = [json.dumps(row, ensure_ascii=False) for row in many]
     (folder / "many.jsonl").write_text("\n".join([*lines, "{broken", ""]), encoding="utf-8")
-    async with opened(RealEngine, size, home=working, first="data") as pilot:
+    async with run_app(RealEngine, size, home=working, first="data") as pilot:
         screen = pilot.app.screen
         assert isinstance(screen, DataScreen)
         screen.open(folder / "rich.yaml")
-        await until(pilot, lambda: "train" in screen.stats and "row 1 of 9" in shown(pilot), 60)
+        await until(pilot, lambda: "train" in screen.stats and "row 1 of 9" in screen_text(pilot), 60)
         await pilot.press("slash", *"question", "enter")
-        await until(pilot, lambda: "row 1 of 7" in shown(pilot) and "found by question" in shown(pilot))
+        await until(pilot, lambda: "row 1 of 7" in screen_text(pilot) and "found by question" in screen_text(pilot))
         await pilot.press("end")
-        await until(pilot, lambda: "row 7 of 7" in shown(pilot) and "Question 6" in shown(pilot))
+        await until(pilot, lambda: "row 7 of 7" in screen_text(pilot) and "Question 6" in screen_text(pilot))
         await pilot.press("t", "t")
-        await until(pilot, lambda: "byte for byte" in shown(pilot) and "<|im_start|>" in shown(pilot))
+        await until(pilot, lambda: "byte for byte" in screen_text(pilot) and "<|im_start|>" in screen_text(pilot))
         await pilot.press("t")
-        await until(pilot, lambda: '{"messages"' in shown(pilot))
+        await until(pilot, lambda: '{"messages"' in screen_text(pilot))
         await pilot.press("slash", *"nowhere", "enter")
-        await until(pilot, lambda: "No row of train fits" in shown(pilot))
+        await until(pilot, lambda: "No row of train matches" in screen_text(pilot))
         await pilot.press("v")
-        await until(pilot, lambda: "not JSON" in shown(pilot) and "many.jsonl:10" in shown(pilot))
+        await until(pilot, lambda: "not JSON" in screen_text(pilot) and "many.jsonl:10" in screen_text(pilot))
         assert_fits(pilot)
         await pilot.press("r")
-        await until(pilot, lambda: "Run the stages up to" in shown(pilot) and "nearly equal rows out" in shown(pilot))
+        await until(
+            pilot,
+            lambda: (
+                "Run the stages up to" in screen_text(pilot)
+                and "rejects equal and nearly equal rows" in screen_text(pilot)
+            ),
+        )
         await pilot.press(*"dedup", "enter")
-        await until(pilot, lambda: "rejected after dedup · row 1 of 2" in shown(pilot), 60)
-        assert "validate: not JSON" in shown(pilot) and stages(screen) == {"validate": (10, 9), "dedup": (9, 8)}
+        await until(pilot, lambda: "rejected after dedup · row 1 of 2" in screen_text(pilot), 60)
+        assert "validate: not JSON" in screen_text(pilot) and stages(screen) == {"validate": (10, 9), "dedup": (9, 8)}
         await until(pilot, lambda: not screen.request, 20)
         await pilot.press("end")
         await until(
-            pilot, lambda: "dedup: exact duplicate of many.jsonl:1" in shown(pilot) and "many.jsonl:9" in shown(pilot)
+            pilot,
+            lambda: (
+                "dedup: exact duplicate of many.jsonl:1" in screen_text(pilot) and "many.jsonl:9" in screen_text(pilot)
+            ),
         )
         await pilot.press("v")
-        await until(pilot, lambda: "train after dedup · row 1 of 8" in shown(pilot))
+        await until(pilot, lambda: "train after dedup · row 1 of 8" in screen_text(pilot))
         assert_fits(pilot)
         await pilot.press("r", "enter")
         await until(pilot, lambda: "tokenize" in stages(screen), 60)
         assert stages(screen) == {"validate": (10, 9), "dedup": (9, 8), "tokenize": (8, 8)}
         await until(pilot, lambda: not screen.request, 20)
         await pilot.press("b")
-        await until(pilot, lambda: "batch of step 1 of 4" in shown(pilot) and "▌row 2" in shown(pilot), 20)
+        await until(pilot, lambda: "batch of step 1 of 4" in screen_text(pilot) and "▌row 2" in screen_text(pilot), 20)
         await pilot.press("right")
-        await until(pilot, lambda: "batch of step 2 of 4" in shown(pilot))
+        await until(pilot, lambda: "batch of step 2 of 4" in screen_text(pilot))
         assert_fits(pilot)
         await pilot.press("escape")
         await until(pilot, lambda: screen.view == "conversation")
         (folder / "own.csv").write_text("question,answer\nWhere?,There.\n", encoding="utf-8")
         screen.open(folder / "own.csv")
-        await until(pilot, lambda: "row 1 of 1" in shown(pilot) and "There." in shown(pilot), 20)
+        await until(pilot, lambda: "row 1 of 1" in screen_text(pilot) and "There." in screen_text(pilot), 20)
         screen.open(folder / "nowhere.csv")
-        await until(pilot, lambda: "cannot read" in shown(pilot))
+        await until(pilot, lambda: "cannot read" in screen_text(pilot))
 
 
 def test_a_histogram_is_drawn_to_its_longest_bar() -> None:
@@ -182,33 +191,37 @@ def test_a_json_profile_is_told_from_json_rows() -> None:
 @pytest.mark.slow
 async def test_expanded_rows_are_accepted_and_dropped(working: Home, expanded: Path) -> None:
     out, made = expanded, (expanded / "made.jsonl").read_text().splitlines()
-    async with opened(RealEngine, HIGH, home=working, first="data") as pilot:
+    async with run_app(RealEngine, HIGH, home=working, first="data") as pilot:
         screen = pilot.app.screen
         assert isinstance(screen, DataScreen)
         screen.open(out)
-        await until(pilot, lambda: "expanded · row 1 of 6 · undecided" in shown(pilot), 60)
-        text = shown(pilot)
+        await until(pilot, lambda: "expanded · row 1 of 6 · undecided" in screen_text(pilot), 60)
+        text = screen_text(pilot)
         assert "Made from" in text and "task triples · request 1, item 1" in text and "seed 1 of 3" in text
         assert "6 undecided" in text and "x Drop" in text
         await pilot.press("a")
-        await until(pilot, lambda: "row 2 of 6 · undecided" in shown(pilot) and "1 accepted" in shown(pilot))
+        await until(
+            pilot, lambda: "row 2 of 6 · undecided" in screen_text(pilot) and "1 accepted" in screen_text(pilot)
+        )
         await pilot.press("x")
-        await until(pilot, lambda: "row 3 of 6 · undecided" in shown(pilot) and "1 dropped" in shown(pilot))
+        await until(pilot, lambda: "row 3 of 6 · undecided" in screen_text(pilot) and "1 dropped" in screen_text(pilot))
         await pilot.press("x")
-        await until(pilot, lambda: "row 4 of 6 · undecided" in shown(pilot) and "2 dropped" in shown(pilot))
+        await until(pilot, lambda: "row 4 of 6 · undecided" in screen_text(pilot) and "2 dropped" in screen_text(pilot))
         await pilot.press("u")
-        await until(pilot, lambda: "row 3 of 6 · undecided" in shown(pilot) and "1 dropped" in shown(pilot))
+        await until(pilot, lambda: "row 3 of 6 · undecided" in screen_text(pilot) and "1 dropped" in screen_text(pilot))
         assert (out / "rows.jsonl").read_text().splitlines() == [made[0], *made[2:]]
         await pilot.press("f")
-        await until(pilot, lambda: "row 1 of 4 · undecided" in shown(pilot) and "is:undecided" in shown(pilot))
+        await until(
+            pilot, lambda: "row 1 of 4 · undecided" in screen_text(pilot) and "is:undecided" in screen_text(pilot)
+        )
         await pilot.press("f", "left")
-        await until(pilot, lambda: "row 1 of 6 · accepted" in shown(pilot))
+        await until(pilot, lambda: "row 1 of 6 · accepted" in screen_text(pilot))
         await pilot.press("v")
-        await until(pilot, lambda: "train · row 1 of 5" in shown(pilot) and "Expanded rows" in shown(pilot))
-        assert "x Drop" not in shown(pilot)
+        await until(pilot, lambda: "train · row 1 of 5" in screen_text(pilot) and "Expanded rows" in screen_text(pilot))
+        assert "x Drop" not in screen_text(pilot)
         await until(pilot, lambda: not screen.request)
         await pilot.press("v", "end", "x")
-        await until(pilot, lambda: "2 dropped" in shown(pilot))
+        await until(pilot, lambda: "2 dropped" in screen_text(pilot))
         await pilot.press("v", "end")
-        await until(pilot, lambda: "train · row 4 of 4" in shown(pilot))
+        await until(pilot, lambda: "train · row 4 of 4" in screen_text(pilot))
         assert (out / "rows.jsonl").read_text().splitlines() == [made[0], *made[2:5]]

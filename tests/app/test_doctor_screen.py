@@ -10,7 +10,7 @@ from rich.console import Console
 from cockpit.screens.doctor import report
 from engine.protocol.home import Home
 from tests.app.fake import FakeEngine
-from tests.app.screen import LOW, assert_fits, opened, shown, until
+from tests.app.screen import LOW, assert_fits, run_app, screen_text, until
 
 
 def test_each_verdict_has_its_mark_and_its_mend() -> None:
@@ -30,8 +30,8 @@ def test_each_verdict_has_its_mark_and_its_mend() -> None:
 
 @pytest.mark.slow
 async def test_the_doctor_examines_this_machine(bare_home: Home) -> None:
-    async with opened(FakeEngine(), LOW, home=bare_home, first="doctor") as pilot:
-        assert "examining" in shown(pilot)
-        await until(pilot, lambda: "torch" in shown(pilot), 120)
-        assert "✓ python" in shown(pilot) and "Run again" in shown(pilot)
+    async with run_app(FakeEngine(), LOW, home=bare_home, first="doctor") as pilot:
+        assert "examining" in screen_text(pilot)
+        await until(pilot, lambda: "torch" in screen_text(pilot), 120)
+        assert "✓ python" in screen_text(pilot) and "Run again" in screen_text(pilot)
         assert_fits(pilot)

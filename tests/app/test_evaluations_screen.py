@@ -12,17 +12,23 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
-from cockpit.results import best, columns, comparison, settings, shared
 from cockpit.screens.evaluations import EvaluationsScreen
+from cockpit.state.evaluation_results import (
+    best_values,
+    common_prefix_length,
+    compare_evaluations,
+    metric_names,
+    parse_settings,
+)
 from engine.protocol.home import Home, RunDirectory
-from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
+from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, run_app, screen_text, until
 from tests.conftest import end_processes_of
 
 Trained = tuple[Home, RunDirectory]
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "name": "a",
         "directory": "/x",
         "origin": "training",
@@ -39,7 +45,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "notes": [],
         "directions": {"loss": -1, "triples_f1": 1, "reply_tokens": 0, "triples_f1.born_in": 1},
     }
-    return told | changes
+    return fields | changes
 
 
 def test_the_best_is_of_those_on_the_same_rows() -> None:
@@ -48,8 +54,10 @@ def test_the_best_is_of_those_on_the_same_rows() -> None:
         evaluation(metrics={"loss": 0.9, "triples_f1": 0.5, "reply_tokens": 1.0}),
         evaluation(metrics={"loss": 0.1, "triples_f1": 1.0, "reply_tokens": 1.0}, sha256="2"),
     ]
-    assert columns(listed) == ["loss", "triples_f1", "reply_tokens"]
-    assert best(listed) == {(1, "loss")}, "alone on its rows, or equal, is no best; and length is a matter of taste"
+    assert metric_names(listed) == ["loss", "triples_f1", "reply_tokens"]
+    assert best_values(listed) == {(1, "loss")}, (
+        "alone on its rows, or equal, is no best; and length is a matter of taste"
+    )
 
 
 def test_a_comparison_says_what_is_noise() -> None:
@@ -64,33 +72,44 @@ def test_a_comparison_says_what_is_noise() -> None:
             "beyond_noise": low > 0,
         }
 
-    told = {"compared_rows": 32, "resamples": 1000, "differences": {"rouge_l": each(0.02, 0.2, 1), "bleu": each(-0.1, 0.3, 0), "reply_tokens": each(0.01, 0.2, 0)}}  # fmt: skip
-    lines = comparison(told, "25 train", "50 train", 120).plain.splitlines()
+    result = {"compared_rows": 32, "resamples": 1000, "differences": {"rouge_l": each(0.02, 0.2, 1), "bleu": each(-0.1, 0.3, 0), "reply_tokens": each(0.01, 0.2, 0)}}  # fmt: skip
+    lines = compare_evaluations(result, "25 train", "50 train", 120).plain.splitlines()
     assert [line.split()[-1] for line in lines[1:4]] == ["better", "noise", "differs"]
     assert "+0.1" in lines[1] and "0.02 … 0.2" in lines[1]
     assert "32 rows" in lines[-1]
 
 
 def test_what_is_measured_is_said_in_words() -> None:
-    assert settings('samples=4 data="my rows.jsonl" constrained') == {
+    assert parse_settings('samples=4 data="my rows.jsonl" constrained') == {
         "samples": 4,
         "data": "my rows.jsonl",
         "constrained": True,
     }
-    for text, words in (("sample=4", "NAME=VALUE"), ("samples=few", "is a number"), ('data="', "cannot be read")):
+    for text, words in (
+        ("sample=4", "NAME=VALUE"),
+        ("samples=few", "must be a number"),
+        ('data="', "cannot parse this"),
+    ):
         with pytest.raises(ValueError, match=words):
-            settings(text)
+            parse_settings(text)
 
 
 def test_what_a_task_writes_around_each_question_is_left_out_of_a_list() -> None:
-    assert shared(["Extract the triples: Ada is.", "Extract the triples: Adam was."]) == len("Extract the triples: ")
-    assert shared(["one"]) == shared(["one", "two"]) == shared(["same", "same"]) == 0
+    assert common_prefix_length(["Extract the triples: Ada is.", "Extract the triples: Adam was."]) == len(
+        "Extract the triples: "
+    )
+    assert (
+        common_prefix_length(["one"])
+        == common_prefix_length(["one", "two"])
+        == common_prefix_length(["same", "same"])
+        == 0
+    )
 
 
 @asynccontextmanager
 async def on_screen(trained: Trained, size: tuple[int, int]) -> AsyncIterator[Pilot[None]]:
     home, run = trained
-    async with opened(RealEngine, size, home) as pilot:
+    async with run_app(RealEngine, size, home) as pilot:
         pilot.app.push_screen(EvaluationsScreen(run.id))
         await until(
             pilot, lambda: isinstance(pilot.app.screen, EvaluationsScreen) and pilot.app.screen.view == "list", 30
@@ -122,19 +141,19 @@ def engine_of(trained: Trained):
 async def test_steps_replies_and_a_comparison(engine_of: Trained, size: tuple[int, int]) -> None:
     async with on_screen(engine_of, size) as pilot:
         assert_wide(pilot)
-        text = shown(pilot)
+        text = screen_text(pilot)
         listing = pilot.app.screen.query_one("#list", DataTable)
         assert listing.row_count >= 2 and "train" in text and "★" in text
         assert "✓ loss is" in text and "thought_graph" in text
         await pilot.press("enter")
-        await until(pilot, lambda: "reference" in shown(pilot), 10)
+        await until(pilot, lambda: "reference" in screen_text(pilot), 10)
         assert_fills(pilot)
-        text = shown(pilot)
-        assert "asked" in text and "worst schema_validity first" in text and "reply" in text
+        text = screen_text(pilot)
+        assert "prompt" in text and "worst schema_validity first" in text and "reply" in text
         await pilot.press("t")
-        await until(pilot, lambda: "worst required_keys first" in shown(pilot))
+        await until(pilot, lambda: "worst required_keys first" in screen_text(pilot))
         await pilot.press("f")
-        await until(pilot, lambda: "·  passed  ·" in shown(pilot))
+        await until(pilot, lambda: "·  passed  ·" in screen_text(pilot))
         await pilot.press("escape")
         await until(pilot, lambda: pilot.app.screen.view == "list")
         # Other tests measure the same run on other rows; two evaluations of its own are on the same.
@@ -143,11 +162,11 @@ async def test_steps_replies_and_a_comparison(engine_of: Trained, size: tuple[in
         )
         listing.move_cursor(row=first)
         await pilot.press("o")
-        assert "o on another compares" in shown(pilot) or size == LOW
+        assert "o on another one compares" in screen_text(pilot) or size == LOW
         listing.move_cursor(row=second)
         await pilot.press("o")
         await until(pilot, lambda: pilot.app.screen.view == "compared", 20)
-        assert "95 % interval" in shown(pilot) and "json_validity" in shown(pilot)
+        assert "95 % interval" in screen_text(pilot) and "json_validity" in screen_text(pilot)
         await pilot.press("escape", "escape")
         await until(pilot, lambda: not isinstance(pilot.app.screen, EvaluationsScreen))
 
@@ -158,20 +177,20 @@ async def test_a_checkpoint_is_measured_from_the_screen(engine_of: Trained) -> N
     async with on_screen(engine_of, HIGH) as pilot:
         before = pilot.app.screen.query_one("#list", DataTable).row_count
         await pilot.press("n")
-        await until(pilot, lambda: "Measure which checkpoint" in shown(pilot), 10)
+        await until(pilot, lambda: "Measure which checkpoint" in screen_text(pilot), 10)
         await pilot.press("enter")
-        await until(pilot, lambda: "On what, as NAME=VALUE" in shown(pilot))
+        await until(pilot, lambda: "Settings as NAME=VALUE" in screen_text(pilot))
         for _ in range(len("samples=32")):
             await pilot.press("backspace")
         await pilot.press(*"samples=two", "enter")
-        await until(pilot, lambda: "samples is a number" in shown(pilot))
+        await until(pilot, lambda: "samples must be a number" in screen_text(pilot))
         for _ in range(3):
             await pilot.press("backspace")
         await pilot.press("2", "enter")
         await until(pilot, lambda: pilot.app.screen.query_one("#progress", Static).has_class("-shown"))
         await until(pilot, lambda: pilot.app.screen.query_one("#list", DataTable).row_count == before + 1, 90)
         await pilot.pause(0.2)
-        assert " eval " in shown(pilot)
+        assert " eval " in screen_text(pilot)
         made = [json.loads(path.read_text()) for path in run.evaluations.glob("step-*/evaluation.json")]
         assert [each["replies"] for each in made if each["identity"].get("samples") == 2] == [2]
         assert not pilot.app.screen.query_one("#progress", Static).has_class("-shown")
@@ -181,9 +200,9 @@ async def test_a_checkpoint_is_measured_from_the_screen(engine_of: Trained) -> N
 async def test_a_run_without_evaluations_says_what_to_do(bare_home: Home, tmp_path: Path) -> None:
     folder = bare_home.run("empty-1").path
     folder.mkdir(parents=True)
-    async with opened(RealEngine, LOW, bare_home) as pilot:
+    async with run_app(RealEngine, LOW, bare_home) as pilot:
         pilot.app.push_screen(EvaluationsScreen("empty-1"))
-        await until(pilot, lambda: "no evaluations yet" in shown(pilot), 30)
+        await until(pilot, lambda: "no evaluations yet" in screen_text(pilot), 30)
         assert_fits(pilot)
         await pilot.press("n")
-        await until(pilot, lambda: "no checkpoint yet" in shown(pilot), 10)
+        await until(pilot, lambda: "no checkpoint yet" in screen_text(pilot), 10)

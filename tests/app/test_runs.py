@@ -9,7 +9,7 @@ from cockpit.widgets.chart import Chart
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, Resume, RunChanged, RunRef, Service, ServiceChanged
 from tests.app.fake import FakeEngine, demo_run
-from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, opened, shown, until
+from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, run_app, screen_text, until
 from tests.scripted.bench import Engine
 
 
@@ -28,9 +28,9 @@ def order(text: str) -> list[str]:
 
 @pytest.mark.parametrize("size", [HIGH, LOW])
 async def test_all_runs_are_listed_and_wide_names_align(size: tuple[int, int]) -> None:
-    async with opened(engine(), size, first="runs") as pilot:
-        await until(pilot, lambda: "3 runs" in shown(pilot) and "Stop" in shown(pilot))
-        text = shown(pilot)
+    async with run_app(engine(), size, first="runs") as pilot:
+        await until(pilot, lambda: "3 runs" in screen_text(pilot) and "Stop" in screen_text(pilot))
+        text = screen_text(pilot)
         assert order(text) == ["live-run", "done-run", "三元组抽取-1120"]
         for wanted in ("● running", "✓ completed", "■ stopped", "0.3124", "3 runs · 1 live", "Filter", "Detach"):
             assert wanted in text
@@ -40,15 +40,15 @@ async def test_all_runs_are_listed_and_wide_names_align(size: tuple[int, int]) -
 
 
 async def test_sort_filter_and_open() -> None:
-    async with opened(engine(), first="runs") as pilot:
+    async with run_app(engine(), first="runs") as pilot:
         await pilot.press("t", "t", "t")
-        await until(pilot, lambda: "sorted by loss" in shown(pilot))
-        assert order(shown(pilot))[0] == "done-run"
+        await until(pilot, lambda: "sorted by loss" in screen_text(pilot))
+        assert order(screen_text(pilot))[0] == "done-run"
         await pilot.press("slash", *"抽取", "enter")
-        await until(pilot, lambda: "1 of 3 runs" in shown(pilot))
-        assert order(shown(pilot)) == ["三元组抽取-1120"]
+        await until(pilot, lambda: "1 of 3 runs" in screen_text(pilot))
+        assert order(screen_text(pilot)) == ["三元组抽取-1120"]
         await pilot.press("enter")
-        await until(pilot, lambda: "■ stopped" in shown(pilot) and "step 20/50" in shown(pilot))
+        await until(pilot, lambda: "■ stopped" in screen_text(pilot) and "step 20/50" in screen_text(pilot))
         assert pilot.app.current_mode == "dashboard"
         await pilot.press("escape")
         await until(pilot, lambda: pilot.app.current_mode == "runs")
@@ -56,32 +56,32 @@ async def test_sort_filter_and_open() -> None:
 
 async def test_delete_asks_and_resume_does_not() -> None:
     fake = engine()
-    async with opened(fake, first="runs") as pilot:
+    async with run_app(fake, first="runs") as pilot:
         await pilot.press("d")  # the live run: refused
         await pilot.press("j", "r", "d")
-        await until(pilot, lambda: "Delete done-run?" in shown(pilot))
+        await until(pilot, lambda: "Delete done-run?" in screen_text(pilot))
         await pilot.press("escape", "d", "y")
         await pilot.pause(0.1)
-        told = [message for operation, message in fake.asked if operation in ("delete", "resume")]
+        told = [message for operation, message in fake.requests if operation in ("delete", "resume")]
         assert isinstance(told[0], Resume) and told[0].run == "done-run"
         assert told[1:] == [RunRef(run="done-run")]
 
 
 async def test_a_running_run_is_kept_up_to_date() -> None:
     fake = engine()
-    async with opened(fake, first="runs") as pilot:
+    async with run_app(fake, first="runs") as pilot:
         await pilot.press("j")
         fake.say(RunChanged(run=demo_run(id="live-run", step=44, metrics={"train/loss": 0.2222})))
-        await until(pilot, lambda: "44/50" in shown(pilot) and "0.2222" in shown(pilot))
+        await until(pilot, lambda: "44/50" in screen_text(pilot) and "0.2222" in screen_text(pilot))
         assert pilot.app.screen.query_one("DataTable").cursor_row == 1  # type: ignore[attr-defined]
 
 
 async def test_two_curves_over_each_other() -> None:
-    async with opened(engine(), LOW, first="runs") as pilot:
+    async with run_app(engine(), LOW, first="runs") as pilot:
         await pilot.press("o", "j", "o")
         chart = pilot.app.screen.query_one("#overlay", Chart)
         await until(pilot, lambda: len(chart.traces) == 2)
-        text = shown(pilot)
+        text = screen_text(pilot)
         assert "━━ live-run" in text and "╍╍ done-run" in text
         assert "◆" in text and "◇" in text
         assert_fits(pilot)
@@ -95,12 +95,12 @@ async def test_a_queued_run_changes_its_place(bare_home: Home) -> None:
     try:
         first, second, third = engine.submit(steps=100_000), engine.submit(steps=5), engine.submit(steps=5)
         engine.wait(first, "running")
-        async with opened(RealEngine, home=bare_home, first="runs") as pilot:
-            await until(pilot, lambda: third.id in shown(pilot) and "queued 2" in shown(pilot))
+        async with run_app(RealEngine, home=bare_home, first="runs") as pilot:
+            await until(pilot, lambda: third.id in screen_text(pilot) and "queued 2" in screen_text(pilot))
             await pilot.press("K")  # the newest run is at the top, under the cursor
-            await until(pilot, lambda: f"{third.id} is now number 1" in shown(pilot).replace("\n", ""))
+            await until(pilot, lambda: f"{third.id} is now number 1" in screen_text(pilot).replace("\n", ""))
             await pilot.press("down", "down", "K")
-            await until(pilot, lambda: "only a queued run" in shown(pilot))
+            await until(pilot, lambda: "only a queued run" in screen_text(pilot))
         assert [engine.show(run).run.position for run in (second, third)] == [2, 1]
     finally:
         engine.close()
@@ -122,12 +122,12 @@ def server(name: str, **changes: float) -> Service:
 @pytest.mark.parametrize("size", [HIGH, LOW])
 async def test_what_is_served_is_shown_while_it_is(size: tuple[int, int]) -> None:
     fake = engine()
-    async with opened(fake, size, first="runs") as pilot:
-        await until(pilot, lambda: "3 runs" in shown(pilot))
-        assert "tok/s" not in shown(pilot)
+    async with run_app(fake, size, first="runs") as pilot:
+        await until(pilot, lambda: "3 runs" in screen_text(pilot))
+        assert "tok/s" not in screen_text(pilot)
         fake.say(*(ServiceChanged(service=server("serve-1", tokens_per_second=rate)) for rate in (0.0, 120.0, 241.5)))
-        await until(pilot, lambda: "241 tok/s" in shown(pilot) or "242 tok/s" in shown(pilot))
-        text = shown(pilot)
+        await until(pilot, lambda: "241 tok/s" in screen_text(pilot) or "242 tok/s" in screen_text(pilot))
+        text = screen_text(pilot)
         for wanted in ("smollm2-135m-instruct", "running 3", "queued 2", "served 1.3k", ":8000"):
             assert wanted in text
         assert "errors 1" in text
@@ -136,7 +136,7 @@ async def test_what_is_served_is_shown_while_it_is(size: tuple[int, int]) -> Non
         )
         assert_fits(pilot)
         fake.say(*(ServiceChanged(service=server(f"serve-{index}")) for index in range(2, 6)))
-        await until(pilot, lambda: "and 2 more" in shown(pilot))
+        await until(pilot, lambda: "and 2 more" in screen_text(pilot))
         assert_fits(pilot)
         problem = Problem(title="The worker was killed by the kernel")
         ended = [
@@ -144,4 +144,6 @@ async def test_what_is_served_is_shown_while_it_is(size: tuple[int, int]) -> Non
         ]
         last = msgspec.structs.replace(server("serve-5"), state="ended", problem=problem)
         fake.say(*(ServiceChanged(service=each) for each in (*ended, last)))
-        await until(pilot, lambda: "✗ The worker was killed" in shown(pilot) and "tok/s" not in shown(pilot))
+        await until(
+            pilot, lambda: "✗ The worker was killed" in screen_text(pilot) and "tok/s" not in screen_text(pilot)
+        )

@@ -6,9 +6,9 @@ import difflib
 
 import pytest
 
-from cockpit.inspection import inspect
-from cockpit.profiles import ProfileFile
-from cockpit.yaml_edit import clear_value, flow, read, set_value, value_at
+from cockpit.profiles.check import check_profile
+from cockpit.profiles.files import ProfileFile
+from cockpit.profiles.yaml_edit import clear_value, read_yaml, set_value, to_flow_yaml, value_at
 from engine.config.profile import find
 from tests.app.screen import NOWHERE
 
@@ -42,16 +42,16 @@ def test_only_the_setting_changes_and_comments_stay_in_their_column() -> None:
 )
 def test_blocks_flows_and_empty_sections_take_a_value_and_give_it_back(key: str, value: str) -> None:
     after = set_value(BLOCK, key, value)
-    assert flow(value_at(read(after), key)) == value
+    assert to_flow_yaml(value_at(read_yaml(after), key)) == value
     assert "# kept" in after and "# c" in after
     with pytest.raises(KeyError):
-        value_at(read(clear_value(after, key)), key)
+        value_at(read_yaml(clear_value(after, key)), key)
 
 
 @pytest.mark.parametrize("value", ["a: b: c", "[1", "x #y"])
 def test_what_is_not_one_yaml_value_is_refused_or_means_what_it_says(value: str) -> None:
     if value == "x #y":
-        assert read(set_value(BLOCK, "name", value))["name"] == "x"
+        assert read_yaml(set_value(BLOCK, "name", value))["name"] == "x"
         return
     with pytest.raises(ValueError, match="not a YAML value"):
         set_value(BLOCK, "name", value)
@@ -59,7 +59,7 @@ def test_what_is_not_one_yaml_value_is_refused_or_means_what_it_says(value: str)
 
 def test_an_inspection_follows_the_kinds_and_tells_every_problem() -> None:
     text = DEMO.read_text().replace("kind: lora", "kind: none").replace("learning_rate:", "learning_rat:")
-    inspection = inspect(text, ProfileFile(DEMO, "built-in"), NOWHERE)
+    inspection = check_profile(text, ProfileFile(DEMO, "built-in"), NOWHERE)
     keys = [field.key for field in inspection.fields]
     assert "adapter.kind" in keys and "adapter.rank" not in keys
     assert {"adapter.rank", "training.learning_rat"} <= {issue.key for issue in inspection.issues}

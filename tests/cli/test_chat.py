@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cockpit import branches
+from cockpit.state.chat_tree import ROOT, parse_tree
 from engine.protocol.home import Home
 from tests.cli.conftest import Cockpit, command, environment
 from tests.scripted.bench import Engine, wait_for
@@ -67,7 +67,7 @@ def test_a_run_answers_while_it_trains(cockpit: Cockpit, engine: Engine) -> None
     engine.wait_step(run, 2)
     plain = cockpit("chat", run.id, "--hot", "--prompt", "a b")
     assert (plain.returncode, plain.stdout) == (0, "a b \n")
-    assert "held training up 0.25 s" in plain.stderr
+    assert "delayed training by 0.25 s" in plain.stderr
     document = json.loads(cockpit("chat", "last", "--hot", "--prompt", "a b", "--json").stdout)
     assert document["reply"] == "a b " and document["held_seconds"] == 0.25 and document["last_step"] >= 2
     assert engine.show(run).run.state == "running" and not engine.client.request("hello").services
@@ -100,9 +100,9 @@ def test_the_commands_of_a_conversation(bare_home: Home, tmp_path: Path) -> None
     assert "temperature=0.5, stop=['a b']" in said.stderr and "stop=['a b']\n" in said.stderr
     for problem in ("nothing=1: write K=V", "top_k: 'many' is not a number", "there is no command /nope"):
         assert problem in said.stderr
-    tree, beside = branches.read(kept.read_text())
-    assert [len(tree.children(parent)) for parent in (branches.ROOT, 0)] == [1, 2], "another reply is a branch"
-    assert beside["targets"] == ["some-model"] and beside["settings"] == {"stop": ["a b"]}
+    tree, extra = parse_tree(kept.read_text())
+    assert [len(tree.children(parent)) for parent in (ROOT, 0)] == [1, 2], "another reply is a branch"
+    assert extra["targets"] == ["some-model"] and extra["settings"] == {"stop": ["a b"]}
     assert (bare_home.chats / "short.json").is_file()
 
 

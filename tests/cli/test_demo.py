@@ -44,7 +44,7 @@ def test_the_report_compares_the_first_and_the_last_evaluation(
     assert "Bees make honey. at 50 [/bold]" in text
     assert "Rain falls." not in text, "one prompt is enough"
     assert "cockpit chat demo --task triples" in text
-    assert "2:30 min" in text
+    assert "50 steps in 2:30" in text
 
 
 def test_a_demo_that_was_stopped_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from engine.protocol.home import Home
 from tests.cli.conftest import Cockpit, command, environment
-from tests.conftest import running_engine
+from tests.conftest import find_engine
 from tests.prep.service import LoopbackService, completion
 from tests.training.harness import make_model
 
@@ -52,17 +52,17 @@ def test_predictions_are_scored_without_a_model_or_an_engine(cockpit: Cockpit, b
     assert "FAILED: json_validity is 0, wanted >= 0.5" in done.stdout
     worse = next(line for line in done.stdout.splitlines() if line.startswith("triples_f1 "))
     assert "-1  [-1, -1]" in worse and worse.rstrip().endswith("worse")
-    assert running_engine(bare_home) is None
+    assert find_engine(bare_home) is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "name a target to measure"),
-        (("last", "--predictions", "x.jsonl"), "not both"),
+        ((), "name either a target to measure"),
+        (("last", "--predictions", "x.jsonl"), "name either a target"),
         (("--predictions", "none.jsonl"), "none.jsonl"),
         (("--predictions", "torn.jsonl"), "torn.jsonl:2: not JSON"),
-        (("--predictions", "torn.jsonl", "--samples", "3"), "--samples says how a model is measured"),
+        (("--predictions", "torn.jsonl", "--samples", "3"), "--samples applies to measuring a model"),
         (("--predictions", "torn.jsonl", "--judge", "model"), "--judge model: write it as model=NAME"),
     ],
 )

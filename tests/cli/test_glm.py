@@ -1,4 +1,5 @@
-"""ChatGLM by the command line alone: an original folder is recognised, trained by its profile, resumed, and talked to."""
+"""ChatGLM by the command line alone: an original folder is recognised, trained by its profile, resumed, and talked
+to."""
 
 from __future__ import annotations
 

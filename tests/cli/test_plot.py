@@ -15,7 +15,7 @@ def test_the_verb_draws_what_is_asked(bare_home: Home, cockpit: Cockpit) -> None
     run.profile.write_text("name: mine\ndescription: 论辩图\n")
     journal = Writer(run.events)
     result = cockpit("plot", "mine", "--json")
-    assert result.returncode == 1 and "nothing to draw" in json.loads(result.stdout)["error"]["title"]
+    assert result.returncode == 1 and json.loads(result.stdout)["error"]["code"] == "plot.nothing"
     for step in range(1, 9):
         journal.write(Metrics(attempt=1, step=step, values={"train/loss": 1 / step}))
     result = cockpit("plot", "mine", "--json")

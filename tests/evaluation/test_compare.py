@@ -1,4 +1,4 @@
-"""The paired bootstrap: intervals that are right where they can be known, and a verdict of noise where there is nothing but noise."""
+"""The paired bootstrap: intervals that equal known ones, and a verdict of noise for equal models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import pytest
 
 from engine.evaluation.compare import compare
-from engine.evaluation.metrics import registry
+from engine.metrics import registry
 from engine.tasks.answer import Answer
 
 
@@ -29,7 +29,7 @@ def test_a_share_has_the_interval_of_its_standard_error() -> None:
     assert found["beyond_noise"] and found["better"] == 1
 
 
-def test_equal_models_differ_by_noise_alone() -> None:
+def test_equal_models_differ_within_noise() -> None:
     beyond = 0
     for seed in range(40):
         generator = random.Random(seed)
@@ -41,7 +41,7 @@ def test_equal_models_differ_by_noise_alone() -> None:
     assert (found["difference"], found["low"], found["high"], found["better"]) == (0, 0, 0, 0)
 
 
-def test_metrics_over_the_whole_are_worked_out_anew_and_less_loss_is_better() -> None:
+def test_metrics_are_computed_from_sums_and_a_lower_loss_is_better() -> None:
     long, short = {"units": 90, "loss": 90.0, "right": 0}, {"units": 10, "loss": 100.0, "right": 0}
     first = {row: {"tokens": long if row % 2 else short} for row in range(40)}
     second = {row: {"tokens": {**tally["tokens"], "loss": tally["tokens"]["loss"] / 2}} for row, tally in first.items()}
@@ -51,9 +51,9 @@ def test_metrics_over_the_whole_are_worked_out_anew_and_less_loss_is_better() ->
     assert found["perplexity"]["better"] == 1
 
 
-def test_only_rows_of_both_are_compared_and_taste_is_no_better() -> None:
+def test_only_common_rows_are_compared_and_descriptions_have_no_winner() -> None:
     def of(texts: list[str], start: int) -> dict[int, registry.Tallies]:
-        return {start + at: registry.of_answer(Answer(text, "a b"), None) for at, text in enumerate(texts)}
+        return {start + at: registry.tally_answer(Answer(text, "a b"), None) for at, text in enumerate(texts)}
 
     found = compare(of(["a b"] * 30, 0), of(["a b c d e f g h"] * 30, 10), None)
     assert found["compared_rows"] == 20

@@ -1,4 +1,4 @@
-"""Evaluations of a real run: the values that its own training measured, every reply kept, gone on with after a kill."""
+"""Evaluations of a real run: the values of its own training, every reply stored, continued after a kill."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from engine.evaluation import history
 from engine.evaluation import run as examine
-from engine.evaluation.run import Wanted
+from engine.evaluation.request import EvaluationRequest
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.journal import Evaluation, Sample, read
 from engine.protocol.messages import ProblemError
@@ -34,7 +34,7 @@ class Watch:
         if stage == "replies" and done == self.limit:
             raise InterruptedError
 
-    def given_up(self) -> bool:
+    def is_cancelled(self) -> bool:
         return False
 
     @property
@@ -44,7 +44,7 @@ class Watch:
 
 def evaluate(home: Home, target: str, watch: Watch | None = None, **settings: Any) -> dict[str, Any]:
     watch = watch or Watch()
-    return examine.evaluate(target, Wanted(**settings), home, Path("/"), Models(home, watch), watch)  # type: ignore[arg-type]
+    return examine.evaluate(target, EvaluationRequest(**settings), home, Path("/"), Models(home, watch), watch)  # type: ignore[arg-type]
 
 
 def journaled(run: RunDirectory) -> dict[int, dict[str, float | None]]:
@@ -73,23 +73,23 @@ def test_a_runs_own_evaluation_is_measured_again_to_the_same_values(trained: Tra
 @pytest.mark.slow
 def test_training_keeps_its_replies_as_an_evaluation_does(trained: Trained) -> None:
     _, run = trained
-    listed = history.of_run(run)
+    listed = history.list_evaluations(run)
     training = [each for each in listed if each["origin"] == "training"]
     assert [each["step"] for each in training] == [2, 4]
     assert [each["replies"] for each in training] == [3, 3]
     assert training[0]["metrics"]["loss"] == journaled(run)[2]["eval/loss"]
     assert [each["threshold"] for each in training[0]["thresholds"]] == ["loss < 100", "json_validity >= 0"]
-    page = history.replies(Path(training[1]["directory"]), 0, 10, None, None)
+    page = history.page_replies(Path(training[1]["directory"]), 0, 10, None, None)
     samples = [entry for entry, _ in read(run.events) if isinstance(entry, Sample) and entry.step == 4]
     assert {each["reply"] for each in page["replies"]} == {sample.reply for sample in samples if not sample.probe}
     assert [sample.prompt for sample in samples if sample.probe] == ["What is a question?"]
     assert page["by"] == "schema_validity" and "json_validity" in page["scores"]
-    compared = history.compared(Path(training[0]["directory"]), Path(training[1]["directory"]))
+    compared = history.compare_folders(Path(training[0]["directory"]), Path(training[1]["directory"]))
     assert compared["compared_rows"] == 3 and "schema_validity" in compared["differences"]
 
 
 @pytest.mark.slow
-def test_a_second_call_goes_on_where_the_first_was_killed(trained: Trained, tmp_path: Path) -> None:
+def test_a_second_call_continues_after_a_kill(trained: Trained, tmp_path: Path) -> None:
     home, run = trained
     settings = {"data": "samples/thought_graph.jsonl", "task": "thought_graph", "rows": 20, "samples": 4}
     settings |= {"max_new_tokens": 8, "out": str(tmp_path / "kept")}
@@ -132,7 +132,7 @@ def test_a_second_call_goes_on_where_the_first_was_killed(trained: Trained, tmp_
         ({"data": "samples/preference.jsonl", "task": "triples"}, "reference of row 1 is not a JSON list of triples"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_by_name(trained: Trained, settings: dict[str, Any], words: str) -> None:
+def test_impossible_requests_are_refused_by_name(trained: Trained, settings: dict[str, Any], words: str) -> None:
     home, run = trained
     with pytest.raises((ValueError, ProblemError), match=words):
         evaluate(home, run.id, **settings)
@@ -158,7 +158,7 @@ def test_plain_text_is_measured_whole_and_wrapped_in_a_tasks_prompt(trained: Tra
 
 
 @pytest.mark.slow
-def test_a_model_without_a_template_goes_on_with_the_text_and_says_so(
+def test_a_model_without_a_template_continues_the_text_and_notes_it(
     trained: Trained, tiny: Path, tmp_path: Path
 ) -> None:
     home, _ = trained
@@ -174,7 +174,7 @@ def test_a_model_without_a_template_goes_on_with_the_text_and_says_so(
 
 
 @pytest.mark.slow
-def test_replies_can_be_held_to_the_tasks_schema(bare_home: Home, smollm2: Path) -> None:
+def test_replies_can_be_constrained_to_the_tasks_schema(bare_home: Home, smollm2: Path) -> None:
     settings: dict[str, Any] = {"data": "triples/test.jsonl", "task": "triples", "rows": 1, "max_new_tokens": 60}
     (free,) = lines(evaluate(bare_home, str(smollm2), **settings)["directory"])
     (held,) = lines(evaluate(bare_home, str(smollm2), constrained=True, **settings)["directory"])

@@ -1,4 +1,4 @@
-"""The judge: a real HTTP service on the loopback gives points, refuses, limits, and is not paid twice."""
+"""The judge: a real HTTP service on the loopback gives points, refuses and limits, and no answer is paid for twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.evaluation import judge as judging
-from engine.evaluation.judge import Case, judge, prompt, read
+from engine.evaluation.judge import Case, judge, read_points, write_prompt
 from engine.llm_api import retries
 from engine.options.evaluation import JudgeOptions
 from engine.protocol.messages import ProblemError
@@ -44,7 +44,7 @@ def points(number: int, body: dict[str, Any]) -> Act:
     )
 
 
-def test_points_are_read_and_nothing_is_asked_twice(tmp_path: Path) -> None:
+def test_points_are_read_and_no_request_is_repeated(tmp_path: Path) -> None:
     with LoopbackService(points) as service:
         told: list[tuple[int, int]] = []
         chosen = options(service, price={"input": 1.0, "output": 2.0})
@@ -60,7 +60,7 @@ def test_points_are_read_and_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert "opposition:" in asked and "{question}" in asked, "what a reply says is not filled in"
 
 
-def test_failures_are_tried_again_and_a_wrong_key_ends_it(tmp_path: Path) -> None:
+def test_failures_are_retried_and_a_wrong_key_ends_the_judge(tmp_path: Path) -> None:
     def behave(number: int, body: dict[str, Any]) -> Act:
         return answer(500) if number % 2 == 0 else points(number, body)
 
@@ -75,7 +75,7 @@ def test_failures_are_tried_again_and_a_wrong_key_ends_it(tmp_path: Path) -> Non
     assert "DEEPSEEK_API_KEY" in raised.value.problem.hint
 
 
-def test_limits_leave_replies_out_and_a_larger_one_goes_on(tmp_path: Path) -> None:
+def test_limits_leave_replies_out_and_a_larger_one_continues(tmp_path: Path) -> None:
     with LoopbackService(points) as service:
         few = options(service, token_limit=1700, concurrency=1)
         found = judge(CASES, few, tmp_path / "judge.jsonl", lambda *_: None)
@@ -88,18 +88,18 @@ def test_limits_leave_replies_out_and_a_larger_one_goes_on(tmp_path: Path) -> No
 
 def test_a_rubric_of_ones_own_in_the_questions_language(tmp_path: Path) -> None:
     chosen = JudgeOptions(rubric={"wit": "It makes one laugh."})
-    chinese = prompt(Case(0, "为什么？", "因为。", None), chosen)
+    chinese = write_prompt(Case(0, "为什么？", "因为。", None), chosen)
     assert "请严格评判" in chinese and "- wit: It makes one laugh." in chinese
-    own = prompt(CASES[0], JudgeOptions(prompt="{rubric}|{question}|{reference}|{other}"))
+    own = write_prompt(CASES[0], JudgeOptions(prompt="{rubric}|{question}|{reference}|{other}"))
     assert own.endswith("|Question 0?|the reference|{other}")
-    assert read('{"wit": 4}', chosen.rubric) == {"wit": 4}
+    assert read_points('{"wit": 4}', chosen.rubric) == {"wit": 4}
 
 
 @pytest.mark.parametrize(
     "text", [None, "", "4", '{"wit": 6}', '{"wit": "4"}', '{"wit": true}', '{"wit": 4.5}', "{" * 9, "{}"]
 )
-def test_what_is_no_whole_number_of_points_is_none(text: str | None) -> None:
-    assert read(text, {"wit": ""}) is None
+def test_points_must_be_whole_numbers(text: str | None) -> None:
+    assert read_points(text, {"wit": ""}) is None
 
 
 def test_the_prompts_name_every_place(tmp_path: Path) -> None:

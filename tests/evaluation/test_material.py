@@ -1,4 +1,4 @@
-"""Which rows are asked, and what is compared with what they say."""
+"""The questions of an evaluation set, and their references."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from engine.evaluation.dataset import Material, of_source
+from engine.evaluation.dataset import EvaluationSet, read_source
 from engine.protocol.home import Home
 from engine.tasks import triples
 
 
-def material(source: str, home: Home, limit: int | None = None) -> Material:
-    return of_source(source, "auto", limit, home, Path("/"), lambda *_: None)
+def material(source: str, home: Home, limit: int | None = None) -> EvaluationSet:
+    return read_source(source, "auto", limit, home, Path("/"), lambda *_: None)
 
 
-def test_every_shape_has_its_questions(bare_home: Home) -> None:
+def test_every_format_has_questions(bare_home: Home) -> None:
     counts = {}
     for name in ("alpaca", "sharegpt", "messages", "prompt_completion", "context_target", "content_summary", "preference", "kto", "text"):  # fmt: skip
         found = material(f"samples/{name}.jsonl", bare_home)
         questions = found.questions(None, None)
         counts[name] = len(questions), len(found.rows)
         for question in questions:
-            assert question.asked[-1]["role"] != "assistant" and question.reference is not None and question.text
+            assert question.prompt[-1]["role"] != "assistant" and question.reference is not None and question.text
     assert counts["text"] == (0, 12), "nothing can be asked of plain text"
     assert counts["alpaca"] == (16, 16) and counts["preference"] == (12, 12)
     asked, rows = counts["kto"]
-    bad = material("samples/kto.jsonl", bare_home).said()
+    bad = material("samples/kto.jsonl", bare_home).notes()
     assert 0 < asked < rows and bad == [
-        f"{rows - asked} rows hold a bad reply: their loss counts, and they are not asked anything"
+        f"{rows - asked} rows have a reply that is labelled bad: their loss counts, and no replies are generated for them"
     ]
 
 
@@ -40,7 +40,7 @@ def test_a_preferred_reply_is_the_reference(bare_home: Home) -> None:
     ]
 
 
-def test_rows_of_the_task_alone_and_as_many_as_are_wanted(bare_home: Home) -> None:
+def test_questions_are_of_the_task_and_limited(bare_home: Home) -> None:
     graphs = material("samples/thought_graph.jsonl", bare_home)
     questions = graphs.questions("thought_graph", None)
     assert len(questions) == 10 < len(graphs.rows), "a graph's further tasks are rows of their own"
@@ -48,20 +48,20 @@ def test_rows_of_the_task_alone_and_as_many_as_are_wanted(bare_home: Home) -> No
     assert graphs.questions("thought_graph", 0) == []
     chat = material("samples/text.jsonl", bare_home, 2)
     (first, _) = chat.questions("triples", None)
-    assert first.asked == triples.messages(chat.rows[0]["text"]) and first.reference is None
+    assert first.prompt == triples.messages(chat.rows[0]["text"]) and first.reference is None
 
 
-def test_rows_with_tools_are_asked_nothing(bare_home: Home, tmp_path: Path) -> None:
+def test_rows_with_tools_have_no_questions(bare_home: Home, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}
     tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
-    found = Material("x", [row, row | {"tools": [tool]}])
+    found = EvaluationSet("x", [row, row | {"tools": [tool]}])
     assert [question.row for question in found.questions(None, None)] == [0]
-    assert found.said() == ["1 rows have tools: they are not asked anything"]
-    with pytest.raises(ValueError, match="holds no row of the task thought_graph"):
-        Material("x", [row | {"columns": {"task_type": "arguments"}}]).questions("thought_graph", None)
+    assert found.notes() == ["1 rows have tools: no replies are generated for them"]
+    with pytest.raises(ValueError, match="has no row of the task thought_graph"):
+        EvaluationSet("x", [row | {"columns": {"task_type": "arguments"}}]).questions("thought_graph", None)
 
 
-def test_the_hash_is_of_what_the_rows_say(bare_home: Home, tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_rows_content(bare_home: Home, tmp_path: Path) -> None:
     first = material("samples/alpaca.jsonl", bare_home)
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes((Path(__file__).parents[2] / "data/samples/alpaca.jsonl").read_bytes())

@@ -1,4 +1,4 @@
-"""Runs of other methods, measured as their own training measured them."""
+"""Evaluations of other methods' runs equal those of their own training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from engine.config.profile import parse
 from engine.evaluation import run as examine
-from engine.evaluation.request import Wanted
+from engine.evaluation.request import EvaluationRequest
 from engine.prep.prepare import prepare
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation
@@ -37,7 +37,7 @@ def trained(home: Home, base: Path, *changes: str) -> Iterator[dict[str, Any]]:
 def evaluate(home: Home, **settings: Any) -> dict[str, Any]:
     watch = Watch()
     models = Models(home, watch)  # type: ignore[arg-type]
-    return examine.evaluate("run-1", Wanted(**settings), home, Path("/"), models, watch)
+    return examine.evaluate("run-1", EvaluationRequest(**settings), home, Path("/"), models, watch)
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_a_reward_models_accuracy_and_margin(tiny: Path, bare_home: Home) -> Non
     rows = [f"data.{part}=[{{source: samples/preference.jsonl}}]" for part in ("train", "validation")]
     with trained(bare_home, tiny, "method.kind=reward", "data.max_length=128", *rows) as told:
         found = evaluate(bare_home)
-        with pytest.raises(ValueError, match="is measured on preference pairs"):
+        with pytest.raises(ValueError, match="it needs preference pairs"):
             evaluate(bare_home, data="samples/text.jsonl")
     metrics = found["metrics"]
     assert metrics["reward_accuracy"] == told["eval/accuracy"]

@@ -1,17 +1,17 @@
-"""The metrics of single replies and of many: against values worked out by hand, and against the libraries used plainly."""
+"""The metrics of one reply and of many, against values computed by hand and by the libraries themselves."""
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from engine.evaluation.metrics import METRICS, tokens
-from engine.evaluation.metrics.words import words
-from engine.tasks import PARTS
+from engine.metrics import tokens
+from engine.metrics.metric import load_metric
+from engine.metrics.words import words
+from engine.tasks import triples
 from engine.tasks.answer import Answer
 from engine.tasks.sufficient_stats import summed
 
@@ -25,9 +25,9 @@ JAPANESE = [("東京は日本の首都です。", "日本の首都は東京で�
 
 
 def measured(name: str, answers: list[Answer]) -> dict[str, float]:
-    module = importlib.import_module(METRICS[name])
-    found: dict[str, float] = module.metrics(summed(module.tally(answer) for answer in answers))
-    return found
+    metric = load_metric(name)
+    assert metric.metrics and metric.tally
+    return metric.metrics(summed(map(metric.tally, answers)))
 
 
 def answers(pairs: list[tuple[str, str]]) -> list[Answer]:
@@ -55,12 +55,12 @@ def test_bleu_is_sacrebleus_over_the_corpus(pairs: list[tuple[str, str]], tokeni
     assert expected > 0
 
 
-def test_exact_match_looks_at_no_blanks_around() -> None:
+def test_exact_match_ignores_surrounding_blanks() -> None:
     pairs = [("a b ", "a b"), ("A b", "a b"), ("", "\n")]
     assert measured("exact_match", [*answers(pairs), Answer("no reference")]) == {"exact_match": pytest.approx(2 / 3)}
 
 
-def test_what_was_measured_beside_the_text() -> None:
+def test_length_stopping_latency_and_repetition() -> None:
     some = [
         Answer("one two", tokens=3, stopped=True, seconds=1.0),
         Answer("a b c d a b c d a b c d", tokens=12, stopped=False, seconds=2.0),  # 4 distinct of 9 sequences
@@ -79,7 +79,8 @@ def test_triples_of_each_predicate() -> None:
             [{**dict(zip(keys, fact, strict=True)), "subject_type": "t", "object_type": "t"} for fact in facts]
         )
 
-    module = importlib.import_module(PARTS["triples"])
+    breakdown = triples.TASK.breakdown
+    assert breakdown
     some = [
         Answer(
             listed(("A", "born in", "B"), ("A", "invented", "Z")), listed(("A", "born in", "B"), ("A", "works at", "C"))
@@ -87,7 +88,7 @@ def test_triples_of_each_predicate() -> None:
         Answer("no list", listed(("D", "born in", "E"))),
         Answer(listed(("A", "born in", "B"))),  # nothing to compare it with
     ]
-    assert module.metrics(summed(map(module.tally, some))) == {
+    assert breakdown.metrics(summed(map(breakdown.tally, some))) == {
         "triples_precision.born_in": 1.0,
         "triples_recall.born_in": 0.5,
         "triples_f1.born_in": pytest.approx(2 / 3),

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.tasks import triples
 
-SETS = bundled("data") / "triples"
+SETS = find_bundled("data") / "triples"
 
 
 def reply(*facts: tuple[str, str, str]) -> str:
@@ -34,7 +34,7 @@ def test_scores_are_micro_averages_over_sets() -> None:
         reply(("M", "p", "N")),  # 1 wanted
         reply(("K", "p", "L")),  # 1 wanted
     ]
-    scores = triples.score(replies, references)
+    scores = triples.TASK.score(replies, references)
     assert scores == {
         "json_validity": 3 / 4,
         "schema_validity": 2 / 4,
@@ -47,7 +47,7 @@ def test_scores_are_micro_averages_over_sets() -> None:
 def test_comparison_trims_and_normalises_but_keeps_case_and_ignores_types() -> None:
     reference = reply(("Ｋyoto", "p", "ﬁlm"), ("a", "p", "b"))
     given = reply((" Kyoto ", "p", "film"), ("A", "p", "b")).replace('"t"', '"other"')
-    scores = triples.score([given], [reference])
+    scores = triples.TASK.score([given], [reference])
     assert (scores["triples_precision"], scores["triples_recall"]) == (0.5, 0.5)
 
 
@@ -78,26 +78,26 @@ def test_anything_else_is_no_list_of_triples(text: str) -> None:
 
 
 def test_nothing_given_scores_zero_and_a_bad_reference_is_an_error() -> None:
-    assert set(triples.score(["?"], [reply(("a", "b", "c"))]).values()) == {0.0}
+    assert set(triples.TASK.score(["?"], [reply(("a", "b", "c"))]).values()) == {0.0}
     with pytest.raises(ValueError, match="reference 0"):
-        triples.score(["[]"], ["oops"])
+        triples.TASK.score(["[]"], ["oops"])
     with pytest.raises(ValueError, match="1 replies for 0 references"):
-        triples.score(["[]"], [])
+        triples.TASK.score(["[]"], [])
 
 
 def test_committed_files_equal_a_fresh_generation() -> None:
-    fresh = runpy.run_path(str(bundled("data") / "make_triples.py"))["make"]()
+    fresh = runpy.run_path(str(find_bundled("data") / "make_triples.py"))["make"]()
     assert {name: (SETS / f"{name}.jsonl").read_bytes() for name in fresh} == {
         name: content.encode() for name, content in fresh.items()
     }
 
 
 def test_the_catalog_lists_every_bundled_file_with_its_rows() -> None:
-    catalog = YAML(typ="safe").load(bundled("data") / "catalog.yaml")
+    catalog = YAML(typ="safe").load(find_bundled("data") / "catalog.yaml")
     listed = {file: entry["rows"] for each in catalog.values() for file, entry in each["files"].items()}
     found = {
-        str(path.relative_to(bundled("data"))): len(path.read_text(encoding="utf-8").splitlines())
-        for path in bundled("data").rglob("*.jsonl")
+        str(path.relative_to(find_bundled("data"))): len(path.read_text(encoding="utf-8").splitlines())
+        for path in find_bundled("data").rglob("*.jsonl")
     }
     assert listed == found and found
 

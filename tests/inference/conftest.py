@@ -1,4 +1,4 @@
-"""The embedded model in memory once, and adapters for it that really change its replies."""
+"""The embedded model, loaded once, and adapters that change its replies."""
 
 from __future__ import annotations
 

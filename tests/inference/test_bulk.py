@@ -1,4 +1,4 @@
-"""A file of prompts: any format in, the same bytes out, whatever happens on the way."""
+"""Generating replies to a file: rows of any format, and the same output after any interruption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from engine.inference.bulk import job, prompts
 from engine.inference.bulk.progress import Record
 from engine.inference.loaded_model import load
-from engine.inference.request import settings_of
+from engine.inference.request import read_sampling
 from engine.protocol.home import Home
 from engine.tasks import triples
 from tests.training.harness import make_model
@@ -46,7 +46,7 @@ def done(home: Home, arguments: dict[str, Any]) -> dict[str, Any]:
     return job.generate(arguments, home, lambda *_: None, lambda: False)
 
 
-def test_rows_stay_in_order_and_are_those_of_each_alone(home: Home, source: Path) -> None:
+def test_rows_keep_their_order_and_equal_those_alone(home: Home, source: Path) -> None:
     told: list[tuple[str, int, int]] = []
     arguments = asked(source, "out.jsonl")
     found = job.generate(arguments, home, lambda *each: told.append(each), lambda: False)
@@ -57,7 +57,7 @@ def test_rows_stay_in_order_and_are_those_of_each_alone(home: Home, source: Path
     assert sorted(path.name for path in source.parent.iterdir()) == ["in.txt", "out.jsonl"]
     loaded = load("tiny", home=home, device="cpu")
     for number in (0, 33, 69):
-        alone = loaded.chat(rows[number]["prompt"], settings_of(arguments | {"seed": 4 + number}))
+        alone = loaded.chat(rows[number]["prompt"], read_sampling(arguments | {"seed": 4 + number}))
         assert (alone.text, alone.finish) == (rows[number]["reply"], rows[number]["finish"])
 
 
@@ -89,14 +89,14 @@ def test_after_a_kill_the_file_is_the_same_byte_for_byte(home: Home, source: Pat
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(home: Home, source: Path) -> None:
+def test_two_processes_generate_the_same_as_one(home: Home, source: Path) -> None:
     done(home, asked(source, "one.jsonl"))
     found = done(home, asked(source, "two.jsonl", devices=["cpu", "cpu"]))
     assert found["rows"] == 70
     assert (source.parent / "one.jsonl").read_bytes() == (source.parent / "two.jsonl").read_bytes()
 
 
-def test_what_was_cancelled_is_kept(home: Home, source: Path) -> None:
+def test_finished_rows_survive_a_cancellation(home: Home, source: Path) -> None:
     seen: list[int] = []
     arguments = asked(source, "out.jsonl", seed=None)
 
@@ -115,7 +115,7 @@ def test_what_was_cancelled_is_kept(home: Home, source: Path) -> None:
         assert rows[entry["row"]]["reply"] == entry["output"]["reply"], "the seed that was drawn goes on, too"
 
 
-def test_what_does_not_fit_and_what_a_task_cannot_read_is_counted(home: Home, tmp_path: Path) -> None:
+def test_prompts_that_do_not_fit_and_unparsable_replies_are_counted(home: Home, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("w1 w2\n" + "w3 " * 300 + "\nw4\n")
     found = done(home, asked(tmp_path / "in.txt", "out.jsonl"))
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -138,21 +138,23 @@ def test_what_does_not_fit_and_what_a_task_cannot_read_is_counted(home: Home, tm
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, [("user", "a")], "b"),
     ],
 )
-def test_rows_of_any_shape_ask(tmp_path: Path, row: dict[str, Any], expected: Any, reference: str | None) -> None:
+def test_prompts_are_read_from_rows_of_any_format(
+    tmp_path: Path, row: dict[str, Any], expected: Any, reference: str | None
+) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
     (found,) = prompts.read(tmp_path / "in.jsonl", "triples", "be brief")
     said = [
         message if isinstance(message, dict) else dict(zip(("role", "content"), message, strict=True))
         for message in expected
     ]
-    assert found.asked == said and found.row.get("reference") == reference
+    assert found.prompt == said and found.row.get("reference") == reference
     assert row.items() <= found.row.items()
 
 
-def test_a_system_prompt_and_what_is_refused(tmp_path: Path) -> None:
+def test_a_system_prompt_and_invalid_files(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a\r\nb")
     found = prompts.read(tmp_path / "in.txt", None, "be brief")
-    assert [[message["content"] for message in each.asked] for each in found] == [["be brief", "a"], ["be brief", "b"]]
+    assert [[message["content"] for message in each.prompt] for each in found] == [["be brief", "a"], ["be brief", "b"]]
     for content, said in (("{\n", "in.jsonl:1: not JSON"), ('{"x": 1}\n', "no known format"), ("", "has no prompts")):
         (tmp_path / "in.jsonl").write_text(content)
         with pytest.raises(ValueError, match=said):

@@ -122,7 +122,7 @@ def test_a_conversation(desk: Desk, adapters: list[Path], home: Home) -> None:
     assert with_task["prompt_tokens"] == as_trained["prompt_tokens"]
 
 
-def test_memory_comes_back_when_idle_and_the_worker_stays(desk: Desk) -> None:
+def test_an_idle_worker_frees_its_memory_and_stays(desk: Desk) -> None:
     desk.result("load", target="smollm2-135m-instruct", dtype="float32")
     desk.result("generate", messages=say("Hi"), max_new_tokens=2)
     process = psutil.Process(desk.process.pid)

@@ -1,4 +1,4 @@
-"""Replies kept to a schema, by a model that would not keep to it by itself."""
+"""Replies constrained to a schema, of a model that would not follow it by itself."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.inference.loaded_model import Loaded, load
-from engine.inference.request import parsed, prompt_of, settings_of
-from engine.inference.sampling import Row, Sampling, choose, sampling_of
+from engine.inference.loaded_model import LoadedModel, load
+from engine.inference.request import parse_reply, read_prompt, read_sampling
+from engine.inference.sampling import Row, Sampling, choose, make_sampling
 from engine.protocol.home import Home
 from engine.tasks import TASKS, thought_graph, triples
 
@@ -23,7 +23,7 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def loaded(smollm2: Path) -> Loaded:
+def loaded(smollm2: Path) -> LoadedModel:
     return load(str(smollm2), home=Home(smollm2.parent.parent), dtype="float32", device="cpu")
 
 
@@ -33,7 +33,7 @@ def fits(text: str) -> bool:
 
 
 @pytest.mark.slow
-def test_wild_replies_fit_streamed_and_in_a_batch(loaded: Loaded) -> None:
+def test_sampled_replies_fit_a_schema_streamed_and_in_a_batch(loaded: LoadedModel) -> None:
     asked = ["Tell me of Ada.", "Sing!"]
     wild = [Sampling(60, temperature=1.5, seed=seed, schema=SCHEMA, no_repeat_ngram=seed or None) for seed in (0, 1)]
     alone = [loaded.chat(*pair) for pair in zip(asked, wild, strict=True)]
@@ -45,18 +45,18 @@ def test_wild_replies_fit_streamed_and_in_a_batch(loaded: Loaded) -> None:
 
 
 @pytest.mark.slow
-def test_the_tasks_schemas_can_be_kept_to(loaded: Loaded) -> None:
+def test_the_tasks_schemas_are_supported(loaded: LoadedModel) -> None:
     reply = loaded.chat("Triples of: Ada lives in Paris.", Sampling(200, schema=triples.SCHEMA))
     assert reply.finish != "stop" or triples.parse(reply.text) is not None
     for name in TASKS:
-        assert loaded.grammar(settings_of({"task": name, "constrained": True})) is not None
+        assert loaded.grammar(read_sampling({"task": name, "constrained": True})) is not None
     assert reply.text.lstrip().startswith("[")
 
 
 @pytest.mark.slow
-def test_schemas_that_are_none_are_refused(loaded: Loaded) -> None:
+def test_invalid_schemas_are_refused(loaded: LoadedModel) -> None:
     for wrong in ({"type": "strange"}, {"$ref": "http://example.com/x"}, {"type": "string", "pattern": "("}):
-        with pytest.raises(ValueError, match="this JSON schema cannot be kept to"):
+        with pytest.raises(ValueError, match="this JSON schema is not supported"):
             loaded.chat("Hi", Sampling(4, schema=wrong))
 
 
@@ -73,7 +73,7 @@ class OnlyFives:
         self.taken.append(token)
 
 
-def test_a_schema_begins_behind_thinking_and_weighs_more_than_repetition() -> None:
+def test_a_schema_begins_after_thinking_and_precedes_repetition() -> None:
     import torch
 
     logits = torch.arange(10.0)[None]
@@ -84,15 +84,19 @@ def test_a_schema_begins_behind_thinking_and_weighs_more_than_repetition() -> No
     assert row.history == [9, 1, 8, 7, 5, 5, 5] and grammar.taken == [5, 5, 5]
 
 
-def test_what_a_task_makes_of_a_question() -> None:
+def test_a_task_wraps_a_question_and_parses_its_reply() -> None:
     text = "Ada lives in Paris."
     asked = {"messages": [{"role": "user", "content": text}], "task": "triples"}
-    assert prompt_of(asked) == triples.messages(text)
-    assert prompt_of({"text": text}) == text and settings_of({"schema": SCHEMA}).schema == SCHEMA
-    assert settings_of(asked).schema is None
-    assert settings_of({"task": "thought_graph", "constrained": True}).schema == thought_graph.SCHEMA
-    assert parsed(asked, "[]") == {"parsed": []} and parsed(asked, "no") == {"parsed": None} and parsed({}, "no") == {}
+    assert read_prompt(asked) == triples.messages(text)
+    assert read_prompt({"text": text}) == text and read_sampling({"schema": SCHEMA}).schema == SCHEMA
+    assert read_sampling(asked).schema is None
+    assert read_sampling({"task": "thought_graph", "constrained": True}).schema == thought_graph.SCHEMA
+    assert (
+        parse_reply(asked, "[]") == {"parsed": []}
+        and parse_reply(asked, "no") == {"parsed": None}
+        and parse_reply({}, "no") == {}
+    )
     for wrong in ({"constrained": True}, {"task": "riddles", "constrained": True}):
         with pytest.raises(ValueError):
-            settings_of(wrong)
-    assert sampling_of({"task": "riddles"}) == Sampling()
+            read_sampling(wrong)
+    assert make_sampling({"task": "riddles"}) == Sampling()

@@ -1,4 +1,4 @@
-"""Exports load in plain transformers, answer as what they were made from, and are there whole or not at all."""
+"""Exports load in plain transformers, answer like their checkpoint, and appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from peft import IA3Config, LoraConfig, OFTConfig, PeftModel, PrefixTuningConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from engine.export import gguf_converter
-from engine.export.run import Exported, Wanted, export
+from engine.export.request import ExportRequest, ExportResult
+from engine.export.run import export
 from engine.models import merge, targets, template_lock, tokenizers
-from engine.models.loading import pretrained
+from engine.models.loading import load_model
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from tests.inference.test_merge import run_of
@@ -77,7 +78,7 @@ def trained(home: Home, base: Path, kind: str, quantization: str, dtype: str = "
         "base": str(base),
         "dtype": dtype,
         "quantization": quantization,
-        "template_sha256": template_lock.template_sha256(tokenizer),
+        "template_sha256": template_lock.hash_template(tokenizer),
         "eos_token_ids": [1],
         "golden": golden,
     }
@@ -88,12 +89,12 @@ def trained(home: Home, base: Path, kind: str, quantization: str, dtype: str = "
     return checkpoint
 
 
-def made(home: Home, name: str | Path = "run", **wanted: Any) -> Exported:
+def made(home: Home, name: str | Path = "run", **wanted: Any) -> ExportResult:
     told: list[str] = []
     done = export(
         targets.resolve(str(name), home, home.root),
         home.root / "out",
-        Wanted(**wanted),
+        ExportRequest(**wanted),
         home,
         lambda stage, *_: told.append(stage),
     )
@@ -121,7 +122,7 @@ def test_adapters_of_every_kind_that_merges(home: Home, base: Path, kind: str, q
         assert agreed["candidates"]["pristine"]["kl"] > 20 * agreed["candidates"]["dequantised"]["kl"]
         return
     # What was exported is a target like any other, and nothing of its own is lost when it is exported again.
-    again = export(targets.resolve(str(done.directory), home, home.root), home.root / "again", Wanted(), home)
+    again = export(targets.resolve(str(done.directory), home, home.root), home.root / "again", ExportRequest(), home)
     assert (again.kind, again.agreement["kl"]) == ("model", 0.0) and again.agreement["golden_equal"] == 3
     assert "1 of" not in (again.directory / "README.md").read_text()
 
@@ -139,7 +140,7 @@ def test_int8_and_the_dtype_of_training(home: Home, base: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
-def test_virtual_tokens_are_refused_and_go_alone(home: Home, base: Path, kind: str) -> None:
+def test_virtual_tokens_cannot_be_merged_but_exported_alone(home: Home, base: Path, kind: str) -> None:
     trained(home, base, kind, "none", "float32")
     with pytest.raises(ProblemError, match=r"(prefix|prompt) tuning adds positions(.|\n)*--adapter-only"):
         made(home)
@@ -200,7 +201,7 @@ def test_glm_folders_in_their_original_layout(home: Home, generation: int) -> No
     folder = fill(original(home.models / f"glm{generation}", generation), shards=2, dtype="float16")
     torch.manual_seed(0)
     named = ["query_key_value", "dense"] if generation == 1 else "all-linear"
-    model = get_peft_model(pretrained(str(folder), dtype=torch.float32), LoraConfig(r=4, target_modules=named))
+    model = get_peft_model(load_model(str(folder), dtype=torch.float32), LoraConfig(r=4, target_modules=named))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -228,12 +229,12 @@ def test_glm_folders_in_their_original_layout(home: Home, generation: int) -> No
         generation == 1
     )
     # The original folder itself, whose tokenizer is built.
-    whole = export(targets.resolve(str(folder), home, home.root), home.root / "whole", Wanted(), home)
+    whole = export(targets.resolve(str(folder), home, home.root), home.root / "whole", ExportRequest(), home)
     assert whole.kind == "model" and whole.agreement["kl"] < 1e-4
     assert (whole.directory / ("ice_text.model" if generation == 1 else "tokenizer.json")).is_file()
 
 
-def test_what_cannot_be_done_is_refused_before_anything_is_loaded(home: Home, base: Path) -> None:
+def test_impossible_exports_are_refused_before_anything_is_loaded(home: Home, base: Path) -> None:
     checkpoint = trained(home, base, "lora", "none")
     (home.root / "out").mkdir()
     (home.root / "out" / "mine").touch()
@@ -246,7 +247,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_loaded(home: Home, ba
         made(home, gguf="f16", converter="/nowhere")
     template = checkpoint / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    with pytest.raises(ProblemError, match="does not fit its tokenizer any more"):
+    with pytest.raises(ProblemError, match="no longer matches its tokenizer"):
         made(home)
     template.write_text(template.read_text()[:-1])
     config = base / "config.json"
@@ -257,7 +258,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_loaded(home: Home, ba
 
 
 @pytest.mark.slow
-def test_given_up_or_killed_it_leaves_nothing_under_its_name(home: Home, base: Path) -> None:
+def test_a_cancelled_or_killed_export_leaves_nothing_under_its_name(home: Home, base: Path) -> None:
     trained(home, base, "lora", "nf4")
     target = targets.resolve("run", home, home.root)
 
@@ -272,16 +273,16 @@ def test_given_up_or_killed_it_leaves_nothing_under_its_name(home: Home, base: P
             raise GivenUp
 
     with pytest.raises(GivenUp):
-        export(target, home.root / "out", Wanted(), home, check=check)
+        export(target, home.root / "out", ExportRequest(), home, check=check)
     assert [path.name for path in home.root.iterdir() if "out" in path.name] == []
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from engine.export.run import Wanted, export\n"
+        "from engine.export.request import ExportRequest\nfrom engine.export.run import export\n"
         "from engine.models import targets; from engine.protocol.home import Home\n"
         "home = Home(Path(sys.argv[1]))\n"
         "def tell(stage, done, total):\n"
         "    if stage == 'asking the export': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "export(targets.resolve('run', home, home.root), home.root / 'out', Wanted(), home, tell)"
+        "export(targets.resolve('run', home, home.root), home.root / 'out', ExportRequest(), home, tell)"
     )
     root = Path(__file__).parents[2]
     killed = subprocess.run([sys.executable, "-c", code, home.root], cwd=root, env=os.environ, capture_output=True)
@@ -293,7 +294,7 @@ def test_given_up_or_killed_it_leaves_nothing_under_its_name(home: Home, base: P
 @pytest.mark.slow
 def test_gguf_by_llama_cpps_converter(home: Home, smollm2: Path) -> None:
     try:
-        gguf_converter.find(None)
+        gguf_converter.find_converter(None)
     except ProblemError as error:
         pytest.skip(f"{error.problem.title}: `make test` could not install it")
     folder = home.models / "llama"
@@ -306,5 +307,5 @@ def test_gguf_by_llama_cpps_converter(home: Home, smollm2: Path) -> None:
     # A family that the converter does not know is refused in its own words, and nothing is left.
     config = folder / "config.json"
     config.write_text(config.read_text().replace("LlamaForCausalLM", "UnheardOfForCausalLM"))
-    with pytest.raises(ProblemError, match=r"converter does not take this model(.|\n)*not supported"):
-        gguf_converter.convert(folder, "x", "f16", gguf_converter.find(None))
+    with pytest.raises(ProblemError, match=r"converter does not support this model(.|\n)*not supported"):
+        gguf_converter.convert(folder, "x", "f16", gguf_converter.find_converter(None))

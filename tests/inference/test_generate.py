@@ -11,7 +11,7 @@ import pytest
 
 from engine.inference.detokenizer import Detokenizer
 from engine.inference.generate import Reply, generate_batch, reply_batch, stream
-from engine.inference.sampling import Sampling, opened
+from engine.inference.sampling import Sampling, open_row
 
 QUESTIONS = ("What is the capital of France?", "List three primes.", "Describe the sea in one short line.")
 END = {2}
@@ -64,7 +64,7 @@ def test_a_batch_equals_its_rows_alone(model: Any, tokenizer: Any) -> None:
 
 
 @pytest.mark.slow
-def test_what_prompts_begin_with_is_read_once(model: Any, tokenizer: Any) -> None:
+def test_a_common_prefix_of_prompts_is_processed_once(model: Any, tokenizer: Any) -> None:
     """And the replies are those of the prompts alone, padded or not."""
     prompts = [prompt(tokenizer, "Say in one word: " + question) for question in QUESTIONS]
     read: list[tuple[int, ...]] = []
@@ -153,7 +153,7 @@ def test_a_batch_of_any_settings_equals_its_rows_alone(model: Any, tokenizer: An
         Sampling(16),
     ]
     prompts = [prompt(tokenizer, QUESTIONS[index % 3]) for index in range(len(samplings))]
-    rows = [opened(sampling, ids, model.device) for sampling, ids in zip(samplings, prompts, strict=True)]
+    rows = [open_row(sampling, ids, model.device) for sampling, ids in zip(samplings, prompts, strict=True)]
     heard: dict[int, Reply] = {}
     together = reply_batch(model, tokenizer, rows, END, heard.__setitem__, size=3)
     assert heard == dict(enumerate(together))
@@ -177,7 +177,7 @@ def test_penalties_are_those_of_generate(model: Any, tokenizer: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_prompt_read_in_parts_is_answered_as_by_generate(
+def test_a_prompt_in_chunks_gets_the_reply_of_generate(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -191,7 +191,7 @@ def test_a_prompt_read_in_parts_is_answered_as_by_generate(
     try:
         alone = [answered(model, tokenizer, ids, Sampling(8)).ids for ids in prompts]
         assert len([tokens for tokens in read if tokens > 1]) > 4
-        rows = [opened(Sampling(8), ids, model.device) for ids in prompts]
+        rows = [open_row(Sampling(8), ids, model.device) for ids in prompts]
         assert [reply.ids for reply in reply_batch(model, tokenizer, rows, END)] == alone
     finally:
         hook.remove()
@@ -203,7 +203,7 @@ def test_a_prompt_read_in_parts_is_answered_as_by_generate(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reading", [True, False])
-def test_a_reply_is_given_up_within_200_ms(model: Any, tokenizer: Any, reading: bool) -> None:
+def test_a_reply_is_cancelled_within_200_ms(model: Any, tokenizer: Any, reading: bool) -> None:
     """While a prompt of 4500 tokens is read, or between tokens. Counted are seconds of this thread: other programs are at work too."""
     ids = prompt(tokenizer, "Tell me more. " * (1500 if reading else 1))
     clock = time.pthread_getcpuclockid(threading.get_ident())
@@ -224,8 +224,8 @@ def test_a_reply_is_given_up_within_200_ms(model: Any, tokenizer: Any, reading: 
 
 
 @pytest.mark.slow
-def test_a_batch_is_given_up_too(model: Any, tokenizer: Any) -> None:
-    rows = [opened(Sampling(50), prompt(tokenizer, question), model.device) for question in QUESTIONS]
+def test_a_batch_is_cancelled_too(model: Any, tokenizer: Any) -> None:
+    rows = [open_row(Sampling(50), prompt(tokenizer, question), model.device) for question in QUESTIONS]
     replies = reply_batch(
         model, tokenizer, rows, {-1}, cancelled=lambda: len(rows[0].history) - len(prompt(tokenizer, QUESTIONS[0])) >= 3
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.inference.loaded_model import Loaded, load
+from engine.inference.loaded_model import LoadedModel, load
 from engine.inference.sampling import Sampling
 from engine.models import targets, template_lock
 from engine.protocol.home import Home
@@ -21,7 +22,7 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
-def loaded(smollm2: Path) -> Loaded:
+def loaded(smollm2: Path) -> LoadedModel:
     """In float32, which every CPU really computes in: 16 bits may be widened."""
     return load(str(smollm2), home=Home(smollm2.parent.parent), dtype="float32", device="cpu")
 
@@ -32,7 +33,7 @@ def target(folder: Path, home: Home) -> targets.Target:
 
 @pytest.mark.slow
 def test_logits_equal_plain_peft_through_any_order_of_swaps(
-    loaded: Loaded, adapters: list[Path], smollm2: Path, home: Home
+    loaded: LoadedModel, adapters: list[Path], smollm2: Path, home: Home
 ) -> None:
     import torch
     from peft import PeftModel
@@ -76,7 +77,7 @@ def test_an_adapter_of_a_16_bit_base_has_the_numbers_of_its_file(
 
 @pytest.mark.slow
 def test_adapters_of_any_rank_swap_within_300_ms(
-    loaded: Loaded, adapters: list[Path], smollm2: Path, home: Home
+    loaded: LoadedModel, adapters: list[Path], smollm2: Path, home: Home
 ) -> None:
     """CPU time, so that other programs do not count; the layers are built once, whatever comes between."""
     loaded.swap(target(adapters[0], home))
@@ -88,7 +89,7 @@ def test_adapters_of_any_rank_swap_within_300_ms(
 
 @pytest.mark.slow
 def test_a_damaged_adapter_leaves_the_loaded_one_answering(
-    loaded: Loaded, adapters: list[Path], home: Home, tmp_path: Path
+    loaded: LoadedModel, adapters: list[Path], home: Home, tmp_path: Path
 ) -> None:
     loaded.swap(target(adapters[0], home))
     before = loaded.generate(QUESTION, Sampling(4))
@@ -103,7 +104,7 @@ def test_a_damaged_adapter_leaves_the_loaded_one_answering(
 
 
 @pytest.mark.slow
-def test_an_embedded_model_answers_and_stops(loaded: Loaded, smollm2: Path, home: Home) -> None:
+def test_an_embedded_model_answers_and_stops(loaded: LoadedModel, smollm2: Path, home: Home) -> None:
     loaded.swap(target(smollm2, home))
     reply = loaded.generate(QUESTION, Sampling(32))
     assert (reply.text, reply.finish) == ("The capital of France is Paris.", "stop")
@@ -120,7 +121,7 @@ def test_a_quantised_base_still_talks(smollm2: Path, home: Home, quantization: s
 def test_lock_names_what_differs(tokenizer: Any, tmp_path: Path) -> None:
     ids = template_lock.render(tokenizer, [*QUESTION, {"role": "assistant", "content": "Paris."}], reply_follows=False)
     golden = {"messages": [*QUESTION, {"role": "assistant", "content": "Paris."}], "ids": ids}
-    good = {"template_sha256": template_lock.template_sha256(tokenizer), "eos_token_ids": [2], "golden": [golden]}
+    good = {"template_sha256": template_lock.hash_template(tokenizer), "eos_token_ids": [2], "golden": [golden]}
     template_lock.check(good, tokenizer, tmp_path)
     with pytest.raises(ProblemError, match="chat template is not the one"):
         template_lock.check(good | {"template_sha256": "0" * 64}, tokenizer, tmp_path)
@@ -132,12 +133,12 @@ def test_lock_names_what_differs(tokenizer: Any, tmp_path: Path) -> None:
 
 
 def test_end_of_turn_is_read_from_the_template(tokenizer: Any) -> None:
-    assert template_lock.end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert template_lock.find_end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
 @pytest.mark.slow
 def test_without_a_template_a_conversation_is_text_to_continue(
-    smollm2: Path, adapters: list[Path], loaded: Loaded, home: Home, tmp_path: Path
+    smollm2: Path, adapters: list[Path], loaded: LoadedModel, home: Home, tmp_path: Path
 ) -> None:
     folder = tmp_path / "plain"
     shutil.copytree(adapters[0], folder)
@@ -150,7 +151,7 @@ def test_without_a_template_a_conversation_is_text_to_continue(
 
 @pytest.mark.slow
 def test_a_checkpoint_whose_template_was_changed_is_refused(
-    smollm2: Path, adapters: list[Path], loaded: Loaded, home: Home, tmp_path: Path
+    smollm2: Path, adapters: list[Path], loaded: LoadedModel, home: Home, tmp_path: Path
 ) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(adapters[0], folder)
@@ -158,12 +159,12 @@ def test_a_checkpoint_whose_template_was_changed_is_refused(
         shutil.copy(smollm2 / name, folder)
     from transformers import AutoTokenizer
 
-    sha256 = template_lock.template_sha256(AutoTokenizer.from_pretrained(smollm2))
+    sha256 = template_lock.hash_template(AutoTokenizer.from_pretrained(smollm2))
     (folder / "lock.json").write_text(json.dumps({"template_sha256": sha256, "eos_token_ids": [2], "golden": []}))
     loaded.swap(target(folder, home))
     with (folder / "chat_template.jinja").open("a") as file:
         file.write("\n{# edited #}")
-    with pytest.raises(ProblemError, match="does not fit its tokenizer any more"):
+    with pytest.raises(ProblemError, match="no longer matches its tokenizer"):
         loaded.swap(target(folder, home))
 
 
@@ -183,7 +184,25 @@ def test_code_that_lies_with_a_base_runs_when_it_is_trusted(tmp_path: Path) -> N
     assert type(loaded.model).__name__ == "OwnModel" and loaded.chat("w1", Sampling(2)).tokens > 0
 
 
-def test_what_there_is_not_is_the_users_mistake(tmp_path: Path) -> None:
+def test_unknown_names_are_errors_of_the_user(tmp_path: Path) -> None:
     for wrong in ({"dtype": "int4"}, {"quantization": "q4"}, {"dtype": "nf4"}):
         with pytest.raises(ValueError, match="must be"):
             load("tiny", home=Home(tmp_path), **wrong)
+
+
+def test_sampling_fields_are_keywords_of_every_method(loaded: LoadedModel) -> None:
+    question = "Why is the sea blue?"
+    same = Sampling(max_new_tokens=6, temperature=0.7, seed=3)
+    expected = loaded.chat(question, same).ids
+    assert loaded.chat(question, max_new_tokens=6, temperature=0.7, seed=3).ids == expected
+    assert loaded.chat(question, replace(same, temperature=0.0), temperature=0.7).ids == expected
+    assert loaded.generate([{"role": "user", "content": question}], same).ids == expected
+    *_, last = loaded.stream([{"role": "user", "content": question}], max_new_tokens=6, temperature=0.7, seed=3)
+    assert last.reply and last.reply.ids == expected
+    turns = [[{"role": "user", "content": question}], [{"role": "user", "content": "Hi"}]]
+    replies = loaded.batch(turns, max_new_tokens=2)
+    assert [reply.tokens for reply in replies] == [2, 2]
+    assert [len(each.ids) for each in loaded.batch(turns, [Sampling(4), Sampling(4)], max_new_tokens=1)] == [1, 1]
+    for ask in (loaded.chat, loaded.generate, loaded.stream, loaded.batch):
+        with pytest.raises(TypeError, match="did you mean max_new_tokens"):
+            ask([question], max_tokens=6)  # type: ignore[arg-type,call-arg,operator]

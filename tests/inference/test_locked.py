@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from engine.evaluation.run import Wanted as Measured
+from engine.evaluation.request import EvaluationRequest
 from engine.evaluation.run import evaluate
-from engine.export.run import Wanted, export
+from engine.export.request import ExportRequest
+from engine.export.run import export
 from engine.inference.loaded_model import load
 from engine.models import targets
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from engine.serving.server import Running
+from engine.serving.server import TransformersServer
 from engine.serving.settings import Settings
 from tests.inference.test_export import base, home, trained
 from tests.inference.test_merge import settle
@@ -37,7 +38,7 @@ class Watch:
     def __call__(self, *_: object) -> None:
         pass
 
-    def given_up(self) -> bool:
+    def is_cancelled(self) -> bool:
         return False
 
 
@@ -57,17 +58,19 @@ def other_stops(folder: Path) -> None:
 
 
 def serve(home: Home) -> None:
-    Running(targets.resolve("run", home, home.root), Settings(target="run", port=0), home, lambda *_: None).close(1)
+    TransformersServer(
+        targets.resolve("run", home, home.root), Settings(target="run", port=0), home, lambda *_: None
+    ).close(1)
 
 
 USES: dict[str, Callable[[Home], object]] = {
     "chat": lambda home: load("run", home=home, directory=home.root),
-    "evaluation": lambda home: evaluate("run", Measured(), home, home.root, Models(home), Watch()),  # type: ignore[arg-type]
+    "evaluation": lambda home: evaluate("run", EvaluationRequest(), home, home.root, Models(home), Watch()),  # type: ignore[arg-type]
     "serve": serve,
     "merge": lambda home: settle(home, "run"),
-    "export": lambda home: export(targets.resolve("run", home, home.root), home.root / "out", Wanted(), home),
+    "export": lambda home: export(targets.resolve("run", home, home.root), home.root / "out", ExportRequest(), home),
     "adapter": lambda home: export(
-        targets.resolve("run", home, home.root), home.root / "out", Wanted(adapter_only=True), home
+        targets.resolve("run", home, home.root), home.root / "out", ExportRequest(adapter_only=True), home
     ),
 }
 
@@ -82,7 +85,7 @@ def test_every_use_refuses_in_the_same_words(home: Home, base: Path, use: str) -
         (other_stops, r"its generation_config\.json stops at \[40\]"),
     ):
         change(checkpoint)
-        with pytest.raises(ProblemError, match=rf"step-00000005 does not fit its tokenizer any more(.|\n)*{cause}"):
+        with pytest.raises(ProblemError, match=rf"step-00000005 no longer matches its tokenizer(.|\n)*{cause}"):
             USES[use](home)
         for path in checkpoint.iterdir():
             path.write_bytes(kept[path]) if path in kept else path.unlink()

@@ -1,4 +1,4 @@
-"""A run as base: its weights stay what they were, whatever becomes of the run."""
+"""A run as the base of another: its weights stay the same, whatever happens to the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.config.profile import Profile, ProfileError, parse, pinned
+from engine.config.profile import Profile, ProfileError, parse, pin
 from engine.models import targets
 from engine.prep.pin_base import pin_base
 from engine.protocol.home import Home
@@ -120,8 +120,8 @@ def test_a_whole_checkpoint_is_kept_when_its_run_goes(home: Home, base: Path) ->
 def test_moving_names_are_pinned_when_a_run_is_submitted(home: Home, base: Path) -> None:
     adapter(run_of(home, "first", 5), base)
     for name in ("last", "first", "fir", "first@5"):
-        assert pinned(profile(home, name), home).model.base == "first@5"
-    assert pinned(profile(home, "tiny"), home).model.base == "tiny"
+        assert pin(profile(home, name), home).model.base == "first@5"
+    assert pin(profile(home, "tiny"), home).model.base == "tiny"
 
 
 def test_a_tokenizer_of_a_run_stays_too(home: Home, base: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_tokenizer_of_a_run_stays_too(home: Home, base: Path) -> None:
         "model: {init: config, size: small, tokenizer: last, base: nothing}\nadapter: {kind: none}\n"
         "data: {train: [{source: triples/train.jsonl}]}"
     )
-    named = pinned(parse(text, "x", home.root, home=home), home)
+    named = pin(parse(text, "x", home.root, home=home), home)
     assert (named.model.tokenizer, named.model.base) == ("whole@7", "nothing")
     fixed = pin_base(named, home, lambda *_: None)
     shutil.rmtree(home.run("whole").path)

@@ -1,4 +1,4 @@
-"""What is done to replies: as published, and alike whole and streamed."""
+"""Cleaning up replies: as published, and alike for finished and streamed ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.inference.replies import TIDYINGS, Growing, text_of, tidying
+from engine.inference.replies import CLEANUPS, GrowingReply, decode_reply, find_cleanup
 
 CASES = [
     ("chatglm", " 你好,我是ChatGLM!\n", "你好，我是ChatGLM!"),
@@ -27,21 +27,21 @@ def tokenizer(name: str) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(("name", "raw", "expected"), CASES)
-def test_replies_are_tidied_as_published(name: str, raw: str, expected: str) -> None:
-    assert text_of(tokenizer(name), [raw]) == expected  # type: ignore[list-item]
+def test_replies_are_cleaned_as_published(name: str, raw: str, expected: str) -> None:
+    assert decode_reply(tokenizer(name), [raw]) == expected  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("name", TIDYINGS)
+@pytest.mark.parametrize("name", CLEANUPS)
 @settings(max_examples=400, deadline=None)
 @given(parts=st.lists(st.sampled_from(PARTS), max_size=12))
-def test_a_reply_grows_into_what_it_is_whole(name: str, parts: list[str]) -> None:
-    growing = Growing(tokenizer(name))
+def test_a_growing_reply_equals_the_finished_one(name: str, parts: list[str]) -> None:
+    growing = GrowingReply(tokenizer(name))
     told = "".join(growing.add(part) for part in parts) + growing.finish()
-    assert told == growing.text == TIDYINGS[name].whole("".join(parts))
+    assert told == growing.text == CLEANUPS[name].clean("".join(parts))
 
 
-def test_text_is_told_as_soon_as_it_is_certain() -> None:
-    growing = Growing(tokenizer("chatglm3"))
+def test_text_is_emitted_as_soon_as_it_is_certain() -> None:
+    growing = GrowingReply(tokenizer("chatglm3"))
     assert [growing.add(part) for part in ("\n", " 你", "好", " ", "吗", "[", "x")] == [
         "",
         "你",
@@ -55,10 +55,10 @@ def test_text_is_told_as_soon_as_it_is_certain() -> None:
 
 def test_other_templates_change_nothing() -> None:
     other = SimpleNamespace(chat_template="{{ messages }}", decode=lambda ids, **_: " a , b ")
-    growing = Growing(other)
-    assert text_of(other, []) == " a , b " and growing.add(" ,") == " ," and growing.finish() == ""
+    growing = GrowingReply(other)
+    assert decode_reply(other, []) == " a , b " and growing.add(" ,") == " ," and growing.finish() == ""
 
 
 def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(ValueError, match="chatglm2"):
-        tidying(tokenizer("chatglm9"))
+        find_cleanup(tokenizer("chatglm9"))

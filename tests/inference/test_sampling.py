@@ -1,4 +1,4 @@
-"""Choosing tokens: as transformers' own processors do, and every row by itself."""
+"""Choosing tokens: like transformers' own processors, and each row by itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from engine.config.sampling import PRESETS, SamplingOptions
-from engine.inference.sampling import Row, Sampling, choose, opened, sampling_of
+from engine.inference.sampling import Row, Sampling, change_sampling, choose, make_sampling, open_row
 from engine.inference.sampling import _warp as warp
 
 SIZE = 300
@@ -57,16 +57,16 @@ def by_transformers(scores: torch.Tensor, ids: list[int], sampling: Sampling) ->
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_rows_of_any_settings_become_what_transformers_makes_of_each(ties: bool) -> None:
+def test_settings_act_as_transformers_processors_do(ties: bool) -> None:
     samplings = [Sampling(**{"temperature": 1.0} | each) for each in SETTINGS]
     scores = logits(len(samplings), ties)
     bent = scores.clone()
     for place, sampling in enumerate(samplings):
         row = Row(sampling, history(place)[:10])
-        row.bend(torch.zeros(SIZE))
+        row.adjust(torch.zeros(SIZE))
         for token in history(place)[10:]:  # what is remembered from call to call is as if it were looked up anew
             row.take(token)
-        row.bend(bent[place])
+        row.adjust(bent[place])
     found = warp(bent, samplings)
     for place, sampling in enumerate(samplings):
         expected = by_transformers(scores[place], history(place), sampling)
@@ -89,7 +89,7 @@ def test_a_draw_depends_on_its_own_row_alone() -> None:
     ]
 
     def drawn(samplings: list[Sampling], of: torch.Tensor) -> list[list[int]]:
-        opened_rows = [opened(each, [1, 2], "cpu") for each in samplings]
+        opened_rows = [open_row(each, [1, 2], "cpu") for each in samplings]
         for _ in range(20):
             choose(of, opened_rows)
         return [row.history[2:] for row in opened_rows]
@@ -101,25 +101,25 @@ def test_a_draw_depends_on_its_own_row_alone() -> None:
     assert {*together[1]} == {int(scores[1].argmax())}
 
 
-def test_rows_without_a_generator_draw_from_torchs_own() -> None:
+def test_rows_without_a_generator_use_torchs_default_one() -> None:
     def drawn(seed: int) -> Any:
         torch.manual_seed(seed)
         return choose(logits(4), [Row(Sampling(temperature=2.0), []) for _ in range(4)])
 
     assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
     state = torch.get_rng_state()
-    choose(logits(2), [opened(Sampling(temperature=2.0, seed=3), [], "cpu"), opened(Sampling(), [], "cpu")])
+    choose(logits(2), [open_row(Sampling(temperature=2.0, seed=3), [], "cpu"), open_row(Sampling(), [], "cpu")])
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_what_people_ask_for() -> None:
+def test_settings_of_a_request_are_checked() -> None:
     options = {name: info.get_default(call_default_factory=True) for name, info in SamplingOptions.model_fields.items()}
     assert {each.name for each in fields(Sampling)} == {*options, "schema"}
-    assert sampling_of({}) == Sampling(**options | {"stop": ()}) == Sampling()
-    assert sampling_of({"preset": "chat", "top_k": 7, "top_p": None, "messages": []}) == Sampling(
+    assert make_sampling({}) == Sampling(**options | {"stop": ()}) == Sampling()
+    assert make_sampling({"preset": "chat", "top_k": 7, "top_p": None, "messages": []}) == Sampling(
         temperature=0.8, top_k=7, top_p=0.9
     )
-    assert sampling_of({"stop": "end"}).stop == sampling_of({"stop": ["end"]}).stop == ("end",)
+    assert make_sampling({"stop": "end"}).stop == make_sampling({"stop": ["end"]}).stop == ("end",)
     assert [*PRESETS] == ["creative", "chat", "factual", "greedy"]
     for wrong, said in (
         ({"temperature": -1}, "temperature should be greater than or equal to 0, not -1"),
@@ -129,4 +129,17 @@ def test_what_people_ask_for() -> None:
         ({"schema": 3}, "an object, not int"),
     ):
         with pytest.raises(ValueError, match=said):
-            sampling_of(wrong)
+            make_sampling(wrong)
+
+
+def test_keywords_change_single_fields() -> None:
+    settings = Sampling(max_new_tokens=8, top_k=5, stop=("a",))
+    changed = change_sampling(settings, {"temperature": 0.7, "stop": "end", "top_k": None})
+    assert changed == Sampling(max_new_tokens=8, temperature=0.7, stop=("end",))
+    assert change_sampling(settings, {}) is settings
+    with pytest.raises(TypeError, match="'temprature' is no setting of sampling, did you mean temperature"):
+        change_sampling(settings, {"temprature": 0.7})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(TypeError, match="'device' is no setting of sampling; they are max_new_tokens, temperature"):
+        change_sampling(settings, {"device": "cpu"})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(ValueError, match="top_p should be less than or equal to 1, not 2"):
+        change_sampling(settings, {"top_p": 2})

@@ -1,4 +1,4 @@
-"""A reward model that was trained in 16 bits with an adapter in 32: asked as its training asked it, alone or in company."""
+"""A reward model trained in 16 bits with an adapter in 32 scores as in training, alone or in a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that join and leave at any token get the tokens that `model.generate` gives each alone."""
+"""Continuous batching: rows that join and leave at any token get the tokens of `model.generate` alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from engine.inference.sampling import Sampling
 from engine.serving import scheduler as scheduling
-from engine.serving.scheduler import Ended, Job, Refused, Said, Scheduler
+from engine.serving.jobs import Job, JobEnd, JobText, Rejection
+from engine.serving.scheduler import Scheduler
 from tests.training.harness import make_model
 
 LATER = 60.0
@@ -22,17 +23,17 @@ class Desk:
     """A scheduler on its thread, and what it told."""
 
     def __init__(self, model: Any, tokenizer: Any, **settings: Any) -> None:
-        self.ended: dict[Job, Ended] = {}
+        self.ended: dict[Job, JobEnd] = {}
         self.said: dict[Job, str] = {}
         self.come = threading.Condition()
         self.scheduler = Scheduler(model, tokenizer, frozenset({1}), self._deliver, **settings)
         self.thread = threading.Thread(target=self.scheduler.run)
         self.thread.start()
 
-    def _deliver(self, told: list[tuple[Job, Said | Ended]]) -> None:
+    def _deliver(self, told: list[tuple[Job, JobText | JobEnd]]) -> None:
         with self.come:
             for job, event in told:
-                if isinstance(event, Ended):
+                if isinstance(event, JobEnd):
                     assert job not in self.ended, "a job ends once"
                     self.ended[job] = event
                 else:
@@ -67,7 +68,7 @@ def tiny(folder: Path, **changes: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"sliding_window": 24}], ids=["all tokens", "a window"])
-def test_a_crowd_gets_what_each_would_get_alone(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_replies_in_a_batch_equal_those_alone(tmp_path: Path, changes: dict[str, Any]) -> None:
     import torch
 
     torch.manual_seed(0)
@@ -96,7 +97,7 @@ def test_a_crowd_gets_what_each_would_get_alone(tmp_path: Path, changes: dict[st
     desk.close()
 
 
-def test_a_seed_says_a_reply_whoever_is_beside_it(tmp_path: Path) -> None:
+def test_a_seeded_reply_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     model, tokenizer = tiny(tmp_path)
     desk = Desk(model, tokenizer, slots=8)
     alone = desk.job([5, 6, 7], 20, temperature=1.0, top_k=30, seed=11)
@@ -111,7 +112,7 @@ def test_a_seed_says_a_reply_whoever_is_beside_it(tmp_path: Path) -> None:
     desk.close()
 
 
-def test_who_leaves_or_is_late_frees_the_place_and_the_queue_has_an_end(tmp_path: Path) -> None:
+def test_cancelled_and_late_jobs_free_their_place_and_the_queue_is_limited(tmp_path: Path) -> None:
     model, tokenizer = tiny(tmp_path)
     desk = Desk(model, tokenizer, slots=2, queue=1)
     long = [desk.job([9, 10], 200), desk.job([9, 11], 200)]
@@ -120,7 +121,7 @@ def test_who_leaves_or_is_late_frees_the_place_and_the_queue_has_an_end(tmp_path
     late = desk.job([4], 5)
     late.deadline = time.monotonic() + 0.01
     desk.scheduler.submit([late])
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Rejection) as refused:
         desk.scheduler.submit([desk.job([4], 5)])
     assert refused.value.full
     desk.until(lambda: late in desk.ended)
@@ -131,14 +132,14 @@ def test_who_leaves_or_is_late_frees_the_place_and_the_queue_has_an_end(tmp_path
     assert desk.ended[long[0]].finish == "cancelled" and time.monotonic() - began < 0.2
     assert long[0].tokens < 200
     desk.scheduler.drain()
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Rejection) as refused:
         desk.scheduler.submit([desk.job([4], 5)])
     assert not refused.value.full
     desk.close()
     assert desk.ended[long[1]].finish in ("closing", "length")
 
 
-def test_a_failure_costs_the_replies_it_concerns_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_ends_only_the_replies_concerned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny(tmp_path)
     forward = type(model).forward
 
@@ -153,7 +154,7 @@ def test_a_failure_costs_the_replies_it_concerns_alone(tmp_path: Path, monkeypat
     bad, good = desk.job([13, 14], 4), desk.job([15, 16], 4)
     desk.scheduler.submit([bad, good])
     desk.until(lambda: len(desk.ended) == 2)
-    assert desk.ended[bad] == Ended("failed", "unable to allocate memory")
+    assert desk.ended[bad] == JobEnd("failed", "unable to allocate memory")
     assert desk.ended[good].finish == "length"
     desk.close()
 

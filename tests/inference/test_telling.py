@@ -1,4 +1,4 @@
-"""Tokens become text that may be told: with stop texts, thinking, and characters of several tokens, whole and as it grows."""
+"""Tokens become text, streamed and finished alike: stop texts, thinking, and characters of several tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.inference.detokenizer import Telling, behind_thinking, held_from, marks, stop_tokens
+from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end, split_place, thinking_marks
 
 
 class Letters:
@@ -33,19 +33,21 @@ class Letters:
         return type("Encoded", (), {"input_ids": ids})
 
 
-def told(text: str | list[int], stop: tuple[str, ...] = (), prompt: str = "", template: str | None = None) -> Telling:
-    """All pieces, put together, are what the whole is."""
-    telling = Telling(Letters(template), [*prompt.encode()], stop)
+def stream_reply(
+    text: str | list[int], stop: tuple[str, ...] = (), prompt: str = "", template: str | None = None
+) -> StreamedReply:
+    """Stream a reply, and check that its pieces together are the finished text."""
+    streamed = StreamedReply(Letters(template), [*prompt.encode()], stop)
     said = thought = ""
     for token in text if isinstance(text, list) else text.encode():
-        piece = telling.add(token)
+        piece = streamed.add(token)
         said, thought = said + piece.text, thought + piece.thinking
         assert not any(each in said for each in stop) and "\ufffd" not in said
-        if telling.stopped:
+        if streamed.stopped:
             break
-    piece = telling.finish()
-    assert (said + piece.text, thought + piece.thinking) == (telling.text, telling.thinking)
-    return telling
+    piece = streamed.finish()
+    assert (said + piece.text, thought + piece.thinking) == (streamed.text, streamed.thinking)
+    return streamed
 
 
 @pytest.mark.parametrize(
@@ -64,8 +66,8 @@ def told(text: str | list[int], stop: tuple[str, ...] = (), prompt: str = "", te
     ],
 )
 def test_a_reply_ends_before_a_stop_text(text: str, stop: tuple[str, ...], expected: str) -> None:
-    telling = told(text, stop)
-    assert (telling.text, telling.stopped) == (expected, expected != text)
+    streamed = stream_reply(text, stop)
+    assert (streamed.text, streamed.stopped) == (expected, expected != text)
 
 
 @settings(max_examples=300, deadline=None)
@@ -73,11 +75,11 @@ def test_a_reply_ends_before_a_stop_text(text: str, stop: tuple[str, ...], expec
     text=st.text(alphabet="ab中 \n<>/think", max_size=30),
     stop=st.lists(st.text(alphabet="ab中 ", min_size=1, max_size=3), max_size=2),
 )
-def test_streamed_text_is_cut_where_the_whole_would_be(text: str, stop: list[str]) -> None:
+def test_streamed_text_ends_where_the_finished_text_does(text: str, stop: list[str]) -> None:
     if text.lstrip().startswith("<think>"):
         return
     ends = [(place + len(each), place) for each in stop if (place := text.find(each)) >= 0]
-    assert told(text, tuple(stop)).text == text[: min(ends, default=(0, len(text)))[1]]
+    assert stream_reply(text, tuple(stop)).text == text[: min(ends, default=(0, len(text)))[1]]
 
 
 @pytest.mark.parametrize(
@@ -92,31 +94,31 @@ def test_streamed_text_is_cut_where_the_whole_would_be(text: str, stop: list[str
         ("<think>a < b</think>1 < 2", "", "a < b", "1 < 2"),
     ],
 )
-def test_thinking_stands_apart(text: str, prompt: str, thinking: str, reply: str) -> None:
-    telling = told(text, ("END",), prompt)
-    assert (telling.thinking, telling.text) == (thinking, reply)
+def test_thinking_is_separated_from_the_reply(text: str, prompt: str, thinking: str, reply: str) -> None:
+    streamed = stream_reply(text, ("END",), prompt)
+    assert (streamed.thinking, streamed.text) == (thinking, reply)
 
 
-def test_a_template_names_its_own_marks() -> None:
+def test_a_template_can_name_its_marks_of_thinking() -> None:
     mistral = "{{ messages }} [THINK]x[/THINK]"
-    assert marks(Letters(mistral)) == ("[THINK]", "[/THINK]")
-    assert marks(Letters("{#- ours. thinking: <<< >>> -#}x")) == ("<<<", ">>>")
-    assert told("<<<hm>>>ja", template="{#- ours. thinking: <<< >>> -#}x").thinking == "hm"
+    assert thinking_marks(Letters(mistral)) == ("[THINK]", "[/THINK]")
+    assert thinking_marks(Letters("{#- ours. thinking: <<< >>> -#}x")) == ("<<<", ">>>")
+    assert stream_reply("<<<hm>>>ja", template="{#- ours. thinking: <<< >>> -#}x").thinking == "hm"
     with pytest.raises(ValueError, match="names 1 marks"):
-        marks(Letters("{#- ours. thinking: <<< -#}x"))
+        thinking_marks(Letters("{#- ours. thinking: <<< -#}x"))
     # Marks that are special tokens, which are no text otherwise.
-    telling = told([257, *b"hm", 258, *b"ja", 256], template=mistral)
-    assert (telling.thinking, telling.text) == ("hm", "ja")
+    streamed = stream_reply([257, *b"hm", 258, *b"ja", 256], template=mistral)
+    assert (streamed.thinking, streamed.text) == ("hm", "ja")
 
 
-def test_what_a_schema_waits_for() -> None:
-    assert behind_thinking(Letters(), [*b"hi <think>\n"]) == tuple(b"</think>")
-    assert behind_thinking(Letters(), [*b"hi"]) == ()
+def test_a_schema_begins_after_thinking() -> None:
+    assert find_thinking_end(Letters(), [*b"hi <think>\n"]) == tuple(b"</think>")
+    assert find_thinking_end(Letters(), [*b"hi"]) == ()
 
 
-def test_half_a_character_at_the_end_is_not_told() -> None:
-    assert told([*"中文".encode()][:-1]).text == "中"
+def test_half_a_character_at_the_end_is_not_emitted() -> None:
+    assert stream_reply([*"中文".encode()][:-1]).text == "中"
 
 
 def test_stop_texts_that_are_tokens() -> None:
-    assert stop_tokens(Letters(), ("<s>", "x")) == {256} and held_from("abEN", ("END",)) == 2
+    assert find_stop_tokens(Letters(), ("<s>", "x")) == {256} and split_place("abEN", ("END",)) == 2

@@ -1,4 +1,4 @@
-"""A model folder without a tokenizer: the model is loaded, and says that it cannot chat."""
+"""A model folder without a tokenizer: the model loads, and reports that it cannot chat."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "mute"
 
 
-def test_the_model_is_loaded_and_says_that_it_cannot_chat(folder: Path, tmp_path: Path) -> None:
+def test_the_model_loads_and_reports_that_it_cannot_chat(folder: Path, tmp_path: Path) -> None:
     import torch
 
     loaded = load(str(folder), home=Home(tmp_path), dtype="float32", device="cpu")

@@ -1,4 +1,4 @@
-"""The doctor on this machine, and on a folder that is ill."""
+"""The doctor on this machine, and on a damaged folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def doctor(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-def test_this_machine_is_looked_over(home: Home) -> None:
+def test_this_machine_is_checked(home: Home) -> None:
     status, out = doctor("--home", str(home.root), "--json")
     document = json.loads(out)
     checks = {check["name"]: check for check in document["checks"]}
@@ -41,6 +41,6 @@ def test_a_folder(smollm2: Path, tmp_path: Path) -> None:
     assert doctor(str(tmp_path / "absent"))[0] == 2
 
 
-def test_a_probe_that_dies_is_an_answer() -> None:
-    good, told = probes.run("no such probe")
+def test_a_probe_that_crashes_is_a_result() -> None:
+    good, told = probes.run_probe("no such probe")
     assert not good and "KeyError" in told

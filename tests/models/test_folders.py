@@ -63,16 +63,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_named(folder: Path, kind: str) -> None:
-    assert folders.problems(folder) == []
+    assert folders.find_problems(folder) == []
     damage, expected = DAMAGE[kind]
     damage(folder)
-    found = folders.problems(folder)
+    found = folders.find_problems(folder)
     assert len(found) == 1 and expected in found[0], found
 
 
 def test_the_embedded_model_is_whole_by_hash_and_a_flipped_bit_is_not(smollm2: Path, tmp_path: Path) -> None:
-    assert folders.problems(smollm2) == []
-    assert folders.hash_problems(smollm2, lambda *_: None) == (1, [])
+    assert folders.find_problems(smollm2) == []
+    assert folders.check_hashes(smollm2, lambda *_: None) == (1, [])
     copy = tmp_path / smollm2.name
     shutil.copytree(smollm2, copy)
     weights = copy / "model.safetensors"
@@ -81,8 +81,8 @@ def test_the_embedded_model_is_whole_by_hash_and_a_flipped_bit_is_not(smollm2: P
         last = file.read(1)[0]
         file.seek(-1, 2)
         file.write(bytes([last ^ 1]))
-    assert folders.problems(copy) == []
-    hashed, wrong = folders.hash_problems(copy, lambda *_: None)
+    assert folders.find_problems(copy) == []
+    hashed, wrong = folders.check_hashes(copy, lambda *_: None)
     assert hashed == 1 and "are not those of smollm2-135m-instruct" in wrong[0]
 
 
@@ -124,7 +124,7 @@ def test_find_looks_where_tools_keep_models(folder: Path, tmp_path: Path, monkey
     found = {each.name: each for each in find(home, [tmp_path / "given"])}
     assert set(found) == {"mine", "org/name", str(scope), str(tmp_path / "given" / "deep" / "adapter")}
     assert found["org/name"].where == "huggingface" and found["org/name"].problems == []
-    assert folders.hash_problems(found["org/name"].path, lambda *_: None) == (1, []), "a blob is named by its hash"
+    assert folders.check_hashes(found["org/name"].path, lambda *_: None) == (1, []), "a blob is named by its hash"
     assert "cut off" in found[str(scope)].problems[0]
     assert found[str(tmp_path / "given" / "deep" / "adapter")].kind == "adapter"
 

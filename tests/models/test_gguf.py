@@ -92,7 +92,7 @@ def test_a_file_and_its_folder_are_targets(tmp_path: Path) -> None:
     assert torch.equal(expected.bfloat16(), weight)
 
 
-def test_what_is_no_gguf_is_said(tmp_path: Path) -> None:
+def test_a_file_that_is_no_gguf_is_reported(tmp_path: Path) -> None:
     home = Home(tmp_path / "home").create()
     (tmp_path / "broken.gguf").write_bytes(b"GGUF no more")
     with pytest.raises(ProblemError, match=r"broken\.gguf cannot be loaded"):
@@ -102,4 +102,4 @@ def test_what_is_no_gguf_is_said(tmp_path: Path) -> None:
     with pytest.raises(ProblemError) as refused:
         targets.resolve(str(tmp_path), home, tmp_path)
     assert "2 GGUF files" in refused.value.problem.cause
-    assert gguf.note(tmp_path) == ""
+    assert gguf.describe_source(tmp_path) == ""

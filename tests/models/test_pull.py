@@ -1,4 +1,4 @@
-"""Pulling models: from a hub that breaks off, refuses or is a mirror, and the catalogue's, by one process or several."""
+"""Pulling models from a hub that breaks off, refuses or is a mirror, and from the catalogue, by one process or several."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_killed_pull_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_hub_refuses_is_said_with_its_mend(hub: Hub, tmp_path: Path) -> None:
+def test_a_refusal_of_the_hub_is_reported_with_a_hint(hub: Hub, tmp_path: Path) -> None:
     unknown = pulling(hub, tmp_path, "org/other")
     error = json.loads(unknown.communicate(timeout=60)[0])["error"]
     assert unknown.returncode == 1
@@ -130,7 +130,9 @@ def test_a_pull_that_fails_or_is_killed_leaves_nothing_under_the_name(
     assert [path.name for path in folder.iterdir()] == ["whole"]
 
 
-def test_too_little_disk_is_said_before_anything_is_fetched(bare_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_is_reported_before_anything_is_fetched(
+    bare_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(catalogue.CATALOGUE, "test-model", entry(lambda *_: pytest.fail("fetched"), disk=10**18))
     with pytest.raises(ProblemError, match="Too little disk") as raised:
         catalogue.pull("test-model", bare_home, lambda *_: None)

@@ -1,4 +1,4 @@
-"""Models of one's own shape: what is refused, and what is built."""
+"""Models with a shape of their own: which are refused, and what is built."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def problems(home: Path, base: Path, text: str) -> str:
             [
                 "model.config.hidden_size: 30 cannot be shared evenly by 4 heads",
                 "model.config.num_key_value_heads: must be a divisor of num_attention_heads (4), not 3",
-                "data.max_length: is 1024, and the new model is made for 512 tokens",
+                "data.max_length: is 1024, and the new model has positions for 512 tokens",
                 "model.quantization: random weights are trained in full",
-                "adapter.kind: an adapter on random weights learns nothing of use",
+                "adapter.kind: an adapter on random weights learns nothing useful",
             ],
         ),
         (
@@ -63,7 +63,7 @@ def problems(home: Path, base: Path, text: str) -> str:
         ),
         (
             "model: {{base: {base}, size: small}}\nadapter: {{kind: none}}",
-            ["model.size: is for a model that begins with random weights: set model.init to config"],
+            ["model.size: is only for a model that starts from random weights: set model.init to config"],
         ),
         (
             "model: {{base: {base}, init: config, config: {{hidden_size: 36, num_attention_heads: 4}}}}\nadapter: {{kind: none}}",
@@ -97,7 +97,7 @@ def test_sizes_are_what_the_help_says() -> None:
     help_text = ModelOptions.model_fields["size"].description or ""
     counts = []
     for size in scratch.SIZES:
-        wanted = scratch.shape(options(size=size))
+        wanted = scratch.build_shape(options(size=size))
         wanted.pop("rope_theta")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=1, **wanted))
@@ -105,13 +105,13 @@ def test_sizes_are_what_the_help_says() -> None:
     assert f"{counts[0]} or {counts[1]} million" in help_text and list(scratch.SIZES) == ["small", "medium"]
 
 
-def test_a_shape_of_ones_own_stands_on_a_size() -> None:
-    found = scratch.shape(options(size="medium", config={"num_hidden_layers": 3, "tie_word_embeddings": False}))
+def test_a_shape_of_ones_own_is_based_on_a_size() -> None:
+    found = scratch.build_shape(options(size="medium", config={"num_hidden_layers": 3, "tie_word_embeddings": False}))
     assert (found["num_hidden_layers"], found["hidden_size"], found["tie_word_embeddings"]) == (3, 1024, False)
-    assert scratch.shape(options(config={"rope_theta": 5e5}))["hidden_size"] == 512
+    assert scratch.build_shape(options(config={"rope_theta": 5e5}))["hidden_size"] == 512
 
 
-def test_a_run_is_said_to_begin_from_what_it_begins_from() -> None:
+def test_origin_describes_what_a_run_starts_from() -> None:
     own = {"tokenizer": "folder", "base": "unused"}
     begins = [options(size="medium", **own), options(config=SMALLEST, **own), options(**own), ModelOptions(base="last")]
     assert [each.origin for each in begins] == ["random (medium)", "random (own shape)", "unused", "last"]
@@ -124,7 +124,7 @@ def test_weights_are_the_seeds_alone_and_load_plainly(tiny: Path, tmp_path: Path
 
     def built(seed: int, *, own: bool = True, **model: Any) -> Any:
         torch.manual_seed(next(before))  # what was drawn before must not matter
-        return scratch.build(options(**model), str(tiny), tokenizer, own, [1], seed)
+        return scratch.build_model(options(**model), str(tiny), tokenizer, own, [1], seed)
 
     one, same, other = (built(seed, config=SMALLEST | {"num_key_value_heads": 1}) for seed in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
@@ -146,7 +146,7 @@ def test_weights_are_the_seeds_alone_and_load_plainly(tiny: Path, tmp_path: Path
 def test_an_end_token_that_also_pads_is_still_trained(tiny: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.pad_token = tokenizer.eos_token
-    model = scratch.build(options(config=SMALLEST | {"num_key_value_heads": 1}), None, tokenizer, True, [1], 0)
+    model = scratch.build_model(options(config=SMALLEST | {"num_key_value_heads": 1}), None, tokenizer, True, [1], 0)
     model(torch.tensor([[1, 5]]), labels=torch.tensor([[1, 5]])).loss.backward()
     untied = model.model.embed_tokens.padding_idx
     assert untied is None

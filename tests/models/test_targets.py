@@ -78,7 +78,7 @@ def test_runs(place: Home, base: Path) -> None:
     assert resolve("be", place).label == "beta-1@10"
     assert resolve("alpha-1@75", place).step == 75
     assert resolve("last@25", place).label == "alpha-2@25"
-    with pytest.raises(ProblemError, match="is the beginning of 2 runs"):
+    with pytest.raises(ProblemError, match="matches 2 runs"):
         resolve("alpha", place)
     with pytest.raises(ProblemError, match="no checkpoint at step 60"):
         resolve("alpha-1@60", place)
@@ -119,12 +119,12 @@ def test_an_adapter_whose_home_has_moved_finds_its_base_by_name(place: Home, bas
     lost = adapter_folder(tmp_path / "lost", "/elsewhere/models/other")
     with pytest.raises(ProblemError, match="base model of the adapter") as caught:
         resolve(str(lost), place)
-    assert "under the name other" in caught.value.problem.hint
+    assert "with the name other" in caught.value.problem.hint
 
 
 def test_a_profile_names_its_base(place: Home, base: Path) -> None:
     def found(name: str) -> list[tuple[str, str]]:
-        return list(checks.base({"model": ModelOptions(base=name)}, place.root, place))
+        return list(checks.check_base({"model": ModelOptions(base=name)}, place.root, place))
 
     assert found("tiny") == found("smollm2-135m-instruct") == []
     [(key, message)] = found("tinny")
@@ -132,14 +132,16 @@ def test_a_profile_names_its_base(place: Home, base: Path) -> None:
     (base / "tokenizer.json").unlink()
     [(key, message)] = found("tiny")
     assert "cannot be loaded: no tokenizer" in message
-    assert list(checks.base({}, place.root, place)) == []
+    assert list(checks.check_base({}, place.root, place)) == []
 
 
 def test_an_adapter_is_a_base_like_any_other_when_all_of_it_is_whole(place: Home, base: Path) -> None:
     make_run(place, "first-run", base, {10: True})
 
     def said() -> str:
-        return dict(checks.base({"model": ModelOptions(base="first-run")}, place.root, place)).get("model.base", "")
+        return dict(checks.check_base({"model": ModelOptions(base="first-run")}, place.root, place)).get(
+            "model.base", ""
+        )
 
     assert said() == ""
     (base / "model.safetensors").unlink()

@@ -57,6 +57,16 @@ def test_the_wheel_holds_two_packages_with_profiles_and_samples_inside(wheel: Pa
     assert not [name for name in names if "__pycache__" in name]
 
 
+def test_the_wheel_is_typed_and_carries_its_licence(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    assert {"cockpit/py.typed", "engine/py.typed"} <= set(archive.namelist())
+    (licence,) = (name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
+    assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+    (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    required = [line for line in archive.read(metadata).decode().splitlines() if line.startswith("Requires-Dist: trl")]
+    assert len(required) == 1 and "extra == 'dev'" in required[0], "trl is for tests and benchmarks alone"
+
+
 def test_the_command_works_away_from_the_checkout(installed: Path, tmp_path: Path) -> None:
     cockpit = installed / "cockpit"
     assert "verbs:" in run(cockpit, "--help", home=tmp_path)
@@ -65,7 +75,7 @@ def test_the_command_works_away_from_the_checkout(installed: Path, tmp_path: Pat
     assert path.parts[-4:] == ("site-packages", "engine", "profiles", "triples-qlora.yaml")
     assert path.is_relative_to(installed.parent)
     assert json.loads(run(cockpit, "profile", "check", "triples-qlora", "--json", home=tmp_path))["ok"]
-    find_data = "from engine.config.bundled import bundled; print(bundled('data'))"
+    find_data = "from engine.config.bundled import find_bundled; print(find_bundled('data'))"
     assert Path(run(installed / "python", "-c", find_data, home=tmp_path).strip()).is_relative_to(installed.parent)
 
 

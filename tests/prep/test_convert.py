@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.prep import detect_format
 from engine.prep.verbs import convert
 from engine.protocol.home import Home
@@ -125,7 +125,7 @@ def command(file: Path, to: str, out: Path, home: Path) -> list[str]:
 
 
 def test_the_verb_prints_its_counts_as_json(tmp_path: Path) -> None:
-    source = bundled("data") / "samples/sharegpt.jsonl"
+    source = find_bundled("data") / "samples/sharegpt.jsonl"
     done = subprocess.run(
         command(source, "messages", tmp_path / "out.jsonl", tmp_path / "home"),
         capture_output=True,

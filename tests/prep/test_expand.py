@@ -122,14 +122,14 @@ def test_thought_graphs_must_fit_their_schema(tmp_path: Path) -> None:
 
 
 def test_graphs_inside_conversations_stay_there(tmp_path: Path) -> None:
-    said = thought_graph.written(graph("Is time real?"))
+    said = thought_graph.write_graph(graph("Is time real?"))
     chat = [*thought_graph.messages("Is time real?"), {"role": "assistant", "content": said}]
     seeds = write(tmp_path / "seeds.jsonl", {"messages": chat})
     with LoopbackService(replies(graph("Why laugh?"))) as service:
         run(options(service, samples=1), tmp_path / "out", seeds)
     (row,) = lines(tmp_path / "out" / "rows.jsonl")
     assert row["messages"][:-1] == thought_graph.messages("Why laugh?")
-    assert row["messages"][-1]["content"] == thought_graph.written(graph("Why laugh?"))
+    assert row["messages"][-1]["content"] == thought_graph.write_graph(graph("Why laugh?"))
 
 
 def test_rows_of_any_shape_are_made_in_that_shape(tmp_path: Path) -> None:
@@ -494,7 +494,7 @@ def test_a_missing_key_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Mo
 def test_unknown_tasks_and_prompts_without_seeds_are_named() -> None:
     with pytest.raises(ValueError, match=r"expand\.task: there is no task triple, did you mean triples\?"):
         check_options(ExpandOptions(task="triple"))
-    with pytest.raises(ValueError, match=r"expand\.prompts\.rows has no \{seed\}"):
+    with pytest.raises(ValueError, match=r"expand\.prompts\.rows: has no \{seed\}"):
         check_options(ExpandOptions(prompts={"rows": "Write {count}."}))
 
 

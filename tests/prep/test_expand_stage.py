@@ -17,7 +17,7 @@ from engine.prep.prepare import prepare
 from engine.protocol import journal
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError, Resume, RunRef, Submit
-from engine.workers.prepare import warnings
+from engine.workers.prepare import list_warnings
 from tests.prep.conftest import ProfileOver, chat, write
 from tests.prep.service import LoopbackService, completion
 from tests.prep.test_prepare import quiet, rows_of
@@ -76,7 +76,7 @@ def test_new_rows_are_trained_on_and_told(home: Home, profile_over: ProfileOver,
     for line in made(prepared):
         assert json.loads(line)["messages"][0]["content"] in trained
     assert {("expanding", 0, 10), ("expanding", 10, 10)} <= set(told)
-    assert list(warnings(prepared)) == []
+    assert list(list_warnings(prepared)) == []
 
 
 def test_nothing_is_asked_twice(home: Home, profile_over: ProfileOver, service: LoopbackService) -> None:
@@ -160,17 +160,19 @@ def test_limits_hold_and_what_is_missing_is_told(
     expanded = first["expanded"]
     used = expanded["prompt_tokens"] + expanded["reply_tokens"]
     assert 0 < used <= 1500 and expanded["rows"] < 50 and expanded["cost"] == used / 1e5
-    ((message, hint),) = warnings(first)
+    ((code, message, hint),) = list_warnings(first)
     assert message.endswith("expand.token_limit of 1500 leaves no room for another request") and hint
+    assert code == "expand.limit"
 
 
 def test_rejected_rows_are_warned_of(home: Home, profile_over: ProfileOver) -> None:
     with LoopbackService(lambda number, body: completion('["nothing"]')) as service:
         prepared = prepare(profile_over(SEEDS, **expanding(service)), home, quiet)
     assert prepared["rows"] == 6 and prepared["expanded"]["rows"] == 0
-    (rejected, _), (stopped, _) = warnings(prepared)
-    assert rejected.startswith("10 expanded rows were not taken (10 bad row")
-    assert "the last 10 answers held no good row" in stopped
+    rejected, stopped = list_warnings(prepared)
+    assert rejected.message.startswith("10 expanded rows were not taken (10 bad row")
+    assert "the last 10 answers held no good row" in stopped.message
+    assert (rejected.code, stopped.code) == ("expand.rejected", "expand.stalled")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.prep import detect_format
 from engine.prep.formats import FORMATS
 from engine.tasks import thought_graph
@@ -301,13 +301,13 @@ def test_a_label_that_is_no_judgement_makes_no_kto_row() -> None:
 
 
 def samples() -> list[tuple[str, str]]:
-    catalog = YAML(typ="safe").load(bundled("data") / "catalog.yaml")
-    return [(file, entry["format"]) for file, entry in catalog["samples"]["files"].items()]
+    catalog = YAML(typ="safe").load(find_bundled("data") / "catalog.yaml")
+    return [(file, entry["shape"]) for file, entry in catalog["samples"]["files"].items()]
 
 
 @pytest.mark.parametrize(("file", "shape"), samples())
 def test_bundled_samples_have_the_shape_that_the_catalog_says(file: str, shape: str) -> None:
-    rows = [json.loads(line) for line in (bundled("data") / file).read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (find_bundled("data") / file).read_text(encoding="utf-8").splitlines()]
     assert 10 <= len(rows) <= 40
     assert detect_format.detect(rows) == shape
     assert all(detect_format.detect([row]) == shape for row in rows)
@@ -317,5 +317,5 @@ def test_bundled_samples_have_the_shape_that_the_catalog_says(file: str, shape: 
 def test_there_is_a_sample_of_every_shape_and_every_one_is_listed() -> None:
     listed = dict(samples())
     assert set(listed.values()) == set(FORMATS)
-    folder = bundled("data") / "samples"
+    folder = find_bundled("data") / "samples"
     assert {f"samples/{path.name}" for path in folder.iterdir()} == set(listed)

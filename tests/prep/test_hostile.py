@@ -341,7 +341,7 @@ MONSTERS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda path: long_line(path, b'text\n"', b"line, of text " * 1170 + b"\n\n\n\n", b'"\nnext\n', GIGABYTE // 4),
         "1 1",
     ),
-    "row.json": (lambda path: long_line(path, b'[{"text": "', b"\0", b'"}, {"text": "next"}]'), "1 1"),
+    "row.json": (lambda path: long_line(path, b'[{"text": "', b"\0", b'"}, {"text": "next"}]', GIGABYTE // 4), "1 1"),
     "row.jsonl.gz": (packed_zeros, "1 1"),
     "rows.json": (many_rows, "100001 0"),
     "rows.parquet": (large_parquet, "100000 0"),

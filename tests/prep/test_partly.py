@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.prep import partial
 from engine.prep.browse import Browser
 from engine.prep.expand import decisions
@@ -128,7 +128,7 @@ def test_the_rows_that_leave_a_stage_are_browsed(home: Home, profile_over: Profi
 
 def test_rows_that_a_profile_has_made_are_decided(home: Home, profile_over: ProfileOver) -> None:
     with LoopbackService() as service:
-        seeds = (bundled("data") / "triples" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:12]
+        seeds = (find_bundled("data") / "triples" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:12]
         profile = profile_over(list(seeds), expand={"samples": 5, "base_url": service.url})
         assert partial.list_stages(profile) == ["expand", "validate", "tokenize"]
         browser = Browser(profile, home, quiet)

@@ -13,7 +13,7 @@ from engine.prep.prepare import prepare
 from engine.protocol.home import Home
 from engine.protocol.journal import End
 from engine.protocol.messages import ProblemError
-from engine.workers.prepare import warnings
+from engine.workers.prepare import list_warnings
 from tests.prep.conftest import ProfileOver, write
 from tests.prep.test_prepare import quiet, rows_of
 from tests.prep.test_stages import asked, sentence
@@ -103,7 +103,7 @@ def test_max_rows_is_a_seeded_sample_over_all_sources(home: Home, profile_over: 
 
 def test_what_stages_dropped_is_said(home: Home, profile_over: ProfileOver) -> None:
     prepared = prepare(profile_over(ROWS * 2, clean={"boilerplate": ["bal"]}, dedup={}), home, quiet)
-    messages = [message for message, _ in warnings(prepared)]
+    messages = [remark.message for remark in list_warnings(prepared)]
     dropped = next(stage["rejected"] for stage in prepared["stages"] if stage["name"] == "clean")
     assert any(message.startswith("dedup left out") and "exact" in message for message in messages)
     assert 0 < dropped < 120 and any(f"clean left out {dropped} of 120 rows of train" in each for each in messages)
@@ -133,7 +133,7 @@ def test_what_is_tokenised_already_is_trained_on_as_it_is(home: Home, profile_ov
     assert again["train"] == made["train"] and again["validation"] is None
     assert all(again[key] == made[key] for key in ("rows", "tokens", "trained_tokens", "base"))
     assert again["stats"]["train"]["max"] == made["stats"]["train"]["max"]
-    assert list(warnings(again)) == []
+    assert list(list_warnings(again)) == []
     for more, message in (({"dedup": {}}, "works on rows"), ({"max_length": 16}, "more than data.max_length")):
         with pytest.raises(ProblemError, match=message):
             prepare(profile_over(ROWS, **{"train": [{"source": made["train"]}], **more}), home, quiet)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.bundled import bundled as bundled_folder
+from engine.config.bundled import find_bundled as bundled_folder
 from engine.prep import detect_format
 from engine.prep.prepare import prepare
 from engine.prep.rows import Rejects
@@ -205,7 +205,7 @@ def test_sets_on_disk_do_not_hang_on_the_number_of_processes(
     assert token_counts(loaded) == counted and sum(counted) == made["one"].counts.tokens
 
 
-def bundled(name: str) -> list[dict[str, Any]]:
+def find_bundled(name: str) -> list[dict[str, Any]]:
     path = bundled_folder("data") / "samples" / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -219,7 +219,7 @@ def test_a_profile_of_preferences(
 ) -> None:
     from datasets import load_from_disk
 
-    rows = bundled(sample)
+    rows = find_bundled(sample)
     prepared = prepare(profile_over(rows, rows[:2], f"method.kind={kind}"), home, lambda *_: None)
     train = load_from_disk(prepared["train"])
     assert train.column_names == columns and len(train) == prepared["rows"] == len(rows)
@@ -231,7 +231,7 @@ def test_a_profile_of_preferences(
 
 def test_rows_that_do_not_fit_the_method_are_refused_with_a_mend(home: Home, profile_over: ProfileOver) -> None:
     with pytest.raises(ProblemError) as error:
-        prepare(profile_over(bundled("preference")), home, lambda *_: None)
+        prepare(profile_over(find_bundled("preference")), home, lambda *_: None)
     assert error.value.problem.title == "data.train does not hold what method.kind sft trains on"
     assert error.value.problem.hint == "set method.kind to dpo, orpo or reward, or name other rows in data.train"
     with pytest.raises(ProblemError) as error:
@@ -239,7 +239,7 @@ def test_rows_that_do_not_fit_the_method_are_refused_with_a_mend(home: Home, pro
     assert error.value.problem.hint == "set method.kind to sft, or name other rows in data.train"
     mixed = prepare(
         profile_over(
-            [*bundled("preference"), {"prompt": "q", "chosen": "a"}], None, "method.kind=dpo", max_rejected=0.2
+            [*find_bundled("preference"), {"prompt": "q", "chosen": "a"}], None, "method.kind=dpo", max_rejected=0.2
         ),
         home,
         lambda *_: None,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.prep import detect_format
 from engine.prep.chat_labels import Refusal, RenderedRow, Renderer
 
@@ -57,7 +57,7 @@ MULTI = chat(("user", " one "), ("assistant", "two"), ("user", "three 三"), ("a
 SAMPLES = [
     canonical
     for name in ("messages", "sharegpt")
-    for line in (bundled("data") / f"samples/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in (find_bundled("data") / f"samples/{name}.jsonl").read_text(encoding="utf-8").splitlines()
     for canonical in detect_format.convert(name, json.loads(line))
 ]
 WITH_TOOLS = [row for row in SAMPLES if "tools" in row]

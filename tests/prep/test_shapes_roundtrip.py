@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.prep import detect_format
 from engine.prep.formats import FORMATS
 from tests.prep.test_formats import GOOD, GRAPH
@@ -219,7 +219,7 @@ CONVERSATIONAL = ("alpaca", "sharegpt", "messages", "prompt_completion", "contex
 @pytest.mark.parametrize("shape", CONVERSATIONAL)
 @pytest.mark.parametrize("through", ("messages", "sharegpt"))
 def test_sample_rows_survive_another_shape(shape: str, through: str) -> None:
-    lines = (bundled("data") / f"samples/{shape}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (find_bundled("data") / f"samples/{shape}.jsonl").read_text(encoding="utf-8").splitlines()
     came = 0
     for row in map(json.loads, lines):
         (canonical,) = detect_format.convert(shape, row)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.models.template_lock import end_of_turn
+from engine.models.template_lock import find_end_of_turn
 from engine.options.data import SourceOptions
 from engine.prep import read_rows
 from engine.prep.formats.canonical import all_text
@@ -88,7 +88,7 @@ def test_chats_are_rendered_and_turns_end_with_one_token(trained: dict[str, Any]
     )
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3
-    assert end_of_turn(tokenizer) == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert find_end_of_turn(tokenizer) == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokenizer.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True).endswith(
         "<|im_start|>assistant\n"
     )
@@ -145,25 +145,26 @@ def test_frequent_words_become_tokens(trained: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_texts_give_the_same_bytes_in_another_process(tmp_path: Path, kind: str) -> None:
+def test_the_same_texts_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     """Each process has its own hash seeds and its own threads."""
     program = (
         "import sys\n"
         "from tests.prep.test_train_tokenizer import *\n"
         "source = SourceOptions(source='triples/train.jsonl')\n"
-        "read = read_rows.read([source], Path.cwd(), Rejects(lambda _: None), 0, lambda _: None)\n"
-        "texts = [all_text(row.content) for row in read]\n"
-        f"train(texts, kind={kind!r}, size=600).save_pretrained(sys.argv[1])"
+        "read = rows.read([source], Path.cwd(), rows.Rejects(lambda _: None), 0, lambda _: None)\n"
+        "texts = [text_of(row.content) for row in read]\n"
+        "for kind in KINDS: train(texts, kind=kind, size=600).save_pretrained(Path(sys.argv[1], kind))"
     )
-    written = []
     for parallel in ("false", "true"):
-        folder = tmp_path / parallel
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": parallel}
         root = Path(__file__).parents[2]
-        subprocess.run([sys.executable, "-c", program, str(folder)], cwd=root, env=environment, check=True)
-        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert written[0] == written[1] and "tokenizer.json" in written[0]
+        subprocess.run([sys.executable, "-c", program, tmp_path / parallel], cwd=root, env=environment, check=True)
+    for kind in KINDS:
+        one, other = (
+            {path.name: path.read_bytes() for path in (tmp_path / parallel / kind).iterdir()}
+            for parallel in ("false", "true")
+        )
+        assert one == other and "tokenizer.json" in one, kind
 
 
 # ── the verb ───────────────────────────────────────────────────────────────────────────────────────────────────────

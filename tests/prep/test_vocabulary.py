@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.form import describe, schema
+from engine.config.form import build_schema, list_fields
 from engine.config.profile import Profile, ProfileError
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep import checks
@@ -23,7 +23,7 @@ from engine.prep.prepare import prepare
 from engine.prep.tokenizer_training import train
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from engine.workers.prepare import warnings
+from engine.workers.prepare import list_warnings
 from tests.prep.conftest import ProfileOver, chat
 from tests.prep.test_prepare import quiet, rows_of
 
@@ -55,8 +55,8 @@ def test_tokens_are_of_the_tokenizer_that_was_trained(home: Home, profile_over: 
     assert prepared["base"] == str(home.models / "smollm2-135m-instruct") and prepared["template"] is None
     assert ("learning a vocabulary", 30, 30) in told
     notes = prepared["vocabulary"]["notes"]
-    assert [message for message, _ in warnings(prepared)] == [
-        f"the tokenizer that was trained: {note}" for note in notes
+    assert [remark.message for remark in list_warnings(prepared)] == [
+        f"the trained tokenizer: {note}" for note in notes
     ]
 
 
@@ -224,9 +224,9 @@ def test_two_templates_are_refused_and_a_folder_of_ones_own_is_not(bare_home: Ho
 
 
 def test_form_and_schema_show_it() -> None:
-    (field,) = [each for each in describe() if each.key == "model.tokenizer"]
+    (field,) = [each for each in list_fields() if each.key == "model.tokenizer"]
     assert (field.kind, field.optional, field.default) == ("text", True, None)
-    written = schema()
+    written = build_schema()
     kinds = written["properties"]["model"]["properties"]["tokenizer"]["anyOf"]
     assert kinds == [{"type": "string"}, {"$ref": "#/$defs/TokenizerOptions"}, {"type": "null"}]
     assert written["$defs"]["TokenizerOptions"]["properties"]["vocab_size"]["default"] == 15_000

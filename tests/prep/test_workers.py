@@ -57,9 +57,9 @@ def test_the_prepare_stage_writes_phases_and_prepared_json_and_no_end(
     assert start(home, "prepare", run.id, supervisor).wait(60) == 0
     entries = [entry for entry, _ in journal.read(run.events)]
     assert [entry.message for entry in entries if isinstance(entry, journal.Warn)] == [
-        "1 bad rows are left out",
-        "1 rows of train are left out: cut before their reply begins",
-        "1 rows of train are cut at the end",
+        "1 bad rows were dropped",
+        "1 rows of train were dropped: their reply starts beyond data.max_length",
+        "1 rows of train are truncated",
     ]
     assert all(isinstance(entry, journal.Phase | journal.Warn) for entry in entries)
     assert [entry.name for entry in entries if isinstance(entry, journal.Phase)][-1] == "tokenising"

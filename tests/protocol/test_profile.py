@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import profile
-from engine.config.bundled import bundled
-from engine.config.form import describe, schema
+from engine.config.bundled import find_bundled
+from engine.config.form import build_schema, list_fields
 from engine.config.profile import ProfileError, find, load, parse
 from engine.options.tables import METHODS
 from engine.protocol.home import Home
@@ -42,7 +42,7 @@ def issues(text: str, *overrides: str) -> list[str]:
     return [str(issue) for issue in caught.value.issues]
 
 
-def test_all_problems_are_told_at_once_each_with_line_and_column() -> None:
+def test_all_problems_are_reported_at_once_each_with_line_and_column() -> None:
     assert issues(BAD) == [
         "bad.yaml:4:3 model.dtype: must be bfloat16, float16 or float32, not 'bflot16', did you mean bfloat16?",
         "bad.yaml:8:7 data.train.0.wieght: unknown key, did you mean weight?",
@@ -72,7 +72,7 @@ def test_overrides_are_yaml_and_their_problems_name_the_option() -> None:
     ]
 
 
-def test_what_no_section_knows_alone() -> None:
+def test_checks_across_sections() -> None:
     found = issues(
         "data: {train: [{source: triples/train.jsonl}]}\n"
         "model: {quantization: nf4}\n"
@@ -112,8 +112,8 @@ def test_any_text_is_a_profile_or_a_profile_error(text: str) -> None:
         parse(text, "any.yaml", Path("/"))
 
 
-def test_every_built_in_profile_holds_and_its_frozen_form_means_the_same(tmp_path: Path) -> None:
-    files = sorted(bundled("profiles").glob("*.yaml"))
+def test_every_built_in_profile_is_valid_and_equal_to_its_frozen_form(tmp_path: Path) -> None:
+    files = sorted(find_bundled("profiles").glob("*.yaml"))
     assert files
     home = Home(tmp_path / "home").create()
     for file in files:
@@ -134,12 +134,12 @@ def test_json_is_a_profile_too(tmp_path: Path) -> None:
 
 
 def test_form_and_schema_come_from_the_declaration() -> None:
-    fields = {field.key: field for field in describe(adapter="lora")}
+    fields = {field.key: field for field in list_fields(adapter="lora")}
     assert fields["model.quantization"].choices == ("none", "nf4", "int8")
     assert fields["training.warmup"].help and fields["data.max_length"].unit == "tokens"
     assert fields["adapter.rank"].default == 16
     assert all(field.help for field in fields.values())
-    described = schema()
+    described = build_schema()
     assert set(described["properties"]) == {"name", "description", *profile.SECTIONS}
     assert described["properties"]["training"]["properties"]["learning_rate"]["exclusiveMinimum"] == 0
     assert described["properties"]["model"]["additionalProperties"] is False

@@ -34,7 +34,7 @@ def exchange(socket: zmq.Socket[bytes], request: Request) -> Reply:
     return wire.decode(payload, Reply)
 
 
-def test_a_cockpit_of_another_version_is_told_so(raw_socket: zmq.Socket[bytes]) -> None:
+def test_a_cockpit_of_another_version_is_refused(raw_socket: zmq.Socket[bytes]) -> None:
     reply = exchange(raw_socket, Request(id="1", operation="hello", protocol=99))
     assert reply.problem is not None and "different protocols" in reply.problem.title
 
@@ -44,20 +44,20 @@ def test_an_engine_of_another_version_says_which_side_to_restart(
 ) -> None:
     monkeypatch.setattr(client_module, "PROTOCOL", 2)
     monkeypatch.setattr(wire, "PROTOCOL", 2)
-    with Client(engine.home) as late, pytest.raises(ProblemError, match="restart the engine"):
+    with Client(engine.home) as late, pytest.raises(ProblemError, match="here the engine"):
         late.request("hello")
 
 
 def test_an_unknown_operation_is_an_error_and_unknown_fields_are_not(raw_socket: zmq.Socket[bytes]) -> None:
     unknown = exchange(raw_socket, Request(id="1", operation="levitate"))
     assert unknown.problem is not None and "levitate" in unknown.problem.title
-    body = wire.raw({"state": "", "colour": "blue"})  # type: ignore[arg-type]
+    body = wire.encode_raw({"state": "", "colour": "blue"})  # type: ignore[arg-type]
     assert exchange(raw_socket, Request(id="2", operation="runs", body=body)).problem is None
 
 
 def test_rubbish_does_not_hurt_the_engine(engine: Engine, raw_socket: zmq.Socket[bytes]) -> None:
     raw_socket.send(b"\xff\x00 rubbish")
-    malformed = exchange(raw_socket, Request(id="3", operation="show", body=wire.raw({"run": 7})))  # type: ignore[arg-type]
+    malformed = exchange(raw_socket, Request(id="3", operation="show", body=wire.encode_raw({"run": 7})))  # type: ignore[arg-type]
     assert malformed.problem is not None and "malformed" in malformed.problem.title
     assert engine.client.request("hello").pid == engine.process.pid
 
@@ -76,7 +76,7 @@ def test_an_open_socket_directory_is_refused(bare_home: Home) -> None:
         wire.make_socket_directory(bare_home)
 
 
-def test_no_engine_is_a_problem_only_for_who_does_not_start_one(bare_home: Home) -> None:
+def test_no_engine_is_a_problem_only_for_a_client_that_starts_none(bare_home: Home) -> None:
     with pytest.raises(ProblemError, match="No engine is running"):
         Client(bare_home, start=False)
     with Client(bare_home) as started:
@@ -84,13 +84,13 @@ def test_no_engine_is_a_problem_only_for_who_does_not_start_one(bare_home: Home)
 
 
 def event(session: str, seq: int) -> Event:
-    return Event(session=session, seq=seq, time=0.0, body=wire.raw(Problem(title="x")))  # type: ignore[arg-type]
+    return Event(session=session, seq=seq, time=0.0, body=wire.encode_raw(Problem(title="x")))  # type: ignore[arg-type]
 
 
 def test_a_tracker_sees_gaps_repeats_and_another_session() -> None:
     session = uuid.uuid4().hex
     tracker = Tracker()
-    tracker.attached(Snapshot(session=session, seq=5, runs=[]))
+    tracker.start_at(Snapshot(session=session, seq=5, runs=[]))
     assert tracker.accept(event(session, 5)) is None
     assert tracker.accept(event(session, 6)) is True
     assert tracker.accept(event(session, 8)) is False

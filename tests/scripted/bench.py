@@ -15,7 +15,7 @@ import psutil
 
 from engine.config.profile import find, load
 from engine.protocol import journal
-from engine.protocol.client import Client, running_engine
+from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import Run, RunDetail, RunRef, Submit
 
@@ -56,7 +56,7 @@ class Engine:
             process = subprocess.Popen(
                 command, env=environment, start_new_session=True, stdout=log, stderr=log, cwd="/"
             )
-        wait_for(lambda: (found := running_engine(self.home)) and found.pid == process.pid, what="the engine")
+        wait_for(lambda: (found := find_engine(self.home)) and found.pid == process.pid, what="the engine")
         return process
 
     def kill(self) -> None:

@@ -20,7 +20,7 @@ for name in ("home", "job", "attempt", "address", "options"):
 arguments = parser.parse_args()
 cancelled: set[str] = set()
 link = Link(arguments.address, arguments.job, int(arguments.attempt), on_cancel=cancelled.add)
-link.status("ready")
+link.send_status("ready")
 
 
 SHAPES = {
@@ -73,7 +73,7 @@ def generate(question: Instruction) -> None:
         if request in cancelled:
             break
         spoken.append(word)
-        link.say(request, "tokens", text=word, count=len(spoken))
+        link.send_event(request, "tokens", text=word, count=len(spoken))
         time.sleep(0.02)
     result = {
         "reply": "".join(spoken),
@@ -90,6 +90,6 @@ def generate(question: Instruction) -> None:
 ANSWERS = {"load": load, "generate": generate}
 
 while True:
-    link.arrived.wait()
-    for question in link.instructions():
+    link.instructions_arrived.wait()
+    for question in link.take_instructions():
         ANSWERS[question.name](question)

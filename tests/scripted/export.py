@@ -15,14 +15,14 @@ for name in ("--home", "--job", "--address", "--options", "--attempt"):
 arguments = parser.parse_args()
 cancelled: set[str] = set()
 link = Link(arguments.address, arguments.job, 1, on_cancel=cancelled.add)
-link.status("ready")
+link.send_status("ready")
 while True:
-    link.arrived.wait()
-    for instruction in link.instructions():
+    link.instructions_arrived.wait()
+    for instruction in link.take_instructions():
         asked = instruction.arguments
         slow = asked["out"] == "slow"
         for done in range(100 if slow else 5):
-            link.status("busy", detail=f"asking the export {done}%")
+            link.send_status("busy", detail=f"asking the export {done}%")
             time.sleep(0.1)
             if asked["request"] in cancelled:
                 link.answer(instruction, problem=Problem(title="Cancelled"))

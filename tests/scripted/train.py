@@ -30,7 +30,7 @@ def idle_rank() -> None:
     """Ranks beyond the first only live; the agent ends them with rank 0."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        link.alive(phase="training")
+        link.report_progress(phase="training")
         time.sleep(0.1)
 
 
@@ -43,7 +43,7 @@ attempt, pace, last = script.attempt, script.profile.training.learning_rate, scr
 
 
 def tell(entry: object) -> None:
-    link.written(journal.write(entry))  # type: ignore[arg-type]
+    link.announce_journal(journal.write(entry))  # type: ignore[arg-type]
 
 
 def finish(step: int, status: str) -> None:
@@ -80,7 +80,7 @@ def speak(instruction: Instruction) -> None:
     for spoken, word in enumerate(words, 1):
         if request in cancelled:
             break
-        link.say(request, "tokens", text=word, thinking="", count=spoken)
+        link.send_event(request, "tokens", text=word, thinking="", count=spoken)
         time.sleep(0.01)
     result = {
         "reply": "".join(words[:spoken]), "thinking": "", "tokens": spoken, "seconds": 0.5, "first_token_seconds": 0.1,
@@ -116,14 +116,14 @@ def take(instruction: Instruction) -> None:
 
 
 while step < last:
-    for instruction in link.instructions():
+    for instruction in link.take_instructions():
         take(instruction)
     if paused:
-        link.arrived.wait(0.2)
+        link.instructions_arrived.wait(0.2)
         continue
     step += 1
     time.sleep(pace)
-    link.alive(phase="training", step=step)
+    link.report_progress(phase="training", step=step)
     tell(
         Metrics(
             attempt=attempt,

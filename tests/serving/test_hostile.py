@@ -1,4 +1,4 @@
-"""Crowds, slow readers, clients that hang up, bodies that are none: it goes on serving, and its memory stays as it was."""
+"""Many clients, slow readers, disconnects, invalid bodies: the server keeps serving, and its memory stays flat."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def works(served: Served) -> bool:
     return bool(told.status_code == 200 and told.json()["choices"][0]["finish_reason"] == "length")
 
 
-def test_bodies_that_are_none(served: Served) -> None:
+def test_invalid_bodies_are_refused(served: Served) -> None:
     url = f"http://127.0.0.1:{served.port}{CHAT}"
     wrong: list[tuple[bytes, int]] = [
         (b"", 400),
@@ -106,7 +106,7 @@ def test_bodies_that_are_none(served: Served) -> None:
     assert works(served)
 
 
-def test_bytes_that_are_no_http(served: Served) -> None:
+def test_bytes_that_are_not_http_are_refused(served: Served) -> None:
     assert b" 400 " in raw(served, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
     assert b" 400 " in raw(served, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000 + b"\r\n\r\n")
     assert b" 413 " in raw(served, post(b"x").replace(b"Content-Length: 1", b"Content-Length: 99999999999"))
@@ -116,7 +116,7 @@ def test_bytes_that_are_no_http(served: Served) -> None:
     assert works(served)
 
 
-def test_who_hangs_up_leaves_nothing_on_the_device(served: Served) -> None:
+def test_a_client_that_disconnects_leaves_no_job(served: Served) -> None:
     until_idle(served)
     for stream in (True, False):
         connection = socket.create_connection(("127.0.0.1", served.port), 5)
@@ -129,7 +129,7 @@ def test_who_hangs_up_leaves_nothing_on_the_device(served: Served) -> None:
     assert works(served)
 
 
-async def test_a_crowd_of_all_kinds_leaves_memory_flat(served: Served) -> None:
+async def test_many_clients_of_all_kinds_leave_memory_flat(served: Served) -> None:
     """64 clients at a time, five times over: readers, slow readers, some that leave early, some that only talk nonsense."""
     process, replies = served.process, set[str]()
 
@@ -203,7 +203,7 @@ def read_on(stream: Any) -> Callable[[], str]:
     return ended
 
 
-def test_it_ends_in_order_with_requests_in_flight(kitchen: Kitchen) -> None:
+def test_it_shuts_down_in_order_with_requests_in_flight(kitchen: Kitchen) -> None:
     """A short one is finished, a long one told, and the process is gone within seconds."""
     server = kitchen.serve("--slots", "4")
     process = server.process

@@ -71,7 +71,7 @@ def test_a_greedy_reply_is_that_of_generate_streamed_and_whole(client: openai.Op
     assert len(chunks) > 5, "it comes in pieces"
 
 
-async def test_sixteen_at_a_time_get_what_each_gets_alone(served: Served, plain: Any) -> None:
+async def test_sixteen_concurrent_replies_equal_those_alone(served: Served, plain: Any) -> None:
     async with openai.AsyncOpenAI(base_url=served.address, api_key="none", max_retries=0) as client:
         asked: Any = [
             [{"role": "user", "content": " ".join(f"w{at}" for at in range(index + 1))}] for index in range(16)
@@ -119,7 +119,7 @@ def test_texts_are_continued(client: openai.OpenAI) -> None:
     assert unsaid.usage and unsaid.usage.completion_tokens == 16, "as the API says"
 
 
-def test_what_is_not_served_is_refused_by_name(client: openai.OpenAI) -> None:
+def test_unsupported_fields_are_refused_by_name(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError, match="'gpt-9' is not served here, only 'tiny'") as missing:
         client.chat.completions.create(model="gpt-9", messages=ASKED)
@@ -128,7 +128,7 @@ def test_what_is_not_served_is_refused_by_name(client: openai.OpenAI) -> None:
         ({"logprobs": True}, "logprobs is not served"),
         ({"frequency_penalty": 0.5}, "frequency_penalty is not served"),
         ({"logit_bias": {"5": 100}}, "logit_bias is not served"),
-        ({"n": 99}, "n times prompts is from 1 to 16, not 99"),
+        ({"n": 99}, "n times the number of prompts must be from 1 to 16, not 99"),
         ({"n": 0}, "not 0"),
         ({"max_tokens": 0}, "max_new_tokens"),
         ({"temperature": -1}, "temperature"),
@@ -156,7 +156,7 @@ def test_a_model_without_a_template_continues_and_does_not_chat(kitchen: Kitchen
             client.chat.completions.create(model="bare", messages=ASKED)
         assert client.completions.create(model="bare", prompt="w1", max_tokens=3).choices[0].text
         with pytest.raises(
-            openai.BadRequestError, match="the prompt has 32 tokens: nothing is left of a context of 32"
+            openai.BadRequestError, match="the prompt has 32 tokens, which leaves no room in a context of 32"
         ):
             client.completions.create(model="bare", prompt=[5] * 32)
         full = client.completions.create(model="bare", prompt=[5] * 30, max_tokens=50, temperature=0)
@@ -164,9 +164,9 @@ def test_a_model_without_a_template_continues_and_does_not_chat(kitchen: Kitchen
     assert server.stop().returncode == 0
 
 
-def test_a_key_is_asked_for_and_never_printed(kitchen: Kitchen) -> None:
+def test_a_key_is_required_and_never_printed(kitchen: Kitchen) -> None:
     refused = kitchen.cockpit("serve", str(kitchen.model), "--host", "0.0.0.0", "--port", "0", "--detach")
-    assert refused.returncode == 2 and "0.0.0.0 is reached from other machines: a key is needed" in refused.stderr
+    assert refused.returncode == 2 and "0.0.0.0 can be reached from other machines: a key is needed" in refused.stderr
     assert kitchen.cockpit("serve", str(kitchen.model), "--api-key-env", "NO_SUCH_KEY").returncode == 2
     server = kitchen.serve("--host", "0.0.0.0", "--api-key-env", "KITCHEN_KEY", KITCHEN_KEY="s3cret-key")
     local = f"http://127.0.0.1:{server.port}/v1"

@@ -19,7 +19,7 @@ from tests.serving.conftest import ROOT, Kitchen
 pytestmark = pytest.mark.slow
 
 
-def test_in_the_foreground_it_tells_its_requests_and_ends_with_ctrl_c(kitchen: Kitchen) -> None:
+def test_in_the_foreground_requests_are_shown_and_ctrl_c_ends_it(kitchen: Kitchen) -> None:
     environment = os.environ | {"COCKPIT_HOME": str(kitchen.home.root), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "cockpit.cli", "serve", str(kitchen.model), "--port", "0"]
     verb = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -42,15 +42,15 @@ def test_in_the_foreground_it_tells_its_requests_and_ends_with_ctrl_c(kitchen: K
     assert address not in kitchen.cockpit("serve", "--json").stdout
 
 
-def test_what_cannot_be_served_is_the_users_mistake(kitchen: Kitchen) -> None:
+def test_invalid_settings_are_errors_of_the_user(kitchen: Kitchen) -> None:
     before = kitchen.cockpit("serve", "--json").stdout
     for arguments, why in (
         (("no-such-model",), "There is no model 'no-such-model'"),
         (("tiny", "--task", "cooking"), "there is no task 'cooking'"),
         (("tiny", "--constrained"), "constrained needs a task"),
         (("tiny", "--preset", "wild"), "there is no preset 'wild'"),
-        (("tiny", "--slots", "0"), "slots is at least 1"),
-        (("tiny", "--port", "70000"), "a port is a number"),
+        (("tiny", "--slots", "0"), "slots must be at least 1"),
+        (("tiny", "--port", "70000"), "a port must be from"),
         (("tiny", "--backend", "vllm"), "vLLM is not installed here"),
         (("--stop", "soup"), "There is no server by the name soup"),
     ):

@@ -159,7 +159,7 @@ def test_delete_takes_only_what_has_ended(engine: Engine) -> None:
     engine.wait(run, states.RUNNING)
     with pytest.raises(ProblemError, match="is running"):
         engine.client.request("delete", RunRef(run=run.id))
-    with pytest.raises(ProblemError, match="Jobs are live"):
+    with pytest.raises(ProblemError, match="Jobs are running"):
         engine.client.request("shutdown", Shutdown())
     engine.client.request("stop", Stop(run=run.id, now=True))
     engine.wait(run, states.STOPPED)

@@ -21,10 +21,10 @@ def test_a_later_attempts_value_supersedes_in_points_and_summaries(registry: Reg
     registry.store(run, 1, [("loss", step, 10.0) for step in range(1, 10_001)])
     registry.store(run, 2, [("loss", step, 5.0) for step in range(5_001, 7_001)])
     for points in (3, 40, 20_000):
-        series = registry.series("r", "loss", points, 5_001, 7_000)
+        series = registry.read_series("r", "loss", points, 5_001, 7_000)
         if points == 20_000:
             assert set(series.last) == {5.0} and len(series.last) == 2_000
-    whole = registry.series("r", "loss", 10, None, None)
+    whole = registry.read_series("r", "loss", 10, None, None)
     assert whole.total == 10_000
     assert (min(whole.low), max(whole.high)) == (5.0, 10.0)
 
@@ -35,7 +35,7 @@ def test_reduced_series_agree_with_the_points(registry: Registry, count: int) ->
     values = [(step, random.random()) for step in range(1, count + 1)]
     for start in range(0, count, 9_000):
         registry.store(Run(id="r"), start, [("loss", step, value) for step, value in values[start : start + 9_000]])
-    series = registry.series("r", "loss", 100, None, None)
+    series = registry.read_series("r", "loss", 100, None, None)
     assert len(series.low) <= 100
     assert series.total == count
     by_step = dict(values)
@@ -50,9 +50,9 @@ def test_reduced_series_agree_with_the_points(registry: Registry, count: int) ->
 def test_summaries_come_back_with_their_offset_and_forget_takes_all(registry: Registry) -> None:
     registry.store(Run(id="a", step=7), 123, [("loss", 1, 1.0)], [(100, b'{"kind":"warning"}')])
     run, offset = registry.load()["a"]
-    assert (run.step, offset, registry.told("a", 5)) == (7, 123, [{"kind": "warning"}])
+    assert (run.step, offset, registry.read_entries("a", 5)) == (7, 123, [{"kind": "warning"}])
     registry.forget("a")
-    assert registry.load() == {} and registry.series("a", "loss", 5, None, None).total == 0
+    assert registry.load() == {} and registry.read_series("a", "loss", 5, None, None).total == 0
 
 
 def test_telemetry_is_kept_by_the_second_for_an_hour_and_by_the_minute_after(registry: Registry) -> None:
@@ -60,16 +60,16 @@ def test_telemetry_is_kept_by_the_second_for_an_hour_and_by_the_minute_after(reg
     for second in range(0, 7_200, 10):
         registry.add_telemetry(Telemetry(time=now - second, host=Host(name="h")))
     registry.thin_telemetry(now)
-    recent = registry.telemetry(now - 3_600)
-    old = [sample for sample in registry.telemetry(0) if sample.time < now - 3_600]
+    recent = registry.read_telemetry(now - 3_600)
+    old = [sample for sample in registry.read_telemetry(0) if sample.time < now - 3_600]
     assert len(recent) == 361
     assert 58 <= len(old) <= 62
 
 
-def test_the_ledger_is_whole_however_much_was_told_since(registry: Registry) -> None:
+def test_the_ledger_is_whole_however_many_entries_came_after(registry: Registry) -> None:
     line = b'{"kind":"ledger","step":3,"name":"training.learning_rate","old":0.1,"new":0.2}'
     registry.store(
         Run(id="a"), 1, [], [(100, line), *((101 + n, b'{"kind":"phase","name":"ledger"}') for n in range(900))]
     )
-    assert [(entry["step"], entry["new"]) for entry in registry.ledger("a")] == [(3, 0.2)]
-    assert registry.ledger("b") == []
+    assert [(entry["step"], entry["new"]) for entry in registry.read_ledger("a")] == [(3, 0.2)]
+    assert registry.read_ledger("b") == []

@@ -71,7 +71,7 @@ def test_a_chat_out_of_memory_leaves_a_run_alone(engine: Engine) -> None:
     engine.wait_step(run, now.step + 5)
 
 
-def test_a_run_that_trains_is_asked_like_a_service(engine: Engine) -> None:
+def test_a_run_that_is_training_answers_like_a_service(engine: Engine) -> None:
     run = engine.submit(steps=10_000)
     engine.wait_step(run, 3)
     said: list[str] = []

@@ -22,16 +22,16 @@ def launched(engine: Engine, run: Run) -> list[tuple[int, str]]:
     return [(entry.attempt, entry.stage) for entry in entries if isinstance(entry, journal.Launched)]
 
 
-def test_what_a_profile_asks_for_and_what_a_change_touches() -> None:
-    asked = lambda *changes: stage_plan.asked(load(find("triples-qlora"), changes))  # noqa: E731
+def test_the_stages_of_a_profile_and_the_first_one_that_a_change_affects() -> None:
+    asked = lambda *changes: stage_plan.list_stages(load(find("triples-qlora"), changes))  # noqa: E731
     assert asked() == ["check", "prepare", "train"]
     assert asked(*ALL) == ["check", "prepare", "train", "evaluate", "export"]
     assert asked("data.split={test: 0.1}", "data.expand={samples: 3}")[1:] == ["expand", "prepare", "train", "evaluate"]
-    assert stage_plan.first_touched(["export.dtype", "name"]) == "export"
-    assert stage_plan.first_touched(["export.dtype", "evaluation.thresholds"]) == "evaluate"
-    assert stage_plan.first_touched(["data.test.0.max_rows", "generation.max_new_tokens"]) == "evaluate"
+    assert stage_plan.find_first_touched(["export.dtype", "name"]) == "export"
+    assert stage_plan.find_first_touched(["export.dtype", "evaluation.thresholds"]) == "evaluate"
+    assert stage_plan.find_first_touched(["data.test.0.max_rows", "generation.max_new_tokens"]) == "evaluate"
     for name in ("data.train", "data.testing", "training.epochs", "model.base"):
-        assert stage_plan.first_touched([name, "export.kind"]) == "train"
+        assert stage_plan.find_first_touched([name, "export.kind"]) == "train"
 
 
 def test_a_run_stays_running_until_its_last_stage_is_done(engine: Engine) -> None:
@@ -62,7 +62,7 @@ def test_a_stage_that_dies_fails_the_run_and_a_resume_goes_on_there(engine: Engi
 def test_stopping_after_training_ends_the_stage_at_once_and_it_takes_no_commands(engine: Engine) -> None:
     run = engine.submit(*ALL, "generation.seed=6", steps=3, pace=0.001)
     wait_for(lambda: engine.show(run).run.stage == "evaluate", what="evaluate")
-    with pytest.raises(ProblemError, match="is past training"):
+    with pytest.raises(ProblemError, match="has finished training"):
         engine.client.request("pause", Command(run=run.id))
     engine.client.request("stop", Stop(run=run.id))
     engine.wait(run, states.STOPPED, seconds=5)
@@ -98,8 +98,8 @@ def begin(engine: Engine, first: str, *changes: str) -> Run:
     return engine.client.request("submit", message)
 
 
-def test_a_profile_is_begun_in_the_middle(engine: Engine) -> None:
-    with pytest.raises(ProblemError, match="nothing to begin with export on"):
+def test_a_run_can_start_at_a_later_stage(engine: Engine) -> None:
+    with pytest.raises(ProblemError, match="No run can start at export"):
         begin(engine, "export")
     first = begin(engine, "")
     engine.wait(first, states.COMPLETED)
@@ -107,7 +107,7 @@ def test_a_profile_is_begun_in_the_middle(engine: Engine) -> None:
     assert (again.id, again.attempt) == (first.id, 2)
     engine.wait(again, states.COMPLETED)
     assert launched(engine, first)[4:] == [(2, "prepare"), (2, "evaluate"), (2, "export")]
-    with pytest.raises(ProblemError, match=r"settings of an earlier stage have changed since: training\.epochs"):
+    with pytest.raises(ProblemError, match=r"settings of an earlier stage have changed: training\.epochs"):
         begin(engine, "evaluate", "training.epochs=2")
     with pytest.raises(ProblemError, match=r"changed since: evaluation\.thresholds"):
         begin(engine, "export")

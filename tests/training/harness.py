@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from engine.protocol import wire
 from engine.protocol.home import Home
 from engine.protocol.journal import AnyEntry, read
 from engine.protocol.messages import Answered, CancelInstruction, Instruction
-from engine.supervisor.launchers.local import command
+from tests.training import warm
 
 WORDS = 60
 SECONDS = 120.0
@@ -108,7 +109,7 @@ class Supervised:
     home: Home
     id: str
     attempts: int = 0
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | warm.Workers | None = None
     answers: dict[str, Answered] = field(default_factory=dict)
     heard: list[Any] = field(default_factory=list)
 
@@ -140,22 +141,26 @@ class Supervised:
         environment: dict[str, str] | None = None,
         limit: int | None = None,
         fault: str = "",
+        cold: bool = False,
     ) -> None:
         """The next attempt. `limit` is the largest file in bytes that the worker may write: a full disk, as far as it can tell.
-        `fault` is one of `faulty`'s."""
+        `fault` is one of `faulty`'s. `cold`: by the command line that a launcher would use, rather than forked (see `warm`)."""
         self.attempts += 1
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
         if fault:
-            environment = (environment or {}) | {"FAULT": fault, "PYTHONPATH": str(Path(__file__).parents[2])}
+            environment |= {"FAULT": fault, "PYTHONPATH": str(Path(__file__).parents[2])}
         self._rank0 = None
         arguments = ["--home", str(self.home.root), "--job", self.id, "--attempt", str(self.attempts)]
-        worker = "tests.training.faulty" if fault else "engine.workers.train"
-        line = command([worker, *arguments, "--address", self.address, *extra], processes, None)
+        worker = [
+            "tests.training.faulty" if fault else "engine.workers.train",
+            *arguments,
+            "--address",
+            self.address,
+            *extra,
+        ]
+        self.process = warm.start(worker, processes, environment, self.run.log, cold)
         if limit is not None:
-            line = ["prlimit", f"--fsize={limit}:unlimited", *line]
-        log = open(self.run.log, "ab")  # noqa: SIM115 - the process keeps it
-        self.process = subprocess.Popen(
-            line, stdout=log, stderr=log, cwd="/", env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
-        )
+            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     def wait(self) -> int:
         """The worker's exit status."""
@@ -166,9 +171,9 @@ class Supervised:
             assert time.monotonic() < deadline, self.log()
         return self.process.returncode
 
-    def train(self, *extra: str, processes: int = 1) -> None:
+    def train(self, *extra: str, processes: int = 1, cold: bool = False) -> None:
         """One attempt, to a good end."""
-        self.start(*extra, processes=processes)
+        self.start(*extra, processes=processes, cold=cold)
         assert self.wait() == 0, self.log()
 
     def tell(self, name: str, **arguments: Any) -> str:

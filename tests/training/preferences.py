@@ -41,7 +41,7 @@ def prepare(folder: Path, base: Path, kind: str, rows: int = 22, held_out: int =
     from datasets import Dataset
     from transformers import AutoTokenizer
 
-    from engine.models.template_lock import template_sha256
+    from engine.models.template_lock import hash_template
 
     sets = {"train": make_pairs(rows, 1), "validation": make_pairs(held_out, 2)}
     for name, pairs in sets.items():
@@ -56,7 +56,7 @@ def prepare(folder: Path, base: Path, kind: str, rows: int = 22, held_out: int =
         "hash": "0",
         "base": str(base),
         "lock": {
-            "template_sha256": template_sha256(AutoTokenizer.from_pretrained(base)),
+            "template_sha256": hash_template(AutoTokenizer.from_pretrained(base)),
             "eos_token_ids": [1],
             "golden": [],
         },

@@ -36,11 +36,11 @@ STEPS = ("training.max_steps=2", "training.warmup=0", "training.scheduler=consta
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    from engine.models.template_lock import template_sha256
+    from engine.models.template_lock import hash_template
 
     folder = tmp_path_factory.mktemp("small")
     prepared = prepare(folder, make_model(folder / "model", hidden=32), rows=8, held_out=3)
-    prepared["lock"]["template_sha256"] = template_sha256(AutoTokenizer.from_pretrained(prepared["base"]))
+    prepared["lock"]["template_sha256"] = hash_template(AutoTokenizer.from_pretrained(prepared["base"]))
     return prepared
 
 

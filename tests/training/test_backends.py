@@ -68,11 +68,11 @@ def test_a_card_without_bfloat16_refuses_it_by_name(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(ProblemError, match="Tesla T4 does not compute in bfloat16") as refused:
-        devices.choose("cuda", 0, "bfloat16")
+        devices.choose_device("cuda", 0, "bfloat16")
     assert "float16" in refused.value.problem.hint
 
 
 def test_what_a_device_cannot_multiply_is_refused_with_its_own_words() -> None:
-    assert devices._refusal("cpu", "float32") == ""
-    assert devices._refusal("cpu", "bfloat16") == ""
-    assert devices._refusal("cpu", "int32")
+    assert devices._explain_unsupported("cpu", "float32") == ""
+    assert devices._explain_unsupported("cpu", "bfloat16") == ""
+    assert devices._explain_unsupported("cpu", "int32")

@@ -26,7 +26,7 @@ def test_bfloat16_arithmetic_learns_as_float32(prepared, tmp_path, monkeypatch):
 
     losses = {}
     for compute in (torch.bfloat16, torch.float32):
-        monkeypatch.setattr(devices, "cpu_compute", lambda _, compute=compute: compute)
+        monkeypatch.setattr(devices, "choose_cpu_dtype", lambda _, compute=compute: compute)
         run = Home(tmp_path).run(str(compute))
         run.path.mkdir(parents=True)
         run.prepared.write_text(json.dumps(prepared))

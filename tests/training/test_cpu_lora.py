@@ -86,7 +86,7 @@ def test_the_fused_layer_leaves_everything_else_to_peft() -> None:
 def test_folding_computes_the_same_and_leaves_no_trace() -> None:
     import torch
 
-    from engine.inference.merged_decode import folded
+    from engine.inference.merged_decode import merge_weights
     from engine.training.adapters import fused_lora
 
     model, ids = tiny(0.3), torch.arange(1, 21).view(2, 10)
@@ -95,12 +95,12 @@ def test_folding_computes_the_same_and_leaves_no_trace() -> None:
     loss, expected = gradients(model, False)
     with torch.no_grad():
         logits = model.eval()(input_ids=ids).logits
-        with folded(model):
+        with merge_weights(model):
             assert model.base_model.model.lm_head.weight.stride() == (1, 61)
             down = model.base_model.model.model.layers[1].mlp.down_proj
             assert down.merged and down.get_base_layer().weight.stride() == (1, 32)
             assert torch.allclose(model(input_ids=ids).logits, logits, atol=1e-5)
-        with pytest.raises(KeyError), folded(model):
+        with pytest.raises(KeyError), merge_weights(model):
             raise KeyError
     assert not down.merged
     after = model.state_dict(keep_vars=True)
@@ -114,9 +114,9 @@ def test_folding_computes_the_same_and_leaves_no_trace() -> None:
 def test_folding_keeps_away_from_what_is_not_float32() -> None:
     import torch
 
-    from engine.inference.merged_decode import folded
+    from engine.inference.merged_decode import merge_weights
 
     model = tiny().to(torch.bfloat16)
     down = model.base_model.model.model.layers[0].mlp.down_proj
-    with folded(model):
+    with merge_weights(model):
         assert not down.merged and down.get_base_layer().weight.is_contiguous()

@@ -7,6 +7,7 @@ import math
 import pytest
 from safetensors.torch import load_file
 
+from engine.protocol.codes import Pause
 from engine.protocol.journal import BadBatch, Ledger, Start, Warn
 from tests.training.here import Here, at, one_after_another
 
@@ -72,7 +73,7 @@ def test_skipped_rows_stay_out_and_the_weights_are_spared(tmp_path, prepared, po
     run = Here(tmp_path, "skip", prepared, *STEADY)
     assert run.train(orders=_when_held("continue", choice="skip")) == ("completed", 21)
     (held,) = run.entries(BadBatch)
-    assert (held.step, held.reason, held.total) == (4, "loss not finite", 4)
+    assert (held.step, held.code, held.total) == (4, "pause.loss_not_finite", 4)
     assert [row.loss is None for row in held.rows] == [True, False, False, False]
     assert held.rows[0].row == bad and held.rows[0].text.startswith("user w")
     assert "held back" in run.entries(Warn)[-1].message
@@ -114,7 +115,7 @@ def test_rolled_back_goes_on_from_the_checkpoint_before_without_the_rows(tmp_pat
     assert run.train(orders=one_after_another(faster, rollback)) == ("completed", 21)
     # The same row was there in the first and second epoch: a spike needs a history of sixteen steps.
     (held,) = run.entries(BadBatch)
-    assert held.reason.startswith("loss spike") and held.step == 18
+    assert held.code == "pause.loss_spike" and held.step == 18
     assert [(entry.step, entry.resumed) for entry in run.entries(Start)][1:] == [(17, "exact")]
     names = [(entry.step, entry.name, entry.new) for entry in run.entries(Ledger)][-4:]
     rows = [row.row for row in held.rows]
@@ -178,9 +179,8 @@ def test_preference_runs_are_rehearsed_resumed_and_held_back_too(kind, rows, tmp
     assert run.entries(Start)[-1].resumed == "exact"
     assert run.series("train/loss") == plain.series("train/loss")
 
-    monkeypatch.setattr(
-        BadBatchGuard, "_find_fault", lambda self, loss, norm: "loss not finite" if self._loop.step == 3 else ""
-    )
+    pause = Pause(code="pause.loss_not_finite", reason="loss not finite")
+    monkeypatch.setattr(BadBatchGuard, "_find_fault", lambda self, loss, norm: pause if self._loop.step == 3 else None)
     held = Here(tmp_path, "held", prepared, *changes)
     assert held.train(orders=_when_held("continue", choice="skip")) == ("completed", 6)
     (batch,) = held.entries(BadBatch)

@@ -29,6 +29,7 @@ def test_a_hot_device_pauses_until_it_is_cooler(tmp_path, prepared, monkeypatch)
     assert run.train() == ("completed", 4)
     reason = "device too hot: 91 °C, limits.temperature is 85"
     assert _pauses(run) == [("pause", reason), ("continue", reason)]
+    assert [entry.code for entry in run.entries(Ledger)] == ["pause.device_hot", "mark.continue"]
     assert next(readings) == 70.0  # it was looked at until it had cooled down
 
 
@@ -53,15 +54,15 @@ def test_other_programs_count_and_the_run_itself_does_not(tmp_path, monkeypatch)
     monkeypatch.setattr(host.os, "cpu_count", lambda: 2)
     watched = host.Host(tmp_path, [1])
     limits = LimitOptions(cpu_percent=70, disk_free_gb=0)
-    assert watched.trouble(limits) == ""  # nothing to compare with yet
-    assert watched.trouble(limits) == ""  # 20 CPU seconds in 10 s on two cores: all busy, but 19 of them are ours
-    assert watched.trouble(limits.model_copy(update={"cpu_percent": 70.0})).startswith(
-        "host CPU: other programs use 75 %"
-    )
+    assert watched.trouble(limits) is None  # nothing to compare with yet
+    assert watched.trouble(limits) is None  # 20 CPU seconds in 10 s on two cores: all busy, but 19 of them are ours
+    pause = watched.trouble(limits.model_copy(update={"cpu_percent": 70.0}))
+    assert pause is not None and pause.code == "pause.host_cpu" and "other programs use 75 %" in pause.reason
 
 
 def test_what_is_not_limited_is_not_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(host, "temperatures", pytest.fail)
     monkeypatch.setattr(host, "_spent", pytest.fail)
-    assert host.Host(tmp_path, []).trouble(LimitOptions(disk_free_gb=0)) == ""
-    assert "disk low" in host.Host(tmp_path, []).trouble(LimitOptions(disk_free_gb=1e9))
+    assert host.Host(tmp_path, []).trouble(LimitOptions(disk_free_gb=0)) is None
+    pause = host.Host(tmp_path, []).trouble(LimitOptions(disk_free_gb=1e9))
+    assert pause is not None and pause.code == "pause.disk_low" and pause.passes

@@ -73,7 +73,7 @@ def test_what_goes_wrong_is_the_answer_and_the_run_goes_on(whole, tmp_path, prep
     """A real allocator that has no room, a question that makes no sense, one that does not fit."""
     from engine.inference import prefill
 
-    read = prefill.Reader.__call__
+    read = prefill.CancellableForward.__call__
 
     def greedy(self, ids, *others):
         import torch
@@ -82,7 +82,7 @@ def test_what_goes_wrong_is_the_answer_and_the_run_goes_on(whole, tmp_path, prep
             torch.empty(1 << 50)
         return read(self, ids, *others)
 
-    monkeypatch.setattr(prefill.Reader, "__call__", greedy)
+    monkeypatch.setattr(prefill.CancellableForward, "__call__", greedy)
     run = Here(tmp_path, "wrong", prepared, *MANY)
     orders = one_after_another(
         at(2, "generate", **ask(" ".join(["w4"] * 30))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.config.profile import parse
+from engine.models.memory import is_out_of_memory
 from engine.protocol.journal import End, Ledger, Start, Warn
 from engine.training import memory
 from tests.training import faulty
@@ -74,9 +75,9 @@ def test_batches_are_cut_to_the_same_product():
 
 
 def test_what_counts_as_out_of_memory():
-    assert memory.exhausted(MemoryError())
-    assert memory.exhausted(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."))
-    assert not memory.exhausted(RuntimeError("shapes do not match"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.profile import ProfileError, parse, pinned
+from engine.config.profile import ProfileError, parse, pin
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Sample, Start
 from tests.training.harness import PROFILE
@@ -107,6 +107,7 @@ def test_a_loss_is_trls(kind: str, options: Any, tiny: Path, tmp_path: Path) -> 
 
     from engine.models.loss import PickedHead
     from engine.models.segments import Segments
+    from engine.training.metrics import StepMetrics
     from engine.training.online.rollout import Rollout, collate
 
     names = {"mask_truncated": "mask_truncated_completions"}
@@ -135,9 +136,9 @@ def test_a_loss_is_trls(kind: str, options: Any, tiny: Path, tmp_path: Path) -> 
         Rollout(prompt, reply, reply[-1] == 1)
         for prompt, reply in zip([each for each in asked for _ in range(4)], replies, strict=True)
     ]
-    plain = object.__new__(getattr(ours, f"{kind.upper()}Trainer"))
+    plain = object.__new__(getattr(ours, kind.upper()))
     plain.options = method
-    plain.note = lambda *_: None
+    plain.metrics = StepMetrics()
     with torch.no_grad():
         batch = collate(found, False, method.mask_truncated)
         old = values(model, batch)
@@ -146,7 +147,7 @@ def test_a_loss_is_trls(kind: str, options: Any, tiny: Path, tmp_path: Path) -> 
         if method.beta:
             for answer, each in zip(found, values(reference, batch).split(batch["counts"]), strict=True):
                 answer.reference = each
-        scores = torch.tensor(plain.rewarded(found, rewards_of(replies)))
+        scores = torch.tensor(plain.shape_rewards(found, rewards_of(replies)))
         for answer, advantage in zip(found, plain.advantages(scores).tolist(), strict=True):
             answer.advantage = advantage
         assert torch.allclose(torch.tensor([each.advantage for each in found]), inputs["advantages"], atol=1e-4)
@@ -251,7 +252,7 @@ def test_a_reward_model_rewards(bare_home: Home, prompts: Any, tiny: Path, tmp_p
     from engine.training.online.options import OnlineOptions, RewardOptions
 
     method = OnlineOptions(kind="grpo", reward=RewardOptions(run=str(scorer)))
-    rewarding = checks.told(method, tmp_path, bare_home)
+    rewarding = checks.describe_reward_model(method, tmp_path, bare_home)
     run = train(
         bare_home, "run", prompts | rewarding, "method.kind=grpo", f"method.reward={{run: {scorer}}}", *SHORT,
         "training.micro_batch=8", "training.max_steps=2", "evaluation.samples=3", "method.beta=0.1",
@@ -280,11 +281,11 @@ def test_a_run_of_rewards_rewards(bare_home: Home, prompts: Any, tiny: Path, tmp
     )
     text = PROFILE.format(base=tiny)
     profile = parse(text, "test", Path("/"), ["method.kind=grpo", "method.reward={run: judge}", *SHORT], bare_home)
-    profile = pinned(profile, bare_home)
+    profile = pin(profile, bare_home)
     assert profile.method.reward.run == "judge@30"
     from engine.training.online import checks
 
-    rewarding = checks.told(profile.method, Path("/"), bare_home)
+    rewarding = checks.describe_reward_model(profile.method, Path("/"), bare_home)
     assert rewarding["reward"]["adapter"] == str(reward.checkpoint(30))
     run = train(
         bare_home, "run", prompts | rewarding, "method.kind=grpo", "method.reward={run: judge@30}", *SHORT, *FULL,
@@ -333,7 +334,7 @@ def test_two_ranks_share_the_prompts(start_run: Callable[..., Any], prompts: Any
 
     scorer = make_scorer(tiny, tmp_path / "scorer")
     method = OnlineOptions(kind="grpo", reward=RewardOptions(run=str(scorer)))
-    rewarding = checks.told(method, tmp_path, Home(tmp_path))
+    rewarding = checks.describe_reward_model(method, tmp_path, Home(tmp_path))
     run = start_run(
         "two", "method.kind=grpo", f"method.reward={{run: {scorer}}}", *SHORT, "method.scale_rewards=batch",
         "training.micro_batch=4", "launch.processes=2", "training.max_steps=12", prepared=prompts | rewarding,

@@ -216,7 +216,7 @@ def test_kto_loses_what_trl_loses(sets: Any, tiny: Path, tmp_path: Path, kind: s
         model=model, ref_model=other, args=settings(KTOConfig, tmp_path, **weights),
         train_dataset=Dataset.from_list(prepared), processing_class=AutoTokenizer.from_pretrained(tiny),
     )  # fmt: skip
-    ours = object.__new__(kto.KTOTrainer)
+    ours = object.__new__(kto.KTO)
     from engine.models.loss import PickedHead
     from engine.models.segments import Segments
 
@@ -359,8 +359,8 @@ def test_a_reward_model_scores_in_plain_transformers_and_is_refused_for_chat(
     told = entries(run, Evaluation)[-1].values
     assert told["eval/accuracy"] == pytest.approx(sum(right) / len(right))
     assert told["eval/loss"] == pytest.approx(sum(loss) / len(loss), rel=1e-4)
-    assert folders.scores(folder) and not folders.scores(Path(sets["dpo"]["base"]))
-    with pytest.raises(ProblemError, match="is a reward model: it scores replies and writes none"):
+    assert folders.is_reward_model(folder) and not folders.is_reward_model(Path(sets["dpo"]["base"]))
+    with pytest.raises(ProblemError, match="is a reward model: it scores replies and generates none"):
         load_for_chat(str(folder), home=bare_home)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.bundled import bundled
+from engine.config.bundled import find_bundled
 from engine.config.profile import find, load
 from engine.prep.prepare import prepare
 from engine.protocol.home import Home
@@ -53,7 +53,7 @@ SHORT = (
 
 
 def test_every_profile_is_run_somewhere() -> None:
-    names = {path.stem for path in bundled("profiles").glob("*.yaml")}
+    names = {path.stem for path in find_bundled("profiles").glob("*.yaml")}
     assert names and names == FAMILIES.keys() | ELSEWHERE.keys()
     for name, file in ELSEWHERE.items():
         assert name in (Path(__file__).parents[2] / file).read_text(), f"{file} does not run {name}"

@@ -11,14 +11,14 @@ def test_rows_end_to_end_have_the_logits_of_rows_alone(tiny):
     from transformers import AutoModelForCausalLM
 
     from engine.models.loss import PickedHead
-    from engine.models.segments import Segments, possible
+    from engine.models.segments import Segments, can_use_segments
     from engine.prep.batching import collate_flat, collate_padded
     from tests.training.harness import make_rows
 
     model = AutoModelForCausalLM.from_pretrained(tiny).eval()
     rows = make_rows(5, 3)
     segments = Segments()
-    assert possible(model, "auto") and not possible(model, "eager")
+    assert can_use_segments(model, "auto") and not can_use_segments(model, "eager")
     plain = AutoModelForCausalLM.from_pretrained(tiny).eval()
     segments.install(model)
     head, padded = PickedHead(model, segments), PickedHead(plain, Segments())

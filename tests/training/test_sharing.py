@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 
 from engine.protocol.journal import Start
-from engine.supervisor.launchers.local import free_port
 from engine.training.parallel.zero2 import OptimizerShards, assign_owners
+from tests.training import warm
 from tests.training.harness import Supervised
 from tests.training.here import Here, at
 
@@ -85,13 +86,10 @@ def _elements(optimizer: Any) -> int:
     )
 
 
-def _compare(rank: int, port: int, folder: Path) -> None:
+def _compare(folder: Path) -> None:
     """On one of two ranks: each optimiser with and without shares; what was found is asserted here and fails the process."""
     import torch
 
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
     torch.set_num_threads(1)
     from engine.training import ranks as meeting
 
@@ -107,7 +105,7 @@ def _compare(rank: int, port: int, folder: Path) -> None:
         assert abs(held - total / 2) < 0.15 * total or total == 0, (name, held, total)
         assert ranks.sum([held]) == [total], name
         state, file = shares.gather_state(), folder / f"{name}.pt"
-        if rank == 0:
+        if ranks.first:
             expected = whole.state_dict()
             torch.testing.assert_close(state["state"], expected["state"], rtol=0, atol=0)
             assert state["param_groups"] == expected["param_groups"]
@@ -133,9 +131,10 @@ def _compare(rank: int, port: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_every_optimiser_moves_the_weights_alike_and_holds_its_half(tmp_path: Path) -> None:
-    import torch.multiprocessing as processes
-
-    processes.spawn(_compare, (free_port(), tmp_path), nprocs=2)
+    log = tmp_path / "log.txt"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ranks = warm.start(["tests.training.test_sharing", str(tmp_path)], 2, environment, log)
+    assert ranks.wait() == 0, log.read_text()
     assert {file.stem for file in tmp_path.glob("*.pt")} == {"adamw", "adam", "sgd", "adafactor", "muon"}
 
 
@@ -184,3 +183,7 @@ def test_a_run_is_that_of_ddp_and_goes_on_exactly(
     assert (start.step, start.processes) == (8, 1)
     assert "ranks 2 → 1" in start.resumed and "read back differs" not in start.resumed
     assert alone.run.checkpoint_steps() == [8, 10]
+
+
+if __name__ == "__main__":  # one of the ranks of test_every_optimiser_moves_the_weights_alike_and_holds_its_half
+    _compare(Path(sys.argv[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,7 +58,7 @@ def test_the_switch_leaves_the_libraries_plain_path(
         raise AssertionError("a shortcut was taken")
 
     for module, name in (
-        (merged_decode, "folded"),
+        (merged_decode, "merge_weights"),
         (dropout, "install"),
         (fused_lora, "install"),
         (compiling, "install"),
@@ -90,8 +91,10 @@ def test_workers_are_chosen_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> N
     assert performance.workers("auto", "cuda", 1) == 4
     assert performance.workers("auto", "cuda", 8) == 1
     assert performance.workers(7, "cpu", 8) == 7
-    assert performance.loading(0, "cuda", 1) == {}
-    assert performance.loading("auto", "cuda", 4)["num_workers"] == 3
+    method = SimpleNamespace(rows=[0, 1], collate=list)
+    for setting, expected in ((0, 0), ("auto", 3)):
+        loader = performance.make_loader(TrainingOptions(workers=setting), "cuda", 4, method, [[0], [1]])
+        assert loader.num_workers == expected
 
 
 def test_label_smoothing_is_that_of_transformers_and_of_training_alone(

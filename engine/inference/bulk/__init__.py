@@ -1,1 +1,2 @@
-"""Replies to a whole file of prompts: `prompts` reads it, `record` keeps what is done, `devices` decodes, `job` is the whole of it."""
+"""Replies to a whole file of prompts: `prompts` reads it, `decode` generates on devices, `progress` keeps finished
+rows, `job` runs it all."""

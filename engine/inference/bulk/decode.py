@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.inference.request import Asked, settings_of
+import msgspec
+
+from engine.inference.request import Prompt, read_sampling
 from engine.models import placement, targets
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
 if TYPE_CHECKING:
-    from engine.inference.loaded_model import Loaded
+    from engine.inference.loaded_model import LoadedModel
 
 WORKER = "engine.workers.generate"
 _IDLE = 0.95
@@ -29,83 +31,91 @@ _IDLE = 0.95
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts that are decoded together, with their numbers. A row's seed is the first one's plus its number."""
+    """Prompts that are decoded together, with their rows' numbers. A row's seed is the first seed plus its number."""
 
     rows: Sequence[int]
-    asked: Sequence[Asked]
+    asked: Sequence[Prompt]
 
 
-Told = Callable[[int, dict[str, Any]], None]
-"""Hears a row's number and what became of it: `reply thinking tokens finish`."""
+OnRow = Callable[[int, dict[str, Any]], None]
+"""Called with a row's number and its output: `reply thinking tokens finish`."""
 
 
-def decode(
-    loaded: Loaded, batch: Batch, settings: Mapping[str, Any], seed: int, told: Told, cancelled: Callable[[], bool]
+def decode_batch(
+    loaded: LoadedModel,
+    batch: Batch,
+    settings: Mapping[str, Any],
+    seed: int,
+    on_row: OnRow,
+    cancelled: Callable[[], bool],
 ) -> None:
-    """Every row of `batch`, but those that are not finished when it is cancelled."""
-    sampling = settings_of(settings)
+    """Generate the replies of a batch. `on_row` is called for each finished row; cancelled rows are left out."""
+    sampling = read_sampling(settings)
 
-    def finished(place: int, reply: Any) -> None:
+    def on_reply(place: int, reply: Any) -> None:
         if reply.finish != "cancelled":
             thinking = {"thinking": reply.thinking} if reply.thinking else {}
-            found = {"reply": reply.text, **thinking, "tokens": reply.tokens, "finish": reply.finish}
-            told(batch.rows[place], found)
+            output = {"reply": reply.text, **thinking, "tokens": reply.tokens, "finish": reply.finish}
+            on_row(batch.rows[place], output)
 
     samplings = [replace(sampling, seed=seed + row) for row in batch.rows]
-    loaded.batch(batch.asked, samplings, finished, cancelled, len(batch.rows))
+    loaded.batch(batch.asked, samplings, on_reply, cancelled, len(batch.rows))
 
 
-def chosen(asked: Sequence[str] | None, needed: int) -> list[str]:
-    """Devices by torch's names: those asked for (`0`, `cuda:1`, `cpu`), else all that have room and nobody on them, else the best one.
-    Raises ValueError for one that is not here, ProblemError when none has room."""
+def choose_devices(requested: Sequence[str] | None, needed: int) -> list[str]:
+    """Devices by torch's names: the requested ones (`0`, `cuda:1`, `cpu`), else all unused ones with `needed` bytes
+    free, else the best one. Raises ValueError for a device that does not exist, ProblemError when none has room."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked:
-        named = [f"cuda:{each}" if each.isdecimal() else each for each in asked]
+    if requested:
+        named = [f"cuda:{each}" if each.isdecimal() else each for each in requested]
         for name in named:
             kind, _, index = name.partition(":")
             if kind not in ("cpu", "cuda") or (kind == "cuda" and int(index or 0) >= count):
                 raise ValueError(f"there is no device {name}: this machine has {count} GPUs")
         return named
     free = [torch.cuda.mem_get_info(index) for index in range(count)]
-    found = [f"cuda:{index}" for index, (left, total) in enumerate(free) if left > max(needed, _IDLE * total)]
-    return found or [placement.choose(needed)]
+    unused = [f"cuda:{index}" for index, (left, total) in enumerate(free) if left > max(needed, _IDLE * total)]
+    return unused or [placement.choose(needed)]
 
 
-def each(
+def decode_on_devices(
     names: Sequence[str],
     arguments: Mapping[str, Any],
     home: Home,
     batches: Sequence[Batch],
-    told: Told,
+    on_row: OnRow,
     cancelled: Callable[[], bool],
 ) -> None:
-    """All batches, on as many processes as there are devices. `arguments` are `target directory dtype quantization seed` and the settings.
-    Raises ProblemError for a process that fails; the others are ended."""
+    """Generate the replies of all batches, with one process for each device.
+
+    `arguments` are `target directory dtype quantization seed settings`. Raises ProblemError when a process fails; the
+    others are ended.
+    """
     waiting: queue.SimpleQueue[Batch] = queue.SimpleQueue()
     for batch in batches:
         waiting.put(batch)
-    heard: queue.SimpleQueue[tuple[int, dict[str, Any]] | Problem | None] = queue.SimpleQueue()
-    with _processes(names, home, arguments) as processes:
+    results: queue.SimpleQueue[tuple[int, dict[str, Any]] | Problem | None] = queue.SimpleQueue()
+    with _start_processes(names, home, arguments) as processes:
         for process in processes:
-            threading.Thread(target=_feed, args=(process, waiting, heard), daemon=True).start()
+            threading.Thread(target=_feed, args=(process, waiting, results), daemon=True).start()
         working = len(processes)
         while working and not cancelled():
             try:
-                found = heard.get(timeout=0.1)
+                result = results.get(timeout=0.1)
             except queue.Empty:
                 continue
-            if found is None:
+            if result is None:
                 working -= 1
-            elif isinstance(found, Problem):
-                raise ProblemError(found)
+            elif isinstance(result, Problem):
+                raise ProblemError(result)
             else:
-                told(*found)
+                on_row(*result)
 
 
-def _feed(process: Any, waiting: queue.SimpleQueue[Batch], heard: queue.SimpleQueue[Any]) -> None:
-    """Give batches to a process, one after another, and hand on what it says."""
+def _feed(process: Any, waiting: queue.SimpleQueue[Batch], results: queue.SimpleQueue[Any]) -> None:
+    """Send batches to a process, one after another, and put its rows on `results`."""
     try:
         while True:
             try:
@@ -117,48 +127,54 @@ def _feed(process: Any, waiting: queue.SimpleQueue[Batch], heard: queue.SimpleQu
             for _ in batch.rows:
                 line = process.stdout.readline()
                 if not line:
-                    heard.put(
+                    results.put(
                         Problem(
-                            title=f"A process of generation ended with status {process.wait()}", hint="its log says why"
+                            code="generation.process_failed",
+                            title=f"A process of generation ended with status {process.wait()}",
+                            hint="its log says why",
                         )
                     )
                     return
                 entry = json.loads(line)
                 if "problem" in entry:
-                    heard.put(Problem(**entry["problem"]))
+                    results.put(msgspec.convert(entry["problem"], Problem))
                     return
-                heard.put((entry["row"], entry["output"]))
+                results.put((entry["row"], entry["output"]))
     except (OSError, ValueError) as error:
-        heard.put(Problem(title="A process of generation cannot be reached", cause=str(error)))
+        results.put(
+            Problem(
+                code="generation.process_failed", title="A process of generation cannot be reached", cause=str(error)
+            )
+        )
     finally:
-        heard.put(None)
+        results.put(None)
 
 
 @contextmanager
-def _processes(names: Sequence[str], home: Home, arguments: Mapping[str, Any]) -> Iterator[list[Any]]:
+def _start_processes(names: Sequence[str], home: Home, arguments: Mapping[str, Any]) -> Iterator[list[Any]]:
     command = [sys.executable, "-P", "-m", WORKER, "--home", str(home.root), "--share", json.dumps(arguments)]
-    found = [
+    processes = [
         subprocess.Popen([*command, "--device", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name in names
     ]
     try:
-        yield found
+        yield processes
     finally:
-        for process in found:
+        for process in processes:
             process.kill()
             process.wait()
 
 
-def share(home: Home, arguments: Mapping[str, Any], device: str) -> None:
-    """One of the processes: batches come in by lines, rows go out."""
+def run_process(home: Home, arguments: Mapping[str, Any], device: str) -> None:
+    """The work of one process: read batches from stdin, a line each, and write rows to stdout."""
     from engine.inference.loaded_model import load
 
-    # What libraries print must not come between the lines.
-    told = os.fdopen(os.dup(1), "w")
+    # What libraries print must not come between the rows.
+    output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(entry: dict[str, Any]) -> None:
-        print(json.dumps(entry), file=told, flush=True)
+    def write(entry: dict[str, Any]) -> None:
+        print(json.dumps(entry), file=output, flush=True)
 
     try:
         target = targets.resolve(arguments["target"], home, Path(arguments["directory"]))
@@ -167,16 +183,22 @@ def share(home: Home, arguments: Mapping[str, Any], device: str) -> None:
         )
         for line in sys.stdin:
             batch = Batch(**json.loads(line))
-            decode(
+            decode_batch(
                 loaded,
                 batch,
                 arguments["settings"],
                 arguments["seed"],
-                lambda row, output: say({"row": row, "output": output}),
+                lambda row, found: write({"row": row, "output": found}),
                 lambda: False,
             )
     except ProblemError as error:
-        problem = error.problem
-        say({"problem": {"title": problem.title, "cause": problem.cause, "hint": problem.hint}})
+        write({"problem": error.problem.document()})
     except (ValueError, RuntimeError, MemoryError) as error:
-        say({"problem": {"title": f"Generation failed on {device}", "cause": str(error).strip().splitlines()[0]}})
+        cause = str(error).strip().splitlines()[0]
+        write(
+            {
+                "problem": Problem(
+                    code="generation.failed", title=f"Generation failed on {device}", cause=cause
+                ).document()
+            }
+        )

@@ -1,8 +1,8 @@
-"""What is done of a file of prompts, beside where the replies will be: `OUTPUT.partial/`, until all are there.
+"""The finished rows of a file of prompts, kept in `OUTPUT.partial/` beside the output until all are finished.
 
-asked.json        what is generated from what, and by which settings
-replies.jsonl     {"row": number, "reply": …} as they came
-.lock             held by the process at work, with its pid
+asked.json        the input, the target and the settings
+replies.jsonl     {"row": number, "output": …} in the order in which they were finished
+.lock             held by the working process, with its pid
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ import psutil
 
 WORKER = "engine.workers.generate"
 _PATIENCE = 10.0
-"""Seconds for another process to let go."""
+"""Seconds to wait until another process releases the lock."""
 
 
 class Record:
-    """Open for one process at a time; use as a context manager. `done` is each finished row's output by its number."""
+    """Open in one process at a time, as a context manager. `done` maps the numbers of finished rows to their output."""
 
     def __init__(self, output: Path, identity: Mapping[str, Any], *, again: bool = False) -> None:
-        """Goes on with what is there. Raises ValueError where something else is, unless `again`, which begins anew. One that is still
-        at work on it, because its client was killed, is ended."""
+        """Continue with the rows that are there. Another worker that still writes here, because its client was killed,
+        is ended.
+
+        Raises ValueError where the rows there were generated from something else, unless `again`, which starts over.
+        """
         self.output, self.folder = output, output.with_name(output.name + ".partial")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -49,14 +52,14 @@ class Record:
         os.close(self._lock)
 
     def add(self, row: int, output: Mapping[str, Any]) -> None:
-        """Keep a finished row: it survives a kill once this has returned."""
+        """Keep a finished row: it survives the end of the process once this has returned."""
         line = json.dumps({"row": row, "output": output}, ensure_ascii=False) + "\n"
         self._replies.write(line.encode())
         self._replies.flush()
         self.done[row] = dict(output)
 
     def finish(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write all rows under the output's name, at once or not at all, and forget what was kept."""
+        """Write all rows to the output, complete or not at all, and remove what was kept."""
         whole = self.folder / "whole"
         with whole.open("w", encoding="utf-8") as file:
             if self.output.suffix.lower() == ".json":
@@ -86,26 +89,27 @@ class Record:
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
 
     def _begin(self, identity: dict[str, Any], again: bool) -> int:
-        """The seed that the first call drew, or was given."""
-        asked = self.folder / "asked.json"
-        kept = json.loads(asked.read_text(encoding="utf-8")) if asked.is_file() else None
+        """Check or write the identity; returns the seed that the first call drew or was given."""
+        path = self.folder / "asked.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if kept is not None and kept["identity"] != identity and not again:
             names = sorted(name for name in identity if kept["identity"].get(name) != identity[name])
             raise ValueError(
-                f"{self.folder} holds unfinished replies with other {', '.join(names)}: name another output, or add --again"
+                f"{self.folder} holds unfinished replies with other {', '.join(names)}: "
+                "name another output, or add --again"
             )
         if kept is None or kept["identity"] != identity or again:
             (self.folder / "replies.jsonl").unlink(missing_ok=True)
             seed = identity["sampling"]["seed"]
             kept = {"identity": identity, "seed": int.from_bytes(os.urandom(4)) if seed is None else seed}
-            partial = asked.with_suffix(".new")
+            partial = path.with_suffix(".new")
             partial.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
-            partial.replace(asked)
+            partial.replace(path)
         self._read()
         return int(kept["seed"])
 
     def _read(self) -> None:
-        """What is kept, but for a last line that was cut off, which goes."""
+        """Read the rows that are kept; a last line that was cut off is removed."""
         path = self.folder / "replies.jsonl"
         if not path.is_file():
             return
@@ -119,7 +123,7 @@ class Record:
 
 
 def _end(pid: str) -> None:
-    """End a worker of ours; anything else is left alone."""
+    """End the process of that id if it is a worker of generation."""
     try:
         process = psutil.Process(int(pid))
         if WORKER in process.cmdline() and process.pid != os.getpid():

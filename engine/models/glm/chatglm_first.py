@@ -1,7 +1,8 @@
-"""ChatGLM-6B, the first generation: a transformers model whose weights are named as in the original files.
+"""ChatGLM-6B, the first generation: a transformers model whose weights have the names of the original files.
 
-Importing this module makes the Auto classes know it. Facts that differ from today's decoders: residual branches start at the
-LayerNorm's output and are scaled by sqrt(2 · 28) whatever the depth; attention and positions are `reading`'s.
+Importing this module registers it with the Auto classes. Unlike in today's decoders, residual branches start at the
+LayerNorm's output and are scaled by sqrt(2 · 28) whatever the depth; attention and positions are described in
+`positions`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from transformers.utils.output_capturing import capture_outputs
 
 from engine.models.glm import generations
 from engine.models.glm.generations import Generation
-from engine.models.glm.positions import Marks, present, read, rotated, rotation
+from engine.models.glm.positions import Marks, compute_positions, compute_rotation, mark_tokens, rotate
 from engine.models.glm.verify_weights import check
 
 RESIDUAL = math.sqrt(2 * 28)
 
 
 class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Names as in the original config.json. Raises ValueError for the later generations, which share the model type."""
+    """The settings of the original config.json. Raises ValueError for later generations, which share the model type."""
 
     model_type = generations.MODEL_TYPE
     keys_to_ignore_at_inference = ["past_key_values"]
@@ -56,9 +57,9 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
     pad_token_id: int = 3
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("auto_map", None)  # names files of the original repository, which do not go with what is saved here
+        kwargs.pop("auto_map", None)  # it names files of the original repository, which are not saved with the model
         if "padded_vocab_size" in kwargs:
-            raise ValueError("this is a later ChatGLM than the first; engine.models.loading.pretrained loads it")
+            raise ValueError("this is a later ChatGLM than the first; engine.models.loading.load_model loads it")
         super().__post_init__(**kwargs)
 
 
@@ -77,7 +78,7 @@ class ChatGLMAttention(nn.Module):
         shape = hidden.shape[:2]
         mixed = self.query_key_value(hidden).view(*shape, self.heads, 3 * self.width).transpose(1, 2)
         query, key, value = mixed.chunk(3, -1)
-        query, key = rotated(query, cosine, sine), rotated(key, cosine, sine)
+        query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager)
@@ -88,7 +89,7 @@ class ChatGLMAttention(nn.Module):
 def _eager(
     module: ChatGLMAttention, query: Tensor, key: Tensor, value: Tensor, attends: Tensor, scaling: float, **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """Scores are divided by the layer's number before the product and multiplied after it, which keeps float16 in range."""
+    """Divide scores by the layer's number before the product and multiply by it after, which keeps float16 in range."""
     depth = module.layer + 1
     scores = (query * (scaling / depth)) @ key.transpose(2, 3)
     weights = (scores.float() * depth).masked_fill(~attends, torch.finfo(torch.float32).min).softmax(-1).to(value.dtype)
@@ -131,7 +132,8 @@ class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     reads_both_ways = True
-    """The context attends both ways: neither rows end to end nor the common beginning of prompts can be read on their own."""
+    """The context attends in both directions: neither concatenated rows nor a common prefix of prompts can be computed
+    alone."""
     _no_split_modules = ["ChatGLMBlock"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
@@ -164,9 +166,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         use_cache: bool | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPast:
-        """`input_ids` [batch, new tokens]. `attention_mask` [batch, tokens so far], 0 on padding, or bool [batch, 1, new tokens,
-        tokens so far], True where a token attends; `position_ids` [batch, 2, new tokens]. Both are worked out from the ids when
-        not given. Positions of one dimension, as callers work out for other models, say nothing here."""
+        """Compute the hidden states.
+
+        `input_ids` [batch, new tokens]. `attention_mask` [batch, tokens so far], 0 on padding; or bool [batch, 1, new
+        tokens, tokens so far], True where a token attends. `position_ids` [batch, 2, new tokens]. Both are computed
+        from the ids when they are not given. Positions of one dimension, which callers compute for other models, are
+        ignored.
+        """
         if (self.config.use_cache if use_cache is None else use_cache) and not self._recomputes():
             past_key_values = DynamicCache(config=self.config) if past_key_values is None else past_key_values
         positions, attends = self._read(input_ids, attention_mask, past_key_values)
@@ -176,7 +182,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             attends = attention_mask
         hidden = self.word_embeddings(input_ids)
         width = self.config.hidden_size // self.config.num_attention_heads // 2
-        cosine, sine = rotation(positions, width, hidden.dtype)
+        cosine, sine = compute_rotation(positions, width, hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, attends, cosine, sine, past_key_values=past_key_values)
         return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden), past_key_values=past_key_values)
@@ -185,9 +191,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         return self.training and self.gradient_checkpointing
 
     def _read(self, ids: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
-        """Positions and attention of the new tokens, from all ids so far.
+        """Positions and attention of the new tokens, computed from all ids so far.
 
-        These lie in the cache as one layer more, so that what reorders, repeats, selects or crops its rows does so with them.
+        The ids are stored in the cache as one more layer, so that reordering, repeating, selecting or cropping its rows
+        includes them.
         """
         new = ids.shape[1]
         marks = Marks(
@@ -197,18 +204,18 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if mask is not None and mask.dim() == 2:
             held = mask[:, -new:].bool()
         else:
-            held = present(ids, marks) if past == 0 else torch.ones_like(ids, dtype=torch.bool)
+            held = mark_tokens(ids, marks) if past == 0 else torch.ones_like(ids, dtype=torch.bool)
         if cache is not None:
             if cache.layer_class_to_replicate is None and len(cache.layers) == self.config.num_layers:
                 cache.layers.append(DynamicLayer())
-            told = cache.update(ids[:, None, :, None], held.long()[:, None, :, None], self.config.num_layers)
-            ids, held = told[0][:, 0, :, 0], told[1][:, 0, :, 0].bool()
-        positions, attends = read(ids, held, marks)
+            stored = cache.update(ids[:, None, :, None], held.long()[:, None, :, None], self.config.num_layers)
+            ids, held = stored[0][:, 0, :, 0], stored[1][:, 0, :, 0].bool()
+        positions, attends = compute_positions(ids, held, marks)
         return positions[..., -new:], attends[:, :, -new:]
 
 
 class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """Named as in the original config.json; a causal language model to the Auto classes."""
+    """The class name of the original config.json; for the Auto classes it is a causal language model."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
 
@@ -229,8 +236,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin): 
         logits_to_keep: int | Tensor = 0,
         **arguments: Any,
     ) -> CausalLMOutputWithPast:
-        """As `ChatGLMModel.forward`; `labels` [batch, tokens] with -100 where nothing is trained give a mean loss."""
-        told = self.transformer(
+        """As `ChatGLMModel.forward`. `labels` [batch, tokens], -100 at positions without loss, give a mean loss."""
+        outputs = self.transformer(
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -239,14 +246,14 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin): 
             **arguments,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(told.last_hidden_state[:, kept])
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **arguments)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=told.past_key_values,
-            hidden_states=told.hidden_states,
-            attentions=told.attentions,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 
@@ -255,12 +262,12 @@ AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration, ex
 
 
 def load(name: str, generation: Generation, arguments: dict[str, Any]) -> ChatGLMForConditionalGeneration:
-    """The model of a folder or hub id; `arguments` are for `from_pretrained`. Raises ProblemError for weights that are not all
-    there, and what transformers raises."""
+    """Load the model of a folder or hub id; `arguments` are those of `from_pretrained`. Raises ProblemError when
+    weights are missing, and transformers' errors."""
     config = ChatGLMConfig(**generation.sizes.model_dump())
-    model, told = ChatGLMForConditionalGeneration.from_pretrained(
+    model, report = ChatGLMForConditionalGeneration.from_pretrained(
         name, config=config, output_loading_info=True, **arguments
     )
-    check(name, generation, told)
+    check(name, generation, report)
     model.generation_config.eos_token_id = generation.sizes.eos_token_id
     return model

@@ -1,8 +1,8 @@
-"""sentencepiece where a fast tokenizer has its Rust one: the encoder of ChatGLM-6B's `ice_text.model`.
+"""The encoder of ChatGLM-6B's `ice_text.model`: sentencepiece in place of a fast tokenizer's Rust encoder.
 
-The file is a Unigram model with an NFKC normaliser, in which line ends, tabs and runs of blanks are pieces of their own. It stays with
-sentencepiece: the Unigram model and normaliser of `tokenizers`, built from the same file, gave other ids for more than a quarter of
-5000 short texts with combining marks, half-width kana and Hangul letters.
+The file is a Unigram model with an NFKC normaliser, in which line ends, tabs and runs of spaces are pieces. The Unigram
+model and normaliser of `tokenizers`, built from the same file, gave other ids for more than a quarter of 5000 short
+texts with combining marks, half-width kana and Hangul letters; so sentencepiece itself is used.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from engine.models.glm import literal
 
 FILE = "ice_text.model"
 SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<unk>", "<pad>", "<s>", "</s>")
-"""Tokens that a text is cut at. All are pieces of the file; sentencepiece itself never makes them of text."""
+"""Tokens at which a text is split. They are pieces of the file, which sentencepiece never produces from text."""
 LINE, TAB, BLANKS = "<n>", "<|tab|>", "<|blank_{}|>"
 LONGEST = 80
-"""Blanks in the longest run that is a piece."""
+"""Spaces in the longest run that is a piece."""
 
 _CUT = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
 _SPACE = re.compile(f"\n|\t| {{2,{LONGEST}}}|" + "|".join(re.escape(mark) for mark, _ in literal.UNDONE))
@@ -30,25 +30,28 @@ _SHOWN = re.compile(r"<n>|<\|tab\|>|<\|blank_(\d+)\|>")
 
 @dataclass(frozen=True)
 class Encoding:
-    """What data preparation reads of a `tokenizers.Encoding`. `offsets` are characters [begin, end) of the text; what stands for no
-    character of its own, the blank before a text or all but the last byte of a character, shares those of the token behind it."""
+    """The part of `tokenizers.Encoding` that data preparation uses.
+
+    `offsets` are characters [begin, end) of the text. A token without a character of its own (the space before a text,
+    all but the last byte of a character) has the offsets of the next token.
+    """
 
     ids: list[int]
     offsets: list[tuple[int, int]]
 
     def char_to_token(self, position: int) -> int | None:
-        """The first token that holds the character; None where none does."""
+        """The first token that contains the character, or None."""
         at = bisect_right(self.offsets, position, key=lambda span: span[1])
         return at if at < len(self.ids) and self.offsets[at][0] <= position else None
 
 
 class Encoder:
-    """sentencepiece with the interface of a `tokenizers.Tokenizer`, as far as data preparation uses it."""
+    """sentencepiece with the part of the interface of `tokenizers.Tokenizer` that data preparation uses."""
 
     model = None
-    """It is none of the models that `engine.prep.encoding` knows a quicker way for."""
+    """It is no model for which `engine.prep.encoding` has a faster path."""
     encode_special_tokens = False
-    """`encode` is told with each text."""
+    """It is an argument of `encode`."""
 
     def __init__(self, content: bytes) -> None:
         import sentencepiece
@@ -61,13 +64,13 @@ class Encoder:
         return int(self._model.get_piece_size())
 
     def no_truncation(self) -> None:
-        """It never cuts."""
+        """Does nothing: it never truncates."""
 
     def no_padding(self) -> None:
-        """It never pads."""
+        """Does nothing: it never pads."""
 
     def to_bytes(self) -> bytes:
-        """The sentencepiece file."""
+        """The content of the sentencepiece file."""
         return self._content
 
     def get_added_tokens_decoder(self) -> dict[int, Any]:
@@ -86,7 +89,7 @@ class Encoder:
         return [self.encode(text, add_special_tokens) for text in texts]
 
     def encode(self, text: str, add_special_tokens: bool = True, cut: bool = True) -> Encoding:
-        """The tokens of a text; `cut` takes special tokens out of it first. Where they are added, they end it: [gMASK] and <sop>."""
+        """Encode a text; `cut` splits it at special tokens first. `add_special_tokens` appends [gMASK] and <sop>."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         at = 0
@@ -95,7 +98,7 @@ class Encoder:
                 ids.append(self.special[part])
                 offsets.append((at, at + len(part)))
             elif part:
-                for number, begin, end in self._text(part):
+                for number, begin, end in self._encode_text(part):
                     ids.append(number)
                     offsets.append((at + begin, at + end))
             at += len(part)
@@ -106,12 +109,12 @@ class Encoder:
 
     @property
     def opening(self) -> list[int]:
-        """What a reply begins behind."""
+        """The tokens after which a reply starts."""
         return [self.special["[gMASK]"], self.special["<sop>"]]
 
-    def _text(self, text: str) -> list[tuple[int, int, int]]:
-        """(id, begin, end) of the tokens of a text without special tokens."""
-        written, origins = _spaced(text)
+    def _encode_text(self, text: str) -> list[tuple[int, int, int]]:
+        """Encode a text without special tokens: (id, begin, end) of each token."""
+        written, origins = _mark_spaces(text)
         found = self._model.encode(written, return_type="offset_mapping")
         tokens: list[tuple[int, int, int]] = []
         begin = end = len(text)
@@ -123,25 +126,25 @@ class Encoder:
         return tokens
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """The text of tokens. sentencepiece shows no special token: where they are wanted, the text between them is decoded part by part."""
+        """Decode tokens. sentencepiece omits special tokens: to keep them, the text between them is decoded part by
+        part."""
         names = {number: name for name, number in self.special.items()}
         if skip_special_tokens:
-            return self._decoded([number for number in ids if number not in names])
+            return self._decode_pieces([number for number in ids if number not in names])
         parts = itertools.groupby(ids, key=lambda number: number in names)
         return "".join(
-            "".join(names[number] for number in part) if special else self._decoded(list(part))
+            "".join(names[number] for number in part) if special else self._decode_pieces(list(part))
             for special, part in parts
         )
 
-    def _decoded(self, ids: list[int]) -> str:
-        known = [
-            number for number in ids if 0 <= number < len(self)
-        ]  # the model's vocabulary is padded beyond the pieces
-        return _SHOWN.sub(_shown, str(self._model.decode(known)))
+    def _decode_pieces(self, ids: list[int]) -> str:
+        known = [number for number in ids if 0 <= number < len(self)]  # the model's vocabulary is padded
+        return _SHOWN.sub(_unmark_space, str(self._model.decode(known)))
 
 
-def _spaced(text: str) -> tuple[str, list[int]]:
-    """Text as the pieces have it, and of each of its characters and its end the place in `text`."""
+def _mark_spaces(text: str) -> tuple[str, list[int]]:
+    """The text with spaces written as the pieces write them, and the place in `text` of each of its characters and of
+    its end."""
     parts: list[str] = []
     origins: list[int] = []
     at = 0
@@ -168,7 +171,7 @@ def _spaced(text: str) -> tuple[str, list[int]]:
     return "".join(parts), [*origins, len(text)]
 
 
-def _shown(found: re.Match[str]) -> str:
+def _unmark_space(found: re.Match[str]) -> str:
     if found[1]:
         return " " * int(found[1])
     return "\n" if found[0] == LINE else "\t"

@@ -1,7 +1,9 @@
-"""Which GLM a `config.json` in the original layout describes, and whether it can be loaded exactly. Imports no training library.
+"""Recognises the GLM that a `config.json` in the original layout describes, and whether it can be loaded exactly.
+Imports no training library.
 
-All generations share `model_type: chatglm`. The first (arXiv:2103.10360 with two-dimensional positions, GELU and LayerNorm) has a class of its own in
-`first`; the second, the third and GLM-4 are in all but names transformers' `GlmForCausalLM`, see `converted`.
+All generations have `model_type: chatglm`. The first (arXiv:2103.10360 with two-dimensional positions, GELU and
+LayerNorm) has a class of its own, in `chatglm_first`. The second, the third and GLM-4 are transformers'
+`GlmForCausalLM` with other names, see `load_glm`.
 """
 
 from __future__ import annotations
@@ -17,17 +19,17 @@ MODEL_TYPE = "chatglm"
 _FIRST = ("inner_hidden_size", "position_encoding_2d")
 _LATER = ("multi_query_group_num", "padded_vocab_size")
 _ROLES = (64795, 64797)
-"""`<|user|>` and `<|observation|>` of ChatGLM3: where the model begins to speak for somebody else, its reply has ended."""
+"""`<|user|>` and `<|observation|>` of ChatGLM3: a reply ends where the model starts another role's turn."""
 _LARGE_VOCABULARY = 100_000
 """Between ChatGLM2 and 3 (65,024) and GLM-4 (151,552)."""
 
 
 class Unsupported(ValueError):
-    """A config that is no GLM of ours, or a variant that would not be computed exactly; the message is one sentence."""
+    """A config that is no known GLM, or that cannot be loaded exactly. The message is one sentence."""
 
 
 class Sizes(BaseModel):
-    """What both layouts say under the same names. Fields that are not read here may say anything."""
+    """Settings with the same names in both layouts. Other settings may have any value."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -42,7 +44,7 @@ class First(Sizes):
     inner_hidden_size: int = Field(gt=0)
     max_sequence_length: int = Field(gt=0)
     bos_token_id: int = Field(ge=0)
-    """`sop`, after which the answer stands."""
+    """`sop`, after which the answer starts."""
     eos_token_id: int = Field(ge=0)
     """`eop`"""
     mask_token_id: int = Field(ge=0)
@@ -111,7 +113,7 @@ _NEEDED: dict[type[Sizes], dict[str, tuple[Any, Any, str]]] = {
         "pre_seq_len": (None, None, "a P-tuning prefix is not loaded: take the base model's folder"),
     },
 }
-"""Setting -> the value that can be computed exactly, what the original takes when nothing is said, why no other."""
+"""Setting -> (the value that can be computed exactly, the original's default, why no other value can be loaded)."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,9 @@ class Generation:
 
 
 def recognise(config: Mapping[str, Any]) -> Generation | None:
-    """The generation that the content of a `config.json` describes; None for other models, those already converted included.
+    """The generation that a `config.json` describes; None for other models, including converted ones.
 
-    Raises Unsupported, naming the setting, for what would not be computed exactly.
+    Raises Unsupported, with the name of the setting, when it would not be computed exactly.
     """
     if not isinstance(config, Mapping):
         raise Unsupported("config.json holds no settings")
@@ -141,22 +143,22 @@ def recognise(config: Mapping[str, Any]) -> Generation | None:
     first, later = (any(name in config for name in names) for names in (_FIRST, _LATER))
     if first == later:
         raise Unsupported(
-            f"config.json says model_type {MODEL_TYPE}, but is of no known generation: it should have either "
+            f"config.json says model_type {MODEL_TYPE}, but is not of a known generation: it should have either "
             f"{' and '.join(_FIRST)} (the first) or {' and '.join(_LATER)} (the later ones)"
         )
-    sizes = _sizes(First if first else Later, config)
+    sizes = _read_sizes(First if first else Later, config)
     if isinstance(sizes, First):
         return Generation(1, "ChatGLM-6B (first generation)", sizes)
     assert isinstance(sizes, Later)
-    return _later(sizes, config)
+    return _tell_later(sizes, config)
 
 
-def _sizes(layout: type[Sizes], config: Mapping[str, Any]) -> First | Later:
-    for name, (wanted, default, why) in _NEEDED[layout].items():
+def _read_sizes(layout: type[Sizes], config: Mapping[str, Any]) -> First | Later:
+    for name, (expected, default, why) in _NEEDED[layout].items():
         # A null is what the original class takes for "not set"; true and 1 are the same to Python, and to it.
         value = config.get(name, default)
-        if (default if value is None else value) != wanted:
-            raise Unsupported(f"config.json has {name}: {_shown(value)}, which cannot be loaded exactly: {why}")
+        if (default if value is None else value) != expected:
+            raise Unsupported(f"config.json has {name}: {_shorten(value)}, which cannot be loaded exactly: {why}")
     try:
         sizes = layout.model_validate({key: value for key, value in config.items() if value is not None})
     except ValidationError as error:
@@ -164,18 +166,19 @@ def _sizes(layout: type[Sizes], config: Mapping[str, Any]) -> First | Later:
         place = ".".join(map(str, first["loc"][:1]))
         if first["type"] == "missing":
             raise Unsupported(f"config.json lacks {place}") from None
-        raise Unsupported(f"config.json has {place}: {_shown(first['input'])}, {first['msg'].lower()}") from None
+        raise Unsupported(f"config.json has {place}: {_shorten(first['input'])}, {first['msg'].lower()}") from None
     assert isinstance(sizes, First | Later)
     if contradiction := sizes.contradiction():
         raise Unsupported(f"config.json contradicts itself: {contradiction}")
     return sizes
 
 
-def _later(sizes: Later, config: Mapping[str, Any]) -> Generation:
-    """Second, third and GLM-4 have the same fields: what the config was saved from tells, else its vocabulary and length.
+def _tell_later(sizes: Later, config: Mapping[str, Any]) -> Generation:
+    """Tell the later generations apart, whose settings are the same: by the name that the config was saved from, else
+    by vocabulary and length.
 
-    They differ in how long contexts are reached: ChatGLM2-6B-32k scales positions, the others the rotary base. Where neither
-    name nor length tells and it matters, nothing is guessed.
+    They reach long contexts in different ways: ChatGLM2-6B-32k scales positions, the others the rotary base. Where
+    neither name nor length tells and it matters, nothing is guessed.
     """
     saved_from = str(config.get("_name_or_path", "")).lower()
     if sizes.padded_vocab_size > _LARGE_VOCABULARY or "glm-4" in saved_from:
@@ -193,8 +196,8 @@ def _later(sizes: Later, config: Mapping[str, Any]) -> Generation:
     return Generation(2, "ChatGLM2", sizes) if sizes.seq_length == 32768 else Generation(3, "ChatGLM3", sizes)
 
 
-def translated(generation: Generation) -> dict[str, Any]:
-    """The settings of transformers' `GlmConfig` that compute what this later generation computed."""
+def translate_config(generation: Generation) -> dict[str, Any]:
+    """The settings of transformers' `GlmConfig` that compute the same as this later generation."""
     sizes = generation.sizes
     assert isinstance(sizes, Later)
     rotary: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0 * sizes.rope_ratio}
@@ -217,12 +220,13 @@ def translated(generation: Generation) -> dict[str, Any]:
         "rope_parameters": rotary | {"partial_rotary_factor": 0.5},
         "tie_word_embeddings": False,
         "pad_token_id": sizes.pad_token_id,
-        "eos_token_id": stop_tokens(generation),
+        "eos_token_id": list_stop_tokens(generation),
     }
 
 
-def stop_tokens(generation: Generation) -> int | list[int]:
-    """Tokens that end a reply. ChatGLM3's config names `</s>` alone, though its reply also ends where another role begins."""
+def list_stop_tokens(generation: Generation) -> int | list[int]:
+    """Tokens that end a reply. ChatGLM3's config names only `</s>`, although a reply also ends where another role
+    starts."""
     sizes = generation.sizes
     if generation.number != 3 or isinstance(sizes, First) or sizes.padded_vocab_size <= max(_ROLES):
         return sizes.eos_token_id
@@ -230,13 +234,13 @@ def stop_tokens(generation: Generation) -> int | list[int]:
     return [*named, *(token for token in _ROLES if token not in named)]
 
 
-def tensors(generation: Generation) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the original files must hold; a tied output layer may be left out."""
+def list_tensors(generation: Generation) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that the original files must have. A tied output layer may be missing."""
     sizes = generation.sizes
-    return _first_tensors(sizes) if isinstance(sizes, First) else _later_tensors(sizes)
+    return _list_first_tensors(sizes) if isinstance(sizes, First) else _list_later_tensors(sizes)
 
 
-def _first_tensors(sizes: First) -> dict[str, tuple[int, ...]]:
+def _list_first_tensors(sizes: First) -> dict[str, tuple[int, ...]]:
     hidden, inner = sizes.hidden_size, sizes.inner_hidden_size
     linear = {
         "attention.query_key_value": (3 * hidden, hidden),
@@ -255,7 +259,7 @@ def _first_tensors(sizes: First) -> dict[str, tuple[int, ...]]:
     return found | {f"transformer.final_layernorm.{part}": (hidden,) for part in ("weight", "bias")}
 
 
-def _later_tensors(sizes: Later) -> dict[str, tuple[int, ...]]:
+def _list_later_tensors(sizes: Later) -> dict[str, tuple[int, ...]]:
     hidden, inner = sizes.hidden_size, sizes.ffn_hidden_size
     queries = sizes.num_attention_heads * sizes.kv_channels
     together = queries + 2 * sizes.multi_query_group_num * sizes.kv_channels
@@ -282,26 +286,26 @@ def _later_tensors(sizes: Later) -> dict[str, tuple[int, ...]]:
     }
 
 
-def weights_problem(generation: Generation, found: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What keeps tensors of these names and shapes from being this model's: one sentence, or None."""
-    wanted = tensors(generation)
-    absent = [name for name in wanted if name not in found]
+def find_weights_problem(generation: Generation, found: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Why tensors of these names and shapes are not this model's, in one sentence; None when they are."""
+    expected = list_tensors(generation)
+    absent = [name for name in expected if name not in found]
     if absent:
-        return f"the weights lack {len(absent)} of {len(wanted)} tensors of {generation.name}, {absent[0]} among them"
-    for name, shape in wanted.items():
+        return f"the weights lack {len(absent)} of {len(expected)} tensors of {generation.name}, {absent[0]} among them"
+    for name, shape in expected.items():
         if tuple(found[name]) != shape:
             return f"{name} has the shape {list(found[name])}, config.json says {list(shape)}"
     tied = "lm_head.weight"
     if (
         generation.number == 1
-        and found.get(tied, wanted["transformer.word_embeddings.weight"])
-        != (wanted["transformer.word_embeddings.weight"])
+        and found.get(tied, expected["transformer.word_embeddings.weight"])
+        != (expected["transformer.word_embeddings.weight"])
     ):
-        return f"{tied} has the shape {list(found[tied])}, that of the embeddings is wanted"
+        return f"{tied} has the shape {list(found[tied])}, it must be that of the embeddings"
     return None
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     """Short, on one line."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, GlmConfig, GlmForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
-from engine.models.glm.generations import Generation, translated
+from engine.models.glm.generations import Generation, translate_config
 from engine.models.glm.verify_weights import check
 
 _RENAMED = (
@@ -24,31 +24,32 @@ _RENAMED = (
 
 
 class OriginalGlm(GlmForCausalLM):
-    """`GlmForCausalLM` while it reads original files: conversions are looked up by the name of the class."""
+    """`GlmForCausalLM` while it reads original files: transformers looks conversions up by the class's name."""
 
     _keys_to_ignore_on_load_unexpected = [r"rotary_pos_emb\.inv_freq"]
 
 
 def load(name: str, generation: Generation, arguments: dict[str, Any]) -> Any:
-    """A `GlmForCausalLM` with the weights of `name`, a folder or hub id; `arguments` are for `from_pretrained`.
+    """Load a `GlmForCausalLM` with the weights of `name`, a folder or hub id; `arguments` are those of
+    `from_pretrained`.
 
-    Its class and what it saves are transformers' own: nothing later needs to know where it came from. Raises ProblemError for
-    weights that are not all there, and what transformers raises.
+    Its class and the files that it saves are transformers' own, so nothing else needs to know where it came from.
+    Raises ProblemError when weights are missing, and transformers' errors.
     """
-    register_checkpoint_conversion_mapping(OriginalGlm.__name__, _conversions(), overwrite=True)
-    config = GlmConfig(**translated(generation))
-    model, told = OriginalGlm.from_pretrained(name, config=config, output_loading_info=True, **arguments)
-    check(name, generation, told)
-    # Both would make save_pretrained write the original names again, beside a config that says `glm`.
+    register_checkpoint_conversion_mapping(OriginalGlm.__name__, _list_conversions(), overwrite=True)
+    config = GlmConfig(**translate_config(generation))
+    model, report = OriginalGlm.from_pretrained(name, config=config, output_loading_info=True, **arguments)
+    check(name, generation, report)
+    # With either, save_pretrained would write the original names beside a config that says `glm`.
     model.__class__ = GlmForCausalLM
     del model._weight_conversions
     # transformers took these from the original config.json, which names one of several stop tokens.
-    model.generation_config = _generation_config(model.generation_config, config)
+    model.generation_config = _merge_generation_config(model.generation_config, config)
     return model
 
 
-def _generation_config(found: GenerationConfig, config: GlmConfig) -> GenerationConfig:
-    """`found` with the stop tokens of both: a generation_config.json may name more than the model's config does."""
+def _merge_generation_config(found: GenerationConfig, config: GlmConfig) -> GenerationConfig:
+    """`found` with the stop tokens of both: generation_config.json may name more than config.json."""
     merged = copy.deepcopy(found)
     stops = [config.eos_token_id, found.eos_token_id]
     flat = [token for each in stops for token in (each if isinstance(each, list) else [each]) if token is not None]
@@ -59,7 +60,7 @@ def _generation_config(found: GenerationConfig, config: GlmConfig) -> Generation
     return merged
 
 
-def _conversions() -> list[Any]:
+def _list_conversions() -> list[Any]:
     splits = [
         WeightConverter(
             source_patterns=f"self_attention.query_key_value.{part}",

@@ -1,4 +1,4 @@
-"""The tokenizer of ChatGLM-6B, around the folder's own `ice_text.model`: its ids are sentencepiece's."""
+"""The tokenizer of ChatGLM-6B, with the folder's own `ice_text.model`: its ids are sentencepiece's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.models.glm.pieces import USER_DEFINED
 
 
 class ChatGLM1Tokenizer(PreTrainedTokenizer):
-    """ChatGLM-6B's. After an import of this module `AutoTokenizer` reads what `save_pretrained` writes."""
+    """The tokenizer of ChatGLM-6B. Importing this module lets `AutoTokenizer` read what `save_pretrained` writes."""
 
     vocab_files_names = {"vocab_file": FILE}
     model_input_names = ["input_ids", "attention_mask"]
@@ -33,11 +33,11 @@ class ChatGLM1Tokenizer(PreTrainedTokenizer):
     ) -> None:
         found = pieces.read(Path(vocab_file), pieces.UNIGRAM, charsmap=True)
         kinds = {piece.text: piece.kind for piece in found.listed}
-        wanted = (LINE, TAB, *(BLANKS.format(length) for length in range(2, LONGEST + 1)))
-        lacking = [name for name in SPECIAL if name not in kinds]
-        lacking += [name for name in wanted if kinds.get(name) != USER_DEFINED]
-        if lacking:
-            raise pieces.refusal(Path(vocab_file), f"it lacks {', '.join(lacking[:3])}: it is not ChatGLM-6B's")
+        required = (LINE, TAB, *(BLANKS.format(length) for length in range(2, LONGEST + 1)))
+        missing = [name for name in SPECIAL if name not in kinds]
+        missing += [name for name in required if kinds.get(name) != USER_DEFINED]
+        if missing:
+            raise pieces.unusable_file(Path(vocab_file), f"it lacks {', '.join(missing[:3])}: it is not ChatGLM-6B's")
         self.backend_tokenizer = Encoder(found.content)
         settings.setdefault("extra_special_tokens", ["[gMASK]", "[sMASK]", "<s>", "</s>"])
         super().__init__(
@@ -58,7 +58,7 @@ class ChatGLM1Tokenizer(PreTrainedTokenizer):
         return {self.backend_tokenizer.piece(number): number for number in range(self.vocab_size)}
 
     def tokenize(self, text: str, split_special_tokens: bool | None = None, **_: Any) -> list[str]:
-        """Pieces. `split_special_tokens`: special tokens in the text are text."""
+        """Split a text into pieces. With `split_special_tokens`, special tokens in it are text."""
         as_text = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         found = self.backend_tokenizer.encode(text, add_special_tokens=False, cut=not as_text)
         return [self.backend_tokenizer.piece(number) for number in found.ids]
@@ -66,9 +66,9 @@ class ChatGLM1Tokenizer(PreTrainedTokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """A text, `[gMASK]`, `<sop>`; of a pair the second text and `<eop>` behind it."""
-        opened = [*token_ids_0, *self.backend_tokenizer.opening]
-        return opened if token_ids_1 is None else [*opened, *token_ids_1, self.eos_token_id]
+        """A text, `[gMASK]` and `<sop>`; for a pair also the second text and `<eop>`."""
+        opening = [*token_ids_0, *self.backend_tokenizer.opening]
+        return opening if token_ids_1 is None else [*opening, *token_ids_1, self.eos_token_id]
 
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False

@@ -1,7 +1,8 @@
 """The tokenizer of ChatGLM2-6B and ChatGLM3-6B as a fast tokenizer, from the folder's own `tokenizer.model`.
 
-The file is a sentencepiece BPE model: characters as they are, unknown ones as bytes, a blank before each text. Behind its pieces come the
-special tokens, which are in no file. What `save_pretrained` writes is read by plain `AutoTokenizer`: nothing of it is code of ours.
+The file is a sentencepiece BPE model: characters stay as they are, unknown ones become bytes, and a space is put before
+each text. The special tokens are in no file; their ids follow those of the pieces. Plain `AutoTokenizer` reads what
+`save_pretrained` writes, without code of ours.
 """
 
 from __future__ import annotations
@@ -11,26 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.glm import literal, pieces
-from engine.models.glm.conversations import template
+from engine.models.glm.conversations import read_template
 from engine.models.glm.pieces import BPE, NORMAL, Piece
 
 FILE = "tokenizer.model"
 SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
-"""In the order of their ids, which begin where the pieces end."""
+"""In the order of their ids, which start after those of the pieces."""
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
-"""Special tokens of the third generation alone, behind the others."""
+"""Special tokens of the third generation only, after the others."""
 _WORDS = ("sop", "eop")
-"""Special tokens that stand inside words (people, geopolitics): never taken out of one."""
+"""Special tokens that occur inside words (people, geopolitics), where they are not recognised."""
 
 
 def build(folder: Path, generation: int) -> Any:
-    """The `PreTrainedTokenizerFast` of the second or third generation. Raises ProblemError for a file that cannot be used."""
+    """Build the `PreTrainedTokenizerFast` of the second or third generation. Raises ProblemError when the file cannot
+    be used."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
     listed = pieces.read(folder / FILE, BPE, charsmap=False).listed
     vocabulary = {piece.text: number for number, piece in enumerate(listed)}
-    backend = Tokenizer(models.BPE(vocabulary, merges(listed), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend = Tokenizer(
+        models.BPE(vocabulary, list_merges(listed), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     backend.normalizer = normalizers.Sequence(
         [
             normalizers.Prepend("▁"),
@@ -59,15 +63,15 @@ def build(folder: Path, generation: int) -> Any:
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
-        chat_template=template(generation),
+        chat_template=read_template(generation),
     )
 
 
-def merges(listed: Sequence[Piece]) -> list[tuple[str, str]]:
-    """The pairs that sentencepiece joins, first those it joins first.
+def list_merges(listed: Sequence[Piece]) -> list[tuple[str, str]]:
+    """The pairs that sentencepiece merges, in the order in which it merges them.
 
-    It always joins the neighbours whose joint piece has the highest score: so each way to cut a piece into two pieces is a merge, as
-    urgent as the piece's score.
+    It always merges the neighbours whose merged piece has the highest score. So each way to split a piece into two
+    pieces is a merge with the piece's score.
     """
     normal = {piece.text: piece.score for piece in listed if piece.kind == NORMAL}
     found = [

@@ -1,4 +1,5 @@
-"""After loading: is every weight the file's? transformers fills what is missing with random numbers and only logs it."""
+"""Checks after loading that every weight comes from the files: transformers fills missing ones with random numbers, and
+only logs it."""
 
 from __future__ import annotations
 
@@ -9,19 +10,20 @@ from engine.models.glm.generations import Generation
 from engine.protocol.messages import Problem, ProblemError
 
 
-def check(name: str, generation: Generation, told: Mapping[str, Any]) -> None:
-    """Raises ProblemError when `told`, what `from_pretrained` tells with `output_loading_info`, says that weights were
-    missing, of another shape, or left over."""
+def check(name: str, generation: Generation, report: Mapping[str, Any]) -> None:
+    """Raises ProblemError when weights were missing, of another shape, or left over. `report` is what `from_pretrained`
+    returns with `output_loading_info`."""
     for kind, words in (
         ("missing_keys", "are missing"),
         ("mismatched_keys", "have another shape than config.json says"),
         ("unexpected_keys", "are in the files and not in this model"),
         ("error_msgs", "could not be converted"),
     ):
-        found = sorted(map(str, told.get(kind) or ()))
+        found = sorted(map(str, report.get(kind) or ()))
         if found:
             raise ProblemError(
                 Problem(
+                    code="model.unloadable",
                     title=f"{name} cannot be loaded as {generation.name}",
                     cause=f"{len(found)} weights {words}, {found[0]} among them",
                     hint=f"cockpit model verify {name}",

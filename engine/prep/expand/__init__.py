@@ -1,4 +1,5 @@
-"""Data expansion: new rows from an OpenAI-compatible service. Each task has an entry in `TASKS`; its module has
+"""Data expansion: new rows from an OpenAI-compatible service. A task names the module that makes its rows
+(`Task.expansion`), which has
 
     PROMPTS                          language (`en`, `zh`) -> the prompt, with the placeholders {seed} and {count}
     fits(seed) -> bool               whether the task can use this seed row
@@ -7,11 +8,6 @@
     duplicate_key(row, form) -> str  the text by which rows are compared for duplicates
 
 A service answers with a JSON list of items. An item may also be a whole row, in the seeds' format or in another known
-one. The task `rows` accepts seeds of any format. Unless a task is named, the first one that fits most seeds is taken.
+one. The module `rows` accepts seeds of any format. Unless a task is named, the first one that fits most seeds is taken,
+else `rows`.
 """
-
-TASKS = {
-    "thought_graph": "engine.prep.expand.thought_graph",
-    "triples": "engine.prep.expand.triples",
-    "rows": "engine.prep.expand.rows",
-}

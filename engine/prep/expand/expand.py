@@ -81,6 +81,7 @@ def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress
         parser = ReplyParser(seeds, options, duplicates, results)
         loop = _RequestLoop(seeds, options, parser, journal, budget, progress)
         stopped = asyncio.run(loop.run(key))
+        limited = bool(stopped) and parser.fruitless < MOST_FRUITLESS
         report = {
             "task": seeds.name,
             "seeds": seeds.count,
@@ -94,6 +95,7 @@ def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress
             "reply_tokens": budget.reply,
             "cost": Usage(budget.prompt, budget.reply).cost(options.price),
             "stopped": stopped,
+            "limited": limited,
         }
         report = results.publish(report)
     numbers = {id(source): number for number, (source, _) in enumerate(sources)}

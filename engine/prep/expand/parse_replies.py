@@ -38,7 +38,7 @@ class ReplyParser:
         self._results.start_answer(number, answer, [seed.row for seed in shown])
         if answer.reply is None:
             self.failed += 1
-            self._reject(0, f"no answer: {answer.finish}", None)
+            self._reject(0, "no answer", answer.finish, None)
         else:
             self._parse(shown, answer.reply, answer.finish)
         self.fruitless = 0 if self.rows > before else self.fruitless + 1
@@ -47,34 +47,36 @@ class ReplyParser:
         try:
             items = _parse_items(reply)
         except ValueError as error:
-            cut = finish == "length"
-            reason = f"cut off at {self._options.max_tokens} tokens" if cut else f"not JSON: {error}"
-            self._reject(0, reason, reply)
+            if finish == "length":
+                self._reject(0, f"cut off at {self._options.max_tokens} tokens", "", reply)
+            else:
+                self._reject(0, "not JSON", str(error), reply)
             return
         for place, item in enumerate(items):
             if place >= self._options.per_request:
-                self._reject(place + 1, "more rows than were asked for", item)
+                self._reject(place + 1, "more rows than were asked for", "", item)
                 continue
             seed = shown[place % len(shown)]
             try:
                 row = self._seeds.task.build_row(item, seed)
                 key = self._seeds.task.duplicate_key(row, seed.form)
             except (ValueError, RecursionError) as error:
-                self._reject(place + 1, f"bad row: {error}", item)
+                self._reject(place + 1, "bad row", str(error), item)
                 continue
             if twice := self._duplicates.find(key):
-                self._reject(place + 1, twice, item)
+                self._reject(place + 1, twice, "", item)
             elif self.rows == self._options.samples:
-                self._reject(place + 1, "beyond expand.samples", item)
+                self._reject(place + 1, "beyond expand.samples", "", item)
             else:
                 self._duplicates.add(key)
                 self.rows += 1
                 self.forms.append(self._forms[id(seed.form)])
                 self._results.add_row(place + 1, row)
 
-    def _reject(self, item: int, reason: str, value: Any) -> None:
-        self.reasons[reason.partition(":")[0]] += 1
-        self._results.add_reject(item, reason, value)
+    def _reject(self, item: int, kind: str, detail: str, value: Any) -> None:
+        """Reject an item. Rejections are counted by kind; the detail differs from row to row."""
+        self.reasons[kind] += 1
+        self._results.add_reject(item, f"{kind}: {detail}" if detail else kind, value)
 
 
 def _parse_items(reply: str) -> list[Any]:

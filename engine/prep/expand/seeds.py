@@ -15,11 +15,12 @@ from types import ModuleType
 
 from engine.options.data import ExpandOptions, SourceOptions
 from engine.prep import read_rows, readers
-from engine.prep.expand import TASKS
 from engine.prep.expand.duplicates import Duplicates
 from engine.prep.expand.substitute import Form, Seed
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import did_you_mean
+from engine.tasks import TASKS
+from engine.tasks.task import load_task
 
 POOL = 10_000
 """Seed rows, at most, that prompts show and that new rows must not resemble; a seeded sample of larger sets. New rows
@@ -27,6 +28,8 @@ must differ from all seed rows."""
 _LOOKED_AT = 100
 _HAN, _KANA, _LETTER = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]"), re.compile(r"[^\W\d_]")
 _PLACE = re.compile(r"\{(seed|count)\}")
+_ANY = "engine.prep.expand.rows"
+"""The module for rows of any format."""
 
 
 Sources = list[tuple[SourceOptions, list[Path]]]
@@ -62,14 +65,26 @@ class Seeds:
         return _PLACE.sub(lambda found: words[found[1]], self.prompt)
 
 
-def check_options(options: ExpandOptions) -> None:
-    """Raises ValueError for an unknown task, and for prompts without a place for the seeds."""
-    for key, name in [("expand.task", options.task), *(("expand.prompts", name) for name in options.prompts)]:
-        if name is not None and name not in TASKS:
-            raise ValueError(f"{key}: there is no task {name}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}")
+def expansions() -> dict[str, str]:
+    """Task, or `rows` -> the module that makes its rows."""
+    return {name: module for name in TASKS if (module := load_task(name).expansion)} | {"rows": _ANY}
+
+
+def find_problems(options: ExpandOptions) -> Iterator[tuple[str, str]]:
+    """Yields `(key, message)`, the key within `expand`, for an unknown task and for prompts without a place for seeds."""
+    known = expansions()
+    for key, name in [("task", options.task), *(("prompts", name) for name in options.prompts)]:
+        if name is not None and name not in known:
+            yield key, f"there is no task {name}{did_you_mean(name, known)}; known are {', '.join(known)}"
     for name, prompt in options.prompts.items():
         if "{seed}" not in prompt:
-            raise ValueError(f"expand.prompts.{name} has no {{seed}}: every request would be the same")
+            yield f"prompts.{name}", "has no {seed}: every request would be the same"
+
+
+def check_options(options: ExpandOptions) -> None:
+    """Raises ValueError for the first of the problems."""
+    for key, message in find_problems(options):
+        raise ValueError(f"expand.{key}: {message}")
 
 
 def read_seeds(
@@ -87,7 +102,7 @@ def read_seeds(
     digest = hashlib.sha256()
     forms: dict[tuple[int, str], Form] = {}
     name = options.task or _choose_task(_sample_sources(sources))
-    task = load_task(name)
+    task = load_expansion(name)
     random = Random(f"{options.seed}:pool")
     pool: list[Seed] = []
     columns: dict[int, set[str]] = {}
@@ -116,9 +131,10 @@ def read_seeds(
     if not pool:
         raise ProblemError(
             Problem(
+                code="expand.no_seed",
                 title=f"No row of {', '.join(source.source for source, _ in sources)} can be a seed of the task {name}",
                 cause=first or "it has no rows",
-                hint=f"tasks are {', '.join(TASKS)}: --set expand.task=NAME",
+                hint=f"tasks are {', '.join(expansions())}: --set expand.task=NAME",
             )
         )
     known = {form: frozenset(names) for form, names in columns.items()}
@@ -129,8 +145,8 @@ def read_seeds(
     return Seeds(task, name, pool, prompt, digest.hexdigest(), count, unused, list(forms.values()))
 
 
-def load_task(name: str) -> ModuleType:
-    return importlib.import_module(TASKS[name])
+def load_expansion(name: str) -> ModuleType:
+    return importlib.import_module(expansions()[name])
 
 
 def _iterate_seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tuple[Seed | None, str, int]]:
@@ -172,7 +188,9 @@ def _sample_sources(sources: Sources) -> list[Seed]:
 
 
 def _choose_task(seeds: list[Seed]) -> str:
-    return next(name for name in TASKS if 2 * sum(load_task(name).fits(seed) for seed in seeds) >= len(seeds))
+    return next(
+        name for name in expansions() if 2 * sum(load_expansion(name).fits(seed) for seed in seeds) >= len(seeds)
+    )
 
 
 def _choose_language(task: ModuleType, pool: list[Seed]) -> str:

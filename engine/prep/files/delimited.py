@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.prep.files.lines import LONGEST_LINE, Line, describe_too_long, read_lines
-from engine.prep.files.record import BOM, Record
+from engine.prep.files.record import BOM, BadFile, Record
 
 DELIMITERS = ",;\t|"
 _SNIFFED = 2**16
@@ -64,7 +64,7 @@ def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
     while True:
         taken.begin()
         values: list[str] = []
-        reason = ""
+        reason, broken = "", False
         try:
             values = next(rows)
         except StopIteration:
@@ -73,10 +73,10 @@ def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
             reason = describe_too_long("a row")
             taken.skip()
         except csv.Error as error:
-            reason = f"not CSV: {error}"
+            reason, broken = f"not CSV: {error}", True
         first, end = taken.row[0], taken.row[-1].end
         if reason:
-            if len(taken.row) > 1 and reason.startswith("not CSV"):
+            if broken and len(taken.row) > 1:
                 reason += f" (a quote opens here and continues to line {taken.row[-1].number})"
                 end = taken.put_back(end)
         elif not values:
@@ -100,7 +100,7 @@ def _check_header(values: list[str], reason: str, path: Path, line: int) -> list
     elif not reason and twice is not None:
         reason = f"two columns are called {twice}"
     if reason:
-        raise ValueError(f"{path.name}:{line}: the first line must name the columns: {reason}")
+        raise BadFile(f"{path.name}:{line}: the first line must name the columns: {reason}")
     return columns
 
 

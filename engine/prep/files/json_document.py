@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 from engine.prep.files import jsonl
 from engine.prep.files.lines import LONGEST_LINE, describe_too_long
-from engine.prep.files.record import BOM, Record, decode
+from engine.prep.files.record import BOM, BadFile, Record, decode
 
 _BLOCK = 2**20
 _BLANKS = re.compile(rb"[ \t\r\n]*+")
@@ -101,7 +101,7 @@ class _Splitter:
         else:
             whole = self._skip_scalar()
         if not whole:
-            raise ValueError(f"{self._name}:{line}: not JSON: the row that begins here has no end")
+            raise BadFile(f"{self._name}:{line}: not JSON: the row that begins here has no end")
         self._keep()
         content = None if self._size > LONGEST_LINE else b"".join(self._held)
         self._held = None
@@ -184,5 +184,5 @@ class _Splitter:
         self._counted = self._at
         return self._lines
 
-    def _error(self, reason: str) -> ValueError:
-        return ValueError(f"{self._name}:{self._line_number()}: {reason}")
+    def _error(self, reason: str) -> BadFile:
+        return BadFile(f"{self._name}:{self._line_number()}: {reason}")

@@ -6,6 +6,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+
+class BadFile(ValueError):
+    """A file that cannot be read as a whole; the text begins with its name and line."""
+
+
 BOM = b"\xef\xbb\xbf"
 
 

@@ -31,6 +31,10 @@ _PLAIN = {"role", "content"}
 _OWN = {"text", "messages", "tools", "prompt", "completion", "chosen", "rejected", "label", "columns"}
 
 
+class EmptyRow(ValueError):
+    """A row without text, or with a reply that is empty: the rule `data.clean.empty` asks for these to be dropped."""
+
+
 # ── conversations ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -76,7 +80,7 @@ def _check_message(turn: Any, number: int) -> Message:
         content = ""
     text = check_text(_join_parts(content, number), f"turn {number} ({role})")
     if role == "assistant" and not calls and not text.strip():
-        raise ValueError(f"turn {number} (assistant) is empty")
+        raise EmptyRow(f"turn {number} (assistant) is empty")
     message = make_message(role, text)
     if calls:
         message["tool_calls"] = calls

@@ -12,6 +12,7 @@ from typing import Any
 from engine.prep.formats import alpaca
 from engine.prep.formats.canonical import (
     Canonical,
+    EmptyRow,
     Message,
     add_columns,
     add_tools,
@@ -75,6 +76,8 @@ def _read_reply(value: Any, name: str) -> list[Message]:
     )
     try:
         return check_messages(turns, name)
+    except EmptyRow as error:
+        raise EmptyRow(f"{name}: {error}")
     except ValueError as error:
         raise ValueError(f"{name}: {error}")
 

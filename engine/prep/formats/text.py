@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, add_columns, check_text, describe_kind, restore_canonical_columns
+from engine.prep.formats.canonical import (
+    Canonical,
+    EmptyRow,
+    add_columns,
+    check_text,
+    describe_kind,
+    restore_canonical_columns,
+)
 
 KIND = "text"
 _USED = frozenset({"text"})
@@ -17,7 +24,7 @@ def matches(row: dict[str, Any]) -> bool:
 def convert(row: dict[str, Any]) -> Canonical:
     text = check_text(row.get("text"), "text")
     if not text.strip():
-        raise ValueError("text is empty")
+        raise EmptyRow("text is empty")
     return add_columns({"text": text}, row, _USED)
 
 

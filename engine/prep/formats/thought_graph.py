@@ -35,12 +35,12 @@ def convert(row: dict[str, Any]) -> list[Canonical]:
     if fault := thought_graph.fault(graph):
         raise ValueError(fault)
     question = graph["question"]
-    found = [_make_row(row, _TASKS[0], thought_graph.messages(question), thought_graph.written(graph))]
+    found = [_make_row(row, _TASKS[0], thought_graph.messages(question), thought_graph.write_graph(graph))]
     for standpoint in graph["standpoints"]:
         turns = thought_graph.ask_arguments(question, standpoint["text"])
-        found.append(_make_row(row, _TASKS[1], turns, thought_graph.listed(standpoint["arguments"])))
+        found.append(_make_row(row, _TASKS[1], turns, thought_graph.write_list(standpoint["arguments"])))
     turns = thought_graph.ask_counter_questions(question)
-    found.append(_make_row(row, _TASKS[2], turns, thought_graph.listed(graph["counter_questions"])))
+    found.append(_make_row(row, _TASKS[2], turns, thought_graph.write_list(graph["counter_questions"])))
     return found
 
 

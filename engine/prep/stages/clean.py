@@ -49,12 +49,6 @@ def rule_names(options: CleanOptions) -> list[str]:
     return [name for name in (*_REPAIRS, *_DROPS) if name in names]
 
 
-def count_empty(validated: dict[str, Any]) -> int:
-    """The number of rows that `validate` rejected because they have an empty text; the rule `empty` would drop
-    these."""
-    return sum(count for reason, count in validated["reasons"].items() if reason.endswith("empty"))
-
-
 def clean_text(text: str, options: CleanOptions) -> tuple[str, list[str]]:
     """The repaired text, and the rules that changed it."""
     touched = []
@@ -160,7 +154,9 @@ def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, 
             if reason:
                 counts["rejected"] += 1
                 rules.update([rule])
-                dropped.write(row_files.reject_line(settings["files"][row.file], row, reason, "clean"))
+                dropped.write(
+                    row_files.reject_line(settings["files"][row.file], row, reason, "clean", code="row.unwanted")
+                )
                 continue
             rules.update(touched)
             counts["out"] += 1

@@ -52,7 +52,9 @@ def dedup(
                 kept.write(line)
             else:
                 reason = _REASONS[int(fate[number])].format(places.describe(int(of[number])))
-                dropped.write(row_files.reject_line(context.files[row.file], row, reason, "dedup"))
+                dropped.write(
+                    row_files.reject_line(context.files[row.file], row, reason, "dedup", code="row.duplicate")
+                )
     counts = [int((fate[before:] == each).sum()) for each in range(5)]
     return {
         "in": prints.rows - before,

@@ -144,7 +144,9 @@ class _Pipeline:
             try:
                 counts = validate(listed, CANONICAL, rows, rejects, context)
             except ValueError as error:
-                raise ProblemError(Problem(title=f"data.{part} cannot be read", cause=str(error))) from error
+                raise ProblemError(
+                    Problem(code="data.source.unusable", title=f"data.{part} cannot be read", cause=str(error))
+                ) from error
             return {"in": counts["read"], **counts}
 
         return self._once("validate", part, make)

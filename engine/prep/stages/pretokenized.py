@@ -99,7 +99,10 @@ def _check_counts(counts: Counts, folder: Path, max_length: int) -> Counts:
 def _problem(cause: str) -> ProblemError:
     return ProblemError(
         Problem(
-            title="The tokenised data cannot be used", cause=cause, hint="name the rows that it was made of instead"
+            code="data.tokenised_unusable",
+            title="The tokenised data cannot be used",
+            cause=cause,
+            hint="name the rows that it was made of instead",
         )
     )
 

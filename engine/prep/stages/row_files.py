@@ -58,7 +58,7 @@ def read_file(path: Path) -> Iterator[PlacedRow]:
             yield parse_line(line)
 
 
-def reject_line(path: str, row: PlacedRow, reason: str, stage: str) -> bytes:
+def reject_line(path: str, row: PlacedRow, reason: str, stage: str, *, code: str) -> bytes:
     """A line of rejects.jsonl."""
-    entry = {"file": path, "line": row.line, "offset": row.offset, "reason": reason, "stage": stage}
+    entry = {"file": path, "line": row.line, "offset": row.offset, "code": code, "reason": reason, "stage": stage}
     return encode(entry) + b"\n"

@@ -144,7 +144,7 @@ def parse_options(
     try:
         options = model.model_validate(document)
     except ValidationError as error:
-        wrong += [f"{section}.{'.'.join(map(str, keys))}: {message}" for keys, message in explain(error, model)]
+        wrong += [f"{section}.{'.'.join(map(str, keys))}: {message}" for keys, _, message in explain(error, model)]
     if wrong:
         raise ValueError("; ".join(wrong))
     return options

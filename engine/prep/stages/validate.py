@@ -16,6 +16,7 @@ from engine.prep import read_rows as rows
 from engine.prep.chunks import Span, SpanResult
 from engine.prep.files.lines import LONGEST_LINE, describe_too_long
 from engine.prep.files.record import BOM
+from engine.prep.formats.canonical import EmptyRow
 from engine.prep.stages import row_files
 from engine.prep.stages.context import Context
 from engine.prep.stages.row_files import PlacedRow
@@ -53,10 +54,11 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
     """Write the good rows of all files to `out`, placed, and the bad ones to `rejects`.
 
     `work` decides what is written of a good row: `CANONICAL` or `VERBATIM`. Returns `read` = `good` + `rejected`, `out`
-    (rows written: a row may expand to several), `reasons` by class, and a description of the `first` few bad rows.
-    Raises ValueError, OSError for a file that cannot be read at all.
+    (rows written: a row may expand to several), `empty` (rows rejected because they have no text or no reply), `reasons`
+    by class, and a description of the `first` few bad rows. Raises ValueError, OSError for a file that cannot be read at
+    all.
     """
-    read = good = written = 0
+    read = good = written = empty = 0
     reasons: Counter[str] = Counter()
     first: list[str] = []
     left: dict[int, int | None] = {}
@@ -70,6 +72,7 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
                 kept.write(taken.rows)
                 dropped.write(taken.rejects)
                 read, good, written = read + taken.read, good + taken.good, written + taken.written
+                empty += taken.empty
                 reasons.update(taken.reasons)
                 if taken.rejects and len(first) < _FIRST:
                     entries = map(row_files.decode, taken.rejects.splitlines()[: _FIRST - len(first)])
@@ -85,6 +88,7 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
         "read": read,
         "good": good,
         "rejected": rejected,
+        "empty": empty,
         "out": written,
         "reasons": dict(sorted(reasons.items())),
         "first": first,
@@ -152,27 +156,32 @@ def _check_span(
     span: Span, folder: Path, settings: dict[str, Any], take: Callable[[dict[str, Any], bytes], list[bytes]]
 ) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
-    read = written = 0
+    read = written = empty = 0
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
         for row, value, reason in (_read_placed if settings["placed"] else _read_jsonl)(span, settings["number"]):
             read += 1
+            code = "row.invalid"
             outcome: list[bytes] = []
             if value is not None:
                 try:
                     outcome = take(value, row.raw)
                     if _is_too_deep(value, row.raw):
                         outcome, reason = [], f"nested deeper than {_DEEPEST} levels"
+                except EmptyRow as error:
+                    reason, code = str(error), "row.empty"
                 except ValueError as error:
                     reason = str(error)
                 except RecursionError:
                     reason = f"nested deeper than {_DEEPEST} levels"
             if reason:
                 reasons[reason_class(reason)] += 1
-                dropped.write(row_files.reject_line(settings["path"], row, reason, "validate"))
+                empty += code == "row.empty"
+                dropped.write(row_files.reject_line(settings["path"], row, reason, "validate", code=code))
             for raw in outcome:
                 kept.write(row.to_line(raw))
             written += len(outcome)
-    return {"read": read, "good": read - sum(reasons.values()), "out": written, "reasons": reasons}
+    good = read - sum(reasons.values())
+    return {"read": read, "good": good, "empty": empty, "out": written, "reasons": reasons}
 
 
 def _read_jsonl(span: Span, number: int) -> Iterator[tuple[PlacedRow, dict[str, Any] | None, str]]:
@@ -208,6 +217,7 @@ class _SpanRows(NamedTuple):
     read: int
     good: int
     written: int
+    empty: int
     reasons: dict[str, int]
 
 
@@ -216,19 +226,20 @@ def _take_rows(done: SpanResult, remaining: int | None) -> _SpanRows:
     kept, rejected = (done.folder / "rows").read_bytes(), (done.folder / "rejects").read_bytes()
     counts = done.counts
     if remaining is None or counts["good"] <= remaining:
-        return _SpanRows(kept, rejected, counts["read"], counts["good"], counts["out"], counts["reasons"])
+        return _SpanRows(kept, rejected, *(counts[name] for name in ("read", "good", "out", "empty", "reasons")))
     lines = [(row_files.parse_line(line)[1:3], line) for line in kept.splitlines(keepends=True)]
     places = [place for place, _ in itertools.groupby(lines, key=lambda each: each[0])][:remaining]
     kept_lines = [line for place, line in lines if place <= places[-1]]
     rejected_lines = [line for line in rejected.splitlines(keepends=True) if _place(line) < places[-1]]
-    reasons = Counter(reason_class(row_files.decode(line)["reason"]) for line in rejected_lines)
+    entries = [row_files.decode(line) for line in rejected_lines]
     return _SpanRows(
         b"".join(kept_lines),
         b"".join(rejected_lines),
         remaining + len(rejected_lines),
         remaining,
         len(kept_lines),
-        reasons,
+        sum(each["code"] == "row.empty" for each in entries),
+        Counter(reason_class(each["reason"]) for each in entries),
     )
 
 

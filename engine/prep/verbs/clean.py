@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from engine.options.data import CleanOptions
-from engine.prep.stages.clean import clean, count_empty
+from engine.prep.stages.clean import clean
 from engine.prep.stages.context import run_once
 from engine.prep.stages.standalone import Progress, open_rows, output_folder, parse_options, publish
 from engine.protocol.home import Home
@@ -37,7 +37,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 def _add_invalid(checked: dict[str, Any], rules: dict[str, int]) -> dict[str, int]:
     """The counts by rule. A row without a reply is invalid in its format, and counts for the rule `empty` if that is
     enabled."""
-    without = count_empty(checked) if "empty" in rules else 0
+    without = checked["empty"] if "empty" in rules else 0
     return {"invalid": checked["rejected"] - without, **rules} | (
         {"empty": rules["empty"] + without} if without else {}
     )

@@ -230,10 +230,18 @@ def find_tokenizer(target: str, home: Home, progress: Progress) -> Path:
             return folder
     if found.on_hub:
         raise ProblemError(
-            Problem(title=f"{found.base} is not on this machine", hint=f"cockpit model pull {found.base}")
+            Problem(
+                code="model.not_pulled",
+                title=f"{found.base} is not on this machine",
+                hint=f"cockpit model pull {found.base}",
+            )
         )
     raise ProblemError(
-        Problem(title=f"{found.base} has no tokenizer", cause="there is no tokenizer.json in the folder")
+        Problem(
+            code="tokenizer.missing",
+            title=f"{found.base} has no tokenizer",
+            cause="there is no tokenizer.json in the folder",
+        )
     )
 
 

@@ -118,7 +118,9 @@ class Texts:
         if not count:
             raise ProblemError(
                 Problem(
-                    title="There is nothing to learn from", cause="; ".join(rejects.first) or "the files hold no rows"
+                    code="tokenizer.no_text",
+                    title="There is nothing to learn from",
+                    cause="; ".join(rejects.first) or "the files hold no rows",
                 )
             )
         self.rejected = rejects.count
@@ -171,6 +173,7 @@ def _find_tokenizer(name: str, home: Home) -> tuple[str, Path]:
             return target.label, each
     raise ProblemError(
         Problem(
+            code="tokenizer.missing",
             title=f"{name} has no tokenizer on this machine",
             hint=f"cockpit model pull {name}"
             if target.on_hub

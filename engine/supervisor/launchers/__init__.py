@@ -1,6 +1,6 @@
-"""How ranks start. One row a launcher: strategy -> the function that makes its command line."""
+"""The launchers that start ranks: `launch.strategy` -> the function that builds the command line."""
 
 LAUNCHERS = {
-    "ddp": "engine.supervisor.launchers.local:command",
-    "zero2": "engine.supervisor.launchers.local:command",
+    "ddp": "engine.supervisor.launchers.local:build_command",
+    "zero2": "engine.supervisor.launchers.local:build_command",
 }

@@ -6,27 +6,28 @@ import socket
 import sys
 
 
-def command(worker: list[str], processes: int, port: int | None) -> list[str]:
-    """The command line that starts `worker` (`["engine.workers.train", "--home", …]`) as so many ranks.
+def build_command(worker: list[str], processes: int, port: int | None) -> list[str]:
+    """Build the command line that starts `worker` (`["engine.workers.train", "--home", …]`) as `processes` ranks.
 
-    `-P` keeps the working directory off the import path. Several ranks meet at 127.0.0.1 on `port`, a free one when None.
+    `-P` keeps the working directory off the import path. Several ranks rendezvous at 127.0.0.1 on `port`; None takes a
+    free one.
     """
     if processes == 1:
         return [sys.executable, "-P", "-m", *worker]
     torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--nnodes", "1", "--node-rank", "0"]
-    meeting = [
+    rendezvous = [
         "--nproc-per-node",
         str(processes),
         "--master-addr",
         "127.0.0.1",
         "--master-port",
-        str(port or free_port()),
+        str(port or find_free_port()),
     ]
-    return [*torchrun, *meeting, "-m", *worker]
+    return [*torchrun, *rendezvous, "-m", *worker]
 
 
-def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on now."""
+def find_free_port() -> int:
+    """A TCP port of the loopback interface that no process listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

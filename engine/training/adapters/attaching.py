@@ -39,6 +39,7 @@ def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
     if config.is_prompt_learning and getattr(model, "reads_both_ways", False):
         raise ProblemError(
             Problem(
+                code="adapter.unsupported",
                 title=f"adapter.kind {options.kind} does not work with this model",
                 cause="its positions and what attends to what follow from the tokens, and virtual ones have none",
                 hint="set adapter.kind to lora",
@@ -49,6 +50,7 @@ def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
     except ValueError as error:
         raise ProblemError(
             Problem(
+                code="adapter.no_layer",
                 title=f"{options.kind} fits no layer of this model",
                 cause=str(error).splitlines()[0],
                 hint="name adapter.targets as the model's own layers are named (for example q_proj, v_proj)",

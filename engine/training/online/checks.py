@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.tasks import TASKS
+from engine.tasks.task import load_task
 from engine.training.online.options import OnlineOptions, RewardOptions
 
 
@@ -35,15 +35,13 @@ def online(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[
             "method.max_new_tokens",
             f"leaves no room for a prompt: it must be below data.max_length ({data.max_length}), which prompt and reply share",
         )
-    if data and (data.validation or data.split):
-        yield from _measured(sections, method.kind)
 
 
 def _reward(reward: RewardOptions, directory: Path, home: Home) -> Iterator[tuple[str, str]]:
     if reward.task is not None:
         if reward.task not in TASKS:
             yield "method.reward.task", f"must be one of {', '.join(TASKS)}, not {reward.task!r}"
-        elif reward.metric not in (known := importlib.import_module(TASKS[reward.task]).score([], [])):
+        elif reward.metric not in (known := load_task(reward.task).directions):
             yield "method.reward.metric", f"must be one of {', '.join(known)}, not {reward.metric!r}"
         return
     try:
@@ -53,16 +51,6 @@ def _reward(reward: RewardOptions, directory: Path, home: Home) -> Iterator[tupl
         yield "method.reward.run", ": ".join(part for part in (problem.title, problem.cause) if part)
 
 
-def _measured(sections: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str]]:
-    """Held-out rows are rewarded; there is no loss of theirs."""
-    checkpoint, evaluation = sections.get("checkpoint"), sections.get("evaluation")
-    if checkpoint and checkpoint.best_by == "eval/loss":
-        yield "checkpoint.best_by", f"eval/loss is not measured by {kind}: set it to eval/reward"
-    stopping = evaluation.early_stopping if evaluation else None
-    if stopping and stopping.metric == "eval/loss":
-        yield "evaluation.early_stopping.metric", f"eval/loss is not measured by {kind}: set it to eval/reward"
-
-
 def scorer(reward: RewardOptions, directory: Path, home: Home) -> Target:
     """The reward model that `reward.run` names. Raises ProblemError when it names none."""
     assert reward.run is not None
@@ -70,13 +58,15 @@ def scorer(reward: RewardOptions, directory: Path, home: Home) -> Target:
     if target.on_hub:
         raise ProblemError(
             Problem(
+                code="model.not_pulled",
                 title=f"{reward.run} is not on this machine",
                 hint=f"cockpit model pull {reward.run}, then name its folder",
             )
         )
-    if not folders.scores(target.folder):
+    if not folders.is_reward_model(target.folder):
         raise ProblemError(
             Problem(
+                code="model.not_reward",
                 title=f"{reward.run} is no reward model",
                 cause="it has a vocabulary where a reward model ends in one number; name a run of method.kind reward",
             )

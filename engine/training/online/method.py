@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 
 from engine.inference.generate import sample_batch
-from engine.inference.merged_decode import folded
-from engine.inference.replies import text_of
+from engine.inference.merged_decode import merge_weights
+from engine.inference.replies import decode_reply
 from engine.inference.sampling import Sampling
 from engine.training.evaluator import PROGRESS_SECONDS, SAMPLES_KEPT
 from engine.training.methods.base import Batch, MethodSetup, Row
@@ -121,7 +121,7 @@ class OnlineMethod(ReferenceMethod):
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
         self.model.eval()  # with gradient checkpointing a model in training mode keeps no cache
         try:
-            with folded(self.model) if self.profile.training.optimizations else nullcontext():
+            with merge_weights(self.model) if self.profile.training.optimizations else nullcontext():
                 replies = self._generate([row["prompt_ids"] for row in repeated], sampling)
         finally:
             self.model.train()
@@ -150,7 +150,7 @@ class OnlineMethod(ReferenceMethod):
     def _report_progress(self, done: int, total: int) -> None:
         now = time.monotonic()
         reporter = self.job.reporter
-        reporter.link.alive()
+        reporter.link.report_progress()
         if now - self._reported > PROGRESS_SECONDS:
             self._reported = now
             reporter.phase(reporter.phase_name, f"reply {done} of {total}", done, total)
@@ -162,7 +162,7 @@ class OnlineMethod(ReferenceMethod):
         return self._reward(rows, [self._text(reply) for reply in replies])
 
     def _text(self, reply: list[int]) -> str:
-        return text_of(self.job.tokenizer, reply[:-1] if self._ended(reply) else reply)
+        return decode_reply(self.job.tokenizer, reply[:-1] if self._ended(reply) else reply)
 
     def _add_log_probs(self, share: Sequence[Rollout]) -> None:
         """Add the log-probabilities that later steps, or the divergence from the reference, need."""

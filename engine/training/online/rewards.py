@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from engine.inference.scorer import Scorer
 from engine.models import template_lock
 from engine.options.model import ModelOptions
-from engine.tasks import TASKS
+from engine.tasks.task import load_task
 from engine.training.job import Job
 from engine.training.online.options import OnlineOptions
 
@@ -24,7 +23,8 @@ def make_reward(job: Job) -> Reward:
     options: OnlineOptions = job.profile.method  # type: ignore[assignment]
     if options.reward.task is None:
         return _scored(job)
-    task, metric = importlib.import_module(TASKS[options.reward.task]), options.reward.metric
+    task, metric = load_task(options.reward.task), options.reward.metric
+    assert metric is not None
 
     def measured(rows: Sequence[dict[str, Any]], replies: Sequence[str]) -> list[float]:
         return [

@@ -12,24 +12,8 @@ load(file)                        go on from a state that `save` returned, writt
 A new strategy is one file and one row here.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from engine.training.parallel.single import SingleProcess
-    from engine.training.ranks import Ranks
-
 STRATEGIES = {
     "single": "engine.training.parallel.single:SingleProcess",
     "ddp": "engine.training.parallel.ddp:DataParallel",
     "zero2": "engine.training.parallel.zero2:Zero2",
 }
-
-
-def make_strategy(name: str, accelerator: Any, ranks: Ranks) -> SingleProcess:
-    """The strategy `name` of a profile; a single process needs none, whatever the profile says."""
-    module, _, kind = STRATEGIES[name if ranks.world > 1 else "single"].partition(":")
-    strategy: SingleProcess = getattr(importlib.import_module(module), kind)(accelerator, ranks)
-    return strategy

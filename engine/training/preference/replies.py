@@ -80,6 +80,7 @@ def disable_dropout(setup: MethodSetup) -> None:
         kind = job.profile.method.kind
         job.reporter.write(
             Warn(
+                code="adapter.dropout_ignored",
                 attempt=job.attempt,
                 message=f"adapter.dropout does not count: {kind} compares replies, and dropout would be noise between them",
                 hint="nothing to do; adapter.dropout=0 says the same",

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engine.models.glm.generations import recognise, tensors
+from engine.models.glm.generations import list_tensors, recognise
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 FIRST, THIRD, FOURTH = (GOLDENS / name for name in ("chatglm", "chatglm3", "glm4_original_layout"))
@@ -39,7 +39,7 @@ def fill(folder: Path, shards: int = 1, binary: bool = False, dtype: str = "floa
     generation = recognise(json.loads((folder / "config.json").read_text()))
     assert generation is not None
     generator = torch.Generator().manual_seed(0)
-    made = {name: torch.randn(shape, generator=generator) * scale for name, shape in tensors(generation).items()}
+    made = {name: torch.randn(shape, generator=generator) * scale for name, shape in list_tensors(generation).items()}
     for name, tensor in made.items():
         if "layernorm" in name and name.endswith("weight"):
             tensor += 1

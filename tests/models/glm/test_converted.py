@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GlmForCausalLM
 
-from engine.models.glm.generations import recognise, translated
-from engine.models.loading import pretrained
+from engine.models.glm.generations import recognise, translate_config
+from engine.models.loading import load_model
 from engine.models.quantization import quantization_config
 from tests.models.glm.layouts import FOURTH, THIRD, golden, rewrite
 
@@ -23,7 +23,7 @@ CASES = [(THIRD, "full"), (THIRD, "pad"), (FOURTH, "full")]
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(("source", "case"), CASES)
 def test_logits_and_greedy_continuations_are_the_originals(source, case, attention):
-    model, told = pretrained(str(source), dtype=torch.float32, attn_implementation=attention), golden(source)
+    model, told = load_model(str(source), dtype=torch.float32, attn_implementation=attention), golden(source)
     assert type(model) is GlmForCausalLM
     ids = told[f"{case}.input_ids"]
     mask = told.get(f"{case}.attention_mask", torch.ones_like(ids))
@@ -47,9 +47,9 @@ def test_logits_and_greedy_continuations_are_the_originals(source, case, attenti
 def test_files_of_every_kind_load_in_every_dtype(tmp_path: Path, binary, shards, dtype):
     folder = rewrite(THIRD, tmp_path, shards=shards, binary=binary, dtype=dtype)
     told = golden(THIRD)
-    model = pretrained(str(folder), dtype=getattr(torch, dtype))
+    model = load_model(str(folder), dtype=getattr(torch, dtype))
     assert model.dtype == getattr(torch, dtype)
-    rounded = pretrained(str(THIRD), dtype=torch.float32)
+    rounded = load_model(str(THIRD), dtype=torch.float32)
     for parameter in rounded.parameters():
         parameter.data = parameter.data.to(model.dtype).float()
     ids = told["full.input_ids"]
@@ -59,9 +59,9 @@ def test_files_of_every_kind_load_in_every_dtype(tmp_path: Path, binary, shards,
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @torch.no_grad()
 def test_quantised_layers_hold_what_plain_transformers_quantises(tmp_path: Path, quantization):
-    pretrained(str(THIRD), dtype=torch.float32).save_pretrained(tmp_path)
+    load_model(str(THIRD), dtype=torch.float32).save_pretrained(tmp_path)
     how = {"dtype": torch.float32, "device_map": {"": "cpu"}}
-    ours = pretrained(str(THIRD), quantization_config=quantization_config(quantization, "float32"), **how)
+    ours = load_model(str(THIRD), quantization_config=quantization_config(quantization, "float32"), **how)
     plain = AutoModelForCausalLM.from_pretrained(
         tmp_path, quantization_config=quantization_config(quantization, "float32"), **how
     )
@@ -92,7 +92,7 @@ def test_what_is_saved_is_read_with_no_code_of_ours(tmp_path: Path):
     logits = []
     for source in (THIRD, FOURTH):
         folder = tmp_path / source.name
-        model = pretrained(str(source), dtype=torch.float32)
+        model = load_model(str(source), dtype=torch.float32)
         model.save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text())
         assert (config["model_type"], config["architectures"]) == ("glm", ["GlmForCausalLM"])
@@ -108,9 +108,9 @@ def test_what_is_saved_is_read_with_no_code_of_ours(tmp_path: Path):
 
 def test_the_32k_variants_reach_long_contexts_each_in_its_own_way():
     config = json.loads((THIRD / "config.json").read_text()) | {"rope_ratio": 50, "seq_length": 32768}
-    third = translated(recognise(config))
+    third = translate_config(recognise(config))
     assert third["rope_parameters"]["rope_theta"] == 500_000 and third["rope_parameters"]["rope_type"] == "default"
-    second = translated(recognise(config | {"_name_or_path": "THUDM/chatglm2-6b-32k", "rope_ratio": 16}))
+    second = translate_config(recognise(config | {"_name_or_path": "THUDM/chatglm2-6b-32k", "rope_ratio": 16}))
     assert second["rope_parameters"] == {
         "rope_type": "linear",
         "factor": 16,
@@ -126,7 +126,7 @@ def test_linear_scaling_is_that_of_positions_divided(tmp_path: Path):
     folder = rewrite(THIRD, tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"_name_or_path": "chatglm2-6b-32k", "rope_ratio": 2}))
-    scaled, plain = pretrained(str(folder), dtype=torch.float32), pretrained(str(THIRD), dtype=torch.float32)
+    scaled, plain = load_model(str(folder), dtype=torch.float32), load_model(str(THIRD), dtype=torch.float32)
     ids = golden(THIRD)["full.input_ids"]
     places = torch.arange(ids.shape[1])[None]
     assert scaled(ids, position_ids=2 * places).logits.allclose(plain(ids, position_ids=places).logits, atol=CLOSE)
@@ -135,10 +135,10 @@ def test_linear_scaling_is_that_of_positions_divided(tmp_path: Path):
 
 def test_every_stop_token_of_the_third_generation_is_known(tmp_path: Path):
     config = json.loads((THIRD / "config.json").read_text())
-    assert translated(recognise(config | {"padded_vocab_size": 65024}))["eos_token_id"] == [2, 64795, 64797]
+    assert translate_config(recognise(config | {"padded_vocab_size": 65024}))["eos_token_id"] == [2, 64795, 64797]
     second = config | {"padded_vocab_size": 65024, "_name_or_path": "THUDM/chatglm2-6b"}
-    assert translated(recognise(second))["eos_token_id"] == 2
+    assert translate_config(recognise(second))["eos_token_id"] == 2
     folder = rewrite(FOURTH, tmp_path)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [505, 500], "max_length": 77}))
-    found = pretrained(str(folder)).generation_config
+    found = load_model(str(folder)).generation_config
     assert found.eos_token_id == [505, 507, 509, 500] and found.max_length == 77

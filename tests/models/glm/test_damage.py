@@ -1,4 +1,4 @@
-"""Whatever is wrong with a GLM folder, it is said in one sentence before anything is computed."""
+"""Any problem of a GLM folder is reported in one sentence before anything is computed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from engine.models import base, folders
 from engine.models.devices import Device
 from engine.models.glm.generations import Unsupported, recognise
-from engine.models.loading import pretrained
+from engine.models.loading import load_model
 from engine.models.pickled import read_shapes
 from engine.models.weights import DamagedFile
 from engine.options.model import ModelOptions
@@ -52,7 +52,7 @@ REFUSED = {
     "no shared keys, unsaid": (THIRD, {"multi_query_attention": None}, "multi_query_attention: None"),
     "quantised later": (FOURTH, {"quantization_bit": 8}, "quantization_bit: 8"),
     "later prefix": (FOURTH, {"pre_seq_len": 64}, "pre_seq_len: 64"),
-    "both at once": (THIRD, {"inner_hidden_size": 3}, "no known generation"),
+    "both at once": (THIRD, {"inner_hidden_size": 3}, "not of a known generation"),
     "which 32k": (THIRD, {"_name_or_path": "mine", "rope_ratio": 16}, "rope_ratio: 16"),
     "words for numbers": (FIRST, {"num_layers": "two"}, "num_layers: 'two'"),
     "heads": (THIRD, {"num_attention_heads": 3}, "3 attention heads cannot share 2 groups"),
@@ -66,9 +66,9 @@ def test_what_cannot_be_computed_exactly_is_refused_by_name(tmp_path: Path, kind
     folder = rewrite(source, tmp_path)
     change(folder, **changes)
     with pytest.raises(ProblemError) as caught:
-        pretrained(str(folder), trust_remote_code=True)
+        load_model(str(folder), trust_remote_code=True)
     assert named in caught.value.problem.cause and "\n" not in caught.value.problem.cause
-    assert any(named in each for each in folders.problems(folder))
+    assert any(named in each for each in folders.find_problems(folder))
 
 
 def test_generations_are_told_apart():
@@ -80,7 +80,7 @@ def test_generations_are_told_apart():
     assert recognise(config(THIRD, **unnamed, padded_vocab_size=151552, rope_ratio=500)).number == 4
     assert recognise(config(THIRD, _name_or_path="/data/chatglm2-6b-32k", rope_ratio=16)).number == 2
     assert recognise({"model_type": "llama"}) is None and recognise({"model_type": "glm"}) is None
-    with pytest.raises(Unsupported, match="no known generation"):
+    with pytest.raises(Unsupported, match="not of a known generation"):
         recognise({"model_type": "chatglm"})
     with pytest.raises(Unsupported, match="lacks kv_channels"):
         recognise({key: value for key, value in config(THIRD).items() if key != "kv_channels"})
@@ -131,13 +131,13 @@ def shard(folder: Path, number: int = 2) -> Path:
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_named_once(tmp_path: Path, source, binary, kind):
     folder = rewrite(source, tmp_path, shards=3, binary=binary)
-    assert folders.weights_problems(folder) == []
+    assert folders.find_weights_problems(folder) == []
     damage, expected = DAMAGE[kind]
     damage(folder)
-    found = folders.weights_problems(folder)
+    found = folders.find_weights_problems(folder)
     assert len(found) == 1 and expected in found[0] and "\n" not in found[0], found
     with pytest.raises(ProblemError) as caught:
-        pretrained(str(folder))
+        load_model(str(folder))
     assert caught.value.problem.cause == found[0]
 
 
@@ -174,26 +174,26 @@ def test_a_hundred_mutations_load_or_are_one_problem(tmp_path: Path, source, bin
             mutated[name] = bytes(content)
         for name, data in mutated.items():
             (folder / name).write_bytes(data)
-        found = folders.problems(folder)
+        found = folders.find_problems(folder)
         assert all(isinstance(each, str) and each and "\n" not in each for each in found)
         try:
             base.load(str(folder), ModelOptions(base=str(folder), dtype="float32"), CPU, lambda *_: None)
             outcomes["loaded"] += 1
-            assert not folders.weights_problems(folder)
+            assert not folders.find_weights_problems(folder)
         except ProblemError as error:
             outcomes["refused"] += 1
             assert error.problem.title and error.problem.cause
     assert min(outcomes.values()) > 5, outcomes
 
 
-def test_weights_that_are_not_all_there_are_never_filled_with_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_weights_are_never_filled_with_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where the files do not tell before they are read (a hub id, a file of before torch 1.6)."""
-    monkeypatch.setattr(folders, "weights_problems", lambda folder: [])
+    monkeypatch.setattr(folders, "find_weights_problems", lambda folder: [])
     for source in (FIRST, THIRD):
         folder = rewrite(source, tmp_path / source.name)
         change(folder, num_layers=3)
         with pytest.raises(ProblemError, match="weights are missing"):
-            pretrained(str(folder))
+            load_model(str(folder))
 
 
 def test_a_pickle_that_would_run_something_is_not_unpickled(tmp_path: Path):
@@ -213,13 +213,13 @@ def test_headers_are_read_without_a_training_library():
     script = (
         "import sys; from pathlib import Path; from engine.models import folders; "
         f"folder = Path({str(GOLDENS / 'chatglm3')!r}); "
-        "assert folders.weights_problems(folder) == [] and folders.family(folder); "
+        "assert folders.find_weights_problems(folder) == [] and folders.describe_glm(folder); "
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-P", "-c", script], check=True)
 
 
-def test_verify_and_doctor_say_the_generation_and_what_is_converted(tmp_path: Path):
+def test_verify_and_doctor_report_the_generation_and_the_conversion(tmp_path: Path):
     def told(tool: str, *arguments: str) -> tuple[int, str]:
         command = [sys.executable, "-P", "-m", f"engine.workers.{tool}", *arguments, "--home", str(tmp_path / "home")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

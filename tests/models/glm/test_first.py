@@ -9,8 +9,8 @@ import torch
 
 from engine.inference.generate import generate_batch, stream
 from engine.inference.sampling import Sampling
-from engine.models.loading import pretrained
-from engine.models.segments import possible
+from engine.models.loading import load_model
+from engine.models.segments import can_use_segments
 from tests.models.glm.layouts import FIRST, golden, rewrite
 
 CASES = ("prompt", "train", "mask", "pad")
@@ -20,7 +20,7 @@ PAD = 3
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def model(request):
-    return pretrained(str(FIRST), dtype=torch.float32, attn_implementation=request.param)
+    return load_model(str(FIRST), dtype=torch.float32, attn_implementation=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_our_own_loops_give_the_originals_replies(model, told, case):
 def test_a_long_row_and_half_precision(model, told):
     ids = told["long.input_ids"]
     assert (model(ids).logits[:, -8:] - told["long.logits"]).abs().max() < CLOSE
-    half = pretrained(str(FIRST), dtype=torch.float16, attn_implementation=model.config._attn_implementation)
+    half = load_model(str(FIRST), dtype=torch.float16, attn_implementation=model.config._attn_implementation)
     difference = (half(ids).logits[:, -8:] - told["long_fp16.logits"]).abs().max()
     # Two units in the last place of the largest logit.
     assert difference <= 2 * 2**-10 * 2 ** told["long_fp16.logits"].abs().max().log2().floor()
@@ -115,7 +115,7 @@ def test_it_saves_and_loads_through_the_auto_classes(model, told, tmp_path: Path
     again, loaded = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert type(again) is type(model) and not any(loaded.values())
     ids = told["prompt.input_ids"]
-    model_again = pretrained(str(tmp_path), attn_implementation=model.config._attn_implementation)
+    model_again = load_model(str(tmp_path), attn_implementation=model.config._attn_implementation)
     assert model_again(ids).logits.equal(model(ids).logits)
     assert again.generation_config.eos_token_id == 505
     assert again.lm_head.weight is again.transformer.word_embeddings.weight
@@ -123,7 +123,7 @@ def test_it_saves_and_loads_through_the_auto_classes(model, told, tmp_path: Path
 
 
 def test_rows_end_to_end_are_refused_where_the_context_attends_both_ways(model):
-    assert not possible(model, "auto")
+    assert not can_use_segments(model, "auto")
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -131,7 +131,7 @@ def test_rows_end_to_end_are_refused_where_the_context_attends_both_ways(model):
 @torch.no_grad()
 def test_shards_of_every_kind_load(told, tmp_path: Path, binary, dtype):
     folder = rewrite(FIRST, tmp_path, shards=3, binary=binary, dtype=dtype)
-    loaded = pretrained(str(folder), dtype=torch.float32)
-    whole = pretrained(str(FIRST), dtype=getattr(torch, dtype)).float()
+    loaded = load_model(str(folder), dtype=torch.float32)
+    whole = load_model(str(FIRST), dtype=getattr(torch, dtype)).float()
     ids = told["mask.input_ids"]
     assert loaded(ids).logits.allclose(whole(ids).logits, atol=CLOSE)

@@ -22,7 +22,7 @@ MEASURE = """
 import sys, threading, time
 import torch
 from engine.models.quantization import quantization_config
-from engine.models.loading import pretrained
+from engine.models.loading import load_model
 
 def held():
     # Mapped pages of files are the page cache's: the kernel takes them back when it needs them.
@@ -31,7 +31,7 @@ def held():
 
 def load(folder, quantization):
     how = quantization_config(quantization, "float16")
-    return pretrained(folder, dtype=torch.float16, quantization_config=how, device_map={"": "cpu"})
+    return load_model(folder, dtype=torch.float16, quantization_config=how, device_map={"": "cpu"})
 
 load(sys.argv[1], "nf4")  # what the libraries allocate once is no part of it
 peak = held()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.models import tokenizers
-from engine.models.template_lock import turn_ends
+from engine.models.template_lock import find_turn_ends
 from engine.prep.rows import Rejects, Row
 from engine.prep.templates import ChatTokenizer
 from engine.prep.token_rows import MASKED, UNLIMITED, Counts
@@ -137,10 +137,10 @@ def test_the_third_generation_calls_tools_as_published(loaded: dict[int, Any]) -
 
 
 def test_tokens_that_end_a_reply(loaded: dict[int, Any]) -> None:
-    assert turn_ends(loaded[1]) == {golden(1)["special"]["<eop>"]}
-    assert turn_ends(loaded[2]) == {2}
+    assert find_turn_ends(loaded[1]) == {golden(1)["special"]["<eop>"]}
+    assert find_turn_ends(loaded[2]) == {2}
     special = golden(3)["special"]
-    assert turn_ends(loaded[3]) == {2, special["<|user|>"], special["<|observation|>"]}
+    assert find_turn_ends(loaded[3]) == {2, special["<|user|>"], special["<|observation|>"]}
 
 
 @pytest.mark.parametrize("generation", (1, 2, 3))

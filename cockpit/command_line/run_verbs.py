@@ -1,0 +1,135 @@
+"""Verbs that start, list, show and steer runs; and on the engine that runs them."""
+
+from __future__ import annotations
+
+from cockpit.command_line.options import DETACH, PROFILE, RUN, SET, Verb, option
+
+START_VERBS = (
+    Verb(
+        "demo",
+        "train the embedded model on the bundled sentences and show what it learnt",
+        "demo:demo",
+        (option("--headless", action="store_true", help="progress bars instead of the app"), SET),
+    ),
+    Verb(
+        "train",
+        "run all stages of a profile, and follow the run",
+        "train:train",
+        (
+            PROFILE,
+            SET,
+            DETACH,
+            option("--output-dir", metavar="DIR", help="publish the final checkpoint there"),
+            option(
+                "--from",
+                choices=("check", "expand", "prepare", "train", "evaluate", "export"),
+                metavar="STAGE",
+                dest="first",
+                help="start at this stage, with the earlier results of this profile's newest run: "
+                "check, expand, prepare, train, evaluate or export",
+            ),
+            option("--no-rehearsal", action="store_true", help="skip the trial step on the longest batch"),
+        ),
+    ),
+    Verb("prepare", "read, check and tokenize a profile's data, nothing more", "train:prepare", (PROFILE, SET, DETACH)),
+)
+
+RUN_VERBS = (
+    Verb(
+        "runs",
+        "list runs, the newest last",
+        "runs:runs",
+        (option("--state", default="", metavar="STATE", help="only those in this state"),),
+    ),
+    Verb("show", "show a run's details", "runs:show", (RUN,)),
+    Verb(
+        "metrics",
+        "print a run's metric values, from its journal",
+        "runs:metrics",
+        (
+            RUN,
+            option(
+                "--name",
+                action="append",
+                default=[],
+                metavar="NAME",
+                help="only this metric, e.g. train/loss (repeatable)",
+            ),
+            option("--all", action="store_true", help="every attempt's values, superseded ones too"),
+        ),
+    ),
+    Verb(
+        "logs",
+        "print the output of a run's processes",
+        "runs:logs",
+        (RUN, option("--follow", "-f", action="store_true", help="keep printing until the run ends")),
+    ),
+    Verb(
+        "plot",
+        "draw a run's curves as a picture",
+        "tools:plot",
+        (
+            RUN,
+            option(
+                "--name",
+                action="append",
+                default=[],
+                metavar="NAME",
+                dest="names",
+                help="this metric instead of the losses (repeatable)",
+            ),
+            option("--out", metavar="FILE", help="the PNG to write (one in the run's plots/)"),
+        ),
+    ),
+    Verb(
+        "stop",
+        "stop a run after its current step, with a checkpoint",
+        "runs:stop",
+        (RUN, option("--now", action="store_true", help="end its processes at once, without a checkpoint")),
+    ),
+    Verb("pause", "pause a run at its next step boundary", "runs:pause", (RUN,)),
+    Verb(
+        "continue",
+        "continue a paused run",
+        "runs:continue_",
+        (
+            RUN,
+            option("--skip", action="store_true", help="leave out the rows of the batch that is held back"),
+            option(
+                "--rollback", action="store_true", help="return to the checkpoint before that batch, and leave it out"
+            ),
+        ),
+    ),
+    Verb(
+        "set",
+        "change settings of a running run",
+        "runs:set_",
+        (RUN, option("changes", nargs="+", metavar="K=V", help="e.g. training.learning_rate=1e-4")),
+    ),
+    Verb(
+        "resume",
+        "resume a run that has ended, from a checkpoint",
+        "train:resume",
+        (option("run", metavar="RUN[@STEP]", help="its newest checkpoint, or the one of STEP"), SET, DETACH),
+    ),
+    Verb("delete", "delete a run that has ended, with its checkpoints", "runs:delete", (RUN,)),
+)
+
+PROFILE_VERBS = (
+    Verb("list", "list the built-in profiles and your own", "profile:list_"),
+    Verb("show", "print a profile", "profile:show", (PROFILE, SET)),
+    Verb("check", "report all problems of a profile", "profile:check", (PROFILE, SET)),
+    Verb("schema", "print the JSON Schema of profiles", "profile:schema"),
+)
+
+ENGINE_VERBS = (
+    Verb("status", "show whether it is running, since when, and its jobs", "engine:status"),
+    Verb("start", "start it if it is not running", "engine:start"),
+    Verb(
+        "stop",
+        "stop it; refuses while jobs are live",
+        "engine:stop",
+        (option("--force", action="store_true", help="stop live jobs too, at once"),),
+    ),
+    Verb("reindex", "rebuild the registry from the run directories", "engine:reindex"),
+)

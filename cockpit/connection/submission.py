@@ -1,0 +1,77 @@
+"""The request that queues a profile, and the environment variables that a job gets from the shell."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from engine.protocol.messages import Submit
+
+if TYPE_CHECKING:
+    from engine.config.profile import Profile
+
+PREFIXES = ("HF_", "HUGGING_FACE_", "MODELSCOPE_", "WANDB_", "NCCL_")
+NAMES = frozenset({"CUDA_VISIBLE_DEVICES", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "FTP_PROXY", "NO_PROXY"})
+
+
+def shell_environment(shell: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that every job and service gets from the shell: for hubs, trackers, collectives, devices, and
+    proxies (in either case)."""
+    return {name: value for name, value in shell.items() if name.startswith(PREFIXES) or name.upper() in NAMES}
+
+
+def api_key_environment(profile: Profile, shell: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables named in a profile's `*_api_key_env` fields, as far as the shell has them."""
+    return {name: shell[name] for name in _key_variables(profile.to_dict()) if name in shell}
+
+
+def build_submission(
+    profile: Profile, kind: str = "train", source: str = "", output: str = "", shell: Mapping[str, str] = os.environ
+) -> Submit:
+    """The request that queues `profile`.
+
+    Besides `shell_environment`, the job gets the variables named in `*_api_key_env` fields and those that
+    `launch.environment` names without a value. A value in the profile takes precedence over the shell's.
+    """
+    return Submit(
+        profile=profile.to_yaml(),
+        kind=kind,
+        source=source,
+        directory=str(profile.directory),
+        environment=_job_environment(profile.to_dict(), shell),
+        output=output,
+    )
+
+
+def resume_environment(directory: str, shell: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that the run in `directory` gets from the shell that resumes it, by the same rules as on
+    submission."""
+    try:
+        profile = YAML(typ="safe").load(Path(directory, "profile.yaml").read_text(encoding="utf-8"))
+    except (OSError, YAMLError):
+        return shell_environment(shell)  # the engine reports what is wrong with it
+    return _job_environment(profile if isinstance(profile, dict) else {}, shell)
+
+
+def _job_environment(profile: Mapping[str, Any], shell: Mapping[str, str]) -> dict[str, str]:
+    named = (profile.get("launch") or {}).get("environment") or {}
+    keys = {name: shell[name] for name in (*_key_variables(profile), *named) if name in shell}
+    return {name: value for name, value in (shell_environment(shell) | keys).items() if not named.get(name)}
+
+
+def _key_variables(node: Any) -> Iterator[str]:
+    """The values of all `*_api_key_env` fields, at any depth."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if str(key).endswith("api_key_env") and isinstance(value, str):
+                yield value
+            else:
+                yield from _key_variables(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _key_variables(item)

@@ -1,0 +1,1 @@
+"""Profiles as files: listing them, checking their text, editing one setting in it."""

@@ -1,0 +1,162 @@
+"""Changes one setting in a YAML text and nothing else: comments, order and layout stay as the author left them.
+
+ruamel composes the text into nodes with a start and an end; an edit replaces exactly that span. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+
+INDENT = "  "
+
+
+def read_yaml(text: str) -> dict[str, Any]:
+    """The text as plain data; empty when it is not a YAML mapping (yet)."""
+    try:
+        document = YAML(typ="safe", pure=True).load(text)
+    except (MarkedYAMLError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def value_at(document: dict[str, Any], key: str) -> Any:
+    """The setting `section.name` (or `name`). Raises KeyError when the document does not have it."""
+    node: Any = document
+    for part in key.split("."):
+        if not isinstance(node, dict):
+            raise KeyError(key)
+        node = node[part]
+    return node
+
+
+def set_value(text: str, key: str, value: str) -> str:
+    """The text with `section.name` (or `name`) set to `value`, which is YAML on one line.
+
+    Raises ValueError, with a message for the user, when the text or the value is not YAML, or when the value would be
+    read differently at that place.
+    """
+    value = value.strip() or '""'
+    try:
+        expected = YAML(typ="safe", pure=True).load(value)
+    except (MarkedYAMLError, ValueError) as error:
+        raise ValueError(f"not a YAML value: {value}") from error
+    root = _compose(text)
+    section, _, name = key.rpartition(".")
+    if not section:
+        changed = _put(text, root, name, value, "")
+    elif (pair := _find(root, section)) is None:
+        changed = f"{text.rstrip()}\n\n{section}:\n{INDENT}{name}: {value}\n".lstrip("\n")
+    elif isinstance(pair[1], MappingNode):
+        changed = _put(text, pair[1], name, value, INDENT)
+    else:
+        changed = _insert_after_line(text, pair[0].start_mark.line, f"{INDENT}{name}: {value}")
+    if read_yaml(changed) and value_at(read_yaml(changed), key) == expected:
+        return changed
+    raise ValueError(f"cannot write {value} there; edit the YAML instead")
+
+
+def clear_value(text: str, key: str) -> str:
+    """The text without that setting, so that its default applies. Unchanged when the text does not have it."""
+    section, _, name = key.rpartition(".")
+    node: Node | None = _compose(text)
+    if section:
+        pair = _find(node, section)
+        node = pair[1] if pair else None
+    found = _find(node, name)
+    if found is None or not isinstance(node, MappingNode):
+        return text
+    start, end = found[0].start_mark, _end(found[1])
+    if not node.flow_style:
+        lines = text.splitlines(keepends=True)
+        last = text.count("\n", 0, end)
+        return "".join(lines[: start.line] + lines[last + 1 :])
+    head, tail = text[: start.index], text[end:]
+    if tail.lstrip().startswith(","):
+        return head + tail.lstrip().removeprefix(",").lstrip()
+    return head.rstrip().removesuffix(",") + tail
+
+
+def _compose(text: str) -> MappingNode | None:
+    try:
+        root = YAML(typ="safe", pure=True).compose(text)
+    except (MarkedYAMLError, ValueError) as error:
+        raise ValueError("the text is not valid YAML; fix that first") from error
+    if root is not None and not isinstance(root, MappingNode):
+        raise ValueError("a profile is a mapping of sections; fix that first")
+    return root
+
+
+def _find(node: Node | None, name: str) -> tuple[Node, Node] | None:
+    """The key and value nodes of `name` in a mapping."""
+    pairs = node.value if isinstance(node, MappingNode) else []
+    return next((pair for pair in pairs if pair[0].value == name), None)
+
+
+def _put(text: str, mapping: MappingNode | None, name: str, value: str, indent: str) -> str:
+    """Replace the value of `name` in this mapping, or add the setting as the last one."""
+    if mapping is None or not mapping.value:
+        if mapping is not None:  # `{}`
+            return text[: mapping.start_mark.index] + f"{{{name}: {value}}}" + text[mapping.end_mark.index :]
+        return f"{text.rstrip()}\n{indent}{name}: {value}\n".lstrip("\n")
+    if (pair := _find(mapping, name)) is not None:
+        start, end = pair[1].start_mark.index, _end(pair[1])
+        if isinstance(pair[1], ScalarNode) and start == end:  # `name:` with nothing after it
+            start = end = pair[0].end_mark.index + 1
+            return f"{text[:start]} {value}{text[end:]}"
+        if not getattr(pair[1], "flow_style", True):  # a block that began on a line of its own
+            start = pair[0].end_mark.index + 1
+            return f"{text[:start]} {value}{text[end:]}"
+        return text[:start] + value + _keep_comment_column(text[end:], len(value) - (end - start))
+    last = mapping.value[-1]
+    if mapping.flow_style:
+        return f"{text[: _end(last[1])]}, {name}: {value}{text[_end(last[1]) :]}"
+    line = text.count("\n", 0, _end(last[1]))
+    return _insert_after_line(text, line, f"{' ' * last[0].start_mark.column}{name}: {value}")
+
+
+def _end(node: Node) -> int:
+    """The index just after the node's own text. A block's end mark comes after the comments that follow it, so take its
+    last leaf's."""
+    if isinstance(node, ScalarNode) or node.flow_style or not node.value:
+        return int(node.end_mark.index)
+    last = node.value[-1]
+    return _end(last[1] if isinstance(last, tuple) else last)
+
+
+def _keep_comment_column(tail: str, growth: int) -> str:
+    """The text after a value that grew by `growth` characters. A comment on its line stays in its column if there is
+    room."""
+    rest = tail.lstrip(" ")
+    blanks = len(tail) - len(rest)
+    return " " * max(1, blanks - growth) + rest if rest.startswith("#") else tail
+
+
+def _insert_after_line(text: str, line: int, addition: str) -> str:
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    return "".join([*lines[: line + 1], addition + "\n", *lines[line + 1 :]])
+
+
+def to_flow_yaml(value: Any) -> str:
+    """A value as YAML on one line: None is `null`, lists and mappings in brackets."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(to_flow_yaml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {to_flow_yaml(item)}' for key, item in value.items())}}}"
+    if isinstance(value, str) and parse_scalar(f"[{value}]") == [value]:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def parse_scalar(text: str) -> Any:
+    """The value of `text` as YAML; None when it is not valid."""
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (MarkedYAMLError, ValueError):
+        return None

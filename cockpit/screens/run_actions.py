@@ -1,0 +1,199 @@
+"""Actions on a run, for the screens that show or list runs. Actions that end or delete something ask first."""
+
+from __future__ import annotations
+
+import asyncio
+
+from textual import work
+
+from cockpit.screens.base import CockpitScreen
+from cockpit.state.app_state import RunHistory
+from cockpit.state.run_history import current_settings, format_value
+from cockpit.widgets.confirm import Confirm
+from engine.protocol.messages import Command, Continue, Message, Reorder, Resume, Run, RunRef, Set, Stop, Taken
+from engine.protocol.states import ENDED, LIVE, PAUSED, PREPARING, QUEUED, RUNNING
+
+STEERING = frozenset({"pause", "save", "evaluate", "adjust", "learning_rate", "stop", "delete", "resume", "export"})
+"""Actions on a run. They are not offered without a run, and are greyed out with `--readonly`."""
+STEERABLE = (RUNNING, PAUSED)
+BOUNDARY = 600.0
+"""Seconds that a command may wait for a step to end: evaluations and first steps of large models are long."""
+NOTICE_DELAY = 2.0
+"""Seconds after which the user is told that a command is still waiting."""
+
+
+class RunActionsScreen(CockpitScreen):
+    """A screen with a current run. Subclasses give the run and the keys of the actions."""
+
+    @property
+    def current_run(self) -> Run | None:
+        raise NotImplementedError
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action not in STEERING:
+            return True
+        if self.app.readonly:
+            return None
+        return self.is_mounted and self.current_run is not None
+
+    async def _send(self, operation: str) -> None:
+        run = self.current_run
+        if run is None:
+            return
+        message = Continue(run=run.id) if operation == "continue" else Command(run=run.id)
+        taken = await self._steer(operation, message)
+        if taken is not None:
+            self.notify(f"{operation}: taken at step {taken.step:,}")
+
+    async def _steer(self, operation: str, message: Message) -> Taken | None:
+        """Send a command, which the run takes at its next step boundary. When that takes long, notify the user."""
+        waiting = self.set_timer(NOTICE_DELAY, lambda: self.notify(f"{operation}: waits for the current step to end"))
+        taken: Taken | None = await self.app.ask(operation, message, timeout=BOUNDARY)
+        waiting.stop()
+        return taken
+
+    @work(group="command")
+    async def action_pause(self) -> None:
+        run = self.current_run
+        await self._send("continue" if run and run.state == PAUSED else "pause")
+
+    @work(group="command")
+    async def action_save(self) -> None:
+        await self._send("save")
+
+    @work(group="command")
+    async def action_evaluate(self) -> None:
+        await self._send("evaluate")
+
+    def action_evaluations(self) -> None:
+        """Open the run's evaluations."""
+        from cockpit.screens.evaluations import EvaluationsScreen
+
+        run = self.current_run
+        if run is not None and len(self.app.screen_stack) == 1:
+            self.app.push_screen(EvaluationsScreen(run.id))
+
+    @work(group="command")
+    async def action_export(self) -> None:
+        """Export the run's best checkpoint as a folder for other programs."""
+        from cockpit.widgets.export_dialog import ExportDialog
+        from cockpit.widgets.prompt import Prompt
+
+        run = self.current_run
+        if run is None or run.state in (QUEUED, PREPARING):
+            self.notify("nothing to export: it has no checkpoint yet" if run else "no run", severity="warning")
+            return
+        text = "Export the best checkpoint, merged, as a folder that other programs load. The folder:"
+        out = await self.app.push_screen_wait(Prompt(f"Export {run.id}", text, f"{run.id}-export"))
+        if out:
+            self.app.push_screen(ExportDialog(run.id, out))
+
+    @work(group="command")
+    async def action_learning_rate(self) -> None:
+        await self._change("training.learning_rate")
+
+    @work(group="command")
+    async def action_adjust(self) -> None:
+        """Pick a setting that can be changed during a run, and change it."""
+        from cockpit.state.run_settings import TITLES
+        from cockpit.widgets.picker import Choice, Picker
+
+        run = self.current_run
+        if run is None or run.state not in STEERABLE:
+            self.notify("only a run that is running or paused can be changed", severity="warning")
+            return
+        now = current_settings(run, self.app.state.histories.get(run.id, RunHistory()))
+        choices = [
+            Choice(key, f"{title}, now {format_value(now[key])}" if key in now else title)
+            for key, title in TITLES.items()
+        ]
+        chosen = await self.app.push_screen_wait(Picker(f"Change {run.id}", "type to filter", choices))
+        if chosen in TITLES:
+            await self._change(chosen)
+
+    async def _change(self, key: str) -> None:
+        """Ask for a setting's new value until it is valid, then set it."""
+        from cockpit.state.run_settings import TITLES, describe_setting, parse_value
+        from cockpit.widgets.prompt import Prompt
+
+        run = self.current_run
+        if run is None or run.state not in STEERABLE:
+            self.notify(f"only a run that is running or paused has a {TITLES[key].lower()} to set", severity="warning")
+            return
+        now = current_settings(run, self.app.state.histories.get(run.id, RunHistory()))
+        before = f"now {format_value(now[key])}; " if key in now else ""
+        text, problem = "", ""
+        while True:
+            answer = await self.app.push_screen_wait(
+                Prompt(TITLES[key], f"{problem}{before}{describe_setting(key)}", text)
+            )
+            if not answer:
+                return
+            text = answer
+            try:
+                value = parse_value(key, answer, run.step)
+                break
+            except ValueError as error:
+                problem = f"✗ {error}\n"
+        taken = await self._steer("set", Set(run=run.id, changes={key: value}))
+        if taken is not None:
+            change = f"{format_value(now[key])} → {format_value(value)}" if key in now else format_value(value)
+            self.notify(f"{change} from step {taken.step + 1:,} on", title=TITLES[key])
+
+    @work(group="command")
+    async def action_bad_batch(self) -> None:
+        """Show the batch that is held back, and send the user's choice."""
+        from cockpit.widgets.bad_batch_dialog import BadBatchDialog
+
+        run = self.current_run
+        if run is None:
+            return
+        choice = await self.app.push_screen_wait(BadBatchDialog(run.id))
+        if choice is not None:
+            taken = await self._steer("continue", Continue(run=run.id, choice="" if choice == "continue" else choice))
+            if taken is not None:
+                self.notify(f"{choice}: taken at step {taken.step:,}")
+
+    @work(group="command")
+    async def action_stop(self) -> None:
+        run = self.current_run
+        if run is None or run.state not in LIVE:
+            self.notify("nothing to stop: this run has ended" if run else "no run", severity="warning")
+            return
+        choices = {"y": "stop after this step and save a checkpoint", "k": "end it at once, without saving"}
+        text = f"{run.name or run.id} is {run.state} at step {run.step:,}. It can be resumed later."
+        answer = await self.app.push_screen_wait(Confirm(f"Stop {run.id}?", text, choices))
+        if answer is not None:
+            await self.app.ask("stop", Stop(run=run.id, now=answer == "k"), timeout=BOUNDARY)
+
+    @work(group="command")
+    async def action_delete(self) -> None:
+        run = self.current_run
+        if run is None:
+            return
+        if run.state not in ENDED:
+            self.notify("stop it before you delete it", severity="warning")
+            return
+        text = f"This deletes {run.directory} and its checkpoints permanently."
+        if await self.app.push_screen_wait(Confirm(f"Delete {run.id}?", text, {"y": "delete it"})):
+            await self.app.ask("delete", RunRef(run=run.id))
+
+    @work(group="command")
+    async def action_resume(self) -> None:
+        from cockpit.connection.submission import resume_environment
+
+        run = self.current_run
+        if run is None:
+            return
+        environment = await asyncio.to_thread(resume_environment, run.directory)
+        if await self.app.ask("resume", Resume(run=run.id, environment=environment)) is not None:
+            self.notify(f"{run.id} is queued again")
+
+    @work(group="command")
+    async def action_queue(self, by: int) -> None:
+        """Move a queued run `by` places towards the end of the queue (negative: towards its start)."""
+        run = self.current_run
+        if run is None or not run.position:
+            self.notify("only a queued run can be moved in the queue", severity="warning")
+        elif moved := await self.app.ask("reorder", Reorder(run=run.id, position=max(1, run.position + by))):
+            self.notify(f"{run.id} is now number {moved.position}")

@@ -1,0 +1,82 @@
+"""What the chat screen's pickers offer: targets to talk to, and saved conversations."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cockpit.connection.chat_target import NOW
+from cockpit.state.chat_tree import question_text
+from cockpit.widgets.picker import Choice
+from engine.protocol.client import build_engine_environment
+from engine.protocol.home import Home
+from engine.protocol.messages import RunDetail
+from engine.protocol.states import PAUSED, RUNNING
+
+LOCATIONS = {
+    "huggingface": "in the Hugging Face cache",
+    "modelscope": "in the ModelScope cache",
+    "cockpit": "model in the home",
+}
+
+
+def target_choices(
+    details: Sequence[RunDetail], models: Sequence[dict[str, Any]], catalogue: str, *, hot: bool = True
+) -> list[Choice]:
+    """The targets to offer: with `hot`, runs that train; the checkpoints of `details`, the best of each run first;
+    `models` on this machine, as `model find` lists them; and the catalogue's model."""
+    choices = [
+        Choice(f"{detail.run.id}{NOW}", f"the newest weights · training, step {detail.run.step:,}")
+        for detail in details
+        if hot and detail.run.state in (RUNNING, PAUSED)
+    ]
+    for detail in details:
+        for checkpoint in sorted(detail.checkpoints, key=lambda each: (each.best, each.step), reverse=True):
+            loss = checkpoint.metrics.get("eval/loss")
+            facts = (
+                "best" if checkpoint.best else "",
+                detail.run.name,
+                f"eval loss {loss:.3f}" if loss is not None else "",
+            )
+            choices.append(Choice(f"{detail.run.id}@{checkpoint.step}", " · ".join(filter(None, facts))))
+    for model in models:
+        damage = f" · damaged: {model['problems'][0]}" if model["problems"] else ""
+        choices.append(Choice(model["name"], LOCATIONS.get(model["where"], model["where"]) + damage))
+    if catalogue not in [model["name"] for model in models]:
+        choices.append(Choice(catalogue, "from the catalogue, downloaded on first use"))
+    return choices
+
+
+async def find_local_models(home: Home) -> list[dict[str, Any]]:
+    """The models that `cockpit model find` lists: in the home and in the hubs' caches. Takes half a second; empty when
+    it fails."""
+    command = [sys.executable, "-P", "-m", "engine.workers.models", "find", "--home", str(home.root), "--json"]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=build_engine_environment()
+    )
+    output, _ = await process.communicate()
+    try:
+        models: list[dict[str, Any]] = json.loads(output)
+    except ValueError:
+        return []
+    return models
+
+
+def list_saved_chats(folder: Path) -> list[Choice]:
+    """Saved conversations, the newest first."""
+    files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [Choice(file.stem, _first_question(file)) for file in files]
+
+
+def _first_question(file: Path) -> str:
+    """The number of turns of a conversation and how it begins; empty when the file cannot be read."""
+    try:
+        turns = json.loads(file.read_text(encoding="utf-8"))["turns"]
+        first = next(text for turn in turns if not turn.get("replies") and (text := question_text(turn)))
+        return f"{len(turns)} turns · {' '.join(first.split())[:60]}"
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, AttributeError):
+        return ""

@@ -1,0 +1,96 @@
+"""A chat worker of one's own, as the verbs use it: load a target, get replies, close it."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.text import Text
+
+from cockpit.connection.submission import shell_environment
+from cockpit.verbs.output import console, format_progress, say
+from engine.protocol.client import Client
+from engine.protocol.home import Home
+from engine.protocol.messages import Ask, Cancel, OpenService, ServiceEvent, ServiceRef
+
+Message = dict[str, str]
+
+
+class Chat:
+    """An open chat worker with a loaded target. `settings` are the sampling options of every question."""
+
+    def __init__(self, client: Client, service: str, settings: dict[str, Any]) -> None:
+        self._client, self._service, self.settings = client, service, settings
+
+    def load(self, target: str, **options: str | None) -> dict[str, Any]:
+        """Load `target`; a model that is not on this machine is downloaded first. A terminal shows the progress.
+
+        `options` are `dtype` and `quantization`. Returns what the worker reports of the loaded target: `target label
+        template tokenizer context note seconds`. Raises ProblemError.
+        """
+        with console().status(f"loading {escape(target)}") as status:
+
+            def on_event(event: ServiceEvent) -> None:
+                status.update(f"{escape(target)}: {escape(format_progress(event))}")
+
+            arguments = {"target": target, "directory": str(Path.cwd()), **options}
+            loaded: dict[str, Any] = self._ask("load", arguments, on_event)
+        return loaded
+
+    def reply(self, messages: list[Message], write: Callable[[str, str], None] | None = None) -> dict[str, Any]:
+        """Get one reply. `write` is called with each piece of text and of thinking. ctrl+c tells the worker to stop."""
+        write = write or Writer()
+        written: list[str] = []
+
+        def on_event(event: ServiceEvent) -> None:
+            if event.kind == "tokens":
+                written.append(event.data["text"])
+                write(event.data["text"], event.data.get("thinking", ""))
+
+        answer: dict[str, Any] = self._ask("generate", {"messages": messages} | self.settings, on_event)
+        # After a gap in the stream (the engine was replaced) the answer still has the whole reply.
+        if answer["reply"].startswith("".join(written)):
+            write(answer["reply"][len("".join(written)) :], "")
+        return answer
+
+    def _ask(self, question: str, arguments: dict[str, Any], on_event: Callable[[ServiceEvent], None]) -> Any:
+        ask = Ask(service=self._service, request=uuid.uuid4().hex, question=question, arguments=arguments)
+        try:
+            return self._client.ask(ask, on_event)
+        except KeyboardInterrupt:
+            self._client.request("service_cancel", Cancel(service=self._service, request=ask.request))
+            raise
+
+
+@contextmanager
+def open_chat(home: Home, settings: dict[str, Any]) -> Iterator[Chat]:
+    """A chat worker that ends with the block."""
+    with Client(home) as client:
+        service = client.request("service_open", OpenService(kind="chat", environment=shell_environment())).id
+        try:
+            yield Chat(client, service, settings)
+        finally:
+            client.request("service_close", ServiceRef(service=service))
+
+
+class Writer:
+    """Writes a reply to stdout as it arrives. The model's thinking is not part of the reply: it goes to stderr, dim."""
+
+    def __init__(self) -> None:
+        self._thinking = False
+
+    def __call__(self, text: str, thinking: str) -> None:
+        if thinking:
+            self._thinking = True
+            console().print(Text(thinking, style="dim"), end="", soft_wrap=True)
+        if text:
+            if self._thinking:
+                self._thinking = False
+                say("")
+            sys.stdout.write(text)
+            sys.stdout.flush()

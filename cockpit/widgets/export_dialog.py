@@ -1,0 +1,100 @@
+"""A dialog that exports a run's best checkpoint: it shows the progress, then how the export compares with the
+checkpoint."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual import work
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from cockpit.connection.engine_app import EngineApp
+from cockpit.connection.service_client import ServiceClient
+from cockpit.state.formatting import format_number
+from engine.protocol.messages import ProblemError
+
+POLL = 0.3
+"""Seconds between two updates of the progress."""
+
+
+class ExportDialog(ModalScreen[None]):
+    """Starts exporting when it is opened. Esc cancels a running export, and closes the dialog of one that is done."""
+
+    if TYPE_CHECKING:
+        app: EngineApp  # type: ignore[assignment]
+
+    DEFAULT_CSS = """
+    ExportDialog { align: center middle; }
+    ExportDialog > Vertical {
+        width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1;
+    }
+    ExportDialog Static { height: auto; }
+    """
+    BINDINGS = [("escape,enter", "leave", "Close")]
+
+    def __init__(self, run: str, out: str) -> None:
+        super().__init__()
+        self.run_id, self.out = run, out
+        self.request = uuid.uuid4().hex
+        self.result: dict[str, Any] | None = None
+        self.worker: ServiceClient | None = None
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = f"Export {self.run_id}"
+            box.border_subtitle = "Esc cancels"
+            yield Static("starting …", markup=False)
+
+    def on_mount(self) -> None:
+        self.set_interval(POLL, self._poll)
+        self._export()
+
+    @work
+    async def _export(self) -> None:
+        self.worker = ServiceClient(self.app, "export")
+        arguments = {"target": self.run_id, "directory": str(Path.cwd()), "out": self.out}
+        try:
+            self.result = await self.worker.ask("export", arguments, self.request)
+            self._show(describe_export(self.result or {}), "Enter closes")
+        except ProblemError as error:
+            self.result = {}
+            self._show(Content(str(error.problem)), "Esc closes")
+        finally:
+            await self.worker.close()
+
+    def _poll(self) -> None:
+        service = self.worker.service if self.worker else None
+        if self.result is None and service is not None and service.detail:
+            self._show(Content(f"{service.detail} …"), "Esc cancels")
+
+    def _show(self, text: Content, keys: str) -> None:
+        self.query_one(Static).update(text)
+        self.query_one(Vertical).border_subtitle = keys
+
+    async def action_leave(self) -> None:
+        if self.result is None and self.worker is not None:
+            await self.worker.cancel(self.request)
+            self._show(Content("cancelling …"), "")
+        else:
+            self.dismiss(None)
+
+
+def describe_export(result: dict[str, Any]) -> Content:
+    """What was exported, and how it compares with the checkpoint."""
+    agreement = result.get("agreement", {})
+    lines = [f"{result.get('kind')} in {result.get('directory')}"]
+    if agreement.get("kl") is not None:
+        lines.append(f"KL {format_number(agreement['kl'])} nats a token, same likeliest token {agreement['top1']:.1%}")
+    if agreement.get("score_difference") is not None:
+        lines.append(f"scores differ by at most {format_number(agreement['score_difference'])}")
+    if agreement.get("golden"):
+        lines.append(f"golden prompts with equal replies: {agreement['golden_equal']} of {agreement['golden']}")
+    if agreement.get("base"):
+        lines.append(f"merged into the {agreement['base']} base, which agrees better with the checkpoint")
+    return Content("\n".join(lines))

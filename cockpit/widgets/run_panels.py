@@ -1,0 +1,245 @@
+"""The panels of the dashboard. Each writes to the terminal only when its text has changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widgets import Static
+
+from cockpit.state.app_state import RunHistory
+from cockpit.state.formatting import format_count, format_duration, format_number, format_percent, format_state
+from cockpit.state.run_history import Threshold, active_warnings, meets_threshold, pause_advice, thresholds
+from cockpit.widgets.line import MUTED, Line, join_fitting, labelled
+from engine.protocol.messages import Problem, Run
+from engine.protocol.states import LIVE
+
+BAR = ("━", "╺", "─")
+COMPARISONS = {">=": "≥", "<=": "≤", ">": ">", "<": "<"}
+
+
+# ── the run ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class RunHeader(Vertical):
+    """Three lines that repaint separately: name and state, progress, speed."""
+
+    DEFAULT_CSS = "RunHeader { height: 3; padding: 0 1; background: $surface; } RunHeader Line { height: 1; }"
+
+    def __init__(self) -> None:
+        self._lines = [Line(), Line(), Line()]
+        super().__init__(*self._lines, id="header")
+
+    def show_run(self, run: Run, history: RunHistory, place: str) -> None:
+        width = self.content_size.width or self.app.size.width - 2
+        contents = _title(run, place, width), _progress(run, width), _speed(run, history, width)
+        for line, content in zip(self._lines, contents, strict=True):
+            line.show(content)
+
+
+def _title(run: Run, place: str, width: int) -> Content:
+    phase = run.phase if run.state in LIVE and run.phase not in ("", run.state, "training") else ""
+    if run.state == "queued" and run.position:
+        phase = f"place {run.position} in the queue"
+    left = Content.assemble(format_state(run.state), "  ", (run.name or run.id, "bold $text"))
+    if run.name not in ("", run.id):
+        left = Content.assemble(left, "  ", (run.id, MUTED))
+    for note, colour in ((run.reason, "$warning"), (phase, "$secondary")):
+        left = Content.assemble(left, (f"   {note}" if note else "", colour))
+    right = Content.styled(place, MUTED)
+    left = left.truncate(max(0, width - right.cell_length - 2), ellipsis=True)
+    return Content.assemble(left, " " * (width - left.cell_length - right.cell_length), right)
+
+
+def _progress(run: Run, width: int) -> Content:
+    share = min(1.0, run.step / run.max_steps) if run.max_steps else 0.0
+    steps = f"step {run.step:,}/{run.max_steps:,}" if run.max_steps else f"step {run.step:,}"
+    epochs = f"  epoch {run.epoch:.2f}/{run.epochs:g}" if run.epochs else ""
+    text = f"  {format_percent(share):>5}  {steps}{epochs}"
+    length = max(8, width - len(text))
+    halves = round(share * length * 2)
+    full, half = BAR[0] * (halves // 2), BAR[1] * (halves % 2)
+    rest = BAR[2] * (length - len(full) - len(half))
+    colour = "$error" if run.state in ("failed", "lost") else "$accent"
+    return Content.assemble((full + half, colour), (rest, "$primary 50%"), (text, "$text"))
+
+
+def _speed(run: Run, history: RunHistory, width: int) -> Content:
+    metrics = run.metrics
+    parts = []
+    if run.started:
+        parts.append(labelled("elapsed", format_duration((run.ended or time.time()) - run.started)))
+    left = remaining_seconds(run, history)
+    if left is not None:
+        parts.append(labelled("remaining", format_duration(left)))
+    for name, key, write in (
+        ("", "train/tokens_per_second", lambda value: f"{format_count(value)} tok/s"),
+        ("", "train/samples_per_second", lambda value: f"{format_number(value)} samples/s"),
+        ("loss", "train/loss", format_number),
+        ("lr", "train/learning_rate", format_number),
+        ("grad", "train/grad_norm", format_number),
+        ("eval", "eval/loss", format_number),
+    ):
+        if key in metrics:
+            parts.append(labelled(name, write(metrics[key])) if name else Content(write(metrics[key])))
+    return join_fitting(parts, width)
+
+
+def remaining_seconds(run: Run, history: RunHistory) -> float | None:
+    """Seconds until the last step, by the time of recent steps, else by the average of this attempt; None when it
+    cannot be estimated."""
+    if run.state != "running" or not history.start or not run.max_steps:
+        return None
+    if step_seconds := run.metrics.get("train/step_seconds"):
+        return step_seconds * (run.max_steps - run.step)
+    done = run.step - history.start.get("step", 0)
+    spent = time.time() - history.start.get("time", time.time())
+    return spent / done * (run.max_steps - run.step) if done > 0 else None
+
+
+# ── facts and notices ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def format_table(rows: Sequence[tuple[str, str | Content]]) -> Content:
+    """Names and values in two columns."""
+    if not rows:
+        return Content("")
+    widest = max(len(name) for name, _ in rows)
+    lines = [
+        Content.assemble((f"{name:<{widest}} ", MUTED), (value, "$text") if isinstance(value, str) else value)
+        for name, value in rows
+    ]
+    return Content("\n").join(lines)
+
+
+def metric_rows(run: Run) -> list[tuple[str, str | Content]]:
+    """The values of the small charts, for a screen without room for them."""
+    names = {"train/learning_rate": "learning rate", "train/grad_norm": "gradient norm"}
+    return [(name, format_number(run.metrics[key])) for key, name in names.items() if key in run.metrics]
+
+
+def fact_rows(run: Run, history: RunHistory) -> list[tuple[str, str | Content]]:
+    """Facts that do not change during a run, the most important first."""
+    start: dict[str, Any] = history.start or {}
+    further: dict[str, Any] = start.get("facts", {})
+    rows = []
+    if run.parameters:
+        share = run.trainable_parameters / run.parameters
+        rows.append(
+            (
+                "trainable",
+                f"{format_count(run.trainable_parameters)}/{format_count(run.parameters)} {format_percent(share)}",
+            )
+        )
+    if run.global_batch:
+        rows.append(("batch", f"{run.global_batch} global, {run.processes} rank{'s'[: run.processes > 1]}"))
+    rows.append(("base", run.base.rsplit("/", 1)[-1]))
+    rows.append(("method", " · ".join(part for part in (run.method, run.adapter) if part)))
+    types = [str(further[key]) for key in ("dtype", "quantization", "compute_dtype") if further.get(key)]
+    precision = [name for name in dict.fromkeys(types) if name != "none"]
+    rows.append(("precision", " · ".join(precision)))
+    if "rows" in start:
+        rows.append(
+            ("data", f"{format_count(start['rows'])} rows · {format_count(start.get('trained_tokens', 0))} tok")
+        )
+    rows += [(key, str(further[key])) for key in ("device", "torch") if key in further]
+    return [(name, value) for name, value in rows if value]
+
+
+def evaluation_rows(history: RunHistory, *, short: bool = False) -> list[tuple[str, str | Content]]:
+    """The last evaluation, on held-out rows or, at the end, on test rows: each metric with its value, its thresholds,
+    and its change since the previous evaluation. `short` leaves out the bounds and the changes."""
+    if not history.evaluations:
+        return []
+    values = history.evaluations[-1]["values"]
+    before = history.evaluations[-2]["values"] if len(history.evaluations) > 1 else {}
+    tested = any(name.startswith("test/") for name in values)  # thresholds then apply to these
+    required: dict[str, list[Threshold]] = {}
+    for threshold in thresholds(history):
+        if threshold[0].startswith("eval/"):
+            name = f"test/{threshold[0].removeprefix('eval/')}" if tested else threshold[0]
+            required.setdefault(name, []).append(threshold)
+    verdicts = {name: _verdict(each, values.get(name), short) for name, each in required.items()}
+    room = max((verdict.cell_length for verdict in verdicts.values()), default=0)
+    rows: list[tuple[str, str | Content]] = []
+    for name in dict.fromkeys([*values, *required]):
+        value, old, moved = values.get(name), before.get(name), ""
+        if value is not None and old is not None and value != old and not short:
+            moved = f" {'▲' if value > old else '▼'} {abs(value - old):.2g}"
+        text = format_number(value) if value is not None else "not finite" if name in values else "–"
+        verdict = verdicts.get(name, Content("")).pad_right(room - verdicts.get(name, Content("")).cell_length)
+        rows.append((name.removeprefix("eval/").removeprefix("test/"), Content.assemble(f"{text:<6} ", verdict, moved)))
+    return rows
+
+
+def _verdict(required: Sequence[Threshold], value: float | None, short: bool) -> Content:
+    passed = all(meets_threshold(threshold, value) for threshold in required)
+    bounds = ",".join(f"{COMPARISONS[comparison]}{bound:g}" for _, comparison, bound in required)
+    mark = Content.styled("✓" if passed else "✗", "bold $success" if passed else "bold $error")
+    return mark if short else Content.assemble(mark, f" {bounds}")
+
+
+def loss_bounds(history: RunHistory) -> tuple[tuple[float, str], ...]:
+    """The thresholds that are lines on the loss chart: value and label."""
+    return tuple(
+        (bound, f"{name.partition('/')[0]} {COMPARISONS[comparison]} {bound:g}")
+        for name, comparison, bound in thresholds(history)
+        if name in ("eval/loss", "train/loss")
+    )
+
+
+class Notice(Static):
+    """A problem with its cause and hint, else why the run is paused, else the newest warning. Hidden without any of
+    them."""
+
+    DEFAULT_CSS = """
+    Notice {
+        height: auto; max-height: 4; padding: 0 1; border-left: thick $warning; background: $surface; display: none;
+    }
+    Notice.-problem { max-height: 7; border-left: thick $error; }
+    """
+
+    _plain = ""
+
+    def show(self, run: Run, problem: Problem | None, history: RunHistory) -> None:
+        self.set_class(problem is not None, "-problem")
+        text = Content("\n").join(self._lines(run, problem, history))
+        if text.plain != self._plain:
+            self._plain = text.plain
+            self.update(text)
+        self.display = bool(text)
+
+    def _lines(self, run: Run, problem: Problem | None, history: RunHistory) -> list[Content]:
+        if problem is not None:
+            parts = (problem.title, "bold $error"), (problem.cause, "$text"), (_hint(problem.hint), "$accent")
+            return [Content.styled(line, style) for line, style in parts if line]
+        reason, keys = pause_advice(run, history)
+        if reason:
+            return [Content.styled(reason, "bold $warning"), Content.styled(_hint(keys), "$accent")]
+        warnings = active_warnings(run, history)
+        if not warnings:
+            return []
+        count = f"{len(warnings)} warnings, the last: " if len(warnings) > 1 else ""
+        message, hint = count + warnings[-1]["message"], _hint(warnings[-1].get("hint", ""))
+        lines, width = (2 if self.screen.has_class("-low") else 4), self.app.size.width - 10
+        # What has no room is one key away. Words are wrapped, so a line takes a little less than its width.
+        rest = Content.styled(" … w shows the rest", "bold $accent")
+        if len(message) + len(hint) + 2 <= width:
+            return [Content.assemble((message, "$warning"), "  ", (hint, "$text"))]
+        needed = -(-len(message) // width) + -(-len(hint) // width)
+        if needed <= lines:
+            return [Content.styled(line, style) for line, style in ((message, "$warning"), (hint, "$text")) if line]
+        if -(-len(message) // width) < lines:
+            return [Content.styled(message, "$warning"), _cut(hint, width - rest.cell_length, "$text") + rest]
+        return [_cut(message, lines * width - rest.cell_length, "$warning") + rest]
+
+
+def _hint(text: str) -> str:
+    return f"→ {text}" if text else ""
+
+
+def _cut(text: str, cells: int, style: str) -> Content:
+    return Content.styled(text, style).truncate(max(1, cells))

@@ -1,0 +1,73 @@
+"""The line above every screen: the screens with their keys, the current one, and the connection to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from textual.content import Content
+from textual.widget import Widget
+
+from cockpit.connection.engine_app import EngineApp
+
+if TYPE_CHECKING:
+    from cockpit.state.app_state import AppState
+
+CONNECTIONS = {
+    "connecting": ("◌", "$warning", "connecting"),
+    "attached": ("●", "$success", "engine"),
+    "lost": ("○", "$error", "reconnecting"),
+}
+"""State of the connection -> mark, colour, text."""
+
+
+class TopBar(Widget):
+    """Drawn again only when something on it has changed."""
+
+    if TYPE_CHECKING:
+        app: EngineApp  # type: ignore[assignment]
+
+    DEFAULT_CSS = "TopBar { height: 1; background: $panel; color: $text; }"
+
+    def __init__(self, titles: Mapping[str, str]) -> None:
+        """`titles`: name -> title of each screen, in the order of their keys."""
+        super().__init__()
+        self._titles = titles
+        self._right: tuple[Any, ...] = ("connecting", "", 0, False)
+
+    def on_mount(self) -> None:
+        self.show(self.app.state)
+
+    def show(self, state: AppState) -> None:
+        live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in state.runs.values())
+        host = state.telemetry.host.name if state.telemetry else ""
+        right = (state.connection, host, live, self.app.readonly)
+        if right != self._right:
+            self._right = right
+            self.refresh()
+
+    def render(self) -> Content:
+        connection, host, live, readonly = self._right
+        mark, colour, word = CONNECTIONS[connection]
+        right = Content.assemble(
+            (f"{live} live  " if live else "", "$text-muted"),
+            ("read-only  ", "$warning") if readonly else "",
+            (f"{host} " if host and self.size.width >= 110 else "", "$text-muted"),
+            (f"{mark} {word} " if self.size.width >= 100 or connection != "attached" else f"{mark} ", colour),
+        )
+        here = self.app.current_mode
+        full = self._tabs(here, longest=9)
+        left = full if full.cell_length + right.cell_length < self.size.width else self._tabs(here, longest=0)
+        return Content.assemble(left, " " * (self.size.width - left.cell_length - right.cell_length), right)
+
+    def _tabs(self, here: str, longest: int) -> Content:
+        """The screens with their keys. Titles over `longest` characters are left out, except that of the screen
+        `here`."""
+        tabs = [Content.styled(" cockpit ", "bold $accent")]
+        for key, (name, title) in enumerate(self._titles.items(), start=1):
+            if name == here:
+                tabs.append(Content.styled(f" {key} {title} ", "bold $text on $primary"))
+            else:
+                label = f"{title} " if len(title) <= longest else ""
+                tabs.append(Content.assemble((f" {key} ", "$text-muted"), label))
+        return Content("").join(tabs)

@@ -1,0 +1,340 @@
+"""Stable names for problems, warnings, pauses and marks. Code compares codes; titles and causes may be reworded.
+
+A code is lower-case words joined by dots: the first says what it is about, the rest what happened. A code never gets
+another meaning and never renamed, since scripts, journals and `--json` output hold it. Two places share a code when the
+user would do the same about both.
+
+    python -m engine.protocol.codes > docs/codes.md
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from typing import NamedTuple
+
+UNKNOWN = "unknown"
+"""The code of a problem whose sender named none, such as an older version. Our own code always names one."""
+
+CODES: dict[str, str] = {
+    # ── the engine and the app ──
+    "engine.unreachable": "The engine did not answer in time. Look at `cockpit engine status` and at its log.",
+    "engine.not_started": "The engine was started and ended at once. Its log, quoted in the message, says why.",
+    "engine.not_running": "No engine runs for this home. `cockpit engine start` starts one.",
+    "engine.not_attached": "The app is not connected to the engine yet. Wait a moment and try again.",
+    "engine.still_ending": "The engine was asked to end and has not ended yet. Look at its log.",
+    "engine.jobs_live": "The engine does not stop while jobs are live. Stop them first, or use `--force`.",
+    "engine.protocol_mismatch": (
+        "The cockpit and the engine are of different versions. Restart the side that the message names."
+    ),
+    "engine.unknown_operation": (
+        "The engine does not know this operation: it is of another version. Restart the older side."
+    ),
+    "engine.socket_not_private": (
+        "The directory of the sockets belongs to another user or is open to others. Restrict it to yourself."
+    ),
+    "engine.bug": "The engine failed because of a mistake of its own. Its log holds the traceback; please report it.",
+    "app.needs_terminal": "The app was started without a terminal. Use the verbs, which need none.",
+    "app.read_only": "This cockpit was started with `--readonly` and changes nothing. Start it without the option.",
+    # ── requests ──
+    "request.usage": "The command line is wrong. `cockpit VERB --help` shows what a verb takes.",
+    "request.invalid": "What was asked for is wrong or cannot be done. Correct it as the message says.",
+    "request.malformed": (
+        "The engine could not read a request. The two sides are probably of different versions: restart the older one."
+    ),
+    "request.unknown": "The worker does not know this question or command. The message says what it can be asked.",
+    "request.cancelled": "The request was cancelled. What was done until then is kept where the message says so.",
+    "request.failed": "The worker failed while it was answering. Its log holds the traceback.",
+    # ── files and the disk ──
+    "file.not_found": "There is no such file or folder. Check the path.",
+    "file.unreadable": "A file cannot be read. Check its permissions and its content.",
+    "file.unwritable": "A file cannot be written. Check permissions and free space.",
+    "file.failed": "The operating system refused an operation on a file. The message gives its reason.",
+    "disk.low": "There is too little free disk space to begin. Free some, or name another place.",
+    "output.not_empty": "The output folder already holds files, and nothing is overwritten. Name a new folder.",
+    # ── profiles ──
+    "profile.invalid": (
+        "The profile has mistakes, each listed with its line and column. `cockpit profile check` lists them too."
+    ),
+    "profile.syntax": "The profile is not valid YAML at this place. Correct it there.",
+    "profile.unknown_key": "The profile has a section or a key that does not exist. Correct or remove it.",
+    "profile.missing": "A required setting is missing. Add it.",
+    "profile.value": "A setting has a value that it cannot take. Use one that the message names.",
+    "profile.override": "An override (`--set KEY=VALUE`) cannot be applied. Correct it.",
+    "profile.conflict": (
+        "A setting does not fit the other settings, or names something that is not there. Change it as the message "
+        "says."
+    ),
+    "profile.not_found": (
+        "There is neither a file nor a built-in profile of this name. `cockpit profile list` lists the built-in ones."
+    ),
+    "profile.outdated": (
+        "The stored profile of this run is no longer valid, because something it names has gone or the program has "
+        "changed."
+    ),
+    "profile.environment": (
+        "The shell that submits the run lacks a variable that the profile needs. Export it, and submit again."
+    ),
+    "profile.host": (
+        "This host does not have the devices that the profile asks for. Set `launch.processes` and `launch.devices`."
+    ),
+    # ── runs ──
+    "run.none": "There are no runs yet. `cockpit demo` or `cockpit train PROFILE` starts one.",
+    "run.not_found": "No run has this id. `cockpit runs` lists them.",
+    "run.ambiguous": "Several runs have an id that starts like this. Use a longer prefix.",
+    "run.deleted": "The run was deleted while it was being followed.",
+    "run.live": "The run has not ended, and this needs a run that has. Wait for its end, or stop it.",
+    "run.not_live": "The run is not running, and this needs a run that is. Resume it, or wait until it has started.",
+    "run.not_queued": "The run is not in the queue, so it cannot be moved within it.",
+    "run.not_training": "Only a run that is training answers from its own process. Ask one of its checkpoints.",
+    "run.past_training": "The run has finished training and is in a later stage, which takes no commands but `stop`.",
+    "run.ended": "The run ended while it was being asked. Its last checkpoint answers.",
+    "run.lost": (
+        "The run's worker has gone and nothing is known of its end. `cockpit resume` goes on from the last checkpoint."
+    ),
+    "run.other_host": "The run belongs to another host. Run `cockpit` there.",
+    "stage.no_predecessor": "There is no finished earlier stage to start from. Leave `--from` out.",
+    "stage.settings_changed": (
+        "Settings of an earlier stage have changed, so the later one cannot start from it. Start earlier."
+    ),
+    "stage.failed": "A stage of the run failed. The message and the log say why; `cockpit resume` repeats the stage.",
+    "checkpoint.none": "The run has no checkpoint yet. `checkpoint.every_steps` says when it saves one.",
+    "checkpoint.not_found": "The run has no checkpoint of this step. The message lists those that it has.",
+    "checkpoint.unreadable": (
+        "A checkpoint that was just written cannot be read back. Check the disk; resume from the one before."
+    ),
+    "plot.nothing": "The run has no values to plot yet. Wait for its first metrics.",
+    "plot.failed": "A plot could not be drawn. The log says why; `cockpit plot` tries again.",
+    "judgement.invalid": "A judgement is neither a vote between two replies nor a rating of one.",
+    # ── workers and services ──
+    "worker.not_started": (
+        "A worker process could not be started. The message gives the reason of the operating system."
+    ),
+    "worker.failed": "A worker ended with an error status and left no message of its own. Read the run's log.",
+    "worker.killed": "A worker was ended by a signal, which the message explains.",
+    "worker.silent": (
+        "A rank has sent no heartbeat, or has made no progress, for an unusually long time. The log holds the stacks "
+        "of all ranks."
+    ),
+    "service.not_found": "The service has ended or never existed. Open it again.",
+    "service.unknown_kind": "There is no service of this kind. The message lists the kinds.",
+    "service.ended": "The service's worker has ended. The next request starts it again.",
+    "service.nothing_open": "The service has no model loaded or no profile open. Choose one first.",
+    "server.not_found": "No server matches. `cockpit serve` lists them.",
+    "server.ambiguous": "Several servers match. Name one of them by its id.",
+    # ── memory, devices, packages ──
+    "memory.exhausted": (
+        "Memory was not enough for the model, the step or the reply. Use the settings that the message names."
+    ),
+    "memory.host_exhausted": "The host ran out of memory, and a worker ended. Use settings that need less.",
+    "memory.device_full": (
+        "No device has room for the model. Stop what holds the memory, or use a quantised or smaller model."
+    ),
+    "memory.batch_cut": (
+        "A micro-batch did not fit. The run goes on with smaller ones and the same global batch; nothing to do."
+    ),
+    "device.too_few": "There are more ranks than devices. Set `launch.processes` to the number of devices.",
+    "device.unsupported": "This device does not have what a setting needs. Change the setting as the message says.",
+    "device.slow_dtype": "This CPU computes the chosen dtype slowly, so float32 is used. Nothing to do.",
+    "package.missing": "A setting needs a Python package that is not installed. Install it, or change the setting.",
+    # ── models, adapters, tokenizers, templates ──
+    "model.not_found": "There is no such model: no run, folder, catalogue name or hub id. Check the spelling.",
+    "model.ambiguous": "The folder holds several models. Name the file that you mean.",
+    "model.not_pulled": "The model is not on this machine. `cockpit model pull` fetches it.",
+    "model.base_missing": "The base model of an adapter is missing. Copy its folder to where the message says.",
+    "model.gated": "The model needs its licence to be accepted on the hub. Accept it there and set HF_TOKEN.",
+    "model.fetch_failed": "The model could not be fetched. Check the network or the mirror, and pull again.",
+    "model.unexpected": (
+        "A fetched or converted model is not the expected one. Use another mirror, or the versions that the "
+        "project names."
+    ),
+    "model.unloadable": (
+        "The model's folder is damaged or of a kind that cannot be loaded. `cockpit model verify` examines it."
+    ),
+    "model.gguf_unsupported": "This GGUF file cannot be loaded. Name the model's own folder or hub id.",
+    "model.is_reward": "This is a reward model, which scores replies and writes none. Name a language model.",
+    "model.not_reward": "This is not a reward model. Name a run with `method.kind` reward.",
+    "model.no_reward_head": (
+        "A reward model cannot be made from this model in its original layout. The message says which to use."
+    ),
+    "model.not_finite": "The model's weights contain values that are not finite. Choose an earlier checkpoint.",
+    "adapter.unsupported": "This kind of adapter does not work with the model. Set `adapter.kind` to lora.",
+    "adapter.no_layer": (
+        "The adapter's targets match no layer of the model. Name layers that it has in `adapter.targets`."
+    ),
+    "adapter.not_mergeable": "The adapter cannot be merged into its base. Export it alone with `--adapter-only`.",
+    "adapter.dropout_ignored": "The method compares replies, so the adapter's dropout is switched off. Nothing to do.",
+    "tokenizer.missing": "The model has no tokenizer. Copy the tokenizer's files into its folder.",
+    "tokenizer.unusable": "The tokenizer's files cannot be used. Copy them again from where the model came from.",
+    "tokenizer.untrained": "The profile's tokenizer has not been trained yet. Prepare the data first.",
+    "tokenizer.no_text": "There is no text to train a tokenizer on. Name files with good rows.",
+    "tokenizer.note": "Something about the tokenizer that was trained deserves a look. See `model.tokenizer`.",
+    "template.not_found": "There is no chat template file of this name. Correct `data.template`.",
+    "template.none": "The base has no chat template, and the data holds conversations. Name one in `data.template`.",
+    "template.changed": (
+        "Tokenizer or chat template are not those that the checkpoint was trained with. Put the original files back."
+    ),
+    "template.leaves_out": (
+        "The chat template leaves out tools or tool calls of some rows. Name a template that writes them."
+    ),
+    # ── data ──
+    "data.source.unusable": "A data source cannot be read. The message names the file and the reason.",
+    "data.tokenised_unusable": "Tokenised data cannot be used. Name the rows that it was made from.",
+    "data.rows.bad": "More rows are bad than `data.max_rejected` allows. Correct them, or raise the limit.",
+    "data.rows.wrong_kind": (
+        "The rows are of a kind that another method trains on. Change `method.kind`, or name other rows."
+    ),
+    "data.rows.masked": "No token would be trained: every row is cut before its reply. Raise `data.max_length`.",
+    "data.rows.not_joinable": (
+        "This model cannot keep rows apart that share a sequence. Change the setting that the message names."
+    ),
+    "data.rows.left_out": "Bad rows were left out; the rejects file names them. Look whether they matter.",
+    "data.rows.cleaned": (
+        "Cleaning or deduplication left out rows; the rejects file names them. Look whether they matter."
+    ),
+    "data.rows.cut": (
+        "Rows were cut at `data.max_length`, or left out because the cut came before their reply. Raise it if that "
+        "matters."
+    ),
+    "data.train.empty": "No training row is left. Name files with rows, or relax what `data` demands of them.",
+    "data.split.empty": "No validation row is left. Raise `data.split.validation`, or name other files.",
+    "data.turn_end_untrained": (
+        "The end of a turn is never trained, so the model would not learn to stop. Change the template or the length."
+    ),
+    "row.invalid": "In a rejects file: the row does not have the form of its kind. Correct it in its file.",
+    "row.empty": "In a rejects file: the row has no text, or an empty reply. Correct it, or leave it out.",
+    "row.unwanted": "In a rejects file: a rule of `data.clean` dropped the row. Relax the rule if the row should stay.",
+    "row.duplicate": "In a rejects file: the row repeats another one, or one that is held out.",
+    "expand.key_name": "The value of `api_key_env` is not the name of a variable. Put the key into one and name it.",
+    "expand.key_missing": "The variable that should hold the service's key is not set. Export it.",
+    "expand.rate_limit": "The service's rate limit is used up. The same command goes on later.",
+    "expand.refused": (
+        "The service refuses requests: the key, the address or the credit is wrong. Correct it; the same command "
+        "goes on."
+    ),
+    "expand.no_answer": "The service gave no answer several times in succession. The same command goes on from here.",
+    "expand.no_seed": "No row can serve as an example for the task. Name another task or other rows.",
+    "expand.incomplete": (
+        "The rows that `data.expand` asks for have not all been generated. Start with `--from expand`."
+    ),
+    "expand.rejected": "Generated rows were not accepted; the rejects file names them. Look at the reasons.",
+    "expand.limit": (
+        "Fewer rows were generated than asked for, because a limit was reached. Raise it, or go on with these."
+    ),
+    "expand.stalled": (
+        "Fewer rows were generated than asked for, because answers brought no new ones. Change temperature or prompt."
+    ),
+    # ── training ──
+    "training.failed": (
+        "Training failed with an error that has no code of its own. Read the log; `cockpit resume` goes on from "
+        "the last checkpoint."
+    ),
+    "training.batch_held": (
+        "A step was held back because of its loss or gradient. Look at its rows; then skip them, roll back, or go on."
+    ),
+    "training.overfitting": (
+        "The held-out loss rises while the training loss falls. Stop and take the best checkpoint, or add data."
+    ),
+    "training.no_checkpoint": "The run stopped without a checkpoint of its last step, because it could not be written.",
+    "compile.failed": "Compiling the model with torch failed, so the model runs without it. Nothing to do.",
+    "compile.unsupported": (
+        "The model's layers cannot be told apart, so nothing is compiled. Set `training.compile` to false."
+    ),
+    "resume.drift": (
+        "The run was resumed, but not exactly: something differs from before. Nothing to do if that was intended."
+    ),
+    "logging.wandb_failed": "Weights & Biases receives nothing from this attempt. Log in, or set it to offline.",
+    "setting.refused": "A setting cannot be changed to this value while the run is running. The message says why.",
+    "command.no_choice": "There is no such choice for a batch that is held back. Use skip or rollback.",
+    "command.nothing_held": "No batch is held back, so there is nothing to skip or to roll back.",
+    "command.no_way_back": "There is no checkpoint before this step to roll back to. Skip the rows instead.",
+    "pause.asked": "The run is paused because somebody asked for it. `cockpit continue` goes on.",
+    "pause.disk_low": "The run is paused because the disk is nearly full. It goes on when there is room again.",
+    "pause.host_memory": "The run is paused because the host's memory is over its limit. It goes on when that is over.",
+    "pause.host_cpu": "The run is paused because other programs need the CPU. It goes on when that is over.",
+    "pause.device_hot": "The run is paused because a device is too hot. It goes on when the device has cooled.",
+    "pause.loss_not_finite": (
+        "The run is paused because a step's loss is not finite. Look at its rows; skip them, roll back, or go on."
+    ),
+    "pause.gradient_not_finite": (
+        "The run is paused because a step's gradient is not finite. Look at its rows; skip them, roll back, or go on."
+    ),
+    "pause.loss_spike": (
+        "The run is paused because a step's loss is far above the usual. Look at its rows; skip them, roll back, "
+        "or go on."
+    ),
+    "mark.setting": "In the ledger: a setting was changed while the run was running.",
+    "mark.continue": "In the ledger: a paused run went on.",
+    "mark.skip": "In the ledger: rows were left out for the rest of the run.",
+    "mark.rollback": "In the ledger: the run went back to an earlier checkpoint.",
+    "mark.rewind": "In the ledger: the run was resumed from an earlier checkpoint than its newest.",
+    "mark.early_stopping": "In the ledger: the run ended early because held-out results no longer improved.",
+    # ── evaluation, generation, export, serving ──
+    "evaluation.no_rows": "There are no held-out rows to evaluate on. Name rows with `--data`.",
+    "evaluation.rows_gone": "The run's prepared rows have been removed. Name rows with `--data`.",
+    "evaluation.no_metric": "The metric of `evaluation.early_stopping` is not evaluated. Name one that is.",
+    "evaluation.threshold_missed": (
+        "A result misses one of `evaluation.thresholds`. Train on, on more or better data, or change the threshold."
+    ),
+    "evaluation.failed": "The scoring process ended without a result.",
+    "generation.failed": "The model failed while it was generating. The message gives the first line of the error.",
+    "generation.process_failed": "A process of batch generation ended. Its log says why; the same command goes on.",
+    "export.no_adapter": "The model has no adapter to export alone. Leave `--adapter-only` out.",
+    "export.not_castable": "Only adapters in safetensors can be cast. Leave `--dtype` out.",
+    "export.gguf_unsupported": "GGUF is for whole language models only. Leave `--gguf` out.",
+    "export.no_converter": (
+        "There is no converter to GGUF on this machine. Name a checkout of llama.cpp with `--converter`."
+    ),
+    "export.converter_failed": (
+        "The converter to GGUF does not take this model. Try a newer llama.cpp, or leave `--gguf` out."
+    ),
+    "serving.address_unavailable": "The server cannot listen on this address. `--port 0` takes a free port.",
+    "serving.key_required": (
+        "The server can be reached from other machines and needs a key. Name a variable with `--api-key-env`."
+    ),
+    "serving.key_missing": "The variable that should hold the server's key is not set. Export it and serve again.",
+    "serving.backend_failed": "The server of another backend did not start. Its output is in the service's log.",
+}
+"""Code -> what it means, and what the user does."""
+
+PASSING = frozenset({"pause.disk_low", "pause.host_memory", "pause.host_cpu", "pause.device_hot"})
+"""Pauses that end by themselves when what caused them is over."""
+
+
+class Pause(NamedTuple):
+    """Why a run pauses: a code for programs, and the reason in words, with its figures, for people."""
+
+    code: str
+    reason: str
+
+    @property
+    def passes(self) -> bool:
+        return self.code in PASSING
+
+
+def page() -> str:
+    """`docs/codes.md`."""
+    head = """\
+# Codes
+
+Every problem, warning, pause and mark has a code. Scripts compare the code, in `--json` output and
+in journals; the words beside it are for people, and may change. An error under `--json` is
+`{"error": {"code", "title", "cause", "hint", "place"}}`. A code that an older version did not send
+is `unknown`.
+
+This page is generated: `python -m engine.protocol.codes > docs/codes.md`.
+"""
+    parts = [head]
+    family = ""
+    for code, meaning in sorted(CODES.items()):
+        if (first := code.partition(".")[0]) != family:
+            family = first
+            parts.append(f"\n## {family}\n\n")
+        parts.append(
+            textwrap.fill(f"- `{code}`: {meaning}", 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"
+        )
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

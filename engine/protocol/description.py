@@ -1,0 +1,181 @@
+"""What messages say about runs, devices and services."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.protocol.envelope import Message
+from engine.protocol.problem import Problem
+
+
+class Rank(Message, kw_only=True):
+    """The state of one rank at its last heartbeat. Memory is in bytes; `device_*` are figures of the worker's
+    allocator, 0 without a device."""
+
+    rank: int
+    pid: int
+    phase: str = ""
+    step: int = 0
+    time: float = 0.0
+    """When the rank last made progress, in seconds since the epoch."""
+    resident: int = 0
+    device_used: int = 0
+    device_reserved: int = 0
+    device_peak: int = 0
+    waiting: bool = False
+    """Whether it waits for the other ranks: a rank that waits does not hang."""
+
+
+class Run(Message, kw_only=True):
+    """The summary of a run: enough for a list, a header and a progress bar. Times are seconds since the epoch, 0 where
+    there is none."""
+
+    id: str
+    kind: str = "train"
+    name: str = ""
+    state: str = "queued"
+    reason: str = ""
+    """Why it is paused or lost, in words; empty otherwise."""
+    code: str = ""
+    """The same as one of `codes.CODES`."""
+    host: str = ""
+    directory: str = ""
+    profile: str = ""
+    base: str = ""
+    method: str = ""
+    adapter: str = ""
+    attempt: int = 0
+    step: int = 0
+    max_steps: int = 0
+    epoch: float = 0.0
+    epochs: float = 0.0
+    created: float = 0.0
+    started: float = 0.0
+    """When the present attempt started."""
+    ended: float = 0.0
+    position: int = 0
+    """Position in the queue, from 1; 0 when not queued."""
+    devices: list[int] = []
+    processes: int = 1
+    phase: str = ""
+    stage: str = ""
+    """The stage that it is in or ended in: `prepare`, `train`, `evaluate` or `export`."""
+    stages: list[str] = []
+    """All stages that the profile asks for, in order."""
+    global_batch: int = 0
+    parameters: int = 0
+    trainable_parameters: int = 0
+    metrics: dict[str, float] = {}
+    """The latest value of each metric."""
+    problem: Problem | None = None
+
+
+class CheckpointInfo(Message, kw_only=True):
+    """A complete checkpoint on disk. `path` is absolute."""
+
+    step: int
+    path: str
+    metrics: dict[str, float] = {}
+    best: bool = False
+
+
+class LedgerLine(Message, kw_only=True):
+    """A ledger entry of the journal."""
+
+    step: int
+    name: str
+    old: Any = None
+    new: Any = None
+    time: float = 0.0
+    code: str = ""
+
+
+class RunDetail(Message, kw_only=True):
+    """Everything that `show` returns about one run."""
+
+    run: Run
+    profile_text: str = ""
+    checkpoints: list[CheckpointInfo] = []
+    pids: list[int] = []
+    ranks: list[Rank] = []
+    ledger: list[LedgerLine] = []
+    warnings: list[str] = []
+    told: list[dict[str, Any]] = []
+    """The latest journal entries other than metrics, oldest first, as JSON objects: the entries of earlier `told`
+    events."""
+    facts: dict[str, Any] = {}
+
+
+class DeviceProcess(Message, kw_only=True):
+    """A process that uses a device. `memory` is in bytes; `user` and `name` are empty where the kernel hides them."""
+
+    pid: int
+    user: str = ""
+    name: str = ""
+    memory: int = 0
+
+
+class Device(Message, kw_only=True):
+    """One accelerator. Memory in bytes, utilisation in percent, temperature in °C, power in watts; null where the
+    device does not report it."""
+
+    index: int
+    name: str
+    memory_used: int | None = None
+    memory_total: int | None = None
+    utilisation: float | None = None
+    temperature: float | None = None
+    power: float | None = None
+    power_limit: float | None = None
+    processes: list[DeviceProcess] = []
+
+
+class Host(Message, kw_only=True):
+    """The host. Memory and disk in bytes, temperature in °C, rates in bytes per second since the previous sample."""
+
+    name: str = ""
+    cpu_percent: float = 0.0
+    cpu_count: int = 0
+    per_cpu: list[float] = []
+    load: list[float] = []
+    memory_used: int = 0
+    memory_total: int = 0
+    disk_free: int = 0
+    disk_total: int = 0
+    disk_read: float = 0.0
+    disk_write: float = 0.0
+    network_in: float = 0.0
+    network_out: float = 0.0
+    temperature: float | None = None
+
+
+class Telemetry(Message, tag="telemetry", kw_only=True):
+    """A sample of the host and its devices, published once a second. `backend` is `nvidia` or `cpu`."""
+
+    time: float
+    host: Host
+    devices: list[Device] = []
+    backend: str = "cpu"
+    visible: str = ""
+    """The visibility mask that the engine inherited (`CUDA_VISIBLE_DEVICES`); empty when there is none."""
+    note: str = ""
+    """Why figures of devices are missing: no driver, or an error of NVML."""
+
+
+class Service(Message, kw_only=True):
+    """A worker that answers requests rather than finishing a job. `kind`: `chat`, `data`, `evaluate`, `export`,
+    `generate` or `serve`."""
+
+    id: str
+    kind: str
+    state: str = "starting"
+    """`starting`, `ready`, `busy` or `ended`."""
+    pid: int = 0
+    target: str = ""
+    device: str = ""
+    detail: str = ""
+    address: str = ""
+    """The URL of a server once it listens; empty for every other kind."""
+    figures: dict[str, float] = {}
+    """Counters of a server: requests, tokens …"""
+    problem: Problem | None = None

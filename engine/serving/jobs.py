@@ -1,0 +1,68 @@
+"""What clients and the scheduler exchange: jobs in, events out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.inference.sampling import Sampling
+
+
+class Rejection(Exception):
+    """Jobs were not accepted: the queue is `full`, or the server is shutting down."""
+
+    def __init__(self, *, full: bool) -> None:
+        super().__init__("the queue is full" if full else "the server is shutting down")
+        self.full = full
+
+
+@dataclass(eq=False)
+class Job:
+    """A reply to generate. The prompt is not empty and leaves room in the context."""
+
+    prompt: list[int]
+    sampling: Sampling
+    deadline: float
+    """On the monotonic clock."""
+    grammar: Any = None
+    """Keeps the reply to a schema."""
+    cancelled: bool = False
+    accepted: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    first: float = 0.0
+    """When the first token was generated."""
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class JobText:
+    """Text and thinking that a job's next token adds."""
+
+    text: str
+    thinking: str
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """A job has ended."""
+
+    finish: str
+    """`stop`, `length`, `cancelled`, `late` (at its deadline), `closing`, or `failed`."""
+    cause: str = ""
+    """Why it failed."""
+
+
+JobEvent = tuple[Job, JobText | JobEnd]
+
+
+@dataclass
+class Figures:
+    """Counts since the start; `running` and `waiting` are current numbers of jobs."""
+
+    running: int = 0
+    waiting: int = 0
+    ended: dict[str, int] = field(default_factory=dict)
+    """Finish -> number of jobs."""
+    prompt_tokens: int = 0
+    tokens: int = 0
