@@ -166,8 +166,8 @@ class Service:
             self.pause(min(wait, LONGEST_WAIT))
         return _parse_reply(raw.http_response.content)
 
-    def _refusal(self, status: int, headers: Mapping[str, str], message: str) -> Exception:
-        spent = status == 429 and _SPENT.search(message)
+    def _refusal(self, status: int, headers: Mapping[str, str], answer: str) -> Exception:
+        spent = status == 429 and _SPENT.search(answer)
         if status in _STOPS or spent:
             what = _STOPS[402] if spent else _STOPS[status]
             hints = {
@@ -179,7 +179,7 @@ class Service:
                 Problem(
                     code="expand.refused",
                     title=f"{self._options.base_url} {what}",
-                    cause=f"{status}: {message}",
+                    cause=f"{status}: {answer}",
                     hint=hint,
                 )
             )
@@ -190,7 +190,7 @@ class Service:
             if wait:
                 self.pause(min(wait, LONGEST_WAIT))
             return TransientError(f"status {status}", billed=False)
-        return RefusedError(f"status {status}: {message}")
+        return RefusedError(f"status {status}: {answer}")
 
     def _message(self, error: Any) -> str:
         body = error.body

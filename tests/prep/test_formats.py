@@ -302,7 +302,7 @@ def test_a_label_that_is_no_judgement_makes_no_kto_row() -> None:
 
 def samples() -> list[tuple[str, str]]:
     catalog = YAML(typ="safe").load(find_bundled("data") / "catalog.yaml")
-    return [(file, entry["shape"]) for file, entry in catalog["samples"]["files"].items()]
+    return [(file, entry["format"]) for file, entry in catalog["samples"]["files"].items()]
 
 
 @pytest.mark.parametrize(("file", "shape"), samples())

@@ -193,7 +193,7 @@ from engine.protocol.home import Home
 for source in sys.argv[2:]:
     told = []
     try:
-        print(sources.fetch(sources.hub_source(source), Home(Path(sys.argv[1])), lambda *each: told.append(each)))
+        print(sources.fetch(sources.parse_hub_source(source), Home(Path(sys.argv[1])), lambda *each: told.append(each)))
         assert told[-1] == ("fetching", 3, 0), told
     except ValueError as error:
         print(" ".join(str(error).split()))

@@ -151,8 +151,8 @@ def test_the_same_texts_give_the_same_bytes_in_another_process(tmp_path: Path) -
         "import sys\n"
         "from tests.prep.test_train_tokenizer import *\n"
         "source = SourceOptions(source='triples/train.jsonl')\n"
-        "read = rows.read([source], Path.cwd(), rows.Rejects(lambda _: None), 0, lambda _: None)\n"
-        "texts = [text_of(row.content) for row in read]\n"
+        "read = read_rows.read([source], Path.cwd(), Rejects(lambda _: None), 0, lambda _: None)\n"
+        "texts = [all_text(row.content) for row in read]\n"
         "for kind in KINDS: train(texts, kind=kind, size=600).save_pretrained(Path(sys.argv[1], kind))"
     )
     for parallel in ("false", "true"):
