@@ -12,8 +12,8 @@ def main() -> None:
 
     from bench.tokenizers.clock import clock
     from engine.prep import token_store  # noqa: F401 - loading libraries is not measured
-    from engine.prep.read_rows import Rejects
-    from engine.prep.tokenize import tokenize_rows
+    from engine.prep.rows import Rejects
+    from engine.prep.tokenize_files import tokenize_rows
 
     rows, model, processes, folder = sys.argv[1:]
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -21,7 +21,7 @@ def main() -> None:
         into, work = Path(folder, "set"), Path(folder, "work")
         made = tokenize_rows(
             [Path(rows)], into, tokenizer, "assistant", 1024, Rejects(lambda _: None), work, int(processes),
-            lambda *_: None, kinds=["alpaca"],
+            lambda *_: None, formats=["alpaca"],
         )  # fmt: skip
     print(json.dumps({**told, "tokens": made.counts.tokens}))
 

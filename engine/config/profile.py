@@ -50,8 +50,8 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
 CHECKS = (
     "engine.training.checks:combinations",
     "engine.training.online.checks:online",
-    "engine.prep.checks:sources",
-    "engine.prep.checks:tokenizer",
+    "engine.prep.checks:check_sources",
+    "engine.prep.checks:check_tokenizer",
     "engine.models.checks:check_base",
     "engine.metrics.checks:metric_names",
     "engine.export.checks:check_export",
@@ -59,7 +59,7 @@ CHECKS = (
 """Checks across sections. Each is `(sections, directory, home) -> [(key, message)]`, and accepts missing sections."""
 
 
-SHELL_CHECKS = ("engine.prep.checks:keys",)
+SHELL_CHECKS = ("engine.prep.checks:check_keys",)
 """Checks of the environment variables that a run needs. Each is `(profile, variables) -> [(key, message)]`."""
 
 NOTES = ("engine.models.checks:describe_family",)

@@ -9,7 +9,7 @@ from engine.evaluation.dataset import EvaluationSet, Question, RunFiles
 from engine.evaluation.request import NEW_TOKENS, EvaluationRequest, Models, Watch
 from engine.evaluation.results_store import LOSSES, REPLIES, ResultStore
 from engine.models.targets import Target
-from engine.prep.verbs.tokenize import loss_on_of
+from engine.prep.verbs.tokenize import choose_loss_on
 from engine.tasks.task import load_task
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class OutputCollector:
             return
         measured = self.store.rows(LOSSES)
         texts = all("text" in row for row in rows)
-        loss_on = self._setting("method", "loss_on") or loss_on_of("auto", {"text"} if texts else ())
+        loss_on = self._setting("method", "loss_on") or choose_loss_on("auto", {"text"} if texts else ())
         rows_found, lost = likelihood.tokenize_rows(self.dataset, loaded, loss_on, self._setting("data", "max_length"))
         self.notes += [f"{count} of {len(rows)} rows were {what}" for what, count in lost.items() if count]
         missing = {number: row for number, row in rows_found.items() if number not in measured}

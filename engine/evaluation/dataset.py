@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 
 from engine.options.data import SourceOptions
 from engine.prep.formats.canonical import Canonical, conversation_of
-from engine.prep.read_rows import Rejects, read
+from engine.prep.read_rows import read
+from engine.prep.rows import Rejects
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Problem, ProblemError
 from engine.tasks.task import load_task

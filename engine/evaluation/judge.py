@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.llm_api import client
-from engine.llm_api.budget import Budget, Usage, worst
+from engine.llm_api.budget import Budget, Usage, worst_case
 from engine.llm_api.journal import Journal
-from engine.llm_api.retries import Asking
+from engine.llm_api.retries import Requester
 from engine.metrics.words import script
 from engine.options.evaluation import JudgeOptions
 
@@ -104,16 +104,16 @@ async def _ask_all(
     waiting = [case for case in cases if case.row not in journal.answers]
     if not waiting:
         return ""
-    asking, going, stopped = Asking(options, journal, budget, seed=0), set[asyncio.Task[None]](), ""
+    asking, going, stopped = Requester(options, journal, budget, seed=0), set[asyncio.Task[None]](), ""
     async with client.Service(options, key) as connection:
-        while going or (waiting and not asking.ending and not stopped):
-            while waiting and len(going) < options.concurrency and not asking.ending:
+        while going or (waiting and not asking.fatal_error and not stopped):
+            while waiting and len(going) < options.concurrency and not asking.fatal_error:
                 text = write_prompt(waiting[0], options)
-                lack = budget.lack(worst(text, options))
+                lack = budget.shortage(worst_case(text, options))
                 if lack:
                     stopped = "" if going else lack  # requests on their way may use less than was reserved for them
                     break
-                budget.reserve(worst(text, options))
+                budget.reserve(worst_case(text, options))
                 going.add(asyncio.create_task(asking.ask(connection, waiting.pop(0).row, text)))
             if going:
                 done, going = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
@@ -125,8 +125,8 @@ async def _ask_all(
                 for task in going:
                     task.cancel()
                 raise
-    if asking.ending:
-        raise asking.ending
+    if asking.fatal_error:
+        raise asking.fatal_error
     asking.write_failures()
     return stopped
 

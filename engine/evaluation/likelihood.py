@@ -32,10 +32,11 @@ def tokenize_rows(
     `refused`."""
     if dataset.tokens is not None:
         return dict(enumerate(_read_prepared(dataset))), {}
-    from engine.prep.tokenize import Counts, Tokenizing
+    from engine.prep.token_rows import Counts
+    from engine.prep.tokenize import RowTokenizer
 
     counts = Counts()
-    tokenizing = Tokenizing(loaded.tokenizer, loss_on, min(max_length or LONGEST, loaded.context))
+    tokenizing = RowTokenizer(loaded.tokenizer, loss_on, min(max_length or LONGEST, loaded.context))
     found: dict[int, Row] = {}
     refused = 0
     for start in range(0, len(dataset.rows), 512):

@@ -41,11 +41,11 @@ class PairScorer:
     ) -> tuple[dict[int, dict[str, list[int]]], dict[str, int]]:
         """`prompt_ids`, `chosen_ids` and `rejected_ids` by row number; and how many rows were `truncated`, `masked` or
         `refused`."""
-        from engine.prep.tokenize import Counts
-        from engine.prep.tokenize_replies import Replying
+        from engine.prep.token_rows import Counts
+        from engine.prep.tokenize_replies import ReplyTokenizer
 
         counts = Counts()
-        replying = Replying(self._scorer.tokenizer, "pairs", max_length, max_prompt)
+        replying = ReplyTokenizer(self._scorer.tokenizer, "pairs", max_length, max_prompt)
         batch = replying(dataset.rows, counts)
         found: dict[int, dict[str, list[int]]] = {row: {} for row in batch.rows}
         for name, (values, lengths) in batch.columns.items():

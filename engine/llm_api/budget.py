@@ -1,4 +1,4 @@
-"""Tokens and money. The worst case is set aside before a request leaves, so that no limit is ever exceeded."""
+"""Limits on tokens and money. The worst case is reserved before a request is sent, so no limit is ever exceeded."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 from engine.options.data import PriceOptions, ServiceOptions
 
 _AROUND = 64
-"""Tokens that a chat template puts around one message, at most."""
+"""Tokens that a chat template adds around a message, at most."""
 
 
 class Usage(NamedTuple):
-    """Tokens."""
+    """Tokens of a prompt and its reply."""
 
     prompt: int
     reply: int
@@ -22,14 +22,14 @@ class Usage(NamedTuple):
         return (self.prompt * price.input + self.reply * price.output) / 1e6
 
 
-def worst(text: str, options: ServiceOptions) -> Usage:
-    """What a request costs at most: a token is at least one byte of its prompt."""
+def worst_case(text: str, options: ServiceOptions) -> Usage:
+    """The usage of a request at most: a token is at least one byte of the prompt."""
     return Usage(len(text.encode("utf-8", "surrogatepass")) + _AROUND, options.max_tokens)
 
 
 @dataclass
 class Budget:
-    """What was used, and what requests on their way may yet use."""
+    """The tokens used so far, and those reserved for pending requests."""
 
     options: ServiceOptions
     prompt: int = 0
@@ -42,8 +42,8 @@ class Budget:
             section = self.options.SECTION
             raise ValueError(f"{section}.cost_limit needs {section}.price: what a million tokens cost")
 
-    def lack(self, usage: Usage) -> str:
-        """Why a request of this worst case must not leave; empty when it may."""
+    def shortage(self, usage: Usage) -> str:
+        """The reason why a request with this worst case must not be sent; empty if it may."""
         prompt = self.prompt + self.reserved_prompt + usage.prompt
         reply = self.reply + self.reserved_reply + usage.reply
         limit, cost_limit = self.options.token_limit, self.options.cost_limit
@@ -58,7 +58,7 @@ class Budget:
         self.reserved_reply += usage.reply
 
     def settle(self, reserved: Usage, used: Usage) -> None:
-        """What was set aside for a request is free again, what it used is not."""
+        """Release the reservation of a request and count what it used."""
         self.reserve(Usage(-reserved.prompt, -reserved.reply))
         self.spend(used)
 

@@ -1,7 +1,8 @@
-"""An OpenAI-compatible service over HTTP: one try at a time, with its refusals told apart.
+"""Requests to an OpenAI-compatible service over HTTP, one attempt at a time, with an exception for each kind of
+failure.
 
-The waiting is ours: the client's own retries are off. Rate limits are kept by all requests together, as the service's headers
-say them (`Retry-After`, `x-ratelimit-reset-*`).
+The retries of the `openai` package are off; see `retries`. All requests share the rate limits that the service's
+headers state (`Retry-After`, `x-ratelimit-reset-*`).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from engine.options.data import ServiceOptions
 from engine.protocol.messages import Problem, ProblemError
 
 LONGEST_WAIT = 600.0
-"""Seconds. A service that asks for a longer one has stopped us for today."""
+"""Seconds to wait for a rate limit at most; if the service asks for more, the work ends."""
 NO_KEY = "none"
-"""What a service on this machine is told, where there is no key: the client wants one."""
+"""The key for a service on this machine without one: the `openai` package requires a key."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _SPENT = re.compile(r"insufficient.?(quota|balance|funds|credit)|quota.?exceeded|billing", re.IGNORECASE)
@@ -34,33 +35,34 @@ _STOPS = {401: "refuses the key", 402: "has no balance left", 403: "forbids this
 class Reply(NamedTuple):
     text: str
     finish: str
-    """`stop`, `length` when it was cut off at max_tokens, or what else the service says."""
+    """`stop`, `length` if the reply was cut off at max_tokens, or another value of the service."""
     usage: Usage | None
-    """None where the service does not say."""
+    """None if the service does not report it."""
 
 
-class Limited(Exception):
-    """Too many requests. `wait`: seconds that the service asks for, None when it does not say."""
+class RateLimitError(Exception):
+    """Too many requests. `wait` is the pause in seconds that the service asks for, None if it does not."""
 
     def __init__(self, wait: float | None) -> None:
         super().__init__("rate limit")
         self.wait = wait
 
 
-class Trouble(Exception):
-    """A try that came to nothing; another may do better. `billed`: the service may have made an answer all the same."""
+class TransientError(Exception):
+    """An attempt failed, and another may succeed. `billed` is whether the service may charge for this one."""
 
     def __init__(self, reason: str, billed: bool) -> None:
         super().__init__(reason)
         self.billed = billed
 
 
-class Refused(Exception):
-    """The service will not answer this request, however often it is asked."""
+class RefusedError(Exception):
+    """The service will not answer this request, however often it is repeated."""
 
 
 def api_key(options: ServiceOptions) -> str:
-    """The key in the variable that the options name. Raises ProblemError when there is none and the service is not on this machine."""
+    """The key in the variable that the options name. Raises ProblemError if there is none, unless the service is on
+    this machine."""
     if not VARIABLE.fullmatch(options.api_key_env):
         raise ProblemError(
             Problem(
@@ -91,15 +93,15 @@ def on_loopback(url: str) -> bool:
 
 
 class Service:
-    """Use as an asynchronous context manager."""
+    """A connection to a service, an asynchronous context manager."""
 
     def __init__(self, options: ServiceOptions, key: str) -> None:
-        """Raises ValueError for an address that is none."""
+        """Raises ValueError for an invalid address."""
         import httpx2
         import openai
 
         if urlsplit(options.base_url).scheme not in ("http", "https"):
-            raise ValueError(f"{options.SECTION}.base_url: {options.base_url} is no address; write https://…")
+            raise ValueError(f"{options.SECTION}.base_url: {options.base_url} is not an address; write https://…")
         self._options, self._key = options, key
         limits = httpx2.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
         self._client = openai.AsyncOpenAI(
@@ -107,10 +109,12 @@ class Service:
             base_url=options.base_url,
             max_retries=0,
             timeout=options.timeout,
-            # A proxy of the environment has no business between us and this machine.
+            # Do not use the environment's proxy for a service on this machine.
             http_client=openai.DefaultAsyncHttpx2Client(limits=limits, trust_env=not on_loopback(options.base_url)),
         )
-        self._client.organization = self._client.project = None  # another service's, from the environment
+        self._client.organization = self._client.project = (
+            None  # the environment's values are meant for another service
+        )
         self._not_before = 0.0
 
     async def __aenter__(self) -> Service:
@@ -121,11 +125,11 @@ class Service:
 
     @property
     def wait(self) -> float:
-        """Seconds until the rate limits let a request leave."""
+        """Seconds until the rate limits allow another request."""
         return max(0.0, self._not_before - time.monotonic())
 
-    def hold(self, wait: float) -> None:
-        """Let no request leave for so many seconds. Raises ProblemError for an unreasonable wait."""
+    def pause(self, wait: float) -> None:
+        """Send no request for this many seconds. Raises ProblemError if the wait is too long."""
         if wait > LONGEST_WAIT:
             raise ProblemError(
                 Problem(
@@ -138,7 +142,8 @@ class Service:
         self._not_before = max(self._not_before, time.monotonic() + wait)
 
     async def ask(self, text: str) -> Reply:
-        """One try. Raises Limited, Trouble, Refused; ProblemError for what ends the whole work: a wrong key, no balance …"""
+        """One attempt. Raises RateLimitError, TransientError, RefusedError; ProblemError if all work must end: a wrong
+        key, no balance …"""
         import openai
 
         try:
@@ -150,19 +155,19 @@ class Service:
                     max_tokens=self._options.max_tokens,
                 )
         except (openai.APITimeoutError, TimeoutError):
-            raise Trouble(f"no answer within {self._options.timeout:g} seconds", billed=True)
+            raise TransientError(f"no answer within {self._options.timeout:g} seconds", billed=True)
         except openai.APIConnectionError as error:
             unreached = "connect" in type(error.__cause__).__name__.lower()
-            raise Trouble(f"the connection failed: {self._safe(error.__cause__ or error)}", billed=not unreached)
+            raise TransientError(f"the connection failed: {self._safe(error.__cause__ or error)}", billed=not unreached)
         except openai.APIStatusError as error:
-            raise self._refusal(error.status_code, error.response.headers, self._said(error))
+            raise self._refusal(error.status_code, error.response.headers, self._message(error))
         wait = limit_wait(raw.http_response.headers)
         if wait:
-            self.hold(min(wait, LONGEST_WAIT))
-        return _reply(raw.http_response.content)
+            self.pause(min(wait, LONGEST_WAIT))
+        return _parse_reply(raw.http_response.content)
 
-    def _refusal(self, status: int, headers: Mapping[str, str], said: str) -> Exception:
-        spent = status == 429 and _SPENT.search(said)
+    def _refusal(self, status: int, headers: Mapping[str, str], answer: str) -> Exception:
+        spent = status == 429 and _SPENT.search(answer)
         if status in _STOPS or spent:
             what = _STOPS[402] if spent else _STOPS[status]
             hints = {
@@ -174,79 +179,79 @@ class Service:
                 Problem(
                     code="expand.refused",
                     title=f"{self._options.base_url} {what}",
-                    cause=f"{status}: {said}",
+                    cause=f"{status}: {answer}",
                     hint=hint,
                 )
             )
         if status == 429:
-            return Limited(retry_after(headers))
+            return RateLimitError(retry_after(headers))
         if status >= 500 or status in (408, 409, 425):
             wait = retry_after(headers)
             if wait:
-                self.hold(min(wait, LONGEST_WAIT))
-            return Trouble(f"status {status}", billed=False)
-        return Refused(f"status {status}: {said}")
+                self.pause(min(wait, LONGEST_WAIT))
+            return TransientError(f"status {status}", billed=False)
+        return RefusedError(f"status {status}: {answer}")
 
-    def _said(self, error: Any) -> str:
+    def _message(self, error: Any) -> str:
         body = error.body
         message = body.get("message") if isinstance(body, dict) else body
         code = body.get("code") if isinstance(body, dict) else None
         return self._safe(" ".join(str(part) for part in (message, code) if part) or "no reason given")
 
     def _safe(self, error: object) -> str:
-        """What is said of an error, short and without the key, which services like to repeat."""
+        """The text of an error, shortened and without the key, which some services repeat."""
         text = " ".join(str(error).split()) or type(error).__name__
         return (text if self._key == NO_KEY else text.replace(self._key, "…"))[:300]
 
 
-def _reply(content: bytes) -> Reply:
-    """A completion's first choice. Raises Trouble for what is no completion."""
+def _parse_reply(content: bytes) -> Reply:
+    """The first choice of a completion. Raises TransientError for anything else."""
     try:
         body = json.loads(content)
         choice = body["choices"][0]
         text = choice["message"]["content"] or ""
         finish = choice.get("finish_reason") or "stop"
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise Trouble("the answer is no completion", billed=True)
+        raise TransientError("the answer is no completion", billed=True)
     if not isinstance(text, str):
-        raise Trouble("the answer is no completion", billed=True)
-    return Reply(text, str(finish), _usage(body.get("usage")))
+        raise TransientError("the answer is no completion", billed=True)
+    return Reply(text, str(finish), _parse_usage(body.get("usage")))
 
 
-def _usage(said: Any) -> Usage | None:
-    if not isinstance(said, dict):
+def _parse_usage(usage: Any) -> Usage | None:
+    if not isinstance(usage, dict):
         return None
-    prompt, reply = said.get("prompt_tokens"), said.get("completion_tokens")
+    prompt, reply = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not isinstance(prompt, int) or not isinstance(reply, int) or prompt < 0 or reply < 0:
         return None
     return Usage(prompt, reply)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds until another request is welcome, by the headers; None when they do not say."""
-    milliseconds, said = headers.get("retry-after-ms"), headers.get("retry-after")
+    """Seconds until another request is allowed, by the headers; None if they do not say."""
+    milliseconds, after = headers.get("retry-after-ms"), headers.get("retry-after")
     try:
         if milliseconds is not None:
             return max(0.0, float(milliseconds) / 1000)
-        if said is not None and (date := _date(said)) is not None:
+        if after is not None and (date := _parse_date(after)) is not None:
             return max(0.0, date - time.time())
-        if said is not None:
-            return max(0.0, float(said))
+        if after is not None:
+            return max(0.0, float(after))
     except ValueError:
         pass
     return limit_wait(headers) or None
 
 
 def limit_wait(headers: Mapping[str, str]) -> float:
-    """Seconds until a limit that is used up is lifted; 0 where none is."""
+    """Seconds until an exhausted limit is reset; 0 if none is exhausted."""
     waits = [0.0]
     for kind in ("requests", "tokens"):
         if headers.get(f"x-ratelimit-remaining-{kind}") == "0":
-            waits.append(_seconds(headers.get(f"x-ratelimit-reset-{kind}", "")))
+            waits.append(_parse_duration(headers.get(f"x-ratelimit-reset-{kind}", "")))
     return max(waits)
 
 
-def _seconds(text: str) -> float:
+def _parse_duration(text: str) -> float:
     """`1m30s`, `250ms` or a plain number; 0 for anything else."""
     text = text.strip()
     try:
@@ -257,7 +262,7 @@ def _seconds(text: str) -> float:
     return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
 
 
-def _date(text: str) -> float | None:
+def _parse_date(text: str) -> float | None:
     try:
         return email.utils.parsedate_to_datetime(text).timestamp()
     except (TypeError, ValueError):

@@ -1,12 +1,12 @@
-"""What was asked and answered, on disk as it comes: a JSON object a line, so that nothing is asked or paid for twice.
+"""A journal of requests and answers on disk, so that nothing is requested or paid for twice. One JSON object per line:
 
-    {"settings": {…}}                                         the first line
-    {"request": 3, "worst": [prompt, reply]}                  before a try leaves
-    {"request": 3, "used": [prompt, reply]}                   a try came to nothing; what it may have cost
+    {"settings": {…}}                                               the first line
+    {"request": 3, "worst": [prompt, reply]}                        before an attempt is sent
+    {"request": 3, "used": [prompt, reply]}                         the attempt failed; the tokens that it may have cost
     {"request": 3, "used": […], "reply": "…", "finish": "stop"}     the answer
-    {"request": 3, "failed": "reason"}                        there will be none
+    {"request": 3, "failed": "reason"}                              the request will not be answered
 
-A try without a `used` line was on its way when the process was killed: it counts with its worst case.
+An attempt without a `used` line was pending when the process was killed: it counts with its worst case.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from engine.llm_api.budget import Usage
 
 
 class Answer(NamedTuple):
-    """`reply` is None, and `finish` the reason, where the service gave no answer."""
+    """The outcome of a request. If the service gave no answer, `reply` is None and `finish` is the reason."""
 
     reply: str | None
     finish: str
 
 
 class Journal:
-    """Open for one process at a time. Reads what is there; a torn last line is cut off."""
+    """One process at a time can open it. Reads existing entries and removes an incomplete last line."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        """Raises ValueError when the file is another process's, or was begun with other settings."""
+        """Raises ValueError if another process has opened the file, or if it was begun with other settings."""
         self.answers: dict[int, Answer] = {}
         self.used: list[Usage] = []
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -39,7 +39,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._file)
-            raise ValueError(f"another process is expanding into {path.parent}")
+            raise ValueError(f"another process is using {path}")
         try:
             kept = self._read()
             if kept is None:
@@ -47,7 +47,7 @@ class Journal:
             elif kept != settings:
                 names = sorted(name for name in kept.keys() | settings.keys() if kept.get(name) != settings.get(name))
                 raise ValueError(
-                    f"{path.parent} holds an expansion with other {', '.join(names)}: name another folder, or remove {path}"
+                    f"{path} was begun with other {', '.join(names)}: use another folder, or remove the file"
                 )
         except BaseException:
             os.close(self._file)
@@ -56,22 +56,22 @@ class Journal:
     def close(self) -> None:
         os.close(self._file)
 
-    def sent(self, request: int, worst: Usage) -> None:
+    def record_sent(self, request: int, worst: Usage) -> None:
         self._write({"request": request, "worst": worst})
 
-    def lost(self, request: int, used: Usage) -> None:
+    def record_lost(self, request: int, used: Usage) -> None:
         self._write({"request": request, "used": used})
 
-    def answered(self, request: int, reply: str, finish: str, used: Usage) -> None:
+    def record_answer(self, request: int, reply: str, finish: str, used: Usage) -> None:
         self.answers[request] = Answer(reply, finish)
         self._write({"request": request, "used": used, "reply": reply, "finish": finish})
 
-    def failed(self, request: int, reason: str) -> None:
+    def record_failure(self, request: int, reason: str) -> None:
         self.answers[request] = Answer(None, reason)
         self._write({"request": request, "failed": reason})
 
     def _read(self) -> dict[str, Any] | None:
-        """Take in all lines; returns the settings, None for a new file."""
+        """Read all lines; returns the settings, None for a new file."""
         settings: dict[str, Any] | None = None
         pending: dict[int, Usage] = {}
         good = 0
@@ -86,7 +86,7 @@ class Journal:
                     continue
                 request = entry["request"]
                 if "worst" in entry:
-                    # A second try of a request whose first has no end: both may have been paid for.
+                    # A second attempt, while the first one has no result: both may have been paid for.
                     self.used += [pending.pop(request)] if request in pending else []
                     pending[request] = Usage(*entry["worst"])
                 if "used" in entry:

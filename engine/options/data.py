@@ -14,12 +14,12 @@ class SourceOptions(Options):
     source: str = option(
         help="A file, a folder or a glob, a path in the bundled data/, or hf://org/name.", min_length=1
     )
-    format: str = option("auto", help="Shape of the rows; auto looks at the first ones.")
+    format: str = option("auto", help="Format of the rows; auto detects it from the first ones.")
     columns: dict[str, str] = option(
-        {}, help="Own column names for the shape's: {instruction: question, output: reply}."
+        {}, help="Own column names for the format's: {instruction: question, output: reply}."
     )
     prompt: str | None = option(
-        None, help="Text of the user's turn, with {column} placeholders, in place of the shape's own."
+        None, help="Text of the user's turn, with {column} placeholders, in place of the format's own."
     )
     system: str | None = option(None, help="System prompt for rows that have none.")
     weight: float = option(1.0, help="How often each row is seen in an epoch; 0.5 takes a seeded half.", gt=0)
@@ -110,7 +110,7 @@ class ExpandOptions(ServiceOptions):
 
     task: str | None = option(
         None,
-        help="Task whose schema every answer must fit, or rows for rows of any shape; none: the task of the seeds.",
+        help="Task whose schema every answer must fit, or rows for rows of any format; none: the task of the seeds.",
     )
     samples: int = option(100, help="New rows to make.", unit="rows", ge=1)
     prompts: dict[str, str] = option(

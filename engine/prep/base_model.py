@@ -1,4 +1,4 @@
-"""The base model and the tokenizer that a profile means, as far as preparing needs them. No weight is read."""
+"""Finds the base model and the tokenizer that a profile names. No weights are read."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.storage import cache
 
 Progress = Callable[[str, int, int], None]
-"""Told (phase, done, total): `fetching` and `expanding` in rows, all others in bytes."""
+"""Called with (phase, done, total): in rows for `fetching` and `expanding`, in bytes for all others."""
 
 
 def load_tokenizer(folder: Path, template: str, directory: Path, trust_remote_code: bool) -> Any:
-    """The folder's tokenizer, with the profile's template in place of its own unless that says `auto`. Raises ProblemError."""
+    """The folder's tokenizer, with the profile's chat template unless that is `auto`. Raises ProblemError."""
     try:
         tokenizer = tokenizers.load(folder, trust_remote_code)
     except ProblemError:
@@ -35,11 +35,11 @@ def load_tokenizer(folder: Path, template: str, directory: Path, trust_remote_co
             )
         ) from error
     if template != "auto":
-        tokenizer.chat_template = template_file(template, directory).read_text(encoding="utf-8")
+        tokenizer.chat_template = find_template(template, directory).read_text(encoding="utf-8")
     return tokenizer
 
 
-def template_file(template: str, directory: Path) -> Path:
+def find_template(template: str, directory: Path) -> Path:
     """The Jinja file that `data.template` names. Raises ProblemError."""
     path = (directory / Path(template).expanduser()).absolute()
     if not path.is_file():
@@ -54,11 +54,12 @@ def template_file(template: str, directory: Path) -> Path:
 
 
 def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str | None, Path]:
-    """The base model (absolute folder; none where nothing of one is needed) and the folder of the profile's tokenizer, pulled when they are of the catalogue.
+    """The base model's absolute folder, None if the profile needs no base, and the folder of the profile's tokenizer.
 
-    Raises ProblemError, also for a tokenizer that the profile has trained: `prepare` makes that.
+    Both are pulled if they are in the catalogue. Raises ProblemError, also for a tokenizer that the profile trains:
+    only `prepare` creates that.
     """
-    base, named = base_folder(profile, home, progress), profile.model.tokenizer
+    base, named = locate_base_folder(profile, home, progress), profile.model.tokenizer
     if isinstance(named, TokenizerOptions):
         raise ProblemError(
             Problem(
@@ -68,18 +69,19 @@ def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str |
             )
         )
     if named is not None:
-        return base, tokenizer_of(named, profile.directory, home, progress)
+        return base, locate_tokenizer(named, profile.directory, home, progress)
     target = locate_model(profile, home, progress)
-    return base, _with_tokenizer(target, "copy the tokenizer's files from where the model came from")
+    return base, _tokenizer_folder(target, "copy the tokenizer's files from where the model came from")
 
 
-def base_folder(profile: Profile, home: Home, progress: Progress) -> str | None:
-    """The base model's folder, pulled when it is of the catalogue; none where the profile needs nothing of one. Raises ProblemError."""
+def locate_base_folder(profile: Profile, home: Home, progress: Progress) -> str | None:
+    """The base model's folder, pulled if it is in the catalogue; None if the profile needs no base. Raises
+    ProblemError."""
     return locate_model(profile, home, progress).base if profile.model.needs_base else None
 
 
 def locate_model(profile: Profile, home: Home, progress: Progress) -> Target:
-    """The base model, pulled when it is of the catalogue. Raises ProblemError."""
+    """The base model, pulled if it is in the catalogue. Raises ProblemError."""
     target = targets.resolve(profile.model.base, home, profile.directory)
     target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
     if target.on_hub:
@@ -95,17 +97,18 @@ def locate_model(profile: Profile, home: Home, progress: Progress) -> Target:
     return target
 
 
-def tokenizer_of(named: str, directory: Path, home: Home, progress: Progress) -> Path:
-    """The folder of the tokenizer that `model.tokenizer` names: a folder that holds one, a model or not, or a target's. Raises ProblemError."""
+def locate_tokenizer(named: str, directory: Path, home: Home, progress: Progress) -> Path:
+    """The folder of the tokenizer that `model.tokenizer` names, which is a folder or any target. Raises
+    ProblemError."""
     folder = (directory / Path(named).expanduser()).absolute()
     if has_tokenizer(folder):
         return folder
     target = targets.resolve(named, home, directory)
     target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
-    return _with_tokenizer(target, "name a folder or a model with a tokenizer in model.tokenizer")
+    return _tokenizer_folder(target, "name a folder or a model with a tokenizer in model.tokenizer")
 
 
-def _with_tokenizer(target: Target, hint: str) -> Path:
+def _tokenizer_folder(target: Target, hint: str) -> Path:
     for folder in filter(None, (target.adapter, Path(target.base))):
         if has_tokenizer(folder):
             return folder
@@ -119,11 +122,11 @@ def _with_tokenizer(target: Target, hint: str) -> Path:
     )
 
 
-def tokenizer_files(profile: Profile, tokenizer_folder: Path) -> dict[str, Path]:
-    """Role -> file."""
+def list_tokenizer_files(profile: Profile, tokenizer_folder: Path) -> dict[str, Path]:
+    """Role -> file, of all files that the tokenizer is read from."""
     files = {name: tokenizer_folder / name for name in cache.TOKENIZER_FILES if (tokenizer_folder / name).is_file()}
     if is_original_glm(tokenizer_folder):
         files["config.json"] = tokenizer_folder / "config.json"  # the generation, and with it the template
     if profile.data.template != "auto":
-        files["template"] = template_file(profile.data.template, profile.directory)
+        files["template"] = find_template(profile.data.template, profile.directory)
     return files

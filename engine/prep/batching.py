@@ -1,8 +1,9 @@
-"""Prepared rows into micro-batches: a seeded order, cut into global batches, which the ranks share.
+"""Prepared rows to micro-batches: a seeded order, cut into global batches, which the ranks share.
 
-The order of rows depends on seed and epoch alone, never on how a global batch is split. Each global batch is one optimiser step; the last of
-an epoch holds what is left. Within one, rows are sorted by length and divided, so that micro-batches pad little; as the loss is a mean over
-the trained tokens of the global batch, it does not matter which rank computes which row.
+The order of rows depends on seed and epoch alone, never on how a global batch is split. Each global batch is one
+optimiser step; the last of an epoch holds the remaining rows. Within a global batch, rows of similar length share a
+micro-batch, which keeps padding low. The loss is a mean over all trained tokens of the global batch, so it does not
+matter which rank computes which row.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from typing import Any
 
 import torch
 
+from engine.prep.token_rows import MASKED
+
 Collate = Callable[[list[dict[str, list[int]]]], dict[str, Any]]
-"""Rows of one micro-batch to tensors."""
-IGNORED = -100
-"""Label of a token that is not trained."""
+"""Turns the rows of one micro-batch into tensors."""
 
 
 def token_counts(rows: Any) -> list[int]:
-    """Tokens of each row of an Arrow set, read from the columns' offsets and not from their content.
+    """Tokens of each row of an Arrow set, computed from the columns' offsets without reading their content.
 
-    Of preference rows those of all their sequences, for the model reads the prompt once with each reply.
+    A preference row counts the tokens of all its sequences, because the model reads the prompt once with each reply.
     """
     from pyarrow import compute
 
@@ -38,9 +39,10 @@ def token_counts(rows: Any) -> list[int]:
 
 
 class GlobalBatches:
-    """A batch sampler: for each global batch `accumulation` lists of row numbers for this rank, some of them perhaps empty.
+    """A batch sampler: for each global batch, `accumulation` lists of row numbers for this rank, some perhaps empty.
 
-    `lengths` are the rows' lengths in tokens. Every rank gets the same number of lists, so that their collectives match.
+    `lengths` are the rows' lengths in tokens. Every rank gets the same number of lists, so that collective operations
+    match.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class GlobalBatches:
         self.step = 0
         """Iteration begins with the global batch after so many steps and ends with that step's epoch."""
         self.skipped: Collection[int] = ()
-        """Rows that are left out of their global batches; all others stay where they are."""
+        """Rows that are left out of their global batches; all other rows stay in theirs."""
 
     @property
     def size(self) -> int:
@@ -61,7 +63,7 @@ class GlobalBatches:
 
     @property
     def per_epoch(self) -> int:
-        """Global batches, so optimiser steps, in an epoch."""
+        """Global batches, that is optimiser steps, in an epoch."""
         return -(-len(self.lengths) // self.size)
 
     def __len__(self) -> int:
@@ -75,7 +77,8 @@ class GlobalBatches:
         return shuffled
 
     def rows_of(self, step: int) -> list[int]:
-        """Row numbers of the global batch that follows `step` steps, skipped ones too, in this epoch's order."""
+        """Row numbers of the global batch that follows after `step` steps, skipped rows included, in its epoch's
+        order."""
         epoch, index = divmod(step, self.per_epoch)
         return self.order(epoch)[index * self.size : (index + 1) * self.size]
 
@@ -90,7 +93,8 @@ class GlobalBatches:
         return sorted(kept, key=lambda row: (-self.lengths[row], row))
 
     def _divide(self, rows: list[int]) -> list[list[int]]:
-        """A global batch as accumulation × world micro-batches; neighbours, which different ranks compute at one time, are of like length."""
+        """The global batch as accumulation × world micro-batches. Neighbours, which different ranks compute at the same
+        time, are of similar length."""
         count = self.accumulation * self.world
         by_length = self._by_length(rows)
         bounds = [index * len(by_length) // count for index in range(count + 1)]
@@ -100,16 +104,16 @@ class GlobalBatches:
 def collate_flat(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     """One micro-batch as a single sequence, rows end to end: [1, tokens], nothing padded.
 
-    `lengths` are those of the parts that attend to themselves alone: rows, or what a packed row holds (`seq_lengths`).
-    `picked` are positions whose next token is trained, `targets` those tokens. An empty micro-batch, the share of a rank
-    for which the last window had no row, is one token that trains nothing.
+    `lengths` are the lengths of the parts that attend only to themselves: rows, or the sequences in a packed row
+    (`seq_lengths`). `picked` are the positions whose next token is trained, `targets` those tokens. An empty
+    micro-batch, which a rank gets if the last global batch has no row for it, is one token that trains nothing.
     """
     lengths = [length for row in rows for length in row.get("seq_lengths") or [len(row["input_ids"])]] or [1]
     ids = torch.tensor([token for row in rows for token in row["input_ids"]] or [0])
-    labels = torch.tensor([label for row in rows for label in row["labels"]] or [IGNORED])
-    following = torch.cat([labels[1:], labels.new_tensor([IGNORED])])
-    following[torch.tensor(lengths).cumsum(0) - 1] = IGNORED  # the last of a part has nothing to predict
-    picked = (following != IGNORED).nonzero().squeeze(1)
+    labels = torch.tensor([label for row in rows for label in row["labels"]] or [MASKED])
+    following = torch.cat([labels[1:], labels.new_tensor([MASKED])])
+    following[torch.tensor(lengths).cumsum(0) - 1] = MASKED  # the last token of a part has nothing to predict
+    picked = (following != MASKED).nonzero().squeeze(1)
     return {
         "input_ids": ids[None],
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
@@ -122,10 +126,11 @@ def collate_flat(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
 
 
 def collate_padded(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """The same, padded on the right to the longest row: for models whose attention cannot be cut into segments.
+    """As `collate_flat`, but padded on the right to the longest row, for models whose attention cannot be cut into
+    segments.
 
-    No attention mask: attention is causal, so nothing before the padding sees it, and no position after is trained. `picked`
-    are flat positions (row × longest + column).
+    There is no attention mask: attention is causal, so no token before the padding sees it, and none after it is
+    trained. `picked` are flat positions (row × longest + column).
     """
     flat = collate_flat(rows)
     if "seq_lengths" in (rows[0] if rows else {}):

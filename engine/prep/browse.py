@@ -1,4 +1,4 @@
-"""Looking into a profile's data without loading it: an index of places, rows read when asked for."""
+"""Browsing a profile's data without loading it: an index of where the rows lie, and rows read on demand."""
 
 from __future__ import annotations
 
@@ -13,85 +13,70 @@ from typing import Any
 
 from engine.config.profile import Profile
 from engine.options.data import SourceOptions
-from engine.prep import partial as partly
+from engine.prep import partial as partial_runs
 from engine.prep import stage_output
-from engine.prep.base_model import load_tokenizer, locate_base
-from engine.prep.chat_labels import Refused, Renderer
 from engine.prep.expand import decisions
 from engine.prep.expand.review import Review
-from engine.prep.formats.canonical import Canonical, conversation_of, kind_of
-from engine.prep.read_rows import Rejects, Row
-from engine.prep.row_index import Indexed, Indexer
+from engine.prep.formats.canonical import Canonical
+from engine.prep.row_index import IndexedFile, Indexer
+from engine.prep.row_views import RowViews
+from engine.prep.rows import Row
 from engine.prep.search import EXPANDED, Query, select
 from engine.prep.stage_output import StagedFile
 from engine.prep.stages import source_files
-from engine.prep.stages.pipeline import Rows
+from engine.prep.stages.pipeline import StageRows
 from engine.prep.stages.source_files import PARTS
-from engine.prep.stats import histogram
-from engine.prep.token_pieces import reply_parts
-from engine.prep.tokenize import (
-    MASKED,
-    WHOLE,
-    Counts,
-    Tokenizing,
-    bare,
-    encode,
-    label,
-    tokenize,
-    tokenizing_of,
-)
-from engine.prep.tokenize_prompts import Prompting
-from engine.prep.tokenize_replies import REPLIES, Replying
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
-_BARS = 12
-_TOLD = 100
-"""Bad rows told with the summary."""
+_LISTED = 100
+"""Bad rows listed in the summary."""
 REJECTED = "rejected"
-"""What a part is called that holds the bad rows of all sources."""
+"""The part that holds the bad rows of all sources."""
 
 Progress = Callable[[int, int], None]
-"""Told (bytes done, bytes in all)."""
+"""Called with (bytes done, bytes in all)."""
 
 
 class Browser:
-    """The rows of a profile's sources, and the bad ones. Weights and `data.max_rows` change what is trained, not what is shown.
+    """The rows of a profile's sources, and the bad ones. Weights and `data.max_rows` change what is trained, not what
+    is shown.
 
-    After `show`, the rows that left a stage stand in place of those of the sources. A part can be narrowed to the rows that fit a query; rows are then numbered among these. Where a source is what an expansion made,
-    there is a part of all its rows, and decisions about them are taken.
+    After `show`, the rows that left a stage take the place of the sources' rows. A part can be narrowed to the rows
+    that match a query; rows are then numbered among these. If a source is the result of an expansion, there is a part
+    with all its rows, and the user can accept or drop them.
     """
 
     def __init__(self, profile: Profile, home: Home, progress: Progress) -> None:
-        """Reads every row once, to find its place and whether it holds. Raises ProblemError."""
+        """Reads every row once, to find its place and whether it is valid. Raises ProblemError."""
         self.profile, self._home = profile, home
         self._indexer = Indexer(home)
         self.problems, self.columns = self._indexer.problems, self._indexer.columns
-        self._views: dict[str, array[int]] = {}
-        self._tokenizer: Any = None
-        self._located = [
-            (part, source, self._files(part, index, source))
+        self._matches: dict[str, array[int]] = {}
+        self._row_views = RowViews(profile, home)
+        self._source_files = [
+            (part, source, self._list_files(part, index, source))
             for part in PARTS
-            for index, source in enumerate(self._sources(part))
+            for index, source in enumerate(self._resolve_sources(part))
         ]
-        total = sum(path.stat().st_size for _, _, paths in self._located for path in paths)
-        self.parts: dict[str, list[list[Indexed]]] = {part: [] for part in PARTS}
+        total = sum(path.stat().st_size for _, _, paths in self._source_files for path in paths)
+        self.parts: dict[str, list[list[IndexedFile]]] = {part: [] for part in PARTS}
         done = 0
-        for part, source, paths in self._located:
+        for part, source, paths in self._source_files:
             self.parts[part].append(self._index(source, paths, partial(_report, progress, done, total)))
             done += sum(path.stat().st_size for path in paths)
-        self.left: dict[str, StagedFile] | None = None
-        """What left a stage, when that is shown."""
-        self.reviews = self._reviews()
+        self.staged: dict[str, StagedFile] | None = None
+        """The rows that left a stage, while these are shown."""
+        self.reviews = self._open_reviews()
         """The expansions among the sources."""
 
     def summary(self) -> dict[str, Any]:
-        """What `open` answers."""
+        """The answer to the question `open`."""
         return {
             "sources": [
                 {
                     "source": files[0].options.source,
-                    "format": ", ".join(sorted({indexed.shape for indexed in files})),
+                    "format": ", ".join(sorted({indexed.format for indexed in files})),
                     "rows": sum(len(indexed.lines) for indexed in files),
                     "rejected": sum(indexed.rejected for indexed in files),
                     "part": part,
@@ -104,224 +89,159 @@ class Browser:
             "parts": self.totals(),
             "decisions": self.decisions(),
             "columns": self.columns,
-            "problems": [problem.told() for problem in self.problems[:_TOLD]],
-            "stages": partly.stages(self.profile),
+            "problems": [problem.to_json() for problem in self.problems[:_LISTED]],
+            "stages": partial_runs.list_stages(self.profile),
             "template": self.profile.data.template,
             "base": self.profile.model.origin,
         }
 
     def rows(self, part: str, start: int, count: int) -> dict[str, Any]:
-        """Rows `start` … `start + count` (exclusive) of a part, or of what it is narrowed to, each canonical and as it stands in its file."""
-        total = self.shown(part)
-        wanted = range(max(0, start), min(total, start + count))
-        return {"rows": [self._told(part, index) for index in wanted], "total": total}
+        """Rows `start` to `start + count` (exclusive) of a part, or of its matches, each in canonical form and as it
+        stands in its file."""
+        total = self.visible(part)
+        indices = range(max(0, start), min(total, start + count))
+        return {"rows": [self._describe(part, index) for index in indices], "total": total}
 
     def narrow(self, part: str, query: Query, progress: Progress) -> int:
-        """Show only the rows of a part that fit; an empty query shows all. Returns how many there are. Raises ValueError."""
-        self._views.pop(part, None)
+        """Show only the rows of a part that match; an empty query shows all. Returns how many there are. Raises
+        ValueError."""
+        self._matches.pop(part, None)
         if not query.empty:
-            self._views[part] = select(self, part, query, progress)
-        return self.shown(part)
+            self._matches[part] = select(self, part, query, progress)
+        return self.visible(part)
 
     def totals(self) -> dict[str, int]:
-        """Rows of each part; there is one of expanded rows where there is an expansion."""
+        """Rows of each part; there is a part for expanded rows if there is an expansion."""
         return {part: self.total(part) for part in (*PARTS, *([EXPANDED] if self.reviews else ()), REJECTED)}
 
-    def review(self, folder: Path, forms: list[SourceOptions]) -> None:
-        """Have the rows of another expansion among the expanded ones: those that the profile itself had made. Raises ProblemError."""
+    def add_review(self, folder: Path, forms: list[SourceOptions]) -> None:
+        """Add the expansion that the profile itself has made to the expanded rows. Raises ProblemError."""
         others = [review for review in self.reviews if review.folder != folder]
-        self.reviews = [*others, _review(folder, forms)]
-        self._views.pop(EXPANDED, None)
+        self.reviews = [*others, _open_review(folder, forms)]
+        self._matches.pop(EXPANDED, None)
 
-    def show(self, left: Rows | None, progress: Progress) -> dict[str, int]:
-        """The rows, and the rejected ones, as they leave the stages; by None as the sources have them. Returns rows by part."""
-        if left is None:
-            self.left, self.problems = None, self._indexer.problems
+    def show(self, staged: StageRows | None, progress: Progress) -> dict[str, int]:
+        """Show the rows and the rejected ones as they leave the stages; with None, as the sources have them. Returns
+        rows by part."""
+        if staged is None:
+            self.staged, self.problems = None, self._indexer.problems
         else:
-            total = sum(path.stat().st_size for path in left.parts.values())
-            self.left = stage_output.parts(left, lambda done: progress(done, total))
-            self.problems = stage_output.problems(left)
-        self._views = {part: view for part, view in self._views.items() if part == EXPANDED}
+            total = sum(path.stat().st_size for path in staged.parts.values())
+            self.staged = stage_output.open_parts(staged, lambda done: progress(done, total))
+            self.problems = stage_output.read_bad_rows(staged)
+        self._matches = {part: matches for part, matches in self._matches.items() if part == EXPANDED}
         return self.totals()
 
     def total(self, part: str) -> int:
         """Rows of a part."""
-        return len(self.problems) if part == REJECTED else sum(map(len, self._each(part)))
+        return len(self.problems) if part == REJECTED else sum(map(len, self._files(part)))
 
-    def shown(self, part: str) -> int:
-        """Rows of a part that the present query leaves."""
-        return len(self._views[part]) if part in self._views else self.total(part)
+    def visible(self, part: str) -> int:
+        """Rows of a part that match its current query."""
+        return len(self._matches[part]) if part in self._matches else self.total(part)
 
     def scan(self, part: str) -> Iterator[tuple[str, bytes, Callable[[], Canonical]]]:
-        """Every row of a part: its source and file in lower case, as it stands, and what gives its canonical form."""
+        """Every row of a part: its source and file in lower case, its bytes, and a function that returns its canonical
+        form."""
         if part == REJECTED:
             for problem in self.problems:
-                told = f"{problem.reason} {problem.raw()}".encode()
-                yield str(problem.path).lower(), told, lambda: {"text": ""}
+                text = f"{problem.reason} {problem.raw()}".encode()
+                yield str(problem.path).lower(), text, lambda: {"text": ""}
             return
-        for indexed in self._each(part):
+        for indexed in self._files(part):
             for at, raw in enumerate(indexed.raws()):
                 yield indexed.place(at), raw, partial(_content, indexed, at, raw)
 
     # ── decisions ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def decisions(self) -> dict[str, int]:
-        """Rows of all expansions by what was decided about them; empty without an expansion."""
+        """Rows of all expansions by decision; empty without an expansion."""
         counts: Counter[str] = Counter()
         for review in self.reviews:
             counts.update(review.counts())
         return dict(counts)
 
     def decision(self, at: int) -> str:
-        """What was decided about row `at` of all expanded ones."""
-        review, number = self._review(at)
+        """The decision about row `at` of all expanded rows."""
+        review, number = self._find_review(at)
         return review.decision(number)
 
     def decide(self, at: int, decision: str) -> dict[str, Any]:
-        """Accept or drop row `at` of all expanded ones, or leave it undecided. Returns what was decided `before`, the `decisions` now, and
-        as `index` where the row is shown; None where the query leaves it out. Raises ValueError."""
-        review, number = self._review(at)
+        """Accept or drop row `at` of all expanded rows, or make it undecided again.
+
+        Returns the decision `before`, the counts of all `decisions` now, and the `index` at which the row is shown,
+        None if the query hides it. Raises ValueError.
+        """
+        review, number = self._find_review(at)
         before = review.decision(number)
         review.decide(number, decision)
-        view = self._views.get(EXPANDED)
+        matches = self._matches.get(EXPANDED)
         index: int | None = at
-        if view is not None:
-            place = bisect_left(view, at)
-            index = place if place < len(view) and view[place] == at else None
+        if matches is not None:
+            place = bisect_left(matches, at)
+            index = place if place < len(matches) and matches[place] == at else None
         return {"before": before, "decisions": self.decisions(), "index": index}
 
     def reread(self, progress: Progress) -> dict[str, Any]:
-        """Read the sources again that decisions have changed, and show them. Returns the summary. Raises ProblemError."""
+        """Index the sources again that decisions have changed, and show them. Returns the summary. Raises
+        ProblemError."""
         self.show(None, progress)
         folders = {review.folder for review in self.reviews}
         places: Counter[str] = Counter()
-        for part, source, paths in self._located:
+        for part, source, paths in self._source_files:
             if any(path.parent in folders for path in paths):
                 total = sum(path.stat().st_size for path in paths)
                 self._indexer.forget(paths)
                 self.parts[part][places[part]] = self._index(source, paths, partial(_report, progress, 0, total))
-                self._views.pop(part, None)
-                self._views.pop(REJECTED, None)
+                self._matches.pop(part, None)
+                self._matches.pop(REJECTED, None)
             places[part] += 1
         return self.summary()
 
-    # ── one row ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── as training sees it (see RowViews) ─────────────────────────────────────────────────────────────────────────
+
+    def tokenizer(self) -> Any:
+        return self._row_views.tokenizer()
+
+    def use_tokenizer(self, folder: Path) -> None:
+        self._row_views.use_tokenizer(folder)
 
     def length(self, content: Canonical) -> int:
-        """Tokens of a row, uncut, of a pair those of its longer sequence; 0 for one that the template refuses."""
-        if kind_of(content) != "tokens":
-            counts = Counts()
-            tokenizing_of(kind_of(content), self.tokenizer(), self._loss_on, WHOLE)([content], counts)
-            return max(counts.lengths, default=0)
-        tokenizer = self.tokenizer()
-        rendered = Renderer(tokenizer, self._loss_on).render([content])[0]
-        return 0 if isinstance(rendered, Refused) else len(next(encode([rendered], bare(tokenizer))).ids)
+        return self._row_views.count_tokens(content)
 
-    def rendered(self, part: str, index: int) -> dict[str, Any]:
-        """A row's text as training has it, beside what chat would send to get its last reply: the same tokens, or an error of the template."""
-        tokenizer = self.tokenizer()
-        source, at = self._find(part, index)
-        content = source.row(at).content
-        if kind_of(content) != "tokens":  # the better reply, or the judged one
-            content = {**content, "messages": conversation_of(content)}
-            content = {name: content[name] for name in ("messages", "tools") if name in content}
-        found = Renderer(tokenizer, self._loss_on).render([content])[0]
-        if isinstance(found, Refused):
-            raise ValueError(found.reason)
-        if "messages" not in content or not found.ends:
-            return {"training": found.text, "chat": "", "same": True}
-        last = max(number for number, turn in enumerate(content["messages"]) if turn["role"] == "assistant")
-        asked = tokenizer.apply_chat_template(
-            content["messages"][:last], tools=content.get("tools"), add_generation_prompt=True, tokenize=False
-        )
-        return {"training": found.text, "chat": asked, "same": found.text.startswith(asked)}
+    def render(self, part: str, index: int) -> dict[str, Any]:
+        return self._row_views.render(self._row(part, index).content)
 
     def tokens(self, part: str, index: int) -> dict[str, Any]:
-        """A row as the model will see it. The pieces' texts joined are the rendered row, up to where it is cut.
-
-        Of preference rows `parts` has the prompt with each reply, and `pieces` all of them.
-        """
-        tokenizer = self.tokenizer()
-        source, at = self._find(part, index)
-        row = source.row(at)
-        if self.profile.method.rows in REPLIES:  # type: ignore[attr-defined]
-            return self._reply_tokens(row)
-        rendered = Renderer(tokenizer, self._loss_on).render([row.content])[0]
-        if isinstance(rendered, Refused):
-            raise ValueError(rendered.reason)
-        encoding = next(encode([rendered], bare(tokenizer)))
-        pieces, covered = [], 0
-        for token, trained, (_, end) in zip(encoding.ids, label(rendered, encoding), encoding.offsets, strict=True):
-            # Tokens that are parts of one character all claim it: the first shows it. Skipped blanks go to the next token.
-            pieces.append({"text": rendered.text[covered:end], "id": token, "trained": trained != MASKED})
-            covered = max(covered, end)
-        kept = pieces[: self.profile.data.max_length]
-        return {
-            "pieces": kept,
-            "tokens": len(kept),
-            "trained": sum(piece["trained"] for piece in kept),
-            "cut": len(pieces) - len(kept),
-        }
-
-    def _reply_tokens(self, row: Row) -> dict[str, Any]:
-        """As `tokens`. Raises ValueError for a row that would be left out."""
-        kept, whole, rejects = Counts(), Counts(), Rejects(lambda _: None)
-        length = self.profile.data.max_length
-        found = [columns for _, columns in tokenize([row], self._tokenizing(length), rejects, kept)]
-        if not found:
-            raise ValueError(rejects.first[0] if rejects.first else f"cut at {length} tokens, before a reply begins")
-        self._tokenizing(WHOLE)([row.content], whole)
-        parts = reply_parts(self.tokenizer(), found[0])
-        return {
-            "pieces": [piece for part in parts for piece in part["pieces"]],
-            "parts": parts,
-            "tokens": kept.tokens,
-            "trained": kept.trained_tokens,
-            "cut": whole.tokens - kept.tokens,
-        }
+        return self._row_views.tokens(self._row(part, index))
 
     def stats(self, part: str, progress: Progress) -> dict[str, Any]:
-        """Counts over the whole part, tokenised as a run would; `histogram` has [length in tokens, rows] from the shortest on."""
-        counts, total = Counts(), self.total(part)
+        """Counts over the whole part. `progress` gets (rows done, rows in all)."""
+        total = self.total(part)
 
-        def told() -> Iterator[Row]:
-            for index, row in enumerate(self._all(part)):
+        def rows() -> Iterator[Row]:
+            files = ((indexed.row(at) for at in range(len(indexed))) for indexed in self._files(part))
+            for index, row in enumerate(itertools.chain.from_iterable(files)):
                 progress(index, total)
                 yield row
 
-        for _ in tokenize(told(), self._tokenizing(self.profile.data.max_length), Rejects(lambda _: None), counts):
-            pass
-        bars = histogram(counts.lengths, _BARS)
-        return {**counts.summary(), "histogram": [list(bar) for bar in zip(bars["edges"], bars["rows"], strict=False)]}
+        return self._row_views.measure(rows())
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _tokenizing(self, max_length: int) -> Tokenizing | Replying | Prompting:
-        """As a run with this method would."""
-        method: Any = self.profile.method
-        if method.rows == "prompts":
-            max_length -= method.max_new_tokens
-        return tokenizing_of(
-            method.rows, self.tokenizer(), self._loss_on, max_length, getattr(method, "max_prompt", None)
-        )
-
-    @property
-    def _loss_on(self) -> str:
-        return str(getattr(self.profile.method, "loss_on", "assistant"))
-
-    def _sources(self, part: str) -> list[SourceOptions]:
-        """As the catalogue, if there is one, completes them. Raises ProblemError."""
+    def _resolve_sources(self, part: str) -> list[SourceOptions]:
+        """The part's sources, completed from the catalogue if there is one. Raises ProblemError."""
         data = self.profile.data
         try:
-            return [source_files.resolved(source, data, self.profile.directory) for source in getattr(data, part)]
+            return [source_files.resolve_source(source, data, self.profile.directory) for source in getattr(data, part)]
         except (ValueError, OSError) as error:
             raise ProblemError(
                 Problem(code="data.source.unusable", title=f"data.{part} cannot be used", cause=str(error))
             )
 
-    def _files(self, part: str, index: int, source: SourceOptions) -> list[Path]:
+    def _list_files(self, part: str, index: int, source: SourceOptions) -> list[Path]:
         try:
-            return source_files.paths(source, self.profile.directory, self._home, lambda *_: None)
+            return source_files.list_paths(source, self.profile.directory, self._home, lambda *_: None)
         except ValueError as error:
             raise ProblemError(
                 Problem(
@@ -329,12 +249,12 @@ class Browser:
                 )
             )
 
-    def _index(self, source: SourceOptions, paths: list[Path], progress: Callable[[int], object]) -> list[Indexed]:
-        """The files of a source, as far as its limit of rows goes. `progress` is told bytes."""
-        files: list[Indexed] = []
+    def _index(self, source: SourceOptions, paths: list[Path], progress: Callable[[int], object]) -> list[IndexedFile]:
+        """The files of a source, up to its limit of rows. `progress` gets the bytes done."""
+        files: list[IndexedFile] = []
         left, done = source.max_rows, 0
         for path in paths:
-            indexed, good = self._indexer.index(source, path, left, partial(_further, progress, done))
+            indexed, good = self._indexer.index(source, path, left, partial(_add_before, progress, done))
             files.append(indexed)
             done += path.stat().st_size
             left = None if left is None else left - good
@@ -342,18 +262,18 @@ class Browser:
                 break
         return files
 
-    def _reviews(self) -> list[Review]:
+    def _open_reviews(self) -> list[Review]:
         """Raises ProblemError."""
         found: dict[Path, Review] = {}
-        for _, source, paths in self._located:
+        for _, source, paths in self._source_files:
             for path in paths:
                 folder = path.parent
                 if path.name == decisions.ROWS and folder not in found and decisions.is_expansion(folder):
-                    found[folder] = _review(folder, [source])
+                    found[folder] = _open_review(folder, [source])
         return list(found.values())
 
-    def _review(self, at: int) -> tuple[Review, int]:
-        """The expansion and the number in it of row `at` of all expanded ones."""
+    def _find_review(self, at: int) -> tuple[Review, int]:
+        """The expansion that holds row `at` of all expanded rows, and the row's number in it."""
         number = at
         for review in self.reviews:
             if 0 <= number < len(review):
@@ -361,59 +281,45 @@ class Browser:
             number -= len(review)
         raise ValueError(f"there is no expanded row {at}")
 
-    def _each(self, part: str) -> Iterator[Indexed | StagedFile]:
+    def _files(self, part: str) -> Iterator[IndexedFile | StagedFile]:
         if part == EXPANDED:
             return (review.indexed for review in self.reviews)
-        if self.left is not None:
+        if self.staged is not None:
             if part not in PARTS:
                 raise KeyError(part)
-            return iter([self.left[part]] if part in self.left else [])
+            return iter([self.staged[part]] if part in self.staged else [])
         return itertools.chain.from_iterable(self.parts[part])
 
-    def _find(self, part: str, index: int) -> tuple[Indexed | StagedFile, int]:
-        """The file and the place in it of a row, numbered as it is shown."""
-        if 0 <= index < self.shown(part):
-            at = self._views[part][index] if part in self._views else index
-            for indexed in self._each(part):
+    def _find(self, part: str, index: int) -> tuple[IndexedFile | StagedFile, int]:
+        """The file that holds a row, numbered as it is shown, and the row's place in that file."""
+        if 0 <= index < self.visible(part):
+            at = self._matches[part][index] if part in self._matches else index
+            for indexed in self._files(part):
                 if at < len(indexed):
                     return indexed, at
                 at -= len(indexed)
-        raise ValueError(f"there is no row {index} among the {self.shown(part)} of {part}")
+        raise ValueError(f"there is no row {index} among the {self.visible(part)} of {part}")
 
-    def _all(self, part: str) -> Iterator[Row]:
-        return itertools.chain.from_iterable(
-            (indexed.row(at) for at in range(len(indexed))) for indexed in self._each(part)
-        )
+    def _row(self, part: str, index: int) -> Row:
+        source, at = self._find(part, index)
+        return source.row(at)
 
-    def _told(self, part: str, index: int) -> dict[str, Any]:
+    def _describe(self, part: str, index: int) -> dict[str, Any]:
         if part == REJECTED:
-            problem = self.problems[self._views[part][index] if part in self._views else index]
-            return {"index": index, "text": problem.raw(), "raw": problem.raw(), **problem.told()}
+            problem = self.problems[self._matches[part][index] if part in self._matches else index]
+            return {"index": index, "text": problem.raw(), "raw": problem.raw(), **problem.to_json()}
         source, at = self._find(part, index)
         row = source.row(at)
         raw = source.raw(at).decode("utf-8", "replace")
-        told = {"index": index, **row.content, "raw": raw, "file": row.file, "line": row.line}
+        described = {"index": index, **row.content, "raw": raw, "file": row.file, "line": row.line}
         if part == EXPANDED:
-            made = self._views[part][index] if part in self._views else index
-            review, number = self._review(made)
-            told |= {"at": made, "decision": review.decision(number), "origin": review.origin(number)}
-        return told
-
-    def tokenizer(self) -> Any:
-        """The profile's. Raises ProblemError, also for one that is yet to be trained on its rows."""
-        if self._tokenizer is None:
-            _, folder = locate_base(self.profile, self._home, lambda *_: None)
-            self.take_tokenizer(folder)
-        return self._tokenizer
-
-    def take_tokenizer(self, folder: Path) -> None:
-        """Go on with this one: preparing has trained it."""
-        self._tokenizer = load_tokenizer(
-            folder, self.profile.data.template, self.profile.directory, self.profile.model.trust_remote_code
-        )
+            at = self._matches[part][index] if part in self._matches else index
+            review, number = self._find_review(at)
+            described |= {"at": at, "decision": review.decision(number), "origin": review.origin(number)}
+        return described
 
 
-def _review(folder: Path, forms: list[SourceOptions]) -> Review:
+def _open_review(folder: Path, forms: list[SourceOptions]) -> Review:
     try:
         return Review(folder, forms)
     except (ValueError, KeyError, OSError) as error:
@@ -422,7 +328,7 @@ def _review(folder: Path, forms: list[SourceOptions]) -> Review:
         )
 
 
-def _further(progress: Callable[[int], object], before: int, done: int) -> None:
+def _add_before(progress: Callable[[int], object], before: int, done: int) -> None:
     progress(before + done)
 
 
@@ -430,5 +336,5 @@ def _report(progress: Progress, before: int, total: int, done: int) -> None:
     progress(before + done, total)
 
 
-def _content(indexed: Indexed | StagedFile, at: int, raw: bytes) -> Canonical:
+def _content(indexed: IndexedFile | StagedFile, at: int, raw: bytes) -> Canonical:
     return indexed.row(at, raw).content

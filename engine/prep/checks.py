@@ -1,8 +1,8 @@
-"""Can the data be prepared as the profile says? Looks at names, suffixes and sizes, never into files."""
+"""Checks of a profile's data and tokenizer sections before a launch. They look at names, suffixes and sizes, never into
+files."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,35 +15,35 @@ from engine.options.tokenizer import TokenizerOptions
 from engine.prep.expand import seeds
 from engine.prep.expand.decisions import is_expansion
 from engine.prep.formats import FORMATS
-from engine.prep.sources import HUB, files
-from engine.prep.stages.source_files import PARTS, resolved
-from engine.prep.tokenizer_training import least
+from engine.prep.sources import HUB, list_files
+from engine.prep.stages.source_files import PARTS, resolve_source
+from engine.prep.tokenizer_training import minimum_size
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
+from engine.protocol.text import did_you_mean
 
 
-def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for each source that is nowhere, of no known kind, or empty, for a template that is nowhere,
-    and for what cannot go together."""
+def check_sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """Yields `(key, message)` for each source that is missing, empty or of an unknown kind, for a missing template, and
+    for options that exclude each other."""
     data = sections.get("data")
     if data is None:
         return
     for part in PARTS:
         for index, source in enumerate(getattr(data, part)):
             if source.format not in ("auto", *FORMATS):
-                near = difflib.get_close_matches(source.format, FORMATS, n=1)
-                hint = f", did you mean {near[0]}?" if near else ""
+                hint = did_you_mean(source.format, FORMATS)
                 yield (
                     f"data.{part}.{index}.format",
                     f"must be auto, {', '.join(FORMATS)}, not {source.format!r}{hint}",
                 )
             if part != "train" and source.weight != 1:
-                yield f"data.{part}.{index}.weight", "is for training rows: held-out rows are seen once"
+                yield f"data.{part}.{index}.weight", "applies to training rows only: held-out rows are read once"
             try:
-                found = resolved(source, data, directory)
-                # An expansion of which every row is dropped can be looked at: decisions can be taken back.
+                found = resolve_source(source, data, directory)
+                # An expansion whose rows are all dropped may still be opened: the user can take decisions back.
                 if not found.source.startswith(HUB) and not any(
-                    path.stat().st_size or is_expansion(path.parent) for path in files(found.source, directory)
+                    path.stat().st_size or is_expansion(path.parent) for path in list_files(found.source, directory)
                 ):
                     yield f"data.{part}.{index}.source", f"{source.source} is empty"
             except (ValueError, OSError) as error:
@@ -52,11 +52,11 @@ def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator
         yield "data.catalog", f"there is no {data.catalog} beside the profile ({directory})"
     method = sections.get("method")
     if data.packing and method and method.rows != "tokens":
-        yield "data.packing", f"does not go with method.kind {method.kind}: its rows stand alone"
+        yield "data.packing", f"cannot be combined with method.kind {method.kind}: its rows cannot be joined"
     if data.split:
-        yield from _split(data)
+        yield from _check_split(data)
     if data.expand:
-        yield from _expand(data.expand)
+        yield from _check_expand(data.expand)
     if data.template != "auto" and not (directory / Path(data.template).expanduser()).is_file():
         yield (
             "data.template",
@@ -64,8 +64,8 @@ def sources(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator
         )
 
 
-def tokenizer(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for a tokenizer that does not go with the model, is nowhere, or cannot be trained."""
+def check_tokenizer(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """Yields `(key, message)` for a tokenizer that does not fit the model, is missing, or cannot be trained."""
     model, data = sections.get("model"), sections.get("data")
     if model is None or model.tokenizer is None:
         return
@@ -76,7 +76,7 @@ def tokenizer(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterat
             "for another chat template alone, name it in data.template",
         )
     elif isinstance(model.tokenizer, TokenizerOptions):
-        yield from _trained(model.tokenizer, data, directory)
+        yield from _check_tokenizer_training(model.tokenizer, data, directory)
     else:
         folder = (directory / Path(model.tokenizer).expanduser()).absolute()
         try:
@@ -86,14 +86,14 @@ def tokenizer(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterat
             yield "model.tokenizer", ": ".join(filter(None, (error.problem.title, error.problem.cause)))
 
 
-def _trained(options: TokenizerOptions, data: Any, directory: Path) -> Iterator[tuple[str, str]]:
+def _check_tokenizer_training(options: TokenizerOptions, data: Any, directory: Path) -> Iterator[tuple[str, str]]:
     given = data is not None and data.template != "auto"
     if options.chat_template and given:
         yield "model.tokenizer.chat_template", "data.template names one already: leave one of them out"
     elif options.chat_template and not (directory / Path(options.chat_template).expanduser()).is_file():
         yield "model.tokenizer.chat_template", f"there is no {options.chat_template} beside the profile ({directory})"
     try:
-        small = least(options.special_tokens, not (options.chat_template or given), options.byte_fallback)
+        small = minimum_size(options.special_tokens, not (options.chat_template or given), options.byte_fallback)
     except ValueError as error:
         yield "model.tokenizer.special_tokens", str(error)
         return
@@ -104,8 +104,8 @@ def _trained(options: TokenizerOptions, data: Any, directory: Path) -> Iterator[
         )
 
 
-def keys(profile: Any, shell: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """`(key, message)` when the shell that submits a run lacks the key of the service that makes its rows."""
+def check_keys(profile: Any, shell: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yields `(key, message)` if the shell that submits a run lacks the API key of the service that makes its rows."""
     expand = profile.data.expand
     if expand and not shell.get(expand.api_key_env, "").strip() and not on_loopback(expand.base_url):
         yield (
@@ -115,23 +115,23 @@ def keys(profile: Any, shell: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         )
 
 
-def _expand(expand: Any) -> Iterator[tuple[str, str]]:
+def _check_expand(expand: Any) -> Iterator[tuple[str, str]]:
     if not VARIABLE.fullmatch(expand.api_key_env):
         # The value is not repeated: it may be the key itself.
-        yield "data.expand.api_key_env", "must be the name of a variable; put the key into one, and name that"
+        yield "data.expand.api_key_env", "must be the name of an environment variable that holds the key"
     if urlsplit(expand.base_url).scheme not in ("http", "https"):
         yield "data.expand.base_url", f"must be an address such as https://api.deepseek.com, not {expand.base_url!r}"
     if expand.cost_limit is not None and not (expand.price.input or expand.price.output):
         yield "data.expand.cost_limit", "needs data.expand.price: what a million tokens cost"
-    for key, message in seeds.problems(expand):
+    for key, message in seeds.find_problems(expand):
         yield f"data.expand.{key}", message
 
 
-def _split(data: Any) -> Iterator[tuple[str, str]]:
+def _check_split(data: Any) -> Iterator[tuple[str, str]]:
     for part in ("validation", "test"):
         if getattr(data, part) and getattr(data.split, part):
             yield f"data.split.{part}", f"there is data.{part} already: leave one of them out"
     if not data.split.validation and not data.split.test:
-        yield "data.split", "holds nothing out: say validation or test, a share of the rows"
+        yield "data.split", "holds out nothing: set validation or test to a share of the rows"
     if data.split.validation + data.split.test >= 1:
         yield "data.split", "leaves nothing to train on: validation and test together must be below 1"

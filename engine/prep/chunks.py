@@ -1,8 +1,8 @@
-"""A long step over a large JSONL file, in pieces: many processes, bounded memory, and after a kill it goes on where it stopped.
+"""Processes a large JSONL file in spans: with many processes, bounded memory, and resumable after a kill.
 
-The file is cut at line ends into spans of some megabytes. Each span is worked on by itself and its result appears in the work
-folder under its number only when it is complete, so a second run does what is missing and nothing twice. Results are taken in the
-file's order: how many processes there were, and how often the step was killed, does not show.
+The file is cut at line ends into spans of a few megabytes. The result of a span appears in the work folder under its
+number only when it is complete, so a second run does only what is missing. Results are read in the file's order, so
+they do not depend on the number of processes or on how often the work was killed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any, BinaryIO, NamedTuple
 from engine.protocol.home import host_name, sync
 
 SIZE = 8 * 2**20
-"""Bytes of a span, about: enough rows to be worth a task, few enough to be held."""
+"""Bytes of a span, roughly: enough rows to be worth a task, few enough to fit in memory."""
 
 
 class Span(NamedTuple):
-    """Bytes `[start, end)` of a file; `line` is the first one's number, from 1."""
+    """Bytes `[start, end)` of a file; `line` is the number of the first line, from 1."""
 
     path: str
     start: int
@@ -36,58 +36,61 @@ class Span(NamedTuple):
 
 
 Work = Callable[[Span, Path, dict[str, Any]], dict[str, Any]]
-"""`(span, folder, settings)` -> counts as JSON has them. Writes its results into `folder`, which is new and empty. It must
-depend on its arguments alone, and importing its module must be cheap: it runs in processes of its own."""
+"""`(span, folder, settings)` -> counts, JSON values. Writes its results into `folder`, which is new and empty. It must
+depend on its arguments alone, and its module must be cheap to import, because it runs in worker processes."""
 
 
 class Line(NamedTuple):
-    """A line of a span: its number in the file, its first byte, and what it holds without its end; None when it is too long to hold."""
+    """A line of a span: its number in the file, the offset of its first byte, and its content without the line end,
+    None if too long."""
 
     number: int
     offset: int
     content: bytes | None
 
 
-class Done(NamedTuple):
-    """A span's results: the folder with what its work wrote, and what it returned."""
+class SpanResult(NamedTuple):
+    """A span's results: the folder that the work filled, and the counts that it returned."""
 
     folder: Path
     counts: dict[str, Any]
 
 
 def cut(path: Path, size: int | None = None) -> Iterator[Span]:
-    """Spans of `size` bytes (`SIZE`) that cover the file, each ending behind a line end; a longer line is a span of its own."""
+    """Spans of about `size` bytes (default `SIZE`) that cover the file. Each ends at a line end; a longer line is a
+    span of its own."""
     size = size or SIZE
-    start, line, lines, seen = 0, 1, 0, 0
+    start, line, passed, seen = 0, 1, 0, 0
     with path.open("rb") as file:
         while block := file.read(max(2**16, size // 8)):
             end = block.rfind(b"\n") + 1
             if end and seen + end - start >= size:
-                lines += block.count(b"\n", 0, end)
+                passed += block.count(b"\n", 0, end)
                 yield Span(str(path), start, seen + end, line)
-                line, lines, start = line + lines, block.count(b"\n", end), seen + end
+                line, passed, start = line + passed, block.count(b"\n", end), seen + end
             else:
-                lines += block.count(b"\n")
+                passed += block.count(b"\n")
             seen += len(block)
     if start < seen:
         yield Span(str(path), start, seen, line)
 
 
-def lines(span: Span, longest: int) -> Iterator[Line]:
-    """The span's lines. One of more than `longest` bytes is passed over without being held. Raises ValueError when the file was cut."""
+def read_lines(span: Span, longest: int) -> Iterator[Line]:
+    """The span's lines. A line of more than `longest` bytes is skipped without being kept in memory. Raises ValueError
+    if the file was truncated meanwhile."""
     with Path(span.path).open("rb") as file:
         file.seek(span.start)
         number, offset = span.line, span.start
         while offset < span.end:
             content = file.readline(longest + 1)
             if not content:
-                raise ValueError(f"{span.path} has become shorter while it was read")
+                raise ValueError(f"{span.path} became shorter while it was read")
             size = len(content)
-            whole = size <= longest or content.endswith(b"\n")
-            while not whole:
+            complete = size <= longest or content.endswith(b"\n")
+            while not complete:
                 rest = file.readline(2**20)
                 size += len(rest)
-                whole = not rest or rest.endswith(b"\n")
+                complete = not rest or rest.endswith(b"\n")
                 content = b""
             yield Line(number, offset, content.rstrip(b"\r\n") if content else None)
             number, offset = number + 1, offset + size
@@ -100,42 +103,44 @@ def work_through(
     folder: Path,
     processes: int,
     progress: Callable[[int, int], object],
-) -> Iterator[Done]:
-    """Do `work` (a "module:function" of kind `Work`) for every span; yields results in the spans' order as they come.
+) -> Iterator[SpanResult]:
+    """Do `work` (the "module:function" of a `Work`) for every span; yields the results in the order of the spans.
 
-    `folder` holds them; keep it until the step's own result is safe, and use a new one for other spans or settings. With one
-    process all is done here. `progress` is told (bytes done, bytes in all). Whatever `work` raises ends the step and passes through.
+    `folder` holds the results: keep it until the caller's own result is safe, and use another one for other spans or
+    settings. With one process, the work is done in this one. `progress` gets (bytes done, bytes in all). An exception
+    raised by `work` ends the step and is passed on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     total, done = sum(span.end - span.start for span in spans), 0
     with ExitStack() as stack:
         pool = None
         if processes > 1 and len(spans) > 1:
-            context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads hold locks here
+            context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of this process hold
             pool = stack.enter_context(ProcessPoolExecutor(min(processes, len(spans)), context))
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         waiting: deque[Future[dict[str, Any]]] = deque()
         numbered = enumerate(spans)
         for number, span in enumerate(spans):
             if pool is None:
-                counts = _one(work, span, folder, number, settings)
+                counts = _work_on_span(work, span, folder, number, settings)
             else:
-                # A few ahead of the one that is waited for: results must not pile up when whoever takes them is slower.
+                # Only a few spans ahead of the one awaited: results must not pile up when the consumer is slower.
                 while len(waiting) < 2 * processes and (following := next(numbered, None)):
-                    waiting.append(pool.submit(_one, work, following[1], folder, following[0], settings))
+                    waiting.append(pool.submit(_work_on_span, work, following[1], folder, following[0], settings))
                 counts = waiting.popleft().result()
             done += span.end - span.start
             progress(done, total)
-            yield Done(_place(folder, number), counts)
+            yield SpanResult(_span_folder(folder, number), counts)
 
 
-def gather(results: Iterable[Done], into: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Join what the spans wrote: file name in their folders -> the file to make of it. Returns their counts.
+def gather(results: Iterable[SpanResult], into: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Join the files that the spans wrote; `into` maps a file name in their folders to the joined file. Returns the
+    spans' counts.
 
-    The files appear under their names only when all of them are complete and on the disk.
+    The joined files appear under their names only when all of them are complete and on disk.
     """
     counts = []
-    with whole(*into.values()) as files:
+    with write_together(*into.values()) as files:
         for done in results:
             for name, file in zip(into, files, strict=True):
                 with (done.folder / name).open("rb") as part:
@@ -145,11 +150,12 @@ def gather(results: Iterable[Done], into: Mapping[str, Path]) -> list[dict[str, 
 
 
 @contextmanager
-def whole(*paths: Path) -> Iterator[list[BinaryIO]]:
-    """Files to write, open; when the block ends well they take these names, one after the other, else they are removed."""
+def write_together(*paths: Path) -> Iterator[list[BinaryIO]]:
+    """Opens files to write. They get their names, one after the other, when the block succeeds, and are removed when it
+    fails."""
     drafts = [path.with_name(f".{path.name}.{host_name()}.{os.getpid()}") for path in paths]
     for path in paths:
-        _sweep(path)
+        _remove_stale_drafts(path)
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(draft.open("wb")) for draft in drafts]
@@ -162,8 +168,8 @@ def whole(*paths: Path) -> Iterator[list[BinaryIO]]:
             draft.unlink(missing_ok=True)
 
 
-def _sweep(path: Path) -> None:
-    """Remove the drafts of `path` that killed processes of this host have left."""
+def _remove_stale_drafts(path: Path) -> None:
+    """Remove drafts of `path` that killed processes of this host have left."""
     import psutil
 
     for draft in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host_name())}.*"):
@@ -172,26 +178,26 @@ def _sweep(path: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
-def _one(work: str, span: Span, folder: Path, number: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The counts of a span; done only if its result is not there yet."""
-    place = _place(folder, number)
+def _work_on_span(work: str, span: Span, folder: Path, number: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The counts of a span; the work is done only if its result does not exist yet."""
+    place = _span_folder(folder, number)
     if not place.is_dir():
         module, _, name = work.partition(":")
         function: Work = getattr(importlib.import_module(module), name)
         draft = place.with_name(f".{place.name}.{os.getpid()}")
-        _empty(draft)
+        _make_empty(draft)
         (draft / "counts.json").write_text(json.dumps(function(span, draft, settings)), encoding="utf-8")
         draft.rename(place)
     counts: dict[str, Any] = json.loads((place / "counts.json").read_text(encoding="utf-8"))
     return counts
 
 
-def _place(folder: Path, number: int) -> Path:
+def _span_folder(folder: Path, number: int) -> Path:
     return folder / f"{number:06}"
 
 
-def _empty(folder: Path) -> None:
-    """A process of this number may have been killed at this very work."""
+def _make_empty(folder: Path) -> None:
+    """Create the folder or empty it: an earlier process with this pid may have been killed at the same span."""
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         path.unlink()

@@ -1,8 +1,8 @@
-"""What a source says about its rows: own column names, a prompt of its own, a system prompt.
+"""Applies a source's own column names, prompt and system prompt to its rows.
 
-`columns` maps the shape's column to the source's (`{instruction: question, output: reply}`). The column changes its name before
-the shape is looked for. One that stood under the new name already steps aside, and is kept with the other columns.
-`prompt` and `system` change what the shape made of the row: they are never parsed as the shape's own columns are.
+`columns` maps the format's column to the source's (`{instruction: question, output: reply}`). Columns are renamed
+before the format is detected. A column that already has the new name is moved to the row's other columns. `prompt` and
+`system` are put into the converted conversation, so the format does not parse them.
 """
 
 from __future__ import annotations
@@ -13,62 +13,67 @@ from typing import Any
 
 from engine.options.data import SourceOptions
 from engine.prep import detect_format
-from engine.prep.formats.canonical import Canonical, json_of, said, written
+from engine.prep.formats.canonical import Canonical, check_json, make_message, to_json
 
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 Converter = Callable[[dict[str, Any]], list[Canonical]]
-"""A row as it stands in its file -> canonical rows. Raises ValueError with the reason for a bad row."""
+"""A source row -> canonical rows. Raises ValueError with the reason for a bad row."""
 
 
-def converter(source: SourceOptions, shape: str) -> Converter:
-    """What makes canonical rows of this source's rows. Raises ValueError when the shape cannot do what the source asks for."""
-    module = detect_format.load(shape)
+def make_converter(source: SourceOptions, row_format: str) -> Converter:
+    """A function that converts this source's rows. Raises ValueError if the format does not allow an option of the
+    source."""
+    module = detect_format.load(row_format)
     if not (source.columns or source.prompt or source.system):
-        return lambda row: detect_format.listed(module.convert(row))
-    if shape == "text" and (source.prompt or source.system):
+        return lambda row: detect_format.as_list(module.convert(row))
+    if detect_format.find_kind(row_format) == "text" and (source.prompt or source.system):
         raise ValueError("prompt and system are for conversations; the rows here are plain text")
-    if shape == "thought_graph" and source.prompt:
-        raise ValueError("a thought graph asks several questions, each in its own words: leave prompt out")
-    parts = _parts(source.prompt) if source.prompt else []
+    if getattr(module, "EXPANDS", False) and source.prompt:
+        raise ValueError(f"a row of the format {row_format} asks several questions of its own: leave prompt out")
+    parts = _parse_prompt(source.prompt) if source.prompt else []
     questions: tuple[str, ...] = getattr(module, "QUESTIONS", ())
 
     def convert(row: dict[str, Any]) -> list[Canonical]:
-        mapped, aside = renamed(row, source.columns)
+        mapped, aside = rename_columns(row, source.columns)
         prompt = _fill(parts, mapped | row) if parts else ""
         if prompt and questions and all(mapped.get(name) is None for name in questions):
-            mapped = {**mapped, questions[0]: prompt}  # the shape would miss a question
-        found = detect_format.listed(module.convert(mapped))
+            mapped = {
+                **mapped,
+                questions[0]: prompt,
+            }  # otherwise the format would reject the row for lack of a question
+        found = detect_format.as_list(module.convert(mapped))
         for canonical in found:
             if aside:
                 canonical["columns"] = canonical.get("columns", {}) | {
-                    name: json_of(value, name) for name, value in aside.items()
+                    name: check_json(value, name) for name, value in aside.items()
                 }
             if prompt:
-                _ask(canonical, prompt)
+                _replace_question(canonical, prompt)
             if source.system:
-                _open(canonical, source.system)
+                _prepend_system(canonical, source.system)
         return found
 
     return convert
 
 
-def check(source: SourceOptions, there: Collection[str]) -> None:
-    """Raises ValueError for a column that `columns` or `prompt` names and none of the source's rows has."""
-    listed = detect_format.told(sorted(there))
+def check_columns(source: SourceOptions, there: Collection[str]) -> None:
+    """Raises ValueError for a column in `columns` or `prompt` that is not among `there`, the columns of the source's
+    rows."""
+    listed = detect_format.join_names(sorted(there))
     for ours, own in source.columns.items():
         if own not in there:
-            hint = f"; columns says the shape's name first: {{{own}: {ours}}}" if ours in there else ""
+            hint = f"; columns says the format's name first: {{{own}: {ours}}}" if ours in there else ""
             raise ValueError(f"columns: there is no column {own!r} for {ours}; there are {listed}{hint}")
     if source.prompt:
         known = {*there, *source.columns}
-        for _, name in _parts(source.prompt):
+        for _, name in _parse_prompt(source.prompt):
             if name is not None and name not in known:
                 raise ValueError(f"prompt: there is no column {{{name}}}; there are {listed}")
 
 
-def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row under the shape's names, and the columns that stood under those names before."""
+def rename_columns(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row with the format's column names, and the columns that had those names before."""
     if not columns:
         return row, {}
     taken = {own for own in columns.values() if own in row}
@@ -77,20 +82,21 @@ def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, 
     return found | {ours: row[own] for ours, own in columns.items() if own in row}, aside
 
 
-def filled(prompt: str, row: Mapping[str, Any]) -> str:
-    """The prompt with each `{column}` replaced by the row's value; `{{` and `}}` stand for braces. Raises ValueError."""
-    return _fill(_parts(prompt), row)
+def fill_prompt(prompt: str, row: Mapping[str, Any]) -> str:
+    """The prompt with each `{column}` replaced by the row's value; `{{` and `}}` are literal braces. Raises
+    ValueError."""
+    return _fill(_parse_prompt(prompt), row)
 
 
-def asked_with(source: SourceOptions, row: dict[str, Any]) -> str:
-    """The row's values that the source's prompt is filled with, without the words around them. Raises ValueError."""
+def prompt_values(source: SourceOptions, row: dict[str, Any]) -> str:
+    """The row's values that fill the source's prompt, one a line, without the prompt's own text. Raises ValueError."""
     assert source.prompt is not None
-    there = renamed(row, source.columns)[0] | row
-    return "\n".join(_value(name, there) for _, name in _parts(source.prompt) if name is not None)
+    there = rename_columns(row, source.columns)[0] | row
+    return "\n".join(_prompt_value(name, there) for _, name in _parse_prompt(source.prompt) if name is not None)
 
 
-def _parts(prompt: str) -> list[tuple[str, str | None]]:
-    """(text, column that follows it or None). Raises ValueError for a brace that is neither."""
+def _parse_prompt(prompt: str) -> list[tuple[str, str | None]]:
+    """A list of (text, column that follows it or None). Raises ValueError for an unmatched brace."""
     parts: list[tuple[str, str | None]] = []
     text, at = "", 0
     for place in _PLACE.finditer(prompt):
@@ -100,7 +106,7 @@ def _parts(prompt: str) -> list[tuple[str, str | None]]:
             text += place[0][0]
         elif place[1] is None or not place[1].strip():
             raise ValueError(
-                f"prompt: {place[0]} at character {place.start() + 1} is no {{column}}; write a brace twice"
+                f"prompt: {place[0]} at character {place.start() + 1} is not a {{column}}; write a literal brace twice"
             )
         else:
             parts.append((text, place[1].strip()))
@@ -109,28 +115,28 @@ def _parts(prompt: str) -> list[tuple[str, str | None]]:
 
 
 def _fill(parts: list[tuple[str, str | None]], row: Mapping[str, Any]) -> str:
-    return "".join(text + ("" if name is None else _value(name, row)) for text, name in parts)
+    return "".join(text + ("" if name is None else _prompt_value(name, row)) for text, name in parts)
 
 
-def _value(name: str, row: Mapping[str, Any]) -> str:
+def _prompt_value(name: str, row: Mapping[str, Any]) -> str:
     value = row.get(name)
     if value is None:
-        raise ValueError(f"prompt: the row has no {{{name}}}; it has {detect_format.told(row)}")
-    checked = json_of(value, f"prompt: {{{name}}}")
-    return checked if isinstance(checked, str) else written(checked)
+        raise ValueError(f"prompt: the row has no {{{name}}}; it has {detect_format.join_names(row)}")
+    checked = check_json(value, f"prompt: {{{name}}}")
+    return checked if isinstance(checked, str) else to_json(checked)
 
 
-def _ask(canonical: Canonical, prompt: str) -> None:
-    """Put the prompt in place of the last question."""
+def _replace_question(canonical: Canonical, prompt: str) -> None:
+    """Replace the last user turn by the prompt."""
     turns = canonical["messages" if "messages" in canonical else "prompt"]
     at = next((at for at in reversed(range(len(turns))) if turns[at]["role"] == "user"), None)
     if at is None:
-        raise ValueError("the row has no user turn, where prompt would stand")
+        raise ValueError("the row has no user turn that prompt could replace")
     turns[at] = {**turns[at], "content": prompt}
 
 
-def _open(canonical: Canonical, system: str) -> None:
-    """Put the system prompt before a conversation that has none."""
+def _prepend_system(canonical: Canonical, system: str) -> None:
+    """Put the system prompt at the beginning unless the conversation has one."""
     turns = canonical["messages" if "messages" in canonical else "prompt"]
     if not turns or turns[0]["role"] != "system":
-        turns.insert(0, said("system", system))
+        turns.insert(0, make_message("system", system))

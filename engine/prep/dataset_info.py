@@ -1,13 +1,12 @@
 """LLaMA-Factory's `dataset_info.json` as a catalogue: its names become sources.
 
-What an entry says is told in the options of our own sources: `formatting` and `ranking` as `format`, `columns` (theirs are called
-by role: prompt, query, response …) as the columns of that shape, `num_samples` as `max_rows`, `hf_hub_url` with `subset` and
-`split` as `hf://name:subset@split`.
+An entry is translated into the options of a source: `formatting` and `ranking` become `format`, `columns` (which
+LLaMA-Factory names by role: prompt, query, response …) become the columns of that format, `num_samples` becomes
+`max_rows`, and `hf_hub_url` with `subset` and `split` becomes `hf://name:subset@split`.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,15 +14,16 @@ from typing import Any
 
 from engine.options.data import SourceOptions
 from engine.prep.sources import HUB
+from engine.protocol.text import did_you_mean
 
 _COLUMNS = {
     "alpaca": {"prompt": "instruction", "query": "input", "response": "output", "history": "history"},
     "sharegpt": {"messages": "conversations"},
     "openai": {"messages": "messages"},
 }
-"""`formatting` -> their name of a column -> the shape's."""
+"""`formatting` -> LLaMA-Factory's name of a column -> the format's name."""
 _SHARED = {name: name for name in ("system", "tools", "chosen", "rejected", "kto_tag")}
-_SHAPES = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
+_FORMATS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
 _TAGS = {
     "role_tag": ("from", "role"),
     "content_tag": ("value", "content"),
@@ -33,25 +33,23 @@ _TAGS = {
     "function_tag": ("function_call", "function", "tool_calls"),
     "system_tag": ("system",),
 }
-"""The names in turns that the shapes know by themselves."""
+"""The names in turns that our formats recognise without being told."""
 _MEDIA = ("images", "videos", "audios")
 
 
 class Catalog(Mapping[str, SourceOptions]):
-    """Sources by name. An entry is looked at when it is asked for: one that cannot be used does no harm to the others."""
+    """Sources by name. An entry is translated on access, so an unusable entry does not affect the others."""
 
     def __init__(self, path: Path, entries: dict[str, dict[str, Any]]) -> None:
         self.path, self._entries = path, entries
 
     def __getitem__(self, name: str) -> SourceOptions:
-        """Raises ValueError, with near misses, for an unknown name, and for an entry that asks for what is not known here."""
+        """Raises ValueError for an unknown name, with a suggestion, and for an entry that uses an unsupported
+        option."""
         if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=1, cutoff=0.6)
-            raise ValueError(
-                f"{self.path.name} has no data set {name}" + (f", did you mean {near[0]}?" if near else "")
-            )
+            raise ValueError(f"{self.path.name} has no data set {name}{did_you_mean(name, self._entries)}")
         try:
-            return _source(self._entries[name], self.path.parent)
+            return _convert_entry(self._entries[name], self.path.parent)
         except ValueError as error:
             raise ValueError(f"{self.path.name}: {name}: {error}")
 
@@ -66,20 +64,22 @@ class Catalog(Mapping[str, SourceOptions]):
 
 
 def read(path: Path) -> Catalog:
-    """The catalogue in a file. Raises ValueError when it is none, OSError when it cannot be opened."""
+    """The catalogue in a file. Raises ValueError if it is not a catalogue, OSError if it cannot be opened."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path.name} is not JSON: {error}")
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise ValueError(f"{path.name} is no catalogue: it must be an object of objects, a name for each data set")
+        raise ValueError(
+            f"{path.name} is not a catalogue: it must be an object that maps the name of each data set to an object"
+        )
     return Catalog(path, entries)
 
 
-def _source(entry: dict[str, Any], folder: Path) -> SourceOptions:
+def _convert_entry(entry: dict[str, Any], folder: Path) -> SourceOptions:
     formatting = entry.get("formatting") or "alpaca"
-    if formatting not in _SHAPES:
-        raise ValueError(f"its formatting is {formatting!r}, not one of {', '.join(_SHAPES)}")
+    if formatting not in _FORMATS:
+        raise ValueError(f"its formatting is {formatting!r}, not one of {', '.join(_FORMATS)}")
     _check_tags(entry.get("tags") or {})
     theirs = entry.get("columns") or {}
     ours = _COLUMNS[formatting] | _SHARED
@@ -87,20 +87,20 @@ def _source(entry: dict[str, Any], folder: Path) -> SourceOptions:
     if unknown:
         media = " (pictures and sound are not trained on here)" if unknown[0] in _MEDIA else ""
         raise ValueError(f"its column {unknown[0]!r} is not known for {formatting}{media}")
-    shape = "kto" if "kto_tag" in theirs else "preference" if entry.get("ranking") else _SHAPES[formatting]
-    if shape == "alpaca" and theirs and not {"query", "response"} & set(theirs) and "prompt" in theirs:
-        # A prompt alone is how they name the text of a pretraining set.
-        shape, ours = "text", {"prompt": "text"} | _SHARED
+    row_format = "kto" if "kto_tag" in theirs else "preference" if entry.get("ranking") else _FORMATS[formatting]
+    if row_format == "alpaca" and theirs and not {"query", "response"} & set(theirs) and "prompt" in theirs:
+        # LLaMA-Factory calls the text of a pretraining set a prompt without a response.
+        row_format, ours = "text", {"prompt": "text"} | _SHARED
     return SourceOptions(
-        source=_place(entry, folder),
-        format=shape,
+        source=_locate_rows(entry, folder),
+        format=row_format,
         columns={ours[name]: column for name, column in theirs.items() if column and column != ours[name]},
         max_rows=entry.get("num_samples"),
     )
 
 
-def _place(entry: dict[str, Any], folder: Path) -> str:
-    """A file beside the catalogue if it is there, else the hub: what is at hand needs no network."""
+def _locate_rows(entry: dict[str, Any], folder: Path) -> str:
+    """The file beside the catalogue if it exists, which needs no network, else the hub data set."""
     file, hub = entry.get("file_name"), entry.get("hf_hub_url")
     if file and (not hub or (folder / file).exists()):
         return str((folder / file).absolute())

@@ -1,4 +1,4 @@
-"""Which shape do rows have, and what converts them."""
+"""Detects the format of rows, and converts rows by the name of their format."""
 
 from __future__ import annotations
 
@@ -13,34 +13,40 @@ from engine.prep.formats.canonical import Canonical
 
 
 def load(name: str) -> ModuleType:
-    """The module of a shape, with its `matches`, `convert` and `revert`."""
+    """The module of a format, with its `matches`, `convert` and `revert`."""
     return importlib.import_module(FORMATS[name])
 
 
+def find_kind(name: str) -> str:
+    """What the rows of a format are: `conversations`, `text`, `pairs` or `judged`."""
+    return str(getattr(load(name), "KIND", "conversations"))
+
+
 def convert(name: str, row: dict[str, Any]) -> list[Canonical]:
-    """The canonical rows that a row becomes: one, but for shapes that expand. Raises ValueError for a bad row."""
-    return listed(load(name).convert(row))
+    """The canonical rows of a row: one, or several for a format that expands. Raises ValueError for a bad row."""
+    return as_list(load(name).convert(row))
 
 
-def listed(converted: Canonical | list[Canonical]) -> list[Canonical]:
+def as_list(converted: Canonical | list[Canonical]) -> list[Canonical]:
     return converted if isinstance(converted, list) else [converted]
 
 
 def detect(rows: Sequence[dict[str, Any]]) -> str:
-    """The shape that most of these rows have. Raises ValueError when none has any: it names the columns seen."""
+    """The format of most of these rows. Raises ValueError, naming the columns, if no row has a known format."""
     counts = {name: sum(load(name).matches(row) for row in rows) for name in FORMATS}
     best = max(counts, key=lambda name: counts[name])
     if not counts[best]:
         columns = sorted({str(column) for row in rows for column in row})
         raise ValueError(
-            f"no known shape has the columns {told(columns)}; known are {', '.join(FORMATS)}: "
+            f"no known format has the columns {join_names(columns)}; known are {', '.join(FORMATS)}: "
             "say which in format, and name the columns in columns"
         )
     return best
 
 
-def told(columns: Iterable[object]) -> str:
-    """Names of columns in a message; rows of free keys have any number of them, of any length."""
+def join_names(columns: Iterable[object]) -> str:
+    """Column names for a message, shortened: rows with free keys have any number of columns, with names of any
+    length."""
     names = [str(column) for column in itertools.islice(columns, 31)]
     short = [name if len(name) <= 60 else name[:59] + "…" for name in names[:30]]
     return ", ".join(short) + (" …" if len(names) > 30 else "") or "none"

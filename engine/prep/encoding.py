@@ -1,9 +1,9 @@
-"""Text to token ids: exactly the fast tokenizer's, and where it can be proved several times as quickly.
+"""Text to token ids: exactly those of the fast tokenizer, and several times faster for byte-level BPE tokenizers.
 
-A byte-level BPE tokenizer cuts text into words before it merges anything, and each word's tokens depend on that word alone. So
-words met before need not be encoded again: `WordEncoder` looks them up, and gives only new ones to the tokenizer. It cuts at a
-blank between two solid characters, which no known pre-tokenizer lets a word span (`cuts_at_blanks` checks the one at hand part by
-part). Every other tokenizer goes through `TextEncoder`, row by row.
+A byte-level BPE tokenizer splits text into words before it merges anything, and a word's tokens depend on that word
+alone. So `WordEncoder` caches words and passes only new ones to the tokenizer. It splits at a space between two solid
+characters, because no known pre-tokenizer makes a word that spans one; `cuts_at_blanks` checks the given tokenizer
+component by component. All other tokenizers use `TextEncoder`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from typing import Any, NamedTuple, Protocol
 WIDTH = 4
 """Bytes of a token id: int32 in the machine's order."""
 _LONGEST = 64
-"""Characters; longer words are not worth remembering."""
+"""Characters of the longest word that is cached."""
 _MOST = 2**17
-"""Words remembered, some tens of megabytes; then they are forgotten and gathered anew."""
+"""Words in a cache, some tens of megabytes; a fuller cache is cleared."""
 
 _CUT = re.compile(r" (?<=[!-~\w] )(?=[!-~\w])")
-"""Cut at, and take away, each blank between two solid characters: visible ASCII, letters and digits of any script."""
+"""Splits at, and removes, each space between two solid characters: visible ASCII, letters and digits of any script."""
 _PUNCTUATED = re.compile(r"([A-Za-z]+)([!-&(-/:-@\[-`{-~].*)", re.DOTALL).match
-"""Letters, and what begins with a mark other than the apostrophe (whose endings belong to the word): tokens of their own each."""
+"""Letters, and the rest from the first punctuation mark on, encoded separately. Not the apostrophe: its endings belong
+to the word."""
 
 
-class Asked(NamedTuple):
-    """A text to encode. `marks` are ascending character positions, up to the text's length, whose tokens are wanted."""
+class EncodeRequest(NamedTuple):
+    """A text to encode. `marks` are ascending character positions, at most the text's length, whose tokens are
+    wanted."""
 
     text: str
     marks: Sequence[int]
@@ -36,74 +38,75 @@ class Asked(NamedTuple):
     """Whether the tokenizer adds its own special tokens (begin, end)."""
 
 
-class Encoded(NamedTuple):
-    """`ids` are int32 as bytes; `places` has for each mark the token that holds its character, or the next that holds any
-    (tokenizers may skip blanks), or the number of tokens behind the last."""
+class EncodedText(NamedTuple):
+    """`ids` are int32 as bytes. `places` has for each mark the index of the token with its character, or of the next
+    token with any (tokenizers may skip blanks), or the number of tokens if there is none."""
 
     ids: bytes
     places: list[int]
 
 
 class Encoder(Protocol):
-    def encode(self, asked: Sequence[Asked]) -> list[Encoded]: ...
+    def encode(self, requests: Sequence[EncodeRequest]) -> list[EncodedText]: ...
 
 
-def encoder_for(tokenizer: Any) -> Encoder:
-    """The quickest that is exact for a `tokenizers.Tokenizer` that neither cuts nor pads."""
+def choose_encoder(tokenizer: Any) -> Encoder:
+    """The fastest exact encoder for a `tokenizers.Tokenizer` that neither truncates nor pads."""
     return WordEncoder(tokenizer) if cuts_at_blanks(tokenizer) else TextEncoder(tokenizer)
 
 
-def token_at(encoding: Any, position: int, length: int) -> int:
-    """The token of a `tokenizers.Encoding` that holds the character, or the next that holds any; behind the last at the end."""
+def find_token(encoding: Any, position: int, length: int) -> int:
+    """The index of the token of a `tokenizers.Encoding` that holds the character, or of the next that holds any; the
+    number of tokens if there is none."""
     found = (encoding.char_to_token(at) for at in range(position, length))
     return next((token for token in found if token is not None), len(encoding.ids))
 
 
 class TextEncoder:
-    """For any tokenizer: whole texts, with their offsets."""
+    """Encodes whole texts, with any tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, asked: Sequence[Asked]) -> list[Encoded]:
+    def encode(self, requests: Sequence[EncodeRequest]) -> list[EncodedText]:
         import numpy
 
         done = []
-        for special, group in itertools.groupby(asked, key=lambda each: each.special):
+        for special, group in itertools.groupby(requests, key=lambda each: each.special):
             texts = list(group)
             encodings = self._tokenizer.encode_batch([each.text for each in texts], add_special_tokens=special)
             for each, encoding in zip(texts, encodings, strict=True):
-                places = [token_at(encoding, mark, len(each.text)) for mark in each.marks]
-                done.append(Encoded(numpy.array(encoding.ids, dtype=numpy.int32).tobytes(), places))
+                places = [find_token(encoding, mark, len(each.text)) for mark in each.marks]
+                done.append(EncodedText(numpy.array(encoding.ids, dtype=numpy.int32).tobytes(), places))
         return done
 
 
 class WordEncoder:
-    """For tokenizers that `cuts_at_blanks` accepts."""
+    """Encodes word by word with a cache, for tokenizers that `cuts_at_blanks` accepts."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._added = {token.content: _bytes([id_]) for id_, token in added.items()}
         ordered = sorted(self._added, key=lambda content: (-len(content), content))
-        # Group 1 is an added token: `split` returns text, token, text, … The longest that begins at a place is taken there.
+        # Group 1 is an added token: `split` returns text, token, text, … At each position the longest token wins.
         self._split = re.compile("(" + "|".join(map(re.escape, ordered)) + ")" if ordered else r"((?!))").split
         alone, framed = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
         begin = framed.special_tokens_mask.index(0)
         self._frame = _bytes(framed.ids[:begin]), _bytes(framed.ids[begin + len(alone.ids) :])
         self._exact: dict[str, bytes] = {}
-        """Tokens of a text as it stands."""
+        """Word -> its tokens without a space before it."""
         self._spaced: dict[str, bytes] = {}
-        """Tokens of a text with a blank before it."""
+        """Word -> its tokens with a space before it."""
         self._within: dict[tuple[str, int], int] = {}
 
-    def encode(self, asked: Sequence[Asked]) -> list[Encoded]:
+    def encode(self, requests: Sequence[EncodeRequest]) -> list[EncodedText]:
         for known in (self._exact, self._spaced, self._within):
             if len(known) > _MOST:
                 known.clear()
-        return [self._encode(*each) for each in asked]
+        return [self._encode(*each) for each in requests]
 
-    def _encode(self, text: str, marks: Sequence[int], special: bool) -> Encoded:
+    def _encode(self, text: str, marks: Sequence[int], special: bool) -> EncodedText:
         begin, end = self._frame if special else (b"", b"")
         pieces, places = [begin], []
         tokens, at, next_mark = len(begin) // WIDTH, 0, 0
@@ -120,7 +123,7 @@ class WordEncoder:
             at = behind
         pieces.append(end)
         places += [tokens + len(end) // WIDTH] * (len(marks) - len(places))
-        return Encoded(b"".join(pieces), places)
+        return EncodedText(b"".join(pieces), places)
 
     def _part(self, part: str) -> bytes:
         """Tokens of text without added tokens."""
@@ -132,7 +135,7 @@ class WordEncoder:
         return b"".join(found)  # type: ignore[arg-type]
 
     def _fill(self, words: list[str], found: list[bytes | None]) -> None:
-        """Put in what is missing, and remember it."""
+        """Encode the missing words and cache them."""
         missing = [(index, _PUNCTUATED(words[index])) for index, ids in enumerate(found) if ids is None]
         unknown: dict[str, bytes] = {}
         for index, cut in missing:
@@ -161,7 +164,7 @@ class WordEncoder:
             _remember(known, word, ids)
 
     def _tokens_before(self, part: str, position: int) -> int:
-        """Tokens of the part before the one that holds the character, or before the next that holds any."""
+        """The number of the part's tokens before the one with the character, or before the next with any."""
         tokens = at = 0
         for cut in _CUT.finditer(part):
             if position < cut.start():
@@ -175,7 +178,7 @@ class WordEncoder:
         place = self._within.get((text, position))
         if place is None:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
-            place = token_at(encoding, position, len(text))
+            place = find_token(encoding, position, len(text))
             if len(text) <= _LONGEST:
                 self._within[text, position] = place
         return place
@@ -207,12 +210,12 @@ _ALTERNATIVES = {
     *(r"[一-龥぀-ゟ゠-ヿ]+", r" ?[\p{P}\p{S}]+[\r\n]*", r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"),
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",
 }  # fmt: skip
-"""What the pre-tokenizers of GPT-2, GPT-4(o), Llama 3, Qwen, Mistral (Tekken) and DeepSeek are made of. None matches a blank behind
-a character that is none, and none looks back: a text cut there falls into the same words on both sides."""
+"""The alternatives in the pre-tokenizers of GPT-2, GPT-4(o), Llama 3, Qwen, Mistral (Tekken) and DeepSeek. None matches
+a space behind a solid character, and none looks back: a text split there falls into the same words on both sides."""
 
 
 def cuts_at_blanks(tokenizer: Any) -> bool:
-    """Whether a text's tokens are those of its pieces, cut wherever a blank stands between two solid characters."""
+    """Whether a text has the same tokens when it is split at every space between two solid characters."""
     from tokenizers.models import BPE
 
     if not isinstance(tokenizer.model, BPE) or tokenizer.model.dropout or tokenizer.encode_special_tokens:
@@ -224,13 +227,13 @@ def cuts_at_blanks(tokenizer: Any) -> bool:
     if any(token.lstrip or token.rstrip or token.single_word or not token.content for token in added):
         return False
     if len({token.normalized for token in added}) > 1 or (normalizer and any(token.normalized for token in added)):
-        return False  # found in two passes, or in the normalised text
+        return False  # these tokens are found in two passes, or in the normalised text
     steps = _steps(_described(tokenizer.pre_tokenizer), "pretokenizers")
     return all(map(_is_safe, steps)) and any(map(_ends_words, steps))
 
 
 def _described(component: Any) -> Any:
-    """A component of a tokenizer as tokenizer.json has it; None when there is none."""
+    """A component of a tokenizer in the form of tokenizer.json; None if there is none."""
     return None if component is None else json.loads(component.__getstate__())
 
 
@@ -255,14 +258,14 @@ def _is_safe(step: dict[str, Any]) -> bool:
 
 
 def _ends_words(step: dict[str, Any]) -> bool:
-    """Whether it ends a word at each such blank by itself."""
+    """Whether this step alone ends a word at each such space."""
     if step["type"] == "ByteLevel":
         return bool(step["use_regex"])
     return step["type"] == "Split" and r"\s+" in _alternatives(step["pattern"].get("Regex", ""))
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """A regular expression, cut at each `|` that stands in no group and no class."""
+    """A regular expression split at each `|` outside groups and classes."""
     found, depth, inside, current = [], 0, False, ""
     for token in re.findall(r"\\.|.", pattern, re.DOTALL):
         if token == "|" and not depth and not inside:

@@ -1,4 +1,4 @@
-"""What preparing refuses by name: too many bad rows, nothing to train on, an end that is never trained."""
+"""The problems that end a preparation: too many bad rows, nothing to train on, an end of turn that is never trained."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Any
 from engine.config.profile import Profile
 from engine.options.tables import ROW_KINDS
 from engine.prep.chat_labels import METHODS
-from engine.prep.stages.pipeline import Rows
-from engine.prep.tokenize import Counts
+from engine.prep.stages.pipeline import StageRows
+from engine.prep.token_rows import Counts
 from engine.protocol.messages import Problem, ProblemError
 
 
 @contextmanager
-def refusing(title: str) -> Iterator[None]:
-    """Mistakes of the user as problems. What the disk does is none: then the work that was done is kept."""
+def problems_for_mistakes(title: str) -> Iterator[None]:
+    """Turns errors that the user can correct into problems. Disk errors pass through, so that finished work is kept."""
     try:
         yield
     except (ValueError, FileNotFoundError, PermissionError) as error:
         raise ProblemError(Problem(code="data.source.unusable", title=title, cause=str(error))) from error
 
 
-def bad(profile: Profile, checked: dict[str, Any]) -> int:
-    """Bad rows that count against `data.max_rejected`: those without a reply do not where cleaning is asked to drop them."""
-    asked = profile.data.clean and profile.data.clean.empty
-    return int(checked["rejected"]) - (checked["empty"] if asked else 0)
+def count_bad(profile: Profile, checked: dict[str, Any]) -> int:
+    """Bad rows that count towards `data.max_rejected`. Rows without a reply do not count if cleaning is to drop
+    them."""
+    drops_empty = profile.data.clean and profile.data.clean.empty
+    return int(checked["rejected"]) - (checked["empty"] if drops_empty else 0)
 
 
 def check_rejects(rejected: int, read: int, first: list[str], limit: float, part: str) -> None:
@@ -42,7 +43,7 @@ def check_rejects(rejected: int, read: int, first: list[str], limit: float, part
 
 
 def check_kind(counts: Counts, method: Any, part: str) -> None:
-    """Raises ProblemError when all rows are of a kind that another method trains on."""
+    """Raises ProblemError if all rows are of a kind that another method trains on."""
     if counts.rows or counts.masked or not counts.misfits:
         return
     (kind, _), *_ = counts.misfits.most_common(1)
@@ -56,8 +57,8 @@ def check_kind(counts: Counts, method: Any, part: str) -> None:
     )
 
 
-def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, rows: Rows) -> None:
-    """Raises ProblemError when there is nothing to train on, or when no end of a turn is among it."""
+def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, rows: StageRows) -> None:
+    """Raises ProblemError if there is nothing to train on, or if no end of a turn is trained."""
     if not counts.rows and counts.masked:
         raise ProblemError(
             Problem(
@@ -77,9 +78,9 @@ def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, 
             Problem(
                 code="data.train.empty",
                 title="The training set is empty",
-                cause="; ".join(left) if rows.validated("train")["good"] else "its files hold no rows",
+                cause="; ".join(left) if rows.validate_counts("train")["good"] else "its files hold no rows",
                 hint="loosen what data asks of its rows"
-                if rows.validated("train")["good"]
+                if rows.validate_counts("train")["good"]
                 else "name files with rows in data.train",
             )
         )

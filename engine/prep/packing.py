@@ -1,8 +1,8 @@
-"""Best-fit packing: whole rows into sequences of at most `capacity` tokens. Nothing is cut and nothing thrown away.
+"""Best-fit packing: whole rows into sequences of at most `capacity` tokens. No row is cut or dropped.
 
-Longest rows first, each into the fullest sequence that still has room for it (best-fit decreasing; Johnson 1974). Lengths are
-bounded, so the open sequences are kept by the room that they have left and a bit mask finds the tightest fit. A row costs some
-bytes of memory and a microsecond.
+Longest rows first, each into the fullest sequence that still has room for it (best-fit decreasing; Johnson 1974).
+Lengths are bounded, so the open sequences are indexed by their remaining room, and a bit mask finds the tightest fit. A
+row costs a few bytes of memory and a microsecond.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 def pack(lengths: Any, capacity: int) -> tuple[Any, Any]:
     """Row numbers, sequence after sequence, and the number of rows in each sequence: int64 arrays. Deterministic.
 
-    `lengths`: an array or list of tokens of each row, each from 1 to `capacity`. Sequences come in the order in which they were opened.
+    `lengths`: an array or list of tokens of each row, each from 1 to `capacity`. Sequences come in the order in which
+    they were opened.
     """
     import numpy
 
@@ -22,13 +23,13 @@ def pack(lengths: Any, capacity: int) -> tuple[Any, Any]:
     assert not len(lengths) or 0 < lengths.min() <= lengths.max() <= capacity, (lengths.min(), lengths.max(), capacity)
     longest_first = numpy.argsort(-lengths, kind="stable")
     chosen = array("q")
-    """For each row, longest first: its sequence."""
+    """The sequence of each row, longest row first."""
     newest = array("q", [-1]) * (capacity + 1)
-    """By room left: the sequence that came to it last …"""
+    """By remaining room: the sequence that reached it last …"""
     older = array("q")
-    """… and for each sequence the one that had come to the same room before it."""
-    rooms = 0  # bit r is set while a sequence has room for r more tokens
-    for length in _each(lengths, longest_first):
+    """… and for each sequence the one that had reached the same room before it."""
+    rooms = 0  # bit r is set while some sequence has room for exactly r more tokens
+    for length in _iterate_lengths(lengths, longest_first):
         fitting = rooms >> length
         if fitting:
             room = length + (fitting & -fitting).bit_length() - 1
@@ -48,7 +49,7 @@ def pack(lengths: Any, capacity: int) -> tuple[Any, Any]:
     return longest_first[together], numpy.bincount(sequences, minlength=len(older))
 
 
-def _each(lengths: Any, order: Any) -> Any:
+def _iterate_lengths(lengths: Any, order: Any) -> Any:
     """The lengths in that order as integers, a piece at a time."""
     for first in range(0, len(order), 2**16):
         yield from lengths[order[first : first + 2**16]].tolist()

@@ -1,4 +1,5 @@
-"""A profile's stages one by one: what leaves each of them, kept in the cache. A whole run goes on from there."""
+"""Runs a profile's stages up to one of them. The rows are kept in the cache, and a later preparation continues from
+them."""
 
 from __future__ import annotations
 
@@ -9,78 +10,82 @@ from typing import NamedTuple
 from engine.config.profile import Profile
 from engine.options.data import SourceOptions
 from engine.prep.base_model import Progress
-from engine.prep.prepare import expand, files_of, row_settings, sources_of, staged
-from engine.prep.stages.pipeline import ASKED, Located, Rows
+from engine.prep.prepare import expand_sources, list_source_files, locate_sources, rows_entry, run_stages
+from engine.prep.stages.pipeline import OPTIONAL_STAGES, SourceFiles, StageRows
 from engine.protocol.home import Home
 from engine.storage import cache
 
 EXPAND, VALIDATE, TOKENIZE = "expand", "validate", "tokenize"
 
 
-class Left(NamedTuple):
-    """What leaves a stage; of a profile that has rows made by a service, also the folder where these lie, and the forms that they have."""
+class StageOutput(NamedTuple):
+    """The rows that leave a stage. With data expansion also the folder of the expansion, and the sources whose form its
+    rows have."""
 
-    rows: Rows
+    rows: StageRows
     expansion: Path | None
     forms: list[SourceOptions]
 
 
 class _Step(NamedTuple):
-    """A profile that ends with a stage, and where what leaves it is kept."""
+    """A profile that ends with a given stage, and the cache entry for the rows that leave it."""
 
     profile: Profile
-    sources: Located
+    sources: SourceFiles
     name: str
 
 
-def stages(profile: Profile) -> list[str]:
-    """The stages that a profile asks for, in their order."""
-    asked = [name for name in ASKED if getattr(profile.data, name)]
-    return [*([EXPAND] if profile.data.expand else []), VALIDATE, *asked, TOKENIZE]
+def list_stages(profile: Profile) -> list[str]:
+    """The stages of a profile, in order."""
+    enabled = [name for name in OPTIONAL_STAGES if getattr(profile.data, name)]
+    return [*([EXPAND] if profile.data.expand else []), VALIDATE, *enabled, TOKENIZE]
 
 
-def until(profile: Profile, stage: str, home: Home, progress: Progress) -> Left:
-    """Do the stages up to and with this one, each that was not done before. Of `expand` the rows leave checked, of `tokenize` as they go in.
+def run_until(profile: Profile, stage: str, home: Home, progress: Progress) -> StageOutput:
+    """Run the stages up to and including this one; those done before are read from the cache.
 
-    Raises ValueError for a stage that the profile has not, ProblemError.
+    For `expand` the rows are returned after validation, for `tokenize` as they enter it. Raises ValueError for a stage
+    that the profile does not have, ProblemError.
     """
-    if stage not in stages(profile):
-        raise ValueError(f"the profile has no stage {stage}, only {', '.join(stages(profile))}")
-    sources = sources_of(profile, home, progress)
-    files = files_of(sources)
+    if stage not in list_stages(profile):
+        raise ValueError(f"the profile has no stage {stage}, only {', '.join(list_stages(profile))}")
+    sources = locate_sources(profile, home, progress)
+    files = list_source_files(sources)
     total = sum(path.stat().st_size for path in files.values())
-    digests = cache.digests(files, lambda done: progress("reading", done, total))
+    digests = cache.file_digests(files, lambda done: progress("reading", done, total))
     own = [options for options, _ in sources["train"]]
-    told = expand(profile, home, sources, digests, progress) if profile.data.expand else None
+    expansion = expand_sources(profile, home, sources, digests, progress) if profile.data.expand else None
     forms = [options for options, _ in sources["train"][len(own) :]] or own
-    folder = Path(told["directory"]) if told else None
-    names = [name for name in stages(profile) if name not in (EXPAND, TOKENIZE)]
+    folder = Path(expansion["directory"]) if expansion else None
+    names = [name for name in list_stages(profile) if name not in (EXPAND, TOKENIZE)]
     last = names.index(stage) if stage in names else 0 if stage == EXPAND else len(names) - 1
-    steps = [_step(profile, sources, names[: at + 1], names, digests) for at in range(last + 1)]
-    begun: Rows | None = None
+    steps = [_make_step(profile, sources, names[: at + 1], names, digests) for at in range(last + 1)]
+    begun: StageRows | None = None
     for step in reversed(steps):
         if (home.cache / step.name / "rows.json").is_file():
-            begun = Rows.load(home.cache / step.name)
+            begun = StageRows.load(home.cache / step.name)
             if step is steps[-1]:
-                return Left(begun, folder, forms)
+                return StageOutput(begun, folder, forms)
             break
     step = steps[-1]
-    with cache.workshop(home, step.name) as shop:
-        rows = staged(step.profile, step.sources, shop / "rows", progress, begun)
-        with cache.entry(home, step.name) as kept:
-            rows.keep(kept)
-    return Left(Rows.load(home.cache / step.name), folder, forms)
+    with cache.work_folder(home, step.name) as shop:
+        rows = run_stages(step.profile, step.sources, shop / "rows", progress, begun)
+        with cache.new_entry(home, step.name) as kept:
+            rows.save(kept)
+    return StageOutput(StageRows.load(home.cache / step.name), folder, forms)
 
 
-def _step(profile: Profile, sources: Located, done: list[str], names: list[str], digests: dict[str, str]) -> _Step:
-    """Named as `prepare` names the rows of such a profile: after the last stage they are the ones that it looks for."""
+def _make_step(
+    profile: Profile, sources: SourceFiles, done: list[str], names: list[str], digests: dict[str, str]
+) -> _Step:
+    """The cache entry has the name that `prepare` gives the rows of such a profile, so after the last stage `prepare`
+    finds them."""
     later = [name for name in names if name not in done]
-    if later:  # weights and limits come after all stages
+    if later:  # weights and limits apply after all stages
         data = profile.data.model_copy(update={**dict.fromkeys(later), "max_rows": None})
         profile = replace(profile, data=data)
         sources = {
             part: [(options.model_copy(update={"weight": 1.0}), paths) for options, paths in found]
             for part, found in sources.items()
         }
-    of_rows = {role: digests[role] for role in files_of(sources)}
-    return _Step(profile, sources, "data-" + cache.name(of_rows, row_settings(profile, sources)))
+    return _Step(profile, sources, rows_entry(profile, sources, digests))

@@ -1,7 +1,8 @@
-"""The base of a run, and its tokenizer, as folders that stay what they are.
+"""Pins a run's base model and tokenizer to folders that do not change.
 
-A run named as base may go on training, and be deleted. So before anything is prepared its checkpoint is put into the cache, by the hash
-of its content: linked where the file system can, an adapter merged into its base once. The run's frozen profile then names that folder.
+A run that serves as base may continue training or be deleted. So before anything is prepared, its checkpoint is put
+into the cache under the hash of its content: hard-linked if possible, with an adapter merged into its base. The new
+run's frozen profile names that folder.
 """
 
 from __future__ import annotations
@@ -18,27 +19,31 @@ from engine.models import targets, template_lock
 from engine.models.folders import ADAPTER
 from engine.models.merge import merge
 from engine.models.targets import Target
-from engine.prep.base_model import Progress, tokenizer_of
+from engine.prep.base_model import Progress, locate_tokenizer
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.storage import cache
 
 VERSION = 1
-"""Counts changes of what merging makes: an older folder is then no hit."""
+"""Increased when the result of merging changes, so that older folders are not reused."""
 
 
-def settled(profile: Profile, home: Home, progress: Progress) -> Profile:
-    """`profile` with folders in `model.base` and `model.tokenizer`, where these may change or are adapters; as it is otherwise. Raises ProblemError."""
-    found = {"base": _base(profile, home, progress), "tokenizer": _tokenizer(profile, home, progress)}
+def pin_base(profile: Profile, home: Home, progress: Progress) -> Profile:
+    """`profile` with cached folders in `model.base` and `model.tokenizer` if these belong to a run or are adapters,
+    else unchanged.
+
+    Raises ProblemError.
+    """
+    found = {"base": _pin_model(profile, home, progress), "tokenizer": _pin_tokenizer(profile, home, progress)}
     changed = {key: str(folder) for key, folder in found.items() if folder}
     return replace(profile, model=profile.model.model_copy(update=changed)) if changed else profile
 
 
-def _base(profile: Profile, home: Home, progress: Progress) -> Path | None:
+def _pin_model(profile: Profile, home: Home, progress: Progress) -> Path | None:
     if not profile.model.needs_base:
         return None
     target = targets.resolve(profile.model.base, home, profile.directory)
-    if target.adapter is None and not _of_a_run(target.folder, home):
+    if target.adapter is None and not _belongs_to_run(target.folder, home):
         return None
     target = targets.fetch(target, home, lambda _name, done, total: progress("pulling", done, total))
     if target.on_hub:
@@ -49,42 +54,43 @@ def _base(profile: Profile, home: Home, progress: Progress) -> Path | None:
                 hint=f"cockpit model pull {target.base}",
             )
         )
-    return _kept(target, home, profile.model.trust_remote_code, progress)
+    return _cache_target(target, home, profile.model.trust_remote_code, progress)
 
 
-def _tokenizer(profile: Profile, home: Home, progress: Progress) -> Path | None:
+def _pin_tokenizer(profile: Profile, home: Home, progress: Progress) -> Path | None:
     named = profile.model.tokenizer
     if not isinstance(named, str):
         return None
-    source = tokenizer_of(named, profile.directory, home, progress)
-    if not _of_a_run(source, home):
+    source = locate_tokenizer(named, profile.directory, home, progress)
+    if not _belongs_to_run(source, home):
         return None
     files = {name: source / name for name in cache.TOKENIZER_FILES if (source / name).is_file()}
-    folder = home.cache / f"tokenizer-of-{cache.key(files, {}, lambda _: None)}"
+    folder = home.cache / f"tokenizer-of-{cache.entry_key(files, {}, lambda _: None)}"
     if not folder.is_dir():
-        with cache.entry(home, folder.name) as draft:
+        with cache.new_entry(home, folder.name) as draft:
             _link(files, draft, lambda _: None)
     return folder
 
 
-def _of_a_run(folder: Path, home: Home) -> bool:
+def _belongs_to_run(folder: Path, home: Home) -> bool:
     return folder.resolve().is_relative_to(home.runs.resolve())
 
 
-def _kept(target: Target, home: Home, trust_remote_code: bool, progress: Progress) -> Path:
-    """The cache entry of `target`, made when it is not there yet. Raises ProblemError, also for one that no longer fits its template lock."""
+def _cache_target(target: Target, home: Home, trust_remote_code: bool, progress: Progress) -> Path:
+    """The cache entry of `target`, created if necessary. Raises ProblemError, also for a target that does not match its
+    template lock."""
     template_lock.check_target(target)
-    files = _files("", target.folder)
+    files = _list_files("", target.folder)
     if target.adapter:
-        files |= _files("base/", Path(target.base))
+        files |= _list_files("base/", Path(target.base))
     total = sum(path.stat().st_size for path in files.values())
-    digests = cache.digests(files, lambda done: progress("reading", done, total))
+    digests = cache.file_digests(files, lambda done: progress("reading", done, total))
     label = re.sub(r"[^\w.@-]+", "-", target.label)
-    folder = home.cache / f"{label}-{cache.name(digests, {'base': VERSION})[:16]}"
+    folder = home.cache / f"{label}-{cache.entry_name(digests, {'base': VERSION})[:16]}"
     if not folder.is_dir():
-        with cache.workshop(home, folder.name):
-            if not folder.is_dir():  # another process may have made it while this one waited
-                with cache.entry(home, folder.name) as draft:
+        with cache.work_folder(home, folder.name):
+            if not folder.is_dir():  # another process may have created it while this one waited
+                with cache.new_entry(home, folder.name) as draft:
                     if target.adapter:
                         merge(target, draft, trust_remote_code, lambda done, of: progress("merging", done, of))
                     else:
@@ -92,8 +98,8 @@ def _kept(target: Target, home: Home, trust_remote_code: bool, progress: Progres
     return folder
 
 
-def _files(role: str, folder: Path) -> dict[str, Path]:
-    """Role -> file, for all that lies in `folder` itself: below it is only what a resume of that run needs."""
+def _list_files(role: str, folder: Path) -> dict[str, Path]:
+    """Role -> file, for the files in `folder` itself: the folders below it are needed only to resume that run."""
     found = {f"{role}{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
     assert found.keys() & {f"{role}config.json", f"{role}{ADAPTER}"}, folder
     return found

@@ -1,108 +1,124 @@
-"""A profile's data, from files to tokens on disk. `prepare` is the whole of it.
+"""Prepares a profile's data, from files to tokens on disk. The entry point is `prepare`.
 
-sources → expand → validate → clean → dedup → split → balance → tokenize (and pack). What was made is kept by content hash: a second run with the same
-files, tokenizer and settings only computes the hash (no tokenizer is loaded for that). Rows that went through a stage are kept by a
-hash of their own, so that other lengths or another tokenizer do not repeat it. A killed run goes on where it was.
+sources → expand → validate → clean → dedup → split → balance → tokenize (and pack). The result is cached by content
+hash: a second run with the same files, tokenizer and settings only computes the hash, without loading a tokenizer. The
+rows after the stages have a cache entry of their own, so that other lengths or another tokenizer do not repeat the
+stages. A killed preparation is continued.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
-from engine.models.template_lock import find_turn_ends, hash_template, render
 from engine.options.tokenizer import TokenizerOptions
-from engine.prep import profile_tokenizer, token_store
-from engine.prep.base_model import Progress, base_folder, load_tokenizer, locate_base, tokenizer_files
-from engine.prep.errors import bad, check_kind, check_rejects, check_trained, refusing
-from engine.prep.read_rows import Rejects
-from engine.prep.stages import pipeline, pretokenized, row_files, source_files
+from engine.prep import profile_tokenizer
+from engine.prep.base_model import Progress, list_tokenizer_files, load_tokenizer, locate_base, locate_base_folder
+from engine.prep.errors import check_rejects, count_bad, problems_for_mistakes
+from engine.prep.prepared_entry import make_lock, sequence_kind, token_settings, write_entry
+from engine.prep.stages import pipeline, pretokenized, source_files
 from engine.prep.stages.context import Context, default_processes
-from engine.prep.stages.pipeline import ASKED, Located, Rows
+from engine.prep.stages.pipeline import OPTIONAL_STAGES, SourceFiles, StageRows
 from engine.prep.stages.source_files import PARTS
-from engine.prep.tokenize import WHOLE, Counts, tokenize_rows
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.storage import cache
 
-_WHERE = ("train", "validation", "validation_rows", "test_rows", "rejects")
+_PATHS = ("train", "validation", "validation_rows", "test_rows", "rejects")
 """Keys of `prepared.json` that are paths."""
 _NOT_OF_ROWS = {"template", "max_length", "packing", "processes", "catalog", "expand"}
-"""Keys of the data section that change no row. (A catalogue's entries count as what they say, and expanded rows as a source.)"""
+"""Keys of the data section that do not change rows. (Catalogue entries and expanded rows count as sources.)"""
 
 
 def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
-    """Make the profile's tokens present in the cache. Returns what `prepared.json` says.
+    """Make sure that the cache has the profile's tokens. Returns the content of `prepared.json`.
 
     Raises ProblemError: nothing to train on, too many bad rows, a base without tokenizer or template …
     """
-    own = profile.model.tokenizer if isinstance(profile.model.tokenizer, TokenizerOptions) else None
+    trains_tokenizer = isinstance(profile.model.tokenizer, TokenizerOptions)
     given: Path | None = None
-    if own:
-        base, pieces = base_folder(profile, home, progress), profile_tokenizer.files(profile)
+    if trains_tokenizer:
+        base, tokenizer_files = locate_base_folder(profile, home, progress), profile_tokenizer.list_files(profile)
     else:
         base, given = locate_base(profile, home, progress)
-        pieces = tokenizer_files(profile, given)
-    told: dict[str, Any] = {"base": base, "tokenizer": None, "vocabulary": None}
+        tokenizer_files = list_tokenizer_files(profile, given)
+    model: dict[str, Any] = {"base": base, "tokenizer": None, "vocabulary": None}
     if profile.model.tokenizer is not None:
-        told["tokenizer"] = str(given)
-    if already := pretokenized.folders(profile.data, profile.directory, learning=own is not None):
+        model["tokenizer"] = str(given)
+    if folders := pretokenized.find_folders(profile.data, profile.directory, learning=trains_tokenizer):
         assert given
-        whole = {f"{part}.{path.name}": path for part, folder in already.items() for path in sorted(folder.iterdir())}
-        digests = cache.digests(whole, lambda _: None)
-        return {**_as_it_is(profile, given, already), **told, "files": described(whole, digests)}
-    sources = sources_of(profile, home, progress)
-    of_rows = files_of(sources)
-    files = {**of_rows, **pieces}
+        files = {f"{part}.{path.name}": path for part, folder in folders.items() for path in sorted(folder.iterdir())}
+        digests = cache.file_digests(files, lambda _: None)
+        return {**_use_tokenised(profile, given, folders), **model, "files": describe_files(files, digests)}
+    sources = locate_sources(profile, home, progress)
+    files = {**list_source_files(sources), **tokenizer_files}
     total = sum(path.stat().st_size for path in files.values())
-    digests = cache.digests(files, lambda done: progress("reading", done, total))
-    expansion = expand(profile, home, sources, digests, progress) if profile.data.expand else None
-    of_rows = files_of(sources)
+    digests = cache.file_digests(files, lambda done: progress("reading", done, total))
+    expansion = expand_sources(profile, home, sources, digests, progress) if profile.data.expand else None
     settings = row_settings(profile, sources)
-    rows_name = "data-" + cache.name({role: digests[role] for role in of_rows}, settings)
-    data = profile.data
-    tokenizer_folder = given or profile_tokenizer.folder_of(profile, digests, settings, home)
-    learnt = {"tokenizer": tokenizer_folder.name} if own else {}
-    name = cache.name(
+    folder = given or profile_tokenizer.folder_of(profile, digests, settings, home)
+    name = cache.entry_name(
         digests,
-        {**settings, "max_length": data.max_length, "sequences": _sequences(profile), **_how(profile), **learnt},
+        {
+            **settings,
+            "max_length": profile.data.max_length,
+            "sequences": sequence_kind(profile),
+            **token_settings(profile),
+            **({"tokenizer": folder.name} if trains_tokenizer else {}),
+        },
     )
-    made = home.cache / name / "prepared.json"
-
-    def is_made() -> bool:
-        return made.is_file() and tokenizer_folder.is_dir()
-
-    if not is_made():
-        with cache.workshop(home, name) as work:
-            if not is_made():  # another process may have made it while this one waited
-                rows = _rows(profile, home, sources, rows_name, work, progress)
-                if not tokenizer_folder.is_dir():
-                    with refusing("The tokenizer cannot be trained"):
-                        profile_tokenizer.make(profile, rows.parts["train"], tokenizer_folder, home, progress)
-                with cache.entry(home, name) as folder:
-                    content = _make(profile, tokenizer_folder, rows, folder, work, progress)
-                    (folder / "prepared.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    if own:
-        told |= {"tokenizer": str(tokenizer_folder), "vocabulary": profile_tokenizer.told(tokenizer_folder)}
-    content = json.loads(made.read_text(encoding="utf-8"))
-    for part in _WHERE:
-        content[part] = str(made.parent / content[part]) if content[part] else None
-    told["files"] = described(files_of(sources), digests)
-    return {**content, "hash": name, **told, "expanded": expansion}
+    _make_entry(profile, home, name, sources, digests, folder, progress)
+    if trains_tokenizer:
+        model |= {"tokenizer": str(folder), "vocabulary": profile_tokenizer.read_record(folder)}
+    entry = home.cache / name
+    content = json.loads((entry / "prepared.json").read_text(encoding="utf-8"))
+    for key in _PATHS:
+        content[key] = str(entry / content[key]) if content[key] else None
+    files_of_rows = describe_files(list_source_files(sources), digests)
+    return {**content, "hash": name, **model, "files": files_of_rows, "expanded": expansion}
 
 
-def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
-    """`prepared.json` of data that is tokens already. Nothing is known of its chats: the lock holds no golden ones."""
+def _make_entry(
+    profile: Profile,
+    home: Home,
+    name: str,
+    sources: SourceFiles,
+    digests: dict[str, str],
+    tokenizer_folder: Path,
+    progress: Progress,
+) -> None:
+    """Create the cache entry `name`, and the tokenizer if the profile trains one, unless both exist already."""
+
+    def exists() -> bool:
+        return (home.cache / name / "prepared.json").is_file() and tokenizer_folder.is_dir()
+
+    if exists():
+        return
+    with cache.work_folder(home, name) as work:
+        if exists():  # another process has created it while this one waited
+            return
+        rows = _stage_rows(profile, home, sources, digests, work, progress)
+        if not tokenizer_folder.is_dir():
+            with problems_for_mistakes("The tokenizer cannot be trained"):
+                profile_tokenizer.make(profile, rows.parts["train"], tokenizer_folder, home, progress)
+        with cache.new_entry(home, name) as entry:
+            content = write_entry(profile, tokenizer_folder, rows, entry, work, progress)
+            (entry / "prepared.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def _use_tokenised(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
+    """The content of `prepared.json` for data that is tokenised already. Its conversations are unknown, so the lock has
+    no golden ones."""
     data = profile.data
     tokenizer = load_tokenizer(tokenizer_folder, data.template, profile.directory, profile.model.trust_remote_code)
-    counts = {part: pretokenized.count(folder, profile.method, data.max_length) for part, folder in folders.items()}
+    counts = {
+        part: pretokenized.count_tokens(folder, profile.method, data.max_length) for part, folder in folders.items()
+    }
     states = {part: folder / "state.json" for part, folder in folders.items()}
     return {
-        **dict.fromkeys(_WHERE),
+        **dict.fromkeys(_PATHS),
         **{part: str(folder) for part, folder in folders.items()},
         "rows": counts["train"].rows,
         "tokens": counts["train"].tokens,
@@ -111,20 +127,20 @@ def _as_it_is(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]
         "expanded": None,
         "stages": [],
         "template": None if data.template == "auto" else tokenizer.chat_template,
-        "lock": lock(tokenizer, tokenizer_folder, []),
-        "stats": pretokenized.summaries(counts),
-        "hash": cache.key(states, {"max_length": data.max_length}, lambda _: None),
+        "lock": make_lock(tokenizer, tokenizer_folder, []),
+        "stats": pretokenized.summarize(counts),
+        "hash": cache.entry_key(states, {"max_length": data.max_length}, lambda _: None),
     }
 
 
-def sources_of(profile: Profile, home: Home, progress: Progress) -> Located:
-    """The files that each part is read from. Raises ProblemError."""
-    found: Located = {part: [] for part in PARTS}
+def locate_sources(profile: Profile, home: Home, progress: Progress) -> SourceFiles:
+    """The sources of each part with their files. Raises ProblemError."""
+    found: SourceFiles = {part: [] for part in PARTS}
     for part in PARTS:
         for index, source in enumerate(getattr(profile.data, part)):
             try:
-                options = source_files.resolved(source, profile.data, profile.directory)
-                found[part].append((options, source_files.paths(options, profile.directory, home, progress)))
+                options = source_files.resolve_source(source, profile.data, profile.directory)
+                found[part].append((options, source_files.list_paths(options, profile.directory, home, progress)))
             except (ValueError, OSError) as error:
                 raise ProblemError(
                     Problem(
@@ -136,8 +152,8 @@ def sources_of(profile: Profile, home: Home, progress: Progress) -> Located:
     return found
 
 
-def files_of(sources: Located) -> dict[str, Path]:
-    """Role -> file."""
+def list_source_files(sources: SourceFiles) -> dict[str, Path]:
+    """Role -> file, for all source files."""
     return {
         f"{part}.{index}.{number}": path
         for part, listed in sources.items()
@@ -146,8 +162,8 @@ def files_of(sources: Located) -> dict[str, Path]:
     }
 
 
-def described(files: dict[str, Path], digests: dict[str, str]) -> list[dict[str, Any]]:
-    """Every source file as another machine finds it again: its part of the data, name, bytes and SHA-256."""
+def describe_files(files: dict[str, Path], digests: dict[str, str]) -> list[dict[str, Any]]:
+    """Part, name, size and SHA-256 of every file, so that another machine can find them again."""
     return [
         {"part": role.partition(".")[0], "name": path.name, "bytes": path.stat().st_size, "sha256": digests[role]}
         for role, path in files.items()
@@ -155,38 +171,39 @@ def described(files: dict[str, Path], digests: dict[str, str]) -> list[dict[str,
 
 
 def is_expanded(profile: Profile, home: Home, progress: Progress) -> bool:
-    """Whether all the rows that the profile asks a service for are in the cache: then preparing asks it nothing. Raises ProblemError."""
+    """Whether the cache has all rows that the profile wants from a service, so that preparing sends no request. Raises
+    ProblemError."""
     from engine.prep.expand.stage import is_made
 
     options = profile.data.expand
     if options is None:
         return True
-    sources = sources_of(profile, home, progress)
-    seeds = cache.digests(
-        {role: path for role, path in files_of(sources).items() if role.startswith("train.")}, lambda _: None
+    sources = locate_sources(profile, home, progress)
+    seeds = cache.file_digests(
+        {role: path for role, path in list_source_files(sources).items() if role.startswith("train.")}, lambda _: None
     )
     return is_made(options, sources["train"], seeds, home)
 
 
-def expand(
-    profile: Profile, home: Home, sources: Located, digests: dict[str, str], progress: Progress
+def expand_sources(
+    profile: Profile, home: Home, sources: SourceFiles, digests: dict[str, str], progress: Progress
 ) -> dict[str, Any]:
-    """Add the rows that a service makes of the training sources to these, and their files to `digests`. Returns what is told of them."""
-    from engine.prep.expand.stage import expanded
+    """Expand the training sources: adds the new rows to `sources` and their files to `digests`. Returns the report."""
+    from engine.prep.expand.stage import expand_training
 
     options = profile.data.expand
     assert options is not None
     seeds = {role: digest for role, digest in digests.items() if role.startswith("train.")}
-    with refusing("The training rows cannot be expanded"):
-        made = expanded(options, sources["train"], seeds, home, progress)
+    with problems_for_mistakes("The training rows cannot be expanded"):
+        made = expand_training(options, sources["train"], seeds, home, progress)
     sources["train"] = [*sources["train"], *made.sources]
-    further = {role: path for role, path in files_of(sources).items() if role not in digests}
-    digests |= cache.digests(further, lambda _: None)
+    further = {role: path for role, path in list_source_files(sources).items() if role not in digests}
+    digests |= cache.file_digests(further, lambda _: None)
     return made.report
 
 
-def row_settings(profile: Profile, sources: Located) -> dict[str, Any]:
-    """All that the rows depend on beside the bytes of their files, wherever those lie."""
+def row_settings(profile: Profile, sources: SourceFiles) -> dict[str, Any]:
+    """Everything that the rows depend on besides the bytes of their files. Paths do not matter."""
     listed = {
         part: [{"files": len(paths), **options.model_dump(exclude={"source"})} for options, paths in found]
         for part, found in sources.items()
@@ -196,173 +213,46 @@ def row_settings(profile: Profile, sources: Located) -> dict[str, Any]:
     return {"data": data, "sources": listed, "kinds": kinds, "seed": profile.training.seed}
 
 
-def _how(profile: Profile) -> dict[str, Any]:
-    """What the method asks of the tokens."""
-    method = profile.method
-    return {
-        "wanted": method.rows,  # type: ignore[attr-defined]
-        "loss_on": str(getattr(method, "loss_on", "assistant")),
-        "max_prompt": getattr(method, "max_prompt", None),
-        **_sampling(method),
-    }
+# ── the rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _sampling(method: Any) -> dict[str, Any]:
-    """What a method that samples replies asks besides: `room` for them behind a prompt, and the task of which the rows' own are answers."""
-    return {"room": method.max_new_tokens, "task": method.reward.task} if method.rows == "prompts" else {}
-
-
-def _sequences(profile: Profile) -> str:
-    """What a training sequence holds: `rows` one each, `packed` several whole ones, `blocks` whatever fills it."""
-    chosen = "packed" if profile.data.packing else "rows"
-    return str(getattr(profile.method, "sequences", chosen))
-
-
-# ── a miss ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _rows(profile: Profile, home: Home, sources: Located, name: str, work: Path, progress: Progress) -> Rows:
-    """The rows after all stages: in the cache when the profile asks for any, else beside the work that they are for."""
-    if not any(getattr(profile.data, key) for key in ASKED):
-        return staged(profile, sources, work / "rows", progress)
+def _stage_rows(
+    profile: Profile, home: Home, sources: SourceFiles, digests: dict[str, str], work: Path, progress: Progress
+) -> StageRows:
+    """The rows after all stages: in the cache if the profile enables optional stages, else in `work`."""
+    if not any(getattr(profile.data, key) for key in OPTIONAL_STAGES):
+        return run_stages(profile, sources, work / "rows", progress)
+    name = rows_entry(profile, sources, digests)
     kept = home.cache / name
     if not (kept / "rows.json").is_file():
-        with cache.workshop(home, name) as shop:
+        with cache.work_folder(home, name) as folder:
             if not (kept / "rows.json").is_file():
-                rows = staged(profile, sources, shop / "rows", progress)
-                with cache.entry(home, name) as folder:
-                    rows.keep(folder)
-    return Rows.load(kept)
+                rows = run_stages(profile, sources, folder / "rows", progress)
+                with cache.new_entry(home, name) as entry:
+                    rows.save(entry)
+    return StageRows.load(kept)
 
 
-def staged(profile: Profile, sources: Located, folder: Path, progress: Progress, begun: Rows | None = None) -> Rows:
-    """All stages that the profile asks for but those that `begun` has behind it. Raises ProblemError."""
+def rows_entry(profile: Profile, sources: SourceFiles, digests: dict[str, str]) -> str:
+    """The name of the cache entry for the rows after all stages."""
+    of_rows = {role: digests[role] for role in list_source_files(sources)}
+    return "data-" + cache.entry_name(of_rows, row_settings(profile, sources))
+
+
+def run_stages(
+    profile: Profile, sources: SourceFiles, folder: Path, progress: Progress, begun: StageRows | None = None
+) -> StageRows:
+    """Run the stages that the profile enables, except those that `begun` has completed. Raises ProblemError."""
     data = profile.data
     context = Context(folder, data.processes or default_processes(), progress)
-    with refusing("The data cannot be prepared"):
-        return pipeline.run(
+    with problems_for_mistakes("The data cannot be prepared"):
+        return pipeline.run_stages(
             data,
             sources,
             profile.training.seed,
             context,
             lambda part, counts: check_rejects(
-                bad(profile, counts), counts["in"], counts["first"], data.max_rejected, f"data.{part}"
+                count_bad(profile, counts), counts["in"], counts["first"], data.max_rejected, f"data.{part}"
             ),
             begun,
         )
-
-
-def _make(
-    profile: Profile, tokenizer_folder: Path, rows: Rows, folder: Path, work: Path, progress: Progress
-) -> dict[str, Any]:
-    """Fill a cache entry. Returns `prepared.json`'s content with paths relative to the entry."""
-    data, how = profile.data, _how(profile)
-    tokenizer = load_tokenizer(tokenizer_folder, data.template, profile.directory, profile.model.trust_remote_code)
-    with (folder / "rejects.jsonl").open("wb") as file:
-        for path in rows.rejects:
-            with path.open("rb") as rejected:
-                shutil.copyfileobj(rejected, file, 2**20)
-    total = sum(path.stat().st_size for part, path in rows.parts.items() if part != "test")
-    counts = {part: Counts() for part in ("train", "validation")}
-    golden: list[list[dict[str, Any]]] = []
-    refused, done = 0, 0
-    with (folder / "rejects.jsonl").open("a", encoding="utf-8") as file:
-        for part in counts:
-            if part not in rows.parts:
-                continue
-            rejects = Rejects(file.write)
-            with refusing("The base's tokenizer cannot be used"):
-                made = tokenize_rows(
-                    [rows.parts[part]],
-                    folder / part,
-                    tokenizer,
-                    how["loss_on"],
-                    WHOLE if _sequences(profile) == "blocks" else data.max_length - how.get("room", 0),
-                    rejects,
-                    work / part,
-                    data.processes or default_processes(),
-                    lambda at, _, before=done: progress("tokenising", before + at, total),  # type: ignore[misc]
-                    rows.files,
-                    kept=folder / "validation.jsonl" if part == "validation" else None,
-                    wanted=how["wanted"],
-                    max_prompt=how["max_prompt"],
-                    task=how.get("task"),
-                )
-            counts[part], golden = made.counts, golden or made.golden
-            check_kind(made.counts, profile.method, f"data.{part}")
-            done += rows.parts[part].stat().st_size
-            refused += rejects.count
-            checked = rows.validated(part)
-            check_rejects(
-                bad(profile, checked) + rejects.count,
-                checked["in"],
-                (checked["first"] + rejects.first)[:3],
-                data.max_rejected,
-                f"data.{part}",
-            )
-            if part == "train":
-                check_trained(made.counts, data.max_length, tokenizer, profile.method, rows)
-            elif not made.counts.rows:
-                raise ProblemError(
-                    Problem(
-                        code="data.split.empty",
-                        title="The validation set is empty",
-                        hint="raise data.split.validation"
-                        if data.split
-                        else "leave data.validation out, or mend its files",
-                    )
-                )
-    if "test" in rows.parts:
-        with (folder / "test.jsonl").open("wb") as kept:
-            kept.writelines(row.raw + b"\n" for row in row_files.in_file(rows.parts["test"]))
-    stats = {part: each.summary() for part, each in counts.items()}
-    _join(profile, folder, stats, progress)
-    return {
-        "train": "train",
-        "validation": "validation" if "validation" in rows.parts else None,
-        "validation_rows": "validation.jsonl" if "validation" in rows.parts else None,
-        "test_rows": "test.jsonl" if "test" in rows.parts else None,
-        "rejects": "rejects.jsonl",
-        "rows": counts["train"].rows,
-        "tokens": counts["train"].tokens,
-        "trained_tokens": stats["train"]["trained_tokens"],
-        "rejected": refused + sum(stage["rejected"] for stage in rows.stages if stage["name"] == "validate"),
-        "stages": rows.stages,
-        "template": None if data.template == "auto" else tokenizer.chat_template,
-        "lock": lock(tokenizer, tokenizer_folder, golden),
-        "stats": stats,
-    }
-
-
-def _join(profile: Profile, folder: Path, stats: dict[str, dict[str, int]], progress: Progress) -> None:
-    """Put rows together as the profile says: packed for training, in blocks for training and evaluation alike."""
-    sequences, capacity = _sequences(profile), profile.data.max_length
-    for part in ("train", "validation") if sequences == "blocks" else ("train",):
-        if sequences == "rows" or not (folder / part).is_dir():
-            continue
-        (folder / part).rename(folder / "plain")
-        if sequences == "packed":
-            tell = partial(progress, "packing")
-            stats[part]["sequences"] = token_store.write_packed(folder / "plain", folder / part, capacity, tell)
-        else:
-            blocks = token_store.write_blocks(folder / "plain", folder / part, capacity, partial(progress, "joining"))
-            # A document that goes on in another block begins anew there: nothing predicts its first token.
-            stats[part] |= {"sequences": blocks.rows, "trained_tokens": blocks.trained_tokens}
-        shutil.rmtree(folder / "plain")
-
-
-def lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dict[str, Any]:
-    """What chat must share with training: the template's hash, the tokens that end a reply, some conversations' token ids."""
-    generation = folder / "generation_config.json"
-    configured = (
-        json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
-    )
-    stops = {
-        *(configured if isinstance(configured, list) else [configured]),
-        *find_turn_ends(tokenizer),
-    }
-    return {
-        "template_sha256": hash_template(tokenizer),
-        "eos_token_ids": sorted(stops - {None}),
-        "golden": [{"messages": chat, "ids": render(tokenizer, chat, reply_follows=False)} for chat in chats],
-    }

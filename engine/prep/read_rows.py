@@ -1,75 +1,44 @@
-"""Sources to canonical rows: shape found, bad rows named and counted, limits and weights applied. A stream."""
+"""Reads sources as a stream of canonical rows: detects formats, records bad rows, applies limits and weights."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 from engine.options.data import SourceOptions
 from engine.prep import column_mapping, detect_format, readers
 from engine.prep.column_mapping import Converter
-from engine.prep.formats.canonical import Canonical
-from engine.prep.sources import HUB, fetch, files, hub_source
+from engine.prep.rows import Rejects, Row
+from engine.prep.sources import HUB, fetch, list_files, parse_hub_source
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
 _LOOKED_AT = 100
-"""Rows by which a shape is detected and column names are checked."""
-
-
-class Row(NamedTuple):
-    """A good row and its place. Rows that one row of the file expands into share it."""
-
-    file: str
-    line: int
-    offset: int
-    content: Canonical
-
-
-@dataclass
-class Rejects:
-    """Bad rows: counted, and written down as JSON lines of `file line offset reason`."""
-
-    write: Callable[[str], object]
-    read: int = 0
-    """Records seen, good and bad."""
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-    """The first few, for a message: `file:line: reason`."""
-
-    def add(self, file: str, line: int, offset: int, reason: str) -> None:
-        self.count += 1
-        if len(self.first) < 3:
-            self.first.append(f"{Path(file).name}:{line}: {reason}")
-        self.write(
-            json.dumps({"file": file, "line": line, "offset": offset, "reason": reason}, ensure_ascii=False) + "\n"
-        )
+"""Rows that are inspected to detect a format and to check column names."""
 
 
 def locate(source: SourceOptions, directory: Path, home: Home | None = None) -> list[Path]:
     """The files that a source names, in the order in which they are read.
 
-    A hub source is fetched into the home; without one it raises ValueError, as for what is nowhere or cannot be read here.
+    A hub source is fetched into the home. Raises ValueError for a hub source without a home, and for a source that is
+    missing or cannot be read.
     """
     if not source.source.startswith(HUB):
-        return files(source.source, directory)
-    hub = hub_source(source.source)
+        return list_files(source.source, directory)
+    hub = parse_hub_source(source.source)
     if home is None:
-        raise ValueError(f"{source.source} lies on the hub: it is fetched when the data is prepared")
+        raise ValueError(f"{source.source} is on the hub: it is fetched when the data is prepared")
     return [fetch(hub, home, lambda *_: None)]
 
 
-def shape_of(source: SourceOptions, path: Path) -> str:
-    """The source's `format`, or what the file's first good rows look like under the source's column names.
+def find_format(source: SourceOptions, path: Path) -> str:
+    """The source's `format`, or for `auto` the format of the file's first good rows after its columns are renamed.
 
-    A file without any good row has no shape, and any will do. Raises ValueError: no known shape, or a column named in `columns` or
-    `prompt` that no row has.
+    For a file without good rows any format will do: it is `text`. Raises ValueError for rows without a known format,
+    and for a column in `columns` or `prompt` that no row has.
     """
     if source.format != "auto" and not (source.columns or source.prompt):
         return source.format
@@ -78,18 +47,19 @@ def shape_of(source: SourceOptions, path: Path) -> str:
     if not looked_at:
         return "text" if source.format == "auto" else source.format
     try:
-        column_mapping.check(source, {str(column) for row in looked_at for column in row})
+        column_mapping.check_columns(source, {str(column) for row in looked_at for column in row})
         if source.format != "auto":
             return source.format
-        return detect_format.detect([column_mapping.renamed(row, source.columns)[0] for row in looked_at])
+        return detect_format.detect([column_mapping.rename_columns(row, source.columns)[0] for row in looked_at])
     except ValueError as error:
         raise ValueError(f"{source.source}: {error}")
 
 
-def converter(source: SourceOptions, shape: str) -> Converter:
-    """What makes canonical rows of a source's rows, which have this shape. Raises ValueError for what cannot go together."""
+def make_converter(source: SourceOptions, row_format: str) -> Converter:
+    """A function that converts a source's rows, which have this format. Raises ValueError if the format does not allow
+    the source's options."""
     try:
-        return column_mapping.converter(source, shape)
+        return column_mapping.make_converter(source, row_format)
     except ValueError as error:
         raise ValueError(f"{source.source}: {error}")
 
@@ -102,9 +72,9 @@ def read(
     progress: Callable[[int], object],
     home: Home | None = None,
 ) -> Iterator[Row]:
-    """The good rows of all sources, in order, each as often as its weight says.
+    """The good rows of all sources, in order, each repeated according to its source's weight.
 
-    `progress` is told the bytes behind each record. Raises ProblemError for a file that cannot be read at all.
+    `progress` gets the bytes read so far. Raises ProblemError for a file that cannot be read at all.
     """
     done = 0
     for index, source in enumerate(sources):
@@ -126,7 +96,7 @@ def _read_source(
     done: int,
     progress: Callable[[int], object],
 ) -> Iterator[Row]:
-    """`max_rows` counts good rows of the files; a weight decides for each canonical row by itself."""
+    """`max_rows` counts good source rows; the weight applies to each canonical row separately."""
     good = 0
     for path in paths:
         size = path.stat().st_size
@@ -136,7 +106,7 @@ def _read_source(
             if record.value is None:
                 rejects.add(*record[:3], record.reason)
                 continue
-            convert = convert or converter(source, shape_of(source, path))
+            convert = convert or make_converter(source, find_format(source, path))
             try:
                 contents = convert(record.value)
             except ValueError as error:

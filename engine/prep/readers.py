@@ -1,7 +1,7 @@
-"""Files to records, one at a time, each with its place. No file is ever in memory as a whole.
+"""Reads data files record by record, each with its place; no file is loaded into memory as a whole.
 
-A record that cannot be read comes out with a reason instead of a value; a file that cannot be read raises ValueError. The kinds
-lie in `engine/prep/files/`, one file each; every kind may be packed (.gz, .zst).
+A record that cannot be read has a reason instead of a value; a file that cannot be read raises ValueError. Each kind of
+file has a module in `engine/prep/files/`, and may be compressed (.gz, .zst).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UT
 
 
 def check_suffix(path: Path) -> str:
-    """What the file's name says it is, packing included: `.jsonl`, `.csv.gz` … Raises ValueError naming what can be read."""
+    """The kind of a file by its name, compression included: `.jsonl`, `.csv.gz` … Raises ValueError, listing the known
+    kinds."""
     packing = path.suffix.lower() if path.suffix.lower() in PACKINGS else ""
     kind = (Path(path.stem) if packing else path).suffix.lower()
     if kind not in KINDS:
@@ -37,14 +38,14 @@ def check_suffix(path: Path) -> str:
 
 
 def read(path: Path, progress: Callable[[int], object] = lambda _: None) -> Iterator[Record]:
-    """The records of a file, by its suffix. `progress` is told the bytes of the file as it lies on the disk that were taken so far.
+    """The records of a file, by its suffix. `progress` gets the bytes of the file on disk that were read so far.
 
-    Raises ValueError for a name or content that cannot be read, OSError when the file cannot be opened.
+    Raises ValueError for a name or content that cannot be read, OSError if the file cannot be opened.
     """
     suffix = check_suffix(path)
     if not path.is_file():
-        # A named pipe or a device would be waited for, perhaps for ever.
-        raise ValueError(f"{path} is no file" if path.exists() else f"there is no file {path}")
+        # Reading a named pipe or a device could block for ever.
+        raise ValueError(f"{path} is not a file" if path.exists() else f"there is no file {path}")
     return _read(path, suffix, progress)
 
 
@@ -54,15 +55,15 @@ def _read(path: Path, suffix: str, progress: Callable[[int], object]) -> Iterato
     with ExitStack() as stack:
         raw = stack.enter_context(path.open("rb", buffering=_BUFFER))
         size = path.stat().st_size
-        damaged: tuple[type[Exception], ...] = (ValueError, *_faults(packing))
+        damaged: tuple[type[Exception], ...] = (ValueError, *_read_errors(packing))
         try:
             stream: BinaryIO = raw
             if packing:
                 stream = stack.enter_context(_load(PACKINGS[packing])(raw))
                 if kind in SEEKING:
-                    from engine.prep.files.packed import unpack
+                    from engine.prep.files.packed import unpack_to_file
 
-                    stream = stack.enter_context(unpack(stream, size))
+                    stream = stack.enter_context(unpack_to_file(stream, size))
             if kind not in SEEKING:
                 _check_encoding(stream)
             taken = 0
@@ -85,8 +86,8 @@ def _check_encoding(stream: BinaryIO) -> None:
                 raise ValueError(f"it is written in {encoding}; save it as UTF-8")
 
 
-def _faults(packing: str) -> tuple[type[Exception], ...]:
-    """What reading raises for a damaged file."""
+def _read_errors(packing: str) -> tuple[type[Exception], ...]:
+    """The exceptions that reading a damaged file raises."""
     if not packing:
         return (MemoryError,)
     from engine.prep.files.packed import FAULTS

@@ -1,4 +1,4 @@
-"""Where the rows of files lie, so that any of them can be read when it is asked for."""
+"""An index of where the rows of files lie, so that any row can be read on demand."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from typing import Any
 from engine.options.data import SourceOptions
 from engine.prep import column_mapping, read_rows, readers
 from engine.prep.column_mapping import Converter
-from engine.prep.files.copies import copy, origins, rejects
+from engine.prep.files.copies import copy_rows, read_origins, read_rejects
 from engine.prep.files.record import Record
 from engine.prep.formats.canonical import Canonical
-from engine.prep.read_rows import Row
+from engine.prep.rows import Row
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
 _PROBLEMS = 10_000
-"""Bad rows that can be looked at; all are counted."""
+"""Bad rows that are kept for display; all are counted."""
 _COLUMNS = 50
-"""Columns told by name."""
+"""Columns listed by name."""
 
 
 @dataclass
-class Indexed:
-    """A file of a source: where its good rows lie. Lines, offsets and ends are parallel: 24 bytes a row.
+class IndexedFile:
+    """A file of a source and the places of its good rows, in three parallel arrays: 24 bytes per row.
 
-    A row that expands into several stands there as often. Offsets and ends are of `stored`: the file itself if it is a .jsonl, else
-    a copy of its rows; lines are always the file's own.
+    A row that expands into several has an entry for each. Offsets and ends refer to `stored`, which is the file itself
+    if it is a .jsonl, else a copy of its rows as JSONL; lines always refer to the file.
     """
 
     options: SourceOptions
     path: Path
     stored: Path
-    shape: str
+    format: str
     convert: Converter
     lines: array[int] = field(default_factory=lambda: array("Q"))
     offsets: array[int] = field(default_factory=lambda: array("Q"))
@@ -47,7 +47,7 @@ class Indexed:
         return len(self.lines)
 
     def place(self, _index: int) -> str:
-        """Where a row comes from, in lower case."""
+        """The row's source and file, in lower case."""
         return f"{self.options.source} {self.path}".lower()
 
     def raw(self, index: int) -> bytes:
@@ -56,14 +56,14 @@ class Indexed:
             return file.read(self.ends[index] - self.offsets[index]).strip().removeprefix(b"\xef\xbb\xbf")
 
     def raws(self) -> Iterator[bytes]:
-        """All rows as they stand, the file opened once."""
+        """All rows as bytes; opens the file once."""
         with self.stored.open("rb") as file:
             for offset, end in zip(self.offsets, self.ends, strict=True):
                 file.seek(offset)
                 yield file.read(end - offset)
 
     def row(self, index: int, raw: bytes | None = None) -> Row:
-        """Raises ValueError when the file has changed since it was indexed."""
+        """The row in canonical form. Raises ValueError if the file has changed since it was indexed."""
         value, reason = readers.decode(self.raw(index) if raw is None else raw.strip().removeprefix(b"\xef\xbb\xbf"))
         try:
             if value is None:
@@ -81,22 +81,22 @@ class Indexed:
 
 
 @dataclass
-class Problematic:
-    """A bad row's place in its file, and in the JSON lines where it can be read again."""
+class BadRow:
+    """The place of a bad row in its file, and in the JSONL file from which it can be read again."""
 
     path: Path
     stored: Path
     line: int
     offset: int
     end: int | None
-    """None for the end of the line."""
+    """None if the row ends with its line."""
     reason: str
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {"file": str(self.path), "line": self.line, "reason": self.reason}
 
     def raw(self) -> str:
-        """At most its first 64 KiB; nothing for a row that only its file's own format can show."""
+        """At most the row's first 64 KiB; empty if the file is not JSONL."""
         if self.stored != self.path:
             return ""
         with self.stored.open("rb") as file:
@@ -106,27 +106,28 @@ class Problematic:
 
 
 class Indexer:
-    """Goes through files once. Gathers the bad rows, and the names of columns."""
+    """Indexes files in one pass; collects the bad rows and the names of columns."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self.problems: list[Problematic] = []
+        self.problems: list[BadRow] = []
         self.columns: list[str] = []
 
     def forget(self, paths: list[Path]) -> None:
-        """Have no bad rows of these files: they are about to be read again."""
+        """Drop the bad rows of these files, which are about to be indexed again."""
         self.problems[:] = [problem for problem in self.problems if problem.path not in paths]
 
     def index(
         self, source: SourceOptions, path: Path, limit: int | None, progress: Callable[[int], object]
-    ) -> tuple[Indexed, int]:
-        """The file's places, up to `limit` good rows, and how many there were before any expanded. Raises ProblemError."""
+    ) -> tuple[IndexedFile, int]:
+        """The index of a file, up to `limit` good rows, and the number of its good rows before expansion. Raises
+        ProblemError."""
         good = 0
         try:
             stored, records = self._records(path, progress)
-            shape = read_rows.shape_of(source, stored) if stored.stat().st_size else source.format
-            convert = column_mapping.converter(source, shape) if shape != "auto" else _no_rows
-            indexed = Indexed(source, path, stored, shape, convert)
+            row_format = read_rows.find_format(source, stored) if stored.stat().st_size else source.format
+            convert = column_mapping.make_converter(source, row_format) if row_format != "auto" else _no_rows
+            indexed = IndexedFile(source, path, stored, row_format, convert)
             for record in records:
                 contents = self._contents(indexed, record)
                 for _ in contents:
@@ -143,17 +144,19 @@ class Indexer:
         return indexed, good
 
     def _records(self, path: Path, progress: Callable[[int], object]) -> tuple[Path, Iterator[Record]]:
-        """The JSON lines that hold a file's rows, and its records: line numbers the file's own, offsets those of the JSON lines."""
+        """The JSONL file with the file's rows, and its records: their lines refer to the file, their offsets to the
+        JSONL file."""
         if path.suffix.lower() == ".jsonl":
             return path, readers.read(path, progress)
-        copied = copy(path, self._home, progress)
+        copied = copy_rows(path, self._home, progress)
         placed = (
-            record._replace(line=line) for record, line in zip(readers.read(copied.rows), origins(copied), strict=True)
+            record._replace(line=line)
+            for record, line in zip(readers.read(copied.rows), read_origins(copied), strict=True)
         )
-        return copied.rows, itertools.chain(rejects(copied, path), placed)
+        return copied.rows, itertools.chain(read_rejects(copied, path), placed)
 
-    def _contents(self, indexed: Indexed, record: Record) -> list[Canonical]:
-        """The canonical rows of a record; none when it is bad, which is then counted."""
+    def _contents(self, indexed: IndexedFile, record: Record) -> list[Canonical]:
+        """The canonical rows of a record; none if it is bad, and then it is counted."""
         reason = record.reason
         if record.value is not None:
             self.columns += [column for column in record.value if column not in self.columns][
@@ -166,9 +169,9 @@ class Indexer:
         indexed.rejected += 1
         if len(self.problems) < _PROBLEMS:
             place = (record.line, record.offset, record.end)
-            self.problems.append(Problematic(indexed.path, indexed.stored, *place, reason))
+            self.problems.append(BadRow(indexed.path, indexed.stored, *place, reason))
         return []
 
 
 def _no_rows(row: dict[str, Any]) -> list[Canonical]:
-    raise ValueError("it held no rows")
+    raise ValueError("the file had no rows when it was opened")

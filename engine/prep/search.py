@@ -1,10 +1,10 @@
-"""Finding rows: a line of words and conditions, and the rows that fit all of them.
+"""Searching rows: a query line of words and conditions, and the rows that match all of them.
 
-marie curie            rows that hold both words, in any case
-"marie curie"          rows that hold the phrase
-source:wiki            of a source or file with this in its name
-category=news          whose column has this value
-chars>2000 tokens<20   longer or shorter than that; tokens as the base's template and tokenizer make them
+marie curie            rows that contain both words, in any case
+"marie curie"          rows that contain the phrase
+source:wiki            rows of a source or file with this in its name
+category=news          rows whose column has this value
+chars>2000 tokens<20   rows longer or shorter than that; tokens as the base's template and tokenizer make them
 is:undecided           expanded rows that are undecided, accepted or dropped
 """
 
@@ -14,40 +14,48 @@ import operator
 import re
 import shlex
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from engine.prep.expand.decisions import WORDS
-from engine.prep.formats.canonical import Canonical
+from engine.prep.formats.canonical import Canonical, all_text
 
-if TYPE_CHECKING:
-    from engine.prep.browse import Browser
-
-_MEASURED = re.compile(r"(chars|tokens)([<>])(\d+)")
+_MEASURE = re.compile(r"(chars|tokens)([<>])(\d+)")
 _COMPARE: dict[str, Callable[[int, int], bool]] = {"<": operator.lt, ">": operator.gt}
 
 EXPANDED = "expanded"
-"""The part that holds all rows which an expansion has made, dropped ones too."""
+"""The part that holds every row that an expansion has made, dropped ones too."""
 
 Progress = Callable[[int, int], object]
-"""Told (rows done, rows in all)."""
+"""Called with (rows done, rows in all)."""
+
+
+class Searchable(Protocol):
+    """What a search needs of a browser."""
+
+    columns: list[str]
+
+    def total(self, part: str) -> int: ...
+    def scan(self, part: str) -> Iterator[tuple[str, bytes, Callable[[], Canonical]]]: ...
+    def decision(self, at: int) -> str: ...
+    def length(self, content: Canonical) -> int: ...
 
 
 class Measure(NamedTuple):
-    """`of` is `chars` or `tokens`, `sign` is < or >."""
+    """A condition on length: `of` is `chars` or `tokens`, `sign` is < or >."""
 
     of: str
     sign: str
     limit: int
 
-    def fits(self, size: int) -> bool:
+    def matches(self, size: int) -> bool:
         return _COMPARE[self.sign](size, self.limit)
 
 
 @dataclass(frozen=True)
 class Query:
-    """All of these must hold."""
+    """A row matches if it meets all of these conditions."""
 
     words: tuple[str, ...] = ()
     """In lower case."""
@@ -55,7 +63,7 @@ class Query:
     columns: tuple[tuple[str, str], ...] = ()
     measures: tuple[Measure, ...] = ()
     decisions: tuple[str, ...] = ()
-    """Of which a row has one."""
+    """The row's decision must be one of these."""
 
     @property
     def empty(self) -> bool:
@@ -63,36 +71,38 @@ class Query:
 
 
 def parse(line: str) -> Query:
-    """Raises ValueError for a quote that is not closed, and for a decision that there is not."""
+    """The query that a line means. Raises ValueError for a quote that is not closed and for an unknown decision."""
     try:
         parts = shlex.split(line)
     except ValueError:
         raise ValueError(f'a quote is not closed in: {line} (write " as \\")')
-    words, sources, columns, measures, decided = [], [], [], [], []
+    words, sources, columns, measures, decisions = [], [], [], [], []
     for part in parts:
         name, equals, value = part.partition("=")
-        if found := _MEASURED.fullmatch(part):
+        if found := _MEASURE.fullmatch(part):
             measures.append(Measure(found[1], found[2], int(found[3])))
         elif part.startswith("source:"):
             sources.append(part.removeprefix("source:").lower())
         elif part.startswith("is:"):
-            decided.append(_decision(part.removeprefix("is:")))
+            decisions.append(_check_decision(part.removeprefix("is:")))
         elif equals and name.isidentifier():
             columns.append((name, value))
         else:
             words.append(part.lower())
-    return Query(tuple(words), tuple(sources), tuple(columns), tuple(measures), tuple(decided))
+    return Query(tuple(words), tuple(sources), tuple(columns), tuple(measures), tuple(decisions))
 
 
-def _decision(word: str) -> str:
+def _check_decision(word: str) -> str:
     if word not in WORDS:
         raise ValueError(f"is:{word} finds nothing; write is:{', is:'.join(WORDS)}")
     return word
 
 
-def select(browser: Browser, part: str, query: Query, progress: Progress) -> array[int]:
-    """Indices of the part's rows that fit, ascending: 8 bytes each. Raises ValueError for a column that no row has, and for decisions
-    where none are taken."""
+def select(browser: Searchable, part: str, query: Query, progress: Progress) -> array[int]:
+    """Indices of the part's rows that match, ascending, 8 bytes each.
+
+    Raises ValueError for a column that no row has, and for a condition on decisions in a part that has none.
+    """
     if query.decisions and part != EXPANDED:
         raise ValueError(f"only expanded rows are accepted and dropped: is:{query.decisions[0]} finds none in {part}")
     missing = [name for name, _ in query.columns if name not in browser.columns]
@@ -109,7 +119,7 @@ def select(browser: Browser, part: str, query: Query, progress: Progress) -> arr
             continue
         if query.words and not _has_words(raw, query.words):
             continue
-        if needs_content and not _fits(browser, content(), raw, query):
+        if needs_content and not _matches(browser, content(), raw, query):
             continue
         found.append(index)
     return found
@@ -117,31 +127,21 @@ def select(browser: Browser, part: str, query: Query, progress: Progress) -> arr
 
 def _has_words(raw: bytes, words: tuple[str, ...]) -> bool:
     text = raw.decode("utf-8", "replace").lower()
-    if "\\u" in text:  # a writer that kept to ASCII: 上 stands there as \\u4e0a
+    if "\\u" in text:  # written as ASCII: 上 is \\u4e0a
         text = re.sub(r"\\u([0-9a-f]{4})", lambda code: chr(int(code[1], 16)), text).lower()
     return all(word in text for word in words)
 
 
-def _fits(browser: Browser, content: Canonical, raw: bytes, query: Query) -> bool:
+def _matches(browser: Searchable, content: Canonical, raw: bytes, query: Query) -> bool:
     kept: dict[str, Any] = content.get("columns") or {}
-    if any(str(kept.get(name, _in(raw, name))) != value for name, value in query.columns):
+    if any(str(kept.get(name, _read_column(raw, name))) != value for name, value in query.columns):
         return False
-    sizes = {"chars": lambda: len(text_of(content)), "tokens": lambda: browser.length(content)}
-    return all(measure.fits(sizes[measure.of]()) for measure in query.measures)
+    sizes = {"chars": lambda: len(all_text(content)), "tokens": lambda: browser.length(content)}
+    return all(measure.matches(sizes[measure.of]()) for measure in query.measures)
 
 
-def _in(raw: bytes, name: str) -> Any:
-    """A column of the row as it stands, for those that the shape itself takes up."""
+def _read_column(raw: bytes, name: str) -> Any:
+    """A column of the source row, for columns that the format itself uses."""
     import msgspec
 
     return msgspec.json.decode(raw).get(name)
-
-
-def text_of(content: Canonical) -> str:
-    """What was said in a row, whatever its shape."""
-    if "text" in content:
-        return str(content["text"])
-    turns = [
-        turn for key in ("messages", "prompt", "chosen", "rejected", "completion") for turn in content.get(key, ())
-    ]
-    return "\n".join(str(turn.get("content") or "") for turn in turns)

@@ -1,8 +1,7 @@
-"""Finding what a source names. CONTRACT's order: a path that exists, a path in the bundled data/, a catalogue name."""
+"""Finds the files of a source: a path beside the profile comes first, then a path in the bundled data/."""
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import glob
 import hashlib
@@ -21,16 +20,17 @@ from engine.prep import readers
 from engine.prep.expand import decisions
 from engine.prep.files import KINDS
 from engine.protocol.home import Home
+from engine.protocol.text import did_you_mean
 from engine.storage import cache
 
 HUB = "hf://"
 _HUB = re.compile(r"hf://(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@:]+))?(?:@(?P<split>\w[\w.-]*))?")
 _WILD = re.compile(r"[*?[]")
 _BESIDE = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "cache-*.arrow")
-"""Files that `datasets` and catalogues put into a folder and that hold no rows of it."""
+"""Files that `datasets` and catalogues put into a folder and that hold no rows."""
 
 Progress = Callable[[str, int, int], None]
-"""Told (phase, done, total)."""
+"""Called with (phase, done, total)."""
 
 
 class HubSource(NamedTuple):
@@ -42,29 +42,30 @@ class HubSource(NamedTuple):
 
 
 def find_source(source: str, directory: Path) -> Path | str:
-    """The file or folder that `source` names, absolute; a hub source (`hf://org/name`) is returned as it is.
+    """The absolute path of the file or folder that `source` names; a hub source (`hf://org/name`) is returned
+    unchanged.
 
-    Raises ValueError, with near misses, when there is nothing of that name.
+    Raises ValueError, with a suggestion, if nothing has that name.
     """
     if source.startswith(HUB):
         return source
-    for folder in _places(directory):
+    for folder in _search_folders(directory):
         try:
             path = (folder / Path(source).expanduser()).resolve()
         except RuntimeError:
-            continue  # links in a circle, or the home of a user that there is not
+            continue  # a circle of links, or the home of an unknown user
         if path.exists():
             return path
     raise ValueError(
-        f"there is no {source} beside the profile ({directory}) nor among the bundled samples{_near(source, directory)}"
+        f"there is no {source} beside the profile ({directory}) nor among the bundled samples{_suggest_source(source, directory)}"
     )
 
 
-def files(source: str, directory: Path) -> list[Path]:
-    """The files that a source names, absolute and sorted: a file, all that can be read below a folder, or what a glob matches.
+def list_files(source: str, directory: Path) -> list[Path]:
+    """The files of a source, absolute and sorted: a file, all readable files below a folder, or the matches of a glob.
 
-    Of a folder in which `cockpit data expand` left its work that is the file of the rows which are kept.
-    A file that is reached in two ways counts once. Raises ValueError when there is nothing of that name, or nothing that can be read.
+    For a folder made by `cockpit data expand` this is the file of the rows that were kept. A file that is reached in
+    two ways counts once. Raises ValueError if nothing has that name or nothing can be read.
     """
     if source.startswith(HUB):
         raise ValueError(f"{source} is on the hub: it must be fetched first")
@@ -73,19 +74,19 @@ def files(source: str, directory: Path) -> list[Path]:
     except ValueError:
         if not _WILD.search(source):
             raise
-        return _matching(source, directory)
+        return _match_glob(source, directory)
     path = Path(found)
     if path.is_dir():
         _check_one_split(path, source)
         if decisions.is_expansion(path):
             return [path / decisions.ROWS]
-        return _below(path, source)
+        return _list_below(path, source)
     readers.check_suffix(path)
     return [path]
 
 
-def hub_source(source: str) -> HubSource:
-    """`hf://org/name[:config][@split]`, the split `train` unless said. Raises ValueError."""
+def parse_hub_source(source: str) -> HubSource:
+    """Parses `hf://org/name[:config][@split]`; the default split is `train`. Raises ValueError."""
     parts = _HUB.fullmatch(source)
     if not parts:
         raise ValueError(
@@ -95,29 +96,30 @@ def hub_source(source: str) -> HubSource:
 
 
 def fetch(hub: HubSource, home: Home, progress: Progress) -> Path:
-    """The rows of a hub data set as a JSONL file in the home's cache, streamed there on first need.
+    """The rows of a hub data set as a JSONL file in the home's cache, fetched on first use.
 
-    `progress` is told rows; the total is 0 when the hub does not say. A copy is kept as it was when it was fetched. Raises ValueError
-    when the hub cannot be reached or has no such data set.
+    `progress` gets rows; the total is 0 if the hub does not tell. The copy is not updated later. Raises ValueError if
+    the hub cannot be reached or has no such data set.
     """
     name = "hub-" + hashlib.sha256(json.dumps([cache.VERSION, *hub]).encode()).hexdigest()[:32]
     made = home.cache / name / "rows.jsonl"
     if not made.is_file():
-        with cache.entry(home, name) as folder, (folder / "rows.jsonl").open("wb") as file:
-            for row in _streamed(hub, progress):
+        with cache.new_entry(home, name) as folder, (folder / "rows.jsonl").open("wb") as file:
+            for row in _stream_rows(hub, progress):
                 file.write(row + b"\n")
     return made
 
 
 def is_tokenised(path: Path) -> bool:
-    """Is this a folder that `datasets.save_to_disk` wrote, of rows that are tokens already, of any kind (see `store.COLUMNS`)?"""
-    from engine.prep.token_store import COLUMNS
+    """Whether `datasets.save_to_disk` wrote this folder and its rows are tokens, of any kind (see
+    `token_rows.COLUMNS`)."""
+    from engine.prep.token_rows import COLUMNS
 
-    told = path / "dataset_info.json"
-    if not (path / "state.json").is_file() or not told.is_file():
+    info = path / "dataset_info.json"
+    if not (path / "state.json").is_file() or not info.is_file():
         return False
     try:
-        features = json.loads(told.read_text(encoding="utf-8")).get("features") or {}
+        features = json.loads(info.read_text(encoding="utf-8")).get("features") or {}
     except (ValueError, AttributeError):
         return False
     return any(set(columns) <= set(features) for columns in COLUMNS.values())
@@ -126,42 +128,47 @@ def is_tokenised(path: Path) -> bool:
 # ── folders and globs ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _places(directory: Path) -> tuple[Path, Path]:
+def _search_folders(directory: Path) -> tuple[Path, Path]:
     return directory, find_bundled("data")
 
 
 def _check_one_split(folder: Path, source: str) -> None:
-    """Raises ValueError for what `datasets.DatasetDict.save_to_disk` wrote: its test rows would be trained on."""
+    """Raises ValueError for a folder that `datasets.DatasetDict.save_to_disk` wrote: its test rows would be trained
+    on."""
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(f"{source}/{path.parent.name}" for path in sorted(folder.glob("*/state.json")))
-        raise ValueError(f"{source} holds several splits; name one of them: {splits or 'but there is none in it'}")
+        raise ValueError(f"{source} holds several splits; name one of them: {splits or 'it has none'}")
 
 
-def _below(folder: Path, source: str) -> list[Path]:
-    found = list(_once(_readable(folder)))
+def _list_below(folder: Path, source: str) -> list[Path]:
+    found = list(_drop_repeated(_walk_readable(folder)))
     if not found:
         seen = Counter(path.suffix.lower() or "no suffix" for path in folder.rglob("*") if path.is_file())
-        told = ", ".join(f"{count} × {suffix}" for suffix, count in seen.most_common(5)) or "nothing at all"
-        raise ValueError(f"{source} is a folder without a file that can be read ({told}); known are {', '.join(KINDS)}")
+        kinds = ", ".join(f"{count} × {suffix}" for suffix, count in seen.most_common(5)) or "nothing at all"
+        raise ValueError(
+            f"{source} is a folder without a file that can be read ({kinds}); known are {', '.join(KINDS)}"
+        )
     return found
 
 
-def _readable(folder: Path) -> Iterator[Path]:
-    """Files below a folder, sorted, links followed. Raises ValueError for a link of a readable name that leads nowhere."""
+def _walk_readable(folder: Path) -> Iterator[Path]:
+    """Readable files below a folder, sorted; follows links. Raises ValueError for a broken link with a readable
+    name."""
     entered: set[tuple[int, int]] = set()
     found: list[Path] = []
     for place, folders, names in os.walk(folder, followlinks=True):
-        told = Path(place).stat()
-        if (told.st_dev, told.st_ino) in entered:  # a link back: its files are listed already
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in entered:  # a link to a folder whose files are listed already
             folders.clear()
             continue
-        entered.add((told.st_dev, told.st_ino))
-        # Sorted, so that of two ways to a folder the same is taken everywhere; hidden ones are caches and repositories.
+        entered.add((status.st_dev, status.st_ino))
+        # Sorted, so that every machine takes the same of two ways to a folder; hidden folders are caches and
+        # repositories.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(place, name) for name in names if not name.startswith(".") and _is_rows(name)]
     for path in sorted(found):
         if not path.exists():
-            raise ValueError(f"{path} is a link that leads nowhere: remove it, or mend it")
+            raise ValueError(f"{path} is a broken link: remove or repair it")
         if path.is_file():
             yield path
 
@@ -176,22 +183,24 @@ def _is_rows(name: str) -> bool:
     return True
 
 
-def _matching(pattern: str, directory: Path) -> list[Path]:
-    """What a glob matches. Raises ValueError when that is nothing, or something that cannot be read."""
+def _match_glob(pattern: str, directory: Path) -> list[Path]:
+    """The files that a glob matches. Raises ValueError if there are none, or if one cannot be read."""
     expanded = str(Path(pattern).expanduser())
-    for folder in _places(directory):
-        # Not Path.glob: it takes no absolute patterns.
+    for folder in _search_folders(directory):
+        # Path.glob does not accept absolute patterns.
         paths = [folder / each for each in glob.iglob(expanded, root_dir=folder, recursive=True)]  # noqa: PTH207
-        found = list(_once(sorted(path for path in paths if path.is_file())))
+        found = list(_drop_repeated(sorted(path for path in paths if path.is_file())))
         if found:
             for path in found:
                 readers.check_suffix(path)
             return found
     parent = Path(expanded).parent
-    raise ValueError(f"nothing matches {pattern} beside the profile ({directory}){_held(directory / parent)}")
+    raise ValueError(
+        f"nothing matches {pattern} beside the profile ({directory}){_describe_folder(directory / parent)}"
+    )
 
 
-def _once(paths: Iterator[Path] | list[Path]) -> Iterator[Path]:
+def _drop_repeated(paths: Iterator[Path] | list[Path]) -> Iterator[Path]:
     seen: set[Path] = set()
     for path in paths:
         real = path.resolve()
@@ -200,8 +209,8 @@ def _once(paths: Iterator[Path] | list[Path]) -> Iterator[Path]:
             yield Path(os.path.abspath(path))
 
 
-def _held(folder: Path) -> str:
-    """For a message: what a folder holds in place of what was asked for."""
+def _describe_folder(folder: Path) -> str:
+    """For a message: what the folder contains instead."""
     if _WILD.search(str(folder)):
         return ""
     if not folder.is_dir():
@@ -214,32 +223,31 @@ def _held(folder: Path) -> str:
     )
 
 
-def _near(source: str, directory: Path) -> str:
-    """For a message: a name like the one that was asked for."""
+def _suggest_source(source: str, directory: Path) -> str:
+    """For a message: a similar name that exists."""
     beside = (directory / source).parent
     try:
         names = [str(Path(source).parent / path.name) for path in sorted(beside.iterdir()) if path.name[0] != "."]
     except OSError:
         names = []
     names += [str(path.relative_to(find_bundled("data"))) for path in sorted(find_bundled("data").rglob("*.jsonl"))]
-    near = difflib.get_close_matches(source, names, n=1, cutoff=0.6)
-    return f", did you mean {near[0]}?" if near else ""
+    return did_you_mean(source, names)
 
 
 # ── the hub ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _streamed(hub: HubSource, progress: Progress) -> Iterator[bytes]:
-    """The rows as JSON, one at a time."""
+def _stream_rows(hub: HubSource, progress: Progress) -> Iterator[bytes]:
+    """The rows as JSON, streamed."""
     import datasets
 
     written = f"{HUB}{hub.name}{':' + hub.config if hub.config else ''}@{hub.split}"
     try:
         rows = datasets.load_dataset(hub.name, hub.config, split=hub.split, streaming=True)
-        told = (rows.info.splits or {}).get(hub.split)
-        total = told.num_examples if told else 0
+        split = (rows.info.splits or {}).get(hub.split)
+        total = split.num_examples if split else 0
         for number, row in enumerate(rows, 1):
-            yield _json(row, number)
+            yield _encode_row(row, number)
             progress("fetching", number, total)
     except Exception as error:
         raise ValueError(
@@ -247,8 +255,8 @@ def _streamed(hub: HubSource, progress: Progress) -> Iterator[bytes]:
         ) from error
 
 
-def _json(row: dict[str, object], number: int) -> bytes:
+def _encode_row(row: dict[str, object], number: int) -> bytes:
     try:
         return msgspec.json.encode(row)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"row {number} holds what is no text and no number: {error}")
+        raise ValueError(f"row {number} has a value that is neither text nor a number: {error}")

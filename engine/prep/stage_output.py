@@ -1,4 +1,4 @@
-"""The rows that leave a stage, to be browsed like those of the sources: placed canonical rows, and what the stages rejected."""
+"""Rows that left a stage, for browsing: placed canonical rows, and the rows that the stages rejected."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine.prep.read_rows import Row
-from engine.prep.row_index import Problematic
+from engine.prep.row_index import BadRow
+from engine.prep.rows import Row
 from engine.prep.stages import row_files
-from engine.prep.stages.pipeline import Rows
+from engine.prep.stages.pipeline import StageRows
 
 MOST = 10_000
-"""Rejected rows that can be looked at; all are counted."""
+"""Rejected rows that are kept for display; all are counted."""
 
 
 class StagedFile:
-    """A part as it left a stage: where each row lies, 8 bytes a row."""
+    """A part as it left a stage, with an index of its rows: 8 bytes per row."""
 
     def __init__(self, path: Path, files: list[str], progress: Callable[[int], object]) -> None:
         self._path, self._files = path, files
@@ -32,42 +32,42 @@ class StagedFile:
         return len(self._offsets)
 
     def place(self, index: int) -> str:
-        """The file that a row came from, in lower case."""
+        """The file that a row comes from, in lower case."""
         return self._files[self._placed(index).file].lower()
 
     def raw(self, index: int) -> bytes:
         return self._placed(index).raw
 
     def raws(self) -> Iterator[bytes]:
-        """All rows as the stage left them, the file opened once."""
-        return (row.raw for row in row_files.in_file(self._path))
+        """All rows as bytes; opens the file once."""
+        return (row.raw for row in row_files.read_file(self._path))
 
     def row(self, index: int, _raw: bytes | None = None) -> Row:
         found = self._placed(index)
         return Row(self._files[found.file], found.line, found.offset, found.row())
 
-    def _placed(self, index: int) -> row_files.Placed:
+    def _placed(self, index: int) -> row_files.PlacedRow:
         with self._path.open("rb") as file:
             file.seek(self._offsets[index])
-            return row_files.read(file.readline())
+            return row_files.parse_line(file.readline())
 
 
-def parts(rows: Rows, progress: Callable[[int], object]) -> dict[str, StagedFile]:
-    """By part; one that has no rows is not there. `progress` is told bytes of the file that is read."""
+def open_parts(rows: StageRows, progress: Callable[[int], object]) -> dict[str, StagedFile]:
+    """Part -> its file; parts without rows are absent. `progress` gets the bytes read of the current file."""
     return {part: StagedFile(path, rows.files, progress) for part, path in rows.parts.items()}
 
 
-def problems(rows: Rows) -> list[Problematic]:
-    """What the stages rejected, the first `MOST`: each with its reason and the stage that gave it."""
-    found: list[Problematic] = []
+def read_bad_rows(rows: StageRows) -> list[BadRow]:
+    """The first `MOST` rows that the stages rejected, each with its stage and reason."""
+    found: list[BadRow] = []
     for path in rows.rejects:
         with path.open("rb") as file:
             for line in file:
                 if len(found) == MOST:
                     return found
-                told = row_files.decode(line)
-                source, stage = Path(told["file"]), told.get("stage", "validate")
+                entry = row_files.decode(line)
+                source, stage = Path(entry["file"]), entry.get("stage", "validate")
                 stored = source if source.suffix.lower() == ".jsonl" else path
-                reason = f"{stage}: {told['reason']}"
-                found.append(Problematic(source, stored, told["line"], told["offset"], None, reason))
+                reason = f"{stage}: {entry['reason']}"
+                found.append(BadRow(source, stored, entry["line"], entry["offset"], None, reason))
     return found

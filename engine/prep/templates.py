@@ -1,7 +1,7 @@
-"""Chat templates rendered without transformers' tokenizer classes, byte for byte as `apply_chat_template` renders them.
+"""Renders chat templates without transformers' tokenizer classes, byte for byte as `apply_chat_template` does.
 
-Importing those classes loads torch: two seconds and a quarter of a gigabyte for each process that tokenises. What rendering and
-encoding need of a tokenizer is its tokenizer.json, its template and the names of its special tokens; `ChatTokenizer` holds these.
+Importing those classes loads torch, which takes two seconds and a quarter of a gigabyte in each process that tokenises.
+Rendering and encoding need only the tokenizer.json, the template and the special tokens; `ChatTokenizer` holds these.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from engine.protocol.home import write_private
 _FILE = "tokenizer.json"
 
 _PLAIN = {"role", "content"}
-"""Keys of a message that a template sees as it is. Others have rules of their own in transformers, which then renders it."""
+"""Keys of a message that the template gets unchanged. transformers has special rules for others, and then renders the
+message."""
 
 
 class ChatTokenizer:
-    """A fast tokenizer's chat side. `chat_template` is text, a dictionary of named templates, or None; `backend_tokenizer` is the Rust one."""
+    """What rendering and encoding need of a fast tokenizer. `chat_template` is text, a dictionary of named templates,
+    or None; `backend_tokenizer` is the Rust tokenizer."""
 
     is_fast = True
 
@@ -37,8 +39,8 @@ class ChatTokenizer:
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTokenizer:
-        """The same of a tokenizer of transformers, sharing its Rust tokenizer, or what it has in the place of one (see
-        `engine.models.glm.encoder`). Raises ValueError for one that is pure Python."""
+        """From a transformers tokenizer. Shares its Rust tokenizer, or what takes its place (see
+        `engine.models.glm.encoder`). Raises ValueError for a tokenizer that is pure Python."""
         if isinstance(tokenizer, ChatTokenizer):
             return tokenizer
         if not hasattr(tokenizer, "backend_tokenizer"):
@@ -47,7 +49,7 @@ class ChatTokenizer:
         return cls(tokenizer.backend_tokenizer, tokenizer.chat_template, special, tokenizer.eos_token)
 
     def save(self, folder: Path) -> Path:
-        """Write it below `folder`, under a name that is a hash of its content; returns that folder."""
+        """Write it into a subfolder of `folder` that is named by a hash of the content; returns the subfolder."""
         encoder = self.backend_tokenizer
         content, name = (
             (encoder.to_bytes(), GLM_FILE) if isinstance(encoder, Encoder) else (encoder.to_str().encode(), _FILE)
@@ -57,12 +59,12 @@ class ChatTokenizer:
         if not (place / "chat.json").is_file():
             place.mkdir(parents=True, exist_ok=True)
             (place / name).write_bytes(content)
-            write_private(place / "chat.json", chat)  # last: whoever finds it finds all
+            write_private(place / "chat.json", chat)  # written last: if it exists, everything does
         return place
 
     @classmethod
     def load(cls, place: Path) -> ChatTokenizer:
-        """What `save` wrote."""
+        """Load what `save` wrote."""
         from tokenizers import Tokenizer
 
         own = place / GLM_FILE
@@ -76,7 +78,8 @@ class ChatTokenizer:
         add_generation_prompt: bool = False,
         tokenize: bool = False,
     ) -> Any:
-        """The text of a conversation, or of each of a list of them. Raises what the template raises, ValueError without a template."""
+        """The text of a conversation, or the texts of a list of them. Raises what the template raises, ValueError
+        without a template."""
         assert not tokenize, "ids come from the encoder"
         if not conversation:
             raise ValueError("Cannot apply chat template to an empty conversation. Provide at least one message.")
@@ -84,14 +87,18 @@ class ChatTokenizer:
             return self._render(conversation, tools, add_generation_prompt)
         return [self._render(each, tools, add_generation_prompt) for each in conversation]
 
-    def _render(self, messages: Any, tools: list[dict[str, Any]] | None, opened: bool) -> str:
+    def _render(self, messages: Any, tools: list[dict[str, Any]] | None, generation_prompt: bool) -> str:
         from transformers.utils import chat_template_utils
 
         template = self._template(tools)
         if tools is None and all(type(each["content"]) is str and each.keys() == _PLAIN for each in messages):
             compiled = chat_template_utils._compile_jinja_template(template)
             text: str = compiled.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=opened, **self.special_tokens_map
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=generation_prompt,
+                **self.special_tokens_map,
             )
             return text
         known = [{key: value for key, value in each.items() if value is not None} for each in messages]
@@ -99,13 +106,13 @@ class ChatTokenizer:
             conversations=[known],
             tools=tools,
             chat_template=template,
-            add_generation_prompt=opened,
+            add_generation_prompt=generation_prompt,
             **self.special_tokens_map,
         )
         return str(rendered[0])
 
     def _template(self, tools: list[dict[str, Any]] | None) -> str:
-        """The one that transformers would take: `tool_use` where there are tools and such a one, else `default`."""
+        """The template that transformers would choose: `tool_use`, if it exists and there are tools, else `default`."""
         templates = self.chat_template
         if isinstance(templates, dict):
             template = templates.get("tool_use") if tools is not None else None
@@ -115,3 +122,14 @@ class ChatTokenizer:
         if not template:
             raise ValueError("the tokenizer has no chat template")
         return template
+
+
+def unwrap_tokenizer(tokenizer: Any) -> Any:
+    """The Rust tokenizer inside, set to neither truncate nor pad. Raises ValueError for a tokenizer that is pure
+    Python."""
+    encoder = ChatTokenizer.of(tokenizer).backend_tokenizer
+    encoder.no_truncation()
+    encoder.no_padding()
+    # transformers leaves this as the last call that used `split_special_tokens` set it.
+    encoder.encode_special_tokens = False
+    return encoder

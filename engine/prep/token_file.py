@@ -1,12 +1,12 @@
-"""A flat token file with an index, for pretraining at scale: what many loaders want, and the smallest that there is.
+"""A flat token file with an index, the compact form that many pretraining loaders read.
 
-A folder of three files, little-endian, each readable with `numpy.memmap` and nothing else:
+A folder of three files, little-endian; `numpy.memmap` alone can read them:
 
-    tokens.bin    the tokens of all documents end to end, uint16 when the vocabulary allows, else uint32
+    tokens.bin    the tokens of all documents end to end, uint16 if the vocabulary fits, else uint32
     offsets.bin   int64, one more than there are documents: document i is tokens[offsets[i]:offsets[i + 1]]
     flat.json     {"dtype", "tokens", "documents", "vocabulary"}; written last
 
-Documents are whole, as the tokenizer made them: with the end token that `tokenize` puts behind a text.
+Each document is whole and ends with the end token that `tokenize` adds to a text.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from engine.prep.token_store import TokenSet
 from engine.protocol.home import sync, write_private
 
 
-class Flat(NamedTuple):
-    """`tokens` [tokens] and `offsets` [documents + 1]: arrays that lie in the files."""
+class FlatTokens(NamedTuple):
+    """`tokens` [tokens] and `offsets` [documents + 1], arrays mapped from the files."""
 
     tokens: Any
     offsets: Any
 
     def document(self, number: int) -> Any:
-        """The tokens of a document. Raises IndexError when there is none of that number."""
+        """The tokens of a document. Raises IndexError if there is no such document."""
         if not 0 <= number < len(self.offsets) - 1:
             raise IndexError(f"there is no document {number} among {len(self.offsets) - 1}")
         return self.tokens[self.offsets[number] : self.offsets[number + 1]]
 
 
 def write(plain: Path, folder: Path, vocabulary: int) -> dict[str, Any]:
-    """The plain Arrow set `plain` as flat files in `folder`. `vocabulary`: one more than the largest token id. Returns flat.json's content."""
+    """Write the plain Arrow set `plain` as flat files into `folder`. `vocabulary` is one more than the largest token
+    id. Returns the content of flat.json."""
     import numpy
 
     dtype = "uint16" if vocabulary <= 2**16 else "uint32"
@@ -54,8 +55,8 @@ def write(plain: Path, folder: Path, vocabulary: int) -> dict[str, Any]:
     return content
 
 
-def read(folder: Path) -> Flat:
-    """Map what `write` has written. Raises ValueError when the files are not complete."""
+def read(folder: Path) -> FlatTokens:
+    """Map the files that `write` has written. Raises ValueError if they are incomplete."""
     import numpy
 
     try:
@@ -64,10 +65,10 @@ def read(folder: Path) -> Flat:
         sizes = {"tokens.bin": content["tokens"] * dtype.itemsize, "offsets.bin": (content["documents"] + 1) * 8}
         wrong = [name for name, size in sizes.items() if (folder / name).stat().st_size != size]
     except (OSError, KeyError) as error:
-        raise ValueError(f"{folder} holds no flat token file: {error}")
+        raise ValueError(f"{folder} has no flat token file: {error}")
     if wrong:
-        raise ValueError(f"{folder}: {', '.join(wrong)} is not as long as flat.json says: write the set again")
+        raise ValueError(f"{folder}: {', '.join(wrong)} does not have the length in flat.json: write the set again")
     offsets = numpy.memmap(folder / "offsets.bin", dtype="<i8", mode="r")
     if not content["tokens"]:
-        return Flat(numpy.zeros(0, dtype=dtype), offsets)  # an empty file cannot be mapped
-    return Flat(numpy.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), offsets)
+        return FlatTokens(numpy.zeros(0, dtype=dtype), offsets)  # an empty file cannot be mapped
+    return FlatTokens(numpy.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), offsets)

@@ -1,8 +1,8 @@
-"""Tokens on disk: folders of Arrow streams that `datasets.load_from_disk` maps into memory.
+"""Token sets on disk: folders of Arrow streams that `datasets.load_from_disk` maps into memory.
 
-A plain set has `input_ids` and `labels`, a row each. In a joined set (packed rows, or blocks of documents) a row is a sequence of
-several parts: `position_ids` restart at 0 with each part, and `seq_lengths` are the parts' lengths; attention must not cross them.
-All columns are lists of int32, but for `TEXTS`.
+A plain set has a row of `input_ids` and `labels` for each source row. In a joined set (packed rows, or blocks of
+documents) a row is a sequence of several parts: `position_ids` restart at 0 with each part, and `seq_lengths` are the
+parts' lengths; attention must not cross from one part to another. All columns except `TEXTS` are lists of int32.
 """
 
 from __future__ import annotations
@@ -18,28 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.prep.packing import pack
-from engine.prep.tokenize import MASKED, Counts, Tokens
+from engine.prep.token_rows import JOINED, MASKED, PLAIN, TEXTS, Columns, Counts, Tokens
 
-PLAIN = ("input_ids", "labels")
-COLUMNS = {
-    "tokens": PLAIN,
-    "pairs": ("prompt_ids", "chosen_ids", "rejected_ids"),
-    "judged": ("prompt_ids", "completion_ids", "label"),
-    "prompts": ("prompt_ids", "prompt", "reference"),
-}
-"""Kind of rows, as a method's `Options.rows` names it -> what stands on disk. A `label` is 1 (good) or 0, alone in its list."""
-TEXTS = ("prompt", "reference")
-"""Columns of text, one a row: a conversation as JSON (`messages`, perhaps `tools`), and the reply that its row has."""
-JOINED = ("input_ids", "labels", "position_ids", "seq_lengths")
-
-Columns = dict[str, tuple[Any, Any]]
-"""Name -> (values of all rows end to end, number of values in each row)."""
 Progress = Callable[[int, int], object]
 
 _ROWS = 1000
 """Rows in one Arrow batch."""
 _TOUCHED = 64 * 2**20
-"""Bytes of a mapped set that are read before the pages are let go of."""
+"""Bytes of a mapped set that are read before its pages are released."""
 
 
 # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -47,7 +33,7 @@ _TOUCHED = 64 * 2**20
 
 @contextmanager
 def arrow_writer(path: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Columns], None]]:
-    """An Arrow stream; what it yields writes rows, one batch a call."""
+    """Opens an Arrow stream; yields a function that writes rows, one Arrow batch per call."""
     import numpy
     import pyarrow as pa
 
@@ -76,8 +62,8 @@ def _schema(columns: tuple[str, ...]) -> Any:
 
 
 @contextmanager
-def linked(folder: Path, columns: tuple[str, ...] = PLAIN) -> Iterator[Callable[[Path], None]]:
-    """A set made of complete Arrow streams, in the order in which they are given; they may be removed afterwards."""
+def link_streams(folder: Path, columns: tuple[str, ...] = PLAIN) -> Iterator[Callable[[Path], None]]:
+    """Makes a set from complete Arrow streams, in the order given. The streams may be removed afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[Path] = []
 
@@ -86,7 +72,7 @@ def linked(folder: Path, columns: tuple[str, ...] = PLAIN) -> Iterator[Callable[
         part.unlink(missing_ok=True)
         try:
             os.link(stream, part)
-        except OSError:  # a file system without links
+        except OSError:  # the file system has no hard links
             shutil.copyfile(stream, part)
         parts.append(part)
 
@@ -99,8 +85,8 @@ def linked(folder: Path, columns: tuple[str, ...] = PLAIN) -> Iterator[Callable[
 
 
 @contextmanager
-def _written(folder: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Columns], None]]:
-    """A set of one stream."""
+def _open_set(folder: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Columns], None]]:
+    """Makes a set of one stream; yields a function that writes rows."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "part-000000.arrow"
     with arrow_writer(part, columns) as write:
@@ -109,7 +95,8 @@ def _written(folder: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Colum
 
 
 def _describe(folder: Path, parts: list[Path], columns: tuple[str, ...]) -> None:
-    """What `datasets` wants to find beside the streams. The fingerprint tells its caches apart and is made from the content."""
+    """Write the files that `datasets` expects beside the streams. The fingerprint, which keys its caches, is a hash of
+    the content."""
     from datasets import DatasetInfo, Features
 
     DatasetInfo(features=Features.from_arrow_schema(_schema(columns))).write_to_directory(str(folder))
@@ -130,18 +117,18 @@ def _describe(folder: Path, parts: list[Path], columns: tuple[str, ...]) -> None
 
 
 def write(tokens: Iterable[Tokens], folder: Path) -> None:
-    """A plain set of a stream of rows."""
-    with _written(folder, PLAIN) as out:
+    """Write a stream of rows as a plain set."""
+    with _open_set(folder, PLAIN) as out:
         some: list[Tokens] = []
         for each in tokens:
             some.append(each)
             if len(some) == _ROWS:
-                out(_columns(some))
+                out(_to_columns(some))
                 some = []
-        out(_columns(some))
+        out(_to_columns(some))
 
 
-def _columns(tokens: list[Tokens]) -> Columns:
+def _to_columns(tokens: list[Tokens]) -> Columns:
     lengths = [len(each.ids) for each in tokens]
     ids = [token for each in tokens for token in each.ids]
     return {"input_ids": (ids, lengths), "labels": ([label for each in tokens for label in each.labels], lengths)}
@@ -151,7 +138,7 @@ def _columns(tokens: list[Tokens]) -> Columns:
 
 
 class TokenSet:
-    """A plain set as arrays that lie in mapped files. Nothing is in memory but the rows' lengths, and what was looked at lately."""
+    """A plain set as arrays in mapped files. Only the rows' lengths and recently read pages are in memory."""
 
     def __init__(self, folder: Path) -> None:
         import numpy
@@ -159,7 +146,7 @@ class TokenSet:
 
         self._maps: list[mmap.mmap] = []
         self._batches: list[tuple[Any, Any, Any]] = []
-        """Of each batch: offsets of its rows, ids, labels."""
+        """For each batch: offsets of its rows, ids, labels."""
         for part in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]:
             with (folder / part["filename"]).open("rb") as file:
                 self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -175,7 +162,7 @@ class TokenSet:
         self._touched = 0
 
     def batches(self) -> Iterator[tuple[Any, Any, Any]]:
-        """(lengths, ids, labels) of some rows at a time, in order."""
+        """All rows in order, batch by batch, as (lengths, ids, labels)."""
         import numpy
 
         for offsets, ids, labels in self._batches:
@@ -203,38 +190,39 @@ class TokenSet:
         if self._touched > _TOUCHED:
             self._touched = 0
             for mapped in self._maps:
-                mapped.madvise(mmap.MADV_DONTNEED)  # they are read again when they are needed
+                mapped.madvise(mmap.MADV_DONTNEED)  # pages are read again on demand
 
 
 # ── joining ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def write_packed(plain: Path, folder: Path, capacity: int, progress: Progress = lambda *_: None) -> int:
-    """The rows of the plain set, several to a sequence of at most `capacity` tokens. Returns the number of sequences.
+    """Pack the rows of the plain set into sequences of at most `capacity` tokens. Returns the number of sequences.
 
-    `progress` is told (rows done, rows in all).
+    `progress` gets (rows done, rows in all).
     """
     import numpy
 
     rows = TokenSet(plain)
     order, sizes = pack(rows.lengths, capacity)
     behind = numpy.cumsum(sizes)
-    with _written(folder, JOINED) as out:
+    with _open_set(folder, JOINED) as out:
         for first in range(0, len(sizes), _ROWS // 4):
             counts = sizes[first : first + _ROWS // 4]
             taken = order[behind[first] - counts[0] : behind[first] - counts[0] + counts.sum()]
             lengths = rows.lengths[taken]
             tokens = numpy.add.reduceat(lengths, numpy.cumsum(counts) - counts)
-            out(_joined(*rows.take(taken), lengths, tokens, counts))
+            out(_join_columns(*rows.take(taken), lengths, tokens, counts))
             progress(int(behind[first + len(counts) - 1]), len(order))
     return len(sizes)
 
 
 def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = lambda *_: None) -> Counts:
-    """The rows of the plain set end to end, in blocks of `capacity` tokens; the last holds what is left. Returns counts of blocks.
+    """Write the rows of the plain set end to end in blocks of `capacity` tokens; the last one may be shorter. Returns
+    their counts.
 
-    A row that a border cuts in two goes on in the next block as a part of its own, so nothing predicts that part's first token: its
-    label is masked, as each row's first is. `progress` is told (rows done, rows in all).
+    A row that crosses the end of a block continues in the next one as a separate part, so nothing predicts that part's
+    first token: its label is masked, like the first of each row. `progress` gets (rows done, rows in all).
     """
     import numpy
 
@@ -243,7 +231,7 @@ def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = 
     lengths, ids, labels = nothing, nothing, nothing
 
     def blocks(lengths: Any, ids: Any, labels: Any, tokens: Any) -> Columns:
-        """`lengths` of parts, none across a border, and `tokens` of each block."""
+        """`lengths` are those of the parts, none of which crosses a block's end, and `tokens` those of the blocks."""
         ends = numpy.cumsum(lengths)
         labels = labels.copy()
         labels[ends - lengths] = MASKED
@@ -252,10 +240,10 @@ def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = 
         counts.trained_tokens += int((labels != MASKED).sum())
         counts.lengths.update(tokens.tolist())
         parts = numpy.searchsorted(ends, numpy.cumsum(tokens)) + 1
-        return _joined(ids, labels, lengths, tokens, numpy.diff(parts, prepend=0))
+        return _join_columns(ids, labels, lengths, tokens, numpy.diff(parts, prepend=0))
 
     rows, done = TokenSet(plain), 0
-    with _written(folder, JOINED) as out:
+    with _open_set(folder, JOINED) as out:
         for batch in rows.batches():
             done += len(batch[0])
             progress(done, len(rows.lengths))
@@ -271,8 +259,9 @@ def write_blocks(plain: Path, folder: Path, capacity: int, progress: Progress = 
     return counts
 
 
-def _joined(ids: Any, labels: Any, lengths: Any, tokens: Any, parts: Any) -> Columns:
-    """Columns of sequences: `lengths` of all parts, and for each sequence its `tokens` and number of `parts`."""
+def _join_columns(ids: Any, labels: Any, lengths: Any, tokens: Any, parts: Any) -> Columns:
+    """The columns of joined sequences: `lengths` of all parts, and `tokens` and the number of `parts` of each
+    sequence."""
     import numpy
 
     starts = numpy.cumsum(lengths) - lengths

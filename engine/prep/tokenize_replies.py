@@ -1,9 +1,9 @@
-"""Prompts and the replies to them as token ids: preference pairs (`chosen`, `rejected`) and single judgements (`completion`).
+"""Prompts and their replies as token ids: preference pairs (`chosen`, `rejected`) and single judgements (`completion`).
 
-A prompt with one of its replies is rendered as the conversation that the two are, so that prompt and reply together are what
-`apply_chat_template` makes of it. The reply begins where chat would let the model begin, and ends with all that the template writes
-behind its last turn. Where a token reaches over that border, or the prompt's last tokens hang on the reply, the prompt ends
-before them (as in trl).
+A prompt with one of its replies is rendered as one conversation, so together they are what `apply_chat_template`
+renders. The reply begins behind the generation prompt and ends with everything that the template writes behind its last
+turn. If a token crosses the border between prompt and reply, or the prompt's last tokens depend on the reply, the
+prompt ends before them (as in trl).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.prep.chat_labels import Refused, Rendered, Renderer, misfit
-from engine.prep.encoding import WIDTH, Asked, Encoded, encoder_for
+from engine.prep.chat_labels import Refusal, RenderedRow, Renderer, refuse_misfit
+from engine.prep.encoding import WIDTH, EncodedText, EncodeRequest, choose_encoder
 from engine.prep.formats.canonical import Canonical, kind_of
-from engine.prep.templates import ChatTokenizer
-from engine.prep.tokenize import Batch, Counts, bare
+from engine.prep.templates import ChatTokenizer, unwrap_tokenizer
+from engine.prep.token_rows import Batch, Counts, id_column
 
 REPLIES = {"pairs": ("chosen", "rejected"), "judged": ("completion",)}
-"""Kind of rows -> their replies, by name; the first is what the model is to say."""
+"""Kind of rows -> the names of their replies; the first is the one that the model should give."""
 
 
-class Cut(NamedTuple):
-    """A row after truncation: ids as bytes (see `encoding`)."""
+class TruncatedRow(NamedTuple):
+    """A row after truncation; ids are bytes (see `encoding`)."""
 
     prompt: bytes
     replies: list[bytes]
@@ -33,36 +33,38 @@ class Cut(NamedTuple):
     """Whether the first reply still has an end-of-turn token."""
 
 
-class Replying:
-    """Tokenises batches of one kind, as `tokenize.Tokenizing` does others. No sequence is longer than `max_length`: replies are cut at their
-    end; prompts only beyond `max_prompt`, and then at their beginning. Raises ValueError for a tokenizer that is pure Python."""
+class ReplyTokenizer:
+    """Tokenises pairs or judgements (see `BatchTokenizer`). A prompt longer than `max_prompt` tokens loses its
+    beginning; a sequence longer than `max_length` loses the end of its reply. Raises ValueError for a tokenizer that is
+    pure Python."""
 
     def __init__(self, tokenizer: Any, kind: str, max_length: int, max_prompt: int | None) -> None:
         chat = ChatTokenizer.of(tokenizer)
-        self._renderer, self._encoder = Renderer(chat, "assistant"), encoder_for(bare(chat))
+        self._renderer, self._encoder = Renderer(chat, "assistant"), choose_encoder(unwrap_tokenizer(chat))
         self._kind, self._names = kind, REPLIES[kind]
         self._max_length, self._max_prompt = max_length, max_prompt
         self.template = chat.chat_template
 
     def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:
-        """Rows that can be trained on, in order; `counts` is told of all but the refused. A row without a token of one of its replies is masked."""
+        """The rows that can be trained on, in order. Adds every row but the refused ones to `counts`. A row that
+        truncation leaves without a token of one of its replies is masked."""
         refused: dict[int, str] = {}
         fitting = [at for at, row in enumerate(rows) if kind_of(row) == self._kind]
         for at, row in enumerate(rows):
             if (kind := kind_of(row)) != self._kind:
                 counts.misfits[kind] += 1
-                refused[at] = misfit(row).reason
-        kept: list[tuple[int, Cut]] = []
-        for at, sequences in zip(fitting, self._sequences([rows[at] for at in fitting], counts), strict=True):
-            if isinstance(sequences, Refused):
+                refused[at] = refuse_misfit(row).reason
+        kept: list[tuple[int, TruncatedRow]] = []
+        for at, sequences in zip(fitting, self._encode_rows([rows[at] for at in fitting], counts), strict=True):
+            if isinstance(sequences, Refusal):
                 refused[at] = sequences.reason
-            elif cut := self._cut(sequences, counts):
+            elif cut := self._truncate(sequences, counts):
                 kept.append((at, cut))
         counts.rows += len(kept)
         columns = {
-            "prompt_ids": _column([cut.prompt for _, cut in kept]),
+            "prompt_ids": id_column([cut.prompt for _, cut in kept]),
             **{
-                f"{name}_ids": _column([cut.replies[place] for _, cut in kept])
+                f"{name}_ids": id_column([cut.replies[place] for _, cut in kept])
                 for place, name in enumerate(self._names)
             },
         }
@@ -71,7 +73,8 @@ class Replying:
         return Batch(columns, [at for at, _ in kept], refused)
 
     def lengths(self, batch: Batch) -> tuple[Any, Any]:
-        """Tokens of each row's sequences, an array of [rows, sequences], and the place of the first trained token in all of them, [rows]."""
+        """Tokens of each row's sequences, int32 [rows, sequences], and the index of the first trained token in all of
+        them, [rows]."""
         import numpy
 
         prompts, *replies = (
@@ -79,8 +82,8 @@ class Replying:
         )
         return numpy.stack([prompts + reply for reply in replies], axis=1), prompts
 
-    def _sequences(self, rows: list[Canonical], counts: Counts) -> list[list[_Sequence] | Refused]:
-        """For each row its prompt with each of its replies, encoded; or why no template renders one of them."""
+    def _encode_rows(self, rows: list[Canonical], counts: Counts) -> list[list[_Sequence] | Refusal]:
+        """For each row its prompt encoded with each of its replies, or why the template cannot render one of them."""
         chats = [
             {"messages": [*row["prompt"], *row[name]], **({"tools": row["tools"]} if "tools" in row else {})}
             for row in rows
@@ -89,29 +92,29 @@ class Replying:
         rendered = self._renderer.render(chats)
         counts.unwritten += self._renderer.unwritten.total() // len(self._names)
         self._renderer.unwritten.clear()
-        asked: list[tuple[Asked, int, list[int]]] = []
+        requests: list[tuple[EncodeRequest, int, list[int]]] = []
         reasons: dict[int, str] = {}
         for number, result in enumerate(rendered):
             row, place = divmod(number, len(self._names))
             turns = sum(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in rows[row]["prompt"])
-            if isinstance(result, Refused):
+            if isinstance(result, Refusal):
                 reasons.setdefault(row, f"{self._names[place]}: {result.reason}")
             elif len(result.spans) <= turns:
                 reasons.setdefault(row, f"{self._names[place]} has the weight 0: nothing of it would be trained")
             else:
-                asked.append(_ask(result, result.spans[turns][0]))
+                requests.append(_request(result, result.spans[turns][0]))
                 continue
-            asked.append((Asked("", (), False), 0, []))
-        encoded = self._encoder.encode([each for each, _, _ in asked])
-        sequences = [_sequence(*each[1:], found, each[0]) for each, found in zip(asked, encoded, strict=True)]
+            requests.append((EncodeRequest("", (), False), 0, []))
+        encoded = self._encoder.encode([each for each, _, _ in requests])
+        sequences = [_make_sequence(*each[1:], found, each[0]) for each, found in zip(requests, encoded, strict=True)]
         step = len(self._names)
         return [
-            Refused(reasons[row]) if row in reasons else sequences[row * step : (row + 1) * step]
+            Refusal(reasons[row]) if row in reasons else sequences[row * step : (row + 1) * step]
             for row in range(len(rows))
         ]
 
-    def _cut(self, sequences: list[_Sequence], counts: Counts) -> Cut | None:
-        begin = _alike(sequences) * WIDTH
+    def _truncate(self, sequences: list[_Sequence], counts: Counts) -> TruncatedRow | None:
+        begin = _shared_prefix(sequences) * WIDTH
         prompt, replies = sequences[0].ids[:begin], [each.ids[begin:] for each in sequences]
         kept = prompt
         if self._max_prompt is not None:
@@ -130,29 +133,30 @@ class Replying:
         counts.tokens += sum(lengths)
         counts.trained_tokens += sum(map(len, cut)) // WIDTH
         counts.lengths[max(lengths)] += 1
-        return Cut(kept, cut, truncated, ended)
+        return TruncatedRow(kept, cut, truncated, ended)
 
 
 class _Sequence(NamedTuple):
-    """`begin` is the token at which the reply begins, `ends` are the end-of-turn tokens behind it."""
+    """A prompt with one reply: `begin` is the index of the reply's first token, `ends` are those of the end-of-turn
+    tokens behind it."""
 
     ids: bytes
     begin: int
     ends: list[int]
 
 
-def _ask(rendered: Rendered, start: int) -> tuple[Asked, int, list[int]]:
+def _request(rendered: RenderedRow, start: int) -> tuple[EncodeRequest, int, list[int]]:
     ends = [end - 1 for end in rendered.ends if end > start]
-    return Asked(rendered.text, sorted({start, *ends}), rendered.special), start, ends
+    return EncodeRequest(rendered.text, sorted({start, *ends}), rendered.special), start, ends
 
 
-def _sequence(start: int, ends: list[int], encoded: Encoded, asked: Asked) -> _Sequence:
-    place = dict(zip(asked.marks, encoded.places, strict=True))
+def _make_sequence(start: int, ends: list[int], encoded: EncodedText, request: EncodeRequest) -> _Sequence:
+    place = dict(zip(request.marks, encoded.places, strict=True))
     return _Sequence(encoded.ids, place.get(start, 0), [place[end] for end in ends])
 
 
-def _alike(sequences: list[_Sequence]) -> int:
-    """How many tokens of the prompt are the same whichever reply follows."""
+def _shared_prefix(sequences: list[_Sequence]) -> int:
+    """The number of the prompt's first tokens that are the same with every reply."""
     begin = min(each.begin for each in sequences)
     heads = [each.ids[: begin * WIDTH] for each in sequences]
     if all(head == heads[0] for head in heads):
@@ -160,12 +164,6 @@ def _alike(sequences: list[_Sequence]) -> int:
     return next(at for at in itertools.count() if len({head[at * WIDTH : (at + 1) * WIDTH] for head in heads}) > 1)
 
 
-def _column(parts: list[bytes]) -> tuple[Any, list[int]]:
-    import numpy
-
-    return numpy.frombuffer(b"".join(parts), dtype=numpy.int32), [len(part) // WIDTH for part in parts]
-
-
-def labels(rows: Sequence[Canonical]) -> Counter[str]:
-    """How many judgements are good and how many bad."""
+def count_labels(rows: Sequence[Canonical]) -> Counter[str]:
+    """The number of good and of bad judgements."""
     return Counter("good" if row["label"] else "bad" for row in rows if "label" in row)

@@ -1,9 +1,9 @@
-"""A tokenizer of one's own: BPE or Unigram over bytes, trained with `tokenizers` and loaded by `AutoTokenizer`.
+"""Trains a tokenizer: BPE or Unigram over bytes, with `tokenizers`, to be loaded by `AutoTokenizer`.
 
-Text is cut into words (letters, digits by threes, blanks, the rest) and the words' UTF-8 bytes are what is merged (BPE, Sennrich
-et al. 2016) or scored (Unigram, Kudo 2018). No text is unknown then, and decoding gives back exactly what was encoded: nothing
-is normalised, no blank is added or taken away. Without byte fallback characters take the place of bytes, and those that the
-training texts lack become `<unk>`.
+Text is split into words (letters, digits by threes, blanks, the rest), and the words' UTF-8 bytes are merged (BPE,
+Sennrich et al. 2016) or scored (Unigram, Kudo 2018). So no text is unknown, and decoding returns exactly what was
+encoded: nothing is normalised, and no blank is added or removed. Without byte fallback, characters take the place of
+bytes, and characters that the training texts lack become `<unk>`.
 
 The same texts and settings give the same `tokenizer.json`, byte for byte.
 """
@@ -18,7 +18,6 @@ from typing import Any
 
 from engine.models.template_lock import find_end_of_turn
 from engine.options.tokenizer import DEFAULT, Kind
-from engine.prep.formats.canonical import Canonical
 
 CHATML = (
     "{% for message in messages %}"
@@ -28,7 +27,7 @@ CHATML = (
 )
 END_OF_TEXT, UNKNOWN = "<|endoftext|>", "<unk>"
 RECORD = "training.json"
-"""In a tokenizer's folder: what it was trained with."""
+"""The file in a tokenizer's folder that records how it was trained."""
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 WORDS = (
@@ -38,16 +37,16 @@ WORDS = (
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""No token reaches over the border of two words. As GPT-4's, with combining marks counted as letters."""
+"""The words, which no token crosses. The pattern is GPT-4's, with combining marks counted as letters."""
 
 _PIECE = 2**20
-"""Characters of a text that are learnt from at a time."""
+"""Characters of a text that are passed to the trainer at a time."""
 _LONGEST = 24
-"""Characters (bytes, with byte fallback) of a Unigram token at most: eight Chinese characters."""
+"""Characters (bytes, with byte fallback) of the longest Unigram token: eight Chinese characters."""
 _FREQUENT = 4
-"""Times that a word must stand in the texts to be a candidate by itself."""
+"""How often a word must occur in the texts to become a candidate token as a whole."""
 _STEP = 1e-4
-"""What the Unigram trainer puts between the scores of characters that it has no score for."""
+"""The step between the scores that the Unigram trainer assigns to characters without a score."""
 _LOOKS_SPECIAL = re.compile(r"<\|[\w ]+\|>|</?[A-Za-z_]+>|\[/?[A-Z_]+\]")
 
 
@@ -60,17 +59,18 @@ def train(
     template: str | None = None,
     byte_fallback: bool = DEFAULT.byte_fallback,
 ) -> Any:
-    """A `PreTrainedTokenizerFast` over `size` tokens, special ones included; over fewer when the texts hold no more.
+    """A `PreTrainedTokenizerFast` with `size` tokens, special ones included, or fewer if the texts do not yield more.
 
-    `texts` is gone through once, and once more each for Unigram and without byte fallback. `template` is a Jinja chat template, ChatML when None. Tokens 0…
-    are `<|endoftext|>`, ChatML's own when that is the template, then `special`. The token that ends the template's turns ends
-    generation too. Raises ValueError for a size that cannot hold the alphabet, for no texts, for a template that fails.
+    `texts` is iterated once, and once more each for Unigram and without byte fallback. `template` is a Jinja chat
+    template; None means ChatML. The first tokens are `<|endoftext|>`, ChatML's own if that is the template, then
+    `special`. The token that ends the template's turns also ends generation. Raises ValueError for a size too small for
+    the alphabet, for texts without content, and for a template that fails.
     """
     from transformers import PreTrainedTokenizerFast
 
     tokens = _special_tokens(special, chatml=template is None, unknown=not byte_fallback)
-    if size < (least := _least(tokens, byte_fallback)):
-        raise ValueError(f"size {size} is too small: special tokens and the alphabet alone are {least}")
+    if size < (smallest := _minimum_size(tokens, byte_fallback)):
+        raise ValueError(f"size {size} is too small: special tokens and the alphabet alone take {smallest}")
     backend = _train(texts, kind, size, tokens, byte_fallback)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -87,22 +87,14 @@ def train(
     return tokenizer
 
 
-def least(special: Sequence[str], chatml: bool, byte_fallback: bool) -> int:
-    """Tokens that special ones and the alphabet take. Raises ValueError for a special token that cannot be."""
-    return _least(_special_tokens(special, chatml, unknown=not byte_fallback), byte_fallback)
+def minimum_size(special: Sequence[str], chatml: bool, byte_fallback: bool) -> int:
+    """The number of special tokens plus the alphabet. Raises ValueError for an invalid special token."""
+    return _minimum_size(_special_tokens(special, chatml, unknown=not byte_fallback), byte_fallback)
 
 
-def text_of(row: Canonical) -> str:
-    """All that a row says, turn after turn."""
-    if "text" in row:
-        return str(row["text"])
-    turns = [turn for part in ("messages", "prompt", "chosen", "rejected") for turn in row.get(part) or ()]
-    turns += row.get("completion") or ()
-    return "\n".join(turn["content"] for turn in turns if turn.get("content"))
-
-
-def notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str]:
-    """What whoever asked for `size` tokens and this template should know. `naming` is where further special tokens are named."""
+def list_notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str]:
+    """Notes for a user who asked for `size` tokens and this template. `naming` is the option that takes further special
+    tokens."""
     found = []
     if len(tokenizer) < size:
         found.append(f"{len(tokenizer)} tokens, not {size}: the texts hold no more that repeat")
@@ -115,9 +107,9 @@ def notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str]:
     return found
 
 
-def compression(tokenizers: Mapping[str, Any], texts: Sequence[str]) -> dict[str, dict[str, float]]:
-    """For each tokenizer: `bytes_per_token` (UTF-8; more is better), `tokens_per_character`, `exact`, the share of texts that
-    come back from their tokens as they were, and its `size`."""
+def measure_compression(tokenizers: Mapping[str, Any], texts: Sequence[str]) -> dict[str, dict[str, float]]:
+    """For each tokenizer: `bytes_per_token` (UTF-8; higher is better), `tokens_per_character`, the share of texts that
+    decoding restores (`exact`), and its `size`."""
     size, characters = sum(len(text.encode()) for text in texts), sum(map(len, texts))
     table: dict[str, dict[str, float]] = {}
     for name, tokenizer in tokenizers.items():
@@ -136,7 +128,7 @@ def compression(tokenizers: Mapping[str, Any], texts: Sequence[str]) -> dict[str
     return table
 
 
-def _least(tokens: list[str], byte_fallback: bool) -> int:
+def _minimum_size(tokens: list[str], byte_fallback: bool) -> int:
     return len(tokens) + (256 if byte_fallback else 1)
 
 
@@ -149,7 +141,8 @@ def _special_tokens(special: Sequence[str], chatml: bool, unknown: bool) -> list
 
 
 def _turn_end(tokenizer: Any) -> str | None:
-    """The special token that ends a turn. Raises ValueError for a template that cannot render a question and its answer."""
+    """The special token that ends a turn; None without one. Raises ValueError if the template cannot render a question
+    and its answer."""
     try:
         token = find_end_of_turn(tokenizer)
     except Exception as error:  # noqa: BLE001 - templates raise what they like
@@ -175,7 +168,7 @@ def _train(texts: Iterable[str], kind: Kind, size: int, tokens: list[str], byte_
         alphabet, rare = _alphabet(texts, (size - len(tokens) + 1) // 2)
         cutting, decoder = words, decoders.Fuse()
     unknown = None if byte_fallback else UNKNOWN
-    # Specials as AddedToken: nothing around them is taken off or normalised.
+    # AddedToken, so that nothing around special tokens is stripped or normalised.
     shared: dict[str, Any] = {
         "vocab_size": size,
         "special_tokens": [AddedToken(token, special=True, normalized=False) for token in tokens],
@@ -189,15 +182,16 @@ def _train(texts: Iterable[str], kind: Kind, size: int, tokens: list[str], byte_
         tokenizer = Tokenizer(models.Unigram())
         trainer = trainers.UnigramTrainer(**shared, unk_token=unknown, max_piece_length=_LONGEST)
     tokenizer.pre_tokenizer, tokenizer.decoder = cutting, decoder
-    seen = _Seen(texts, rare, _doubled(words, texts) if kind == "unigram" else [])
+    seen = _TrainingTexts(texts, rare, _double_frequent_words(words, texts) if kind == "unigram" else [])
     tokenizer.train_from_iterator(seen, trainer)
     if not seen.characters:
-        raise ValueError("there is no text to learn from")
-    return _in_order(tokenizer, len(tokens)) if kind == "unigram" else tokenizer
+        raise ValueError("there is no text to train on")
+    return _sort_vocabulary(tokenizer, len(tokens)) if kind == "unigram" else tokenizer
 
 
-class _Seen:
-    """Texts in pieces, rare characters left out, and further words; counts the texts' characters."""
+class _TrainingTexts:
+    """Iterates over the texts in pieces, without rare characters, then over `further` words; counts the texts'
+    characters."""
 
     def __init__(self, texts: Iterable[str], rare: dict[int, None], further: list[str]) -> None:
         self.texts, self.rare, self.further, self.characters = texts, rare, further, 0
@@ -211,12 +205,12 @@ class _Seen:
         yield from (word.translate(self.rare) for word in self.further)
 
 
-def _doubled(cut: Any, texts: Iterable[str]) -> list[str]:
-    """Every frequent word, written twice without the blank between.
+def _double_frequent_words(cut: Any, texts: Iterable[str]) -> list[str]:
+    """Every frequent word, written twice without a blank between.
 
-    The Unigram trainer begins with what stands more than once in the list of different words. However frequent a word is,
-    it stands in that list once, and unless it is part of another it would never become a token. (Measured on 2.3 million characters
-    of English and Chinese, 15,000 tokens: 4.1 bytes a token instead of 3.6.)
+    The Unigram trainer starts from strings that occur more than once in the list of distinct words. A word occurs there
+    once, however frequent it is, and so would never become a token unless it is part of another word. (Measured on 2.3
+    million characters of English and Chinese, 15,000 tokens: 4.1 bytes per token instead of 3.6.)
     """
     counts: Counter[str] = Counter()
     for text in texts:
@@ -227,7 +221,7 @@ def _doubled(cut: Any, texts: Iterable[str]) -> list[str]:
 
 
 def _alphabet(texts: Iterable[str], most: int) -> tuple[list[str], dict[int, None]]:
-    """The `most` frequent characters, and a translation that drops the others."""
+    """The `most` most frequent characters, and a translation table that drops all others."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
@@ -235,11 +229,11 @@ def _alphabet(texts: Iterable[str], most: int) -> tuple[list[str], dict[int, Non
     return ranked[:most], {ord(character): None for character in ranked[most:]}
 
 
-def _in_order(tokenizer: Any, special: int) -> Any:
-    """The tokenizer with its Unigram vocabulary in an order, and with scores, that do not depend on chance.
+def _sort_vocabulary(tokenizer: Any, special: int) -> Any:
+    """The tokenizer with its Unigram vocabulary in a reproducible order and with reproducible scores.
 
-    The trainer sums floats in the order of a hash map, so scores differ in their last digits from run to run, and it deals
-    scores to characters that it has none for (`min + k·_STEP`) in that order too. They all get the lowest score here.
+    The trainer sums floats in the order of a hash map, so scores differ in their last digits from run to run, and it
+    assigns scores to characters without one (`min + k·_STEP`) in that order too. Here these all get the lowest score.
     """
     from tokenizers import Tokenizer
 
@@ -247,11 +241,13 @@ def _in_order(tokenizer: Any, special: int) -> Any:
     model = content["model"]
     head, pieces = model["vocab"][:special], model["vocab"][special:]
     low = min(score for _, score in pieces)
-    scored = [(piece, round(low if len(piece) == 1 and _dealt(score - low) else score, 6)) for piece, score in pieces]
+    scored = [
+        (piece, round(low if len(piece) == 1 and _is_dealt_score(score - low) else score, 6)) for piece, score in pieces
+    ]
     model["vocab"] = [*head, *map(list, sorted(scored, key=lambda each: (-each[1], each[0])))]
     return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
 
 
-def _dealt(above: float) -> bool:
+def _is_dealt_score(above: float) -> bool:
     steps = above / _STEP
     return steps < 2**16 and abs(steps - round(steps)) < 1e-6

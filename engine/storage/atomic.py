@@ -1,4 +1,4 @@
-"""Folders that are complete or absent."""
+"""Writes folders that are complete or absent."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.protocol.home import sync
+from engine.protocol.text import first_line
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Make `folder` with what `fill` puts into it, complete or not at all. Raises OSError, and then nothing is left behind."""
+    """Create `folder` with the files that `fill` writes, or not at all. Raises OSError, and then leaves nothing
+    behind."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -19,7 +21,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         temporary.mkdir()
         _fill(temporary, fill)
         _sync(temporary)
-        if folder.exists():  # an earlier attempt's, superseded by this one
+        if folder.exists():  # left by an earlier attempt, which this one replaces
             shutil.rmtree(folder)
         temporary.rename(folder)
     except BaseException:
@@ -29,7 +31,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def _fill(folder: Path, fill: Callable[[Path], object]) -> None:
-    """`fill`, with what the libraries make of a failed write as the OSError that it was."""
+    """Call `fill`, and raise the libraries' own errors for a failed write as OSError."""
     from safetensors import SafetensorError
 
     try:
@@ -39,7 +41,7 @@ def _fill(folder: Path, fill: Callable[[Path], object]) -> None:
     except RuntimeError as error:
         if "write" not in str(error) and "writing" not in str(error):
             raise
-        raise OSError(str(error).splitlines()[0]) from error  # torch.save
+        raise OSError(first_line(error)) from error  # torch.save
 
 
 def _sync(folder: Path) -> None:

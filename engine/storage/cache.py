@@ -1,4 +1,5 @@
-"""The cache of prepared data: entries named by a hash of all that they were made from, present only when complete."""
+"""The cache of prepared data. An entry is named by a hash of everything that it was made from, and exists only when
+complete."""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ from engine.protocol.home import Home, host_name, sync
 from engine.protocol.messages import ProblemError
 
 _WORK = "work-"
-_GIVEN_UP = 14 * 24 * 3600.0
-"""Seconds."""
+_ABANDONED = 14 * 24 * 3600.0
+"""Seconds after which an untouched work folder is removed."""
 VERSION = 3
-"""Counts changes of what is written or of how rows become tokens: an older entry is then no hit."""
+"""Increased when the content of entries or the way rows become tokens changes, so that older entries are not reused."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -40,19 +41,19 @@ TOKENIZER_FILES = (
 )
 
 
-def key(files: Mapping[str, Path], settings: Mapping[str, Any], progress: Callable[[int], object]) -> str:
-    """The hash of the files' bytes, by role, and the settings. `progress` is told the bytes read so far."""
-    return name(digests(files, progress), settings)
+def entry_key(files: Mapping[str, Path], settings: Mapping[str, Any], progress: Callable[[int], object]) -> str:
+    """A hash of the files' bytes, by role, and of the settings. `progress` gets the bytes read so far."""
+    return entry_name(file_digests(files, progress), settings)
 
 
-def name(digests: Mapping[str, str], settings: Mapping[str, Any]) -> str:
-    """What an entry is called: the hash of everything that it is made from."""
-    told = json.dumps({"version": VERSION, "files": digests, "settings": settings}, sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+def entry_name(digests: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+    """The name of an entry: a hash of everything that it is made from."""
+    content = json.dumps({"version": VERSION, "files": digests, "settings": settings}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def digests(files: Mapping[str, Path], progress: Callable[[int], object]) -> dict[str, str]:
-    """Role -> SHA-256 of the file's bytes. `progress` is told the bytes read so far."""
+def file_digests(files: Mapping[str, Path], progress: Callable[[int], object]) -> dict[str, str]:
+    """Role -> SHA-256 of the file's bytes. `progress` gets the bytes read so far."""
     done = 0
     found = {}
     for role, path in files.items():
@@ -67,10 +68,10 @@ def digests(files: Mapping[str, Path], progress: Callable[[int], object]) -> dic
 
 
 @contextmanager
-def entry(home: Home, name: str) -> Iterator[Path]:
-    """A folder to fill; it becomes the entry `name` when the block ends well, and nothing is left when it does not."""
+def new_entry(home: Home, name: str) -> Iterator[Path]:
+    """A folder to fill. It becomes the entry `name` if the block succeeds, and is removed if it fails."""
     home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _sweep(home.cache)
+    _remove_unfinished(home.cache)
     temporary = home.cache / f".{name}.{host_name()}.{os.getpid()}"
     temporary.mkdir(mode=0o700)
     try:
@@ -83,23 +84,24 @@ def entry(home: Home, name: str) -> Iterator[Path]:
         except OSError:
             if not (home.cache / name).is_dir():
                 raise
-            # Another process finished the same entry meanwhile: theirs is as good.
+            # Another process has finished the same entry meanwhile.
         sync(home.cache)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
-def workshop(home: Home, name: str) -> Iterator[Path]:
-    """A folder in which an entry is made, step by step: what a killed process has left there is used by the next one.
+def work_folder(home: Home, name: str) -> Iterator[Path]:
+    """A folder for the intermediate files of an entry, in which the next process continues after a kill.
 
-    One process at a time has it; another waits. It is removed when the block ends well or with a user's mistake (ValueError, ProblemError),
-    and kept for the next attempt when the block is interrupted or the disk is full. Those that nobody has touched for two weeks go.
+    One process at a time holds it; others wait. It is removed if the block succeeds or fails with ValueError or
+    ProblemError, and kept for the next attempt if the block is interrupted or the disk is full. Folders untouched for
+    two weeks are removed.
     """
     home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _forget(home.cache)
+    _remove_abandoned(home.cache)
     folder = home.cache / f"{_WORK}{name}"
-    with _turn(folder):
+    with _lock_folder(folder):
         try:
             yield folder
         except (ValueError, ProblemError):
@@ -109,22 +111,23 @@ def workshop(home: Home, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def kept(home: Home, name: str) -> Iterator[Path]:
-    """A folder for what must not be made twice, because it was paid for: it stays however the block ends. One process at a time has it."""
+def permanent_folder(home: Home, name: str) -> Iterator[Path]:
+    """A folder for results that must not be repeated because they were paid for: it is kept even if the block fails.
+    One process at a time holds it."""
     home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _turn(home.cache / name):
+    with _lock_folder(home.cache / name):
         yield home.cache / name
 
 
 @contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it; the kernel lets go of it however this process ends."""
+def _lock_folder(folder: Path) -> Iterator[None]:
+    """Create the folder and lock it; the kernel releases the lock however this process ends."""
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Whoever had it may have removed it while this process waited.
+            # The previous holder may have removed it while this process waited.
             if folder.is_dir() and folder.stat().st_ino == os.fstat(descriptor).st_ino:
                 yield
                 return
@@ -132,19 +135,19 @@ def _turn(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _forget(cache: Path) -> None:
-    """Remove workshops that were given up."""
+def _remove_abandoned(cache: Path) -> None:
+    """Remove abandoned work folders."""
     for folder in cache.glob(f"{_WORK}*"):
         try:
             touched = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-            if time.time() - touched > _GIVEN_UP:
+            if time.time() - touched > _ABANDONED:
                 shutil.rmtree(folder, ignore_errors=True)
         except FileNotFoundError:
-            continue  # another process has just done with it
+            continue  # another process has just removed it
 
 
-def _sweep(cache: Path) -> None:
-    """Remove what killed processes of this host have left half written."""
+def _remove_unfinished(cache: Path) -> None:
+    """Remove incomplete entries that killed processes of this host have left."""
     for path in cache.glob(f".*.{host_name()}.*"):
         pid = re.fullmatch(r".*\.(\d+)", path.name)
         if pid and not psutil.pid_exists(int(pid[1])):

@@ -17,7 +17,8 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
     """
     from datasets import load_from_disk
 
-    from engine.prep.batching import IGNORED, token_counts
+    from engine.prep.batching import token_counts
+    from engine.prep.token_rows import MASKED
     from engine.training.online.batching import make_global_batches
 
     rows = load_from_disk(prepared["train"])
@@ -37,7 +38,7 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
         for length in row.get("seq_lengths") or [len(row["input_ids"])]:
             ids, labels = (row[name][start : start + length] for name in ("input_ids", "labels"))
             # Nothing predicts a part's first token, so it is never trained, whatever its label says.
-            trained = [False, *(label != IGNORED for label in labels[1:])]
+            trained = [False, *(label != MASKED for label in labels[1:])]
             parts.append({"pieces": pieces(tokenizer, ids, trained), "sequence": sequence})
             start += length
     return {

@@ -66,7 +66,7 @@ class Data:
         return {"total": browser.narrow(part, search.parse(arguments["query"]), self._progress(arguments))}
 
     def rendered(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        return self._require_browser().rendered(arguments.get("part", "train"), arguments["index"])
+        return self._require_browser().render(arguments.get("part", "train"), arguments["index"])
 
     def stats(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return self._require_browser().stats(arguments.get("part", "train"), self._progress(arguments))
@@ -79,13 +79,13 @@ class Data:
         browser, report, name = self._require_browser(), self._progress(arguments), arguments["until"]
         if not name:
             return {"stages": [], "parts": browser.show(None, report), "decisions": browser.decisions()}
-        if name == partial.TOKENIZE and pretokenized.folders(browser.profile.data, browser.profile.directory):
+        if name == partial.TOKENIZE and pretokenized.find_folders(browser.profile.data, browser.profile.directory):
             return {**self.prepare(arguments), "parts": browser.totals(), "decisions": {}}
-        left = partial.until(
+        left = partial.run_until(
             browser.profile, name, self.home, lambda phase, done, total: report(done, total, phase=phase)
         )
         if left.expansion:
-            browser.review(left.expansion, left.forms)
+            browser.add_review(left.expansion, left.forms)
         parts = browser.show(left.rows, report)
         done = self.prepare(arguments) if name == partial.TOKENIZE else {"stages": left.rows.stages}
         return {**done, "parts": parts, "decisions": browser.decisions()}
@@ -97,7 +97,7 @@ class Data:
             self._require_browser().profile, self.home, lambda phase, done, total: report(done, total, phase=phase)
         )
         if self.prepared["vocabulary"]:
-            self._require_browser().take_tokenizer(Path(self.prepared["tokenizer"]))
+            self._require_browser().use_tokenizer(Path(self.prepared["tokenizer"]))
         return {key: value for key, value in self.prepared.items() if key != "lock"}
 
     def decide(self, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -121,14 +121,14 @@ def main() -> int:
 
 
 def _prepare(run: RunDirectory, home: Home, journal: RunJournal) -> None:
-    from engine.prep.pin_base import settled
+    from engine.prep.pin_base import pin_base
     from engine.prep.prepare import is_expanded, prepare
     from engine.training.online.checks import describe_reward_model
 
     job = json.loads((run.path / "job.json").read_bytes())
     directory = Path(job["directory"])
     profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home)
-    if (pinned := settled(profile, home, journal.progress)) != profile:
+    if (pinned := pin_base(profile, home, journal.progress)) != profile:
         profile = pinned
         write_private(run.profile, profile.to_yaml().encode())
     if job.get("first") == stages.PREPARE and not is_expanded(profile, home, journal.progress):

@@ -155,7 +155,7 @@ def test_a_system_prompt_and_invalid_files(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a\r\nb")
     found = prompts.read(tmp_path / "in.txt", None, "be brief")
     assert [[message["content"] for message in each.prompt] for each in found] == [["be brief", "a"], ["be brief", "b"]]
-    for content, said in (("{\n", "in.jsonl:1: not JSON"), ('{"x": 1}\n', "no known shape"), ("", "has no prompts")):
+    for content, said in (("{\n", "in.jsonl:1: not JSON"), ('{"x": 1}\n', "no known format"), ("", "has no prompts")):
         (tmp_path / "in.jsonl").write_text(content)
         with pytest.raises(ValueError, match=said):
             prompts.read(tmp_path / "in.jsonl", None, None)

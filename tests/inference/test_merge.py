@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.config.profile import Profile, ProfileError, parse, pin
 from engine.models import targets
-from engine.prep.pin_base import settled
+from engine.prep.pin_base import pin_base
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from tests.training.harness import make_model
@@ -65,7 +65,7 @@ def profile(home: Home, base: object) -> Profile:
 
 def settle(home: Home, base: object) -> tuple[Path, list[str]]:
     told: list[str] = []
-    found = settled(profile(home, base), home, lambda phase, done, total: told.append(phase))
+    found = pin_base(profile(home, base), home, lambda phase, done, total: told.append(phase))
     return Path(found.model.base), told
 
 
@@ -133,11 +133,11 @@ def test_a_tokenizer_of_a_run_stays_too(home: Home, base: Path) -> None:
     )
     named = pin(parse(text, "x", home.root, home=home), home)
     assert (named.model.tokenizer, named.model.base) == ("whole@7", "nothing")
-    fixed = settled(named, home, lambda *_: None)
+    fixed = pin_base(named, home, lambda *_: None)
     shutil.rmtree(home.run("whole").path)
     assert Path(str(fixed.model.tokenizer)).parent == home.cache and fixed.model.base == "nothing"
     assert len(AutoTokenizer.from_pretrained(fixed.model.tokenizer)) == len(AutoTokenizer.from_pretrained(base))
-    assert settled(fixed, home, lambda *_: None) == fixed
+    assert pin_base(fixed, home, lambda *_: None) == fixed
 
 
 def test_what_cannot_be_merged_is_refused(home: Home, base: Path) -> None:

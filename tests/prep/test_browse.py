@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from engine.config.profile import Profile, parse
 from engine.prep.browse import Browser
-from engine.prep.files.copies import copy
+from engine.prep.files.copies import copy_rows
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from tests.prep.conftest import chat, write
@@ -88,11 +88,11 @@ def test_bad_rows_of_a_copy_are_counted_and_named(over: Over, bare_home: Home, t
 def test_a_copy_is_made_once_for_one_content(bare_home: Home, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\nt\n")
     (tmp_path / "b.csv").write_text("text\nt\n")
-    first = copy(tmp_path / "a.csv", bare_home, lambda _: None)
+    first = copy_rows(tmp_path / "a.csv", bare_home, lambda _: None)
     made = first.rows.stat().st_mtime_ns
-    assert copy(tmp_path / "b.csv", bare_home, lambda _: None) == first and first.rows.stat().st_mtime_ns == made
+    assert copy_rows(tmp_path / "b.csv", bare_home, lambda _: None) == first and first.rows.stat().st_mtime_ns == made
     (tmp_path / "b.csv").write_text("text\nother\n")
-    assert copy(tmp_path / "b.csv", bare_home, lambda _: None) != first
+    assert copy_rows(tmp_path / "b.csv", bare_home, lambda _: None) != first
     assert len(list(bare_home.cache.iterdir())) == 2
 
 
@@ -163,10 +163,10 @@ def test_preference_rows_are_shown_token_by_token(over: Over, home: Home, tmp_pa
     chosen, rejected = shown["parts"]
     assert [part["name"] for part in shown["parts"]] == ["chosen", "rejected"]
     texts = ["".join(piece["text"] for piece in part["pieces"]) for part in shown["parts"]]
-    assert texts[0] == browser.rendered("train", 0)["training"] and texts[0].endswith("Because 二 it is.<|im_end|>\n")
+    assert texts[0] == browser.render("train", 0)["training"] and texts[0].endswith("Because 二 it is.<|im_end|>\n")
     trained = "".join(piece["text"] for piece in chosen["pieces"] if piece["trained"])
     assert trained == "Because 二 it is.<|im_end|>\n"
-    assert browser.rendered("train", 0)["same"] and browser.rendered("train", 0)["chat"] + trained == texts[0]
+    assert browser.render("train", 0)["same"] and browser.render("train", 0)["chat"] + trained == texts[0]
     assert len(rejected["pieces"]) == 80 and shown["cut"] > 0
     assert shown["tokens"] == len(shown["pieces"]) and shown["trained"] == sum(
         each["trained"] for each in shown["pieces"]

@@ -1,4 +1,4 @@
-"""`cockpit data convert`: whole rows in another shape, the rest named; killed and run again it gives the same bytes."""
+"""`cockpit data convert`: whole rows in another format, the rest named; killed and run again it gives the same bytes."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def test_every_kind_of_file_and_folder_is_read_and_an_older_list_of_rejects_goes
 def test_what_cannot_be_meant_is_said_before_anything_is_written(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", chat("q", "a"))
     for to, out, format, reason in (
-        ("alpca", "out.jsonl", "auto", "there is no shape 'alpca', did you mean alpaca"),
-        ("auto", "out.jsonl", "auto", "there is no shape 'auto'"),
-        ("alpaca", "out.jsonl", "mesages", "there is no shape 'mesages', did you mean messages"),
+        ("alpca", "out.jsonl", "auto", "there is no format 'alpca', did you mean alpaca"),
+        ("auto", "out.jsonl", "auto", "there is no format 'auto'"),
+        ("alpaca", "out.jsonl", "mesages", "there is no format 'mesages', did you mean messages"),
         ("alpaca", "out.csv", "auto", "ends in .jsonl"),
         ("alpaca", "in.jsonl", "auto", "is what the rows are read from"),
     ):

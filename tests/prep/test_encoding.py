@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.prep.encoding import Asked, TextEncoder, WordEncoder, cuts_at_blanks
+from engine.prep.encoding import EncodeRequest, TextEncoder, WordEncoder, cuts_at_blanks
 
 CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 O200K = (
@@ -71,7 +71,7 @@ TEXTS = st.lists(WORDS, max_size=25).map("".join) | st.text(max_size=60) | st.li
 def test_words_looked_up_are_the_tokens_of_the_whole_text(
     backends: dict[str, Any], text: str, places: list[int], special: bool
 ) -> None:
-    asked = [Asked(text, sorted({min(place, len(text)) for place in places}), special)]
+    asked = [EncodeRequest(text, sorted({min(place, len(text)) for place in places}), special)]
     for kind, backend in backends.items():
         known = ENCODERS.setdefault(kind, WordEncoder(backend))
         (expected,) = TextEncoder(backend).encode(asked)
@@ -94,7 +94,7 @@ def test_begin_and_end_tokens_are_those_of_the_tokenizer(backends: dict[str, Any
         single="<repo_name> $A <|endoftext|>", special_tokens=[("<repo_name>", 3), ("<|endoftext|>", 0)]
     )
     for text in ("some text", "", " ", "a"):
-        asked = [Asked(text, [0, len(text)], special) for special in (True, False)]
+        asked = [EncodeRequest(text, [0, len(text)], special) for special in (True, False)]
         assert WordEncoder(framed).encode(asked) == TextEncoder(framed).encode(asked)
 
 
@@ -139,6 +139,6 @@ def test_nothing_is_remembered_without_bound(backends: dict[str, Any], monkeypat
     monkeypatch.setattr("engine.prep.encoding._MOST", 50)
     encoder = WordEncoder(backends["embedded"])
     for number in range(100):
-        asked = [Asked(f"w{number} x{number} " + "y" * 100 + str(number), [0, 3], False)]
+        asked = [EncodeRequest(f"w{number} x{number} " + "y" * 100 + str(number), [0, 3], False)]
         assert encoder.encode(asked) == TextEncoder(backends["embedded"]).encode(asked)
     assert max(len(encoder._spaced), len(encoder._exact), len(encoder._within)) < 60

@@ -17,9 +17,9 @@ import pytest
 from engine.llm_api import retries
 from engine.options.data import ExpandOptions, PriceOptions, SourceOptions
 from engine.prep import read_rows
-from engine.prep.expand.expand import expand, rehearse
-from engine.prep.expand.seeds import check
-from engine.prep.stages.standalone import options_of
+from engine.prep.expand.expand import dry_run, expand
+from engine.prep.expand.seeds import check_options
+from engine.prep.stages.standalone import parse_options
 from engine.prep.verbs import expand as verb
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
@@ -470,7 +470,7 @@ def test_a_dry_run_sends_nothing_and_tells_the_worst_case(tmp_path: Path) -> Non
     with LoopbackService() as service:
         chosen = options(service, samples=12, max_tokens=100, price=price)
         seeds = SourceOptions(source=BUNDLED)
-        told = rehearse(read_rows.locate(seeds, Path.cwd()), seeds, chosen, lambda *_: None)
+        told = dry_run(read_rows.locate(seeds, Path.cwd()), seeds, chosen, lambda *_: None)
         assert service.prompts == []
         run(chosen, tmp_path)
     assert told["requests"] == 3 and sorted(told["prompts"].values()) == sorted(service.prompts)
@@ -493,9 +493,9 @@ def test_a_missing_key_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_unknown_tasks_and_prompts_without_seeds_are_named() -> None:
     with pytest.raises(ValueError, match=r"expand\.task: there is no task triple, did you mean triples\?"):
-        check(ExpandOptions(task="triple"))
+        check_options(ExpandOptions(task="triple"))
     with pytest.raises(ValueError, match=r"expand\.prompts\.rows: has no \{seed\}"):
-        check(ExpandOptions(prompts={"rows": "Write {count}."}))
+        check_options(ExpandOptions(prompts={"rows": "Write {count}."}))
 
 
 def test_seeds_that_do_not_fit_are_told(tmp_path: Path) -> None:
@@ -518,9 +518,9 @@ def test_the_verb_reads_its_settings(home_stub: Home, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"expand\.seed: .*not 'x'; expand\.sampels: unknown key, did you mean samples\?"
     ):
-        options_of(ExpandOptions, "expand", ["expand.sampels=3", "expand.seed=x"])
+        parse_options(ExpandOptions, "expand", ["expand.sampels=3", "expand.seed=x"])
     with pytest.raises(ValueError, match=r"write it as expand\.KEY=VALUE"):
-        options_of(ExpandOptions, "expand", ["samples=3"])
+        parse_options(ExpandOptions, "expand", ["samples=3"])
 
 
 @pytest.fixture

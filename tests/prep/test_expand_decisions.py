@@ -40,7 +40,7 @@ def test_a_dropped_row_stays_dropped_when_rows_are_published_again(tmp_path: Pat
         assert decisions.decide(tmp_path, ids[4], "undecided") == (9, 1)
         left = [line for number, line in enumerate(made.splitlines(keepends=True)) if number != 3]
         assert (tmp_path / "rows.jsonl").read_bytes() == b"".join(left)
-        assert list(decisions.kept(tmp_path)) == [json.loads(line) for line in left]
+        assert list(decisions.read_kept(tmp_path)) == [json.loads(line) for line in left]
         asked = len(service.prompts)
         again = run(service, tmp_path)
         assert (again["rows"], again["dropped"], again["requests"]) == (9, 1, 2) and len(service.prompts) == asked
@@ -49,7 +49,7 @@ def test_a_dropped_row_stays_dropped_when_rows_are_published_again(tmp_path: Pat
         more = run(service, tmp_path, samples=20)
         assert (more["rows"], more["dropped"]) == (19, 1), "with more rows wanted it goes on, and the row stays away"
     assert made.splitlines()[3] not in (tmp_path / "rows.jsonl").read_bytes().splitlines()
-    assert decisions.read(tmp_path) == {ids[3]: "dropped", ids[4]: "undecided", ids[5]: "accepted"}
+    assert decisions.read_decisions(tmp_path) == {ids[3]: "dropped", ids[4]: "undecided", ids[5]: "accepted"}
 
 
 def test_what_a_dropped_row_says_is_still_refused_as_a_duplicate(tmp_path: Path) -> None:
@@ -80,14 +80,14 @@ def test_a_torn_decision_is_overwritten_and_a_foreign_line_named(tmp_path: Path)
     decisions.decide(tmp_path, first, "dropped")
     with (tmp_path / "decisions.jsonl").open("a") as file:
         file.write('{"row": "')
-    assert decisions.read(tmp_path) == {first: "dropped"}
+    assert decisions.read_decisions(tmp_path) == {first: "dropped"}
     decisions.decide(tmp_path, second, "accepted")
-    assert decisions.read(tmp_path) == {first: "dropped", second: "accepted"}
+    assert decisions.read_decisions(tmp_path) == {first: "dropped", second: "accepted"}
     assert (tmp_path / "rows.jsonl").read_text() == '{"text": "b"}\n'
     with (tmp_path / "decisions.jsonl").open("a") as file:
         file.write("{}\n")
-    with pytest.raises(ValueError, match=r"decisions\.jsonl:3 is no decision about a row"):
-        decisions.read(tmp_path)
+    with pytest.raises(ValueError, match=r"decisions\.jsonl:3 is not a decision about a row"):
+        decisions.read_decisions(tmp_path)
 
 
 def test_the_folder_is_a_source_of_the_rows_that_are_kept(tmp_path: Path) -> None:
@@ -108,4 +108,4 @@ def test_two_that_decide_at_once_lose_nothing(tmp_path: Path) -> None:
     )
     children = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), half]) for half in "01"]
     assert [child.wait(60) for child in children] == [0, 0]
-    assert len(decisions.read(tmp_path)) == 60 and (tmp_path / "rows.jsonl").read_bytes() == b""
+    assert len(decisions.read_decisions(tmp_path)) == 60 and (tmp_path / "rows.jsonl").read_bytes() == b""

@@ -81,7 +81,7 @@ def test_rows_are_found_by_decision(home: Home, tmp_path: Path) -> None:
         parse("is:lost")
     with pytest.raises(ValueError, match="there is no expanded row 10"):
         browser.decide(10, "dropped")
-    with pytest.raises(ValueError, match="maybe is no decision"):
+    with pytest.raises(ValueError, match="maybe is not a decision"):
         browser.decide(1, "maybe")
 
 
@@ -111,7 +111,7 @@ def test_a_thought_graph_is_decided_as_one_row(bare_home: Home, tmp_path: Path) 
     assert parts["expanded"] == 2 and parts["train"] > 2
     assert [json.loads(row["raw"]) for row in browser.rows(EXPANDED, 0, 2)["rows"]] == made
     browser.decide(1, "dropped")
-    assert list(decisions.kept(tmp_path / "more")) == made[:1]
+    assert list(decisions.read_kept(tmp_path / "more")) == made[:1]
     assert browser.reread(quiet)["parts"]["train"] == parts["train"] // 2
 
 

@@ -176,7 +176,10 @@ def test_rejected_rows_are_warned_of(home: Home, profile_over: ProfileOver) -> N
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a key itself": ({"api_key_env": "sk-0123"}, "data.expand.api_key_env: must be the name of a variable"),
+    "a key itself": (
+        {"api_key_env": "sk-0123"},
+        "data.expand.api_key_env: must be the name of an environment variable",
+    ),
     "no address": ({"base_url": "api.example.com"}, "data.expand.base_url: must be an address"),
     "no price": ({"cost_limit": 1.0}, "data.expand.cost_limit: needs data.expand.price"),
     "no such task": ({"task": "triple"}, "there is no task triple, did you mean triples?"),

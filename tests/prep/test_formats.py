@@ -261,7 +261,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("messages", {"messages": [Q, A], "tools": "{"}, "tools is not JSON"),
     ("messages", {"messages": [Q, said("assistant", "\ud800")]}, "half a surrogate"),
     ("messages", {"messages": [Q, A], "note": ["\ud800"]}, "note holds half a surrogate"),
-    ("messages", {"messages": [Q, A], "note": {1, 2}}, "note has no JSON form"),
+    ("messages", {"messages": [Q, A], "note": {1, 2}}, "note cannot be represented in JSON"),
     ("sharegpt", {"conversations": [{"from": ["human"], "value": "q"}]}, "turn 1 has the role"),
     ("sharegpt", {"conversations": [human("q"), {"from": "function_call", "value": "f(1)"}]}, "turn 2 .* is not JSON"),
     ("sharegpt", {"system": "s", "conversations": [S, Q, A]}, "a system prompt in the column system and another"),
@@ -302,7 +302,7 @@ def test_a_label_that_is_no_judgement_makes_no_kto_row() -> None:
 
 def samples() -> list[tuple[str, str]]:
     catalog = YAML(typ="safe").load(find_bundled("data") / "catalog.yaml")
-    return [(file, entry["shape"]) for file, entry in catalog["samples"]["files"].items()]
+    return [(file, entry["format"]) for file, entry in catalog["samples"]["files"].items()]
 
 
 @pytest.mark.parametrize(("file", "shape"), samples())

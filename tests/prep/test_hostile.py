@@ -257,10 +257,10 @@ def test_another_encoding_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         list(readers.read(tmp_path / "rows.jsonl"))
     with pytest.raises(ValueError, match="without a file that can be read"):
-        sources.files(".", tmp_path)
+        sources.list_files(".", tmp_path)
 
 
 def test_a_file_that_unpacks_beyond_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

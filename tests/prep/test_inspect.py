@@ -69,8 +69,8 @@ def test_progress_is_in_bytes_of_all_files(bare_home: Home, tmp_path: Path) -> N
     [
         ([], "auto", "holds no rows"),
         (["{"], "auto", "holds 1 rows, none of which can be read"),
-        ([{"foo": 1}], "auto", "no known shape has the columns foo"),
-        ([{"text": "t"}], "alpca", "there is no shape alpca"),
+        ([{"foo": 1}], "auto", "no known format has the columns foo"),
+        ([{"text": "t"}], "alpca", "there is no format alpca"),
     ],
 )
 def test_what_cannot_be_shown_is_one_clear_error(

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from engine.options.data import SourceOptions
 from engine.prep import column_mapping, read_rows
-from engine.prep.read_rows import Rejects
+from engine.prep.rows import Rejects, Row
 from engine.protocol.messages import ProblemError
 from tests.prep.conftest import write
 
 
-def read(directory: Path, *sources: dict[str, Any], seed: int = 1) -> tuple[list[read_rows.Row], Rejects]:
+def read(directory: Path, *sources: dict[str, Any], seed: int = 1) -> tuple[list[Row], Rejects]:
     rejects = Rejects(lambda _: None)
     options = [SourceOptions(**source) for source in sources]
     return list(read_rows.read(options, directory, rejects, seed, lambda _: None)), rejects
 
 
-def contents(row: read_rows.Row) -> list[str]:
+def contents(row: Row) -> list[str]:
     return [message["content"] for message in row.content["messages"]]
 
 
@@ -36,10 +36,12 @@ def test_own_columns_take_the_shapes_names(tmp_path: Path) -> None:
 
 def test_a_column_that_has_to_make_way_is_kept_and_names_may_change_places() -> None:
     row = {"input": "the task", "instruction": "the text", "output": "a"}
-    swapped, aside = column_mapping.renamed(row, {"instruction": "input", "input": "instruction"})
+    swapped, aside = column_mapping.rename_columns(row, {"instruction": "input", "input": "instruction"})
     assert swapped == {"instruction": "the task", "input": "the text", "output": "a"} and not aside
     source = SourceOptions(source="x", columns={"prompt": "question", "completion": "answer"})
-    (found,) = column_mapping.converter(source, "prompt_completion")({"prompt": "old", "question": "q", "answer": "a"})
+    (found,) = column_mapping.make_converter(source, "prompt_completion")(
+        {"prompt": "old", "question": "q", "answer": "a"}
+    )
     assert found["columns"] == {"prompt": "old"} and found["messages"][0]["content"] == "q"
 
 
@@ -66,11 +68,13 @@ def test_a_prompt_makes_a_question_where_the_shape_would_miss_one(tmp_path: Path
 def test_prompts_and_system_prompts_of_several_turns_and_of_pairs() -> None:
     turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
     source = SourceOptions(source="x", prompt="P {id}", system="S")
-    (found,) = column_mapping.converter(source, "messages")({"messages": turns, "id": 7})
+    (found,) = column_mapping.make_converter(source, "messages")({"messages": turns, "id": 7})
     assert [turn["content"] for turn in found["messages"]] == ["S", "user", "assistant", "P 7", "assistant"]
-    (found,) = column_mapping.converter(source, "preference")({"prompt": "q", "chosen": "a", "rejected": "b", "id": 7})
+    (found,) = column_mapping.make_converter(source, "preference")(
+        {"prompt": "q", "chosen": "a", "rejected": "b", "id": 7}
+    )
     assert [turn["content"] for turn in found["prompt"]] == ["S", "P 7"]
-    (found,) = column_mapping.converter(source, "messages")(
+    (found,) = column_mapping.make_converter(source, "messages")(
         {"messages": [{"role": "system", "content": "own"}, *turns], "id": 7}
     )
     assert found["messages"][0]["content"] == "own"
@@ -92,15 +96,15 @@ def test_each_source_has_a_prompt_of_its_own(tmp_path: Path) -> None:
     ("source", "cause"),
     [
         ({"prompt": "{sentense}"}, "prompt: there is no column {sentense}; there are completion, prompt, sentence"),
-        ({"prompt": "a } b"}, "prompt: } at character 3 is no {column}; write a brace twice"),
-        ({"prompt": "{}"}, "prompt: {} at character 1 is no {column}"),
+        ({"prompt": "a } b"}, "prompt: } at character 3 is not a {column}; write a literal brace twice"),
+        ({"prompt": "{}"}, "prompt: {} at character 1 is not a {column}"),
         (
             {"columns": {"output": "repli"}},
             "columns: there is no column 'repli' for output; there are completion, prompt, sentence",
         ),
-        ({"columns": {"sentence": "prompts"}}, "columns says the shape's name first: {prompts: sentence}"),
+        ({"columns": {"sentence": "prompts"}}, "columns says the format's name first: {prompts: sentence}"),
         ({"format": "text", "system": "s"}, "prompt and system are for conversations"),
-        ({"format": "thought_graph", "prompt": "p"}, "a thought graph asks several questions"),
+        ({"format": "thought_graph", "prompt": "p"}, "format thought_graph asks several questions"),
     ],
 )
 def test_what_cannot_be_meant_ends_the_source_with_one_clear_error(
@@ -120,7 +124,7 @@ def test_a_row_without_the_prompts_column_is_rejected_and_says_what_it_has(tmp_p
 
 
 def test_values_without_a_json_form_never_reach_a_conversation() -> None:
-    convert = column_mapping.converter(
+    convert = column_mapping.make_converter(
         SourceOptions(source="x", prompt="{x}", columns={"prompt": "y"}), "prompt_completion"
     )
     for value in ("\ud800", ["\ud800"]):
@@ -133,7 +137,7 @@ def test_values_without_a_json_form_never_reach_a_conversation() -> None:
 def test_rows_of_very_many_columns_do_not_fill_a_message() -> None:
     row = {f"column {number} " + "x" * 1000: 1 for number in range(10_000)}
     with pytest.raises(ValueError) as caught:
-        column_mapping.filled("{absent}", row)
+        column_mapping.fill_prompt("{absent}", row)
     assert len(str(caught.value)) < 3000
 
 
@@ -144,7 +148,7 @@ pieces = st.lists(st.text("ab{} 二\n", max_size=6), min_size=2, max_size=4)
 @given(pieces, st.text(max_size=8))
 def test_text_and_values_come_out_as_they_are_whatever_braces_they_hold(parts: list[str], value: str) -> None:
     prompt = "{x}".join(part.replace("{", "{{").replace("}", "}}") for part in parts)
-    assert column_mapping.filled(prompt, {"x": value}) == value.join(parts)
+    assert column_mapping.fill_prompt(prompt, {"x": value}) == value.join(parts)
 
 
 # ── files, limits, weights ─────────────────────────────────────────────────────────────────────────────────────────
@@ -212,5 +216,5 @@ def test_progress_is_told_in_bytes_of_all_files(tmp_path: Path) -> None:
 
 
 def test_a_hub_source_without_a_home_says_when_it_is_fetched(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="lies on the hub: it is fetched when the data is prepared"):
+    with pytest.raises(ValueError, match="is on the hub: it is fetched when the data is prepared"):
         read_rows.locate(SourceOptions(source="hf://org/name"), tmp_path)

@@ -209,7 +209,7 @@ def test_what_a_killed_process_left_is_swept(home: Home, profile_over: ProfileOv
         ({"train": [{"source": "empty.jsonl"}]}, "empty.jsonl is empty"),
         ({"train": [{"source": "notes.doc"}]}, "cannot read .doc"),
         ({"split": {"validation": 0.1}, "validation": [{"source": "rows.jsonl"}]}, "there is data.validation already"),
-        ({"split": {"seed": 1}}, "holds nothing out"),
+        ({"split": {"seed": 1}}, "holds out nothing"),
         ({"split": {"validation": 0.5, "test": 0.5}}, "leaves nothing to train on"),
         ({"clean": {"boilerplate": ["("]}}, "is no regular expression"),
         ({"catalog": "gone.json"}, "there is no gone.json"),
@@ -227,5 +227,5 @@ def test_what_can_be_seen_from_outside_is_refused_before_anything_starts(
 
 
 def test_held_out_rows_have_no_weight(profile_over: ProfileOver) -> None:
-    with pytest.raises(ProfileError, match="held-out rows are seen once"):
+    with pytest.raises(ProfileError, match="held-out rows are read once"):
         profile_over(GOOD, GOOD, "data.validation.0.weight=2.0")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from engine.prep.prepare import prepare
-from engine.prep.tokenize import Counts, tokenizing_of
+from engine.prep.token_rows import Counts
+from engine.prep.tokenize import make_row_tokenizer
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from tests.prep.conftest import ProfileOver, chat
@@ -34,7 +35,7 @@ def test_a_prompt_is_what_chat_would_send(tokenizer: Any) -> None:
         {"prompt": chat("q")["messages"], "chosen": chat("", "a")["messages"][1:], "rejected": chat("", "b")["messages"][1:]},
     ]  # fmt: skip
     counts = Counts()
-    batch = tokenizing_of("prompts", tokenizer, "assistant", 64)(rows, counts)
+    batch = make_row_tokenizer("prompts", tokenizer, "assistant", 64)(rows, counts)
     assert batch.rows == [0, 1, 3]
     assert "plain text" in batch.refused[2] and "there is no prompt" in batch.refused[4]
     assert "preference pairs: they train with method.kind dpo" in batch.refused[5]
@@ -56,7 +57,7 @@ def test_long_prompts_are_cut_or_left_out_and_counted(
 ) -> None:
     counts = Counts()
     rows = [chat("short", "yes"), chat("a long question " * 20, "yes")]
-    batch = tokenizing_of("prompts", tokenizer, "assistant", 40, max_prompt)(rows, counts)
+    batch = make_row_tokenizer("prompts", tokenizer, "assistant", 40, max_prompt)(rows, counts)
     assert (len(batch.rows), counts.truncated, counts.masked) == (kept, truncated, masked)
     if max_prompt:
         ids, lengths = batch.columns["prompt_ids"]
@@ -84,7 +85,7 @@ def test_what_the_task_cannot_score_is_rejected(profile_over: ProfileOver, home:
     profile = profile_over([*rows, chat("odd", "no triples")], None, *GRPO, max_rejected=0.1)
     made = prepare(profile, home, lambda *_: None)
     (told,) = map(json.loads, Path(made["rejects"]).read_text(encoding="utf-8").splitlines())
-    assert told["line"] == 21 and "no answer that the reward's task knows" in told["reason"]
+    assert told["line"] == 21 and "not an answer of the reward's task" in told["reason"]
     with pytest.raises(ProblemError, match=r"does not hold what method\.kind grpo trains on"):
         prepare(
             profile_over([{"text": f"words {number}"} for number in range(5)], None, *GRPO, max_rejected=1.0, file="t.jsonl"),

@@ -16,9 +16,10 @@ import pytest
 from engine.options.data import SourceOptions
 from engine.prep import detect_format
 from engine.prep import read_rows as rows
-from engine.prep.chat_labels import Refused, Rendered, Renderer
-from engine.prep.read_rows import Rejects, Row
-from engine.prep.tokenize import WHOLE, Counts, tokenizing_of
+from engine.prep.chat_labels import Refusal, RenderedRow, Renderer
+from engine.prep.rows import Rejects, Row
+from engine.prep.token_rows import UNLIMITED, Counts
+from engine.prep.tokenize import make_row_tokenizer
 from engine.tasks import thought_graph
 from engine.tasks.fences import load_json
 
@@ -82,7 +83,7 @@ def test_every_file_that_is_there_is_tested() -> None:
 @pytest.mark.parametrize("each", SETS, ids=lambda each: each.file)
 def test_the_shape_is_found_and_all_rows_convert_but_those_that_are_bad(each: Set) -> None:
     found, rejects = read(each.file)
-    assert rows.shape_of(SourceOptions(source=each.file), locate(each.file)) == each.shape
+    assert rows.find_format(SourceOptions(source=each.file), locate(each.file)) == each.shape
     assert (rejects.read, len(found), rejects.count) == (each.rows, each.canonical, len(each.bad))
     assert all(reason in told for reason, told in zip(each.bad, rejects.first, strict=True))
     assert all(detect_format.detect([row]) == each.shape for row in source_rows(each.file))
@@ -126,14 +127,14 @@ def test_everything_renders_as_apply_chat_template_does(each: Set, tokenizer: An
     contents = [row.content for row in found]
     if each.shape == "preference":
         results = Renderer(tokenizer, "assistant").render(contents)
-        assert {result.reason for result in results if isinstance(result, Refused)} == {
+        assert {result.reason for result in results if isinstance(result, Refusal)} == {
             "these are preference pairs: they train with method.kind dpo, orpo or reward"
         }
         contents = [{"messages": pair["prompt"] + pair["chosen"]} for pair in contents]
     results = Renderer(tokenizer, "all" if each.shape == "text" else "assistant").render(contents)
     assert len(results) == len(contents)
     for content, result in zip(contents, results, strict=True):
-        assert isinstance(result, Rendered), result
+        assert isinstance(result, RenderedRow), result
         if each.shape == "text":
             assert result.text == content["text"] + tokenizer.eos_token
             continue
@@ -174,7 +175,7 @@ def test_real_pairs_are_the_template_s_own_text_with_both_replies(tokenizer: Any
     found, _ = read("dpo_en_demo.json")
     contents = [row.content for row in found]
     counts = Counts()
-    batch = tokenizing_of("pairs", tokenizer, "assistant", WHOLE)(contents, counts)
+    batch = make_row_tokenizer("pairs", tokenizer, "assistant", UNLIMITED)(contents, counts)
     assert (batch.rows, batch.refused, counts.ended) == (list(range(300)), {}, 300)
     parts = []
     for name in ("prompt_ids", "chosen_ids", "rejected_ids"):

@@ -12,8 +12,10 @@ import pytest
 from engine.config.bundled import find_bundled as bundled_folder
 from engine.prep import detect_format
 from engine.prep.prepare import prepare
-from engine.prep.read_rows import Rejects
-from engine.prep.tokenize import Counts, Made, tokenize_rows, tokenizing_of
+from engine.prep.rows import Rejects
+from engine.prep.token_rows import Counts
+from engine.prep.tokenize import make_row_tokenizer
+from engine.prep.tokenize_files import TokenizeResult, tokenize_rows
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from tests.prep.conftest import ProfileOver, chat, write
@@ -46,7 +48,7 @@ def run(
     tokenizer: Any, rows: list[Any], kind: str = "pairs", max_length: int = 512, max_prompt: int | None = None
 ) -> tuple[Columns, Counts, dict[int, str]]:
     counts = Counts()
-    batch = tokenizing_of(kind, tokenizer, "assistant", max_length, max_prompt)(rows, counts)
+    batch = make_row_tokenizer(kind, tokenizer, "assistant", max_length, max_prompt)(rows, counts)
     found: Columns = {}
     for name, (values, lengths) in batch.columns.items():
         values, at = list(map(int, values)), 0
@@ -168,10 +170,10 @@ def test_a_template_that_refuses_one_reply_refuses_the_row(tokenizer: Any) -> No
 # ── files ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def tokenised(path: Path, into: Path, tokenizer: Any, processes: int) -> Made:
+def tokenised(path: Path, into: Path, tokenizer: Any, processes: int) -> TokenizeResult:
     return tokenize_rows(
         [path], into, tokenizer, "assistant", 60, Rejects(lambda _: None), into.with_name("work"), processes,
-        lambda *_: None, wanted="pairs",
+        lambda *_: None, kind="pairs",
     )  # fmt: skip
 
 
@@ -186,7 +188,7 @@ def test_sets_on_disk_do_not_hang_on_the_number_of_processes(
         pair(turns(f"question {at} " + "word " * (at % 50)), f"yes {at}", "no " * (at % 9 + 1)) for at in range(1500)
     ]
     path = write(tmp_path / "rows.jsonl", *rows)
-    monkeypatch.setattr("engine.prep.tokenize.SIZE", 2**16)
+    monkeypatch.setattr("engine.prep.tokenize_files.SIZE", 2**16)
     made = {}
     for name, processes in (("one", 1), ("two", 2)):
         (tmp_path / name).mkdir()

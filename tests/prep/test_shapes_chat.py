@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.config.bundled import find_bundled
 from engine.prep import detect_format
-from engine.prep.chat_labels import Refused, Rendered, Renderer
+from engine.prep.chat_labels import Refusal, RenderedRow, Renderer
 
 SPECIAL = ["<|eot_id|>", "<|eom_id|>", "<|end|>", "<|start|>", "<|message|>", "<|channel|>", "<|call|>", "<|return|>"]
 TEMPLATES = (
@@ -63,8 +63,8 @@ SAMPLES = [
 WITH_TOOLS = [row for row in SAMPLES if "tools" in row]
 
 
-def trained(rendered: Rendered | Refused) -> list[str]:
-    assert isinstance(rendered, Rendered), rendered
+def trained(rendered: RenderedRow | Refusal) -> list[str]:
+    assert isinstance(rendered, RenderedRow), rendered
     return [rendered.text[start:end] for start, end in rendered.spans]
 
 
@@ -78,12 +78,12 @@ def test_every_chat_that_a_template_takes_is_rendered_byte_for_byte(
         try:
             expected = tokenizer.apply_chat_template(row["messages"], tools=row.get("tools"), tokenize=False)
         except Exception as error:  # noqa: BLE001 - templates raise what they like
-            assert isinstance(result, Refused) and str(error) in result.reason
+            assert isinstance(result, Refusal) and str(error) in result.reason
             continue
         both = any(message["content"] and "tool_calls" in message for message in row["messages"])
         if name == "gptoss" and both:
             continue  # it turns words before a call into a thought, and leaves that out later
-        assert isinstance(result, Rendered), (row, result)
+        assert isinstance(result, RenderedRow), (row, result)
         assert result.text == expected
         taken += 1
         words = [  # some leave out what is said beside a call
@@ -149,7 +149,7 @@ def test_a_template_that_opens_a_reply_as_it_never_writes_one_is_refused(
     tokenizer.chat_template = templates["deepseek_r1_distill"]
     (result,) = Renderer(tokenizer, "assistant").render([SINGLE])
     assert (
-        isinstance(result, Refused) and "training and chat would differ" in result.reason and "<think>" in result.reason
+        isinstance(result, Refusal) and "training and chat would differ" in result.reason and "<think>" in result.reason
     )
 
 
@@ -169,11 +169,11 @@ def test_spans_by_skeleton_are_those_of_prefix_differences(
     turns = [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer))]
     row = chat(*([("system", system)] if system else []), *turns)
     quick, slow = Renderer(tokenizer, "assistant"), Renderer(tokenizer, "assistant")
-    whole = slow._template([row["messages"]], [None], opened=False)
+    whole = slow._apply_template([row["messages"]], [None], generation_prompt=False)
     (expected,) = slow._work_out([row], whole)
     (found,) = quick.render([row])
-    if isinstance(expected, Refused):
-        assert isinstance(found, Rendered) or found == expected  # a skeleton may see what differences cannot
+    if isinstance(expected, Refusal):
+        assert isinstance(found, RenderedRow) or found == expected  # a skeleton may see what differences cannot
     else:
         assert found == expected
 
@@ -206,7 +206,7 @@ def test_rows_for_other_methods_are_refused_by_name(tokenizer: Any) -> None:
     pair = {"prompt": SINGLE["messages"][:1], "chosen": SINGLE["messages"][1:], "rejected": MULTI["messages"][1:2]}
     judgement = {"prompt": SINGLE["messages"][:1], "completion": SINGLE["messages"][1:], "label": True}
     reasons = [
-        result.reason for result in Renderer(tokenizer, "all").render([pair, judgement]) if isinstance(result, Refused)
+        result.reason for result in Renderer(tokenizer, "all").render([pair, judgement]) if isinstance(result, Refusal)
     ]
     assert reasons == [
         "these are preference pairs: they train with method.kind dpo, orpo or reward",

@@ -88,7 +88,7 @@ def test_so_it_is_with_mapped_columns_and_prompts(
 ) -> None:
     source = SourceOptions(source="x", columns=columns, prompt=prompt, system=system)
     try:
-        found = column_mapping.converter(source, shape)(row)
+        found = column_mapping.make_converter(source, shape)(row)
     except ValueError as error:
         assert str(error)
         return
@@ -105,5 +105,5 @@ def test_values_nested_too_deeply_are_refused(shape: str) -> None:
         detect_format.convert(shape, row)
     text = {"text": "t", "prompt": "q", "completion": "a", "note": deep}
     for name in ("text", "prompt_completion"):
-        with pytest.raises(ValueError, match="note has no JSON form"):
+        with pytest.raises(ValueError, match="note cannot be represented in JSON"):
             detect_format.convert(name, text)

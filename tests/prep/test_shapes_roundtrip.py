@@ -1,4 +1,4 @@
-"""Rows → another shape → rows: nothing is lost that the shape can hold, and what it cannot hold is named."""
+"""Rows → another format → rows: nothing is lost that the format can hold, and what it cannot hold is named."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def named(folder: Path, source: str) -> list[str]:
-    return [str(path.relative_to(folder)) for path in sources.files(source, folder)]
+    return [str(path.relative_to(folder)) for path in sources.list_files(source, folder)]
 
 
 # ── files, folders, globs ──────────────────────────────────────────────────────────────────────────────────────────
@@ -51,7 +51,7 @@ def test_a_name_with_the_signs_of_a_glob_is_a_name_first(tmp_path: Path) -> None
 
 
 def test_the_bundled_samples_are_found_by_glob_too(tmp_path: Path) -> None:
-    assert [path.name for path in sources.files("triples/t*.jsonl", tmp_path)] == ["test.jsonl", "train.jsonl"]
+    assert [path.name for path in sources.list_files("triples/t*.jsonl", tmp_path)] == ["test.jsonl", "train.jsonl"]
 
 
 def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
@@ -67,10 +67,10 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "set/rows.jsonl")
     (tmp_path / "set/loop.jsonl").symlink_to("loop.jsonl")
-    with pytest.raises(ValueError, match=r"loop\.jsonl is a link that leads nowhere"):
-        sources.files("set", tmp_path)
+    with pytest.raises(ValueError, match=r"loop\.jsonl is a broken link"):
+        sources.list_files("set", tmp_path)
     with pytest.raises(ValueError, match=r"there is no set/loop\.jsonl"):
-        sources.files("set/loop.jsonl", tmp_path)
+        sources.list_files("set/loop.jsonl", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_cannot_be_used_is_said_with_what_is_there(source: str, message: st
     touch(tmp_path, "rows.jsonl", "set/more.jsonl", "set/notes.doc", "docs/a.pdf")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=message):
-        sources.files(source, tmp_path)
+        sources.list_files(source, tmp_path)
 
 
 def test_a_tokenised_folder_is_known(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_tokenised_folder_is_known(tmp_path: Path) -> None:
     Dataset.from_list([{"text": "t"}]).save_to_disk(str(tmp_path / "text"))
     assert sources.is_tokenised(tmp_path / "tokens")
     assert not sources.is_tokenised(tmp_path / "text") and not sources.is_tokenised(tmp_path)
-    assert [path.suffix for path in sources.files("text", tmp_path)] == [".arrow"]
+    assert [path.suffix for path in sources.list_files("text", tmp_path)] == [".arrow"]
 
 
 def test_a_folder_of_splits_is_not_mixed(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_a_folder_of_splits_is_not_mixed(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"text": "t"}])
     DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "set"))
     with pytest.raises(ValueError, match=r"set holds several splits; name one of them: set/test, set/train"):
-        sources.files("set", tmp_path)
-    assert [path.parent.name for path in sources.files("set/train", tmp_path)] == ["train"]
+        sources.list_files("set", tmp_path)
+    assert [path.parent.name for path in sources.list_files("set/train", tmp_path)] == ["train"]
 
 
 # ── the hub ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,7 +127,7 @@ def test_a_folder_of_splits_is_not_mixed(tmp_path: Path) -> None:
     ],
 )
 def test_hub_names(source: str, expected: HubSource) -> None:
-    assert sources.hub_source(source) == expected
+    assert sources.parse_hub_source(source) == expected
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_hub_names(source: str, expected: HubSource) -> None:
 )
 def test_hub_names_that_are_none(source: str) -> None:
     with pytest.raises(ValueError, match="is written hf://org/name"):
-        sources.hub_source(source)
+        sources.parse_hub_source(source)
 
 
 class Streamed:
@@ -164,7 +164,7 @@ def test_a_hub_set_is_fetched_once_and_whole(bare_home: Home, monkeypatch: pytes
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     told: list[Any] = []
-    hub = sources.hub_source("hf://org/name:en")
+    hub = sources.parse_hub_source("hf://org/name:en")
     path = sources.fetch(hub, bare_home, lambda *each: told.append(each))
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"text": "ä", "day": "2024-01-01"},
@@ -180,8 +180,8 @@ def test_a_fetch_that_fails_leaves_nothing(rows: list[Any], bare_home: Home, mon
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Streamed(rows))
-    with pytest.raises(ValueError, match=r"hf://org/name@train cannot be fetched: (cut off|row 1 holds)"):
-        sources.fetch(sources.hub_source("hf://org/name"), bare_home, lambda *_: None)
+    with pytest.raises(ValueError, match=r"hf://org/name@train cannot be fetched: (cut off|row 1 has)"):
+        sources.fetch(sources.parse_hub_source("hf://org/name"), bare_home, lambda *_: None)
     assert list(bare_home.cache.iterdir()) == []
 
 
@@ -193,7 +193,7 @@ from engine.protocol.home import Home
 for source in sys.argv[2:]:
     told = []
     try:
-        print(sources.fetch(sources.hub_source(source), Home(Path(sys.argv[1])), lambda *each: told.append(each)))
+        print(sources.fetch(sources.parse_hub_source(source), Home(Path(sys.argv[1])), lambda *each: told.append(each)))
         assert told[-1] == ("fetching", 3, 0), told
     except ValueError as error:
         print(" ".join(str(error).split()))
@@ -293,7 +293,7 @@ def test_catalogue_entries_become_sources(listed: dataset_info.Catalog, tmp_path
     }
     assert found["alpaca_demo"].source == str(tmp_path / "alpaca.json")
     assert found["renamed"].max_rows == 5
-    assert sources.hub_source(found["chat"].source) == HubSource("org/chat", "en", "test")
+    assert sources.parse_hub_source(found["chat"].source) == HubSource("org/chat", "en", "test")
     assert found["local_first"].source == str(tmp_path / "here.json")
 
 
@@ -314,7 +314,7 @@ def test_entries_that_cannot_be_used_are_refused_by_name(name: str, message: str
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("[1]", "is no catalogue"), ("{", "is not JSON"), ('{"a": 1}', "is no")]
+    ("content", "message"), [("[1]", "is not a catalogue"), ("{", "is not JSON"), ('{"a": 1}', "is not a catalogue")]
 )
 def test_a_file_that_is_no_catalogue(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(content)

@@ -22,7 +22,7 @@ from engine.prep.stages.clean import clean, clean_text
 from engine.prep.stages.context import Context
 from engine.prep.stages.dedup import dedup
 from engine.prep.stages.split import PARTS, split
-from engine.prep.stages.validate import AS_IT_STOOD, CANONICAL, SourceFile, reason_class, shape_of, validate
+from engine.prep.stages.validate import CANONICAL, VERBATIM, SourceFile, find_format, reason_class, validate
 from tests.prep.conftest import chat, write
 
 WORDS = [f"{first}{second}{third}" for first in "bdgkmnprst" for second in "aeiou" for third in "lmnrst"]
@@ -37,12 +37,12 @@ class Stage:
         self.context.folder.mkdir(parents=True)
         self.out, self.rejects = folder / "out", folder / "rejects"
 
-    def place(self, *rows: Any, name: str = "rows", work: str = AS_IT_STOOD, **options: Any) -> Path:
+    def place(self, *rows: Any, name: str = "rows", work: str = VERBATIM, **options: Any) -> Path:
         """Rows through `validate`, as they stood. The context then knows them."""
         path = write(self.folder / f"{name}.jsonl", *rows)
         source = SourceOptions(source=path.name, **options)
         number = len(self.context.files)
-        file = SourceFile(number, number, path, source, shape_of(source, path))
+        file = SourceFile(number, number, path, source, find_format(source, path))
         out = self.folder / f"{name}.placed"
         self.counts = validate([file], work, out, self.rejects, self.context)
         self.context = Context(
@@ -50,7 +50,7 @@ class Stage:
             self.processes,
             self.context.progress,
             (*self.context.files, str(path)),
-            (*self.context.shapes, None if work == CANONICAL else file.shape),
+            (*self.context.formats, None if work == CANONICAL else file.format),
         )
         return out
 
@@ -59,7 +59,7 @@ class Stage:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [row.row() for row in row_files.in_file(path)]
+    return [row.row() for row in row_files.read_file(path)]
 
 
 @pytest.fixture
@@ -108,14 +108,14 @@ def test_every_row_is_good_or_named_with_its_place(lines: list[str], span: int) 
         assert counts["good"] == counts["out"] == len(rows_of(kept))
         places = sorted(
             (each["line"], each["offset"])
-            for each in [*rejected, *map(row_files.Placed._asdict, row_files.in_file(kept))]
+            for each in [*rejected, *map(row_files.PlacedRow._asdict, row_files.read_file(kept))]
         )
         at, expected = 0, []
         for number, line in enumerate(content.split(b"\n"), 1):
             expected += [(number, at)] if line.strip() else []
             at += len(line) + 1
         assert places == expected
-        for row in row_files.in_file(kept):
+        for row in row_files.read_file(kept):
             assert content[row.offset :].startswith(row.raw)
 
 
@@ -133,7 +133,7 @@ def test_limits_count_good_rows_over_all_files_of_a_source(stage: Stage, small_s
     counts = validate(files, CANONICAL, stage.out, stage.rejects, stage.context)
     # A bad line stands before each good one: reading stops at the 150th good row.
     assert (counts["read"], counts["good"], counts["rejected"], counts["out"]) == (300, 150, 150, 150)
-    assert [row.row()["messages"][0]["content"] for row in row_files.in_file(stage.out)][-1] == "b 49"
+    assert [row.row()["messages"][0]["content"] for row in row_files.read_file(stage.out)][-1] == "b 49"
     assert stage.rejected()[-1]["line"] == 99
 
 
@@ -141,10 +141,10 @@ def test_other_kinds_of_files_keep_their_lines(stage: Stage) -> None:
     (stage.folder / "rows.csv").write_text("instruction,output\nq1,a1\nq2,a2,extra\nq3,\n")
     source = SourceOptions(source="rows.csv")
     path = stage.folder / "rows.csv"
-    file = SourceFile(0, 0, path, source, shape_of(source, path))
-    counts = validate([file], AS_IT_STOOD, stage.out, stage.rejects, stage.context)
+    file = SourceFile(0, 0, path, source, find_format(source, path))
+    counts = validate([file], VERBATIM, stage.out, stage.rejects, stage.context)
     assert (counts["read"], counts["good"]) == (3, 1)
-    assert [(row.line, row.row()["output"]) for row in row_files.in_file(stage.out)] == [(2, "a1")]
+    assert [(row.line, row.row()["output"]) for row in row_files.read_file(stage.out)] == [(2, "a1")]
     assert [each["line"] for each in stage.rejected()] == [3, 4]
 
 
@@ -207,7 +207,7 @@ def test_rows_keep_their_shape_and_every_rule_counts(stage: Stage) -> None:
     assert (counts["in"], counts["out"], counts["changed"], counts["rejected"]) == (7, 2, 1, 5)
     assert [each["line"] for each in stage.rejected()] == [3, 4, 5, 6, 7]
     # A row that nothing changed is written byte for byte.
-    assert list(row_files.in_file(stage.out))[1].raw == (stage.folder / "rows.jsonl").read_bytes().splitlines()[1]
+    assert list(row_files.read_file(stage.out))[1].raw == (stage.folder / "rows.jsonl").read_bytes().splitlines()[1]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -233,7 +233,7 @@ def test_signatures_estimate_the_jaccard_similarity() -> None:
         base = [sentence(chance, 80) for _ in range(60)]
         other = [text[: int(len(text) * share)] + sentence(chance, 80)[int(len(text) * share) :] for text in base]
         table = [
-            np.frombuffer(fingerprints._signatures([(text, 0) for text in texts], 5), "<u2").reshape(-1, 128)
+            np.frombuffer(fingerprints._compute_signatures([(text, 0) for text in texts], 5), "<u2").reshape(-1, 128)
             for texts in (base, other)
         ]
         estimates = (table[0] == table[1]).mean(axis=1)
@@ -243,7 +243,7 @@ def test_signatures_estimate_the_jaccard_similarity() -> None:
 
 
 def test_shingles_are_of_characters_and_stay_within_their_text() -> None:
-    hashes, offsets = fingerprints.shingles(["多语言数据", "ab", "多语言数据集", "ab"], 3)
+    hashes, offsets = fingerprints.hash_shingles(["多语言数据", "ab", "多语言数据集", "ab"], 3)
     assert offsets.tolist() == [0, 3, 4, 8, 9]
     assert hashes[:3].tolist() == hashes[4:7].tolist() and hashes[3] == hashes[8]
 

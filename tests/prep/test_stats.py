@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.prep import stats
-from engine.prep.tokenize import percentile
+from engine.prep.token_rows import percentile
 from engine.prep.verbs.stats import run
 from engine.protocol.home import Home
 from tests.prep.conftest import write
@@ -82,7 +82,7 @@ def test_plain_text_is_trained_whole(home: Home, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"by": "kind"}, "no row has a column 'kind'; there are category"),
-        ({"plot": "lengths.jpg"}, "name it so"),
+        ({"plot": "lengths.jpg"}, "ends in .png"),
         ({"format": "text"}, "no row"),
     ],
 )

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.prep import token_file, token_store
-from engine.prep.read_rows import Row
-from engine.prep.tokenize import MASKED, Tokens
+from engine.prep.rows import Row
+from engine.prep.token_rows import MASKED, PLAIN, Tokens
 
 Rows = list[tuple[list[int], list[int]]]
 
@@ -91,10 +91,10 @@ def test_blocks_hold_the_documents_end_to_end(
 
 def test_a_set_made_of_streams_is_in_their_order_and_outlives_them(tmp_path: Path) -> None:
     rows = rows_of(3, 5, 1, 7)
-    with token_store.linked(tmp_path / "set") as link:
+    with token_store.link_streams(tmp_path / "set") as link:
         for number, each in enumerate(rows):
             stream = tmp_path / f"{number}.arrow"
-            with token_store.arrow_writer(stream, token_store.PLAIN) as write:
+            with token_store.arrow_writer(stream, PLAIN) as write:
                 write({"input_ids": (each[0], [len(each[0])]), "labels": (each[1], [len(each[1])])})
             link(stream)
             stream.unlink()
@@ -122,9 +122,9 @@ def test_flat_files_hold_every_document(tmp_path: Path, vocabulary: int, dtype: 
         found.document(3)
     with (tmp_path / "flat" / "tokens.bin").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(ValueError, match=r"tokens\.bin is not as long"):
+    with pytest.raises(ValueError, match=r"tokens\.bin does not have the length"):
         token_file.read(tmp_path / "flat")
-    with pytest.raises(ValueError, match="holds no flat token file"):
+    with pytest.raises(ValueError, match="has no flat token file"):
         token_file.read(tmp_path)
 
 
@@ -186,16 +186,17 @@ def test_packed_rows_have_the_log_probabilities_of_rows_alone(tmp_path: Path) ->
 def test_packing_does_not_hold_the_set(tmp_path: Path) -> None:
     """40 MB of tokens are packed within a third of that over what an empty set takes."""
     program = """
-import resource, sys; from pathlib import Path; import numpy; from engine.prep import store
+import resource, sys; from pathlib import Path; import numpy; from engine.prep import token_store
+from engine.prep.token_rows import PLAIN
 import datasets
 folder, rows = Path(sys.argv[1]), int(sys.argv[2]); rng = numpy.random.default_rng(0)
-with store._written(folder / "plain", store.PLAIN) as write:
+with token_store._open_set(folder / "plain", PLAIN) as write:
     for _ in range(rows // 500):
         lengths = rng.integers(1, 513, 500); ids = numpy.arange(lengths.sum(), dtype=numpy.int32)
         write({"input_ids": (ids, lengths), "labels": (ids, lengths)})
-store._TOUCHED = 2**21
-store.write_packed(folder / "plain", folder / "packed", 1024)
-store.write_blocks(folder / "plain", folder / "blocks", 1024)
+token_store._TOUCHED = 2**21
+token_store.write_packed(folder / "plain", folder / "packed", 1024)
+token_store.write_blocks(folder / "plain", folder / "blocks", 1024)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

@@ -108,8 +108,8 @@ def test_without_a_template_it_says_so(tokenizer: Any) -> None:
 def test_a_worker_loads_neither_torch_nor_the_tokenizer_classes(tokenizer: Any, tmp_path: Path) -> None:
     place = ChatTokenizer.of(tokenizer).save(tmp_path)
     program = (
-        "import json, sys; from pathlib import Path; from engine.prep.tokenize import Counts, Tokenizing; from engine.prep.templates import ChatTokenizer\n"
-        f"done = Tokenizing(ChatTokenizer.load(Path({str(place)!r})), 'assistant', 999)({CHATS!r}, Counts())\n"
+        "import json, sys; from pathlib import Path; from engine.prep.token_rows import Counts; from engine.prep.tokenize import RowTokenizer; from engine.prep.templates import ChatTokenizer\n"
+        f"done = RowTokenizer(ChatTokenizer.load(Path({str(place)!r})), 'assistant', 999)({CHATS!r}, Counts())\n"
         "print(json.dumps([done.columns['input_ids'][1], [name for name in ('torch', 'datasets', 'pandas') if name in sys.modules]]))"
     )
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.prep.read_rows import Rejects, Row
-from engine.prep.tokenize import MASKED, Counts, Tokenizing, Tokens, bare, encode, label, tokenize
+from engine.prep.rows import Rejects, Row
+from engine.prep.templates import unwrap_tokenizer
+from engine.prep.token_rows import MASKED, Counts, Tokens
+from engine.prep.tokenize import RowTokenizer, encode, label, tokenize
 from tests.prep.conftest import chat
 
 CHATS = [
@@ -26,7 +28,7 @@ def run(
 ) -> tuple[list[Tokens], Counts, Rejects]:
     counts, rejects = Counts(), Rejects(lambda _: None)
     stream = (Row("f", line, 0, content) for line, content in enumerate(rows, 1))
-    made = tokenize(stream, Tokenizing(tokenizer, loss_on, max_length), rejects, counts)
+    made = tokenize(stream, RowTokenizer(tokenizer, loss_on, max_length), rejects, counts)
     return [Tokens(columns["input_ids"], columns["labels"], row) for row, columns in made], counts, rejects
 
 
@@ -127,15 +129,15 @@ CONTENT = st.lists(
 def test_labels_are_those_of_offsets_in_the_whole_text(
     tokenizer: Any, contents: list[str], loss_on: str, max_length: int
 ) -> None:
-    from engine.prep.chat_labels import Rendered, Renderer
+    from engine.prep.chat_labels import RenderedRow, Renderer
 
     row = chat(*contents, system=contents[0])
     made, counts, rejects = run(tokenizer, [row], loss_on, max_length)
     (rendered,) = Renderer(tokenizer, loss_on).render([row])
-    if not isinstance(rendered, Rendered):
+    if not isinstance(rendered, RenderedRow):
         assert (made, rejects.count) == ([], 1)
         return
-    (encoding,) = encode([rendered], bare(tokenizer))
+    (encoding,) = encode([rendered], unwrap_tokenizer(tokenizer))
     labels = label(rendered, encoding)[:max_length]
     expected = [(encoding.ids[:max_length], labels)] if {*labels} - {MASKED} else []
     assert [(each.ids, each.labels) for each in made] == expected

@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 
-from engine.prep.read_rows import Rejects
-from engine.prep.tokenize import Made, tokenize_rows
+from engine.prep.rows import Rejects
+from engine.prep.tokenize_files import TokenizeResult, tokenize_rows
 from engine.protocol.messages import ProblemError
 from tests.prep.conftest import chat, write
 
 ROWS = [chat(f"question {number} " + "word " * (number % 50), f"answer {number}。") for number in range(300)]
 
 
-def run(path: Path, into: Path, tokenizer: Any, processes: int = 1, **more: Any) -> tuple[Made, list[dict[str, Any]]]:
+def run(
+    path: Path, into: Path, tokenizer: Any, processes: int = 1, **more: Any
+) -> tuple[TokenizeResult, list[dict[str, Any]]]:
     written: list[str] = []
     rejects = Rejects(written.append)
     made = tokenize_rows(
@@ -54,7 +56,7 @@ def test_a_set_on_disk_holds_what_apply_chat_template_gives(tokenizer: Any, tmp_
 def test_bad_rows_are_named_with_their_place(tokenizer: Any, tmp_path: Path) -> None:
     lines = [*ROWS[:3], "{oops", "", {"text": "t"}, {"instruction": "q", "output": ""}]
     path = write(tmp_path / "rows.jsonl", *lines)
-    _, rejects = run(path, tmp_path / "set", tokenizer, kinds=["messages"])
+    _, rejects = run(path, tmp_path / "set", tokenizer, formats=["messages"])
     assert [(each["line"], each["file"]) for each in rejects] == [(4, str(path)), (6, str(path)), (7, str(path))]
     assert path.read_bytes()[rejects[0]["offset"] :].startswith(b"{oops")
 
@@ -68,7 +70,7 @@ def test_placed_rows_are_named_by_the_place_they_come_from(tokenizer: Any, tmp_p
 
 def test_rows_that_are_kept_are_written_down(tokenizer: Any, tmp_path: Path) -> None:
     rows = [ROWS[0], chat("word " * 100, "lost"), ROWS[1]]
-    made, _ = run(write(tmp_path / "rows", *rows), tmp_path / "set", tokenizer, kept=tmp_path / "kept")
+    made, _ = run(write(tmp_path / "rows", *rows), tmp_path / "set", tokenizer, kept_rows=tmp_path / "kept")
     assert [json.loads(line) for line in (tmp_path / "kept").read_text().splitlines()] == [ROWS[0], ROWS[1]]
     assert (made.counts.rows, made.counts.masked) == (2, 1)
 
@@ -95,7 +97,7 @@ def test_processes_and_kills_leave_no_trace(
     tokenizer: Any, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "rows.jsonl", *ROWS * 40)
-    monkeypatch.setattr("engine.prep.tokenize.SIZE", 2**19)
+    monkeypatch.setattr("engine.prep.tokenize_files.SIZE", 2**19)
     made = {}
     for name, processes in (("one", 1), ("two", 2)):
         (tmp_path / name).mkdir()
@@ -104,8 +106,8 @@ def test_processes_and_kills_leave_no_trace(
     assert content(tmp_path / "one" / "set") == content(tmp_path / "two" / "set")
 
     program = (
-        "import sys; from pathlib import Path; from engine.prep import tokenize; tokenize.SIZE = 2**19\n"
-        "from transformers import AutoTokenizer; from engine.prep.read_rows import Rejects; from engine.prep.tokenize import tokenize_rows\n"
+        "import sys; from pathlib import Path; from engine.prep import tokenize_files; tokenize_files.SIZE = 2**19\n"
+        "from transformers import AutoTokenizer; from engine.prep.rows import Rejects; from engine.prep.tokenize_files import tokenize_rows\n"
         "path, into = map(Path, sys.argv[2:]); tokenizer = AutoTokenizer.from_pretrained(sys.argv[1]); print('go', flush=True)\n"
         "told = lambda *at: print(*at, flush=True)\n"
         "tokenize_rows([path], into, tokenizer, 'assistant', 40, Rejects(lambda _: None), into.with_name('work'), 1, told)\n"

@@ -78,7 +78,7 @@ def test_done_once_is_done_and_what_others_made_is_left_alone(home: Home, tmp_pa
     assert max(map(len, load(out)["input_ids"])) == 48
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="was not made by this verb"):
+    with pytest.raises(ValueError, match="was not made by this command"):
         tokenize(home, file, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
@@ -146,5 +146,5 @@ def test_preference_rows_become_sets_that_dpo_trains_on_as_they_are(home: Home, 
     judged = [{"prompt": "q", "completion": "a", "label": at % 2 == 0} for at in range(4)]
     tokenize(home, write(tmp_path / "judged.jsonl", *judged), tmp_path / "judged")
     assert load(tmp_path / "judged")["label"][:] == [[1], [0], [1], [0]]
-    with pytest.raises(ValueError, match="preference rows stand alone"):
+    with pytest.raises(ValueError, match="preference rows cannot be joined"):
         tokenize(home, tmp_path / "judged.jsonl", tmp_path / "packed", packing=True)

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from engine.models.template_lock import find_end_of_turn
 from engine.options.data import SourceOptions
 from engine.prep import read_rows
-from engine.prep.tokenizer_training import CHATML, compression, notes, text_of, train
+from engine.prep.formats.canonical import all_text
+from engine.prep.rows import Rejects
+from engine.prep.tokenizer_training import CHATML, list_notes, measure_compression, train
 from engine.prep.verbs import train_tokenizer
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
@@ -30,9 +32,9 @@ SIZE = 700
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     source = SourceOptions(source="triples/train.jsonl")
-    read = read_rows.read([source], Path.cwd(), read_rows.Rejects(lambda _: None), 0, lambda _: None)
+    read = read_rows.read([source], Path.cwd(), Rejects(lambda _: None), 0, lambda _: None)
     chinese = ["意识是否可以被完全还原为大脑的物理过程？", "存在本身是否需要一个定义？"] * 20
-    return [text_of(row.content) for row in read][:200] + chinese
+    return [all_text(row.content) for row in read][:200] + chinese
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_the_size_is_what_was_asked_for_and_no_id_is_free(trained: dict[str, Any
     assert len(tokenizer) == SIZE == len(set(tokenizer.get_vocab().values()))
     assert sorted(tokenizer.get_vocab().values()) == list(range(SIZE))
     assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    assert notes(tokenizer, SIZE) == []
+    assert list_notes(tokenizer, SIZE) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,7 +96,7 @@ def test_chats_are_rendered_and_turns_end_with_one_token(trained: dict[str, Any]
 
 def test_it_learns_from_the_texts(trained: dict[str, Any], texts: list[str]) -> None:
     for kind in KINDS:
-        table = compression({kind: trained[kind]}, texts)[kind]
+        table = measure_compression({kind: trained[kind]}, texts)[kind]
         assert table["bytes_per_token"] > 2.5 and table["exact"] == 1.0
         assert table["tokens_per_character"] == pytest.approx(
             sum(map(len, trained[kind](texts, add_special_tokens=False).input_ids)) / sum(map(len, texts))
@@ -107,10 +109,10 @@ def test_special_tokens_and_templates_of_ones_own(texts: list[str]) -> None:
     assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["<|endoftext|>", "<|end|>", "<|tool|>"]
     assert tokenizer.eos_token == "<|end|>"
     assert tokenizer("a<|tool|>b", add_special_tokens=False).input_ids[1] == 2
-    assert notes(tokenizer, 400) == []
+    assert list_notes(tokenizer, 400) == []
     lame = train(texts, size=400, template=template)
-    assert "ends no turn with a special token" in notes(lame, 400)[0]
-    assert "writes <|end|> as ordinary text" in notes(lame, 400)[1]
+    assert "ends no turn with a special token" in list_notes(lame, 400)[0]
+    assert "writes <|end|> as ordinary text" in list_notes(lame, 400)[1]
     with pytest.raises(ValueError, match="the chat template cannot render"):
         train(texts, size=400, template="{{ nothing.there.at_all }}")
     with pytest.raises(ValueError, match=r"' <a>' is empty or begins or ends with a blank"):
@@ -119,12 +121,12 @@ def test_special_tokens_and_templates_of_ones_own(texts: list[str]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_too_small_and_too_large_sizes_are_said(texts: list[str], kind: Any) -> None:
-    with pytest.raises(ValueError, match="size 200 is too small: special tokens and the alphabet alone are 259"):
+    with pytest.raises(ValueError, match="size 200 is too small: special tokens and the alphabet alone take 259"):
         train(texts, kind=kind, size=200)
     few = train(["one two, one two"], kind=kind, size=5000)
     assert 259 <= len(few) < 300
-    assert notes(few, 5000) == [f"{len(few)} tokens, not 5000: the texts hold no more that repeat"]
-    with pytest.raises(ValueError, match="no text to learn from"):
+    assert list_notes(few, 5000) == [f"{len(few)} tokens, not 5000: the texts hold no more that repeat"]
+    with pytest.raises(ValueError, match="no text to train on"):
         train([""], kind=kind, size=300)
 
 
@@ -149,8 +151,8 @@ def test_the_same_texts_give_the_same_bytes_in_another_process(tmp_path: Path) -
         "import sys\n"
         "from tests.prep.test_train_tokenizer import *\n"
         "source = SourceOptions(source='triples/train.jsonl')\n"
-        "read = rows.read([source], Path.cwd(), rows.Rejects(lambda _: None), 0, lambda _: None)\n"
-        "texts = [text_of(row.content) for row in read]\n"
+        "read = read_rows.read([source], Path.cwd(), Rejects(lambda _: None), 0, lambda _: None)\n"
+        "texts = [all_text(row.content) for row in read]\n"
         "for kind in KINDS: train(texts, kind=kind, size=600).save_pretrained(Path(sys.argv[1], kind))"
     )
     for parallel in ("false", "true"):
@@ -209,10 +211,14 @@ def test_the_verb_mixes_files_holds_out_and_compares(home: Home, tmp_path: Path)
 
 
 def test_the_sample_is_seeded_and_held_out_rows_are_not_learnt() -> None:
-    chosen, held = train_tokenizer.choose(5000, 100, seed=1)
+    chosen, held = train_tokenizer.sample_rows(5000, 100, seed=1)
     assert len(chosen) == 100 and len(held) == 500 and not chosen & held
-    assert (chosen, held) == train_tokenizer.choose(5000, 100, seed=1) != train_tokenizer.choose(5000, 100, seed=2)
-    assert train_tokenizer.choose(7, 100, seed=1) == (set(range(7)), set())
+    assert (
+        (chosen, held)
+        == train_tokenizer.sample_rows(5000, 100, seed=1)
+        != train_tokenizer.sample_rows(5000, 100, seed=2)
+    )
+    assert train_tokenizer.sample_rows(7, 100, seed=1) == (set(range(7)), set())
 
 
 def test_few_rows_are_measured_on_themselves_and_said_so(bare_home: Home, tmp_path: Path) -> None:
@@ -229,8 +235,8 @@ def test_preference_pairs_and_tools_are_text_too() -> None:
         "chosen": [{"role": "assistant", "content": "yes"}],
         "rejected": said,
     }
-    assert text_of(row) == "Really?\nyes\nno"
-    assert text_of({"prompt": row["prompt"], "completion": said, "label": True}) == "Really?\nno"
+    assert all_text(row) == "Really?\nyes\nno"
+    assert all_text({"prompt": row["prompt"], "completion": said, "label": True}) == "Really?\nno"
 
 
 def test_wrong_requests_are_told(bare_home: Home, tmp_path: Path) -> None:

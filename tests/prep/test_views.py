@@ -89,7 +89,7 @@ def test_bad_rows_are_a_part_of_their_own(browser: Browser) -> None:
 
 
 def test_what_training_has_begins_as_what_chat_sends(browser: Browser) -> None:
-    shown = browser.rendered("train", 0)
+    shown = browser.render("train", 0)
     assert shown["same"] and shown["training"].startswith(shown["chat"])
     assert shown["training"][len(shown["chat"]) :].startswith("On the Yangtze.<|im_end|>")
     assert shown["chat"].endswith("<|im_start|>assistant\n")

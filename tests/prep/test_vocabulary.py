@@ -208,19 +208,19 @@ CHECKED: dict[str, tuple[Any, str, str]] = {
 def test_a_tokenizer_that_cannot_be_is_refused(bare_home: Home, tmp_path: Path, case: str) -> None:
     tokenizer, key, message = CHECKED[case]
     sections = {"model": SimpleNamespace(init="config", base="b", tokenizer=tokenizer), "data": SimpleNamespace(template="auto")}  # fmt: skip
-    ((found, told),) = checks.tokenizer(sections, tmp_path, bare_home)
+    ((found, told),) = checks.check_tokenizer(sections, tmp_path, bare_home)
     assert found == key and message in told
 
 
 def test_two_templates_are_refused_and_a_folder_of_ones_own_is_not(bare_home: Home, tmp_path: Path) -> None:
     data = SimpleNamespace(template="one.jinja")
     twice = SimpleNamespace(init="config", base="b", tokenizer=TokenizerOptions(chat_template="two.jinja"))
-    ((key, told),) = checks.tokenizer({"model": twice, "data": data}, tmp_path, bare_home)
+    ((key, told),) = checks.check_tokenizer({"model": twice, "data": data}, tmp_path, bare_home)
     assert key == "model.tokenizer.chat_template" and "leave one of them out" in told
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "tokenizer.json").write_text("{}")
     fine = SimpleNamespace(init="config", base="b", tokenizer="mine")
-    assert list(checks.tokenizer({"model": fine, "data": data}, tmp_path, bare_home)) == []
+    assert list(checks.check_tokenizer({"model": fine, "data": data}, tmp_path, bare_home)) == []
 
 
 def test_form_and_schema_show_it() -> None:
@@ -239,7 +239,7 @@ def test_the_screen_shows_tokens_of_it_once_it_is_trained(home: Home, profile_ov
     browser = Browser(profile, home, quiet)
     with pytest.raises(ProblemError, match="prepare the data first"):
         browser.tokenizer()
-    browser.take_tokenizer(Path(prepare(profile, home, quiet)["tokenizer"]))
+    browser.use_tokenizer(Path(prepare(profile, home, quiet)["tokenizer"]))
     assert len(browser.tokenizer()) <= 400
 
 

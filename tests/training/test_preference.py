@@ -423,7 +423,7 @@ def test_what_does_not_go_with_a_preference_method_is_refused(home: Home) -> Non
         (
             "method.kind=dpo",
             "data.packing=true",
-        ): "data.packing: does not go with method.kind dpo: its rows stand alone",
+        ): "data.packing: cannot be combined with method.kind dpo: its rows cannot be joined",
         (
             "method.kind=dpo",
             "method.label_smoothing=0.1",

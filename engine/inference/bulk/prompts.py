@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.inference.request import Messages, Prompt
 from engine.prep import detect_format, readers
-from engine.prep.formats.canonical import conversation_of, messages_of, said
+from engine.prep.formats.canonical import check_messages, conversation_of, make_message
 from engine.tasks.task import load_task
 
 _LOOKED_AT = 100
@@ -48,14 +48,14 @@ def read(path: Path, task: str | None, system: str | None) -> list[PromptRow]:
 def _wrap_text(text: str, task: str | None, system: str | None) -> Messages:
     if task is not None:
         return load_task(task).messages(text)
-    opening = [said("system", system)] if system else []
-    return [*opening, said("user", text)]
+    opening = [make_message("system", system)] if system else []
+    return [*opening, make_message("user", text)]
 
 
 def _read_rows(path: Path, task: str | None, system: str | None) -> Iterator[PromptRow]:
     records = readers.read(path)
     first = list(itertools.islice(records, _LOOKED_AT))
-    shape: str | None = None
+    row_format: str | None = None
     for record in itertools.chain(first, records):
         if record.value is None:
             raise ValueError(f"{path}:{record.line}: {record.reason}")
@@ -67,8 +67,8 @@ def _read_rows(path: Path, task: str | None, system: str | None) -> Iterator[Pro
             if turns := _turns(row):
                 yield _conversation(turns, row)
                 continue
-            shape = shape or detect_format.detect([each.value for each in first if each.value is not None])
-            for canonical in detect_format.convert(shape, _add_reply(row)):
+            row_format = row_format or detect_format.detect([each.value for each in first if each.value is not None])
+            for canonical in detect_format.convert(row_format, _add_reply(row)):
                 yield _conversation(conversation_of(canonical), row)
         except ValueError as error:
             raise ValueError(f"{path}:{record.line}: {error}") from None
@@ -83,7 +83,7 @@ def _turns(row: Mapping[str, Any]) -> Messages:
     given = next((row[name] for name in ("messages", "prompt") if isinstance(row.get(name), list)), None)
     if given is None or not all(isinstance(turn, dict) and "role" in turn for turn in given):
         return []
-    return messages_of(given, "messages")
+    return check_messages(given, "messages")
 
 
 def _add_reply(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""What a user decided about expanded rows, and which rows are therefore kept.
+"""The user's decisions about expanded rows, and the rows that are kept because of them.
 
     OUT/made.jsonl        every row that was made
-    OUT/decisions.jsonl   {"row": digest, "decision": "accepted" | "dropped" | "undecided"}, appended; the last word on a row holds
-    OUT/rows.jsonl        the rows that are kept: those made, without the dropped ones. What nobody decided about is kept
+    OUT/decisions.jsonl   {"row": digest, "decision": "accepted" | "dropped" | "undecided"}, appended; the last one of a row counts
+    OUT/rows.jsonl        the kept rows: all that were made except the dropped ones; undecided rows are kept
 
-A row is known by the hash of its line, so decisions outlive a new run, in which rows may have other places. Who writes decisions or
-rows holds a lock on `decisions.jsonl`.
+A row is identified by the hash of its line, so decisions remain valid after a new run in which rows have other places.
+Writers of decisions or rows hold a lock on `decisions.jsonl`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ MADE, DECISIONS, ROWS = "made.jsonl", "decisions.jsonl", "rows.jsonl"
 ACCEPTED, DROPPED, UNDECIDED = WORDS = ("accepted", "dropped", "undecided")
 
 
-class Published(NamedTuple):
-    """Numbers of rows."""
+class RowCounts(NamedTuple):
+    """Numbers of kept and of dropped rows."""
 
     kept: int
     dropped: int
 
 
-def kept(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of an expansion that the user has not dropped, in the order in which they were made. Raises FileNotFoundError before there are any."""
+def read_kept(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of an expansion that the user has not dropped, in the order in which they were made. Raises
+    FileNotFoundError before the first expansion."""
     dropped = _dropped(folder)
     with (folder / MADE).open("rb") as made:
         for line in made:
@@ -43,23 +44,23 @@ def kept(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def is_expansion(folder: Path) -> bool:
-    """Whether `expand` has published its rows in this folder: of all files there, `rows.jsonl` holds the ones to train on."""
+    """Whether `expand` has published its rows in this folder; then `rows.jsonl` holds the rows to train on."""
     return all((folder / name).is_file() for name in (MADE, DECISIONS, ROWS))
 
 
 def digest(line: bytes) -> str:
-    """What a row of `made.jsonl` is known by."""
+    """The hash that identifies a row of `made.jsonl`."""
     return blake2b(line.strip(), digest_size=16).hexdigest()
 
 
-def read(folder: Path) -> dict[str, str]:
-    """Digest -> the last word on the row, for rows of which there was any. Raises ValueError for a file that is none of ours."""
+def read_decisions(folder: Path) -> dict[str, str]:
+    """Digest -> the last decision about the row. Raises ValueError for a file with other content."""
     path = folder / DECISIONS
-    told: dict[str, str] = {}
+    found: dict[str, str] = {}
     if not path.is_file():
-        return told
+        return found
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):  # torn by a kill; the next writer cuts it off
+        if not line.endswith(b"\n"):  # incomplete because of a kill; the next writer removes it
             break
         try:
             entry = json.loads(line)
@@ -67,15 +68,15 @@ def read(folder: Path) -> dict[str, str]:
         except (ValueError, KeyError, TypeError):
             decision = None
         if decision not in WORDS:
-            raise ValueError(f"{path}:{number} is no decision about a row: mend or remove that line")
-        told[row] = decision
-    return told
+            raise ValueError(f"{path}:{number} is not a decision about a row: correct or remove that line")
+        found[row] = decision
+    return found
 
 
-def decide(folder: Path, row: str, decision: str) -> Published:
-    """Write down a decision about the row of this digest; `rows.jsonl` is in keeping with it when this returns. Raises ValueError, OSError."""
+def decide(folder: Path, row: str, decision: str) -> RowCounts:
+    """Record a decision about the row with this digest and update `rows.jsonl`. Raises ValueError, OSError."""
     assert decision in WORDS, decision
-    with publishing(folder) as file:
+    with lock(folder) as file:
         content = os.pread(file, os.fstat(file).st_size, 0)
         good = content.rfind(b"\n") + 1
         os.ftruncate(file, good)
@@ -85,8 +86,8 @@ def decide(folder: Path, row: str, decision: str) -> Published:
 
 
 @contextmanager
-def publishing(folder: Path) -> Iterator[int]:
-    """Hold the folder's decisions and rows against other writers; yields the open file of decisions."""
+def lock(folder: Path) -> Iterator[int]:
+    """Lock the folder's decisions and rows against other writers; yields the descriptor of the file of decisions."""
     descriptor = os.open(folder / DECISIONS, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -95,22 +96,22 @@ def publishing(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def publish(folder: Path) -> Published:
-    """Write `rows.jsonl` anew from what was made and decided. Call it while `publishing`."""
+def publish(folder: Path) -> RowCounts:
+    """Write `rows.jsonl` from the rows that were made and the decisions. The caller must hold the `lock`."""
     draft = folder / f".{ROWS}.draft"
     dropped = _dropped(folder)
-    kept = gone = 0
+    count = gone = 0
     with (folder / MADE).open("rb") as made, draft.open("wb") as rows:
         for line in made:
             if dropped and digest(line) in dropped:
                 gone += 1
             else:
                 rows.write(line)
-                kept += 1
+                count += 1
     sync(draft)
     draft.replace(folder / ROWS)
-    return Published(kept, gone)
+    return RowCounts(count, gone)
 
 
 def _dropped(folder: Path) -> set[str]:
-    return {row for row, decision in read(folder).items() if decision == DROPPED}
+    return {row for row, decision in read_decisions(folder).items() if decision == DROPPED}

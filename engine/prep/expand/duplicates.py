@@ -1,4 +1,4 @@
-"""Texts that were there before, exactly or nearly."""
+"""Finds texts that equal, or nearly equal, earlier ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _SHINGLE = 5
 
 
 class Duplicates:
-    """Texts equal but for case, width, blanks and marks, or with a Jaccard similarity of their shingles of at least `similarity`.
+    """Texts that differ only in case, width, blanks and punctuation, or whose shingles have a Jaccard similarity of at
+    least `similarity`.
 
-    Similar texts are found through prefix filtering (Bayardo et al. 2007): in any fixed order of shingles, two sets of similarity t
-    share one of the first |x| − ⌈t·|x|⌉ + 1 of each. No pair is missed and none is guessed.
+    Similar texts are found through prefix filtering (Bayardo et al. 2007): in any fixed order of shingles, two sets of
+    similarity t share one of the first |x| − ⌈t·|x|⌉ + 1 of each. The result is exact.
     """
 
     def __init__(self, similarity: float) -> None:
@@ -28,12 +29,12 @@ class Duplicates:
         self._index: dict[int, list[int]] = {}
 
     def add_exact(self, text: str) -> None:
-        """Remember a text for equality alone: eight bytes each. All of these come before the first `find`."""
-        self._read.append(_digest(normal(text)))
+        """Add a text that is compared for equality only, at eight bytes. Must be called before the first `find`."""
+        self._read.append(_digest(normalize(text)))
 
     def add(self, text: str) -> None:
-        """Remember a text for equality and similarity."""
-        plain = normal(text)
+        """Add a text that is compared for equality and similarity."""
+        plain = normalize(text)
         self._digests.add(_digest(plain))
         shingles = _shingles(plain)
         for shingle in self._prefix(shingles):
@@ -41,8 +42,8 @@ class Duplicates:
         self._sets.append(shingles)
 
     def find(self, text: str) -> str:
-        """`duplicate`, `near-duplicate`, or nothing."""
-        plain = normal(text)
+        """Returns `duplicate`, `near-duplicate`, or an empty string."""
+        plain = normalize(text)
         if self._is_known(_digest(plain)):
             return "duplicate"
         shingles = _shingles(plain)
@@ -68,8 +69,8 @@ class Duplicates:
         return sorted(shingles)[:size]
 
 
-def normal(text: str) -> str:
-    """Letters and digits alone, one case and width; the text itself where there are none."""
+def normalize(text: str) -> str:
+    """The text's letters and digits in one case and width; the text itself if it has none."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return "".join(filter(str.isalnum, folded)) or text
 
@@ -79,5 +80,5 @@ def _digest(text: str) -> int:
 
 
 def _shingles(text: str) -> frozenset[int]:
-    """Hashes of the text's shingles. They are compared with one another only, within this process."""
+    """Hashes of the text's shingles, comparable within this process only."""
     return frozenset(hash(text[at : at + _SHINGLE]) for at in range(max(1, len(text) - _SHINGLE + 1)))

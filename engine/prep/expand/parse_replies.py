@@ -1,4 +1,4 @@
-"""Answers to new rows: read, checked, without duplicates. In the order of the requests, whenever the answers came."""
+"""Turns answers into new rows: parses and checks them and rejects duplicates, in the order of the requests."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from engine.prep.expand.substitute import Seed
 from engine.tasks.fences import load_json
 
 
-class Harvest:
-    """Takes answers one request after the other. Counts answers, the requests that failed, good rows, and, as `barren`, the last
-    answers without any."""
+class ReplyParser:
+    """Takes the answers one by one. Counts answers, failed requests, good rows, and the latest consecutive answers
+    without a good row (`fruitless`)."""
 
     def __init__(self, seeds: Seeds, options: ExpandOptions, duplicates: Duplicates, results: Results) -> None:
         self._seeds, self._options, self._duplicates, self._results = seeds, options, duplicates, results
-        self.answers = self.failed = self.rows = self.barren = 0
+        self.answers = self.failed = self.rows = self.fruitless = 0
         self.reasons: Counter[str] = Counter()
         self.forms: list[int] = []
-        """Of each good row, the number of its form in `Seeds.forms`."""
+        """For each good row, the index of its form in `Seeds.forms`."""
         self._forms = {id(form): number for number, form in enumerate(seeds.forms)}
 
     @property
@@ -31,56 +31,57 @@ class Harvest:
         return self.reasons.total()
 
     def take(self, number: int, answer: Answer) -> None:
-        """The rows of one answer: at most as many as were asked for, and as are still wanted."""
+        """Take the rows of one answer: at most as many as were requested and as are still needed."""
         before = self.rows
         self.answers += 1
-        shown = self._seeds.shown(number, self._options) if answer.reply is not None else []
-        self._results.answer(number, answer, [seed.row for seed in shown])
+        shown = self._seeds.choose_seeds(number, self._options) if answer.reply is not None else []
+        self._results.start_answer(number, answer, [seed.row for seed in shown])
         if answer.reply is None:
             self.failed += 1
-            self._refuse(0, "no answer", answer.finish, None)
+            self._reject(0, "no answer", answer.finish, None)
         else:
-            self._take(shown, answer.reply, answer.finish)
-        self.barren = 0 if self.rows > before else self.barren + 1
+            self._parse(shown, answer.reply, answer.finish)
+        self.fruitless = 0 if self.rows > before else self.fruitless + 1
 
-    def _take(self, shown: list[Seed], reply: str, finish: str) -> None:
+    def _parse(self, shown: list[Seed], reply: str, finish: str) -> None:
         try:
-            items = _items(reply)
+            items = _parse_items(reply)
         except ValueError as error:
             if finish == "length":
-                self._refuse(0, f"cut off at {self._options.max_tokens} tokens", "", reply)
+                self._reject(0, f"cut off at {self._options.max_tokens} tokens", "", reply)
             else:
-                self._refuse(0, "not JSON", str(error), reply)
+                self._reject(0, "not JSON", str(error), reply)
             return
         for place, item in enumerate(items):
             if place >= self._options.per_request:
-                self._refuse(place + 1, "more rows than were asked for", "", item)
+                self._reject(place + 1, "more rows than were asked for", "", item)
                 continue
             seed = shown[place % len(shown)]
             try:
-                row = self._seeds.task.made(item, seed)
-                key = self._seeds.task.key(row, seed.form)
+                row = self._seeds.task.build_row(item, seed)
+                key = self._seeds.task.duplicate_key(row, seed.form)
             except (ValueError, RecursionError) as error:
-                self._refuse(place + 1, "bad row", str(error), item)
+                self._reject(place + 1, "bad row", str(error), item)
                 continue
             if twice := self._duplicates.find(key):
-                self._refuse(place + 1, twice, "", item)
+                self._reject(place + 1, twice, "", item)
             elif self.rows == self._options.samples:
-                self._refuse(place + 1, "beyond expand.samples", "", item)
+                self._reject(place + 1, "beyond expand.samples", "", item)
             else:
                 self._duplicates.add(key)
                 self.rows += 1
                 self.forms.append(self._forms[id(seed.form)])
-                self._results.row(place + 1, row)
+                self._results.add_row(place + 1, row)
 
-    def _refuse(self, item: int, kind: str, detail: str, value: Any) -> None:
-        """Rejections are counted by their kind; the detail differs from row to row."""
+    def _reject(self, item: int, kind: str, detail: str, value: Any) -> None:
+        """Reject an item. Rejections are counted by kind; the detail differs from row to row."""
         self.reasons[kind] += 1
-        self._results.reject(item, f"{kind}: {detail}" if detail else kind, value)
+        self._results.add_reject(item, f"{kind}: {detail}" if detail else kind, value)
 
 
-def _items(reply: str) -> list[Any]:
-    """The items of an answer: a list, the only list in an object, or one item. Raises ValueError for what is not JSON."""
+def _parse_items(reply: str) -> list[Any]:
+    """The items of an answer: a list, the only list in an object, or a single item. Raises ValueError for anything but
+    JSON."""
     value = load_json(reply)
     if isinstance(value, list):
         return value

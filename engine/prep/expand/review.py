@@ -1,4 +1,4 @@
-"""Going through the rows of an expansion one by one: what each came from, and what was decided about it."""
+"""Reviews the rows of an expansion: the origin of each row, and the decision about it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from engine.prep import column_mapping, read_rows
 from engine.prep.expand import decisions
 from engine.prep.expand.decisions import MADE, UNDECIDED, WORDS
 from engine.prep.formats.canonical import Canonical
-from engine.prep.row_index import Indexed
+from engine.prep.row_index import IndexedFile
 
 
 class Review:
-    """The rows that were made in a folder. A row's number is its place in `made.jsonl`, from 0.
+    """The rows that were made in a folder. A row's number is its line in `made.jsonl`, from 0.
 
-    `indexed` has one place for each row, also where a row of the file stands for several canonical ones.
+    `indexed` has one entry per row, even if a row expands into several canonical ones.
     """
 
     def __init__(self, folder: Path, forms: list[SourceOptions]) -> None:
-        """`forms`: the sources that the seeds were of; each row has the form of one. Raises ValueError for files that are not as `expand` leaves them."""
+        """`forms` are the sources of the seeds; each row has the form of one of them. Raises ValueError for files that
+        `expand` has not written."""
         self.folder = folder
-        self.indexed = _indexed(folder / MADE, forms)
+        self.indexed = _index_made(folder / MADE, forms)
         with (folder / MADE).open("rb") as file:
             self._digests = [decisions.digest(line) for line in file]
-        self._told = decisions.read(folder)
-        self._answers, self._items = _origins(folder)
+        self._decisions = decisions.read_decisions(folder)
+        self._answers, self._items = _read_origins(folder)
         report = json.loads((folder / "report.json").read_bytes())
         self._task = str(report.get("task", ""))
 
@@ -37,25 +38,26 @@ class Review:
 
     def decision(self, number: int) -> str:
         """`accepted`, `dropped` or `undecided`."""
-        return self._told.get(self._digests[number], UNDECIDED)
+        return self._decisions.get(self._digests[number], UNDECIDED)
 
     def decide(self, number: int, decision: str) -> None:
-        """Write a decision down; the folder's rows are in keeping with it when this returns. Raises ValueError for a word that is none."""
+        """Record a decision and update the folder's rows. Raises ValueError for an unknown decision."""
         if decision not in WORDS:
-            raise ValueError(f"{decision} is no decision, only {', '.join(WORDS)}")
+            raise ValueError(f"{decision} is not a decision; decisions are {', '.join(WORDS)}")
         row = self._digests[number]
         decisions.decide(self.folder, row, decision)
-        self._told[row] = decision
+        self._decisions[row] = decision
 
     def counts(self) -> dict[str, int]:
-        """Rows by what was decided about them."""
+        """Rows by decision."""
         found = dict.fromkeys(WORDS, 0)
         for number in range(len(self)):
             found[self.decision(number)] += 1
         return found
 
     def origin(self, number: int) -> dict[str, Any]:
-        """The task, the request (from 1) and the item of its answer that a row was made of, and the seed rows that the request showed, canonical."""
+        """The task, the request (from 1), the item of its answer that a row was made from, and the request's seed rows
+        in canonical form."""
         if number >= len(self._answers):
             return {}
         with (self.folder / "answers.jsonl").open("rb") as file:
@@ -67,14 +69,16 @@ class Review:
     def _canonical(self, seed: dict[str, Any]) -> Canonical:
         try:
             return self.indexed.convert(seed)[0]
-        except ValueError:  # a seed need only fit its task
+        except ValueError:  # a seed must fit its task, but need not be a valid row
             return {"text": json.dumps(seed, ensure_ascii=False)}
 
 
-def _indexed(path: Path, forms: list[SourceOptions]) -> Indexed:
-    """The lines of `made.jsonl`. Its rows have one of these forms each. Raises ValueError."""
-    shapes = [read_rows.shape_of(form, path) for form in forms]
-    converters = [column_mapping.converter(form, shape) for form, shape in zip(forms, shapes, strict=True)]
+def _index_made(path: Path, forms: list[SourceOptions]) -> IndexedFile:
+    """An index of `made.jsonl`, each row of which has one of these forms. Raises ValueError."""
+    formats = [read_rows.find_format(form, path) for form in forms]
+    converters = [
+        column_mapping.make_converter(form, row_format) for form, row_format in zip(forms, formats, strict=True)
+    ]
 
     def convert(row: dict[str, Any]) -> list[Canonical]:
         faults = []
@@ -85,7 +89,7 @@ def _indexed(path: Path, forms: list[SourceOptions]) -> Indexed:
                 faults.append(str(error))
         raise ValueError("; ".join(faults))
 
-    indexed = Indexed(forms[0], path, path, shapes[0], convert)
+    indexed = IndexedFile(forms[0], path, path, formats[0], convert)
     end = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -96,8 +100,8 @@ def _indexed(path: Path, forms: list[SourceOptions]) -> Indexed:
     return indexed
 
 
-def _origins(folder: Path) -> tuple[array[int], array[int]]:
-    """By line of `made.jsonl`: where its answer begins in `answers.jsonl`, and which item of it the row is."""
+def _read_origins(folder: Path) -> tuple[array[int], array[int]]:
+    """For each line of `made.jsonl`: the offset of its answer in `answers.jsonl`, and the item of the answer."""
     answers, items = array("Q"), array("Q")
     offset = 0
     with (folder / "answers.jsonl").open("rb") as file:

@@ -1,4 +1,4 @@
-"""Rows of any shape: the service is shown seed rows as they stand, and writes more of them."""
+"""The task for rows of any format: the service sees seed rows unchanged, and writes more like them."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def fits(seed: Seed) -> bool:
     return True
 
 
-def shown(seed: Seed) -> Any:
+def show(seed: Seed) -> Any:
     return seed.row
 
 
-def made(item: Any, seed: Seed) -> dict[str, Any]:
+def build_row(item: Any, seed: Seed) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError(f"it is {type(item).__name__}, not an object")
     if not seed.form.matches(item):
-        item = _in_shape(item, seed.form.shape)
+        item = _convert_item(item, seed.form.format)
     seed.form.convert(item)
     if further := sorted(item.keys() - seed.columns):
         raise ValueError(f"it has columns that no seed has: {', '.join(further)}")
     return dict(item)
 
 
-def key(row: dict[str, Any], form: Form) -> str:
-    """All but what the assistant says; of a prompt that the source gives, only what it is filled with."""
-    asked = form.asked(row)
-    if asked is not None:
-        return asked
+def duplicate_key(row: dict[str, Any], form: Form) -> str:
+    """All text except the assistant's. If the source has its own prompt, only the values that fill it."""
+    values = form.prompt_values(row)
+    if values is not None:
+        return values
     content = form.content(row)
     if "text" in content:
         return str(content["text"])
@@ -53,12 +53,12 @@ def key(row: dict[str, Any], form: Form) -> str:
     return "\n".join(turn["content"] for turn in turns if turn["role"] in ("user", "tool"))
 
 
-def _in_shape(item: dict[str, Any], shape: str) -> dict[str, Any]:
-    """A row of another known shape in this one."""
+def _convert_item(item: dict[str, Any], row_format: str) -> dict[str, Any]:
+    """Convert a row of another known format to this one."""
     try:
         other = detect_format.detect([item])
     except ValueError:
-        raise ValueError("it has no known shape")
+        raise ValueError("it has no known format")
     found: list[Canonical] = detect_format.convert(other, item)
-    row: dict[str, Any] = detect_format.load(shape).revert(found[0])
+    row: dict[str, Any] = detect_format.load(row_format).revert(found[0])
     return row

@@ -1,4 +1,4 @@
-"""The seed rows: which task they are of, those that prompts show, and what is asked with them."""
+"""The seed rows: chooses their task, samples those that prompts show, and builds the prompts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from engine.tasks import TASKS
 from engine.tasks.task import load_task
 
 POOL = 10_000
-"""Seed rows that prompts are made of, and that new rows must not be similar to: a seeded sample of larger sets. Equality is checked
-against all."""
+"""Seed rows, at most, that prompts show and that new rows must not resemble; a seeded sample of larger sets. New rows
+must differ from all seed rows."""
 _LOOKED_AT = 100
 _HAN, _KANA, _LETTER = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]"), re.compile(r"[^\W\d_]")
 _PLACE = re.compile(r"\{(seed|count)\}")
 _ANY = "engine.prep.expand.rows"
-"""The module for rows of any shape."""
+"""The module for rows of any format."""
 
 
 Sources = list[tuple[SourceOptions, list[Path]]]
@@ -38,29 +38,29 @@ Sources = list[tuple[SourceOptions, list[Path]]]
 
 @dataclass(frozen=True)
 class Seeds:
-    """What a request needs to know about the seed rows."""
+    """What requests need to know about the seed rows."""
 
     task: ModuleType
     name: str
-    """The task's."""
+    """The task's name."""
     pool: list[Seed]
     prompt: str
     digest: str
-    """Of the files' bytes."""
+    """A hash of the files' bytes."""
     count: int
     """Rows that fit the task."""
     unused: int
-    """Rows that are bad, or do not fit it."""
+    """Rows that are bad or do not fit the task."""
     forms: list[Form]
-    """Of the seed rows, and so of the new ones."""
+    """The forms of the seed rows, and so of the new rows."""
 
-    def shown(self, number: int, options: ExpandOptions) -> list[Seed]:
-        """The seed rows of request `number`: a choice that depends on the seed and the number alone."""
+    def choose_seeds(self, number: int, options: ExpandOptions) -> list[Seed]:
+        """The seed rows of request `number`; they depend on the random seed and the number alone."""
         return Random(f"{options.seed}:{number}").sample(self.pool, min(options.shots, len(self.pool)))
 
-    def ask(self, number: int, options: ExpandOptions) -> str:
-        """The text of request `number`."""
-        lines = [json.dumps(self.task.shown(seed), ensure_ascii=False) for seed in self.shown(number, options)]
+    def build_prompt(self, number: int, options: ExpandOptions) -> str:
+        """The prompt of request `number`."""
+        lines = [json.dumps(self.task.show(seed), ensure_ascii=False) for seed in self.choose_seeds(number, options)]
         words = {"seed": "\n".join(lines), "count": str(options.per_request)}
         return _PLACE.sub(lambda found: words[found[1]], self.prompt)
 
@@ -70,8 +70,8 @@ def expansions() -> dict[str, str]:
     return {name: module for name in TASKS if (module := load_task(name).expansion)} | {"rows": _ANY}
 
 
-def problems(options: ExpandOptions) -> Iterator[tuple[str, str]]:
-    """`(key, message)`, the key within `expand`, for a task that does not exist and for prompts that cannot be used."""
+def find_problems(options: ExpandOptions) -> Iterator[tuple[str, str]]:
+    """Yields `(key, message)`, the key within `expand`, for an unknown task and for prompts without a place for seeds."""
     known = expansions()
     for key, name in [("task", options.task), *(("prompts", name) for name in options.prompts)]:
         if name is not None and name not in known:
@@ -81,27 +81,28 @@ def problems(options: ExpandOptions) -> Iterator[tuple[str, str]]:
             yield f"prompts.{name}", "has no {seed}: every request would be the same"
 
 
-def check(options: ExpandOptions) -> None:
-    """Raises ValueError with the first of the `problems`."""
-    for key, message in problems(options):
+def check_options(options: ExpandOptions) -> None:
+    """Raises ValueError for the first of the problems."""
+    for key, message in find_problems(options):
         raise ValueError(f"expand.{key}: {message}")
 
 
-def read(
+def read_seeds(
     sources: Sources,
     options: ExpandOptions,
     duplicates: Duplicates,
     progress: Callable[[int, int], object],
 ) -> Seeds:
-    """Go through the seed rows of all sources, of each at most its `max_rows`. `duplicates` learns them; `progress` is told (bytes done, bytes in all).
+    """Read the seed rows of all sources, at most `max_rows` of each, and add them to `duplicates`. `progress` gets
+    (bytes done, in all).
 
-    Raises ProblemError when no row fits the task, ValueError for files that cannot be read.
+    Raises ProblemError if no row fits the task, ValueError for files that cannot be read.
     """
-    check(options)
+    check_options(options)
     digest = hashlib.sha256()
     forms: dict[tuple[int, str], Form] = {}
-    name = options.task or _task_of(_first(sources))
-    task = load(name)
+    name = options.task or _choose_task(_sample_sources(sources))
+    task = load_expansion(name)
     random = Random(f"{options.seed}:pool")
     pool: list[Seed] = []
     columns: dict[int, set[str]] = {}
@@ -113,16 +114,16 @@ def read(
         with path.open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
-    for seed, told, done in _seeds(sources, forms):
+    for seed, where, done in _iterate_seeds(sources, forms):
         progress(done, total)
         if seed is None or not task.fits(seed):
             unused += 1
-            first = first or (told if seed is None else f"{told}: it does not fit the task {name}")
+            first = first or (where if seed is None else f"{where}: it does not fit the task {name}")
             continue
         count += 1
         columns.setdefault(id(seed.form), set()).update(seed.row)
-        duplicates.add_exact(task.key(seed.row, seed.form))
-        # A reservoir (Vitter's algorithm R): every row is as likely to be kept.
+        duplicates.add_exact(task.duplicate_key(seed.row, seed.form))
+        # Reservoir sampling (Vitter's algorithm R): every row is equally likely to be kept.
         if len(pool) < POOL:
             pool.append(seed)
         elif (place := random.randrange(count)) < POOL:
@@ -139,17 +140,18 @@ def read(
     known = {form: frozenset(names) for form, names in columns.items()}
     pool = [seed._replace(columns=known[id(seed.form)]) for seed in pool]
     for seed in pool:
-        duplicates.add(task.key(seed.row, seed.form))
-    prompt = options.prompts.get(name) or task.PROMPTS[_language(task, pool)]
+        duplicates.add(task.duplicate_key(seed.row, seed.form))
+    prompt = options.prompts.get(name) or task.PROMPTS[_choose_language(task, pool)]
     return Seeds(task, name, pool, prompt, digest.hexdigest(), count, unused, list(forms.values()))
 
 
-def load(name: str) -> ModuleType:
+def load_expansion(name: str) -> ModuleType:
     return importlib.import_module(expansions()[name])
 
 
-def _seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tuple[Seed | None, str, int]]:
-    """Every row as (seed, place, bytes done); a bad one as (None, place and reason, bytes done). `forms` learns theirs, by source and shape."""
+def _iterate_seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tuple[Seed | None, str, int]]:
+    """Yields (seed, place, bytes done) for every row, and (None, place and reason, bytes done) for a bad one. Adds the
+    rows' forms to `forms`, by source and format."""
     before = 0
     for number, (source, paths) in enumerate(sources):
         good = 0
@@ -162,8 +164,10 @@ def _seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tup
                     yield None, f"{place}: {record.reason}", done
                     continue
                 if form is None:
-                    shape = read_rows.shape_of(source, path)
-                    form = forms.setdefault((number, shape), Form(source, shape, read_rows.converter(source, shape)))
+                    row_format = read_rows.find_format(source, path)
+                    form = forms.setdefault(
+                        (number, row_format), Form(source, row_format, read_rows.make_converter(source, row_format))
+                    )
                 try:
                     seed = Seed(record.value, form, form.content(record.value))
                 except ValueError as error:
@@ -176,18 +180,20 @@ def _seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iterator[tup
             before += size
 
 
-def _first(sources: Sources) -> list[Seed]:
-    """The rows by which the task is chosen: of each source as many."""
+def _sample_sources(sources: Sources) -> list[Seed]:
+    """The rows by which the task is chosen: the same number of each source."""
     each = max(1, _LOOKED_AT // len(sources))
-    looked_at = (itertools.islice(_seeds([source], {}), each) for source in sources)
+    looked_at = (itertools.islice(_iterate_seeds([source], {}), each) for source in sources)
     return [seed for seeds in looked_at for seed, _, _ in seeds if seed]
 
 
-def _task_of(seeds: list[Seed]) -> str:
-    return next(name for name in expansions() if 2 * sum(load(name).fits(seed) for seed in seeds) >= len(seeds))
+def _choose_task(seeds: list[Seed]) -> str:
+    return next(
+        name for name in expansions() if 2 * sum(load_expansion(name).fits(seed) for seed in seeds) >= len(seeds)
+    )
 
 
-def _language(task: ModuleType, pool: list[Seed]) -> str:
-    text = "".join(json.dumps(task.shown(seed), ensure_ascii=False) for seed in pool[:20])
+def _choose_language(task: ModuleType, pool: list[Seed]) -> str:
+    text = "".join(json.dumps(task.show(seed), ensure_ascii=False) for seed in pool[:20])
     chinese = len(_HAN.findall(text)) > 0.2 * len(_LETTER.findall(text)) and not _KANA.search(text)
     return "zh" if chinese else "en"

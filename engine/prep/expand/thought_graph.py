@@ -1,4 +1,5 @@
-"""Thought graphs. The service writes whole graphs; where the seeds are conversations about graphs, so are the new rows."""
+"""The task for thought graphs. The service writes whole graphs; if the seeds are conversations about graphs, so are the
+new rows."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from engine.prep.expand import rows, substitute
 from engine.prep.expand.substitute import Exchange, Form, Seed
 from engine.tasks import thought_graph
 
-_SHAPE = "thought_graph"
+_FORMAT = "thought_graph"
 _INSTRUCTIONS = tuple(thought_graph.messages(letter)[-1]["content"].removesuffix(letter) for letter in ("?", "问"))
 
 PROMPTS = {
@@ -28,43 +29,43 @@ Answer with a JSON list of {count} objects with exactly the keys of the examples
 
 
 def fits(seed: Seed) -> bool:
-    return not seed.form.source.prompt and _graph(seed.row, seed.form) is not None
+    return not seed.form.source.prompt and _find_graph(seed.row, seed.form) is not None
 
 
-def shown(seed: Seed) -> Any:
-    graph = _graph(seed.row, seed.form)
+def show(seed: Seed) -> Any:
+    graph = _find_graph(seed.row, seed.form)
     assert graph is not None, "only seeds that fit are shown"
     return {key: graph[key] for key in thought_graph.KEYS}
 
 
-def made(item: Any, seed: Seed) -> dict[str, Any]:
-    if isinstance(item, dict) and "standpoints" not in item and seed.form.shape != _SHAPE:
-        row = rows.made(item, seed)
-        if _graph(row, seed.form) is None:
-            raise ValueError("its reply is no thought graph")
+def build_row(item: Any, seed: Seed) -> dict[str, Any]:
+    if isinstance(item, dict) and "standpoints" not in item and seed.form.format != _FORMAT:
+        row = rows.build_row(item, seed)
+        if _find_graph(row, seed.form) is None:
+            raise ValueError("its reply is not a thought graph")
         return row
     if fault := thought_graph.fault(item):
         raise ValueError(fault)
     graph = {key: item[key] for key in thought_graph.KEYS}
-    if seed.form.shape == _SHAPE:
+    if seed.form.format == _FORMAT:
         others = {name: value for name, value in seed.row.items() if name not in thought_graph.KEYS}
         return {**graph, **others}
-    example = substitute.of(seed.content, _INSTRUCTIONS).reply
-    reply = substitute.written_like(example, graph)
-    return substitute.replaced(seed, Exchange(graph["question"].strip(), reply), _INSTRUCTIONS)
+    example = substitute.find_exchange(seed.content, _INSTRUCTIONS).reply
+    reply = substitute.write_like(example, graph)
+    return substitute.replace_exchange(seed, Exchange(graph["question"].strip(), reply), _INSTRUCTIONS)
 
 
-def key(row: dict[str, Any], form: Form) -> str:
-    graph = _graph(row, form)
+def duplicate_key(row: dict[str, Any], form: Form) -> str:
+    graph = _find_graph(row, form)
     assert graph is not None, "only rows that were checked have a key"
     return str(graph["question"])
 
 
-def _graph(row: dict[str, Any], form: Form) -> dict[str, Any] | None:
-    """The graph that a row holds, as itself or as its reply."""
-    if form.shape == _SHAPE:
+def _find_graph(row: dict[str, Any], form: Form) -> dict[str, Any] | None:
+    """The graph that a row is, or that its reply contains; None without one."""
+    if form.format == _FORMAT:
         return row
     try:
-        return thought_graph.parse(substitute.of(form.content(row), _INSTRUCTIONS).reply)
+        return thought_graph.parse(substitute.find_exchange(form.content(row), _INSTRUCTIONS).reply)
     except ValueError:
         return None

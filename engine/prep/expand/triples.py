@@ -1,4 +1,5 @@
-"""Texts with their triples. The service writes `{"text", "triples"}`; a new row is its seed's with these in place."""
+"""The task for texts with triples. The service writes `{"text", "triples"}`; a new row is its seed row with these
+inserted."""
 
 from __future__ import annotations
 
@@ -28,40 +29,42 @@ Answer with a JSON list of {count} objects like the examples, with the keys text
 
 def fits(seed: Seed) -> bool:
     if seed.form.source.prompt:
-        return False  # its question is not in the row: none could be put in its place
+        return False  # the question is not in the row, so it cannot be replaced
     try:
-        return bool(triples.parse(substitute.of(seed.content, _INSTRUCTIONS).reply))
+        return bool(triples.parse(substitute.find_exchange(seed.content, _INSTRUCTIONS).reply))
     except ValueError:
         return False
 
 
-def shown(seed: Seed) -> Any:
-    text, reply = substitute.of(seed.content, _INSTRUCTIONS)
+def show(seed: Seed) -> Any:
+    text, reply = substitute.find_exchange(seed.content, _INSTRUCTIONS)
     return {"text": text, "triples": triples.parse(reply)}
 
 
-def made(item: Any, seed: Seed) -> dict[str, Any]:
+def build_row(item: Any, seed: Seed) -> dict[str, Any]:
     if not isinstance(item, dict) or "triples" not in item:
-        row = rows.made(item, seed)
-        _checked(substitute.of(seed.form.content(row), _INSTRUCTIONS).reply)
+        row = rows.build_row(item, seed)
+        _check_triples(substitute.find_exchange(seed.form.content(row), _INSTRUCTIONS).reply)
         return row
     text, found = item.get("text"), item["triples"]
     if item.keys() != {"text", "triples"}:
         raise ValueError("its keys are not text and triples")
     if not isinstance(text, str) or not text.strip():
-        raise ValueError("its text is not text, or empty")
-    example = substitute.of(seed.content, _INSTRUCTIONS).reply
+        raise ValueError("its text is empty or not a string")
+    example = substitute.find_exchange(seed.content, _INSTRUCTIONS).reply
     order = (triples.parse(example) or [dict.fromkeys(triples.KEYS, "")])[0]
-    reply = substitute.written_like(example, found)
-    ordered = [{key: each[key] for key in order} for each in _checked(reply)]
-    return substitute.replaced(seed, Exchange(text.strip(), substitute.written_like(example, ordered)), _INSTRUCTIONS)
+    reply = substitute.write_like(example, found)
+    ordered = [{key: each[key] for key in order} for each in _check_triples(reply)]
+    return substitute.replace_exchange(
+        seed, Exchange(text.strip(), substitute.write_like(example, ordered)), _INSTRUCTIONS
+    )
 
 
-def key(row: dict[str, Any], form: Form) -> str:
-    return substitute.of(form.content(row), _INSTRUCTIONS).text
+def duplicate_key(row: dict[str, Any], form: Form) -> str:
+    return substitute.find_exchange(form.content(row), _INSTRUCTIONS).text
 
 
-def _checked(reply: str) -> list[triples.Triple]:
+def _check_triples(reply: str) -> list[triples.Triple]:
     found = triples.parse(reply)
     if found is None:
         raise ValueError("its triples do not fit the schema")

@@ -1,7 +1,8 @@
-"""Kinds of files. One row a kind: a "module:function" that yields the `Record`s of an open file, `(stream, path) -> Iterator[Record]`.
+"""Kinds of files. Each has an entry in `KINDS`: the "module:function" of a reader, `(stream, path) ->
+Iterator[Record]`.
 
-The stream is binary, stands at the file's first byte and holds it unpacked; `path` is for names. A function yields a record with a
-reason for a row that cannot be read, and raises ValueError for a file of which nothing more can be read.
+The stream is binary, uncompressed, and at the file's first byte; `path` is only for messages. The reader yields a
+record with a reason for a row that cannot be read, and raises ValueError if it cannot read on.
 """
 
 KINDS = {
@@ -14,6 +15,6 @@ KINDS = {
     ".txt": "engine.prep.files.plain:read",
 }
 SEEKING = (".parquet", ".arrow")
-"""Kinds that are not read from front to back: packed ones are unpacked to a temporary file first."""
+"""Kinds that are not read sequentially: compressed files of these kinds are unpacked to a temporary file first."""
 PACKINGS = {".gz": "engine.prep.files.packed:gunzip", ".zst": "engine.prep.files.packed:unzstd"}
-"""Endings that any kind may have behind its own: a "module:function" that gives the unpacked stream of a packed one."""
+"""Suffix of a compression -> the "module:function" that unpacks a stream. Any kind may be compressed."""

@@ -1,4 +1,5 @@
-"""Arrow IPC, both the stream (what `datasets` writes) and the file (also called Feather), batch by batch."""
+"""Arrow IPC, both the stream format (which `datasets` writes) and the file format (also called Feather), batch by
+batch."""
 
 from __future__ import annotations
 
@@ -6,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engine.prep.files.columnar import records
+from engine.prep.files.columnar import to_records
 from engine.prep.files.record import Record
 
 _FILE = b"ARROW1"
 
 
 def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
-    """Raises ValueError for a file that is neither, or damaged."""
-    return records(_batches(stream), path)
+    """Raises ValueError for a file that is neither or is damaged."""
+    return to_records(_batches(stream), path)
 
 
 def _batches(stream: BinaryIO) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Arrow batches to records, whatever file they come from."""
+"""Arrow batches to records, for Arrow and Parquet files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import msgspec
 from engine.prep.files.record import Record
 
 _ROWS = 1024
-"""Rows made into Python objects at a time."""
+"""Rows converted to Python objects at a time."""
 BYTES = 16 * 2**20
-"""Of such a slice, about."""
+"""Bytes of such a slice, roughly."""
 _UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, RecursionError)
-"""What pyarrow raises for values that Python has no form for, beside its own exceptions; LookupError for types that it has none for."""
+"""What pyarrow raises, besides its own exceptions, for values that Python cannot represent; LookupError for such
+types."""
 
 
-def records(batches: Iterator[Any], path: Path) -> Iterator[Record]:
-    """The rows of `pyarrow.RecordBatch`es, values as JSON has them: times in ISO form, decimals as text, bytes in base64, NaN as null."""
+def to_records(batches: Iterator[Any], path: Path) -> Iterator[Record]:
+    """The rows of `pyarrow.RecordBatch`es as JSON values: times in ISO form, decimals as text, bytes in base64, NaN as
+    null."""
     import pyarrow as pa
 
     name, line = str(path), 0
@@ -30,33 +32,33 @@ def records(batches: Iterator[Any], path: Path) -> Iterator[Record]:
             return
         except (pa.ArrowException, OSError, EOFError, *_UNREADABLE) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk's trouble, not the file's
+                raise  # an error of the disk, not of the file
             raise ValueError(f"it is damaged, or no {path.suffix} file: {error}") from error
         step = max(1, min(_ROWS, BYTES * batch.num_rows // max(1, batch.get_total_buffer_size())))
         for start in range(0, batch.num_rows, step):
             part = batch.slice(start, step)
             try:
-                values: list[Any] = _values(part)
+                values: list[Any] = _decode_batch(part)
             except (*_UNREADABLE, pa.ArrowException):
-                values = [_one(part.slice(index, 1)) for index in range(part.num_rows)]
+                values = [_decode_row(part.slice(index, 1)) for index in range(part.num_rows)]
             for value in values:
                 line += 1
                 known = isinstance(value, dict)
                 yield Record(name, line, 0, 0, value if known else None, "" if known else value)
 
 
-def _values(batch: Any) -> list[dict[str, Any]]:
-    # A file may claim offsets that lie outside of its buffers: reading them unchecked could end the process.
+def _decode_batch(batch: Any) -> list[dict[str, Any]]:
+    # A damaged file may have offsets outside its buffers; reading them unchecked could crash the process.
     batch.validate(full=True)
     values: list[dict[str, Any]] = msgspec.json.decode(msgspec.json.encode(batch.to_pylist()))
     return values
 
 
-def _one(row: Any) -> dict[str, Any] | str:
-    """The row, or why there is none."""
+def _decode_row(row: Any) -> dict[str, Any] | str:
+    """The row, or the reason why it cannot be read."""
     import pyarrow as pa
 
     try:
-        return _values(row)[0]
+        return _decode_batch(row)[0]
     except (*_UNREADABLE, pa.ArrowException) as error:
         return f"a value cannot be read: {error}"

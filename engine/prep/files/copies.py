@@ -1,4 +1,4 @@
-"""A file's rows as JSON lines in the home's cache, for files that cannot be entered in the middle."""
+"""Copies of files as JSONL in the home's cache, for kinds of files that allow no random access to rows."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from engine.storage import cache
 
 
 class Copy(NamedTuple):
-    """`rows` holds the good rows, a line each; `origins` their lines in the file, 64 bits each; `rejects` the other records."""
+    """Paths: `rows` has the good rows, one per line; `origins` their line numbers in the file, 64 bits each; `rejects`
+    the bad records."""
 
     rows: Path
     origins: Path
     rejects: Path
 
 
-def copy(path: Path, home: Home, progress: Callable[[int], object]) -> Copy:
-    """Made on first need, found by content afterwards. `progress` is told bytes of the file, up to its size.
+def copy_rows(path: Path, home: Home, progress: Callable[[int], object]) -> Copy:
+    """The copy of a file, made on first use and then found by its content. `progress` gets bytes, up to the file's
+    size.
 
-    Raises ValueError and OSError as `readers.read` does; then nothing is kept.
+    Raises ValueError and OSError as `readers.read` does; then no copy is kept.
     """
     half = path.stat().st_size // 2
     settings = {"kind": readers.check_suffix(path)}
-    name = "rows-" + cache.key({"rows": path}, settings, lambda done: progress(done // 2))
+    name = "rows-" + cache.entry_key({"rows": path}, settings, lambda done: progress(done // 2))
     made = Copy(*(home.cache / name / file for file in ("rows.jsonl", "origins", "rejects.jsonl")))
     if not made.rows.is_file():
         with (
-            cache.entry(home, name) as folder,
+            cache.new_entry(home, name) as folder,
             (folder / "rows.jsonl").open("wb") as good,
             (folder / "origins").open("wb") as origins,
             (folder / "rejects.jsonl").open("w", encoding="utf-8") as bad,
@@ -49,16 +51,16 @@ def copy(path: Path, home: Home, progress: Callable[[int], object]) -> Copy:
     return made
 
 
-def origins(copied: Copy) -> Iterator[int]:
-    """The good rows' lines in the file that was copied."""
+def read_origins(copied: Copy) -> Iterator[int]:
+    """The line numbers of the good rows in the original file."""
     with copied.origins.open("rb") as file:
         while block := file.read(2**16):
             yield from memoryview(block).cast("Q")
 
 
-def rejects(copied: Copy, path: Path) -> Iterator[Record]:
+def read_rejects(copied: Copy, path: Path) -> Iterator[Record]:
     """The records of `path` that could not be read."""
     with copied.rejects.open(encoding="utf-8") as file:
-        for told in file:
-            line, offset, reason = json.loads(told)
+        for content in file:
+            line, offset, reason = json.loads(content)
             yield Record(str(path), line, offset, offset, None, reason)

@@ -1,6 +1,8 @@
-"""CSV and TSV: the first line names the columns, and every value is text. Quoting as in RFC 4180; a quoted value may hold line ends.
+"""CSV and TSV: the first line names the columns, and every value is text. Quoting follows RFC 4180, so values may span
+lines.
 
-The delimiter of a .csv is the one of `,` `;` tab `|` by which most of the first rows have as many fields as the header.
+The delimiter of a .csv is the one of `,` `;` tab `|` with which most of the first rows have as many fields as the
+header.
 """
 
 from __future__ import annotations
@@ -12,34 +14,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.prep.files.lines import LONGEST_LINE, Line, lines, too_long
+from engine.prep.files.lines import LONGEST_LINE, Line, describe_too_long, read_lines
 from engine.prep.files.record import BOM, BadFile, Record
 
 DELIMITERS = ",;\t|"
 _SNIFFED = 2**16
-"""Bytes that the delimiter is found by."""
+"""Bytes from which the delimiter is detected."""
 _READ_AGAIN = 2**20
-"""Bytes. A quote without an end takes no more rows with it than this."""
+"""Bytes of the rows after an unclosed quote that are read again as rows; beyond that they are lost."""
 
 
 class _TooLong(Exception):
-    """A row is longer than what is held."""
+    """A row is longer than the limit."""
 
 
 def read_csv(stream: BinaryIO, path: Path) -> Iterator[Record]:
     start = stream.peek(_SNIFFED) if hasattr(stream, "peek") else b""
-    return _read(stream, path, sniff(start[:_SNIFFED].removeprefix(BOM).decode("utf-8", "replace")))
+    return _read(stream, path, find_delimiter(start[:_SNIFFED].removeprefix(BOM).decode("utf-8", "replace")))
 
 
 def read_tsv(stream: BinaryIO, path: Path) -> Iterator[Record]:
     return _read(stream, path, "\t")
 
 
-def sniff(start: str) -> str:
-    """The delimiter of a file that starts so; a comma when there is but one column."""
+def find_delimiter(start: str) -> str:
+    """The delimiter of a file with this beginning; a comma if there is only one column."""
 
     def agreeing(delimiter: str) -> tuple[float, int]:
-        """(share of rows with as many fields as the header, fields); nothing for a single field."""
+        """(share of rows with as many fields as the header, number of fields); (0, 0) for a single field."""
         whole = start[: start.rfind("\n") + 1] or start
         try:
             widths = [len(row) for row in csv.reader(io.StringIO(whole), delimiter=delimiter) if row]
@@ -49,14 +51,14 @@ def sniff(start: str) -> str:
             return 0, 0
         return widths.count(widths[0]) / len(widths), widths[0]
 
-    # `max` takes the first of equals, hence the comma before the others.
+    # `max` returns the first of equals, so the comma comes first.
     return max(DELIMITERS, key=agreeing)
 
 
 def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
-    """Raises ValueError for a header that names no columns, or one of them twice."""
-    csv.field_size_limit(LONGEST_LINE)  # of the whole process: nobody else here reads CSV
-    taken = _Taken(lines(stream))
+    """Raises ValueError for a header with an empty or repeated column name."""
+    csv.field_size_limit(LONGEST_LINE)  # this setting is global, but nothing else in the process reads CSV
+    taken = _RowLines(read_lines(stream))
     rows = csv.reader(taken, delimiter=delimiter, strict=True)
     columns: list[str] | None = None
     while True:
@@ -68,21 +70,21 @@ def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
         except StopIteration:
             return
         except _TooLong:
-            reason = too_long("a row")
+            reason = describe_too_long("a row")
             taken.skip()
         except csv.Error as error:
             reason, broken = f"not CSV: {error}", True
         first, end = taken.row[0], taken.row[-1].end
         if reason:
             if broken and len(taken.row) > 1:
-                reason += f" (a quote opens here and goes on to line {taken.row[-1].number})"
+                reason += f" (a quote opens here and continues to line {taken.row[-1].number})"
                 end = taken.put_back(end)
         elif not values:
             continue
         elif any("\udc80" <= character <= "\udcff" for value in values for character in value):
             reason = "not UTF-8"
         if columns is None:
-            columns = _header(values, reason, path, first.number)
+            columns = _check_header(values, reason, path, first.number)
             continue
         if not reason and len(values) != len(columns):
             reason = f"{len(values)} fields, but the header has {len(columns)} (the delimiter is {delimiter!r})"
@@ -90,7 +92,7 @@ def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
         yield Record(str(path), first.number, first.offset, end, value, reason)
 
 
-def _header(values: list[str], reason: str, path: Path, line: int) -> list[str]:
+def _check_header(values: list[str], reason: str, path: Path, line: int) -> list[str]:
     columns = [value.strip() for value in values]
     twice = next((column for column in columns if columns.count(column) > 1), None)
     if not reason and "" in columns:
@@ -102,8 +104,8 @@ def _header(values: list[str], reason: str, path: Path, line: int) -> list[str]:
     return columns
 
 
-class _Taken(Iterator[str]):
-    """Lines as the CSV reader takes them, and which of them make up the row at hand."""
+class _RowLines(Iterator[str]):
+    """Passes lines to the CSV reader and remembers which of them make up the current row."""
 
     def __init__(self, source: Iterator[Line]) -> None:
         self._source = source
@@ -124,16 +126,16 @@ class _Taken(Iterator[str]):
         return content.decode("utf-8", "surrogateescape")
 
     def skip(self) -> None:
-        """Go behind the quoted value that the row at hand ends in; not held."""
+        """Skip to the end of the quoted value in which the current row ends, without keeping it."""
         if self.row[-1].content is None:
-            return  # a single line of which nothing is known: the next one begins a row
+            return  # a single line too long to inspect: the next line begins a row
         inside = sum((line.content or b"").count(b'"') for line in self.row) % 2
         while inside and (line := next(self._source, None)):
             inside = (inside + (line.content or b"").count(b'"')) % 2
             self.row[1:] = [line._replace(content=None)]
 
     def put_back(self, end: int) -> int:
-        """All lines of the row but its first will be taken again. Returns where the row then ends."""
+        """Read all lines of the row except its first one again. Returns where the row ends now."""
         if self._size > _READ_AGAIN:
             return end
         self._again.extendleft(reversed(self.row[1:]))

@@ -1,7 +1,8 @@
-"""A JSON document: a list of objects, or objects one after the other. Streamed: only the row at hand is in memory.
+"""A JSON document: a list of objects, or consecutive objects. Streamed: only the current row is in memory.
 
-The document is cut into its rows by brackets and quotes alone, and each row is decoded by itself: it keeps its place, and one
-that is no JSON spoils only itself. (Incremental parsers such as ijson give no places and end at the first fault.)
+The document is split into rows by brackets and quotes alone, and each row is decoded separately, so it keeps its place,
+and a row that is not valid JSON affects no other. (Incremental parsers such as ijson report no places and stop at the
+first error.)
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from engine.prep.files import jsonl
-from engine.prep.files.lines import LONGEST_LINE, too_long
+from engine.prep.files.lines import LONGEST_LINE, describe_too_long
 from engine.prep.files.record import BOM, BadFile, Record, decode
 
 _BLOCK = 2**20
 _BLANKS = re.compile(rb"[ \t\r\n]*+")
 _INSIDE = re.compile(rb'(?:[^"\[\]{}]*+"[^"\\]*+(?:\\.[^"\\]*+)*")*[^"\[\]{}]*+', re.DOTALL)
-"""Up to the next bracket outside of strings, or to a string that the block does not hold to its end."""
+"""Up to the next bracket outside strings, or to a string that does not end in the block."""
 _STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*', re.DOTALL)
-"""Up to the quote that ends a string, or to a backslash that ends the block."""
-# Sets are possessive, groups are not: CPython before 3.11.5 (Debian 12 has 3.11.2) gives up on possessive groups too early.
+"""Up to the quote that ends a string, or to a backslash at the end of the block."""
+# Only sets are possessive: CPython before 3.11.5 (Debian 12 has 3.11.2) fails on possessive groups.
 _SCALAR = re.compile(rb'[^\[\]{}",]*+')
 
 
 class Row(NamedTuple):
-    """A row's bytes; None when there are too many."""
+    """A row's place and bytes; `content` is None if there are too many."""
 
     line: int
     offset: int
@@ -35,20 +36,21 @@ class Row(NamedTuple):
 
 
 def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
-    """Raises ValueError for a list that is broken off or lacks a comma."""
+    """Raises ValueError for a list that is incomplete or lacks a comma."""
     start = stream.peek(_BLOCK) if hasattr(stream, "peek") else b""
     first, _, rest = start.removeprefix(BOM).lstrip().partition(b"\n")
     if rest.strip() and decode(first)[0] is not None:
-        # JSON lines under another name: a bad line then spoils only itself.
+        # This is JSONL under another name: read it as such, so that a bad line affects no other.
         yield from jsonl.read(stream, path)
         return
     for line, offset, end, content in _Splitter(stream, path.name).rows():
-        value, reason = (None, too_long("a row")) if content is None else decode(content)
+        value, reason = (None, describe_too_long("a row")) if content is None else decode(content)
         yield Record(str(path), line, offset, end, value, reason)
 
 
 class _Splitter:
-    """Where the reading stands: a block, the place in it, and what lies before it."""
+    """Splits a stream into rows. Keeps the current block, the position in it, and the position of the block in the
+    file."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
@@ -58,72 +60,72 @@ class _Splitter:
         self._size, self._from = 0, 0
 
     def rows(self) -> Iterator[Row]:
-        if self._more() and self._block.startswith(BOM):
+        if self._load_block() and self._block.startswith(BOM):
             self._at = len(BOM)
-        if self._next() == b"[":
-            yield from self._listed()
-            if self._next():
-                raise self._broken("more follows behind the list")
+        if self._peek() == b"[":
+            yield from self._read_list()
+            if self._peek():
+                raise self._error("more follows behind the list")
             return
-        while character := self._next():
+        while character := self._peek():
             if character != b"{":
-                raise self._broken("not JSON: a list of objects, or objects, must stand here")
-            yield self._row()
+                raise self._error("not JSON: expected a list of objects, or objects")
+            yield self._read_row()
 
-    def _listed(self) -> Iterator[Row]:
+    def _read_list(self) -> Iterator[Row]:
         self._at += 1
-        while character := self._next():
+        while character := self._peek():
             if character in b",}":
-                raise self._broken(f"not JSON: {character.decode()} where a row is to begin")
+                raise self._error(f"not JSON: {character.decode()} where a row is to begin")
             if character != b"]":
-                yield self._row()
-                character = self._next()
+                yield self._read_row()
+                character = self._peek()
             if character == b",":
                 self._at += 1
             elif character == b"]":
                 self._at += 1
                 return
             elif character:
-                raise self._broken("the list lacks a comma")
-        raise self._broken("the list is broken off")
+                raise self._error("the list lacks a comma")
+        raise self._error("the list is broken off")
 
-    def _row(self) -> Row:
-        """The row that begins here: a bracketed value, a string, or what lies before the next comma or bracket."""
-        line, offset = self._line(), self._before + self._at
+    def _read_row(self) -> Row:
+        """The row that begins here: a bracketed value, a string, or anything up to the next comma or bracket."""
+        line, offset = self._line_number(), self._before + self._at
         self._held, self._size, self._from = [], 0, self._at
         character = self._block[self._at : self._at + 1]
         if character in b"[{":
-            whole = self._bracketed()
+            whole = self._skip_brackets()
         elif character == b'"':
-            whole = self._string()
+            whole = self._skip_string()
         else:
-            whole = self._scalar()
+            whole = self._skip_scalar()
         if not whole:
             raise BadFile(f"{self._name}:{line}: not JSON: the row that begins here has no end")
-        self._hold()
+        self._keep()
         content = None if self._size > LONGEST_LINE else b"".join(self._held)
         self._held = None
         return Row(line, offset, self._before + self._at, content)
 
-    def _bracketed(self) -> bool:
-        """Go behind the bracket that closes the one that stands here; False when there is none."""
+    def _skip_brackets(self) -> bool:
+        """Skip behind the bracket that closes the one here; returns False if there is none."""
         depth = 0
         while True:
             character = self._block[self._at : self._at + 1]
             if character == b'"':
-                if not self._string():
+                if not self._skip_string():
                     return False
             elif character:
                 self._at += 1
                 depth += 1 if character in b"[{" else -1
                 if not depth:
                     return True
-            elif not self._more():
+            elif not self._load_block():
                 return False
             self._at = _INSIDE.match(self._block, self._at).end()  # type: ignore[union-attr]
 
-    def _string(self) -> bool:
-        """Go behind the quote that ends the string that begins here; False when there is none."""
+    def _skip_string(self) -> bool:
+        """Skip behind the quote that ends the string here; returns False if there is none."""
         self._at += 1
         while True:
             self._at = _STRING.match(self._block, self._at).end()  # type: ignore[union-attr]
@@ -132,42 +134,42 @@ class _Splitter:
                 self._at += 1
                 return True
             self._at = len(self._block)
-            if not self._more():
+            if not self._load_block():
                 return False
-            # A backslash that ends a block escapes the next block's first byte.
+            # A backslash at the end of a block escapes the first byte of the next one.
             self._at = len(character)
 
-    def _scalar(self) -> bool:
+    def _skip_scalar(self) -> bool:
         while True:
             self._at = _SCALAR.match(self._block, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._block):
                 return True
-            if not self._more():
+            if not self._load_block():
                 return False
 
     # ── blocks ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _next(self) -> bytes:
-        """The next character that is not blank; empty at the end."""
+    def _peek(self) -> bytes:
+        """The next character that is not a blank; empty at the end of the stream."""
         while True:
             self._at = _BLANKS.match(self._block, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._block):
                 return self._block[self._at : self._at + 1]
-            if not self._more():
+            if not self._load_block():
                 return b""
 
-    def _more(self) -> bool:
-        """Take the next block; what of this one belongs to the row at hand is kept."""
+    def _load_block(self) -> bool:
+        """Read the next block, and keep the current row's part of this one. Returns False at the end of the stream."""
         block = self._stream.read(_BLOCK)
         if not block:
             return False
-        self._hold()
+        self._keep()
         self._lines += self._block.count(b"\n", self._counted)
         self._before += len(self._block)
         self._block, self._at, self._from, self._counted = block, 0, 0, 0
         return True
 
-    def _hold(self) -> None:
+    def _keep(self) -> None:
         if self._held is None:
             return
         self._size += self._at - self._from
@@ -177,10 +179,10 @@ class _Splitter:
             self._held.append(self._block[self._from : self._at])
         self._from = self._at
 
-    def _line(self) -> int:
+    def _line_number(self) -> int:
         self._lines += self._block.count(b"\n", self._counted, self._at)
         self._counted = self._at
         return self._lines
 
-    def _broken(self, reason: str) -> BadFile:
-        return BadFile(f"{self._name}:{self._line()}: {reason}")
+    def _error(self, reason: str) -> BadFile:
+        return BadFile(f"{self._name}:{self._line_number()}: {reason}")

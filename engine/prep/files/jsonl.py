@@ -1,4 +1,4 @@
-"""JSON lines: an object a line. Blank lines are no records."""
+"""JSONL: one object per line. Blank lines are skipped."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.prep.files.lines import lines, too_long
+from engine.prep.files.lines import describe_too_long, read_lines
 from engine.prep.files.record import Record, decode
 
 
 def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
     name = str(path)
-    for number, offset, end, content in lines(stream):
+    for number, offset, end, content in read_lines(stream):
         if content is None:
-            yield Record(name, number, offset, end, None, too_long())
+            yield Record(name, number, offset, end, None, describe_too_long())
         elif content.strip():
             yield Record(name, number, offset, end, *decode(content))

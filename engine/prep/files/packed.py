@@ -1,4 +1,4 @@
-"""Packed files as the streams they unpack to."""
+"""Unpacks compressed files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ else:
 
 BUFFER = 2**20
 _SMALL = 256 * 2**20
-"""Bytes that any file may unpack to."""
+"""Bytes to which any file may unpack."""
 _TIMES = 100
-"""A larger one may unpack to so many times its size; parquet and arrow files pack far less."""
+"""A larger result may be this many times the size of the file; Parquet and Arrow files compress far less."""
 _SPARE = 2**30
-"""Bytes left free where temporary files lie."""
+"""Bytes that stay free on the disk of temporary files."""
 FAULTS = (gzip.BadGzipFile, EOFError, zlib.error, zstd.ZstdError)
-"""What reading a damaged packed file raises."""
+"""What reading a damaged compressed file raises."""
 
 
 def gunzip(stream: BinaryIO) -> BinaryIO:
@@ -34,10 +34,12 @@ def unzstd(stream: BinaryIO) -> BinaryIO:
     return io.BufferedReader(zstd.ZstdFile(stream, "rb"), BUFFER)
 
 
-def unpack(stream: BinaryIO, size: int) -> BinaryIO:
-    """A temporary file with all that `stream` gives, for kinds that seek; gone when it is closed, even by a kill.
+def unpack_to_file(stream: BinaryIO, size: int) -> BinaryIO:
+    """A temporary file with the content of `stream`, for kinds that need to seek. It vanishes when closed, even by a
+    kill.
 
-    `size` is that of the packed file. Raises ValueError when it unpacks to more than such a file ever holds, or than there is room for.
+    `size` is that of the compressed file. Raises ValueError if the content is implausibly large or does not fit on the
+    disk.
     """
     limit = min(max(_SMALL, _TIMES * size), shutil.disk_usage(tempfile.gettempdir()).free - _SPARE)
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it

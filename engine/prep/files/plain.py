@@ -1,6 +1,6 @@
-"""Plain text: a row `{"text": line}` a line, as `datasets` and with it LLaMA-Factory read .txt. Blank lines are no records.
+"""Plain text: a row `{"text": line}` per line, as `datasets` and LLaMA-Factory read .txt. Blank lines are skipped.
 
-Documents of several lines belong into a JSONL file with a `text` column.
+Documents of several lines belong in a JSONL file with a `text` column.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.prep.files.lines import lines, too_long
+from engine.prep.files.lines import describe_too_long, read_lines
 from engine.prep.files.record import BOM, Record
 
 
 def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
     name = str(path)
-    for number, offset, end, content in lines(stream):
+    for number, offset, end, content in read_lines(stream):
         if content is None:
-            yield Record(name, number, offset, end, None, too_long())
+            yield Record(name, number, offset, end, None, describe_too_long())
             continue
         try:
             text = (content if offset else content.removeprefix(BOM)).decode().rstrip("\r\n")

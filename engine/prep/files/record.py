@@ -1,4 +1,4 @@
-"""What every kind of file comes to: records, each with its place."""
+"""Records, which every kind of file is read as."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ BOM = b"\xef\xbb\xbf"
 
 
 class Record(NamedTuple):
-    """A row as it stands in its file. `line` counts from 1, `offset` is the row's first byte; `end` the byte after it.
+    """A row as in its file, or the reason why it cannot be read. `line` counts from 1; the row's bytes are [`offset`,
+    `end`).
 
-    In packed files bytes count unpacked. In parquet and arrow files `line` is the row's number, `offset` and `end` are 0.
+    In compressed files the bytes are those of the unpacked content. In Parquet and Arrow files `line` is the row's
+    number, and `offset` and `end` are 0.
     """
 
     file: str
@@ -29,7 +31,8 @@ class Record(NamedTuple):
 
 
 def decode(content: bytes) -> tuple[dict[str, Any] | None, str]:
-    """A JSON object as (value, ""), anything else as (None, reason). A byte order mark before it does not matter."""
+    """(value, "") for a JSON object, (None, reason) for anything else. A byte order mark at the beginning is
+    ignored."""
     try:
         value = msgspec.json.decode(content.removeprefix(BOM))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

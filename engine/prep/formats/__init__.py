@@ -1,12 +1,17 @@
-"""Shapes of rows. One row a shape; its module has
+"""Formats of rows. Each has an entry in `FORMATS`; its module has
 
-    matches(row) -> bool              does a row look like it
-    convert(row) -> Canonical         or a list of them, for a shape that expands; raises ValueError, with the reason, for a bad row
-    revert(canonical) -> row          the way back; raises ValueError naming what the shape cannot hold
-    QUESTIONS                         where there is one: the columns, by preference, that the user's turn is made of
+    matches(row) -> bool        whether a row looks like this format
+    convert(row) -> Canonical   or a list of them, for a format that expands; raises ValueError for a bad row
+    revert(canonical) -> row    the inverse; raises ValueError naming what the format cannot represent
 
-`canonical.py` says what a canonical row is. Detection takes the shape that most rows match, of several the first in this order: the
-more a shape asks for, the earlier it stands.
+and optionally
+
+    QUESTIONS                   the columns that may hold the user's turn, in order of preference
+    KIND                        what the rows are, if not conversations: `text`, `pairs` or `judged`
+    EXPANDS                     True if a row becomes several, each with a question of the format's own
+
+`canonical` defines canonical rows. Detection chooses the format that most rows match; among equals the first in this
+order wins, so a format with more required columns comes earlier.
 """
 
 FORMATS = {

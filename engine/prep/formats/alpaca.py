@@ -1,6 +1,6 @@
 """Alpaca: `instruction`, `input`, `output`, optionally `system` and `history` ([[question, answer], …]).
 
-`input` follows the instruction on a new line, as LLaMA-Factory has it. Reverting leaves them together, in `instruction`.
+`input` is appended to the instruction on a new line, as in LLaMA-Factory. Reverting leaves both in `instruction`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 from engine.prep.formats.canonical import (
     Canonical,
     Message,
-    conversation,
-    held,
-    only_messages,
-    opening,
-    said,
-    text_of,
-    with_columns,
+    add_columns,
+    check_text,
+    make_conversation,
+    make_message,
+    require_messages,
+    restore_columns,
+    system_turns,
 )
 
 QUESTIONS = ("instruction",)
@@ -28,26 +28,26 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    answer = said("assistant", text_of(row.get("output"), "output"))
-    return with_columns(conversation([*asked(row), answer]), row, _USED)
+    answer = make_message("assistant", check_text(row.get("output"), "output"))
+    return add_columns(make_conversation([*question_turns(row), answer]), row, _USED)
 
 
-def asked(row: dict[str, Any]) -> list[Message]:
-    """All that stands before the answer. Raises ValueError."""
-    turns = opening(row.get("system"))
+def question_turns(row: dict[str, Any]) -> list[Message]:
+    """All turns before the answer. Raises ValueError."""
+    turns = system_turns(row.get("system"))
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise ValueError("history is not a list of [question, answer]")
     for question, answer in history:
-        turns += [said("user", question), said("assistant", answer)]
-    question = text_of(row.get("instruction"), "instruction")
+        turns += [make_message("user", question), make_message("assistant", answer)]
+    question = check_text(row.get("instruction"), "instruction")
     if row.get("input"):
-        question += "\n" + text_of(row["input"], "input")
-    return [*turns, said("user", question)]
+        question += "\n" + check_text(row["input"], "input")
+    return [*turns, make_message("user", question)]
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
-    messages = only_messages(canonical, "alpaca")
+    messages = require_messages(canonical, "alpaca")
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     turns = messages[1:] if system else messages
     roles = [turn["role"] for turn in turns]
@@ -60,4 +60,4 @@ def revert(canonical: Canonical) -> dict[str, Any]:
         row["system"] = system
     if history:
         row["history"] = [list(pair) for pair in history]
-    return held("alpaca", row, canonical, convert)
+    return restore_columns("alpaca", row, canonical, convert)

@@ -1,4 +1,4 @@
-"""What every shape becomes, and the rules that hold for it.
+"""Canonical rows, to which every format is converted, and their rules.
 
 A canonical row is one of
 
@@ -7,9 +7,9 @@ A canonical row is one of
     {"prompt": [message, …], "chosen": [message, …], "rejected": [message, …][, "tools"]}
     {"prompt": [message, …], "completion": [message, …], "label": bool[, "tools"]}
 
-and may hold `columns`: what else stood in the source row, by name. A message has `role` and `content`, in OpenAI's words, and where
-they were given `tool_calls` (their arguments as mappings, which is what chat templates want), `tool_call_id`, `name` and
-whatever else a template may read. A tool is `{"type": "function", "function": {"name", …}}`.
+and may have `columns`: the other columns of the source row, by name. A message has OpenAI's `role` and `content` and,
+if given, `tool_calls` (with arguments as mappings, which chat templates expect), `tool_call_id`, `name` and any other
+key that a template may read. A tool is `{"type": "function", "function": {"name", …}}`.
 """
 
 from __future__ import annotations
@@ -38,133 +38,135 @@ class EmptyRow(ValueError):
 # ── conversations ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def conversation(turns: Any, tools: Any = None) -> Canonical:
-    """A row of messages. Raises ValueError for what no template could render or no loss could learn from."""
-    found = messages_of(turns, "messages")
+def make_conversation(turns: Any, tools: Any = None) -> Canonical:
+    """A row of messages. Raises ValueError for messages that a template cannot render or that have nothing to train
+    on."""
+    found = check_messages(turns, "messages")
     if not any(message["role"] == "assistant" for message in found):
-        raise ValueError("no assistant turn: there is nothing to learn")
-    return with_tools({"messages": found}, tools)
+        raise ValueError("no assistant turn: there is nothing to train on")
+    return add_tools({"messages": found}, tools)
 
 
-def exchange(system: Any, question: Any, answer: Any) -> Canonical:
-    """One question and its answer, with a system turn unless `system` is empty."""
-    return conversation([*opening(system), said("user", question), said("assistant", answer)])
+def make_exchange(system: Any, question: Any, answer: Any) -> Canonical:
+    """A row with one question and its answer, and a system turn unless `system` is empty."""
+    return make_conversation([*system_turns(system), make_message("user", question), make_message("assistant", answer)])
 
 
-def opening(system: Any) -> list[Message]:
-    return [said("system", system)] if system else []
+def system_turns(system: Any) -> list[Message]:
+    return [make_message("system", system)] if system else []
 
 
-def said(role: str, content: Any) -> Message:
+def make_message(role: str, content: Any) -> Message:
     return {"role": role, "content": content}
 
 
-def messages_of(turns: Any, name: str) -> list[Message]:
-    """Checked messages. Raises ValueError naming the turn, from 1."""
+def check_messages(turns: Any, name: str) -> list[Message]:
+    """The messages, checked and normalised. Raises ValueError naming the turn, from 1."""
     if not isinstance(turns, list):
         raise ValueError(f"{name} is not a list")
-    return [_message(turn, number) for number, turn in enumerate(turns, 1)]
+    return [_check_message(turn, number) for number, turn in enumerate(turns, 1)]
 
 
-def _message(turn: Any, number: int) -> Message:
+def _check_message(turn: Any, number: int) -> Message:
     if not isinstance(turn, dict):
         raise ValueError(f"turn {number} is {type(turn).__name__}, not a mapping of role and content")
     role, content = turn.get("role"), turn.get("content")
     if role not in ROLES:
-        raise ValueError(f"turn {number} has the role {shown(role)}, not one of {', '.join(ROLES)}")
-    calls = _calls(turn["tool_calls"], number) if turn.get("tool_calls") else []
+        raise ValueError(f"turn {number} has the role {abbreviate(role)}, not one of {', '.join(ROLES)}")
+    calls = _check_calls(turn["tool_calls"], number) if turn.get("tool_calls") else []
     if calls and role != "assistant":
         raise ValueError(f"turn {number} ({role}) calls tools, which only the assistant does")
     if calls and content is None:
         content = ""
-    text = text_of(_joined(content, number), f"turn {number} ({role})")
+    text = check_text(_join_parts(content, number), f"turn {number} ({role})")
     if role == "assistant" and not calls and not text.strip():
         raise EmptyRow(f"turn {number} (assistant) is empty")
-    message = said(role, text)
+    message = make_message(role, text)
     if calls:
         message["tool_calls"] = calls
     if turn.keys() - _PLAIN:
-        _carry(turn, message, number)
+        _carry_further_keys(turn, message, number)
     return message
 
 
-def _joined(content: Any, number: int) -> Any:
-    """OpenAI's content parts as one text; anything else as it is."""
+def _join_parts(content: Any, number: int) -> Any:
+    """OpenAI's content parts joined to one text; anything else unchanged."""
     if not isinstance(content, list):
         return content
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise ValueError(f"turn {number} holds a part of type {shown(kind)}; only text can be trained on")
+            raise ValueError(f"turn {number} holds a part of type {abbreviate(kind)}; only text can be trained on")
     return "".join(part["text"] for part in content)
 
 
-def _carry(turn: Mapping[str, Any], message: Message, number: int) -> None:
-    """Further keys: templates may read them. An absent value is no value."""
+def _carry_further_keys(turn: Mapping[str, Any], message: Message, number: int) -> None:
+    """Copy further keys, which templates may read, to the message. Null values are left out."""
     if turn.get("function_call"):
         raise ValueError(f"turn {number} has function_call, which OpenAI replaced: write tool_calls")
     if turn.get("weight", 1) not in (0, 1):
-        raise ValueError(f"turn {number} has the weight {shown(turn['weight'])}; it is 0 (not trained) or 1")
+        raise ValueError(f"turn {number} has the weight {abbreviate(turn['weight'])}; it is 0 (not trained) or 1")
     for key, value in turn.items():
         if key not in _PLAIN and key != "tool_calls" and value is not None:
-            message[key] = json_of(value, f"turn {number} {key}")
+            message[key] = check_json(value, f"turn {number} {key}")
 
 
-def _calls(calls: Any, number: int) -> list[dict[str, Any]]:
-    """Tool calls as `{"type": "function", "function": {"name", "arguments": mapping}}`, with their id if they have one."""
+def _check_calls(calls: Any, number: int) -> list[dict[str, Any]]:
+    """Tool calls as `{"type": "function", "function": {"name", "arguments": mapping}}`, with an id if given."""
     if not isinstance(calls, list):
         raise ValueError(f"turn {number}: tool_calls is not a list")
-    return [call_of(call, f"turn {number}, call {place}") for place, call in enumerate(calls, 1)]
+    return [check_call(call, f"turn {number}, call {place}") for place, call in enumerate(calls, 1)]
 
 
-def call_of(call: Any, name: str) -> dict[str, Any]:
-    """One call, in OpenAI's form or as bare name and arguments. Raises ValueError."""
+def check_call(call: Any, name: str) -> dict[str, Any]:
+    """A call given in OpenAI's form or as name and arguments alone, in OpenAI's form. Raises ValueError."""
     if not isinstance(call, dict):
         raise ValueError(f"{name} is {type(call).__name__}, not a mapping")
     function = call.get("function", call)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{name} names no function")
     if call.get("type", "function") != "function":
-        raise ValueError(f"{name} is of type {shown(call['type'])}, not function")
+        raise ValueError(f"{name} is of type {abbreviate(call['type'])}, not function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        arguments = parsed(arguments, f"{name}: arguments") if arguments.strip() else {}
+        arguments = parse_json(arguments, f"{name}: arguments") if arguments.strip() else {}
     if not isinstance(arguments, dict | None):
         raise ValueError(f"{name}: arguments are {type(arguments).__name__}, not an object")
     inner = {"name": function["name"], "arguments": arguments or {}}
     if function is not call:
         inner = {**function, **inner}
     outer = {key: value for key, value in call.items() if key not in ("type", "function", "name", "arguments")}
-    found: dict[str, Any] = json_of({**outer, "type": "function", "function": inner}, name)
+    found: dict[str, Any] = check_json({**outer, "type": "function", "function": inner}, name)
     return found
 
 
-def with_tools(row: Canonical, tools: Any) -> Canonical:
-    """`row` with `tools`: a list, or the JSON text of one; `{"name", …}` alone is put into OpenAI's form. Raises ValueError."""
+def add_tools(row: Canonical, tools: Any) -> Canonical:
+    """Add `tools` to the row: a list or its JSON text; a bare `{"name", …}` is put into OpenAI's form. Raises
+    ValueError."""
     if isinstance(tools, str):
-        tools = parsed(tools, "tools") if tools.strip() else []
+        tools = parse_json(tools, "tools") if tools.strip() else []
     if not tools:
         return row
     if not isinstance(tools, list):
         raise ValueError("tools is not a list")
-    row["tools"] = [_tool(tool, number) for number, tool in enumerate(tools, 1)]
+    row["tools"] = [_check_tool(tool, number) for number, tool in enumerate(tools, 1)]
     return row
 
 
-def _tool(tool: Any, number: int) -> dict[str, Any]:
+def _check_tool(tool: Any, number: int) -> dict[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"tool {number} has no name")
     whole = {"type": "function", "function": tool} if function is tool else {"type": "function", **tool}
-    found: dict[str, Any] = json_of(whole, f"tool {number}")
+    found: dict[str, Any] = check_json(whole, f"tool {number}")
     return found
 
 
 # ── values ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def text_of(value: Any, name: str) -> str:
-    """`value`, which must be text that has a UTF-8 form (half a surrogate pair has none). Raises ValueError."""
+def check_text(value: Any, name: str) -> str:
+    """Returns `value`. Raises ValueError unless it is text that UTF-8 can encode (half a surrogate pair cannot be)."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is {'missing' if value is None else type(value).__name__}, not text")
     try:
@@ -174,10 +176,10 @@ def text_of(value: Any, name: str) -> str:
     return value
 
 
-def json_of(value: Any, name: str) -> Any:
-    """`value`, which must have a JSON form; a number that has none (NaN) is none. Raises ValueError."""
+def check_json(value: Any, name: str) -> Any:
+    """Returns `value`, or None for NaN and infinity. Raises ValueError unless JSON can represent it."""
     if isinstance(value, str):
-        return text_of(value, name)
+        return check_text(value, name)
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -187,38 +189,39 @@ def json_of(value: Any, name: str) -> Any:
     except UnicodeEncodeError:
         raise ValueError(f"{name} holds half a surrogate pair")
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{name} has no JSON form: {error}")
+        raise ValueError(f"{name} cannot be represented in JSON: {error}")
     return value
 
 
-def parsed(text: str, name: str) -> Any:
-    """The value that JSON text stands for. Raises ValueError."""
+def parse_json(text: str, name: str) -> Any:
+    """The value of JSON text. Raises ValueError."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
         raise ValueError(f"{name} is not JSON: {error}")
 
 
-def shown(value: Any) -> str:
-    """A value in a message: however large or deep it is, a few characters."""
+def abbreviate(value: Any) -> str:
+    """A short form of any value, for a message."""
     return reprlib.repr(value)
 
 
-def written(value: Any) -> str:
-    """JSON text of a value, as people write it."""
+def to_json(value: Any) -> str:
+    """JSON text of a value, with spaces and without escaped letters."""
     return json.dumps(value, ensure_ascii=False)
 
 
-# ── other columns, and the way back ────────────────────────────────────────────────────────────────────────────────
+# ── other columns, and reverting ────────────────────────────────────────────────────────────────────────────────
 
 
-def with_columns(found: Canonical, row: Mapping[str, Any], used: Set[str]) -> Canonical:
-    """`found` with those columns of its source row that it was not made of. Raises ValueError for what is not JSON."""
+def add_columns(found: Canonical, row: Mapping[str, Any], used: Set[str]) -> Canonical:
+    """Add to `found` the columns of its source row that are not in `used`. Raises ValueError for a value that is not
+    JSON."""
     if row.keys() <= used:
         return found
-    others = {str(name): json_of(value, str(name)) for name, value in row.items() if name not in used}
+    others = {str(name): check_json(value, str(name)) for name, value in row.items() if name not in used}
     if others.keys() == {"columns"} and isinstance(others["columns"], dict) and row.keys() <= _OWN:
-        others = dict(others["columns"])  # the row is a canonical one already
+        others = dict(others["columns"])  # the source row is canonical already
     if others:
         found["columns"] = others
     return found
@@ -227,69 +230,70 @@ def with_columns(found: Canonical, row: Mapping[str, Any], used: Set[str]) -> Ca
 Convert = Callable[[dict[str, Any]], Canonical]
 
 
-def held(shape: str, row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
-    """`row` with the other columns at its side, once it is sure that it says what `canonical` says.
+def restore_columns(row_format: str, row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
+    """`row` with the other columns of `canonical`, after checking that it converts to `canonical` again.
 
-    Raises ValueError naming the columns, or saying that the shape means something else by such a row.
+    Raises ValueError if it does not: the message names columns that have a meaning in this format.
     """
     columns = canonical.get("columns", {})
     twice = sorted(columns.keys() & row.keys())
     if twice:
-        raise ValueError(f"{shape} has a meaning of its own for the column {', '.join(twice)}")
+        raise ValueError(f"{row_format} has a meaning of its own for the column {', '.join(twice)}")
     whole = {**row, **columns}
-    if _says(whole, canonical, convert):
+    if _converts_to(whole, canonical, convert):
         return whole
     bare = {key: value for key, value in canonical.items() if key != "columns"}
-    if columns and _says(row, bare, convert):
+    if columns and _converts_to(row, bare, convert):
         guilty = [
             name
             for name in columns
-            if not _says({**row, name: columns[name]}, {**bare, "columns": {name: columns[name]}}, convert)
+            if not _converts_to({**row, name: columns[name]}, {**bare, "columns": {name: columns[name]}}, convert)
         ]
-        raise ValueError(f"{shape} has a meaning of its own for the column {', '.join(guilty or columns)}")
-    raise ValueError(f"{shape} would read this row otherwise")
+        raise ValueError(f"{row_format} has a meaning of its own for the column {', '.join(guilty or columns)}")
+    raise ValueError(f"{row_format} would read this row differently")
 
 
-def held_canonical(row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
-    """As `held`, for shapes whose rows may be canonical ones: columns with a meaning of their own stay apart, in `columns`."""
+def restore_canonical_columns(row: dict[str, Any], canonical: Canonical, convert: Convert) -> dict[str, Any]:
+    """As `restore_columns`, for formats that also accept canonical rows: columns with a meaning in the format stay in
+    `columns`."""
     columns = canonical.get("columns", {})
     whole = {**columns, **row}
-    if len(whole) == len(columns) + len(row) and _says(whole, canonical, convert):
+    if len(whole) == len(columns) + len(row) and _converts_to(whole, canonical, convert):
         return whole
     return {**row, "columns": columns}
 
 
-def _says(row: dict[str, Any], canonical: Canonical, convert: Convert) -> bool:
+def _converts_to(row: dict[str, Any], canonical: Canonical, convert: Convert) -> bool:
     try:
         return convert(row) == canonical
     except ValueError:
         return False
 
 
-def only_messages(canonical: Canonical, shape: str) -> list[Message]:
-    """The messages of a row that a shape without tools can hold. Raises ValueError naming what it cannot."""
+def require_messages(canonical: Canonical, row_format: str) -> list[Message]:
+    """The messages of a row, for a format without tools. Raises ValueError naming what the format cannot represent."""
     if "messages" not in canonical:
-        raise ValueError(f"{shape} cannot hold {named(canonical)}")
+        raise ValueError(f"{row_format} cannot hold {describe_kind(canonical)}")
     if "tools" in canonical:
-        raise ValueError(f"{shape} cannot hold tools")
+        raise ValueError(f"{row_format} cannot hold tools")
     messages: list[Message] = canonical["messages"]
     for number, message in enumerate(messages, 1):
         if further := sorted(message.keys() - _PLAIN):
-            raise ValueError(f"{shape} cannot hold the {', '.join(further)} of turn {number}")
+            raise ValueError(f"{row_format} cannot hold the {', '.join(further)} of turn {number}")
     return messages
 
 
-def only_exchange(canonical: Canonical, shape: str) -> tuple[str, str]:
-    """Question and answer of a row that is nothing else. Raises ValueError naming what else it is."""
-    messages = only_messages(canonical, shape)
+def require_exchange(canonical: Canonical, row_format: str) -> tuple[str, str]:
+    """Question and answer of a row that has nothing else. Raises ValueError naming what else it has."""
+    messages = require_messages(canonical, row_format)
     if [message["role"] for message in messages] != ["user", "assistant"]:
         roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"{shape} holds one question and its answer, not the turns {roles}")
+        raise ValueError(f"{row_format} holds one question and its answer, not the turns {roles}")
     return messages[0]["content"], messages[1]["content"]
 
 
-def named(canonical: Mapping[str, Any]) -> str:
-    """What kind of row this is, in words."""
+def describe_kind(canonical: Mapping[str, Any]) -> str:
+    """The kind of a row, in words for a message."""
     if "chosen" in canonical:
         return "preference pairs"
     if "label" in canonical:
@@ -298,15 +302,24 @@ def named(canonical: Mapping[str, Any]) -> str:
 
 
 def kind_of(canonical: Mapping[str, Any]) -> str:
-    """Which kind of prepared rows it becomes, in the words of a method's `Options.rows`."""
+    """The kind of prepared rows that a row becomes, as a method's `Options.rows` names it."""
     if "chosen" in canonical:
         return "pairs"
     return "judged" if "label" in canonical else "tokens"
 
 
 def conversation_of(canonical: Mapping[str, Any]) -> list[Message]:
-    """The conversation that a row holds, with the first of its replies; empty for plain text."""
+    """A row's conversation, with the first of its replies; empty for plain text."""
     if "messages" in canonical:
         messages: list[Message] = canonical["messages"]
         return messages
     return [*canonical.get("prompt", ()), *canonical.get("chosen", canonical.get("completion", ()))]
+
+
+def all_text(canonical: Mapping[str, Any]) -> str:
+    """All text of a row, turn after turn, a line break between two."""
+    if "text" in canonical:
+        return str(canonical["text"])
+    parts = ("messages", "prompt", "chosen", "rejected", "completion")
+    turns = [turn for part in parts for turn in canonical.get(part) or ()]
+    return "\n".join(turn["content"] for turn in turns if turn.get("content"))

@@ -1,10 +1,17 @@
-"""`{"content": "…", "summary": "…"}`: the content is the question as it is; a source's `prompt` puts a task before it."""
+"""`{"content": "…", "summary": "…"}`: the content is the question; a source's `prompt` can put a task before it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, exchange, held, only_exchange, text_of, with_columns
+from engine.prep.formats.canonical import (
+    Canonical,
+    add_columns,
+    check_text,
+    make_exchange,
+    require_exchange,
+    restore_columns,
+)
 
 QUESTIONS = ("content",)
 _USED = frozenset({"content", "summary"})
@@ -15,10 +22,10 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    content, summary = (text_of(row.get(name), name) for name in ("content", "summary"))
-    return with_columns(exchange(None, content, summary), row, _USED)
+    content, summary = (check_text(row.get(name), name) for name in ("content", "summary"))
+    return add_columns(make_exchange(None, content, summary), row, _USED)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
-    content, summary = only_exchange(canonical, "content_summary")
-    return held("content_summary", {"content": content, "summary": summary}, canonical, convert)
+    content, summary = require_exchange(canonical, "content_summary")
+    return restore_columns("content_summary", {"content": content, "summary": summary}, canonical, convert)

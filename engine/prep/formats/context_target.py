@@ -1,11 +1,19 @@
-"""`{"context": "Instruction: …\\nInput: …\\nAnswer: ", "target": "…"}`; a context without those words is the question as it is."""
+"""`{"context": "Instruction: …\\nInput: …\\nAnswer: ", "target": "…"}`; a context without those words is the question
+itself."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, exchange, held, only_exchange, text_of, with_columns
+from engine.prep.formats.canonical import (
+    Canonical,
+    add_columns,
+    check_text,
+    make_exchange,
+    require_exchange,
+    restore_columns,
+)
 
 QUESTIONS = ("context",)
 _USED = frozenset({"context", "target"})
@@ -17,17 +25,17 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    context = text_of(row.get("context"), "context")
+    context = check_text(row.get("context"), "context")
     parts = _CONTEXT.fullmatch(context)
     question = "\n".join(part for part in parts.groups() if part) if parts else context
-    return with_columns(exchange(None, question, text_of(row.get("target"), "target")), row, _USED)
+    return add_columns(make_exchange(None, question, check_text(row.get("target"), "target")), row, _USED)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
-    """The question as an instruction; as the whole context where it has the shape's own words in it."""
-    question, answer = only_exchange(canonical, "context_target")
+    """The question as an instruction, or as the whole context if it contains the format's own words."""
+    question, answer = require_exchange(canonical, "context_target")
     try:
         row = {"context": f"Instruction: {question}\nAnswer: ", "target": answer}
-        return held("context_target", row, canonical, convert)
+        return restore_columns("context_target", row, canonical, convert)
     except ValueError:
-        return held("context_target", {"context": question, "target": answer}, canonical, convert)
+        return restore_columns("context_target", {"context": question, "target": answer}, canonical, convert)

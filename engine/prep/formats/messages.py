@@ -1,14 +1,22 @@
 """OpenAI messages: `{"messages": [{"role": "user", "content": "…"}, …]}`, with `tool_calls` and `tools`.
 
-Arguments of calls may be JSON text, as OpenAI has them, or mappings, as chat templates want them. Reverting writes JSON text, and null
-for the words of a turn that only calls.
+Arguments of calls may be JSON text, as in OpenAI's API, or mappings, as chat templates expect. Reverting writes JSON
+text, and null as the content of a turn that only calls.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, Message, conversation, held_canonical, named, with_columns, written
+from engine.prep.formats.canonical import (
+    Canonical,
+    Message,
+    add_columns,
+    describe_kind,
+    make_conversation,
+    restore_canonical_columns,
+    to_json,
+)
 
 _USED = frozenset({"messages", "tools"})
 
@@ -18,23 +26,23 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    return with_columns(conversation(row.get("messages"), row.get("tools")), row, _USED)
+    return add_columns(make_conversation(row.get("messages"), row.get("tools")), row, _USED)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
     if "messages" not in canonical:
-        raise ValueError(f"messages cannot hold {named(canonical)}")
-    row: dict[str, Any] = {"messages": [_openai(message) for message in canonical["messages"]]}
+        raise ValueError(f"messages cannot hold {describe_kind(canonical)}")
+    row: dict[str, Any] = {"messages": [_to_openai(message) for message in canonical["messages"]]}
     if "tools" in canonical:
         row["tools"] = canonical["tools"]
-    return held_canonical(row, canonical, convert)
+    return restore_canonical_columns(row, canonical, convert)
 
 
-def _openai(message: Message) -> Message:
+def _to_openai(message: Message) -> Message:
     if "tool_calls" not in message:
         return message
     calls = [
-        {**call, "function": {**call["function"], "arguments": written(call["function"]["arguments"])}}
+        {**call, "function": {**call["function"], "arguments": to_json(call["function"]["arguments"])}}
         for call in message["tool_calls"]
     ]
     return {**message, "content": message["content"] or None, "tool_calls": calls}

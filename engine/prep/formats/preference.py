@@ -1,7 +1,8 @@
-"""Preference pairs: what was asked, the better reply in `chosen`, the worse in `rejected`.
+"""Preference pairs: a question, the better reply in `chosen`, the worse one in `rejected`.
 
-The question stands in `prompt` (text or messages), `question`, `instruction` with `input`, `conversations` or `messages`; where there
-is none, chosen and rejected are whole conversations, and what they begin with alike is the prompt. A reply is text, a turn, or a list of turns.
+The question is in `prompt` (text or messages), `question`, `instruction` with `input`, `conversations` or `messages`.
+Without these, chosen and rejected are whole conversations, and their common beginning is the prompt. A reply is text, a
+turn, or a list of turns.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from engine.prep.formats.canonical import (
     Canonical,
     EmptyRow,
     Message,
-    held_canonical,
-    messages_of,
-    named,
-    opening,
-    said,
-    text_of,
-    with_columns,
-    with_tools,
+    add_columns,
+    add_tools,
+    check_messages,
+    check_text,
+    describe_kind,
+    make_message,
+    restore_canonical_columns,
+    system_turns,
 )
-from engine.prep.formats.sharegpt import turns_of
+from engine.prep.formats.sharegpt import convert_turns
 
+KIND = "pairs"
 QUESTIONS = ("prompt", "question", "instruction", "conversations", "messages")
 
 
@@ -32,8 +34,8 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    before, used = question_of(row)
-    chosen, rejected = (_reply(row.get(name), name) for name in ("chosen", "rejected"))
+    before, used = read_question(row)
+    chosen, rejected = (_read_reply(row.get(name), name) for name in ("chosen", "rejected"))
     if not used:
         same = next((at for at, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), 0)
         before, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
@@ -46,31 +48,34 @@ def convert(row: dict[str, Any]) -> Canonical:
             raise ValueError(f"{name} does not begin with the assistant's turn")
     if chosen == rejected:
         raise ValueError("chosen and rejected are the same")
-    found = with_tools({"prompt": before, "chosen": chosen, "rejected": rejected}, row.get("tools"))
-    return with_columns(found, row, used | {"chosen", "rejected", "tools"})
+    found = add_tools({"prompt": before, "chosen": chosen, "rejected": rejected}, row.get("tools"))
+    return add_columns(found, row, used | {"chosen", "rejected", "tools"})
 
 
-def question_of(row: dict[str, Any]) -> tuple[list[Message], frozenset[str]]:
-    """The messages before the reply, checked, and the columns that they were made of: none where the row asks nothing. Raises ValueError."""
+def read_question(row: dict[str, Any]) -> tuple[list[Message], frozenset[str]]:
+    """The messages before the reply, checked, and the columns that they came from; both empty without a question.
+    Raises ValueError."""
     name = next((name for name in QUESTIONS if row.get(name) is not None), None)
     if name is None:
         return [], frozenset()
     value, used = row[name], {name, "system"}
     if name == "instruction":
-        turns, used = alpaca.asked(row), {name, "input", "system", "history"}
+        turns, used = alpaca.question_turns(row), {name, "input", "system", "history"}
     elif isinstance(value, list):
-        turns = opening(row.get("system")) + turns_of(value, name)
+        turns = system_turns(row.get("system")) + convert_turns(value, name)
     else:
-        turns = [*opening(row.get("system")), said("user", text_of(value, name))]
-    return messages_of(turns, name), frozenset(used)
+        turns = [*system_turns(row.get("system")), make_message("user", check_text(value, name))]
+    return check_messages(turns, name), frozenset(used)
 
 
-def _reply(value: Any, name: str) -> list[Message]:
+def _read_reply(value: Any, name: str) -> list[Message]:
     if isinstance(value, dict):
         value = [value]
-    turns = turns_of(value, name) if isinstance(value, list) else [said("assistant", text_of(value, name))]
+    turns = (
+        convert_turns(value, name) if isinstance(value, list) else [make_message("assistant", check_text(value, name))]
+    )
     try:
-        return messages_of(turns, name)
+        return check_messages(turns, name)
     except EmptyRow as error:
         raise EmptyRow(f"{name}: {error}")
     except ValueError as error:
@@ -79,8 +84,8 @@ def _reply(value: Any, name: str) -> list[Message]:
 
 def revert(canonical: Canonical) -> dict[str, Any]:
     if "chosen" not in canonical:
-        raise ValueError(f"preference cannot hold {named(canonical)}")
+        raise ValueError(f"preference cannot hold {describe_kind(canonical)}")
     row: dict[str, Any] = {
         name: canonical[name] for name in ("prompt", "chosen", "rejected", "tools") if name in canonical
     }
-    return held_canonical(row, canonical, convert)
+    return restore_canonical_columns(row, canonical, convert)

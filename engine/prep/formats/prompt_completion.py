@@ -1,6 +1,7 @@
-"""`{"prompt": "…", "completion": "…"}`: one exchange, also under the names `question` and `response` or `answer`.
+"""`{"prompt": "…", "completion": "…"}`: one exchange. The columns may also be called `question`, and `response` or
+`answer`.
 
-Prompt and completion may be lists of messages, as in trl; of those only the completion is trained.
+Prompt and completion may be lists of messages, as in trl; then only the completion is trained.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from typing import Any
 from engine.prep.formats.canonical import (
     Canonical,
     Message,
-    conversation,
-    exchange,
-    held,
-    messages_of,
-    only_exchange,
-    only_messages,
-    with_columns,
+    add_columns,
+    check_messages,
+    make_conversation,
+    make_exchange,
+    require_exchange,
+    require_messages,
+    restore_columns,
 )
 
 QUESTIONS = ("prompt", "question")
@@ -30,11 +31,11 @@ def matches(row: dict[str, Any]) -> bool:
 def convert(row: dict[str, Any]) -> Canonical:
     question, answer = _first(row, QUESTIONS), _first(row, _ANSWER)
     used = frozenset(name for name in (question, answer) if name)
-    asked, replied = (row[name] if name else None for name in (question, answer))
-    if isinstance(asked, list) and isinstance(replied, list):
-        before = [_untrained(message) for message in messages_of(asked, "prompt")]
-        return with_columns(conversation([*before, *replied], row.get("tools")), row, used | {"tools"})
-    return with_columns(exchange(row.get("system"), asked, replied), row, used | {"system"})
+    prompt, completion = (row[name] if name else None for name in (question, answer))
+    if isinstance(prompt, list) and isinstance(completion, list):
+        before = [_untrained(message) for message in check_messages(prompt, "prompt")]
+        return add_columns(make_conversation([*before, *completion], row.get("tools")), row, used | {"tools"})
+    return add_columns(make_exchange(row.get("system"), prompt, completion), row, used | {"system"})
 
 
 def _untrained(message: Message) -> Message:
@@ -42,11 +43,11 @@ def _untrained(message: Message) -> Message:
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
-    messages = only_messages(canonical, "prompt_completion")
+    messages = require_messages(canonical, "prompt_completion")
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
-    question, answer = only_exchange({"messages": messages[1:] if system else messages}, "prompt_completion")
+    question, answer = require_exchange({"messages": messages[1:] if system else messages}, "prompt_completion")
     row = {"prompt": question, "completion": answer} | ({"system": system} if system else {})
-    return held("prompt_completion", row, canonical, convert)
+    return restore_columns("prompt_completion", row, canonical, convert)
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> str | None:

@@ -1,7 +1,8 @@
-"""ShareGPT: `{"conversations": [{"from": "human", "value": "…"}, …]}`, also with role/content, an optional `system` and `tools`.
+"""ShareGPT: `{"conversations": [{"from": "human", "value": "…"}, …]}`, or with role/content; optionally `system` and
+`tools`.
 
-Role names are those of LLaMA-Factory's documentation and of the sets that are about. The value of a `function_call` turn is JSON text,
-`{"name", "arguments"}` or a list of such; `tools` is the JSON text of a list.
+Role names are those of LLaMA-Factory's documentation and of published data sets. The value of a `function_call` turn is
+the JSON text of `{"name", "arguments"}` or of a list of these; `tools` is the JSON text of a list.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from typing import Any
 from engine.prep.formats.canonical import (
     Canonical,
     Message,
-    call_of,
-    conversation,
-    held,
-    named,
-    opening,
-    parsed,
-    with_columns,
-    written,
+    add_columns,
+    check_call,
+    describe_kind,
+    make_conversation,
+    parse_json,
+    restore_columns,
+    system_turns,
+    to_json,
 )
 
 ROLES = {
@@ -45,29 +46,29 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    turns = opening(row.get("system")) + turns_of(row.get("conversations"), "conversations")
+    turns = system_turns(row.get("system")) + convert_turns(row.get("conversations"), "conversations")
     if len(turns) > 1 and turns[0]["role"] == turns[1].get("role") == "system":
         raise ValueError("there is a system prompt in the column system and another in conversations")
-    return with_columns(conversation(turns, row.get("tools")), row, _USED)
+    return add_columns(make_conversation(turns, row.get("tools")), row, _USED)
 
 
-def turns_of(turns: Any, name: str) -> list[Message]:
-    """Turns in OpenAI's words, not yet checked. Raises ValueError."""
+def convert_turns(turns: Any, name: str) -> list[Message]:
+    """Turns with OpenAI's keys and roles, not yet checked. Raises ValueError."""
     if not isinstance(turns, list):
         raise ValueError(f"{name} is not a list")
-    return [turn_of(turn, number) for number, turn in enumerate(turns, 1)]
+    return [convert_turn(turn, number) for number, turn in enumerate(turns, 1)]
 
 
-def turn_of(turn: Any, number: int) -> Message:
-    """One turn, of either spelling, in OpenAI's words, not yet checked. Raises ValueError."""
+def convert_turn(turn: Any, number: int) -> Message:
+    """One turn of either spelling with OpenAI's keys and role, not yet checked. Raises ValueError."""
     if not isinstance(turn, dict):
         raise ValueError(f"turn {number} is {type(turn).__name__}, not a mapping of from and value")
     name, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
     further = {key: each for key, each in turn.items() if key not in _TURN}
     if name in CALLS:
-        calls = parsed(value, f"turn {number} ({name})") if isinstance(value, str) else value
+        calls = parse_json(value, f"turn {number} ({name})") if isinstance(value, str) else value
         calls = calls if isinstance(calls, list) else [calls]
-        found = [call_of(call, f"turn {number}, call {place}") for place, call in enumerate(calls, 1)]
+        found = [check_call(call, f"turn {number}, call {place}") for place, call in enumerate(calls, 1)]
         return {"role": "assistant", "content": "", "tool_calls": found, **further}
     role = ROLES.get(name, name) if isinstance(name, str) else name
     return {"role": role, "content": value, **further}
@@ -75,15 +76,15 @@ def turn_of(turn: Any, number: int) -> Message:
 
 def revert(canonical: Canonical) -> dict[str, Any]:
     if "messages" not in canonical:
-        raise ValueError(f"sharegpt cannot hold {named(canonical)}")
+        raise ValueError(f"sharegpt cannot hold {describe_kind(canonical)}")
     messages = enumerate(canonical["messages"], 1)
-    row: dict[str, Any] = {"conversations": [_turn(message, number) for number, message in messages]}
+    row: dict[str, Any] = {"conversations": [_revert_turn(message, number) for number, message in messages]}
     if "tools" in canonical:
-        row["tools"] = written([_bare(tool) for tool in canonical["tools"]])
-    return held("sharegpt", row, canonical, convert)
+        row["tools"] = to_json([_revert_tool(tool) for tool in canonical["tools"]])
+    return restore_columns("sharegpt", row, canonical, convert)
 
 
-def _turn(message: Message, number: int) -> dict[str, Any]:
+def _revert_turn(message: Message, number: int) -> dict[str, Any]:
     further = {key: each for key, each in message.items() if key not in ("role", "content", "tool_calls")}
     if "tool_calls" not in message:
         return {"from": _NAMES[message["role"]], "value": message["content"], **further}
@@ -93,10 +94,10 @@ def _turn(message: Message, number: int) -> dict[str, Any]:
         {key: each for key, each in call.items() if key not in ("type", "function")} | call["function"]
         for call in message["tool_calls"]
     ]
-    return {"from": CALLS[0], "value": written(calls[0] if len(calls) == 1 else calls), **further}
+    return {"from": CALLS[0], "value": to_json(calls[0] if len(calls) == 1 else calls), **further}
 
 
-def _bare(tool: dict[str, Any]) -> dict[str, Any]:
-    """The function alone, as ShareGPT sets have it, where there is nothing else."""
+def _revert_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """The function alone, as in ShareGPT data sets, if the tool has no other keys."""
     function: dict[str, Any] = tool["function"]
     return function if tool.keys() == {"type", "function"} and tool["type"] == "function" else tool

@@ -1,11 +1,19 @@
-"""`{"text": "…"}`: plain text, trained as a whole; no chat template touches it."""
+"""`{"text": "…"}`: plain text, trained as a whole, without a chat template."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, EmptyRow, held_canonical, named, text_of, with_columns
+from engine.prep.formats.canonical import (
+    Canonical,
+    EmptyRow,
+    add_columns,
+    check_text,
+    describe_kind,
+    restore_canonical_columns,
+)
 
+KIND = "text"
 _USED = frozenset({"text"})
 
 
@@ -14,13 +22,13 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    text = text_of(row.get("text"), "text")
+    text = check_text(row.get("text"), "text")
     if not text.strip():
         raise EmptyRow("text is empty")
-    return with_columns({"text": text}, row, _USED)
+    return add_columns({"text": text}, row, _USED)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
     if "text" not in canonical:
-        raise ValueError(f"text cannot hold {named(canonical)}")
-    return held_canonical({"text": canonical["text"]}, canonical, convert)
+        raise ValueError(f"text cannot hold {describe_kind(canonical)}")
+    return restore_canonical_columns({"text": canonical["text"]}, canonical, convert)

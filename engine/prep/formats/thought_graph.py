@@ -1,17 +1,27 @@
-"""Thought graphs: a question, standpoints with their arguments, counter-questions (the schema is CONTRACT's).
+"""Thought graphs: a question, standpoints with their arguments, counter-questions (the schema is in
+`engine.tasks.thought_graph`).
 
-A row expands into its tasks: the whole graph from the question, the arguments of each standpoint, the counter-questions. The column
-`task_type` of what comes out says which (`thought_graph`, `arguments`, `counter_question`), unless the row has one of its own.
+A row expands into one row per task: the whole graph from the question, the arguments of each standpoint, and the
+counter-questions. The column `task_type` names the task (`thought_graph`, `arguments`, `counter_question`), unless the
+source row has that column.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from engine.prep.formats.canonical import Canonical, conversation, json_of, only_messages, said, with_columns
+from engine.prep.formats.canonical import (
+    Canonical,
+    add_columns,
+    check_json,
+    make_conversation,
+    make_message,
+    require_messages,
+)
 from engine.tasks import thought_graph
 from engine.tasks.fences import load_json
 
+EXPANDS = True
 _USED = frozenset(thought_graph.KEYS)
 _TASKS = ("thought_graph", "arguments", "counter_question")
 
@@ -21,31 +31,31 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> list[Canonical]:
-    graph: dict[str, Any] = json_of({key: row[key] for key in thought_graph.KEYS if key in row}, "the graph")
+    graph: dict[str, Any] = check_json({key: row[key] for key in thought_graph.KEYS if key in row}, "the graph")
     if fault := thought_graph.fault(graph):
         raise ValueError(fault)
     question = graph["question"]
-    found = [_task(row, _TASKS[0], thought_graph.messages(question), thought_graph.write_graph(graph))]
+    found = [_make_row(row, _TASKS[0], thought_graph.messages(question), thought_graph.write_graph(graph))]
     for standpoint in graph["standpoints"]:
-        asked = thought_graph.ask_arguments(question, standpoint["text"])
-        found.append(_task(row, _TASKS[1], asked, thought_graph.write_list(standpoint["arguments"])))
-    asked = thought_graph.ask_counter_questions(question)
-    found.append(_task(row, _TASKS[2], asked, thought_graph.write_list(graph["counter_questions"])))
+        turns = thought_graph.ask_arguments(question, standpoint["text"])
+        found.append(_make_row(row, _TASKS[1], turns, thought_graph.write_list(standpoint["arguments"])))
+    turns = thought_graph.ask_counter_questions(question)
+    found.append(_make_row(row, _TASKS[2], turns, thought_graph.write_list(graph["counter_questions"])))
     return found
 
 
-def _task(row: dict[str, Any], task: str, asked: list[dict[str, str]], reply: str) -> Canonical:
+def _make_row(row: dict[str, Any], task: str, turns: list[dict[str, str]], reply: str) -> Canonical:
     marked = row if thought_graph.COLUMN in row else {**row, thought_graph.COLUMN: task}
-    return with_columns(conversation([*asked, said("assistant", reply)]), marked, _USED)
+    return add_columns(make_conversation([*turns, make_message("assistant", reply)]), marked, _USED)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
-    """The graph, from the row that asks for the whole of it: the other tasks are in it."""
-    messages = only_messages(canonical, "thought_graph")
+    """The graph, from the row that asks for the whole graph; the rows of the other tasks cannot be reverted."""
+    messages = require_messages(canonical, "thought_graph")
     try:
         graph = load_json(messages[-1]["content"])
     except ValueError:
-        raise ValueError("thought_graph holds whole graphs; this reply is none")
+        raise ValueError("thought_graph holds whole graphs; this reply is not one")
     if fault := thought_graph.fault(graph):
         raise ValueError(f"thought_graph holds whole graphs: {fault}")
     columns = canonical.get("columns", {})
@@ -55,5 +65,5 @@ def revert(canonical: Canonical) -> dict[str, Any]:
         raise ValueError(f"thought_graph has a meaning of its own for the column {', '.join(twice)}")
     row: dict[str, Any] = {**graph, **columns}
     if convert(row)[0] != canonical:
-        raise ValueError("thought_graph would ask for this graph in other words")
+        raise ValueError("thought_graph would ask for this graph with another prompt")
     return row

@@ -1,4 +1,4 @@
-"""Fifth stage: as many rows for each value of a column. Training rows only."""
+"""Fifth stage: the same number of rows for each value of a column. Training rows only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ _MOST_VALUES = 10_000
 
 
 def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) -> dict[str, Any]:
-    """Groups larger than the target thinned out by a seeded choice, smaller ones repeated; the rows' order stays, repetitions stand together.
+    """Write `rows` to `out`, with larger groups thinned out by a seeded choice and smaller ones repeated. Rows keep
+    their order; repetitions follow one another.
 
-    Rows without the column stay as they are, and are told as the group "". Returns `in`, `out`, `dropped`, `repeated` (rows added), `groups`: value -> [before,
-    after]. Raises ValueError when no row has the column.
+    Rows without the column are kept and reported as the group "". Returns `in`, `out`, `dropped`, `repeated` (rows
+    added) and `groups`: value -> [before, after]. Raises ValueError if no row has the column.
     """
     groups: Counter[str] = Counter()
     there: Counter[str] = Counter()
-    for row in row_files.in_file(rows):
+    for row in row_files.read_file(rows):
         content = row.row()
         value = row_text.column(content, options.by)
         groups[value or ""] += 1
@@ -34,24 +35,24 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
     if groups and set(groups) == {""}:
         listed = ", ".join(name for name, _ in there.most_common(20)) or "none"
         raise ValueError(f"no row has the column {options.by} to balance by; there are {listed}")
-    target = _target([size for value, size in groups.items() if value], options)
+    target = _group_size([size for value, size in groups.items() if value], options)
     left = dict(groups)
     due = {value: target % size if size <= target else target for value, size in groups.items()}
     chance = {value: Random(f"{options.seed}:{value}") for value in groups}
     after: Counter[str] = Counter()
     total, done = rows.stat().st_size, 0
-    with chunks.whole(out) as (file,):
-        for row in row_files.in_file(rows):
+    with chunks.write_together(out) as (file,):
+        for row in row_files.read_file(rows):
             found = row_text.column(row.row(), options.by)
             value = found or ""
-            line = row.written()
+            line = row.to_line()
             done += len(line)
             context.progress("balancing", done, total)
             if not value:
                 after[value] += 1
                 file.write(line)
                 continue
-            # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly as many as are due, each choice equally likely.
+            # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly `due` rows, each choice equally likely.
             more = chance[value].random() * left[value] < due[value]
             left[value] -= 1
             due[value] -= more
@@ -69,7 +70,7 @@ def balance(rows: Path, out: Path, options: BalanceOptions, context: Context) ->
     }
 
 
-def _target(sizes: list[int], options: BalanceOptions) -> int:
+def _group_size(sizes: list[int], options: BalanceOptions) -> int:
     if isinstance(options.to, int):
         return options.to
     sizes = sorted(sizes) or [0]

@@ -1,7 +1,7 @@
-"""Second stage: text repaired, and rows dropped that nobody would want to learn from. Each rule counts the rows it touched.
+"""Second stage: repairs text and drops useless rows. Each rule counts the rows that it changed or dropped.
 
-The rules look at every text in a row, so a row of any shape keeps its shape. Repairing broken Unicode is ftfy's
-(https://ftfy.readthedocs.io), held to mojibake alone: quotes, ligatures and full-width characters are how people write.
+The rules apply to every text in a row, so a row keeps its format. Broken Unicode is repaired by ftfy
+(https://ftfy.readthedocs.io), restricted to mojibake: quotes, ligatures and full-width characters stay as written.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n){3,}")
 
 
 def clean(rows: Path, out: Path, rejects: Path, options: CleanOptions, context: Context) -> dict[str, Any]:
-    """The rows that are kept to `out`, the others to `rejects`. Returns `in` = `out` + `rejected`, `changed`,
-    and `rules`: how many rows each has changed among those kept, or dropped."""
+    """Write the rows that are kept to `out`, the others to `rejects`.
+
+    Returns `in` = `out` + `rejected`, `changed`, and `rules`: the number of kept rows that each rule changed, or of
+    rows that it dropped.
+    """
     settings = context.settings(options=options.model_dump())
     results = context.work_through([rows], WORK, settings, "cleaning")
     counts = chunks.gather(results, {"rows": out, "rejects": rejects})
@@ -41,7 +44,7 @@ def clean(rows: Path, out: Path, rejects: Path, options: CleanOptions, context: 
 
 
 def rule_names(options: CleanOptions) -> list[str]:
-    """The rules that are switched on."""
+    """The enabled rules."""
     names = [name for name, value in options if value not in (False, None, [], "none")]
     return [name for name in (*_REPAIRS, *_DROPS) if name in names]
 
@@ -59,7 +62,7 @@ def clean_text(text: str, options: CleanOptions) -> tuple[str, list[str]]:
     return text, touched
 
 
-def _unicode(text: str, _: Any) -> str:
+def _repair_unicode(text: str, _: Any) -> str:
     import ftfy
 
     if text.isascii():
@@ -77,31 +80,31 @@ def _unicode(text: str, _: Any) -> str:
     return str(ftfy.fix_text(text, config))
 
 
-def _normalize(text: str, form: Any) -> str:
+def _normalize_unicode(text: str, form: Any) -> str:
     return text if text.isascii() else unicodedata.normalize(form, text)
 
 
-def _control_characters(text: str, _: Any) -> str:
+def _remove_control_characters(text: str, _: Any) -> str:
     return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def _blanks(text: str, _: Any) -> str:
+def _trim_blanks(text: str, _: Any) -> str:
     return _BLANK_LINES.sub("\n\n\n", text).strip()
 
 
 _REPAIRS: dict[str, Callable[[str, Any], str]] = {
-    "unicode": _unicode,
-    "normalize": _normalize,
-    "control_characters": _control_characters,
-    "blanks": _blanks,
+    "unicode": _repair_unicode,
+    "normalize": _normalize_unicode,
+    "control_characters": _remove_control_characters,
+    "blanks": _trim_blanks,
 }
-"""Field of `CleanOptions` -> what it does to a text, given the field's value. In this order."""
+"""Field of `CleanOptions` -> the repair, called with a text and the field's value. Applied in this order."""
 
 
-# ── what drops a row: (canonical rows, the field's value) -> why, or "" ─────────────────────────────────────────────
+# ── rules that drop a row: (canonical rows, the field's value) -> the reason, or "" ───────────────────────────────────
 
 
-def _empty(rows: list[dict[str, Any]], _: Any) -> str:
+def _find_empty(rows: list[dict[str, Any]], _: Any) -> str:
     if any(not text.strip() for text in row_text.replies(rows)):
         return "the reply is empty"
     if any(not text.strip() for text in row_text.questions(rows)):
@@ -109,29 +112,29 @@ def _empty(rows: list[dict[str, Any]], _: Any) -> str:
     return ""
 
 
-def _min_chars(rows: list[dict[str, Any]], least: Any) -> str:
-    length = len(row_text.compared(rows))
+def _find_short(rows: list[dict[str, Any]], least: Any) -> str:
+    length = len(row_text.comparable_text(rows))
     return f"{length} characters, fewer than {least}" if length < least else ""
 
 
-def _max_chars(rows: list[dict[str, Any]], most: Any) -> str:
-    length = len(row_text.compared(rows))
+def _find_long(rows: list[dict[str, Any]], most: Any) -> str:
+    length = len(row_text.comparable_text(rows))
     return f"{length} characters, more than {most}" if length > most else ""
 
 
-def _boilerplate(rows: list[dict[str, Any]], patterns: Any) -> str:
+def _find_boilerplate(rows: list[dict[str, Any]], patterns: Any) -> str:
     replies = row_text.replies(rows)
-    found = (pattern for pattern in patterns if any(_compiled(pattern).search(reply) for reply in replies))
+    found = (pattern for pattern in patterns if any(_compile(pattern).search(reply) for reply in replies))
     return next((f"boilerplate: the reply matches {pattern}" for pattern in found), "")
 
 
 _DROPS: dict[str, Callable[[list[dict[str, Any]], Any], str]] = {
-    "empty": _empty,
-    "min_chars": _min_chars,
-    "max_chars": _max_chars,
-    "boilerplate": _boilerplate,
+    "empty": _find_empty,
+    "min_chars": _find_short,
+    "max_chars": _find_long,
+    "boilerplate": _find_boilerplate,
 }
-_compiled = cache(re.compile)
+_compile = cache(re.compile)
 
 
 # ── in the worker processes ────────────────────────────────────────────────────────────────────────────────────────
@@ -142,28 +145,31 @@ def clean_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, 
     counts: Counter[str] = Counter()
     rules: Counter[str] = Counter()
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
-        for row in row_files.in_span(span):
+        for row in row_files.read_span(span):
             counts["in"] += 1
             touched: set[str] = set()
-            content = _cleaned(row.row(), options, touched)
-            shape = settings["shapes"][row.file] if settings["shapes"] else None
-            rule, reason = _dropped(content, shape, options)
+            content = _clean_value(row.row(), options, touched)
+            row_format = settings["formats"][row.file] if settings["formats"] else None
+            rule, reason = _apply_drops(content, row_format, options)
             if reason:
                 counts["rejected"] += 1
                 rules.update([rule])
-                dropped.write(row_files.reject(settings["files"][row.file], row, reason, "clean", code="row.unwanted"))
+                dropped.write(
+                    row_files.reject_line(settings["files"][row.file], row, reason, "clean", code="row.unwanted")
+                )
                 continue
             rules.update(touched)
             counts["out"] += 1
             counts["changed"] += bool(touched)
-            kept.write(row.written(row_files.encode(content) if touched else None))
+            kept.write(row.to_line(row_files.encode(content) if touched else None))
     return {**{name: counts[name] for name in ("in", "out", "changed", "rejected")}, "rules": rules}
 
 
-def _dropped(row: dict[str, Any], shape: str | None, options: CleanOptions) -> tuple[str, str]:
-    """(rule, reason), both empty for a row that stays. A row that cleaning has made empty no longer holds in its shape."""
+def _apply_drops(row: dict[str, Any], row_format: str | None, options: CleanOptions) -> tuple[str, str]:
+    """(rule, reason), both empty for a row that is kept. A row that cleaning has emptied is no longer valid in its
+    format."""
     try:
-        rows = row_text.canonical(row, shape)
+        rows = row_text.to_canonical(row, row_format)
     except ValueError as error:
         return "empty", str(error)
     for rule in _DROPS:
@@ -174,14 +180,14 @@ def _dropped(row: dict[str, Any], shape: str | None, options: CleanOptions) -> t
     return "", ""
 
 
-def _cleaned(value: Any, options: CleanOptions, touched: set[str]) -> Any:
-    """The same with every text in it cleaned; the rules that changed any are added to `touched`."""
+def _clean_value(value: Any, options: CleanOptions, touched: set[str]) -> Any:
+    """The value with every text in it cleaned. Adds the rules that changed a text to `touched`."""
     if isinstance(value, str):
         text, rules = clean_text(value, options)
         touched.update(rules)
         return text
     if isinstance(value, list):
-        return [_cleaned(each, options, touched) for each in value]
+        return [_clean_value(each, options, touched) for each in value]
     if isinstance(value, dict):
-        return {name: _cleaned(each, options, touched) for name, each in value.items()}
+        return {name: _clean_value(each, options, touched) for name, each in value.items()}
     return value

@@ -1,4 +1,4 @@
-"""What every stage works with, and what makes a stage happen once."""
+"""The context in which a stage works, and the record that lets it run only once."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ from engine.protocol.home import write_private
 
 @dataclass(frozen=True)
 class Context:
-    """`folder` keeps work that a killed process has done; whoever made it removes it when the results are safe."""
+    """`folder` keeps the finished work of a killed process; its creator removes it when the results are safe."""
 
     folder: Path
     processes: int
     progress: Callable[[str, int, int], object]
-    """Told (phase, done, total)."""
+    """Called with (phase, done, total)."""
     files: tuple[str, ...] = ()
-    """The sources' paths: what the file number of a placed row means."""
-    shapes: tuple[str | None, ...] = ()
-    """Each file's shape, for rows that stand as they stood; empty when all rows are canonical."""
+    """The paths of the source files, indexed by the file number of a placed row."""
+    formats: tuple[str | None, ...] = ()
+    """The format of each file, if rows are unchanged source rows; empty if all rows are canonical."""
 
     def within(self, name: str) -> Context:
-        """The same in a folder of its own."""
+        """The same context with a subfolder."""
         return replace(self, folder=self.folder / name)
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """What a stage's workers are told."""
-        return {"files": list(self.files), "shapes": list(self.shapes), **more}
+        """The settings for a stage's worker processes."""
+        return {"files": list(self.files), "formats": list(self.formats), **more}
 
     def work_through(self, paths: Iterable[Path], work: str, settings: dict[str, Any], phase: str) -> Any:
-        """`chunks.work_through` over these files, one after the other, in this folder."""
+        """`chunks.work_through` over all spans of these files, in this folder."""
         spans = [span for path in paths for span in chunks.cut(path)]
         return chunks.work_through(
             spans, work, settings, self.folder, self.processes, lambda done, total: self.progress(phase, done, total)
         )
 
 
-def once(context: Context, name: str, make: Callable[[Context], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` returns; it is not called when an earlier process has done it in this folder. Its pieces are removed.
+def run_once(context: Context, name: str, make: Callable[[Context], dict[str, Any]]) -> dict[str, Any]:
+    """Call `make` and return its counts, or the recorded counts if an earlier process has completed it in this folder.
 
-    `make` must have its results on the disk, outside of the folder `name` that it works in, when it returns.
+    `make` gets a context with the subfolder `name`, which is removed afterwards; it must have written its results to
+    disk elsewhere when it returns.
     """
     marker = context.folder / f"{name}.json"
     if not marker.is_file():
@@ -60,5 +61,5 @@ def once(context: Context, name: str, make: Callable[[Context], dict[str, Any]])
 
 
 def default_processes() -> int:
-    """One for each core that this process may use."""
+    """One process for each core that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -1,10 +1,10 @@
-"""What makes rows equal or nearly equal: a hash and a MinHash signature of each, on disk, and who belongs together.
+"""Finds equal and similar rows: a hash and a MinHash signature of each row, on disk, and clusters of these.
 
-Signatures are rensa's R-MinHash (https://github.com/beowolx/rensa; Dahlgaard, Knudsen, Thorup, Fast Similarity Sketching, 2017) over
-character shingles, so that text without blanks between words works as any other. Candidates share a band of the signature
-(locality-sensitive hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3); they are near when their
-signatures agree in the threshold's share of places (standard error 0.03 at 0.8). Memory is some 20 bytes a row and a few
-hundred megabytes at most; what is larger is read in parts.
+Signatures are rensa's R-MinHash (https://github.com/beowolx/rensa; Dahlgaard, Knudsen, Thorup, Fast Similarity
+Sketching, 2017) over character shingles, which also suit languages without blanks between words. Candidates share a
+band of the signature (locality-sensitive hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3); they
+are similar if the share of equal slots in their signatures reaches the threshold (standard error 0.03 at 0.8). Memory
+is about 20 bytes per row plus at most a few hundred megabytes; larger files are read in parts.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ _SEED = 42
 _BATCH = 2**20
 """Characters whose shingles are hashed together."""
 _LONGEST = 2**20
-"""Characters of a row that are looked at; longer rows are compared by their beginning."""
+"""Characters of a row that are compared; only the beginning of longer rows counts."""
 _PART = 2**22
 """Rows whose keys are sorted together."""
 _PAIRS = 2**15
 """Pairs compared together."""
 _RECALL = 0.99
-"""Chance, at least, that two rows just at the threshold become candidates."""
+"""Minimum probability that two rows exactly at the threshold become candidates."""
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Of `rows` rows, in the order of their files: 16 bytes each in `hashes`, 128 16-bit numbers in `signatures`, (file, line) in `places`."""
+    """Files with an entry per row, in the rows' order: `hashes` of 16 bytes, `signatures` of 128 uint16, `places`
+    (file, line)."""
 
     folder: Path
     rows: int
@@ -62,8 +63,9 @@ class Fingerprints:
         return self.folder / "places.bin"
 
 
-def take(paths: Iterable[Path], shingle: int, near: bool, context: Context, phase: str) -> Fingerprints:
-    """Fingerprints of all rows of these files, made in `context.folder`. Without `near` the signatures stay empty."""
+def take_fingerprints(paths: Iterable[Path], shingle: int, near: bool, context: Context, phase: str) -> Fingerprints:
+    """Compute the fingerprints of all rows of these files in `context.folder`. Without `near`, the signatures stay
+    empty."""
     context.folder.mkdir(parents=True, exist_ok=True)
     settings = context.settings(shingle=shingle, near=near)
     results = context.work_through(paths, WORK, settings, phase)
@@ -73,8 +75,8 @@ def take(paths: Iterable[Path], shingle: int, near: bool, context: Context, phas
     return Fingerprints(context.folder, sum(each["rows"] for each in counts))
 
 
-def equal(prints: Fingerprints) -> Any:
-    """int64[rows]: for each row the first one with the same hash, itself when there is none before."""
+def find_equal(prints: Fingerprints) -> Any:
+    """int64[rows]: for each row the first one with the same hash, which may be the row itself."""
     import numpy as np
 
     first = np.arange(prints.rows, dtype=np.int64)
@@ -82,7 +84,7 @@ def equal(prints: Fingerprints) -> Any:
     for part in range(parts):
         mine = [
             (start + np.flatnonzero(block[:, 0] % parts == part), block[block[:, 0] % parts == part])
-            for start, block in _blocks(prints.hashes, "<u8", 2)
+            for start, block in _read_blocks(prints.hashes, "<u8", 2)
         ]
         index = np.concatenate([rows for rows, _ in mine])
         keys = np.concatenate([hashes for _, hashes in mine])
@@ -94,18 +96,19 @@ def equal(prints: Fingerprints) -> Any:
     return first
 
 
-def near(prints: Fingerprints, among: Any, threshold: float) -> Any:
-    """int64[rows]: for each row the first of its cluster. Rows whose signatures agree to `threshold` are linked; clusters are what links connect.
+def cluster_near(prints: Fingerprints, among: Any, threshold: float) -> Any:
+    """int64[rows]: for each row the first row of its cluster. Rows whose similarity reaches `threshold` are in the same
+    cluster.
 
-    `among` (bool[rows]) are the rows that take part; the others are clusters of their own. The result does not depend on the order of
-    rows: they are compared in the order of their content.
+    `among` (bool[rows]) selects the rows to compare; each other row is its own cluster. Rows are compared in the order
+    of their hashes, so the result does not depend on their order.
     """
     import numpy as np
 
     label = np.arange(prints.rows, dtype=np.int64)
-    rank = np.concatenate([block[:, 0] for _, block in _blocks(prints.hashes, "<u8", 2)] or [label.astype("<u8")])
-    with signatures(prints) as table:
-        for key, index in _bands(prints, among, bands(threshold)):
+    rank = np.concatenate([block[:, 0] for _, block in _read_blocks(prints.hashes, "<u8", 2)] or [label.astype("<u8")])
+    with Signatures(prints) as table:
+        for key, index in _read_bands(prints, among, choose_bands(threshold)):
             order = np.lexsort((rank[index], key))
             key, index = key[order], index[order]
             again = np.zeros(len(key), dtype=bool)
@@ -118,8 +121,9 @@ def near(prints: Fingerprints, among: Any, threshold: float) -> Any:
     return label
 
 
-def bands(threshold: float) -> list[tuple[int, int]]:
-    """Slots [start, end) of each band: as wide as they can be while rows at the threshold still share one."""
+def choose_bands(threshold: float) -> list[tuple[int, int]]:
+    """The slots [start, end) of each band: the widest bands of which rows at the threshold still share one (see
+    `_RECALL`)."""
     for width in range(SLOTS, 1, -1):
         count = SLOTS // width
         if 1 - (1 - threshold**width) ** count >= _RECALL:
@@ -128,7 +132,8 @@ def bands(threshold: float) -> list[tuple[int, int]]:
 
 
 class Signatures:
-    """The file of signatures, read where it is asked for. (Mapped, all of it would soon be resident: the kernel maps what lies around.)"""
+    """Random access to the file of signatures. It is not mapped into memory, because most of its pages would become
+    resident."""
 
     def __init__(self, prints: Fingerprints) -> None:
         self._file = prints.signatures.open("rb", buffering=0)
@@ -139,8 +144,8 @@ class Signatures:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def of(self, rows: Any) -> Any:
-        """uint16[len(rows), SLOTS]"""
+    def read(self, rows: Any) -> Any:
+        """The signatures of these rows, uint16 [len(rows), SLOTS]."""
         import numpy as np
 
         wanted, place = np.unique(rows, return_inverse=True)
@@ -149,12 +154,8 @@ class Signatures:
         return np.frombuffer(content, dtype="<u2").reshape(-1, SLOTS)[place]
 
 
-def signatures(prints: Fingerprints) -> Signatures:
-    return Signatures(prints)
-
-
-def _blocks(path: Path, kind: str, width: int) -> Iterator[tuple[int, Any]]:
-    """(number of the first row, rows) of a file of rows of `width` numbers, a part at a time."""
+def _read_blocks(path: Path, kind: str, width: int) -> Iterator[tuple[int, Any]]:
+    """Reads a file of rows of `width` numbers in parts; yields (number of the first row, rows)."""
     import numpy as np
 
     start = 0
@@ -165,8 +166,9 @@ def _blocks(path: Path, kind: str, width: int) -> Iterator[tuple[int, Any]]:
             start += len(block)
 
 
-def _bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -> Iterator[tuple[Any, Any]]:
-    """(uint64 keys, row numbers) of each band, in parts that fit into memory: equal keys are in the same part."""
+def _read_bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -> Iterator[tuple[Any, Any]]:
+    """Yields (uint64 keys, row numbers) of each band, in parts that fit into memory; equal keys are in the same
+    part."""
     import numpy as np
 
     parts = max(1, math.ceil(prints.rows / _PART))
@@ -176,10 +178,10 @@ def _bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -> Ite
         for part in range(parts):
             found: list[list[Any]] = [[] for _ in group]
             rows: list[list[Any]] = [[] for _ in group]
-            for start, block in _blocks(prints.signatures, "<u2", SLOTS):
+            for start, block in _read_blocks(prints.signatures, "<u2", SLOTS):
                 taking = among[start : start + len(block)]
                 for number, (low, high) in enumerate(group):
-                    keys = _mixed_columns(block[:, low:high])
+                    keys = _mix_columns(block[:, low:high])
                     mine = np.flatnonzero(taking & (keys % np.uint64(parts) == part))
                     found[number].append(keys[mine])
                     rows[number].append(start + mine)
@@ -189,7 +191,7 @@ def _bands(prints: Fingerprints, among: Any, cuts: list[tuple[int, int]]) -> Ite
 
 
 def _link(parent: Any, left: Any, right: Any, table: Signatures, threshold: float) -> None:
-    """Join the clusters of those pairs that are near: `parent` leads from each row to the first one of its cluster."""
+    """Join the clusters of the pairs that are similar. `parent` leads from each row to the first one of its cluster."""
     import numpy as np
 
     for at in range(0, len(left), _PAIRS):
@@ -198,7 +200,7 @@ def _link(parent: Any, left: Any, right: Any, table: Signatures, threshold: floa
         ours, theirs = ours[apart], theirs[apart]
         if not len(ours):
             continue
-        alike = (table.of(ours) == table.of(theirs)).mean(axis=1) >= threshold
+        alike = (table.read(ours) == table.read(theirs)).mean(axis=1) >= threshold
         edges = np.stack([_roots(parent, ours[alike]), _roots(parent, theirs[alike])], axis=1)
         for one, two in np.unique(edges, axis=0).tolist():
             while parent[one] != one:
@@ -229,43 +231,44 @@ def fingerprint_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict
         (folder / "signatures").open("wb") as kept,
         (folder / "places").open("wb") as places,
     ):
-        for row in row_files.in_span(span):
-            content = row_text.canonical(row.row(), settings["shapes"][row.file] if settings["shapes"] else None)
+        for row in row_files.read_span(span):
+            content = row_text.to_canonical(row.row(), settings["formats"][row.file] if settings["formats"] else None)
             whole = [{name: value for name, value in each.items() if name != "columns"} for each in content]
             hashes.write(hashlib.blake2b(row_files.encode_sorted(whole), digest_size=HASH).digest())
             places.write(np.array([row.file, row.line], dtype="<i8").tobytes())
             rows += 1
             if settings["near"]:
-                waiting.append((row_text.compared(content)[:_LONGEST], _judgement(content)))
+                waiting.append((row_text.comparable_text(content)[:_LONGEST], _label_hash(content)))
                 size += len(waiting[-1][0])
                 if size >= _BATCH:
-                    kept.write(_signatures(waiting, settings["shingle"]))
+                    kept.write(_compute_signatures(waiting, settings["shingle"]))
                     waiting, size = [], 0
         if waiting:
-            kept.write(_signatures(waiting, settings["shingle"]))
+            kept.write(_compute_signatures(waiting, settings["shingle"]))
     return {"rows": rows}
 
 
-def _judgement(content: list[dict[str, Any]]) -> int:
-    """What keeps rows of the same text apart: one reply judged good and judged bad are two rows."""
+def _label_hash(content: list[dict[str, Any]]) -> int:
+    """A hash of the labels, so that the same reply judged good and judged bad counts as two different rows."""
     labels = [each["label"] for each in content if "label" in each]
     return zlib.crc32(repr(labels).encode()) if labels else 0
 
 
-def _signatures(compared: list[tuple[str, int]], size: int) -> bytes:
+def _compute_signatures(compared: list[tuple[str, int]], size: int) -> bytes:
     import numpy as np
     from rensa import RMinHash  # type: ignore[import-untyped]
 
-    hashes, offsets = shingles([text for text, _ in compared], size)
+    hashes, offsets = hash_shingles([text for text, _ in compared], size)
     hashes ^= np.repeat(np.array([apart for _, apart in compared], dtype=np.uint64), np.diff(offsets))
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, SLOTS, _SEED)
     return np.array(matrix.to_rows(), dtype=np.uint32).astype("<u2").tobytes()
 
 
-def shingles(compared: list[str], size: int) -> tuple[Any, Any]:
-    """Hashes (uint64) of all runs of `size` characters, text after text, and where each text's begin and the last one's end (int64).
+def hash_shingles(compared: list[str], size: int) -> tuple[Any, Any]:
+    """Hashes (uint64) of all runs of `size` characters, text after text, and the offset of each text's first hash and
+    the end (int64).
 
-    A text shorter than that is one shingle as a whole.
+    A text shorter than `size` is a single shingle.
     """
     import numpy as np
 
@@ -281,21 +284,21 @@ def shingles(compared: list[str], size: int) -> tuple[Any, Any]:
     for place in range(1, size):
         whole[ends - place] = False
     offsets = np.concatenate([[0], np.cumsum(lengths - size + 1)])
-    return mixed(rolled[whole]), offsets
+    return mix(rolled[whole]), offsets
 
 
-def _mixed_columns(columns: Any) -> Any:
-    """uint64 of each row of numbers."""
+def _mix_columns(columns: Any) -> Any:
+    """A hash (uint64) of each row of numbers."""
     import numpy as np
 
     key = np.zeros(len(columns), dtype=np.uint64)
     for column in columns.T:
         key = (key + column.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    return mixed(key)
+    return mix(key)
 
 
-def mixed(values: Any) -> Any:
-    """SplitMix64's finaliser (Steele, Lea, Flood, 2014): every bit of the result hangs on every bit of the value."""
+def mix(values: Any) -> Any:
+    """SplitMix64's finaliser (Steele, Lea, Flood, 2014): every bit of the result depends on every bit of the value."""
     import numpy as np
 
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,7 +1,7 @@
-"""The stages one after the other: a profile's sources to rows that are ready to be tokenised.
+"""Runs the stages in order, from a profile's sources to rows that are ready to be tokenised.
 
-validate → clean → dedup → split → balance → weights and limit. Each leaves a file of placed canonical rows and its counts behind and is not
-done again; what it was made of goes when the next one is done.
+validate → clean → dedup → split → balance → weights and limit. Each stage writes a file of placed canonical rows and
+its counts, and is not repeated; its input is removed when it is done.
 """
 
 from __future__ import annotations
@@ -20,39 +20,40 @@ from engine.prep import chunks
 from engine.prep.stages import row_files
 from engine.prep.stages.balance import balance
 from engine.prep.stages.clean import clean
-from engine.prep.stages.context import Context, once
+from engine.prep.stages.context import Context, run_once
 from engine.prep.stages.dedup import dedup
-from engine.prep.stages.row_files import Placed
+from engine.prep.stages.row_files import PlacedRow
 from engine.prep.stages.split import split
-from engine.prep.stages.validate import CANONICAL, SourceFile, shape_of, validate
+from engine.prep.stages.validate import CANONICAL, SourceFile, find_format, validate
 from engine.protocol.messages import Problem, ProblemError
 
-ASKED = ("clean", "dedup", "split", "balance")
-"""Keys of the data section that ask for a stage."""
+OPTIONAL_STAGES = ("clean", "dedup", "split", "balance")
+"""Keys of the data section that enable a stage."""
 
-Located = dict[str, list[tuple[SourceOptions, list[Path]]]]
+SourceFiles = dict[str, list[tuple[SourceOptions, list[Path]]]]
 """Part -> its sources, each with its files."""
 Check = Callable[[str, dict[str, Any]], object]
-"""Told (part, counts of `validate`); raises when there are too many bad rows."""
+"""Called with (part, counts of `validate`); raises if there are too many bad rows."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Files of placed canonical rows by part; a part without sources is not there. `stages` are counts, `{name, part, in, out, …}`."""
+class StageRows:
+    """Files of placed canonical rows by part; parts without sources are absent. `stages` are counts, `{name, part, in,
+    out, …}`."""
 
     parts: dict[str, Path]
     rejects: list[Path]
     stages: list[dict[str, Any]]
     files: list[str]
-    """What the file number of a row means."""
+    """The paths of the source files, indexed by the file number of a row."""
 
-    def validated(self, part: str) -> dict[str, Any]:
-        """Counts of the stage that read this part; those of the training sources for a part that was split off them."""
+    def validate_counts(self, part: str) -> dict[str, Any]:
+        """The counts of `validate` for this part; for a part that was split off, those of the training sources."""
         counts = {stage["part"]: stage for stage in self.stages if stage["name"] == "validate"}
         return counts.get(part, counts["train"])
 
-    def keep(self, folder: Path) -> None:
-        """A second name for all of them in a folder of their own, which `load` reads. A kill leaves the first ones as they are."""
+    def save(self, folder: Path) -> None:
+        """Link or copy all files into a folder that `load` reads. A kill does not affect the original files."""
         for part, path in self.parts.items():
             try:
                 os.link(path, folder / f"{part}.jsonl")
@@ -62,30 +63,36 @@ class Rows:
             for path in self.rejects:
                 with path.open("rb") as file:
                     shutil.copyfileobj(file, joined, 2**20)
-        told = {"parts": list(self.parts), "stages": self.stages, "files": self.files}
-        (folder / "rows.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+        content = {"parts": list(self.parts), "stages": self.stages, "files": self.files}
+        (folder / "rows.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> Rows:
-        told = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
-        parts = {part: folder / f"{part}.jsonl" for part in told["parts"]}
-        return cls(parts, [folder / "rejects.jsonl"], told["stages"], told["files"])
+    def load(cls, folder: Path) -> StageRows:
+        content = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+        parts = {part: folder / f"{part}.jsonl" for part in content["parts"]}
+        return cls(parts, [folder / "rejects.jsonl"], content["stages"], content["files"])
 
 
-def run(
-    data: DataOptions, located: Located, seed: int, context: Context, check: Check, begun: Rows | None = None
-) -> Rows:
-    """Do what `data` asks for and `begun` has not behind it. The rows lie in `context.folder`, in which also a killed run goes on.
+def run_stages(
+    data: DataOptions,
+    source_files: SourceFiles,
+    seed: int,
+    context: Context,
+    check: Check,
+    begun: StageRows | None = None,
+) -> StageRows:
+    """Run the stages that `data` enables and that `begun` has not completed.
 
-    Raises ValueError, OSError, and what `check` raises.
+    The rows are in `context.folder`, where the work of a killed process is continued. Raises ValueError, OSError, and
+    what `check` raises.
     """
-    files = [str(path) for sources in located.values() for _, paths in sources for path in paths]
-    work = _Work(data, seed, replace(context, files=tuple(files)))
+    files = [str(path) for sources in source_files.values() for _, paths in sources for path in paths]
+    work = _Pipeline(data, seed, replace(context, files=tuple(files)))
     if begun:
-        work.take(begun)
+        work.resume(begun)
     done = {stage["name"] for stage in work.stages}
     number = 0
-    for part, sources in located.items():
+    for part, sources in source_files.items():
         if sources and "validate" not in done:
             checked = work.validate(part, sources, number)
             check(part, checked)
@@ -99,14 +106,14 @@ def run(
         work.split()
     if data.balance and "balance" not in done:
         work.balance()
-    weights = _weights(located)
+    weights = _file_weights(source_files)
     if data.max_rows or any(weight != 1 for weight in weights):
         work.weigh(weights)
-    return Rows(work.parts, work.rejects, work.stages, files)
+    return StageRows(work.parts, work.rejects, work.stages, files)
 
 
-class _Work:
-    """The files as they are so far."""
+class _Pipeline:
+    """The current files of all parts, and the stages that change them."""
 
     def __init__(self, data: DataOptions, seed: int, context: Context) -> None:
         self.data, self.seed, self.context = data, seed, context
@@ -114,8 +121,8 @@ class _Work:
         self.rejects: list[Path] = []
         self.stages: list[dict[str, Any]] = []
 
-    def take(self, begun: Rows) -> None:
-        """Go on from these: under names of their own, which go when the next stage is done."""
+    def resume(self, begun: StageRows) -> None:
+        """Continue from these rows, linked under own names, which the next stage removes."""
         self.context.folder.mkdir(parents=True, exist_ok=True)
         for part, path in begun.parts.items():
             own = self.context.folder / f"{part}.begun.jsonl"
@@ -131,7 +138,7 @@ class _Work:
         def make(context: Context, rows: Path, rejects: Path) -> dict[str, Any]:
             found = ((index, options, path) for index, (options, paths) in enumerate(sources) for path in paths)
             listed = (
-                SourceFile(number + at, index, path, options, shape_of(options, path))
+                SourceFile(number + at, index, path, options, find_format(options, path))
                 for at, (index, options, path) in enumerate(found)
             )
             try:
@@ -165,7 +172,7 @@ class _Work:
         options, whole = self.data.split, self.parts["train"]
         assert options is not None
         out = {name: self.context.folder / f"{name}.split.jsonl" for name in ("train", "validation", "test")}
-        counts = once(
+        counts = run_once(
             self.context,
             "split.train",
             lambda context: split(whole, out, options, self.data.dedup or DedupOptions(), context),
@@ -187,10 +194,10 @@ class _Work:
         )
 
     def _once(self, name: str, part: str, make: Callable[[Context, Path, Path], dict[str, Any]]) -> dict[str, Any]:
-        """One stage of one part; its rows take the place of those that it was made of."""
+        """Run one stage on one part; its output replaces the part's rows."""
         rows = self.context.folder / f"{part}.{name}.jsonl"
         rejects = self.context.folder / f"{part}.{name}.rejects"
-        counts = once(self.context, f"{name}.{part}", lambda context: make(context, rows, rejects))
+        counts = run_once(self.context, f"{name}.{part}", lambda context: make(context, rows, rejects))
         if before := self.parts.get(part):
             before.unlink(missing_ok=True)
         self.parts[part] = rows
@@ -201,18 +208,19 @@ class _Work:
 
 
 def weigh(rows: Path, out: Path, weights: list[float], most: int | None, seed: int, context: Context) -> dict[str, Any]:
-    """Each row as often as its file's weight (by file number) says; of all these at most `most`, a seeded sample. Returns `in`, `weighted`, `out`."""
+    """Repeat each row by its file's weight (by file number), and keep a seeded sample of at most `most` rows. Returns
+    `in`, `weighted`, `out`."""
     before = weighted = 0
-    for times, _ in _weighted(rows, weights, seed):
+    for times, _ in _repeat_by_weight(rows, weights, seed):
         before, weighted = before + 1, weighted + times
     due, left, written = min(weighted, most or weighted), weighted, 0
     chance = Random(f"{seed}:max_rows")
     total, done = rows.stat().st_size, 0
-    with chunks.whole(out) as (file,):
-        for times, row in _weighted(rows, weights, seed):
-            line = row.written()
+    with chunks.write_together(out) as (file,):
+        for times, row in _repeat_by_weight(rows, weights, seed):
+            line = row.to_line()
             for _ in range(times):
-                # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly as many as are due, each choice equally likely.
+                # Selection sampling (Knuth, TAOCP 3.4.2, algorithm S): exactly `due` rows, each choice equally likely.
                 if chance.random() * left < due - written:
                     file.write(line)
                     written += 1
@@ -222,14 +230,14 @@ def weigh(rows: Path, out: Path, weights: list[float], most: int | None, seed: i
     return {"in": before, "weighted": weighted, "out": written}
 
 
-def _weighted(rows: Path, weights: list[float], seed: int) -> Iterator[tuple[int, Placed]]:
-    """(times, row): a weight's whole part, and with the chance of its fraction once more."""
+def _repeat_by_weight(rows: Path, weights: list[float], seed: int) -> Iterator[tuple[int, PlacedRow]]:
+    """Yields (times, row): the integer part of the weight, plus one with the probability of its fraction."""
     chance = [Random(f"{seed}:{number}") for number in range(len(weights))]
-    for row in row_files.in_file(rows):
+    for row in row_files.read_file(rows):
         weight = weights[row.file]
         yield int(weight) + (chance[row.file].random() < weight % 1), row
 
 
-def _weights(located: Located) -> list[float]:
-    """By number of the file."""
-    return [options.weight for sources in located.values() for options, paths in sources for _ in paths]
+def _file_weights(source_files: SourceFiles) -> list[float]:
+    """The weight of each file, by its number."""
+    return [options.weight for sources in source_files.values() for options, paths in sources for _ in paths]

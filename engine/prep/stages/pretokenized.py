@@ -1,4 +1,5 @@
-"""A source that is tokens already: a folder that `datasets.save_to_disk` or `cockpit data tokenize` wrote. It is trained on as it is."""
+"""Sources that are tokenised already: folders that `datasets.save_to_disk` or `cockpit data tokenize` wrote. They are
+used unchanged."""
 
 from __future__ import annotations
 
@@ -8,68 +9,69 @@ from typing import Any
 from engine.options.data import DataOptions
 from engine.prep.sources import find_source, is_tokenised
 from engine.prep.stages.source_files import PARTS
-from engine.prep.token_store import COLUMNS, PLAIN
-from engine.prep.tokenize import MASKED, Counts
+from engine.prep.token_rows import COLUMNS, MASKED, PLAIN, Counts
 from engine.protocol.messages import Problem, ProblemError
 
 _WORK_ON_ROWS = ("expand", "clean", "dedup", "split", "balance", "max_rows", "packing", "test")
 
 
-def folders(data: DataOptions, directory: Path, learning: bool = False) -> dict[str, Path]:
-    """Part -> the tokenised folder that it names; empty when all sources are rows. Raises ProblemError when both are asked for, and when a
-    tokenizer is to be trained on them."""
+def find_folders(data: DataOptions, directory: Path, learning: bool = False) -> dict[str, Path]:
+    """Part -> its tokenised folder; empty if all sources are rows. Raises ProblemError if tokenised data is combined
+    with rows, with options that need rows, or with a tokenizer that is to be trained (`learning`)."""
     found: dict[str, Path] = {}
     for part in PARTS:
         for index, source in enumerate(getattr(data, part)):
             try:
                 path = find_source(source.source, directory)
             except ValueError:
-                continue  # a glob, or a name of a catalogue
+                continue  # a glob, or a name in the catalogue
             if isinstance(path, Path) and is_tokenised(path):
                 if len(getattr(data, part)) > 1 or source.model_fields_set - {"source"}:
-                    raise _cannot(f"data.{part}.{index} is tokenised already: it stands alone, without other options")
+                    raise _problem(
+                        f"data.{part}.{index} is tokenised already: it must be the only source and have no other options"
+                    )
                 found[part] = path
     if found and any(getattr(data, part) and part not in found for part in ("train", "validation")):
-        raise _cannot("data.train and data.validation must both be tokenised, or both be rows")
-    asked = [name for name in _WORK_ON_ROWS if getattr(data, name)]
-    if found and asked:
-        raise _cannot(f"data.{asked[0]} works on rows, and {next(iter(found.values()))} holds tokens")
+        raise _problem("data.train and data.validation must both be tokenised, or both be rows")
+    row_options = [name for name in _WORK_ON_ROWS if getattr(data, name)]
+    if found and row_options:
+        raise _problem(f"data.{row_options[0]} works on rows, and {next(iter(found.values()))} holds tokens")
     if found and learning:
-        raise _cannot(f"model.tokenizer is trained on rows, and {next(iter(found.values()))} holds tokens")
+        raise _problem(f"model.tokenizer is trained on rows, and {next(iter(found.values()))} holds tokens")
     return found
 
 
-def count(folder: Path, method: Any, max_length: int) -> Counts:
-    """What a tokenised folder holds, read batch by batch. Raises ProblemError for sequences longer than the profile allows, for rows of another kind
-    than the method takes, and for nothing to train on."""
+def count_tokens(folder: Path, method: Any, max_length: int) -> Counts:
+    """The counts of a tokenised folder, read batch by batch. Raises ProblemError for sequences longer than
+    `max_length`, for rows of a kind that the method does not train on, and if nothing can be trained on."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import load_from_disk
 
     if method.rows == "prompts":
-        raise _cannot(f"{folder} holds tokens, and method.kind {method.kind} needs to know what a prompt says")
+        raise _problem(f"{folder} holds tokens, and method.kind {method.kind} needs to know what a prompt says")
     counts, table = Counts(), load_from_disk(str(folder)).data
     columns = COLUMNS[method.rows]
     if missing := [name for name in columns if name not in table.column_names]:
-        raise _cannot(f"{folder} has no {', '.join(missing)}, which method.kind {method.kind} trains on")
+        raise _problem(f"{folder} has no {', '.join(missing)}, which method.kind {method.kind} trains on")
     if columns != PLAIN:
-        return _checked(_count_replies(table.select(columns), counts), folder, max_length)
+        return _check_counts(_count_replies(table.select(columns), counts), folder, max_length)
     for batch in table.select(columns).to_batches():
         ids, labels = batch.column("input_ids"), batch.column("labels")
         lengths = pc.list_value_length(ids)
         if lengths != pc.list_value_length(labels):
-            raise _cannot(f"{folder} has rows whose input_ids and labels differ in length")
+            raise _problem(f"{folder} has rows whose input_ids and labels differ in length")
         counts.rows += len(ids)
         counts.tokens += pc.sum(lengths).as_py() or 0
         counts.trained_tokens += (
             pc.sum(pc.not_equal(labels.flatten(), pa.scalar(MASKED, labels.type.value_type))).as_py() or 0
         )
         counts.lengths.update(lengths.to_pylist())
-    return _checked(counts, folder, max_length)
+    return _check_counts(counts, folder, max_length)
 
 
 def _count_replies(table: Any, counts: Counts) -> Counts:
-    """Of preference rows: the tokens of their sequences, the longer one's length."""
+    """Counts of preference rows: all tokens of their sequences, and the length of the longer one."""
     import numpy
     import pyarrow.compute as pc
 
@@ -84,17 +86,17 @@ def _count_replies(table: Any, counts: Counts) -> Counts:
     return counts
 
 
-def _checked(counts: Counts, folder: Path, max_length: int) -> Counts:
+def _check_counts(counts: Counts, folder: Path, max_length: int) -> Counts:
     if counts.lengths and max(counts.lengths) > max_length:
-        raise _cannot(
+        raise _problem(
             f"{folder} has sequences of up to {max(counts.lengths)} tokens, more than data.max_length ({max_length})"
         )
     if not counts.trained_tokens:
-        raise _cannot(f"{folder} holds no token that is trained")
+        raise _problem(f"{folder} holds no token that is trained")
     return counts
 
 
-def _cannot(cause: str) -> ProblemError:
+def _problem(cause: str) -> ProblemError:
     return ProblemError(
         Problem(
             code="data.tokenised_unusable",
@@ -105,6 +107,6 @@ def _cannot(cause: str) -> ProblemError:
     )
 
 
-def summaries(counts: dict[str, Counts]) -> dict[str, Any]:
-    """As `prepared.json` has them, for both parts."""
+def summarize(counts: dict[str, Counts]) -> dict[str, Any]:
+    """The statistics in `prepared.json`, for both parts."""
     return {part: counts.get(part, Counts()).summary() for part in ("train", "validation")}

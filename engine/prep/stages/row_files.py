@@ -1,7 +1,8 @@
-"""Rows between two stages: a file of lines `[file, line, offset, row]`, so that each row still knows where it came from.
+"""Files of placed rows, which the stages read and write: lines `[file, line, offset, row]` that record where each row
+comes from.
 
-`file` is a number in a list of paths that the stages are given, `line` (from 1) and `offset` (bytes) are the row's place in it,
-and `row` is JSON, byte for byte as it stood in the source unless a stage has changed it.
+`file` is an index in the stages' list of paths, `line` (from 1) and `offset` (bytes) are the row's place in that file,
+and `row` is JSON, byte for byte as in the source unless a stage has changed it.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from engine.prep.chunks import Span, lines
+from engine.prep.chunks import Span, read_lines
 
 LONGEST = 2**31
-"""Bytes. These files are our own: a line is as long as its row, which a reader has already let through."""
+"""Bytes of a line at most. We write these files: a line is as long as its row, whose length a reader has checked."""
 
 decode = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder().encode
 encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
-class Placed(NamedTuple):
-    """A row and its place; `raw` is its JSON."""
+class PlacedRow(NamedTuple):
+    """A row and its place; `raw` is the row as JSON."""
 
     file: int
     line: int
@@ -34,30 +35,30 @@ class Placed(NamedTuple):
         value: dict[str, Any] = decode(self.raw)
         return value
 
-    def written(self, raw: bytes | None = None) -> bytes:
-        """The line, its end included; with another row at the same place when `raw` is given."""
+    def to_line(self, raw: bytes | None = None) -> bytes:
+        """The line with its line end; `raw`, if given, replaces the row."""
         return b"[%d,%d,%d,%b]\n" % (self.file, self.line, self.offset, self.raw if raw is None else raw)
 
 
-def read(content: bytes) -> Placed:
-    """A line, without or with its end."""
+def parse_line(content: bytes) -> PlacedRow:
+    """Parse a line, with or without its line end."""
     file, line, offset, raw = content.rstrip(b"\n")[1:-1].split(b",", 3)
-    return Placed(int(file), int(line), int(offset), raw)
+    return PlacedRow(int(file), int(line), int(offset), raw)
 
 
-def in_span(span: Span) -> Iterator[Placed]:
-    for line in lines(span, LONGEST):
+def read_span(span: Span) -> Iterator[PlacedRow]:
+    for line in read_lines(span, LONGEST):
         assert line.content is not None
-        yield read(line.content)
+        yield parse_line(line.content)
 
 
-def in_file(path: Path) -> Iterator[Placed]:
+def read_file(path: Path) -> Iterator[PlacedRow]:
     with path.open("rb") as file:
         for line in file:
-            yield read(line)
+            yield parse_line(line)
 
 
-def reject(path: str, row: Placed, reason: str, stage: str, *, code: str) -> bytes:
+def reject_line(path: str, row: PlacedRow, reason: str, stage: str, *, code: str) -> bytes:
     """A line of rejects.jsonl."""
-    told = {"file": path, "line": row.line, "offset": row.offset, "code": code, "reason": reason, "stage": stage}
-    return encode(told) + b"\n"
+    entry = {"file": path, "line": row.line, "offset": row.offset, "code": code, "reason": reason, "stage": stage}
+    return encode(entry) + b"\n"

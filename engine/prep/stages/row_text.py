@@ -1,4 +1,4 @@
-"""What a row says, for the stages that look at text: its canonical rows, what is compared, what is answered, its columns."""
+"""The text and the columns of a row, for the stages that look into rows."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from engine.prep import detect_format
 from engine.prep.formats.canonical import Canonical
 
 
-def canonical(row: dict[str, Any], shape: str | None) -> list[Canonical]:
-    """The canonical rows of a row of this shape; a canonical one (no shape) is itself. Raises ValueError."""
-    return [row] if shape is None else detect_format.convert(shape, row)
+def to_canonical(row: dict[str, Any], row_format: str | None) -> list[Canonical]:
+    """The canonical rows of a row of this format; None means that it is canonical already. Raises ValueError."""
+    return [row] if row_format is None else detect_format.convert(row_format, row)
 
 
 def column(row: dict[str, Any], name: str) -> str | None:
-    """A column's value as text, of a row in any shape; None where there is none."""
+    """A column's value as text, for a row in any format; None without one."""
     value = row.get(name)
     if value is None:
         columns = row.get("columns")
@@ -29,8 +29,8 @@ def columns(row: dict[str, Any]) -> list[str]:
     return [*(name for name in row if name != "columns"), *(kept if isinstance(kept, dict) else ())]
 
 
-def compared(rows: list[Canonical]) -> str:
-    """The text by which rows are nearly equal or not: all but system prompts, which rows of one task share."""
+def comparable_text(rows: list[Canonical]) -> str:
+    """The text by which rows are compared: everything except system prompts, which rows of one task share."""
     return "\n".join(text for row in rows for _, text in _turns(row))
 
 
@@ -39,19 +39,19 @@ def questions(rows: list[Canonical]) -> list[str]:
 
 
 def replies(rows: list[Canonical]) -> list[str]:
-    """What would be learnt."""
+    """The assistant's texts; plain text counts as one."""
     return [text for row in rows for role, text in _turns(row) if role == "assistant"]
 
 
 def _turns(row: Canonical) -> list[tuple[str, str]]:
-    """(role, text), without system turns; plain text is a reply to nothing."""
+    """(role, text) of all turns except system turns; plain text counts as a turn of the assistant."""
     if "text" in row:
         return [("assistant", row["text"])]
     turns = [turn for part in ("messages", "prompt", "chosen", "rejected", "completion") for turn in row.get(part, [])]
-    return [(turn["role"], _said(turn)) for turn in turns if turn["role"] != "system"]
+    return [(turn["role"], _turn_text(turn)) for turn in turns if turn["role"] != "system"]
 
 
-def _said(turn: dict[str, Any]) -> str:
+def _turn_text(turn: dict[str, Any]) -> str:
     calls = turn.get("tool_calls")
-    said = turn.get("content") or ""
-    return f"{said}\n{json.dumps(calls, ensure_ascii=False, sort_keys=True)}" if calls else said
+    text = turn.get("content") or ""
+    return f"{text}\n{json.dumps(calls, ensure_ascii=False, sort_keys=True)}" if calls else text

@@ -1,4 +1,4 @@
-"""Which files do a profile's sources name? Looks at names, never into rows."""
+"""Finds the files of a profile's sources, by names alone."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from pathlib import Path
 
 from engine.options.data import DataOptions, SourceOptions
 from engine.prep import dataset_info
-from engine.prep.sources import HUB, Progress, fetch, files, hub_source
+from engine.prep.sources import HUB, Progress, fetch, list_files, parse_hub_source
 from engine.protocol.home import Home
 
 PARTS = ("train", "validation", "test")
 
 
-def resolved(source: SourceOptions, data: DataOptions, directory: Path) -> SourceOptions:
-    """The source itself when it is a path or on the hub, else what `data.catalog` says by that name. What the profile says goes before that.
+def resolve_source(source: SourceOptions, data: DataOptions, directory: Path) -> SourceOptions:
+    """The source itself if it is a path or on the hub, else the entry of that name in `data.catalog`, with the
+    profile's own options taking precedence.
 
-    Raises ValueError when it is neither, OSError when the catalogue cannot be opened.
+    Raises ValueError if it is neither, OSError if the catalogue cannot be opened.
     """
     if source.source.startswith(HUB):
         return source
     try:
-        files(source.source, directory)
+        list_files(source.source, directory)
     except ValueError:
         if data.catalog is None:
             raise
@@ -31,8 +32,8 @@ def resolved(source: SourceOptions, data: DataOptions, directory: Path) -> Sourc
     return found.model_copy(update={name: getattr(source, name) for name in source.model_fields_set - {"source"}})
 
 
-def paths(source: SourceOptions, directory: Path, home: Home, progress: Progress) -> list[Path]:
-    """The files of a resolved source, in the order in which they are read; one on the hub is fetched. Raises ValueError."""
+def list_paths(source: SourceOptions, directory: Path, home: Home, progress: Progress) -> list[Path]:
+    """The files of a resolved source, in reading order; a hub source is fetched. Raises ValueError."""
     if source.source.startswith(HUB):
-        return [fetch(hub_source(source.source), home, progress)]
-    return files(source.source, directory)
+        return [fetch(parse_hub_source(source.source), home, progress)]
+    return list_files(source.source, directory)

@@ -1,4 +1,4 @@
-"""Fourth stage: rows held out for validation and test. Near-duplicates stay on one side of the border."""
+"""Fourth stage: holds out rows for validation and test. Similar rows stay in the same part."""
 
 from __future__ import annotations
 
@@ -15,53 +15,54 @@ from engine.prep.stages.fingerprints import Fingerprints
 
 PARTS = ("train", "validation", "test")
 _MARGIN = 0.1
-"""Below the threshold rows are linked already: an estimate must not leave a pair across the border."""
+"""Rows this much below the threshold count as similar too, because the similarity is only an estimate."""
 _MOST_VALUES = 10_000
-"""Different values of a column to stratify by: beyond, it is no category."""
+"""Distinct values, at most, of a column to stratify by; with more it is not a category."""
 
 
 def split(
     rows: Path, out: Mapping[str, Path], options: SplitOptions, like: DedupOptions, context: Context
 ) -> dict[str, Any]:
-    """Each row to the file of its part (`PARTS`), in the rows' order. Returns `in`, the rows of each part, and of each stratum if there are any.
+    """Write each row to the file of its part (`PARTS`), in the rows' order. Returns `in`, the rows of each part, and
+    any strata.
 
-    The choice depends on the seed and on what the rows hold, not on their order: whole clusters of rows that are equal or nearly so
-    (`like.threshold`, `like.shingle`) are taken by a hash of their content, from each stratum its share. Raises ValueError when no row
-    has the column to stratify by, or nothing is left to train on.
+    The choice depends on the seed and the rows' content, not on their order: whole clusters of equal or similar rows
+    (`like.threshold`, `like.shingle`) are chosen by a hash of their content, and each stratum gives its share. Raises
+    ValueError if no row has the column to stratify by, or if no row is left for training.
     """
-    prints = fingerprints.take([rows], like.shingle, True, context, "fingerprints")
-    strata, names = _strata(rows, prints.rows, options.stratify_by)
-    part = assign(prints, strata, options, like.threshold)
+    prints = fingerprints.take_fingerprints([rows], like.shingle, True, context, "fingerprints")
+    strata, names = _read_strata(rows, prints.rows, options.stratify_by)
+    part = assign_parts(prints, strata, options, like.threshold)
     if prints.rows and not (part == 0).any():
         raise ValueError(f"of {prints.rows} rows none would be left to train on: lower the shares of data.split")
     total, done = rows.stat().st_size, 0
-    with chunks.whole(*(out[name] for name in PARTS)) as files:
-        for number, row in enumerate(row_files.in_file(rows)):
-            line = row.written()
+    with chunks.write_together(*(out[name] for name in PARTS)) as files:
+        for number, row in enumerate(row_files.read_file(rows)):
+            line = row.to_line()
             files[part[number]].write(line)
             done += len(line)
             context.progress("splitting", done, total)
-    told: dict[str, Any] = {"in": prints.rows, **{name: int((part == at).sum()) for at, name in enumerate(PARTS)}}
+    report: dict[str, Any] = {"in": prints.rows, **{name: int((part == at).sum()) for at, name in enumerate(PARTS)}}
     if options.stratify_by:
-        told["strata"] = {
+        report["strata"] = {
             value: {name: int(((strata == code) & (part == at)).sum()) for at, name in enumerate(PARTS)}
             for code, value in enumerate(names)
         }
-    return told
+    return report
 
 
-def assign(prints: Fingerprints, strata: Any, options: SplitOptions, threshold: float) -> Any:
+def assign_parts(prints: Fingerprints, strata: Any, options: SplitOptions, threshold: float) -> Any:
     """uint8[rows]: the number of each row's part in `PARTS`."""
     import numpy as np
 
     part = np.zeros(prints.rows, dtype=np.uint8)
     if not prints.rows:
         return part
-    first = fingerprints.equal(prints)
-    label = fingerprints.near(prints, first == np.arange(prints.rows), max(0.05, threshold - _MARGIN))
-    label = label[first]  # the copies of a row go where it goes
-    key = _keys(prints, options.seed)
-    # A cluster stands where its lowest key stands, and belongs to that row's stratum: whatever the rows' order is.
+    first = fingerprints.find_equal(prints)
+    label = fingerprints.cluster_near(prints, first == np.arange(prints.rows), max(0.05, threshold - _MARGIN))
+    label = label[first]  # copies of a row go into the same part
+    key = _row_keys(prints, options.seed)
+    # A cluster is ordered by its lowest key, and belongs to that row's stratum, so the order of rows does not matter.
     order = np.lexsort((key, label))
     begins = np.flatnonzero(np.diff(label[order], prepend=-1))
     leads, sizes = order[begins], np.diff(np.append(begins, prints.rows))
@@ -73,7 +74,7 @@ def assign(prints: Fingerprints, strata: Any, options: SplitOptions, threshold: 
         mine = mine[np.argsort(key[leads[mine]], kind="stable")]
         rows = int(sizes[mine].sum())
         for number, share in ((2, options.test), (1, options.validation)):
-            # What rounding left over from one stratum is owed to the next: shares hold over all of them too.
+            # The remainder of rounding in one stratum is carried over to the next, so the shares also hold overall.
             due[number] += rows * share
             wanted = int(due[number] + 0.5)
             for cluster in mine.tolist():
@@ -84,16 +85,17 @@ def assign(prints: Fingerprints, strata: Any, options: SplitOptions, threshold: 
     return chosen[cluster_of]
 
 
-def _keys(prints: Fingerprints, seed: int) -> Any:
-    """uint64[rows]: a number for each content and seed, evenly spread."""
+def _row_keys(prints: Fingerprints, seed: int) -> Any:
+    """uint64[rows]: a uniformly distributed number for each content and seed."""
     import numpy as np
 
     hashes = np.fromfile(prints.hashes, dtype="<u8").reshape(-1, 2)
-    return fingerprints.mixed(hashes[:, 0] ^ fingerprints.mixed(hashes[:, 1] + np.uint64(seed % 2**64)))
+    return fingerprints.mix(hashes[:, 0] ^ fingerprints.mix(hashes[:, 1] + np.uint64(seed % 2**64)))
 
 
-def _strata(rows: Path, count: int, by: str | None) -> tuple[Any, list[str]]:
-    """int32[rows], and what each number means: values in alphabetical order, "" for rows without one."""
+def _read_strata(rows: Path, count: int, by: str | None) -> tuple[Any, list[str]]:
+    """int32[rows], the stratum of each row, and the strata's values in alphabetical order; "" stands for rows without
+    one."""
     import numpy as np
 
     strata = np.zeros(count, dtype=np.int32)
@@ -101,7 +103,7 @@ def _strata(rows: Path, count: int, by: str | None) -> tuple[Any, list[str]]:
         return strata, []
     known: dict[str, int] = {}
     there: Counter[str] = Counter()
-    for number, row in enumerate(row_files.in_file(rows)):
+    for number, row in enumerate(row_files.read_file(rows)):
         content = row.row()
         value = row_text.column(content, by)
         if value is None:

@@ -1,4 +1,4 @@
-"""One stage by itself, over a file, a folder or a glob, as the verbs of `cockpit data` do it: rows stay as they stood in their source."""
+"""Runs one stage on a file, a folder or a glob, for the commands of `cockpit data`. Rows keep their source format."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from engine.options.data import SourceOptions
 from engine.prep import chunks
 from engine.prep.formats import FORMATS
 from engine.prep.stages import row_files, source_files
-from engine.prep.stages.context import Context, default_processes, once
-from engine.prep.stages.validate import AS_IT_STOOD, SourceFile, shape_of, validate
+from engine.prep.stages.context import Context, default_processes, run_once
+from engine.prep.stages.validate import VERBATIM, SourceFile, find_format, validate
 from engine.protocol.home import Home
 from engine.protocol.text import did_you_mean
 from engine.storage import cache
@@ -32,94 +32,98 @@ Model = TypeVar("Model", bound=Options)
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A verb's rows, checked. `counts` are those of `validate`; `rejects` names the rows that do not hold; `further` are the other files asked for."""
+class CheckedRows:
+    """A command's validated rows. `counts` are those of `validate`, `rejects` lists the invalid rows, `others` are the
+    rows of further files."""
 
     rows: Path
     rejects: Path
     counts: dict[str, Any]
-    further: list[Path]
+    others: list[Path]
     context: Context
 
 
-def source_of(arguments: argparse.Namespace) -> SourceOptions:
-    """The FILE and `--format` of a verb. Raises ValueError for an unknown shape."""
+def parse_source(arguments: argparse.Namespace) -> SourceOptions:
+    """The source that FILE and `--format` name. Raises ValueError for an unknown format."""
     if arguments.format not in ("auto", *FORMATS):
         hint = did_you_mean(arguments.format, FORMATS)
-        raise ValueError(f"--format {arguments.format}: there is no such shape{hint}; known are {', '.join(FORMATS)}")
+        raise ValueError(f"--format {arguments.format}: there is no such format{hint}; known are {', '.join(FORMATS)}")
     return SourceOptions(source=arguments.file, format=arguments.format)
 
 
 @contextmanager
-def opened(
+def open_rows(
     home: Home,
     verb: str,
     arguments: argparse.Namespace,
     settings: Mapping[str, Any],
     progress: Progress,
-    further: Iterable[str] = (),
-) -> Iterator[Opened]:
-    """Read and check the rows of FILE and of the `further` ones, in a folder in which a killed verb of the same files and settings goes on.
+    others: Iterable[str] = (),
+) -> Iterator[CheckedRows]:
+    """Read and validate the rows of FILE and of the `others`, in a folder where a killed command with the same files
+    and settings is continued.
 
-    Raises ValueError for what is nowhere or cannot be read, and when `--out` would stand in place of a source.
+    Raises ValueError for files that are missing or cannot be read, and if `--out` would overwrite a source.
     """
-    sources = [source_of(arguments), *(SourceOptions(source=each) for each in further)]
-    found = [source_files.paths(source, Path.cwd(), home, progress) for source in sources]
+    sources = [parse_source(arguments), *(SourceOptions(source=each) for each in others)]
+    found = [source_files.list_paths(source, Path.cwd(), home, progress) for source in sources]
     paths = [path for each in found for path in each]
     _check_out(arguments.out, paths)
     total = sum(path.stat().st_size for path in paths)
-    told = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
+    made_of = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
     files = {str(number): path for number, path in enumerate(paths)}
-    name = cache.key(files, told, lambda done: progress("reading", done, total))
-    with cache.workshop(home, name) as folder:
+    name = cache.entry_key(files, made_of, lambda done: progress("reading", done, total))
+    with cache.work_folder(home, name) as folder:
         processes = getattr(arguments, "processes", None) or default_processes()
         context = Context(folder, processes, progress, tuple(map(str, paths)))
-        shapes: list[str] = []
+        formats: list[str] = []
         checked: list[tuple[Path, Path, dict[str, Any]]] = []
         for source, listed in zip(sources, found, strict=True):
-            number, index = len(shapes), len(checked)
+            number, index = len(formats), len(checked)
             mine = [
-                SourceFile(number + at, index, path, source, shape_of(source, path)) for at, path in enumerate(listed)
+                SourceFile(number + at, index, path, source, find_format(source, path))
+                for at, path in enumerate(listed)
             ]
-            shapes += [file.shape for file in mine]
-            checked.append(_checked(mine, index, context))
-        (rows, rejects, counts), *others = checked
-        yield Opened(rows, rejects, counts, [each[0] for each in others], replace(context, shapes=tuple(shapes)))
+            formats += [file.format for file in mine]
+            checked.append(_check_files(mine, index, context))
+        (rows, rejects, counts), *rest = checked
+        yield CheckedRows(rows, rejects, counts, [each[0] for each in rest], replace(context, formats=tuple(formats)))
 
 
-def _checked(files: list[SourceFile], index: int, context: Context) -> tuple[Path, Path, dict[str, Any]]:
+def _check_files(files: list[SourceFile], index: int, context: Context) -> tuple[Path, Path, dict[str, Any]]:
     rows, rejects = context.folder / f"{index}.rows", context.folder / f"{index}.rejects"
-    counts = once(context, f"{index}.validate", lambda inner: validate(files, AS_IT_STOOD, rows, rejects, inner))
+    counts = run_once(context, f"{index}.validate", lambda inner: validate(files, VERBATIM, rows, rejects, inner))
     return rows, rejects, counts
 
 
 def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report: dict[str, Any]) -> dict[str, Any]:
-    """Write placed `rows` (file name -> file) as they stand, `rejects.jsonl` and last `report.json` into the folder `out`. Returns the report."""
+    """Write the placed `rows` (file name -> file) without their places, `rejects.jsonl` and, last, `report.json` into
+    the folder `out`. Returns the report."""
     out.mkdir(parents=True, exist_ok=True)
     report = {**report, "directory": str(out)}
-    with chunks.whole(*(out / name for name in rows), out / "rejects.jsonl", out / "report.json") as files:
-        *kept, dropped, told = files
+    with chunks.write_together(*(out / name for name in rows), out / "rejects.jsonl", out / "report.json") as files:
+        *kept, dropped, report_file = files
         for path, file in zip(rows.values(), kept, strict=True):
-            file.writelines(row.raw + b"\n" for row in row_files.in_file(path))
+            file.writelines(row.raw + b"\n" for row in row_files.read_file(path))
         for path in rejects:
             if path.is_file():
                 with path.open("rb") as part:
                     shutil.copyfileobj(part, dropped, 2**20)
-        told.write(json.dumps(report, ensure_ascii=False, indent=2).encode() + b"\n")
+        report_file.write(json.dumps(report, ensure_ascii=False, indent=2).encode() + b"\n")
     return report
 
 
-def out_of(arguments: argparse.Namespace) -> Path:
-    """`--out`, absolute."""
+def output_folder(arguments: argparse.Namespace) -> Path:
+    """The absolute path of `--out`."""
     return Path(arguments.out).expanduser().absolute()
 
 
-def options_of(
+def parse_options(
     model: type[Model], section: str, overrides: Iterable[str], as_text: Collection[str] = (), **given: Any
 ) -> Model:
-    """`--set data.SECTION.KEY=VALUE` or `SECTION.KEY=VALUE`, keys inside keys too, over the options' defaults. Raises ValueError with all problems.
+    """The options with the overrides of `--set data.SECTION.KEY=VALUE` or `SECTION.KEY=VALUE`, where KEY may be nested.
 
-    The value is YAML, below the keys `as_text` plain text.
+    The value is YAML, or plain text below the keys `as_text`. Raises ValueError with all problems.
     """
     document: dict[str, Any] = dict(given)
     wrong = []
@@ -140,7 +144,7 @@ def options_of(
     try:
         options = model.model_validate(document)
     except ValidationError as error:
-        wrong += [f"{section}.{'.'.join(map(str, keys))}: {told}" for keys, _, told in explain(error, model)]
+        wrong += [f"{section}.{'.'.join(map(str, keys))}: {message}" for keys, _, message in explain(error, model)]
     if wrong:
         raise ValueError("; ".join(wrong))
     return options

@@ -1,4 +1,4 @@
-"""First stage: files to rows that hold. Every bad row is written down with its place and its reason; good ones go on."""
+"""First stage: reads files and validates their rows. Bad rows are recorded with their place and reason."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ from typing import Any, NamedTuple
 from engine.options.data import SourceOptions
 from engine.prep import chunks, column_mapping, readers
 from engine.prep import read_rows as rows
-from engine.prep.chunks import Done, Span
-from engine.prep.files.lines import LONGEST_LINE, too_long
+from engine.prep.chunks import Span, SpanResult
+from engine.prep.files.lines import LONGEST_LINE, describe_too_long
 from engine.prep.files.record import BOM
 from engine.prep.formats.canonical import EmptyRow
 from engine.prep.stages import row_files
 from engine.prep.stages.context import Context
-from engine.prep.stages.row_files import Placed
+from engine.prep.stages.row_files import PlacedRow
 
 _FIRST = 3
-"""Bad rows told in a message."""
+"""Bad rows quoted in a message."""
 
 _DEEPEST = 100
-"""Levels of lists and objects in a row."""
+"""Levels of nested lists and objects in a row at most."""
 
 
 class SourceFile(NamedTuple):
-    """A file of a source. `number` is its place in `Context.files`, `source` tells which files share a limit of rows."""
+    """A file of a source. `number` is its index in `Context.files`; files with the same `source` share a limit of
+    rows."""
 
     number: int
     source: int
     path: Path
     options: SourceOptions
-    shape: str
+    format: str
 
 
-def shape_of(options: SourceOptions, path: Path) -> str:
-    """The shape of a file's rows; of one without any good row, the first there is. Raises ValueError."""
+def find_format(options: SourceOptions, path: Path) -> str:
+    """The format of a file's rows; `text` for a file without good rows. Raises ValueError."""
     if options.format == "auto" and next((record for record in _records(path) if record.value), None) is None:
         return "text"
-    return rows.shape_of(options, path)
+    return rows.find_format(options, path)
 
 
 def _records(path: Path) -> Iterator[readers.Record]:
@@ -50,32 +51,32 @@ def _records(path: Path) -> Iterator[readers.Record]:
 
 
 def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, context: Context) -> dict[str, Any]:
-    """Good rows of all files to `out`, placed, and bad ones to `rejects`.
+    """Write the good rows of all files to `out`, placed, and the bad ones to `rejects`.
 
-    `work` is how a row is checked and what of it goes on: `CANONICAL` or `AS_IT_STOOD`. Returns `read` = `good` +
-    `rejected`, `out` (rows written: a row may expand to several), `empty` (rows rejected because they have no text or
-    no reply), `reasons` by class and the `first` few bad rows in words. Raises ValueError, OSError for a
-    file that cannot be read at all.
+    `work` decides what is written of a good row: `CANONICAL` or `VERBATIM`. Returns `read` = `good` + `rejected`, `out`
+    (rows written: a row may expand to several), `empty` (rows rejected because they have no text or no reply), `reasons`
+    by class, and a description of the `first` few bad rows. Raises ValueError, OSError for a file that cannot be read at
+    all.
     """
     read = good = written = empty = 0
     reasons: Counter[str] = Counter()
     first: list[str] = []
     left: dict[int, int | None] = {}
-    with chunks.whole(out, rejects) as (kept, dropped):
+    with chunks.write_together(out, rejects) as (kept, dropped):
         for file in files:
             remaining = left.setdefault(file.source, file.options.max_rows)
             if remaining == 0 or not file.path.stat().st_size:
                 continue
-            for done in _checked(file, work, context):
-                taken = _taken(done, remaining)
+            for done in _check_file(file, work, context):
+                taken = _take_rows(done, remaining)
                 kept.write(taken.rows)
                 dropped.write(taken.rejects)
                 read, good, written = read + taken.read, good + taken.good, written + taken.written
                 empty += taken.empty
                 reasons.update(taken.reasons)
                 if taken.rejects and len(first) < _FIRST:
-                    told = map(row_files.decode, taken.rejects.splitlines()[: _FIRST - len(first)])
-                    first += [f"{Path(each['file']).name}:{each['line']}: {each['reason']}" for each in told]
+                    entries = map(row_files.decode, taken.rejects.splitlines()[: _FIRST - len(first)])
+                    first += [f"{Path(each['file']).name}:{each['line']}: {each['reason']}" for each in entries]
                 if remaining is not None:
                     remaining -= taken.good
                     left[file.source] = remaining
@@ -95,16 +96,16 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
 
 
 def reason_class(reason: str) -> str:
-    """A reason without what differs from row to row: numbers, quoted values, what follows a colon."""
+    """A reason without the parts that differ from row to row: numbers, quoted values, and everything after a colon."""
     return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", reason.partition(":")[0]))
 
 
-def _checked(file: SourceFile, work: str, context: Context) -> Iterator[Done]:
+def _check_file(file: SourceFile, work: str, context: Context) -> Iterator[SpanResult]:
     inner = context.within(f"file-{file.number:06}")
     inner.folder.mkdir(parents=True, exist_ok=True)
     source, plain = file.path, file.path.suffix.lower() == ".jsonl"
     if plain:
-        next(_records(source), None)  # raises for a file that is no text at all
+        next(_records(source), None)  # raises if the file is not text at all
     else:
         source = inner.folder / "rows"
         if not source.is_file():
@@ -114,56 +115,57 @@ def _checked(file: SourceFile, work: str, context: Context) -> Iterator[Done]:
         "number": file.number,
         "placed": not plain,
         "options": file.options.model_dump(),
-        "shape": file.shape,
+        "format": file.format,
     }
     return inner.work_through([source], work, settings, "validating")
 
 
 def _unpack(file: SourceFile, into: Path, progress: Callable[[int, int], object]) -> None:
-    """The records of a file that is not JSONL, a line each; one that cannot be read stands there as its reason, a JSON string."""
+    """Write the records of a file that is not JSONL, one per line; for an unreadable one, its reason as a JSON
+    string."""
     total = file.path.stat().st_size
-    with chunks.whole(into) as (kept,):
+    with chunks.write_together(into) as (kept,):
         for record in readers.read(file.path, lambda done: progress(done, total)):
             value: Any = record.reason if record.value is None else record.value
             try:
                 raw = row_files.encode(value)
             except (UnicodeEncodeError, TypeError, ValueError, RecursionError, OverflowError) as error:
-                raw = row_files.encode(f"has no JSON form: {type(error).__name__}")
-            kept.write(Placed(file.number, record.line, record.offset, raw).written())
+                raw = row_files.encode(f"cannot be represented in JSON: {type(error).__name__}")
+            kept.write(PlacedRow(file.number, record.line, record.offset, raw).to_line())
 
 
 # ── in the worker processes ────────────────────────────────────────────────────────────────────────────────────────
 
 CANONICAL = "engine.prep.stages.validate:check_canonical"
-AS_IT_STOOD = "engine.prep.stages.validate:check_as_it_stood"
+VERBATIM = "engine.prep.stages.validate:check_verbatim"
 
 
 def check_canonical(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Rows go on in canonical form."""
-    convert = column_mapping.converter(SourceOptions(**settings["options"]), settings["shape"])
-    return _check(span, folder, settings, lambda row, _: [row_files.encode(each) for each in convert(row)])
+    """Writes rows in canonical form."""
+    convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["format"])
+    return _check_span(span, folder, settings, lambda row, _: [row_files.encode(each) for each in convert(row)])
 
 
-def check_as_it_stood(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Rows go on byte for byte."""
-    convert = column_mapping.converter(SourceOptions(**settings["options"]), settings["shape"])
-    return _check(span, folder, settings, lambda row, raw: [raw] if convert(row) else [])
+def check_verbatim(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Writes rows byte for byte as they are."""
+    convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["format"])
+    return _check_span(span, folder, settings, lambda row, raw: [raw] if convert(row) else [])
 
 
-def _check(
+def _check_span(
     span: Span, folder: Path, settings: dict[str, Any], take: Callable[[dict[str, Any], bytes], list[bytes]]
 ) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
     read = written = empty = 0
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
-        for row, value, reason in (_unpacked if settings["placed"] else _plain)(span, settings["number"]):
+        for row, value, reason in (_read_placed if settings["placed"] else _read_jsonl)(span, settings["number"]):
             read += 1
             code = "row.invalid"
             outcome: list[bytes] = []
             if value is not None:
                 try:
                     outcome = take(value, row.raw)
-                    if _too_deep(value, row.raw):
+                    if _is_too_deep(value, row.raw):
                         outcome, reason = [], f"nested deeper than {_DEEPEST} levels"
                 except EmptyRow as error:
                     reason, code = str(error), "row.empty"
@@ -174,31 +176,32 @@ def _check(
             if reason:
                 reasons[reason_class(reason)] += 1
                 empty += code == "row.empty"
-                dropped.write(row_files.reject(settings["path"], row, reason, "validate", code=code))
+                dropped.write(row_files.reject_line(settings["path"], row, reason, "validate", code=code))
             for raw in outcome:
-                kept.write(row.written(raw))
+                kept.write(row.to_line(raw))
             written += len(outcome)
     good = read - sum(reasons.values())
     return {"read": read, "good": good, "empty": empty, "out": written, "reasons": reasons}
 
 
-def _plain(span: Span, number: int) -> Iterator[tuple[Placed, dict[str, Any] | None, str]]:
-    """Rows of a span of a JSONL file, decoded, or why not. Blank lines are no rows."""
-    for line in chunks.lines(span, LONGEST_LINE):
+def _read_jsonl(span: Span, number: int) -> Iterator[tuple[PlacedRow, dict[str, Any] | None, str]]:
+    """The decoded rows of a span of a JSONL file, or the reasons why they cannot be decoded. Skips blank lines."""
+    for line in chunks.read_lines(span, LONGEST_LINE):
         if line.content is None:
-            yield Placed(number, line.number, line.offset, b""), None, too_long()
+            yield PlacedRow(number, line.number, line.offset, b""), None, describe_too_long()
         elif content := line.content.removeprefix(BOM).strip():
-            yield Placed(number, line.number, line.offset, content), *readers.decode(content)
+            yield PlacedRow(number, line.number, line.offset, content), *readers.decode(content)
 
 
-def _unpacked(span: Span, _: int) -> Iterator[tuple[Placed, dict[str, Any] | None, str]]:
-    for row in row_files.in_span(span):
+def _read_placed(span: Span, _: int) -> Iterator[tuple[PlacedRow, dict[str, Any] | None, str]]:
+    for row in row_files.read_span(span):
         value: Any = row_files.decode(row.raw)
         yield (row, None, value) if isinstance(value, str) else (row, value, "")
 
 
-def _too_deep(value: Any, raw: bytes) -> bool:
-    """Whether later stages, which walk through a row, could not. Most rows have too few brackets to be asked."""
+def _is_too_deep(value: Any, raw: bytes) -> bool:
+    """Whether a row is nested too deeply for later stages, which walk through it. Most rows have too few brackets for
+    that."""
     if raw.count(b"[") + raw.count(b"{") <= _DEEPEST:
         return False
     level, depth = [value], 0
@@ -208,7 +211,7 @@ def _too_deep(value: Any, raw: bytes) -> bool:
     return depth > _DEEPEST
 
 
-class _Taken(NamedTuple):
+class _SpanRows(NamedTuple):
     rows: bytes
     rejects: bytes
     read: int
@@ -218,28 +221,28 @@ class _Taken(NamedTuple):
     reasons: dict[str, int]
 
 
-def _taken(done: Done, remaining: int | None) -> _Taken:
-    """A span's results, or the part of them before the first good row that is one too many."""
+def _take_rows(done: SpanResult, remaining: int | None) -> _SpanRows:
+    """A span's results, or the part of them up to the limit of `remaining` good rows."""
     kept, rejected = (done.folder / "rows").read_bytes(), (done.folder / "rejects").read_bytes()
     counts = done.counts
     if remaining is None or counts["good"] <= remaining:
-        return _Taken(kept, rejected, *(counts[name] for name in ("read", "good", "out", "empty", "reasons")))
-    lines = [(row_files.read(line)[1:3], line) for line in kept.splitlines(keepends=True)]
+        return _SpanRows(kept, rejected, *(counts[name] for name in ("read", "good", "out", "empty", "reasons")))
+    lines = [(row_files.parse_line(line)[1:3], line) for line in kept.splitlines(keepends=True)]
     places = [place for place, _ in itertools.groupby(lines, key=lambda each: each[0])][:remaining]
     kept_lines = [line for place, line in lines if place <= places[-1]]
     rejected_lines = [line for line in rejected.splitlines(keepends=True) if _place(line) < places[-1]]
-    told = [row_files.decode(line) for line in rejected_lines]
-    return _Taken(
+    entries = [row_files.decode(line) for line in rejected_lines]
+    return _SpanRows(
         b"".join(kept_lines),
         b"".join(rejected_lines),
         remaining + len(rejected_lines),
         remaining,
         len(kept_lines),
-        sum(each["code"] == "row.empty" for each in told),
-        Counter(reason_class(each["reason"]) for each in told),
+        sum(each["code"] == "row.empty" for each in entries),
+        Counter(reason_class(each["reason"]) for each in entries),
     )
 
 
 def _place(reject: bytes) -> tuple[int, int]:
-    told = row_files.decode(reject)
-    return told["line"], told["offset"]
+    entry = row_files.decode(reject)
+    return entry["line"], entry["offset"]

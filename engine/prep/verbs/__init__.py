@@ -1,7 +1,7 @@
-"""What `cockpit data` and `cockpit tokenizer` do. One row a verb: its module has
-`run(home, arguments, progress) -> dict`, which returns what `--json` prints.
+"""The commands `cockpit data …` and `cockpit tokenizer …`. Each has an entry in `VERBS`; its module has
+`run(home, arguments, progress) -> dict`, which returns the document that `--json` prints.
 
-`arguments` are the verb's options as `cockpit/cli.py` declares them; `progress` is told (phase, done, total).
+`arguments` are the options that the command line declares; `progress` gets (phase, done, total).
 """
 
 VERBS = {

@@ -1,4 +1,4 @@
-"""`cockpit data balance`: as many rows for each value of a column."""
+"""`cockpit data balance`: the same number of rows for each value of a column."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 
 from engine.options.data import BalanceOptions
 from engine.prep.stages.balance import balance
-from engine.prep.stages.context import once
-from engine.prep.stages.standalone import Progress, opened, options_of, out_of, publish
+from engine.prep.stages.context import run_once
+from engine.prep.stages.standalone import Progress, open_rows, output_folder, parse_options, publish
 from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, kept, repeated, rejected, groups, directory}`: `kept` rows written, `repeated` of them a second time or more, `groups` value -> [before, after].
+    """`{rows, kept, repeated, rejected, groups, directory}`: `kept` rows were written, `repeated` of them are
+    repetitions, `groups` maps a value to [before, after].
 
-    Raises ValueError: no row has the column.
+    Raises ValueError if no row has the column.
     """
     to = int(arguments.to) if arguments.to.isdecimal() else arguments.to
-    options = options_of(BalanceOptions, "balance", (), by=arguments.by, to=to, seed=arguments.seed)
-    with opened(home, "balance", arguments, options.model_dump(), progress) as found:
+    options = parse_options(BalanceOptions, "balance", (), by=arguments.by, to=to, seed=arguments.seed)
+    with open_rows(home, "balance", arguments, options.model_dump(), progress) as found:
         rows = found.context.folder / "balanced"
-        counts = once(found.context, "balance", lambda context: balance(found.rows, rows, options, context))
+        counts = run_once(found.context, "balance", lambda context: balance(found.rows, rows, options, context))
         report = {
             "rows": found.counts["read"],
             "kept": counts["out"],
@@ -29,4 +30,4 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
             "rejected": found.counts["rejected"],
             "groups": counts["groups"],
         }
-        return publish(out_of(arguments), {"rows.jsonl": rows}, [found.rejects], report)
+        return publish(output_folder(arguments), {"rows.jsonl": rows}, [found.rejects], report)

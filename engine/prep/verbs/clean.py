@@ -1,4 +1,5 @@
-"""`cockpit data clean`: text repaired, rows dropped that are of no use. `--set clean.KEY=VALUE` switches rules, as in a profile's data section."""
+"""`cockpit data clean`: repairs text and drops useless rows. `--set clean.KEY=VALUE` sets rules, as in a profile's data
+section."""
 
 from __future__ import annotations
 
@@ -7,32 +8,35 @@ from typing import Any
 
 from engine.options.data import CleanOptions
 from engine.prep.stages.clean import clean
-from engine.prep.stages.context import once
-from engine.prep.stages.standalone import Progress, opened, options_of, out_of, publish
+from engine.prep.stages.context import run_once
+from engine.prep.stages.standalone import Progress, open_rows, output_folder, parse_options, publish
 from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, kept, changed, rejected, rules, directory}`: `rows` = `kept` + `rejected`, `rules` how many rows each has changed or dropped.
+    """`{rows, kept, changed, rejected, rules, directory}`: `rows` = `kept` + `rejected`; `rules` has the rows that each
+    rule changed or dropped.
 
-    Rows that do not hold in their shape are rejected too, under the rule `invalid`; where a rule drops them, under its name. Raises ValueError.
+    Rows that are invalid in their format are rejected too, under the rule `invalid`, or `empty` if that is why. Raises
+    ValueError.
     """
-    options = options_of(CleanOptions, "clean", arguments.overrides)
-    with opened(home, "clean", arguments, options.model_dump(), progress) as found:
+    options = parse_options(CleanOptions, "clean", arguments.overrides)
+    with open_rows(home, "clean", arguments, options.model_dump(), progress) as found:
         rows, rejects = found.context.folder / "cleaned", found.context.folder / "dropped"
-        counts = once(found.context, "clean", lambda context: clean(found.rows, rows, rejects, options, context))
+        counts = run_once(found.context, "clean", lambda context: clean(found.rows, rows, rejects, options, context))
         report = {
             "rows": found.counts["read"],
             "kept": counts["out"],
             "changed": counts["changed"],
             "rejected": found.counts["rejected"] + counts["rejected"],
-            "rules": _rules(found.counts, counts["rules"]),
+            "rules": _add_invalid(found.counts, counts["rules"]),
         }
-        return publish(out_of(arguments), {"rows.jsonl": rows}, [found.rejects, rejects], report)
+        return publish(output_folder(arguments), {"rows.jsonl": rows}, [found.rejects, rejects], report)
 
 
-def _rules(checked: dict[str, Any], rules: dict[str, int]) -> dict[str, int]:
-    """A row without a reply does not hold in its shape, and is what `empty` is asked for."""
+def _add_invalid(checked: dict[str, Any], rules: dict[str, int]) -> dict[str, int]:
+    """The counts by rule. A row without a reply is invalid in its format, and counts for the rule `empty` if that is
+    enabled."""
     without = checked["empty"] if "empty" in rules else 0
     return {"invalid": checked["rejected"] - without, **rules} | (
         {"empty": rules["empty"] + without} if without else {}

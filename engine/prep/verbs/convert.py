@@ -1,12 +1,12 @@
-"""`cockpit data convert`: the rows of a file, a folder or a glob in another shape.
+"""`cockpit data convert`: writes the rows of a file, a folder or a glob in another format.
 
-A row goes over whole or not at all: what the other shape cannot hold is named in `OUT.rejects.jsonl`, beside the result.
+A row is converted without loss or not at all: rows that the other format cannot represent are listed in
+`OUT.rejects.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import glob
 import hashlib
 import json
@@ -26,17 +26,19 @@ from engine.prep.formats import FORMATS
 from engine.prep.readers import Record
 from engine.prep.stages.context import default_processes
 from engine.protocol.home import Home
+from engine.protocol.text import did_you_mean
 
-_WORK = "engine.prep.verbs.convert:work"
+_WORK = "engine.prep.verbs.convert:convert_span"
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """`{rows, converted, rejected, file, rejects}`: rows read, rows written (a row may expand), rows that did not go over.
+    """`{rows, converted, rejected, file, rejects}`: rows read, rows written (a row may expand), rows that could not be
+    converted.
 
-    Raises ValueError for an unknown shape, and for a result that would stand in place of what it is made of.
+    Raises ValueError for an unknown format, and for a result that would overwrite its source.
     """
-    _check_shape(arguments.to, FORMATS)
-    _check_shape(arguments.format, ("auto", *FORMATS))
+    _check_format(arguments.to, FORMATS)
+    _check_format(arguments.format, ("auto", *FORMATS))
     source = SourceOptions(source=arguments.file, format=arguments.format)
     out = Path(arguments.out).expanduser().absolute()
     if out.suffix != ".jsonl":
@@ -47,7 +49,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     settings = {
         "source": source.model_dump(),
         "to": arguments.to,
-        "shapes": {str(path): read_rows.shape_of(source, path) for path in paths if path.stat().st_size},
+        "formats": {str(path): read_rows.find_format(source, path) for path in paths if path.stat().st_size},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = _work_folder(out, settings, paths)
@@ -62,16 +64,19 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     )
     counts = chunks.gather(results, {"rows": out, "rejects": rejects})
     shutil.rmtree(folder)
-    told: dict[str, Any] = {name: sum(each[name] for each in counts) for name in ("rows", "converted", "rejected")}
-    if not told["rejected"]:
+    totals: dict[str, Any] = {name: sum(each[name] for each in counts) for name in ("rows", "converted", "rejected")}
+    if not totals["rejected"]:
         rejects.unlink()
-    return told | {"file": str(out), "rejects": str(rejects) if told["rejected"] else None}
+    return totals | {"file": str(out), "rejects": str(rejects) if totals["rejected"] else None}
 
 
-def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Rows of a span, in the other shape, to `rows`; those that do not go over to `rejects`."""
-    shape, to = settings["shapes"][span.path], settings["to"]
-    convert, revert = read_rows.converter(SourceOptions(**settings["source"]), shape), detect_format.load(to).revert
+def convert_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The work on a span (see `chunks.Work`): writes converted rows to `rows`, the others to `rejects`."""
+    row_format, to = settings["formats"][span.path], settings["to"]
+    convert, revert = (
+        read_rows.make_converter(SourceOptions(**settings["source"]), row_format),
+        detect_format.load(to).revert,
+    )
     counts = {"rows": 0, "converted": 0, "rejected": 0}
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
         for record in _records(span):
@@ -80,13 +85,13 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
                 if record.value is None:
                     raise ValueError(record.reason)
                 canonical = convert(record.value)
-                # A row that has the shape already stays as it is: there are several ways to say the same.
-                found = [record.value] if shape == to else [revert(each) for each in canonical]
+                # A row that has the format already is not changed: a format may write the same in several ways.
+                found = [record.value] if row_format == to else [revert(each) for each in canonical]
                 content = b"".join(msgspec.json.encode(row) + b"\n" for row in found)
             except (ValueError, OverflowError) as error:
                 counts["rejected"] += 1
-                told = {"file": record.file, "line": record.line, "offset": record.offset, "reason": str(error)}
-                dropped.write(msgspec.json.encode(told) + b"\n")
+                reject = {"file": record.file, "line": record.line, "offset": record.offset, "reason": str(error)}
+                dropped.write(msgspec.json.encode(reject) + b"\n")
                 continue
             kept.write(content)
             counts["converted"] += len(found)
@@ -94,7 +99,7 @@ def work(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spans(path: Path) -> Iterator[Span]:
-    """Pieces of a JSONL file; what cannot be cut, as a whole."""
+    """Spans of a JSONL file; other files cannot be cut and are one span."""
     size = path.stat().st_size
     if path.suffix.lower() == ".jsonl":
         yield from chunks.cut(path)
@@ -106,15 +111,16 @@ def _records(span: Span) -> Iterator[Record]:
     if Path(span.path).suffix.lower() != ".jsonl":
         yield from readers.read(Path(span.path))
         return
-    for number, offset, content in chunks.lines(span, lines.LONGEST_LINE):
+    for number, offset, content in chunks.read_lines(span, lines.LONGEST_LINE):
         if content is None:
-            yield Record(span.path, number, offset, offset, None, lines.too_long())
+            yield Record(span.path, number, offset, offset, None, lines.describe_too_long())
         elif content := content.removeprefix(BOM).strip():
             yield Record(span.path, number, offset, offset + len(content), *readers.decode(content))
 
 
 def _work_folder(out: Path, settings: dict[str, Any], paths: list[Path]) -> Path:
-    """Where the pieces of this very work are kept, beside its result; those of another that was given up are removed."""
+    """The folder beside the result for the finished spans of this work. Removes folders of other, abandoned work for
+    the same result."""
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     key = hashlib.sha256(json.dumps([settings, stats], sort_keys=True).encode()).hexdigest()[:16]
     folder = out.with_name(f".{out.name}.{key}")
@@ -124,8 +130,7 @@ def _work_folder(out: Path, settings: dict[str, Any], paths: list[Path]) -> Path
     return folder
 
 
-def _check_shape(name: str, known: Collection[str]) -> None:
+def _check_format(name: str, known: Collection[str]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
-        raise ValueError(f"there is no shape {name!r}{hint}; known are {', '.join(known)}")
+        hint = did_you_mean(name, FORMATS)
+        raise ValueError(f"there is no format {name!r}{hint}; known are {', '.join(known)}")

@@ -1,4 +1,5 @@
-"""`cockpit data expand`: new rows from an OpenAI-compatible service. `--set` takes `expand.KEY=VALUE`, as in a profile's data section."""
+"""`cockpit data expand`: new rows from an OpenAI-compatible service. `--set expand.KEY=VALUE` as in a profile's data
+section."""
 
 from __future__ import annotations
 
@@ -9,16 +10,16 @@ from typing import Any
 
 from engine.options.data import ExpandOptions, SourceOptions
 from engine.prep import read_rows
-from engine.prep.expand.expand import expand, rehearse
-from engine.prep.stages.standalone import options_of
+from engine.prep.expand.expand import dry_run, expand
+from engine.prep.stages.standalone import parse_options
 from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """What `engine.prep.expand.expand` returns, of `expand` or with `--dry-run` of `rehearse`. Raises ValueError, ProblemError."""
-    options = options_of(ExpandOptions, "expand", arguments.overrides, as_text=("prompts",))
+    """The result of `expand`, or with `--dry-run` of `dry_run`. Raises ValueError, ProblemError."""
+    options = parse_options(ExpandOptions, "expand", arguments.overrides, as_text=("prompts",))
     source = SourceOptions(source=arguments.file, format=arguments.format)
     paths = read_rows.locate(source, Path.cwd(), home)
     if arguments.dry_run:
-        return rehearse(paths, source, options, progress)
+        return dry_run(paths, source, options, progress)
     return expand(paths, source, options, Path(arguments.out).expanduser().absolute(), progress)

@@ -1,4 +1,5 @@
-"""`cockpit data inspect FILE`: what shape the rows have, how many there are, which columns, and the first one as training sees it."""
+"""`cockpit data inspect FILE`: the format of the rows, their number, their columns, and the first row as training sees
+it."""
 
 from __future__ import annotations
 
@@ -14,23 +15,24 @@ from engine.prep.sources import Progress
 from engine.protocol.home import Home
 
 _COLUMNS = 200
-"""Columns told by name: rows of free keys have any number of them."""
+"""Columns listed by name: rows with free keys have any number of columns."""
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{shape, rows, columns, sample}`. `rows` counts every record, readable or not; `sample` is the first good row, canonical.
+    """`{shape, rows, columns, sample}`. `rows` counts every record, readable or not; `sample` is the first good row,
+    canonical.
 
-    Raises ValueError when there is nothing of that name, no row in it, or no shape that fits.
+    Raises ValueError if nothing has that name, it has no rows, or no format fits.
     """
-    asked = getattr(arguments, "format", "auto")
-    if asked != "auto" and asked not in FORMATS:
-        raise ValueError(f"there is no shape {asked}; known are {', '.join(FORMATS)}")
+    wanted_format = getattr(arguments, "format", "auto")
+    if wanted_format != "auto" and wanted_format not in FORMATS:
+        raise ValueError(f"there is no format {wanted_format}; known are {', '.join(FORMATS)}")
     if sources.is_tokenised(Path(arguments.file)):
         raise ValueError(f"{arguments.file} holds tokens already: there are no rows to look at")
-    source = SourceOptions(source=arguments.file, format=asked)
+    source = SourceOptions(source=arguments.file, format=wanted_format)
     paths = read_rows.locate(source, Path.cwd(), home)
     total, done = sum(path.stat().st_size for path in paths), 0
-    shape, count, columns = "", 0, dict[str, None]()
+    row_format, count, columns = "", 0, dict[str, None]()
     sample: Canonical | None = None
     for path in paths:
         for record in readers.read(path, lambda taken, before=done: progress("reading", before + taken, total)):  # type: ignore[misc]
@@ -39,18 +41,18 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
                 continue
             if record.value.keys() - columns.keys() and len(columns) < _COLUMNS:
                 columns |= dict.fromkeys(record.value)
-            shape = shape or read_rows.shape_of(source, path)
-            sample = sample or _sample(source, shape, record.value)
+            row_format = row_format or read_rows.find_format(source, path)
+            sample = sample or _sample(source, row_format, record.value)
         done += path.stat().st_size
-    if not shape:
+    if not row_format:
         raise ValueError(f"{arguments.file} holds {f'{count} rows, none of which can be read' if count else 'no rows'}")
-    return {"shape": shape, "rows": count, "columns": list(columns)[:_COLUMNS], "sample": sample}
+    return {"shape": row_format, "rows": count, "columns": list(columns)[:_COLUMNS], "sample": sample}
 
 
-def _sample(source: SourceOptions, shape: str, row: dict[str, Any]) -> Canonical | None:
-    """The row in canonical form, or the first that it expands into; None for a bad row."""
+def _sample(source: SourceOptions, row_format: str, row: dict[str, Any]) -> Canonical | None:
+    """The row in canonical form, the first one if it expands; None for a bad row."""
     try:
-        canonical = column_mapping.converter(source, shape)(row)[0]
+        canonical = column_mapping.make_converter(source, row_format)(row)[0]
     except (ValueError, IndexError):
         return None
     return {name: value for name, value in canonical.items() if name != "columns"}

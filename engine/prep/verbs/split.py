@@ -1,4 +1,4 @@
-"""`cockpit data split`: rows held out for validation and test, no near-duplicate across the border."""
+"""`cockpit data split`: holds out rows for validation and test; similar rows stay in the same part."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import argparse
 from typing import Any
 
 from engine.options.data import DedupOptions, SplitOptions
-from engine.prep.stages.context import once
+from engine.prep.stages.context import run_once
 from engine.prep.stages.split import PARTS, split
-from engine.prep.stages.standalone import Progress, opened, options_of, out_of, publish
+from engine.prep.stages.standalone import Progress, open_rows, output_folder, parse_options, publish
 from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, train, validation, test, rejected[, strata], directory}`: `rows` = `train` + `validation` + `test` + `rejected`. Raises ValueError."""
-    options = options_of(
+    """`{rows, train, validation, test, rejected[, strata], directory}`: `rows` = `train` + `validation` + `test` +
+    `rejected`.
+
+    Raises ValueError.
+    """
+    options = parse_options(
         SplitOptions,
         "split",
         (),
@@ -23,9 +27,11 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
         stratify_by=arguments.stratify_by,
         seed=arguments.seed,
     )
-    with opened(home, "split", arguments, options.model_dump(), progress) as found:
+    with open_rows(home, "split", arguments, options.model_dump(), progress) as found:
         out = {part: found.context.folder / part for part in PARTS}
-        counts = once(found.context, "split", lambda context: split(found.rows, out, options, DedupOptions(), context))
+        counts = run_once(
+            found.context, "split", lambda context: split(found.rows, out, options, DedupOptions(), context)
+        )
         report = {
             "rows": found.counts["read"],
             **{part: counts[part] for part in PARTS},
@@ -33,5 +39,5 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
             **({"strata": counts["strata"]} if options.stratify_by else {}),
         }
         return publish(
-            out_of(arguments), {f"{part}.jsonl": path for part, path in out.items()}, [found.rejects], report
+            output_folder(arguments), {f"{part}.jsonl": path for part, path in out.items()}, [found.rejects], report
         )

@@ -15,11 +15,12 @@ from typing import Any
 
 from engine.models import targets
 from engine.models.folders import has_tokenizer
-from engine.prep.read_rows import Rejects
+from engine.prep import detect_format
+from engine.prep.rows import Rejects
 from engine.prep.stages import source_files
 from engine.prep.stages.context import default_processes
-from engine.prep.stages.standalone import Progress, opened, out_of, source_of
-from engine.prep.stages.validate import shape_of
+from engine.prep.stages.standalone import Progress, open_rows, output_folder, parse_source
+from engine.prep.stages.validate import find_format
 from engine.protocol.home import Home, sync
 from engine.protocol.messages import Problem, ProblemError
 from engine.storage import cache
@@ -28,27 +29,30 @@ _REPORT = "report.json"
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, tokens, trained_tokens, seconds, directory}`, what was rejected, truncated and masked, and `sequences` of a joined set.
+    """`{rows, tokens, trained_tokens, seconds, directory}`, the rows rejected, truncated and masked, and `sequences`
+    for a joined set.
 
-    `seconds` are those from rows to tokens on disk, without the loading of libraries and tokenizer. The folder appears when it is
-    complete, with `rejects.jsonl` and `report.json` in it; the same command on the same files again finds it done. `--blocks` also leaves
-    flat files there (see `flat`). Raises ValueError, ProblemError.
+    `seconds` is the time from rows to tokens on disk, without loading libraries and tokenizer. The folder appears when
+    it is complete, with `rejects.jsonl` and `report.json` in it; repeating the command on the same files finds it done.
+    `--blocks` also writes flat files (see `token_file`). Raises ValueError, ProblemError.
     """
     if arguments.packing and arguments.blocks:
         raise ValueError("--packing keeps rows whole and --blocks cuts them: choose one")
     if arguments.max_length < 8:
         raise ValueError(f"--max-length {arguments.max_length}: at least 8 tokens")
-    out = out_of(arguments)
+    out = output_folder(arguments)
     tokenizer_folder = find_tokenizer(arguments.model, home, progress)
-    with rows_of(home, "tokenize", arguments, tokenizer_folder, progress) as rows:
-        report = _report(out)
+    with open_input(home, "tokenize", arguments, tokenizer_folder, progress) as rows:
+        report = _read_report(out)
         if report and report["key"] == rows.key:
             return {name: value for name, value in report.items() if name != "key"}
         draft = out.with_name(f".{out.name}.tokenize")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         try:
-            report = _make(arguments, load(tokenizer_folder), rows, draft, progress) | {"directory": str(out)}
+            report = _tokenize(arguments, load_tokenizer(tokenizer_folder), rows, draft, progress) | {
+                "directory": str(out)
+            }
             (draft / _REPORT).write_text(json.dumps({**report, "key": rows.key}, ensure_ascii=False), encoding="utf-8")
             _publish(draft, out)
         finally:
@@ -57,18 +61,18 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What is tokenised: JSONL files of rows, or of placed rows where there are `files`, with their shapes (see `tokenize_rows`)."""
+class TokenizeInput:
+    """JSONL files of rows, or of placed rows if there are `files`, with their formats (see `tokenize_rows`)."""
 
     paths: list[Path]
     files: Sequence[str]
-    kinds: Sequence[str | None]
+    formats: Sequence[str | None]
     rejects: Path | None
-    """Rows that were bad before they came to be tokenised."""
+    """The rows that were rejected before tokenisation."""
     read: int
     work: Path
     processes: int
-    wanted: str
+    kind: str
     """Their kind, as a method's `Options.rows` names it."""
     loss_on: str
     key: str
@@ -76,61 +80,71 @@ class Rows:
 
 
 @contextmanager
-def rows_of(
+def open_input(
     home: Home, verb: str, arguments: argparse.Namespace, tokenizer_folder: Path, progress: Progress
-) -> Iterator[Rows]:
-    """The rows of FILE, and a folder to work in, where a killed verb of the same files and settings goes on. Raises ValueError.
+) -> Iterator[TokenizeInput]:
+    """The rows of FILE, and a work folder where a killed command with the same files and settings is continued. Raises
+    ValueError.
 
-    JSONL files of one shape are read where they lie; others are read and checked first.
+    JSONL files of one format are read in place; others are read and validated first.
     """
-    source = source_of(arguments)
-    paths = source_files.paths(source, Path.cwd(), home, progress)
+    source = parse_source(arguments)
+    paths = source_files.list_paths(source, Path.cwd(), home, progress)
     tokenizer = {name: tokenizer_folder / name for name in cache.TOKENIZER_FILES if (tokenizer_folder / name).is_file()}
     settings = {
-        "tokenizer": cache.digests(tokenizer, lambda _: None),
+        "tokenizer": cache.file_digests(tokenizer, lambda _: None),
         **{name: getattr(arguments, name, None) for name in ("max_length", "loss_on", "packing", "blocks")},
     }
     processes = arguments.processes or default_processes()
-    kinds = {shape_of(source, path) for path in paths}
-    how = wanted_of(kinds), loss_on_of(arguments.loss_on, kinds)
-    if len(kinds) == 1 and all(path.suffix.lower() == ".jsonl" for path in paths):
+    formats = {find_format(source, path) for path in paths}
+    how = find_kind(formats), choose_loss_on(arguments.loss_on, formats)
+    if len(formats) == 1 and all(path.suffix.lower() == ".jsonl" for path in paths):
         total = sum(path.stat().st_size for path in paths)
         files = {str(number): path for number, path in enumerate(paths)}
-        told = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
-        key = cache.key(files, told, lambda done: progress("reading", done, total))
-        with cache.workshop(home, key) as work:
-            yield Rows(paths, (), sorted(kinds), None, 0, work, processes, *how, key)
+        made_of = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
+        key = cache.entry_key(files, made_of, lambda done: progress("reading", done, total))
+        with cache.work_folder(home, key) as work:
+            yield TokenizeInput(paths, (), sorted(formats), None, 0, work, processes, *how, key)
         return
-    with opened(home, verb, arguments, settings, progress) as found:
+    with open_rows(home, verb, arguments, settings, progress) as found:
         context = found.context
         read = found.counts["rejected"]
-        yield Rows(
-            [found.rows], context.files, context.shapes, found.rejects, read, context.folder, processes, *how, context.folder.name
+        yield TokenizeInput(
+            [found.rows], context.files, context.formats, found.rejects, read, context.folder, processes, *how, context.folder.name
         )  # fmt: skip
 
 
-def wanted_of(shapes: Collection[str | None]) -> str:
-    """The kind of rows, as a method's `Options.rows` names it, that files of these shapes hold; mixed ones are taken for conversations."""
-    if set(shapes) == {"preference"}:
-        return "pairs"
-    return "judged" if set(shapes) == {"kto"} else "tokens"
+def find_kind(formats: Collection[str | None]) -> str:
+    """The kind of rows (a method's `Options.rows`) in files of these formats; mixed files count as conversations."""
+    kinds = _kinds(formats)
+    return kinds.pop() if kinds in ({"pairs"}, {"judged"}) else "tokens"
 
 
-def loss_on_of(asked: str, shapes: Collection[str | None]) -> str:
-    """`auto` trains plain text whole, all else by the assistant's turns."""
-    return asked if asked != "auto" else "all" if set(shapes) == {"text"} else "assistant"
+def choose_loss_on(loss_on: str, formats: Collection[str | None]) -> str:
+    """Resolves `auto`: plain text is trained whole, other rows by the assistant's turns."""
+    if loss_on != "auto":
+        return loss_on
+    return "all" if _kinds(formats) == {"text"} else "assistant"
 
 
-def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path, progress: Progress) -> dict[str, Any]:
+def _kinds(formats: Collection[str | None]) -> set[str]:
+    """The kinds of these formats; None stands for canonical rows."""
+    return {detect_format.find_kind(name) if name else "conversations" for name in formats}
+
+
+def _tokenize(
+    arguments: argparse.Namespace, tokenizer: Any, rows: TokenizeInput, draft: Path, progress: Progress
+) -> dict[str, Any]:
     import datasets  # noqa: F401 - the time of loading it is not that of tokenising
 
     from engine.prep import token_file, token_store
-    from engine.prep.tokenize import WHOLE, tokenize_rows
+    from engine.prep.token_rows import UNLIMITED
+    from engine.prep.tokenize_files import tokenize_rows
 
     began = time.perf_counter()
     joined = arguments.packing or arguments.blocks
-    if joined and rows.wanted != "tokens":
-        raise ValueError("preference rows stand alone: leave out --packing and --blocks")
+    if joined and rows.kind != "tokens":
+        raise ValueError("preference rows cannot be joined: leave out --packing and --blocks")
     plain = rows.work / "plain" if joined else draft
     with (draft / "rejects.jsonl").open("w", encoding="utf-8") as file:
         if rows.rejects:
@@ -142,18 +156,18 @@ def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path
             plain,
             tokenizer,
             rows.loss_on,
-            WHOLE if arguments.blocks else arguments.max_length,
+            UNLIMITED if arguments.blocks else arguments.max_length,
             rejects,
             rows.work,
             rows.processes,
             partial(progress, "tokenising"),
             rows.files,
-            rows.kinds,
-            wanted=rows.wanted,
+            rows.formats,
+            kind=rows.kind,
         )
     counts = made.counts
     if not counts.rows:
-        raise ValueError(_nothing(arguments, rows, rejects, counts.masked))
+        raise ValueError(_explain_empty(arguments, rows, rejects, counts.masked))
     report = {
         "rows": counts.rows,
         "tokens": counts.tokens,
@@ -171,7 +185,7 @@ def _make(arguments: argparse.Namespace, tokenizer: Any, rows: Rows, draft: Path
     return {**report, "seconds": time.perf_counter() - began}
 
 
-def _nothing(arguments: argparse.Namespace, rows: Rows, rejects: Rejects, masked: int) -> str:
+def _explain_empty(arguments: argparse.Namespace, rows: TokenizeInput, rejects: Rejects, masked: int) -> str:
     if masked:
         return (
             f"all {masked} rows are cut at {arguments.max_length} tokens before their reply begins: raise --max-length"
@@ -181,8 +195,8 @@ def _nothing(arguments: argparse.Namespace, rows: Rows, rejects: Rejects, masked
     return f"{arguments.file} holds no good row" + (f"; {rows.read} are bad" if rows.read else "")
 
 
-def _report(out: Path) -> dict[str, Any]:
-    """What an earlier run has left at `out`. Raises ValueError when something else is there."""
+def _read_report(out: Path) -> dict[str, Any]:
+    """The report of an earlier run in `out`, empty without one. Raises ValueError if `out` contains anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return {}
     try:
@@ -190,7 +204,7 @@ def _report(out: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         content = {}
     if "key" not in content or not (out / "state.json").is_file():
-        raise ValueError(f"--out {out} is there and was not made by this verb; name a new folder")
+        raise ValueError(f"--out {out} exists and was not made by this command; name a new folder")
     return content
 
 
@@ -208,7 +222,7 @@ def _publish(draft: Path, out: Path) -> None:
 
 
 def find_tokenizer(target: str, home: Home, progress: Progress) -> Path:
-    """The folder of a TARGET's tokenizer; a catalogue model is pulled. Raises ProblemError."""
+    """The folder of a TARGET's tokenizer; a model in the catalogue is pulled. Raises ProblemError."""
     found = targets.resolve(target, home, Path.cwd())
     found = targets.fetch(found, home, lambda _name, done, total: progress("pulling", done, total))
     for folder in filter(None, (found.adapter, None if found.on_hub else Path(found.base))):
@@ -231,7 +245,7 @@ def find_tokenizer(target: str, home: Home, progress: Progress) -> Path:
     )
 
 
-def load(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer. Raises ProblemError."""
     from engine.prep.base_model import load_tokenizer
 

@@ -1,4 +1,4 @@
-"""`cockpit tokenizer train`: a tokenizer from data files of any shape."""
+"""`cockpit tokenizer train`: trains a tokenizer on data files of any format."""
 
 from __future__ import annotations
 
@@ -21,32 +21,35 @@ from engine.models.folders import has_tokenizer
 from engine.options.data import SourceOptions
 from engine.prep import read_rows, tokenizer_training
 from engine.prep.base_model import load_tokenizer
-from engine.prep.tokenizer_training import RECORD, text_of
+from engine.prep.formats.canonical import all_text
+from engine.prep.rows import Rejects, Row
+from engine.prep.tokenizer_training import RECORD
 from engine.protocol.home import Home, sync
 from engine.protocol.messages import Problem, ProblemError
 
 HELD_OUT = 1000
-"""Texts kept from training to measure compression on, at most; a tenth of few texts."""
+"""Texts that are held out to measure compression, at most, and at most a tenth of all texts."""
 _MEASURED = 20_000
 """Characters of a held-out text that are measured."""
 _TOLD = 500
-"""Rows between two words of progress."""
+"""Rows between two progress reports."""
 
 Progress = Callable[[str, int, int], None]
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{directory, size, kind, samples, held_out, rejected, notes, compression: {name: {…}}}`. Raises ValueError, ProblemError."""
+    """`{directory, size, kind, samples, held_out, rejected, notes, compression: {name: {…}}}`. Raises ValueError,
+    ProblemError."""
     out = Path(arguments.out).expanduser().absolute()
     if out.exists() and not (out / RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and is no tokenizer of this verb: name a new folder")
+        raise ValueError(f"{out} exists and is not a tokenizer that this command has made: name a new folder")
     if arguments.samples < 1:
         raise ValueError("--samples must be at least 1")
-    others = _others(home, arguments.compare)
-    template = _template(arguments.template)
+    others = _load_others(home, arguments.compare)
+    template = _read_template(arguments.template)
     files = Texts(arguments.files, arguments.seed, progress)
     count = files.count()
-    chosen, held = choose(count, arguments.samples, arguments.seed)
+    chosen, held = sample_rows(count, arguments.samples, arguments.seed)
     tokenizer = tokenizer_training.train(
         files.take(chosen, "training"),
         kind=arguments.kind,
@@ -55,7 +58,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
         template=template,
         byte_fallback=not arguments.no_byte_fallback,
     )
-    # Few rows leave none to hold out: compression on what was learnt is better than none, and is said to be that.
+    # With few rows none are held out: compression is then measured on the training texts, and a note says so.
     measured = [text[:_MEASURED] for text in files.take(held or chosen, "measuring")]
     result = {
         "size": len(tokenizer),
@@ -63,9 +66,9 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
         "samples": len(chosen),
         "held_out": len(held),
         "rejected": files.rejected,
-        "notes": tokenizer_training.notes(tokenizer, arguments.size),
-        "compression": tokenizer_training.compression(
-            {out.name: tokenizer} | {_beside(name, out.name): each for name, each in others.items()}, measured
+        "notes": tokenizer_training.list_notes(tokenizer, arguments.size),
+        "compression": tokenizer_training.measure_compression(
+            {out.name: tokenizer} | {_label_compared(name, out.name): each for name, each in others.items()}, measured
         ),
     }
     if not held:
@@ -74,7 +77,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     return {"directory": str(out), **result}
 
 
-def _template(file: str | None) -> str | None:
+def _read_template(file: str | None) -> str | None:
     if file is None:
         return None
     try:
@@ -85,19 +88,19 @@ def _template(file: str | None) -> str | None:
         raise ValueError(f"{file} is not UTF-8; --template takes a Jinja file")
 
 
-def _beside(name: str, own: str) -> str:
+def _label_compared(name: str, own: str) -> str:
     return f"{name} (compared)" if name == own else name
 
 
-def choose(count: int, samples: int, seed: int) -> tuple[set[int], set[int]]:
-    """Numbers of the rows to learn from and to hold out: a seeded sample of `count` rows without replacement."""
+def sample_rows(count: int, samples: int, seed: int) -> tuple[set[int], set[int]]:
+    """The numbers of the rows to train on and to hold out: a seeded sample of `count` rows without replacement."""
     held = min(HELD_OUT, count // 10)
     numbers = Random(seed).sample(range(count), min(count, samples + held))
     return set(numbers[held:]), set(numbers[:held])
 
 
 class Texts:
-    """The texts of files, streamed anew each time: they need not fit in memory."""
+    """The texts of files, streamed again each time, so they need not fit in memory."""
 
     def __init__(self, files: list[str], seed: int, progress: Progress) -> None:
         self.sources = [SourceOptions(source=file) for file in files]
@@ -105,8 +108,8 @@ class Texts:
         self.rejected = 0
 
     def count(self) -> int:
-        """Good rows. Raises ProblemError when there is none."""
-        rejects = read_rows.Rejects(lambda _: None)
+        """The number of good rows. Raises ProblemError if there are none."""
+        rejects = Rejects(lambda _: None)
         count = 0
         for _ in self._read(rejects):
             count += 1
@@ -123,18 +126,18 @@ class Texts:
         self.rejected = rejects.count
         return count
 
-    def take(self, numbers: set[int], phase: str) -> _Taken:
-        return _Taken(self, numbers, phase)
+    def take(self, numbers: set[int], phase: str) -> _Selection:
+        return _Selection(self, numbers, phase)
 
     def texts(self) -> Iterator[str]:
-        return (text_of(row.content) for row in self._read(read_rows.Rejects(lambda _: None)))
+        return (all_text(row.content) for row in self._read(Rejects(lambda _: None)))
 
-    def _read(self, rejects: read_rows.Rejects) -> Iterator[read_rows.Row]:
+    def _read(self, rejects: Rejects) -> Iterator[Row]:
         return read_rows.read(self.sources, Path.cwd(), rejects, self.seed, lambda _: None)
 
 
-class _Taken:
-    """Those texts of a set that have these numbers; may be gone through more than once."""
+class _Selection:
+    """The texts with these numbers; can be iterated more than once."""
 
     def __init__(self, texts: Texts, numbers: set[int], phase: str) -> None:
         self.all, self.numbers, self.phase = texts, numbers, phase
@@ -149,18 +152,18 @@ class _Taken:
                 yield text
 
 
-def _others(home: Home, names: list[str]) -> dict[str, Any]:
-    """Tokenizers to compare with, by name: those asked for, else the catalogue's that are here."""
+def _load_others(home: Home, names: list[str]) -> dict[str, Any]:
+    """Tokenizers to compare with, by name: the requested ones, or else those of the pulled catalogue models."""
     names = names or [name for name in CATALOGUE if has_tokenizer(home.models / name)]
     found: dict[str, Any] = {}
     for name in names:
-        label, folder = _tokenizer_of(name, home)
+        label, folder = _find_tokenizer(name, home)
         found[label] = load_tokenizer(folder, "auto", Path.cwd(), trust_remote_code=False)
     return found
 
 
-def _tokenizer_of(name: str, home: Home) -> tuple[str, Path]:
-    """Label and folder of a tokenizer: of a folder that holds one, a model or not, or of a target. Raises ProblemError."""
+def _find_tokenizer(name: str, home: Home) -> tuple[str, Path]:
+    """Label and folder of a tokenizer, named by a folder or by any target. Raises ProblemError."""
     folder = Path(name).expanduser().absolute()
     if has_tokenizer(folder):
         return folder.name, folder
@@ -180,9 +183,9 @@ def _tokenizer_of(name: str, home: Home) -> tuple[str, Path]:
 
 
 def _save(tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
-    """Write the folder as a whole, in place of an earlier one."""
+    """Write the folder atomically, replacing an earlier one."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(out)
+    _remove_stale(out)
     draft, old = (out.with_name(f".{out.name}.{kind}.{os.getpid()}") for kind in ("draft", "old"))
     try:
         tokenizer.save_pretrained(draft)
@@ -198,8 +201,8 @@ def _save(tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(out: Path) -> None:
-    """Remove what killed processes have left beside `out`."""
+def _remove_stale(out: Path) -> None:
+    """Remove drafts that killed processes have left beside `out`."""
     for path in out.parent.glob(f".{glob.escape(out.name)}.*"):
         left = re.fullmatch(r"(?:draft|old)\.(\d+)", path.name.removeprefix(f".{out.name}."))
         if left and not psutil.pid_exists(int(left[1])):

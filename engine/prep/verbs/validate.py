@@ -1,4 +1,5 @@
-"""`cockpit data validate`: every bad row of a file, a folder or a glob, with file, line, byte offset and reason."""
+"""`cockpit data validate`: lists the bad rows of a file, a folder or a glob, with file, line, byte offset and
+reason."""
 
 from __future__ import annotations
 
@@ -8,17 +9,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engine.prep.stages.standalone import Opened, Progress, opened, out_of, publish
+from engine.prep.stages.standalone import CheckedRows, Progress, open_rows, output_folder, publish
 from engine.protocol.home import Home
 from engine.storage import cache
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, good, rejected, reasons, rejects}`; `rows` = `good` + `rejected`, `reasons` by class, `rejects` the path of the bad rows' file.
+    """`{rows, good, rejected, reasons, rejects}`: `rows` = `good` + `rejected`; `reasons` by class; `rejects` is the
+    file of the bad rows.
 
-    With `--out` it lies there, beside rows.jsonl (the good rows) and report.json; without, in the home's cache. Raises ValueError.
+    With `--out` that file is in the given folder, beside rows.jsonl (the good rows) and report.json, else in the home's
+    cache. Raises ValueError.
     """
-    with opened(home, "validate", arguments, {}, progress) as found:
+    with open_rows(home, "validate", arguments, {}, progress) as found:
         report = {
             "rows": found.counts["read"],
             "good": found.counts["good"],
@@ -26,17 +29,17 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
             "reasons": found.counts["reasons"],
         }
         if arguments.out is None:
-            return {**report, "rejects": str(_kept(home, found))}
-        out = out_of(arguments)
+            return {**report, "rejects": str(_cache_rejects(home, found))}
+        out = output_folder(arguments)
         publish(out, {"rows.jsonl": found.rows}, [found.rejects], report)
         return {**report, "rejects": str(out / "rejects.jsonl"), "directory": str(out)}
 
 
-def _kept(home: Home, found: Opened) -> Path:
-    """The rejects in the cache, under a name that hangs on what they are."""
-    name = "rejects-" + cache.key({"rejects": found.rejects}, {}, lambda _: None)
+def _cache_rejects(home: Home, found: CheckedRows) -> Path:
+    """Keep the rejects in the cache, under a hash of their content; returns the file."""
+    name = "rejects-" + cache.entry_key({"rejects": found.rejects}, {}, lambda _: None)
     if not (home.cache / name).is_dir():
-        with cache.entry(home, name) as folder:
+        with cache.new_entry(home, name) as folder:
             shutil.copyfile(found.rejects, folder / "rejects.jsonl")
             (folder / "report.json").write_text(json.dumps(found.counts, ensure_ascii=False), encoding="utf-8")
     return home.cache / name / "rejects.jsonl"

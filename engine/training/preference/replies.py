@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from engine.models.loss import PickedHead
 from engine.models.segments import Segments
-from engine.prep.batching import IGNORED, collate_flat, collate_padded
+from engine.prep.batching import collate_flat, collate_padded
+from engine.prep.token_rows import MASKED
 from engine.protocol.journal import Warn
 from engine.training.dropout import PooledDropout
 from engine.training.methods.base import Batch, Method, MethodSetup
@@ -24,14 +25,14 @@ Row = dict[str, list[int]]
 
 def sequence(prompt: list[int], reply: list[int], whole: bool = False) -> Row:
     """Ids and labels of a prompt with a reply: the reply's tokens have labels, with `whole` the prompt's too."""
-    return {"input_ids": prompt + reply, "labels": (prompt if whole else [IGNORED] * len(prompt)) + reply}
+    return {"input_ids": prompt + reply, "labels": (prompt if whole else [MASKED] * len(prompt)) + reply}
 
 
 def collate_sequences(rows: list[Row], flat: bool) -> dict[str, Any]:
     """`rows.collate_flat` or `collate_padded`, and `counts`: the number of labelled tokens of each sequence, its first never being one."""
     collated = (collate_flat if flat else collate_padded)(rows)
     del collated["rows"]
-    return collated | {"counts": [sum(label != IGNORED for label in row["labels"][1:]) for row in rows]}
+    return collated | {"counts": [sum(label != MASKED for label in row["labels"][1:]) for row in rows]}
 
 
 def collate_pairs(rows: list[Row], flat: bool) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import pytest
 
 from engine.models import tokenizers
 from engine.models.template_lock import find_turn_ends
-from engine.prep.read_rows import Rejects, Row
+from engine.prep.rows import Rejects, Row
 from engine.prep.templates import ChatTokenizer
-from engine.prep.tokenize import MASKED, WHOLE, Counts, Tokenizing, tokenize
+from engine.prep.token_rows import MASKED, UNLIMITED, Counts
+from engine.prep.tokenize import RowTokenizer, tokenize
 from tests.models.glm.folders import golden, original
 
 
@@ -35,7 +36,7 @@ def rows(
     reasons: dict[int, str] = {}
     rejects = Rejects(lambda line: reasons.update({json.loads(line)["line"]: json.loads(line)["reason"]}))
     placed = [Row("rows.jsonl", at, 0, content) for at, content in enumerate(contents)]
-    found = list(tokenize(placed, Tokenizing(tokenizer, loss_on, WHOLE), rejects, Counts()))
+    found = list(tokenize(placed, RowTokenizer(tokenizer, loss_on, UNLIMITED), rejects, Counts()))
     trained = [[label for label in columns["labels"] if label != MASKED] for _, columns in found]
     return [columns["input_ids"] for _, columns in found], trained, reasons
 
