@@ -2,8 +2,8 @@
 
     python -m bench.app
 
-The app runs in a real pseudo-terminal beside a scripted run. Wall times grow when other programs use the cores, so each is measured in
-turn with something minimal, and the load average is saved with the figures.
+The app runs in a real pseudo-terminal beside a scripted run. Wall times grow when other programs use the cores, so each
+is measured in turn with something minimal, and the load average is saved with the figures.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ CHUNK = 512
 ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]P][^\x07\x1b]*(?:\x07|\x1b\\)|[()].|[=>78])")
 """Control sequences: what is left of a stream without them is painted."""
 WHOLE = "Esc closes"
-"""The help's foot. The target is the first paint of what a key does, so the help's head; when all of it stands is told beside it."""
+"""The help's foot. The target is the first paint of what a key does, so the help's head; when all of it stands is told
+beside it."""
 KEYS = {
     "y": (b"y", ["log ─╯"]),
     "+": (b"+", ["1/2 ─╯"]),
@@ -70,8 +71,8 @@ KEYS = {
     "?": (b"?", ["╭─ Help", WHOLE]),
     "escape": (b"\x1b", []),
 }
-"""Keys in the order they are pressed and what each paints in its turn: the foot of the chart, which comes after its curve; the help's
-head and foot. Those without are only the way back."""
+"""Keys in the order they are pressed and what each paints in its turn: the foot of the chart, which comes after its
+curve; the help's head and foot. Those without are only the way back."""
 
 
 class Terminal:
@@ -163,7 +164,8 @@ def rest(terminal: Terminal) -> tuple[float, float]:
 
 
 def press(terminal: Terminal, key: bytes, wanted: list[str]) -> list[float]:
-    """Milliseconds from the key to each of the paints on the slow link, which is drained for a second before and after."""
+    """Milliseconds from the key to each of the paints on the slow link, which is drained for a second before and
+    after."""
     terminal.read(1.0, rate=SLOW)
     began = time.perf_counter()
     os.write(terminal.master, key)

@@ -1,8 +1,8 @@
 """Speed of LoRA and QLoRA on the embedded model, compared with the defaults of trl and LLaMA-Factory.
 
-All sides have the same rows, model, adapter, learning rate and global batch; everything else is each one's default. Measured are real
-(unpadded) tokens a second, without the first step, and then the held-out loss after the same rows, by one plain evaluation. In each
-round every side runs once, in a process of its own, one after the other.
+All sides have the same rows, model, adapter, learning rate and global batch; everything else is each one's default.
+Measured are real (unpadded) tokens a second, without the first step, and then the held-out loss after the same rows, by
+one plain evaluation. In each round every side runs once, in a process of its own, one after the other.
 
     python -m bench.finetune ROWS.json --llamafactory /path/to/its/bin/python --rounds 3 --count 96
 """
@@ -74,7 +74,8 @@ def run_side(
     folder: Path,
     changes: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Fine-tune with one side (`name` or `name, change`), in a process of its own; its figures. The adapter is then in `folder`/adapter."""
+    """Fine-tune with one side (`name` or `name, change`), in a process of its own; its figures. The adapter is then in
+    `folder`/adapter."""
     side, *further = side.split(", ")
     command = [
         interpreter,

@@ -1,9 +1,9 @@
 """Speed of generation: one stream, a batch, the path of a token to the terminal, and a change of adapters.
 
-The embedded model replies greedily, with a fixed number of tokens, so that no reply ends early. One stream is compared with
-`model.generate` with default settings in each dtype, and with llama-cpp-python if an interpreter that has it is given; a batch is
-compared with a loop of `model.generate`. Sides alternate, and medians are reported. The GGUF file is the one from which the embedded
-model was dequantised: the same numbers in 4 bits.
+The embedded model replies greedily, with a fixed number of tokens, so that no reply ends early. One stream is compared
+with `model.generate` with default settings in each dtype, and with llama-cpp-python if an interpreter that has it is
+given; a batch is compared with a loop of `model.generate`. Sides alternate, and medians are reported. The GGUF file is
+the one from which the embedded model was dequantised: the same numbers in 4 bits.
 
     python -m bench.inference --llama PYTHON --gguf FILE
 """

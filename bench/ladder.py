@@ -1,8 +1,8 @@
 """What each of the training's optimisations gains: tokens a second and peak memory, one optimisation after the other.
 
-LoRA on the embedded model, 4 micro-batches of 4 rows a step, in float32 where this CPU is faster in it. Each of the first four settings
-adds one optimisation to the setting before; each of the others is tried on the fourth. A round runs every setting once, one after the
-other, in a process of its own.
+LoRA on the embedded model, 4 micro-batches of 4 rows a step, in float32 where this CPU is faster in it. Each of the
+first four settings adds one optimisation to the setting before; each of the others is tried on the fourth. A round runs
+every setting once, one after the other, in a process of its own.
 
     python -m bench.ladder ROWS.json --rounds 2 --count 96
 """

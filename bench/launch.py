@@ -1,9 +1,9 @@
 """Time from the command to the end of the first step: `cockpit train` compared with a bare `SFTTrainer` script.
 
-QLoRA of the embedded model on the same rows, each side with its defaults. cockpit runs two processes one after the other (rows are
-tokenised before any rank starts), checks the profile, and rehearses the longest batch; the script is one process. cockpit is measured
-with an engine that is already running, and without one. In each round every side runs once, one after the other. The first step is
-reported separately, since on a CPU it is most of the wait.
+QLoRA of the embedded model on the same rows, each side with its defaults. cockpit runs two processes one after the
+other (rows are tokenised before any rank starts), checks the profile, and rehearses the longest batch; the script is
+one process. cockpit is measured with an engine that is already running, and without one. In each round every side runs
+once, one after the other. The first step is reported separately, since on a CPU it is most of the wait.
 
     python -m bench.launch ROWS.json --rounds 3 --count 32
 """

@@ -1,9 +1,11 @@
-"""Speed and memory of preparing a generated JSONL of chats: rows a second of each stage, peak memory, cost for each row.
+"""Speed and memory of preparing a generated JSONL of chats: rows a second of each stage, peak memory, cost for each
+row.
 
-Every stage runs in a fresh interpreter, which imports its libraries first and reports it. Peak memory is the sum of the resident set
-sizes of that process and all its children, minus what each of them has after importing. (Mapped files count as resident while they are
-mapped; what processes share counts in each.) The cost for each row is in CPU seconds of all processes, imports included, over three
-decades of rows. The line is fitted by least squares with equal weights: seconds = fixed + per_row × rows.
+Every stage runs in a fresh interpreter, which imports its libraries first and reports it. Peak memory is the sum of the
+resident set sizes of that process and all its children, minus what each of them has after importing. (Mapped files
+count as resident while they are mapped; what processes share counts in each.) The cost for each row is in CPU seconds
+of all processes, imports included, over three decades of rows. The line is fitted by least squares with equal weights:
+seconds = fixed + per_row × rows.
 
     python -m bench.prep [--size 2e9] [--processes 2] [--decades 3]
 """
@@ -72,7 +74,8 @@ def main() -> None:
 
 
 def generate(path: Path, size: int) -> int:
-    """A JSONL of alpaca rows of at least `size` bytes, some of them repeated. Returns the number of rows. The same every time."""
+    """A JSONL of alpaca rows of at least `size` bytes, some of them repeated. Returns the number of rows. The same
+    every time."""
     chance = random.Random(7)
     syllables = [
         first + second for first in "bcdfghjklmnprstvwz" for second in ("a", "e", "i", "o", "u", "an", "er", "is")

@@ -1,8 +1,8 @@
 """Sixteen requests at a time to `cockpit serve`, compared with a loop of `model.generate` over the same prompts.
 
-The embedded model replies greedily with 64 tokens, in float32 on both sides without a GPU, else in bfloat16. The server is a process of
-its own, and the `openai` client streams from it over HTTP. While one side works the other is idle; rounds alternate. transformers' own
-continuous batching (`generate_batch`) is measured beside both.
+The embedded model replies greedily with 64 tokens, in float32 on both sides without a GPU, else in bfloat16. The server
+is a process of its own, and the `openai` client streams from it over HTTP. While one side works the other is idle;
+rounds alternate. transformers' own continuous batching (`generate_batch`) is measured beside both.
 
     python -m bench.serving
 """

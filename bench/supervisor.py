@@ -1,4 +1,5 @@
-"""Speed of the supervisor: the round trip of a command, events a second received and stored, a million points on attaching.
+"""Speed of the supervisor: the round trip of a command, events a second received and stored, a million points on
+attaching.
 
 python -m bench.supervisor
 """

@@ -1,9 +1,9 @@
 """Rows/s of tokenising chats: cockpit, `datasets.map` with the bare fast tokenizer, and LLaMA-Factory's preprocessing.
 
-The same alpaca rows, tokenizer, length and number of processes for all; each measurement runs in a fresh interpreter, and the
-sides alternate. The clock runs from loaded libraries and tokenizer to tokens on disk (Arrow), start of processes included.
-`datasets.map` gets its rows already in Arrow and makes no labels; the others begin with the JSONL file. For LLaMA-Factory its
-tokenising alone is reported too. CPU seconds are those of all processes.
+The same alpaca rows, tokenizer, length and number of processes for all; each measurement runs in a fresh interpreter,
+and the sides alternate. The clock runs from loaded libraries and tokenizer to tokens on disk (Arrow), start of
+processes included. `datasets.map` gets its rows already in Arrow and makes no labels; the others begin with the JSONL
+file. For LLaMA-Factory its tokenising alone is reported too. CPU seconds are those of all processes.
 
     python -m bench.tokenize ROWS.json --llamafactory /path/to/its/bin/python
     python -m bench.tokenize ROWS.json --recombine …    no row twice: sentences of all replies, drawn anew for each row

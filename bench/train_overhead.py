@@ -1,8 +1,8 @@
 """What journaling, steering and heartbeats cost a training step, compared with the same trainer without them.
 
-A tiny model makes the step so short that the cost shows, in milliseconds a step of wall time and CPU time; these are then compared with
-a step of the demo. Both sides run in one process, in turn. The supervisor's own cost is added: its CPU seconds beside a run that
-reports at the demo's pace, with an app attached.
+A tiny model makes the step so short that the cost shows, in milliseconds a step of wall time and CPU time; these are
+then compared with a step of the demo. Both sides run in one process, in turn. The supervisor's own cost is added: its
+CPU seconds beside a run that reports at the demo's pace, with an app attached.
 
     python -m bench.train_overhead --demo-step 4.0
 """
@@ -59,7 +59,8 @@ def main() -> None:
 
 
 def _supervisor_seconds(step: float) -> float:
-    """CPU seconds of the supervisor for each of a scripted run's steps of `step` seconds, a client listening to all of it."""
+    """CPU seconds of the supervisor for each of a scripted run's steps of `step` seconds, a client listening to all of
+    it."""
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(Home(Path(folder, "home")).create())
         try:

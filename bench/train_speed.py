@@ -1,7 +1,8 @@
 """Real (unpadded) tokens a second of the demo's training, compared with trl's `SFTTrainer` with its defaults.
 
-Both sides have the same rows, model, NF4 base, adapter and global batch. In each round every side runs once, in a process of its own;
-the first step is not counted. CPU time is reported beside wall time, because it is steadier on a shared machine.
+Both sides have the same rows, model, NF4 base, adapter and global batch. In each round every side runs once, in a
+process of its own; the first step is not counted. CPU time is reported beside wall time, because it is steadier on a
+shared machine.
 
     python -m bench.train_speed --rounds 3 --steps 4
 """

@@ -2,8 +2,8 @@
 
     python data/make_triples.py          writes train.jsonl, dev.jsonl, test.jsonl beside this file
 
-Seeded: the same bytes each time. People and things are invented. `dev` and `test` speak of names that `train` never mentions, so
-that a good score means reading the sentence, not remembering it. No two rows state the same facts.
+Seeded: the same bytes each time. People and things are invented. `dev` and `test` speak of names that `train` never
+mentions, so that a good score means reading the sentence, not remembering it. No two rows state the same facts.
 """
 
 # ruff: noqa: SIM905 - pools of names read better as words than as forty pairs of quotes

@@ -26,7 +26,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for _name, _value in WORKER_DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts what it puts into the background so, and children would inherit it: ctrl+c is what some tests are about.
+    # A shell starts what it puts into the background so, and children would inherit it: ctrl+c is what some tests are
+    # about.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -82,8 +83,8 @@ _frozen = 0
 def pytest_runtest_setup() -> None:
     """Take what the libraries have created so far out of the garbage collector's sight.
 
-    torch and transformers leave half a million objects. A run calls `gc.collect()` several times, which walks them all: 0.6 s of a core each
-    time, more than a run of the tiny model computes.
+    torch and transformers leave half a million objects. A run calls `gc.collect()` several times, which walks them all:
+    0.6 s of a core each time, more than a run of the tiny model computes.
     """
     global _frozen
     if len(sys.modules) > _frozen + 50:
@@ -93,7 +94,8 @@ def pytest_runtest_setup() -> None:
 
 
 LONGEST = ("training", "cli", "serving", "inference", "faults")
-"""Folders that hold the longest files. They are begun first, so that no worker has one left when the others have ended."""
+"""Folders that hold the longest files. They are begun first, so that no worker has one left when the others have
+ended."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

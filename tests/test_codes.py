@@ -1,4 +1,5 @@
-"""Code compares codes, never words: read from the source with `ast`, and the table of codes held to what the source uses."""
+"""Code compares codes, never words: read from the source with `ast`, and the table of codes held to what the source
+uses."""
 
 from __future__ import annotations
 

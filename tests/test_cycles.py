@@ -1,7 +1,7 @@
 """No file imports itself by way of others, wherever in the file the import stands.
 
-Between packages of the engine import-linter's layers say more (`pyproject.toml`). Within a package an import for type checkers alone is
-allowed: it ties two files together for a reader of their types, not for the interpreter.
+Between packages of the engine import-linter's layers say more (`pyproject.toml`). Within a package an import for type
+checkers alone is allowed: it ties two files together for a reader of their types, not for the interpreter.
 """
 
 from __future__ import annotations

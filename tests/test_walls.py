@@ -1,4 +1,5 @@
-"""The borders between packages, checked from outside: what a process has really loaded, and what the import contracts say."""
+"""The borders between packages, checked from outside: what a process has really loaded, and what the import contracts
+say."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def test_there_is_no_utils() -> None:
 
 
 def test_package_faces_are_empty_or_tables() -> None:
-    """`__init__.py` holds a docstring, and tables of strings where there is a choice: importing a package costs nothing."""
+    """`__init__.py` holds a docstring, and tables of strings where there is a choice: importing a package costs
+    nothing."""
     faces = [path for path in package_sources() if path.name == "__init__.py"]
     assert len(faces) > 10
     for path in faces:

@@ -15,7 +15,8 @@ def _cpu() -> float:
 
 @contextmanager
 def clock() -> Iterator[dict[str, float]]:
-    """`seconds` and `cpu_seconds` of the block are in the dictionary when it ends. Processes count once they have been waited for."""
+    """`seconds` and `cpu_seconds` of the block are in the dictionary when it ends. Processes count once they have been
+    waited for."""
     told: dict[str, float] = {}
     wall, cpu = time.perf_counter(), _cpu()
     yield told

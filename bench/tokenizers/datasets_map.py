@@ -1,4 +1,5 @@
-"""Tokenise as one would write it with `datasets` and a fast tokenizer: `datasets_map.py ROWS MODEL PROCESSES FOLDER`."""
+"""Tokenise as one would write it with `datasets` and a fast tokenizer: `datasets_map.py ROWS MODEL PROCESSES
+FOLDER`."""
 
 from __future__ import annotations
 

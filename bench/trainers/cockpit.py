@@ -1,7 +1,8 @@
-"""Fine-tune here: `cockpit.py ROWS MODEL QUANTIZATION FOLDER [K=V | ungrouped | head …]`: the prepare and train stages of a run.
+"""Fine-tune here: `cockpit.py ROWS MODEL QUANTIZATION FOLDER [K=V | ungrouped | head …]`: the prepare and train stages
+of a run.
 
-`ungrouped` takes the rows of a global batch as they come rather than by length; `head` keeps the output layer to trained positions where
-`training.optimizations` is false. Both are for `bench.ladder`.
+`ungrouped` takes the rows of a global batch as they come rather than by length; `head` keeps the output layer to
+trained positions where `training.optimizations` is false. Both are for `bench.ladder`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Fine-tune with LLaMA-Factory as it comes: `llamafactory.py ROWS MODEL QUANTIZATION FOLDER`, by an interpreter that has it."""
+"""Fine-tune with LLaMA-Factory as it comes: `llamafactory.py ROWS MODEL QUANTIZATION FOLDER`, by an interpreter that
+has it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Fine-tune with trl's `SFTTrainer` as it comes: `trl.py ROWS MODEL QUANTIZATION FOLDER [float32]`.
 
-As it comes it checkpoints gradients and computes in bfloat16, which most CPUs only emulate. `float32` is what a user may find who looks
-for the cause: both switched off.
+As it comes it checkpoints gradients and computes in bfloat16, which most CPUs only emulate. `float32` is what a user
+may find who looks for the cause: both switched off.
 """
 
 from __future__ import annotations

@@ -110,7 +110,8 @@ def test_a_client_sees_the_whole_curve_after_the_supervisor_was_killed(engine: E
 def test_a_hang_up_of_the_clients_terminal_reaches_neither_engine_nor_job(engine: Engine) -> None:
     run = engine.submit(steps=100_000)
     engine.wait_step(run, 5)
-    # Engine and job have sessions of their own: the terminal's hang-up goes to neither. Send it outright, to be sure of the engine.
+    # Engine and job have sessions of their own: the terminal's hang-up goes to neither. Send it outright, to be sure of
+    # the engine.
     os.kill(engine.process.pid, signal.SIGHUP)
     session = os.getsid(os.getpid())
     assert os.getsid(engine.process.pid) != session

@@ -1,4 +1,5 @@
-"""What only a card can show. `pytest -m gpu` on a machine that has one; skipped elsewhere. Not run so far: no card was to be had."""
+"""What only a card can show. `pytest -m gpu` on a machine that has one; skipped elsewhere. Not run so far: no card was
+to be had."""
 
 from __future__ import annotations
 

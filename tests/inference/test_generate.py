@@ -204,7 +204,8 @@ def test_a_prompt_in_chunks_gets_the_reply_of_generate(
 @pytest.mark.slow
 @pytest.mark.parametrize("reading", [True, False])
 def test_a_reply_is_cancelled_within_200_ms(model: Any, tokenizer: Any, reading: bool) -> None:
-    """While a prompt of 4500 tokens is read, or between tokens. Counted are seconds of this thread: other programs are at work too."""
+    """While a prompt of 4500 tokens is read, or between tokens. Counted are seconds of this thread: other programs are
+    at work too."""
     ids = prompt(tokenizer, "Tell me more. " * (1500 if reading else 1))
     clock = time.pthread_getcpuclockid(threading.get_ident())
     seconds = []

@@ -1,4 +1,5 @@
-"""A checkpoint whose template, tokens or stop tokens are no longer those of its training is refused wherever it is used, in the same words."""
+"""A checkpoint whose template, tokens or stop tokens are no longer those of its training is refused wherever it is
+used, in the same words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Pulling models from a hub that breaks off, refuses or is a mirror, and from the catalogue, by one process or several."""
+"""Pulling models from a hub that breaks off, refuses or is a mirror, and from the catalogue, by one process or
+several."""
 
 from __future__ import annotations
 

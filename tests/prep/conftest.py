@@ -41,7 +41,8 @@ ProfileOver = Callable[..., Profile]
 
 @pytest.fixture
 def profile_over(home: Home, tmp_path: Path) -> ProfileOver:
-    """`profile_over(rows, **data)`: a profile that trains on these rows; `data` are further keys of its data section."""
+    """`profile_over(rows, **data)`: a profile that trains on these rows; `data` are further keys of its data
+    section."""
 
     def make(
         rows: list[Any], validation: list[Any] | None = None, *overrides: str, file: str = "rows.jsonl", **data: Any

@@ -1,6 +1,7 @@
 """A real HTTP server on the loopback that speaks like an OpenAI-compatible service, and misbehaves when it is told to.
 
-`behave(number, body)` is asked for each request, numbered from 0 as they come: it returns what to do, one of the functions below.
+`behave(number, body)` is asked for each request, numbered from 0 as they come: it returns what to do, one of the
+functions below.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`cockpit data convert`: whole rows in another format, the rest named; killed and run again it gives the same bytes."""
+"""`cockpit data convert`: whole rows in another format, the rest named; killed and run again it gives the same
+bytes."""
 
 from __future__ import annotations
 

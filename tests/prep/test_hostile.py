@@ -34,7 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def survived(path: Path) -> list[readers.Record]:
-    """The records; whatever the file holds, each is good or says why not, and an error is a ValueError that names the file."""
+    """The records; whatever the file holds, each is good or says why not, and an error is a ValueError that names the
+    file."""
     records: list[readers.Record] = []
     try:
         records.extend(readers.read(path))

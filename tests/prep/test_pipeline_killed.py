@@ -1,4 +1,5 @@
-"""Killed at any moment, run again: byte for byte what an uninterrupted run leaves. Every stage, as a verb and in a profile."""
+"""Killed at any moment, run again: byte for byte what an uninterrupted run leaves. Every stage, as a verb and in a
+profile."""
 
 from __future__ import annotations
 

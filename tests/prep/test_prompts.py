@@ -1,4 +1,5 @@
-"""Conversations as prompts to answer: chat's own bytes, the reply they had beside them, whatever is left out counted."""
+"""Conversations as prompts to answer: chat's own bytes, the reply they had beside them, whatever is left out
+counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Readers: every record with its place, every bad one with its reason, whatever kind of file it is and however it is packed."""
+"""Readers: every record with its place, every bad one with its reason, whatever kind of file it is and however it is
+packed."""
 
 from __future__ import annotations
 

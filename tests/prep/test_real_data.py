@@ -1,4 +1,5 @@
-"""Real sets through detection, conversion, other shapes and rendering. They are no part of the checkout: they lie beside it.
+"""Real sets through detection, conversion, other shapes and rendering. They are no part of the checkout: they lie
+beside it.
 
 Without them these tests skip, saying so; where `CI` is `true` they fail, for then somebody counts on them.
 """

@@ -1,4 +1,5 @@
-"""Preference pairs and single judgements as tokens: prompt and reply together are the template's own text, whatever is cut is counted."""
+"""Preference pairs and single judgements as tokens: prompt and reply together are the template's own text, whatever is
+cut is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`model.tokenizer` in a profile: a tokenizer trained on the profile's own rows, or another's, before the tokens are made."""
+"""`model.tokenizer` in a profile: a tokenizer trained on the profile's own rows, or another's, before the tokens are
+made."""
 
 from __future__ import annotations
 

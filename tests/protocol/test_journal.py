@@ -84,7 +84,8 @@ writer.write(Metrics(attempt=1, step=step + 1, values={"train/loss": 0.5}))
 
 
 def test_a_write_that_the_disk_refuses_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    """The kernel refuses in the middle of a line (a size limit stands for the full disk); later the same line is taken."""
+    """The kernel refuses in the middle of a line (a size limit stands for the full disk); later the same line is
+    taken."""
     path = tmp_path / "events.jsonl"
     output = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True).stdout
     acknowledged, number, size = map(int, output.split())

@@ -1,8 +1,8 @@
 """A chat worker without a model: it answers with all that was said so far, a word at a time.
 
-The target `broken` cannot be loaded, the message `long` is answered until it is cancelled, `fail` is not answered but by `model-2`, `fill` takes
-more memory than there is, and a message of `SHAPES` with what it names.
-Every other target than the first answers `other` where it said `said`.
+The target `broken` cannot be loaded, the message `long` is answered until it is cancelled, `fail` is not answered but
+by `model-2`, `fill` takes more memory than there is, and a message of `SHAPES` with what it names. Every other target
+than the first answers `other` where it said `said`.
 """
 
 from __future__ import annotations

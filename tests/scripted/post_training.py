@@ -1,5 +1,5 @@
-"""The stages after training, without a model. `generation.seed` scripts it: 5 ends the evaluation with status 7 in the first attempt, 6 makes each
-stage take three seconds."""
+"""The stages after training, without a model. `generation.seed` scripts it: 5 ends the evaluation with status 7 in the
+first attempt, 6 makes each stage take three seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A prepare worker that has nothing to do. `generation.seed` of the profile scripts it: 1 fails, 2 takes ten seconds."""
+"""A prepare worker that has nothing to do. `generation.seed` of the profile scripts it: 1 fails, 2 takes ten
+seconds."""
 
 from __future__ import annotations
 

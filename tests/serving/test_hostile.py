@@ -130,7 +130,8 @@ def test_a_client_that_disconnects_leaves_no_job(served: Served) -> None:
 
 
 async def test_many_clients_of_all_kinds_leave_memory_flat(served: Served) -> None:
-    """64 clients at a time, five times over: readers, slow readers, some that leave early, some that only talk nonsense."""
+    """64 clients at a time, five times over: readers, slow readers, some that leave early, some that only talk
+    nonsense."""
     process, replies = served.process, set[str]()
 
     async def reader(client: openai.AsyncOpenAI, index: int) -> None:

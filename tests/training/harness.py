@@ -58,7 +58,8 @@ def make_model(folder: Path, hidden: int = 64) -> Path:
 
 
 def make_rows(count: int, seed: int) -> list[dict[str, list[int]]]:
-    """Rows of 6 to 30 tokens; the reply repeats the question, so there is something to learn. Half of each row is trained."""
+    """Rows of 6 to 30 tokens; the reply repeats the question, so there is something to learn. Half of each row is
+    trained."""
     generator = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -143,8 +144,9 @@ class Supervised:
         fault: str = "",
         cold: bool = False,
     ) -> None:
-        """The next attempt. `limit` is the largest file in bytes that the worker may write: a full disk, as far as it can tell.
-        `fault` is one of `faulty`'s. `cold`: by the command line that a launcher would use, rather than forked (see `warm`)."""
+        """The next attempt. `limit` is the largest file in bytes that the worker may write: a full disk, as far as it
+        can tell. `fault` is one of `faulty`'s. `cold`: by the command line that a launcher would use, rather than
+        forked (see `warm`)."""
         self.attempts += 1
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
         if fault:

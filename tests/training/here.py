@@ -1,4 +1,5 @@
-"""Training sessions in this process: the real session, journal and checkpoints, without the seconds that a worker needs to start."""
+"""Training sessions in this process: the real session, journal and checkpoints, without the seconds that a worker needs
+to start."""
 
 from __future__ import annotations
 

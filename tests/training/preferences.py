@@ -13,7 +13,8 @@ Rows = list[dict[str, list[int]]]
 
 
 def make_pairs(count: int, seed: int) -> Rows:
-    """Prompts of 4 to 12 of the first forty words; the chosen reply repeats them, the rejected one says some of the others."""
+    """Prompts of 4 to 12 of the first forty words; the chosen reply repeats them, the rejected one says some of the
+    others."""
     generator = random.Random(seed)
 
     def words(first: int, behind: int, low: int, high: int) -> list[int]:

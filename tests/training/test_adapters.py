@@ -1,4 +1,5 @@
-"""Every adapter on every base that is offered: its own weights move, nothing else does, and what it leaves is used everywhere."""
+"""Every adapter on every base that is offered: its own weights move, nothing else does, and what it leaves is used
+everywhere."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 class Watch:
-    """Stands in front of `model.build`: the model, its weights before training, and whose gradients were ever not zero."""
+    """Stands in front of `model.build`: the model, its weights before training, and whose gradients were ever not
+    zero."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from engine.training import model as models
@@ -107,7 +109,8 @@ PREFERENCE = [
     if combinations.offered(kind, base, rows)
     and (base == "none" or (method, kind) in {("reward", "lora"), ("dpo", "oft")})
 ]
-"""Every method with every adapter; with quantised bases those in which most differs, a head of its own and a weight that is turned."""
+"""Every method with every adapter; with quantised bases those in which most differs, a head of its own and a weight
+that is turned."""
 
 
 @pytest.mark.slow

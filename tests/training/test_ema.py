@@ -1,4 +1,5 @@
-"""The average of the weights is what is evaluated and saved; training itself does not see it. Early stopping counts evaluations."""
+"""The average of the weights is what is evaluated and saved; training itself does not see it. Early stopping counts
+evaluations."""
 
 from __future__ import annotations
 

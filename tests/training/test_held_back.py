@@ -1,4 +1,5 @@
-"""A batch that must not reach the weights is shown and held back, and what is chosen is done, then and after a resume."""
+"""A batch that must not reach the weights is shown and held back, and what is chosen is done, then and after a
+resume."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ STEADY = ("training.max_steps=21", "checkpoint.every_steps=3", "checkpoint.keep=
 
 @pytest.fixture
 def poison(monkeypatch):
-    """`poison(rows, factor)`: the loss of a training pass that holds one of these rows is multiplied, for as long as they are trained."""
+    """`poison(rows, factor)`: the loss of a training pass that holds one of these rows is multiplied, for as long as
+    they are trained."""
     from engine.training.supervised import Supervised
 
     def put(rows: set[int], factor: float) -> None:
@@ -84,7 +86,8 @@ def test_skipped_rows_stay_out_and_the_weights_are_spared(tmp_path, prepared, po
     # The bad row comes again in the second and third epoch; it is not trained there.
     assert losses.pop(5) is None and all(loss is not None for loss in losses.values())
 
-    # What was skipped stays skipped in what goes on from a later checkpoint; before the choice the batch is as bad as it was.
+    # What was skipped stays skipped in what goes on from a later checkpoint; before the choice the batch is as bad as
+    # it was.
     run.train(from_step=9, orders=at(12, "stop"))
     assert len(run.entries(BadBatch)) == 1 and run.entries(Start)[-1].resumed == "exact"
     assert [run.series("train/loss")[step] for step in (10, 11, 12)] == [losses[step] for step in (10, 11, 12)]

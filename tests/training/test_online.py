@@ -1,4 +1,5 @@
-"""Learning from replies that the model writes itself: trl's own losses, whatever rewards them; resumed exactly; refused where it cannot work."""
+"""Learning from replies that the model writes itself: trl's own losses, whatever rewards them; resumed exactly; refused
+where it cannot work."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def rewards_of(replies: list[list[int]]) -> list[float]:
 
 
 def trls(kind: str, tiny: Path, folder: Path, batches: list[list[list[int]]], generations: int, **more: Any) -> Any:
-    """trl's own trainer of this kind on the tiny model in full, whose sampling gives canned replies. Each of `batches` is one step's prompts."""
+    """trl's own trainer of this kind on the tiny model in full, whose sampling gives canned replies. Each of `batches`
+    is one step's prompts."""
     import trl
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -272,7 +274,8 @@ def test_a_reward_model_rewards(bare_home: Home, prompts: Any, tiny: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_run_of_rewards_rewards(bare_home: Home, prompts: Any, tiny: Path, tmp_path: Path) -> None:
-    """A LoRA reward run, named as a run and pinned to its checkpoint, makes the model say what it was taught to like."""
+    """A LoRA reward run, named as a run and pinned to its checkpoint, makes the model say what it was taught to
+    like."""
     from tests.training import preferences
 
     pairs = preferences.prepare(tmp_path / "pairs", preferences.make_scorer(tiny, tmp_path / "scorer"), "pairs")

@@ -159,7 +159,8 @@ def test_every_dpo_loss_is_trls(bare_home: Home, sets: Any, tiny: Path, tmp_path
 
 
 def test_orpo_loses_what_trl_loses(bare_home: Home, sets: Any, tiny: Path) -> None:
-    """The first batch's loss, trl's computed by its own functions. (Its trainer tokenises text itself, otherwise than the template.)"""
+    """The first batch's loss, trl's computed by its own functions. (Its trainer tokenises text itself, otherwise than
+    the template.)"""
     import torch
     from transformers import AutoModelForCausalLM
     from trl.experimental.orpo import ORPOTrainer
@@ -366,7 +367,8 @@ def test_a_reward_model_scores_in_plain_transformers_and_is_refused_for_chat(
 
 @pytest.mark.slow
 def test_dpo_on_an_nf4_base_with_a_model_that_answers(bare_home: Home, sets: Any) -> None:
-    """The reference is the NF4 base without its adapter; an evaluation in between leaves training as it is; chat answers."""
+    """The reference is the NF4 base without its adapter; an evaluation in between leaves training as it is; chat
+    answers."""
     from engine.inference.loaded_model import load as load_for_chat
     from engine.inference.sampling import Sampling
 

@@ -1,4 +1,5 @@
-"""Every built-in profile runs: two steps of each on a tiny model of its base's family, with the embedded model's tokenizer."""
+"""Every built-in profile runs: two steps of each on a tiny model of its base's family, with the embedded model's
+tokenizer."""
 
 from __future__ import annotations
 

@@ -87,7 +87,8 @@ def _elements(optimizer: Any) -> int:
 
 
 def _compare(folder: Path) -> None:
-    """On one of two ranks: each optimiser with and without shares; what was found is asserted here and fails the process."""
+    """On one of two ranks: each optimiser with and without shares; what was found is asserted here and fails the
+    process."""
     import torch
 
     torch.set_num_threads(1)

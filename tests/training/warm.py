@@ -1,10 +1,12 @@
 """Workers forked from a process that has imported the training libraries already.
 
-Importing them takes a worker some ten seconds of a core, and a run of the tiny model takes little more than one. A forked worker is a process
-of its own, with its own environment, log, limits, signals and exit status, and it runs the same `main`. What forking leaves out, a new
-interpreter and torchrun, is tested where runs are started cold (`Supervised.start(cold=True)`) and by the tests that start an engine.
+Importing them takes a worker some ten seconds of a core, and a run of the tiny model takes little more than one. A
+forked worker is a process of its own, with its own environment, log, limits, signals and exit status, and it runs the
+same `main`. What forking leaves out, a new interpreter and torchrun, is tested where runs are started cold
+(`Supervised.start(cold=True)`) and by the tests that start an engine.
 
-`python -m tests.training.warm FD` is the process that forks. It ends when the test process closes the other end of that socket.
+`python -m tests.training.warm FD` is the process that forks. It ends when the test process closes the other end of that
+socket.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ LARGEST = 1 << 18
 
 
 class Workers:
-    """The ranks of one attempt, with those methods of `subprocess.Popen` that the tests use. `pid` is that of rank 0."""
+    """The ranks of one attempt, with those methods of `subprocess.Popen` that the tests use. `pid` is that of rank
+    0."""
 
     def __init__(self, module: str, *arguments: str, processes: int, environment: dict[str, str], log: Path) -> None:
         meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
@@ -94,7 +97,8 @@ class Workers:
 def start(
     worker: list[str], processes: int, environment: dict[str, str], log: Path, cold: bool = False
 ) -> Workers | subprocess.Popen[bytes]:
-    """Start `worker` (a module and its arguments) as so many ranks, their output appended to `log`. `cold`: by a launcher's command line."""
+    """Start `worker` (a module and its arguments) as so many ranks, their output appended to `log`. `cold`: by a
+    launcher's command line."""
     if AVAILABLE and not cold:
         return Workers(*worker, processes=processes, environment=environment, log=log)
     with open(log, "ab") as output:

@@ -1,8 +1,8 @@
 """The user's decisions about expanded rows, and the rows that are kept because of them.
 
     OUT/made.jsonl        every row that was made
-    OUT/decisions.jsonl   {"row": digest, "decision": "accepted" | "dropped" | "undecided"}, appended; the last one of a row counts
-    OUT/rows.jsonl        the kept rows: all that were made except the dropped ones; undecided rows are kept
+    OUT/decisions.jsonl   {"row": digest, "decision": "accepted" | "dropped" | "undecided"}, appended; the last one of a
+    row counts OUT/rows.jsonl        the kept rows: all that were made except the dropped ones; undecided rows are kept
 
 A row is identified by the hash of its line, so decisions remain valid after a new run in which rows have other places.
 Writers of decisions or rows hold a lock on `decisions.jsonl`.

@@ -71,7 +71,8 @@ def expansions() -> dict[str, str]:
 
 
 def find_problems(options: ExpandOptions) -> Iterator[tuple[str, str]]:
-    """Yields `(key, message)`, the key within `expand`, for an unknown task and for prompts without a place for seeds."""
+    """Yields `(key, message)`, the key within `expand`, for an unknown task and for prompts without a place for
+    seeds."""
     known = expansions()
     for key, name in [("task", options.task), *(("prompts", name) for name in options.prompts)]:
         if name is not None and name not in known:

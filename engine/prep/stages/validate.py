@@ -54,9 +54,9 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
     """Write the good rows of all files to `out`, placed, and the bad ones to `rejects`.
 
     `work` decides what is written of a good row: `CANONICAL` or `VERBATIM`. Returns `read` = `good` + `rejected`, `out`
-    (rows written: a row may expand to several), `empty` (rows rejected because they have no text or no reply), `reasons`
-    by class, and a description of the `first` few bad rows. Raises ValueError, OSError for a file that cannot be read at
-    all.
+    (rows written: a row may expand to several), `empty` (rows rejected because they have no text or no reply),
+    `reasons` by class, and a description of the `first` few bad rows. Raises ValueError, OSError for a file that cannot
+    be read at all.
     """
     read = good = written = empty = 0
     reasons: Counter[str] = Counter()

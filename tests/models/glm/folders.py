@@ -46,7 +46,8 @@ _NAMES = {1: "THUDM/chatglm-6b", 2: "THUDM/chatglm2-6b", 3: "THUDM/chatglm3-6b",
 
 
 def original(place: Path, generation: int) -> Path:
-    """A folder of the generation: config.json, the original tokenizer_config.json that asks for remote code, the tokenizer's file."""
+    """A folder of the generation: config.json, the original tokenizer_config.json that asks for remote code, the
+    tokenizer's file."""
     place.mkdir(parents=True, exist_ok=True)
     config = (_FIRST if generation == 1 else _LATER) | {"model_type": "chatglm", "_name_or_path": _NAMES[generation]}
     (place / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,5 @@
-"""ChatGLM2, ChatGLM3 and GLM-4 against the outputs of the original code; what is saved is read by plain transformers."""
+"""ChatGLM2, ChatGLM3 and GLM-4 against the outputs of the original code; what is saved is read by plain
+transformers."""
 
 from __future__ import annotations
 

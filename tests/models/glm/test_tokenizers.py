@@ -1,4 +1,5 @@
-"""Token ids of the ChatGLM generations: identical to those of the original tokenizers, sentencepiece's own, and after a reload."""
+"""Token ids of the ChatGLM generations: identical to those of the original tokenizers, sentencepiece's own, and after a
+reload."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ SOURCES = {"first": FIRST, "third": THIRD}
 
 
 def rows(count: int = 6) -> list[dict[str, list[int]]]:
-    """Rows of several lengths as the first generation's are, which a causal model can learn as well: ctx [gMASK] sop answer eop."""
+    """Rows of several lengths as the first generation's are, which a causal model can learn as well: ctx [gMASK] sop
+    answer eop."""
     generator = torch.Generator().manual_seed(1)
     made = []
     for number in range(count):

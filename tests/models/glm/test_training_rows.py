@@ -1,4 +1,5 @@
-"""Conversations of the ChatGLM generations as training rows: the text as published, the labels as published, literal tokens as text."""
+"""Conversations of the ChatGLM generations as training rows: the text as published, the labels as published, literal
+tokens as text."""
 
 from __future__ import annotations
 

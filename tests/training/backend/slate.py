@@ -1,6 +1,8 @@
-"""Registers the test back end that slate.cpp is with torch's accelerator API, and trains on it: `python -m … LIBRARY HOME PREPARED`.
+"""Registers the test back end that slate.cpp is with torch's accelerator API, and trains on it: `python -m … LIBRARY
+HOME PREPARED`.
 
-In a process of its own, since torch takes one such back end for good. Prints what the test looks at as one JSON document.
+In a process of its own, since torch takes one such back end for good. Prints what the test looks at as one JSON
+document.
 """
 
 from __future__ import annotations
