@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from engine.options.base import Options, option
+from engine.options.tables import STRATEGIES
+
+if TYPE_CHECKING:
+    Strategy = str
+else:
+    Strategy = Literal[*STRATEGIES]
 
 
 class LaunchOptions(Options):
@@ -16,7 +22,7 @@ class LaunchOptions(Options):
     devices: list[Annotated[int, Field(ge=0)]] | Literal["auto"] = option(
         "auto", help="Device indices, or auto for the free ones."
     )
-    strategy: Literal["ddp", "zero2"] = option(
+    strategy: Strategy = option(
         "ddp",
         help="How ranks share the optimiser: ddp, each has all of it; zero2, each has the states of a share of the weights.",
     )

@@ -34,3 +34,10 @@ ROW_KINDS = {
     "prompts": "prompts to answer, with what a reward needs to know",
 }
 """Kinds of prepared rows, with a description of each. A method's `Options.rows` says which kind it takes."""
+
+STRATEGIES = {
+    "ddp": "engine.training.parallel.ddp:DataParallel",
+    "zero2": "engine.training.parallel.zero2:Zero2",
+}
+"""`launch.strategy`: how several processes share a training step -> the class (see `engine.training.parallel`). A single
+process needs none."""

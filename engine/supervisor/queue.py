@@ -13,14 +13,14 @@ from pathlib import Path
 import msgspec
 
 from engine.config import stage_plan
-from engine.config.profile import Profile, ProfileError, check_shell, load_reference, parse, pin
+from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
 from engine.protocol.home import RunDirectory, host_name, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
 from engine.protocol.wire import workers_address
 from engine.supervisor import processes, scheduler, start_stage
 from engine.supervisor.hang_detector import Heartbeats
-from engine.supervisor.launchers import LAUNCHERS
+from engine.supervisor.launchers.local import build_command
 from engine.supervisor.run_record import Job, Record, replay
 from engine.supervisor.runs import HOST, Runs
 
@@ -314,7 +314,6 @@ class Queue:
             worker += ["--stage", stage]
         if stage != stages.PREPARE and run.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.devices))
-        build_command = load_reference(LAUNCHERS[profile.launch.strategy])
         port = profile.launch.port if isinstance(profile.launch.port, int) else None
         record.stage, record.identity, record.held_instructions, record.end = stage, None, [], None
         run.stage, run.phase = stage, ""
