@@ -34,7 +34,8 @@ ROWS = 32
 SWAPS = 5
 WORDS = 400
 TOPICS = (
-    "rain", "bridges", "bread", "the moon", "chess", "whales", "paper", "salt", "trains", "honey", "glass", "maps", "wool", "clocks", "rivers", "ink",
+    "rain", "bridges", "bread", "the moon", "chess", "whales", "paper", "salt", "trains", "honey", "glass", "maps",
+    "wool", "clocks", "rivers", "ink",
 )  # fmt: skip
 ASKED = [
     [{"role": "user", "content": f"Write {count} sentences about {topic}."}]

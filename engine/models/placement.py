@@ -52,7 +52,10 @@ def choose(needed: int) -> str:
                     f"GPU {index} has {room / 1e9:.1f} GB free ({_describe_holders(index)})"
                     for index, room in free.items()
                 ),
-                hint="stop one of these processes, choose a quantisation (nf4 takes a quarter), or use the CPU with CUDA_VISIBLE_DEVICES=",
+                hint=(
+                    "stop one of these processes, choose a quantisation (nf4 takes a quarter), "
+                    "or use the CPU with CUDA_VISIBLE_DEVICES="
+                ),
             )
         )
     return f"cuda:{best}"

@@ -85,7 +85,10 @@ def resolve(target: str, home: Home, directory: Path) -> Target:
         Problem(
             code="model.not_found",
             title=f"There is no model {target!r}",
-            cause=f"it is not a run, a folder in {directory}, a catalogue name ({', '.join(CATALOGUE)}) or a hub id (org/name)",
+            cause=(
+                f"it is not a run, a folder in {directory}, a catalogue name ({', '.join(CATALOGUE)}) "
+                "or a hub id (org/name)"
+            ),
             hint="`cockpit runs` lists runs, `cockpit model find` lists models on this machine",
         )
     )
@@ -181,7 +184,10 @@ def _resolve_run(run: RunDirectory | None, step: int | None) -> Target:
             Problem(
                 code="checkpoint.none",
                 title=f"Run {run.id} has no checkpoint yet",
-                hint=f"`cockpit show {run.id}` shows its progress; checkpoint.every_steps in its profile sets when it saves",
+                hint=(
+                    f"`cockpit show {run.id}` shows its progress; checkpoint.every_steps "
+                    "in its profile sets when it saves"
+                ),
             )
         )
     if step is not None and step not in steps:

@@ -78,7 +78,8 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
         if ids != expected:
             place = next((i for i, pair in enumerate(zip(ids, expected, strict=False)) if len({*pair}) > 1), len(ids))
             differences.append(
-                f"conversation {index} is tokenised differently: at {place} {ids[place : place + 1]}, trained {expected[place : place + 1]}"
+                f"conversation {index} is tokenised differently: at {place} {ids[place : place + 1]}, "
+                f"trained {expected[place : place + 1]}"
             )
             break
     further = _read_configured_stops(folder) - set(lock.get("eos_token_ids", ()))
@@ -92,7 +93,10 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
                 code="template.changed",
                 title=f"{folder} no longer matches its tokenizer",
                 cause="; ".join(differences),
-                hint="restore the tokenizer files, chat_template.jinja and generation_config.json that the checkpoint was saved with",
+                hint=(
+                    "restore the tokenizer files, chat_template.jinja and generation_config.json that "
+                    "the checkpoint was saved with"
+                ),
             )
         )
 

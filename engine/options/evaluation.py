@@ -24,9 +24,15 @@ class JudgeOptions(ServiceOptions):
 
     rubric: dict[str, str] = option(
         {
-            "opposition": "The standpoints truly contradict one another, and each is put as strongly as its defenders would put it.",
+            "opposition": (
+                "The standpoints truly contradict one another, and each is put as strongly as "
+                "its defenders would put it."
+            ),
             "rigour": "Every argument supports its own standpoint; none is false, circular or said twice.",
-            "depth": "It goes beyond what comes to mind first, and the counter-questions touch what the standpoints take for granted.",
+            "depth": (
+                "It goes beyond what comes to mind first, and the counter-questions touch what "
+                "the standpoints take for granted."
+            ),
         },
         help="What is judged, with 1 to 5 points each: a name, and what deserves five.",
         min_length=1,
@@ -57,7 +63,9 @@ class EvaluationOptions(Options):
     )
     judge: JudgeOptions | None = option(
         None,
-        help="How a service judges replies, when `cockpit eval --judge` or a pipeline asks it to; never while training.",
+        help=(
+            "How a service judges replies, when `cockpit eval --judge` or a pipeline asks it to; never while training."
+        ),
     )
     at_start: bool = option(True, help="Evaluate before the first step: an out-of-memory shows in the first minute.")
     early_stopping: EarlyStoppingOptions | None = option(

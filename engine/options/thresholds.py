@@ -42,7 +42,10 @@ class Verdict:
 
     def __str__(self) -> str:
         reached = "was not measured" if self.value is None else f"is {self.value:.4g}"
-        return f"{self.threshold.name.removeprefix('eval/')} {reached}, wanted {self.threshold.comparison} {self.threshold.bound:g}"
+        return (
+            f"{self.threshold.name.removeprefix('eval/')} {reached}, "
+            f"wanted {self.threshold.comparison} {self.threshold.bound:g}"
+        )
 
 
 def parse_threshold(text: str) -> Threshold:

@@ -59,7 +59,10 @@ class TrainingOptions(Options):
     seed: int = option(42, help="Seed of the data order, dropout and adapter initialisation.", ge=0)
     rehearsal: bool = option(
         True,
-        help="Before the first step, try a step, evaluation, saving and reloading with the longest batch, so that errors show at once.",
+        help=(
+            "Before the first step, try a step, evaluation, saving and reloading with the longest batch, "
+            "so that errors show at once."
+        ),
     )
     threads: int | None = option(None, help="CPU threads per process; none: the cores shared by the processes.", ge=1)
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = option(

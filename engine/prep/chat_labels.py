@@ -189,7 +189,8 @@ class Renderer:
                 (start, end), closed = self._find_turn(text, turn), True
             if not end:
                 return Refusal(
-                    "the chat template renders earlier turns differently once later ones follow: turns cannot be told apart"
+                    "the chat template renders earlier turns differently once later ones follow: "
+                    "turns cannot be told apart"
                 )
             spans.append((start, end))
             ends += [end] if closed else []

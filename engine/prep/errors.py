@@ -93,7 +93,10 @@ def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, 
             title="The end of a turn is never trained: the model would not learn to stop",
             cause=f"every row is cut at {max_length} tokens, before its reply ends"
             if cut
-            else f"the chat template puts no special token after a reply (the tokenizer's end token is {tokenizer.eos_token!r})",
+            else (
+                "the chat template puts no special token after a reply "
+                f"(the tokenizer's end token is {tokenizer.eos_token!r})"
+            ),
             hint="raise data.max_length"
             if cut
             else "name a template in data.template that ends the assistant's turns with an end token",

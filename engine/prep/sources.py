@@ -57,7 +57,8 @@ def find_source(source: str, directory: Path) -> Path | str:
         if path.exists():
             return path
     raise ValueError(
-        f"there is no {source} beside the profile ({directory}) nor among the bundled samples{_suggest_source(source, directory)}"
+        f"there is no {source} beside the profile ({directory}) nor among "
+        f"the bundled samples{_suggest_source(source, directory)}"
     )
 
 
@@ -251,7 +252,8 @@ def _stream_rows(hub: HubSource, progress: Progress) -> Iterator[bytes]:
             progress("fetching", number, total)
     except Exception as error:
         raise ValueError(
-            f"{written} cannot be fetched: {error}; is the name right, and can this machine reach the hub (HF_ENDPOINT, HF_TOKEN)?"
+            f"{written} cannot be fetched: {error}; is the name right, "
+            "and can this machine reach the hub (HF_ENDPOINT, HF_TOKEN)?"
         ) from error
 
 

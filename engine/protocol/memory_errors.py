@@ -8,7 +8,8 @@ from typing import Literal
 
 DEVICE_PATTERNS = (
     r"\bOutOfMemoryError\b",  # torch.OutOfMemoryError, torch.cuda.OutOfMemoryError
-    r"\b(?:CUDA|HIP|XPU|MPS|Triton)\b[^\n]{0,60}?\bout of memory\b",  # CUDA error: …, Triton Error [CUDA]: …, MPS backend …
+    # CUDA error: …, Triton Error [CUDA]: …, MPS backend …
+    r"\b(?:CUDA|HIP|XPU|MPS|Triton)\b[^\n]{0,60}?\bout of memory\b",
     r"\b(?:CUBLAS|CUSOLVER|CUSPARSE|HIPBLAS|ROCBLAS)_STATUS_ALLOC_FAILED\b",
     r"\bCUDNN_STATUS_(?:ALLOC_FAILED|INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED)\b",
     r"\bCuda failure (?:2\b|'out of memory')",  # NCCL

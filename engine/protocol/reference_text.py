@@ -27,7 +27,8 @@ PROTOCOL_TEXT = {
     "introduction": """
 # Protocol
 
-This page is generated from the definitions in the modules that `engine/protocol/messages.py` gathers by `python -m engine.protocol.reference >
+This page is generated from the definitions in the modules that `engine/protocol/messages.py` gathers by \
+`python -m engine.protocol.reference >
 docs/protocol.md`; a test fails when it is out of date.
 
 It describes version {version} of the protocol in which the cockpit, the engine's supervisor and its workers talk to
@@ -189,8 +190,8 @@ EXAMPLES: dict[str, AnyEntry] = {
         **_AT,
         step=50,
         prompt="Extract the triples: Ada Lovelace wrote the first program.",
-        reply='[{"subject": "Ada Lovelace", "subject_type": "person", "predicate": "wrote", "object": "the first program", '
-        '"object_type": "work"}]',
+        reply='[{"subject": "Ada Lovelace", "subject_type": "person", "predicate": "wrote", '
+        '"object": "the first program", "object_type": "work"}]',
         scores={"triples_f1": 1.0},
     ),
     "ledger": Ledger(**_AT, step=12, code="mark.setting", name="training.learning_rate", old=0.0003, new=0.0001),

@@ -30,7 +30,9 @@ EVENTS = {
     "stopped": "its worker has ended after a stop",
     "done": "the last stage has its result; after training, the final checkpoint has been written and read back",
     "failed": "its worker has ended with an error, with a non-zero exit status, or by a signal",
-    "lost": "its worker is gone, and nobody knows how it ended: the host was restarted, or another engine had started it",
+    "lost": (
+        "its worker is gone, and nobody knows how it ended: the host was restarted, or another engine had started it"
+    ),
     "resume": "its next attempt was queued",
 }
 """The events of the table, with a description of each."""

@@ -147,6 +147,9 @@ def protocol_mismatch(theirs: int) -> Problem:
     return Problem(
         code="engine.protocol_mismatch",
         title="The cockpit and the engine speak different protocols",
-        cause=f"the engine speaks version {theirs}, this cockpit version {PROTOCOL}: the {older} is older than the {newer}",
+        cause=(
+            f"the engine speaks version {theirs}, this cockpit version {PROTOCOL}: "
+            f"the {older} is older than the {newer}"
+        ),
         hint=f"Restart whichever is older, here the {older}: {mend}",
     )

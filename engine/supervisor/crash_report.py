@@ -16,7 +16,9 @@ LAST_LINES = 20
 _RANK = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*:\s*(-?\d+)")
 
 SIGNALS = {
-    signal.SIGKILL: "killed with SIGKILL, which no process can catch: a user ran kill -9, or the kernel ran out of memory",
+    signal.SIGKILL: (
+        "killed with SIGKILL, which no process can catch: a user ran kill -9, or the kernel ran out of memory"
+    ),
     signal.SIGTERM: "ended by SIGTERM",
     signal.SIGSEGV: "a segmentation fault in native code (SIGSEGV)",
     signal.SIGBUS: "a bus error (SIGBUS): often a full /dev/shm, or a memory-mapped file that was truncated",

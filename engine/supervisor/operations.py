@@ -287,7 +287,10 @@ def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:
                 code="engine.jobs_live",
                 title="Jobs are running",
                 cause=names,
-                hint="stop them first (`cockpit stop`, `cockpit serve --stop`), or `cockpit engine stop --force` to end them now",
+                hint=(
+                    "stop them first (`cockpit stop`, `cockpit serve --stop`), "
+                    "or `cockpit engine stop --force` to end them now"
+                ),
             )
         )
     for record in live:

@@ -37,16 +37,19 @@ CREATE TABLE IF NOT EXISTS telemetry (time REAL PRIMARY KEY, span REAL, sample B
 _FROM_POINTS = """
 INSERT OR REPLACE INTO buckets
 SELECT :run, :name, :span, g.bucket, g.first, g.last, g.low, g.high, p.value, g.count
-FROM (SELECT step / :span AS bucket, min(step) AS first, max(step) AS last, min(value) AS low, max(value) AS high, count(*) AS count
+FROM (SELECT step / :span AS bucket, min(step) AS first, max(step) AS last, min(value) AS low, max(value) AS high, \
+count(*) AS count
       FROM points WHERE run = :run AND name = :name AND step BETWEEN :first AND :last GROUP BY step / :span) AS g
 JOIN points AS p ON p.run = :run AND p.name = :name AND p.step = g.last
 """
 _FROM_BUCKETS = """
 INSERT OR REPLACE INTO buckets
 SELECT :run, :name, :span, g.bucket, g.first, g.last, g.low, g.high, b.final, g.count
-FROM (SELECT bucket * :below / :span AS bucket, min(first) AS first, max(last) AS last, min(low) AS low, max(high) AS high,
+FROM (SELECT bucket * :below / :span AS bucket, min(first) AS first, max(last) AS last, min(low) AS low, \
+max(high) AS high,
              sum(count) AS count, max(bucket) AS newest
-      FROM buckets WHERE run = :run AND name = :name AND span = :below AND bucket BETWEEN :first / :below AND :last / :below
+      FROM buckets WHERE run = :run AND name = :name AND span = :below \
+AND bucket BETWEEN :first / :below AND :last / :below
       GROUP BY bucket * :below / :span) AS g
 JOIN buckets AS b ON b.run = :run AND b.name = :name AND b.span = :below AND b.bucket = g.newest
 """
@@ -185,10 +188,16 @@ class Registry:
         width = (highest - lowest + 1) / max(points, 1)
         span = max((level for level in LEVELS if level * 4 <= width), default=0)
         if span:
-            query = "SELECT first, last, low, high, final, count FROM buckets WHERE run = ? AND name = ? AND span = ? AND bucket BETWEEN ? AND ?"
+            query = (
+                "SELECT first, last, low, high, final, count FROM buckets WHERE run = ? AND name = ? AND span = ? "
+                "AND bucket BETWEEN ? AND ?"
+            )
             rows = self._db.execute(query, (run, number, span, lowest // span, highest // span))
         else:
-            query = "SELECT step, step, value, value, value, 1 FROM points WHERE run = ? AND name = ? AND step BETWEEN ? AND ?"
+            query = (
+                "SELECT step, step, value, value, value, 1 FROM points WHERE run = ? AND name = ? "
+                "AND step BETWEEN ? AND ?"
+            )
             rows = self._db.execute(query, (run, number, lowest, highest))
         return _reduce(empty, rows.fetchall(), points)
 
@@ -202,7 +211,10 @@ class Registry:
     def thin_telemetry(self, now: float) -> None:
         """Keep every sample of the last hour, and before that the last sample of each minute."""
         self._db.execute(
-            "DELETE FROM telemetry WHERE time < ? AND time NOT IN (SELECT max(time) FROM telemetry WHERE time < ? GROUP BY cast(time / ? AS INTEGER))",
+            (
+                "DELETE FROM telemetry WHERE time < ? AND time NOT IN "
+                "(SELECT max(time) FROM telemetry WHERE time < ? GROUP BY cast(time / ? AS INTEGER))"
+            ),
             (now - HOUR, now - HOUR, MINUTE),
         )
 

@@ -70,8 +70,8 @@ class RunMonitor:
                     code="worker.silent",
                     attempt=record.run.attempt,
                     message=f"hanging: {hung}",
-                    hint=f"the stacks of all ranks are in the log: `cockpit logs {record.run.id}`; `cockpit stop --now` ends the run, "
-                    "`cockpit resume` goes on from its last checkpoint",
+                    hint=f"the stacks of all ranks are in the log: `cockpit logs {record.run.id}`; "
+                    "`cockpit stop --now` ends the run, `cockpit resume` goes on from its last checkpoint",
                     step=record.run.step,
                 )
                 record.warnings.append(warning.message)
@@ -134,7 +134,10 @@ class RunMonitor:
             record.move(
                 "lost",
                 code="run.lost",
-                reason="its worker has ended without a result; an earlier engine had started it, so its exit status is unknown",
+                reason=(
+                    "its worker has ended without a result; an earlier engine had started it, "
+                    "so its exit status is unknown"
+                ),
             )
         else:
             self._fail(record, self._report_crash(record, status))

@@ -208,7 +208,10 @@ class Server:
                     Problem(
                         code="engine.unknown_operation",
                         title=f"The engine knows no operation {request.operation!r}",
-                        hint="Restart whichever is older: the engine with `cockpit engine stop`, then `cockpit engine start`; or this cockpit",
+                        hint=(
+                            "Restart whichever is older: the engine with `cockpit engine stop`, "
+                            "then `cockpit engine start`; or this cockpit"
+                        ),
                     )
                 )
             message = wire.decode(request.body, OPERATIONS[request.operation].request)

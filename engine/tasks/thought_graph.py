@@ -63,7 +63,10 @@ _ASK = {
         "Ask counter-questions that challenge the standpoints on this question, one a line.\n\nQuestion: {question}",
     ),
     "zh": (
-        "请为下面的问题画出思维图谱：列出不同的立场、每个立场的论据，以及反问。只输出 JSON，不要输出其他内容。\n\n问题：{question}",
+        (
+            "请为下面的问题画出思维图谱：列出不同的立场、每个立场的论据，以及反问。"
+            "只输出 JSON，不要输出其他内容。\n\n问题：{question}"
+        ),
         "请给出支持下面这一立场的论据，每行一条。\n\n问题：{question}\n立场：{standpoint}",
         "请针对下面的问题提出反问，对各种立场提出挑战，每行一条。\n\n问题：{question}",
     ),

@@ -61,7 +61,10 @@ def main() -> None:
         ErrorTexts(
             "This cannot be generated",
             "Generation failed",
-            "replies so far are kept: run the same command again to continue, with a smaller --batch-size if memory ran out",
+            (
+                "replies so far are kept: run the same command again to continue, "
+                "with a smaller --batch-size if memory ran out"
+            ),
         ),
     )
 

@@ -72,7 +72,11 @@ def test_a_comparison_says_what_is_noise() -> None:
             "beyond_noise": low > 0,
         }
 
-    result = {"compared_rows": 32, "resamples": 1000, "differences": {"rouge_l": each(0.02, 0.2, 1), "bleu": each(-0.1, 0.3, 0), "reply_tokens": each(0.01, 0.2, 0)}}  # fmt: skip
+    result = {
+        "compared_rows": 32,
+        "resamples": 1000,
+        "differences": {"rouge_l": each(0.02, 0.2, 1), "bleu": each(-0.1, 0.3, 0), "reply_tokens": each(0.01, 0.2, 0)},
+    }
     lines = compare_evaluations(result, "25 train", "50 train", 120).plain.splitlines()
     assert [line.split()[-1] for line in lines[1:4]] == ["better", "noise", "differs"]
     assert "+0.1" in lines[1] and "0.02 … 0.2" in lines[1]

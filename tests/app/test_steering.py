@@ -140,8 +140,9 @@ async def test_a_long_warning_is_whole_or_says_where_it_is(size: tuple[int, int]
     run = demo_run()
     engine = FakeEngine(run)
     message = (
-        "out of memory: going on from step 12 with training.micro_batch 8 → 4 and training.accumulation 1 → 2: the same "
-        "global batch, in the same order (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB in total)"
+        "out of memory: going on from step 12 with training.micro_batch 8 → 4 and "
+        "training.accumulation 1 → 2: the same global batch, in the same order "
+        "(CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB in total)"
     )
     hint = "nothing to do; training.gradient_checkpointing=true needs less memory too"
     async with run_app(engine, size) as pilot:

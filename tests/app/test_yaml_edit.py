@@ -13,7 +13,10 @@ from engine.config.profile import find
 from tests.app.screen import NOWHERE
 
 DEMO = find("triples-qlora")
-BLOCK = "data:\n  train:\n    - source: a.jsonl\n      weight: 2.0   # hi\n\n  # kept\nmodel: {base: x, dtype: float32} # c\nmethod:\n"
+BLOCK = (
+    "data:\n  train:\n    - source: a.jsonl\n      weight: 2.0   # hi\n\n  # kept\n"
+    "model: {base: x, dtype: float32} # c\nmethod:\n"
+)
 
 
 def changed_lines(before: str, after: str) -> list[str]:

@@ -22,7 +22,8 @@ model:
   init: config
   dtype: float32
   tokenizer: {tokenizer}
-  config: {{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2}}
+  config: {{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, \
+num_attention_heads: 4, num_key_value_heads: 2}}
 adapter: {{kind: none}}
 method: {{kind: pretrain}}
 data: {{train: [{{source: texts.jsonl}}], max_length: 32}}

@@ -68,6 +68,17 @@ def test_the_demo_runs_headless_on_the_real_model(cockpit: Cockpit, home: Home) 
         assert set(figures) == {"loss", "json_validity", "schema_validity", "triples_f1"}
         assert all(isinstance(value, float) for value in figures.values())
     assert document["before"]["loss"] != document["after"]["loss"]
-    said = cockpit("chat", document["run"], "--task", "triples", "--prompt", "Bees make honey.", "--max-new-tokens", "4", "--json", seconds=120)  # fmt: skip
+    said = cockpit(
+        "chat",
+        document["run"],
+        "--task",
+        "triples",
+        "--prompt",
+        "Bees make honey.",
+        "--max-new-tokens",
+        "4",
+        "--json",
+        seconds=120,
+    )
     assert said.returncode == 0, said.stderr
     assert 0 < json.loads(said.stdout)["tokens"] <= 4

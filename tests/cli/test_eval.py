@@ -106,7 +106,11 @@ def test_a_model_is_measured_judged_and_compared(cockpit: Cockpit, bare_home: Ho
     assert against["metrics"]["loss"] == result["loss"] and against["compared_rows"] == 6
     loss = against["differences"]["loss"]
     assert loss["low"] <= loss["difference"] <= loss["high"]
-    assert not [each for each in psutil.process_iter(["cmdline"]) if "engine.workers.evaluate" in str(each.info["cmdline"]) and str(bare_home.root) in str(each.info["cmdline"])]  # fmt: skip
+    assert not [
+        each
+        for each in psutil.process_iter(["cmdline"])
+        if "engine.workers.evaluate" in str(each.info["cmdline"]) and str(bare_home.root) in str(each.info["cmdline"])
+    ]
 
 
 @pytest.mark.slow
@@ -124,9 +128,10 @@ def test_a_killed_worker_costs_nothing_that_is_done(
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     worker = next(
-        each.info["pid"] for each in psutil.process_iter(["pid", "cmdline"]) if "engine.workers.evaluate" in (each.info["cmdline"] or [])
-        and str(bare_home.root) in each.info["cmdline"]
-    )  # fmt: skip
+        each.info["pid"]
+        for each in psutil.process_iter(["pid", "cmdline"])
+        if "engine.workers.evaluate" in (each.info["cmdline"] or []) and str(bare_home.root) in each.info["cmdline"]
+    )
     os.kill(worker, signal.SIGKILL)
     said = process.communicate(timeout=30)[0].decode()
     assert process.returncode == 2 and "evaluate" in said, said

@@ -29,8 +29,9 @@ SHORT = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("profile", "generation", "name"), [("chatglm3-6b-qlora-8gpu", 3, "ChatGLM3"), ("chatglm-6b-qlora-20gb", 1, "ChatGLM-6B")]
-)  # fmt: skip
+    ("profile", "generation", "name"),
+    [("chatglm3-6b-qlora-8gpu", 3, "ChatGLM3"), ("chatglm-6b-qlora-20gb", 1, "ChatGLM-6B")],
+)
 def test_an_original_folder_is_trained_and_talked_to(
     cockpit: Cockpit, bare_home: Home, tmp_path: Path, profile: str, generation: int, name: str
 ) -> None:

@@ -35,7 +35,9 @@ def test_no_verb_is_the_app() -> None:
     assert build_parser().parse_args(["--readonly"]).function == "open_app:open_app"
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["show"], ["runs", "--stat", "x"], ["profile"], ["chat", "m", "--top-k", "x"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["show"], ["runs", "--stat", "x"], ["profile"], ["chat", "m", "--top-k", "x"]]
+)
 def test_a_mistyped_command_is_an_error_of_ours(arguments: list[str]) -> None:
     with pytest.raises(UsageError):
         build_parser().parse_args(arguments)

@@ -15,7 +15,10 @@ from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Start
 from tests.training.harness import WORDS, Supervised, make_model
 
-TINY = "model.config={hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 4}"
+TINY = (
+    "model.config={hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4, "
+    "num_key_value_heads: 4}"
+)
 SMALL = (
     "training.max_steps=2",
     "training.rehearsal=false",

@@ -54,7 +54,11 @@ def test_the_later_attempt_supersedes_step_by_step(home: Home) -> None:
         file.write(b'{"kind":"metrics","attempt":2,"step":4,"val')
 
     losses = latest_values(read_metrics(run, ["train/loss"]))
-    assert [(point["step"], point["value"], point["attempt"]) for point in losses] == [(1, 4.0, 1), (2, 2.5, 2), (3, 2.0, 2)]  # fmt: skip
+    assert [(point["step"], point["value"], point["attempt"]) for point in losses] == [
+        (1, 4.0, 1),
+        (2, 2.5, 2),
+        (3, 2.0, 2),
+    ]
     assert len(list(read_metrics(run, ["train/loss"]))) == 5
     assert {point["name"] for point in read_metrics(run, [])} == {"train/loss", "train/grad_norm", "eval/loss"}
 

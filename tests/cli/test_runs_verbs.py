@@ -76,7 +76,9 @@ def test_resume_supersedes_metrics_and_logs_follow_to_the_end(cockpit: Cockpit, 
 
     resumed = cockpit("resume", f"{run_id}@4", "--set", "training.max_steps=6", "--json")
     assert json.loads(resumed.stdout)["step"] == 6
-    lines = [json.loads(line) for line in cockpit("metrics", run_id, "--name", "train/loss", "--json").stdout.splitlines()]  # fmt: skip
+    lines = [
+        json.loads(line) for line in cockpit("metrics", run_id, "--name", "train/loss", "--json").stdout.splitlines()
+    ]
     assert [(line["step"], line["attempt"]) for line in lines] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2)]
     assert set(lines[0]) == {"step", "name", "value", "time", "attempt"}
 

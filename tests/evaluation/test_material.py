@@ -17,7 +17,17 @@ def material(source: str, home: Home, limit: int | None = None) -> EvaluationSet
 
 def test_every_format_has_questions(bare_home: Home) -> None:
     counts = {}
-    for name in ("alpaca", "sharegpt", "messages", "prompt_completion", "context_target", "content_summary", "preference", "kto", "text"):  # fmt: skip
+    for name in (
+        "alpaca",
+        "sharegpt",
+        "messages",
+        "prompt_completion",
+        "context_target",
+        "content_summary",
+        "preference",
+        "kto",
+        "text",
+    ):
         found = material(f"samples/{name}.jsonl", bare_home)
         questions = found.questions(None, None)
         counts[name] = len(questions), len(found.rows)
@@ -28,7 +38,10 @@ def test_every_format_has_questions(bare_home: Home) -> None:
     asked, rows = counts["kto"]
     bad = material("samples/kto.jsonl", bare_home).notes()
     assert 0 < asked < rows and bad == [
-        f"{rows - asked} rows have a reply that is labelled bad: their loss counts, and no replies are generated for them"
+        (
+            f"{rows - asked} rows have a reply that is labelled bad: their loss counts, "
+            "and no replies are generated for them"
+        )
     ]
 
 

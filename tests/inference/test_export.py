@@ -219,7 +219,10 @@ def test_glm_folders_in_their_original_layout(home: Home, generation: int) -> No
     code = "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
     code += "import engine.models.glm.tokenizer_first\n" if generation == 1 else ""
     code += "model, tokenizer = M.from_pretrained(sys.argv[1]), T.from_pretrained(sys.argv[1])\n"
-    code += "ids = tokenizer.apply_chat_template([{'role': 'user', 'content': 'hello'}], add_generation_prompt=True, return_dict=False)\n"
+    code += (
+        "ids = tokenizer.apply_chat_template([{'role': 'user', 'content': 'hello'}], add_generation_prompt=True, "
+        "return_dict=False)\n"
+    )
     code += "print(type(model).__name__, ids)"
     told = subprocess.run([sys.executable, "-c", code, done.directory], capture_output=True, text=True, check=True)
     name, _, ids = told.stdout.strip().splitlines()[-1].partition(" ")

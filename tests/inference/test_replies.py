@@ -16,7 +16,8 @@ CASES = [
     ("chatglm", "Yes , it 's C# .", "Yes, it's C#."),
     ("chatglm2", " [[训练时间]],好 \n", "2023年,好"),
     ("chatglm3", "\n 你好!", "你好!"),
-    ("chatglm3", "get_weather\n ```python\ntool_call(city='北京')\n```", "get_weather\n```python\ntool_call(city='北京')\n```"),
+    ("chatglm3", "get_weather\n ```python\ntool_call(city='北京')\n```",
+     "get_weather\n```python\ntool_call(city='北京')\n```"),
 ]  # fmt: skip
 PARTS = ["[[训练时间]]", "[", "[[训", "]]", " ", "  ", "\n", "'", " ' ", ",", "!", "?", ":", ";", ".", "n't", " n't"]
 PARTS += [" 's", "'m", "中", "文字", "abc", "get_weather", "a", "\t", "年"]

@@ -12,7 +12,10 @@ from engine.models import gguf, targets
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 HIDDEN, LAYERS, HEADS = 64, 2, 4
 
 

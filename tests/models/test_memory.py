@@ -9,7 +9,10 @@ from engine.models.memory import is_out_of_memory
 from engine.protocol.memory_errors import find_exhausted_memory
 
 DEVICE = [
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.02 GiB is free.",
+    (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB "
+        "of which 1.02 GiB is free."
+    ),
     "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
     "CUDA driver error: out of memory",
     "HIP out of memory. Tried to allocate 20.00 MiB.",
@@ -25,7 +28,10 @@ DEVICE = [
     "backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.",
 ]
 HOST = [
-    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
+    (
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 8 bytes."
+    ),
     "DefaultCPUAllocator: not enough memory: you tried to allocate 68719476736 bytes.",
     "unable to mmap 540000000 bytes from file <model.safetensors>: Cannot allocate memory (12)",
     "unable to allocate memory",

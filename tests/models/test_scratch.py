@@ -43,8 +43,8 @@ def problems(home: Path, base: Path, text: str) -> str:
     ("text", "complaints"),
     [
         (
-            "model: {{base: {base}, init: config, quantization: nf4, config: {{hidden_size: 30, num_attention_heads: 4, "
-            "num_key_value_heads: 3, max_position_embeddings: 512}}}}\nadapter: {{kind: lora}}",
+            "model: {{base: {base}, init: config, quantization: nf4, config: {{hidden_size: 30, "
+            "num_attention_heads: 4, num_key_value_heads: 3, max_position_embeddings: 512}}}}\nadapter: {{kind: lora}}",
             [
                 "model.config.hidden_size: 30 cannot be shared evenly by 4 heads",
                 "model.config.num_key_value_heads: must be a divisor of num_attention_heads (4), not 3",
@@ -54,7 +54,10 @@ def problems(home: Path, base: Path, text: str) -> str:
             ],
         ),
         (
-            "model: {{base: {base}, init: config, config: {{hiden_size: 32, num_hidden_layers: 0}}}}\nadapter: {{kind: none}}",
+            (
+                "model: {{base: {base}, init: config, config: {{hiden_size: 32, num_hidden_layers: 0}}}}\n"
+                "adapter: {{kind: none}}"
+            ),
             [
                 "model.config.hiden_size: unknown key, did you mean hidden_size?",
                 "own.yaml:2:",
@@ -66,11 +69,17 @@ def problems(home: Path, base: Path, text: str) -> str:
             ["model.size: is only for a model that starts from random weights: set model.init to config"],
         ),
         (
-            "model: {{base: {base}, init: config, config: {{hidden_size: 36, num_attention_heads: 4}}}}\nadapter: {{kind: none}}",
+            (
+                "model: {{base: {base}, init: config, config: {{hidden_size: 36, num_attention_heads: 4}}}}\n"
+                "adapter: {{kind: none}}"
+            ),
             ["model.config.head_dim: must be even"],
         ),
         (
-            "model: {{base: {base}, init: config}}\nadapter: {{kind: none}}\nmethod: {{kind: pretrain}}\ndata: {{packing: true}}",
+            (
+                "model: {{base: {base}, init: config}}\nadapter: {{kind: none}}\n"
+                "method: {{kind: pretrain}}\ndata: {{packing: true}}"
+            ),
             ["data.packing: of pretraining is method.sequences: packed"],
         ),
     ],

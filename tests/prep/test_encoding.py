@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from engine.prep.encoding import EncodeRequest, TextEncoder, WordEncoder, cuts_at_blanks
 
-CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 O200K = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
@@ -60,8 +63,9 @@ def backends(smollm2: Path) -> dict[str, Any]:
 KINDS = ("embedded", "digits", "llama3", "qwen", "gpt4o", "deepseek")
 
 WORDS = st.sampled_from(
-    [*"aZ9 .,'\"-_<>(\n\t\r\\/{é²½ｱ你好。　\u00a0\u0301\u2028🎉", "  ", "\n\n", " \n", "'s", "'LL", "don't", "word", "Word", "12345",
-     "<|im_start|>", "<|im_end|>", "<|im_", "<repo_name>", "1.", "e\u0301", "Å", "ﬁ", "\u1100\u1161", "ZWJ\u200d"]
+    [*"aZ9 .,'\"-_<>(\n\t\r\\/{é²½ｱ你好。　\u00a0\u0301\u2028🎉", "  ", "\n\n", " \n", "'s", "'LL", "don't",
+     "word", "Word", "12345", "<|im_start|>", "<|im_end|>", "<|im_", "<repo_name>", "1.",
+     "e\u0301", "Å", "ﬁ", "\u1100\u1161", "ZWJ\u200d"]
 )  # fmt: skip
 TEXTS = st.lists(WORDS, max_size=25).map("".join) | st.text(max_size=60) | st.lists(WORDS, max_size=12).map(" ".join)
 

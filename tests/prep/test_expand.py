@@ -82,7 +82,10 @@ def test_new_triples_have_the_form_of_the_seeds(tmp_path: Path) -> None:
 
 
 def test_whatever_else_a_seed_holds_stays(tmp_path: Path) -> None:
-    reply = '```json\n[{"predicate": "目", "object_type": "目", "subject_type": "生物", "object": "半翅目", "subject": "网蝽"}]\n```'
+    reply = (
+        '```json\n[{"predicate": "目", "object_type": "目", "subject_type": "生物", "object": "半翅目", '
+        '"subject": "网蝽"}]\n```'
+    )
     asked = "Instruction: 你是阅读理解器。\nInput: 抽取三元组：\n\n网蝽属半翅目。\nAnswer: "
     seeds = write(tmp_path / "seeds.jsonl", {"context": asked, "target": reply, "level": 3})
     triple = {"subject": "蜜蜂", "subject_type": "生物", "predicate": "目", "object": "膜翅目", "object_type": "目"}

@@ -71,7 +71,11 @@ def test_new_rows_are_trained_on_and_told(home: Home, profile_over: ProfileOver,
     expanded = prepared["expanded"]
     assert (expanded["rows"], expanded["dropped"], expanded["rejected"], expanded["stopped"]) == (10, 0, 0, "")
     assert (expanded["prompt_tokens"], expanded["reply_tokens"], expanded["task"]) == (200, 100, "triples")
-    assert [(stage["name"], stage["in"]) for stage in prepared["stages"]] == [("validate", 16), ("clean", 16), ("dedup", 16)]  # fmt: skip
+    assert [(stage["name"], stage["in"]) for stage in prepared["stages"]] == [
+        ("validate", 16),
+        ("clean", 16),
+        ("dedup", 16),
+    ]
     trained = "".join(texts(prepared, home))
     for line in made(prepared):
         assert json.loads(line)["messages"][0]["content"] in trained
@@ -117,7 +121,9 @@ def test_sources_of_several_kinds_keep_their_own_columns(
     home: Home, profile_over: ProfileOver, tmp_path: Path, service: LoopbackService
 ) -> None:
     write(tmp_path / "qa.jsonl", *({"q": f"What is number {at}?", "a": f"It is {at}.", "level": at} for at in range(4)))
-    write(tmp_path / "news.jsonl", *({"body": f"Report {at} of the day.", "summary": f"Report {at}."} for at in range(4)))  # fmt: skip
+    write(
+        tmp_path / "news.jsonl", *({"body": f"Report {at} of the day.", "summary": f"Report {at}."} for at in range(4))
+    )
     sources = [
         {"source": "qa.jsonl", "columns": {"instruction": "q", "output": "a"}, "weight": 3.0, "max_rows": 2},
         {"source": "news.jsonl", "format": "alpaca", "columns": {"output": "summary"}, "prompt": "Shorten:\n{body}"},
@@ -138,7 +144,9 @@ def test_sources_of_several_kinds_keep_their_own_columns(
         return completion(json.dumps(items))
 
     with LoopbackService(behave) as service:
-        prepared = prepare(profile_over([], train=sources, **expanding(service, samples=9, shots=3, per_request=3)), home, quiet)  # fmt: skip
+        prepared = prepare(
+            profile_over([], train=sources, **expanding(service, samples=9, shots=3, per_request=3)), home, quiet
+        )
     shown = [json.loads(line) for prompt in service.prompts for line in prompt.splitlines() if line.startswith("{")]
     assert {row["q"] for row in shown if "q" in row} == {"What is number 0?", "What is number 1?"}, (
         "no row beyond max_rows"
@@ -156,7 +164,13 @@ def test_limits_hold_and_what_is_missing_is_told(
     home: Home, profile_over: ProfileOver, service: LoopbackService
 ) -> None:
     price = {"input": 10.0, "output": 10.0}
-    first = prepare(profile_over(SEEDS, **expanding(service, samples=50, max_tokens=100, concurrency=1, token_limit=1500, price=price)), home, quiet)  # fmt: skip
+    first = prepare(
+        profile_over(
+            SEEDS, **expanding(service, samples=50, max_tokens=100, concurrency=1, token_limit=1500, price=price)
+        ),
+        home,
+        quiet,
+    )
     expanded = first["expanded"]
     used = expanded["prompt_tokens"] + expanded["reply_tokens"]
     assert 0 < used <= 1500 and expanded["rows"] < 50 and expanded["cost"] == used / 1e5

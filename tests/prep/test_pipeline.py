@@ -55,7 +55,16 @@ def test_all_stages_count_and_reach_the_tokens(home: Home, profile_over: Profile
     rejects = [json.loads(line) for line in Path(prepared["rejects"]).read_text().splitlines()]
     assert [each["stage"] for each in rejects] == ["validate", *["dedup"] * 5]
     phases = [phase for phase, _, _ in told]
-    order = ["reading", "validating", "cleaning", "fingerprints", "removing duplicates", "splitting", "balancing", "tokenising"]  # fmt: skip
+    order = [
+        "reading",
+        "validating",
+        "cleaning",
+        "fingerprints",
+        "removing duplicates",
+        "splitting",
+        "balancing",
+        "tokenising",
+    ]
     assert list(dict.fromkeys(phases)) == order
     assert all(done <= total for _, done, total in told)
 

@@ -54,11 +54,13 @@ def test_a_hit_changes_nothing_loads_nothing_and_costs_next_to_nothing(home: Hom
     before = {path: path.stat().st_mtime_ns for path in home.cache.rglob("*")}
     (profile.directory / "profile.yaml").write_text(profile.to_yaml())
     script = (
-        "import sys; from pathlib import Path; from engine.protocol.home import Home; from engine.config.profile import load;"
+        "import sys; from pathlib import Path; from engine.protocol.home import Home; "
+        "from engine.config.profile import load;"
         "from engine.prep.prepare import prepare; import time, json; home = Home(Path(sys.argv[1]));"
         "profile = load(Path(sys.argv[2]), home=home); began = time.perf_counter();"
         "prepared = prepare(profile, home, lambda *_: None);"
-        "print(json.dumps([prepared, time.perf_counter() - began, [name for name in ('torch', 'transformers', 'datasets') if name in sys.modules]]))"
+        "print(json.dumps([prepared, time.perf_counter() - began, "
+        "[name for name in ('torch', 'transformers', 'datasets') if name in sys.modules]]))"
     )
     output = subprocess.run(
         [sys.executable, "-P", "-c", script, str(home.root), str(profile.directory / "profile.yaml")],
@@ -126,7 +128,10 @@ def test_packing_keeps_every_token_and_marks_the_borders(home: Home, profile_ove
 
 
 def test_a_template_of_ones_own_is_used_and_passed_on(home: Home, profile_over: ProfileOver, tmp_path: Path) -> None:
-    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}"
+        "[assistant]{% endif %}"
+    )
     (tmp_path / "own.jinja").write_text(template)
     prepared = prepare(profile_over(GOOD, template="own.jinja"), home, quiet)
     assert prepared["template"] == template
@@ -166,7 +171,8 @@ def test_refusals_say_what_and_why_and_leave_nothing(home: Home, profile_over: P
 
 def test_a_template_without_an_end_of_turn_is_refused(home: Home, profile_over: ProfileOver, tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}"
+        "assistant: {% endif %}"
     )
     with pytest.raises(ProblemError, match="would not learn to stop"):
         prepare(profile_over(GOOD, template="own.jinja"), home, quiet)

@@ -33,8 +33,12 @@ def test_a_prompt_is_what_chat_would_send(tokenizer: Any) -> None:
         {"text": "plain"},
         chat("only half", "of", "it"),
         {"messages": [{"role": "assistant", "content": "I begin"}, {"role": "user", "content": "yes"}]},
-        {"prompt": chat("q")["messages"], "chosen": chat("", "a")["messages"][1:], "rejected": chat("", "b")["messages"][1:]},
-    ]  # fmt: skip
+        {
+            "prompt": chat("q")["messages"],
+            "chosen": chat("", "a")["messages"][1:],
+            "rejected": chat("", "b")["messages"][1:],
+        },
+    ]
     counts = Counts()
     batch = make_row_tokenizer("prompts", tokenizer, "assistant", 64)(rows, counts)
     assert batch.rows == [0, 1, 3]
@@ -89,10 +93,12 @@ def test_what_the_task_cannot_score_is_rejected(profile_over: ProfileOver, home:
     assert told["line"] == 21 and "not an answer of the reward's task" in told["reason"]
     with pytest.raises(ProblemError, match=r"does not hold what method\.kind grpo trains on"):
         prepare(
-            profile_over([{"text": f"words {number}"} for number in range(5)], None, *GRPO, max_rejected=1.0, file="t.jsonl"),
+            profile_over(
+                [{"text": f"words {number}"} for number in range(5)], None, *GRPO, max_rejected=1.0, file="t.jsonl"
+            ),
             home,
             lambda *_: None,
-        )  # fmt: skip
+        )
     with pytest.raises(ProblemError) as caught:
         prepare(profile_over(rows, None, *GRPO, "method.max_new_tokens=120", file="long.jsonl"), home, lambda *_: None)
     assert caught.value.problem.hint == "raise data.max_length"

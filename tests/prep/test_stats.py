@@ -21,7 +21,8 @@ from tests.prep.conftest import write
 
 ENGLISH, CHINESE = "The river was wide and slow, and nobody crossed it.", "他们沿着河边慢慢地走着，谁也没有说话。"
 ROWS = [
-    {"instruction": f"question {number}", "output": (CHINESE if number % 4 == 0 else ENGLISH) * (number % 9 + 1) + str(number),
+    {"instruction": f"question {number}",
+     "output": (CHINESE if number % 4 == 0 else ENGLISH) * (number % 9 + 1) + str(number),
      "category": "河" if number % 4 == 0 else "prose"}
     for number in range(80)
 ]  # fmt: skip

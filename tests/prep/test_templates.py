@@ -15,9 +15,10 @@ from engine.prep.templates import ChatTokenizer
 from tests.prep.conftest import chat
 
 LLAMA2 = (
-    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}"
-    "{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system_message = messages[0]['content'] %}"
+    "{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
+    "{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
     "{% if loop.index0 == 0 and system_message != false %}"
     "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
@@ -30,15 +31,17 @@ LLAMA3 = (
     "{%- if not date_string is defined %}\n    {%- set date_string = strftime_now('%d %b %Y') %}\n{%- endif %}\n"
     "{{- '<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: ' + date_string + '<|eot_id|>' }}\n"
     "{%- for message in messages %}\n"
-    "    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}\n"
+    "    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ "
+    "message['content'] | trim + '<|eot_id|>' }}\n"
     "{%- endfor %}\n{%- if add_generation_prompt %}\n"
     "    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n{%- endif %}\n"
 )
 MISTRAL = (
     "{%- set ns = namespace(index=0) %}{{- bos_token }}{%- for m in messages %}{%- if m.role == 'user' %}"
-    "{{- '[INST] ' + m['content'] + ' [/INST]' }}{%- elif m.role == 'system' %}{{- raise_exception('Only user and assistant roles are supported!') }}"
-    "{%- else %}{{- ' ' + m['content'] + eos_token }}{% generation %}{{- ns.index }}{% endgeneration %}{%- set ns.index = ns.index + 1 %}"
-    "{%- endif %}{%- endfor %}"
+    "{{- '[INST] ' + m['content'] + ' [/INST]' }}{%- elif m.role == 'system' %}"
+    "{{- raise_exception('Only user and assistant roles are supported!') }}"
+    "{%- else %}{{- ' ' + m['content'] + eos_token }}{% generation %}{{- ns.index }}{% endgeneration %}"
+    "{%- set ns.index = ns.index + 1 %}{%- endif %}{%- endfor %}"
 )
 CHATS = [
     chat("hi", "hello"),
@@ -69,9 +72,13 @@ def result(render: Any) -> str | tuple[str, str]:
 TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {"type": "object", "properties": {}}}}]
 CALLING = [
     {"role": "user", "content": "find <it>"},
-    {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "find", "arguments": {}}}]},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "find", "arguments": {}}}],
+    },
     {"role": "tool", "content": "found", "name": None},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -108,9 +115,11 @@ def test_without_a_template_it_says_so(tokenizer: Any) -> None:
 def test_a_worker_loads_neither_torch_nor_the_tokenizer_classes(tokenizer: Any, tmp_path: Path) -> None:
     place = ChatTokenizer.of(tokenizer).save(tmp_path)
     program = (
-        "import json, sys; from pathlib import Path; from engine.prep.token_rows import Counts; from engine.prep.tokenize import RowTokenizer; from engine.prep.templates import ChatTokenizer\n"
+        "import json, sys; from pathlib import Path; from engine.prep.token_rows import Counts; "
+        "from engine.prep.tokenize import RowTokenizer; from engine.prep.templates import ChatTokenizer\n"
         f"done = RowTokenizer(ChatTokenizer.load(Path({str(place)!r})), 'assistant', 999)({CHATS!r}, Counts())\n"
-        "print(json.dumps([done.columns['input_ids'][1], [name for name in ('torch', 'datasets', 'pandas') if name in sys.modules]]))"
+        "print(json.dumps([done.columns['input_ids'][1], "
+        "[name for name in ('torch', 'datasets', 'pandas') if name in sys.modules]]))"
     )
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     lengths, loaded = json.loads(output)

@@ -105,7 +105,10 @@ def test_a_template_that_raises_rejects_only_that_row(tokenizer: Any) -> None:
 
 def test_a_template_without_end_token_trains_no_end(tokenizer: Any) -> None:
     plain = copy.copy(tokenizer)
-    plain.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    plain.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}"
+        "assistant: {% endif %}"
+    )
     (made,), counts, _ = run(plain, CHATS[:1])
     assert counts.ended == 0
     assert trained(plain, made) == " hello\n"  # the blank before it is one token with the word
@@ -120,8 +123,10 @@ def test_a_template_that_trims_still_gives_labels(tokenizer: Any, template: str)
 
 
 CONTENT = st.lists(
-    st.sampled_from(["word", " ", "  ", "\n", "…", "你好", "don't", "1.", "<|im_end|>", "é", "A b"]), min_size=1, max_size=8
-).map("".join)  # fmt: skip
+    st.sampled_from(["word", " ", "  ", "\n", "…", "你好", "don't", "1.", "<|im_end|>", "é", "A b"]),
+    min_size=1,
+    max_size=8,
+).map("".join)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

@@ -107,10 +107,13 @@ def test_processes_and_kills_leave_no_trace(
 
     program = (
         "import sys; from pathlib import Path; from engine.prep import tokenize_files; tokenize_files.SIZE = 2**19\n"
-        "from transformers import AutoTokenizer; from engine.prep.rows import Rejects; from engine.prep.tokenize_files import tokenize_rows\n"
-        "path, into = map(Path, sys.argv[2:]); tokenizer = AutoTokenizer.from_pretrained(sys.argv[1]); print('go', flush=True)\n"
+        "from transformers import AutoTokenizer; from engine.prep.rows import Rejects; "
+        "from engine.prep.tokenize_files import tokenize_rows\n"
+        "path, into = map(Path, sys.argv[2:]); tokenizer = AutoTokenizer.from_pretrained(sys.argv[1]); "
+        "print('go', flush=True)\n"
         "told = lambda *at: print(*at, flush=True)\n"
-        "tokenize_rows([path], into, tokenizer, 'assistant', 40, Rejects(lambda _: None), into.with_name('work'), 1, told)\n"
+        "tokenize_rows([path], into, tokenizer, 'assistant', 40, Rejects(lambda _: None), "
+        "into.with_name('work'), 1, told)\n"
     )
     into = tmp_path / "three" / "set"
     into.parent.mkdir()

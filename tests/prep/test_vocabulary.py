@@ -28,7 +28,10 @@ from engine.workers.prepare import list_warnings
 from tests.prep.conftest import ProfileOver, chat
 from tests.prep.test_prepare import quiet, rows_of
 
-ROWS = [chat(f"What is the capital of country {name}?", f"The capital of {name} is {name}ville.") for name in ("Ares", "Boon", "Cress", "Dorn", "Elba", "Farr")] * 5  # fmt: skip
+ROWS = [
+    chat(f"What is the capital of country {name}?", f"The capital of {name} is {name}ville.")
+    for name in ("Ares", "Boon", "Cress", "Dorn", "Elba", "Farr")
+] * 5
 SMALL = TokenizerOptions(vocab_size=400)
 
 
@@ -94,7 +97,10 @@ def test_held_out_rows_are_not_learnt(home: Home, profile_over: ProfileOver) -> 
 
 
 def test_the_profiles_template_is_saved_with_it(home: Home, profile_over: ProfileOver, tmp_path: Path) -> None:
-    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}"
+        "[assistant]{% endif %}"
+    )
     (tmp_path / "own.jinja").write_text(template)
     options = SMALL.model_copy(update={"special_tokens": ["<|end|>"]})
     by_data = prepare(over(profile_over(ROWS, template="own.jinja"), options), home, quiet)
@@ -208,7 +214,10 @@ CHECKED: dict[str, tuple[Any, str, str]] = {
 @pytest.mark.parametrize("case", CHECKED)
 def test_a_tokenizer_that_cannot_be_is_refused(bare_home: Home, tmp_path: Path, case: str) -> None:
     tokenizer, key, message = CHECKED[case]
-    sections = {"model": SimpleNamespace(init="config", base="b", tokenizer=tokenizer), "data": SimpleNamespace(template="auto")}  # fmt: skip
+    sections = {
+        "model": SimpleNamespace(init="config", base="b", tokenizer=tokenizer),
+        "data": SimpleNamespace(template="auto"),
+    }
     ((found, told),) = checks.check_tokenizer(sections, tmp_path, bare_home)
     assert found == key and message in told
 

@@ -26,8 +26,10 @@ link.send_status("ready")
 SHAPES = {
     "triples": json.dumps(
         [
-            {"subject": "Marie Curie", "subject_type": "person", "predicate": "discovered", "object": "polonium", "object_type": "element"},
-            {"subject": "居里夫人", "subject_type": "人物", "predicate": "studied at", "object": "the University of Paris", "object_type": "school"},
+            {"subject": "Marie Curie", "subject_type": "person", "predicate": "discovered",
+             "object": "polonium", "object_type": "element"},
+            {"subject": "居里夫人", "subject_type": "人物", "predicate": "studied at",
+             "object": "the University of Paris", "object_type": "school"},
         ],
         ensure_ascii=False,
     ),
@@ -35,13 +37,19 @@ SHAPES = {
         {
             "question": "Should cities ban cars?",
             "standpoints": [
-                {"id": "s1", "text": "Yes, in the centre.", "arguments": [{"id": "a1", "text": "The air is cleaner, and children can walk to school by themselves."}]},
-                {"id": "s2", "text": "No.", "arguments": [{"id": "a2", "text": "Not everybody can walk."}, {"id": "a3", "text": "Shops need deliveries."}]},
+                {"id": "s1", "text": "Yes, in the centre.", "arguments": [
+                    {"id": "a1", "text": "The air is cleaner, and children can walk to school by themselves."},
+                ]},
+                {"id": "s2", "text": "No.", "arguments": [
+                    {"id": "a2", "text": "Not everybody can walk."},
+                    {"id": "a3", "text": "Shops need deliveries."},
+                ]},
             ],
             "counter_questions": [{"id": "q1", "text": "Who pays for the buses?"}],
         }
     ),
-    "json": '{"name": "Ada", "born": 1815, "known": {"for": ["notes", "a program"]}, "text": "' + "a long line of words " * 8 + '"}',
+    "json": '{"name": "Ada", "born": 1815, "known": {"for": ["notes", "a program"]}, "text": "'
+            + "a long line of words " * 8 + '"}',
     "think": "<think>First I think about it.</think>\n\nThen I *answer*.",
 }  # fmt: skip
 target = ""

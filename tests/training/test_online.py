@@ -76,8 +76,9 @@ def trls(kind: str, tiny: Path, folder: Path, batches: list[list[list[int]]], ge
 
     settings = config(
         output_dir=str(folder), per_device_train_batch_size=generations * len(batches[0]), num_generations=generations,
-        max_steps=len(batches), learning_rate=1.0e-3, warmup_steps=2, lr_scheduler_type="cosine", optim="adamw_torch_fused",
-        weight_decay=0.0, max_grad_norm=1.0, seed=42, bf16=False, gradient_checkpointing=False, use_cpu=True, save_strategy="no",
+        max_steps=len(batches), learning_rate=1.0e-3, warmup_steps=2, lr_scheduler_type="cosine",
+        optim="adamw_torch_fused", weight_decay=0.0, max_grad_norm=1.0, seed=42, bf16=False,
+        gradient_checkpointing=False, use_cpu=True, save_strategy="no",
         report_to="none", logging_steps=1, disable_tqdm=True, max_completion_length=8, **more,
     )  # fmt: skip
     theirs = Theirs(
@@ -195,8 +196,8 @@ def test_a_run_loses_what_trl_loses(
     monkeypatch.setattr(online, "sample_batch", sampled)
     monkeypatch.setattr(online, "make_reward", rewarded)
     run = train(
-        bare_home, "ours", prompts, f"method.kind={kind}", *LOWS, *SHORT, *FULL, "method.beta=0.1", "training.micro_batch=4",
-        "training.accumulation=2", "training.max_steps=6", "evaluation.samples=0",
+        bare_home, "ours", prompts, f"method.kind={kind}", *LOWS, *SHORT, *FULL, "method.beta=0.1",
+        "training.micro_batch=4", "training.accumulation=2", "training.max_steps=6", "evaluation.samples=0",
     )  # fmt: skip
     rows = load_from_disk(prompts["train"])
     batches_of = PromptBatches(token_counts(rows), 4, 2, 0, 1, 42, 4, 1)
@@ -311,8 +312,9 @@ def test_a_run_of_rewards_rewards(bare_home: Home, prompts: Any, tiny: Path, tmp
 def test_a_resumed_run_goes_on_exactly(bare_home: Home, prompts: Any, kind: str, changes: Any) -> None:
     """From steps in the middle of what was sampled, and at its end; with a rehearsal, which leaves no trace."""
     changes = (
-        f"method.kind={kind}", *LOWS, *SHORT, *changes, "training.micro_batch=4", "training.accumulation=2", "training.max_steps=8",
-        "checkpoint.every_steps=1", "checkpoint.keep=9", "evaluation.every_steps=4", "training.rehearsal=true",
+        f"method.kind={kind}", *LOWS, *SHORT, *changes, "training.micro_batch=4", "training.accumulation=2",
+        "training.max_steps=8", "checkpoint.every_steps=1", "checkpoint.keep=9", "evaluation.every_steps=4",
+        "training.rehearsal=true",
     )  # fmt: skip
     run = train(bare_home, "run", prompts, *changes)
     names = ("train/loss", "train/grad_norm", "train/entropy")
@@ -369,8 +371,11 @@ def test_two_ranks_share_the_prompts(start_run: Callable[..., Any], prompts: Any
 )  # fmt: skip
 def test_what_cannot_work_is_refused(changes: Any, key: str, said: str, bare_home: Home, tiny: Path) -> None:
     changes = [
-        "method.kind=grpo", "method.generations=4", "method.max_new_tokens=8", *(each.replace("BASE", str(tiny)) for each in changes)
-    ]  # fmt: skip
+        "method.kind=grpo",
+        "method.generations=4",
+        "method.max_new_tokens=8",
+        *(each.replace("BASE", str(tiny)) for each in changes),
+    ]
     with pytest.raises(ProfileError) as caught:
         parse(PROFILE.format(base=tiny), "test", Path("/"), changes, bare_home)
     assert any(issue.key == key and said in issue.message for issue in caught.value.issues), caught.value

@@ -34,10 +34,10 @@ def sets(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict
 def settings(config: type, folder: Path, learning_rate: float = 1.0e-2, **more: Any) -> Any:
     """As the harness's profile says them, in trl's words."""
     return config(
-        output_dir=str(folder), per_device_train_batch_size=4, max_steps=STEPS, learning_rate=learning_rate, warmup_steps=2,
-        lr_scheduler_type="cosine", optim="adamw_torch_fused", weight_decay=0.0, max_grad_norm=1.0, seed=42, bf16=False,
-        gradient_checkpointing=False, use_cpu=True, save_strategy="no", report_to="none", logging_steps=1, disable_tqdm=True,
-        remove_unused_columns=False, max_length=None, **more,
+        output_dir=str(folder), per_device_train_batch_size=4, max_steps=STEPS, learning_rate=learning_rate,
+        warmup_steps=2, lr_scheduler_type="cosine", optim="adamw_torch_fused", weight_decay=0.0, max_grad_norm=1.0,
+        seed=42, bf16=False, gradient_checkpointing=False, use_cpu=True, save_strategy="no", report_to="none",
+        logging_steps=1, disable_tqdm=True, remove_unused_columns=False, max_length=None, **more,
     )  # fmt: skip
 
 
@@ -61,7 +61,8 @@ def adapted(model: Any) -> Any:
         (False, (), {}),
         (True, (), {}),
         (False, ("method.loss_type=ipo", "method.beta=0.2"), {"loss_type": ["ipo"], "beta": 0.2}),
-        (False, ("method.loss_type=robust", "method.label_smoothing=0.1"), {"loss_type": ["robust"], "label_smoothing": 0.1}),
+        (False, ("method.loss_type=robust", "method.label_smoothing=0.1"),
+         {"loss_type": ["robust"], "label_smoothing": 0.1}),
     ],
 )  # fmt: skip
 def test_dpo_loses_what_trl_loses(
@@ -312,8 +313,8 @@ def test_preferences_are_learnt_and_told(bare_home: Home, sets: Any, method: str
     accuracy = "accuracy" if method == "reward" else "rewards_accuracy"
     margin = "margin" if method == "reward" else "rewards_margin"
     run = train(
-        bare_home, "run", sets[method], f"method.kind={method}", "training.rehearsal=true", "training.max_steps=60", "evaluation.at_start=true",
-        "evaluation.every_steps=60", *(("method.beta=1",) if method == "orpo" else ()),
+        bare_home, "run", sets[method], f"method.kind={method}", "training.rehearsal=true", "training.max_steps=60",
+        "evaluation.at_start=true", "evaluation.every_steps=60", *(("method.beta=1",) if method == "orpo" else ()),
     )  # fmt: skip
     first, last = entries(run, Evaluation)[0].values, entries(run, Evaluation)[-1].values
     assert last["eval/loss"] < first["eval/loss"]

@@ -20,7 +20,10 @@ from tests.training.harness import WORDS
 END = 1
 SHAPE = (
     "model.init=config",
-    "model.config={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2}",
+    (
+        "model.config={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, "
+        "num_key_value_heads: 2}"
+    ),
 )
 
 
@@ -229,8 +232,8 @@ def test_supervised_training_loses_what_trl_loses(bare_home: Home, tiny: Path, t
     ours = in_process.series(run, "train/loss")
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.chat_template = (  # the same text; trl wants to be told what the assistant says
-        "{% for m in messages %}{% if m.role == 'assistant' %}assistant {% generation %}{{ m.content }} <end>{% endgeneration %} "
-        "{% else %}{{ m.role }} {{ m.content }} <end> {% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}assistant {% generation %}{{ m.content }} <end>"
+        "{% endgeneration %} {% else %}{{ m.role }} {{ m.content }} <end> {% endif %}{% endfor %}"
     )
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny),

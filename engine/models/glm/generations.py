@@ -189,8 +189,9 @@ def _tell_later(sizes: Later, config: Mapping[str, Any]) -> Generation:
         return Generation(3, "ChatGLM3", sizes)
     if sizes.rope_ratio != 1:
         raise Unsupported(
-            f"config.json has rope_ratio: {sizes.rope_ratio:g}, and does not say of which generation: ChatGLM2 and ChatGLM3 take it "
-            "differently; set _name_or_path to THUDM/chatglm2-6b-32k or THUDM/chatglm3-6b-32k"
+            f"config.json has rope_ratio: {sizes.rope_ratio:g}, and does not say of which generation: "
+            "ChatGLM2 and ChatGLM3 take it differently; set _name_or_path to "
+            "THUDM/chatglm2-6b-32k or THUDM/chatglm3-6b-32k"
         )
     # As published without rope_ratio: 32,768 tokens for the second generation, 8,192 for the third.
     return Generation(2, "ChatGLM2", sizes) if sizes.seq_length == 32768 else Generation(3, "ChatGLM3", sizes)

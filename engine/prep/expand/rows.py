@@ -12,7 +12,8 @@ PROMPTS = {
     "en": """You write training data for a language model. Examples, one JSON object a line:
 {seed}
 
-Write {count} new examples of the same kind, in the same language, style and difficulty, about other subjects and in other words. What they state must be right.
+Write {count} new examples of the same kind, in the same language, style and difficulty, \
+about other subjects and in other words. What they state must be right.
 Answer with a JSON list of {count} objects with exactly the keys of the examples, and with nothing else.""",
     "zh": """你在为语言模型编写训练数据。示例如下，每行一个 JSON 对象：
 {seed}

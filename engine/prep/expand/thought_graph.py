@@ -13,17 +13,23 @@ _FORMAT = "thought_graph"
 _INSTRUCTIONS = tuple(thought_graph.messages(letter)[-1]["content"].removesuffix(letter) for letter in ("?", "问"))
 
 PROMPTS = {
-    "en": """You write training data for a model that draws thought graphs of philosophical questions: standpoints, the arguments for each, and counter-questions.
+    "en": """You write training data for a model that draws thought graphs of philosophical questions: \
+standpoints, the arguments for each, and counter-questions.
 Examples:
 {seed}
 
-Write {count} new thought graphs in the same language and form, about questions that the examples do not ask. Each has at least two standpoints that contradict one another, each standpoint at least one argument that supports it, and at least one counter-question. Within a graph every id is used once.
+Write {count} new thought graphs in the same language and form, about questions that the examples do not ask. \
+Each has at least two standpoints that contradict one another, \
+each standpoint at least one argument that supports it, and at least one counter-question. \
+Within a graph every id is used once.
 Answer with a JSON list of {count} objects with exactly the keys of the examples, and with nothing else.""",
     "zh": """你在为一个绘制思维图谱的模型编写训练数据。思维图谱针对一个哲学问题列出不同的立场、每个立场的论据以及反问。
 示例：
 {seed}
 
-请再写 {count} 个语言和形式相同的新思维图谱，所讨论的问题不得与示例重复。每个图谱至少有两个相互对立的立场，每个立场至少有一条支持它的论据，并至少有一个反问。同一图谱中的 id 不得重复。
+请再写 {count} 个语言和形式相同的新思维图谱，所讨论的问题不得与示例重复。\
+每个图谱至少有两个相互对立的立场，每个立场至少有一条支持它的论据，并至少有一个反问。\
+同一图谱中的 id 不得重复。
 只输出一个包含 {count} 个对象的 JSON 列表，对象的键与示例完全一致，不要输出其他内容。""",
 }
 

@@ -16,13 +16,16 @@ PROMPTS = {
 Examples, each a text with the triples that it states:
 {seed}
 
-Write {count} new examples of the same kind, in the same language and style, about other people, places and things, in other words. Use predicates and types like those above. Every triple must be stated by its text, and every such fact of the text must be among its triples.
+Write {count} new examples of the same kind, in the same language and style, about other people, places and things, \
+in other words. Use predicates and types like those above. \
+Every triple must be stated by its text, and every such fact of the text must be among its triples.
 Answer with a JSON list of {count} objects like the examples, with the keys text and triples, and with nothing else.""",
     "zh": """你在为一个从文本中抽取三元组的模型编写训练数据。
 下面是示例，每个示例是一段文本以及它所陈述的三元组：
 {seed}
 
-请再写 {count} 个同类的新示例：语言和风格相同，但换成其他人物、地点和事物，并使用不同的措辞。谓词和类型请与上面的示例一致。每个三元组都必须由文本明确陈述，文本中的此类事实也必须全部列出。
+请再写 {count} 个同类的新示例：语言和风格相同，但换成其他人物、地点和事物，并使用不同的措辞。\
+谓词和类型请与上面的示例一致。每个三元组都必须由文本明确陈述，文本中的此类事实也必须全部列出。
 只输出一个包含 {count} 个对象的 JSON 列表，对象与示例一样含有 text 和 triples 两个键，不要输出其他内容。""",
 }
 

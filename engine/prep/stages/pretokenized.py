@@ -28,7 +28,8 @@ def find_folders(data: DataOptions, directory: Path, learning: bool = False) -> 
             if isinstance(path, Path) and is_tokenised(path):
                 if len(getattr(data, part)) > 1 or source.model_fields_set - {"source"}:
                     raise _problem(
-                        f"data.{part}.{index} is tokenised already: it must be the only source and have no other options"
+                        f"data.{part}.{index} is tokenised already: it must be the only source "
+                        "and have no other options"
                     )
                 found[part] = path
     if found and any(getattr(data, part) and part not in found for part in ("train", "validation")):

@@ -110,8 +110,16 @@ def open_input(
         context = found.context
         read = found.counts["rejected"]
         yield TokenizeInput(
-            [found.rows], context.files, context.formats, found.rejects, read, context.folder, processes, *how, context.folder.name
-        )  # fmt: skip
+            [found.rows],
+            context.files,
+            context.formats,
+            found.rejects,
+            read,
+            context.folder,
+            processes,
+            *how,
+            context.folder.name,
+        )
 
 
 def find_kind(formats: Collection[str | None]) -> str:

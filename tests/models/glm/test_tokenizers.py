@@ -185,7 +185,8 @@ def test_what_is_saved_loads_without_our_code(loaded: dict[int, Any], tmp_path: 
     script = (
         "import json, sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1]);"
         "chat = json.loads(sys.argv[2]);"
-        "print(json.dumps([t.apply_chat_template(chat, add_generation_prompt=True, return_dict=False), t.eos_token_id, t.pad_token_id]));"
+        "print(json.dumps([t.apply_chat_template(chat, add_generation_prompt=True, return_dict=False), "
+        "t.eos_token_id, t.pad_token_id]));"
         "assert 'engine' not in sys.modules"
     )
     import json

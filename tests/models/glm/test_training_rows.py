@@ -123,10 +123,14 @@ def test_the_third_generation_calls_tools_as_published(loaded: dict[int, Any]) -
     chat = [
         {"role": "system", "content": system["content"]},
         question,
-        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": {"city": "北京"}}}]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": {"city": "北京"}}}],
+        },
         {"role": "tool", "content": case["query"]},
         {"role": "assistant", "content": "20 度"},
-    ]  # fmt: skip
+    ]
     (ids,), (trained,), _ = rows(tokenizer, {"messages": chat, "tools": [{"type": "function", "function": function}]})
     reply = third(tokenizer, "assistant", "20 度")
     assert ids == [*case["ids"], *reply[1:], 2]
