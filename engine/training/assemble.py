@@ -45,7 +45,7 @@ def make_loop(job: Job, model: Any) -> TrainingLoop:
     )
     max_steps = settings.max_steps or math.ceil(settings.epochs * batches.per_epoch)
     step = int(job.resumed_from.name.removeprefix("step-")) if job.resumed_from else 0
-    performance.after_model(job, model, max_steps)
+    performance.optimize_model(job, model, max_steps)
     loop = TrainingLoop(setup, make_accelerator(job), step, max_steps)
     torch.manual_seed(settings.seed + 7919 * job.ranks.rank)  # ranks must not share their dropout
     return loop

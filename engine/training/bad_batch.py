@@ -88,7 +88,7 @@ class BadBatchGuard:
         )
         for key in ("training.micro_batch", "training.accumulation"):
             before, after = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
-            self._enter(step, key, before, after, code="mark.setting")
+            self._write_ledger(step, key, before, after, code="mark.setting")
         raise RestartFrom(live, None if rehearsed and step == 0 else step)
 
     # ── a bad batch ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -133,7 +133,7 @@ class BadBatchGuard:
             self._roll_back(rows)
         if choice == "skip":
             loop.control.save()
-            self._enter(step, live_settings.SKIPPED, None, rows, code="mark.skip")
+            self._write_ledger(step, live_settings.SKIPPED, None, rows, code="mark.skip")
             loop.job.skipped.update(rows)
         if choice == "skip" or pause.code != "pause.loss_spike":
             loop.drop_gradients()
@@ -142,18 +142,18 @@ class BadBatchGuard:
         """Raises RestartFrom from the checkpoint before, with the settings as they stand now."""
         loop, job = self._loop, self._loop.job
         target = loop.ranks.broadcast(loop.checkpointer.newest_before(loop.step))
-        then = loop.checkpointer.settings_of(target)
-        self._enter(target, "rollback", loop.step, target, code="mark.rollback")
-        self._enter(target, live_settings.SKIPPED, None, rows, code="mark.skip")
+        then = loop.checkpointer.read_settings(target)
+        self._write_ledger(target, "rollback", loop.step, target, code="mark.rollback")
+        self._write_ledger(target, live_settings.SKIPPED, None, rows, code="mark.skip")
         for key in SETTABLE:
             before, now = live_settings.get_setting(then, key), live_settings.get_setting(loop.profile, key)
             if before != now:
-                self._enter(target, key, before, now, code="mark.setting")
+                self._write_ledger(target, key, before, now, code="mark.setting")
             job.replayed[key] = now
         job.skipped.update(rows)
         raise RestartFrom(loop.profile, target)
 
-    def _enter(self, step: int, name: str, old: Any, new: Any, *, code: str) -> None:
+    def _write_ledger(self, step: int, name: str, old: Any, new: Any, *, code: str) -> None:
         attempt = self._loop.job.attempt
         self._loop.reporter.write(Ledger(attempt=attempt, code=code, step=step, name=name, old=old, new=new))
 

@@ -9,7 +9,7 @@ from engine.config.profile import Profile
 from engine.prep.token_pieces import pieces, reply_parts
 
 
-def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int) -> dict[str, Any]:
+def describe_batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int) -> dict[str, Any]:
     """The global batch of `step` (from 1), as one rank without accumulation would see it.
 
     Returns `parts`: for each row `{pieces: [{text, id, trained}], sequence}`, where equal sequences were packed together, and for each reply

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class GatheredState:
     """What a checkpoint holds of all ranks."""
 
     snapshots: list[Any]
@@ -40,7 +40,7 @@ class Checkpointer:
     def snapshot(self) -> dict[str, Any]:
         """Generators, sums not yet reported, recent losses, and what the method keeps from step to step."""
         return {
-            "random": resume.random_state(),
+            "random": resume.get_random_state(),
             "metrics": self._loop.metrics.state_dict(),
             "recent": list(self._loop.guard.recent_losses),
             **self._loop.method.state_dict(),
@@ -74,7 +74,7 @@ class Checkpointer:
             return ""
         import torch
 
-        inner = folder / checkpoints.TRAINER
+        inner = folder / checkpoints.RESUME_FOLDER
         loop.strategy.load(inner / "optimizer.pt")
         loop.schedule.load_state_dict(torch.load(inner / "scheduler.pt", weights_only=True))
         # The file holds the base rate of its time; the profile, with what was changed since, has the present one.
@@ -93,7 +93,7 @@ class Checkpointer:
         loop = self._loop
         if loop.step == loop.job.saved_step:
             return None
-        with loop.reporter.during("saving"):
+        with loop.reporter.in_phase("saving"):
             pause: Pause | None = loop.ranks.broadcast(self._write(self.gather()))
         if pause is None:
             loop.job.saved_step = loop.step
@@ -101,27 +101,27 @@ class Checkpointer:
                 loop.job.plots.draw(loop.step)
         return pause
 
-    def gather(self) -> Gathered:
+    def gather(self) -> GatheredState:
         """On every rank alike."""
         loop = self._loop
         snapshots = loop.ranks.gather(self._before_step or self.snapshot())
-        return Gathered(snapshots, loop.strategy.save(), resume.fingerprint(loop, snapshots))
+        return GatheredState(snapshots, loop.strategy.save(), resume.compute_fingerprint(loop, snapshots))
 
-    def _write(self, gathered: Gathered) -> Pause | None:
+    def _write(self, gathered: GatheredState) -> Pause | None:
         """By rank 0; returns why it could not be written."""
         loop, job = self._loop, self._loop.job
         if not loop.ranks.first:
             return None
         folder = job.run.checkpoint(loop.step)
         try:
-            write_folder(folder, lambda place: self.fill(place, gathered))
+            write_folder(folder, lambda place: self.write_files(place, gathered))
         except OSError as error:
             return Pause(
                 code="pause.disk_low", reason=f"disk low: the checkpoint cannot be written ({error.strerror or error})"
             )
         results = loop.evaluator.results.get(loop.step, {})
         job.checkpoints[loop.step] = {name: value for name, value in results.items() if value is not None}
-        best = checkpoints.best(job.checkpoints, loop.profile.checkpoint.best_by)
+        best = checkpoints.find_best(job.checkpoints, loop.profile.checkpoint.best_by)
         protected = {loop.step} | ({best} if best is not None else set())
         removed = checkpoints.prune(job.run, loop.profile.checkpoint.keep, protected)
         for step in removed:
@@ -138,15 +138,15 @@ class Checkpointer:
         )
         return None
 
-    def fill(self, folder: Path, gathered: Gathered) -> None:
+    def write_files(self, folder: Path, gathered: GatheredState) -> None:
         """Write all files of a checkpoint into `folder`. Raises OSError."""
         import torch
 
         loop, job = self._loop, self._loop.job
-        with loop.averaged():
+        with loop.averaged_weights():
             checkpoints.save_weights(loop.model, job.tokenizer, folder, loop.profile.model.dtype)
         (folder / "lock.json").write_text(job.lock_text(loop.profile))
-        inner = folder / checkpoints.TRAINER
+        inner = folder / checkpoints.RESUME_FOLDER
         inner.mkdir()
         torch.save(gathered.optimizer, inner / "optimizer.pt")
         torch.save(loop.schedule.state_dict(), inner / "scheduler.pt")
@@ -168,8 +168,8 @@ class Checkpointer:
         """The newest checkpoint before this step, on rank 0, which alone keeps the list."""
         return max((each for each in self._loop.job.checkpoints if each < step), default=None)
 
-    def settings_of(self, step: int) -> Profile:
+    def read_settings(self, step: int) -> Profile:
         """The run's settings as they stood at a checkpoint."""
-        inner = self._loop.job.run.checkpoint(step) / checkpoints.TRAINER
+        inner = self._loop.job.run.checkpoint(step) / checkpoints.RESUME_FOLDER
         settings, _ = live_settings.replay(inner / live_settings.FILE, self._loop.job.submitted)
         return settings

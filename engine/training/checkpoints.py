@@ -18,25 +18,25 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.storage.atomic import write_folder
 from engine.tasks.direction import Direction
 
-TRAINER = "trainer"
+RESUME_FOLDER = "trainer"
 """Folder inside a checkpoint: optimizer, scheduler, scaler, random states, trainer_state.json."""
 MASTERS = "masters.pt"
 """In it, where they are not what the checkpoint itself holds: the weights that are trained, as they are trained."""
 
 
-def clean(run: RunDirectory) -> None:
+def remove_partial(run: RunDirectory) -> None:
     """Remove what a killed worker left half written."""
     for leftover in run.checkpoints.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def known(run: RunDirectory) -> dict[int, dict[str, float]]:
+def list_with_metrics(run: RunDirectory) -> dict[int, dict[str, float]]:
     """Complete checkpoints with the metrics that the journal knows of them, by step."""
     metrics = {entry.step: entry.metrics for entry, _ in read(run.events) if isinstance(entry, Checkpoint)}
     return {step: metrics.get(step, {}) for step in run.checkpoint_steps()}
 
 
-def best(checkpoints: dict[int, dict[str, float]], metric: str) -> int | None:
+def find_best(checkpoints: dict[int, dict[str, float]], metric: str) -> int | None:
     """The step of the best checkpoint by `metric`, the earliest of equals; None when none has it."""
     scored = {step: metrics[metric] for step, metrics in checkpoints.items() if metric in metrics}
     if not scored:
@@ -66,7 +66,7 @@ def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
         # Of the whole model: given the adapter's weights alone, peft does not find a head that is trained beside them.
         model.save_pretrained(folder, save_embedding_layers=False)
     else:
-        model.save_pretrained(folder, state_dict=weights(model, dtype))
+        model.save_pretrained(folder, state_dict=collect_weights(model, dtype))
     tokenizer.save_pretrained(folder)
     for card in folder.glob("README.md"):  # peft's empty form
         card.unlink()
@@ -76,7 +76,7 @@ def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
         config.write_text(json.dumps({**text, "dtype": dtype, "use_cache": True}, indent=2))
 
 
-def weights(model: Any, dtype: str) -> dict[str, Any]:
+def collect_weights(model: Any, dtype: str) -> dict[str, Any]:
     """What a checkpoint holds of `model`: names and tensors as they stand in its file."""
     import torch
     from peft import PeftModel, get_peft_model_state_dict
@@ -94,7 +94,7 @@ def read_back(folder: Path, model: Any, dtype: str) -> None:
     import torch
     from safetensors import SafetensorError, safe_open
 
-    expected = weights(model, dtype)
+    expected = collect_weights(model, dtype)
     seen: set[str] = set()
     try:
         for path in sorted(folder.glob("*.safetensors")):
@@ -127,7 +127,7 @@ def _unreadable(folder: Path, cause: str) -> ProblemError:
 def publish(checkpoint: Path, output: Path) -> None:
     """Copy a checkpoint, without what only a resume needs, to `output`: complete or not at all."""
     check_output(output)
-    without = shutil.ignore_patterns(TRAINER)
+    without = shutil.ignore_patterns(RESUME_FOLDER)
     write_folder(output, lambda folder: shutil.copytree(checkpoint, folder, dirs_exist_ok=True, ignore=without))
 
 

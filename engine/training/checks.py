@@ -9,19 +9,19 @@ from typing import Any
 
 from engine.models.checks import VIRTUAL
 from engine.tasks import TASKS
-from engine.training.combinations import refusals
+from engine.training.combinations import find_unsupported
 
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
 
 
-def combinations(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+def check_combinations(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
     """`(key, message)` for each combination refused. Sections that did not validate are missing and pass."""
     model, adapter, data, method = (sections.get(name) for name in ("model", "adapter", "data", "method"))
     if model and adapter and method:
-        yield from refusals(adapter.kind, model.quantization, method.kind, method.rows)
+        yield from find_unsupported(adapter.kind, model.quantization, method.kind, method.rows)
     training = sections.get("training")
     if training:
-        yield from _training(training, adapter, data, method)
+        yield from _check_training(training, adapter, data, method)
     if method and data and method.kind == "pretrain" and data.packing:
         yield "data.packing", "of pretraining is method.sequences: packed"
     evaluation = sections.get("evaluation")
@@ -56,7 +56,7 @@ def combinations(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
                 )
 
 
-def _training(training: Any, adapter: Any, data: Any, method: Any) -> Iterator[tuple[str, str]]:
+def _check_training(training: Any, adapter: Any, data: Any, method: Any) -> Iterator[tuple[str, str]]:
     """What `training` says that does not go with another section, or with itself."""
     if adapter and adapter.kind in VIRTUAL:
         if data and data.packing:

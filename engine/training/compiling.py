@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 MODES = {"cuda": "max-autotune-no-cudagraphs", "mps": "reduce-overhead"}
 """torch's mode by device. Without CUDA graphs, since rows differ in length and each length would have a graph of its own."""
-LONG = 500
+MIN_STEPS = 500
 """Optimiser steps from which `auto` compiles: below, tuning takes longer than it saves."""
 BACKEND = "inductor"
 
@@ -22,9 +22,9 @@ class Warn(Protocol):
     def __call__(self, message: str, hint: str, *, code: str) -> object: ...
 
 
-def wanted(setting: bool | str, device_kind: str, steps: int) -> bool:
+def is_enabled(setting: bool | str, device_kind: str, steps: int) -> bool:
     """Whether to compile, of `training.compile`, for a run of so many steps."""
-    return device_kind in MODES and steps >= LONG if setting == "auto" else bool(setting)
+    return device_kind in MODES and steps >= MIN_STEPS if setting == "auto" else bool(setting)
 
 
 def install(model: Any, device_kind: str, warn: Warn) -> int:
@@ -41,10 +41,10 @@ def install(model: Any, device_kind: str, warn: Warn) -> int:
     if NAME in registered:
         # The rows' lengths differ in every batch, and each would be a program of its own.
         AttentionInterface.register(NAME, torch.compiler.disable(registered[NAME]))
-    layers = list(_layers(model))
-    compiling = _Compiling(device_kind, warn)
+    layers = list(_find_layers(model))
+    compiler = _LayerCompiler(device_kind, warn)
     for layer in layers:
-        compiling.take(layer)
+        compiler.wrap(layer)
     if not layers:
         warn(
             "this model's layers cannot be told apart, so nothing is compiled",
@@ -54,7 +54,7 @@ def install(model: Any, device_kind: str, warn: Warn) -> int:
     return len(layers)
 
 
-def _layers(model: Any) -> Iterator[Any]:
+def _find_layers(model: Any) -> Iterator[Any]:
     """The decoder layers: what transformers never splits over devices. Of a layer that is computed again in the backward pass its
     parts, since torch does not look into a checkpointed function."""
     names = set(getattr(model, "_no_split_modules", None) or ())
@@ -63,14 +63,14 @@ def _layers(model: Any) -> Iterator[Any]:
             yield from module.children() if getattr(module, "gradient_checkpointing", False) else (module,)
 
 
-class _Compiling:
+class _LayerCompiler:
     """Compiled layers of one model, which fail together."""
 
     def __init__(self, device_kind: str, warn: Warn) -> None:
         self._mode, self._warn = MODES.get(device_kind), warn
         self._failed = False
 
-    def take(self, layer: Any) -> None:
+    def wrap(self, layer: Any) -> None:
         """Let `layer` run compiled in training mode, until that fails."""
         import torch
         from torch._dynamo.exc import TorchDynamoException

@@ -21,9 +21,9 @@ class Patience:
         self._options = options
         self._best: float | None = None
         self._best_step = 0
-        self._stale = 0
+        self._without_gain = 0
 
-    def look(self, step: int, values: dict[str, Any]) -> str:
+    def update(self, step: int, values: dict[str, Any]) -> str:
         """Why the run is over, or nothing. Raises ProblemError for a metric that the evaluation does not have."""
         options = self._options
         if options.metric not in values:
@@ -36,15 +36,17 @@ class Patience:
                 )
             )
         value = values[options.metric]
-        if value is not None and self._better(value):
-            self._best, self._best_step, self._stale = value, step, 0
+        if value is not None and self._is_better(value):
+            self._best, self._best_step, self._without_gain = value, step, 0
             return ""
-        self._stale += 1
-        if self._stale < options.patience:
+        self._without_gain += 1
+        if self._without_gain < options.patience:
             return ""
-        return f"{options.metric} has not been better than at step {self._best_step} for {self._stale} evaluations"
+        return (
+            f"{options.metric} has not been better than at step {self._best_step} for {self._without_gain} evaluations"
+        )
 
-    def _better(self, value: float) -> bool:
+    def _is_better(self, value: float) -> bool:
         if self._best is None:
             return True
         lower = direction(self._options.metric) == Direction.LOWER
@@ -52,7 +54,12 @@ class Patience:
         return gain > self._options.min_delta
 
     def save(self, folder: Path) -> None:
-        state = {"best": self._best, "step": self._best_step, "stale": self._stale, "metric": self._options.metric}
+        state = {
+            "best": self._best,
+            "step": self._best_step,
+            "stale": self._without_gain,
+            "metric": self._options.metric,
+        }
         (folder / FILE).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
@@ -60,4 +67,4 @@ class Patience:
         path = folder / FILE
         state = json.loads(path.read_text()) if path.exists() else {}
         if state.get("metric") == self._options.metric:
-            self._best, self._best_step, self._stale = state["best"], state["step"], state["stale"]
+            self._best, self._best_step, self._without_gain = state["best"], state["step"], state["stale"]

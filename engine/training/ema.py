@@ -14,7 +14,7 @@ from typing import Any
 FILE = "ema.pt"
 
 
-class Averages:
+class WeightAverages:
     """Averages in float32 of all weights of `model` that are trained, whatever dtype those have."""
 
     def __init__(self, model: Any, decay: float) -> None:
@@ -32,7 +32,7 @@ class Averages:
                 self._averages[name].lerp_(weight.detach().float(), 1 - keep)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swap_in(self) -> Iterator[None]:
         """Within, the model has the averages for weights, in the weights' own dtypes."""
         trained = {name: weight.data for name, weight in self._weights.items()}
         try:

@@ -22,7 +22,7 @@ from engine.tasks.task import load_task
 from engine.training import memory
 from engine.training.early_stopping import Patience
 from engine.training.methods.base import take_counts
-from engine.training.overfitting import Overfitting
+from engine.training.overfitting import OverfittingDetector
 
 if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
@@ -47,10 +47,10 @@ class Evaluator:
         self.patience = Patience(stopping) if stopping else None
         self.stop_reason = ""
         """Why the run ends before its last step; empty while it goes on."""
-        self._overfitting = Overfitting()
+        self._overfitting = OverfittingDetector()
         self._reported = 0.0
         rows = self._method.held_out
-        self._batches = self._share(rows) if rows is not None else []
+        self._batches = self._divide_rows(rows) if rows is not None else []
         self._needed = rows is not None or bool(self._options.probes)
         task = load_task(self._options.task) if self._options.task else None
         self._task = task if self._options.samples and rows is not None else None
@@ -64,9 +64,9 @@ class Evaluator:
         loop = self._loop
         if not self._needed or loop.step in self.results:
             return
-        with loop.reporter.during("evaluating"):
+        with loop.reporter.in_phase("evaluating"):
             start = time.perf_counter()
-            with loop.averaged():
+            with loop.averaged_weights():
                 values, samples = self._measure()
             self.results[loop.step] = values
             seconds = time.perf_counter() - start
@@ -74,7 +74,7 @@ class Evaluator:
             loop.reporter.write(Evaluation(attempt=attempt, step=loop.step, values=values, seconds=seconds))
             for sample in samples:
                 loop.reporter.write(Sample(attempt=attempt, step=loop.step, **sample))
-            if "eval/loss" in values and (found := self._overfitting.evaluated(values["eval/loss"])):
+            if "eval/loss" in values and (found := self._overfitting.add_evaluation(values["eval/loss"])):
                 loop.reporter.warn(
                     code="training.overfitting",
                     step=loop.step,
@@ -85,11 +85,11 @@ class Evaluator:
     def check_patience(self) -> None:
         """Count this step's evaluation, if there was one, for early stopping."""
         if self.patience and self._loop.step in self.results:
-            self.stop_reason = self.patience.look(self._loop.step, self.results[self._loop.step])
+            self.stop_reason = self.patience.update(self._loop.step, self.results[self._loop.step])
 
     def watch_training_loss(self, loss: Any) -> None:
         """Compare the training loss with held-out ones: overfitting is warned of."""
-        self._overfitting.trained(loss)
+        self._overfitting.add_training_loss(loss)
 
     def rehearse(self) -> None:
         """The longest rows, and two tokens after the longest prompt: what an evaluation needs at most. Nothing is reported."""
@@ -136,7 +136,7 @@ class Evaluator:
             references = [reference for _, reference in self._conversations]
             scores = self._task.score(replies[: len(references)], references)
             values |= {f"eval/{name}": value for name, value in scores.items()}
-            self._keep(replies, values)
+            self._save_replies(replies, values)
             samples += [
                 {"prompt": messages[-1]["content"], "reply": reply, "reference": reference}
                 for (messages, reference), reply in zip(self._conversations[:SAMPLES_KEPT], replies, strict=False)
@@ -166,7 +166,7 @@ class Evaluator:
         means = {name: total / units for name, total in whole.items()}
         return {f"eval/{name}": value for name, value in method.summarize(means).items()}
 
-    def _share(self, rows: Any) -> list[list[Any]]:
+    def _divide_rows(self, rows: Any) -> list[list[Any]]:
         """This rank's held-out rows as micro-batches, neighbours of like length together."""
         job = self._job
         lengths = token_counts(rows)
@@ -226,9 +226,9 @@ class Evaluator:
         now = time.monotonic()
         if now - self._reported > PROGRESS_SECONDS:
             self._reported = now
-            self._loop.reporter.phase("evaluating", f"reply {done} of {total}", done, total)
+            self._loop.reporter.set_phase("evaluating", f"reply {done} of {total}", done, total)
 
-    def _keep(self, replies: Sequence[str], values: dict[str, float]) -> None:
+    def _save_replies(self, replies: Sequence[str], values: dict[str, float]) -> None:
         """Keep all replies with their scores in the run's directory. A full disk may lose them; the run does not need them."""
         options, prepared = self._options, self._job.prepared
         request = {

@@ -14,7 +14,7 @@ from engine.protocol.worker_link import Link
 
 STACKS = signal.SIGUSR1
 """Makes a rank write the stacks of all its threads to its log, wherever it hangs."""
-ARRIVED = "came"
+ARRIVED = "arrived"
 """Argument added to a question for hot chat: when it arrived, as `perf_counter` tells."""
 
 
@@ -36,9 +36,9 @@ class Inbox:
     def connect(self, link: Link) -> None:
         """Take instructions from `link`, including those that came before this call."""
         self._link = link
-        self.take_in()
+        self.receive()
 
-    def take_in(self) -> None:
+    def receive(self) -> None:
         """Called by the link's thread."""
         if self._link is None:
             return
@@ -56,10 +56,10 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def take(self) -> list[Instruction]:
+    def take_all(self) -> list[Instruction]:
         """All waiting commands, in the order in which they came."""
         self.arrived.clear()
-        taken = []
+        commands = []
         while self._waiting:
-            taken.append(self._waiting.popleft())
-        return taken
+            commands.append(self._waiting.popleft())
+        return commands

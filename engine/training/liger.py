@@ -13,7 +13,7 @@ from engine.protocol.messages import Problem, ProblemError
 _KERNELS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
-def wanted(setting: bool | str, device_kind: str) -> bool:
+def is_enabled(setting: bool | str, device_kind: str) -> bool:
     """Whether to use it, of `training.liger`. Raises ProblemError where it was asked for and cannot be had."""
     installed = find_spec("liger_kernel") is not None
     if setting == "auto":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, Ledger, Start, decode, read_lines
 
-REWOUND = "resume"
+REWIND = "resume"
 """Name of the ledger's entry that says: from here on as the checkpoint of its step was written, without what was changed after."""
 _METRICS = b'"kind":"metrics"'
 
@@ -31,22 +31,22 @@ class Lineage:
 
 def trace(run: RunDirectory) -> Lineage:
     """Read the journal from its beginning (metrics, nearly all of it, are passed over undecoded)."""
-    way = Lineage()
+    lineage = Lineage()
     on_disk = set(run.checkpoint_steps())
     for line, _ in read_lines(run.events):
         if _METRICS in line[:200]:
             continue
         match decode(line):
             case Checkpoint(step=step) if step in on_disk:
-                way.steps.add(step)
-                way.changes = []  # it holds them all
+                lineage.steps.add(step)
+                lineage.changes = []  # it holds them all
             case Start(step=step):
-                way.steps = {each for each in (*way.steps, step) if each <= step}
-                way.changes = [entry for entry in way.changes if entry.step <= step]
+                lineage.steps = {each for each in (*lineage.steps, step) if each <= step}
+                lineage.changes = [entry for entry in lineage.changes if entry.step <= step]
             case Ledger(name=name) as entry:
-                if name == REWOUND:
-                    way.changes = []
-                way.changes.append(entry)
-    newest = way.newest(sorted(on_disk))
-    way.changes = [entry for entry in way.changes if entry.step == newest]
-    return way
+                if name == REWIND:
+                    lineage.changes = []
+                lineage.changes.append(entry)
+    newest = lineage.newest(sorted(on_disk))
+    lineage.changes = [entry for entry in lineage.changes if entry.step == newest]
+    return lineage

@@ -14,9 +14,9 @@ from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
 from engine.protocol.journal import Ledger
 
-KEPT = (*SETTABLE, "training.epochs", "training.micro_batch", "training.accumulation")
+SAVED = (*SETTABLE, "training.epochs", "training.micro_batch", "training.accumulation")
 """Settings that a checkpoint remembers: the settable ones, and those that a lack of memory or a resume may change."""
-_TOGETHER = (
+_LINKED = (
     {"training.max_steps", "training.epochs"},
     {"training.micro_batch", "training.accumulation"},
 )
@@ -55,8 +55,8 @@ def get_setting(profile: Profile, key: str) -> Any:
 def save_settings(path: Path, submitted: Profile, live: Profile, skipped: Collection[int]) -> None:
     """Write the settings as they stand, what the submitted profile says of them, and the skipped rows."""
     document = {
-        "submitted": {key: get_setting(submitted, key) for key in KEPT},
-        "live": {key: get_setting(live, key) for key in KEPT},
+        "submitted": {key: get_setting(submitted, key) for key in SAVED},
+        "live": {key: get_setting(live, key) for key in SAVED},
         "skipped": sorted(skipped),
     }
     path.write_text(json.dumps(document))
@@ -71,16 +71,16 @@ def replay(path: Path, submitted: Profile, later: Sequence[Ledger] = ()) -> tupl
     values: dict[str, Any] = kept["live"]
     skipped = set(kept["skipped"])
     for entry in later:
-        if entry.name in KEPT:
+        if entry.name in SAVED:
             values[entry.name] = entry.new
         elif entry.name == SKIPPED:
             skipped |= set(entry.new)
-    changed = {key for key in KEPT if get_setting(submitted, key) != kept["submitted"].get(key)}
-    for group in _TOGETHER:
+    changed = {key for key in SAVED if get_setting(submitted, key) != kept["submitted"].get(key)}
+    for group in _LINKED:
         if changed & group:
             changed |= group
     live = submitted
     for key, value in values.items():
-        if key not in changed and key in KEPT:
+        if key not in changed and key in SAVED:
             live = replace_setting(live, key, value)
     return live, skipped

@@ -25,7 +25,7 @@ from engine.protocol.journal import Ledger, Metrics
 from engine.training import memory, optimizer_factory, performance, preflight
 from engine.training.bad_batch import BadBatchGuard
 from engine.training.checkpointer import Checkpointer
-from engine.training.ema import Averages
+from engine.training.ema import WeightAverages
 from engine.training.evaluator import Evaluator
 from engine.training.exceptions import StopTraining
 from engine.training.methods.base import Batch, MethodSetup, make_method, take_counts
@@ -58,36 +58,36 @@ class TrainingLoop:
             self.profile.training, job.device.kind, self.ranks.world, self.method, self.batches
         )
         ema = self.profile.training.ema
-        self.averages = Averages(self.model, ema.decay) if ema else None
+        self.averages = WeightAverages(self.model, ema.decay) if ema else None
         self.evaluator = Evaluator(self)
         self.checkpointer = Checkpointer(self)
         self.guard = BadBatchGuard(self)
         self.control = RunControl(self)
 
-    def run(self, greet: Callable[[str], None]) -> None:
-        """Train to the last step, or until told to stop. `greet` is called when everything is in place, with how exact a resume is.
+    def run(self, on_ready: Callable[[str], None]) -> None:
+        """Train to the last step, or until told to stop. `on_ready` is called when everything is in place, with how exact a resume is.
 
         Raises RestartFrom when model and loop must be built anew, and whatever the libraries raise.
         """
-        self.begin(greet)
+        self.begin(on_ready)
         try:
-            while not self.finished():
-                for micro_batches in self.epoch():
+            while not self.is_finished():
+                for micro_batches in self.epoch_batches():
                     self.train_step(micro_batches)
                     self.end_step()
-                    if self.finished():
+                    if self.is_finished():
                         break
         except StopTraining:
             self.outcome = "stopped"
 
-    def begin(self, greet: Callable[[str], None]) -> None:
+    def begin(self, on_ready: Callable[[str], None]) -> None:
         """Everything before the first step: resume, preflight, evaluation at the start, commands that wait already."""
         self.model.train()
         resumed = self.checkpointer.resume()
-        greet(resumed)
+        on_ready(resumed)
         if self.profile.training.rehearsal:
             preflight.rehearse(self, fresh=not resumed)
-        self.reporter.phase("first step")
+        self.reporter.set_phase("first step")
         if self.step == 0 and self.profile.evaluation.at_start:
             self.evaluate()
         self.control.take_commands()
@@ -96,7 +96,7 @@ class TrainingLoop:
 
     # ── one optimiser step ────────────────────────────────────────────────────────────────────────────────────────
 
-    def epoch(self) -> Iterator[list[Batch]]:
+    def epoch_batches(self) -> Iterator[list[Batch]]:
         """This rank's micro-batches of one global batch after another, to the end of the epoch that the next step belongs to."""
         self.batches.step = self.step
         batches = iter(self.loader)
@@ -165,7 +165,7 @@ class TrainingLoop:
         self.reporter.link.report_progress(step=self.step)
         self.report()
         if self.reporter.phase_name != "training":
-            self.reporter.phase("training")
+            self.reporter.set_phase("training")
         last = self.step >= self.max_steps
         if self.is_due(self.profile.evaluation.every_steps) or last:
             self.evaluate()
@@ -184,13 +184,13 @@ class TrainingLoop:
         self.guard.evaluate()
         self.evaluator.check_patience()
 
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether this was the last step, nothing gets better any more, or the run was told to stop."""
         return self.step >= self.max_steps or bool(self.evaluator.stop_reason) or self.control.stopping
 
     def end_if_finished(self) -> None:
         """Save a finished run."""
-        if not self.finished():
+        if not self.is_finished():
             return
         early = self.evaluator.stop_reason if self.step < self.max_steps else ""
         if early:
@@ -227,6 +227,6 @@ class TrainingLoop:
             self.max_steps = live.training.max_steps
         self.schedule = rebase_schedule(self.schedule, live.training, self.max_steps)
 
-    def averaged(self) -> AbstractContextManager[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """Within, the model has the weights that the run evaluates and saves."""
-        return self.averages.in_place() if self.averages else nullcontext()
+        return self.averages.swap_in() if self.averages else nullcontext()

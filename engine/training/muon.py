@@ -43,7 +43,7 @@ class MuonAdamW(torch.optim.Optimizer):
             inner.step()
 
 
-def grouped(model: Any, decayed: Collection[str], weight_decay: float) -> list[dict[str, Any]]:
+def group_weights(model: Any, decayed: Collection[str], weight_decay: float) -> list[dict[str, Any]]:
     """The trained weights of `model` in parameter groups, matrices of the hidden layers apart from all else. `decayed` names those
     that weight decay is for."""
     outside = {

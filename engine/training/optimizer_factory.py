@@ -9,7 +9,7 @@ from engine.options.training import TrainingOptions
 from engine.protocol.messages import Problem, ProblemError
 
 GPU_ONLY = frozenset({"adamw_8bit", "paged_adamw", "paged_adamw_8bit"})
-_NEVER_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+_NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 """Parts of the names of weights that weight decay is not for, as transformers has them."""
 
 
@@ -33,40 +33,42 @@ def make_optimizer(settings: TrainingOptions, model: Any) -> Any:
     """The optimiser of `model`'s trained weights, in two groups: with and without weight decay (four for muon)."""
     import torch
 
-    rate, decayed = settings.learning_rate, decayed_names(model)
+    rate, decayed = settings.learning_rate, find_decayed_names(model)
     match settings.optimizer:
         case "adamw":
-            return torch.optim.AdamW(_groups(model, decayed, settings.weight_decay), lr=rate, fused=True)
+            return torch.optim.AdamW(_make_groups(model, decayed, settings.weight_decay), lr=rate, fused=True)
         case "adam":
-            from engine.training.muon import grouped
+            from engine.training.muon import group_weights
 
-            return torch.optim.Adam(grouped(model, decayed, settings.weight_decay), lr=rate)
+            return torch.optim.Adam(group_weights(model, decayed, settings.weight_decay), lr=rate)
         case "sgd":
-            return torch.optim.SGD(_groups(model, decayed, settings.weight_decay), lr=rate)
+            return torch.optim.SGD(_make_groups(model, decayed, settings.weight_decay), lr=rate)
         case "adafactor":
             from transformers.optimization import Adafactor
 
-            groups = _groups(model, decayed, settings.weight_decay)
+            groups = _make_groups(model, decayed, settings.weight_decay)
             return Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
         case "muon":
-            from engine.training.muon import MuonAdamW, grouped
+            from engine.training.muon import MuonAdamW, group_weights
 
-            return MuonAdamW(grouped(model, decayed, settings.weight_decay), rate)
+            return MuonAdamW(group_weights(model, decayed, settings.weight_decay), rate)
         case "adamw_8bit" | "paged_adamw" | "paged_adamw_8bit":
-            return _bitsandbytes(settings.optimizer, _groups(model, decayed, settings.weight_decay), rate, model)
+            return _make_bitsandbytes(
+                settings.optimizer, _make_groups(model, decayed, settings.weight_decay), rate, model
+            )
     raise AssertionError(settings.optimizer)
 
 
-def decayed_names(model: Any) -> Collection[str]:
+def find_decayed_names(model: Any) -> Collection[str]:
     """Names of the weights that weight decay is for: no biases, no norms."""
     from torch.nn import LayerNorm
     from transformers.trainer_pt_utils import get_parameter_names
 
-    names: list[str] = get_parameter_names(model, [LayerNorm], _NEVER_DECAYED)
+    names: list[str] = get_parameter_names(model, [LayerNorm], _NO_DECAY)
     return set(names)
 
 
-def _groups(model: Any, decayed: Collection[str], weight_decay: float) -> list[dict[str, Any]]:
+def _make_groups(model: Any, decayed: Collection[str], weight_decay: float) -> list[dict[str, Any]]:
     trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     return [
         {"params": [weight for name, weight in trained if name in decayed], "weight_decay": weight_decay},
@@ -74,7 +76,7 @@ def _groups(model: Any, decayed: Collection[str], weight_decay: float) -> list[d
     ]
 
 
-def _bitsandbytes(name: str, groups: list[dict[str, Any]], rate: float, model: Any) -> Any:
+def _make_bitsandbytes(name: str, groups: list[dict[str, Any]], rate: float, model: Any) -> Any:
     """AdamW with state in 8 bits, on pages that move to the host's memory when the device's is short, or both."""
     from bitsandbytes.optim import AdamW, GlobalOptimManager
     from torch.nn import Embedding

@@ -9,7 +9,7 @@ PATIENCE = 2
 
 
 @dataclass
-class Overfitting:
+class OverfittingDetector:
     """Told of losses as a run goes on; says once for each such stretch. Its fields are what a resume needs."""
 
     best: float = float("inf")
@@ -20,12 +20,12 @@ class Overfitting:
     _sum: float = field(default=0.0, repr=False)
     _steps: int = field(default=0, repr=False)
 
-    def trained(self, loss: float) -> None:
+    def add_training_loss(self, loss: float) -> None:
         """The loss of a training step, or a mean over some."""
         self._sum += loss
         self._steps += 1
 
-    def evaluated(self, loss: float) -> str:
+    def add_evaluation(self, loss: float) -> str:
         """The loss on held-out rows; returns what is to be said, or nothing."""
         if not self._steps:
             self.best = min(self.best, loss)

@@ -13,15 +13,15 @@ from engine.training.job import Job
 from engine.training.methods.base import Method
 from engine.training.optimizer_factory import check_optimizer
 
-MOST_WORKERS = 4
+MAX_WORKERS = 4
 """Loader processes a rank that `auto` takes at most: rows are tokens already, so few of them keep any device busy."""
 
 
-def check(settings: TrainingOptions, device_kind: str) -> None:
+def check_device(settings: TrainingOptions, device_kind: str) -> None:
     """Raises ProblemError for what this device does not have."""
     check_optimizer(settings.optimizer, device_kind)
     if settings.optimizations:
-        liger.wanted(settings.liger, device_kind)
+        liger.is_enabled(settings.liger, device_kind)
     if settings.tf32:
         _check_tf32(device_kind)
 
@@ -43,7 +43,7 @@ def _check_tf32(device_kind: str) -> None:
     )
 
 
-def before_model(settings: TrainingOptions) -> None:
+def configure_torch(settings: TrainingOptions) -> None:
     """What must be set before anything is computed."""
     import torch
 
@@ -52,25 +52,25 @@ def before_model(settings: TrainingOptions) -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
-def after_model(job: Job, model: Any, steps: int) -> None:
+def optimize_model(job: Job, model: Any, steps: int) -> None:
     """Kernels and compiled layers, as asked for, for a run of so many steps."""
     settings, kind = job.profile.training, job.device.kind
     if not settings.optimizations:
         return
-    if liger.wanted(settings.liger, kind):
+    if liger.is_enabled(settings.liger, kind):
         liger.install(model)
-    if compiling.wanted(settings.compile, kind, steps):
+    if compiling.is_enabled(settings.compile, kind, steps):
         compiling.install(
             model, kind, lambda message, hint, *, code: job.reporter.warn(code=code, message=message, hint=hint)
         )
 
 
-def workers(setting: int | str, device_kind: str, world: int) -> int:
+def count_workers(setting: int | str, device_kind: str, world: int) -> int:
     """Loader processes of a rank, of `training.workers`. On a CPU the model wants the cores itself."""
     if isinstance(setting, int):
         return setting
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if device_kind == "cpu" else max(1, min(MOST_WORKERS, cores // world - 1))
+    return 0 if device_kind == "cpu" else max(1, min(MAX_WORKERS, cores // world - 1))
 
 
 def make_loader(settings: TrainingOptions, device_kind: str, world: int, method: Method, batches: GlobalBatches) -> Any:
@@ -78,9 +78,9 @@ def make_loader(settings: TrainingOptions, device_kind: str, world: int, method:
     import torch
     from torch.utils.data import DataLoader
 
-    count = workers(settings.workers, device_kind, world)
-    ahead = {"num_workers": count, "persistent_workers": True, "prefetch_factor": 4} if count else {}
+    count = count_workers(settings.workers, device_kind, world)
+    prefetch = {"num_workers": count, "persistent_workers": True, "prefetch_factor": 4} if count else {}
     # A generator of its own: the loader must not draw from the one that dropout uses.
     return DataLoader(
-        method.rows, batch_sampler=batches, collate_fn=method.collate, generator=torch.Generator(), **ahead
+        method.rows, batch_sampler=batches, collate_fn=method.collate, generator=torch.Generator(), **prefetch
     )

@@ -18,7 +18,7 @@ from engine.training import checkpoints, memory
 from engine.training.methods.base import take_counts
 
 if TYPE_CHECKING:
-    from engine.training.checkpointer import Gathered
+    from engine.training.checkpointer import GatheredState
     from engine.training.loop import TrainingLoop
 
 FOLDER = ".step-rehearsal"
@@ -30,7 +30,7 @@ def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
     later, and RestartFrom when smaller micro-batches may help."""
     if not loop.method.rehearsable:
         return
-    loop.reporter.phase("rehearsing", "the longest batch")
+    loop.reporter.set_phase("rehearsing", "the longest batch")
     before = copy.deepcopy(loop.checkpointer.snapshot())
     scaler = copy.deepcopy(loop.accelerator.scaler.state_dict()) if loop.accelerator.scaler else None
     optimizer = loop.optimizer.state_dict() if fresh else None
@@ -80,20 +80,20 @@ def _step(loop: TrainingLoop, *, update: bool) -> None:
 def _evaluate(loop: TrainingLoop) -> None:
     """The longest held-out rows and the longest prompts; an evaluation at the start measures all of them anyway."""
     if not loop.profile.evaluation.at_start:
-        loop.reporter.phase("rehearsing", "evaluation")
+        loop.reporter.set_phase("rehearsing", "evaluation")
         loop.evaluator.rehearse()
 
 
 def _save(loop: TrainingLoop) -> None:
     """A whole checkpoint, written and read back by rank 0. A full disk pauses the run here, before anything is at stake."""
-    loop.reporter.phase("rehearsing", "a checkpoint")
+    loop.reporter.set_phase("rehearsing", "a checkpoint")
     while pause := loop.ranks.broadcast(_write_and_read(loop, loop.checkpointer.gather())):
         loop.control.pause(pause)
         if loop.control.stopping:
             return
 
 
-def _write_and_read(loop: TrainingLoop, gathered: Gathered) -> Pause | None:
+def _write_and_read(loop: TrainingLoop, gathered: GatheredState) -> Pause | None:
     """By rank 0; returns why there is no room."""
     import torch
 
@@ -101,9 +101,9 @@ def _write_and_read(loop: TrainingLoop, gathered: Gathered) -> Pause | None:
         return None
     folder = loop.job.run.checkpoints / FOLDER
     try:
-        write_folder(folder, lambda place: loop.checkpointer.fill(place, gathered))
+        write_folder(folder, lambda place: loop.checkpointer.write_files(place, gathered))
         checkpoints.read_back(folder, loop.model, loop.profile.model.dtype)
-        torch.load(folder / checkpoints.TRAINER / "optimizer.pt", map_location="cpu", weights_only=True)
+        torch.load(folder / checkpoints.RESUME_FOLDER / "optimizer.pt", map_location="cpu", weights_only=True)
     except OSError as error:
         return Pause(
             code="pause.disk_low", reason=f"disk low: a checkpoint cannot be written ({error.strerror or error})"

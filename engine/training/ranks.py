@@ -25,14 +25,14 @@ class Ranks:
     local: int = 0
     world: int = 1
     group: Any = None
-    waiting: Callable[[bool], None] = lambda begins: None
+    on_wait: Callable[[bool], None] = lambda begins: None
     """Told when this rank begins and ends to wait for the others."""
 
     @contextmanager
-    def _meeting(self) -> Iterator[None]:
-        self.waiting(True)
+    def _report_waiting(self) -> Iterator[None]:
+        self.on_wait(True)
         yield
-        self.waiting(False)
+        self.on_wait(False)
 
     @property
     def first(self) -> bool:
@@ -47,7 +47,7 @@ class Ranks:
         import torch.distributed as dist
 
         total = torch.tensor(values, dtype=torch.float64)
-        with self._meeting():
+        with self._report_waiting():
             dist.all_reduce(total, group=self.group)
         summed: list[float] = total.tolist()
         return summed
@@ -59,7 +59,7 @@ class Ranks:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.world
-        with self._meeting():
+        with self._report_waiting():
             dist.all_gather_object(values, value, group=self.group)
         return values
 
@@ -70,17 +70,17 @@ class Ranks:
         import torch.distributed as dist
 
         box = [value]
-        with self._meeting():
+        with self._report_waiting():
             dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
-    def to_first(self, value: Any, source: int) -> Any:
+    def send_to_first(self, value: Any, source: int) -> Any:
         """On rank 0 the value of rank `source`, another one; elsewhere what was given."""
         import torch.distributed as dist
 
         box = [value]
         if self.rank in (0, source):
-            with self._meeting():
+            with self._report_waiting():
                 if self.first:
                     dist.recv_object_list(box, src=source, group=self.group)
                 else:
@@ -88,7 +88,7 @@ class Ranks:
         return box[0]
 
 
-def place() -> tuple[int, int, int]:
+def read_place() -> tuple[int, int, int]:
     """Rank, local rank and number of ranks, as torchrun tells; 0, 0, 1 without it. Torch-free."""
     return tuple(int(os.environ.get(name, default)) for name, default in _VARIABLES)  # type: ignore[return-value]
 
@@ -96,9 +96,9 @@ def place() -> tuple[int, int, int]:
 _VARIABLES = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
 
 
-def join(device_kind: str) -> Ranks:
+def join_ranks(device_kind: str) -> Ranks:
     """Meet the other ranks: gradients over NCCL on CUDA, over gloo elsewhere."""
-    rank, local, world = place()
+    rank, local, world = read_place()
     if world == 1:
         return Ranks()
     import torch.distributed as dist

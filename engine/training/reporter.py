@@ -16,7 +16,7 @@ from engine.protocol.codes import Pause
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import AnyEntry, Evaluation, Metrics, Phase, Warn, Writer
 from engine.protocol.worker_link import Link
-from engine.training.log_lines import line
+from engine.training.log_lines import format_line
 
 LOG_SECONDS = 5.0
 """Seconds between two lines of metrics in the log."""
@@ -31,7 +31,7 @@ class Logger(Protocol):
 
 
 class Reporter:
-    """`write` journals an entry; `phase` reports what this rank is doing."""
+    """`write` journals an entry; `set_phase` reports what this rank is doing."""
 
     def __init__(self, run: RunDirectory, attempt: int, link: Link, rank: int) -> None:
         self.attempt, self.link = attempt, link
@@ -74,7 +74,7 @@ class Reporter:
         self.blocked = None
         return True
 
-    def phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
+    def set_phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
         """Report what this rank is doing; the journal gets every change of `name` or `detail`."""
         self.link.report_progress(phase=f"{name} {detail}".strip())
         if (name, detail) != self._phase:
@@ -82,12 +82,12 @@ class Reporter:
             self.write(Phase(attempt=self.attempt, name=name, detail=detail, done=done, total=total))
 
     @contextlib.contextmanager
-    def during(self, name: str, detail: str = "") -> Iterator[None]:
+    def in_phase(self, name: str, detail: str = "") -> Iterator[None]:
         """Report a phase for as long as the block takes, then the phase before it."""
         before = self._phase
-        self.phase(name, detail)
+        self.set_phase(name, detail)
         yield
-        self.phase(*before)
+        self.set_phase(*before)
 
     @property
     def phase_name(self) -> str:
@@ -102,7 +102,7 @@ class Reporter:
         now = time.monotonic()
         if isinstance(entry, Metrics) and now - self._printed < LOG_SECONDS:
             return
-        if text := line(entry):
+        if text := format_line(entry):
             self._printed = now
             print(text, flush=True)
 

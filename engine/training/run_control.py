@@ -9,16 +9,16 @@ from engine.protocol.codes import Pause
 from engine.protocol.journal import Ledger
 from engine.protocol.messages import Problem
 from engine.training import live_settings
-from engine.training.host import Host
+from engine.training.host import HostMonitor
 
 if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
 
-PAUSE_TURN = 1.0
+PAUSE_POLL_SECONDS = 1.0
 """Seconds between two agreements of ranks that are paused: far below any collective's time-out."""
-ASKED = Pause(code="pause.asked", reason="asked")
+USER_PAUSE = Pause(code="pause.asked", reason="asked")
 
-Order = tuple[str, dict[str, Any]]
+Command = tuple[str, dict[str, Any]]
 """A command's name and arguments."""
 
 
@@ -28,38 +28,38 @@ class RunControl:
     def __init__(self, loop: TrainingLoop) -> None:
         self._loop, self._ranks, self._reporter = loop, loop.ranks, loop.reporter
         self._inbox, self._hot_chat = loop.job.inbox, loop.job.hot_chat
-        self._host = Host(loop.job.run.path, loop.job.inbox.pids)
+        self._host = HostMonitor(loop.job.run.path, loop.job.inbox.pids)
         self.stopping = False
         self.held_rows: Sequence[int] = ()
         """Rows of the step that is held back, while it is."""
 
     def take_commands(self) -> None:
         """Carry out what has come, on all ranks alike; returns when the run may go on."""
-        if pause := self._agree():
+        if pause := self._agree_on_commands():
             self.pause(pause)
         if not self.stopping:
-            self._hot_chat.go_on(self._loop)
+            self._hot_chat.advance(self._loop)
 
     def pause(self, pause: Pause) -> str:
         """Wait at this boundary until told to go on, or until the host is as it should be; returns the choice that came with it."""
-        self._enter("pause", None, pause.reason, code=pause.code)
-        with self._reporter.during("paused", pause.reason):
+        self._write_ledger("pause", None, pause.reason, code=pause.code)
+        with self._reporter.in_phase("paused", pause.reason):
             choice = self._wait(pause)
-        self._enter("continue", pause.reason, choice or None, code="mark.continue")
+        self._write_ledger("continue", pause.reason, choice or None, code="mark.continue")
         return choice
 
     def _wait(self, pause: Pause) -> str:
         """Carry out commands until one of them, or the host, ends the pause; returns the choice that came with it."""
-        orders: list[Order] = []
+        commands: list[Command] = []
         over = False
         while not over and not self.stopping:
             if self._ranks.first:
-                if not self._hot_chat.go_on(self._loop):
-                    self._inbox.arrived.wait(PAUSE_TURN)
+                if not self._hot_chat.advance(self._loop):
+                    self._inbox.arrived.wait(PAUSE_POLL_SECONDS)
                 over = pause.passes and self._host_recovered()
-            over, orders = self._take_orders(over)
-            over = over or any(name == "continue" for name, _ in orders)
-        choices = (arguments.get("choice") for name, arguments in orders if name == "continue")
+            over, commands = self._exchange_commands(over)
+            over = over or any(name == "continue" for name, _ in commands)
+        choices = (arguments.get("choice") for name, arguments in commands if name == "continue")
         return next(filter(None, choices), "")
 
     def save(self) -> None:
@@ -78,37 +78,37 @@ class RunControl:
 
     # ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _agree(self) -> Pause | None:
+    def _agree_on_commands(self) -> Pause | None:
         """One agreement of the ranks: commands are carried out; returns why to pause."""
-        trouble = self._host_trouble()
-        waiting = len(self._inbox) + bool(trouble) if self._ranks.first else 0
+        host_pause = self._find_host_pause()
+        waiting = len(self._inbox) + bool(host_pause) if self._ranks.first else 0
         if not self._ranks.sum([waiting])[0]:
             return None
         pause: Pause | None
-        pause, orders = self._take_orders(trouble)
-        for name, _ in orders:
-            pause = {"pause": ASKED, "continue": None, "stop": None}.get(name, pause)
+        pause, commands = self._exchange_commands(host_pause)
+        for name, _ in commands:
+            pause = {"pause": USER_PAUSE, "continue": None, "stop": None}.get(name, pause)
         return pause
 
-    def _take_orders(self, word: Any) -> tuple[Any, list[Order]]:
-        """Send rank 0's `word` and its waiting commands to all ranks, which carry them out; returns the word, and the commands that were
+    def _exchange_commands(self, payload: Any) -> tuple[Any, list[Command]]:
+        """Send rank 0's `payload` and its waiting commands to all ranks, which carry them out; returns the payload, and the commands that were
         not refused."""
-        instructions = self._inbox.take() if self._ranks.first else []
-        word, orders = self._ranks.broadcast((word, [(each.name, each.arguments) for each in instructions]))
-        taken = []
-        for index, (name, arguments) in enumerate(orders):
+        instructions = self._inbox.take_all() if self._ranks.first else []
+        payload, commands = self._ranks.broadcast((payload, [(each.name, each.arguments) for each in instructions]))
+        accepted = []
+        for index, (name, arguments) in enumerate(commands):
             if name == "generate":  # for rank 0 alone, and answered when the reply is whole
                 for instruction in instructions[index : index + 1]:
-                    self._hot_chat.take(instruction)
+                    self._hot_chat.add(instruction)
                 continue
-            refusal = self._carry_out(name, arguments)
+            refusal = self._execute(name, arguments)
             if not refusal:
-                taken.append((name, arguments))
+                accepted.append((name, arguments))
             if instructions:
                 self._reporter.link.answer(instructions[index], step=self._loop.step, problem=refusal)
-        return word, taken
+        return payload, accepted
 
-    def _carry_out(self, name: str, arguments: dict[str, Any]) -> Problem | None:
+    def _execute(self, name: str, arguments: dict[str, Any]) -> Problem | None:
         """One command; returns why it is refused, or nothing."""
         match name:
             case "stop":
@@ -118,16 +118,16 @@ class RunControl:
             case "evaluate":
                 self._loop.guard.evaluate()
             case "set":
-                return self._set(arguments.get("changes", arguments))
+                return self._change_settings(arguments.get("changes", arguments))
             case "continue":
-                return self._refuse_choice(arguments.get("choice", ""))
+                return self._check_choice(arguments.get("choice", ""))
             case "pause":
                 pass
             case _:
                 return Problem(code="request.unknown", title=f"a training worker does not know the command {name!r}")
         return None
 
-    def _refuse_choice(self, choice: str) -> Problem | None:
+    def _check_choice(self, choice: str) -> Problem | None:
         """Why this way of going on from a batch that is held back is refused, or nothing."""
         step = self._loop.step
         if not choice:
@@ -142,7 +142,7 @@ class RunControl:
             return Problem(code="command.no_way_back", title=title)
         return None
 
-    def _set(self, changes: dict[str, Any]) -> Problem | None:
+    def _change_settings(self, changes: dict[str, Any]) -> Problem | None:
         """Change settings; returns why that is refused, or nothing."""
         loop, live = self._loop, self._loop.profile
         try:
@@ -157,24 +157,28 @@ class RunControl:
             old, new = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
             if key == "training.max_steps":
                 old = loop.max_steps
-            self._enter(key, old, new, code="mark.setting")
+            self._write_ledger(key, old, new, code="mark.setting")
         loop.apply_settings(live)
         return None
 
-    def _enter(self, name: str, old: Any, new: Any, *, code: str) -> None:
+    def _write_ledger(self, name: str, old: Any, new: Any, *, code: str) -> None:
         """Journal a change at this step."""
         attempt, step = self._loop.job.attempt, self._loop.step
         self._reporter.write(Ledger(attempt=attempt, code=code, step=step, name=name, old=old, new=new))
 
     # ── the host ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _host_trouble(self) -> Pause | None:
+    def _find_host_pause(self) -> Pause | None:
         """Why disk or host ask for a pause; rank 0 looks every few seconds."""
         if not self._ranks.first:
             return None
         if self._reporter.blocked and not self._reporter.flush():
             return self._reporter.blocked
-        return self._host.trouble(self._loop.profile.limits) if self._host.due() else None
+        return self._host.find_exceeded_limit(self._loop.profile.limits) if self._host.is_due() else None
 
     def _host_recovered(self) -> bool:
-        return self._host.due() and self._reporter.flush() and not self._host.trouble(self._loop.profile.limits)
+        return (
+            self._host.is_due()
+            and self._reporter.flush()
+            and not self._host.find_exceeded_limit(self._loop.profile.limits)
+        )

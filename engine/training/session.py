@@ -56,12 +56,12 @@ def train(
     A relative `checkpoint.output` is relative to `directory`. Raises ProblemError, and whatever the libraries raise.
     """
     started = time.time()
-    traced = lineage.trace(run)
-    resumed = _checkpoint_to_resume(run, traced, from_step)
+    history = lineage.trace(run)
+    resumed = _checkpoint_to_resume(run, history, from_step)
     live, skipped = profile, set[int]()
-    later = traced.changes if from_step is None else []
+    later = history.changes if from_step is None else []
     if resumed:
-        live, skipped = live_settings.replay(resumed / checkpoints.TRAINER / live_settings.FILE, profile, later)
+        live, skipped = live_settings.replay(resumed / checkpoints.RESUME_FOLDER / live_settings.FILE, profile, later)
     output = Path(directory, live.checkpoint.output).expanduser() if live.checkpoint.output else None
     if output:
         checkpoints.check_output(output)
@@ -69,24 +69,26 @@ def train(
     job.resumed_from = resumed
     job.skipped |= skipped
     job.replayed = {entry.name: entry.new for entry in later}
-    job.checkpoints = {step: metrics for step, metrics in checkpoints.known(run).items() if step in traced.steps}
+    job.checkpoints = {
+        step: metrics for step, metrics in checkpoints.list_with_metrics(run).items() if step in history.steps
+    }
     if from_step is not None:
-        newest = traced.newest(run.checkpoint_steps())
+        newest = history.newest(run.checkpoint_steps())
         reporter.write(
-            Ledger(attempt=attempt, code="mark.rewind", step=from_step, name=lineage.REWOUND, old=newest, new=from_step)
+            Ledger(attempt=attempt, code="mark.rewind", step=from_step, name=lineage.REWIND, old=newest, new=from_step)
         )
     open_loggers(job)
     try:
         loop = _train_until_done(job)
     finally:
-        job.hot_chat.end(reporter.link, inbox.step)
+        job.hot_chat.close(reporter.link, inbox.step)
     if job.ranks.first:
         _finish(job, loop, output, time.time() - started)
     job.ranks.broadcast(None)  # no rank ends before the last checkpoint is safe
     return loop.outcome, loop.step
 
 
-def _checkpoint_to_resume(run: RunDirectory, traced: Lineage, from_step: int | None) -> Path | None:
+def _checkpoint_to_resume(run: RunDirectory, history: Lineage, from_step: int | None) -> Path | None:
     """The newest complete checkpoint of the run's lineage, or that of `from_step`; None for a run that has none."""
     steps = run.checkpoint_steps()
     if from_step is not None and from_step not in steps:
@@ -98,7 +100,7 @@ def _checkpoint_to_resume(run: RunDirectory, traced: Lineage, from_step: int | N
                 hint=f"kept are: {kept}",
             )
         )
-    step = traced.newest(steps) if from_step is None else from_step
+    step = history.newest(steps) if from_step is None else from_step
     return run.checkpoint(step) if step is not None else None
 
 
@@ -141,19 +143,19 @@ def _make_job(
 
     transformers.utils.logging.disable_progress_bar()
     disable_progress_bar()
-    _, local, world = ranks.place()
+    _, local, world = ranks.read_place()
     kind = devices.find_accelerator()
-    performance.check(live.training, kind)
-    performance.before_model(live.training)
+    performance.check_device(live.training, kind)
+    performance.configure_torch(live.training)
     devices.set_threads(live.training.threads, world)
     device = devices.choose_device(kind, local, live.model.dtype)
-    group = replace(ranks.join(kind), waiting=reporter.link.set_waiting)
+    group = replace(ranks.join_ranks(kind), on_wait=reporter.link.set_waiting)
     # A close race between two dtypes must not end differently on two ranks.
     device = replace(device, compute=group.broadcast(device.compute))
     inbox.pids = group.gather(inbox.pids[0])
     prepared = json.loads(run.prepared.read_text())
     if group.first:
-        checkpoints.clean(run)
+        checkpoints.remove_partial(run)
     torch.manual_seed(live.training.seed)
     return Job(
         run=run,
@@ -185,8 +187,8 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
             steps_per_epoch=batches.per_epoch,
             processes=job.ranks.world,
             global_batch=batches.size,
-            parameters=_count(loop.model.parameters()),
-            trainable_parameters=_count(p for p in loop.model.parameters() if p.requires_grad),
+            parameters=_count_weights(loop.model.parameters()),
+            trainable_parameters=_count_weights(p for p in loop.model.parameters() if p.requires_grad),
             rows=len(batches.lengths),
             trained_tokens=job.prepared["trained_tokens"],
             resumed=drift,
@@ -197,8 +199,8 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
                 "compute_dtype": compute,
                 "settings": {key: live_settings.get_setting(job.profile, key) for key in SETTABLE},
                 "thresholds": [
-                    (wanted.name, wanted.comparison, wanted.bound)
-                    for wanted in map(thresholds.parse_threshold, job.profile.evaluation.thresholds)
+                    (threshold.name, threshold.comparison, threshold.bound)
+                    for threshold in map(thresholds.parse_threshold, job.profile.evaluation.thresholds)
                 ],
                 **list_versions(),
             },
@@ -220,7 +222,7 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
         )
 
 
-def _count(parameters: Any) -> int:
+def _count_weights(parameters: Any) -> int:
     """Weights, those packed two to a byte counted as what they stand for."""
     return sum(
         math.prod(state.shape) if (state := getattr(p, "quant_state", None)) is not None else p.numel()
@@ -233,10 +235,10 @@ def _finish(job: Job, loop: TrainingLoop, output: Path | None, seconds: float) -
     step, results = loop.step, loop.evaluator.results
     last = job.run.checkpoint(step)
     if loop.outcome == "completed":
-        with loop.averaged():
+        with loop.averaged_weights():
             checkpoints.read_back(last, loop.model, job.profile.model.dtype)
         if output:
-            job.reporter.phase("saving", str(output))
+            job.reporter.set_phase("saving", str(output))
             checkpoints.publish(last, output)
     job.reporter.close_loggers()
     if not job.plots.finish(step):
@@ -258,6 +260,6 @@ def _finish(job: Job, loop: TrainingLoop, output: Path | None, seconds: float) -
                 message=f"a threshold is missed: {verdict}",
                 hint="train on, on more or better data, or change evaluation.thresholds",
             )
-    report.write(job, loop.outcome, step, results, verdicts, seconds)
+    report.write_report(job, loop.outcome, step, results, verdicts, seconds)
     if loop.outcome == "completed":
         write_private(job.run.result(stages.TRAIN), json.dumps({"step": step, "seconds": seconds}).encode())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from engine.options.base import option
-from engine.training.adapters import attaching
+from engine.training.adapters import base
 
 
-class Options(attaching.AdapterOptions):
+class Options(base.AdapterOptions):
     kind: Literal["ia3"] = "ia3"
     targets: list[str] | Literal["auto"] = option(
         "auto",
@@ -26,8 +26,8 @@ def attach(model: Any, options: Options) -> Any:
 
     named = options.targets != "auto"
     config = IA3Config(
-        task_type=attaching.task(model),
+        task_type=base.get_task_type(model),
         target_modules=options.targets if named else None,
         feedforward_modules=options.feedforward if named else None,
     )
-    return attaching.attach(model, config, options)
+    return base.attach(model, config, options)

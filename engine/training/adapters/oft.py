@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from engine.options.base import option
-from engine.training.adapters import attaching
+from engine.training.adapters import base
 
 
-class Options(attaching.TargetedOptions):
+class Options(base.TargetedOptions):
     kind: Literal["oft"] = "oft"
     block_size: int = option(
         32,
@@ -23,10 +23,10 @@ def attach(model: Any, options: Options) -> Any:
     from peft import OFTConfig
 
     config = OFTConfig(
-        task_type=attaching.task(model),
+        task_type=base.get_task_type(model),
         oft_block_size=options.block_size,
         module_dropout=options.dropout,
         target_modules=options.targets,
         bias="none",
     )
-    return attaching.attach(model, config, options)
+    return base.attach(model, config, options)

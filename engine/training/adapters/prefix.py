@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from engine.training.adapters import attaching
+from engine.training.adapters import base
 
 
-class Options(attaching.VirtualTokenOptions):
+class Options(base.VirtualTokenOptions):
     kind: Literal["prefix"] = "prefix"
 
 
@@ -16,5 +16,5 @@ def attach(model: Any, options: Options) -> Any:
     a checkpoint then holds all that is trained."""
     from peft import PrefixTuningConfig
 
-    config = PrefixTuningConfig(task_type=attaching.task(model), num_virtual_tokens=options.virtual_tokens)
-    return attaching.attach(model, config, options)
+    config = PrefixTuningConfig(task_type=base.get_task_type(model), num_virtual_tokens=options.virtual_tokens)
+    return base.attach(model, config, options)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from engine.training.adapters import attaching
+from engine.training.adapters import base
 
 
-class Options(attaching.VirtualTokenOptions):
+class Options(base.VirtualTokenOptions):
     kind: Literal["prompt"] = "prompt"
 
 
@@ -17,8 +17,8 @@ def attach(model: Any, options: Options) -> Any:
     from peft import PromptTuningConfig, PromptTuningInit
 
     config = PromptTuningConfig(
-        task_type=attaching.task(model),
+        task_type=base.get_task_type(model),
         num_virtual_tokens=options.virtual_tokens,
         prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
     )
-    return attaching.attach(model, config, options)
+    return base.attach(model, config, options)

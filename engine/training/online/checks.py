@@ -15,12 +15,12 @@ from engine.tasks.task import load_task
 from engine.training.online.options import OnlineOptions, RewardOptions
 
 
-def online(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+def check_online(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
     """`(key, message)` for what a method that samples replies cannot work with. Other methods pass."""
     method = sections.get("method")
     if not isinstance(method, OnlineOptions):
         return
-    yield from _reward(method.reward, directory, home or Home.locate())
+    yield from _check_reward(method.reward, directory, home or Home.locate())
     if training := sections.get("training"):
         share = training.micro_batch * training.accumulation
         if share % method.generations:
@@ -37,7 +37,7 @@ def online(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[
         )
 
 
-def _reward(reward: RewardOptions, directory: Path, home: Home) -> Iterator[tuple[str, str]]:
+def _check_reward(reward: RewardOptions, directory: Path, home: Home) -> Iterator[tuple[str, str]]:
     if reward.task is not None:
         if reward.task not in TASKS:
             yield "method.reward.task", f"must be one of {', '.join(TASKS)}, not {reward.task!r}"
@@ -45,13 +45,13 @@ def _reward(reward: RewardOptions, directory: Path, home: Home) -> Iterator[tupl
             yield "method.reward.metric", f"must be one of {', '.join(known)}, not {reward.metric!r}"
         return
     try:
-        scorer(reward, directory, home)
+        resolve_reward_model(reward, directory, home)
     except ProblemError as error:
         problem = error.problem
         yield "method.reward.run", ": ".join(part for part in (problem.title, problem.cause) if part)
 
 
-def scorer(reward: RewardOptions, directory: Path, home: Home) -> Target:
+def resolve_reward_model(reward: RewardOptions, directory: Path, home: Home) -> Target:
     """The reward model that `reward.run` names. Raises ProblemError when it names none."""
     assert reward.run is not None
     target = targets.resolve(reward.run, home, directory)
@@ -79,7 +79,7 @@ def describe_reward_model(method: Any, directory: Path, home: Home) -> dict[str,
     """The reward model as `prepared.json` has it, under `reward`; nothing where there is none. Raises ProblemError."""
     if not isinstance(method, OnlineOptions) or method.reward.run is None:
         return {}
-    target = scorer(method.reward, directory, home)
+    target = resolve_reward_model(method.reward, directory, home)
     where = target.folder if folders.has_tokenizer(target.folder) else Path(target.base)
     return {
         "reward": {
@@ -93,11 +93,11 @@ def describe_reward_model(method: Any, directory: Path, home: Home) -> dict[str,
     }
 
 
-def pinned(method: Any, directory: Path, home: Home) -> Any:
+def pin_reward(method: Any, directory: Path, home: Home) -> Any:
     """`method` with a reward that goes on meaning what it means now: a run's checkpoint by its step. Raises ProblemError."""
     if not isinstance(method, OnlineOptions) or method.reward.run is None:
         return method
-    target = scorer(method.reward, directory, home)
+    target = resolve_reward_model(method.reward, directory, home)
     if target.run is None:
         return method
     return method.model_copy(update={"reward": RewardOptions(run=target.label)})

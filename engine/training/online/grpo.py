@@ -16,7 +16,7 @@ class GRPO(OnlineMethod):
     options: Options  # type: ignore[assignment]
 
     def advantages(self, rewards: Any) -> Any:
-        return advantages.of_groups(rewards, self.options.generations, self.options.scale_rewards)
+        return advantages.subtract_group_mean(rewards, self.options.generations, self.options.scale_rewards)
 
     def units(self, batch: Batch) -> float:
         if "prompts" in batch or self.options.loss_type != "dapo":
@@ -24,12 +24,12 @@ class GRPO(OnlineMethod):
         counts = zip(batch["counts"], batch["learnt"].tolist(), strict=True)
         return int(sum(count * learnt for count, learnt in counts))
 
-    def summed(self, values: Any, batch: Batch) -> dict[str, Any]:
-        return losses(values, batch, self.options)
+    def sum_losses(self, values: Any, batch: Batch) -> dict[str, Any]:
+        return compute_losses(values, batch, self.options)
 
 
-def losses(values: Any, batch: Batch, options: Options) -> dict[str, Any]:
-    """As `OnlineMethod.summed`."""
+def compute_losses(values: Any, batch: Batch, options: Options) -> dict[str, Any]:
+    """As `OnlineMethod.sum_losses`."""
     counts = torch.tensor(batch["counts"], device=values.device)
     old = values.detach() if batch["old"] is None else batch["old"]
     learnt, advantage = (batch[name].repeat_interleave(counts) for name in ("learnt", "advantages"))

@@ -34,10 +34,10 @@ _CHUNK = 512
 
 
 class OnlineMethod(ReferenceMethod):
-    """Samples, rewards and evaluates. A method says how rewards become `advantages` and what a reply's loss is (`summed`)."""
+    """Samples, rewards and evaluates. A method says how rewards become `advantages` and what a reply's loss is (`sum_losses`)."""
 
     mergeable = True
-    needs_old = False
+    needs_old_log_probs = False
     """Whether a method needs log-probabilities by the model that sampled before the loss computes them again."""
 
     def __init__(self, setup: MethodSetup) -> None:
@@ -50,7 +50,7 @@ class OnlineMethod(ReferenceMethod):
         self._reward = make_reward(self.job)
         self._rollouts: list[Rollout] | None = None
         """This rank's, for the global batch in work."""
-        self._evaluated: list[dict[str, Any]] = []
+        self._samples: list[dict[str, Any]] = []
         """Held-out prompts that this rank has answered in the present evaluation, as fields of `journal.Sample`."""
         self._reported = 0.0
 
@@ -64,7 +64,7 @@ class OnlineMethod(ReferenceMethod):
         """Rewards as the advantages are computed from."""
         return rewards
 
-    def summed(self, values: Any, batch: Batch) -> dict[str, Any]:
+    def sum_losses(self, values: Any, batch: Batch) -> dict[str, Any]:
         """`loss`, a sum over the `units` of a micro-batch, with its gradient; further metrics as (sum, count). `values` are the
         log-probabilities of the replies' tokens, [tokens]."""
         raise NotImplementedError
@@ -84,7 +84,7 @@ class OnlineMethod(ReferenceMethod):
 
     def begin_global_batch(self, micro_batches: list[Batch], step: int) -> list[Batch]:
         if self._rollouts is None or step % self.options.iterations == 0:
-            self._rollouts = self._answer([row for batch in micro_batches for row in batch["prompts"]])
+            self._rollouts = self._make_rollouts([row for batch in micro_batches for row in batch["prompts"]])
         shares = rollout.divide([] if self.memory.error else self._rollouts, len(micro_batches))
         self.metrics.tokens += sum(len(each.prompt) + len(each.reply) for share in shares for each in share)
         if (step + 1) % self.options.iterations == 0:
@@ -94,7 +94,7 @@ class OnlineMethod(ReferenceMethod):
     def _collate_rollouts(self, share: Sequence[Rollout]) -> Batch:
         return rollout.collate(share, self.flat, self.options.mask_truncated)
 
-    def _answer(self, rows: list[Row]) -> list[Rollout]:
+    def _make_rollouts(self, rows: list[Row]) -> list[Rollout]:
         """Sampled and rewarded replies to this rank's prompts. Ranks gather their rewards to compare them; one that ran out of memory has
         none, and reports it at the end of the step."""
         found: list[Rollout] = []
@@ -125,9 +125,10 @@ class OnlineMethod(ReferenceMethod):
                 replies = self._generate([row["prompt_ids"] for row in repeated], sampling)
         finally:
             self.model.train()
-        rewards = self._rewards(repeated, replies)
+        rewards = self._score(repeated, replies)
         found = [
-            Rollout(row["prompt_ids"], reply, self._ended(reply)) for row, reply in zip(repeated, replies, strict=True)
+            Rollout(row["prompt_ids"], reply, self._is_complete(reply))
+            for row, reply in zip(repeated, replies, strict=True)
         ]
         for share in filter(None, rollout.divide(found, self._accumulation)):
             self._add_log_probs(share)
@@ -153,16 +154,16 @@ class OnlineMethod(ReferenceMethod):
         reporter.link.report_progress()
         if now - self._reported > PROGRESS_SECONDS:
             self._reported = now
-            reporter.phase(reporter.phase_name, f"reply {done} of {total}", done, total)
+            reporter.set_phase(reporter.phase_name, f"reply {done} of {total}", done, total)
 
-    def _ended(self, reply: list[int]) -> bool:
+    def _is_complete(self, reply: list[int]) -> bool:
         return bool(reply) and reply[-1] in self.job.prepared["lock"]["eos_token_ids"]
 
-    def _rewards(self, rows: Sequence[Row], replies: Sequence[list[int]]) -> list[float]:
-        return self._reward(rows, [self._text(reply) for reply in replies])
+    def _score(self, rows: Sequence[Row], replies: Sequence[list[int]]) -> list[float]:
+        return self._reward(rows, [self._decode(reply) for reply in replies])
 
-    def _text(self, reply: list[int]) -> str:
-        return decode_reply(self.job.tokenizer, reply[:-1] if self._ended(reply) else reply)
+    def _decode(self, reply: list[int]) -> str:
+        return decode_reply(self.job.tokenizer, reply[:-1] if self._is_complete(reply) else reply)
 
     def _add_log_probs(self, share: Sequence[Rollout]) -> None:
         """Add the log-probabilities that later steps, or the divergence from the reference, need."""
@@ -172,15 +173,15 @@ class OnlineMethod(ReferenceMethod):
             if self.beta:
                 for each, values in zip(share, self.reference_values(batch).cpu().split(counts), strict=True):
                     each.reference = values
-            if self.options.iterations > 1 or self.needs_old:
+            if self.options.iterations > 1 or self.needs_old_log_probs:
                 old = self.token_log_probs(self.head, self.model, batch)
                 for each, values in zip(share, old.cpu().split(counts), strict=True):
                     each.old = values
 
     def _count_rewards(self, found: Sequence[Rollout], rewards: list[float]) -> None:
-        grouped = torch.tensor(rewards, dtype=torch.float64).view(-1, self.options.generations)
-        deviations = grouped.std(1)
-        self.metrics.add("train/reward", float(grouped.sum()), len(rewards))
+        groups = torch.tensor(rewards, dtype=torch.float64).view(-1, self.options.generations)
+        deviations = groups.std(1)
+        self.metrics.add("train/reward", float(groups.sum()), len(rewards))
         self.metrics.add("train/reward_std", float(deviations.sum()), len(deviations))
         self.metrics.add("train/reward_zero_std", float((deviations == 0).sum()), len(deviations))
         self.metrics.add("train/completion_length", sum(len(each.reply) for each in found), len(found))
@@ -205,7 +206,7 @@ class OnlineMethod(ReferenceMethod):
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
         logits = self._logits(self.head, model, batch)
-        found = self.summed(_log_probs(logits, batch), batch)
+        found = self.sum_losses(_log_probs(logits, batch), batch)
         loss = found.pop("loss")
         with torch.no_grad():
             total = sum(float(entropy(part).sum()) for part in logits.split(_CHUNK))
@@ -220,23 +221,23 @@ class OnlineMethod(ReferenceMethod):
         """Rewards of greedy replies. The report on a bad batch sorts its rows by `loss`."""
         rows = batch["prompts"]
         replies = self._generate([row["prompt_ids"] for row in rows], Sampling(self.options.max_new_tokens))
-        rewards = self._rewards(rows, replies)
+        rewards = self._score(rows, replies)
         for row, reply, reward in zip(rows, replies, rewards, strict=True):
-            answer = {"reply": self._text(reply), "reference": row["reference"], "scores": {"reward": reward}}
-            self._evaluated.append({"prompt": last_message(row), **answer})
+            answer = {"reply": self._decode(reply), "reference": row["reference"], "scores": {"reward": reward}}
+            self._samples.append({"prompt": last_message(row), **answer})
         return {
             "loss": -sum(rewards),
             "reward": sum(rewards),
             "completion_length": float(sum(map(len, replies))),
-            "completions_cut": float(sum(not self._ended(reply) for reply in replies)),
+            "completions_cut": float(sum(not self._is_complete(reply) for reply in replies)),
         }
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         return {name: value for name, value in means.items() if name != "loss"}
 
     def samples(self) -> list[dict[str, Any]]:
-        shares = self.ranks.gather(self._evaluated[:SAMPLES_KEPT])
-        self._evaluated.clear()
+        shares = self.ranks.gather(self._samples[:SAMPLES_KEPT])
+        self._samples.clear()
         return [each for share in shares for each in share][:SAMPLES_KEPT]
 
     # ── what the next step needs ──────────────────────────────────────────────────────────────────────────────────

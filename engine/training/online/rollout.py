@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from engine.training.methods.base import Batch
-from engine.training.preference.replies import collate_sequences, sequence
+from engine.training.preference.replies import collate_sequences, make_sequence
 
 
 @dataclass
@@ -37,7 +37,7 @@ def divide(rollouts: Sequence[Rollout], count: int) -> list[list[Rollout]]:
 def collate(rollouts: Sequence[Rollout], flat: bool, mask_truncated: bool) -> Batch:
     """A micro-batch: `collate_sequences` with `advantages` and `learnt` (1, or 0 for a reply that nothing is learnt from), [replies], and
     `old` and `reference`, [tokens], where there are any."""
-    batch = collate_sequences([sequence(each.prompt, each.reply) for each in rollouts], flat)
+    batch = collate_sequences([make_sequence(each.prompt, each.reply) for each in rollouts], flat)
     del batch["tokens"]
     batch["advantages"] = torch.tensor([each.advantage for each in rollouts])
     batch["learnt"] = torch.tensor([float(each.ended or not mask_truncated) for each in rollouts])

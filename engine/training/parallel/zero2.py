@@ -88,7 +88,7 @@ class OptimizerShards:
         for index, owner in enumerate(self._owners):
             held = state["state"].get(index)
             if owner != 0:  # one weight at a time: all of them need not lie in memory twice
-                held = self._ranks.to_first(send_to_device(held, "cpu"), owner)
+                held = self._ranks.send_to_first(send_to_device(held, "cpu"), owner)
             if held is not None:
                 found[index] = held
         return {**state, "state": found} if self._ranks.first else {}

@@ -107,15 +107,15 @@ class DPO(ReferenceMethod):
         return collate_pairs(rows, self.flat)
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
-        summed = self._summed(model, batch)
+        sums = self._compute_sums(model, batch)
         for name in ("rewards_chosen", "rewards_rejected", "rewards_accuracy", "rewards_margin"):
-            self.metrics.add(f"train/{name}", float(summed[name]), batch["pairs"])
-        return summed["loss"] / units
+            self.metrics.add(f"train/{name}", float(sums[name]), batch["pairs"])
+        return sums["loss"] / units
 
     def measure(self, batch: Batch) -> dict[str, float]:
-        return {name: float(value) for name, value in self._summed(self.model, batch).items()}
+        return {name: float(value) for name, value in self._compute_sums(self.model, batch).items()}
 
-    def _summed(self, model: Any, batch: Batch) -> dict[str, Any]:
+    def _compute_sums(self, model: Any, batch: Batch) -> dict[str, Any]:
         """Sums over the pairs of a micro-batch, by metric; `loss` with its gradient."""
         options: Options = self.profile.method  # type: ignore[assignment]
         reference = self.reference_log_probs(batch)

@@ -15,10 +15,10 @@ import torch
 from engine.training.methods.base import Batch, MethodSetup, Row
 from engine.training.methods.kto import Options
 from engine.training.preference.reference import ReferenceMethod
-from engine.training.preference.replies import collate_sequences, sequence
+from engine.training.preference.replies import collate_sequences, make_sequence
 
 
-class Mismatched:
+class MismatchedRows:
     """A set of judged rows in which each also has `other_ids`: the reply of the row before it, the last one's for the first."""
 
     def __init__(self, rows: Any) -> None:
@@ -40,8 +40,8 @@ class Mismatched:
 
 def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
     """`good` tells which of the `pairs` replies are; `others` are the same prompts with replies that are not theirs."""
-    own = collate_sequences([sequence(row["prompt_ids"], row["completion_ids"]) for row in rows], flat)
-    others = collate_sequences([sequence(row["prompt_ids"], row["other_ids"]) for row in rows], flat)
+    own = collate_sequences([make_sequence(row["prompt_ids"], row["completion_ids"]) for row in rows], flat)
+    others = collate_sequences([make_sequence(row["prompt_ids"], row["other_ids"]) for row in rows], flat)
     good = torch.tensor([row["label"][0] for row in rows], dtype=torch.bool)
     return own | {"good": good, "others": others, "pairs": len(rows), "rows": len(rows)}
 
@@ -50,8 +50,8 @@ class KTO(ReferenceMethod):
     """The weighted mean of the judgements' losses."""
 
     def __init__(self, setup: MethodSetup) -> None:
-        held_out = None if setup.held_out is None else Mismatched(setup.held_out)
-        super().__init__(replace(setup, rows=Mismatched(setup.rows), held_out=held_out))
+        held_out = None if setup.held_out is None else MismatchedRows(setup.held_out)
+        super().__init__(replace(setup, rows=MismatchedRows(setup.rows), held_out=held_out))
         self._kl: float | None = None
         """The estimate for the global batch in work; none outside one."""
 
@@ -61,21 +61,21 @@ class KTO(ReferenceMethod):
     def begin_global_batch(self, micro_batches: list[Batch], step: int) -> list[Batch]:
         distance = 0.0
         with self.memory.catch():
-            distance = sum(float(self._distances(self.to_device(batch)).sum()) for batch in micro_batches)
+            distance = sum(float(self._compute_distances(self.to_device(batch)).sum()) for batch in micro_batches)
         total, pairs = self.ranks.sum([distance, sum(map(self.units, micro_batches))])
         self._kl = max(0.0, total / max(pairs, 1.0))
         return micro_batches
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
-        summed = self._summed(model, batch, self._kl)
+        sums = self._compute_sums(model, batch, self._kl)
         for name, count in (("chosen", "good"), ("rejected", "bad")):
-            self.metrics.add(f"train/rewards_{name}", float(summed[f"rewards_{name}"]), float(summed[count]))
+            self.metrics.add(f"train/rewards_{name}", float(sums[f"rewards_{name}"]), float(sums[count]))
         for name in ("rewards_accuracy", "kl"):
-            self.metrics.add(f"train/{name}", float(summed[name]), batch["pairs"])
-        return summed["loss"] / units
+            self.metrics.add(f"train/{name}", float(sums[name]), batch["pairs"])
+        return sums["loss"] / units
 
     def measure(self, batch: Batch) -> dict[str, float]:
-        return {name: float(value) for name, value in self._summed(self.model, batch, None).items()}
+        return {name: float(value) for name, value in self._compute_sums(self.model, batch, None).items()}
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         values = {name: means[name] for name in ("loss", "rewards_accuracy", "kl")}
@@ -86,7 +86,7 @@ class KTO(ReferenceMethod):
             values["rewards_margin"] = values["rewards_chosen"] - values["rewards_rejected"]
         return values
 
-    def _distances(self, batch: Batch) -> Any:
+    def _compute_distances(self, batch: Batch) -> Any:
         """[rows]: log-ratios to the reference of replies that are not the prompts' own; zeros where the loss does not ask for them."""
         options: Options = self.profile.method  # type: ignore[assignment]
         if options.loss_type != "kto":
@@ -95,11 +95,11 @@ class KTO(ReferenceMethod):
             reference = self.reference_log_probs(batch["others"])
             return self.log_probs(self.model, batch["others"]) - reference
 
-    def _summed(self, model: Any, batch: Batch, kl: float | None) -> dict[str, Any]:
+    def _compute_sums(self, model: Any, batch: Batch, kl: float | None) -> dict[str, Any]:
         """Sums over a micro-batch by metric; `loss` with its gradient. Without a `kl` it is estimated from these rows alone."""
         options: Options = self.profile.method  # type: ignore[assignment]
         if kl is None:
-            kl = max(0.0, float(self._distances(batch).sum()) / max(1, batch["pairs"]))
+            kl = max(0.0, float(self._compute_distances(batch).sum()) / max(1, batch["pairs"]))
         reference = self.reference_log_probs(batch)
         ratios = self.log_probs(model, batch) - reference
         good = batch["good"].to(ratios.device)

@@ -13,13 +13,13 @@ from torch.nn.functional import logsigmoid
 
 from engine.training.methods.base import Batch, Row
 from engine.training.methods.orpo import Options
-from engine.training.preference.replies import ReplyMethod, collate_sequences, sequence, sums
+from engine.training.preference.replies import ReplyMethod, collate_sequences, make_sequence, sum_sequences
 
 
 def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
     """Pairs as `replies.collate_pairs` has them, but the prompts of chosen sequences have labels too; `replies` are the tokens of each reply."""
-    chosen = [sequence(row["prompt_ids"], row["chosen_ids"], whole=True) for row in rows]
-    rejected = [sequence(row["prompt_ids"], row["rejected_ids"]) for row in rows]
+    chosen = [make_sequence(row["prompt_ids"], row["chosen_ids"], whole=True) for row in rows]
+    rejected = [make_sequence(row["prompt_ids"], row["rejected_ids"]) for row in rows]
     replies = [len(row[name]) for name in ("chosen_ids", "rejected_ids") for row in rows]
     collated = collate_sequences(chosen + rejected, flat)
     return collated | {"replies": replies, "pairs": len(rows), "rows": len(rows)}
@@ -39,24 +39,24 @@ class ORPO(ReplyMethod):
         return micro_batches
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
-        summed = self._summed(model, batch)
+        sums = self._compute_sums(model, batch)
         for name in ("rewards_chosen", "rewards_rejected", "rewards_accuracy", "rewards_margin"):
-            self.metrics.add(f"train/{name}", float(summed[name]), batch["pairs"])
-        self.metrics.add("train/nll_loss", float(summed["nll"].detach()), _chosen_tokens(batch))
+            self.metrics.add(f"train/{name}", float(sums[name]), batch["pairs"])
+        self.metrics.add("train/nll_loss", float(sums["nll"].detach()), _chosen_tokens(batch))
         tokens = self._tokens or max(_chosen_tokens(batch), 1) * self.ranks.world
-        return summed["nll"] / tokens + summed["odds"] / units
+        return sums["nll"] / tokens + sums["odds"] / units
 
     def measure(self, batch: Batch) -> dict[str, float]:
-        summed = {name: float(value) for name, value in self._summed(self.model, batch).items()}
+        sums = {name: float(value) for name, value in self._compute_sums(self.model, batch).items()}
         tokens = _chosen_tokens(batch)
-        loss = summed["nll"] / max(tokens, 1) * batch["pairs"] + summed["odds"]
-        return summed | {"loss": loss, "tokens": tokens}
+        loss = sums["nll"] / max(tokens, 1) * batch["pairs"] + sums["odds"]
+        return sums | {"loss": loss, "tokens": tokens}
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         nll, odds = means.pop("nll") / means.pop("tokens"), means.pop("odds")
         return {**means, "loss": nll + odds, "nll_loss": nll}
 
-    def _summed(self, model: Any, batch: Batch) -> dict[str, Any]:
+    def _compute_sums(self, model: Any, batch: Batch) -> dict[str, Any]:
         """Sums by metric: `nll` over the tokens of chosen sequences, all else over pairs; `nll` and `odds` with their gradients."""
         options: Options = self.profile.method  # type: ignore[assignment]
         values = self.token_log_probs(self.head, model, batch)
@@ -68,7 +68,7 @@ class ORPO(ReplyMethod):
         odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
         good, bad = options.beta * chosen.detach(), options.beta * rejected.detach()
         return {
-            "nll": -sums(values, counts)[:pairs].sum(),
+            "nll": -sum_sequences(values, counts)[:pairs].sum(),
             "odds": -options.beta * logsigmoid(odds).sum(),
             "rewards_chosen": good.sum(),
             "rewards_rejected": bad.sum(),

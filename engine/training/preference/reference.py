@@ -8,7 +8,7 @@ from engine.models import base
 from engine.models.loss import PickedHead
 from engine.models.segments import Segments
 from engine.training.methods.base import Batch, MethodSetup
-from engine.training.preference.replies import ReplyMethod, sums
+from engine.training.preference.replies import ReplyMethod, sum_sequences
 
 
 class ReferenceMethod(ReplyMethod):
@@ -37,17 +37,17 @@ class ReferenceMethod(ReplyMethod):
 
     def reference_log_probs(self, batch: Batch) -> Any:
         """[sequences]: the same, of whole replies."""
-        return sums(self.reference_values(batch), batch["counts"])
+        return sum_sequences(self.reference_values(batch), batch["counts"])
 
     def log_probs(self, model: Any, batch: Batch) -> Any:
         """[sequences]: of the replies of a micro-batch, by the trained model."""
-        return sums(self.token_log_probs(self.head, model, batch), batch["counts"])
+        return sum_sequences(self.token_log_probs(self.head, model, batch), batch["counts"])
 
 
 def _load_copy(setup: MethodSetup) -> Any:
     """The base as it was before the first step, also when a run is resumed."""
     job = setup.job
-    job.reporter.phase("loading", "the reference")
+    job.reporter.set_phase("loading", "the reference")
     model = base.load(
         job.prepared["base"],
         job.profile.model,

@@ -22,7 +22,7 @@ from engine.training.methods.base import Batch, Method, MethodSetup
 Row = dict[str, list[int]]
 
 
-def sequence(prompt: list[int], reply: list[int], whole: bool = False) -> Row:
+def make_sequence(prompt: list[int], reply: list[int], whole: bool = False) -> Row:
     """Ids and labels of a prompt with a reply: the reply's tokens have labels, with `whole` the prompt's too."""
     return {"input_ids": prompt + reply, "labels": (prompt if whole else [IGNORED] * len(prompt)) + reply}
 
@@ -36,7 +36,7 @@ def collate_sequences(rows: list[Row], flat: bool) -> dict[str, Any]:
 
 def collate_pairs(rows: list[Row], flat: bool) -> dict[str, Any]:
     """Pairs: all chosen sequences, then all rejected ones, as trl has them. `pairs` is the number of rows."""
-    sequences = [sequence(row["prompt_ids"], row[name]) for name in ("chosen_ids", "rejected_ids") for row in rows]
+    sequences = [make_sequence(row["prompt_ids"], row[name]) for name in ("chosen_ids", "rejected_ids") for row in rows]
     return collate_sequences(sequences, flat) | {"pairs": len(rows), "rows": len(rows)}
 
 
@@ -61,7 +61,7 @@ class ReplyMethod(Method):
         return -functional.cross_entropy(head.logits(model, batch).float(), batch["targets"], reduction="none")
 
 
-def sums(values: Any, counts: list[int]) -> Any:
+def sum_sequences(values: Any, counts: list[int]) -> Any:
     """[sequences]: the sums of values that lie end to end, `counts` of them in each."""
     # Not index_add, which adds in any order on a GPU.
     return torch.stack([part.sum() for part in values.split(counts)]) if counts else values[:0]

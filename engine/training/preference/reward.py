@@ -47,20 +47,20 @@ class Reward(Method):
         return int(batch["pairs"])
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
-        summed = self._summed(model, batch)
+        sums = self._compute_sums(model, batch)
         for name in ("accuracy", "margin"):
-            self.metrics.add(f"train/{name}", float(summed[name]), batch["pairs"])
-        return summed["loss"] / units
+            self.metrics.add(f"train/{name}", float(sums[name]), batch["pairs"])
+        return sums["loss"] / units
 
     def measure(self, batch: Batch) -> dict[str, float]:
-        return {name: float(value) for name, value in self._summed(self.model, batch).items()}
+        return {name: float(value) for name, value in self._compute_sums(self.model, batch).items()}
 
-    def _summed(self, model: Any, batch: Batch) -> dict[str, Any]:
+    def _compute_sums(self, model: Any, batch: Batch) -> dict[str, Any]:
         """Sums over the pairs of a micro-batch, by metric; `loss` with its gradient."""
         options: Options = self.profile.method  # type: ignore[assignment]
         pairs = batch["pairs"]
-        asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        scores = model(**asked, use_cache=False).logits.squeeze(-1).float()
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        scores = model(**inputs, use_cache=False).logits.squeeze(-1).float()
         chosen, rejected = scores[:pairs], scores[pairs : 2 * pairs]
         loss = -logsigmoid(chosen - rejected).sum()
         if options.center_rewards_coefficient is not None:

@@ -63,17 +63,17 @@ def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
     return adapted
 
 
-def task(model: Any) -> str:
+def get_task_type(model: Any) -> str:
     """peft's word for what `model` is for; a scoring head on top is trained and saved beside the adapter."""
     return "SEQ_CLS" if type(model).__name__.endswith("ForSequenceClassification") else "CAUSAL_LM"
 
 
-def low_rank(model: Any, options: LowRankOptions, *, use_rslora: bool = False, use_dora: bool = False) -> Any:
+def attach_low_rank(model: Any, options: LowRankOptions, *, use_rslora: bool = False, use_dora: bool = False) -> Any:
     """LoRA and its relatives, which differ in two flags."""
     from peft import LoraConfig
 
     config = LoraConfig(
-        task_type=task(model),
+        task_type=get_task_type(model),
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
