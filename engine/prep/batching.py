@@ -1,8 +1,10 @@
-"""Prepared rows into micro-batches: a seeded order, cut into global batches, which the ranks share.
+"""Batching of prepared rows: a seeded order, cut into global batches, which are divided into micro-batches for the
+ranks.
 
-The order of rows depends on seed and epoch alone, never on how a global batch is split. Each global batch is one optimiser step; the last of
-an epoch holds what is left. Within one, rows are sorted by length and divided, so that micro-batches pad little; as the loss is a mean over
-the trained tokens of the global batch, it does not matter which rank computes which row.
+The order of rows depends on seed and epoch alone, not on how a global batch is divided. Each global batch is one
+optimiser step; the last of an epoch may be smaller. Within a global batch, rows are sorted by length before they are
+divided, so that micro-batches need little padding; as the loss is a mean over the trained tokens of the global batch,
+it does not matter which rank computes which row.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ from typing import Any
 import torch
 
 Collate = Callable[[list[dict[str, list[int]]]], dict[str, Any]]
-"""Rows of one micro-batch to tensors."""
+"""Turns the rows of one micro-batch into tensors."""
 IGNORED = -100
 """Label of a token that is not trained."""
 
 
 def token_counts(rows: Any) -> list[int]:
-    """Tokens of each row of an Arrow set, read from the columns' offsets and not from their content.
+    """Tokens of each row of an Arrow data set, computed from the columns' offsets without reading their content.
 
-    Of preference rows those of all their sequences, for the model reads the prompt once with each reply.
+    For preference rows, the tokens of all sequences: the model reads the prompt once with each reply.
     """
     from pyarrow import compute
 
@@ -38,9 +40,11 @@ def token_counts(rows: Any) -> list[int]:
 
 
 class GlobalBatches:
-    """A batch sampler: for each global batch `accumulation` lists of row numbers for this rank, some of them perhaps empty.
+    """A batch sampler: yields `accumulation` lists of this rank's row numbers per global batch, some of them possibly
+    empty.
 
-    `lengths` are the rows' lengths in tokens. Every rank gets the same number of lists, so that their collectives match.
+    `lengths` are the rows' lengths in tokens. Every rank gets the same number of lists, so that their collectives
+    match.
     """
 
     def __init__(
@@ -50,9 +54,9 @@ class GlobalBatches:
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.rank, self.world, self.seed = rank, world, seed
         self.step = 0
-        """Iteration begins with the global batch after so many steps and ends with that step's epoch."""
+        """Iteration starts with the global batch that follows this many steps, and ends with its epoch."""
         self.skipped: Collection[int] = ()
-        """Rows that are left out of their global batches; all others stay where they are."""
+        """Rows that are left out of their global batches; all other rows keep their places."""
 
     @property
     def size(self) -> int:
@@ -61,7 +65,7 @@ class GlobalBatches:
 
     @property
     def per_epoch(self) -> int:
-        """Global batches, so optimiser steps, in an epoch."""
+        """Global batches, which are optimiser steps, in an epoch."""
         return -(-len(self.lengths) // self.size)
 
     def __len__(self) -> int:
@@ -69,13 +73,13 @@ class GlobalBatches:
         return self.per_epoch * self.accumulation
 
     def order(self, epoch: int) -> list[int]:
-        """All row numbers in this epoch's order."""
+        """All row numbers in the order of this epoch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         shuffled: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
         return shuffled
 
     def rows_of(self, step: int) -> list[int]:
-        """Row numbers of the global batch that follows `step` steps, skipped ones too, in this epoch's order."""
+        """Row numbers of the global batch that follows `step` steps, in its epoch's order, including skipped rows."""
         epoch, index = divmod(step, self.per_epoch)
         return self.order(epoch)[index * self.size : (index + 1) * self.size]
 
@@ -90,7 +94,8 @@ class GlobalBatches:
         return sorted(kept, key=lambda row: (-self.lengths[row], row))
 
     def _divide(self, rows: list[int]) -> list[list[int]]:
-        """A global batch as accumulation × world micro-batches; neighbours, which different ranks compute at one time, are of like length."""
+        """Divide a global batch into accumulation × world micro-batches. Neighbours, which different ranks compute at
+        the same time, have similar lengths."""
         count = self.accumulation * self.world
         by_length = self._by_length(rows)
         bounds = [index * len(by_length) // count for index in range(count + 1)]
@@ -98,17 +103,17 @@ class GlobalBatches:
 
 
 def collate_flat(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """One micro-batch as a single sequence, rows end to end: [1, tokens], nothing padded.
+    """A micro-batch as one sequence of concatenated rows, [1, tokens], without padding.
 
-    `lengths` are those of the parts that attend to themselves alone: rows, or what a packed row holds (`seq_lengths`).
-    `picked` are positions whose next token is trained, `targets` those tokens. An empty micro-batch, the share of a rank
-    for which the last window had no row, is one token that trains nothing.
+    `lengths` are those of the segments that attend only to themselves: rows, or the rows in a packed row
+    (`seq_lengths`). `picked` are positions whose next token is trained, `targets` those tokens. An empty micro-batch,
+    of a rank for which the last global batch has no row, is a single untrained token.
     """
     lengths = [length for row in rows for length in row.get("seq_lengths") or [len(row["input_ids"])]] or [1]
     ids = torch.tensor([token for row in rows for token in row["input_ids"]] or [0])
     labels = torch.tensor([label for row in rows for label in row["labels"]] or [IGNORED])
     following = torch.cat([labels[1:], labels.new_tensor([IGNORED])])
-    following[torch.tensor(lengths).cumsum(0) - 1] = IGNORED  # the last of a part has nothing to predict
+    following[torch.tensor(lengths).cumsum(0) - 1] = IGNORED  # the last token of a segment has nothing to predict
     picked = (following != IGNORED).nonzero().squeeze(1)
     return {
         "input_ids": ids[None],
@@ -122,14 +127,14 @@ def collate_flat(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
 
 
 def collate_padded(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """The same, padded on the right to the longest row: for models whose attention cannot be cut into segments.
+    """A micro-batch padded on the right to its longest row: for models whose attention cannot be divided into segments.
 
-    No attention mask: attention is causal, so nothing before the padding sees it, and no position after is trained. `picked`
-    are flat positions (row × longest + column).
+    There is no attention mask: attention is causal, so no token before the padding attends to it, and no padding is
+    trained. `picked` are flat positions (row × longest + column). Raises ValueError for packed rows.
     """
     flat = collate_flat(rows)
     if "seq_lengths" in (rows[0] if rows else {}):
-        raise ValueError("packed rows cannot be padded: attention would cross from one to the next")
+        raise ValueError("packed rows cannot be padded: a row would attend to the one before it")
     ids = torch.nn.utils.rnn.pad_sequence(flat["input_ids"][0].split(flat["lengths"]), batch_first=True)
     starts = torch.tensor([0, *flat["lengths"][:-1]]).cumsum(0)
     row = torch.searchsorted(starts, flat["picked"], right=True) - 1

@@ -1,4 +1,4 @@
-"""Writing checkpoints with all that an exact resume needs, and going on from one."""
+"""Writes checkpoints with everything that an exact resume needs, and resumes from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GatheredState:
-    """What a checkpoint holds of all ranks."""
+    """The state of all ranks, gathered for a checkpoint."""
 
     snapshots: list[Any]
     optimizer: dict[str, Any]
@@ -33,12 +33,12 @@ class Checkpointer:
     def __init__(self, loop: TrainingLoop) -> None:
         self._loop = loop
         self._before_step: dict[str, Any] | None = None
-        """`snapshot` as it was when the step in work began; None between two steps."""
+        """`snapshot` at the beginning of the current step; None between two steps."""
 
-    # ── what a rank holds beside weights and optimiser ────────────────────────────────────────────────────────────
+    # ── a rank's state besides weights and optimiser ──────────────────────────────────────────────────────────────
 
     def snapshot(self) -> dict[str, Any]:
-        """Generators, sums not yet reported, recent losses, and what the method keeps from step to step."""
+        """Random generators, sums not yet reported, recent losses, and the method's state."""
         return {
             "random": resume.get_random_state(),
             "metrics": self._loop.metrics.state_dict(),
@@ -47,7 +47,7 @@ class Checkpointer:
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go on with a snapshot."""
+        """Restore a snapshot."""
         resume.set_random_state(snapshot["random"])
         self._loop.metrics.load_state_dict(snapshot["metrics"])
         self._loop.guard.recent_losses.clear()
@@ -55,19 +55,20 @@ class Checkpointer:
         self._loop.method.load_state_dict(snapshot)
 
     def mark_step_begin(self) -> None:
-        """Nothing has been drawn for the next step yet. A checkpoint written before `mark_step_end` holds this moment's generators, as its
-        weights and optimiser are those of this moment too."""
+        """Remember the state before any random number is drawn for the next step. A checkpoint written before
+        `mark_step_end` holds this state, as its weights and optimiser are of this moment too."""
         self._before_step = self.snapshot()
 
     def mark_step_end(self) -> None:
         self._before_step = None
 
-    # ── going on ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── resuming ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def resume(self) -> str:
-        """Take optimiser, schedule and all else from the checkpoint that this attempt goes on from; its weights are in the model already.
+        """Load optimiser, schedule and all other state from the checkpoint that this attempt resumes; the model has its
+        weights already.
 
-        Returns how exact that is (`resume.EXACT`, or what differs); empty for a run that begins.
+        Returns how exact the resume is (`resume.EXACT`, or what differs); empty for a new run.
         """
         loop, folder = self._loop, self._loop.job.resumed_from
         if folder is None:
@@ -77,7 +78,7 @@ class Checkpointer:
         inner = folder / checkpoints.RESUME_FOLDER
         loop.strategy.load(inner / "optimizer.pt")
         loop.schedule.load_state_dict(torch.load(inner / "scheduler.pt", weights_only=True))
-        # The file holds the base rate of its time; the profile, with what was changed since, has the present one.
+        # The file holds the learning rate of its time; the profile, with later changes, has the current one.
         loop.apply_settings(loop.profile)
         if loop.accelerator.scaler is not None and (inner / "scaler.pt").exists():
             loop.accelerator.scaler.load_state_dict(torch.load(inner / "scaler.pt", weights_only=True))
@@ -89,7 +90,8 @@ class Checkpointer:
     # ── saving ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self) -> Pause | None:
-        """A complete checkpoint of this step, kept and listed, unless there is one; returns why it could not be written, on every rank."""
+        """Write a checkpoint of this step, unless there is one; returns, on every rank, why it could not be written, or
+        None."""
         loop = self._loop
         if loop.step == loop.job.saved_step:
             return None
@@ -102,13 +104,13 @@ class Checkpointer:
         return pause
 
     def gather(self) -> GatheredState:
-        """On every rank alike."""
+        """Gather the state of all ranks. Called on every rank."""
         loop = self._loop
         snapshots = loop.ranks.gather(self._before_step or self.snapshot())
         return GatheredState(snapshots, loop.strategy.save(), resume.compute_fingerprint(loop, snapshots))
 
     def _write(self, gathered: GatheredState) -> Pause | None:
-        """By rank 0; returns why it could not be written."""
+        """Write the checkpoint, on rank 0; returns why it could not be written, or None."""
         loop, job = self._loop, self._loop.job
         if not loop.ranks.first:
             return None
@@ -165,11 +167,11 @@ class Checkpointer:
     # ── earlier checkpoints ───────────────────────────────────────────────────────────────────────────────────────
 
     def newest_before(self, step: int) -> int | None:
-        """The newest checkpoint before this step, on rank 0, which alone keeps the list."""
+        """The step of the newest checkpoint before `step`. Valid on rank 0, which alone keeps the list."""
         return max((each for each in self._loop.job.checkpoints if each < step), default=None)
 
     def read_settings(self, step: int) -> Profile:
-        """The run's settings as they stood at a checkpoint."""
+        """The run's settings at a checkpoint."""
         inner = self._loop.job.run.checkpoint(step) / checkpoints.RESUME_FOLDER
         settings, _ = live_settings.replay(inner / live_settings.FILE, self._loop.job.submitted)
         return settings

@@ -1,4 +1,4 @@
-"""Which adapter goes with which base and which method. docs/training.md shows these tables; a test compares the two."""
+"""Supported combinations of adapter, base and method. docs/training.md shows these tables; a test compares the two."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ QUANTIZATIONS = {
     "prefix": _ALL,
     "prompt": _ALL,
 }
-"""Adapter -> the `model.quantization` that it trains on. DoRA reads the base's weights in every pass, by which peft 0.21 loses the
-scales of int8 ones on a CPU."""
+"""Adapter -> the values of `model.quantization` that it supports. DoRA reads the base's weights in every pass; with
+int8 weights, peft 0.21 then loses their scales on a CPU."""
 _ADAPTERS_OF_WEIGHTS = tuple(adapter for adapter in QUANTIZATIONS if adapter not in VIRTUAL)
 ADAPTERS_FOR = {
     "tokens": tuple(QUANTIZATIONS),
@@ -28,16 +28,17 @@ ADAPTERS_FOR = {
     "judged": _ADAPTERS_OF_WEIGHTS,
     "prompts": ("none", "lora"),
 }
-"""Kind of prepared rows -> adapters. Of the methods that answer prompts themselves only these two have been tried."""
+"""Kind of prepared rows -> supported adapters. Online methods are tested with these two only."""
 
 
 def is_supported(adapter: str, quantization: str, rows: str) -> bool:
-    """Whether `adapter` trains on a base so quantised by a method whose prepared rows are of the kind `rows`."""
+    """Whether `adapter` trains on a base with this quantisation, by a method that takes prepared rows of the kind
+    `rows`."""
     return quantization in QUANTIZATIONS[adapter] and adapter in ADAPTERS_FOR[rows]
 
 
 def find_unsupported(adapter: str, quantization: str, method: str, rows: str) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for a combination that is not offered."""
+    """Yield `(key, message)` for an unsupported combination."""
     if quantization not in QUANTIZATIONS[adapter]:
         why = "cannot be trained in full" if adapter == "none" else f"does not go with adapter.kind {adapter}"
         bases = " or ".join(QUANTIZATIONS[adapter])
@@ -50,7 +51,7 @@ def find_unsupported(adapter: str, quantization: str, method: str, rows: str) ->
 
 
 def render_tables() -> str:
-    """The tables in Markdown: a row an adapter, a column a base, then one for each kind of prepared rows."""
+    """The tables in Markdown: one row per adapter, one column per quantisation and per kind of prepared rows."""
     kinds = ["tokens", *(kind for kind in ROW_KINDS if kind != "tokens")]
     lines = [
         "| adapter | " + " | ".join([*(f"base {base}" for base in _ALL), *(f"{kind} rows" for kind in kinds)]) + " |",

@@ -1,4 +1,4 @@
-"""Ending a run when held-out rows say that it no longer gets better (`evaluation.early_stopping`)."""
+"""Early stopping: a run ends when its metric no longer improves (`evaluation.early_stopping`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILE = "early_stopping.json"
 
 
 class Patience:
-    """Looks at each evaluation that the cadence brings, and counts those without a new best. Alike on every rank."""
+    """Counts scheduled evaluations without a new best metric. Identical on every rank."""
 
     def __init__(self, options: EarlyStoppingOptions) -> None:
         self._options = options
@@ -24,15 +24,16 @@ class Patience:
         self._without_gain = 0
 
     def update(self, step: int, values: dict[str, Any]) -> str:
-        """Why the run is over, or nothing. Raises ProblemError for a metric that the evaluation does not have."""
+        """Count an evaluation; returns the reason to stop, or an empty text. Raises ProblemError for a metric that it
+        does not have."""
         options = self._options
         if options.metric not in values:
             raise ProblemError(
                 Problem(
                     code="evaluation.no_metric",
                     title=f"evaluation.early_stopping.metric {options.metric} is not evaluated",
-                    cause=f"an evaluation of this run gives {', '.join(sorted(values))}",
-                    hint="name one of those",
+                    cause=f"the evaluations of this run have {', '.join(sorted(values))}",
+                    hint="name one of these",
                 )
             )
         value = values[options.metric]
@@ -63,7 +64,8 @@ class Patience:
         (folder / FILE).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        """Go on counting as at a checkpoint; one that counted nothing, or another metric, begins anew."""
+        """Restore the count of a checkpoint; the count starts anew if the checkpoint has none, or counted another
+        metric."""
         path = folder / FILE
         state = json.loads(path.read_text()) if path.exists() else {}
         if state.get("metric") == self._options.metric:

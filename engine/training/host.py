@@ -1,4 +1,4 @@
-"""What asks a run to pause for a while: a full disk, a host that others need, a device that is too hot."""
+"""Monitoring of the host's limits: a full disk, a busy host or a hot device pauses the run."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from engine.options.training import LimitOptions
 from engine.protocol.codes import Pause
 
 CHECK_SECONDS = 5.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 class HostMonitor:
-    """Looked at by rank 0. `pids` are the job's own processes: what they compute is not held against the host."""
+    """Checks the host on rank 0. `path` is on the disk that the run writes to; `pids` are the job's own processes,
+    whose CPU time does not count."""
 
     def __init__(self, path: Path, pids: Sequence[int]) -> None:
         self._path, self._pids = path, pids
         self._checked_at = 0.0
         self._last_cpu_times: tuple[float, float, float] | None = None
-        """At the last look: seconds since some epoch, and CPU seconds spent by all and by this job."""
+        """At the last check: the time in seconds, and the CPU seconds of all programs and of this job."""
 
     def is_due(self) -> bool:
-        """Whether it is time for another look; the answer counts as one."""
+        """Whether the next check is due; if so, the interval starts again."""
         now = time.monotonic()
         if now - self._checked_at < CHECK_SECONDS:
             return False
@@ -35,7 +36,7 @@ class HostMonitor:
         return True
 
     def find_exceeded_limit(self, limits: LimitOptions) -> Pause | None:
-        """The first limit that is exceeded; None when none is."""
+        """A pause for the first limit that is exceeded; None when none is."""
         free = shutil.disk_usage(self._path).free / 1e9
         if free < limits.disk_free_gb:
             reason = f"disk low: {free:.1f} GB free, limits.disk_free_gb is {limits.disk_free_gb:g}"
@@ -53,7 +54,7 @@ class HostMonitor:
         return None
 
     def _measure_other_programs(self) -> float:
-        """Share of the host's CPU that was spent on other programs since the last look, in percent; 0 at the first."""
+        """The percentage of the host's CPU time used by other programs since the last check; 0 at the first."""
         before, self._last_cpu_times = (
             self._last_cpu_times,
             (time.monotonic(), _read_host_cpu_seconds(), sum(map(_read_process_cpu_seconds, self._pids))),
@@ -65,7 +66,7 @@ class HostMonitor:
 
 
 def _read_host_cpu_seconds() -> float:
-    """CPU seconds that the host has spent on anything."""
+    """CPU seconds that the host has spent on all programs."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
@@ -79,7 +80,7 @@ def _read_process_cpu_seconds(pid: int) -> float:
 
 
 def read_temperatures() -> list[float]:
-    """°C of the devices that this job sees; empty where nothing tells."""
+    """Temperatures of the devices of this job in °C; empty where they cannot be read."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,9 +1,10 @@
-"""Hot chat: a run answers out of its own process, by its newest weights, a slice of a reply at each step boundary.
+"""Hot chat: a run answers questions in its own process with its newest weights, a few tokens at each step boundary.
 
-Rank 0 alone generates; the others go on to where they next meet it, and wait there. Between two boundaries nothing of a reply is on the
-device: each slice reads prompt and reply so far with the weights as they are by then, so no memory is taken from a step, and no token
-comes from weights that are gone. Generators, modes and weights are left as they were: the run's losses are bit for bit what they would
-have been. A failure, out of memory too, is the question's answer and nothing else.
+Rank 0 alone generates; the other ranks wait for it in their next collective. Between two boundaries, no part of a reply
+is on the device: each boundary reads the prompt and the reply so far again with the current weights. So a step has all
+the memory, and no token depends on outdated weights. Random generators, modes and weights are restored: the run's
+losses are bit for bit those of a run without questions. A failure, such as running out of memory, is returned as the
+answer to the question and does not affect the run.
 """
 
 from __future__ import annotations
@@ -26,34 +27,35 @@ if TYPE_CHECKING:
     from engine.inference.sampling import Row
 
 HOLD_SECONDS = 0.5
-"""How long a boundary is held up: no token is begun after that. A long prompt may hold it for as long again as reading it took."""
+"""How long a boundary may be delayed: no further token is started afterwards. Reading a long prompt may double its own
+time."""
 HOLD_SHARE = 0.25
-"""Of a step's time, which may be held up instead where steps are long."""
+"""With long steps, a boundary may be delayed by this share of a step's time instead."""
 PREFILL_SECONDS = 3.0
-"""Seconds that reading a prompt may take; a longer one is for a checkpoint in a worker of its own."""
+"""Seconds that reading a prompt may take; a longer prompt needs a checkpoint in a separate worker."""
 
 
 @dataclass
 class PendingReply:
-    """One question on its way. Times are `perf_counter`'s; `began` is when it came."""
+    """A question whose reply is being generated. Times are by `perf_counter`."""
 
     instruction: Instruction
     row: Row
     stream: StreamedReply
     prompt_tokens: int
     limit: int
-    """Tokens that the reply may have."""
+    """The greatest number of tokens of the reply."""
     stop_tokens: frozenset[int]
     arrived_at: float
     first_token_seconds: float = 0.0
     steps: list[int] = field(default_factory=list)
-    """The steps after which it has gone on, one a boundary."""
+    """The steps at whose boundaries tokens were generated."""
     held_seconds: float = 0.0
     longest_hold_seconds: float = 0.0
     intervals: list[float] = field(default_factory=list)
-    """Seconds between two boundaries: a step's, some with an evaluation or a save."""
+    """Seconds between two boundaries: a step, sometimes with an evaluation or a save."""
     left_at: float = 0.0
-    """When the boundary before was left."""
+    """When the last boundary ended."""
 
     @property
     def request(self) -> str:
@@ -61,7 +63,7 @@ class PendingReply:
 
     @property
     def step_seconds(self) -> float:
-        """What a step takes without it; 0 before the second boundary."""
+        """Typical seconds of a step without hot chat; 0 before the second boundary."""
         return statistics.median_low(self.intervals) if self.intervals else 0.0
 
     @property
@@ -81,10 +83,11 @@ class HotChat:
         self._waiting.append(instruction)
 
     def advance(self, loop: Any) -> bool:
-        """A slice of the present reply, on the weights of this step. False when there is nothing to answer."""
+        """Continue the current reply with the weights of this step, or start the next one. False when there is nothing
+        to answer."""
         if self._reply is None and not self._waiting:
             return False
-        began, step = time.perf_counter(), loop.step
+        began_at, step = time.perf_counter(), loop.step
         state = resume.get_random_state()
         model = loop.model
         try:
@@ -94,10 +97,10 @@ class HotChat:
                 if self._reply is None:
                     self._start(loop)
                 else:
-                    self._reply.intervals.append(began - self._reply.left_at)
+                    self._reply.intervals.append(began_at - self._reply.left_at)
                 if self._reply is not None:
-                    self._continue(loop, step, began)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
+                    self._continue(loop, step, began_at)
+        except Exception as error:  # noqa: BLE001 - the run continues whatever fails here
             self._fail(loop, step, error)
         finally:
             model.train()
@@ -105,21 +108,21 @@ class HotChat:
         if loop.job.device.kind != "cpu":
             import torch
 
-            torch.accelerator.empty_cache()  # what the slice took is a step's again
+            torch.accelerator.empty_cache()  # return the memory to the next step
         return True
 
     def close(self, link: Any, step: int) -> None:
-        """No boundary comes any more: answer what there is."""
+        """Answer all open questions; the run has no more boundaries."""
         if self._reply is not None:
             self._answer(link, step, "cancelled")
         while self._waiting:
-            problem = Problem(code="run.ended", title="The run has ended", hint="its last checkpoint answers")
+            problem = Problem(code="run.ended", title="The run has ended", hint="ask its last checkpoint instead")
             link.answer(self._waiting.popleft(), step=step, problem=problem)
 
     # ── one question ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start(self, loop: Any) -> None:
-        """Make the next question ready. Raises ValueError for what cannot be answered."""
+        """Start the reply to the next question. Raises ValueError for a question that cannot be answered."""
         from engine.inference import generate
         from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end
         from engine.inference.request import read_prompt, read_sampling
@@ -134,39 +137,39 @@ class HotChat:
         prompt = _encode_prompt(tokenizer, read_prompt(arguments))
         if not prompt or generate.room(model, len(prompt)) <= 0:
             raise ValueError(generate.describe_no_room(model, len(prompt)))
-        ends = frozenset(loop.job.prepared["lock"]["eos_token_ids"])
-        grammar = self._grammar(loop, ends, sampling.schema) if sampling.schema is not None else None
+        end_tokens = frozenset(loop.job.prepared["lock"]["eos_token_ids"])
+        grammar = self._grammar(loop, end_tokens, sampling.schema) if sampling.schema is not None else None
         self._reply = PendingReply(
             instruction,
             open_row(sampling, prompt, model.device, grammar, find_thinking_end(tokenizer, prompt) if grammar else ()),
             StreamedReply(tokenizer, prompt, sampling.stop),
             len(prompt),
             min(sampling.max_new_tokens, generate.room(model, len(prompt))),
-            ends | find_stop_tokens(tokenizer, sampling.stop),
+            end_tokens | find_stop_tokens(tokenizer, sampling.stop),
             arguments.get(ARRIVED, time.perf_counter()),
         )
         self._waiting.popleft()
 
-    def _grammar(self, loop: Any, ends: frozenset[int], schema: Mapping[str, Any]) -> Any:
+    def _grammar(self, loop: Any, end_tokens: frozenset[int], schema: Mapping[str, Any]) -> Any:
         from engine.inference.constrained import SchemaCompiler
 
         if self._compiler is None:
             size = loop.model.get_output_embeddings().weight.shape[0]
-            self._compiler = SchemaCompiler(loop.job.tokenizer, size, ends)
+            self._compiler = SchemaCompiler(loop.job.tokenizer, size, end_tokens)
         return self._compiler.compile(schema)
 
-    def _continue(self, loop: Any, step: int, began: float) -> None:
-        """Go on with the reply for as long as a boundary may be held up."""
+    def _continue(self, loop: Any, step: int, began_at: float) -> None:
+        """Generate tokens for as long as the boundary may be delayed, and answer when the reply is complete."""
         reply, link, inbox = self._reply, loop.reporter.link, loop.job.inbox
         assert reply is not None
-        said, finish = _generate(reply, loop, began, lambda: reply.request in inbox.cancelled)
+        added, finish = _generate(reply, loop, began_at, lambda: reply.request in inbox.cancelled)
         now = time.perf_counter()
         reply.steps.append(step)
-        reply.held_seconds += now - began
-        reply.longest_hold_seconds = max(reply.longest_hold_seconds, now - began)
+        reply.held_seconds += now - began_at
+        reply.longest_hold_seconds = max(reply.longest_hold_seconds, now - began_at)
         reply.left_at = now
-        if said["text"] or said["thinking"]:
-            link.send_event(reply.request, "tokens", **said, count=reply.tokens)
+        if added["text"] or added["thinking"]:
+            link.send_event(reply.request, "tokens", **added, count=reply.tokens)
         if finish:
             inbox.cancelled.discard(reply.request)
             self._answer(link, step, finish)
@@ -203,25 +206,25 @@ class HotChat:
         print(f"hot chat: {reply.tokens} tokens at {steps}, held training up {reply.held_seconds:.2f} s", flush=True)
 
     def _fail(self, loop: Any, step: int, error: Exception) -> None:
-        """The question's answer is what went wrong."""
+        """Answer the current question with the error."""
         reply, self._reply = self._reply, None
         instruction = reply.instruction if reply else self._waiting.popleft()
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if is_out_of_memory(error):
             problem = Problem(
                 code="memory.exhausted",
                 title="Training leaves too little memory for this reply",
-                cause=said,
-                hint="the run goes on; ask with a shorter conversation, or a checkpoint of it",
+                cause=cause,
+                hint="the run continues; shorten the conversation, or ask a checkpoint",
             )
         elif isinstance(error, ValueError):
-            problem = Problem(code="request.invalid", title="This cannot be answered", cause=said)
+            problem = Problem(code="request.invalid", title="This cannot be answered", cause=cause)
         else:
             problem = Problem(
                 code="generation.failed",
                 title=f"The reply failed: {type(error).__name__}",
-                cause=said,
-                hint="the run goes on",
+                cause=cause,
+                hint="the run continues",
             )
         del error, reply
         memory.release()
@@ -229,27 +232,28 @@ class HotChat:
 
 
 def _generate(
-    reply: PendingReply, loop: Any, began: float, is_cancelled: Callable[[], bool]
+    reply: PendingReply, loop: Any, began_at: float, is_cancelled: Callable[[], bool]
 ) -> tuple[dict[str, str], str]:
-    """Tokens into `reply`; what has become certain of the reply, and how it ended, or an empty text for one that goes on."""
+    """Add tokens to `reply`. Returns the new text and thinking, and how the reply ended, or an empty text if it
+    continues."""
     import torch
 
     from engine.inference import soft_prompt
     from engine.inference.prefill import CancellableForward, Cancelled
     from engine.inference.sampling import choose
 
-    said = {"text": "", "thinking": ""}
+    added = {"text": "", "thinking": ""}
     device = loop.job.device
     start = time.perf_counter()
-    late = start + PREFILL_SECONDS
+    deadline = start + PREFILL_SECONDS
 
-    def is_over() -> bool:
-        return is_cancelled() or time.perf_counter() > late
+    def must_stop() -> bool:
+        return is_cancelled() or time.perf_counter() > deadline
 
-    # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
+    # no_grad, not inference_mode: tensors that the model keeps (rotary tables) must stay usable in a backward pass.
     with torch.no_grad(), device.autocast():
         model, cache, _ = soft_prompt.start_cache(loop.model)
-        read = CancellableForward(model, is_over)
+        read = CancellableForward(model, must_stop)
         following = torch.tensor([reply.row.history], device=loop.model.device)
         until = 0.0
         while reply.tokens < reply.limit:
@@ -257,10 +261,11 @@ def _generate(
                 output = read(following, cache)
             except Cancelled:
                 if is_cancelled():
-                    return said, "cancelled"
+                    return added, "cancelled"
                 tokens = len(reply.row.history)
                 raise ValueError(
-                    f"reading {tokens} tokens takes more than {PREFILL_SECONDS:g} s here, and training would wait: ask a checkpoint"
+                    f"reading {tokens} tokens takes more than {PREFILL_SECONDS:g} s, and would delay training: ask a "
+                    "checkpoint instead"
                 ) from None
             cache = output.past_key_values
             following = choose(output.logits[:, -1], [reply.row]).view(1, 1)
@@ -268,21 +273,22 @@ def _generate(
             now = time.perf_counter()
             reply.first_token_seconds = reply.first_token_seconds or now - reply.arrived_at
             if token in reply.stop_tokens:
-                return said, "stop"
-            told = reply.stream.add(token)
-            said["text"] += told.text
-            said["thinking"] += told.thinking
+                return added, "stop"
+            delta = reply.stream.add(token)
+            added["text"] += delta.text
+            added["thinking"] += delta.thinking
             if reply.stream.stopped:
-                return said, "stop"
-            until = until or max(began + HOLD_SECONDS, began + HOLD_SHARE * reply.step_seconds, 2 * now - start)
-            late = max(late, until + PREFILL_SECONDS)
+                return added, "stop"
+            until = until or max(began_at + HOLD_SECONDS, began_at + HOLD_SHARE * reply.step_seconds, 2 * now - start)
+            deadline = max(deadline, until + PREFILL_SECONDS)
             if now >= until:
-                return said, "" if reply.tokens < reply.limit else "length"
-    return said, "length"
+                return added, "" if reply.tokens < reply.limit else "length"
+    return added, "length"
 
 
 def _encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids; without a chat template the text as it stands. Raises ValueError for a conversation that the template refuses."""
+    """Token ids of a prompt; without a chat template, of its plain text. Raises ValueError for a conversation that the
+    template rejects."""
     from jinja2 import TemplateError
 
     from engine.models.template_lock import render
@@ -294,4 +300,4 @@ def _encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     try:
         return render(tokenizer, prompt, reply_follows=True)
     except TemplateError as error:
-        raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
+        raise ValueError(f"the model's chat template rejects this conversation: {error}") from None

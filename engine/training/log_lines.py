@@ -1,4 +1,4 @@
-"""What a person reads in log.txt: a line for each thing worth one, beside what the libraries print."""
+"""The lines of log.txt for journal entries, beside the output of the libraries."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ SHOWN = ("train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_p
 
 
 def format_line(entry: AnyEntry) -> str:
-    """One line with the local time, or nothing for an entry that needs none."""
+    """One line with the local time; empty for an entry that needs none."""
     match entry:
         case Start():
-            text = f"{entry.trainable_parameters:,} of {entry.parameters:,} parameters train, {entry.max_steps:,} steps of {entry.global_batch} rows"
+            text = f"{entry.trainable_parameters:,} of {entry.parameters:,} parameters are trained, "
+            text += f"{entry.max_steps:,} steps of {entry.global_batch} rows"
             text += f", from step {entry.step:,} ({entry.resumed})" if entry.resumed else ""
         case Metrics():
             values = {name: entry.values[name] for name in SHOWN if name in entry.values}
@@ -28,7 +29,8 @@ def format_line(entry: AnyEntry) -> str:
             text = f"step {entry.step:,}  {entry.name}{change}"
         case BadBatch():
             losses = ", ".join("not finite" if row.loss is None else f"{row.loss:.4g}" for row in entry.rows[:5])
-            text = f"step {entry.step:,}  held back: {entry.reason}; {entry.total} rows, their losses from the worst: {losses}"
+            rows = f"{entry.total} rows, worst losses first: {losses}"
+            text = f"step {entry.step:,}  held back: {entry.reason}; {rows}"
         case Warn():
             text = " → ".join(part for part in (f"warning: {entry.message}", entry.hint) if part)
         case End():

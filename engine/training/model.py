@@ -1,4 +1,4 @@
-"""The model that a run trains: the base, its adapter, and a checkpoint's weights when the run is resumed."""
+"""Builds the model that a run trains: the base, its adapter, and a checkpoint's weights when the run is resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build(job: Job) -> Any:
     profile, reporter = job.profile, job.reporter
     full, resumed = profile.adapter.kind == "none", job.resumed_from
     base_folder = job.prepared["base"]
-    torch.manual_seed(profile.training.seed)  # a head that scores may have to be drawn
+    torch.manual_seed(profile.training.seed)  # a scoring head may be initialised at random
     if profile.model.from_scratch and not resumed:
         model = _make_random(job)
     else:
@@ -35,11 +35,11 @@ def build(job: Job) -> Any:
             unpack=profile.training.optimizations,
             scores=getattr(profile.method, "scores", False),
         )
-    # Not the checkpoint's own folder: what is saved later must name the base.
+    # Not the checkpoint's own folder: later checkpoints must name the base.
     model.name_or_path = "" if profile.model.from_scratch else base_folder
     torch.manual_seed(profile.training.seed)
     model = importlib.import_module(f"engine.training.adapters.{profile.adapter.kind}").attach(model, profile.adapter)
-    # float16 has too small a range for weights, and bfloat16 too coarse steps for weights that begin anywhere.
+    # The range of float16 is too small for weights, and bfloat16 is too coarse for weights that start at random.
     if full and (profile.model.dtype == "float16" or profile.model.from_scratch):
         model.float()
     job.masters = (full and model.dtype != getattr(torch, profile.model.dtype)) or profile.training.ema is not None
@@ -57,7 +57,8 @@ def build(job: Job) -> Any:
 
 
 def _make_random(job: Job) -> Any:
-    """A model with random weights on the run's device, the same on every rank: each draws them on its CPU from training.seed."""
+    """A model with random weights on the run's device, identical on every rank: each draws them on its CPU from
+    training.seed."""
     from engine.models import scratch
 
     job.reporter.set_phase("loading", "random weights")
@@ -73,7 +74,7 @@ def _make_random(job: Job) -> Any:
 
 
 def _restore(model: Any, folder: Path) -> None:
-    """A checkpoint's trained weights into `model`, bit for bit."""
+    """Load a checkpoint's trained weights into `model`, bit for bit."""
     import torch
     from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""Optimisers by the names that a profile uses."""
+"""Creates the optimiser that a profile names."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from engine.protocol.messages import Problem, ProblemError
 
 GPU_ONLY = frozenset({"adamw_8bit", "paged_adamw", "paged_adamw_8bit"})
 _NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-"""Parts of the names of weights that weight decay is not for, as transformers has them."""
+"""Patterns of the names of weights without weight decay, as in transformers."""
 
 
 def check_optimizer(name: str, device_kind: str) -> None:
     """Raises ProblemError for an optimiser that does not work on this device.
 
-    On a CPU bitsandbytes' paged optimisers silently become unpaged ones, and its 8-bit ones fail at the first step.
+    On a CPU, bitsandbytes' paged optimisers silently become unpaged, and its 8-bit ones fail at the first step.
     """
     if name in GPU_ONLY and device_kind == "cpu":
         raise ProblemError(
@@ -60,7 +60,7 @@ def make_optimizer(settings: TrainingOptions, model: Any) -> Any:
 
 
 def find_decayed_names(model: Any) -> Collection[str]:
-    """Names of the weights that weight decay is for: no biases, no norms."""
+    """Names of the weights with weight decay: all but biases and norms."""
     from torch.nn import LayerNorm
     from transformers.trainer_pt_utils import get_parameter_names
 
@@ -77,14 +77,14 @@ def _make_groups(model: Any, decayed: Collection[str], weight_decay: float) -> l
 
 
 def _make_bitsandbytes(name: str, groups: list[dict[str, Any]], rate: float, model: Any) -> Any:
-    """AdamW with state in 8 bits, on pages that move to the host's memory when the device's is short, or both."""
+    """AdamW with its state in 8 bits, in pages that move to host memory when device memory is short, or both."""
     from bitsandbytes.optim import AdamW, GlobalOptimManager
     from torch.nn import Embedding
 
     if name.endswith("8bit"):
         manager = GlobalOptimManager.get_instance()
         for module in model.modules():
-            if isinstance(module, Embedding):  # their gradients are sparse, which 8 bits do not bear
+            if isinstance(module, Embedding):  # 8-bit state is unstable for their sparse gradients
                 manager.register_module_override(module, "weight", {"optim_bits": 32})
     bits = 8 if name.endswith("8bit") else 32
     return AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, optim_bits=bits, is_paged=name.startswith("paged"))

@@ -1,4 +1,4 @@
-"""What a profile's speed settings come to on this machine, and their refusals by name."""
+"""Applies a profile's speed settings on this machine, or rejects them with an error that names the setting."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from engine.training.methods.base import Method
 from engine.training.optimizer_factory import check_optimizer
 
 MAX_WORKERS = 4
-"""Loader processes a rank that `auto` takes at most: rows are tokens already, so few of them keep any device busy."""
+"""Loader processes per rank with `auto`, at most: rows are tokens already, so a few keep any device busy."""
 
 
 def check_device(settings: TrainingOptions, device_kind: str) -> None:
-    """Raises ProblemError for what this device does not have."""
+    """Raises ProblemError for a setting that this device does not support."""
     check_optimizer(settings.optimizer, device_kind)
     if settings.optimizations:
         liger.is_enabled(settings.liger, device_kind)
@@ -29,7 +29,7 @@ def check_device(settings: TrainingOptions, device_kind: str) -> None:
 def _check_tf32(device_kind: str) -> None:
     import torch
 
-    # AMD's cards call themselves cuda too, and most know nothing of TF32.
+    # torch calls AMD's cards cuda too, and most have no TF32.
     if device_kind == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability()[0] >= 8:
         return
     label = torch.cuda.get_device_name() if device_kind == "cuda" else f"this {device_kind}"
@@ -37,14 +37,14 @@ def _check_tf32(device_kind: str) -> None:
         Problem(
             code="device.unsupported",
             title=f"{label} has no TF32",
-            cause="training.tf32 is for NVIDIA cards from the Ampere generation on",
+            cause="training.tf32 needs an NVIDIA card of the Ampere generation or later",
             hint="set training.tf32 to false",
         )
     )
 
 
 def configure_torch(settings: TrainingOptions) -> None:
-    """What must be set before anything is computed."""
+    """Apply settings that must be set before any computation."""
     import torch
 
     if settings.tf32:
@@ -53,7 +53,7 @@ def configure_torch(settings: TrainingOptions) -> None:
 
 
 def optimize_model(job: Job, model: Any, steps: int) -> None:
-    """Kernels and compiled layers, as asked for, for a run of so many steps."""
+    """Install the kernels and compile the layers that the profile sets, for a run of `steps` steps."""
     settings, kind = job.profile.training, job.device.kind
     if not settings.optimizations:
         return
@@ -66,7 +66,7 @@ def optimize_model(job: Job, model: Any, steps: int) -> None:
 
 
 def count_workers(setting: int | str, device_kind: str, world: int) -> int:
-    """Loader processes of a rank, of `training.workers`. On a CPU the model wants the cores itself."""
+    """Loader processes per rank for a value of `training.workers`. On a CPU the model needs the cores itself."""
     if isinstance(setting, int):
         return setting
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -74,13 +74,14 @@ def count_workers(setting: int | str, device_kind: str, world: int) -> int:
 
 
 def make_loader(settings: TrainingOptions, device_kind: str, world: int, method: Method, batches: GlobalBatches) -> Any:
-    """A DataLoader of micro-batches. Their order and content come from the sampler, in the rank itself, however many workers collate."""
+    """A DataLoader of micro-batches. Their order and content come from the sampler, in the rank itself, whatever the
+    number of workers."""
     import torch
     from torch.utils.data import DataLoader
 
     count = count_workers(settings.workers, device_kind, world)
     prefetch = {"num_workers": count, "persistent_workers": True, "prefetch_factor": 4} if count else {}
-    # A generator of its own: the loader must not draw from the one that dropout uses.
+    # A separate generator: the loader must not draw from the one that dropout uses.
     return DataLoader(
         method.rows, batch_sampler=batches, collate_fn=method.collate, generator=torch.Generator(), **prefetch
     )

@@ -1,6 +1,6 @@
-"""Loss curves as pictures: the whole history beside the last thousand steps, drawn from a run's journal.
+"""Loss curves as PNG files: the whole history beside the last thousand steps, drawn from a run's journal.
 
-Drawing takes a process of its own (`engine.workers.plot`): no step waits for it, and nothing that goes wrong in it reaches the run.
+A separate process (`engine.workers.plot`) draws them: no step waits for it, and its failures do not affect the run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from engine.protocol import journal
 from engine.protocol.home import RunDirectory
 
 RECENT_STEPS = 1000
-"""Steps in the picture on the right."""
+"""Steps in the chart on the right."""
 _MAX_POINTS = 250
-"""Above so many steps a curve is drawn as the means of equal spans, inside the band from least to greatest."""
+"""A curve with more points is drawn as the means of that many equal spans, within a band from their minimum to their
+maximum."""
 _TIMEOUT = 60.0
-"""Seconds that the end of a run waits for its pictures."""
+"""Seconds that a run waits for its plots at the end."""
 _COLOURS = {"train/loss": "#3b6ea5", "eval/loss": "#c8582b"}
 
 
@@ -31,18 +32,19 @@ _COLOURS = {"train/loss": "#3b6ea5", "eval/loss": "#c8582b"}
 
 @dataclass
 class Plots:
-    """Pictures of one attempt of a run, drawn while it goes on. `enabled` is False where they are not asked for."""
+    """Plots of one attempt of a run, drawn while it continues; none unless `enabled`."""
 
     run: RunDirectory
     enabled: bool
     _drawing: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def draw(self, step: int) -> None:
-        """`loss_curve_step_<n>.png`, and the same as `loss_curve_latest.png`."""
+        """Start drawing `loss_curve_step_<n>.png`, and the same as `loss_curve_latest.png`."""
         self._start(f"loss_curve_step_{step}.png", "loss_curve_latest.png")
 
     def finish(self, step: int) -> bool:
-        """`loss_curve_final_step_<n>.png`; waits for all. False when one could not be drawn: the log says why."""
+        """Draw `loss_curve_final_step_<n>.png` and wait for all plots. False when one could not be drawn; the log has
+        the reason."""
         self._start(f"loss_curve_final_step_{step}.png", "loss_curve_latest.png")
         end = time.monotonic() + _TIMEOUT
         done = True
@@ -68,7 +70,8 @@ class Plots:
 
 
 def read_curves(run: RunDirectory, names: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:
-    """Name -> (steps ascending, values); a later attempt's value of a step takes the earlier one's place. Others are left out."""
+    """Name -> (steps ascending, values) for those `names` that have values. A later attempt's value of a step replaces
+    an earlier one's."""
     found: dict[str, dict[int, float | None]] = {name: {} for name in names}
     for line, _ in journal.read_lines(run.events):
         if b'"metrics"' not in line and b'"evaluation"' not in line and b'"start"' not in line:
@@ -78,7 +81,7 @@ def read_curves(run: RunDirectory, names: Sequence[str]) -> dict[str, tuple[list
                 for name in names:
                     if name in values:
                         found[name][step] = values[name]
-            case journal.Start(step=start):  # what an earlier attempt did beyond it is superseded
+            case journal.Start(step=start):  # later steps of earlier attempts are superseded
                 found = {
                     name: {at: each for at, each in points.items() if at <= start} for name, points in found.items()
                 }
@@ -92,9 +95,10 @@ def read_curves(run: RunDirectory, names: Sequence[str]) -> dict[str, tuple[list
 
 
 def draw_curves(title: str, found: dict[str, tuple[list[int], list[float]]]) -> bytes:
-    """A PNG of 1680 × 720: the whole of `found` (see `read_curves`) on the left, the last thousand steps on the right.
+    """A PNG of 1680 × 720 pixels: the curves (as from `read_curves`) on the left, their last thousand steps on the
+    right.
 
-    Raises ValueError when there is nothing to draw.
+    Raises ValueError when there are no curves.
     """
     if not found:
         raise ValueError("there are no such metrics yet")
@@ -144,15 +148,15 @@ def _draw_curve(axes: Any, name: str, steps: Sequence[int], values: Sequence[flo
 
 
 def _annotate_statistics(axes: Any, found: dict[str, tuple[list[int], list[float]]], end: int) -> None:
-    """Current, lowest, highest and mean of each curve over the last thousand steps, below the picture on the right."""
+    """Write each curve's current, lowest, highest and mean value over the last thousand steps below the chart on the
+    right."""
     lines = []
     for name, (steps, values) in found.items():
         recent = [value for step, value in zip(steps, values, strict=True) if step > end - RECENT_STEPS]
         if recent:
             mean = sum(recent) / len(recent)
-            lines.append(
-                f"{name}   current {recent[-1]:.4g}   lowest {min(recent):.4g}   highest {max(recent):.4g}   mean {mean:.4g}"
-            )
+            extremes = f"lowest {min(recent):.4g}   highest {max(recent):.4g}"
+            lines.append(f"{name}   current {recent[-1]:.4g}   {extremes}   mean {mean:.4g}")
     axes.annotate(
         "\n".join(lines),
         (0, -0.12),
@@ -165,7 +169,7 @@ def _annotate_statistics(axes: Any, found: dict[str, tuple[list[int], list[float
 
 
 def _find_fonts() -> list[str]:
-    """matplotlib's own font, and one with Chinese characters for what that lacks."""
+    """Font families: matplotlib's own, and one with Chinese characters for those that it lacks."""
     from matplotlib import font_manager
 
     spec = importlib.util.find_spec("zhplot")  # not imported: that would change matplotlib's settings

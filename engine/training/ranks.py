@@ -1,7 +1,7 @@
-"""The ranks of a job and what they agree on.
+"""The ranks of a job, and their communication besides gradients.
 
-Agreement runs over a gloo group on the CPU, whatever carries the gradients: it costs a tenth of a millisecond a step and
-waits for no device. With one rank every function here is free.
+It uses a gloo group on the CPU, whatever the backend of the gradients: it costs a tenth of a millisecond per step and
+does not wait for a device. With a single rank, nothing is sent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for a rank that is loading or evaluating. A rank that died is noticed by its launcher at once."""
+"""How long a collective waits for a rank that is loading or evaluating. The launcher notices a dead rank at once."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Ranks:
     world: int = 1
     group: Any = None
     on_wait: Callable[[bool], None] = lambda begins: None
-    """Told when this rank begins and ends to wait for the others."""
+    """Called with True when this rank begins to wait for the others, with False when the wait ends."""
 
     @contextmanager
     def _report_waiting(self) -> Iterator[None]:
@@ -40,7 +40,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Element by element over all ranks."""
+        """The sums over all ranks, element by element."""
         if self.group is None:
             return list(values)
         import torch
@@ -75,7 +75,7 @@ class Ranks:
         return box[0]
 
     def send_to_first(self, value: Any, source: int) -> Any:
-        """On rank 0 the value of rank `source`, another one; elsewhere what was given."""
+        """On rank 0, the value of rank `source`, which is not 0; on other ranks, `value`."""
         import torch.distributed as dist
 
         box = [value]
@@ -89,7 +89,7 @@ class Ranks:
 
 
 def read_place() -> tuple[int, int, int]:
-    """Rank, local rank and number of ranks, as torchrun tells; 0, 0, 1 without it. Torch-free."""
+    """Rank, local rank and number of ranks, from torchrun's environment variables; 0, 0, 1 without them. Torch-free."""
     return tuple(int(os.environ.get(name, default)) for name, default in _VARIABLES)  # type: ignore[return-value]
 
 
@@ -97,7 +97,7 @@ _VARIABLES = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
 
 
 def join_ranks(device_kind: str) -> Ranks:
-    """Meet the other ranks: gradients over NCCL on CUDA, over gloo elsewhere."""
+    """Join the process group: gradients use NCCL on CUDA, gloo elsewhere."""
     rank, local, world = read_place()
     if world == 1:
         return Ranks()

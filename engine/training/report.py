@@ -1,4 +1,5 @@
-"""report.json: environment, settings and results of a run, from which another machine can repeat it. Each stage adds its part."""
+"""report.json: environment, settings and results of a run, enough to repeat it on another machine. Each stage adds its
+part."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ _DATA_KEYS = ("hash", "files", "rows", "tokens", "trained_tokens", "rejected")
 def write_report(
     job: Job, status: str, step: int, results: dict[int, dict[str, float]], verdicts: list[Verdict], seconds: float
 ) -> None:
-    """Write report.json beside the journal, what earlier stages after training had added left out. Raises OSError."""
+    """Write report.json beside the journal, without the parts of stages after training. Raises OSError."""
     done = [stage for stage in stage_plan.list_stages(job.profile) if stage not in stages.AFTER]
     document: dict[str, Any] = {
         "run": job.run.id,
@@ -47,7 +48,7 @@ def write_report(
 
 
 def extend_report(run: RunDirectory, stage: str, **parts: Any) -> None:
-    """Add what a stage after training has found. Raises OSError."""
+    """Add the results of a stage after training. Raises OSError."""
     document = _read(run)
     before = [each for each in document.get("stages", []) if stages.STAGES.index(each) < stages.STAGES.index(stage)]
     document |= {"stages": [*before, stage], **parts}
@@ -55,10 +56,11 @@ def extend_report(run: RunDirectory, stage: str, **parts: Any) -> None:
 
 
 def judge_test(run: RunDirectory, profile: Profile, tested: Mapping[str, float | None]) -> list[Verdict]:
-    """Hold the thresholds against the test rows' values, `test/…`, and note it in the report. Raises OSError.
+    """Check the thresholds on the metrics of the test rows, `test/…`, and add the verdicts to the report. Raises
+    OSError.
 
-    A threshold without a group, or on held-out rows, is about the last evaluation: the test rows where these were measured, else the last while
-    training.
+    A threshold without a group, or on held-out rows, applies to the last evaluation: that of the test rows where it has
+    the metric, else the last one during training.
     """
     document = _read(run)
     evaluations = document.get("evaluations") or [{"values": {}}]

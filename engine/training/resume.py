@@ -1,8 +1,8 @@
-"""Exact resume: going on from a checkpoint as if nothing had happened, and reporting what differs where that is not possible.
+"""Exact resume: a resumed run computes the same numbers as an uninterrupted one, or reports what differs.
 
-Beside weights, optimiser and schedule a checkpoint holds a snapshot of each rank (`RANKS`: its generators, sums not yet reported) and a
-fingerprint (`FILE`): digests of all these, a hash of the next batch, and the environment. A resume computes the fingerprint again, with
-everything in place, and compares.
+Besides weights, optimiser and schedule, a checkpoint holds a snapshot of each rank (`RANKS`: its random generators and
+the sums not yet reported) and a fingerprint (`FILE`): digests of all these, a hash of the next batch, and the
+environment. A resume computes the fingerprint again after restoring everything, and compares the two.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ RANKS = "ranks.pt"
 FILE = "fingerprint.json"
 EXACT = "exact"
 _SAMPLE = 1024
-"""Elements of each tensor that go into a digest: enough to tell states apart, cheap beside a step."""
+"""Elements of each tensor that go into a digest: enough to distinguish states, and cheap compared with a step."""
 _SECTIONS = ("model", "adapter", "method", "training")
 _WITHOUT_EFFECT = {"training.rehearsal", "training.threads", "training.workers"}
-"""Settings of these sections that change no number, or are compared separately."""
+"""Settings of these sections that do not affect any result, or are compared separately."""
 
 
 def get_random_state() -> dict[str, Any]:
-    """All generators of this process."""
+    """The states of all random generators of this process."""
     import numpy
     import torch
 
@@ -59,7 +59,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def _find_device_generator() -> Any:
-    """torch's module for the accelerator, where there is one that has a generator of its own; else None."""
+    """torch's module for the accelerator, if there is one with its own generator; else None."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -68,7 +68,8 @@ def _find_device_generator() -> Any:
 
 
 def restore(loop: TrainingLoop, folder: Path) -> str:
-    """Restore this rank's generators and sums; returns `exact`, or a description of what differs. On every rank."""
+    """Restore this rank's generators and sums; returns `exact`, or a description of what differs. Called on every
+    rank."""
     import torch
 
     snapshots = torch.load(folder / RANKS, weights_only=True, map_location="cpu")
@@ -83,7 +84,8 @@ def restore(loop: TrainingLoop, folder: Path) -> str:
 
 
 def compute_fingerprint(loop: TrainingLoop, snapshots: list[dict[str, Any]]) -> dict[str, Any]:
-    """What an exact resume must find again. Computed on every rank alike; cheap beside writing a checkpoint."""
+    """The state that an exact resume must reproduce. Computed on every rank; cheap compared with writing a
+    checkpoint."""
     import torch
 
     job = loop.job
@@ -105,7 +107,7 @@ def compute_fingerprint(loop: TrainingLoop, snapshots: list[dict[str, Any]]) -> 
 
 
 def _digest_next_batch(loop: TrainingLoop) -> str:
-    """Of the rows of the next global batch."""
+    """A hash of the rows of the next global batch."""
     found = hashlib.sha256()
     for row in loop.batches.rows_of(loop.step):
         found.update(json.dumps(loop.method.rows[row], sort_keys=True, default=str).encode())
@@ -113,7 +115,7 @@ def _digest_next_batch(loop: TrainingLoop) -> str:
 
 
 def _digest_optimizer(loop: TrainingLoop) -> str:
-    """Of the states of all weights, in the optimiser's own order, whichever ranks hold them."""
+    """A digest of the optimiser's state of all weights, in its own order, whichever ranks hold them."""
     inner = getattr(loop.optimizer, "optimizer", loop.optimizer)
     weights = (weight for group in inner.param_groups for weight in group["params"])
     pieces = [b"".join(_serialize(inner.state.get(weight))) for weight in weights]
@@ -121,7 +123,7 @@ def _digest_optimizer(loop: TrainingLoop) -> str:
 
 
 def digest(content: Any) -> str:
-    """A short hash of nested states: tensors by shape, dtype and some of their elements, all else whole."""
+    """A short hash of nested states: tensors by shape, dtype and some of their elements, all other values in full."""
     return _hash(_serialize(content))
 
 
@@ -154,13 +156,13 @@ def _serialize(content: Any) -> Iterator[bytes]:
 
 
 def _list_settings(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that numbers depend on, by their full names."""
+    """Settings that the results depend on, by their full names."""
     flat = {f"{section}.{key}": value for section in _SECTIONS for key, value in (resolved.get(section) or {}).items()}
     return {key: value for key, value in flat.items() if key not in _WITHOUT_EFFECT}
 
 
 def _find_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Descriptions of what differs, causes first. What only follows from another difference is left out."""
+    """Yield descriptions of what differs, causes first; consequences of another difference are left out."""
     settings = {**then["settings"], **now["settings"]}
     for key in sorted(settings):
         before, after = then["settings"].get(key), now["settings"].get(key)

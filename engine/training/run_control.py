@@ -1,4 +1,4 @@
-"""What a run obeys at a step boundary: commands, changed settings, and conditions of the host that ask for a pause."""
+"""Control of a run at its step boundaries: commands, changed settings, and pauses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
 
 PAUSE_POLL_SECONDS = 1.0
-"""Seconds between two agreements of ranks that are paused: far below any collective's time-out."""
+"""Seconds between two agreements of paused ranks: far below the time-out of a collective."""
 USER_PAUSE = Pause(code="pause.asked", reason="asked")
 
 Command = tuple[str, dict[str, Any]]
@@ -31,17 +31,18 @@ class RunControl:
         self._host = HostMonitor(loop.job.run.path, loop.job.inbox.pids)
         self.stopping = False
         self.held_rows: Sequence[int] = ()
-        """Rows of the step that is held back, while it is."""
+        """Rows of the batch that is held back; empty otherwise."""
 
     def take_commands(self) -> None:
-        """Carry out what has come, on all ranks alike; returns when the run may go on."""
+        """Carry out waiting commands on all ranks; returns when the run may continue."""
         if pause := self._agree_on_commands():
             self.pause(pause)
         if not self.stopping:
             self._hot_chat.advance(self._loop)
 
     def pause(self, pause: Pause) -> str:
-        """Wait at this boundary until told to go on, or until the host is as it should be; returns the choice that came with it."""
+        """Wait at this boundary for a command that ends the pause, or for the host to recover; returns the command's
+        choice."""
         self._write_ledger("pause", None, pause.reason, code=pause.code)
         with self._reporter.in_phase("paused", pause.reason):
             choice = self._wait(pause)
@@ -49,7 +50,8 @@ class RunControl:
         return choice
 
     def _wait(self, pause: Pause) -> str:
-        """Carry out commands until one of them, or the host, ends the pause; returns the choice that came with it."""
+        """Carry out commands until one of them, or the host's recovery, ends the pause; returns the command's
+        choice."""
         commands: list[Command] = []
         over = False
         while not over and not self.stopping:
@@ -63,7 +65,7 @@ class RunControl:
         return next(filter(None, choices), "")
 
     def save(self) -> None:
-        """A complete checkpoint of this step, unless there is one; a full disk pauses the run until there is room."""
+        """Save a checkpoint of this step, unless there is one; a full disk pauses the run until there is room."""
         loop = self._loop
         while pause := loop.checkpointer.save():
             self.pause(pause)
@@ -72,14 +74,14 @@ class RunControl:
                     code="training.no_checkpoint",
                     step=loop.step,
                     message=f"stopped without a checkpoint of step {loop.step}: {pause.reason}",
-                    hint="resume goes on from the one before",
+                    hint="free disk space, then `cockpit resume` continues from the checkpoint before it",
                 )
                 return
 
     # ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _agree_on_commands(self) -> Pause | None:
-        """One agreement of the ranks: commands are carried out; returns why to pause."""
+        """Exchange and carry out commands on all ranks; returns the reason to pause, if any."""
         host_pause = self._find_host_pause()
         waiting = len(self._inbox) + bool(host_pause) if self._ranks.first else 0
         if not self._ranks.sum([waiting])[0]:
@@ -91,13 +93,13 @@ class RunControl:
         return pause
 
     def _exchange_commands(self, payload: Any) -> tuple[Any, list[Command]]:
-        """Send rank 0's `payload` and its waiting commands to all ranks, which carry them out; returns the payload, and the commands that were
-        not refused."""
+        """Send rank 0's `payload` and its waiting commands to all ranks, which carry the commands out; returns the
+        payload and the accepted commands."""
         instructions = self._inbox.take_all() if self._ranks.first else []
         payload, commands = self._ranks.broadcast((payload, [(each.name, each.arguments) for each in instructions]))
         accepted = []
         for index, (name, arguments) in enumerate(commands):
-            if name == "generate":  # for rank 0 alone, and answered when the reply is whole
+            if name == "generate":  # for rank 0 alone, and answered when the reply is complete
                 for instruction in instructions[index : index + 1]:
                     self._hot_chat.add(instruction)
                 continue
@@ -109,7 +111,7 @@ class RunControl:
         return payload, accepted
 
     def _execute(self, name: str, arguments: dict[str, Any]) -> Problem | None:
-        """One command; returns why it is refused, or nothing."""
+        """Carry out one command; returns the reason for refusing it, or None."""
         match name:
             case "stop":
                 self.stopping = True
@@ -128,14 +130,14 @@ class RunControl:
         return None
 
     def _check_choice(self, choice: str) -> Problem | None:
-        """Why this way of going on from a batch that is held back is refused, or nothing."""
+        """The reason for refusing this choice for a batch that is held back, or None."""
         step = self._loop.step
         if not choice:
             return None
         if choice not in ("skip", "rollback"):
             return Problem(code="command.no_choice", title=f"there is no choice {choice!r}: skip or rollback")
         if not self.held_rows:
-            title = f"no batch is held back at step {step}: there is nothing to {choice}"
+            title = f"no batch is held back at step {step}, so there is nothing to {choice}"
             return Problem(code="command.nothing_held", title=title)
         if choice == "rollback" and self._ranks.broadcast(self._loop.checkpointer.newest_before(step)) is None:
             title = f"there is no checkpoint before step {step}: skip the rows instead"
@@ -143,7 +145,7 @@ class RunControl:
         return None
 
     def _change_settings(self, changes: dict[str, Any]) -> Problem | None:
-        """Change settings; returns why that is refused, or nothing."""
+        """Change settings; returns the reason for refusing, or None."""
         loop, live = self._loop, self._loop.profile
         try:
             for key, value in changes.items():
@@ -152,7 +154,7 @@ class RunControl:
                 raise ValueError(f"step {loop.step} is done already; training.max_steps must be at least that")
         except ValueError as error:
             return Problem(code="setting.refused", title=str(error))
-        self.save()  # so that there is a way back to before the change
+        self.save()  # so that the run can be resumed from before the change
         for key in changes:
             old, new = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
             if key == "training.max_steps":
@@ -169,7 +171,7 @@ class RunControl:
     # ── the host ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _find_host_pause(self) -> Pause | None:
-        """Why disk or host ask for a pause; rank 0 looks every few seconds."""
+        """A pause that the disk or the host requires. Checked by rank 0, every few seconds."""
         if not self._ranks.first:
             return None
         if self._reporter.blocked and not self._reporter.flush():

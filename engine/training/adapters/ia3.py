@@ -1,4 +1,5 @@
-"""(IA)³ (Liu et al. 2022, arXiv:2205.05638): one trained factor for each channel of keys, values and the feed-forward's inner width."""
+"""(IA)³ (Liu et al. 2022, arXiv:2205.05638): one trained factor per channel of keys, values and the feed-forward
+layer."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ class Options(base.AdapterOptions):
 
 
 def attach(model: Any, options: Options) -> Any:
-    """A PeftModel around `model`, whose own weights are frozen. Raises ProblemError for layers that are not there, and for a family
-    whose layers peft does not know when the profile does not name them."""
+    """Wrap `model` in a PeftModel; its own weights are frozen. Raises ProblemError for layers that do not exist, and
+    without targets for a family whose layers peft does not know."""
     from peft import IA3Config
 
     named = options.targets != "auto"

@@ -12,5 +12,6 @@ class Options(base.LowRankOptions):
 
 
 def attach(model: Any, options: Options) -> Any:
-    """A PeftModel around `model`, whose own weights are frozen. Raises ProblemError when no layer has such a name."""
+    """Wrap `model` in a PeftModel; its own weights are frozen. Raises ProblemError when no layer matches the
+    targets."""
     return base.attach_low_rank(model, options)

@@ -12,8 +12,8 @@ class Options(base.VirtualTokenOptions):
 
 
 def attach(model: Any, options: Options) -> Any:
-    """A PeftModel around `model`, whose own weights are frozen. The prompt begins as embeddings of the vocabulary, as the paper
-    found better than random ones."""
+    """Wrap `model` in a PeftModel; its own weights are frozen. The prompt is initialised with embeddings of the
+    vocabulary, which the paper found better than random ones."""
     from peft import PromptTuningConfig, PromptTuningInit
 
     config = PromptTuningConfig(

@@ -1,4 +1,5 @@
-"""Who is to reward, and does what is sampled fit? Looks at names and small files; loads nothing."""
+"""Checks of online methods: the reward exists, and the sampled replies fit. Reads names and small files; loads no
+model."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from engine.training.online.options import OnlineOptions, RewardOptions
 
 
 def check_online(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for what a method that samples replies cannot work with. Other methods pass."""
+    """Yield `(key, message)` for settings that an online method cannot work with. Other methods pass."""
     method = sections.get("method")
     if not isinstance(method, OnlineOptions):
         return
@@ -26,14 +27,15 @@ def check_online(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
         if share % method.generations:
             yield (
                 "training.micro_batch",
-                f"times training.accumulation is {share}, and must be a multiple of method.generations ({method.generations}): "
-                "they count replies, and all replies to a prompt belong to one step",
+                f"times training.accumulation is {share}, and must be a multiple of method.generations "
+                f"({method.generations}): they count replies, and all replies to a prompt belong to one step",
             )
     data = sections.get("data")
     if data and method.max_new_tokens >= data.max_length:
         yield (
             "method.max_new_tokens",
-            f"leaves no room for a prompt: it must be below data.max_length ({data.max_length}), which prompt and reply share",
+            f"leaves no room for a prompt: it must be below data.max_length ({data.max_length}), the limit of prompt "
+            "and reply together",
         )
 
 
@@ -68,7 +70,7 @@ def resolve_reward_model(reward: RewardOptions, directory: Path, home: Home) -> 
             Problem(
                 code="model.not_reward",
                 title=f"{reward.run} is no reward model",
-                cause="it has a vocabulary where a reward model ends in one number; name a run of method.kind reward",
+                cause="it generates text instead of a score; name a run of method.kind reward",
             )
         )
     targets.check(target)
@@ -76,7 +78,7 @@ def resolve_reward_model(reward: RewardOptions, directory: Path, home: Home) -> 
 
 
 def describe_reward_model(method: Any, directory: Path, home: Home) -> dict[str, Any]:
-    """The reward model as `prepared.json` has it, under `reward`; nothing where there is none. Raises ProblemError."""
+    """The entry `reward` of prepared.json for a reward model; empty without one. Raises ProblemError."""
     if not isinstance(method, OnlineOptions) or method.reward.run is None:
         return {}
     target = resolve_reward_model(method.reward, directory, home)
@@ -94,7 +96,8 @@ def describe_reward_model(method: Any, directory: Path, home: Home) -> dict[str,
 
 
 def pin_reward(method: Any, directory: Path, home: Home) -> Any:
-    """`method` with a reward that goes on meaning what it means now: a run's checkpoint by its step. Raises ProblemError."""
+    """`method` with its reward model pinned: a run is replaced by its current checkpoint's step. Raises
+    ProblemError."""
     if not isinstance(method, OnlineOptions) or method.reward.run is None:
         return method
     target = resolve_reward_model(method.reward, directory, home)

@@ -19,7 +19,7 @@ Reward = Callable[[Sequence[dict[str, Any]], Sequence[str]], list[float]]
 
 
 def make_reward(job: Job) -> Reward:
-    """The reward that the profile names. Loads a reward model onto the run's device. Raises ProblemError."""
+    """The reward function that the profile names. Loads a reward model onto the run's device. Raises ProblemError."""
     options: OnlineOptions = job.profile.method  # type: ignore[assignment]
     if options.reward.task is None:
         return _make_model_reward(job)
@@ -35,7 +35,7 @@ def make_reward(job: Job) -> Reward:
 
 
 def _make_model_reward(job: Job) -> Reward:
-    """The score of the conversation that prompt and reply are, rendered by the reward model's own template as it was when it was trained."""
+    """A reward model's score of prompt and reply, rendered with the template that the reward model was trained with."""
     scorer = _load_scorer(job)
     size = job.profile.training.micro_batch
     longest = int(getattr(scorer.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
@@ -48,7 +48,7 @@ def _make_model_reward(job: Job) -> Reward:
 
     def score_all(rows: Sequence[dict[str, Any]], replies: Sequence[str]) -> list[float]:
         sequences = [render(*each) for each in zip(rows, replies, strict=True)]
-        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))  # neighbours of like length
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))  # batches of similar length
         found = [0.0] * len(sequences)
         for start in range(0, len(order), size):
             some = order[start : start + size]

@@ -1,4 +1,4 @@
-"""Reinforce, leave one out: the loss of trl's RLOOTrainer over the replies of a step, however it is split."""
+"""REINFORCE leave-one-out: the loss of trl's RLOOTrainer, independent of how a step's replies are divided."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.training.preference.replies import sum_sequences
 
 
 class RLOO(OnlineMethod):
-    """The divergence from the base is taken off the reward, so it is known before the loss is."""
+    """Subtracts the divergence from the base from the reward, so it is computed before the loss."""
 
     options: Options  # type: ignore[assignment]
 
@@ -46,7 +46,7 @@ class RLOO(OnlineMethod):
 
 
 def compute_losses(values: Any, batch: Batch, options: Options) -> dict[str, Any]:
-    """As `OnlineMethod.sum_losses`."""
+    """See `OnlineMethod.sum_losses`."""
     old = values.detach() if batch["old"] is None else batch["old"]
     learnt, advantage = batch["learnt"], batch["advantages"]
     ratios = (sum_sequences(values - old, batch["counts"]) * learnt).exp()

@@ -1,4 +1,4 @@
-"""How several processes share one training step. One row per strategy: `launch.strategy` -> its class.
+"""Parallel strategies: how several processes share a training step. `launch.strategy` -> its class.
 
 A strategy owns the prepared model and the optimiser. The training loop calls, in this order:
 
@@ -7,7 +7,7 @@ micro_batch()                     context of one forward and backward pass
 reduce()                          gradients become those of the whole global batch, on every rank
 clip(max_norm)                    scale the gradients down to this norm; returns the norm before; 0 clips nothing
 save()                            the optimiser's state as one process would have it, complete on rank 0
-load(file)                        go on from a state that `save` returned, written by any strategy
+load(file)                        restore a state that `save` returned, written by any strategy
 
 A new strategy is one file and one row here.
 """

@@ -11,6 +11,6 @@ from engine.training.ranks import Ranks
 
 
 def make_strategy(name: str, accelerator: Any, ranks: Ranks) -> SingleProcess:
-    """The strategy `name` of a profile; a single process needs none, whatever the profile says."""
+    """The strategy `name`; always the single process's where there is only one rank."""
     kind: type[SingleProcess] = load_reference(STRATEGIES[name if ranks.world > 1 else "single"])
     return kind(accelerator, ranks)

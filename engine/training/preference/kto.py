@@ -1,8 +1,9 @@
-"""Kahneman-Tversky optimisation: the loss of trl's KTOTrainer over a global batch, however it is split.
+"""Kahneman-Tversky optimisation: the loss of trl's KTOTrainer, independent of how a global batch is divided.
 
-What a reply is measured against is how far the trained model has left the reference as a whole: an estimate from prompts with replies
-that are not theirs. A row's such reply is that of the row before it in the set, whichever batch they come to, and the estimate is that of the
-whole global batch, taken before its first loss. (trl pairs rows within a micro-batch and estimates in each.)
+The baseline of a reply is the divergence of the trained model from the reference, estimated from prompts with
+mismatched replies. A row's mismatched reply is that of the row before it in the data set, whatever their batches, and
+the estimate is made once per global batch, before its first loss. (trl pairs rows within a micro-batch and estimates in
+each.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from engine.training.preference.replies import collate_sequences, make_sequence
 
 
 class MismatchedRows:
-    """A set of judged rows in which each also has `other_ids`: the reply of the row before it, the last one's for the first."""
+    """A set of judged rows, each with `other_ids` added: the reply of the row before it; for the first row, that of the
+    last."""
 
     def __init__(self, rows: Any) -> None:
         self._rows = rows
@@ -39,7 +41,8 @@ class MismatchedRows:
 
 
 def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
-    """`good` tells which of the `pairs` replies are; `others` are the same prompts with replies that are not theirs."""
+    """A micro-batch of `pairs` replies: `good` marks the desirable ones, `others` are the same prompts with mismatched
+    replies."""
     own = collate_sequences([make_sequence(row["prompt_ids"], row["completion_ids"]) for row in rows], flat)
     others = collate_sequences([make_sequence(row["prompt_ids"], row["other_ids"]) for row in rows], flat)
     good = torch.tensor([row["label"][0] for row in rows], dtype=torch.bool)
@@ -47,13 +50,13 @@ def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
 
 
 class KTO(ReferenceMethod):
-    """The weighted mean of the judgements' losses."""
+    """The weighted mean loss of the judged replies."""
 
     def __init__(self, setup: MethodSetup) -> None:
         held_out = None if setup.held_out is None else MismatchedRows(setup.held_out)
         super().__init__(replace(setup, rows=MismatchedRows(setup.rows), held_out=held_out))
         self._kl: float | None = None
-        """The estimate for the global batch in work; none outside one."""
+        """The estimated divergence for the current global batch; None outside one."""
 
     def collate(self, rows: list[Row]) -> Batch:
         return collate(rows, self.flat)
@@ -87,7 +90,7 @@ class KTO(ReferenceMethod):
         return values
 
     def _compute_distances(self, batch: Batch) -> Any:
-        """[rows]: log-ratios to the reference of replies that are not the prompts' own; zeros where the loss does not ask for them."""
+        """[rows]: log-ratios of mismatched replies to the reference; zeros for a loss that does not use them."""
         options: Options = self.profile.method  # type: ignore[assignment]
         if options.loss_type != "kto":
             return torch.zeros(len(batch["good"]))
@@ -96,7 +99,8 @@ class KTO(ReferenceMethod):
             return self.log_probs(self.model, batch["others"]) - reference
 
     def _compute_sums(self, model: Any, batch: Batch, kl: float | None) -> dict[str, Any]:
-        """Sums over a micro-batch by metric; `loss` with its gradient. Without a `kl` it is estimated from these rows alone."""
+        """Metrics as sums over a micro-batch; `loss` has a gradient. If `kl` is None, it is estimated from these rows
+        alone."""
         options: Options = self.profile.method  # type: ignore[assignment]
         if kl is None:
             kl = max(0.0, float(self._compute_distances(batch).sum()) / max(1, batch["pairs"]))

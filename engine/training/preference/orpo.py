@@ -1,7 +1,7 @@
-"""Odds ratio preference optimisation: the loss of trl's ORPOTrainer over a global batch, however it is split.
+"""Odds ratio preference optimisation: the loss of trl's ORPOTrainer, independent of how a global batch is divided.
 
-The cross entropy is a mean over the tokens of all chosen sequences (prompts included, as the authors' own code has it), the odds
-ratio a mean over pairs, of log-probabilities a token.
+The cross entropy is a mean over the tokens of all chosen sequences (including prompts, as in the authors' code). The
+odds ratio is a mean over pairs, computed from mean log-probabilities per token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from engine.training.preference.replies import ReplyMethod, collate_sequences, m
 
 
 def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
-    """Pairs as `replies.collate_pairs` has them, but the prompts of chosen sequences have labels too; `replies` are the tokens of each reply."""
+    """As `replies.collate_pairs`, but the prompts of chosen sequences have labels too; `replies` are the numbers of
+    tokens of the replies."""
     chosen = [make_sequence(row["prompt_ids"], row["chosen_ids"], whole=True) for row in rows]
     rejected = [make_sequence(row["prompt_ids"], row["rejected_ids"]) for row in rows]
     replies = [len(row[name]) for name in ("chosen_ids", "rejected_ids") for row in rows]
@@ -26,10 +27,10 @@ def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
 
 
 class ORPO(ReplyMethod):
-    """Cross entropy on chosen sequences and the odds ratio of pairs."""
+    """Cross entropy of chosen sequences plus the odds ratio of pairs."""
 
     _tokens = 0.0
-    """Tokens that the cross entropy of the global batch is a mean over; 0 outside one."""
+    """The number of tokens that the cross entropy of the global batch is a mean over; 0 outside one."""
 
     def collate(self, rows: list[Row]) -> Batch:
         return collate(rows, self.flat)
@@ -57,11 +58,12 @@ class ORPO(ReplyMethod):
         return {**means, "loss": nll + odds, "nll_loss": nll}
 
     def _compute_sums(self, model: Any, batch: Batch) -> dict[str, Any]:
-        """Sums by metric: `nll` over the tokens of chosen sequences, all else over pairs; `nll` and `odds` with their gradients."""
+        """Metrics as sums: `nll` over the tokens of chosen sequences, the others over pairs; `nll` and `odds` have
+        gradients."""
         options: Options = self.profile.method  # type: ignore[assignment]
         values = self.token_log_probs(self.head, model, batch)
         pairs, counts, replies = batch["pairs"], batch["counts"], batch["replies"]
-        # Of each sequence the last labels are the reply's.
+        # The last labels of each sequence are the reply's.
         ends = [part[-reply:] for part, reply in zip(values.split(counts), replies, strict=True)] if pairs else []
         means = torch.stack([part.mean() for part in ends]) if pairs else values[:0]
         chosen, rejected = means.split([pairs, pairs])
@@ -82,6 +84,6 @@ def _chosen_tokens(batch: Batch) -> int:
 
 
 def _log1mexp(values: Any) -> Any:
-    """log(1 - exp(x)) of x < 0, precise near 0 and far from it (Mächler 2012, "Accurately computing log(1 - exp(-|a|))")."""
+    """log(1 - exp(x)) for x < 0, precise everywhere (Mächler 2012, "Accurately computing log(1 - exp(-|a|))")."""
     near = values > -0.6931471805599453
     return torch.where(near, torch.log(-torch.expm1(values)), torch.log1p(-torch.exp(values)))
