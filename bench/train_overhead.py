@@ -90,8 +90,8 @@ def _steered(prepared: dict[str, Any], told: bool) -> tuple[float, float]:
     ended: list[tuple[float, float]] = []
     begin, end_step = TrainingLoop.begin, TrainingLoop.end_step
 
-    def first(self: TrainingLoop, greet: Any) -> None:
-        begin(self, greet)
+    def first(self: TrainingLoop, on_ready: Any) -> None:
+        begin(self, on_ready)
         begun.append((time.perf_counter(), time.process_time()))
 
     def bare(self: TrainingLoop) -> None:

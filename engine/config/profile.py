@@ -48,8 +48,8 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
 """Section -> its options model, or a table of kinds. The first kind of a table is the default."""
 
 CHECKS = (
-    "engine.training.checks:combinations",
-    "engine.training.online.checks:online",
+    "engine.training.checks:check_combinations",
+    "engine.training.online.checks:check_online",
     "engine.prep.checks:check_sources",
     "engine.prep.checks:check_tokenizer",
     "engine.models.checks:check_base",
@@ -65,7 +65,7 @@ SHELL_CHECKS = ("engine.prep.checks:check_keys",)
 NOTES = ("engine.models.checks:describe_family",)
 """Remarks about a valid profile. Each is `(profile, home) -> [text]`."""
 
-PINS = {"model": "engine.models.checks:pin_base", "method": "engine.training.online.checks:pinned"}
+PINS = {"model": "engine.models.checks:pin_base", "method": "engine.training.online.checks:pin_reward"}
 """Section -> a function that replaces names whose meaning may change: `(section, directory, home) -> section`."""
 
 

@@ -39,5 +39,5 @@ STRATEGIES = {
     "ddp": "engine.training.parallel.ddp:DataParallel",
     "zero2": "engine.training.parallel.zero2:Zero2",
 }
-"""`launch.strategy`: how several processes share a training step -> the class (see `engine.training.parallel`). A single
-process needs none."""
+"""`launch.strategy`: how several processes share a training step -> the class (see `engine.training.parallel`). A
+single process needs none."""

@@ -52,7 +52,7 @@ class GlobalBatches:
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.rank, self.world, self.seed = rank, world, seed
         self.step = 0
-        """Iteration begins with the global batch after so many steps and ends with that step's epoch."""
+        """Iteration starts with the global batch that follows this many steps, and ends with its epoch."""
         self.skipped: Collection[int] = ()
         """Rows that are left out of their global batches; all other rows stay in theirs."""
 
@@ -71,7 +71,7 @@ class GlobalBatches:
         return self.per_epoch * self.accumulation
 
     def order(self, epoch: int) -> list[int]:
-        """All row numbers in this epoch's order."""
+        """All row numbers in the order of this epoch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         shuffled: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
         return shuffled
@@ -102,7 +102,7 @@ class GlobalBatches:
 
 
 def collate_flat(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """One micro-batch as a single sequence, rows end to end: [1, tokens], nothing padded.
+    """A micro-batch as one sequence of concatenated rows, [1, tokens], without padding.
 
     `lengths` are the lengths of the parts that attend only to themselves: rows, or the sequences in a packed row
     (`seq_lengths`). `picked` are the positions whose next token is trained, `targets` those tokens. An empty
@@ -134,7 +134,7 @@ def collate_padded(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     """
     flat = collate_flat(rows)
     if "seq_lengths" in (rows[0] if rows else {}):
-        raise ValueError("packed rows cannot be padded: attention would cross from one to the next")
+        raise ValueError("packed rows cannot be padded: a row would attend to the one before it")
     ids = torch.nn.utils.rnn.pad_sequence(flat["input_ids"][0].split(flat["lengths"]), batch_first=True)
     starts = torch.tensor([0, *flat["lengths"][:-1]]).cumsum(0)
     row = torch.searchsorted(starts, flat["picked"], right=True) - 1

@@ -1,4 +1,4 @@
-"""A training loop, made of a run's rows, model and settings."""
+"""Assembles a training loop from a run's rows, model and settings."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from engine.training.online.batching import make_global_batches
 
 
 def make_loop(job: Job, model: Any) -> TrainingLoop:
-    """The loop of this run's method, at the step of the checkpoint that it goes on from. Raises ProblemError for settings that this model
-    cannot take."""
+    """The training loop, at the step of the checkpoint that the run resumes. Raises ProblemError for settings that do
+    not work with this model."""
     import torch
     from datasets import load_from_disk
     from transformers import set_seed
@@ -45,48 +45,49 @@ def make_loop(job: Job, model: Any) -> TrainingLoop:
     )
     max_steps = settings.max_steps or math.ceil(settings.epochs * batches.per_epoch)
     step = int(job.resumed_from.name.removeprefix("step-")) if job.resumed_from else 0
-    performance.after_model(job, model, max_steps)
+    performance.optimize_model(job, model, max_steps)
     loop = TrainingLoop(setup, make_accelerator(job), step, max_steps)
-    torch.manual_seed(settings.seed + 7919 * job.ranks.rank)  # ranks must not share their dropout
+    torch.manual_seed(settings.seed + 7919 * job.ranks.rank)  # ranks must not use the same dropout masks
     return loop
 
 
 def make_accelerator(job: Job) -> Any:
-    """accelerate's view of this rank: the dtype to compute in, the loss scaler, the device. Its environment variables have no say."""
+    """An `accelerate.Accelerator` for this rank: compute dtype, loss scaler, device. accelerate's environment variables
+    have no effect."""
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import GradientAccumulationPlugin
 
-    AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # a run that starts anew in this process may compute in another dtype
+    # A loop that is built again in this process may compute in another dtype.
+    AcceleratorState._reset_state(reset_partial_state=True)
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(job.device.compute, "no")
     return Accelerator(
         mixed_precision=precision,
         cpu=job.device.kind == "cpu",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop divides the loss itself
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the method divides the loss itself
         dynamo_backend="no",
     )
 
 
 def _make_segments(job: Job, model: Any, joined: bool) -> Segments | None:
-    """`joined`: rows hold several parts each."""
+    """Segments that keep attention within each row, or None where rows are padded. `joined`: each row holds several
+    packed ones. Raises ProblemError when joined rows cannot be kept apart."""
     profile = job.profile
-    # Virtual tokens stand before every row: rows that have them do not lie end to end. Joined rows always do.
-    wanted = (profile.training.optimizations or joined) and profile.adapter.kind not in VIRTUAL
-    if wanted and can_use_segments(model, profile.model.attention):
+    # Virtual tokens precede every row, so such rows cannot be concatenated. Joined rows already are.
+    needed = (profile.training.optimizations or joined) and profile.adapter.kind not in VIRTUAL
+    if needed and can_use_segments(model, profile.model.attention):
         segments = Segments()
         segments.install(model)
         return segments
     if joined:
-        mend = "method.sequences to rows" if profile.method.kind == "pretrain" else "data.packing to false"
+        remedy = "method.sequences to rows" if profile.method.kind == "pretrain" else "data.packing to false"
         raise ProblemError(
             Problem(
                 code="data.rows.not_joinable",
                 title="Rows cannot be joined for this model",
-                cause="its attention cannot be kept apart between rows that share a sequence",
-                hint=f"set {mend}, or model.attention to auto",
+                cause="its attention cannot be restricted to one row of a sequence that holds several",
+                hint=f"set {remedy}, or model.attention to auto",
             )
         )
     return None

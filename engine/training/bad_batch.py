@@ -1,7 +1,7 @@
-"""What must not reach the weights: batches whose loss or gradient is not finite, or that spike, and steps that memory was not enough for.
+"""Keeps bad batches away from the weights: a loss or gradient that is not finite, a loss spike, or a lack of memory.
 
-The ranks meet here once per global batch, after their backward passes and before the gradients are added up. A rank that ran out of memory
-reports it then, and nobody waits for it in vain.
+The ranks vote once per global batch, after their backward passes and before the gradients are summed. A rank that ran
+out of memory reports it in this vote, so no other rank waits for it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
 
 ROWS_KEPT = 32
-"""Rows of a bad batch that the journal keeps, the worst first."""
+"""Rows of a bad batch that are journaled, the worst first."""
 CHARACTERS_KEPT = 600
-"""Characters kept of each."""
+"""Characters journaled of each row's text."""
 HISTORY = 32
-"""Losses that a spike is compared with; with fewer than half of them none is detected."""
+"""Number of recent losses that a spike is compared with; no spike is detected with fewer than half of them."""
 
 
 class BadBatchGuard:
@@ -38,15 +38,15 @@ class BadBatchGuard:
         self.recent_losses: deque[float] = deque(maxlen=HISTORY)
 
     def vote(self, share: float, *, rehearsed: bool = False) -> float:
-        """The loss of the global batch, the sum of the ranks' shares. Raises RestartFrom with smaller micro-batches when memory was not
-        enough on one of them."""
+        """The loss of the global batch: the sum of the ranks' shares. Raises RestartFrom with smaller micro-batches
+        when a rank ran out of memory."""
         exhausted, loss = self._loop.ranks.sum([bool(self._loop.memory.error), share])
         if exhausted:
             self._cut_micro_batch(rehearsed=rehearsed)
         return loss
 
     def check(self, loss: float, norm: Any) -> None:
-        """Hold a bad batch back before its update. All ranks see the same loss and the same norm of the gradient."""
+        """Hold back a bad batch before its update. All ranks have the same loss and the same gradient norm."""
         loop = self._loop
         if loop.job.skipped and loop.job.skipped.issuperset(loop.batches.rows_of(loop.step)):
             loop.drop_gradients()  # all its rows are skipped: a step that changes nothing
@@ -56,7 +56,7 @@ class BadBatchGuard:
             self.recent_losses.append(loss)
 
     def evaluate(self) -> None:
-        """Evaluate; raises RestartFrom with smaller micro-batches when memory is not enough."""
+        """Evaluate. Raises RestartFrom with smaller micro-batches when a rank runs out of memory."""
         watch = self._loop.memory
         with watch.catch():
             self._loop.evaluator.evaluate()
@@ -66,7 +66,8 @@ class BadBatchGuard:
     # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _cut_micro_batch(self, *, rehearsed: bool = False) -> None:
-        """Raises RestartFrom with smaller micro-batches, from the last completed step; or OutOfMemoryError when they cannot be smaller."""
+        """Raises RestartFrom with smaller micro-batches, from the last completed step; or OutOfMemoryError when a
+        micro-batch is one row already."""
         import torch
 
         loop = self._loop
@@ -82,19 +83,20 @@ class BadBatchGuard:
         loop.reporter.warn(
             code="memory.batch_cut",
             step=step,
-            message=f"out of memory: going on from step {step} with training.micro_batch {old.micro_batch} → {new.micro_batch} and "
-            f"training.accumulation {old.accumulation} → {new.accumulation}: the same global batch, in the same order ({cause})",
+            message=f"out of memory: continuing from step {step} with training.micro_batch {old.micro_batch} → "
+            f"{new.micro_batch} and training.accumulation {old.accumulation} → {new.accumulation}: the same global "
+            f"batch, in the same order ({cause})",
             hint="nothing to do; training.gradient_checkpointing=true needs less memory too",
         )
         for key in ("training.micro_batch", "training.accumulation"):
             before, after = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
-            self._enter(step, key, before, after, code="mark.setting")
+            self._write_ledger(step, key, before, after, code="mark.setting")
         raise RestartFrom(live, None if rehearsed and step == 0 else step)
 
     # ── a bad batch ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _find_fault(self, loss: float, norm: Any) -> Pause | None:
-        """Why this batch must be held back; None for a good one."""
+        """The pause that this batch requires; None for a good one."""
         if not math.isfinite(loss):
             return Pause(code="pause.loss_not_finite", reason="loss not finite")
         if self._loop.accelerator.scaler is None and not math.isfinite(norm):
@@ -102,7 +104,7 @@ class BadBatchGuard:
         return find_spike(loss, self.recent_losses, self._loop.profile.limits.loss_spike)
 
     def _hold_back(self, pause: Pause) -> None:
-        """Show the batch, pause, and do with it what is chosen."""
+        """Report the batch, pause, and carry out the user's choice."""
         loop, step = self._loop, self._loop.step
         rows = [row for row in loop.batches.rows_of(step) if row not in loop.job.skipped]
         described = describe_rows(loop, rows)
@@ -120,8 +122,8 @@ class BadBatchGuard:
             code="training.batch_held",
             step=step,
             message=f"step {step + 1} is held back: {pause.reason}; its update has not been applied",
-            hint="look at its rows; then `cockpit continue RUN --skip` leaves them out, `--rollback` goes back to the checkpoint before "
-            "and leaves them out, `cockpit continue RUN` goes on",
+            hint="look at its rows; then `cockpit continue RUN --skip` leaves them out, `--rollback` returns to the "
+            "checkpoint before and leaves them out, `cockpit continue RUN` continues",
         )
         loop.control.held_rows = rows
         choice = loop.control.pause(pause)
@@ -133,35 +135,35 @@ class BadBatchGuard:
             self._roll_back(rows)
         if choice == "skip":
             loop.control.save()
-            self._enter(step, live_settings.SKIPPED, None, rows, code="mark.skip")
+            self._write_ledger(step, live_settings.SKIPPED, None, rows, code="mark.skip")
             loop.job.skipped.update(rows)
         if choice == "skip" or pause.code != "pause.loss_spike":
             loop.drop_gradients()
 
     def _roll_back(self, rows: list[int]) -> None:
-        """Raises RestartFrom from the checkpoint before, with the settings as they stand now."""
+        """Raises RestartFrom from the checkpoint before, with the current settings."""
         loop, job = self._loop, self._loop.job
         target = loop.ranks.broadcast(loop.checkpointer.newest_before(loop.step))
-        then = loop.checkpointer.settings_of(target)
-        self._enter(target, "rollback", loop.step, target, code="mark.rollback")
-        self._enter(target, live_settings.SKIPPED, None, rows, code="mark.skip")
+        then = loop.checkpointer.read_settings(target)
+        self._write_ledger(target, "rollback", loop.step, target, code="mark.rollback")
+        self._write_ledger(target, live_settings.SKIPPED, None, rows, code="mark.skip")
         for key in SETTABLE:
             before, now = live_settings.get_setting(then, key), live_settings.get_setting(loop.profile, key)
             if before != now:
-                self._enter(target, key, before, now, code="mark.setting")
+                self._write_ledger(target, key, before, now, code="mark.setting")
             job.replayed[key] = now
         job.skipped.update(rows)
         raise RestartFrom(loop.profile, target)
 
-    def _enter(self, step: int, name: str, old: Any, new: Any, *, code: str) -> None:
+    def _write_ledger(self, step: int, name: str, old: Any, new: Any, *, code: str) -> None:
         attempt = self._loop.job.attempt
         self._loop.reporter.write(Ledger(attempt=attempt, code=code, step=step, name=name, old=old, new=new))
 
 
 def find_spike(loss: float, recent: Iterable[float], factor: float | None) -> Pause | None:
-    """The pause for a loss above `factor` times the median of the recent ones; None when it is not.
+    """The pause for a loss above `factor` times the median of the recent losses, else None.
 
-    Also None where a factor means nothing: before there is a history, and with losses that are not positive.
+    Also None where a factor has no meaning: with too few recent losses, and when their median is not positive.
     """
     losses = list(recent)
     if factor is None or len(losses) < HISTORY // 2:
@@ -174,7 +176,8 @@ def find_spike(loss: float, recent: Iterable[float], factor: float | None) -> Pa
 
 
 def describe_rows(loop: TrainingLoop, rows: Sequence[int]) -> list[BadRow]:
-    """The rows of a global batch, each with its text and its own loss, the worst first. Ranks share the work, and all get the result."""
+    """The rows of a global batch, each with its text and its own loss, the worst first. The ranks share the work, and
+    all get the result."""
     mine = [_describe_row(loop, row) for row in rows[loop.ranks.rank :: loop.ranks.world]]
     found = [row for share in loop.ranks.gather(mine) for row in share]
     return sorted(found, key=lambda row: (row.loss is not None, -(row.loss or 0.0), row.row))
@@ -193,7 +196,8 @@ def _describe_row(loop: TrainingLoop, number: int) -> BadRow:
 
 
 def _measure_loss(loop: TrainingLoop, row: dict[str, list[int]]) -> float | None:
-    """The mean over the row's units, without dropout; nothing of the model, its gradients or generators changes."""
+    """The row's mean loss without dropout; None when it is not finite. Model, gradients and generators stay
+    unchanged."""
     import torch
 
     batch = loop.method.collate([row])

@@ -1,4 +1,4 @@
-"""The batches that a run will train on, token by token: what is trained, where one row ends and the next begins."""
+"""The batches that a run will train on, token by token: trained tokens, and the boundaries of rows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from engine.config.profile import Profile
 from engine.prep.token_pieces import pieces, reply_parts
 
 
-def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int) -> dict[str, Any]:
-    """The global batch of `step` (from 1), as one rank without accumulation would see it.
+def describe_batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int) -> dict[str, Any]:
+    """The global batch of `step` (from 1), as a single rank without accumulation sees it.
 
-    Returns `parts`: for each row `{pieces: [{text, id, trained}], sequence}`, where equal sequences were packed together, and for each reply
-    of a preference row one with its `name` besides; `tokens`, `trained`, and `steps` in an epoch. Raises ValueError for a step beyond the first epoch.
+    Returns `parts`: for each row `{pieces: [{text, id, trained}], sequence}`, where rows with the same `sequence` are
+    packed together; for a preference row, one part per reply, which also has a `name`. Besides: `tokens`, `trained`,
+    and `steps` of an epoch. Raises ValueError for a step beyond the first epoch.
     """
     from datasets import load_from_disk
 
@@ -37,7 +38,7 @@ def batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, step: int)
         start = 0
         for length in row.get("seq_lengths") or [len(row["input_ids"])]:
             ids, labels = (row[name][start : start + length] for name in ("input_ids", "labels"))
-            # Nothing predicts a part's first token, so it is never trained, whatever its label says.
+            # The first token has no predecessor to predict it from, so it is never trained, whatever its label.
             trained = [False, *(label != MASKED for label in labels[1:])]
             parts.append({"pieces": pieces(tokenizer, ids, trained), "sequence": sequence})
             start += length

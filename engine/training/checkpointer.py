@@ -1,4 +1,4 @@
-"""Writing checkpoints with all that an exact resume needs, and going on from one."""
+"""Writes checkpoints with everything that an exact resume needs, and resumes from them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """What a checkpoint holds of all ranks."""
+class GatheredState:
+    """The state of all ranks, gathered for a checkpoint."""
 
     snapshots: list[Any]
     optimizer: dict[str, Any]
@@ -33,21 +33,21 @@ class Checkpointer:
     def __init__(self, loop: TrainingLoop) -> None:
         self._loop = loop
         self._before_step: dict[str, Any] | None = None
-        """`snapshot` as it was when the step in work began; None between two steps."""
+        """`snapshot` at the beginning of the current step; None between two steps."""
 
-    # ── what a rank holds beside weights and optimiser ────────────────────────────────────────────────────────────
+    # ── a rank's state besides weights and optimiser ──────────────────────────────────────────────────────────────
 
     def snapshot(self) -> dict[str, Any]:
-        """Generators, sums not yet reported, recent losses, and what the method keeps from step to step."""
+        """Random generators, sums not yet reported, recent losses, and the method's state."""
         return {
-            "random": resume.random_state(),
+            "random": resume.get_random_state(),
             "metrics": self._loop.metrics.state_dict(),
             "recent": list(self._loop.guard.recent_losses),
             **self._loop.method.state_dict(),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go on with a snapshot."""
+        """Restore a snapshot."""
         resume.set_random_state(snapshot["random"])
         self._loop.metrics.load_state_dict(snapshot["metrics"])
         self._loop.guard.recent_losses.clear()
@@ -55,29 +55,30 @@ class Checkpointer:
         self._loop.method.load_state_dict(snapshot)
 
     def mark_step_begin(self) -> None:
-        """Nothing has been drawn for the next step yet. A checkpoint written before `mark_step_end` holds this moment's generators, as its
-        weights and optimiser are those of this moment too."""
+        """Remember the state before any random number is drawn for the next step. A checkpoint written before
+        `mark_step_end` holds this state, as its weights and optimiser are of this moment too."""
         self._before_step = self.snapshot()
 
     def mark_step_end(self) -> None:
         self._before_step = None
 
-    # ── going on ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── resuming ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def resume(self) -> str:
-        """Take optimiser, schedule and all else from the checkpoint that this attempt goes on from; its weights are in the model already.
+        """Load optimiser, schedule and all other state from the checkpoint that this attempt resumes; the model has its
+        weights already.
 
-        Returns how exact that is (`resume.EXACT`, or what differs); empty for a run that begins.
+        Returns how exact the resume is (`resume.EXACT`, or what differs); empty for a new run.
         """
         loop, folder = self._loop, self._loop.job.resumed_from
         if folder is None:
             return ""
         import torch
 
-        inner = folder / checkpoints.TRAINER
+        inner = folder / checkpoints.RESUME_FOLDER
         loop.strategy.load(inner / "optimizer.pt")
         loop.schedule.load_state_dict(torch.load(inner / "scheduler.pt", weights_only=True))
-        # The file holds the base rate of its time; the profile, with what was changed since, has the present one.
+        # The file holds the learning rate of its time; the profile, with later changes, has the current one.
         loop.apply_settings(loop.profile)
         if loop.accelerator.scaler is not None and (inner / "scaler.pt").exists():
             loop.accelerator.scaler.load_state_dict(torch.load(inner / "scaler.pt", weights_only=True))
@@ -89,11 +90,12 @@ class Checkpointer:
     # ── saving ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self) -> Pause | None:
-        """A complete checkpoint of this step, kept and listed, unless there is one; returns why it could not be written, on every rank."""
+        """Write a checkpoint of this step, unless there is one; returns, on every rank, why it could not be written, or
+        None."""
         loop = self._loop
         if loop.step == loop.job.saved_step:
             return None
-        with loop.reporter.during("saving"):
+        with loop.reporter.in_phase("saving"):
             pause: Pause | None = loop.ranks.broadcast(self._write(self.gather()))
         if pause is None:
             loop.job.saved_step = loop.step
@@ -101,27 +103,27 @@ class Checkpointer:
                 loop.job.plots.draw(loop.step)
         return pause
 
-    def gather(self) -> Gathered:
-        """On every rank alike."""
+    def gather(self) -> GatheredState:
+        """Gather the state of all ranks. Called on every rank."""
         loop = self._loop
         snapshots = loop.ranks.gather(self._before_step or self.snapshot())
-        return Gathered(snapshots, loop.strategy.save(), resume.fingerprint(loop, snapshots))
+        return GatheredState(snapshots, loop.strategy.save(), resume.compute_fingerprint(loop, snapshots))
 
-    def _write(self, gathered: Gathered) -> Pause | None:
-        """By rank 0; returns why it could not be written."""
+    def _write(self, gathered: GatheredState) -> Pause | None:
+        """Write the checkpoint, on rank 0; returns why it could not be written, or None."""
         loop, job = self._loop, self._loop.job
         if not loop.ranks.first:
             return None
         folder = job.run.checkpoint(loop.step)
         try:
-            write_folder(folder, lambda place: self.fill(place, gathered))
+            write_folder(folder, lambda place: self.write_files(place, gathered))
         except OSError as error:
             return Pause(
                 code="pause.disk_low", reason=f"disk low: the checkpoint cannot be written ({error.strerror or error})"
             )
         results = loop.evaluator.results.get(loop.step, {})
         job.checkpoints[loop.step] = {name: value for name, value in results.items() if value is not None}
-        best = checkpoints.best(job.checkpoints, loop.profile.checkpoint.best_by)
+        best = checkpoints.find_best(job.checkpoints, loop.profile.checkpoint.best_by)
         protected = {loop.step} | ({best} if best is not None else set())
         removed = checkpoints.prune(job.run, loop.profile.checkpoint.keep, protected)
         for step in removed:
@@ -138,15 +140,15 @@ class Checkpointer:
         )
         return None
 
-    def fill(self, folder: Path, gathered: Gathered) -> None:
+    def write_files(self, folder: Path, gathered: GatheredState) -> None:
         """Write all files of a checkpoint into `folder`. Raises OSError."""
         import torch
 
         loop, job = self._loop, self._loop.job
-        with loop.averaged():
+        with loop.averaged_weights():
             checkpoints.save_weights(loop.model, job.tokenizer, folder, loop.profile.model.dtype)
         (folder / "lock.json").write_text(job.lock_text(loop.profile))
-        inner = folder / checkpoints.TRAINER
+        inner = folder / checkpoints.RESUME_FOLDER
         inner.mkdir()
         torch.save(gathered.optimizer, inner / "optimizer.pt")
         torch.save(loop.schedule.state_dict(), inner / "scheduler.pt")
@@ -165,11 +167,11 @@ class Checkpointer:
     # ── earlier checkpoints ───────────────────────────────────────────────────────────────────────────────────────
 
     def newest_before(self, step: int) -> int | None:
-        """The newest checkpoint before this step, on rank 0, which alone keeps the list."""
+        """The step of the newest checkpoint before `step`. Valid on rank 0, which alone keeps the list."""
         return max((each for each in self._loop.job.checkpoints if each < step), default=None)
 
-    def settings_of(self, step: int) -> Profile:
-        """The run's settings as they stood at a checkpoint."""
-        inner = self._loop.job.run.checkpoint(step) / checkpoints.TRAINER
+    def read_settings(self, step: int) -> Profile:
+        """The run's settings at a checkpoint."""
+        inner = self._loop.job.run.checkpoint(step) / checkpoints.RESUME_FOLDER
         settings, _ = live_settings.replay(inner / live_settings.FILE, self._loop.job.submitted)
         return settings

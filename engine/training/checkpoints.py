@@ -1,7 +1,8 @@
-"""Checkpoints: complete or absent, few, and read back before a run is called complete.
+"""Checkpoint folders: written completely or not at all, pruned, verified, and published.
 
-A checkpoint is written into a hidden folder beside its place, synced, and renamed; so is what is published to
-`checkpoint.output`. What transformers and peft load lies at the top, what only a resume needs in `trainer/`.
+A checkpoint is written into a hidden folder beside its final place, synced, and renamed; the same holds for the copy
+in `checkpoint.output`. The files that transformers and peft load are at the top, those that only a resume needs in
+`trainer/`.
 """
 
 from __future__ import annotations
@@ -18,26 +19,27 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.storage.atomic import write_folder
 from engine.tasks.direction import Direction
 
-TRAINER = "trainer"
-"""Folder inside a checkpoint: optimizer, scheduler, scaler, random states, trainer_state.json."""
+RESUME_FOLDER = "trainer"
+"""Folder inside a checkpoint with what only a resume needs: optimiser, schedule, loss scaler, settings, random
+states."""
 MASTERS = "masters.pt"
-"""In it, where they are not what the checkpoint itself holds: the weights that are trained, as they are trained."""
+"""File in that folder with the master weights, where they differ from the weights that the checkpoint publishes."""
 
 
-def clean(run: RunDirectory) -> None:
-    """Remove what a killed worker left half written."""
+def remove_partial(run: RunDirectory) -> None:
+    """Remove checkpoints that a killed worker left half written."""
     for leftover in run.checkpoints.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def known(run: RunDirectory) -> dict[int, dict[str, float]]:
-    """Complete checkpoints with the metrics that the journal knows of them, by step."""
+def list_with_metrics(run: RunDirectory) -> dict[int, dict[str, float]]:
+    """Complete checkpoints by step, each with its metrics in the journal."""
     metrics = {entry.step: entry.metrics for entry, _ in read(run.events) if isinstance(entry, Checkpoint)}
     return {step: metrics.get(step, {}) for step in run.checkpoint_steps()}
 
 
-def best(checkpoints: dict[int, dict[str, float]], metric: str) -> int | None:
-    """The step of the best checkpoint by `metric`, the earliest of equals; None when none has it."""
+def find_best(checkpoints: dict[int, dict[str, float]], metric: str) -> int | None:
+    """The step of the best checkpoint by `metric`, the earliest of equals; None when none has the metric."""
     scored = {step: metrics[metric] for step, metrics in checkpoints.items() if metric in metrics}
     if not scored:
         return None
@@ -51,7 +53,7 @@ def prune(run: RunDirectory, keep: int, protected: set[int]) -> list[int]:
     surplus = max(0, len(steps) - keep)
     removed = [step for step in steps if step not in protected][:surplus]
     for step in removed:
-        # Out of sight first: a removal cut short must not look like a complete checkpoint.
+        # Hidden first: an interrupted removal must not look like a complete checkpoint.
         hidden = run.checkpoint(step).with_name(f".step-{step:08d}.removed")
         run.checkpoint(step).rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
@@ -59,16 +61,17 @@ def prune(run: RunDirectory, keep: int, protected: set[int]) -> list[int]:
 
 
 def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
-    """The adapter, or the whole model in `dtype`, with config and tokenizer, as the libraries' own loaders expect them."""
+    """Write the adapter, or the whole model in `dtype`, with config and tokenizer, as transformers and peft load
+    them."""
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        # Of the whole model: given the adapter's weights alone, peft does not find a head that is trained beside them.
+        # From the whole model: given only the adapter's weights, peft does not find a head that is trained with them.
         model.save_pretrained(folder, save_embedding_layers=False)
     else:
-        model.save_pretrained(folder, state_dict=weights(model, dtype))
+        model.save_pretrained(folder, state_dict=collect_weights(model, dtype))
     tokenizer.save_pretrained(folder)
-    for card in folder.glob("README.md"):  # peft's empty form
+    for card in folder.glob("README.md"):  # peft's empty template
         card.unlink()
     config = folder / "config.json"
     if config.exists():
@@ -76,32 +79,33 @@ def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
         config.write_text(json.dumps({**text, "dtype": dtype, "use_cache": True}, indent=2))
 
 
-def weights(model: Any, dtype: str) -> dict[str, Any]:
-    """What a checkpoint holds of `model`: names and tensors as they stand in its file."""
+def collect_weights(model: Any, dtype: str) -> dict[str, Any]:
+    """The weights of `model` as a checkpoint stores them, by name."""
     import torch
     from peft import PeftModel, get_peft_model_state_dict
 
     if isinstance(model, PeftModel):
-        # peft compares vocabularies with the base's config.json to guess whether embeddings were changed, and ours never are; a
-        # config in another layout (engine/models/glm) would make it store them.
+        # peft compares vocabularies with the base's config.json to guess whether embeddings were resized, which they
+        # never are; a config in another layout (engine/models/glm) would make it store them.
         adapter: dict[str, Any] = get_peft_model_state_dict(model, save_embedding_layers=False)
         return adapter
     return {name: tensor.to(getattr(torch, dtype)) for name, tensor in model.state_dict().items()}
 
 
 def read_back(folder: Path, model: Any, dtype: str) -> None:
-    """Compare what lies on disk with what is in memory, bit for bit. Raises ProblemError naming the first difference."""
+    """Compare a checkpoint's weights on disk with those in memory, bit for bit. Raises ProblemError naming the first
+    difference."""
     import torch
     from safetensors import SafetensorError, safe_open
 
-    expected = weights(model, dtype)
+    expected = collect_weights(model, dtype)
     seen: set[str] = set()
     try:
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a mapping
                     if name not in expected or not torch.equal(file.get_tensor(name), expected[name].cpu()):
-                        raise _unreadable(folder, f"{path.name} holds another {name} than was trained")
+                        raise _unreadable(folder, f"{name} in {path.name} differs from the trained one")
                     seen.add(name)
     except (OSError, SafetensorError) as error:
         raise _unreadable(folder, str(error))
@@ -119,20 +123,20 @@ def _unreadable(folder: Path, cause: str) -> ProblemError:
             code="checkpoint.unreadable",
             title=f"The checkpoint in {folder} cannot be read back",
             cause=cause,
-            hint="the disk may be failing; `cockpit resume` goes on from the checkpoint before",
+            hint="the disk may be failing; `cockpit resume` continues from the checkpoint before",
         )
     )
 
 
 def publish(checkpoint: Path, output: Path) -> None:
-    """Copy a checkpoint, without what only a resume needs, to `output`: complete or not at all."""
+    """Copy a checkpoint to `output`, completely or not at all, without the files that only a resume needs."""
     check_output(output)
-    without = shutil.ignore_patterns(TRAINER)
+    without = shutil.ignore_patterns(RESUME_FOLDER)
     write_folder(output, lambda folder: shutil.copytree(checkpoint, folder, dirs_exist_ok=True, ignore=without))
 
 
 def check_output(output: Path) -> None:
-    """Raises ProblemError when `output` is there and holds something: nobody's files are replaced."""
+    """Raises ProblemError when `output` exists and is not an empty folder: no files are ever replaced."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ProblemError(
             Problem(

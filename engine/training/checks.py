@@ -1,4 +1,4 @@
-"""Combinations of settings that cannot work, each refused by name before anything starts."""
+"""Checks for combinations of settings that cannot work, each reported by name before a run starts."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 from engine.models.checks import VIRTUAL
 from engine.tasks import TASKS
-from engine.training.combinations import refusals
+from engine.training.combinations import find_unsupported
 
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
 
 
-def combinations(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for each combination refused. Sections that did not validate are missing and pass."""
+def check_combinations(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for each combination that cannot work. Invalid sections are missing here and pass."""
     model, adapter, data, method = (sections.get(name) for name in ("model", "adapter", "data", "method"))
     if model and adapter and method:
-        yield from refusals(adapter.kind, model.quantization, method.kind, method.rows)
+        yield from find_unsupported(adapter.kind, model.quantization, method.kind, method.rows)
     training = sections.get("training")
     if training:
-        yield from _training(training, adapter, data, method)
+        yield from _check_training(training, adapter, data, method)
     if method and data and method.kind == "pretrain" and data.packing:
-        yield "data.packing", "of pretraining is method.sequences: packed"
+        yield "data.packing", "does not apply to pretraining: set method.sequences to packed instead"
     evaluation = sections.get("evaluation")
     if evaluation and evaluation.task is not None:
         if evaluation.task not in TASKS:
@@ -56,20 +56,24 @@ def combinations(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
                 )
 
 
-def _training(training: Any, adapter: Any, data: Any, method: Any) -> Iterator[tuple[str, str]]:
-    """What `training` says that does not go with another section, or with itself."""
+def _check_training(training: Any, adapter: Any, data: Any, method: Any) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for settings of `training` that conflict with another section or with each other."""
     if adapter and adapter.kind in VIRTUAL:
         if data and data.packing:
             yield (
                 "data.packing",
-                f"does not go with adapter.kind {adapter.kind}: its tokens stand before a row, not within one",
+                f"does not go with adapter.kind {adapter.kind}: its virtual tokens precede "
+                "a whole row, not the rows packed into it",
             )
         if getattr(method, "sequences", "rows") != "rows":
-            yield "method.sequences", f"must be rows with adapter.kind {adapter.kind}: its tokens stand before a row"
+            yield (
+                "method.sequences",
+                f"must be rows with adapter.kind {adapter.kind}: its virtual tokens precede a whole row",
+            )
         if training.gradient_checkpointing and adapter.kind == "prefix":
             yield (
                 "training.gradient_checkpointing",
-                "does not go with adapter.kind prefix: recomputed layers would not see it",
+                "does not go with adapter.kind prefix: recomputed layers would not see the prefix",
             )
     if method and method.rows != "tokens":
         for name in ("label_smoothing", "neftune"):

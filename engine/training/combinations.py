@@ -1,4 +1,4 @@
-"""Which adapter goes with which base and which method. docs/training.md shows these tables; a test compares the two."""
+"""Supported combinations of adapter, base and method. docs/training.md shows these tables; a test compares the two."""
 
 from __future__ import annotations
 
@@ -7,56 +7,57 @@ from collections.abc import Iterator
 from engine.models.checks import VIRTUAL
 from engine.options.tables import ROW_KINDS
 
-WHOLE = ("none",)
-ALL = ("none", "nf4", "int8")
-BASES = {
-    "none": WHOLE,
-    "lora": ALL,
-    "rslora": ALL,
+_UNQUANTIZED = ("none",)
+_ALL = ("none", "nf4", "int8")
+QUANTIZATIONS = {
+    "none": _UNQUANTIZED,
+    "lora": _ALL,
+    "rslora": _ALL,
     "dora": ("none", "nf4"),
-    "ia3": ALL,
-    "oft": ALL,
-    "prefix": ALL,
-    "prompt": ALL,
+    "ia3": _ALL,
+    "oft": _ALL,
+    "prefix": _ALL,
+    "prompt": _ALL,
 }
-"""Adapter -> the `model.quantization` that it trains on. DoRA reads the base's weights in every pass, by which peft 0.21 loses the
-scales of int8 ones on a CPU."""
-_MOVING_WEIGHTS = tuple(adapter for adapter in BASES if adapter not in VIRTUAL)
+"""Adapter -> the values of `model.quantization` that it supports. DoRA reads the base's weights in every pass; with
+int8 weights, peft 0.21 then loses their scales on a CPU."""
+_ADAPTERS_OF_WEIGHTS = tuple(adapter for adapter in QUANTIZATIONS if adapter not in VIRTUAL)
 ADAPTERS_FOR = {
-    "tokens": tuple(BASES),
-    "pairs": _MOVING_WEIGHTS,
-    "judged": _MOVING_WEIGHTS,
+    "tokens": tuple(QUANTIZATIONS),
+    "pairs": _ADAPTERS_OF_WEIGHTS,
+    "judged": _ADAPTERS_OF_WEIGHTS,
     "prompts": ("none", "lora"),
 }
-"""Kind of prepared rows -> adapters. Of the methods that answer prompts themselves only these two have been tried."""
+"""Kind of prepared rows -> supported adapters. Online methods are tested with these two only."""
 
 
-def offered(adapter: str, quantization: str, rows: str) -> bool:
-    """Whether `adapter` trains on a base so quantised by a method whose prepared rows are of the kind `rows`."""
-    return quantization in BASES[adapter] and adapter in ADAPTERS_FOR[rows]
+def is_supported(adapter: str, quantization: str, rows: str) -> bool:
+    """Whether `adapter` trains on a base with this quantisation, by a method that takes prepared rows of the kind
+    `rows`."""
+    return quantization in QUANTIZATIONS[adapter] and adapter in ADAPTERS_FOR[rows]
 
 
-def refusals(adapter: str, quantization: str, method: str, rows: str) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for a combination that is not offered."""
-    if quantization not in BASES[adapter]:
+def find_unsupported(adapter: str, quantization: str, method: str, rows: str) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for an unsupported combination."""
+    if quantization not in QUANTIZATIONS[adapter]:
         why = "cannot be trained in full" if adapter == "none" else f"does not go with adapter.kind {adapter}"
-        bases = " or ".join(BASES[adapter])
+        bases = " or ".join(QUANTIZATIONS[adapter])
         yield "model.quantization", f"a {quantization} base {why}: choose adapter.kind lora, or quantization {bases}"
-    if not offered(adapter, BASES[adapter][0], rows):
+    if not is_supported(adapter, QUANTIZATIONS[adapter][0], rows):
         yield (
             "adapter.kind",
             f"{adapter} does not go with method.kind {method}: choose {' or '.join(ADAPTERS_FOR[rows])}",
         )
 
 
-def table() -> str:
-    """The tables in Markdown: a row an adapter, a column a base, then one for each kind of prepared rows."""
+def render_tables() -> str:
+    """The tables in Markdown: one row per adapter, one column per quantisation and per kind of prepared rows."""
     kinds = ["tokens", *(kind for kind in ROW_KINDS if kind != "tokens")]
     lines = [
-        "| adapter | " + " | ".join([*(f"base {base}" for base in ALL), *(f"{kind} rows" for kind in kinds)]) + " |",
-        "|---" * (1 + len(ALL) + len(kinds)) + "|",
+        "| adapter | " + " | ".join([*(f"base {base}" for base in _ALL), *(f"{kind} rows" for kind in kinds)]) + " |",
+        "|---" * (1 + len(_ALL) + len(kinds)) + "|",
     ]
-    for adapter, bases in BASES.items():
-        cells = [base in bases for base in ALL] + [offered(adapter, bases[0], kind) for kind in kinds]
+    for adapter, bases in QUANTIZATIONS.items():
+        cells = [base in bases for base in _ALL] + [is_supported(adapter, bases[0], kind) for kind in kinds]
         lines.append(f"| {adapter} | " + " | ".join("yes" if cell else "–" for cell in cells) + " |")
     return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""torch.compile for a model's layers while they train (`training.compile`).
+"""torch.compile for a model's layers during training (`training.compile`).
 
-Each decoder layer is compiled by itself: they share one program, so it is made once, and the loop around them stays ordinary. What
-cannot be compiled runs as it is, and the run says so. Evaluation and generation are not compiled: their shapes change with every token.
+Each decoder layer is compiled separately: all of them share one program, which is compiled once, and the model around
+them stays unchanged. Layers that cannot be compiled run as they are, with a warning. Evaluation and generation are not
+compiled: their shapes change with every token.
 """
 
 from __future__ import annotations
@@ -10,68 +11,69 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 MODES = {"cuda": "max-autotune-no-cudagraphs", "mps": "reduce-overhead"}
-"""torch's mode by device. Without CUDA graphs, since rows differ in length and each length would have a graph of its own."""
-LONG = 500
-"""Optimiser steps from which `auto` compiles: below, tuning takes longer than it saves."""
+"""Device -> torch's mode. Without CUDA graphs: rows differ in length, and each length would need its own graph."""
+MIN_STEPS = 500
+"""Optimiser steps from which `auto` compiles: for fewer, tuning takes longer than it saves."""
 BACKEND = "inductor"
 
 
 class Warn(Protocol):
-    """Says something to the user."""
+    """Warns the user."""
 
     def __call__(self, message: str, hint: str, *, code: str) -> object: ...
 
 
-def wanted(setting: bool | str, device_kind: str, steps: int) -> bool:
-    """Whether to compile, of `training.compile`, for a run of so many steps."""
-    return device_kind in MODES and steps >= LONG if setting == "auto" else bool(setting)
+def is_enabled(setting: bool | str, device_kind: str, steps: int) -> bool:
+    """Whether to compile, for a value of `training.compile` and a run of `steps` steps."""
+    return device_kind in MODES and steps >= MIN_STEPS if setting == "auto" else bool(setting)
 
 
 def install(model: Any, device_kind: str, warn: Warn) -> int:
-    """Compile the layers of `model` when they are first used; returns how many. `warn` is told, once, when that fails."""
+    """Compile the layers of `model` at their first use; returns their number. `warn` is called once if compilation
+    fails."""
     import torch
     import torch._functorch.config
     from transformers import AttentionInterface
 
     from engine.models.segments import NAME
 
-    # The backward pass with the forward pass: when it cannot be compiled, nothing has been computed yet.
+    # Compiles the backward pass with the forward pass: a failure then occurs before anything is computed.
     torch._functorch.config.force_non_lazy_backward_lowering = True
     registered = AttentionInterface()
     if NAME in registered:
-        # The rows' lengths differ in every batch, and each would be a program of its own.
+        # The rows' lengths differ in every batch, and each would need its own program.
         AttentionInterface.register(NAME, torch.compiler.disable(registered[NAME]))
-    layers = list(_layers(model))
-    compiling = _Compiling(device_kind, warn)
+    layers = list(_find_layers(model))
+    compiler = _LayerCompiler(device_kind, warn)
     for layer in layers:
-        compiling.take(layer)
+        compiler.wrap(layer)
     if not layers:
         warn(
-            "this model's layers cannot be told apart, so nothing is compiled",
+            "this model's decoder layers cannot be identified, so nothing is compiled",
             "set training.compile to false",
             code="compile.unsupported",
         )
     return len(layers)
 
 
-def _layers(model: Any) -> Iterator[Any]:
-    """The decoder layers: what transformers never splits over devices. Of a layer that is computed again in the backward pass its
-    parts, since torch does not look into a checkpointed function."""
+def _find_layers(model: Any) -> Iterator[Any]:
+    """Yield the decoder layers: the modules that transformers never splits across devices. With gradient checkpointing,
+    yield their children, since torch does not compile inside a checkpointed function."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     for module in model.modules():
         if type(module).__name__ in names:
             yield from module.children() if getattr(module, "gradient_checkpointing", False) else (module,)
 
 
-class _Compiling:
-    """Compiled layers of one model, which fail together."""
+class _LayerCompiler:
+    """Compiles the layers of one model; after a failure all of them run uncompiled."""
 
     def __init__(self, device_kind: str, warn: Warn) -> None:
         self._mode, self._warn = MODES.get(device_kind), warn
         self._failed = False
 
-    def take(self, layer: Any) -> None:
-        """Let `layer` run compiled in training mode, until that fails."""
+    def wrap(self, layer: Any) -> None:
+        """Let `layer` run compiled in training mode, until compilation fails."""
         import torch
         from torch._dynamo.exc import TorchDynamoException
 
@@ -96,6 +98,6 @@ class _Compiling:
         cause = str(getattr(error, "inner_exception", error)).strip() or type(error).__name__
         self._warn(
             f"torch.compile failed, so the model runs without it: {cause.splitlines()[0]}",
-            "nothing to do; training.compile=false leaves the attempt out",
+            "nothing to do; training.compile=false avoids the attempt",
             code="compile.failed",
         )

@@ -1,9 +1,9 @@
 """Dropout that is cheap on a CPU.
 
-torch draws one Bernoulli number an element, one core at a time: a fifth of a LoRA step's time on a CPU goes there, and every
-layer keeps its mask for the backward pass. Here a micro-batch draws one pool of keep-or-drop factors, and each layer
-takes a window of it that begins at a random place. Each element is still dropped with the asked probability and scaled
-by its inverse; what differs from `torch.nn.Dropout` is that two layers' masks may be shifted parts of one another.
+torch draws one Bernoulli number per element, on a single core: this takes a fifth of a LoRA step's time on a CPU, and
+every layer keeps its mask for the backward pass. Here a micro-batch draws one pool of keep-or-drop factors, and each
+layer uses a slice of it that begins at a random offset. Each element is still dropped with the configured probability
+and scaled by its inverse; unlike with `torch.nn.Dropout`, two layers' masks may be shifted parts of one another.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 SLACK = 1 << 18
-"""Elements of the pool beyond the largest window: the places where a window may begin."""
+"""Elements of the pool beyond the largest slice: the number of offsets at which a slice may begin."""
 
 
 class Pool:
     """Factors for one micro-batch: 0 with probability `p`, else 1 / (1 - p). Drawn from torch's default generator.
 
-    `width` is the widest layer's; how much is drawn depends on it and on the micro-batch alone, so that a resumed run draws
-    what the uninterrupted one did.
+    `width` is that of the widest layer. The number of draws depends on it and on the micro-batch alone, so that a
+    resumed run draws the same numbers as an uninterrupted one.
     """
 
     def __init__(self, p: float, width: int) -> None:
@@ -29,30 +29,32 @@ class Pool:
         self._factors = torch.empty(0)
 
     def renew(self, model: nn.Module, _: Any, named: dict[str, Any]) -> None:
-        """Before each forward pass. Never in place: the pass before may still need its factors for its backward pass."""
+        """Draw new factors before a forward pass. Not in place: the previous pass may still need its factors for its
+        backward pass."""
         if model.training:
             size = named["input_ids"].numel() * self.width + SLACK
             self._factors = torch.empty(size).bernoulli_(1 - self.p).div_(1 - self.p)
 
-    def window(self, like: torch.Tensor) -> torch.Tensor:
+    def take_slice(self, like: torch.Tensor) -> torch.Tensor:
+        """Factors of the shape of `like`, from a random offset in the pool."""
         size = like.numel()
         begin = int(torch.randint(len(self._factors) - size + 1, ()))
         return self._factors[begin : begin + size].view(like.shape)
 
 
 class PooledDropout(nn.Module):
-    """In place of `nn.Dropout`, on a CPU."""
+    """Replaces `nn.Dropout` on a CPU."""
 
     def __init__(self, pool: Pool) -> None:
         super().__init__()
         self.pool = pool
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.pool.window(x) if self.training else x
+        return x * self.pool.take_slice(x) if self.training else x
 
 
 def install(model: nn.Module) -> None:
-    """Replace the dropout of `model`'s adapters, all on a CPU."""
+    """Replace the dropout of `model`'s adapters. The whole model must be on a CPU."""
     pools: dict[float, Pool] = {}
     width = max(module.in_features for module in model.modules() if isinstance(module, nn.Linear))
     for name, module in list(model.named_modules()):

@@ -1,4 +1,4 @@
-"""Ending a run when held-out rows say that it no longer gets better (`evaluation.early_stopping`)."""
+"""Early stopping: a run ends when its metric no longer improves (`evaluation.early_stopping`)."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ FILE = "early_stopping.json"
 
 
 class Patience:
-    """Looks at each evaluation that the cadence brings, and counts those without a new best. Alike on every rank."""
+    """Counts scheduled evaluations without a new best metric. Identical on every rank."""
 
     def __init__(self, options: EarlyStoppingOptions) -> None:
         self._options = options
         self._best: float | None = None
         self._best_step = 0
-        self._stale = 0
+        self._without_gain = 0
 
-    def look(self, step: int, values: dict[str, Any]) -> str:
-        """Why the run is over, or nothing. Raises ProblemError for a metric that the evaluation does not have."""
+    def update(self, step: int, values: dict[str, Any]) -> str:
+        """Count an evaluation; returns the reason to stop, or an empty text. Raises ProblemError for a metric that it
+        does not have."""
         options = self._options
         if options.metric not in values:
             raise ProblemError(
                 Problem(
                     code="evaluation.no_metric",
                     title=f"evaluation.early_stopping.metric {options.metric} is not evaluated",
-                    cause=f"an evaluation of this run gives {', '.join(sorted(values))}",
-                    hint="name one of those",
+                    cause=f"the evaluations of this run have {', '.join(sorted(values))}",
+                    hint="name one of these",
                 )
             )
         value = values[options.metric]
-        if value is not None and self._better(value):
-            self._best, self._best_step, self._stale = value, step, 0
+        if value is not None and self._is_better(value):
+            self._best, self._best_step, self._without_gain = value, step, 0
             return ""
-        self._stale += 1
-        if self._stale < options.patience:
+        self._without_gain += 1
+        if self._without_gain < options.patience:
             return ""
-        return f"{options.metric} has not been better than at step {self._best_step} for {self._stale} evaluations"
+        return (
+            f"{options.metric} has not been better than at step {self._best_step} for {self._without_gain} evaluations"
+        )
 
-    def _better(self, value: float) -> bool:
+    def _is_better(self, value: float) -> bool:
         if self._best is None:
             return True
         lower = direction(self._options.metric) == Direction.LOWER
@@ -52,12 +55,18 @@ class Patience:
         return gain > self._options.min_delta
 
     def save(self, folder: Path) -> None:
-        state = {"best": self._best, "step": self._best_step, "stale": self._stale, "metric": self._options.metric}
+        state = {
+            "best": self._best,
+            "step": self._best_step,
+            "stale": self._without_gain,
+            "metric": self._options.metric,
+        }
         (folder / FILE).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        """Go on counting as at a checkpoint; one that counted nothing, or another metric, begins anew."""
+        """Restore the count of a checkpoint; the count starts anew if the checkpoint has none, or counted another
+        metric."""
         path = folder / FILE
         state = json.loads(path.read_text()) if path.exists() else {}
         if state.get("metric") == self._options.metric:
-            self._best, self._best_step, self._stale = state["best"], state["step"], state["stale"]
+            self._best, self._best_step, self._without_gain = state["best"], state["step"], state["stale"]

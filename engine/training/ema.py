@@ -1,7 +1,7 @@
-"""An exponential moving average of the trained weights, which is what a run with `training.ema` evaluates and saves.
+"""An exponential moving average of the trained weights, which a run with `training.ema` evaluates and saves.
 
-A checkpoint's own weights are then the averaged ones: they are what plain transformers and peft load. What is trained goes on from lies
-in `trainer/` (`masters.pt`), and beside it the average in full precision (`FILE`).
+A checkpoint's published weights are then the averaged ones, which transformers and peft load. The trained weights are
+in `trainer/` (`masters.pt`), and beside them the average in full precision (`FILE`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 FILE = "ema.pt"
 
 
-class Averages:
-    """Averages in float32 of all weights of `model` that are trained, whatever dtype those have."""
+class WeightAverages:
+    """Averages, in float32, of all trained weights of `model`, whatever their dtype."""
 
     def __init__(self, model: Any, decay: float) -> None:
         self.decay = decay
@@ -23,7 +23,8 @@ class Averages:
         self._averages = {name: weight.detach().float().clone() for name, weight in self._weights.items()}
 
     def update(self, step: int) -> None:
-        """Count the weights after `step` steps in. The first steps weigh more than `decay` says, or the beginning would stay for long."""
+        """Update the averages with the weights after `step` steps. The first steps weigh more than `decay` says: the
+        initial weights would otherwise dominate for long."""
         import torch
 
         keep = min(self.decay, (1 + step) / (10 + step))
@@ -32,12 +33,12 @@ class Averages:
                 self._averages[name].lerp_(weight.detach().float(), 1 - keep)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Within, the model has the averages for weights, in the weights' own dtypes."""
+    def swap_in(self) -> Iterator[None]:
+        """Context in which the model's weights are the averages, in the weights' own dtypes."""
         trained = {name: weight.data for name, weight in self._weights.items()}
         try:
             for name, weight in self._weights.items():
-                # A copy: what reads weights may also lay them out anew.
+                # A copy: code that reads the weights may also change their memory layout.
                 weight.data = self._averages[name].to(weight.dtype, copy=True)
             yield
         finally:
@@ -50,7 +51,8 @@ class Averages:
         torch.save(self._averages, folder / FILE)
 
     def load(self, folder: Path) -> None:
-        """Go on with a checkpoint's averages. One that has none (the run had no average then) begins with its weights."""
+        """Load a checkpoint's averages. Without any (the run had no average then), they start as the current
+        weights."""
         import torch
 
         if (folder / FILE).exists():

@@ -1,4 +1,4 @@
-"""Evaluation while training: the held-out loss, and replies scored by the task's metrics. Ranks share the rows."""
+"""Evaluation during training: the held-out loss, and replies scored by the task's metrics. Ranks share the rows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from engine.tasks.task import load_task
 from engine.training import memory
 from engine.training.early_stopping import Patience
 from engine.training.methods.base import take_counts
-from engine.training.overfitting import Overfitting
+from engine.training.overfitting import OverfittingDetector
 
 if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
 
 PROGRESS_SECONDS = 2.0
-"""Seconds between two reports of how far generation is."""
+"""Seconds between two reports of generation progress."""
 SAMPLES_KEPT = 4
 """Replies that are journaled at each evaluation."""
 
@@ -42,15 +42,15 @@ class Evaluator:
         self._loop, self._job, self._method = loop, loop.job, loop.method
         self._options = loop.job.profile.evaluation
         self.results: dict[int, dict[str, Any]] = {}
-        """Values of each evaluation, by step."""
+        """The metrics of each evaluation, by step."""
         stopping = self._options.early_stopping
         self.patience = Patience(stopping) if stopping else None
         self.stop_reason = ""
-        """Why the run ends before its last step; empty while it goes on."""
-        self._overfitting = Overfitting()
+        """Why the run ends before its last step; empty while it continues."""
+        self._overfitting = OverfittingDetector()
         self._reported = 0.0
         rows = self._method.held_out
-        self._batches = self._share(rows) if rows is not None else []
+        self._batches = self._divide_rows(rows) if rows is not None else []
         self._needed = rows is not None or bool(self._options.probes)
         task = load_task(self._options.task) if self._options.task else None
         self._task = task if self._options.samples and rows is not None else None
@@ -60,13 +60,14 @@ class Evaluator:
         ]
 
     def evaluate(self) -> None:
-        """Held-out loss and the task's metrics of this step; nothing where there is nothing to measure, or when just done."""
+        """Measure the held-out loss and the task's metrics; does nothing without held-out rows and probes, or when this
+        step is already evaluated."""
         loop = self._loop
         if not self._needed or loop.step in self.results:
             return
-        with loop.reporter.during("evaluating"):
+        with loop.reporter.in_phase("evaluating"):
             start = time.perf_counter()
-            with loop.averaged():
+            with loop.averaged_weights():
                 values, samples = self._measure()
             self.results[loop.step] = values
             seconds = time.perf_counter() - start
@@ -74,25 +75,27 @@ class Evaluator:
             loop.reporter.write(Evaluation(attempt=attempt, step=loop.step, values=values, seconds=seconds))
             for sample in samples:
                 loop.reporter.write(Sample(attempt=attempt, step=loop.step, **sample))
-            if "eval/loss" in values and (found := self._overfitting.evaluated(values["eval/loss"])):
+            if "eval/loss" in values and (found := self._overfitting.add_evaluation(values["eval/loss"])):
                 loop.reporter.warn(
                     code="training.overfitting",
                     step=loop.step,
                     message=found,
-                    hint="the model learns its rows by heart: stop and take the best checkpoint, add data, or set evaluation.early_stopping",
+                    hint="the model memorises its training rows: stop and use the best checkpoint, add data, or set "
+                    "evaluation.early_stopping",
                 )
 
     def check_patience(self) -> None:
-        """Count this step's evaluation, if there was one, for early stopping."""
+        """Count this step's evaluation, if there is one, for early stopping."""
         if self.patience and self._loop.step in self.results:
-            self.stop_reason = self.patience.look(self._loop.step, self.results[self._loop.step])
+            self.stop_reason = self.patience.update(self._loop.step, self.results[self._loop.step])
 
     def watch_training_loss(self, loss: Any) -> None:
-        """Compare the training loss with held-out ones: overfitting is warned of."""
-        self._overfitting.trained(loss)
+        """Record a training loss, which overfitting is detected from."""
+        self._overfitting.add_training_loss(loss)
 
     def rehearse(self) -> None:
-        """The longest rows, and two tokens after the longest prompt: what an evaluation needs at most. Nothing is reported."""
+        """Evaluate the longest rows, and generate two tokens after the longest prompts: the most memory that an
+        evaluation needs. Nothing is reported."""
         import torch
 
         if not self._needed:
@@ -111,7 +114,7 @@ class Evaluator:
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _measure(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Metrics by journal name, and the kept samples as fields of `journal.Sample`."""
+        """Metrics by their journal names, and the samples to journal as fields of `journal.Sample`."""
         import torch
 
         model, method = self._loop.model, self._method
@@ -136,7 +139,7 @@ class Evaluator:
             references = [reference for _, reference in self._conversations]
             scores = self._task.score(replies[: len(references)], references)
             values |= {f"eval/{name}": value for name, value in scores.items()}
-            self._keep(replies, values)
+            self._save_replies(replies, values)
             samples += [
                 {"prompt": messages[-1]["content"], "reply": reply, "reference": reference}
                 for (messages, reference), reply in zip(self._conversations[:SAMPLES_KEPT], replies, strict=False)
@@ -144,7 +147,7 @@ class Evaluator:
         return values, samples + method.samples()
 
     def _held_out_loss(self, batches: list[list[Any]]) -> dict[str, float]:
-        """The method's metrics over these rows of this rank and those of the others."""
+        """The method's metrics over these rows of this rank together with those of the other ranks."""
         method = self._method
 
         def sum_up() -> Counter[str]:
@@ -166,8 +169,8 @@ class Evaluator:
         means = {name: total / units for name, total in whole.items()}
         return {f"eval/{name}": value for name, value in method.summarize(means).items()}
 
-    def _share(self, rows: Any) -> list[list[Any]]:
-        """This rank's held-out rows as micro-batches, neighbours of like length together."""
+    def _divide_rows(self, rows: Any) -> list[list[Any]]:
+        """This rank's held-out rows as micro-batches of rows of similar length."""
         job = self._job
         lengths = token_counts(rows)
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
@@ -179,7 +182,7 @@ class Evaluator:
 
     @property
     def _prompts(self) -> list[Conversation]:
-        """What replies are generated for: held-out conversations first, then the probes."""
+        """The prompts that replies are generated for: held-out conversations first, then the probes."""
         return [*(messages for messages, _ in self._conversations), *self._probes]
 
     def _read_conversations(self) -> Iterator[tuple[Conversation, str]]:
@@ -215,7 +218,7 @@ class Evaluator:
         return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(conversations))]
 
     def _prompt_ids(self, messages: Conversation) -> list[int]:
-        """Token ids; for a model without a chat template those of the text as it stands, which is to be continued."""
+        """Token ids of a prompt; without a chat template, of its last message's text, which the model continues."""
         tokenizer = self._job.tokenizer
         if tokenizer.chat_template:
             return render(tokenizer, messages, reply_follows=True)
@@ -226,10 +229,11 @@ class Evaluator:
         now = time.monotonic()
         if now - self._reported > PROGRESS_SECONDS:
             self._reported = now
-            self._loop.reporter.phase("evaluating", f"reply {done} of {total}", done, total)
+            self._loop.reporter.set_phase("evaluating", f"reply {done} of {total}", done, total)
 
-    def _keep(self, replies: Sequence[str], values: dict[str, float]) -> None:
-        """Keep all replies with their scores in the run's directory. A full disk may lose them; the run does not need them."""
+    def _save_replies(self, replies: Sequence[str], values: dict[str, float]) -> None:
+        """Store all replies with their scores in the run's directory. They may be lost on a full disk; the run does not
+        need them."""
         options, prepared = self._options, self._job.prepared
         request = {
             "task": options.task,

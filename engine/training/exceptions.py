@@ -1,4 +1,4 @@
-"""Ways out of the training loop other than its last step."""
+"""Exceptions that end the training loop before its last step."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from engine.config.profile import Profile
 
 
 class StopTraining(Exception):
-    """The run was told to stop while a step was held back; its checkpoint is written."""
+    """The run was stopped while a batch was held back; its checkpoint is written."""
 
 
 class RestartFrom(Exception):
-    """Build model and loop anew with `profile`, and go on from the checkpoint of `step`; from the very start where it is None."""
+    """Model and loop must be built again with `profile`, resuming the checkpoint of `step`; None starts from the
+    beginning."""
 
     def __init__(self, profile: Profile, step: int | None) -> None:
         super().__init__(step)

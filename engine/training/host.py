@@ -1,4 +1,4 @@
-"""What asks a run to pause for a while: a full disk, a host that others need, a device that is too hot."""
+"""Monitoring of the host's limits: a full disk, a busy host or a hot device pauses the run."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ import psutil
 from engine.options.training import LimitOptions
 from engine.protocol.codes import Pause
 
-LOOK = 5.0
-"""Seconds between two looks."""
+CHECK_SECONDS = 5.0
+"""Seconds between two checks."""
 
 
-class Host:
-    """Looked at by rank 0. `pids` are the job's own processes: what they compute is not held against the host."""
+class HostMonitor:
+    """Checks the host on rank 0. `path` is on the disk that the run writes to; `pids` are the job's own processes,
+    whose CPU time does not count."""
 
-    def __init__(self, writes_to: Path, pids: Sequence[int]) -> None:
-        self._writes_to, self._pids = writes_to, pids
-        self._looked = 0.0
-        self._busy: tuple[float, float, float] | None = None
-        """At the last look: seconds since some epoch, and CPU seconds spent by all and by this job."""
+    def __init__(self, path: Path, pids: Sequence[int]) -> None:
+        self._path, self._pids = path, pids
+        self._checked_at = 0.0
+        self._last_cpu_times: tuple[float, float, float] | None = None
+        """At the last check: the time in seconds, and the CPU seconds of all programs and of this job."""
 
-    def due(self) -> bool:
-        """Whether it is time for another look; the answer counts as one."""
+    def is_due(self) -> bool:
+        """Whether the next check is due; if so, the interval starts again."""
         now = time.monotonic()
-        if now - self._looked < LOOK:
+        if now - self._checked_at < CHECK_SECONDS:
             return False
-        self._looked = now
+        self._checked_at = now
         return True
 
-    def trouble(self, limits: LimitOptions) -> Pause | None:
-        """The first limit that is exceeded; None when none is."""
-        free = shutil.disk_usage(self._writes_to).free / 1e9
+    def find_exceeded_limit(self, limits: LimitOptions) -> Pause | None:
+        """A pause for the first limit that is exceeded; None when none is."""
+        free = shutil.disk_usage(self._path).free / 1e9
         if free < limits.disk_free_gb:
             reason = f"disk low: {free:.1f} GB free, limits.disk_free_gb is {limits.disk_free_gb:g}"
             return Pause(code="pause.disk_low", reason=reason)
@@ -44,30 +45,33 @@ class Host:
         if limits.memory_percent is not None and used > limits.memory_percent:
             reason = f"host memory: {used:.0f} % in use, limits.memory_percent is {limits.memory_percent:g}"
             return Pause(code="pause.host_memory", reason=reason)
-        if limits.cpu_percent is not None and (others := self._others()) > limits.cpu_percent:
+        if limits.cpu_percent is not None and (others := self._measure_other_programs()) > limits.cpu_percent:
             reason = f"host CPU: other programs use {others:.0f} %, limits.cpu_percent is {limits.cpu_percent:g}"
             return Pause(code="pause.host_cpu", reason=reason)
-        if limits.temperature is not None and (hottest := max(temperatures(), default=0.0)) > limits.temperature:
+        if limits.temperature is not None and (hottest := max(read_temperatures(), default=0.0)) > limits.temperature:
             reason = f"device too hot: {hottest:.0f} °C, limits.temperature is {limits.temperature:g}"
             return Pause(code="pause.device_hot", reason=reason)
         return None
 
-    def _others(self) -> float:
-        """Share of the host's CPU that was spent on other programs since the last look, in percent; 0 at the first."""
-        before, self._busy = self._busy, (time.monotonic(), _spent(), sum(map(_spent_by, self._pids)))
+    def _measure_other_programs(self) -> float:
+        """The percentage of the host's CPU time used by other programs since the last check; 0 at the first."""
+        before, self._last_cpu_times = (
+            self._last_cpu_times,
+            (time.monotonic(), _read_host_cpu_seconds(), sum(map(_read_process_cpu_seconds, self._pids))),
+        )
         if before is None:
             return 0.0
-        seconds, all_of_it, ours = (now - then for now, then in zip(self._busy, before, strict=True))
+        seconds, all_of_it, ours = (now - then for now, then in zip(self._last_cpu_times, before, strict=True))
         return 100 * max(0.0, all_of_it - ours) / (seconds * (os.cpu_count() or 1))
 
 
-def _spent() -> float:
-    """CPU seconds that the host has spent on anything."""
+def _read_host_cpu_seconds() -> float:
+    """CPU seconds that the host has spent on all programs."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
-def _spent_by(pid: int) -> float:
+def _read_process_cpu_seconds(pid: int) -> float:
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.Error:
@@ -75,8 +79,8 @@ def _spent_by(pid: int) -> float:
     return float(times.user + times.system)
 
 
-def temperatures() -> list[float]:
-    """°C of the devices that this job sees; empty where nothing tells."""
+def read_temperatures() -> list[float]:
+    """Temperatures of the devices of this job in °C; empty where they cannot be read."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,9 +1,10 @@
-"""Hot chat: a run answers out of its own process, by its newest weights, a slice of a reply at each step boundary.
+"""Hot chat: a run answers questions in its own process with its newest weights, a few tokens at each step boundary.
 
-Rank 0 alone generates; the others go on to where they next meet it, and wait there. Between two boundaries nothing of a reply is on the
-device: each slice reads prompt and reply so far with the weights as they are by then, so no memory is taken from a step, and no token
-comes from weights that are gone. Generators, modes and weights are left as they were: the run's losses are bit for bit what they would
-have been. A failure, out of memory too, is the question's answer and nothing else.
+Rank 0 alone generates; the other ranks wait for it in their next collective. Between two boundaries, no part of a reply
+is on the device: each boundary reads the prompt and the reply so far again with the current weights. So a step has all
+the memory, and no token depends on outdated weights. Random generators, modes and weights are restored: the run's
+losses are bit for bit those of a run without questions. A failure, such as running out of memory, is returned as the
+answer to the question and does not affect the run.
 """
 
 from __future__ import annotations
@@ -25,35 +26,36 @@ if TYPE_CHECKING:
     from engine.inference.request import Prompt
     from engine.inference.sampling import Row
 
-SECONDS = 0.5
-"""How long a boundary is held up: no token is begun after that. A long prompt may hold it for as long again as reading it took."""
-SHARE = 0.25
-"""Of a step's time, which may be held up instead where steps are long."""
-READING = 3.0
-"""Seconds that reading a prompt may take; a longer one is for a checkpoint in a worker of its own."""
+HOLD_SECONDS = 0.5
+"""How long a boundary may be delayed: no further token is started afterwards. Reading a long prompt may double its own
+time."""
+HOLD_SHARE = 0.25
+"""With long steps, a boundary may be delayed by this share of a step's time instead."""
+PREFILL_SECONDS = 3.0
+"""Seconds that reading a prompt may take; a longer prompt needs a checkpoint in a separate worker."""
 
 
 @dataclass
-class Talk:
-    """One question on its way. Times are `perf_counter`'s; `began` is when it came."""
+class PendingReply:
+    """A question whose reply is being generated. Times are by `perf_counter`."""
 
     instruction: Instruction
     row: Row
-    telling: StreamedReply
+    stream: StreamedReply
     prompt_tokens: int
     limit: int
-    """Tokens that the reply may have."""
-    stops: frozenset[int]
-    began: float
-    first: float = 0.0
+    """The greatest number of tokens of the reply."""
+    stop_tokens: frozenset[int]
+    arrived_at: float
+    first_token_seconds: float = 0.0
     steps: list[int] = field(default_factory=list)
-    """The steps after which it has gone on, one a boundary."""
-    held: float = 0.0
-    longest: float = 0.0
-    between: list[float] = field(default_factory=list)
-    """Seconds between two boundaries: a step's, some with an evaluation or a save."""
-    left: float = 0.0
-    """When the boundary before was left."""
+    """The steps at whose boundaries tokens were generated."""
+    held_seconds: float = 0.0
+    longest_hold_seconds: float = 0.0
+    intervals: list[float] = field(default_factory=list)
+    """Seconds between two boundaries: a step, sometimes with an evaluation or a save."""
+    left_at: float = 0.0
+    """When the last boundary ended."""
 
     @property
     def request(self) -> str:
@@ -61,8 +63,8 @@ class Talk:
 
     @property
     def step_seconds(self) -> float:
-        """What a step takes without it; 0 before the second boundary."""
-        return statistics.median_low(self.between) if self.between else 0.0
+        """Typical seconds of a step without hot chat; 0 before the second boundary."""
+        return statistics.median_low(self.intervals) if self.intervals else 0.0
 
     @property
     def tokens(self) -> int:
@@ -70,34 +72,35 @@ class Talk:
 
 
 class HotChat:
-    """On rank 0: `take` questions, `go_on` at each boundary, `end` when there are no more boundaries."""
+    """On rank 0: `add` questions, `advance` at each boundary, `close` when there are no more boundaries."""
 
     def __init__(self) -> None:
         self._waiting: deque[Instruction] = deque()
-        self._talk: Talk | None = None
+        self._reply: PendingReply | None = None
         self._compiler: Any = None
 
-    def take(self, instruction: Instruction) -> None:
+    def add(self, instruction: Instruction) -> None:
         self._waiting.append(instruction)
 
-    def go_on(self, loop: Any) -> bool:
-        """A slice of the present reply, on the weights of this step. False when nobody has asked anything."""
-        if self._talk is None and not self._waiting:
+    def advance(self, loop: Any) -> bool:
+        """Continue the current reply with the weights of this step, or start the next one. False when there is nothing
+        to answer."""
+        if self._reply is None and not self._waiting:
             return False
-        began, step = time.perf_counter(), loop.step
-        state = resume.random_state()
+        began_at, step = time.perf_counter(), loop.step
+        state = resume.get_random_state()
         model = loop.model
         try:
-            with loop.averaged():
+            with loop.averaged_weights():
                 model.eval()
                 loop.method.expect_plain_batches()
-                if self._talk is None:
-                    self._open(loop)
+                if self._reply is None:
+                    self._start(loop)
                 else:
-                    self._talk.between.append(began - self._talk.left)
-                if self._talk is not None:
-                    self._slice(loop, step, began)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
+                    self._reply.intervals.append(began_at - self._reply.left_at)
+                if self._reply is not None:
+                    self._continue(loop, step, began_at)
+        except Exception as error:  # noqa: BLE001 - the run continues whatever fails here
             self._fail(loop, step, error)
         finally:
             model.train()
@@ -105,21 +108,21 @@ class HotChat:
         if loop.job.device.kind != "cpu":
             import torch
 
-            torch.accelerator.empty_cache()  # what the slice took is a step's again
+            torch.accelerator.empty_cache()  # return the memory to the next step
         return True
 
-    def end(self, link: Any, step: int) -> None:
-        """No boundary comes any more: answer what there is."""
-        if self._talk is not None:
+    def close(self, link: Any, step: int) -> None:
+        """Answer all open questions; the run has no more boundaries."""
+        if self._reply is not None:
             self._answer(link, step, "cancelled")
         while self._waiting:
-            problem = Problem(code="run.ended", title="The run has ended", hint="its last checkpoint answers")
+            problem = Problem(code="run.ended", title="The run has ended", hint="ask its last checkpoint instead")
             link.answer(self._waiting.popleft(), step=step, problem=problem)
 
     # ── one question ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _open(self, loop: Any) -> None:
-        """Make the next question ready. Raises ValueError for what cannot be answered."""
+    def _start(self, loop: Any) -> None:
+        """Start the reply to the next question. Raises ValueError for a question that cannot be answered."""
         from engine.inference import generate
         from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end
         from engine.inference.request import read_prompt, read_sampling
@@ -129,167 +132,172 @@ class HotChat:
         model, tokenizer = loop.model, loop.job.tokenizer
         if model.get_output_embeddings() is None:
             raise ValueError("this run trains a reward model, which scores replies and writes none")
-        asked = instruction.arguments
-        sampling = read_sampling(asked)
-        prompt = _prompt(tokenizer, read_prompt(asked))
+        arguments = instruction.arguments
+        sampling = read_sampling(arguments)
+        prompt = _encode_prompt(tokenizer, read_prompt(arguments))
         if not prompt or generate.room(model, len(prompt)) <= 0:
             raise ValueError(generate.describe_no_room(model, len(prompt)))
-        ends = frozenset(loop.job.prepared["lock"]["eos_token_ids"])
-        grammar = self._grammar(loop, ends, sampling.schema) if sampling.schema is not None else None
-        self._talk = Talk(
+        end_tokens = frozenset(loop.job.prepared["lock"]["eos_token_ids"])
+        grammar = self._grammar(loop, end_tokens, sampling.schema) if sampling.schema is not None else None
+        self._reply = PendingReply(
             instruction,
             open_row(sampling, prompt, model.device, grammar, find_thinking_end(tokenizer, prompt) if grammar else ()),
             StreamedReply(tokenizer, prompt, sampling.stop),
             len(prompt),
             min(sampling.max_new_tokens, generate.room(model, len(prompt))),
-            ends | find_stop_tokens(tokenizer, sampling.stop),
-            asked.get(ARRIVED, time.perf_counter()),
+            end_tokens | find_stop_tokens(tokenizer, sampling.stop),
+            arguments.get(ARRIVED, time.perf_counter()),
         )
         self._waiting.popleft()
 
-    def _grammar(self, loop: Any, ends: frozenset[int], schema: Mapping[str, Any]) -> Any:
+    def _grammar(self, loop: Any, end_tokens: frozenset[int], schema: Mapping[str, Any]) -> Any:
         from engine.inference.constrained import SchemaCompiler
 
         if self._compiler is None:
             size = loop.model.get_output_embeddings().weight.shape[0]
-            self._compiler = SchemaCompiler(loop.job.tokenizer, size, ends)
+            self._compiler = SchemaCompiler(loop.job.tokenizer, size, end_tokens)
         return self._compiler.compile(schema)
 
-    def _slice(self, loop: Any, step: int, began: float) -> None:
-        """Go on with the reply for as long as a boundary may be held up."""
-        talk, link, inbox = self._talk, loop.reporter.link, loop.job.inbox
-        assert talk is not None
-        said, finish = _generate(talk, loop, began, lambda: talk.request in inbox.cancelled)
+    def _continue(self, loop: Any, step: int, began_at: float) -> None:
+        """Generate tokens for as long as the boundary may be delayed, and answer when the reply is complete."""
+        reply, link, inbox = self._reply, loop.reporter.link, loop.job.inbox
+        assert reply is not None
+        added, finish = _generate(reply, loop, began_at, lambda: reply.request in inbox.cancelled)
         now = time.perf_counter()
-        talk.steps.append(step)
-        talk.held += now - began
-        talk.longest = max(talk.longest, now - began)
-        talk.left = now
-        if said["text"] or said["thinking"]:
-            link.send_event(talk.request, "tokens", **said, count=talk.tokens)
+        reply.steps.append(step)
+        reply.held_seconds += now - began_at
+        reply.longest_hold_seconds = max(reply.longest_hold_seconds, now - began_at)
+        reply.left_at = now
+        if added["text"] or added["thinking"]:
+            link.send_event(reply.request, "tokens", **added, count=reply.tokens)
         if finish:
-            inbox.cancelled.discard(talk.request)
+            inbox.cancelled.discard(reply.request)
             self._answer(link, step, finish)
 
     def _answer(self, link: Any, step: int, finish: str) -> None:
-        talk, self._talk = self._talk, None
-        assert talk is not None
-        rest = talk.telling.finish()
+        reply, self._reply = self._reply, None
+        assert reply is not None
+        rest = reply.stream.finish()
         if rest.text or rest.thinking:
-            link.send_event(talk.request, "tokens", text=rest.text, thinking=rest.thinking, count=talk.tokens)
-        seconds = time.perf_counter() - talk.began
-        decoding = seconds - talk.first
+            link.send_event(reply.request, "tokens", text=rest.text, thinking=rest.thinking, count=reply.tokens)
+        seconds = time.perf_counter() - reply.arrived_at
+        decoding = seconds - reply.first_token_seconds
         link.answer(
-            talk.instruction,
+            reply.instruction,
             step=step,
             result={
-                "reply": talk.telling.text,
-                "thinking": talk.telling.thinking,
-                "tokens": talk.tokens,
-                "prompt_tokens": talk.prompt_tokens,
+                "reply": reply.stream.text,
+                "thinking": reply.stream.thinking,
+                "tokens": reply.tokens,
+                "prompt_tokens": reply.prompt_tokens,
                 "seconds": seconds,
-                "first_token_seconds": talk.first,
-                "tokens_per_second": (talk.tokens - 1) / decoding if talk.tokens > 1 and decoding > 0 else 0.0,
+                "first_token_seconds": reply.first_token_seconds,
+                "tokens_per_second": (reply.tokens - 1) / decoding if reply.tokens > 1 and decoding > 0 else 0.0,
                 "finish": finish,
-                "first_step": talk.steps[0] if talk.steps else step,
-                "last_step": talk.steps[-1] if talk.steps else step,
-                "boundaries": len(talk.steps),
-                "held_seconds": talk.held,
-                "longest_hold_seconds": talk.longest,
-                "step_seconds": talk.step_seconds or None,
+                "first_step": reply.steps[0] if reply.steps else step,
+                "last_step": reply.steps[-1] if reply.steps else step,
+                "boundaries": len(reply.steps),
+                "held_seconds": reply.held_seconds,
+                "longest_hold_seconds": reply.longest_hold_seconds,
+                "step_seconds": reply.step_seconds or None,
             },
         )
-        steps = f"steps {talk.steps[0]} to {talk.steps[-1]}" if talk.steps else f"step {step}"
-        print(f"hot chat: {talk.tokens} tokens at {steps}, held training up {talk.held:.2f} s", flush=True)
+        steps = f"steps {reply.steps[0]} to {reply.steps[-1]}" if reply.steps else f"step {step}"
+        print(f"hot chat: {reply.tokens} tokens at {steps}, held training up {reply.held_seconds:.2f} s", flush=True)
 
     def _fail(self, loop: Any, step: int, error: Exception) -> None:
-        """The question's answer is what went wrong."""
-        talk, self._talk = self._talk, None
-        instruction = talk.instruction if talk else self._waiting.popleft()
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        """Answer the current question with the error."""
+        reply, self._reply = self._reply, None
+        instruction = reply.instruction if reply else self._waiting.popleft()
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if is_out_of_memory(error):
             problem = Problem(
                 code="memory.exhausted",
                 title="Training leaves too little memory for this reply",
-                cause=said,
-                hint="the run goes on; ask with a shorter conversation, or a checkpoint of it",
+                cause=cause,
+                hint="the run continues; shorten the conversation, or ask a checkpoint",
             )
         elif isinstance(error, ValueError):
-            problem = Problem(code="request.invalid", title="This cannot be answered", cause=said)
+            problem = Problem(code="request.invalid", title="This cannot be answered", cause=cause)
         else:
             problem = Problem(
                 code="generation.failed",
                 title=f"The reply failed: {type(error).__name__}",
-                cause=said,
-                hint="the run goes on",
+                cause=cause,
+                hint="the run continues",
             )
-        del error, talk
+        del error, reply
         memory.release()
         loop.reporter.link.answer(instruction, step=step, problem=problem)
 
 
-def _generate(talk: Talk, loop: Any, began: float, given_up: Callable[[], bool]) -> tuple[dict[str, str], str]:
-    """Tokens into `talk`; what has become certain of the reply, and how it ended, or an empty text for one that goes on."""
+def _generate(
+    reply: PendingReply, loop: Any, began_at: float, is_cancelled: Callable[[], bool]
+) -> tuple[dict[str, str], str]:
+    """Add tokens to `reply`. Returns the new text and thinking, and how the reply ended, or an empty text if it
+    continues."""
     import torch
 
     from engine.inference import soft_prompt
     from engine.inference.prefill import CancellableForward, Cancelled
     from engine.inference.sampling import choose
 
-    said = {"text": "", "thinking": ""}
+    added = {"text": "", "thinking": ""}
     device = loop.job.device
     start = time.perf_counter()
-    late = start + READING
+    deadline = start + PREFILL_SECONDS
 
-    def cancelled() -> bool:
-        return given_up() or time.perf_counter() > late
+    def must_stop() -> bool:
+        return is_cancelled() or time.perf_counter() > deadline
 
-    # no_grad rather than inference_mode: tensors that the model keeps (rotary tables) must stay usable for a backward pass.
+    # no_grad, not inference_mode: tensors that the model keeps (rotary tables) must stay usable in a backward pass.
     with torch.no_grad(), device.autocast():
         model, cache, _ = soft_prompt.start_cache(loop.model)
-        read = CancellableForward(model, cancelled)
-        following = torch.tensor([talk.row.history], device=loop.model.device)
+        read = CancellableForward(model, must_stop)
+        following = torch.tensor([reply.row.history], device=loop.model.device)
         until = 0.0
-        while talk.tokens < talk.limit:
+        while reply.tokens < reply.limit:
             try:
                 output = read(following, cache)
             except Cancelled:
-                if given_up():
-                    return said, "cancelled"
-                tokens = len(talk.row.history)
+                if is_cancelled():
+                    return added, "cancelled"
+                tokens = len(reply.row.history)
                 raise ValueError(
-                    f"reading {tokens} tokens takes more than {READING:g} s here, and training would wait: ask a checkpoint"
+                    f"reading {tokens} tokens takes more than {PREFILL_SECONDS:g} s, and would delay training: ask a "
+                    "checkpoint instead"
                 ) from None
             cache = output.past_key_values
-            following = choose(output.logits[:, -1], [talk.row]).view(1, 1)
-            token = talk.row.history[-1]
+            following = choose(output.logits[:, -1], [reply.row]).view(1, 1)
+            token = reply.row.history[-1]
             now = time.perf_counter()
-            talk.first = talk.first or now - talk.began
-            if token in talk.stops:
-                return said, "stop"
-            told = talk.telling.add(token)
-            said["text"] += told.text
-            said["thinking"] += told.thinking
-            if talk.telling.stopped:
-                return said, "stop"
-            until = until or max(began + SECONDS, began + SHARE * talk.step_seconds, 2 * now - start)
-            late = max(late, until + READING)
+            reply.first_token_seconds = reply.first_token_seconds or now - reply.arrived_at
+            if token in reply.stop_tokens:
+                return added, "stop"
+            delta = reply.stream.add(token)
+            added["text"] += delta.text
+            added["thinking"] += delta.thinking
+            if reply.stream.stopped:
+                return added, "stop"
+            until = until or max(began_at + HOLD_SECONDS, began_at + HOLD_SHARE * reply.step_seconds, 2 * now - start)
+            deadline = max(deadline, until + PREFILL_SECONDS)
             if now >= until:
-                return said, "" if talk.tokens < talk.limit else "length"
-    return said, "length"
+                return added, "" if reply.tokens < reply.limit else "length"
+    return added, "length"
 
 
-def _prompt(tokenizer: Any, asked: Prompt) -> list[int]:
-    """Token ids; without a chat template the text as it stands. Raises ValueError for a conversation that the template refuses."""
+def _encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt; without a chat template, of its plain text. Raises ValueError for a conversation that the
+    template rejects."""
     from jinja2 import TemplateError
 
     from engine.models.template_lock import render
 
-    if isinstance(asked, str) or not tokenizer.chat_template:
-        text = asked if isinstance(asked, str) else "\n".join(message["content"] for message in asked)
+    if isinstance(prompt, str) or not tokenizer.chat_template:
+        text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
         ids: list[int] = tokenizer(text).input_ids
         return ids
     try:
-        return render(tokenizer, asked, reply_follows=True)
+        return render(tokenizer, prompt, reply_follows=True)
     except TemplateError as error:
-        raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
+        raise ValueError(f"the model's chat template rejects this conversation: {error}") from None

@@ -1,4 +1,4 @@
-"""Commands on their way from the supervisor's link to the next step boundary."""
+"""Commands that wait between their arrival from the supervisor and the next step boundary."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from engine.protocol.messages import Instruction
 from engine.protocol.worker_link import Link
 
 STACKS = signal.SIGUSR1
-"""Makes a rank write the stacks of all its threads to its log, wherever it hangs."""
-ARRIVED = "came"
-"""Argument added to a question for hot chat: when it arrived, as `perf_counter` tells."""
+"""Signal that makes a rank write the stacks of all its threads to its log."""
+ARRIVED = "arrived"
+"""Argument added to a hot-chat question: its arrival time by `perf_counter`."""
 
 
 class Inbox:
-    """Filled by the link's thread, emptied by the training loop. `stacks` does not wait for a step boundary."""
+    """Filled by the link's thread, emptied by the training loop. `stacks` is carried out at once, without waiting for a
+    step boundary."""
 
     def __init__(self) -> None:
         self.arrived = threading.Event()
         self.pids: list[int] = [os.getpid()]
-        """All ranks' processes, once known."""
+        """The processes of all ranks, once they are known."""
         self.step = 0
-        """The last finished step, which answers name."""
+        """The last finished step, reported in answers."""
         self.cancelled: set[str] = set()
         """Hot-chat requests that were cancelled; added by the link's thread."""
         self._waiting: deque[Instruction] = deque()
@@ -34,12 +35,12 @@ class Inbox:
         faulthandler.register(STACKS, all_threads=True)
 
     def connect(self, link: Link) -> None:
-        """Take instructions from `link`, including those that came before this call."""
+        """Receive instructions from `link`, including those that arrived before this call."""
         self._link = link
-        self.take_in()
+        self.receive()
 
-    def take_in(self) -> None:
-        """Called by the link's thread."""
+    def receive(self) -> None:
+        """Queue the link's new instructions. Called by the link's thread."""
         if self._link is None:
             return
         for instruction in self._link.take_instructions():
@@ -56,10 +57,10 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def take(self) -> list[Instruction]:
-        """All waiting commands, in the order in which they came."""
+    def take_all(self) -> list[Instruction]:
+        """Remove and return all waiting commands, in order of arrival."""
         self.arrived.clear()
-        taken = []
+        commands = []
         while self._waiting:
-            taken.append(self._waiting.popleft())
-        return taken
+            commands.append(self._waiting.popleft())
+        return commands

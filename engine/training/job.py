@@ -1,4 +1,4 @@
-"""What a training session works with, in one place."""
+"""The context of a training session: the run, its profile, ranks, device, reporter and inbox."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from engine.training.reporter import Reporter
 
 @dataclass
 class Job:
-    """`prepared` is prepared.json; `submitted` the run's frozen profile, `profile` the same with what a resumed
-    checkpoint had changed."""
+    """`prepared` is the content of prepared.json; `submitted` is the run's frozen profile, `profile` the same with the
+    settings that were changed while the run was running."""
 
     run: RunDirectory
     attempt: int
@@ -34,21 +34,22 @@ class Job:
     tokenizer: Any
     plots: Plots
     masters: bool = False
-    """What is trained differs from what a checkpoint holds (float32 weights are saved in 16 bits, or their average is), so it is saved too."""
+    """Whether checkpoints also hold master weights: the trained weights differ from the published ones, which are
+    rounded to 16 bits or averaged."""
     saved_step: int = -1
     checkpoints: dict[int, dict[str, float]] = field(default_factory=dict)
     """Complete checkpoints with their metrics, by step."""
     skipped: set[int] = field(default_factory=set)
-    """Numbers of training rows that are left out, since no step could be made of them."""
+    """Numbers of training rows that are left out because their batch was bad."""
     hot_chat: HotChat = field(default_factory=HotChat)
-    """Questions to the weights that are being trained."""
+    """Answers questions with the weights that are being trained."""
     replayed: dict[str, Any] = field(default_factory=dict)
-    """Settings that the ledger changed after the checkpoint that this attempt goes on from."""
+    """Settings that were changed after the checkpoint that this attempt resumes."""
     resumed_from: Path | None = None
-    """The checkpoint that this attempt goes on from; None for a run that begins."""
+    """The checkpoint that this attempt resumes; None for a new run."""
 
     def device_peak(self) -> dict[str, float]:
-        """Peak memory of this rank's device in bytes, as a metric; nothing on a CPU."""
+        """Peak memory of this rank's device in bytes, as a metric; empty on a CPU."""
         if self.device.kind != "cuda":
             return {}
         import torch
@@ -56,7 +57,7 @@ class Job:
         return {f"device/{self.ranks.local}/memory_peak": float(torch.cuda.max_memory_allocated())}
 
     def lock_text(self, profile: Profile) -> str:
-        """lock.json: what chat and export must do as training did."""
+        """The content of lock.json: the settings that chat and export must share with training."""
         return json.dumps(
             self.prepared["lock"]
             | {

@@ -1,6 +1,7 @@
-"""Liger's kernels (https://github.com/linkedin/Liger-Kernel): norms, rotary positions and gated feed-forwards as one Triton kernel each.
+"""Liger's kernels (https://github.com/linkedin/Liger-Kernel): norms, rotary positions and gated feed-forward layers,
+each as one Triton kernel.
 
-Its cross entropy is left out: the output layer here sees trained positions alone, which saves more.
+Its cross entropy is not used: the output layer here computes only trained positions, which saves more.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from engine.protocol.messages import Problem, ProblemError
 _KERNELS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
-def wanted(setting: bool | str, device_kind: str) -> bool:
-    """Whether to use it, of `training.liger`. Raises ProblemError where it was asked for and cannot be had."""
+def is_enabled(setting: bool | str, device_kind: str) -> bool:
+    """Whether to use Liger, for a value of `training.liger`. Raises ProblemError where the profile requires it and it
+    is unavailable."""
     installed = find_spec("liger_kernel") is not None
     if setting == "auto":
         return device_kind == "cuda" and installed
@@ -40,7 +42,7 @@ def wanted(setting: bool | str, device_kind: str) -> bool:
 
 
 def install(model: Any) -> None:
-    """Put the kernels into `model`; a family that Liger does not know stays as it is, which Liger says in the log."""
+    """Install the kernels in `model`; a family that Liger does not support is left unchanged, which Liger logs."""
     from transformers.integrations.liger import apply_liger_kernel
 
     apply_liger_kernel(model, _KERNELS)

@@ -1,7 +1,7 @@
-"""Where a run stands by its journal: which checkpoints lie on its present way, and what was changed after the newest.
+"""A run's lineage, read from its journal: its current checkpoints, and the settings changed after the newest.
 
-A run that was resumed from an earlier checkpoint (`RUN@STEP`), or rolled back, has left later checkpoints aside. They stay on disk
-until others take their place, but a resume that names no step must not fall back onto them.
+A run that was resumed from an earlier checkpoint (`RUN@STEP`), or rolled back, has abandoned its later checkpoints.
+They stay on disk until others replace them, but a resume that names no step must not use them.
 """
 
 from __future__ import annotations
@@ -11,42 +11,43 @@ from dataclasses import dataclass, field
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, Ledger, Start, decode, read_lines
 
-REWOUND = "resume"
-"""Name of the ledger's entry that says: from here on as the checkpoint of its step was written, without what was changed after."""
+REWIND = "resume"
+"""Name of the ledger entry of a resume from an earlier step: changes made after that step's checkpoint no longer
+apply."""
 _METRICS = b'"kind":"metrics"'
 
 
 @dataclass
 class Lineage:
-    """`steps` are those of the checkpoints on the run's present way; `changes` what the ledger holds of its newest step and
-    what came after that checkpoint: a change is valid from the step after its own."""
+    """`steps` are those of the run's current checkpoints; `changes` are the ledger entries written after the newest of
+    them, at its own step: a change applies from the next step on."""
 
     steps: set[int] = field(default_factory=set)
     changes: list[Ledger] = field(default_factory=list)
 
     def newest(self, on_disk: list[int]) -> int | None:
-        """The step of the newest complete checkpoint on the way; None when there is none."""
+        """The step of the newest complete checkpoint in the lineage; None when there is none."""
         return max((step for step in on_disk if step in self.steps), default=None)
 
 
 def trace(run: RunDirectory) -> Lineage:
-    """Read the journal from its beginning (metrics, nearly all of it, are passed over undecoded)."""
-    way = Lineage()
+    """Read the lineage from the journal. Metrics, which are most of it, are skipped without decoding."""
+    lineage = Lineage()
     on_disk = set(run.checkpoint_steps())
     for line, _ in read_lines(run.events):
         if _METRICS in line[:200]:
             continue
         match decode(line):
             case Checkpoint(step=step) if step in on_disk:
-                way.steps.add(step)
-                way.changes = []  # it holds them all
+                lineage.steps.add(step)
+                lineage.changes = []  # the checkpoint contains all changes before it
             case Start(step=step):
-                way.steps = {each for each in (*way.steps, step) if each <= step}
-                way.changes = [entry for entry in way.changes if entry.step <= step]
+                lineage.steps = {each for each in (*lineage.steps, step) if each <= step}
+                lineage.changes = [entry for entry in lineage.changes if entry.step <= step]
             case Ledger(name=name) as entry:
-                if name == REWOUND:
-                    way.changes = []
-                way.changes.append(entry)
-    newest = way.newest(sorted(on_disk))
-    way.changes = [entry for entry in way.changes if entry.step == newest]
-    return way
+                if name == REWIND:
+                    lineage.changes = []
+                lineage.changes.append(entry)
+    newest = lineage.newest(sorted(on_disk))
+    lineage.changes = [entry for entry in lineage.changes if entry.step == newest]
+    return lineage

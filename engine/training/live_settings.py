@@ -1,4 +1,4 @@
-"""Settings that change while a run is running, and what a checkpoint remembers of them."""
+"""Settings that can change while a run is running, and their record in checkpoints."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
 from engine.protocol.journal import Ledger
 
-KEPT = (*SETTABLE, "training.epochs", "training.micro_batch", "training.accumulation")
-"""Settings that a checkpoint remembers: the settable ones, and those that a lack of memory or a resume may change."""
-_TOGETHER = (
+SAVED = (*SETTABLE, "training.epochs", "training.micro_batch", "training.accumulation")
+"""Settings that a checkpoint records: the settable ones, and those that running out of memory or a resume may
+change."""
+_LINKED = (
     {"training.max_steps", "training.epochs"},
     {"training.micro_batch", "training.accumulation"},
 )
-"""Settings that only have a meaning together: a profile that changes one of them replaces all."""
+"""Settings that only have a meaning together: a profile that changes one of a group replaces the whole group."""
 FILE = "steering.json"
 """In a checkpoint's `trainer/`: `save_settings` writes it, `replay` reads it."""
 SKIPPED = "skip"
-"""Name of the ledger entry whose `new` are the numbers of rows that are no longer trained."""
+"""Name of the ledger entry whose `new` lists the numbers of rows that are no longer trained."""
 
 
 def change_setting(profile: Profile, key: str, value: Any) -> Profile:
-    """The profile with one setting changed. Raises ValueError when it may not change, or not to that value."""
+    """The profile with one setting changed. Raises ValueError for a setting that cannot change while running, or an
+    invalid value."""
     if key not in SETTABLE:
         raise ValueError(f"{key} cannot change while a run is running; these can: {', '.join(SETTABLE)}")
     return replace_setting(profile, key, value)
 
 
 def replace_setting(profile: Profile, key: str, value: Any) -> Profile:
-    """The profile with any one setting replaced. Raises ValueError for a value that is not valid."""
+    """The profile with any one setting replaced. Raises ValueError for an invalid value."""
     name, _, field = key.partition(".")
     section = getattr(profile, name)
     try:
@@ -53,17 +55,17 @@ def get_setting(profile: Profile, key: str) -> Any:
 
 
 def save_settings(path: Path, submitted: Profile, live: Profile, skipped: Collection[int]) -> None:
-    """Write the settings as they stand, what the submitted profile says of them, and the skipped rows."""
+    """Write the current settings, their values in the submitted profile, and the skipped rows."""
     document = {
-        "submitted": {key: get_setting(submitted, key) for key in KEPT},
-        "live": {key: get_setting(live, key) for key in KEPT},
+        "submitted": {key: get_setting(submitted, key) for key in SAVED},
+        "live": {key: get_setting(live, key) for key in SAVED},
         "skipped": sorted(skipped),
     }
     path.write_text(json.dumps(document))
 
 
 def replay(path: Path, submitted: Profile, later: Sequence[Ledger] = ()) -> tuple[Profile, set[int]]:
-    """Profile and skipped rows as they stood at a checkpoint, with the `later` changes of the ledger applied.
+    """The profile and the skipped rows at a checkpoint, with the `later` changes of the ledger applied.
 
     A setting that the profile itself has changed since (`cockpit resume --set`) keeps the profile's value.
     """
@@ -71,16 +73,16 @@ def replay(path: Path, submitted: Profile, later: Sequence[Ledger] = ()) -> tupl
     values: dict[str, Any] = kept["live"]
     skipped = set(kept["skipped"])
     for entry in later:
-        if entry.name in KEPT:
+        if entry.name in SAVED:
             values[entry.name] = entry.new
         elif entry.name == SKIPPED:
             skipped |= set(entry.new)
-    changed = {key for key in KEPT if get_setting(submitted, key) != kept["submitted"].get(key)}
-    for group in _TOGETHER:
+    changed = {key for key in SAVED if get_setting(submitted, key) != kept["submitted"].get(key)}
+    for group in _LINKED:
         if changed & group:
             changed |= group
     live = submitted
     for key, value in values.items():
-        if key not in changed and key in KEPT:
+        if key not in changed and key in SAVED:
             live = replace_setting(live, key, value)
     return live, skipped

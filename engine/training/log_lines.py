@@ -1,4 +1,4 @@
-"""What a person reads in log.txt: a line for each thing worth one, beside what the libraries print."""
+"""The lines of log.txt for journal entries, beside the output of the libraries."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from engine.protocol.journal import AnyEntry, BadBatch, Checkpoint, End, Evaluat
 SHOWN = ("train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second")
 
 
-def line(entry: AnyEntry) -> str:
-    """One line with the local time, or nothing for an entry that needs none."""
+def format_line(entry: AnyEntry) -> str:
+    """One line with the local time; empty for an entry that needs none."""
     match entry:
         case Start():
-            said = f"{entry.trainable_parameters:,} of {entry.parameters:,} parameters train, {entry.max_steps:,} steps of {entry.global_batch} rows"
-            said += f", from step {entry.step:,} ({entry.resumed})" if entry.resumed else ""
+            text = f"{entry.trainable_parameters:,} of {entry.parameters:,} parameters are trained, "
+            text += f"{entry.max_steps:,} steps of {entry.global_batch} rows"
+            text += f", from step {entry.step:,} ({entry.resumed})" if entry.resumed else ""
         case Metrics():
-            known = {name: entry.values[name] for name in SHOWN if name in entry.values}
-            said = f"step {entry.step:,}  {_figures(known)}"
+            values = {name: entry.values[name] for name in SHOWN if name in entry.values}
+            text = f"step {entry.step:,}  {_format_values(values)}"
         case Evaluation():
-            said = f"step {entry.step:,}  evaluated in {entry.seconds:.0f} s  {_figures(entry.values)}"
+            text = f"step {entry.step:,}  evaluated in {entry.seconds:.0f} s  {_format_values(entry.values)}"
         case Checkpoint():
-            said = f"step {entry.step:,}  saved {entry.path}{' (best so far)' if entry.best else ''}"
+            text = f"step {entry.step:,}  saved {entry.path}{' (best so far)' if entry.best else ''}"
         case Ledger():
             change = f": {entry.old} → {entry.new}" if entry.old is not None else f": {entry.new}" if entry.new else ""
-            said = f"step {entry.step:,}  {entry.name}{change}"
+            text = f"step {entry.step:,}  {entry.name}{change}"
         case BadBatch():
             losses = ", ".join("not finite" if row.loss is None else f"{row.loss:.4g}" for row in entry.rows[:5])
-            said = f"step {entry.step:,}  held back: {entry.reason}; {entry.total} rows, their losses from the worst: {losses}"
+            rows = f"{entry.total} rows, worst losses first: {losses}"
+            text = f"step {entry.step:,}  held back: {entry.reason}; {rows}"
         case Warn():
-            said = " → ".join(part for part in (f"warning: {entry.message}", entry.hint) if part)
+            text = " → ".join(part for part in (f"warning: {entry.message}", entry.hint) if part)
         case End():
-            said = f"step {entry.step:,}  {entry.status}{f': {entry.problem.title}' if entry.problem else ''}"
+            text = f"step {entry.step:,}  {entry.status}{f': {entry.problem.title}' if entry.problem else ''}"
         case _:
             return ""
-    return f"{time.strftime('%H:%M:%S', time.localtime(entry.time))}  {said}"
+    return f"{time.strftime('%H:%M:%S', time.localtime(entry.time))}  {text}"
 
 
-def _figures(values: Mapping[str, float | None]) -> str:
+def _format_values(values: Mapping[str, float | None]) -> str:
     short = {name.partition("/")[2]: value for name, value in values.items()}
     return "  ".join(f"{name} {'not finite' if value is None else f'{value:.4g}'}" for name, value in short.items())

@@ -1,6 +1,6 @@
-"""What a run writes for other programs to show: TensorBoard events, and a Weights & Biases run when asked.
+"""Loggers for other programs: TensorBoard events, and a Weights & Biases run if the profile sets one.
 
-Both get what the journal got, after the journal; neither can delay a run for long or end it.
+Both receive metrics and evaluations after the journal; neither can delay a run for long or end it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from engine.protocol.journal import Evaluation, Metrics, Warn
 from engine.protocol.messages import Problem, ProblemError
 from engine.training.job import Job
 
-_CONNECTING = 60.0
-"""Seconds that Weights & Biases has to answer at the start."""
+_WANDB_TIMEOUT = 60.0
+"""Seconds to wait for Weights & Biases at the start."""
 
 
 def open_loggers(job: Job) -> None:
-    """Open the loggers that the profile asks for, on rank 0. Raises ProblemError."""
+    """Open the loggers that the profile sets, on rank 0. Raises ProblemError for a package that is not installed."""
     if not job.ranks.first:
         return
     logging = job.profile.logging
@@ -37,13 +37,13 @@ def open_loggers(job: Job) -> None:
         )
     try:
         job.reporter.loggers.append(WeightsAndBiases(job))
-    except Exception as error:  # noqa: BLE001 - whatever that service does, training goes on
+    except Exception as error:  # noqa: BLE001 - training continues whatever fails in that service
         job.reporter.write(
             Warn(
                 code="logging.wandb_failed",
                 attempt=job.attempt,
                 message=f"Weights & Biases gets nothing of this attempt: {error}",
-                hint="set logging.wandb.mode to offline, or log in with `wandb login`; the run itself goes on",
+                hint="set logging.wandb.mode to offline, or log in with `wandb login`; the run itself continues",
             )
         )
 
@@ -70,14 +70,15 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One run there for one run here: a later attempt goes on with it. Its x axis is our step, which a resume may take back."""
+    """One Weights & Biases run per run: a later attempt continues it. Its x axis is the run's step, which a resume may
+    decrease."""
 
     def __init__(self, job: Job) -> None:
         import wandb
 
         options = job.profile.logging.wandb
         assert options is not None
-        settings = wandb.Settings(silent=True, console="off", init_timeout=_CONNECTING)
+        settings = wandb.Settings(silent=True, console="off", init_timeout=_WANDB_TIMEOUT)
         self._run: Any = wandb.init(
             project=options.project,
             name=options.name or job.run.id,

@@ -1,16 +1,17 @@
-"""The training loop: what happens from the first step of an attempt to its last, in the order in which it happens.
+"""The training loop: everything that happens from the first step of an attempt to its last, in order.
 
-One optimiser step is one global batch. Each rank computes its micro-batches without meeting the others; then the ranks vote (was memory enough,
-what is the loss), add up their gradients, clip them and step. Between two steps lies the boundary: metrics are reported, commands are taken,
-the model is evaluated and saved. Everything with a duty of its own is a collaborator that the loop calls by name:
+One optimiser step is one global batch. Each rank computes its micro-batches without communicating; then the ranks vote
+(was there enough memory, what is the loss), sum their gradients, clip them and step. At the boundary between two steps,
+metrics are reported, the model is evaluated and saved, and commands are carried out. Each separate duty belongs to a
+collaborator that the loop calls by name:
 
-method          `loss`, `units` and `measure`: what is optimised                                  methods/base.py
-strategy        how ranks share the work: `prepare`, `reduce`, `clip`, `save`, `load`             parallel/
-control         commands, changed settings and pauses                                             run_control.py
-guard           batches that must not reach the weights, and memory that was not enough           bad_batch.py
-evaluator       held-out loss, generated replies, early stopping                                  evaluator.py
-checkpointer    complete checkpoints, and going on from one                                       checkpointer.py
-reporter        the journal, phases and loggers                                                   reporter.py
+method          `loss`, `units` and `measure`: what is optimised                        methods/base.py
+strategy        how ranks share the work: `prepare`, `reduce`, `clip`, `save`, `load`   parallel/
+control         commands, changed settings and pauses                                   run_control.py
+guard           batches that must not reach the weights, and running out of memory      bad_batch.py
+evaluator       held-out loss, generated replies, early stopping                        evaluator.py
+checkpointer    complete checkpoints, and resuming from one                             checkpointer.py
+reporter        the journal, phases and loggers                                         reporter.py
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from engine.protocol.journal import Ledger, Metrics
 from engine.training import memory, optimizer_factory, performance, preflight
 from engine.training.bad_batch import BadBatchGuard
 from engine.training.checkpointer import Checkpointer
-from engine.training.ema import Averages
+from engine.training.ema import WeightAverages
 from engine.training.evaluator import Evaluator
 from engine.training.exceptions import StopTraining
 from engine.training.methods.base import Batch, MethodSetup, make_method, take_counts
@@ -35,13 +36,14 @@ from engine.training.schedule import make_schedule, rebase_schedule
 
 
 class TrainingLoop:
-    """One attempt of a run, from a step to its last. Every rank runs the same loop with its own rows."""
+    """One attempt of a run. Every rank runs the same loop with its own rows."""
 
     def __init__(self, setup: MethodSetup, accelerator: Any, step: int, max_steps: int) -> None:
-        """`step` steps are done; the loop ends after `max_steps`. Raises ProblemError for settings that this model cannot take."""
+        """`step` steps are already done; the loop ends after `max_steps`. Raises ProblemError for settings that do not
+        work with this model."""
         job = self.job = setup.job
         self.profile: Profile = job.profile
-        """The run's settings as they stand now; `control` may change them."""
+        """The run's current settings; `control` may change them."""
         self.ranks, self.reporter, self.batches = job.ranks, job.reporter, setup.batches
         self.metrics, self.memory = setup.metrics, setup.memory
         self.step, self.max_steps, self.outcome = step, max_steps, "completed"
@@ -58,36 +60,37 @@ class TrainingLoop:
             self.profile.training, job.device.kind, self.ranks.world, self.method, self.batches
         )
         ema = self.profile.training.ema
-        self.averages = Averages(self.model, ema.decay) if ema else None
+        self.averages = WeightAverages(self.model, ema.decay) if ema else None
         self.evaluator = Evaluator(self)
         self.checkpointer = Checkpointer(self)
         self.guard = BadBatchGuard(self)
         self.control = RunControl(self)
 
-    def run(self, greet: Callable[[str], None]) -> None:
-        """Train to the last step, or until told to stop. `greet` is called when everything is in place, with how exact a resume is.
+    def run(self, on_ready: Callable[[str], None]) -> None:
+        """Train to the last step, or until the run is stopped. `on_ready` is called before the first step with a
+        description of how exact a resume is.
 
-        Raises RestartFrom when model and loop must be built anew, and whatever the libraries raise.
+        Raises RestartFrom when the model and the loop must be built again, and whatever the libraries raise.
         """
-        self.begin(greet)
+        self.begin(on_ready)
         try:
-            while not self.finished():
-                for micro_batches in self.epoch():
+            while not self.is_finished():
+                for micro_batches in self.epoch_batches():
                     self.train_step(micro_batches)
                     self.end_step()
-                    if self.finished():
+                    if self.is_finished():
                         break
         except StopTraining:
             self.outcome = "stopped"
 
-    def begin(self, greet: Callable[[str], None]) -> None:
-        """Everything before the first step: resume, preflight, evaluation at the start, commands that wait already."""
+    def begin(self, on_ready: Callable[[str], None]) -> None:
+        """Do everything that precedes the first step: resume, preflight, evaluation at the start, waiting commands."""
         self.model.train()
         resumed = self.checkpointer.resume()
-        greet(resumed)
+        on_ready(resumed)
         if self.profile.training.rehearsal:
             preflight.rehearse(self, fresh=not resumed)
-        self.reporter.phase("first step")
+        self.reporter.set_phase("first step")
         if self.step == 0 and self.profile.evaluation.at_start:
             self.evaluate()
         self.control.take_commands()
@@ -96,12 +99,12 @@ class TrainingLoop:
 
     # ── one optimiser step ────────────────────────────────────────────────────────────────────────────────────────
 
-    def epoch(self) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of one global batch after another, to the end of the epoch that the next step belongs to."""
+    def epoch_batches(self) -> Iterator[list[Batch]]:
+        """Yield this rank's micro-batches of each global batch, to the end of the epoch of the next step."""
         self.batches.step = self.step
         batches = iter(self.loader)
         while True:
-            # Before anything is drawn for it: a step that is held back is saved as it began.
+            # Before any random number is drawn for the step: one that is held back is saved in the state it began with.
             self.checkpointer.mark_step_begin()
             micro_batches = list(itertools.islice(batches, self.batches.accumulation))
             if not micro_batches:
@@ -110,7 +113,7 @@ class TrainingLoop:
             yield micro_batches
 
     def train_step(self, micro_batches: list[Batch]) -> None:
-        """Forward and backward passes, the ranks' vote, one update of the weights."""
+        """Compute the gradients, let the ranks vote, and update the weights once."""
         for batch in micro_batches:
             rows, tokens = take_counts(batch)
             self.metrics.rows += rows
@@ -131,7 +134,7 @@ class TrainingLoop:
         self.loss_share = share
 
     def compute_gradients(self, micro_batches: list[Batch], units: float) -> float:
-        """Add the gradients of these micro-batches to the weights; returns this rank's share of the loss of the global batch."""
+        """Accumulate the gradients of these micro-batches; returns this rank's share of the global batch's loss."""
         import torch
 
         loss = torch.zeros((), device=self.job.device.name)
@@ -148,14 +151,14 @@ class TrainingLoop:
         return float(loss.item())
 
     def drop_gradients(self) -> None:
-        """Forget the gradients; an optimiser step without gradients changes nothing."""
+        """Drop the gradients; an optimiser step without gradients changes nothing."""
         for parameter in self.model.parameters():
             parameter.grad = None
 
     # ── the boundary between two steps ────────────────────────────────────────────────────────────────────────────
 
     def end_step(self) -> None:
-        """Report the step, evaluate and save when due, take commands."""
+        """Report the step, evaluate and save when due, carry out commands."""
         self.step += 1
         self.job.inbox.step = self.step
         self.checkpointer.mark_step_end()
@@ -165,7 +168,7 @@ class TrainingLoop:
         self.reporter.link.report_progress(step=self.step)
         self.report()
         if self.reporter.phase_name != "training":
-            self.reporter.phase("training")
+            self.reporter.set_phase("training")
         last = self.step >= self.max_steps
         if self.is_due(self.profile.evaluation.every_steps) or last:
             self.evaluate()
@@ -176,21 +179,21 @@ class TrainingLoop:
         self.metrics.start_step()
 
     def is_due(self, every_steps: int | None) -> bool:
-        """Whether something that happens so often, by default once per epoch, happens now."""
+        """Whether something done every `every_steps` steps (None: once per epoch) is due after this step."""
         return self.step % (every_steps or self.batches.per_epoch) == 0
 
     def evaluate(self) -> None:
-        """An evaluation that the cadence asks for: it also counts for early stopping."""
+        """Evaluate on schedule; such an evaluation also counts for early stopping."""
         self.guard.evaluate()
         self.evaluator.check_patience()
 
-    def finished(self) -> bool:
-        """Whether this was the last step, nothing gets better any more, or the run was told to stop."""
+    def is_finished(self) -> bool:
+        """Whether this was the last step, or the run stops early or was stopped by a command."""
         return self.step >= self.max_steps or bool(self.evaluator.stop_reason) or self.control.stopping
 
     def end_if_finished(self) -> None:
-        """Save a finished run."""
-        if not self.finished():
+        """Record the outcome of a finished run and save it."""
+        if not self.is_finished():
             return
         early = self.evaluator.stop_reason if self.step < self.max_steps else ""
         if early:
@@ -207,7 +210,7 @@ class TrainingLoop:
         self.control.save()
 
     def report(self) -> None:
-        """Metrics of the steps since the last report, of all ranks."""
+        """Report the metrics of all ranks over the steps since the last report."""
         if self.step % self.profile.logging.every_steps and self.step < self.max_steps:
             return
         values = self.metrics.report(self.ranks)
@@ -218,15 +221,15 @@ class TrainingLoop:
         epoch = done + (index + 1) / self.batches.per_epoch
         self.reporter.write(Metrics(attempt=self.job.attempt, step=self.step, epoch=epoch, values=values))
 
-    # ── what collaborators ask of the loop ────────────────────────────────────────────────────────────────────────
+    # ── for the collaborators ─────────────────────────────────────────────────────────────────────────────────────
 
     def apply_settings(self, live: Profile) -> None:
-        """Make changed settings count from the next step on."""
+        """Apply changed settings from the next step on."""
         self.profile = live
         if live.training.max_steps is not None:
             self.max_steps = live.training.max_steps
         self.schedule = rebase_schedule(self.schedule, live.training, self.max_steps)
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within, the model has the weights that the run evaluates and saves."""
-        return self.averages.in_place() if self.averages else nullcontext()
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Context in which the model has the weights that the run evaluates and saves."""
+        return self.averages.swap_in() if self.averages else nullcontext()

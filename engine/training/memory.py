@@ -1,4 +1,4 @@
-"""What happens when a micro-batch does not fit: the same global batch in smaller pieces."""
+"""Running out of memory: detected on any rank, answered with smaller micro-batches of the same global batch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ T = TypeVar("T")
 
 
 class MemoryWatch:
-    """Whether this rank ran out of memory in the global batch in work.
+    """Records whether this rank ran out of memory in the current global batch.
 
-    A rank that ran out must not raise at once: the others would wait for it in the next collective. It records the error, computes nothing
-    more, and the ranks find out together when they vote at the end of the global batch.
+    A rank that ran out must not raise at once: the others would wait for it in the next collective. It records the
+    error and computes nothing more, and all ranks learn of it when they vote at the end of the global batch.
     """
 
     def __init__(self) -> None:
         self.error = ""
-        """What the allocator said; empty while memory was enough."""
+        """The allocator's message; empty while there was enough memory."""
 
     @contextmanager
     def catch(self) -> Iterator[None]:
-        """Record an out-of-memory error of the block instead of raising it."""
+        """Context that records an out-of-memory error instead of raising it."""
         try:
             yield
         except Exception as error:
@@ -40,14 +40,14 @@ class MemoryWatch:
             release()
 
     def reset(self) -> None:
-        """A new global batch begins."""
+        """Clear the error for a new global batch."""
         self.error = ""
 
 
 def smaller_micro_batch(profile: Profile) -> Profile | None:
-    """The profile with half the micro-batch and double the accumulation, so the same global batch; None at one row.
+    """The profile with half the micro-batch and double the accumulation, hence the same global batch; None at one row.
 
-    A micro-batch that has no half is divided by its smallest divisor, so that the product stays: 9 × 1 becomes 3 × 3.
+    An odd micro-batch is divided by its smallest divisor, so that the product stays the same: 9 × 1 becomes 3 × 3.
     """
     rows = profile.training.micro_batch
     if rows == 1:
@@ -58,8 +58,8 @@ def smaller_micro_batch(profile: Profile) -> Profile | None:
 
 
 def compute_on_all(ranks: Ranks, compute: Callable[[], T]) -> list[T]:
-    """Every rank's result, on every rank. Raises OutOfMemoryError on all of them when one ran out of memory: those that did not would
-    otherwise wait for it."""
+    """Every rank's result, on every rank. When one rank runs out of memory, raises OutOfMemoryError on all of them: the
+    others would otherwise wait for it."""
     import torch
 
     watch, found = MemoryWatch(), None
@@ -73,7 +73,7 @@ def compute_on_all(ranks: Ranks, compute: Callable[[], T]) -> list[T]:
 
 
 def release() -> None:
-    """Give unused memory back to the device."""
+    """Return unused memory to the device."""
     import torch
 
     gc.collect()

@@ -1,4 +1,4 @@
-"""What a rank has computed since the last report, and the metrics that the ranks report together."""
+"""The sums of a rank since the last report, and the metrics that the ranks report together."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ class StepMetrics:
     tokens: int = 0
     seconds: float = 0.0
     """Time spent in steps: evaluations, saves and pauses are not counted."""
-    noted: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Metrics of the method: name -> (sum, number of summands)."""
-    mark: float = field(default_factory=time.perf_counter)
-    """When the present step began, by `perf_counter`."""
+    method_sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The method's metrics: name -> (sum, number of summands)."""
+    step_start: float = field(default_factory=time.perf_counter)
+    """When the current step began, by `perf_counter`."""
 
     def start_step(self) -> None:
         """Start the clock of the next step."""
-        self.mark = time.perf_counter()
+        self.step_start = time.perf_counter()
 
     def end_step(self, loss: float) -> None:
-        """Count a finished step and this rank's share of its loss."""
-        self.seconds += time.perf_counter() - self.mark
+        """Add a finished step and this rank's share of its loss."""
+        self.seconds += time.perf_counter() - self.step_start
         self.steps += 1
         self.loss += loss
 
     def add(self, name: str, total: float, count: float) -> None:
-        """Count towards the mean of the metric `name`, such as `train/accuracy`. Every rank must add the same names."""
-        before = self.noted.get(name, (0.0, 0.0))
-        self.noted[name] = (before[0] + total, before[1] + count)
+        """Add to the mean of the metric `name`, such as `train/accuracy`. Every rank must add the same names."""
+        before = self.method_sums.get(name, (0.0, 0.0))
+        self.method_sums[name] = (before[0] + total, before[1] + count)
 
     def report(self, ranks: Ranks) -> dict[str, float | None]:
-        """Metrics of all ranks by name; afterwards everything counts from zero."""
+        """The metrics of all ranks by name. Resets all sums."""
         loss, rows, tokens, *noted = ranks.sum(
-            [self.loss / self.steps, self.rows, self.tokens, *itertools.chain(*self.noted.values())]
+            [self.loss / self.steps, self.rows, self.tokens, *itertools.chain(*self.method_sums.values())]
         )
         values: dict[str, float | None] = {
             "train/loss": loss,
@@ -51,19 +51,19 @@ class StepMetrics:
             "train/samples_per_second": rows / self.seconds,
             "train/step_seconds": self.seconds / self.steps,
         }
-        means = zip(self.noted, noted[::2], noted[1::2], strict=True)
+        means = zip(self.method_sums, noted[::2], noted[1::2], strict=True)
         values |= {name: total / count for name, total, count in means if count}
         self.load_state_dict({"noted": {}})
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, as a checkpoint keeps them."""
+        """The sums, for a checkpoint."""
         names = ("loss", "steps", "rows", "tokens", "seconds")
-        return {name: getattr(self, name) for name in names} | {"noted": dict(self.noted)}
+        return {name: getattr(self, name) for name in names} | {"noted": dict(self.method_sums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of a checkpoint; what is missing counts from zero. The clock starts now."""
+        """Restore the sums of a checkpoint; missing ones start at zero. The clock of the step starts now."""
         self.loss, self.seconds = state.get("loss", 0.0), state.get("seconds", 0.0)
         self.steps, self.rows, self.tokens = (state.get(name, 0) for name in ("steps", "rows", "tokens"))
-        self.noted = dict(state["noted"])
+        self.method_sums = dict(state["noted"])
         self.start_step()

@@ -1,4 +1,4 @@
-"""The model that a run trains: the base, its adapter, and a checkpoint's weights when the run is resumed."""
+"""Builds the model that a run trains: the base, its adapter, and a checkpoint's weights when the run is resumed."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def build(job: Job) -> Any:
 
     profile, reporter = job.profile, job.reporter
     full, resumed = profile.adapter.kind == "none", job.resumed_from
-    named = job.prepared["base"]
-    torch.manual_seed(profile.training.seed)  # a head that scores may have to be drawn
+    base_folder = job.prepared["base"]
+    torch.manual_seed(profile.training.seed)  # a scoring head may be initialised at random
     if profile.model.from_scratch and not resumed:
-        model = _random(job)
+        model = _make_random(job)
     else:
-        folder = str(resumed) if resumed and full else named
-        reporter.phase("loading", Path(folder).name)
+        folder = str(resumed) if resumed and full else base_folder
+        reporter.set_phase("loading", Path(folder).name)
         model = base.load(
             folder,
             profile.model,
             job.device,
-            lambda done, total: reporter.phase("loading", f"tensor {done} of {total}", done, total),
+            lambda done, total: reporter.set_phase("loading", f"tensor {done} of {total}", done, total),
             unpack=profile.training.optimizations,
             scores=getattr(profile.method, "scores", False),
         )
-    # Not the checkpoint's own folder: what is saved later must name the base.
-    model.name_or_path = "" if profile.model.from_scratch else named
+    # Not the checkpoint's own folder: later checkpoints must name the base.
+    model.name_or_path = "" if profile.model.from_scratch else base_folder
     torch.manual_seed(profile.training.seed)
     model = importlib.import_module(f"engine.training.adapters.{profile.adapter.kind}").attach(model, profile.adapter)
-    # float16 has too small a range for weights, and bfloat16 too coarse steps for weights that begin anywhere.
+    # The range of float16 is too small for weights, and bfloat16 is too coarse for weights that start at random.
     if full and (profile.model.dtype == "float16" or profile.model.from_scratch):
         model.float()
     job.masters = (full and model.dtype != getattr(torch, profile.model.dtype)) or profile.training.ema is not None
@@ -56,11 +56,12 @@ def build(job: Job) -> Any:
     return model
 
 
-def _random(job: Job) -> Any:
-    """A model with random weights on the run's device, the same on every rank: each draws them on its CPU from training.seed."""
+def _make_random(job: Job) -> Any:
+    """A model with random weights on the run's device, identical on every rank: each draws them on its CPU from
+    training.seed."""
     from engine.models import scratch
 
-    job.reporter.phase("loading", "random weights")
+    job.reporter.set_phase("loading", "random weights")
     model = scratch.build_model(
         job.profile.model,
         job.prepared["base"],
@@ -73,12 +74,12 @@ def _random(job: Job) -> Any:
 
 
 def _restore(model: Any, folder: Path) -> None:
-    """A checkpoint's trained weights into `model`, bit for bit."""
+    """Load a checkpoint's trained weights into `model`, bit for bit."""
     import torch
     from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    masters = folder / checkpoints.TRAINER / checkpoints.MASTERS
+    masters = folder / checkpoints.RESUME_FOLDER / checkpoints.MASTERS
     if masters.exists():
         kept = torch.load(masters, map_location="cpu")
         for name, parameter in model.named_parameters():

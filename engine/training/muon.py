@@ -1,8 +1,9 @@
-"""Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/) for matrices, AdamW for all else, as one optimiser.
+"""Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/) for matrices, AdamW for other weights, as one
+optimiser.
 
-Muon makes every update of a matrix orthogonal. It is meant for the hidden layers: embeddings, the output layer, and weights of one
-dimension take AdamW's steps. Muon's are scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so that one learning rate
-serves both.
+Muon makes every update of a matrix orthogonal. It is meant for hidden layers: AdamW updates embeddings, the output
+layer, and one-dimensional weights. Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982),
+so that both use the same learning rate.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import torch
 
 
 def is_matrix(weight: torch.Tensor) -> bool:
-    """Whether Muon has something to make orthogonal: a row or a column alone has no directions to balance."""
+    """Whether Muon applies: a single row or column cannot be made orthogonal."""
     return weight.ndim == 2 and min(weight.shape) > 1
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """`groups` are parameter groups as AdamW takes them; those marked `matrices` become Muon's. States and groups of both lie in this
-    one, so that schedules, checkpoints and clipping see an ordinary optimiser."""
+    """`groups` are parameter groups as for AdamW; Muon updates those marked `matrices`. This optimiser holds the states
+    and groups of both, so that schedules, checkpoints and clipping see an ordinary optimiser."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
         groups = [group for group in groups if group["params"]]
@@ -37,15 +38,15 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for matrices, inner in self._inner:
-            # Read anew at every step: loading a checkpoint puts new groups and states in place.
+            # Set again at every step: loading a checkpoint replaces groups and states.
             inner.param_groups = [group for group in self.param_groups if bool(group.get("matrices")) is matrices]
             inner.state = self.state
             inner.step()
 
 
-def grouped(model: Any, decayed: Collection[str], weight_decay: float) -> list[dict[str, Any]]:
-    """The trained weights of `model` in parameter groups, matrices of the hidden layers apart from all else. `decayed` names those
-    that weight decay is for."""
+def group_weights(model: Any, decayed: Collection[str], weight_decay: float) -> list[dict[str, Any]]:
+    """The trained weights of `model` in parameter groups, with the hidden layers' matrices separate from other weights.
+    `decayed` are the names of weights with weight decay."""
     outside = {
         id(weight)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings())

@@ -1,4 +1,4 @@
-"""Optimisers by the names that a profile uses."""
+"""Creates the optimiser that a profile names."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from engine.options.training import TrainingOptions
 from engine.protocol.messages import Problem, ProblemError
 
 GPU_ONLY = frozenset({"adamw_8bit", "paged_adamw", "paged_adamw_8bit"})
-_NEVER_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-"""Parts of the names of weights that weight decay is not for, as transformers has them."""
+_NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""Patterns of the names of weights without weight decay, as in transformers."""
 
 
 def check_optimizer(name: str, device_kind: str) -> None:
     """Raises ProblemError for an optimiser that does not work on this device.
 
-    On a CPU bitsandbytes' paged optimisers silently become unpaged ones, and its 8-bit ones fail at the first step.
+    On a CPU, bitsandbytes' paged optimisers silently become unpaged, and its 8-bit ones fail at the first step.
     """
     if name in GPU_ONLY and device_kind == "cpu":
         raise ProblemError(
@@ -33,40 +33,42 @@ def make_optimizer(settings: TrainingOptions, model: Any) -> Any:
     """The optimiser of `model`'s trained weights, in two groups: with and without weight decay (four for muon)."""
     import torch
 
-    rate, decayed = settings.learning_rate, decayed_names(model)
+    rate, decayed = settings.learning_rate, find_decayed_names(model)
     match settings.optimizer:
         case "adamw":
-            return torch.optim.AdamW(_groups(model, decayed, settings.weight_decay), lr=rate, fused=True)
+            return torch.optim.AdamW(_make_groups(model, decayed, settings.weight_decay), lr=rate, fused=True)
         case "adam":
-            from engine.training.muon import grouped
+            from engine.training.muon import group_weights
 
-            return torch.optim.Adam(grouped(model, decayed, settings.weight_decay), lr=rate)
+            return torch.optim.Adam(group_weights(model, decayed, settings.weight_decay), lr=rate)
         case "sgd":
-            return torch.optim.SGD(_groups(model, decayed, settings.weight_decay), lr=rate)
+            return torch.optim.SGD(_make_groups(model, decayed, settings.weight_decay), lr=rate)
         case "adafactor":
             from transformers.optimization import Adafactor
 
-            groups = _groups(model, decayed, settings.weight_decay)
+            groups = _make_groups(model, decayed, settings.weight_decay)
             return Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
         case "muon":
-            from engine.training.muon import MuonAdamW, grouped
+            from engine.training.muon import MuonAdamW, group_weights
 
-            return MuonAdamW(grouped(model, decayed, settings.weight_decay), rate)
+            return MuonAdamW(group_weights(model, decayed, settings.weight_decay), rate)
         case "adamw_8bit" | "paged_adamw" | "paged_adamw_8bit":
-            return _bitsandbytes(settings.optimizer, _groups(model, decayed, settings.weight_decay), rate, model)
+            return _make_bitsandbytes(
+                settings.optimizer, _make_groups(model, decayed, settings.weight_decay), rate, model
+            )
     raise AssertionError(settings.optimizer)
 
 
-def decayed_names(model: Any) -> Collection[str]:
-    """Names of the weights that weight decay is for: no biases, no norms."""
+def find_decayed_names(model: Any) -> Collection[str]:
+    """Names of the weights with weight decay: all but biases and norms."""
     from torch.nn import LayerNorm
     from transformers.trainer_pt_utils import get_parameter_names
 
-    names: list[str] = get_parameter_names(model, [LayerNorm], _NEVER_DECAYED)
+    names: list[str] = get_parameter_names(model, [LayerNorm], _NO_DECAY)
     return set(names)
 
 
-def _groups(model: Any, decayed: Collection[str], weight_decay: float) -> list[dict[str, Any]]:
+def _make_groups(model: Any, decayed: Collection[str], weight_decay: float) -> list[dict[str, Any]]:
     trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     return [
         {"params": [weight for name, weight in trained if name in decayed], "weight_decay": weight_decay},
@@ -74,15 +76,15 @@ def _groups(model: Any, decayed: Collection[str], weight_decay: float) -> list[d
     ]
 
 
-def _bitsandbytes(name: str, groups: list[dict[str, Any]], rate: float, model: Any) -> Any:
-    """AdamW with state in 8 bits, on pages that move to the host's memory when the device's is short, or both."""
+def _make_bitsandbytes(name: str, groups: list[dict[str, Any]], rate: float, model: Any) -> Any:
+    """AdamW with its state in 8 bits, in pages that move to host memory when device memory is short, or both."""
     from bitsandbytes.optim import AdamW, GlobalOptimManager
     from torch.nn import Embedding
 
     if name.endswith("8bit"):
         manager = GlobalOptimManager.get_instance()
         for module in model.modules():
-            if isinstance(module, Embedding):  # their gradients are sparse, which 8 bits do not bear
+            if isinstance(module, Embedding):  # 8-bit state is unstable for their sparse gradients
                 manager.register_module_override(module, "weight", {"optim_bits": 32})
     bits = 8 if name.endswith("8bit") else 32
     return AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, optim_bits=bits, is_paged=name.startswith("paged"))

@@ -1,32 +1,32 @@
-"""Learning by heart: the loss on held-out rows rises while that on training rows still falls."""
+"""Detection of overfitting: the held-out loss rises while the training loss still falls."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 PATIENCE = 2
-"""Evaluations in a row that must show it."""
+"""Consecutive evaluations that must show it."""
 
 
 @dataclass
-class Overfitting:
-    """Told of losses as a run goes on; says once for each such stretch. Its fields are what a resume needs."""
+class OverfittingDetector:
+    """Receives the losses of a run; reports each period of overfitting once. Its state starts anew in each attempt."""
 
     best: float = float("inf")
-    """The lowest loss on held-out rows so far."""
+    """The lowest held-out loss so far."""
     before: float = float("inf")
-    """Mean training loss between the two evaluations before."""
+    """The mean training loss between the two preceding evaluations."""
     rising: int = 0
     _sum: float = field(default=0.0, repr=False)
     _steps: int = field(default=0, repr=False)
 
-    def trained(self, loss: float) -> None:
-        """The loss of a training step, or a mean over some."""
+    def add_training_loss(self, loss: float) -> None:
+        """Add the loss of a training step, or the mean of several."""
         self._sum += loss
         self._steps += 1
 
-    def evaluated(self, loss: float) -> str:
-        """The loss on held-out rows; returns what is to be said, or nothing."""
+    def add_evaluation(self, loss: float) -> str:
+        """Add a held-out loss; returns a warning, or an empty text."""
         if not self._steps:
             self.best = min(self.best, loss)
             return ""
@@ -38,4 +38,5 @@ class Overfitting:
         self.rising = self.rising + 1 if fell else 0
         if self.rising != PATIENCE:
             return ""
-        return f"the loss on held-out rows has risen to {loss:.4g} from {self.best:.4g} while the training loss fell to {mean:.4g}"
+        rise = f"the loss on held-out rows has risen to {loss:.4g} from {self.best:.4g}"
+        return f"{rise} while the training loss fell to {mean:.4g}"

@@ -1,4 +1,4 @@
-"""What a profile's speed settings come to on this machine, and their refusals by name."""
+"""Applies a profile's speed settings on this machine, or rejects them with an error that names the setting."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from engine.training.job import Job
 from engine.training.methods.base import Method
 from engine.training.optimizer_factory import check_optimizer
 
-MOST_WORKERS = 4
-"""Loader processes a rank that `auto` takes at most: rows are tokens already, so few of them keep any device busy."""
+MAX_WORKERS = 4
+"""Loader processes per rank with `auto`, at most: rows are tokens already, so a few keep any device busy."""
 
 
-def check(settings: TrainingOptions, device_kind: str) -> None:
-    """Raises ProblemError for what this device does not have."""
+def check_device(settings: TrainingOptions, device_kind: str) -> None:
+    """Raises ProblemError for a setting that this device does not support."""
     check_optimizer(settings.optimizer, device_kind)
     if settings.optimizations:
-        liger.wanted(settings.liger, device_kind)
+        liger.is_enabled(settings.liger, device_kind)
     if settings.tf32:
         _check_tf32(device_kind)
 
@@ -29,7 +29,7 @@ def check(settings: TrainingOptions, device_kind: str) -> None:
 def _check_tf32(device_kind: str) -> None:
     import torch
 
-    # AMD's cards call themselves cuda too, and most know nothing of TF32.
+    # torch calls AMD's cards cuda too, and most have no TF32.
     if device_kind == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability()[0] >= 8:
         return
     label = torch.cuda.get_device_name() if device_kind == "cuda" else f"this {device_kind}"
@@ -37,14 +37,14 @@ def _check_tf32(device_kind: str) -> None:
         Problem(
             code="device.unsupported",
             title=f"{label} has no TF32",
-            cause="training.tf32 is for NVIDIA cards from the Ampere generation on",
+            cause="training.tf32 needs an NVIDIA card of the Ampere generation or later",
             hint="set training.tf32 to false",
         )
     )
 
 
-def before_model(settings: TrainingOptions) -> None:
-    """What must be set before anything is computed."""
+def configure_torch(settings: TrainingOptions) -> None:
+    """Apply settings that must be set before any computation."""
     import torch
 
     if settings.tf32:
@@ -52,35 +52,36 @@ def before_model(settings: TrainingOptions) -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
-def after_model(job: Job, model: Any, steps: int) -> None:
-    """Kernels and compiled layers, as asked for, for a run of so many steps."""
+def optimize_model(job: Job, model: Any, steps: int) -> None:
+    """Install the kernels and compile the layers that the profile sets, for a run of `steps` steps."""
     settings, kind = job.profile.training, job.device.kind
     if not settings.optimizations:
         return
-    if liger.wanted(settings.liger, kind):
+    if liger.is_enabled(settings.liger, kind):
         liger.install(model)
-    if compiling.wanted(settings.compile, kind, steps):
+    if compiling.is_enabled(settings.compile, kind, steps):
         compiling.install(
             model, kind, lambda message, hint, *, code: job.reporter.warn(code=code, message=message, hint=hint)
         )
 
 
-def workers(setting: int | str, device_kind: str, world: int) -> int:
-    """Loader processes of a rank, of `training.workers`. On a CPU the model wants the cores itself."""
+def count_workers(setting: int | str, device_kind: str, world: int) -> int:
+    """Loader processes per rank for a value of `training.workers`. On a CPU the model needs the cores itself."""
     if isinstance(setting, int):
         return setting
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if device_kind == "cpu" else max(1, min(MOST_WORKERS, cores // world - 1))
+    return 0 if device_kind == "cpu" else max(1, min(MAX_WORKERS, cores // world - 1))
 
 
 def make_loader(settings: TrainingOptions, device_kind: str, world: int, method: Method, batches: GlobalBatches) -> Any:
-    """A DataLoader of micro-batches. Their order and content come from the sampler, in the rank itself, however many workers collate."""
+    """A DataLoader of micro-batches. Their order and content come from the sampler, in the rank itself, whatever the
+    number of workers."""
     import torch
     from torch.utils.data import DataLoader
 
-    count = workers(settings.workers, device_kind, world)
-    ahead = {"num_workers": count, "persistent_workers": True, "prefetch_factor": 4} if count else {}
-    # A generator of its own: the loader must not draw from the one that dropout uses.
+    count = count_workers(settings.workers, device_kind, world)
+    prefetch = {"num_workers": count, "persistent_workers": True, "prefetch_factor": 4} if count else {}
+    # A separate generator: the loader must not draw from the one that dropout uses.
     return DataLoader(
-        method.rows, batch_sampler=batches, collate_fn=method.collate, generator=torch.Generator(), **ahead
+        method.rows, batch_sampler=batches, collate_fn=method.collate, generator=torch.Generator(), **prefetch
     )

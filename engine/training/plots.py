@@ -1,6 +1,6 @@
-"""Loss curves as pictures: the whole history beside the last thousand steps, drawn from a run's journal.
+"""Loss curves as PNG files: the whole history beside the last thousand steps, drawn from a run's journal.
 
-Drawing takes a process of its own (`engine.workers.plot`): no step waits for it, and nothing that goes wrong in it reaches the run.
+A separate process (`engine.workers.plot`) draws them: no step waits for it, and its failures do not affect the run.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 from engine.protocol import journal
 from engine.protocol.home import RunDirectory
 
-LAST = 1000
-"""Steps in the picture on the right."""
-_POINTS = 250
-"""Above so many steps a curve is drawn as the means of equal spans, inside the band from least to greatest."""
-_PATIENCE = 60.0
-"""Seconds that the end of a run waits for its pictures."""
+RECENT_STEPS = 1000
+"""Steps in the chart on the right."""
+_MAX_POINTS = 250
+"""A curve with more points is drawn as the means of that many equal spans, within a band from their minimum to their
+maximum."""
+_TIMEOUT = 60.0
+"""Seconds that a run waits for its plots at the end."""
 _COLOURS = {"train/loss": "#3b6ea5", "eval/loss": "#c8582b"}
 
 
@@ -31,20 +32,21 @@ _COLOURS = {"train/loss": "#3b6ea5", "eval/loss": "#c8582b"}
 
 @dataclass
 class Plots:
-    """Pictures of one attempt of a run, drawn while it goes on. `used` is False where they are not asked for."""
+    """Plots of one attempt of a run, drawn while it continues; none unless `enabled`."""
 
     run: RunDirectory
-    used: bool
+    enabled: bool
     _drawing: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def draw(self, step: int) -> None:
-        """`loss_curve_step_<n>.png`, and the same as `loss_curve_latest.png`."""
+        """Start drawing `loss_curve_step_<n>.png`, and the same as `loss_curve_latest.png`."""
         self._start(f"loss_curve_step_{step}.png", "loss_curve_latest.png")
 
     def finish(self, step: int) -> bool:
-        """`loss_curve_final_step_<n>.png`; waits for all. False when one could not be drawn: the log says why."""
+        """Draw `loss_curve_final_step_<n>.png` and wait for all plots. False when one could not be drawn; the log has
+        the reason."""
         self._start(f"loss_curve_final_step_{step}.png", "loss_curve_latest.png")
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + _TIMEOUT
         done = True
         for process in self._drawing:
             try:
@@ -56,7 +58,7 @@ class Plots:
         return done
 
     def _start(self, *names: str) -> None:
-        if not self.used:
+        if not self.enabled:
             return
         files = [argument for name in names for argument in ("--out", str(self.run.plots / name))]
         home = self.run.path.parent.parent
@@ -67,8 +69,9 @@ class Plots:
 # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def curves(run: RunDirectory, names: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:
-    """Name -> (steps ascending, values); a later attempt's value of a step takes the earlier one's place. Others are left out."""
+def read_curves(run: RunDirectory, names: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:
+    """Name -> (steps ascending, values) for those `names` that have values. A later attempt's value of a step replaces
+    an earlier one's."""
     found: dict[str, dict[int, float | None]] = {name: {} for name in names}
     for line, _ in journal.read_lines(run.events):
         if b'"metrics"' not in line and b'"evaluation"' not in line and b'"start"' not in line:
@@ -78,7 +81,7 @@ def curves(run: RunDirectory, names: Sequence[str]) -> dict[str, tuple[list[int]
                 for name in names:
                     if name in values:
                         found[name][step] = values[name]
-            case journal.Start(step=start):  # what an earlier attempt did beyond it is superseded
+            case journal.Start(step=start):  # later steps of earlier attempts are superseded
                 found = {
                     name: {at: each for at, each in points.items() if at <= start} for name, points in found.items()
                 }
@@ -91,10 +94,11 @@ def curves(run: RunDirectory, names: Sequence[str]) -> dict[str, tuple[list[int]
 # ── drawing ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def picture(title: str, found: dict[str, tuple[list[int], list[float]]]) -> bytes:
-    """A PNG of 1680 × 720: the whole of `found` (see `curves`) on the left, the last thousand steps on the right.
+def draw_curves(title: str, found: dict[str, tuple[list[int], list[float]]]) -> bytes:
+    """A PNG of 1680 × 720 pixels: the curves (as from `read_curves`) on the left, their last thousand steps on the
+    right.
 
-    Raises ValueError when there is nothing to draw.
+    Raises ValueError when there are no curves.
     """
     if not found:
         raise ValueError("there are no such metrics yet")
@@ -104,20 +108,20 @@ def picture(title: str, found: dict[str, tuple[list[int], list[float]]]) -> byte
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context({"font.family": _fonts(), "axes.spines.top": False, "axes.spines.right": False}):
+    with rc_context({"font.family": _find_fonts(), "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(14, 6), layout="constrained")
         FigureCanvasAgg(figure)
         whole, recent = figure.subplots(1, 2, width_ratios=(3, 2))
         figure.suptitle(title, fontsize=14)
         end = max(steps[-1] for steps, _ in found.values())
         for name, (steps, values) in found.items():
-            _curve(whole, name, steps, values)
-            first = next((at for at, step in enumerate(steps) if step > end - LAST), len(steps))
+            _draw_curve(whole, name, steps, values)
+            first = next((at for at, step in enumerate(steps) if step > end - RECENT_STEPS), len(steps))
             if first < len(steps):
-                _curve(recent, name, steps[first:], values[first:])
+                _draw_curve(recent, name, steps[first:], values[first:])
         whole.set_title("whole history")
-        recent.set_title(f"last {min(end, LAST):,} steps")
-        _figures(recent, found, end)
+        recent.set_title(f"last {min(end, RECENT_STEPS):,} steps")
+        _annotate_statistics(recent, found, end)
         for axes in (whole, recent):
             axes.set_xlabel("step")
             axes.grid(alpha=0.25)
@@ -128,33 +132,33 @@ def picture(title: str, found: dict[str, tuple[list[int], list[float]]]) -> byte
         return stream.getvalue()
 
 
-def _curve(axes: Any, name: str, steps: Sequence[int], values: Sequence[float]) -> None:
+def _draw_curve(axes: Any, name: str, steps: Sequence[int], values: Sequence[float]) -> None:
     import numpy
 
     colour = _COLOURS.get(name)
     sparse = len(steps) <= 60
-    if len(steps) <= _POINTS:
+    if len(steps) <= _MAX_POINTS:
         axes.plot(steps, values, label=name, color=colour, linewidth=1.4, marker="o" if sparse else None, markersize=3)
         return
-    parts = numpy.array_split(numpy.array([steps, values]), _POINTS, axis=1)
+    parts = numpy.array_split(numpy.array([steps, values]), _MAX_POINTS, axis=1)
     at, mean = zip(*((part[0].mean(), part[1].mean()) for part in parts), strict=True)
     (drawn,) = axes.plot(at, mean, label=name, color=colour, linewidth=1.4)
     low, high = [part[1].min() for part in parts], [part[1].max() for part in parts]
     axes.fill_between(at, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
 
 
-def _figures(axes: Any, found: dict[str, tuple[list[int], list[float]]], end: int) -> None:
-    """Current, lowest, highest and mean of each curve over the last thousand steps, below the picture on the right."""
-    said = []
+def _annotate_statistics(axes: Any, found: dict[str, tuple[list[int], list[float]]], end: int) -> None:
+    """Write each curve's current, lowest, highest and mean value over the last thousand steps below the chart on the
+    right."""
+    lines = []
     for name, (steps, values) in found.items():
-        recent = [value for step, value in zip(steps, values, strict=True) if step > end - LAST]
+        recent = [value for step, value in zip(steps, values, strict=True) if step > end - RECENT_STEPS]
         if recent:
             mean = sum(recent) / len(recent)
-            said.append(
-                f"{name}   current {recent[-1]:.4g}   lowest {min(recent):.4g}   highest {max(recent):.4g}   mean {mean:.4g}"
-            )
+            extremes = f"lowest {min(recent):.4g}   highest {max(recent):.4g}"
+            lines.append(f"{name}   current {recent[-1]:.4g}   {extremes}   mean {mean:.4g}")
     axes.annotate(
-        "\n".join(said),
+        "\n".join(lines),
         (0, -0.12),
         xycoords="axes fraction",
         va="top",
@@ -164,8 +168,8 @@ def _figures(axes: Any, found: dict[str, tuple[list[int], list[float]]], end: in
     )
 
 
-def _fonts() -> list[str]:
-    """matplotlib's own font, and one with Chinese characters for what that lacks."""
+def _find_fonts() -> list[str]:
+    """Font families: matplotlib's own, and one with Chinese characters for those that it lacks."""
     from matplotlib import font_manager
 
     spec = importlib.util.find_spec("zhplot")  # not imported: that would change matplotlib's settings

@@ -1,8 +1,9 @@
-"""The preflight: what would fail after hours fails in the first minute.
+"""The preflight: a failure that would occur after hours occurs in the first minute.
 
-The longest rows go through a step, an evaluation, a save and a reload, and leave nothing behind: the step has a learning rate of 0 (every
-optimiser here multiplies by it, weight decay included), its optimiser state is dropped, generators and sums are restored, and the checkpoint is
-removed. A resumed run has its optimiser state already, and its checkpoint has just been read, so only the passes are tried.
+The longest rows go through a step, an evaluation, a save and a reload, without a trace: the step has a learning rate
+of 0 (every optimiser here multiplies by it, weight decay included), its optimiser state is dropped, generators and sums
+are restored, and the checkpoint is removed. A resumed run has its optimiser state already, and its checkpoint has just
+been read, so only the forward and backward passes are tried.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ from engine.storage.atomic import write_folder
 from engine.training import checkpoints, memory
 
 if TYPE_CHECKING:
-    from engine.training.checkpointer import Gathered
+    from engine.training.checkpointer import GatheredState
     from engine.training.loop import TrainingLoop
 
 FOLDER = ".step-rehearsal"
-"""Beside the checkpoints, removed again; a killed worker's is removed with the other half-written ones."""
+"""Folder of the trial checkpoint, removed afterwards; one of a killed worker is removed with its other partial
+checkpoints."""
 
 
 def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
-    """Called before the first step, with everything in place, on every rank. Raises what a step, an evaluation or a save would have raised
-    later, and RestartFrom when smaller micro-batches may help."""
+    """Run the preflight, on every rank, just before the first step. Raises what a step, an evaluation or a save would
+    raise later, and RestartFrom when smaller micro-batches may help."""
     if not loop.method.rehearsable:
         return
-    loop.reporter.phase("rehearsing", "the longest batch")
+    loop.reporter.set_phase("rehearsing", "the longest batch")
     before = copy.deepcopy(loop.checkpointer.snapshot())
     scaler = copy.deepcopy(loop.accelerator.scaler.state_dict()) if loop.accelerator.scaler else None
     optimizer = loop.optimizer.state_dict() if fresh else None
@@ -52,7 +54,8 @@ def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
 
 
 def _step(loop: TrainingLoop, *, update: bool) -> None:
-    """The passes of the longest micro-batch there can be, and with `update` the optimiser's step, which creates its state."""
+    """Run forward and backward passes of the longest possible micro-batch, and with `update` the optimiser's step,
+    which creates its state."""
     import torch
 
     batches, method = loop.batches, loop.method
@@ -68,7 +71,7 @@ def _step(loop: TrainingLoop, *, update: bool) -> None:
     loop.guard.vote(0.0, rehearsed=True)
     loop.strategy.reduce()
     norm = torch.nn.utils.get_total_norm([p.grad for p in loop.model.parameters() if p.grad is not None])
-    # A step with gradients that are not finite is held back when it comes: here it would spoil the weights even at a rate of 0.
+    # Gradients that are not finite would spoil the weights even at a rate of 0; a real step holds them back.
     if update and math.isfinite(norm):
         for group in loop.optimizer.param_groups:
             group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0
@@ -76,32 +79,34 @@ def _step(loop: TrainingLoop, *, update: bool) -> None:
 
 
 def _evaluate(loop: TrainingLoop) -> None:
-    """The longest held-out rows and the longest prompts; an evaluation at the start measures all of them anyway."""
+    """Try the longest held-out rows and the longest prompts, unless an evaluation at the start measures all of them
+    anyway."""
     if not loop.profile.evaluation.at_start:
-        loop.reporter.phase("rehearsing", "evaluation")
+        loop.reporter.set_phase("rehearsing", "evaluation")
         loop.evaluator.rehearse()
 
 
 def _save(loop: TrainingLoop) -> None:
-    """A whole checkpoint, written and read back by rank 0. A full disk pauses the run here, before anything is at stake."""
-    loop.reporter.phase("rehearsing", "a checkpoint")
+    """Write a complete checkpoint and read it back, on rank 0. A full disk pauses the run here, before any work can be
+    lost."""
+    loop.reporter.set_phase("rehearsing", "a checkpoint")
     while pause := loop.ranks.broadcast(_write_and_read(loop, loop.checkpointer.gather())):
         loop.control.pause(pause)
         if loop.control.stopping:
             return
 
 
-def _write_and_read(loop: TrainingLoop, gathered: Gathered) -> Pause | None:
-    """By rank 0; returns why there is no room."""
+def _write_and_read(loop: TrainingLoop, gathered: GatheredState) -> Pause | None:
+    """Write and verify the trial checkpoint, on rank 0; returns why it cannot be written, or None."""
     import torch
 
     if not loop.ranks.first:
         return None
     folder = loop.job.run.checkpoints / FOLDER
     try:
-        write_folder(folder, lambda place: loop.checkpointer.fill(place, gathered))
+        write_folder(folder, lambda place: loop.checkpointer.write_files(place, gathered))
         checkpoints.read_back(folder, loop.model, loop.profile.model.dtype)
-        torch.load(folder / checkpoints.TRAINER / "optimizer.pt", map_location="cpu", weights_only=True)
+        torch.load(folder / checkpoints.RESUME_FOLDER / "optimizer.pt", map_location="cpu", weights_only=True)
     except OSError as error:
         return Pause(
             code="pause.disk_low", reason=f"disk low: a checkpoint cannot be written ({error.strerror or error})"

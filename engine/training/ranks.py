@@ -1,7 +1,7 @@
-"""The ranks of a job and what they agree on.
+"""The ranks of a job, and their communication besides gradients.
 
-Agreement runs over a gloo group on the CPU, whatever carries the gradients: it costs a tenth of a millisecond a step and
-waits for no device. With one rank every function here is free.
+It uses a gloo group on the CPU, whatever the backend of the gradients: it costs a tenth of a millisecond per step and
+does not wait for a device. With a single rank, nothing is sent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for a rank that is loading or evaluating. A rank that died is noticed by its launcher at once."""
+"""How long a collective waits for a rank that is loading or evaluating. The launcher notices a dead rank at once."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Ranks:
     local: int = 0
     world: int = 1
     group: Any = None
-    waiting: Callable[[bool], None] = lambda begins: None
-    """Told when this rank begins and ends to wait for the others."""
+    on_wait: Callable[[bool], None] = lambda begins: None
+    """Called with True when this rank begins to wait for the others, with False when the wait ends."""
 
     @contextmanager
-    def _meeting(self) -> Iterator[None]:
-        self.waiting(True)
+    def _report_waiting(self) -> Iterator[None]:
+        self.on_wait(True)
         yield
-        self.waiting(False)
+        self.on_wait(False)
 
     @property
     def first(self) -> bool:
@@ -40,14 +40,14 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Element by element over all ranks."""
+        """The sums over all ranks, element by element."""
         if self.group is None:
             return list(values)
         import torch
         import torch.distributed as dist
 
         total = torch.tensor(values, dtype=torch.float64)
-        with self._meeting():
+        with self._report_waiting():
             dist.all_reduce(total, group=self.group)
         summed: list[float] = total.tolist()
         return summed
@@ -59,7 +59,7 @@ class Ranks:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.world
-        with self._meeting():
+        with self._report_waiting():
             dist.all_gather_object(values, value, group=self.group)
         return values
 
@@ -70,17 +70,17 @@ class Ranks:
         import torch.distributed as dist
 
         box = [value]
-        with self._meeting():
+        with self._report_waiting():
             dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
-    def to_first(self, value: Any, source: int) -> Any:
-        """On rank 0 the value of rank `source`, another one; elsewhere what was given."""
+    def send_to_first(self, value: Any, source: int) -> Any:
+        """On rank 0, the value of rank `source`, which is not 0; on other ranks, `value`."""
         import torch.distributed as dist
 
         box = [value]
         if self.rank in (0, source):
-            with self._meeting():
+            with self._report_waiting():
                 if self.first:
                     dist.recv_object_list(box, src=source, group=self.group)
                 else:
@@ -88,17 +88,17 @@ class Ranks:
         return box[0]
 
 
-def place() -> tuple[int, int, int]:
-    """Rank, local rank and number of ranks, as torchrun tells; 0, 0, 1 without it. Torch-free."""
+def read_place() -> tuple[int, int, int]:
+    """Rank, local rank and number of ranks, from torchrun's environment variables; 0, 0, 1 without them. Torch-free."""
     return tuple(int(os.environ.get(name, default)) for name, default in _VARIABLES)  # type: ignore[return-value]
 
 
 _VARIABLES = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
 
 
-def join(device_kind: str) -> Ranks:
-    """Meet the other ranks: gradients over NCCL on CUDA, over gloo elsewhere."""
-    rank, local, world = place()
+def join_ranks(device_kind: str) -> Ranks:
+    """Join the process group: gradients use NCCL on CUDA, gloo elsewhere."""
+    rank, local, world = read_place()
     if world == 1:
         return Ranks()
     import torch.distributed as dist

@@ -1,4 +1,5 @@
-"""report.json: environment, settings and results of a run, from which another machine can repeat it. Each stage adds its part."""
+"""report.json: environment, settings and results of a run, enough to repeat it on another machine. Each stage adds its
+part."""
 
 from __future__ import annotations
 
@@ -18,13 +19,13 @@ from engine.protocol.home import RunDirectory, write_private
 if TYPE_CHECKING:
     from engine.training.job import Job
 
-_OF_DATA = ("hash", "files", "rows", "tokens", "trained_tokens", "rejected")
+_DATA_KEYS = ("hash", "files", "rows", "tokens", "trained_tokens", "rejected")
 
 
-def write(
+def write_report(
     job: Job, status: str, step: int, results: dict[int, dict[str, float]], verdicts: list[Verdict], seconds: float
 ) -> None:
-    """Write report.json beside the journal, what earlier stages after training had added left out. Raises OSError."""
+    """Write report.json beside the journal, without the parts of stages after training. Raises OSError."""
     done = [stage for stage in stage_plan.list_stages(job.profile) if stage not in stages.AFTER]
     document: dict[str, Any] = {
         "run": job.run.id,
@@ -36,29 +37,30 @@ def write(
         "environment": list_versions()
         | {"platform": platform.platform(), "device": job.device.label, "processes": job.ranks.world},
         "compute_dtype": str(job.device.compute).removeprefix("torch."),
-        "data": {key: job.prepared.get(key) for key in _OF_DATA},
+        "data": {key: job.prepared.get(key) for key in _DATA_KEYS},
         "settings": job.profile.to_dict(),
         "evaluations": [{"step": key, "values": values} for key, values in sorted(results.items())],
-        "thresholds": _told(verdicts),
+        "thresholds": _describe_verdicts(verdicts),
         "passed": all(verdict.passed for verdict in verdicts),
         "checkpoints": [{"step": key, "metrics": metrics} for key, metrics in sorted(job.checkpoints.items())],
     }
     write_private(job.run.report, json.dumps(document, ensure_ascii=False, indent=1).encode())
 
 
-def extend(run: RunDirectory, stage: str, **parts: Any) -> None:
-    """Add what a stage after training has found. Raises OSError."""
+def extend_report(run: RunDirectory, stage: str, **parts: Any) -> None:
+    """Add the results of a stage after training. Raises OSError."""
     document = _read(run)
     before = [each for each in document.get("stages", []) if stages.STAGES.index(each) < stages.STAGES.index(stage)]
     document |= {"stages": [*before, stage], **parts}
     write_private(run.report, json.dumps(document, ensure_ascii=False, indent=1).encode())
 
 
-def conclude(run: RunDirectory, profile: Profile, tested: Mapping[str, float | None]) -> list[Verdict]:
-    """Hold the thresholds against the test rows' values, `test/…`, and note it in the report. Raises OSError.
+def judge_test(run: RunDirectory, profile: Profile, tested: Mapping[str, float | None]) -> list[Verdict]:
+    """Check the thresholds on the metrics of the test rows, `test/…`, and add the verdicts to the report. Raises
+    OSError.
 
-    A threshold without a group, or on held-out rows, is about the last evaluation: the test rows where these were measured, else the last while
-    training.
+    A threshold without a group, or on held-out rows, applies to the last evaluation: that of the test rows where it has
+    the metric, else the last one during training.
     """
     document = _read(run)
     evaluations = document.get("evaluations") or [{"values": {}}]
@@ -66,12 +68,12 @@ def conclude(run: RunDirectory, profile: Profile, tested: Mapping[str, float | N
     verdicts = thresholds.check_thresholds(
         profile.evaluation.thresholds, {**evaluations[-1]["values"], **last, **tested}
     )
-    document |= {"thresholds": _told(verdicts), "passed": all(verdict.passed for verdict in verdicts)}
+    document |= {"thresholds": _describe_verdicts(verdicts), "passed": all(verdict.passed for verdict in verdicts)}
     write_private(run.report, json.dumps(document, ensure_ascii=False, indent=1).encode())
     return verdicts
 
 
-def _told(verdicts: list[Verdict]) -> list[dict[str, Any]]:
+def _describe_verdicts(verdicts: list[Verdict]) -> list[dict[str, Any]]:
     return [{"threshold": str(each.threshold), "value": each.value, "passed": each.passed} for each in verdicts]
 
 

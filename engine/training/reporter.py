@@ -1,7 +1,7 @@
-"""What a training worker reports: to its journal first, then to the supervisor; loggers such as TensorBoard get it too.
+"""Reports of a training worker: to its journal first, then to the supervisor and to loggers such as TensorBoard.
 
-Only rank 0 writes; other ranks report their phase in heartbeats. A full disk never raises here: entries that could not be written wait in
-memory, in order, and `blocked` says why, so that the run pauses.
+Only rank 0 writes; other ranks report their phase in heartbeats. A full disk never raises here: entries that could not
+be written wait in memory, in order, and `blocked` holds the reason, so that the run pauses.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from engine.protocol.codes import Pause
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import AnyEntry, Evaluation, Metrics, Phase, Warn, Writer
 from engine.protocol.worker_link import Link
-from engine.training.log_lines import line
+from engine.training.log_lines import format_line
 
 LOG_SECONDS = 5.0
 """Seconds between two lines of metrics in the log."""
 
 
 class Logger(Protocol):
-    """What another program reads: gets metrics and evaluations after the journal did."""
+    """Writes metrics and evaluations for another program, after they are journaled."""
 
     def write(self, entry: Metrics | Evaluation) -> None: ...
 
@@ -31,12 +31,12 @@ class Logger(Protocol):
 
 
 class Reporter:
-    """`write` journals an entry; `phase` reports what this rank is doing."""
+    """`write` journals an entry; `set_phase` reports the current activity of this rank."""
 
     def __init__(self, run: RunDirectory, attempt: int, link: Link, rank: int) -> None:
         self.attempt, self.link = attempt, link
         self.blocked: Pause | None = None
-        """Why nothing can be written at present; None when all is well."""
+        """The pause required because the journal cannot be written; None when it can."""
         self.loggers: list[Logger] = []
         self._run = run
         self._writer = Writer(run.events) if rank == 0 else None
@@ -45,7 +45,7 @@ class Reporter:
         self._printed = 0.0
 
     def write(self, entry: AnyEntry) -> None:
-        """Journal an entry; on other ranks than 0 nothing."""
+        """Journal an entry. Does nothing on ranks other than 0."""
         if self._writer is None:
             return
         self._waiting.append(entry)
@@ -68,26 +68,28 @@ class Reporter:
                 return False
             entry = self._waiting.popleft()
             self.link.announce_journal(size)
-            with contextlib.suppress(OSError):  # the journal has it; what else a full disk takes is no loss
+            with contextlib.suppress(
+                OSError
+            ):  # the entry is in the journal; losing the rest to a full disk is harmless
                 self._log(entry)
                 self._print(entry)
         self.blocked = None
         return True
 
-    def phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
-        """Report what this rank is doing; the journal gets every change of `name` or `detail`."""
+    def set_phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
+        """Report the current activity of this rank; every change of `name` or `detail` is journaled."""
         self.link.report_progress(phase=f"{name} {detail}".strip())
         if (name, detail) != self._phase:
             self._phase = (name, detail)
             self.write(Phase(attempt=self.attempt, name=name, detail=detail, done=done, total=total))
 
     @contextlib.contextmanager
-    def during(self, name: str, detail: str = "") -> Iterator[None]:
-        """Report a phase for as long as the block takes, then the phase before it."""
+    def in_phase(self, name: str, detail: str = "") -> Iterator[None]:
+        """Report a phase for the duration of the block, then the phase before it."""
         before = self._phase
-        self.phase(name, detail)
+        self.set_phase(name, detail)
         yield
-        self.phase(*before)
+        self.set_phase(*before)
 
     @property
     def phase_name(self) -> str:
@@ -98,11 +100,11 @@ class Reporter:
             self.loggers.pop().close()
 
     def _print(self, entry: AnyEntry) -> None:
-        """A line in log.txt; for metrics at most one in `LOG_SECONDS` seconds."""
+        """Print a line to log.txt; for metrics at most one every `LOG_SECONDS` seconds."""
         now = time.monotonic()
         if isinstance(entry, Metrics) and now - self._printed < LOG_SECONDS:
             return
-        if text := line(entry):
+        if text := format_line(entry):
             self._printed = now
             print(text, flush=True)
 

@@ -1,8 +1,8 @@
-"""Exact resume: going on from a checkpoint as if nothing had happened, and reporting what differs where that is not possible.
+"""Exact resume: a resumed run computes the same numbers as an uninterrupted one, or reports what differs.
 
-Beside weights, optimiser and schedule a checkpoint holds a snapshot of each rank (`RANKS`: its generators, sums not yet reported) and a
-fingerprint (`FILE`): digests of all these, a hash of the next batch, and the environment. A resume computes the fingerprint again, with
-everything in place, and compares.
+Besides weights, optimiser and schedule, a checkpoint holds a snapshot of each rank (`RANKS`: its random generators and
+the sums not yet reported) and a fingerprint (`FILE`): digests of all these, a hash of the next batch, and the
+environment. A resume computes the fingerprint again after restoring everything, and compares the two.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ RANKS = "ranks.pt"
 FILE = "fingerprint.json"
 EXACT = "exact"
 _SAMPLE = 1024
-"""Elements of each tensor that go into a digest: enough to tell states apart, cheap beside a step."""
+"""Elements of each tensor that go into a digest: enough to distinguish states, and cheap compared with a step."""
 _SECTIONS = ("model", "adapter", "method", "training")
 _WITHOUT_EFFECT = {"training.rehearsal", "training.threads", "training.workers"}
-"""Settings of these sections that change no number, or are compared separately."""
+"""Settings of these sections that do not affect any result, or are compared separately."""
 
 
-def random_state() -> dict[str, Any]:
-    """All generators of this process."""
+def get_random_state() -> dict[str, Any]:
+    """The states of all random generators of this process."""
     import numpy
     import torch
 
@@ -41,7 +41,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [part.tolist() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state()],
         "torch": torch.get_rng_state(),
     }
-    if device := _device_generator():
+    if device := _find_device_generator():
         state["device"] = device.get_rng_state()
     return state
 
@@ -53,13 +53,13 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     numpy.random.set_state(tuple(state["numpy"]))
     torch.set_rng_state(state["torch"])
-    device = _device_generator()
+    device = _find_device_generator()
     if device and "device" in state:
         device.set_rng_state(state["device"])
 
 
-def _device_generator() -> Any:
-    """torch's module for the accelerator, where there is one that has a generator of its own; else None."""
+def _find_device_generator() -> Any:
+    """torch's module for the accelerator, if there is one with its own generator; else None."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -68,31 +68,33 @@ def _device_generator() -> Any:
 
 
 def restore(loop: TrainingLoop, folder: Path) -> str:
-    """Restore this rank's generators and sums; returns `exact`, or a description of what differs. On every rank."""
+    """Restore this rank's generators and sums; returns `exact`, or a description of what differs. Called on every
+    rank."""
     import torch
 
     snapshots = torch.load(folder / RANKS, weights_only=True, map_location="cpu")
     if len(snapshots) == loop.ranks.world:
         loop.checkpointer.restore(snapshots[loop.ranks.rank])
-    now = fingerprint(loop, loop.ranks.gather(loop.checkpointer.snapshot()))
+    now = compute_fingerprint(loop, loop.ranks.gather(loop.checkpointer.snapshot()))
     then = json.loads((folder / FILE).read_text())
     then["settings"] |= {key: value for key, value in loop.job.replayed.items() if key in then["settings"]}
-    differences = list(_differences(then, json.loads(json.dumps(now))))
+    differences = list(_find_differences(then, json.loads(json.dumps(now))))
     drift: str = loop.ranks.broadcast(f"not exact: {'; '.join(differences)}" if differences else EXACT)
     return drift
 
 
-def fingerprint(loop: TrainingLoop, snapshots: list[dict[str, Any]]) -> dict[str, Any]:
-    """What an exact resume must find again. Computed on every rank alike; cheap beside writing a checkpoint."""
+def compute_fingerprint(loop: TrainingLoop, snapshots: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state that an exact resume must reproduce. Computed on every rank; cheap compared with writing a
+    checkpoint."""
     import torch
 
     job = loop.job
     return {
         "ranks": loop.ranks.world,
-        "next batch": _batch_digest(loop),
+        "next batch": _digest_next_batch(loop),
         "data": job.prepared.get("hash"),
         "weights": digest([p for p in loop.model.parameters() if p.requires_grad]),
-        "optimiser": _optimizer_digest(loop),
+        "optimiser": _digest_optimizer(loop),
         "schedule": loop.schedule.last_epoch,
         "generators": [digest(snapshot["random"]) for snapshot in snapshots],
         "threads per rank": torch.get_num_threads(),
@@ -100,39 +102,39 @@ def fingerprint(loop: TrainingLoop, snapshots: list[dict[str, Any]]) -> dict[str
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "computing in": str(job.device.compute),
         "versions": list_versions(),
-        "settings": _settings(loop.profile.to_dict()),
+        "settings": _list_settings(loop.profile.to_dict()),
     }
 
 
-def _batch_digest(loop: TrainingLoop) -> str:
-    """Of the rows of the next global batch."""
+def _digest_next_batch(loop: TrainingLoop) -> str:
+    """A hash of the rows of the next global batch."""
     found = hashlib.sha256()
     for row in loop.batches.rows_of(loop.step):
         found.update(json.dumps(loop.method.rows[row], sort_keys=True, default=str).encode())
     return found.hexdigest()
 
 
-def _optimizer_digest(loop: TrainingLoop) -> str:
-    """Of the states of all weights, in the optimiser's own order, whichever ranks hold them."""
+def _digest_optimizer(loop: TrainingLoop) -> str:
+    """A digest of the optimiser's state of all weights, in its own order, whichever ranks hold them."""
     inner = getattr(loop.optimizer, "optimizer", loop.optimizer)
     weights = (weight for group in inner.param_groups for weight in group["params"])
-    pieces = [b"".join(_pieces(inner.state.get(weight))) for weight in weights]
-    return _hashed(loop.strategy.optimizer_pieces(pieces))
+    pieces = [b"".join(_serialize(inner.state.get(weight))) for weight in weights]
+    return _hash(loop.strategy.optimizer_pieces(pieces))
 
 
 def digest(content: Any) -> str:
-    """A short hash of nested states: tensors by shape, dtype and some of their elements, all else whole."""
-    return _hashed(_pieces(content))
+    """A short hash of nested states: tensors by shape, dtype and some of their elements, all other values in full."""
+    return _hash(_serialize(content))
 
 
-def _hashed(pieces: Iterable[bytes]) -> str:
+def _hash(pieces: Iterable[bytes]) -> str:
     found = hashlib.sha256()
     for piece in pieces:
         found.update(piece)
     return found.hexdigest()[:16]
 
 
-def _pieces(content: Any) -> Iterator[bytes]:
+def _serialize(content: Any) -> Iterator[bytes]:
     import torch
 
     if isinstance(content, torch.Tensor):
@@ -143,24 +145,24 @@ def _pieces(content: Any) -> Iterator[bytes]:
     elif isinstance(content, Mapping):
         for key in sorted(content, key=str):
             yield str(key).encode()
-            yield from _pieces(content[key])
+            yield from _serialize(content[key])
     elif isinstance(content, (list, tuple)):
         for each in content:
-            yield from _pieces(each)
+            yield from _serialize(each)
     elif hasattr(content, "tobytes"):
         yield content.tobytes()
     else:
         yield repr(content).encode()
 
 
-def _settings(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that numbers depend on, by their full names."""
+def _list_settings(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that the results depend on, by their full names."""
     flat = {f"{section}.{key}": value for section in _SECTIONS for key, value in (resolved.get(section) or {}).items()}
     return {key: value for key, value in flat.items() if key not in _WITHOUT_EFFECT}
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Descriptions of what differs, causes first. What only follows from another difference is left out."""
+def _find_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield descriptions of what differs, causes first; consequences of another difference are left out."""
     settings = {**then["settings"], **now["settings"]}
     for key in sorted(settings):
         before, after = then["settings"].get(key), now["settings"].get(key)

@@ -1,4 +1,4 @@
-"""What a run obeys at a step boundary: commands, changed settings, and conditions of the host that ask for a pause."""
+"""Control of a run at its step boundaries: commands, changed settings, and pauses."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from engine.protocol.codes import Pause
 from engine.protocol.journal import Ledger
 from engine.protocol.messages import Problem
 from engine.training import live_settings
-from engine.training.host import Host
+from engine.training.host import HostMonitor
 
 if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
 
-PAUSE_TURN = 1.0
-"""Seconds between two agreements of ranks that are paused: far below any collective's time-out."""
-ASKED = Pause(code="pause.asked", reason="asked")
+PAUSE_POLL_SECONDS = 1.0
+"""Seconds between two agreements of paused ranks: far below the time-out of a collective."""
+USER_PAUSE = Pause(code="pause.asked", reason="asked")
 
-Order = tuple[str, dict[str, Any]]
+Command = tuple[str, dict[str, Any]]
 """A command's name and arguments."""
 
 
@@ -28,42 +28,44 @@ class RunControl:
     def __init__(self, loop: TrainingLoop) -> None:
         self._loop, self._ranks, self._reporter = loop, loop.ranks, loop.reporter
         self._inbox, self._hot_chat = loop.job.inbox, loop.job.hot_chat
-        self._host = Host(loop.job.run.path, loop.job.inbox.pids)
+        self._host = HostMonitor(loop.job.run.path, loop.job.inbox.pids)
         self.stopping = False
         self.held_rows: Sequence[int] = ()
-        """Rows of the step that is held back, while it is."""
+        """Rows of the batch that is held back; empty otherwise."""
 
     def take_commands(self) -> None:
-        """Carry out what has come, on all ranks alike; returns when the run may go on."""
-        if pause := self._agree():
+        """Carry out waiting commands on all ranks; returns when the run may continue."""
+        if pause := self._agree_on_commands():
             self.pause(pause)
         if not self.stopping:
-            self._hot_chat.go_on(self._loop)
+            self._hot_chat.advance(self._loop)
 
     def pause(self, pause: Pause) -> str:
-        """Wait at this boundary until told to go on, or until the host is as it should be; returns the choice that came with it."""
-        self._enter("pause", None, pause.reason, code=pause.code)
-        with self._reporter.during("paused", pause.reason):
+        """Wait at this boundary for a command that ends the pause, or for the host to recover; returns the command's
+        choice."""
+        self._write_ledger("pause", None, pause.reason, code=pause.code)
+        with self._reporter.in_phase("paused", pause.reason):
             choice = self._wait(pause)
-        self._enter("continue", pause.reason, choice or None, code="mark.continue")
+        self._write_ledger("continue", pause.reason, choice or None, code="mark.continue")
         return choice
 
     def _wait(self, pause: Pause) -> str:
-        """Carry out commands until one of them, or the host, ends the pause; returns the choice that came with it."""
-        orders: list[Order] = []
+        """Carry out commands until one of them, or the host's recovery, ends the pause; returns the command's
+        choice."""
+        commands: list[Command] = []
         over = False
         while not over and not self.stopping:
             if self._ranks.first:
-                if not self._hot_chat.go_on(self._loop):
-                    self._inbox.arrived.wait(PAUSE_TURN)
+                if not self._hot_chat.advance(self._loop):
+                    self._inbox.arrived.wait(PAUSE_POLL_SECONDS)
                 over = pause.passes and self._host_recovered()
-            over, orders = self._take_orders(over)
-            over = over or any(name == "continue" for name, _ in orders)
-        choices = (arguments.get("choice") for name, arguments in orders if name == "continue")
+            over, commands = self._exchange_commands(over)
+            over = over or any(name == "continue" for name, _ in commands)
+        choices = (arguments.get("choice") for name, arguments in commands if name == "continue")
         return next(filter(None, choices), "")
 
     def save(self) -> None:
-        """A complete checkpoint of this step, unless there is one; a full disk pauses the run until there is room."""
+        """Save a checkpoint of this step, unless there is one; a full disk pauses the run until there is room."""
         loop = self._loop
         while pause := loop.checkpointer.save():
             self.pause(pause)
@@ -72,44 +74,44 @@ class RunControl:
                     code="training.no_checkpoint",
                     step=loop.step,
                     message=f"stopped without a checkpoint of step {loop.step}: {pause.reason}",
-                    hint="resume goes on from the one before",
+                    hint="free disk space, then `cockpit resume` continues from the checkpoint before it",
                 )
                 return
 
     # ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _agree(self) -> Pause | None:
-        """One agreement of the ranks: commands are carried out; returns why to pause."""
-        trouble = self._host_trouble()
-        waiting = len(self._inbox) + bool(trouble) if self._ranks.first else 0
+    def _agree_on_commands(self) -> Pause | None:
+        """Exchange and carry out commands on all ranks; returns the reason to pause, if any."""
+        host_pause = self._find_host_pause()
+        waiting = len(self._inbox) + bool(host_pause) if self._ranks.first else 0
         if not self._ranks.sum([waiting])[0]:
             return None
         pause: Pause | None
-        pause, orders = self._take_orders(trouble)
-        for name, _ in orders:
-            pause = {"pause": ASKED, "continue": None, "stop": None}.get(name, pause)
+        pause, commands = self._exchange_commands(host_pause)
+        for name, _ in commands:
+            pause = {"pause": USER_PAUSE, "continue": None, "stop": None}.get(name, pause)
         return pause
 
-    def _take_orders(self, word: Any) -> tuple[Any, list[Order]]:
-        """Send rank 0's `word` and its waiting commands to all ranks, which carry them out; returns the word, and the commands that were
-        not refused."""
-        instructions = self._inbox.take() if self._ranks.first else []
-        word, orders = self._ranks.broadcast((word, [(each.name, each.arguments) for each in instructions]))
-        taken = []
-        for index, (name, arguments) in enumerate(orders):
-            if name == "generate":  # for rank 0 alone, and answered when the reply is whole
+    def _exchange_commands(self, payload: Any) -> tuple[Any, list[Command]]:
+        """Send rank 0's `payload` and its waiting commands to all ranks, which carry the commands out; returns the
+        payload and the accepted commands."""
+        instructions = self._inbox.take_all() if self._ranks.first else []
+        payload, commands = self._ranks.broadcast((payload, [(each.name, each.arguments) for each in instructions]))
+        accepted = []
+        for index, (name, arguments) in enumerate(commands):
+            if name == "generate":  # for rank 0 alone, and answered when the reply is complete
                 for instruction in instructions[index : index + 1]:
-                    self._hot_chat.take(instruction)
+                    self._hot_chat.add(instruction)
                 continue
-            refusal = self._carry_out(name, arguments)
+            refusal = self._execute(name, arguments)
             if not refusal:
-                taken.append((name, arguments))
+                accepted.append((name, arguments))
             if instructions:
                 self._reporter.link.answer(instructions[index], step=self._loop.step, problem=refusal)
-        return word, taken
+        return payload, accepted
 
-    def _carry_out(self, name: str, arguments: dict[str, Any]) -> Problem | None:
-        """One command; returns why it is refused, or nothing."""
+    def _execute(self, name: str, arguments: dict[str, Any]) -> Problem | None:
+        """Carry out one command; returns the reason for refusing it, or None."""
         match name:
             case "stop":
                 self.stopping = True
@@ -118,32 +120,32 @@ class RunControl:
             case "evaluate":
                 self._loop.guard.evaluate()
             case "set":
-                return self._set(arguments.get("changes", arguments))
+                return self._change_settings(arguments.get("changes", arguments))
             case "continue":
-                return self._refuse_choice(arguments.get("choice", ""))
+                return self._check_choice(arguments.get("choice", ""))
             case "pause":
                 pass
             case _:
                 return Problem(code="request.unknown", title=f"a training worker does not know the command {name!r}")
         return None
 
-    def _refuse_choice(self, choice: str) -> Problem | None:
-        """Why this way of going on from a batch that is held back is refused, or nothing."""
+    def _check_choice(self, choice: str) -> Problem | None:
+        """The reason for refusing this choice for a batch that is held back, or None."""
         step = self._loop.step
         if not choice:
             return None
         if choice not in ("skip", "rollback"):
             return Problem(code="command.no_choice", title=f"there is no choice {choice!r}: skip or rollback")
         if not self.held_rows:
-            title = f"no batch is held back at step {step}: there is nothing to {choice}"
+            title = f"no batch is held back at step {step}, so there is nothing to {choice}"
             return Problem(code="command.nothing_held", title=title)
         if choice == "rollback" and self._ranks.broadcast(self._loop.checkpointer.newest_before(step)) is None:
             title = f"there is no checkpoint before step {step}: skip the rows instead"
             return Problem(code="command.no_way_back", title=title)
         return None
 
-    def _set(self, changes: dict[str, Any]) -> Problem | None:
-        """Change settings; returns why that is refused, or nothing."""
+    def _change_settings(self, changes: dict[str, Any]) -> Problem | None:
+        """Change settings; returns the reason for refusing, or None."""
         loop, live = self._loop, self._loop.profile
         try:
             for key, value in changes.items():
@@ -152,29 +154,33 @@ class RunControl:
                 raise ValueError(f"step {loop.step} is done already; training.max_steps must be at least that")
         except ValueError as error:
             return Problem(code="setting.refused", title=str(error))
-        self.save()  # so that there is a way back to before the change
+        self.save()  # so that the run can be resumed from before the change
         for key in changes:
             old, new = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
             if key == "training.max_steps":
                 old = loop.max_steps
-            self._enter(key, old, new, code="mark.setting")
+            self._write_ledger(key, old, new, code="mark.setting")
         loop.apply_settings(live)
         return None
 
-    def _enter(self, name: str, old: Any, new: Any, *, code: str) -> None:
+    def _write_ledger(self, name: str, old: Any, new: Any, *, code: str) -> None:
         """Journal a change at this step."""
         attempt, step = self._loop.job.attempt, self._loop.step
         self._reporter.write(Ledger(attempt=attempt, code=code, step=step, name=name, old=old, new=new))
 
     # ── the host ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _host_trouble(self) -> Pause | None:
-        """Why disk or host ask for a pause; rank 0 looks every few seconds."""
+    def _find_host_pause(self) -> Pause | None:
+        """A pause that the disk or the host requires. Checked by rank 0, every few seconds."""
         if not self._ranks.first:
             return None
         if self._reporter.blocked and not self._reporter.flush():
             return self._reporter.blocked
-        return self._host.trouble(self._loop.profile.limits) if self._host.due() else None
+        return self._host.find_exceeded_limit(self._loop.profile.limits) if self._host.is_due() else None
 
     def _host_recovered(self) -> bool:
-        return self._host.due() and self._reporter.flush() and not self._host.trouble(self._loop.profile.limits)
+        return (
+            self._host.is_due()
+            and self._reporter.flush()
+            and not self._host.find_exceeded_limit(self._loop.profile.limits)
+        )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: warm-up, then the shape that the profile names (transformers' functions of these names)."""
+"""Learning-rate schedules of transformers: warm-up, then the shape that the profile names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_schedule(settings: TrainingOptions, optimizer: Any, steps: int) -> Any:
 
 
 def _arguments(settings: TrainingOptions, steps: int, warmup: int) -> dict[str, Any]:
-    """What a shape needs to know besides warm-up and last step."""
+    """A shape's arguments besides warm-up and last step."""
     match settings.scheduler:
         case "polynomial":
             return {"power": settings.power, "lr_end": 0.0}
@@ -42,7 +42,7 @@ def _arguments(settings: TrainingOptions, steps: int, warmup: int) -> dict[str, 
 
 
 def rebase_schedule(schedule: Any, settings: TrainingOptions, steps: int) -> Any:
-    """The schedule of `settings` at the same step as `schedule`, from another base rate and to another last step."""
+    """A new schedule at the same step as `schedule`, with the learning rate of `settings` and `steps` as last step."""
     optimizer, position, base = schedule.optimizer, schedule.last_epoch, settings.learning_rate
     optimizer.defaults["lr"] = base  # the polynomial is relative to it
     for group in optimizer.param_groups:

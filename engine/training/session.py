@@ -51,17 +51,17 @@ def train(
     reporter: Reporter,
     inbox: Inbox,
 ) -> tuple[str, int]:
-    """Train to the end, or until told to stop; returns `completed` or `stopped`, and the step.
+    """Train to the end, or until the run is stopped; returns `completed` or `stopped`, and the step.
 
     A relative `checkpoint.output` is relative to `directory`. Raises ProblemError, and whatever the libraries raise.
     """
     started = time.time()
-    traced = lineage.trace(run)
-    resumed = _checkpoint_to_resume(run, traced, from_step)
+    history = lineage.trace(run)
+    resumed = _checkpoint_to_resume(run, history, from_step)
     live, skipped = profile, set[int]()
-    later = traced.changes if from_step is None else []
+    later = history.changes if from_step is None else []
     if resumed:
-        live, skipped = live_settings.replay(resumed / checkpoints.TRAINER / live_settings.FILE, profile, later)
+        live, skipped = live_settings.replay(resumed / checkpoints.RESUME_FOLDER / live_settings.FILE, profile, later)
     output = Path(directory, live.checkpoint.output).expanduser() if live.checkpoint.output else None
     if output:
         checkpoints.check_output(output)
@@ -69,24 +69,26 @@ def train(
     job.resumed_from = resumed
     job.skipped |= skipped
     job.replayed = {entry.name: entry.new for entry in later}
-    job.checkpoints = {step: metrics for step, metrics in checkpoints.known(run).items() if step in traced.steps}
+    job.checkpoints = {
+        step: metrics for step, metrics in checkpoints.list_with_metrics(run).items() if step in history.steps
+    }
     if from_step is not None:
-        newest = traced.newest(run.checkpoint_steps())
+        newest = history.newest(run.checkpoint_steps())
         reporter.write(
-            Ledger(attempt=attempt, code="mark.rewind", step=from_step, name=lineage.REWOUND, old=newest, new=from_step)
+            Ledger(attempt=attempt, code="mark.rewind", step=from_step, name=lineage.REWIND, old=newest, new=from_step)
         )
     open_loggers(job)
     try:
         loop = _train_until_done(job)
     finally:
-        job.hot_chat.end(reporter.link, inbox.step)
+        job.hot_chat.close(reporter.link, inbox.step)
     if job.ranks.first:
         _finish(job, loop, output, time.time() - started)
-    job.ranks.broadcast(None)  # no rank ends before the last checkpoint is safe
+    job.ranks.broadcast(None)  # no rank exits before the last checkpoint is verified
     return loop.outcome, loop.step
 
 
-def _checkpoint_to_resume(run: RunDirectory, traced: Lineage, from_step: int | None) -> Path | None:
+def _checkpoint_to_resume(run: RunDirectory, history: Lineage, from_step: int | None) -> Path | None:
     """The newest complete checkpoint of the run's lineage, or that of `from_step`; None for a run that has none."""
     steps = run.checkpoint_steps()
     if from_step is not None and from_step not in steps:
@@ -95,15 +97,15 @@ def _checkpoint_to_resume(run: RunDirectory, traced: Lineage, from_step: int | N
             Problem(
                 code="checkpoint.not_found",
                 title=f"There is no checkpoint of step {from_step}",
-                hint=f"kept are: {kept}",
+                hint=f"the checkpoints are: {kept}",
             )
         )
-    step = traced.newest(steps) if from_step is None else from_step
+    step = history.newest(steps) if from_step is None else from_step
     return run.checkpoint(step) if step is not None else None
 
 
 def _train_until_done(job: Job) -> TrainingLoop:
-    """The loop after its last step. It may ask to start anew from a checkpoint, in this process."""
+    """Run the loop to its last step and return it; it is built again, in this process, when it raises RestartFrom."""
     results: dict[int, dict[str, float]] = {}
     restarted = False
     while True:
@@ -117,7 +119,7 @@ def _train_until_done(job: Job) -> TrainingLoop:
 
 
 def _train_once(job: Job, results: dict[int, dict[str, float]], *, restarted: bool) -> TrainingLoop | RestartFrom:
-    """The loop after its last step, or the request to start anew that ended it."""
+    """Build the loop and run it; returns it after its last step, or the RestartFrom that ended it."""
     loop = assemble.make_loop(job, model.build(job))
     loop.evaluator.results = results
     job.saved_step = loop.step if job.resumed_from else -1
@@ -127,33 +129,33 @@ def _train_once(job: Job, results: dict[int, dict[str, float]], *, restarted: bo
     try:
         loop.run(lambda drift: _report_start(job, loop, drift, warn=not restarted))
     except RestartFrom as request:
-        return RestartFrom(request.profile, request.step)  # a new one: the raised one holds on to all its frames
+        return RestartFrom(request.profile, request.step)  # a new one: the raised one keeps its frames alive
     return loop
 
 
 def _make_job(
     run: RunDirectory, attempt: int, submitted: Profile, live: Profile, reporter: Reporter, inbox: Inbox
 ) -> Job:
-    """Device, ranks, threads, tokenizer: all that is needed before the model."""
+    """Set up device, ranks, threads and tokenizer: everything that is needed before the model."""
     import torch
     import transformers
     from datasets.utils.logging import disable_progress_bar
 
     transformers.utils.logging.disable_progress_bar()
     disable_progress_bar()
-    _, local, world = ranks.place()
+    _, local, world = ranks.read_place()
     kind = devices.find_accelerator()
-    performance.check(live.training, kind)
-    performance.before_model(live.training)
+    performance.check_device(live.training, kind)
+    performance.configure_torch(live.training)
     devices.set_threads(live.training.threads, world)
     device = devices.choose_device(kind, local, live.model.dtype)
-    group = replace(ranks.join(kind), waiting=reporter.link.set_waiting)
-    # A close race between two dtypes must not end differently on two ranks.
+    group = replace(ranks.join_ranks(kind), on_wait=reporter.link.set_waiting)
+    # Each rank times the dtypes itself; a close result must not differ between ranks.
     device = replace(device, compute=group.broadcast(device.compute))
     inbox.pids = group.gather(inbox.pids[0])
     prepared = json.loads(run.prepared.read_text())
     if group.first:
-        checkpoints.clean(run)
+        checkpoints.remove_partial(run)
     torch.manual_seed(live.training.seed)
     return Job(
         run=run,
@@ -173,7 +175,7 @@ def _make_job(
 
 
 def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> None:
-    """Report the facts of this attempt, and what the user should know about the machine. `drift` says how exact a resume is."""
+    """Report the facts of this attempt and warn about the machine. `drift` describes how exact a resume is."""
     step, batches = loop.step, loop.batches
     compute = str(job.device.compute).removeprefix("torch.")
     job.reporter.write(
@@ -185,8 +187,8 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
             steps_per_epoch=batches.per_epoch,
             processes=job.ranks.world,
             global_batch=batches.size,
-            parameters=_count(loop.model.parameters()),
-            trainable_parameters=_count(p for p in loop.model.parameters() if p.requires_grad),
+            parameters=_count_weights(loop.model.parameters()),
+            trainable_parameters=_count_weights(p for p in loop.model.parameters() if p.requires_grad),
             rows=len(batches.lengths),
             trained_tokens=job.prepared["trained_tokens"],
             resumed=drift,
@@ -197,8 +199,8 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
                 "compute_dtype": compute,
                 "settings": {key: live_settings.get_setting(job.profile, key) for key in SETTABLE},
                 "thresholds": [
-                    (wanted.name, wanted.comparison, wanted.bound)
-                    for wanted in map(thresholds.parse_threshold, job.profile.evaluation.thresholds)
+                    (threshold.name, threshold.comparison, threshold.bound)
+                    for threshold in map(thresholds.parse_threshold, job.profile.evaluation.thresholds)
                 ],
                 **list_versions(),
             },
@@ -209,19 +211,19 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
             code="resume.drift",
             step=step,
             message=f"resumed, but {drift}",
-            hint="losses will not be bit for bit those of an uninterrupted run; nothing to do where that was meant",
+            hint="losses will differ from those of an uninterrupted run; nothing to do if this is intended",
         )
     if job.device.kind == "cpu" and compute != job.profile.model.dtype:
         job.reporter.warn(
             code="device.slow_dtype",
             message=f"This CPU computes {job.profile.model.dtype} more slowly than float32, so float32 is used; the "
             f"weights keep their {job.profile.model.dtype} values",
-            hint="nothing to do; on a CPU with AMX or AVX512-BF16, or on a GPU, bfloat16 is computed",
+            hint="nothing to do; a GPU, or a CPU with AMX or AVX512-BF16, computes in bfloat16",
         )
 
 
-def _count(parameters: Any) -> int:
-    """Weights, those packed two to a byte counted as what they stand for."""
+def _count_weights(parameters: Any) -> int:
+    """The number of weights; 4-bit weights, packed two to a byte, are counted one by one."""
     return sum(
         math.prod(state.shape) if (state := getattr(p, "quant_state", None)) is not None else p.numel()
         for p in parameters
@@ -229,14 +231,14 @@ def _count(parameters: Any) -> int:
 
 
 def _finish(job: Job, loop: TrainingLoop, output: Path | None, seconds: float) -> None:
-    """Read the last checkpoint back, publish it, report."""
+    """Verify the last checkpoint, publish it, and write the report."""
     step, results = loop.step, loop.evaluator.results
     last = job.run.checkpoint(step)
     if loop.outcome == "completed":
-        with loop.averaged():
+        with loop.averaged_weights():
             checkpoints.read_back(last, loop.model, job.profile.model.dtype)
         if output:
-            job.reporter.phase("saving", str(output))
+            job.reporter.set_phase("saving", str(output))
             checkpoints.publish(last, output)
     job.reporter.close_loggers()
     if not job.plots.finish(step):
@@ -248,7 +250,7 @@ def _finish(job: Job, loop: TrainingLoop, output: Path | None, seconds: float) -
         )
     last_values = results[max(results)] if results else {}
     verdicts = thresholds.check_thresholds(job.profile.evaluation.thresholds, last_values)
-    # What the test rows will be measured for is judged there, and once.
+    # With an evaluation on test rows, the thresholds are checked there, once.
     judged = loop.outcome == "completed" and not stage_plan.has_test_rows(job.profile)
     for verdict in verdicts if judged else ():
         if not verdict.passed:
@@ -258,6 +260,6 @@ def _finish(job: Job, loop: TrainingLoop, output: Path | None, seconds: float) -
                 message=f"a threshold is missed: {verdict}",
                 hint="train on, on more or better data, or change evaluation.thresholds",
             )
-    report.write(job, loop.outcome, step, results, verdicts, seconds)
+    report.write_report(job, loop.outcome, step, results, verdicts, seconds)
     if loop.outcome == "completed":
         write_private(job.run.result(stages.TRAIN), json.dumps({"step": step, "seconds": seconds}).encode())

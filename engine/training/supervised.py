@@ -1,4 +1,4 @@
-"""Next-token cross entropy, for the methods that train on tokens with labels."""
+"""Next-token cross entropy: the loss of the methods that train on labelled tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _LARGEST = 700.0
 
 
 class Supervised(Method):
-    """Cross entropy over trained positions, a mean over those of the global batch. The output layer sees no other positions."""
+    """Mean cross entropy over the trained positions of the global batch. The output layer computes no other
+    positions."""
 
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)

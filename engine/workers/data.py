@@ -109,12 +109,12 @@ class Data:
         return self._require_browser().reread(self._progress(arguments))
 
     def batch(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        from engine.training.batches import batch
+        from engine.training.batches import describe_batch
 
         if self.prepared is None:
             self.prepare(arguments)
         assert self.prepared is not None
-        return batch(
+        return describe_batch(
             self.prepared, self._require_browser().profile, self._require_browser().tokenizer(), arguments["step"]
         )
 

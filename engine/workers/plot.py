@@ -51,13 +51,13 @@ def _plot(home: Home, arguments: argparse.Namespace) -> list[Path]:
         raise ProblemError(
             Problem(code="run.not_found", title=f"There is no run {arguments.run!r}", hint="`cockpit runs` lists them")
         )
-    found = plots.curves(run, arguments.name or ["train/loss", "eval/loss"])
+    found = plots.read_curves(run, arguments.name or ["train/loss", "eval/loss"])
     if not found:
         hint = f"`cockpit metrics {run.id}` lists its metrics"
         raise ProblemError(Problem(code="plot.nothing", title=f"{run.id} has nothing to draw yet", hint=hint))
     last = max(steps[-1] for steps, _ in found.values())
     files = arguments.out or [run.plots / f"{'loss' if not arguments.name else 'metrics'}_curve_step_{last}.png"]
-    drawn = plots.picture(_make_title(run.id, run.profile), found)
+    drawn = plots.draw_curves(_make_title(run.id, run.profile), found)
     for file in files:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

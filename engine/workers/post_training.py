@@ -66,7 +66,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     stage.journal.write(
         Evaluation(attempt=stage.journal.attempt, step=stage.target.step or 0, values=totals, seconds=seconds)
     )
-    verdicts = report.conclude(stage.run, stage.profile, values)
+    verdicts = report.judge_test(stage.run, stage.profile, values)
     for verdict in verdicts:
         if not verdict.passed:
             stage.journal.warn(
@@ -82,7 +82,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         "seconds": seconds,
         **{name: found.get(name) for name in fields},
     }
-    report.extend(stage.run, stages.EVALUATE, test=outcome)
+    report.extend_report(stage.run, stages.EVALUATE, test=outcome)
     return outcome
 
 
@@ -116,7 +116,7 @@ def export(stage: Stage) -> dict[str, Any]:
         "gguf": made.gguf,
         "seconds": time.monotonic() - began,
     }
-    report.extend(stage.run, stages.EXPORT, export=outcome)
+    report.extend_report(stage.run, stages.EXPORT, export=outcome)
     return outcome
 
 

@@ -41,7 +41,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
     home = Home(arguments.home)
     run = home.run(arguments.job)
-    rank, _, world = ranks.place()
+    rank, _, world = ranks.read_place()
     inbox = Inbox()
     link = Link(
         arguments.address,
@@ -50,12 +50,12 @@ def main() -> int:
         rank,
         memory=devices.measure_memory,
         on_cancel=inbox.cancelled.add,
-        on_instruction=inbox.take_in,
+        on_instruction=inbox.receive,
         die_with_parent=world > 1,
     )
     inbox.connect(link)
     reporter = Reporter(run, arguments.attempt, link, rank)
-    reporter.phase("loading", "libraries")
+    reporter.set_phase("loading", "libraries")
     profile = None
     try:
         directory = Path(json.loads((run.path / "job.json").read_text())["directory"])

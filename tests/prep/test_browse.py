@@ -148,7 +148,7 @@ def test_a_file_that_changed_is_said(over: Over, bare_home: Home, tmp_path: Path
 
 def test_preference_rows_are_shown_token_by_token(over: Over, home: Home, tmp_path: Path) -> None:
     from engine.prep.prepare import prepare
-    from engine.training.batches import batch
+    from engine.training.batches import describe_batch
 
     write(
         tmp_path / "rows.jsonl",
@@ -177,7 +177,7 @@ def test_preference_rows_are_shown_token_by_token(over: Over, home: Home, tmp_pa
     counted = browser.stats("train", lambda *_: None)
     assert (counted["rows"], counted["masked"], counted["truncated"], counted["max"]) == (1, 1, 2, 80)
 
-    batched = batch(prepare(profile, home, lambda *_: None), profile, browser.tokenizer(), 1)
+    batched = describe_batch(prepare(profile, home, lambda *_: None), profile, browser.tokenizer(), 1)
     assert batched["parts"] == [{**part, "sequence": 0} for part in shown["parts"]]
     judged = {"data": {"train": [{"source": "judged.jsonl"}], "max_length": 80}}
     (part,) = opened(parse(json.dumps(judged), "test.json", tmp_path, ["method.kind=kto"], home), home).tokens(

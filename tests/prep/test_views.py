@@ -12,7 +12,7 @@ from engine.prep.chat_labels import Renderer
 from engine.prep.prepare import prepare
 from engine.prep.search import Measure, Query, parse
 from engine.protocol.home import Home
-from engine.training.batches import batch
+from engine.training.batches import describe_batch
 from tests.prep.conftest import ProfileOver, chat
 
 
@@ -102,9 +102,9 @@ def test_a_batch_is_what_the_run_will_see(profile_over: ProfileOver, home: Home,
     prepared = prepare(profile, home, lambda *_: None)
     texts = {Renderer(tokenizer, "assistant").render([row])[0].text for row in rows}
     seen: list[str] = []
-    first = batch(prepared, profile, tokenizer, 1)
+    first = describe_batch(prepared, profile, tokenizer, 1)
     for step in range(1, first["steps"] + 1):
-        told = batch(prepared, profile, tokenizer, step)
+        told = describe_batch(prepared, profile, tokenizer, step)
         for part in told["parts"]:
             text = "".join(piece["text"] for piece in part["pieces"])
             assert text in texts
@@ -115,4 +115,4 @@ def test_a_batch_is_what_the_run_will_see(profile_over: ProfileOver, home: Home,
     assert sorted(seen) == sorted(texts)
     assert (len({part["sequence"] for part in first["parts"]}) < len(first["parts"])) == packing
     with pytest.raises(ValueError, match="there is no step 99"):
-        batch(prepared, profile, tokenizer, 99)
+        describe_batch(prepared, profile, tokenizer, 99)

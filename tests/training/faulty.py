@@ -29,7 +29,7 @@ def run_out(tokens: int, rank: int | None = None) -> None:
     build = model.build
 
     def refuse(module: Any, args: Any, named: dict[str, Any]) -> None:
-        if named["input_ids"].numel() > tokens and rank in (None, ranks.place()[0]):
+        if named["input_ids"].numel() > tokens and rank in (None, ranks.read_place()[0]):
             raise torch.OutOfMemoryError(f"a fault of the test: more than {tokens} tokens")
 
     def faulty(*arguments: Any) -> Any:

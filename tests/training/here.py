@@ -91,9 +91,9 @@ class _Inbox(Inbox):
             self._waiting.append(Instruction(id=name, name=name, arguments=arguments))
         return super().__len__()
 
-    def take(self) -> list[Instruction]:
+    def take_all(self) -> list[Instruction]:
         len(self)
-        return super().take()
+        return super().take_all()
 
 
 def at(step: int, name: str, **arguments: Any) -> Orders:

@@ -29,7 +29,7 @@ KINDS = {
     "prompt": ("prompt_encoder",),
 }
 """Parts of the names of the weights that an adapter trains."""
-COMBINATIONS = [(kind, base) for kind, bases in combinations.BASES.items() for base in bases]
+COMBINATIONS = [(kind, base) for kind, bases in combinations.QUANTIZATIONS.items() for base in bases]
 STEPS = ("training.max_steps=2", "training.warmup=0", "training.scheduler=constant")
 
 
@@ -77,7 +77,7 @@ def adapter(kind: str) -> str:
 
 
 def test_every_adapter_has_a_row_in_the_table() -> None:
-    assert set(KINDS) == set(ADAPTERS) == set(combinations.BASES)
+    assert set(KINDS) == set(ADAPTERS) == set(combinations.QUANTIZATIONS)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "packed"])
@@ -106,7 +106,7 @@ PREFERENCE = [
     (method, rows, kind, base)
     for method, rows in (("dpo", "pairs"), ("orpo", "pairs"), ("reward", "pairs"), ("kto", "judged"))
     for kind, base in COMBINATIONS
-    if combinations.offered(kind, base, rows)
+    if combinations.is_supported(kind, base, rows)
     and (base == "none" or (method, kind) in {("reward", "lora"), ("dpo", "oft")})
 ]
 """Every method with every adapter; with quantised bases those in which most differs, a head of its own and a weight
@@ -250,15 +250,15 @@ def test_layers_that_are_not_there_are_refused_by_name(small: dict[str, Any]) ->
 
 
 def test_virtual_tokens_are_refused_by_methods_whose_loss_knows_nothing_of_them() -> None:
-    found = list(combinations.refusals("prefix", "none", "dpo", "pairs"))
+    found = list(combinations.find_unsupported("prefix", "none", "dpo", "pairs"))
     assert [key for key, _ in found] == ["adapter.kind"] and "dpo" in found[0][1]
-    assert not list(combinations.refusals("oft", "int8", "dpo", "pairs"))
-    assert [key for key, _ in combinations.refusals("oft", "none", "grpo", "prompts")] == ["adapter.kind"]
+    assert not list(combinations.find_unsupported("oft", "int8", "dpo", "pairs"))
+    assert [key for key, _ in combinations.find_unsupported("oft", "none", "grpo", "prompts")] == ["adapter.kind"]
 
 
 def test_the_documented_table_is_the_one_in_code() -> None:
     text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
-    assert combinations.table() in text
+    assert combinations.render_tables() in text
 
 
 def test_a_lock_is_written_with_every_adapter(small: dict[str, Any], tmp_path: Path) -> None:

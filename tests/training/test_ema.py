@@ -66,16 +66,16 @@ def test_the_average_is_saved_and_evaluated_and_training_goes_on_bit_for_bit(
 def test_the_average_is_that_of_the_weights() -> None:
     import torch
 
-    from engine.training.ema import Averages
+    from engine.training.ema import WeightAverages
 
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(0.0)
-    averages = Averages(model, 0.9)
+    averages = WeightAverages(model, 0.9)
     model.weight.data.fill_(1.0)
     averages.update(1)  # keeps 2 / 11
     assert float(averages._averages["weight"]) == pytest.approx(9 / 11)
     averages.update(1000)  # keeps 0.9
-    with averages.in_place():
+    with averages.swap_in():
         assert float(model.weight) == pytest.approx(1 - 0.9 * 2 / 11)
     assert float(model.weight) == 1.0
 

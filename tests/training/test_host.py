@@ -14,8 +14,8 @@ from tests.training.here import Here
 
 
 @pytest.fixture(autouse=True)
-def always_look(monkeypatch):
-    monkeypatch.setattr(host, "LOOK", 0.0)
+def check_always(monkeypatch):
+    monkeypatch.setattr(host, "CHECK_SECONDS", 0.0)
 
 
 def _pauses(run: Here) -> list[tuple[str, str]]:
@@ -24,7 +24,7 @@ def _pauses(run: Here) -> list[tuple[str, str]]:
 
 def test_a_hot_device_pauses_until_it_is_cooler(tmp_path, prepared, monkeypatch):
     readings = itertools.chain([60.0, 91.0, 90.0, 86.0], itertools.repeat(70.0))
-    monkeypatch.setattr(host, "temperatures", lambda: [50.0, next(readings)])
+    monkeypatch.setattr(host, "read_temperatures", lambda: [50.0, next(readings)])
     run = Here(tmp_path, "hot", prepared, "limits.temperature=85", "training.max_steps=4")
     assert run.train() == ("completed", 4)
     reason = "device too hot: 91 °C, limits.temperature is 85"
@@ -49,20 +49,22 @@ def test_other_programs_count_and_the_run_itself_does_not(tmp_path, monkeypatch)
     clock = itertools.count(0, 10)
     everything, ours = iter([0.0, 20.0, 40.0]), iter([0.0, 19.0, 24.0])
     monkeypatch.setattr(host, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    monkeypatch.setattr(host, "_spent", lambda: next(everything))
-    monkeypatch.setattr(host, "_spent_by", lambda pid: next(ours))
+    monkeypatch.setattr(host, "_read_host_cpu_seconds", lambda: next(everything))
+    monkeypatch.setattr(host, "_read_process_cpu_seconds", lambda pid: next(ours))
     monkeypatch.setattr(host.os, "cpu_count", lambda: 2)
-    watched = host.Host(tmp_path, [1])
+    monitor = host.HostMonitor(tmp_path, [1])
     limits = LimitOptions(cpu_percent=70, disk_free_gb=0)
-    assert watched.trouble(limits) is None  # nothing to compare with yet
-    assert watched.trouble(limits) is None  # 20 CPU seconds in 10 s on two cores: all busy, but 19 of them are ours
-    pause = watched.trouble(limits.model_copy(update={"cpu_percent": 70.0}))
+    assert monitor.find_exceeded_limit(limits) is None  # nothing to compare with yet
+    assert (
+        monitor.find_exceeded_limit(limits) is None
+    )  # 20 CPU seconds in 10 s on two cores: all busy, but 19 of them are ours
+    pause = monitor.find_exceeded_limit(limits.model_copy(update={"cpu_percent": 70.0}))
     assert pause is not None and pause.code == "pause.host_cpu" and "other programs use 75 %" in pause.reason
 
 
 def test_what_is_not_limited_is_not_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr(host, "temperatures", pytest.fail)
-    monkeypatch.setattr(host, "_spent", pytest.fail)
-    assert host.Host(tmp_path, []).trouble(LimitOptions(disk_free_gb=0)) is None
-    pause = host.Host(tmp_path, []).trouble(LimitOptions(disk_free_gb=1e9))
+    monkeypatch.setattr(host, "read_temperatures", pytest.fail)
+    monkeypatch.setattr(host, "_read_host_cpu_seconds", pytest.fail)
+    assert host.HostMonitor(tmp_path, []).find_exceeded_limit(LimitOptions(disk_free_gb=0)) is None
+    pause = host.HostMonitor(tmp_path, []).find_exceeded_limit(LimitOptions(disk_free_gb=1e9))
     assert pause is not None and pause.code == "pause.disk_low" and pause.passes

@@ -26,7 +26,7 @@ def whole(tmp_path_factory, prepared) -> Here:
 @pytest.mark.parametrize("changes", [(), ("training.ema={decay: 0.5}",)])
 def test_losses_are_bit_for_bit_those_of_a_run_that_was_asked_nothing(changes, whole, tmp_path, prepared, monkeypatch):
     """With dropout, across evaluations, a save and an epoch's end; each boundary makes a token or two."""
-    monkeypatch.setattr(hot_chat, "SECONDS", 0.0)
+    monkeypatch.setattr(hot_chat, "HOLD_SECONDS", 0.0)
     if changes:
         whole = Here(tmp_path, "averaged", prepared, *MANY, *changes)
         whole.train()
@@ -92,16 +92,16 @@ def test_what_goes_wrong_is_the_answer_and_the_run_goes_on(whole, tmp_path, prep
         at(6, "generate", **ask()),
     )
     assert run.train(orders=orders) == ("completed", 21)
-    told = [answer.problem.title if answer.problem else answer.result["finish"] for answer in run.answers]
-    assert told[:1] == ["Training leaves too little memory for this reply"]
-    assert told[1:4] == ["This cannot be answered"] * 3 and told[4] in ("stop", "length")
+    outcomes = [answer.problem.title if answer.problem else answer.result["finish"] for answer in run.answers]
+    assert outcomes[:1] == ["Training leaves too little memory for this reply"]
+    assert outcomes[1:4] == ["This cannot be answered"] * 3 and outcomes[4] in ("stop", "length")
     assert "no task 'poems'" in run.answers[2].problem.cause and "context of 256" in run.answers[3].problem.cause
     for name in LOSSES:
         assert run.series(name) == whole.series(name), name
 
 
 def test_a_stop_or_the_end_answers_what_is_open(tmp_path, prepared, monkeypatch):
-    monkeypatch.setattr(hot_chat, "SECONDS", 0.0)
+    monkeypatch.setattr(hot_chat, "HOLD_SECONDS", 0.0)
     run = Here(tmp_path, "ended", prepared, *MANY)
     both = one_after_another(
         at(2, "generate", **ask(max_new_tokens=100)), at(2, "generate", **ask("w5")), at(3, "stop")

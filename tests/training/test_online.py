@@ -163,7 +163,7 @@ def test_a_loss_is_trls(kind: str, options: Any, tiny: Path, tmp_path: Path) -> 
             parameter.data += 0.5 * step
         expected = float(trainer._compute_loss(model, inputs))
         batch = collate(found, False, method.mask_truncated)
-        summed = ours.losses(values(model, batch), batch, method)
+        summed = ours.compute_losses(values(model, batch), batch, method)
         assert float(summed["clip_ratio"][0]) > 0
         assert float(summed["loss"]) / plain.units(batch) == pytest.approx(expected, rel=1e-4)
         if kind == "grpo" and method.beta:

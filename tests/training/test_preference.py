@@ -199,7 +199,7 @@ def test_kto_loses_what_trl_loses(sets: Any, tiny: Path, tmp_path: Path, kind: s
     from engine.training.methods.kto import Options
     from engine.training.preference import kto
 
-    rows = [kto.Mismatched(load_from_disk(sets["kto"]["train"]))[index] for index in range(8)]
+    rows = [kto.MismatchedRows(load_from_disk(sets["kto"]["train"]))[index] for index in range(8)]
     assert rows[0]["other_ids"] == load_from_disk(sets["kto"]["train"])[-1]["completion_ids"]
     model, other = AutoModelForCausalLM.from_pretrained(tiny), AutoModelForCausalLM.from_pretrained(tiny)
     torch.manual_seed(4)
@@ -226,7 +226,7 @@ def test_kto_loses_what_trl_loses(sets: Any, tiny: Path, tmp_path: Path, kind: s
     ours.head, ours._reference_head = (PickedHead(each, Segments()) for each in (model, other))
     ours.profile = type("", (), {"method": Options(**weights)})
     with torch.no_grad():
-        summed = ours._summed(model, kto.collate(rows, flat=False), None)
+        summed = ours._compute_sums(model, kto.collate(rows, flat=False), None)
         expected = float(theirs.compute_loss(model, theirs.data_collator(prepared)))
     assert float(summed["loss"]) / len(rows) == pytest.approx(expected, rel=1e-4)
     told = {name: values[-1] for name, values in theirs._metrics["eval"].items()}

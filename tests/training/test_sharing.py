@@ -94,7 +94,7 @@ def _compare(folder: Path) -> None:
     torch.set_num_threads(1)
     from engine.training import ranks as meeting
 
-    ranks = meeting.join("cpu")
+    ranks = meeting.join_ranks("cpu")
     for name in ("adamw", "adam", "sgd", "adafactor", "muon"):
         alone, whole = _made(name)
         weights, optimizer = _made(name)

@@ -87,10 +87,10 @@ def test_loader_processes_give_the_same_batches_also_after_a_resume(prepared: di
 
 def test_workers_are_chosen_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
-    assert performance.workers("auto", "cpu", 1) == 0
-    assert performance.workers("auto", "cuda", 1) == 4
-    assert performance.workers("auto", "cuda", 8) == 1
-    assert performance.workers(7, "cpu", 8) == 7
+    assert performance.count_workers("auto", "cpu", 1) == 0
+    assert performance.count_workers("auto", "cuda", 1) == 4
+    assert performance.count_workers("auto", "cuda", 8) == 1
+    assert performance.count_workers(7, "cpu", 8) == 7
     method = SimpleNamespace(rows=[0, 1], collate=list)
     for setting, expected in ((0, 0), ("auto", 3)):
         loader = performance.make_loader(TrainingOptions(workers=setting), "cuda", 4, method, [[0], [1]])
@@ -160,7 +160,7 @@ def test_neftune_disturbs_training_alone(prepared: dict[str, Any], tmp_path: Pat
     ],
 )
 def test_compiling_is_chosen_by_device_and_length(setting: Any, kind: str, steps: int, expected: bool) -> None:
-    assert compiling.wanted(setting, kind, steps) is expected
+    assert compiling.is_enabled(setting, kind, steps) is expected
 
 
 @pytest.mark.slow
@@ -200,16 +200,16 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(
 
 
 def test_liger_is_refused_by_name_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert liger.wanted("auto", "cpu") is False
-    assert liger.wanted(False, "cuda") is False
+    assert liger.is_enabled("auto", "cpu") is False
+    assert liger.is_enabled(False, "cuda") is False
     with pytest.raises(ProblemError, match=r"training\.liger needs an NVIDIA"):
-        liger.wanted(True, "cpu")
+        liger.is_enabled(True, "cpu")
     monkeypatch.setattr(liger, "find_spec", lambda _: None)
-    assert liger.wanted("auto", "cuda") is False
+    assert liger.is_enabled("auto", "cuda") is False
     with pytest.raises(ProblemError, match="liger-kernel"):
-        liger.wanted(True, "cuda")
+        liger.is_enabled(True, "cuda")
     monkeypatch.setattr(liger, "find_spec", lambda _: object())
-    assert liger.wanted("auto", "cuda") is True
+    assert liger.is_enabled("auto", "cuda") is True
 
 
 @pytest.mark.parametrize("change", ["training.tf32=true", "training.liger=true"])
@@ -227,6 +227,6 @@ def test_tf32_wants_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 0))
     with pytest.raises(ProblemError, match="Tesla V100 has no TF32"):
-        performance.check(TrainingOptions(tf32=True), "cuda")
+        performance.check_device(TrainingOptions(tf32=True), "cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    performance.check(TrainingOptions(tf32=True), "cuda")
+    performance.check_device(TrainingOptions(tf32=True), "cuda")

@@ -38,7 +38,7 @@ def test_curves_are_those_of_the_latest_attempt(bare_home: Home) -> None:
         Evaluation(attempt=2, step=2, values={"eval/loss": None}),
     ):
         journal.write(entry)
-    assert plots.curves(run, ["train/loss", "eval/loss"]) == {"train/loss": ([1, 2], [4.0, 7.0])}
+    assert plots.read_curves(run, ["train/loss", "eval/loss"]) == {"train/loss": ([1, 2], [4.0, 7.0])}
 
 
 @pytest.mark.parametrize("steps", [1, 50, 5000])
@@ -46,13 +46,13 @@ def test_a_picture_has_both_parts_and_chinese_words(steps: int) -> None:
     numbers = list(range(1, steps + 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of a character that no font has
-        png = plots.picture(
+        png = plots.draw_curves(
             "三元组抽取 · 训练损失",
             {"train/loss": (numbers, [1 / step for step in numbers]), "评估/loss": ([1], [2.0])},
         )
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
     with pytest.raises(ValueError, match="no such metrics"):
-        plots.picture("empty", {})
+        plots.draw_curves("empty", {})
 
 
 @pytest.mark.slow

@@ -1,1 +1,2 @@
-"""Which weights are trained. One module per adapter: its `Options`, and `attach(model, options)`."""
+"""Adapters, which determine the trained weights. One module per adapter: its `Options`, and `attach(model,
+options)`."""

@@ -1,8 +1,9 @@
-"""A LoRA layer's forward and backward pass as one step of autograd, for training on a CPU.
+"""A LoRA layer's forward and backward pass as one autograd function, for training on a CPU.
 
-peft composes it of six operations on activations; on a CPU each reads and writes megabytes. Here the update is added into the
-base's product and its gradient into the base's, and the scale is applied where tensors are `rank` wide. Same numbers up to
-rounding, fewer passes over memory (as Unsloth's LoRA kernels do on GPUs).
+peft composes it of six operations on activations, each of which reads and writes megabytes on a CPU. Here the update is
+added in place to the base's product, and its gradient to the base's gradient, and the scale is applied to tensors that
+are only `rank` wide. The results are the same up to rounding, with fewer passes over memory (as in Unsloth's LoRA
+kernels for GPUs).
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from engine.training.dropout import PooledDropout
 
 
 def install(model: torch.nn.Module) -> None:
-    """Let the plain LoRA layers of `model`, all on a CPU, compute so."""
+    """Let the plain LoRA layers of `model` use the fused function. The whole model must be on a CPU."""
     for layer in model.modules():
         if type(layer) is Linear and type(layer.get_base_layer()) is torch.nn.Linear and not layer.lora_variant:
             layer.__class__ = FusedLinear
 
 
 class FusedLinear(Linear):  # type: ignore[misc]
-    """peft's layer; whatever is not plain training of one adapter is left to it."""
+    """peft's layer with a fused pass for plain training of one adapter; peft computes everything else."""
 
     def forward(self, x: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
         active = self.active_adapters
@@ -34,7 +35,7 @@ class FusedLinear(Linear):  # type: ignore[misc]
         (name,) = active
         base, dropout = self.get_base_layer(), self.lora_dropout[name]
         if isinstance(dropout, PooledDropout):
-            factors = dropout.pool.window(x)
+            factors = dropout.pool.take_slice(x)
         elif isinstance(dropout, torch.nn.Identity):
             factors = None
         else:
@@ -52,7 +53,8 @@ class FusedLinear(Linear):  # type: ignore[misc]
 
 
 class _Fused(torch.autograd.Function):
-    """x [..., in] · Wᵀ + bias + s · ((x ⊙ factors) · Aᵀ) · Bᵀ, with gradients of x, A [rank, in] and B [out, rank]. W is frozen."""
+    """x [..., in] · Wᵀ + bias + s · ((x ⊙ factors) · Aᵀ) · Bᵀ, with gradients of x, A [rank, in] and B [out, rank]. W
+    is frozen."""
 
     @staticmethod
     @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)

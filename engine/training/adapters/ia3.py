@@ -1,14 +1,15 @@
-"""(IA)³ (Liu et al. 2022, arXiv:2205.05638): one trained factor for each channel of keys, values and the feed-forward's inner width."""
+"""(IA)³ (Liu et al. 2022, arXiv:2205.05638): one trained factor per channel of keys, values and the feed-forward
+layer."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from engine.options.base import option
-from engine.training.adapters import attaching
+from engine.training.adapters import base
 
 
-class Options(attaching.AdapterOptions):
+class Options(base.AdapterOptions):
     kind: Literal["ia3"] = "ia3"
     targets: list[str] | Literal["auto"] = option(
         "auto",
@@ -20,14 +21,14 @@ class Options(attaching.AdapterOptions):
 
 
 def attach(model: Any, options: Options) -> Any:
-    """A PeftModel around `model`, whose own weights are frozen. Raises ProblemError for layers that are not there, and for a family
-    whose layers peft does not know when the profile does not name them."""
+    """Wrap `model` in a PeftModel; its own weights are frozen. Raises ProblemError for layers that do not exist, and
+    without targets for a family whose layers peft does not know."""
     from peft import IA3Config
 
     named = options.targets != "auto"
     config = IA3Config(
-        task_type=attaching.task(model),
+        task_type=base.get_task_type(model),
         target_modules=options.targets if named else None,
         feedforward_modules=options.feedforward if named else None,
     )
-    return attaching.attach(model, config, options)
+    return base.attach(model, config, options)

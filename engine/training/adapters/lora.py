@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from engine.training.adapters import attaching
+from engine.training.adapters import base
 
 
-class Options(attaching.LowRankOptions):
+class Options(base.LowRankOptions):
     kind: Literal["lora"] = "lora"
 
 
 def attach(model: Any, options: Options) -> Any:
-    """A PeftModel around `model`, whose own weights are frozen. Raises ProblemError when no layer has such a name."""
-    return attaching.low_rank(model, options)
+    """Wrap `model` in a PeftModel; its own weights are frozen. Raises ProblemError when no layer matches the
+    targets."""
+    return base.attach_low_rank(model, options)

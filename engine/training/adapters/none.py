@@ -12,5 +12,5 @@ class Options(Variant):
 
 
 def attach(model: Any, options: Options) -> Any:
-    """The model itself, every weight free to move."""
+    """Return `model` itself, with all weights trainable."""
     return model.requires_grad_(True)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from engine.training.adapters import attaching
+from engine.training.adapters import base
 
 
-class Options(attaching.VirtualTokenOptions):
+class Options(base.VirtualTokenOptions):
     kind: Literal["prompt"] = "prompt"
 
 
 def attach(model: Any, options: Options) -> Any:
-    """A PeftModel around `model`, whose own weights are frozen. The prompt begins as embeddings of the vocabulary, as the paper
-    found better than random ones."""
+    """Wrap `model` in a PeftModel; its own weights are frozen. The prompt is initialised with embeddings of the
+    vocabulary, which the paper found better than random ones."""
     from peft import PromptTuningConfig, PromptTuningInit
 
     config = PromptTuningConfig(
-        task_type=attaching.task(model),
+        task_type=base.get_task_type(model),
         num_virtual_tokens=options.virtual_tokens,
         prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
     )
-    return attaching.attach(model, config, options)
+    return base.attach(model, config, options)

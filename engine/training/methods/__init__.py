@@ -1,5 +1,5 @@
-"""What is optimised. One module per method, named in `engine.options.tables.METHODS`.
+"""Training methods. One module per method, listed in `engine.options.tables.METHODS`.
 
-Its `Options`, free of torch, says what a profile may set; `Options.rows` which kind of prepared rows the method takes, and
-`Options.method` where its `Method` stands (see `base`): in the same file, or beside the mathematics that it shares with others.
+Its torch-free `Options` declares the settings of a profile; `Options.rows` is the kind of prepared rows that the method
+takes, and `Options.method` the location of its `Method` class (see `base`), beside the code that it shares with others.
 """

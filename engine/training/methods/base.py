@@ -1,4 +1,4 @@
-"""What every method supplies to the training loop: a loss, what it is a mean over, and how held-out rows are measured."""
+"""The interface of a method to the training loop: its loss, the units of the loss, and the metrics of held-out rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class MethodSetup:
-    """What a method is built from."""
+    """The arguments of a method's constructor."""
 
     job: Job
     model: Any
@@ -28,7 +28,7 @@ class MethodSetup:
     """The validation set in the same columns; None without one."""
     batches: GlobalBatches
     segments: Segments | None
-    """Keeps attention within each of the rows that lie end to end; None where this model cannot do that."""
+    """Keeps attention within each of the concatenated rows; None where this model does not support that."""
     metrics: StepMetrics
     memory: MemoryWatch
 
@@ -37,9 +37,11 @@ class Method:
     """A method of training. Subclasses implement `collate`, `units`, `loss` and `measure`."""
 
     rehearsable = True
-    """Whether `loss` of any rows leaves nothing behind but gradients, metrics and random numbers drawn, so that it may be rehearsed."""
+    """Whether `loss` changes nothing but gradients, metrics and random generators, so that the preflight may call
+    it."""
     mergeable = True
-    """Whether held-out rows may be measured with the adapter merged into the weights (see `engine.inference.merged_decode`)."""
+    """Whether held-out rows may be measured with the adapter merged into the weights (see
+    `engine.inference.merged_decode`)."""
 
     def __init__(self, setup: MethodSetup) -> None:
         self.job, self.model = setup.job, setup.model
@@ -48,27 +50,29 @@ class Method:
         self.metrics, self.memory = setup.metrics, setup.memory
 
     def collate(self, rows: list[Row]) -> Batch:
-        """A micro-batch, on the CPU. Its counts `rows` and `tokens` are taken out before anything else sees it."""
+        """A micro-batch, on the CPU. Its counts `rows` and `tokens` are removed before other methods receive it."""
         raise NotImplementedError
 
     def begin_global_batch(self, micro_batches: list[Batch], step: int) -> list[Batch]:
-        """Called with this rank's micro-batches before the step after `step` steps; returns those that are computed."""
+        """Called with this rank's micro-batches before the step that follows `step` steps; returns those to compute."""
         return micro_batches
 
     def units(self, batch: Batch) -> float:
-        """What the loss of a micro-batch is a sum over: trained tokens, pairs …"""
+        """The number of units of a micro-batch, which its loss is a sum over: trained tokens, pairs …"""
         raise NotImplementedError
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
-        """The micro-batch's share of the loss, a scalar tensor: its sum divided by the `units` of the whole global batch, over all ranks."""
+        """The micro-batch's share of the loss, a scalar tensor: its sum divided by the `units` of the global batch on
+        all ranks."""
         raise NotImplementedError
 
     def measure(self, batch: Batch) -> dict[str, float]:
-        """Sums over the units of held-out rows by metric, `loss` among them. The model is in evaluation mode, without gradients."""
+        """Metrics of held-out rows, including `loss`, as sums over their units. The model is in evaluation mode,
+        without gradients."""
         raise NotImplementedError
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Metrics of held-out rows by name, from the means of what `measure` returned."""
+        """Metrics of held-out rows by name, from the means of the results of `measure`."""
         return means
 
     def longest_batch(self, rows: list[Row]) -> Batch:
@@ -78,18 +82,18 @@ class Method:
         return batch
 
     def expect_plain_batches(self) -> None:
-        """The model's next inputs are ordinary batches, such as those of generation."""
+        """Called before the model receives ordinary batches, such as those of generation."""
 
     def samples(self) -> list[dict[str, Any]]:
         """Held-out replies of the latest evaluation, as fields of `journal.Sample`; called on all ranks after it."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step needs of the steps before, on this rank."""
+        """State of this rank that the next step needs from earlier steps."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a checkpoint's `state_dict`."""
+        """Restore a checkpoint's `state_dict`."""
 
     def to_device(self, batch: Batch) -> Batch:
         """The batch with its tensors on the run's device."""

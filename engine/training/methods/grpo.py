@@ -15,8 +15,8 @@ class Options(OnlineOptions):
     )
     loss_type: Literal["dapo", "grpo", "dr_grpo"] = option(
         "dapo",
-        help="What the loss is a mean over: dapo the tokens of a step's replies, grpo the replies, each the mean of its tokens, "
-        "dr_grpo the replies, each divided by max_new_tokens.",
+        help="What the loss is a mean over: dapo the tokens of a step's replies, grpo the replies, each the mean of "
+        "its tokens, dr_grpo the replies, each divided by max_new_tokens.",
     )
     scale_rewards: Literal["group", "batch", "none"] = option(
         "group", help="Divide advantages by the rewards' standard deviation in their group, in the step, or not at all."

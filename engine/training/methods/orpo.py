@@ -1,4 +1,5 @@
-"""Odds ratio preference optimisation (Hong et al. 2024, arXiv:2403.07691): fine-tuning and preference in one, without a reference."""
+"""Odds ratio preference optimisation (Hong et al. 2024, arXiv:2403.07691): fine-tuning and preference without a
+reference."""
 
 from __future__ import annotations
 

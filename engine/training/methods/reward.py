@@ -1,4 +1,5 @@
-"""A reward model: a score for a reply, learnt from pairs (Bradley and Terry 1952; Stiennon et al. 2020, arXiv:2009.01325)."""
+"""A reward model: a score for a reply, learnt from pairs (Bradley and Terry 1952; Stiennon et al. 2020,
+arXiv:2009.01325)."""
 
 from __future__ import annotations
 
@@ -18,4 +19,4 @@ class Options(Variant):
     rows: ClassVar[str] = "pairs"
     method: ClassVar[str] = "engine.training.preference.reward:Reward"
     scores: ClassVar[bool] = True
-    """The model answers with a number instead of text."""
+    """The model returns a number instead of text."""

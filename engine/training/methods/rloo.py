@@ -1,4 +1,5 @@
-"""Reinforce, leave one out (Ahmadian et al. 2024, arXiv:2402.14740): a reply's reward against those of the others to its prompt."""
+"""REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740): a reply's reward minus the mean of the prompt's
+other replies."""
 
 from __future__ import annotations
 

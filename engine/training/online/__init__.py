@@ -1,1 +1,1 @@
-"""Methods that learn from replies which the model itself writes while it trains, and from the rewards of these."""
+"""Online methods: they learn from replies that the model itself samples during training, and from their rewards."""

@@ -1,4 +1,5 @@
-"""Prompts into steps: micro-batches count replies, so a step takes a `generations`-th as many prompts."""
+"""Batching of prompts: micro-batches count replies, so a step has as many prompts as replies divided by
+`generations`."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ def make_global_batches(profile: Profile, lengths: Sequence[int], rank: int = 0,
 
 
 class PromptBatches(GlobalBatches):
-    """Each global batch of prompts lasts for `iterations` steps. A rank's prompts all come in the first of its `accumulation` lists: it
-    answers all of them before it divides the replies into micro-batches."""
+    """Each global batch of prompts is used for `iterations` steps. A rank's prompts are all in the first of its
+    `accumulation` lists: it samples all replies before dividing them into micro-batches."""
 
     def __init__(
         self,

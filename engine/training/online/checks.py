@@ -1,4 +1,5 @@
-"""Who is to reward, and does what is sampled fit? Looks at names and small files; loads nothing."""
+"""Checks of online methods: the reward exists, and the sampled replies fit. Reads names and small files; loads no
+model."""
 
 from __future__ import annotations
 
@@ -15,29 +16,30 @@ from engine.tasks.task import load_task
 from engine.training.online.options import OnlineOptions, RewardOptions
 
 
-def online(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
-    """`(key, message)` for what a method that samples replies cannot work with. Other methods pass."""
+def check_online(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for settings that an online method cannot work with. Other methods pass."""
     method = sections.get("method")
     if not isinstance(method, OnlineOptions):
         return
-    yield from _reward(method.reward, directory, home or Home.locate())
+    yield from _check_reward(method.reward, directory, home or Home.locate())
     if training := sections.get("training"):
         share = training.micro_batch * training.accumulation
         if share % method.generations:
             yield (
                 "training.micro_batch",
-                f"times training.accumulation is {share}, and must be a multiple of method.generations ({method.generations}): "
-                "they count replies, and all replies to a prompt belong to one step",
+                f"times training.accumulation is {share}, and must be a multiple of method.generations "
+                f"({method.generations}): they count replies, and all replies to a prompt belong to one step",
             )
     data = sections.get("data")
     if data and method.max_new_tokens >= data.max_length:
         yield (
             "method.max_new_tokens",
-            f"leaves no room for a prompt: it must be below data.max_length ({data.max_length}), which prompt and reply share",
+            f"leaves no room for a prompt: it must be below data.max_length ({data.max_length}), the limit of prompt "
+            "and reply together",
         )
 
 
-def _reward(reward: RewardOptions, directory: Path, home: Home) -> Iterator[tuple[str, str]]:
+def _check_reward(reward: RewardOptions, directory: Path, home: Home) -> Iterator[tuple[str, str]]:
     if reward.task is not None:
         if reward.task not in TASKS:
             yield "method.reward.task", f"must be one of {', '.join(TASKS)}, not {reward.task!r}"
@@ -45,13 +47,13 @@ def _reward(reward: RewardOptions, directory: Path, home: Home) -> Iterator[tupl
             yield "method.reward.metric", f"must be one of {', '.join(known)}, not {reward.metric!r}"
         return
     try:
-        scorer(reward, directory, home)
+        resolve_reward_model(reward, directory, home)
     except ProblemError as error:
         problem = error.problem
         yield "method.reward.run", ": ".join(part for part in (problem.title, problem.cause) if part)
 
 
-def scorer(reward: RewardOptions, directory: Path, home: Home) -> Target:
+def resolve_reward_model(reward: RewardOptions, directory: Path, home: Home) -> Target:
     """The reward model that `reward.run` names. Raises ProblemError when it names none."""
     assert reward.run is not None
     target = targets.resolve(reward.run, home, directory)
@@ -68,7 +70,7 @@ def scorer(reward: RewardOptions, directory: Path, home: Home) -> Target:
             Problem(
                 code="model.not_reward",
                 title=f"{reward.run} is no reward model",
-                cause="it has a vocabulary where a reward model ends in one number; name a run of method.kind reward",
+                cause="it generates text instead of a score; name a run of method.kind reward",
             )
         )
     targets.check(target)
@@ -76,10 +78,10 @@ def scorer(reward: RewardOptions, directory: Path, home: Home) -> Target:
 
 
 def describe_reward_model(method: Any, directory: Path, home: Home) -> dict[str, Any]:
-    """The reward model as `prepared.json` has it, under `reward`; nothing where there is none. Raises ProblemError."""
+    """The entry `reward` of prepared.json for a reward model; empty without one. Raises ProblemError."""
     if not isinstance(method, OnlineOptions) or method.reward.run is None:
         return {}
-    target = scorer(method.reward, directory, home)
+    target = resolve_reward_model(method.reward, directory, home)
     where = target.folder if folders.has_tokenizer(target.folder) else Path(target.base)
     return {
         "reward": {
@@ -93,11 +95,12 @@ def describe_reward_model(method: Any, directory: Path, home: Home) -> dict[str,
     }
 
 
-def pinned(method: Any, directory: Path, home: Home) -> Any:
-    """`method` with a reward that goes on meaning what it means now: a run's checkpoint by its step. Raises ProblemError."""
+def pin_reward(method: Any, directory: Path, home: Home) -> Any:
+    """`method` with its reward model pinned: a run is replaced by its current checkpoint's step. Raises
+    ProblemError."""
     if not isinstance(method, OnlineOptions) or method.reward.run is None:
         return method
-    target = scorer(method.reward, directory, home)
+    target = resolve_reward_model(method.reward, directory, home)
     if target.run is None:
         return method
     return method.model_copy(update={"reward": RewardOptions(run=target.label)})

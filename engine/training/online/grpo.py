@@ -1,4 +1,5 @@
-"""Group relative policy optimisation: the losses of trl's GRPOTrainer over the replies of a step, however it is split."""
+"""Group relative policy optimisation: the losses of trl's GRPOTrainer, independent of how a step's replies are
+divided."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ class GRPO(OnlineMethod):
     options: Options  # type: ignore[assignment]
 
     def advantages(self, rewards: Any) -> Any:
-        return advantages.of_groups(rewards, self.options.generations, self.options.scale_rewards)
+        return advantages.subtract_group_mean(rewards, self.options.generations, self.options.scale_rewards)
 
     def units(self, batch: Batch) -> float:
         if "prompts" in batch or self.options.loss_type != "dapo":
@@ -24,12 +25,12 @@ class GRPO(OnlineMethod):
         counts = zip(batch["counts"], batch["learnt"].tolist(), strict=True)
         return int(sum(count * learnt for count, learnt in counts))
 
-    def summed(self, values: Any, batch: Batch) -> dict[str, Any]:
-        return losses(values, batch, self.options)
+    def sum_losses(self, values: Any, batch: Batch) -> dict[str, Any]:
+        return compute_losses(values, batch, self.options)
 
 
-def losses(values: Any, batch: Batch, options: Options) -> dict[str, Any]:
-    """As `OnlineMethod.summed`."""
+def compute_losses(values: Any, batch: Batch, options: Options) -> dict[str, Any]:
+    """See `OnlineMethod.sum_losses`."""
     counts = torch.tensor(batch["counts"], device=values.device)
     old = values.detach() if batch["old"] is None else batch["old"]
     learnt, advantage = (batch[name].repeat_interleave(counts) for name in ("learnt", "advantages"))
@@ -45,7 +46,7 @@ def losses(values: Any, batch: Batch, options: Options) -> dict[str, Any]:
     found = {"clip_ratio": ((clipped * learnt).sum(), tokens)}
     if options.beta:
         beyond = batch["reference"] - values
-        # Schulman's estimate, weighted as trl's use_bias_correction_kl has it (DeepSeek-V3.2).
+        # Schulman's estimate, weighted as with trl's use_bias_correction_kl (DeepSeek-V3.2).
         divergence = (beyond.exp() - beyond - 1) * ratios
         each = each + options.beta * divergence
         found["kl"] = ((divergence.detach() * learnt).sum(), tokens)

@@ -1,7 +1,8 @@
-"""Methods that learn from their own replies: answer the prompts of a global batch, have the replies rewarded, learn from them.
+"""The base of online methods: sample replies to the prompts of a global batch, score them, and learn from them.
 
-Each rank samples all replies to its prompts when a global batch begins, and divides them into as many micro-batches as the loop expects. With
-`method.iterations` the next steps find the same replies; checkpoints hold them until they are used up.
+Each rank samples all replies to its prompts when a global batch begins, and divides them into as many micro-batches as
+the loop expects. With `method.iterations`, the following steps reuse the same replies; checkpoints hold them until
+then.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from engine.training.online.rollout import Rollout
 from engine.training.preference.reference import ReferenceMethod
 
 DECODED_PER_ROW = 8
-"""Replies that are decoded together, per row of a micro-batch: nothing is kept for a backward pass."""
+"""Replies decoded together per row of a micro-batch: more than one, as no activations are kept for a backward pass."""
 _CHUNK = 512
-"""Positions whose entropy is computed at one time."""
+"""Positions whose entropy is computed at the same time."""
 
 
 class OnlineMethod(ReferenceMethod):
-    """Samples, rewards and evaluates. A method says how rewards become `advantages` and what a reply's loss is (`summed`)."""
+    """Samples, scores and evaluates replies. Subclasses implement `advantages` and `sum_losses`."""
 
     mergeable = True
-    needs_old = False
-    """Whether a method needs log-probabilities by the model that sampled before the loss computes them again."""
+    needs_old_log_probs = False
+    """Whether a method needs the sampling model's log-probabilities before the loss."""
 
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)
@@ -49,24 +50,24 @@ class OnlineMethod(ReferenceMethod):
         self._accumulation = setup.batches.accumulation
         self._reward = make_reward(self.job)
         self._rollouts: list[Rollout] | None = None
-        """This rank's, for the global batch in work."""
-        self._evaluated: list[dict[str, Any]] = []
-        """Held-out prompts that this rank has answered in the present evaluation, as fields of `journal.Sample`."""
+        """This rank's replies for the current global batch; None outside one."""
+        self._samples: list[dict[str, Any]] = []
+        """This rank's replies to held-out prompts in the current evaluation, as fields of `journal.Sample`."""
         self._reported = 0.0
 
     # ── what a method supplies ────────────────────────────────────────────────────────────────────────────────────
 
     def advantages(self, rewards: Any) -> Any:
-        """[replies] of all ranks, those to one prompt side by side, to [replies]."""
+        """Advantages from rewards: [replies] of all ranks, those to one prompt adjacent, to [replies]."""
         raise NotImplementedError
 
     def shape_rewards(self, rollouts: Sequence[Rollout], rewards: list[float]) -> list[float]:
-        """Rewards as the advantages are computed from."""
+        """The rewards that advantages are computed from."""
         return rewards
 
-    def summed(self, values: Any, batch: Batch) -> dict[str, Any]:
-        """`loss`, a sum over the `units` of a micro-batch, with its gradient; further metrics as (sum, count). `values` are the
-        log-probabilities of the replies' tokens, [tokens]."""
+    def sum_losses(self, values: Any, batch: Batch) -> dict[str, Any]:
+        """`loss`, a sum over the `units` of a micro-batch, with a gradient; further metrics as (sum, count). `values`
+        are the log-probabilities of the replies' tokens, [tokens]."""
         raise NotImplementedError
 
     @property
@@ -76,7 +77,7 @@ class OnlineMethod(ReferenceMethod):
     # ── a global batch ────────────────────────────────────────────────────────────────────────────────────────────
 
     def collate(self, rows: list[Row]) -> Batch:
-        """Prompts as they are; tokens are counted when there are replies."""
+        """The prompts, unchanged; tokens are counted once there are replies."""
         return {"prompts": rows, "rows": len(rows), "tokens": 0}
 
     def units(self, batch: Batch) -> float:
@@ -84,7 +85,7 @@ class OnlineMethod(ReferenceMethod):
 
     def begin_global_batch(self, micro_batches: list[Batch], step: int) -> list[Batch]:
         if self._rollouts is None or step % self.options.iterations == 0:
-            self._rollouts = self._answer([row for batch in micro_batches for row in batch["prompts"]])
+            self._rollouts = self._make_rollouts([row for batch in micro_batches for row in batch["prompts"]])
         shares = rollout.divide([] if self.memory.error else self._rollouts, len(micro_batches))
         self.metrics.tokens += sum(len(each.prompt) + len(each.reply) for share in shares for each in share)
         if (step + 1) % self.options.iterations == 0:
@@ -94,9 +95,9 @@ class OnlineMethod(ReferenceMethod):
     def _collate_rollouts(self, share: Sequence[Rollout]) -> Batch:
         return rollout.collate(share, self.flat, self.options.mask_truncated)
 
-    def _answer(self, rows: list[Row]) -> list[Rollout]:
-        """Sampled and rewarded replies to this rank's prompts. Ranks gather their rewards to compare them; one that ran out of memory has
-        none, and reports it at the end of the step."""
+    def _make_rollouts(self, rows: list[Row]) -> list[Rollout]:
+        """Sample and score replies to this rank's prompts. The ranks gather their rewards to compute advantages; one
+        that ran out of memory contributes none, and reports it at the end of the step."""
         found: list[Rollout] = []
         rewards: list[float] = []
         shaped: list[float] = []
@@ -119,22 +120,23 @@ class OnlineMethod(ReferenceMethod):
         options = self.options
         repeated = [row for row in rows for _ in range(options.generations)]
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
-        self.model.eval()  # with gradient checkpointing a model in training mode keeps no cache
+        self.model.eval()  # with gradient checkpointing, a model in training mode has no KV cache
         try:
             with merge_weights(self.model) if self.profile.training.optimizations else nullcontext():
                 replies = self._generate([row["prompt_ids"] for row in repeated], sampling)
         finally:
             self.model.train()
-        rewards = self._rewards(repeated, replies)
+        rewards = self._score(repeated, replies)
         found = [
-            Rollout(row["prompt_ids"], reply, self._ended(reply)) for row, reply in zip(repeated, replies, strict=True)
+            Rollout(row["prompt_ids"], reply, self._is_complete(reply))
+            for row, reply in zip(repeated, replies, strict=True)
         ]
         for share in filter(None, rollout.divide(found, self._accumulation)):
             self._add_log_probs(share)
         return found, rewards
 
     def _generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
-        """Replies with the tokens that ended them. The model is in evaluation mode."""
+        """Sample a reply to each prompt, including the token that ends it. The model is in evaluation mode."""
         self.expect_plain_batches()
         with torch.no_grad():
             return sample_batch(
@@ -153,34 +155,34 @@ class OnlineMethod(ReferenceMethod):
         reporter.link.report_progress()
         if now - self._reported > PROGRESS_SECONDS:
             self._reported = now
-            reporter.phase(reporter.phase_name, f"reply {done} of {total}", done, total)
+            reporter.set_phase(reporter.phase_name, f"reply {done} of {total}", done, total)
 
-    def _ended(self, reply: list[int]) -> bool:
+    def _is_complete(self, reply: list[int]) -> bool:
         return bool(reply) and reply[-1] in self.job.prepared["lock"]["eos_token_ids"]
 
-    def _rewards(self, rows: Sequence[Row], replies: Sequence[list[int]]) -> list[float]:
-        return self._reward(rows, [self._text(reply) for reply in replies])
+    def _score(self, rows: Sequence[Row], replies: Sequence[list[int]]) -> list[float]:
+        return self._reward(rows, [self._decode(reply) for reply in replies])
 
-    def _text(self, reply: list[int]) -> str:
-        return decode_reply(self.job.tokenizer, reply[:-1] if self._ended(reply) else reply)
+    def _decode(self, reply: list[int]) -> str:
+        return decode_reply(self.job.tokenizer, reply[:-1] if self._is_complete(reply) else reply)
 
     def _add_log_probs(self, share: Sequence[Rollout]) -> None:
-        """Add the log-probabilities that later steps, or the divergence from the reference, need."""
+        """Add the log-probabilities that later steps or the divergence from the reference need."""
         batch = self.to_device(self._collate_rollouts(share))
         counts = batch["counts"]
         with torch.no_grad():
             if self.beta:
                 for each, values in zip(share, self.reference_values(batch).cpu().split(counts), strict=True):
                     each.reference = values
-            if self.options.iterations > 1 or self.needs_old:
+            if self.options.iterations > 1 or self.needs_old_log_probs:
                 old = self.token_log_probs(self.head, self.model, batch)
                 for each, values in zip(share, old.cpu().split(counts), strict=True):
                     each.old = values
 
     def _count_rewards(self, found: Sequence[Rollout], rewards: list[float]) -> None:
-        grouped = torch.tensor(rewards, dtype=torch.float64).view(-1, self.options.generations)
-        deviations = grouped.std(1)
-        self.metrics.add("train/reward", float(grouped.sum()), len(rewards))
+        groups = torch.tensor(rewards, dtype=torch.float64).view(-1, self.options.generations)
+        deviations = groups.std(1)
+        self.metrics.add("train/reward", float(groups.sum()), len(rewards))
         self.metrics.add("train/reward_std", float(deviations.sum()), len(deviations))
         self.metrics.add("train/reward_zero_std", float((deviations == 0).sum()), len(deviations))
         self.metrics.add("train/completion_length", sum(len(each.reply) for each in found), len(found))
@@ -189,7 +191,7 @@ class OnlineMethod(ReferenceMethod):
     # ── the loss ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def longest_batch(self, rows: list[Row]) -> Batch:
-        """A full micro-batch of replies of the greatest length to these prompts."""
+        """A full micro-batch of replies of maximum length to these prompts."""
         reply = [self.job.tokenizer.pad_token_id or 0] * self.options.max_new_tokens
         rows = [rows[index % len(rows)] for index in range(self.profile.training.micro_batch)]
         found = [Rollout(row["prompt_ids"], reply, True, 1.0) for row in rows]
@@ -200,12 +202,12 @@ class OnlineMethod(ReferenceMethod):
         return _log_probs(self._logits(head, model, batch), batch)
 
     def _logits(self, head: Any, model: Any, batch: Batch) -> Any:
-        """[tokens of replies, vocabulary], at the temperature that replies are sampled at."""
+        """[tokens of replies, vocabulary]: logits at the sampling temperature."""
         return head.logits(model, batch).float() / self.options.temperature
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
         logits = self._logits(self.head, model, batch)
-        found = self.summed(_log_probs(logits, batch), batch)
+        found = self.sum_losses(_log_probs(logits, batch), batch)
         loss = found.pop("loss")
         with torch.no_grad():
             total = sum(float(entropy(part).sum()) for part in logits.split(_CHUNK))
@@ -217,29 +219,29 @@ class OnlineMethod(ReferenceMethod):
     # ── held-out prompts ──────────────────────────────────────────────────────────────────────────────────────────
 
     def measure(self, batch: Batch) -> dict[str, float]:
-        """Rewards of greedy replies. The report on a bad batch sorts its rows by `loss`."""
+        """Rewards of greedy replies. `loss` is only used to sort the rows of a bad batch."""
         rows = batch["prompts"]
         replies = self._generate([row["prompt_ids"] for row in rows], Sampling(self.options.max_new_tokens))
-        rewards = self._rewards(rows, replies)
+        rewards = self._score(rows, replies)
         for row, reply, reward in zip(rows, replies, rewards, strict=True):
-            answer = {"reply": self._text(reply), "reference": row["reference"], "scores": {"reward": reward}}
-            self._evaluated.append({"prompt": last_message(row), **answer})
+            answer = {"reply": self._decode(reply), "reference": row["reference"], "scores": {"reward": reward}}
+            self._samples.append({"prompt": last_message(row), **answer})
         return {
             "loss": -sum(rewards),
             "reward": sum(rewards),
             "completion_length": float(sum(map(len, replies))),
-            "completions_cut": float(sum(not self._ended(reply) for reply in replies)),
+            "completions_cut": float(sum(not self._is_complete(reply) for reply in replies)),
         }
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         return {name: value for name, value in means.items() if name != "loss"}
 
     def samples(self) -> list[dict[str, Any]]:
-        shares = self.ranks.gather(self._evaluated[:SAMPLES_KEPT])
-        self._evaluated.clear()
+        shares = self.ranks.gather(self._samples[:SAMPLES_KEPT])
+        self._samples.clear()
         return [each for share in shares for each in share][:SAMPLES_KEPT]
 
-    # ── what the next step needs ──────────────────────────────────────────────────────────────────────────────────
+    # ── state ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def state_dict(self) -> dict[str, Any]:
         return {"rollouts": None if self._rollouts is None else [vars(each) for each in self._rollouts]}
@@ -254,7 +256,7 @@ def _log_probs(logits: Any, batch: Batch) -> Any:
 
 
 def entropy(logits: Any) -> Any:
-    """[tokens]: of the distributions over the vocabulary, in nats."""
+    """[tokens]: the entropies of the distributions over the vocabulary, in nats."""
     logs = logits.log_softmax(-1)
     return -(logs.exp() * logs).sum(-1)
 

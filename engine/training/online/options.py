@@ -1,4 +1,4 @@
-"""What a profile says about learning from rewarded replies. Torch-free."""
+"""Options of online methods. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.options.base import Options, Variant, option
 
 
 class RewardOptions(Options):
-    """Who rewards a reply: a model that was trained to score replies, or a metric of a task, held against the row's own reply."""
+    """The reward of a reply: the score of a reward model, or a task's metric against the row's own reply."""
 
     run: str | None = option(None, help="Reward model: a run of method.kind reward, or a folder that holds one.")
     task: str | None = option(None, help="Task whose metric is the reward, such as triples.")
@@ -19,7 +19,7 @@ class RewardOptions(Options):
     @model_validator(mode="after")
     def _one(self) -> RewardOptions:
         if (self.run is None) == (self.task is None):
-            raise ValueError("say run, for a reward model, or task and metric: one of the two")
+            raise ValueError("set either run, for a reward model, or task and metric")
         if (self.task is None) != (self.metric is None):
             raise ValueError(
                 "task needs the metric that is the reward" if self.task else "metric belongs to a task, not to a run"
@@ -28,13 +28,13 @@ class RewardOptions(Options):
 
 
 class OnlineOptions(Variant):
-    """What the methods share; `beta` has a meaning of its own in each."""
+    """Options that the online methods share; the meaning of `beta` differs between them."""
 
     reward: RewardOptions = option(help="Who rewards the replies: {run: RUN}, or {task: triples, metric: triples_f1}.")
-    generations: int = option(8, help="Replies to each prompt, which are held against each other.", ge=2)
+    generations: int = option(8, help="Replies to each prompt, which are compared with each other.", ge=2)
     max_new_tokens: int = option(256, help="Longest reply that is sampled for training.", unit="tokens", ge=1)
     temperature: float = option(
-        1.0, help="Of sampling; probabilities are those at this temperature in the loss too.", gt=0
+        1.0, help="Of sampling; the probabilities in the loss are at this temperature too.", gt=0
     )
     top_k: int | None = option(None, help="Sample among the k likeliest tokens.", ge=1)
     top_p: float | None = option(

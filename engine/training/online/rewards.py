@@ -19,36 +19,36 @@ Reward = Callable[[Sequence[dict[str, Any]], Sequence[str]], list[float]]
 
 
 def make_reward(job: Job) -> Reward:
-    """The reward that the profile names. Loads a reward model onto the run's device. Raises ProblemError."""
+    """The reward function that the profile names. Loads a reward model onto the run's device. Raises ProblemError."""
     options: OnlineOptions = job.profile.method  # type: ignore[assignment]
     if options.reward.task is None:
-        return _scored(job)
+        return _make_model_reward(job)
     task, metric = load_task(options.reward.task), options.reward.metric
     assert metric is not None
 
-    def measured(rows: Sequence[dict[str, Any]], replies: Sequence[str]) -> list[float]:
+    def measure(rows: Sequence[dict[str, Any]], replies: Sequence[str]) -> list[float]:
         return [
             float(task.score([reply], [row["reference"]])[metric]) for row, reply in zip(rows, replies, strict=True)
         ]
 
-    return measured
+    return measure
 
 
-def _scored(job: Job) -> Reward:
-    """The score of the conversation that prompt and reply are, rendered by the reward model's own template as it was when it was trained."""
-    scorer = _load(job)
+def _make_model_reward(job: Job) -> Reward:
+    """A reward model's score of prompt and reply, rendered with the template that the reward model was trained with."""
+    scorer = _load_scorer(job)
     size = job.profile.training.micro_batch
     longest = int(getattr(scorer.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
-    def sequence(row: dict[str, Any], reply: str) -> list[int]:
-        asked = json.loads(row["prompt"])
-        messages = [*asked["messages"], {"role": "assistant", "content": reply}]
-        ids = scorer.tokenizer.apply_chat_template(messages, tools=asked.get("tools"), return_dict=False)
+    def render(row: dict[str, Any], reply: str) -> list[int]:
+        conversation = json.loads(row["prompt"])
+        messages = [*conversation["messages"], {"role": "assistant", "content": reply}]
+        ids = scorer.tokenizer.apply_chat_template(messages, tools=conversation.get("tools"), return_dict=False)
         return list(ids[:longest])
 
-    def scored(rows: Sequence[dict[str, Any]], replies: Sequence[str]) -> list[float]:
-        sequences = [sequence(*each) for each in zip(rows, replies, strict=True)]
-        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))  # neighbours of like length
+    def score_all(rows: Sequence[dict[str, Any]], replies: Sequence[str]) -> list[float]:
+        sequences = [render(*each) for each in zip(rows, replies, strict=True)]
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))  # batches of similar length
         found = [0.0] * len(sequences)
         for start in range(0, len(order), size):
             some = order[start : start + size]
@@ -56,16 +56,16 @@ def _scored(job: Job) -> Reward:
                 found[index] = score
         return found
 
-    return scored
+    return score_all
 
 
-def _load(job: Job) -> Scorer:
-    named = job.prepared["reward"]
-    job.reporter.phase("loading", f"the reward model {named['label']}")
-    options = ModelOptions(dtype=named["dtype"], quantization=named["quantization"])
+def _load_scorer(job: Job) -> Scorer:
+    source = job.prepared["reward"]
+    job.reporter.set_phase("loading", f"the reward model {source['label']}")
+    options = ModelOptions(dtype=source["dtype"], quantization=source["quantization"])
     unpack = job.profile.training.optimizations
-    scorer = Scorer(named["base"], named["adapter"], named["tokenizer"], options, job.device, unpack=unpack)
-    recorded = Path(named["tokenizer"]) / "lock.json"
+    scorer = Scorer(source["base"], source["adapter"], source["tokenizer"], options, job.device, unpack=unpack)
+    recorded = Path(source["tokenizer"]) / "lock.json"
     if recorded.is_file():
         template_lock.check(json.loads(recorded.read_text(encoding="utf-8")), scorer.tokenizer, recorded.parent)
     return scorer

@@ -1,4 +1,4 @@
-"""Replies that were sampled for training: what a step learns from, and how they become micro-batches."""
+"""Replies that were sampled for training, and their division into micro-batches."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from engine.training.methods.base import Batch
-from engine.training.preference.replies import collate_sequences, sequence
+from engine.training.preference.replies import collate_sequences, make_sequence
 
 
 @dataclass
 class Rollout:
-    """A sampled reply. Its values are those of the model that sampled it; per-token ones are [tokens of the reply], float32, on the CPU."""
+    """A sampled reply. Its per-token values are [tokens of the reply], float32, on the CPU."""
 
     prompt: list[int]
     reply: list[int]
@@ -22,22 +22,22 @@ class Rollout:
     ended: bool
     advantage: float = 0.0
     old: Any = None
-    """Log-probabilities by the model that sampled; None where those of the step itself are the same."""
+    """Log-probabilities by the sampling model; None where those of the step itself are the same."""
     reference: Any = None
     """Log-probabilities by the reference; None without one."""
 
 
 def divide(rollouts: Sequence[Rollout], count: int) -> list[list[Rollout]]:
-    """As `count` micro-batches, neighbours of like length together; some may be empty."""
+    """Divide into `count` micro-batches of similar lengths; some may be empty."""
     by_length = sorted(rollouts, key=lambda each: -(len(each.prompt) + len(each.reply)))
     bounds = [index * len(by_length) // count for index in range(count + 1)]
     return [by_length[bounds[index] : bounds[index + 1]] for index in range(count)]
 
 
 def collate(rollouts: Sequence[Rollout], flat: bool, mask_truncated: bool) -> Batch:
-    """A micro-batch: `collate_sequences` with `advantages` and `learnt` (1, or 0 for a reply that nothing is learnt from), [replies], and
-    `old` and `reference`, [tokens], where there are any."""
-    batch = collate_sequences([sequence(each.prompt, each.reply) for each in rollouts], flat)
+    """A micro-batch: `collate_sequences` with `advantages` and `learnt` (1, or 0 for a masked reply), [replies], and
+    `old` and `reference`, [tokens], or None."""
+    batch = collate_sequences([make_sequence(each.prompt, each.reply) for each in rollouts], flat)
     del batch["tokens"]
     batch["advantages"] = torch.tensor([each.advantage for each in rollouts])
     batch["learnt"] = torch.tensor([float(each.ended or not mask_truncated) for each in rollouts])

@@ -1,6 +1,6 @@
 """How several processes share one training step. One file per strategy, named in `engine.options.tables.STRATEGIES`.
 
-A strategy extends `SingleProcess`. It owns the prepared model and the optimiser, and the training loop calls it in this order:
+A strategy extends `SingleProcess`. It owns the prepared model and the optimiser. The training loop calls, in order:
 
 prepare(model, make_optimizer)    place or shard the model and make its optimiser; sets `model` and `optimizer`
 micro_batch()                     context of one forward and backward pass

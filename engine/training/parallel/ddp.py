@@ -1,8 +1,8 @@
 """`launch.strategy: ddp`: every rank has the whole model and optimiser, and computes a share of each global batch.
 
-The ranks compute their micro-batches without meeting and add their gradients up once per global batch. torch's DistributedDataParallel
-would reduce during the last backward pass: a rank that ran out of memory there could not say so, and the others would wait for it until
-the collective times out.
+The ranks compute their micro-batches without communicating and sum their gradients once per global batch. torch's
+DistributedDataParallel would reduce during the last backward pass: a rank that ran out of memory there could not report
+it, and the others would wait for it until the collective times out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class DataParallel(SingleProcess):
 
 
 def send_in_buckets(tensors: list[Any], collective: Callable[[Any], object], *, write: bool = True) -> None:
-    """Run `collective`, which works in place on a flat tensor, over `tensors` in buckets; with `write` they take its result."""
+    """Run `collective`, which works in place on a flat tensor, on buckets of `tensors`; with `write`, copy its result
+    back."""
     import torch
     from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
 

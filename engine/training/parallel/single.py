@@ -18,11 +18,12 @@ class SingleProcess:
     optimizer: Any
 
     def __init__(self, accelerator: Any, ranks: Ranks) -> None:
-        """`accelerator` is an `accelerate.Accelerator`, which casts, scales and steps."""
+        """`accelerator` is an `accelerate.Accelerator`, which casts the model, scales the loss and steps the
+        optimiser."""
         self.accelerator, self.ranks = accelerator, ranks
 
     def prepare(self, model: Any, make_optimizer: Callable[[Any], Any]) -> None:
-        # Never wrapped in DistributedDataParallel: ranks reduce gradients after they have voted, see `reduce`.
+        # Never wrapped in DistributedDataParallel: ranks reduce gradients after their vote, see `reduce`.
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.model))
 

@@ -1,13 +1,13 @@
-"""`launch.strategy: zero2`: each rank keeps the optimiser's state of its share of the weights, and updates those alone.
+"""`launch.strategy: zero2`: each rank holds the optimiser's state for its share of the weights, and updates only those.
 
-Every optimiser here creates the state of a weight when it first sees its gradient, and skips weights without one. So the optimiser itself is
-the ordinary one, with all weights in its groups: before its step a rank drops the gradients outside its share, and after it each share is
-broadcast by its owner. Schedules, clipping, a changed learning rate and the loss scaler see no difference, and as the gradients and their
-norm are those of `ddp`, every number is too.
+Every optimiser here creates the state of a weight at its first gradient, and skips weights without one. So the
+optimiser is the ordinary one, with all weights in its groups: before its step a rank drops the gradients outside its
+share, and afterwards the owner of each share broadcasts it. Schedules, clipping, a changed learning rate and the loss
+scaler work unchanged, and as the gradients and their norm are those of `ddp`, so are all results.
 
-torch's ZeroRedundancyOptimizer wants weights of one dtype, takes optimisers by class, and refuses the `state_dict()` that accelerate asks for
-when it prepares an optimiser. DeepSpeed and FSDP reduce gradients within the backward passes, where a rank can no longer report that it ran
-out of memory.
+torch's ZeroRedundancyOptimizer requires weights of one dtype, takes optimisers by class, and does not support the
+`state_dict()` that accelerate calls when it prepares an optimiser. DeepSpeed and FSDP reduce gradients within the
+backward passes, where a rank can no longer report that it ran out of memory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Zero2(DataParallel):
 
 
 def assign_owners(sizes: Sequence[int], ranks: int) -> list[int]:
-    """The rank that owns each weight: the largest are assigned first, each to the rank that has least. The same on every rank."""
+    """The rank that owns each weight: the largest weights are assigned first, each to the rank with the fewest
+    elements. The same on every rank."""
     assigned, owners = [0] * ranks, [0] * len(sizes)
     for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
         owners[index] = assigned.index(min(assigned))
@@ -55,7 +56,7 @@ def assign_owners(sizes: Sequence[int], ranks: int) -> list[int]:
 
 
 class OptimizerShards:
-    """The weights of a torch optimiser, in its own order, divided among `ranks`. Each method is called on every rank alike."""
+    """The weights of a torch optimiser, in its own order, divided among `ranks`. Every rank calls each method."""
 
     def __init__(self, optimizer: Any, ranks: Ranks) -> None:
         self._optimizer, self._ranks = optimizer, ranks
@@ -80,29 +81,30 @@ class OptimizerShards:
             send_in_buckets(share, partial(dist.broadcast, src=rank), write=rank != self._ranks.rank)
 
     def gather_state(self) -> dict[str, Any]:
-        """The optimiser's state as `ddp` would have it, on rank 0, that of other ranks in the host's memory; {} on the other ranks."""
+        """On rank 0, the optimiser's complete state as with `ddp`, that of other ranks in host memory; {} on the other
+        ranks."""
         from accelerate.utils import send_to_device
 
         state: dict[str, Any] = self._optimizer.state_dict()
         found = {}
         for index, owner in enumerate(self._owners):
             held = state["state"].get(index)
-            if owner != 0:  # one weight at a time: all of them need not lie in memory twice
-                held = self._ranks.to_first(send_to_device(held, "cpu"), owner)
+            if owner != 0:  # one weight at a time, so that they are not all in memory twice
+                held = self._ranks.send_to_first(send_to_device(held, "cpu"), owner)
             if held is not None:
                 found[index] = held
         return {**state, "state": found} if self._ranks.first else {}
 
     def load(self, file: Path) -> None:
-        """Go on with this rank's share of what `gather_state` returned, or `ddp` wrote."""
+        """Load this rank's share of a state that `gather_state` returned, or that `ddp` wrote."""
         import torch
 
-        kept = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         # Copies: the rest of the file must not stay in memory.
-        mine = {index: copy.deepcopy(state) for index, state in kept["state"].items() if index in self._mine}
-        self._optimizer.load_state_dict({**kept, "state": mine})
+        mine = {index: copy.deepcopy(state) for index, state in saved["state"].items() if index in self._mine}
+        self._optimizer.load_state_dict({**saved, "state": mine})
 
     def gather_pieces(self, values: Sequence[T]) -> list[T]:
-        """One value per weight, in the optimiser's order: that of the rank which owns it."""
+        """One value per weight, in the optimiser's order, from the rank that owns it."""
         gathered = self._ranks.gather({index: values[index] for index in self._mine})
         return [gathered[owner][index] for index, owner in enumerate(self._owners)]

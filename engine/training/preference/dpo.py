@@ -1,4 +1,4 @@
-"""Direct preference optimisation: the losses of trl's DPOTrainer over rows of a global batch, however it is split."""
+"""Direct preference optimisation: the losses of trl's DPOTrainer, independent of how a global batch is divided."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from engine.training.preference.reference import ReferenceMethod
 from engine.training.preference.replies import collate_pairs
 
 Losses = Callable[[Any, Any, Any, Any, Options], Any]
-"""`(chosen, rejected, chosen_tokens, rejected_tokens, options)`: of each pair the log-ratios of the trained model to the reference and the
-replies' numbers of tokens, [pairs] each; returns [pairs]."""
+"""`(chosen, rejected, chosen_tokens, rejected_tokens, options)` -> [pairs]. The first two are log-ratios of the trained
+model to the reference, the next two numbers of tokens of the replies, each [pairs]."""
 
 
 def _sigmoid(chosen: Any, rejected: Any, _: Any, __: Any, options: Options) -> Any:
@@ -28,7 +28,7 @@ def _hinge(chosen: Any, rejected: Any, _: Any, __: Any, options: Options) -> Any
 
 
 def _ipo(chosen: Any, rejected: Any, chosen_tokens: Any, rejected_tokens: Any, options: Options) -> Any:
-    """Azar et al. 2023, arXiv:2310.12036, equation 17, with log-ratios a token as its authors have them."""
+    """Azar et al. 2023, arXiv:2310.12036, equation 17, with log-ratios per token as in its authors' code."""
     return (chosen / chosen_tokens - rejected / rejected_tokens - 1 / (2 * options.beta)) ** 2
 
 
@@ -58,7 +58,7 @@ def _robust(chosen: Any, rejected: Any, _: Any, __: Any, options: Options) -> An
 
 
 def _bco_pair(chosen: Any, rejected: Any, _: Any, __: Any, options: Options) -> Any:
-    """Jung et al. 2024, arXiv:2404.04656, as trl has it for pairs."""
+    """Jung et al. 2024, arXiv:2404.04656, in trl's form for pairs."""
     return -logsigmoid(options.beta * chosen) - logsigmoid(-options.beta * rejected)
 
 
@@ -101,22 +101,22 @@ LOSSES: dict[str, Losses] = {
 
 
 class DPO(ReferenceMethod):
-    """The mean of a pair's loss over the pairs of the global batch."""
+    """The mean loss of the pairs of the global batch."""
 
     def collate(self, rows: list[Row]) -> Batch:
         return collate_pairs(rows, self.flat)
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
-        summed = self._summed(model, batch)
+        sums = self._compute_sums(model, batch)
         for name in ("rewards_chosen", "rewards_rejected", "rewards_accuracy", "rewards_margin"):
-            self.metrics.add(f"train/{name}", float(summed[name]), batch["pairs"])
-        return summed["loss"] / units
+            self.metrics.add(f"train/{name}", float(sums[name]), batch["pairs"])
+        return sums["loss"] / units
 
     def measure(self, batch: Batch) -> dict[str, float]:
-        return {name: float(value) for name, value in self._summed(self.model, batch).items()}
+        return {name: float(value) for name, value in self._compute_sums(self.model, batch).items()}
 
-    def _summed(self, model: Any, batch: Batch) -> dict[str, Any]:
-        """Sums over the pairs of a micro-batch, by metric; `loss` with its gradient."""
+    def _compute_sums(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """Metrics as sums over the pairs of a micro-batch; `loss` has a gradient."""
         options: Options = self.profile.method  # type: ignore[assignment]
         reference = self.reference_log_probs(batch)
         ratios = self.log_probs(model, batch) - reference

@@ -1,8 +1,9 @@
-"""Kahneman-Tversky optimisation: the loss of trl's KTOTrainer over a global batch, however it is split.
+"""Kahneman-Tversky optimisation: the loss of trl's KTOTrainer, independent of how a global batch is divided.
 
-What a reply is measured against is how far the trained model has left the reference as a whole: an estimate from prompts with replies
-that are not theirs. A row's such reply is that of the row before it in the set, whichever batch they come to, and the estimate is that of the
-whole global batch, taken before its first loss. (trl pairs rows within a micro-batch and estimates in each.)
+The baseline of a reply is the divergence of the trained model from the reference, estimated from prompts with
+mismatched replies. A row's mismatched reply is that of the row before it in the data set, whatever their batches, and
+the estimate is made once per global batch, before its first loss. (trl pairs rows within a micro-batch and estimates in
+each.)
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import torch
 from engine.training.methods.base import Batch, MethodSetup, Row
 from engine.training.methods.kto import Options
 from engine.training.preference.reference import ReferenceMethod
-from engine.training.preference.replies import collate_sequences, sequence
+from engine.training.preference.replies import collate_sequences, make_sequence
 
 
-class Mismatched:
-    """A set of judged rows in which each also has `other_ids`: the reply of the row before it, the last one's for the first."""
+class MismatchedRows:
+    """A set of judged rows, each with `other_ids` added: the reply of the row before it; for the first row, that of the
+    last."""
 
     def __init__(self, rows: Any) -> None:
         self._rows = rows
@@ -39,21 +41,22 @@ class Mismatched:
 
 
 def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
-    """`good` tells which of the `pairs` replies are; `others` are the same prompts with replies that are not theirs."""
-    own = collate_sequences([sequence(row["prompt_ids"], row["completion_ids"]) for row in rows], flat)
-    others = collate_sequences([sequence(row["prompt_ids"], row["other_ids"]) for row in rows], flat)
+    """A micro-batch of `pairs` replies: `good` marks the desirable ones, `others` are the same prompts with mismatched
+    replies."""
+    own = collate_sequences([make_sequence(row["prompt_ids"], row["completion_ids"]) for row in rows], flat)
+    others = collate_sequences([make_sequence(row["prompt_ids"], row["other_ids"]) for row in rows], flat)
     good = torch.tensor([row["label"][0] for row in rows], dtype=torch.bool)
     return own | {"good": good, "others": others, "pairs": len(rows), "rows": len(rows)}
 
 
 class KTO(ReferenceMethod):
-    """The weighted mean of the judgements' losses."""
+    """The weighted mean loss of the judged replies."""
 
     def __init__(self, setup: MethodSetup) -> None:
-        held_out = None if setup.held_out is None else Mismatched(setup.held_out)
-        super().__init__(replace(setup, rows=Mismatched(setup.rows), held_out=held_out))
+        held_out = None if setup.held_out is None else MismatchedRows(setup.held_out)
+        super().__init__(replace(setup, rows=MismatchedRows(setup.rows), held_out=held_out))
         self._kl: float | None = None
-        """The estimate for the global batch in work; none outside one."""
+        """The estimated divergence for the current global batch; None outside one."""
 
     def collate(self, rows: list[Row]) -> Batch:
         return collate(rows, self.flat)
@@ -61,21 +64,21 @@ class KTO(ReferenceMethod):
     def begin_global_batch(self, micro_batches: list[Batch], step: int) -> list[Batch]:
         distance = 0.0
         with self.memory.catch():
-            distance = sum(float(self._distances(self.to_device(batch)).sum()) for batch in micro_batches)
+            distance = sum(float(self._compute_distances(self.to_device(batch)).sum()) for batch in micro_batches)
         total, pairs = self.ranks.sum([distance, sum(map(self.units, micro_batches))])
         self._kl = max(0.0, total / max(pairs, 1.0))
         return micro_batches
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
-        summed = self._summed(model, batch, self._kl)
+        sums = self._compute_sums(model, batch, self._kl)
         for name, count in (("chosen", "good"), ("rejected", "bad")):
-            self.metrics.add(f"train/rewards_{name}", float(summed[f"rewards_{name}"]), float(summed[count]))
+            self.metrics.add(f"train/rewards_{name}", float(sums[f"rewards_{name}"]), float(sums[count]))
         for name in ("rewards_accuracy", "kl"):
-            self.metrics.add(f"train/{name}", float(summed[name]), batch["pairs"])
-        return summed["loss"] / units
+            self.metrics.add(f"train/{name}", float(sums[name]), batch["pairs"])
+        return sums["loss"] / units
 
     def measure(self, batch: Batch) -> dict[str, float]:
-        return {name: float(value) for name, value in self._summed(self.model, batch, None).items()}
+        return {name: float(value) for name, value in self._compute_sums(self.model, batch, None).items()}
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         values = {name: means[name] for name in ("loss", "rewards_accuracy", "kl")}
@@ -86,8 +89,8 @@ class KTO(ReferenceMethod):
             values["rewards_margin"] = values["rewards_chosen"] - values["rewards_rejected"]
         return values
 
-    def _distances(self, batch: Batch) -> Any:
-        """[rows]: log-ratios to the reference of replies that are not the prompts' own; zeros where the loss does not ask for them."""
+    def _compute_distances(self, batch: Batch) -> Any:
+        """[rows]: log-ratios of mismatched replies to the reference; zeros for a loss that does not use them."""
         options: Options = self.profile.method  # type: ignore[assignment]
         if options.loss_type != "kto":
             return torch.zeros(len(batch["good"]))
@@ -95,11 +98,12 @@ class KTO(ReferenceMethod):
             reference = self.reference_log_probs(batch["others"])
             return self.log_probs(self.model, batch["others"]) - reference
 
-    def _summed(self, model: Any, batch: Batch, kl: float | None) -> dict[str, Any]:
-        """Sums over a micro-batch by metric; `loss` with its gradient. Without a `kl` it is estimated from these rows alone."""
+    def _compute_sums(self, model: Any, batch: Batch, kl: float | None) -> dict[str, Any]:
+        """Metrics as sums over a micro-batch; `loss` has a gradient. If `kl` is None, it is estimated from these rows
+        alone."""
         options: Options = self.profile.method  # type: ignore[assignment]
         if kl is None:
-            kl = max(0.0, float(self._distances(batch).sum()) / max(1, batch["pairs"]))
+            kl = max(0.0, float(self._compute_distances(batch).sum()) / max(1, batch["pairs"]))
         reference = self.reference_log_probs(batch)
         ratios = self.log_probs(model, batch) - reference
         good = batch["good"].to(ratios.device)

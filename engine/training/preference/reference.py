@@ -1,4 +1,5 @@
-"""The reference that a preference method must stay close to: the base without its adapter, or a frozen copy where all weights are trained."""
+"""The reference model of preference methods: the base without its adapter, or a frozen copy where all weights are
+trained."""
 
 from __future__ import annotations
 
@@ -8,13 +9,13 @@ from engine.models import base
 from engine.models.loss import PickedHead
 from engine.models.segments import Segments
 from engine.training.methods.base import Batch, MethodSetup
-from engine.training.preference.replies import ReplyMethod, sums
+from engine.training.preference.replies import ReplyMethod, sum_sequences
 
 
 class ReferenceMethod(ReplyMethod):
     """A method that compares the trained model with a reference."""
 
-    mergeable = False  # the reference of held-out rows is the base alone, which a merged adapter would hide
+    mergeable = False  # the reference is the base alone, which is not available with a merged adapter
 
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)
@@ -25,8 +26,8 @@ class ReferenceMethod(ReplyMethod):
             self._reference_head = PickedHead(self._reference, setup.segments or Segments(), early=self.early)
 
     def reference_values(self, batch: Batch) -> Any:
-        """[labelled tokens]: log-probabilities by the reference. Call it before the trained model's pass: a backward pass that recomputes
-        activations uses the segments of the latest forward pass."""
+        """[labelled tokens]: the reference's log-probabilities. Call this before the trained model's forward pass: a
+        backward pass that recomputes activations uses the segments of the latest forward pass."""
         import torch
 
         with torch.no_grad():
@@ -36,18 +37,18 @@ class ReferenceMethod(ReplyMethod):
                 return self.token_log_probs(self.head, self.model, batch)
 
     def reference_log_probs(self, batch: Batch) -> Any:
-        """[sequences]: the same, of whole replies."""
-        return sums(self.reference_values(batch), batch["counts"])
+        """[sequences]: the reference's log-probabilities of whole replies."""
+        return sum_sequences(self.reference_values(batch), batch["counts"])
 
     def log_probs(self, model: Any, batch: Batch) -> Any:
-        """[sequences]: of the replies of a micro-batch, by the trained model."""
-        return sums(self.token_log_probs(self.head, model, batch), batch["counts"])
+        """[sequences]: the trained model's log-probabilities of whole replies."""
+        return sum_sequences(self.token_log_probs(self.head, model, batch), batch["counts"])
 
 
 def _load_copy(setup: MethodSetup) -> Any:
-    """The base as it was before the first step, also when a run is resumed."""
+    """Load the base as it was before the first step, also when a run is resumed."""
     job = setup.job
-    job.reporter.phase("loading", "the reference")
+    job.reporter.set_phase("loading", "the reference")
     model = base.load(
         job.prepared["base"],
         job.profile.model,

@@ -1,7 +1,8 @@
-"""What the methods that compare replies share: sequences of a prompt with a reply, and the log-probability of each reply.
+"""Common parts of the methods that compare replies: sequences of a prompt and a reply, and their log-probabilities.
 
-A preference row is several sequences: its prompt with each of its replies. They go through the model as supervised rows do (end to end and
-unpadded where attention can be kept within segments, the output layer at the replies' positions alone), and each becomes one number.
+A preference row is several sequences: its prompt with each of its replies. The model processes them like supervised
+rows (concatenated without padding where attention can be kept within segments, with the output layer only at the
+replies' positions), and each results in one log-probability.
 """
 
 from __future__ import annotations
@@ -23,26 +24,27 @@ from engine.training.methods.base import Batch, Method, MethodSetup
 Row = dict[str, list[int]]
 
 
-def sequence(prompt: list[int], reply: list[int], whole: bool = False) -> Row:
-    """Ids and labels of a prompt with a reply: the reply's tokens have labels, with `whole` the prompt's too."""
+def make_sequence(prompt: list[int], reply: list[int], whole: bool = False) -> Row:
+    """Ids and labels of a prompt with a reply: the reply's tokens have labels; with `whole`, the prompt's too."""
     return {"input_ids": prompt + reply, "labels": (prompt if whole else [MASKED] * len(prompt)) + reply}
 
 
 def collate_sequences(rows: list[Row], flat: bool) -> dict[str, Any]:
-    """`rows.collate_flat` or `collate_padded`, and `counts`: the number of labelled tokens of each sequence, its first never being one."""
+    """`batching.collate_flat` or `collate_padded`, plus `counts`: the number of labelled tokens of each sequence, never
+    counting its first."""
     collated = (collate_flat if flat else collate_padded)(rows)
     del collated["rows"]
     return collated | {"counts": [sum(label != MASKED for label in row["labels"][1:]) for row in rows]}
 
 
 def collate_pairs(rows: list[Row], flat: bool) -> dict[str, Any]:
-    """Pairs: all chosen sequences, then all rejected ones, as trl has them. `pairs` is the number of rows."""
-    sequences = [sequence(row["prompt_ids"], row[name]) for name in ("chosen_ids", "rejected_ids") for row in rows]
+    """All chosen sequences, then all rejected ones, in trl's order. `pairs` is the number of rows."""
+    sequences = [make_sequence(row["prompt_ids"], row[name]) for name in ("chosen_ids", "rejected_ids") for row in rows]
     return collate_sequences(sequences, flat) | {"pairs": len(rows), "rows": len(rows)}
 
 
 class ReplyMethod(Method):
-    """A method whose loss is made of the log-probabilities of replies."""
+    """A method whose loss is computed from the log-probabilities of replies."""
 
     def __init__(self, setup: MethodSetup) -> None:
         disable_dropout(setup)
@@ -58,18 +60,18 @@ class ReplyMethod(Method):
         self.head.segments.lengths = None
 
     def token_log_probs(self, head: PickedHead, model: Any, batch: Batch) -> Any:
-        """[labelled tokens], float32: the logarithm of each one's probability."""
+        """[labelled tokens], float32: the log-probability of each token."""
         return -functional.cross_entropy(head.logits(model, batch).float(), batch["targets"], reduction="none")
 
 
-def sums(values: Any, counts: list[int]) -> Any:
-    """[sequences]: the sums of values that lie end to end, `counts` of them in each."""
-    # Not index_add, which adds in any order on a GPU.
+def sum_sequences(values: Any, counts: list[int]) -> Any:
+    """[sequences]: sums of the concatenated `values`, of which each sequence has its number in `counts`."""
+    # Not index_add, whose order of additions varies on a GPU.
     return torch.stack([part.sum() for part in values.split(counts)]) if counts else values[:0]
 
 
 def disable_dropout(setup: MethodSetup) -> None:
-    """As trl does: two passes are compared, and dropout would be noise in their difference."""
+    """Disable dropout, as trl does: it would add noise to the difference between two passes."""
     for name, module in list(setup.model.named_modules()):
         if isinstance(module, nn.Dropout | PooledDropout) and ".lora_dropout." in name:
             setup.model.set_submodule(name, nn.Identity())
@@ -82,7 +84,7 @@ def disable_dropout(setup: MethodSetup) -> None:
             Warn(
                 code="adapter.dropout_ignored",
                 attempt=job.attempt,
-                message=f"adapter.dropout does not count: {kind} compares replies, and dropout would be noise between them",
-                hint="nothing to do; adapter.dropout=0 says the same",
+                message=f"adapter.dropout is ignored: {kind} compares replies, and dropout would add noise",
+                hint="nothing to do; adapter.dropout=0 avoids this warning",
             )
         )

@@ -1,7 +1,7 @@
-"""Reward models: the loss of trl's RewardTrainer over the pairs of a global batch, however it is split.
+"""Reward models: the loss of trl's RewardTrainer, independent of how a global batch is divided.
 
-The model is transformers' own for sequence classification with one label, so whoever loads the checkpoint gets its scores with no help from us;
-that class finds the last token by its padding, so rows are padded here.
+The model is transformers' class for sequence classification with one label, so transformers alone can load and use the
+checkpoint; that class finds the last token by the padding, so rows are padded here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from engine.training.preference.replies import disable_dropout
 
 
 def collate(rows: list[dict[str, list[int]]], padding: int) -> dict[str, Any]:
-    """All chosen sequences, then all rejected ones, [2 × pairs, longest]; a single token that trains nothing where there is no pair."""
+    """All chosen sequences, then all rejected ones, [2 × pairs, longest]; a single untrained token when there are no
+    pairs."""
     sequences = [
         torch.tensor(row["prompt_ids"] + row[name]) for name in ("chosen_ids", "rejected_ids") for row in rows
     ] or [torch.tensor([0])]
@@ -32,7 +33,7 @@ def collate(rows: list[dict[str, list[int]]], padding: int) -> dict[str, Any]:
 
 
 class Reward(Method):
-    """The mean over pairs of how unlikely their scores make the preference."""
+    """The mean over pairs of the negative log-likelihood of the preference, given the two scores."""
 
     def __init__(self, setup: MethodSetup) -> None:
         disable_dropout(setup)
@@ -47,20 +48,20 @@ class Reward(Method):
         return int(batch["pairs"])
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
-        summed = self._summed(model, batch)
+        sums = self._compute_sums(model, batch)
         for name in ("accuracy", "margin"):
-            self.metrics.add(f"train/{name}", float(summed[name]), batch["pairs"])
-        return summed["loss"] / units
+            self.metrics.add(f"train/{name}", float(sums[name]), batch["pairs"])
+        return sums["loss"] / units
 
     def measure(self, batch: Batch) -> dict[str, float]:
-        return {name: float(value) for name, value in self._summed(self.model, batch).items()}
+        return {name: float(value) for name, value in self._compute_sums(self.model, batch).items()}
 
-    def _summed(self, model: Any, batch: Batch) -> dict[str, Any]:
-        """Sums over the pairs of a micro-batch, by metric; `loss` with its gradient."""
+    def _compute_sums(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """Metrics as sums over the pairs of a micro-batch; `loss` has a gradient."""
         options: Options = self.profile.method  # type: ignore[assignment]
         pairs = batch["pairs"]
-        asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        scores = model(**asked, use_cache=False).logits.squeeze(-1).float()
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        scores = model(**inputs, use_cache=False).logits.squeeze(-1).float()
         chosen, rejected = scores[:pairs], scores[pairs : 2 * pairs]
         loss = -logsigmoid(chosen - rejected).sum()
         if options.center_rewards_coefficient is not None:

@@ -1,4 +1,4 @@
-"""What the adapters share: options that several have, and putting one around a model through peft."""
+"""Common parts of the adapters: shared options, and attaching an adapter to a model with peft."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class VirtualTokenOptions(AdapterOptions):
 
 
 def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
-    """A PeftModel of peft's `config` around `model`, whose own weights are frozen; the adapter's have the options' dtype. Raises
-    ProblemError when no layer has the names asked for, and for virtual tokens in a model that reads both ways."""
+    """Wrap `model` in a PeftModel with peft's `config`; its own weights are frozen, the adapter's get the options'
+    dtype. Raises ProblemError when no layer matches the targets, and for virtual tokens with a bidirectional model."""
     import torch
     from peft import get_peft_model
 
@@ -41,7 +41,7 @@ def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
             Problem(
                 code="adapter.unsupported",
                 title=f"adapter.kind {options.kind} does not work with this model",
-                cause="its positions and what attends to what follow from the tokens, and virtual ones have none",
+                cause="it computes positions and attention from the token ids, and virtual tokens have none",
                 hint="set adapter.kind to lora",
             )
         )
@@ -53,7 +53,7 @@ def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
                 code="adapter.no_layer",
                 title=f"{options.kind} fits no layer of this model",
                 cause=str(error).splitlines()[0],
-                hint="name adapter.targets as the model's own layers are named (for example q_proj, v_proj)",
+                hint="set adapter.targets to names of this model's layers (for example q_proj, v_proj)",
             )
         )
     dtype = getattr(torch, options.dtype)
@@ -63,17 +63,17 @@ def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
     return adapted
 
 
-def task(model: Any) -> str:
-    """peft's word for what `model` is for; a scoring head on top is trained and saved beside the adapter."""
+def get_task_type(model: Any) -> str:
+    """peft's task type of `model`; peft trains and saves a scoring head with the adapter."""
     return "SEQ_CLS" if type(model).__name__.endswith("ForSequenceClassification") else "CAUSAL_LM"
 
 
-def low_rank(model: Any, options: LowRankOptions, *, use_rslora: bool = False, use_dora: bool = False) -> Any:
-    """LoRA and its relatives, which differ in two flags."""
+def attach_low_rank(model: Any, options: LowRankOptions, *, use_rslora: bool = False, use_dora: bool = False) -> Any:
+    """Attach LoRA or one of its variants, which differ in two flags."""
     from peft import LoraConfig
 
     config = LoraConfig(
-        task_type=task(model),
+        task_type=get_task_type(model),
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
