@@ -184,7 +184,7 @@ def test_rejected_rows_are_warned_of(home: Home, profile_over: ProfileOver) -> N
         prepared = prepare(profile_over(SEEDS, **expanding(service)), home, quiet)
     assert prepared["rows"] == 6 and prepared["expanded"]["rows"] == 0
     rejected, stopped = list_warnings(prepared)
-    assert rejected.message.startswith("10 expanded rows were not taken (10 bad row")
+    assert rejected.message.startswith("10 expanded rows were rejected (10 bad row")
     assert "the last 10 answers held no good row" in stopped.message
     assert (rejected.code, stopped.code) == ("expand.rejected", "expand.stalled")
 

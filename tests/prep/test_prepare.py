@@ -217,7 +217,7 @@ def test_what_a_killed_process_left_is_swept(home: Home, profile_over: ProfileOv
         ({"split": {"validation": 0.1}, "validation": [{"source": "rows.jsonl"}]}, "there is data.validation already"),
         ({"split": {"seed": 1}}, "holds out nothing"),
         ({"split": {"validation": 0.5, "test": 0.5}}, "leaves nothing to train on"),
-        ({"clean": {"boilerplate": ["("]}}, "is no regular expression"),
+        ({"clean": {"boilerplate": ["("]}}, "is not a valid regular expression"),
         ({"catalog": "gone.json"}, "there is no gone.json"),
         ({"catalog": "gone.json", "train": [{"source": "by name"}]}, "gone.json"),
         ({"template": "gone.jinja"}, "there is no gone.jinja"),
