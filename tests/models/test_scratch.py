@@ -80,7 +80,7 @@ def problems(home: Path, base: Path, text: str) -> str:
                 "model: {{base: {base}, init: config}}\nadapter: {{kind: none}}\n"
                 "method: {{kind: pretrain}}\ndata: {{packing: true}}"
             ),
-            ["data.packing: of pretraining is method.sequences: packed"],
+            ["data.packing: does not apply to pretraining: set method.sequences to packed instead"],
         ),
     ],
 )

@@ -17,7 +17,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """27 rows: with a global batch of 4, six full windows and one of three."""
+    """27 rows: with a global batch of 4, six full ones and one of three rows."""
     return prepare(tmp_path_factory.mktemp("prepared"), tiny)
 
 

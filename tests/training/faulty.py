@@ -3,8 +3,9 @@
 `oom:N`    each pass over more than N tokens runs out of memory, in the model's forward pass
 `oom:N:R`  the same on rank R alone
 `weigh`    nothing goes wrong; each rank leaves the number of elements that its optimiser holds in the run's
-`weighed-RANK.json` `save:S`, `evaluate:S`, `window:S`, `boundary:S`   kill -9 in the middle of saving, evaluating or
-computing after step S, or right at that boundary
+           `weighed-RANK.json`
+`save:S`, `evaluate:S`, `compute:S`, `boundary:S`   kill -9 in the middle of saving, evaluating or
+           computing after step S, or at that boundary
 """
 
 from __future__ import annotations

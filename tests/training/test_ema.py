@@ -105,16 +105,16 @@ def test_patience_goes_on_counting_after_a_resume(tmp_path: Path) -> None:
     options = EarlyStoppingOptions(patience=3, metric="eval/f1", min_delta=0.1)
     first = Patience(options)
     values = [0.5, 0.55, 0.61, 0.6, 0.7]
-    assert [bool(first.look(step, {"eval/f1": value})) for step, value in enumerate(values)] == [False] * 5
+    assert [bool(first.update(step, {"eval/f1": value})) for step, value in enumerate(values)] == [False] * 5
     first.save(tmp_path)
     second = Patience(options)
     second.load(tmp_path)
-    assert second.look(5, {"eval/f1": None}).startswith("eval/f1 has not been better than at step 2 for 3")
+    assert second.update(5, {"eval/f1": None}).startswith("eval/f1 has not been better than at step 2 for 3")
     other = Patience(EarlyStoppingOptions(patience=3))
     other.load(tmp_path)
-    assert not other.look(6, {"eval/loss": 2.0})
+    assert not other.update(6, {"eval/loss": 2.0})
     with pytest.raises(ProblemError, match="eval/loss"):
-        other.look(7, {"eval/f1": 1.0})
+        other.update(7, {"eval/f1": 1.0})
 
 
 def test_early_stopping_without_held_out_rows_is_refused(prepared: dict[str, Any], tmp_path: Path) -> None:

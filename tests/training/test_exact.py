@@ -174,9 +174,9 @@ def test_other_versions_and_other_files_are_named(tmp_path, prepared):
 
 @pytest.mark.slow
 def test_killed_in_every_part_of_a_step_and_resumed_is_exact(whole, start_run):
-    """kill -9 in the middle of a window, of a save, of an evaluation, and at an epoch's end."""
+    """kill -9 in the middle of a global batch, of a save, of an evaluation, and at an epoch's end."""
     run = start_run("killed", *MANY)
-    for fault in ("window:4", "save:6", "boundary:7", "evaluate:10"):
+    for fault in ("compute:4", "save:6", "boundary:7", "evaluate:10"):
         run.start(fault=fault)
         assert run.wait() == -signal.SIGKILL, run.log()
     run.train()
@@ -189,7 +189,7 @@ def test_killed_in_every_part_of_a_step_and_resumed_is_exact(whole, start_run):
 @pytest.mark.slow
 def test_two_ranks_killed_and_resumed_are_exact(start_run):
     runs = []
-    for name, fault in (("whole", ""), ("killed", "window:5")):
+    for name, fault in (("whole", ""), ("killed", "compute:5")):
         run = start_run(name, *MANY, "training.micro_batch=1", "launch.processes=2")
         if fault:
             run.start(processes=2, fault=fault, cold=True)

@@ -22,7 +22,7 @@ def test_two_ranks_and_micro_batches_lose_as_one_process(start_run):
         losses[name], norms[name] = run.series("train/loss"), run.series("train/grad_norm")
         assert run.entries(Start)[0].global_batch == 4
         assert run.entries(End)[-1].status == "completed"
-    assert list(losses["one"]) == [1, 2, 3, 4, 5, 6, 7]  # 27 rows: the last window holds three
+    assert list(losses["one"]) == [1, 2, 3, 4, 5, 6, 7]  # 27 rows: the last global batch holds three
     for name in splits:
         assert losses[name] == pytest.approx(losses["one"], rel=1e-3), name
         assert norms[name] == pytest.approx(norms["one"], rel=1e-3), name

@@ -95,8 +95,8 @@ def test_reward_loses_what_trl_loses(bare_home: Home, sets: Any, tmp_path: Path,
     run = train(bare_home, "ours", sets["reward"], "method.kind=reward", *BRIEF, *options, *FULL)
     ours = [series(run, "train/loss")[step] for step in range(1, STEPS + 1)]
     batches = [
-        [{name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")} for row in window]
-        for window in global_batches(sets["reward"], 4, STEPS)
+        [{name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")} for row in rows]
+        for rows in global_batches(sets["reward"], 4, STEPS)
     ]
     expected = losses_of(
         RewardTrainer,

@@ -155,7 +155,7 @@ def test_a_run_is_that_of_ddp_and_goes_on_exactly(
     whole = start_run("ddp", *FULL)
     whole.train(processes=2)
     run = start_run("zero2", *FULL, "launch.strategy=zero2")
-    run.start(processes=2, fault="window:6")
+    run.start(processes=2, fault="compute:6")
     assert run.wait() != 0 and run.run.checkpoint_steps() == [4]
     run.start(processes=2, fault="weigh")
     assert run.wait() == 0, run.log()

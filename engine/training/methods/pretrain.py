@@ -12,8 +12,8 @@ class Options(Variant):
     sequences: Literal["blocks", "packed", "rows"] = option(
         "blocks",
         help="What a sequence of data.max_length tokens holds: blocks joins documents and cuts them where a block is "
-        "full; packed joins whole documents, each cut at its end when it is longer; rows is a document each. Attention "
-        "stays within a document.",
+        "full; packed joins whole documents, each cut at its end when it is longer; rows is a document each. "
+        "Attention stays within a document.",
     )
     rows: ClassVar[str] = "tokens"
     method: ClassVar[str] = "engine.training.supervised:Pretraining"
