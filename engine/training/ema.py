@@ -2,6 +2,8 @@
 
 A checkpoint's published weights are then the averaged ones, which transformers and peft load. The trained weights are
 in `trainer/` (`masters.pt`), and beside them the average in full precision (`FILE`).
+
+torch's `AveragedModel` would copy the whole model, frozen base included; here the trained weights alone are averaged.
 """
 
 from __future__ import annotations
