@@ -272,11 +272,11 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
             )
         )
     if device == "cpu":
-        _quicken(model, quantization)
+        _speed_up_on_cpu(model, quantization)
     return model.eval()
 
 
-def _quicken(model: Any, quantization: str) -> None:
+def _speed_up_on_cpu(model: Any, quantization: str) -> None:
     """Do as training does on a CPU: compute in float32 where that is faster than 16 bits (most CPUs only emulate
     bfloat16), and unpack NF4 once if memory allows. No weight changes its value."""
     import torch
