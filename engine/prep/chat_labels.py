@@ -38,7 +38,7 @@ class RenderedRow(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a row is left out: the template cannot render it so that its turns can be told apart, or another method
+    """Why a row is left out: the template cannot render it so that its turns can be separated, or another method
     trains on it."""
 
     reason: str
@@ -190,7 +190,7 @@ class Renderer:
             if not end:
                 return Refusal(
                     "the chat template renders earlier turns differently once later ones follow: "
-                    "turns cannot be told apart"
+                    "turns cannot be separated"
                 )
             spans.append((start, end))
             ends += [end] if closed else []

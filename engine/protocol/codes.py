@@ -238,7 +238,7 @@ CODES: dict[str, str] = {
     "training.no_checkpoint": "The run stopped without a checkpoint of its last step, because it could not be written.",
     "compile.failed": "Compiling the model with torch failed, so the model runs without it. Nothing to do.",
     "compile.unsupported": (
-        "The model's layers cannot be told apart, so nothing is compiled. Set `training.compile` to false."
+        "The model's layers cannot be recognised, so nothing is compiled. Set `training.compile` to false."
     ),
     "resume.drift": (
         "The run was resumed, but not exactly: something differs from before. Nothing to do if that was intended."
