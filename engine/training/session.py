@@ -257,7 +257,7 @@ def _finish(job: Job, loop: TrainingLoop, output: Path | None, seconds: float) -
             job.reporter.warn(
                 code="evaluation.threshold_missed",
                 step=step,
-                message=f"a threshold is missed: {verdict}",
+                message=f"a threshold was not reached: {verdict}",
                 hint="train on, on more or better data, or change evaluation.thresholds",
             )
     report.write_report(job, loop.outcome, step, results, verdicts, seconds)

@@ -87,7 +87,7 @@ def test_thought_graphs_from_examples_to_an_exported_model(
             ("schema_validity >= 0.9", False),
             ("loss < 100", True),
         ]
-        assert "a threshold is missed: schema_validity is 0" in done.stderr
+        assert "a threshold was not reached: schema_validity is 0" in done.stderr
         assert "train is done, in" in done.stderr and "its stages: check, expand, prepare" in done.stderr
         run = bare_home.run(told["run"])
         report = json.loads(run.report.read_text())

@@ -32,7 +32,7 @@ def test_a_run_is_found_by_id_prefix_and_last(home: Home) -> None:
     assert find_run(home, "o").id == "other"
     with pytest.raises(ProblemError, match="demo-1, demo-12"):
         find_run(home, "demo")
-    with pytest.raises(ProblemError, match="no run's id begins"):
+    with pytest.raises(ProblemError, match="no run's id starts"):
         find_run(home, "x")
 
 

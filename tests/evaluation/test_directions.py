@@ -11,7 +11,7 @@ from engine.config.profile import ProfileError, parse
 from engine.metrics import METRICS, registry
 from engine.metrics.metric import Direction, load_metric
 from engine.protocol.home import Home
-from engine.training.checkpoints import best
+from engine.training.checkpoints import find_best
 from tests.training.harness import PROFILE
 
 PAIRS = tuple(f"data.{part}=[{{source: samples/preference.jsonl}}]" for part in ("train", "validation"))
@@ -54,7 +54,7 @@ def test_no_two_metrics_share_a_name_and_every_value_has_a_direction() -> None:
 def test_the_best_checkpoint_is_the_lowest_or_the_highest() -> None:
     values = {1: {"eval/loss": 2.0, "eval/completions_cut": 0.5, "eval/triples_f1": 0.1}}
     values[2] = {"eval/loss": 1.0, "eval/completions_cut": 0.9, "eval/triples_f1": 0.2}
-    assert [best(values, name) for name in values[1]] == [2, 1, 2]
+    assert [find_best(values, name) for name in values[1]] == [2, 1, 2]
 
 
 def check(tmp_path: Path, *changes: str) -> None:

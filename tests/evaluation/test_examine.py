@@ -121,14 +121,14 @@ def test_a_second_call_continues_after_a_kill(trained: Trained, tmp_path: Path) 
     ("settings", "words"),
     [
         ({"task": "graphs"}, "there is no task 'graphs'"),
-        ({"thresholds": ["high"]}, "'high' is no threshold"),
+        ({"thresholds": ["high"]}, "'high' is not a threshold"),
         ({"constrained": True, "data": "samples/text.jsonl"}, "name the task"),
         ({"data": "samples/nothing.jsonl"}, r"samples/nothing\.jsonl cannot be read"),
         (
             {"data": "samples/text.jsonl", "task": "triples", "samples": 2, "judge": {"temprature": 1}},
             r"judge\.temprature",
         ),
-        ({"judge": {"rubric": {"a b": "?"}}}, r"judge\.rubric: .*names no criterion"),
+        ({"judge": {"rubric": {"a b": "?"}}}, r"judge\.rubric: .*is not a valid name of a criterion"),
         ({"data": "samples/preference.jsonl", "task": "triples"}, "reference of row 1 is not a JSON list of triples"),
     ],
 )

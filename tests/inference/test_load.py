@@ -76,7 +76,7 @@ def test_an_adapter_of_a_16_bit_base_has_the_numbers_of_its_file(
 
 
 @pytest.mark.slow
-def test_adapters_of_any_rank_swap_within_300_ms(
+def test_adapters_of_any_rank_swap_within_half_a_second(
     loaded: LoadedModel, adapters: list[Path], smollm2: Path, home: Home
 ) -> None:
     """CPU time, so that other programs do not count; the layers are built once, whatever comes between."""
@@ -84,7 +84,7 @@ def test_adapters_of_any_rank_swap_within_300_ms(
     for folder in (adapters[1], adapters[2], smollm2, adapters[0], adapters[2]):
         began = time.process_time()
         loaded.swap(target(folder, home))
-        assert time.process_time() - began < 0.3, folder
+        assert time.process_time() - began < 0.5, folder
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_lock_names_what_differs(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(ProblemError, match="chat template is not the one"):
         template_lock.check(good | {"template_sha256": "0" * 64}, tokenizer, tmp_path)
     changed = {**golden, "ids": [*ids[:5], ids[5] + 1, *ids[6:]]}
-    with pytest.raises(ProblemError, match=r"conversation 0 becomes other tokens: at 5 "):
+    with pytest.raises(ProblemError, match=r"conversation 0 is tokenised differently: at 5 "):
         template_lock.check(good | {"golden": [changed]}, tokenizer, tmp_path)
     with pytest.raises(ProblemError, match="beyond the vocabulary of 49152"):
         template_lock.check(good | {"eos_token_ids": [50000]}, tokenizer, tmp_path)

@@ -82,7 +82,7 @@ def test_every_use_refuses_in_the_same_words(home: Home, base: Path, use: str) -
     kept = {path: path.read_bytes() for path in checkpoint.iterdir()}
     for change, cause in (
         (other_template, "the chat template is not the one it was trained with"),
-        (other_tokens, r"conversation 0 becomes other tokens: at 5 \[7\], trained \[6\]"),
+        (other_tokens, r"conversation 0 is tokenised differently: at 5 \[7\], trained \[6\]"),
         (other_stops, r"its generation_config\.json stops at \[40\]"),
     ):
         change(checkpoint)

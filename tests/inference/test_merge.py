@@ -150,7 +150,7 @@ def test_what_cannot_be_merged_is_refused(home: Home, base: Path) -> None:
     (base / "config.json").write_text(
         json.dumps(json.loads((base / "config.json").read_text()) | {"quantization_config": {}})
     )
-    with pytest.raises(ProfileError, match="whose weights are stored quantised"):
+    with pytest.raises(ProfileError, match="whose stored weights are quantised"):
         profile(home, "first")
 
 

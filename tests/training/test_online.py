@@ -365,7 +365,7 @@ def test_two_ranks_share_the_prompts(start_run: Callable[..., Any], prompts: Any
         ((*LOWS, "method.max_new_tokens=64"), "method.max_new_tokens", "must be below data.max_length (64)"),
         ((*LOWS, "data.validation=[{source: triples/dev.jsonl}]"), "checkpoint.best_by", "set it to eval/reward"),
         ((*LOWS, "adapter={kind: prefix}"), "adapter.kind", "prefix does not go with method.kind grpo"),
-        ((*LOWS, "data.packing=true"), "data.packing", "does not go with method.kind grpo"),
+        ((*LOWS, "data.packing=true"), "data.packing", "cannot be combined with method.kind grpo"),
         ((), "method.reward", "is required"),
     ],
 )  # fmt: skip
