@@ -96,11 +96,14 @@ class Method:
         """Restore a checkpoint's `state_dict`."""
 
     def to_device(self, batch: Batch) -> Batch:
-        """The batch with its tensors on the run's device."""
-        from accelerate.utils import send_to_device
+        """The batch, and the batches in it, with their tensors on the run's device."""
+        return {name: self._move(value) for name, value in batch.items()}
 
-        moved: Batch = send_to_device(batch, self.device.name)
-        return moved
+    def _move(self, value: Any) -> Any:
+        # accelerate's send_to_device would look at every number of a list, and at the environment for each tensor.
+        if isinstance(value, dict):
+            return self.to_device(value)
+        return value.to(self.device.name) if hasattr(value, "to") else value
 
 
 def make_method(setup: MethodSetup) -> Method:
