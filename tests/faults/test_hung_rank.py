@@ -24,7 +24,7 @@ def test_a_stopped_rank_is_named_with_the_stacks_of_all(bare_home, tmp_path):
         ranks = wait_for(lambda: len(found := engine.show(run).ranks) == 2 and found, 20, "both ranks")
         os.kill(ranks[1].pid, signal.SIGSTOP)
         hung = wait_for(
-            lambda: [text for text in engine.show(run).warnings if text.startswith("silent")], 60, "a warning"
+            lambda: [text for text in engine.show(run).warnings if text.startswith("hanging")], 60, "a warning"
         )
         (warning,) = hung
         assert f"rank 1 (process {ranks[1].pid} is stopped by SIGSTOP)" in warning and "rank 0" not in warning
