@@ -27,17 +27,19 @@ Row = dict[str, list[int]]
 
 def tokenize_rows(
     dataset: EvaluationSet, loaded: LoadedModel, loss_on: str, max_length: int | None
-) -> tuple[dict[int, Row], dict[str, int]]:
-    """`input_ids` and `labels` by row number; and how many rows were `truncated`, `masked` (without a trained token) or
-    `refused`."""
+) -> tuple[dict[int, list[Row]], dict[str, int]]:
+    """`input_ids` and `labels` of each row's sequences by row number; and how many sequences were `truncated` or
+    `masked` (without a trained token), and how many rows `refused`."""
     if dataset.tokens is not None:
-        return dict(enumerate(_read_prepared(dataset))), {}
+        prepared = [[row] for row in _read_prepared(dataset)]
+        if len(prepared) == len(dataset.rows):  # else conversations have become several sequences each
+            return dict(enumerate(prepared)), {}
     from engine.prep.token_rows import Counts
     from engine.prep.tokenize import RowTokenizer
 
     counts = Counts()
     tokenizing = RowTokenizer(loaded.tokenizer, loss_on, min(max_length or LONGEST, loaded.context))
-    found: dict[int, Row] = {}
+    found: dict[int, list[Row]] = {}
     refused = 0
     for start in range(0, len(dataset.rows), 512):
         batch = tokenizing(dataset.rows[start : start + 512], counts)
@@ -46,10 +48,8 @@ def tokenize_rows(
         labels, _ = batch.columns["labels"]
         at = 0
         for place, length in zip(batch.rows, lengths, strict=True):
-            found[start + place] = {
-                "input_ids": ids[at : at + length].tolist(),
-                "labels": labels[at : at + length].tolist(),
-            }
+            row = {"input_ids": ids[at : at + length].tolist(), "labels": labels[at : at + length].tolist()}
+            found.setdefault(start + place, []).append(row)
             at += length
     return found, {"truncated": counts.truncated, "masked": counts.masked, "refused": refused}
 
@@ -71,9 +71,10 @@ def can_render(rows: Sequence[Canonical], tokenizer: Any) -> bool:
 
 
 def measure_losses(
-    model: Any, rows: dict[int, Row], progress: Callable[[int, int], None] = lambda done, total: None
+    model: Any, rows: dict[int, list[Row]], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Iterator[dict[int, Tally]]:
-    """The tallies of rows, a batch at a time, the shortest rows first. `model` is in eval mode."""
+    """The tallies of rows, a batch at a time, the shortest sequences first. `model` is in eval mode. `progress` gets
+    (rows done, rows in all)."""
     import torch
 
     from engine.models.loss import PickedHead
@@ -81,10 +82,14 @@ def measure_losses(
     from engine.prep.batching import collate_padded
 
     head = PickedHead(model, Segments())
-    order = sorted(rows, key=lambda number: len(rows[number]["input_ids"]))
+    sequences = [(number, sequence) for number, row in rows.items() for sequence in row]
+    sequences.sort(key=lambda each: len(each[1]["input_ids"]))
+    left = {number: len(row) for number, row in rows.items()}
+    sums_of = {number: (0, 0.0, 0) for number in rows}
     done = 0
-    for together in _batches(order, [len(rows[number]["input_ids"]) for number in order]):
-        batch = collate_padded([rows[number] for number in together])
+    for places_of in _batches(range(len(sequences)), [len(sequence["input_ids"]) for _, sequence in sequences]):
+        together = [sequences[place] for place in places_of]
+        batch = collate_padded([sequence for _, sequence in together])
         longest = batch["input_ids"].shape[1]
         places = (batch["picked"] // longest).to(model.device)
         moved = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
@@ -95,13 +100,16 @@ def measure_losses(
         sums = torch.zeros(3, len(together), dtype=torch.float64, device=values.device)
         for line, each in zip(sums, (torch.ones_like(values), values, right), strict=True):
             line.index_add_(0, places, each.double())
-        units, loss, hits = sums.tolist()
-        done += len(together)
-        progress(done, len(order))
-        yield {
-            number: tokens.tally(int(units[place]), loss[place], int(hits[place]))
-            for place, number in enumerate(together)
-        }
+        finished = {}
+        for (number, _), units, loss, hits in zip(together, *sums.tolist(), strict=True):
+            before = sums_of[number]
+            sums_of[number] = before[0] + int(units), before[1] + loss, before[2] + int(hits)
+            left[number] -= 1
+            if not left[number]:
+                finished[number] = tokens.tally(*sums_of[number])
+        done += len(finished)
+        progress(done, len(rows))
+        yield finished
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

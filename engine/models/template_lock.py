@@ -7,11 +7,14 @@ they were trained on. It is checked wherever the checkpoint is loaded.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from engine.models import folders, tokenizers
+from engine.models import chat_template, folders, tokenizers
+from engine.models.chat_template import encode, find_reply_ends
 from engine.models.targets import Target
 from engine.models.template_metadata import read_metadata
 from engine.protocol.messages import Problem, ProblemError
@@ -19,13 +22,22 @@ from engine.protocol.messages import Problem, ProblemError
 
 def hash_template(tokenizer: Any) -> str:
     """SHA-256 of the chat template, or of the empty text when there is none."""
-    return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
+    template = tokenizer.chat_template or ""
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def render(tokenizer: Any, messages: list[dict[str, str]], *, reply_follows: bool) -> list[int]:
-    """Token ids of a conversation. With `reply_follows` it ends where the assistant's reply begins."""
-    ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=reply_follows, return_dict=False)
-    return ids
+def render(
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    tools: Any = None,
+    *,
+    reply_follows: bool,
+    date: datetime | None = None,
+) -> list[int]:
+    """Token ids of a conversation. With `reply_follows` it ends where the assistant's reply begins. `date` is what a
+    template that writes the date takes for today."""
+    return encode(tokenizer, messages, tools, reply_follows=reply_follows, date=date)
 
 
 def find_stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) -> frozenset[int]:
@@ -40,10 +52,21 @@ def find_stop_ids(lock: Mapping[str, Any] | None, model: Any, tokenizer: Any) ->
 
 def find_turn_ends(tokenizer: Any) -> set[int]:
     """Tokens that end a reply according to the tokenizer and template: the end token, what the template writes after a
-    reply, and the tokens that it declares to start another's turn."""
+    reply and after a tool call, and the tokens that start another's turn where nothing else ends a reply."""
     others = read_metadata(tokenizer.chat_template).get("ends", "").split()
+    if tokenizer.chat_template and not others:
+        special = _list_special(tokenizer)
+        reply = find_reply_ends(tokenizer, special)
+        call = find_reply_ends(tokenizer, special, calls=True)
+        last = next((each for each in special if call.closing.endswith(each)), "")
+        others = [each for each in (reply.opening, call.opening, last) if each]
     found = {tokenizer.eos_token_id, find_end_of_turn(tokenizer), *map(tokenizer.convert_tokens_to_ids, others)}
     return found - {None}
+
+
+def _list_special(tokenizer: Any) -> list[str]:
+    names = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(names | ({tokenizer.eos_token} if tokenizer.eos_token else set()), key=lambda each: (-len(each), each))
 
 
 def find_end_of_turn(tokenizer: Any) -> int | None:
@@ -52,7 +75,7 @@ def find_end_of_turn(tokenizer: Any) -> int | None:
         return None
     reply = "a reply"
     turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": reply}]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    text = chat_template.render(tokenizer, turns, reply_follows=False)
     after = tokenizer(text.rpartition(reply)[2], add_special_tokens=False).input_ids
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return next((token for token in after if token in special), None)
@@ -64,6 +87,7 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
     differences = []
     if lock.get("template_sha256", hash_template(tokenizer)) != hash_template(tokenizer):
         differences.append("the chat template is not the one it was trained with")
+    date = datetime.fromisoformat(lock["date"]) if lock.get("date") else None
     size = len(tokenizer)
     differences += [
         f"its stop token {token} is beyond the vocabulary of {size}"
@@ -72,9 +96,8 @@ def check(lock: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
     ]
     for index, golden in enumerate(lock.get("golden", ()) if tokenizer.chat_template else ()):
         expected = golden["ids"]
-        ids = render(tokenizer, golden["messages"], reply_follows=False)[
-            : len(expected)
-        ]  # training may have cut the conversation
+        ids = render(tokenizer, golden["messages"], reply_follows=False, date=date)
+        ids = ids[: len(expected)]  # training may have cut the conversation
         if ids != expected:
             place = next((i for i, pair in enumerate(zip(ids, expected, strict=False)) if len({*pair}) > 1), len(ids))
             differences.append(

@@ -134,6 +134,16 @@ class DataOptions(Options):
     max_length: int = option(1024, help="Longest sequence; longer rows are cut at the end.", unit="tokens", ge=8)
     packing: bool = option(False, help="Put several rows into one sequence, with attention kept apart.")
     template: str = option("auto", help="Chat template: auto takes the model's own; or a path to a Jinja file.")
+    turns: Literal["auto", "together", "unrolled"] = option(
+        "auto",
+        help="Sequences of a conversation: auto makes one, or several where the template changes earlier turns once "
+        "later ones follow; together always makes one, unrolled one for each reply.",
+    )
+    thinking: Literal["keep", "empty", "require"] = option(
+        "keep",
+        help="Where the template opens a thought before each reply: keep trains replies as they are, and chat opens no "
+        "thought; empty closes an empty thought before a reply without one; require rejects such replies.",
+    )
     max_rows: int | None = option(
         None, help="Take at most this many training rows in total, a seeded sample.", unit="rows", ge=1
     )

@@ -1,331 +1,336 @@
-"""Renders conversations with the chat template and finds which characters are trained.
+"""Renders canonical rows with the chat template and finds which characters are trained.
 
-Few templates mark the assistant's turns, so the spans come from prefix differences: the text that the template adds
-when an assistant turn is appended, up to and including the special token that ends it, is that turn. Tool calls are
-part of their turn. A turn of `weight` 0 is not trained.
+Three means, tried in this order:
 
-Most conversations are rendered only once. For each sequence of roles the template's own text is learnt from a
-conversation with marker contents (`Skeleton`); a conversation whose text equals that skeleton with its own contents has
-its spans too.
+1. The template marks the assistant's turns itself (`{% generation %}`).
+2. The whole conversation is one sequence, if every turn that is trained stands in it as chat would have it: behind the
+   prompt that chat sends, in the bytes that the template writes for it as the last turn.
+3. The conversation is unrolled into several sequences. Each ends with a reply and is what chat sends at that moment,
+   with the reply. A sequence also trains those earlier replies that keep their bytes in it, so that every reply is
+   trained exactly once. Templates that drop thoughts from earlier turns are rendered in this way.
+
+A turn of `weight` 0 is not trained. Each row is rendered for itself: a row alone gives what it gives in any batch.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from engine.models.chat_template import OPEN, choose_template, render, writes_calls
 from engine.models.template_metadata import read_metadata
-from engine.prep.formats.canonical import Canonical, Message, describe_kind, kind_of
-
-Messages = list[Message]
+from engine.prep.formats.canonical import Canonical, kind_of
+from engine.prep.rendered import Means, Refusal, RenderedRow, Rendering, check_spans, refuse_misfit
+from engine.prep.reply_finder import Reply, ReplyFinder, contains, find_missing, find_thought
+from engine.prep.skeletons import Skeleton
+from engine.prep.templates import ChatTokenizer
 
 _PLAIN = {"role", "content"}
 _SKELETONS = 1000
 """Skeletons kept at most: a data set has few sequences of roles, but this is not guaranteed."""
+_MARKS = re.compile(r"\{%-?\s*generation\b")
 
 
-class RenderedRow(NamedTuple):
-    """A row's text. In characters, ascending: `spans` are the trained [start, end), `ends` the positions behind
-    end-of-turn tokens."""
+class _Sequence(NamedTuple):
+    """A sequence before it is checked: `rendered` ends with message `through`, exclusive."""
 
-    text: str
-    spans: list[tuple[int, int]]
-    ends: list[int]
-    special: bool
-    """Whether the tokenizer must still add its special tokens: yes for plain text, no for a rendered template."""
-
-
-class Refusal(NamedTuple):
-    """Why a row is left out: the template cannot render it so that its turns can be separated, or another method
-    trains on it."""
-
-    reason: str
+    rendered: RenderedRow
+    through: int
+    appended: str
+    written: bool
+    """Whether `rendered` is what the template renders of these messages, but for `appended`."""
 
 
-METHODS = {"pairs": "dpo, orpo or reward", "judged": "kto", "tokens": "sft"}
-"""Kind of rows -> the methods that train on them, in words."""
+class _Plan(NamedTuple):
+    """How conversations with certain roles are rendered: for each sequence the number of its messages."""
 
-
-def refuse_misfit(row: Canonical) -> Refusal:
-    """The refusal of a row by a method that trains on another kind of rows."""
-    return Refusal(f"these are {describe_kind(row)}: they train with method.kind {METHODS[kind_of(row)]}")
-
-
-Text = str | Exception
-"""The text that a template renders, or the exception that it raises."""
+    sequences: list[tuple[int, Skeleton]]
+    means: Means
 
 
 class Renderer:
-    """Renders batches. With `loss_on` `assistant` the assistant's turns and their ends are trained, with `all`
-    everything."""
+    """Renders rows. With `loss_on` `assistant` the assistant's turns and their ends are trained, with `all` everything.
+    `turns` and `thinking` are `data.turns` and `data.thinking`."""
 
-    def __init__(self, tokenizer: Any, loss_on: str) -> None:
-        self._tokenizer, self._loss_on = tokenizer, loss_on
-        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        ends = special | ({tokenizer.eos_token} if tokenizer.eos_token else set())
-        self._turn_ends = tuple(sorted(ends, key=lambda each: (-len(each), each)))
-        self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
-        self._template_text = json.dumps(tokenizer.chat_template)
-        self._declared = read_metadata(tokenizer.chat_template)
+    def __init__(self, tokenizer: Any, loss_on: str, turns: str = "auto", thinking: str = "keep") -> None:
+        chat = ChatTokenizer.of(tokenizer)
+        self._tokenizer = chat.with_template(choose_template(chat, thinking))
+        self._loss_on, self._turns = loss_on, turns
+        self.template = self._tokenizer.chat_template
+        self._declared = read_metadata(self.template)
         self._last_only = self._declared.get("trained") == "last"
+        self._finder = ReplyFinder(self._tokenizer, thinking)
+        self._marked = bool(_MARKS.search(json.dumps(self.template)))
+        self._plans: dict[tuple[str, ...], _Plan | None] = {}
+        self._template_text = json.dumps(self.template)
         self.unwritten: Counter[str] = Counter()
-        """Rows with `tools` or `tool_calls` that the template does not render, so that the model does not see them."""
+        """Rows with `tools`, `tool_calls` or `thoughts` that the template does not render, so that the model does not
+        see them."""
 
-    def render(self, rows: Sequence[Canonical]) -> list[RenderedRow | Refusal]:
+    def render(self, rows: Sequence[Canonical]) -> list[Rendering | Refusal]:
         """One result per row, in order."""
-        chats = iter(self._render_chats([row for row in rows if "messages" in row]))
-        return [next(chats) if "messages" in row else self._render_text(row) for row in rows]
+        return [self._render_chat(row) if "messages" in row else self._render_text(row) for row in rows]
 
     def render_prompts(self, rows: Sequence[Canonical]) -> list[str | Refusal]:
         """The text of each conversation with the generation prompt behind it."""
-        texts = self._apply_template(
-            [row["messages"] for row in rows], [row.get("tools") for row in rows], generation_prompt=True
-        )
-        for row in rows:
-            self._count_unwritten(row)
-        return [text if isinstance(text, str) else Refusal(f"the chat template refuses it: {text}") for text in texts]
+        return [self._render_prompt(row) for row in rows]
 
-    def _render_text(self, row: Canonical) -> RenderedRow | Refusal:
+    def render_reply(self, prompt: Canonical, replies: list[dict[str, Any]]) -> tuple[RenderedRow, int] | Refusal:
+        """The prompt with its replies as one sequence, and where the first of these begins. Only the ends of the
+        replies are found, no spans."""
+        row = self._adapt({**prompt, "messages": [*prompt["messages"], *replies]})
+        first, last = len(prompt["messages"]), len(row["messages"]) - 1
+        reply = self._finder.find(row, last)
+        if isinstance(reply, Refusal):
+            return reply
+        self._count_unwritten(row, reply.thought_left_out)
+        text = reply.prompt + reply.text + reply.rest
+        if first == last:
+            start = len(reply.prompt)
+        else:
+            opening = self._render_prompt({**prompt, "messages": row["messages"][:first]})
+            if isinstance(opening, Refusal):
+                return opening
+            if not text.startswith(opening):
+                return Refusal("the chat template renders the prompt differently once several replies follow")
+            start = len(opening)
+        ends = [len(reply.prompt + reply.text)] if reply.closing else []
+        return RenderedRow(text, [], ends, special=False), start
+
+    # ── text ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _render_text(self, row: Canonical) -> Rendering | Refusal:
         if kind_of(row) != "tokens":
             return refuse_misfit(row)
         if self._loss_on != "all":
             return Refusal("plain text has no assistant turn: it needs method.loss_on: all")
         opening = self._declared.get("text", "")
-        text = opening + row["text"] + (self._tokenizer.eos_token or "")
-        ends = [len(text)] if self._tokenizer.eos_token else []
-        return RenderedRow(text, [(len(opening), len(text))], ends, special=not opening)
+        text, end, added = row["text"], self._tokenizer.eos_token or "", self._tokenizer.added
+        if not opening and added.begin:
+            text = text.removeprefix(added.begin)
+        if not opening and added.ends(end):
+            text, end = text.removesuffix(end), ""
+        elif end and text.rstrip().endswith(end):
+            end = ""
+        whole = opening + text + end
+        closed = whole.rstrip().endswith(self._tokenizer.eos_token or "\0") or added.ends(self._tokenizer.eos_token)
+        if len(whole) == len(opening):
+            return Refusal("the text is empty")
+        ends = [len(whole.rstrip())] if closed and whole.strip() else []
+        sequence = RenderedRow(whole, [(len(opening), len(whole))], ends, special=not opening)
+        return Rendering([check_spans(sequence)], "text")
 
-    # ── one rendering a row ────────────────────────────────────────────────────────────────────────────────────────
+    # ── conversations ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _render_chats(self, rows: list[Canonical]) -> list[RenderedRow | Refusal]:
-        done: list[RenderedRow | Refusal | None] = []
-        texts = self._apply_template(
-            [row["messages"] for row in rows], [row.get("tools") for row in rows], generation_prompt=False
-        )
-        for row, text in zip(rows, texts, strict=True):
-            self._count_unwritten(row)
-            skeleton = self._skeleton(row) if isinstance(text, str) else None
-            done.append(skeleton.fit(text, row["messages"]) if skeleton and isinstance(text, str) else None)
-        left = [at for at, result in enumerate(done) if result is None]
-        worked_out = iter(self._work_out([rows[at] for at in left], [texts[at] for at in left]))
-        return [self._widen(next(worked_out) if result is None else result) for result in done]
+    def _adapt(self, row: Canonical) -> Canonical:
+        return {**row, "messages": self._finder.move_thoughts(row["messages"])}
 
-    def _widen(self, result: RenderedRow | Refusal) -> RenderedRow | Refusal:
-        if self._loss_on != "all" or isinstance(result, Refusal):
-            return result
-        if self._declared.get("context") == "both ways":
-            return Refusal("the model reads what precedes a reply both ways: train with method.loss_on: assistant")
-        return result._replace(spans=[(0, len(result.text))])
+    def _render_prompt(self, row: Canonical) -> str | Refusal:
+        row = self._adapt(row)
+        try:
+            text = render(self._tokenizer, row["messages"], row.get("tools"), reply_follows=True)
+        except Exception as error:  # noqa: BLE001 - templates raise what they like
+            return Refusal(f"the chat template refuses it: {error}")
+        self._count_unwritten(row)
+        return text
 
-    def _skeleton(self, row: Canonical) -> Skeleton | None:
-        """The skeleton for the row's roles; None for rows with more than text."""
-        if "tools" in row or not all(message.keys() == _PLAIN for message in row["messages"]):
-            return None
-        roles = tuple(message["role"] for message in row["messages"])
-        if roles not in self._skeletons:
-            if len(self._skeletons) == _SKELETONS:
-                self._skeletons.clear()
-            self._skeletons[roles] = self._find_skeleton(roles)
-        return self._skeletons[roles]
+    def _render_chat(self, row: Canonical) -> Rendering | Refusal:
+        row = self._adapt(row)
+        found = self._render_by_plan(row) or self._work_out(row)
+        if isinstance(found, Refusal):
+            return found
+        rendering, _ = found
+        self._count_unwritten(row, rendering.thoughts_left_out)
+        for sequence in rendering.sequences:
+            check_spans(sequence)
+        return rendering
 
-    def _find_skeleton(self, roles: tuple[str, ...]) -> Skeleton | None:
-        marks = [f"qz{number}xv" for number in range(len(roles))]
-        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        (text,) = self._apply_template([messages], [None], generation_prompt=False)
-        (result,) = self._work_out([{"messages": messages}], [text])
-        if isinstance(result, Refusal) or len(result.ends) != len(result.spans):
-            return None  # without an end token, the end of a turn depends on its content
-        return Skeleton.cut(result, marks)
-
-    def _count_unwritten(self, row: Canonical) -> None:
+    def _count_unwritten(self, row: Canonical, thought: bool = False) -> None:
+        if thought:
+            self.unwritten["thoughts"] += 1
         if "tools" in row and "tools" not in self._template_text:
             self.unwritten["tools"] += 1
         if "tool_calls" not in self._template_text and any("tool_calls" in message for message in row["messages"]):
             self.unwritten["tool_calls"] += 1
 
-    # ── prefix differences ─────────────────────────────────────────────────────────────────────────────────────────
-
-    def _work_out(self, rows: list[Canonical], whole: list[Text]) -> list[RenderedRow | Refusal]:
-        chats, tools = [row["messages"] for row in rows], [row.get("tools") for row in rows]
-        turns = [
-            (row, at)
-            for row, chat in enumerate(chats)
-            for at, turn in enumerate(chat)
-            if turn["role"] == "assistant" and turn.get("weight") != 0 and (not self._last_only or at == len(chat) - 1)
-        ]
-        inner = [(row, at) for row, at in turns if at < len(chats[row]) - 1]
-        before = self._apply_template(
-            [chats[row][:at] for row, at in turns], [tools[row] for row, _ in turns], generation_prompt=True
-        )
-        after = self._apply_template(
-            [chats[row][: at + 1] for row, at in inner], [tools[row] for row, _ in inner], generation_prompt=False
-        )
-        ends = dict(zip(inner, after, strict=True))
-        pieces: list[list[_Turn]] = [[] for _ in chats]
-        for (row, at), start in zip(turns, before, strict=True):
-            pieces[row].append(_Turn(start, ends.get((row, at), whole[row]), chats[row][at]))
-        return [self._find_spans(text, parts) for text, parts in zip(whole, pieces, strict=True)]
-
-    def _find_spans(self, text: Text, turns: list[_Turn]) -> RenderedRow | Refusal:
-        spans, ends = [], []
-        for turn in turns:
-            failed = next((each for each in (text, turn.before, turn.after) if isinstance(each, Exception)), None)
-            if failed:
-                return Refusal(f"the chat template refuses it: {failed}")
-            assert isinstance(text, str) and isinstance(turn.before, str) and isinstance(turn.after, str)
-            start = len(turn.before)
-            if text.startswith(turn.after) and turn.after.startswith(turn.before):
-                reply = turn.after[start:].rstrip()
-                closed = reply.endswith(self._turn_ends)
-                end = start + len(reply) if closed else len(turn.after)
-            elif turn.after == text:
-                return Refusal(
-                    "the chat template renders earlier turns differently once the reply follows "
-                    f"(it opens one with {turn.before[-30:]!r}): training and chat would differ"
-                )
-            else:
-                (start, end), closed = self._find_turn(text, turn), True
-            if not end:
-                return Refusal(
-                    "the chat template renders earlier turns differently once later ones follow: "
-                    "turns cannot be separated"
-                )
-            spans.append((start, end))
-            ends += [end] if closed else []
-        if isinstance(text, Exception):
-            return Refusal(f"the chat template refuses it: {text}")
-        if self._last_only and self._loss_on != "all" and not turns:
-            return Refusal("the chat template trains the last turn alone, and that turn is not a reply")
-        return RenderedRow(text, spans, ends, special=False)
-
-    def _find_turn(self, text: str, turn: _Turn) -> tuple[int, int]:
-        """The span in `text` of a turn that is rendered differently when it is the last one; (0, 0) if it cannot be
-        found.
-
-        Templates drop thoughts, empty ones included, once a question follows, and may close the last turn with a
-        different token. So the end of the turn's own rendering, at least its words, must occur in the text, with an end
-        token behind it.
-        """
-        assert isinstance(turn.before, str) and isinstance(turn.after, str)
-        start = _common_prefix(
-            turn.before, text
-        )  # shorter than `before` if that opens a thought which is dropped later
-        reply, rest = turn.after[start:].rstrip(), text[start:]
-        close = self._ending_token(reply)
-        body = reply.removesuffix(close).rstrip() if close else ""
-        words = [
-            turn.message["content"].strip(),
-            *(call["function"]["name"] for call in turn.message.get("tool_calls", ())),
-        ]
-        last = min((body.rfind(word) for word in words if word in body), default=len(body) - 1)
-        at = next((at for at in range(last + 1) if rest.startswith(body[at:])), None)
-        if at is None:
-            return 0, 0
-        end = start + len(body) - at
-        behind = text[end:].lstrip()
-        token = next((each for each in self._turn_ends if behind.startswith(each)), "")
-        closed = (start, len(text) - len(behind) + len(token))
-        if token == close:
-            return closed
-        if self._ending_token(body):  # that token ends a conversation, not a turn
-            return start, end
-        # A different token ends the turn only if another turn is opened behind it; otherwise it may be that opening
-        # itself. Some templates declare that it is both.
-        ends_turn = "ends" in self._declared or behind[len(token) :].lstrip().startswith(self._turn_ends)
-        return closed if token and ends_turn else (0, 0)
-
-    def _ending_token(self, text: str) -> str:
-        """The special token at the end of the text; empty if there is none."""
-        return next((each for each in self._turn_ends if text.endswith(each)), "")
-
-    def _apply_template(self, chats: list[Messages], tools: list[Any], generation_prompt: bool) -> list[Text]:
-        """Each chat rendered; `generation_prompt` appends that. Chats with the same tools are rendered together."""
-        groups: dict[str, list[int]] = {}
-        for at, each in enumerate(tools):
-            groups.setdefault(json.dumps(each) if each else "", []).append(at)
-        done: dict[int, Text] = {}
-        for group in groups.values():
-            done.update(
-                zip(
-                    group,
-                    self._apply_to_batch([chats[at] for at in group], tools[group[0]], generation_prompt),
-                    strict=True,
-                )
-            )
-        return [done[at] for at in range(len(chats))]
-
-    def _apply_to_batch(self, chats: list[Messages], tools: Any, generation_prompt: bool) -> list[Text]:
-        """A template refuses a chat by raising an exception: then each chat is rendered alone."""
+    def _work_out(self, row: Canonical) -> tuple[Rendering, list[_Sequence]] | Refusal:
+        """The row's sequences, by rendering each of its turns."""
+        messages = row["messages"]
         try:
-            texts: list[Text] = self._tokenizer.apply_chat_template(
-                chats, tools=tools, tokenize=False, add_generation_prompt=generation_prompt
-            )
-            return texts
+            whole = render(self._tokenizer, messages, row.get("tools"), reply_follows=False)
         except Exception as error:  # noqa: BLE001 - templates raise what they like
-            return (
-                [error]
-                if len(chats) == 1
-                else [self._apply_to_batch([chat], tools, generation_prompt)[0] for chat in chats]
-            )
+            return Refusal(f"the chat template refuses it: {error}")
+        if self._loss_on == "all":
+            return self._train_all(row, whole)
+        turns = [
+            at
+            for at, turn in enumerate(messages)
+            if turn["role"] == "assistant" and turn.get("weight") != 0 and not (self._last_only and messages[at + 1 :])
+        ]
+        if not turns:
+            if self._last_only:
+                return Refusal("the chat template trains the last turn alone, and that turn is not a reply")
+            return Rendering([RenderedRow(whole, [], [], special=False)], "together"), []
+        if self._marked and (marked := self._find_marked(row, whole)):
+            return marked
+        replies: dict[int, Reply] = {}
+        for at in turns:
+            reply = self._finder.find(row, at)
+            if isinstance(reply, Refusal):
+                return reply
+            replies[at] = reply
+        sequences = self._group(whole, len(messages), replies)
+        together = len(sequences) == 1 and sequences[0].through == len(messages)
+        if self._turns == "together" and not together:
+            located = self._locate(row, whole, replies)
+            if isinstance(located, Refusal):
+                return located
+            sequences, together = [located], True
+        left_out = any(reply.thought_left_out for reply in replies.values())
+        means: Means = "together" if together else "unrolled"
+        return Rendering([each.rendered for each in sequences], means, left_out), sequences
 
+    def _train_all(self, row: Canonical, whole: str) -> tuple[Rendering, list[_Sequence]] | Refusal:
+        if self._declared.get("context") == "both ways":
+            return Refusal("the model reads what precedes a reply both ways: train with method.loss_on: assistant")
+        for at, message in enumerate(row["messages"]):
+            if message["role"] == "assistant" and (missing := find_missing(message, find_thought(message)[1], whole)):
+                return Refusal(f"the chat template leaves out {missing} of turn {at + 1}")
+        body = whole.rstrip()
+        ends = [len(body)] if body.endswith(self._finder.special) else []
+        sequence = _Sequence(RenderedRow(whole, [(0, len(whole))], ends, False), len(row["messages"]), "", written=True)
+        return Rendering([sequence.rendered], "together"), [sequence]
 
-class _Turn(NamedTuple):
-    """An assistant's turn: the text rendered before it, with the assistant's header, and the text up to its end."""
+    # ── one or several sequences ───────────────────────────────────────────────────────────────────────────────────
 
-    before: Text
-    after: Text
-    message: Message
+    def _group(self, whole: str, count: int, replies: dict[int, Reply]) -> list[_Sequence]:
+        """Sequences that train every reply once, in as few sequences as keep the replies' bytes."""
+        left, sequences = sorted(replies), []
+        while left:
+            last = left[-1]
+            reply = replies[last]
+            own = reply.prompt + reply.text + reply.rest
+            text, through = own, last + 1
+            if not sequences and self._turns != "unrolled" and self._place(reply, whole):
+                text, through = whole, count
+            appended = ""
+            if through == last + 1 and reply.appended:
+                text, appended = reply.prompt + reply.text, reply.appended
+            spans, ends, kept = [], [], []
+            for at in left if self._turns != "unrolled" else [last]:
+                if place := self._place(replies[at], text):
+                    start, end, closed = place
+                    spans.append((start, end))
+                    ends += [end] if closed else []
+                    kept.append(at)
+            assert last in kept, f"a reply is not in its own sequence: {reply!r}"
+            rendered = RenderedRow(text, spans, ends, special=False)
+            sequences.append(_Sequence(rendered, through, appended, reply.written or text == whole))
+            left = [at for at in left if at not in kept]
+        return sequences[::-1]
 
+    def _place(self, reply: Reply, text: str) -> tuple[int, int, bool] | None:
+        """Start and end of a reply that keeps its bytes in `text`, and whether an end of turn is part of it."""
+        start = len(reply.prompt)
+        if text.startswith(reply.prompt + reply.text):
+            return start, start + len(reply.text), bool(reply.closing)
+        body = reply.prompt + reply.text[: len(reply.text) - len(reply.closing)]
+        other = next((each for each in self._finder.others if text.startswith(each, len(body))), "")
+        if other and text.startswith(body):
+            return start, len(body) + len(other), True
+        return None
 
-def _common_prefix(one: str, other: str) -> int:
-    """The length of the common beginning of two texts."""
-    same = (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
-    return next(same, min(len(one), len(other)))
+    def _locate(self, row: Canonical, whole: str, replies: dict[int, Reply]) -> _Sequence | Refusal:
+        """One sequence with the turns as they stand in history, where `data.turns` asks for this."""
+        spans: list[tuple[int, int]] = []
+        ends = []
+        for at, reply in replies.items():
+            place = self._place(reply, whole) or self._finder.find_in_history(row, at, whole)
+            if place is None or (spans and place[0] < spans[-1][1]):
+                return Refusal(
+                    f"turn {at + 1} is rendered differently once later turns follow, and cannot be told apart there: "
+                    "set data.turns to auto"
+                )
+            spans.append(place[:2])
+            ends += [place[1]] if place[2] else []
+        return _Sequence(RenderedRow(whole, spans, ends, special=False), len(row["messages"]), "", written=True)
 
+    # ── the template's own marks ───────────────────────────────────────────────────────────────────────────────────
 
-class Skeleton(NamedTuple):
-    """The template's own text around the contents of a conversation: `literals` has one item more than there are
-    contents.
-
-    A position in the text is (number of contents before it, characters behind the last of them).
-    """
-
-    literals: list[str]
-    spans: list[tuple[tuple[int, int], tuple[int, int]]]
-    ends: list[tuple[int, int]]
-
-    @classmethod
-    def cut(cls, rendered: RenderedRow, marks: list[str]) -> Skeleton | None:
-        """The skeleton of a conversation whose contents are `marks`; None unless each occurs exactly once, in order."""
-        literals, behind, at = [], [0], 0
-        for mark in marks:
-            found = rendered.text.find(mark, at)
-            if found < 0 or rendered.text.count(mark) != 1:
-                return None
-            literals.append(rendered.text[at:found])
-            at = found + len(mark)
-            behind.append(at)
-        literals.append(rendered.text[at:])
-
-        def place(position: int) -> tuple[int, int]:
-            contents = max(number for number, end in enumerate(behind) if end <= position)
-            return contents, position - behind[contents]
-
-        ends = [place(end) for end in rendered.ends]
-        return cls(literals, [(place(start), place(end)) for start, end in rendered.spans], ends)
-
-    def fit(self, text: str, messages: Messages) -> RenderedRow | None:
-        """The spans of a conversation with the same roles; None if its text is not the skeleton filled with its
-        contents."""
-        parts, behind, at = [self.literals[0]], [0], len(self.literals[0])
-        for message, literal in zip(messages, self.literals[1:], strict=True):
-            at += len(message["content"])
-            behind.append(at)
-            at += len(literal)
-            parts += (message["content"], literal)
-        if "".join(parts) != text:
+    def _find_marked(self, row: Canonical, whole: str) -> tuple[Rendering, list[_Sequence]] | None:
+        """The sequence with the spans that the template marks; None if it marks none, or if chat would differ."""
+        messages = row["messages"]
+        turns = [at for at, turn in enumerate(messages) if turn["role"] == "assistant"]
+        if self._last_only or self._turns == "unrolled" or any(messages[at].get("weight") == 0 for at in turns):
             return None
-        spans = [(behind[first] + start, behind[last] + end) for (first, start), (last, end) in self.spans]
-        return RenderedRow(text, spans, [behind[number] + end for number, end in self.ends], special=False)
+        if self._finder.thoughts.opening and (
+            self._finder.thoughts.opens or any(find_thought(messages[at])[0] for at in turns)
+        ):
+            return None
+        text, marked = self._tokenizer.render_marked(messages, row.get("tools"))
+        if text != whole or not marked:
+            return None
+        spans = [self._trim(text, start, end) for start, end in marked]
+        prompts = [self._render_prompt({**row, "messages": messages[:at]}) for at in turns if at]
+        openings = [len(prompt) for prompt in prompts if isinstance(prompt, str) and text.startswith(prompt)]
+        spans = [(next((at for at in openings if start < at < end), start), end) for start, end in spans]
+        spans = [(start, end) for start, end in spans if start < end]
+        trained = "".join(text[start:end] for start, end in spans)
+        if not writes_calls([messages[at] for at in turns], trained):
+            return None
+        for at in turns:
+            thought, words = find_thought(messages[at])
+            if find_missing(messages[at], words, trained) or (thought and not contains(trained, thought)):
+                return None
+        ends = [end for _, end in spans if text.endswith(self._finder.special, 0, end)]
+        sequence = _Sequence(RenderedRow(text, spans, ends, special=False), len(messages), "", written=True)
+        return Rendering([sequence.rendered], "marked"), [sequence]
+
+    def _trim(self, text: str, start: int, end: int) -> tuple[int, int]:
+        """A marked span without the blanks behind the token that ends the turn, which the model never has to say."""
+        body = len(text[start:end].rstrip())
+        return (start, start + body) if text.endswith(self._finder.special, start, start + body) else (start, end)
+
+    # ── one rendering a row ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _render_by_plan(self, row: Canonical) -> tuple[Rendering, list[_Sequence]] | None:
+        messages = row["messages"]
+        if "tools" in row or not all(message.keys() == _PLAIN for message in messages):
+            return None
+        if any(OPEN in message["content"] for message in messages):
+            return None
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self._plans:
+            if len(self._plans) == _SKELETONS:
+                self._plans.clear()
+            self._plans[roles] = self._make_plan(roles)
+        if (plan := self._plans[roles]) is None:
+            return None
+        found = []
+        for through, skeleton in plan.sequences:
+            try:
+                text = render(self._tokenizer, messages[:through], reply_follows=False)
+            except Exception:  # noqa: BLE001 - templates raise what they like
+                return None
+            if (sequence := skeleton.fit(text, messages[:through])) is None:
+                return None
+            found.append(sequence)
+        return Rendering(found, plan.means), []
+
+    def _make_plan(self, roles: tuple[str, ...]) -> _Plan | None:
+        marks = [f"qz{number}xv" for number in range(len(roles))]
+        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        found = self._work_out({"messages": messages})
+        if isinstance(found, Refusal):
+            return None
+        rendering, sequences = found
+        planned = []
+        for each in sequences:
+            skeleton = Skeleton.cut(each.rendered, marks[: each.through], each.appended)
+            if skeleton is None or not each.written or len(each.rendered.ends) != len(each.rendered.spans):
+                return None  # without an end token, the end of a turn depends on its content
+            planned.append((each.through, skeleton))
+        return _Plan(planned, rendering.means) if planned else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.config.profile import Profile
 from engine.options.tables import ROW_KINDS
-from engine.prep.chat_labels import METHODS
+from engine.prep.rendered import METHODS
 from engine.prep.stages.pipeline import StageRows
 from engine.prep.token_rows import Counts
 from engine.protocol.messages import Problem, ProblemError

@@ -17,7 +17,7 @@ from engine.options.tokenizer import TokenizerOptions
 from engine.prep import profile_tokenizer
 from engine.prep.base_model import Progress, list_tokenizer_files, load_tokenizer, locate_base, locate_base_folder
 from engine.prep.errors import check_rejects, count_bad, problems_for_mistakes
-from engine.prep.prepared_entry import make_lock, sequence_kind, token_settings, write_entry
+from engine.prep.prepared_entry import make_lock, record_template, sequence_kind, token_settings, write_entry
 from engine.prep.stages import pipeline, pretokenized, source_files
 from engine.prep.stages.context import Context, default_processes
 from engine.prep.stages.pipeline import OPTIONAL_STAGES, SourceFiles, StageRows
@@ -28,7 +28,7 @@ from engine.storage import cache
 
 _PATHS = ("train", "validation", "validation_rows", "test_rows", "rejects")
 """Keys of `prepared.json` that are paths."""
-_NOT_OF_ROWS = {"template", "max_length", "packing", "processes", "catalog", "expand"}
+_NOT_OF_ROWS = {"template", "turns", "thinking", "max_length", "packing", "processes", "catalog", "expand"}
 """Keys of the data section that do not change rows. (Catalogue entries and expanded rows count as sources.)"""
 
 
@@ -116,6 +116,7 @@ def _use_tokenised(profile: Profile, tokenizer_folder: Path, folders: dict[str, 
     counts = {
         part: pretokenized.count_tokens(folder, profile.method, data.max_length) for part, folder in folders.items()
     }
+    template = record_template(profile, tokenizer)
     states = {part: folder / "state.json" for part, folder in folders.items()}
     return {
         **dict.fromkeys(_PATHS),
@@ -126,7 +127,7 @@ def _use_tokenised(profile: Profile, tokenizer_folder: Path, folders: dict[str, 
         "rejected": 0,
         "expanded": None,
         "stages": [],
-        "template": None if data.template == "auto" else tokenizer.chat_template,
+        "template": template,
         "lock": make_lock(tokenizer, tokenizer_folder, []),
         "stats": pretokenized.summarize(counts),
         "hash": cache.entry_key(states, {"max_length": data.max_length}, lambda _: None),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
+from engine.models.chat_template import choose_template
 from engine.models.template_lock import find_turn_ends, hash_template, render
 from engine.prep import token_store
 from engine.prep.base_model import Progress, load_tokenizer
@@ -51,6 +53,7 @@ def write_entry(
     if "test" in rows.parts:
         with (folder / "test.jsonl").open("wb") as kept:
             kept.writelines(row.raw + b"\n" for row in row_files.read_file(rows.parts["test"]))
+    template = record_template(profile, tokenizer)
     stats = {part: each.summary() for part, each in counts.items()}
     _join_rows(profile, folder, stats, progress)
     return {
@@ -64,7 +67,7 @@ def write_entry(
         "trained_tokens": stats["train"]["trained_tokens"],
         "rejected": refused + sum(stage["rejected"] for stage in rows.stages if stage["name"] == "validate"),
         "stages": rows.stages,
-        "template": None if data.template == "auto" else tokenizer.chat_template,
+        "template": template,
         "lock": make_lock(tokenizer, tokenizer_folder, golden),
         "stats": stats,
     }
@@ -98,6 +101,8 @@ def _tokenize_part(
             kind=settings["wanted"],
             max_prompt=settings["max_prompt"],
             task=settings.get("task"),
+            turns=data.turns,
+            thinking=data.thinking,
         )
     check_kind(result.counts, profile.method, f"data.{part}")
     checked = rows.validate_counts(part)
@@ -143,9 +148,18 @@ def _join_rows(profile: Profile, folder: Path, stats: dict[str, dict[str, int]],
         shutil.rmtree(folder / "plain")
 
 
+def record_template(profile: Profile, tokenizer: Any) -> Any:
+    """The chat template that the run's checkpoints get, set in `tokenizer` too; None for the tokenizer's own."""
+    own = tokenizer.chat_template
+    if profile.method.rows != "prompts":  # type: ignore[attr-defined]
+        tokenizer.chat_template = choose_template(tokenizer, profile.data.thinking)
+    changed = profile.data.template != "auto" or tokenizer.chat_template != own
+    return tokenizer.chat_template if changed else None
+
+
 def make_lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dict[str, Any]:
     """The template lock, which chat must match: the template's hash, the tokens that end a reply, and some
-    conversations' token ids."""
+    conversations' token ids, rendered on its date."""
     generation = folder / "generation_config.json"
     configured = (
         json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
@@ -154,10 +168,12 @@ def make_lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -
         *(configured if isinstance(configured, list) else [configured]),
         *find_turn_ends(tokenizer),
     }
+    now = datetime.now()
     return {
         "template_sha256": hash_template(tokenizer),
         "eos_token_ids": sorted(stops - {None}),
-        "golden": [{"messages": chat, "ids": render(tokenizer, chat, reply_follows=False)} for chat in chats],
+        "date": now.isoformat(timespec="seconds"),
+        "golden": [{"messages": chat, "ids": render(tokenizer, chat, reply_follows=False, date=now)} for chat in chats],
     }
 
 
@@ -168,6 +184,8 @@ def token_settings(profile: Profile) -> dict[str, Any]:
         "wanted": method.rows,  # type: ignore[attr-defined]
         "loss_on": str(getattr(method, "loss_on", "assistant")),
         "max_prompt": getattr(method, "max_prompt", None),
+        "turns": profile.data.turns,
+        "thinking": profile.data.thinking,
         **_sampling_settings(method),
     }
 

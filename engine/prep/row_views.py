@@ -8,8 +8,9 @@ from typing import Any
 
 from engine.config.profile import Profile
 from engine.prep.base_model import load_tokenizer, locate_base
-from engine.prep.chat_labels import Refusal, RenderedRow, Renderer
+from engine.prep.chat_labels import Renderer
 from engine.prep.formats.canonical import Canonical, conversation_of, kind_of
+from engine.prep.rendered import Refusal, RenderedRow, Rendering
 from engine.prep.rows import Rejects, Row
 from engine.prep.stats import histogram
 from engine.prep.templates import unwrap_tokenizer
@@ -47,54 +48,69 @@ class RowViews:
         )
 
     def count_tokens(self, content: Canonical) -> int:
-        """Tokens of a row before truncation, for a pair those of its longer sequence; 0 if the template refuses the
-        row."""
+        """Tokens of a row's sequences before truncation, for a pair those of its longer sequence; 0 if the template
+        refuses the row."""
         if kind_of(content) != "tokens":
             counts = Counts()
             make_row_tokenizer(kind_of(content), self.tokenizer(), self._loss_on, UNLIMITED)([content], counts)
             return max(counts.lengths, default=0)
-        rendered = Renderer(self.tokenizer(), self._loss_on).render([content])[0]
-        return 0 if isinstance(rendered, Refusal) else len(self._encode(rendered).ids)
+        rendered = self._renderer().render([content])[0]
+        sequences = [] if isinstance(rendered, Refusal) else rendered.sequences
+        return sum(len(self._encode(sequence).ids) for sequence in sequences)
 
     def render(self, content: Canonical) -> dict[str, Any]:
         """A row's text in training, beside the prompt that chat would send to get its last reply.
 
-        `same` is whether the training text begins with that prompt. Raises ValueError if the template refuses the row.
+        `same` is whether the training text begins with that prompt; `means` says how the trained characters were found
+        (`rendered.Means`) and `sequences` into how many sequences the row is unrolled, of which the text is the last.
+        Raises ValueError if the template refuses the row.
         """
         if kind_of(content) != "tokens":  # show the better reply, or the judged one
             content = {**content, "messages": conversation_of(content)}
             content = {name: content[name] for name in ("messages", "tools") if name in content}
-        rendered = self._render(content)
-        if "messages" not in content or not rendered.ends:
-            return {"training": rendered.text, "chat": "", "same": True}
+        renderer = self._renderer()
+        rendering = self._render(content, renderer)
+        text = rendering.sequences[-1].text
+        told = {"training": text, "means": rendering.means, "sequences": len(rendering.sequences)}
+        if "messages" not in content or not rendering.sequences[-1].ends:
+            return {**told, "chat": "", "same": True}
         last = max(number for number, turn in enumerate(content["messages"]) if turn["role"] == "assistant")
-        prompt = self.tokenizer().apply_chat_template(
-            content["messages"][:last], tools=content.get("tools"), add_generation_prompt=True, tokenize=False
-        )
-        return {"training": rendered.text, "chat": prompt, "same": rendered.text.startswith(prompt)}
+        (prompt,) = renderer.render_prompts([{**content, "messages": content["messages"][:last]}])
+        if isinstance(prompt, Refusal):
+            return {**told, "chat": "", "same": True}
+        return {**told, "chat": prompt, "same": text.startswith(prompt)}
 
     def tokens(self, row: Row) -> dict[str, Any]:
         """A row as the model sees it: the texts of `pieces` joined are the rendered row, up to where it is cut.
 
-        For preference rows `parts` holds the prompt with each reply, and `pieces` all of them. Raises ValueError for a
-        row that would be left out.
+        For preference rows `parts` holds the prompt with each reply, for unrolled ones each sequence, and `pieces` all
+        of them. Raises ValueError for a row that would be left out.
         """
         if self._profile.method.rows in REPLIES:  # type: ignore[attr-defined]
             return self._reply_tokens(row)
-        rendered = self._render(row.content)
+        rendering = self._render(row.content, self._renderer())
+        whole = [self._pieces(sequence) for sequence in rendering.sequences]
+        parts = [pieces[: self._profile.data.max_length] for pieces in whole]
+        kept = [piece for part in parts for piece in part]
+        told = {
+            "pieces": kept,
+            "tokens": len(kept),
+            "trained": sum(piece["trained"] for piece in kept),
+            "cut": sum(map(len, whole)) - len(kept),
+        }
+        if len(parts) > 1:
+            names = [f"sequence {number} of {len(parts)}" for number in range(1, len(parts) + 1)]
+            told["parts"] = [{"name": name, "pieces": part} for name, part in zip(names, parts, strict=True)]
+        return told
+
+    def _pieces(self, rendered: RenderedRow) -> list[dict[str, Any]]:
         encoding = self._encode(rendered)
         pieces, covered = [], 0
         for token, trained, (_, end) in zip(encoding.ids, label(rendered, encoding), encoding.offsets, strict=True):
             # Tokens that share one character all claim it: the first shows it. Skipped blanks go to the next token.
             pieces.append({"text": rendered.text[covered:end], "id": token, "trained": trained != MASKED})
             covered = max(covered, end)
-        kept = pieces[: self._profile.data.max_length]
-        return {
-            "pieces": kept,
-            "tokens": len(kept),
-            "trained": sum(piece["trained"] for piece in kept),
-            "cut": len(pieces) - len(kept),
-        }
+        return pieces
 
     def measure(self, rows: Iterable[Row]) -> dict[str, Any]:
         """Counts over rows tokenised as a run would; `histogram` has [length in tokens, rows], the shortest length
@@ -127,10 +143,23 @@ class RowViews:
         if method.rows == "prompts":
             max_length -= method.max_new_tokens
         max_prompt = getattr(method, "max_prompt", None)
-        return make_row_tokenizer(method.rows, self.tokenizer(), self._loss_on, max_length, max_prompt)
+        data = self._profile.data
+        return make_row_tokenizer(
+            method.rows,
+            self.tokenizer(),
+            self._loss_on,
+            max_length,
+            max_prompt,
+            turns=data.turns,
+            thinking=data.thinking,
+        )
 
-    def _render(self, content: Canonical) -> RenderedRow:
-        rendered = Renderer(self.tokenizer(), self._loss_on).render([content])[0]
+    def _renderer(self) -> Renderer:
+        data = self._profile.data
+        return Renderer(self.tokenizer(), self._loss_on, data.turns, data.thinking)
+
+    def _render(self, content: Canonical, renderer: Renderer) -> Rendering:
+        rendered = renderer.render([content])[0]
         if isinstance(rendered, Refusal):
             raise ValueError(rendered.reason)
         return rendered

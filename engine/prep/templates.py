@@ -6,11 +6,12 @@ Rendering and encoding need only the tokenizer.json, the template and the specia
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.models.glm.encoder import FILE as GLM_FILE
 from engine.models.glm.encoder import Encoder
@@ -36,6 +37,15 @@ class ChatTokenizer:
         self.chat_template = template
         self.special_tokens_map, self.eos_token = special_tokens, eos_token
         self.added_tokens_decoder: dict[int, Any] = backend.get_added_tokens_decoder()
+
+    @functools.cached_property
+    def added(self) -> AddedTokens:
+        """What the tokenizer adds to a text itself."""
+        return AddedTokens.of(self.backend_tokenizer, self.added_tokens_decoder)
+
+    def with_template(self, template: Any) -> ChatTokenizer:
+        """The same tokenizer with another chat template."""
+        return ChatTokenizer(self.backend_tokenizer, template, self.special_tokens_map, self.eos_token)
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTokenizer:
@@ -77,17 +87,37 @@ class ChatTokenizer:
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = False,
         tokenize: bool = False,
+        **more: Any,
     ) -> Any:
-        """The text of a conversation, or the texts of a list of them. Raises what the template raises, ValueError
-        without a template."""
+        """The text of a conversation, or the texts of a list of them. `more` are variables of the template. Raises
+        what the template raises, ValueError without a template."""
         assert not tokenize, "ids come from the encoder"
         if not conversation:
             raise ValueError("Cannot apply chat template to an empty conversation. Provide at least one message.")
         if isinstance(conversation[0], dict):
-            return self._render(conversation, tools, add_generation_prompt)
-        return [self._render(each, tools, add_generation_prompt) for each in conversation]
+            return self._render(conversation, tools, add_generation_prompt, more)
+        return [self._render(each, tools, add_generation_prompt, more) for each in conversation]
 
-    def _render(self, messages: Any, tools: list[dict[str, Any]] | None, generation_prompt: bool) -> str:
+    def render_marked(
+        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a conversation, and the characters [start, end) that the template marks as generated. Raises
+        what the template raises."""
+        from transformers.utils import chat_template_utils
+
+        known = [{key: value for key, value in each.items() if value is not None} for each in messages]
+        texts, marked = chat_template_utils.render_jinja_template(
+            conversations=[known],
+            tools=tools,
+            chat_template=self._template(tools),
+            return_assistant_tokens_mask=True,
+            **self.special_tokens_map,
+        )
+        return str(texts[0]), [(start, end) for start, end in marked[0] if start < end]
+
+    def _render(
+        self, messages: Any, tools: list[dict[str, Any]] | None, generation_prompt: bool, more: dict[str, Any]
+    ) -> str:
         from transformers.utils import chat_template_utils
 
         template = self._template(tools)
@@ -98,7 +128,7 @@ class ChatTokenizer:
                 tools=None,
                 documents=None,
                 add_generation_prompt=generation_prompt,
-                **self.special_tokens_map,
+                **{**self.special_tokens_map, **more},
             )
             return text
         known = [{key: value for key, value in each.items() if value is not None} for each in messages]
@@ -107,7 +137,7 @@ class ChatTokenizer:
             tools=tools,
             chat_template=template,
             add_generation_prompt=generation_prompt,
-            **self.special_tokens_map,
+            **{**self.special_tokens_map, **more},
         )
         return str(rendered[0])
 
@@ -122,6 +152,31 @@ class ChatTokenizer:
         if not template:
             raise ValueError("the tokenizer has no chat template")
         return template
+
+
+class AddedTokens(NamedTuple):
+    """The special tokens that a tokenizer adds before and behind a text, as text."""
+
+    begin: str
+    end: str
+
+    @classmethod
+    def of(cls, backend: Any, decoder: dict[int, Any]) -> AddedTokens:
+        try:
+            framed = backend.encode("a", add_special_tokens=True)
+            mask = list(framed.special_tokens_mask)
+        except (AttributeError, TypeError, ValueError):
+            return cls("", "")
+        names = {id_: str(token.content) for id_, token in decoder.items()}
+        if 0 not in mask:
+            return cls("", "")
+        first, last = mask.index(0), len(mask) - mask[::-1].index(0)
+        begin, end = ("".join(names.get(id_, "") for id_ in part) for part in (framed.ids[:first], framed.ids[last:]))
+        return cls(begin, end)
+
+    def ends(self, token: str | None) -> bool:
+        """Whether the tokenizer itself puts `token` at the end."""
+        return bool(token) and self.end.endswith(str(token))
 
 
 def unwrap_tokenizer(tokenizer: Any) -> Any:

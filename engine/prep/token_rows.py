@@ -47,7 +47,8 @@ class Tokens(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The rows of a batch that were kept, as `token_store` writes them; `rows` are their indices in the batch."""
+    """The sequences of a batch that were kept, as `token_store` writes them; `rows` are the indices of their rows in the
+    batch."""
 
     columns: Columns
     rows: list[int]
@@ -55,11 +56,15 @@ class Batch(NamedTuple):
     """Index in the batch -> why the row cannot be rendered."""
 
 
+_TOTALS = ("rows", "tokens", "trained_tokens", "truncated", "masked", "ended")
+
+
 @dataclass
 class Counts:
     """What became of the rows of one part. Lengths are in tokens, after truncation."""
 
     rows: int = 0
+    """Sequences: as many as rows, unless conversations are unrolled."""
     tokens: int = 0
     trained_tokens: int = 0
     truncated: int = 0
@@ -67,30 +72,40 @@ class Counts:
     """Rows dropped because truncation left no trained token."""
     ended: int = 0
     """Rows in which an end-of-turn token is trained."""
-    unwritten: int = 0
-    """Rows with tools or tool calls that the template does not render."""
+    unwritten: Counter[str] = field(default_factory=Counter)
+    """Rows with `tools`, `tool_calls` or `thoughts` that the template does not render, by what it leaves out."""
+    turns: Counter[str] = field(default_factory=Counter)
+    """Rows by the means that found their trained characters (see `rendered.Means`); an unrolled one may be several
+    sequences, which `rows` counts."""
     misfits: Counter[str] = field(default_factory=Counter)
     """Rows of a kind that the method does not train on, by kind."""
     lengths: Counter[int] = field(default_factory=Counter)
     """Rows by length."""
 
     def add(self, other: Counts) -> None:
-        for name in ("rows", "tokens", "trained_tokens", "truncated", "masked", "ended", "unwritten"):
+        for name in _TOTALS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.misfits.update(other.misfits)
-        self.lengths.update(other.lengths)
+        for name in ("misfits", "unwritten", "turns", "lengths"):
+            getattr(self, name).update(getattr(other, name))
+
+    def take_unwritten(self, found: Counter[str]) -> None:
+        """Add what a renderer has found, and clear it there."""
+        self.unwritten.update({name: count for name, count in found.items() if count})
+        found.clear()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"lengths": sorted(self.lengths.items()), "misfits": dict(self.misfits)}
+        named = {name: dict(getattr(self, name)) for name in ("misfits", "unwritten", "turns")}
+        return asdict(self) | named | {"lengths": sorted(self.lengths.items())}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Counts:
-        return cls(**{**content, "lengths": Counter(dict(content["lengths"])), "misfits": Counter(content["misfits"])})
+        named = {name: Counter(content[name]) for name in ("misfits", "unwritten", "turns")}
+        return cls(**{**content, **named, "lengths": Counter(dict(content["lengths"]))})
 
-    def summary(self) -> dict[str, int]:
-        totals = {
-            name: getattr(self, name) for name in ("rows", "tokens", "trained_tokens", "truncated", "masked", "ended")
-        }
+    def summary(self) -> dict[str, Any]:
+        totals: dict[str, Any] = {name: getattr(self, name) for name in _TOTALS}
+        for name in ("unwritten", "turns"):
+            totals[name] = dict(getattr(self, name))
         return totals | {
             name: percentile(self.lengths, share) for name, share in (("p50", 50), ("p95", 95), ("max", 100))
         }
@@ -103,7 +118,8 @@ class BatchTokenizer(Protocol):
     """The tokenizer's chat template; None without one."""
 
     def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:
-        """The rows that can be trained on, in order. Adds every row but the refused ones to `counts`."""
+        """The sequences of the rows that can be trained on, in order. Adds every row but the refused ones to
+        `counts`."""
 
     def lengths(self, batch: Batch) -> tuple[Any, Any]:
         """Tokens of each row's sequences, an int32 array [rows, sequences], and the index of the first trained token in

@@ -10,9 +10,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from engine.prep.chat_labels import Refusal, RenderedRow, Renderer
+from engine.prep.chat_labels import Renderer
 from engine.prep.encoding import WIDTH, EncodeRequest, choose_encoder, find_token
 from engine.prep.formats.canonical import Canonical, kind_of
+from engine.prep.rendered import Refusal, RenderedRow
 from engine.prep.rows import Rejects, Row
 from engine.prep.templates import ChatTokenizer, unwrap_tokenizer
 from engine.prep.token_rows import BATCH, MASKED, Batch, BatchTokenizer, Counts
@@ -24,20 +25,27 @@ class RowTokenizer:
     """Tokenises conversations and plain text (see `BatchTokenizer`). Raises ValueError for a tokenizer that is pure
     Python."""
 
-    def __init__(self, tokenizer: Any, loss_on: str, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: Any, loss_on: str, max_length: int, turns: str = "auto", thinking: str = "keep"
+    ) -> None:
         chat = ChatTokenizer.of(tokenizer)
-        self._renderer, self._encoder = Renderer(chat, loss_on), choose_encoder(unwrap_tokenizer(chat))
+        self._renderer = Renderer(chat, loss_on, turns, thinking)
+        self._encoder = choose_encoder(unwrap_tokenizer(chat))
         self._max_length = max_length
         self.template = chat.chat_template
 
     def __call__(self, rows: Sequence[Canonical], counts: Counts) -> Batch:
-        """The rows that can be trained on, in order. Adds every row but the refused ones to `counts`."""
+        """The sequences of the rows that can be trained on, in order. Adds every row but the refused ones to
+        `counts`."""
         rendered = self._renderer.render(rows)
         counts.misfits.update(kind for row in rows if (kind := kind_of(row)) != "tokens")
-        counts.unwritten += self._renderer.unwritten.total()
-        self._renderer.unwritten.clear()
+        counts.take_unwritten(self._renderer.unwritten)
         refused = {at: result.reason for at, result in enumerate(rendered) if isinstance(result, Refusal)}
-        kept = [(at, result) for at, result in enumerate(rendered) if isinstance(result, RenderedRow)]
+        kept = []
+        for at, result in enumerate(rendered):
+            if not isinstance(result, Refusal):
+                counts.turns[result.means] += 1
+                kept += [(at, sequence) for sequence in result.sequences]
         marks = [_marks(result) for _, result in kept]
         requests = [
             EncodeRequest(result.text, mark, result.special) for (_, result), mark in zip(kept, marks, strict=True)
@@ -108,14 +116,17 @@ def make_row_tokenizer(
     max_length: int,
     max_prompt: int | None = None,
     task: str | None = None,
+    turns: str = "auto",
+    thinking: str = "keep",
 ) -> BatchTokenizer:
     """What tokenises rows of this kind (a method's `Options.rows`). `task` names the task whose answers the references
-    of prompts must be. Raises ValueError for a tokenizer that is pure Python."""
+    of prompts must be; `turns` and `thinking` are `data.turns` and `data.thinking`. Raises ValueError for a tokenizer
+    that is pure Python."""
     if kind == "tokens":
-        return RowTokenizer(tokenizer, loss_on, max_length)
+        return RowTokenizer(tokenizer, loss_on, max_length, turns, thinking)
     if kind == "prompts":
         return PromptTokenizer(tokenizer, max_length, max_prompt, task)
-    return ReplyTokenizer(tokenizer, kind, max_length, max_prompt)
+    return ReplyTokenizer(tokenizer, kind, max_length, max_prompt, thinking)
 
 
 # ── a stream ───────────────────────────────────────────────────────────────────────────────────────────────────────

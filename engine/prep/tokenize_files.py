@@ -53,6 +53,8 @@ def tokenize_rows(
     kind: str = "tokens",
     max_prompt: int | None = None,
     task: str | None = None,
+    turns: str = "auto",
+    thinking: str = "keep",
 ) -> TokenizeResult:
     """Tokenise the rows of JSONL files into the Arrow set `into` (see `token_store`).
 
@@ -60,7 +62,7 @@ def tokenize_rows(
     where `file` is an index into `files`. Rows are canonical unless `formats` gives the format of each of `files`, or
     one format for all lines. Bad rows go to `rejects`. `kind` is the kind of rows that the method trains on; prompts
     longer than `max_prompt` tokens lose their beginning, and with `task` the reference of a prompt must be an answer of
-    that task. `kept_rows`, if given, becomes a JSONL file of the canonical rows that were kept. `work_folder` keeps
+    that task; `turns` and `thinking` are `data.turns` and `data.thinking`. `kept_rows`, if given, becomes a JSONL file of the canonical rows that were kept. `work_folder` keeps
     finished spans across kills; remove it when the result is safe. `progress` gets (bytes done, bytes in all).
 
     Raises ProblemError for a conversation if the tokenizer has no template, ValueError for a tokenizer that is pure
@@ -73,6 +75,8 @@ def tokenize_rows(
         "kind": kind,
         "max_prompt": max_prompt,
         "task": task,
+        "turns": turns,
+        "thinking": thinking,
         "files": list(files),
         "formats": list(formats),
         "kept_rows": kept_rows is not None,
@@ -115,7 +119,8 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
     `rows.jsonl`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is one process per core already
     tokenizing = _load_row_tokenizer(
-        *(settings[name] for name in ("kind", "tokenizer", "loss_on", "max_length", "max_prompt", "task"))
+        *(settings[name] for name in ("kind", "tokenizer", "loss_on", "max_length", "max_prompt", "task")),
+        *(settings[name] for name in ("turns", "thinking")),
     )
     counts, summary = Counts(), {"read": 0, "untemplated": ""}
     golden: list[list[dict[str, Any]]] = []
@@ -135,7 +140,7 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
             for at, reason in batch.refused.items():
                 rejects.add(some[at].file, some[at].line, some[at].offset, reason)
             write(batch.columns)
-            for at in batch.rows:
+            for at in dict.fromkeys(batch.rows):
                 content = some[at].content
                 if len(golden) < _GOLDEN and (talk := conversation_of(content)) and talk not in golden:
                     golden.append(talk)
@@ -147,10 +152,18 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
 
 @functools.lru_cache(maxsize=2)
 def _load_row_tokenizer(
-    kind: str, tokenizer: str, loss_on: str, max_length: int, max_prompt: int | None, task: str | None
+    kind: str,
+    tokenizer: str,
+    loss_on: str,
+    max_length: int,
+    max_prompt: int | None,
+    task: str | None,
+    turns: str,
+    thinking: str,
 ) -> BatchTokenizer:
     """Cached from span to span; the folder's name is a hash of its content."""
-    return make_row_tokenizer(kind, ChatTokenizer.load(Path(tokenizer)), loss_on, max_length, max_prompt, task)
+    chat = ChatTokenizer.load(Path(tokenizer))
+    return make_row_tokenizer(kind, chat, loss_on, max_length, max_prompt, task, turns, thinking)
 
 
 def read_span(span: Span, files: Sequence[str], formats: Sequence[str | None], rejects: Rejects) -> Iterator[Row]:

@@ -10,9 +10,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from engine.prep.chat_labels import Refusal, Renderer, refuse_misfit
+from engine.prep.chat_labels import Renderer
 from engine.prep.encoding import WIDTH, EncodeRequest, choose_encoder
 from engine.prep.formats.canonical import Canonical, Message, kind_of
+from engine.prep.rendered import Refusal, refuse_misfit
 from engine.prep.templates import ChatTokenizer, unwrap_tokenizer
 from engine.prep.token_rows import Batch, Counts, id_column
 from engine.tasks.task import load_task
@@ -25,7 +26,9 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: Any, max_length: int, max_prompt: int | None, task: str | None) -> None:
         chat = ChatTokenizer.of(tokenizer)
-        self._renderer, self._encoder = Renderer(chat, "assistant"), choose_encoder(unwrap_tokenizer(chat))
+        # The model writes the replies itself: what the template opens before them stays.
+        self._renderer = Renderer(chat, "assistant", thinking="empty")
+        self._encoder = choose_encoder(unwrap_tokenizer(chat))
         self._max_length, self._max_prompt = max_length, max_prompt
         self._task = load_task(task) if task else None
         self.template = chat.chat_template
@@ -45,8 +48,7 @@ class PromptTokenizer:
                 tools = {"tools": row["tools"]} if "tools" in row else {}
                 conversations.append((at, {"messages": prompt, **tools}, reference))
         texts = self._renderer.render_prompts([row for _, row, _ in conversations])
-        counts.unwritten += self._renderer.unwritten.total()
-        self._renderer.unwritten.clear()
+        counts.take_unwritten(self._renderer.unwritten)
         rendered = [text if isinstance(text, str) else "" for text in texts]
         encoded = self._encoder.encode([EncodeRequest(text, (), False) for text in rendered])
         kept, ids, prompts, references = [], [], [], []

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.prep.chat_labels import Refusal, RenderedRow, Renderer, refuse_misfit
+from engine.prep.chat_labels import Renderer
 from engine.prep.encoding import WIDTH, EncodedText, EncodeRequest, choose_encoder
 from engine.prep.formats.canonical import Canonical, kind_of
+from engine.prep.rendered import Refusal, RenderedRow, refuse_misfit
 from engine.prep.templates import ChatTokenizer, unwrap_tokenizer
 from engine.prep.token_rows import Batch, Counts, id_column
 
@@ -38,9 +39,12 @@ class ReplyTokenizer:
     beginning; a sequence longer than `max_length` loses the end of its reply. Raises ValueError for a tokenizer that is
     pure Python."""
 
-    def __init__(self, tokenizer: Any, kind: str, max_length: int, max_prompt: int | None) -> None:
+    def __init__(
+        self, tokenizer: Any, kind: str, max_length: int, max_prompt: int | None, thinking: str = "keep"
+    ) -> None:
         chat = ChatTokenizer.of(tokenizer)
-        self._renderer, self._encoder = Renderer(chat, "assistant"), choose_encoder(unwrap_tokenizer(chat))
+        self._renderer = Renderer(chat, "assistant", thinking=thinking)
+        self._encoder = choose_encoder(unwrap_tokenizer(chat))
         self._kind, self._names = kind, REPLIES[kind]
         self._max_length, self._max_prompt = max_length, max_prompt
         self.template = chat.chat_template
@@ -84,27 +88,23 @@ class ReplyTokenizer:
 
     def _encode_rows(self, rows: list[Canonical], counts: Counts) -> list[list[_Sequence] | Refusal]:
         """For each row its prompt encoded with each of its replies, or why the template cannot render one of them."""
-        chats = [
-            {"messages": [*row["prompt"], *row[name]], **({"tools": row["tools"]} if "tools" in row else {})}
-            for row in rows
-            for name in self._names
-        ]
-        rendered = self._renderer.render(chats)
-        counts.unwritten += self._renderer.unwritten.total() // len(self._names)
-        self._renderer.unwritten.clear()
         requests: list[tuple[EncodeRequest, int, list[int]]] = []
         reasons: dict[int, str] = {}
-        for number, result in enumerate(rendered):
-            row, place = divmod(number, len(self._names))
-            turns = sum(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in rows[row]["prompt"])
-            if isinstance(result, Refusal):
-                reasons.setdefault(row, f"{self._names[place]}: {result.reason}")
-            elif len(result.spans) <= turns:
-                reasons.setdefault(row, f"{self._names[place]} has the weight 0: nothing of it would be trained")
-            else:
-                requests.append(_request(result, result.spans[turns][0]))
-                continue
-            requests.append((EncodeRequest("", (), False), 0, []))
+        for number, row in enumerate(rows):
+            prompt = {"messages": row["prompt"], **({"tools": row["tools"]} if "tools" in row else {})}
+            unwritten: Counter[str] = Counter()
+            for name in self._names:
+                result = self._renderer.render_reply(prompt, row[name])
+                unwritten |= self._renderer.unwritten
+                self._renderer.unwritten.clear()
+                if all(turn.get("weight") == 0 for turn in row[name] if turn["role"] == "assistant"):
+                    result = Refusal("has the weight 0: nothing of it would be trained")
+                if isinstance(result, Refusal):
+                    reasons.setdefault(number, f"{name}: {result.reason}")
+                    requests.append((EncodeRequest("", (), False), 0, []))
+                else:
+                    requests.append(_request(*result))
+            counts.take_unwritten(unwritten)
         encoded = self._encoder.encode([each for each, _, _ in requests])
         sequences = [_make_sequence(*each[1:], found, each[0]) for each, found in zip(requests, encoded, strict=True)]
         step = len(self._names)
