@@ -183,12 +183,13 @@ class Renderer:
                 return reply
             replies[at] = reply
         sequences = self._group(whole, len(messages), replies)
-        together = len(sequences) == 1 and sequences[0].through == len(messages)
-        if self._turns == "together" and not together:
+        if self._turns == "together" and len(sequences) > 1:
             located = self._locate(row, whole, replies)
             if isinstance(located, Refusal):
                 return located
-            sequences, together = [located], True
+            sequences = [located]
+        text = sequences[0].rendered.text.removesuffix(sequences[0].appended)
+        together = len(sequences) == 1 and text.rstrip() == whole.rstrip()
         left_out = any(reply.thought_left_out for reply in replies.values())
         means: Means = "together" if together else "unrolled"
         return Rendering([each.rendered for each in sequences], means, left_out), sequences

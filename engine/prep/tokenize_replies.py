@@ -98,7 +98,8 @@ class ReplyTokenizer:
                 unwritten |= self._renderer.unwritten
                 self._renderer.unwritten.clear()
                 if all(turn.get("weight") == 0 for turn in row[name] if turn["role"] == "assistant"):
-                    result = Refusal("has the weight 0: nothing of it would be trained")
+                    reasons.setdefault(number, f"{name} has the weight 0: nothing of it would be trained")
+                    result = Refusal("")
                 if isinstance(result, Refusal):
                     reasons.setdefault(number, f"{name}: {result.reason}")
                     requests.append((EncodeRequest("", (), False), 0, []))

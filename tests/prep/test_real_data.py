@@ -17,7 +17,8 @@ import pytest
 from engine.options.data import SourceOptions
 from engine.prep import detect_format
 from engine.prep import read_rows as rows
-from engine.prep.chat_labels import Refusal, RenderedRow, Renderer
+from engine.prep.chat_labels import Renderer
+from engine.prep.rendered import Refusal, Rendering
 from engine.prep.rows import Rejects, Row
 from engine.prep.token_rows import UNLIMITED, Counts
 from engine.prep.tokenize import make_row_tokenizer
@@ -135,13 +136,14 @@ def test_everything_renders_as_apply_chat_template_does(each: Set, tokenizer: An
     results = Renderer(tokenizer, "all" if each.shape == "text" else "assistant").render(contents)
     assert len(results) == len(contents)
     for content, result in zip(contents, results, strict=True):
-        assert isinstance(result, RenderedRow), result
+        assert isinstance(result, Rendering), result
+        (sequence,) = result.sequences
         if each.shape == "text":
-            assert result.text == content["text"] + tokenizer.eos_token
+            assert sequence.text == content["text"] + tokenizer.eos_token
             continue
-        assert result.text == tokenizer.apply_chat_template(content["messages"], tokenize=False)
+        assert sequence.text == tokenizer.apply_chat_template(content["messages"], tokenize=False)
         replies = [turn["content"] for turn in content["messages"] if turn["role"] == "assistant"]
-        assert [result.text[start:end] for start, end in result.spans] == [f"{reply}<|im_end|>" for reply in replies]
+        assert [sequence.text[start:end] for start, end in sequence.spans] == [f"{reply}<|im_end|>" for reply in replies]
 
 
 def test_sentences_to_triples_are_instruction_input_and_fenced_json() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from engine.config.bundled import find_bundled
 from engine.prep import detect_format
-from engine.prep.chat_labels import Refusal, RenderedRow, Renderer
+from engine.prep.chat_labels import Renderer
+from engine.prep.rendered import Refusal, Rendering
 
 SPECIAL = ["<|eot_id|>", "<|eom_id|>", "<|end|>", "<|start|>", "<|message|>", "<|channel|>", "<|call|>", "<|return|>"]
 TEMPLATES = (
@@ -63,9 +64,9 @@ SAMPLES = [
 WITH_TOOLS = [row for row in SAMPLES if "tools" in row]
 
 
-def trained(rendered: RenderedRow | Refusal) -> list[str]:
-    assert isinstance(rendered, RenderedRow), rendered
-    return [rendered.text[start:end] for start, end in rendered.spans]
+def trained(rendered: Rendering | Refusal) -> list[str]:
+    assert isinstance(rendered, Rendering), rendered
+    return [each.text[start:end] for each in rendered.sequences for start, end in each.spans]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -80,18 +81,14 @@ def test_every_chat_that_a_template_takes_is_rendered_byte_for_byte(
         except Exception as error:  # noqa: BLE001 - templates raise what they like
             assert isinstance(result, Refusal) and str(error) in result.reason
             continue
-        both = any(message["content"] and "tool_calls" in message for message in row["messages"])
-        if name == "gptoss" and both:
-            continue  # it turns words before a call into a thought, and leaves that out later
-        assert isinstance(result, RenderedRow), (row, result)
-        assert result.text == expected
+        if isinstance(result, Refusal):  # some leave out a call, or what is said beside it
+            assert "leaves out" in result.reason and any("tool_calls" in message for message in row["messages"])
+            continue
+        if result.means == "together":
+            assert result.sequences[0].text == expected
         taken += 1
-        words = [  # some leave out what is said beside a call
-            "" if "tool_calls" in message else message["content"]
-            for message in row["messages"]
-            if message["role"] == "assistant"
-        ]
-        assert len(result.spans) == len(words)
+        words = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+        assert len(trained(result)) == len(words)
         assert all(word.strip() in part for word, part in zip(words, trained(result), strict=True))
         headers = ("<|im_start|>", "<|start_header_id|>", "<|user|>", "<|start|>user", "<|USER_TOKEN|>")
         assert not any(header in part for part in trained(result) for header in headers)
@@ -125,32 +122,24 @@ def test_what_is_trained_is_what_the_templates_own_marks_say(
             token for token, is_marked in zip(told["input_ids"], told["assistant_masks"], strict=True) if is_marked
         ]
         (result,) = Renderer(tokenizer, "assistant").render([row])
+        assert isinstance(result, Rendering) and result.means == "marked"
         # They also mark the line end behind a turn's last token, which the model never has to say.
         assert "".join(trained(result)) == tokenizer.decode(marked).replace("<|im_end|>\n", "<|im_end|>")
 
 
-def test_turns_that_lose_their_empty_thoughts_in_history_are_trained_as_they_stand_there(
+def test_turns_that_lose_their_empty_thoughts_in_history_are_trained_as_chat_would_have_them(
     templates: dict[str, str], tokenizer: Any
 ) -> None:
     thought = "<think>\n\n</think>\n\n"
     tokenizer.chat_template = templates["qwen3"]
-    assert trained(Renderer(tokenizer, "assistant").render([MULTI])[0]) == ["two<|im_end|>", f"{thought}four<|im_end|>"]
+    (apart,), (whole,) = (Renderer(tokenizer, "assistant", turns).render([MULTI]) for turns in ("auto", "together"))
+    assert trained(apart) == [f"{thought}two<|im_end|>", f"{thought}four<|im_end|>"]
+    assert trained(whole) == ["two<|im_end|>", f"{thought}four<|im_end|>"]
     tokenizer.chat_template = templates["gptoss"]
-    assert trained(Renderer(tokenizer, "assistant").render([MULTI])[0]) == [
-        "<|channel|>final<|message|>two<|end|>",
-        "<|channel|>final<|message|>four<|return|>",
-    ]
-
-
-def test_a_template_that_opens_a_reply_as_it_never_writes_one_is_refused(
-    templates: dict[str, str], tokenizer: Any
-) -> None:
-    """DeepSeek-R1's begins every reply with a thought that it does not write in the conversation."""
-    tokenizer.chat_template = templates["deepseek_r1_distill"]
-    (result,) = Renderer(tokenizer, "assistant").render([SINGLE])
-    assert (
-        isinstance(result, Refusal) and "training and chat would differ" in result.reason and "<think>" in result.reason
-    )
+    (apart,), (whole,) = (Renderer(tokenizer, "assistant", turns).render([MULTI]) for turns in ("auto", "together"))
+    final = "<|channel|>final<|message|>"
+    assert trained(apart) == [f"{final}two<|return|>", f"{final}four<|return|>"]
+    assert trained(whole) == [f"{final}two<|end|>", f"{final}four<|return|>"]
 
 
 contents = st.text(max_size=20) | st.sampled_from(["qz0xv", "<|im_end|>", "\n", "<think>\nx</think>\n\ny", "{{ 1 }}"])
@@ -169,30 +158,34 @@ def test_spans_by_skeleton_are_those_of_prefix_differences(
     turns = [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer))]
     row = chat(*([("system", system)] if system else []), *turns)
     quick, slow = Renderer(tokenizer, "assistant"), Renderer(tokenizer, "assistant")
-    whole = slow._apply_template([row["messages"]], [None], generation_prompt=False)
-    (expected,) = slow._work_out([row], whole)
-    (found,) = quick.render([row])
-    if isinstance(expected, Refusal):
-        assert isinstance(found, RenderedRow) or found == expected  # a skeleton may see what differences cannot
-    else:
-        assert found == expected
+    slow._plans = _NoPlans()
+    assert quick.render([row]) == slow.render([row])
+
+
+class _NoPlans(dict[Any, Any]):
+    """Every sequence of roles is known, to have no plan."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def __getitem__(self, _: Any) -> Any:
+        return None
 
 
 def test_most_chats_are_rendered_once(tokenizer: Any, smollm2: Path) -> None:
     tokenizer.chat_template = (smollm2 / "chat_template.jinja").read_text(encoding="utf-8")
     renderer, rendered = Renderer(tokenizer, "assistant"), 0
+    chat = renderer._tokenizer
+    theirs = chat.apply_chat_template
 
-    def counted(chats: list[Any], *arguments: Any, **more: Any) -> Any:
+    def counted(*arguments: Any, **more: Any) -> Any:
         nonlocal rendered
-        rendered += len(chats)
-        return type(tokenizer).apply_chat_template(tokenizer, chats, *arguments, **more)
+        rendered += 1
+        return theirs(*arguments, **more)
 
-    tokenizer.apply_chat_template = counted
-    try:
-        renderer.render([MULTI] * 50)
-    finally:
-        del tokenizer.apply_chat_template
-    assert rendered <= 50 + 5
+    chat.apply_chat_template = counted  # type: ignore[method-assign]
+    renderer.render([MULTI] * 50)
+    assert 50 <= rendered <= 50 + 8
 
 
 def test_a_turn_of_weight_0_is_not_trained(tokenizer: Any, smollm2: Path) -> None:
@@ -222,7 +215,7 @@ def test_tools_that_the_template_does_not_write_are_counted(
     blind.render(WITH_TOOLS)
     with_calls = sum(any("tool_calls" in message for message in row["messages"]) for row in WITH_TOOLS)
     assert 0 < with_calls < len(WITH_TOOLS)
-    assert blind.unwritten == {"tools": len(WITH_TOOLS), "tool_calls": with_calls}
+    assert blind.unwritten == {"tools": len(WITH_TOOLS) - with_calls}  # a row whose call would be lost is refused
     tokenizer.chat_template = templates["qwen3"]
     seeing = Renderer(tokenizer, "assistant")
     seeing.render(WITH_TOOLS)

@@ -84,12 +84,15 @@ def test_truncation_is_counted_and_rows_without_a_trained_token_are_dropped(toke
     assert counts.summary()["max"] == 60
 
 
-def test_a_template_that_rewrites_earlier_turns_rejects_the_row(tokenizer: Any) -> None:
+def test_a_template_that_rewrites_earlier_turns_trains_each_reply_behind_what_chat_sends(tokenizer: Any) -> None:
     odd = copy.copy(tokenizer)
     odd.chat_template = "{{ messages|length }}" + tokenizer.chat_template
-    made, _, rejects = run(odd, [CHATS[0], CHATS[1]])
-    assert (made, rejects.count) == ([], 2)
-    assert rejects.first[0].startswith("f:1: the chat template renders earlier turns differently")
+    made, counts, rejects = run(odd, [CHATS[0], CHATS[1]])
+    replies = [turn for row in (CHATS[0], CHATS[1]) for turn in row["messages"] if turn["role"] == "assistant"]
+    assert rejects.count == 0 and counts.turns == {"unrolled": 2} and len(made) == counts.rows == len(replies)
+    assert [trained(odd, each) for each in made] == [f"{turn['content']}<|im_end|>" for turn in replies]
+    prompt = odd.apply_chat_template(CHATS[0]["messages"][:1], add_generation_prompt=True, tokenize=False)
+    assert odd.decode(made[0].ids) == f"{prompt}{replies[0]['content']}<|im_end|>\n"
 
 
 def test_a_template_that_raises_rejects_only_that_row(tokenizer: Any) -> None:
@@ -134,14 +137,16 @@ CONTENT = st.lists(
 def test_labels_are_those_of_offsets_in_the_whole_text(
     tokenizer: Any, contents: list[str], loss_on: str, max_length: int
 ) -> None:
-    from engine.prep.chat_labels import RenderedRow, Renderer
+    from engine.prep.chat_labels import Renderer
+    from engine.prep.rendered import Refusal
 
     row = chat(*contents, system=contents[0])
     made, counts, rejects = run(tokenizer, [row], loss_on, max_length)
-    (rendered,) = Renderer(tokenizer, loss_on).render([row])
-    if not isinstance(rendered, RenderedRow):
+    (result,) = Renderer(tokenizer, loss_on).render([row])
+    if isinstance(result, Refusal):
         assert (made, rejects.count) == ([], 1)
         return
+    (rendered,) = result.sequences
     (encoding,) = encode([rendered], unwrap_tokenizer(tokenizer))
     labels = label(rendered, encoding)[:max_length]
     expected = [(encoding.ids[:max_length], labels)] if {*labels} - {MASKED} else []

@@ -100,7 +100,7 @@ def test_a_batch_is_what_the_run_will_see(profile_over: ProfileOver, home: Home,
     rows = [chat(f"Say {'x' * number} 上.", f"{'yes ' * number}👩‍🚀.") for number in range(1, 13)]
     profile = profile_over(rows, None, "training.micro_batch=3", "training.accumulation=2", packing=packing)
     prepared = prepare(profile, home, lambda *_: None)
-    texts = {Renderer(tokenizer, "assistant").render([row])[0].text for row in rows}
+    texts = {each.sequences[0].text for each in Renderer(tokenizer, "assistant").render(rows)}
     seen: list[str] = []
     first = describe_batch(prepared, profile, tokenizer, 1)
     for step in range(1, first["steps"] + 1):
