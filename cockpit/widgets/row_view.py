@@ -112,8 +112,10 @@ def rendered(texts: Mapping[str, Any]) -> Content:
     shown separately."""
     if texts["same"]:
         prompt, reply = texts["chat"], texts["training"][len(texts["chat"]) :]
+        several = texts.get("sequences", 1)
+        which = f" (the last of {several} sequences, one for each reply that changes in history)" if several > 1 else ""
         verdict = Content.styled(
-            "✓ chat sends the dim part, byte for byte; training continues with the rest", "$success"
+            f"✓ chat sends the dim part, byte for byte; training continues with the rest{which}", "$success"
         )
         return Content.assemble(verdict, "\n\n", (prompt, "dim"), (reply, "bold"))
     verdict = Content.styled("✗ chat sends other bytes than training starts with", "bold $text-error")
@@ -201,5 +203,7 @@ def _numbers(numbers: Mapping[str, Any]) -> list[Content]:
         "a row": f"p50 {numbers.get('p50', 0)}, p95 {numbers.get('p95', 0)}, max {numbers.get('max', 0)}",
         "cut": f"{numbers.get('truncated', 0):,} rows",
     }
+    if turns := numbers.get("turns"):
+        values["turns"] = ", ".join(f"{count:,} {means}" for means, count in turns.items())
     lines = [Content.assemble((f"{name:<9}", "dim"), value) for name, value in values.items()]
     return lines + histogram(numbers.get("histogram", ()))

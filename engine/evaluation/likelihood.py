@@ -85,7 +85,7 @@ def measure_losses(
     sequences = [(number, sequence) for number, row in rows.items() for sequence in row]
     sequences.sort(key=lambda each: len(each[1]["input_ids"]))
     left = {number: len(row) for number, row in rows.items()}
-    sums_of = {number: (0, 0.0, 0) for number in rows}
+    sums_of = dict.fromkeys(rows, (0, 0.0, 0))
     done = 0
     for places_of in _batches(range(len(sequences)), [len(sequence["input_ids"]) for _, sequence in sequences]):
         together = [sequences[place] for place in places_of]

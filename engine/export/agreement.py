@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ class ProbeSet:
 
     texts: list[Text]
     golden: list[Mapping[str, Any]]
+    date: datetime | None
+    """The day on which the golden conversations were rendered, for templates that write it."""
     source: str
 
 
@@ -81,14 +84,15 @@ def make_probes(target: Target, tokenizer: Any) -> ProbeSet:
     sentences."""
     recorded = json.loads(target.lock.read_text(encoding="utf-8")) if target.lock else {}
     golden = list(recorded.get("golden", ())) if tokenizer.chat_template else []
+    date = datetime.fromisoformat(recorded["date"]) if recorded.get("date") else None
     held_out = list(_held_out(target, tokenizer))
     if held_out:
-        return ProbeSet(held_out, golden, f"{len(held_out)} held-out rows of the run")
+        return ProbeSet(held_out, golden, date, f"{len(held_out)} held-out rows of the run")
     if golden:
         texts = [Text(each["ids"][:LONGEST], 1) for each in golden]
-        return ProbeSet(texts, golden, f"the {len(golden)} conversations of the template lock")
+        return ProbeSet(texts, golden, date, f"the {len(golden)} conversations of the template lock")
     texts = [Text(tokenizer(text).input_ids, 1) for text in PLAIN]
-    return ProbeSet([text for text in texts if text.places], golden, f"{len(PLAIN)} plain sentences")
+    return ProbeSet([text for text in texts if text.places], golden, date, f"{len(PLAIN)} plain sentences")
 
 
 def _held_out(target: Target, tokenizer: Any) -> Iterator[Text]:
@@ -145,7 +149,9 @@ def answer_probes(
         reply = loaded.generate(prompt, Sampling(max_new_tokens=GOLDEN_TOKENS))
         answers.replies.append(reply.ids)
         answers.texts.append(reply.text)
-        answers.ids.append(render(loaded.tokenizer, golden["messages"], reply_follows=False)[: len(golden["ids"])])
+        answers.ids.append(
+            render(loaded.tokenizer, golden["messages"], reply_follows=False, date=probes.date)[: len(golden["ids"])]
+        )
     progress(total, total)
     return answers
 

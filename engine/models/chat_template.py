@@ -120,7 +120,7 @@ def _vary(message: Message, as_text: bool, as_none: bool) -> Message:
         inner = {**function, "arguments": arguments}
         calls.append({**call, "function": inner} if function is not call else inner)
     content = message.get("content")
-    return {**message, "content": (None if as_none else "") if not content else content, "tool_calls": calls}
+    return {**message, "content": content or (None if as_none else ""), "tool_calls": calls}
 
 
 def _parse(arguments: str) -> Any:

@@ -66,7 +66,9 @@ def find_turn_ends(tokenizer: Any) -> set[int]:
 
 def _list_special(tokenizer: Any) -> list[str]:
     names = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return sorted(names | ({tokenizer.eos_token} if tokenizer.eos_token else set()), key=lambda each: (-len(each), each))
+    return sorted(
+        names | ({tokenizer.eos_token} if tokenizer.eos_token else set()), key=lambda each: (-len(each), each)
+    )
 
 
 def find_end_of_turn(tokenizer: Any) -> int | None:

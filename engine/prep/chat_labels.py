@@ -209,7 +209,8 @@ class Renderer:
 
     def _group(self, whole: str, count: int, replies: dict[int, Reply]) -> list[_Sequence]:
         """Sequences that train every reply once, in as few sequences as keep the replies' bytes."""
-        left, sequences = sorted(replies), []
+        left = sorted(replies)
+        sequences: list[_Sequence] = []
         while left:
             last = left[-1]
             reply = replies[last]

@@ -13,6 +13,7 @@ from typing import Any
 from engine.config.profile import Profile
 from engine.models.chat_template import choose_template
 from engine.models.template_lock import find_turn_ends, hash_template, render
+from engine.models.template_metadata import read_metadata
 from engine.prep import token_store
 from engine.prep.base_model import Progress, load_tokenizer
 from engine.prep.errors import check_kind, check_rejects, check_trained, count_bad, problems_for_mistakes
@@ -68,6 +69,7 @@ def write_entry(
         "rejected": refused + sum(stage["rejected"] for stage in rows.stages if stage["name"] == "validate"),
         "stages": rows.stages,
         "template": template,
+        "thought_opening": read_metadata(template).get("opened"),
         "lock": make_lock(tokenizer, tokenizer_folder, golden),
         "stats": stats,
     }

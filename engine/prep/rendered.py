@@ -19,8 +19,8 @@ class RenderedRow(NamedTuple):
 
 
 Means = Literal["marked", "together", "unrolled", "text"]
-"""How a row's trained characters were found: by the template's own `{% generation %}` marks, by differences of the whole
-conversation, in several sequences of which each ends with a reply, or trivially in plain text."""
+"""How a row's trained characters were found: by the template's own `{% generation %}` marks, by differences of the
+whole conversation, in several sequences of which each ends with a reply, or trivially in plain text."""
 
 
 class Rendering(NamedTuple):

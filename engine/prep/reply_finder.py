@@ -226,9 +226,7 @@ class ReplyFinder:
         """Where the words of the turn `at` begin in `text`, which is the conversation up to this turn."""
         marked = {**row["messages"][at], "content": _PROBE}
         try:
-            other = render(
-                self._tokenizer, [*row["messages"][:at], marked], row.get("tools"), reply_follows=False
-            )
+            other = render(self._tokenizer, [*row["messages"][:at], marked], row.get("tools"), reply_follows=False)
         except Exception:  # noqa: BLE001 - templates raise what they like
             return None
         return _common_prefix(text, other) if _PROBE in other else None

@@ -94,6 +94,7 @@ def measure(
         "trained_share": counts.trained_tokens / counts.tokens,
         "rejected": rejects.count,
         "untrained": counts.masked,
+        "turns": dict(counts.turns),
         "length": describe(counts.lengths),
         **({"parts": {name: describe(each) for name, each in totals.parts.items()}} if totals.parts else {}),
         **({"judged": dict(totals.judged)} if totals.judged else {}),

@@ -47,8 +47,8 @@ class Tokens(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The sequences of a batch that were kept, as `token_store` writes them; `rows` are the indices of their rows in the
-    batch."""
+    """The sequences of a batch that were kept, as `token_store` writes them; `rows` are the indices of their rows in
+    the batch."""
 
     columns: Columns
     rows: list[int]

@@ -53,14 +53,14 @@ class RowTokenizer:
         parts, lengths, numbers = [], [], []
         bounds: list[tuple[int, int]] = []
         total = 0
-        for (at, result), mark, encoded in zip(kept, marks, self._encoder.encode(requests), strict=True):
+        for (at, sequence), mark, encoded in zip(kept, marks, self._encoder.encode(requests), strict=True):
             whole = len(encoded.ids) // WIDTH
             length = min(whole, self._max_length)
             counts.truncated += whole > length
             place = dict(zip(mark, encoded.places, strict=True))
             trained = [
                 (first, last)
-                for start, end in result.spans
+                for start, end in sequence.spans
                 if (first := max(1, place[start])) < (last := min(length, place[end]))
             ]
             if not trained:
@@ -72,7 +72,7 @@ class RowTokenizer:
             numbers.append(at)
             total += length
             counts.trained_tokens += sum(last - first for first, last in trained)
-            counts.ended += any(first <= place[end - 1] < last for end in result.ends for first, last in trained)
+            counts.ended += any(first <= place[end - 1] < last for end in sequence.ends for first, last in trained)
         counts.rows += len(lengths)
         counts.tokens += total
         counts.lengths.update(lengths)

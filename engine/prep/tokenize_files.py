@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from engine.prep import detect_format, token_store
-from engine.prep.chunks import SIZE, Span, cut, read_lines, work_through
+from engine.prep.chunks import SIZE, Span, SpanResult, cut, read_lines, work_through
 from engine.prep.files.lines import LONGEST_LINE, describe_too_long
 from engine.prep.formats.canonical import conversation_of
 from engine.prep.readers import decode
@@ -60,10 +60,10 @@ def tokenize_rows(
 
     Without `files`, each line is a row. With `files`, each line is `[file, line, offset, row]`, as between two stages,
     where `file` is an index into `files`. Rows are canonical unless `formats` gives the format of each of `files`, or
-    one format for all lines. Bad rows go to `rejects`. `kind` is the kind of rows that the method trains on; prompts
-    longer than `max_prompt` tokens lose their beginning, and with `task` the reference of a prompt must be an answer of
-    that task; `turns` and `thinking` are `data.turns` and `data.thinking`. `kept_rows`, if given, becomes a JSONL file of the canonical rows that were kept. `work_folder` keeps
-    finished spans across kills; remove it when the result is safe. `progress` gets (bytes done, bytes in all).
+    one format for all lines. Bad rows go to `rejects`. `kind` and the parameters behind it are those of
+    `make_row_tokenizer`. `kept_rows`, if given, becomes a JSONL file of the canonical rows that were kept.
+    `work_folder` keeps finished spans across kills; remove it when the result is safe. `progress` gets (bytes done,
+    bytes in all).
 
     Raises ProblemError for a conversation if the tokenizer has no template, ValueError for a tokenizer that is pure
     Python.
@@ -94,12 +94,16 @@ def tokenize_rows(
             made.counts.add(Counts.from_json(done.counts["counts"]))
             made.golden.extend(done.counts["golden"][: _GOLDEN - len(made.golden)])
             link(done.folder / "tokens.arrow")
-            rejects.read += done.counts["read"]
-            for line in (done.folder / "rejects.jsonl").read_bytes().splitlines():
-                rejects.add(**json.loads(line))
+            _add_rejects(rejects, done)
             if kept_rows:
                 rows_file.write((done.folder / "rows.jsonl").read_bytes())
     return made
+
+
+def _add_rejects(rejects: Rejects, done: SpanResult) -> None:
+    rejects.read += done.counts["read"]
+    for line in (done.folder / "rejects.jsonl").read_bytes().splitlines():
+        rejects.add(**json.loads(line))
 
 
 def _check_template(place: str) -> None:

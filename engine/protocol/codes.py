@@ -175,7 +175,13 @@ CODES: dict[str, str] = {
         "Tokenizer or chat template are not those that the checkpoint was trained with. Put the original files back."
     ),
     "template.leaves_out": (
-        "The chat template leaves out tools or tool calls of some rows. Name a template that writes them."
+        "The chat template leaves out tools, tool calls or thoughts of some rows. Name a template that writes them."
+    ),
+    "template.unrolled": (
+        "Conversations became several sequences, because the chat template changes earlier turns. Nothing to do."
+    ),
+    "template.opens_thought": (
+        "The base's chat opens a thought before each reply, and this run's does not. See `data.thinking`."
     ),
     # ── data ──
     "data.source.unusable": "A data source cannot be read. The message names the file and the reason.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from engine.inference.sampling import make_sampling
+from engine.models import template_lock
 from engine.serving.jobs import Job
 from engine.serving.request_schemas import ChatRequest, CompletionRequest, RequestError, TextRequest
 from engine.tasks.task import load_task
@@ -96,14 +98,11 @@ class RequestBuilder:
 
     def _render_with_tools(self, messages: list[dict[str, Any]], request: ChatRequest) -> list[int]:
         """Render the tools, for a template that takes them; the model's calls stay text. Raises RequestError."""
-        if "tools" not in self._own.tokenizer.chat_template:
+        if "tools" not in json.dumps(self._own.tokenizer.chat_template):
             raise RequestError(400, f"the chat template of {self.names[0]} takes no tools", param="tools")
         if request.tool_choice not in (None, "auto"):
             raise RequestError(400, "tool_choice is served as auto or none", param="tool_choice")
-        ids: list[int] = self._own.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False, tools=request.tools
-        )
-        return ids
+        return template_lock.render(self._own.tokenizer, messages, request.tools, reply_follows=True)
 
     def _encode(self, prompt: str | list[int]) -> list[int]:
         """Raises RequestError."""

@@ -60,13 +60,29 @@ def list_warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
         if counts["truncated"] > counts["masked"]:
             message = f"{counts['truncated'] - counts['masked']} rows of {part} are truncated"
             yield Remark(code="data.rows.cut", message=message, hint="raise data.max_length")
-        if counts.get("unwritten"):
+        if left_out := {name: rows for name, rows in counts.get("unwritten", {}).items() if rows}:
+            named = ", ".join(f"{name.replace('_', ' ')} of {rows} rows" for name, rows in left_out.items())
             yield Remark(
                 code="template.leaves_out",
-                message=f"the chat template leaves out tools or tool calls {counts['unwritten']} times in {part}: "
-                "the model never sees them",
+                message=f"the chat template leaves out {named} in {part}: the model never sees them",
                 hint="name a template in data.template that writes them",
             )
+        if unrolled := counts.get("turns", {}).get("unrolled"):
+            yield Remark(
+                code="template.unrolled",
+                message=f"{unrolled} conversations of {part} were unrolled into several sequences, each with the "
+                "prompt that chat would send: the chat template changes earlier turns once later ones follow",
+                hint="each reply is still trained once; data.turns: together makes one sequence of each conversation, "
+                "with replies as the template writes them in history",
+            )
+    if prepared.get("thought_opening"):
+        yield Remark(
+            code="template.opens_thought",
+            message="the base's chat template opens a thought before each reply; with data.thinking: keep, this run's "
+            "template opens none, so that chat sends what training has",
+            hint="set data.thinking to require if every reply of the data has a thought, or to empty if none has one "
+            "and chat shall go on to open it",
+        )
 
 
 def _list_expansion_warnings(expanded: dict[str, Any]) -> Iterator[Remark]:

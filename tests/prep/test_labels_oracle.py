@@ -20,7 +20,9 @@ from engine.prep.templates import ChatTokenizer
 from engine.prep.token_rows import Counts
 from engine.prep.tokenize import RowTokenizer
 
-TEMPLATES = {path.stem: path.read_text("utf-8") for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")}
+TEMPLATES = {
+    path.stem: path.read_text("utf-8") for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")
+}
 NAMES = sorted(TEMPLATES)
 _MARK = re.compile(r"<\|?[A-Za-z_/｜▁]+\|?>")
 _NOT_SPECIAL = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
@@ -90,7 +92,11 @@ class Talk:
         kind = self._random.choice(("plain", "plain", "content", "key"))
         if kind == "content":
             return {"role": "assistant", "content": f"<think>\n{self._thought()}\n</think>\n\n{text}"}
-        return {"role": "assistant", "content": text, **({"reasoning_content": self._thought()} if kind == "key" else {})}
+        return {
+            "role": "assistant",
+            "content": text,
+            **({"reasoning_content": self._thought()} if kind == "key" else {}),
+        }
 
     def _call(self, count: int) -> dict[str, Any]:
         cities = [self._word() for _ in range(count)]
@@ -162,7 +168,7 @@ def prompt_of(theirs: ChatTokenizer, messages: list[dict[str, Any]], tools: Any)
             text = theirs.apply_chat_template(
                 [vary(turn, as_text, as_none, theirs) for turn in messages], tools=tools, add_generation_prompt=True
             )
-        except Exception:  # noqa: BLE001, S112 - templates raise what they like
+        except Exception:  # noqa: BLE001 - templates raise what they like
             continue
         if all(call["function"]["name"] in text for turn in messages for call in turn.get("tool_calls", ())):
             return str(text)

@@ -143,7 +143,9 @@ def test_everything_renders_as_apply_chat_template_does(each: Set, tokenizer: An
             continue
         assert sequence.text == tokenizer.apply_chat_template(content["messages"], tokenize=False)
         replies = [turn["content"] for turn in content["messages"] if turn["role"] == "assistant"]
-        assert [sequence.text[start:end] for start, end in sequence.spans] == [f"{reply}<|im_end|>" for reply in replies]
+        assert [sequence.text[start:end] for start, end in sequence.spans] == [
+            f"{reply}<|im_end|>" for reply in replies
+        ]
 
 
 def test_sentences_to_triples_are_instruction_input_and_fenced_json() -> None:

@@ -43,8 +43,8 @@ def _make_model_reward(job: Job) -> Reward:
     def render(row: dict[str, Any], reply: str) -> list[int]:
         conversation = json.loads(row["prompt"])
         messages = [*conversation["messages"], {"role": "assistant", "content": reply}]
-        ids = scorer.tokenizer.apply_chat_template(messages, tools=conversation.get("tools"), return_dict=False)
-        return list(ids[:longest])
+        ids = template_lock.render(scorer.tokenizer, messages, conversation.get("tools"), reply_follows=False)
+        return ids[:longest]
 
     def score_all(rows: Sequence[dict[str, Any]], replies: Sequence[str]) -> list[float]:
         sequences = [render(*each) for each in zip(rows, replies, strict=True)]
