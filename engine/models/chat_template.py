@@ -55,16 +55,20 @@ def encode(
     date: datetime | None = None,
 ) -> list[int]:
     """The token ids of what `render` returns, as the tokenizer itself makes them."""
-    more = _dated(date)
-    messages, _ = _adapt_calls(tokenizer, messages, tools, reply_follows, more)
-    ids: list[int] = tokenizer.apply_chat_template(
-        list(messages), tools=tools, add_generation_prompt=reply_follows, return_dict=False, **more
+    ids: list[int]
+    if date is not None:
+        text = render(tokenizer, messages, tools, reply_follows=reply_follows, date=date)
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+    messages, _ = _adapt_calls(tokenizer, messages, tools, reply_follows, {})
+    ids = tokenizer.apply_chat_template(
+        list(messages), tools=tools, add_generation_prompt=reply_follows, return_dict=False
     )
     return ids
 
 
 def _dated(date: datetime | None) -> dict[str, Any]:
-    return {} if date is None else {"strftime_now": date.strftime}
+    return {} if date is None else {"strftime_now": lambda form: date.strftime(form)}
 
 
 def _apply(tokenizer: Any, messages: Sequence[Message], tools: Any, reply_follows: bool, more: dict[str, Any]) -> str:

@@ -82,8 +82,7 @@ def tokenize_rows(
         "kept_rows": kept_rows is not None,
     }
     total = sum(path.stat().st_size for path in rows)
-    # The size depends on the input alone, so the result does not depend on the number of processes. Small input is not
-    # worth many.
+    # The size, and so the result, does not depend on the number of processes. Small input is not worth many.
     size = min(SIZE, max(SIZE // 8, total // 16))
     spans = [span for path in rows for span in cut(path, size)]
     processes = min(processes, 1 + total // (2 * SIZE))
