@@ -12,7 +12,7 @@ from cockpit.verbs.output import emit, say
 from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError, RunList, Shutdown, Welcome
-from engine.protocol.wire import Connection, is_alive
+from engine.protocol.wire import Connection, is_running
 
 SHUTDOWN_TIMEOUT = 30.0
 """Seconds that an engine may take to end its jobs and itself."""
@@ -73,7 +73,7 @@ def _end(home: Home, connection: Connection, force: bool) -> None:
         # It would not understand the request. SIGTERM ends any version; its jobs go on until an engine adopts them.
         os.kill(connection.pid, signal.SIGTERM)
     deadline = time.monotonic() + SHUTDOWN_TIMEOUT
-    while is_alive(connection.pid, connection.start_time):
+    while is_running(connection):
         if time.monotonic() > deadline:
             raise ProblemError(
                 Problem(

@@ -92,7 +92,7 @@ def timeout_error(operation: str, seconds: float) -> ProblemError:
 def find_engine(home: Home) -> wire.Connection | None:
     """The connection of the supervisor that runs on this host, or None."""
     connection = wire.read_connection(home)
-    if connection and wire.is_alive(connection.pid, connection.start_time):
+    if connection and wire.is_running(connection):
         return connection
     return None
 

@@ -159,6 +159,7 @@ below, and publishes a state after it has been written.
 """,
 }
 
+_IDENTITY = "0f8f2a5e-9d5c-4b57-8a30-5d1f0f6b7c11/183240"
 _AT: dict[str, Any] = {"time": 1767225600.0, "attempt": 1}
 
 EXAMPLES: dict[str, AnyEntry] = {
@@ -206,7 +207,7 @@ EXAMPLES: dict[str, AnyEntry] = {
     "warning": Warn(**_AT, code="data.rows.cut", message="3 rows of train are truncated", hint="raise data.max_length"),
     "end": End(**_AT, step=60, status="completed"),
     "state": State(**_AT, state="paused", reason="disk low", code="pause.disk_low", step=31),
-    "launched": Launched(**_AT, pid=4711, start_time=1767225598.25, stage="train", devices=[0]),
+    "launched": Launched(**_AT, pid=4711, start_time=1767225598.25, identity=_IDENTITY, stage="train", devices=[0]),
     "adopted": Adopted(**_AT, pid=4711),
     "exit": Exit(**_AT, pid=4711, status=0),
 }

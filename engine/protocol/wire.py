@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import psutil
 
 from engine.protocol.home import Home, write_private
 from engine.protocol.messages import (
@@ -27,6 +26,7 @@ from engine.protocol.messages import (
     ProblemError,
     ToWorker,
 )
+from engine.protocol.process import is_alive
 
 T = TypeVar("T")
 
@@ -45,6 +45,8 @@ class Connection(msgspec.Struct, kw_only=True):
 
     pid: int
     start_time: float
+    identity: str = ""
+    """With the pid it identifies the process, see `process.read_identity`; empty from older versions."""
     protocol: int
     session: str
     host: str
@@ -117,23 +119,13 @@ def read_connection(home: Home) -> Connection | None:
         return None
 
 
+def is_running(connection: Connection) -> bool:
+    """Whether the supervisor that wrote this connection still runs."""
+    return is_alive(connection.pid, connection.start_time, connection.identity, "engine.supervisor")
+
+
 def write_connection(home: Home, connection: Connection) -> None:
     write_private(home.connection, msgspec.json.encode(connection))
-
-
-def start_time(pid: int) -> float:
-    """The start time of a process, in seconds since the epoch. Raises psutil.Error when there is no such process."""
-    started: float = psutil.Process(pid).create_time()
-    return started
-
-
-def is_alive(pid: int, start_time: float) -> bool:
-    """Whether the process with this pid and start time still runs. A zombie does not."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - start_time) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def protocol_mismatch(theirs: int) -> Problem:

@@ -12,11 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import psutil
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from engine.protocol import wire
+from engine.protocol import process, wire
 from engine.protocol.messages import (
     Answered,
     CancelInstruction,
@@ -184,8 +183,15 @@ class Link:
         gone to a supervisor that died."""
         if self._status:
             self._outbox.appendleft(self._status)
-        started = psutil.Process().create_time()
-        joined = Joined(job=self.job, attempt=self.attempt, rank=self.rank, pid=os.getpid(), start_time=started)
+        pid = os.getpid()
+        joined = Joined(
+            job=self.job,
+            attempt=self.attempt,
+            rank=self.rank,
+            pid=pid,
+            start_time=process.read_start_time(pid),
+            identity=process.read_identity(pid),
+        )
         self._outbox.appendleft(joined)
 
     def _beat(self, connected: bool) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.protocol.wire import is_alive
+from engine.protocol import process
 
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -44,12 +44,22 @@ class Leader:
 
     pid: int
     start_time: float
+    identity: str = ""
+    """As in `process.read_identity`; empty where an older version started the job."""
     child: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def adopt(cls, job: str, pid: int, start_time: float, identity: str) -> Leader | None:
+        """The first process of a job that an earlier supervisor started; None when it has ended. What an older version
+        recorded is looked at once, and the process is known by its identity from then on."""
+        if not process.is_alive(pid, start_time, identity, job):
+            return None
+        return cls(pid, start_time, identity or process.read_identity(pid))
 
     def has_ended(self) -> bool:
         if self.child is not None:
             return self.child.poll() is not None
-        return not is_alive(self.pid, self.start_time)
+        return not process.is_alive(self.pid, self.start_time, self.identity)
 
     @property
     def status(self) -> int | None:
@@ -77,7 +87,7 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> Leader:
             cwd="/",
             env=inherited | environment,
         )
-    return Leader(child.pid, psutil.Process(child.pid).create_time(), child)
+    return Leader(child.pid, process.read_start_time(child.pid), process.read_identity(child.pid), child)
 
 
 def find_processes(job: str, home: Path) -> list[psutil.Process]:
@@ -88,31 +98,37 @@ def find_processes(job: str, home: Path) -> list[psutil.Process]:
     process group nor the process tree has them all.
     """
     found = []
-    for process in psutil.process_iter():
+    for each in psutil.process_iter():
         try:
-            line = process.cmdline()
-            if "--job" in line and job in line and str(home) in line and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            line = each.cmdline()
+            if "--job" in line and job in line and _names_home(line, home) and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
         except psutil.Error:
             continue
     return found
+
+
+def _names_home(line: list[str], home: Path) -> bool:
+    """Whether a command line has this home, perhaps by a symbolic link."""
+    places = [place for option, place in zip(line, line[1:], strict=False) if option == "--home"]
+    return any(place == str(home) or os.path.realpath(place) == str(home) for place in places)
 
 
 def end_processes(processes: Iterable[psutil.Process]) -> None:
     """Send SIGTERM to all, and SIGKILL after `GRACE` to those that are left. Blocks for at most about twice that
     time."""
     waiting = list(processes)
-    for process in waiting:
-        _signal(process, signal.SIGTERM)
+    for each in waiting:
+        _signal(each, signal.SIGTERM)
     _, alive = psutil.wait_procs(waiting, timeout=GRACE)
-    for process in alive:
-        _signal(process, signal.SIGKILL)
+    for each in alive:
+        _signal(each, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=GRACE)
 
 
-def _signal(process: psutil.Process, number: int) -> None:
+def _signal(target: psutil.Process, number: int) -> None:
     try:
-        process.send_signal(number)
+        target.send_signal(number)
     except psutil.NoSuchProcess:
         pass
 

@@ -330,7 +330,12 @@ class Queue:
         run.started = run.started or time.time()
         record.write_lifecycle(
             journal.Launched(
-                attempt=run.attempt, pid=leader.pid, start_time=leader.start_time, stage=stage, devices=run.devices
+                attempt=run.attempt,
+                pid=leader.pid,
+                start_time=leader.start_time,
+                identity=leader.identity,
+                stage=stage,
+                devices=run.devices,
             )
         )
         if run.state != states.RUNNING:  # the stages after training belong to the same running state

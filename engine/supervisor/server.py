@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from engine.protocol import states, wire
+from engine.protocol import process, states, wire
 from engine.protocol.home import Home, host_name
 from engine.protocol.messages import (
     OPERATIONS,
@@ -258,7 +258,7 @@ class Server:
             if message.job in self.runs.records:
                 self.monitor.register_rank(self.runs.records[message.job], message.rank, identity)
             else:
-                self.services.register(message.job, message.pid, message.start_time, identity)
+                self.services.register(message, identity)
         elif isinstance(message, Written):
             self._unread.add(message.job)
         elif isinstance(message, Heartbeat) and message.job in self.runs.records:
@@ -342,7 +342,8 @@ class Server:
         """The content of this supervisor's connection file."""
         return wire.Connection(
             pid=os.getpid(),
-            start_time=wire.start_time(os.getpid()),
+            start_time=process.read_start_time(os.getpid()),
+            identity=process.read_identity(os.getpid()),
             protocol=PROTOCOL,
             session=self.clients.session,
             host=host_name(),

@@ -15,6 +15,7 @@ from engine.protocol.messages import (
     Body,
     CancelInstruction,
     Instruction,
+    Joined,
     OpenService,
     Problem,
     ProblemError,
@@ -147,13 +148,15 @@ class Services:
         processes.end_processes(processes.find_processes(service_id, self.home.root))
         self._remove(worker, None)
 
-    def register(self, service_id: str, pid: int, start_time: float, identity: bytes) -> None:
+    def register(self, joined: Joined, identity: bytes) -> None:
         """A worker has connected. One that an earlier supervisor started is adopted."""
+        service_id, pid = joined.job, joined.pid
         worker = self.workers.get(service_id)
         if worker is None:
             worker = Worker(
                 Service(id=service_id, kind=service_id.partition("-")[0], pid=pid, state="ready"),
-                Leader(pid, start_time),
+                Leader.adopt(service_id, pid, joined.start_time, joined.identity)
+                or Leader(pid, joined.start_time, joined.identity),
             )
             self.workers[service_id] = worker
             self.publish(ServiceChanged(service=worker.service))
