@@ -17,8 +17,8 @@ from typing import Any
 
 import zmq
 
-from engine.protocol import wire
-from engine.protocol.home import Home
+from engine.protocol import sockets, wire
+from engine.protocol.home import Home, open_private
 from engine.protocol.messages import (
     OPERATIONS,
     PROTOCOL,
@@ -34,9 +34,18 @@ from engine.protocol.messages import (
     ServiceEvent,
     Snapshot,
 )
+from engine.protocol.process import is_stopped
 
 EVENT_TIMEOUT = 3.0
 """Seconds without an event after which a client attaches again. Telemetry comes every second."""
+REBIND_TIMEOUT = 4.0
+"""Seconds that an engine which runs, but has no socket, may take to notice and bind anew. It looks every second."""
+LOST = ("engine.unreachable", "engine.not_running")
+"""Codes of problems after which a client that follows starts an engine, if none is left, and attaches again."""
+LOOK = 0.5
+"""Seconds between looks at the engine's process while a reply is waited for."""
+UNREAD = 10_000
+"""Messages that wait for a client inside ZeroMQ. Then they wait in the engine, which drops events in the end."""
 
 
 class Tracker:
@@ -79,14 +88,81 @@ def unpack_reply(operation: str, reply: Reply) -> Any:
 
 
 def timeout_error(operation: str, seconds: float) -> ProblemError:
+    return unreachable_error(f"no reply to '{operation}' within {seconds:g} s")
+
+
+def unreachable_error(cause: str, hint: str = "") -> ProblemError:
     return ProblemError(
         Problem(
             code="engine.unreachable",
             title="The engine does not answer",
-            cause=f"no reply to '{operation}' within {seconds:g} s",
-            hint="see `cockpit engine status`, and engine.log in the home's engine folder",
+            cause=cause,
+            hint=hint or "see `cockpit engine status`, and engine.log in the home's engine folder",
         )
     )
+
+
+def not_running_error(home: Home) -> ProblemError:
+    return ProblemError(
+        Problem(
+            code="engine.not_running",
+            title="No engine is running",
+            cause=f"for {home.root}",
+            hint="cockpit engine start",
+        )
+    )
+
+
+def locate_engine(home: Home) -> wire.Connection:
+    """The connection of the running supervisor, once its socket is there and has been found to be ours.
+
+    Raises ProblemError at once when no supervisor runs or when the socket is another user's, and after `REBIND_TIMEOUT`
+    when the process runs without a socket.
+    """
+    deadline = time.monotonic() + REBIND_TIMEOUT
+    while connection := find_engine(home):
+        if sockets.check_peer(connection.control):
+            return connection
+        if is_stopped(connection.pid):
+            raise stopped_error(connection)
+        if time.monotonic() > deadline:
+            raise unreachable_error(
+                f"its process {connection.pid} runs, but nobody listens at {connection.control}: the socket was "
+                "removed, or this process sees another file system",
+                "`cockpit engine stop` ends it by a signal, and running jobs go on; then start it again",
+            )
+        time.sleep(0.05)
+    raise not_running_error(home)
+
+
+def check_process(connection: wire.Connection) -> None:
+    """Raises ProblemError when the supervisor cannot answer, because its process has ended or is stopped."""
+    if not wire.is_running(connection):
+        raise unreachable_error(f"its process {connection.pid} has ended")
+    if is_stopped(connection.pid):
+        raise stopped_error(connection)
+
+
+def stopped_error(connection: wire.Connection) -> ProblemError:
+    return unreachable_error(
+        f"its process {connection.pid} is stopped by a signal or a debugger", f"kill -CONT {connection.pid}"
+    )
+
+
+def open_socket(context: zmq.Context[Any], connection: wire.Connection) -> zmq.Socket[Any]:
+    """A socket that is connected to the supervisor. It never connects again by itself: another process may be there
+    by then."""
+    socket = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.rcvhwm = UNREAD
+    socket.reconnect_ivl = -1
+    socket.connect(connection.control)
+    return socket
+
+
+def is_connected(socket: zmq.Socket[Any]) -> bool:
+    """Whether the peer is still there, or is just being connected to."""
+    return bool(socket.get(zmq.EVENTS) & zmq.POLLOUT)
 
 
 def find_engine(home: Home) -> wire.Connection | None:
@@ -102,8 +178,7 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
     if connection := find_engine(home):
         return connection
     home.create()
-    wire.make_socket_directory(home)
-    with open(home.engine_log, "ab") as log:
+    with open_private(home.engine_log) as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "engine.supervisor", "--home", str(home.root)],
             stdin=subprocess.DEVNULL,
@@ -152,20 +227,9 @@ class Client:
         self.timeout = timeout
         if start:
             ensure_engine(home)
-        elif find_engine(home) is None:
-            raise ProblemError(
-                Problem(
-                    code="engine.not_running",
-                    title="No engine is running",
-                    cause=f"for {home.root}",
-                    hint="cockpit engine start",
-                )
-            )
+        self._connection = locate_engine(home)
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.rcvhwm = 0
-        self._socket.connect(wire.control_address(home))
+        self._socket = open_socket(self._context, self._connection)
         self._events: deque[Event] = deque()
 
     def __enter__(self) -> Client:
@@ -181,14 +245,32 @@ class Client:
         """Send a request and return the operation's reply. Raises ProblemError for a problem, or without a reply in
         `timeout` seconds."""
         seconds = self.timeout if timeout is None else timeout
-        request_id, payload = pack_request(operation, message)
-        self._socket.send(payload)
+        request_id = self._send(operation, message)
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            reply = self._receive(left)
+            reply = self._receive(min(left, LOOK))
             if reply is not None and reply.id == request_id:
                 return unpack_reply(operation, reply)
+            if reply is None:
+                self._check_peer()
         raise timeout_error(operation, seconds)
+
+    def _send(self, operation: str, message: Message | None) -> str:
+        """Send a request, to the next supervisor when the one before has gone, and return its id. Raises
+        ProblemError."""
+        if not is_connected(self._socket):
+            self._connection = locate_engine(self.home)
+            self._socket.close(linger=0)
+            self._socket = open_socket(self._context, self._connection)
+        request_id, payload = pack_request(operation, message)
+        self._socket.send(payload)
+        return request_id
+
+    def _check_peer(self) -> None:
+        """Raises ProblemError when no reply can come any more."""
+        check_process(self._connection)
+        if not is_connected(self._socket) and not self._socket.poll(0):
+            raise unreachable_error(f"its process {self._connection.pid} has closed the connection")
 
     def ask(self, question: Ask, on_event: Callable[[ServiceEvent], None]) -> Any:
         """Send a request to a service and wait for its result, however long it takes. `on_event` gets the events that
@@ -197,8 +279,7 @@ class Client:
         Raises ProblemError for a problem, or when the engine sends nothing any more.
         """
         self.request("attach")
-        request_id, payload = pack_request("service_ask", question)
-        self._socket.send(payload)
+        request_id = self._send("service_ask", question)
         received = time.monotonic()
         while time.monotonic() - received < EVENT_TIMEOUT:
             reply = self._receive(1.0)
@@ -222,7 +303,7 @@ class Client:
             try:
                 snapshot = self.request("attach", timeout=EVENT_TIMEOUT)
             except ProblemError as error:
-                if error.problem.code != "engine.unreachable":
+                if error.problem.code not in LOST:
                     raise
                 ensure_engine(self.home)
                 continue
@@ -236,6 +317,8 @@ class Client:
             if not self._events:
                 self._receive(1.0)
             if not self._events:
+                if not is_connected(self._socket):
+                    return
                 yield None
                 continue
             received = time.monotonic()

@@ -30,6 +30,13 @@ CODES: dict[str, str] = {
     "engine.unknown_operation": (
         "The engine does not know this operation: it is of another version. Restart the older side."
     ),
+    "engine.other_user": (
+        "The engine, its socket or the directory of the socket belongs to another user. Nothing was sent. Run as the user "
+        "who started it, or use a home of your own."
+    ),
+    "engine.no_socket_directory": (
+        "No directory can hold the engine's sockets. The message says why for each that was tried."
+    ),
     "engine.socket_not_private": (
         "The directory of the sockets belongs to another user or is open to others. Restrict it to yourself."
     ),

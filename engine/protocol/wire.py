@@ -1,15 +1,12 @@
-"""Encoding of messages, addresses of sockets, and the connection file.
+"""Encoding of messages, and the connection file, which says where the supervisor's sockets are.
 
 A client has one DEALER socket, connected to the supervisor's ROUTER. Replies and events use the same socket, so that no
 event after a snapshot can overtake it or be lost. Workers have one DEALER socket each, connected to a second ROUTER.
-The addresses depend only on the home, so that clients and workers find the next supervisor without being told.
+The addresses are in the connection file alone; `sockets` says how they are chosen, and checked before a connection.
 """
 
 from __future__ import annotations
 
-import os
-import stat
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -82,33 +79,6 @@ def decode_from_worker(payload: bytes) -> Any:
 
 def encode_raw(message: Message) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(message))
-
-
-def control_address(home: Home) -> str:
-    return f"ipc://{home.sockets / 'control'}"
-
-
-def workers_address(home: Home) -> str:
-    return f"ipc://{home.sockets / 'workers'}"
-
-
-def make_socket_directory(home: Home) -> Path:
-    """Make the sockets' directory, accessible only to its owner. Raises ProblemError when another user owns it or can
-    write to it."""
-    folder = home.sockets
-    for part in (folder.parent, folder):
-        part.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = part.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise ProblemError(
-                Problem(
-                    code="engine.socket_not_private",
-                    title=f"The socket directory {part} is not private",
-                    cause=f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}; it must be yours alone (700)",
-                    hint=f"chmod 700 {part}, or set XDG_RUNTIME_DIR to a directory of your own",
-                )
-            )
-    return folder
 
 
 def read_connection(home: Home) -> Connection | None:

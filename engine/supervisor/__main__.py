@@ -11,7 +11,6 @@ import signal
 import sys
 from pathlib import Path
 
-from engine.protocol import wire
 from engine.protocol.home import Home
 from engine.supervisor.operations import HANDLERS
 from engine.supervisor.server import Server
@@ -34,8 +33,8 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--workers", default="engine.workers", help="the package whose modules are started as workers")
     arguments = parser.parse_args()
-    home = Home.locate(arguments.home).create()
     os.umask(0o077)
+    home = Home.locate(arguments.home).create()
     lock = os.open(home.lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,7 +46,7 @@ def main() -> int:
     server = Server(home, HANDLERS, arguments.workers)
     # SIGTERM wakes the loop rather than interrupting it: the engine ends in order, and the jobs go on.
     signal.signal(signal.SIGTERM, lambda *_: server.close())
-    wire.write_connection(home, server.describe_connection())
+    server.record_connection()
     try:
         server.run()
     finally:

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,6 @@ from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
 from engine.protocol.home import RunDirectory, host_name, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
-from engine.protocol.wire import workers_address
 from engine.supervisor import processes, scheduler, start_stage
 from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.launchers.local import build_command
@@ -26,11 +26,11 @@ from engine.supervisor.runs import HOST, Runs
 
 
 class Queue:
-    """The waiting runs, in the user's order. `workers` is the package whose modules are started; `device_count` the
-    host's devices."""
+    """The waiting runs, in the user's order. `workers` is the package whose modules are started, `address` says where they
+    connect to; `device_count` the host's devices."""
 
-    def __init__(self, runs: Runs, workers: str, device_count: int) -> None:
-        self.runs, self.workers, self.device_count = runs, workers, device_count
+    def __init__(self, runs: Runs, workers: str, address: Callable[[], str], device_count: int) -> None:
+        self.runs, self.workers, self.address, self.device_count = runs, workers, address, device_count
         self.home = runs.home
         self.order: list[str] = []
 
@@ -303,7 +303,7 @@ class Queue:
             *("--home", str(self.home.root)),
             *("--job", run.id),
             *("--attempt", str(run.attempt)),
-            *("--address", workers_address(self.home)),
+            *("--address", self.address()),
         ]
         environment = dict(profile.launch.environment) | record.environment
         count = 1

@@ -9,9 +9,11 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
+import psutil
 import zmq
 
 from engine.protocol import process, states, wire
@@ -46,6 +48,7 @@ from engine.supervisor.run_monitor import RunMonitor
 from engine.supervisor.run_record import Point, Record
 from engine.supervisor.runs import Runs
 from engine.supervisor.services import Services
+from engine.supervisor.sockets import Sockets
 from engine.supervisor.telemetry import Sampler
 
 FLUSH = 0.2
@@ -71,6 +74,7 @@ class Server:
         self._handlers = handlers
         self._closing = False
         self._closing_when_idle = False
+        self._connection: wire.Connection | None = None
         self._unread: set[str] = set()
         self._calls: deque[Callable[[], None]] = deque()
         self._index_thread = ThreadPoolExecutor(1, "registry")
@@ -78,29 +82,19 @@ class Server:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
 
-        wire.make_socket_directory(home)
         self._context = zmq.Context()
-        self._control = self._bind(wire.control_address(home))
-        self._workers = self._bind(wire.workers_address(home))
+        self.sockets = Sockets(home, self._context)
         self._jobs_of: dict[bytes, str] = {}
-        self.clients = Clients(self._control)
+        self.clients = Clients(self.sockets.control)
         self._pending = PendingRequests(self.clients)
 
         publish = self.clients.publish
         self.sampler = Sampler(home.root, lambda sample: self.call_soon(lambda: self._take_sample(sample)))
-        self.services = Services(home, workers, publish, self.instruct, self._pending.fail)
+        address = partial(self.sockets.address, "workers")
+        self.services = Services(home, workers, address, publish, self.instruct, self._pending.fail)
         self.runs = Runs(home)
-        self.queue = Queue(self.runs, workers, self.sampler.device_count)
+        self.queue = Queue(self.runs, workers, address, self.sampler.device_count)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
-
-    def _bind(self, address: str) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.ROUTER)
-        socket.router_mandatory = 1  # report an unreachable or overfull peer as an error, rather than drop the message
-        socket.sndhwm = 100_000
-        socket.rcvhwm = 0
-        socket.linger = 500
-        socket.bind(address)
-        return socket
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -108,7 +102,8 @@ class Server:
         adopt_runs(self.runs, self.queue, self.monitor, self.registry.load(), self.index)
         self.sampler.start()
         poller = zmq.Poller()
-        for source in (self._control, self._workers, self._wake_read):
+        control, workers = self.sockets.control, self.sockets.workers
+        for source in (control, workers, self._wake_read):
             poller.register(source, zmq.POLLIN)
         timers = [
             (FLUSH, self._flush),
@@ -122,10 +117,10 @@ class Server:
             ready = dict(poller.poll(max(0, int(wait * 1000) + 1)))
             if self._wake_read in ready:
                 os.read(self._wake_read, 65536)
-            if self._workers in ready:
-                self._receive(self._workers, self._from_worker)
-            if self._control in ready:
-                self._receive(self._control, self._from_client)
+            if workers in ready:
+                self._receive(workers, self._from_worker)
+            if control in ready:
+                self._receive(control, self._from_client)
             while self._calls:
                 self._calls.popleft()()
             now = time.monotonic()
@@ -161,6 +156,7 @@ class Server:
         self._threads.shutdown(wait=True)
         self.registry.close()
         self._context.destroy(linger=500)
+        self.sockets.remove()
 
     # ── threads ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -237,7 +233,7 @@ class Server:
 
     def instruct(self, identity: bytes, instruction: Instruction | CancelInstruction) -> None:
         try:
-            self._workers.send_multipart([identity, wire.encode(instruction)], zmq.NOBLOCK)
+            self.sockets.workers.send_multipart([identity, wire.encode(instruction)], zmq.NOBLOCK)
         except zmq.ZMQError:
             pass  # the worker has just ended: `reap` notices, and the requests that wait for its answer fail
 
@@ -328,6 +324,7 @@ class Server:
             if record.leader is not None:
                 self._unread.add(record.run.id)  # a `Written` message may have been lost; the journal's content is not
         self.monitor.warn_of_hangs()
+        self._keep_reachable()
         self.services.close_abandoned(self.clients.is_reachable)
 
     def _take_sample(self, sample: Telemetry) -> None:
@@ -338,15 +335,30 @@ class Server:
     def _thin_telemetry(self) -> None:
         self._index_thread.submit(self.registry.thin_telemetry, time.time())
 
-    def describe_connection(self) -> wire.Connection:
-        """The content of this supervisor's connection file."""
-        return wire.Connection(
-            pid=os.getpid(),
-            start_time=process.read_start_time(os.getpid()),
-            identity=process.read_identity(os.getpid()),
+    def _keep_reachable(self) -> None:
+        """Bind the sockets anew when their files are gone, and record where they are when the record is not ours."""
+        self.sockets.renew()
+        try:
+            recorded = wire.read_connection(self.home)
+            if recorded == self._connection and recorded.control == self.sockets.address("control"):
+                return
+            if recorded and recorded.pid != os.getpid() and wire.is_running(recorded):
+                return  # the home was replaced, and has another engine now
+            self.record_connection()
+        except (OSError, psutil.Error) as error:
+            print(f"{self.home.connection}: {error}", flush=True)
+
+    def record_connection(self) -> None:
+        """Write this supervisor's connection file. Raises OSError."""
+        pid = os.getpid()
+        self._connection = wire.Connection(
+            pid=pid,
+            start_time=process.read_start_time(pid),
+            identity=process.read_identity(pid),
             protocol=PROTOCOL,
             session=self.clients.session,
             host=host_name(),
-            control=wire.control_address(self.home),
-            workers=wire.workers_address(self.home),
+            control=self.sockets.address("control"),
+            workers=self.sockets.address("workers"),
         )
+        wire.write_connection(self.home, self._connection)

@@ -25,7 +25,6 @@ from engine.protocol.messages import (
     ServiceEvent,
     Status,
 )
-from engine.protocol.wire import workers_address
 from engine.supervisor import processes
 from engine.supervisor.crash_report import WorkerExit, report_crash
 from engine.supervisor.launchers.local import build_command
@@ -59,18 +58,19 @@ class Worker:
 
 
 class Services:
-    """`workers` is the package whose modules are started. `publish` and `instruct` are those of `RunMonitor`;
+    """`workers` is the package whose modules are started, `address` says where they connect to. `publish` and `instruct` are those of `RunMonitor`;
     `fail_requests` gets the id of a service that has ended, and the problem to reply with."""
 
     def __init__(
         self,
         home: Home,
         workers: str,
+        address: Callable[[], str],
         publish: Callable[[Body], None],
         instruct: Callable[[bytes, Instruction | CancelInstruction], None],
         fail_requests: Callable[[str, Problem], None],
     ) -> None:
-        self.home, self._package = home, workers
+        self.home, self._package, self._address = home, workers, address
         self.publish, self.instruct, self.fail_requests = publish, instruct, fail_requests
         self.workers: dict[str, Worker] = {}
 
@@ -108,7 +108,7 @@ class Services:
             *("--home", str(self.home.root)),
             *("--job", service.id),
             *("--attempt", "1"),
-            *("--address", workers_address(self.home)),
+            *("--address", self._address()),
             *("--options", json.dumps(message.options)),
         ]
         worker = Worker(service, held_instructions=[], oom_kills=processes.count_oom_kills(), client=client)
