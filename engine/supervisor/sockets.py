@@ -16,6 +16,8 @@ UNDELIVERED = 16
 """Messages to one client that wait inside ZeroMQ. `clients.Clients` keeps further ones, by their bytes."""
 UNREAD = 1000
 """Messages of one peer that wait inside ZeroMQ. Then the peer waits."""
+EARLIER = 16
+"""Sockets whose file is gone that are kept bound. ZeroMQ disconnects everybody who came by a socket that it unbinds."""
 LONGEST_REQUEST = 64 << 20
 """Bytes. ZeroMQ disconnects a client that sends a longer frame."""
 
@@ -27,6 +29,7 @@ class Sockets:
         self._home = home
         self._generation = 0
         self._bound: dict[str, tuple[Path, os.stat_result]] = {}
+        self._earlier: list[tuple[str, Path]] = []
         self.control, self.workers = _make_router(context), _make_router(context)
         self.control.sndhwm, self.control.maxmsgsize = UNDELIVERED, LONGEST_REQUEST
         self.workers.sndhwm = 100_000
@@ -45,14 +48,16 @@ class Sockets:
                     path.parent.chmod(0o700)
         if all(_is_same(path, bound) for path, bound in self._bound.values()):
             return False
-        gone = {name: path for name, (path, _) in self._bound.items()}
+        gone = self._bound["control"][0].parent
+        self._earlier += [(name, path) for name, (path, _) in self._bound.items()]
         try:
             self._bind()
         except (OSError, ProblemError, zmq.ZMQError) as error:
             print(f"the sockets are gone and cannot be bound anew: {error}", flush=True)
             return False
-        print(f"the sockets in {gone['control'].parent} were removed: bound anew, {self.address('control')}", flush=True)
-        for name, path in gone.items():
+        print(f"the sockets in {gone} were removed: bound anew, {self.address('control')}", flush=True)
+        while len(self._earlier) > EARLIER:
+            name, path = self._earlier.pop(0)
             with contextlib.suppress(zmq.ZMQError):
                 getattr(self, name).unbind(f"ipc://{path}")
         return True
