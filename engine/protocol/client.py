@@ -18,6 +18,7 @@ from typing import Any
 import zmq
 
 from engine.protocol import sockets, wire
+from engine.protocol.environment import add_code_path, is_secret, remove_launcher_variables
 from engine.protocol.home import Home, open_private
 from engine.protocol.messages import (
     OPERATIONS,
@@ -186,7 +187,7 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
             stderr=log,
             start_new_session=True,
             cwd="/",
-            env=build_engine_environment(),
+            env={name: value for name, value in build_engine_environment().items() if not is_secret(name)},
         )
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -209,14 +210,8 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
 
 
 def build_engine_environment() -> dict[str, str]:
-    """The environment for engine processes. When cockpit runs from a checkout, it makes the checkout importable (-P
-    removes the working directory from the path)."""
-    environment = dict(os.environ)
-    package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    if os.path.basename(package_root) != "site-packages":
-        paths = [package_root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
-        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    return environment
+    """The environment for processes of the engine that this one starts."""
+    return add_code_path(remove_launcher_variables(os.environ))
 
 
 class Client:

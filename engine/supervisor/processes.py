@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from engine.protocol import process
+from engine.protocol.home import make_private, open_private
 
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -32,9 +33,6 @@ glibc returns every freed block of some megabytes to the kernel, and gets it bac
 each activation anew. When it keeps them, a training step takes 8 % less time. `malloc_trim` gives memory back where
 that is wanted.
 """
-
-# Variables of the engine's own environment that a job must not inherit: secrets come from the submitting shell alone.
-_INHERITED_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 
 @dataclass
@@ -74,10 +72,10 @@ def prefer_for_oom_kill(pid: int) -> None:
 
 
 def start(command: list[str], log: Path, environment: dict[str, str]) -> Leader:
-    """Start a job's first process in a session of its own, its output appended to `log`. Raises OSError."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    inherited = WORKER_DEFAULTS | {key: value for key, value in os.environ.items() if key not in _INHERITED_SECRETS}
-    with open(log, "ab") as output:
+    """Start a job's first process in a session of its own, with this environment and `WORKER_DEFAULTS` alone, its output
+    appended to `log`. Raises OSError."""
+    make_private(log.parent)
+    with open_private(log) as output:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -85,7 +83,7 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> Leader:
             stderr=output,
             start_new_session=True,
             cwd="/",
-            env=inherited | environment,
+            env=WORKER_DEFAULTS | environment,
         )
     return Leader(child.pid, process.read_start_time(child.pid), process.read_identity(child.pid), child)
 

@@ -16,6 +16,7 @@ import msgspec
 from engine.config import stage_plan
 from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
+from engine.protocol.environment import build_job_environment
 from engine.protocol.home import RunDirectory, host_name, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
 from engine.supervisor import processes, scheduler, start_stage
@@ -97,7 +98,7 @@ class Queue:
         record.directory.prepared.unlink(missing_ok=True)  # the profile may name other test rows now
         write_private(record.directory.profile, profile.to_yaml().encode())
         self.runs.remember_profile(record, profile)
-        record.environment |= message.environment
+        record.environment = message.environment or record.environment
         record.resume_step = None
         self.enqueue(record, "resume")
         return record.run
@@ -138,7 +139,7 @@ class Queue:
             self.runs.remember_profile(record, profile)
         if again:
             self._clear_results(record, again)
-        record.environment |= message.environment
+        record.environment = message.environment or record.environment
         record.resume_step = message.step
         self.enqueue(record, "resume")
         return record.run
@@ -305,7 +306,7 @@ class Queue:
             *("--attempt", str(run.attempt)),
             *("--address", self.address()),
         ]
-        environment = dict(profile.launch.environment) | record.environment
+        environment = build_job_environment(record.environment, profile.launch.environment)
         count = 1
         if stage == stages.TRAIN:
             worker += ["--from-step", str(record.resume_step)] if record.resume_step is not None else []

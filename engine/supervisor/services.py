@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.protocol.environment import build_job_environment
 from engine.protocol.home import Home
 from engine.protocol.messages import (
     Body,
@@ -114,7 +115,7 @@ class Services:
         worker = Worker(service, held_instructions=[], oom_kills=processes.count_oom_kills(), client=client)
         try:
             worker.leader = processes.start(
-                build_command(command, 1, None), self._log_path(service.id), message.environment
+                build_command(command, 1, None), self._log_path(service.id), build_job_environment(message.environment)
             )
         except OSError as error:
             raise ProblemError(

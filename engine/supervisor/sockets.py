@@ -63,12 +63,15 @@ class Sockets:
         return True
 
     def remove(self) -> None:
-        """After the sockets were closed: remove their directory, if it is empty."""
+        """After the sockets were closed: remove their files, and the directory if it is empty then."""
         with contextlib.suppress(OSError):
-            self._bound["control"][0].parent.rmdir()
+            for path, bound in self._bound.values():
+                if _is_same(path, bound):
+                    path.unlink()
+            path.parent.rmdir()
 
     def _bind(self) -> None:
-        """Each time at other names, since ZeroMQ removes the file of an earlier one later, in a thread of its own."""
+        """Each time at other names, so that a socket that is unbound later takes no newer one's file with it."""
         directory = sockets.make_directory(self._home)
         self._generation += 1
         if self._generation == 1:  # left by a supervisor that was killed
