@@ -21,7 +21,6 @@ from engine.protocol.client import (
     decode_known,
     ensure_engine,
     is_connected,
-    locate_engine,
     open_socket,
     pack_request,
     timeout_error,
@@ -35,12 +34,11 @@ from engine.protocol.messages import Closing, Event, Message, ProblemError, Repl
 class AsyncClient:
     """Connect with `await AsyncClient.connect(home)`; `close` when done."""
 
-    def __init__(self, home: Home, connection: wire.Connection) -> None:
+    def __init__(self, home: Home, connection: wire.Connection, socket: zmq.Socket[bytes]) -> None:
         self.home = home
-        self._context = zmq.asyncio.Context()
         self._connecting = asyncio.Lock()
         self._connection = connection
-        self._socket: zmq.asyncio.Socket = open_socket(self._context, connection)
+        self._socket = zmq.asyncio.Socket.from_socket(socket)
         self._replies: dict[str, asyncio.Future[Reply]] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._reader = asyncio.create_task(self._read(self._socket), name="engine-reader")
@@ -49,11 +47,11 @@ class AsyncClient:
     async def connect(cls, home: Home) -> AsyncClient:
         """Start the engine if none runs, without blocking the loop. Raises ProblemError when it does not start."""
         await asyncio.to_thread(ensure_engine, home)
-        return cls(home, await asyncio.to_thread(locate_engine, home))
+        return cls(home, *await asyncio.to_thread(open_socket, home))
 
     async def close(self) -> None:
         self._reader.cancel()
-        self._context.destroy(linger=0)
+        self._socket.close(linger=0)
 
     async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
         """As `Client.request`."""
@@ -82,10 +80,10 @@ class AsyncClient:
         async with self._connecting:
             if is_connected(self._socket):
                 return
-            self._connection = await asyncio.to_thread(locate_engine, self.home)
             self._reader.cancel()
+            self._connection, socket = await asyncio.to_thread(open_socket, self.home)
             self._socket.close(linger=0)
-            self._socket = open_socket(self._context, self._connection)
+            self._socket = zmq.asyncio.Socket.from_socket(socket)
             self._reader = asyncio.create_task(self._read(self._socket), name="engine-reader")
 
     async def follow(self) -> AsyncIterator[Any]:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -41,6 +42,8 @@ EVENT_TIMEOUT = 3.0
 """Seconds without an event after which a client attaches again. Telemetry comes every second."""
 REBIND_TIMEOUT = 4.0
 """Seconds that an engine which runs, but has no socket, may take to notice and bind anew. It looks every second."""
+CONNECT_TIMEOUT = 10.0
+"""Seconds after which an engine that runs and accepts no connection counts as unreachable."""
 LOST = ("engine.unreachable", "engine.not_running")
 """Codes of problems after which a client that follows starts an engine, if none is left, and attaches again."""
 LOOK = 0.5
@@ -127,6 +130,8 @@ def locate_engine(home: Home) -> wire.Connection:
         if is_stopped(connection.pid):
             raise stopped_error(connection)
         if time.monotonic() > deadline:
+            if sockets.name_when_full(Path(connection.control.removeprefix("ipc://"))).exists():
+                raise full_error(connection)
             raise unreachable_error(
                 f"its process {connection.pid} runs, but nobody listens at {connection.control}: the socket was "
                 "removed, or this process sees another file system",
@@ -144,21 +149,41 @@ def check_process(connection: wire.Connection) -> None:
         raise stopped_error(connection)
 
 
+def full_error(connection: wire.Connection) -> ProblemError:
+    return ProblemError(
+        Problem(
+            code="engine.full",
+            title="The engine has too many clients",
+            cause=f"its process {connection.pid} may not open enough files for another one (`ulimit -n`)",
+            hint="close some cockpits, or stop the engine and start it with a higher `ulimit -n`; jobs go on",
+        )
+    )
+
+
 def stopped_error(connection: wire.Connection) -> ProblemError:
     return unreachable_error(
         f"its process {connection.pid} is stopped by a signal or a debugger", f"kill -CONT {connection.pid}"
     )
 
 
-def open_socket(context: zmq.Context[Any], connection: wire.Connection) -> zmq.Socket[Any]:
-    """A socket that is connected to the supervisor. It never connects again by itself: another process may be there
-    by then."""
-    socket = context.socket(zmq.DEALER)
-    socket.linger = 0
-    socket.rcvhwm = UNREAD
-    socket.reconnect_ivl = -1
-    socket.connect(connection.control)
-    return socket
+def open_socket(home: Home) -> tuple[wire.Connection, zmq.Socket[bytes]]:
+    """The running supervisor, and a socket that is connected to it. The socket never connects again by itself: another
+    process may be there by then. Raises ProblemError, see `locate_engine`."""
+    deadline = time.monotonic() + CONNECT_TIMEOUT
+    while True:
+        connection = locate_engine(home)
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        socket.linger = 0
+        socket.rcvhwm = UNREAD
+        socket.reconnect_ivl = -1
+        socket.immediate = 1
+        socket.connect(connection.control)
+        if socket.poll(500, zmq.POLLOUT):
+            return connection, socket
+        socket.close(linger=0)  # many others were connecting, or the supervisor has just ended
+        check_process(connection)
+        if time.monotonic() > deadline:
+            raise unreachable_error(f"its process {connection.pid} runs, but accepts no connection")
 
 
 def is_connected(socket: zmq.Socket[Any]) -> bool:
@@ -222,9 +247,7 @@ class Client:
         self.timeout = timeout
         if start:
             ensure_engine(home)
-        self._connection = locate_engine(home)
-        self._context = zmq.Context()
-        self._socket = open_socket(self._context, self._connection)
+        self._connection, self._socket = open_socket(home)
         self._events: deque[Event] = deque()
 
     def __enter__(self) -> Client:
@@ -234,7 +257,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._context.destroy(linger=0)
+        self._socket.close(linger=0)
 
     def request(self, operation: str, message: Message | None = None, timeout: float | None = None) -> Any:
         """Send a request and return the operation's reply. Raises ProblemError for a problem, or without a reply in
@@ -254,9 +277,8 @@ class Client:
         """Send a request, to the next supervisor when the one before has gone, and return its id. Raises
         ProblemError."""
         if not is_connected(self._socket):
-            self._connection = locate_engine(self.home)
             self._socket.close(linger=0)
-            self._socket = open_socket(self._context, self._connection)
+            self._connection, self._socket = open_socket(self.home)
         request_id, payload = pack_request(operation, message)
         self._socket.send(payload)
         return request_id

@@ -30,6 +30,9 @@ CODES: dict[str, str] = {
     "engine.unknown_operation": (
         "The engine does not know this operation: it is of another version. Restart the older side."
     ),
+    "engine.full": (
+        "So many clients are connected that the engine may not open more files. Close some, or raise `ulimit -n`."
+    ),
     "engine.other_user": (
         "The engine, its socket or the directory of the socket belongs to another user. Nothing was sent. Run as the user "
         "who started it, or use a home of your own."

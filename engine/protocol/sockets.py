@@ -20,7 +20,7 @@ from engine.protocol.problem import Problem, ProblemError
 
 LONGEST_PATH = 107
 """Bytes of a Unix socket's path that the kernel takes."""
-LONGEST_NAME = 20
+LONGEST_NAME = 24
 """Bytes that are kept free for a slash and the name of a socket."""
 ELSEWHERE = (Path("/tmp"), Path("/var/tmp"))
 """Local file systems with room for a private directory."""
@@ -123,6 +123,11 @@ def check_peer(address: str) -> bool:
     if uid not in (None, os.getuid()):
         raise _other_user_error(f"the process that listens at {path} belongs to the user {uid}")
     return True
+
+
+def name_when_full(path: Path) -> Path:
+    """What the file of the clients' socket is called while no more clients are let in."""
+    return path.with_name(f"{path.name}.full")
 
 
 def _read_uid(connected: socket.socket) -> int | None:

@@ -55,6 +55,8 @@ FLUSH = 0.2
 """Seconds between readings of the journals, after each of which progress is published."""
 SECOND = 1.0
 MINUTE = 60.0
+MOST_COMPLAINTS = 100
+"""How often a message that cannot be read is put into the log."""
 OTHER_HOSTS = 5.0
 """Seconds between readings of the journals that other hosts write in this home."""
 
@@ -114,6 +116,8 @@ class Server:
         due = [(time.monotonic(), period, action) for period, action in timers]
         while not self._closing:
             wait = min(when for when, _, _ in due) - time.monotonic()
+            if self.clients.waiting:
+                wait = min(wait, self.clients.retry)
             ready = dict(poller.poll(max(0, int(wait * 1000) + 1)))
             if self._wake_read in ready:
                 os.read(self._wake_read, 65536)
@@ -123,6 +127,8 @@ class Server:
                 self._receive(control, self._from_client)
             while self._calls:
                 self._calls.popleft()()
+            if self.clients.waiting:
+                self.clients.drain()
             now = time.monotonic()
             for index, (when, period, action) in enumerate(due):
                 if now >= when:
@@ -134,10 +140,13 @@ class Server:
         """Handle the messages that have come, at most a thousand before the other socket has its turn."""
         for _ in range(1000):
             try:
-                identity, payload = socket.recv_multipart(zmq.NOBLOCK)
+                identity, *frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            handle(identity, payload)
+            if len(frames) == 1:
+                handle(identity, frames[0])
+            else:
+                self.clients.ignored += 1
 
     def close(self) -> None:
         """End the loop. Jobs go on, and the next supervisor adopts them. Safe in a signal handler."""
@@ -193,8 +202,9 @@ class Server:
     def _from_client(self, identity: bytes, payload: bytes) -> None:
         try:
             request = wire.decode(payload, Request)
-        except msgspec.MsgspecError:
-            return  # without an id there is nothing to reply to
+        except Exception:  # noqa: BLE001 - whatever it is: without an id there is nothing to reply to
+            self.clients.ignored += 1
+            return
         caller = Caller(identity, request.id)
         try:
             if request.protocol != PROTOCOL:
@@ -246,8 +256,10 @@ class Server:
     def _from_worker(self, identity: bytes, payload: bytes) -> None:
         try:
             message = wire.decode_from_worker(payload)
-        except msgspec.MsgspecError as error:
-            print(f"a worker sent a message that cannot be read: {error}", flush=True)
+        except Exception as error:  # noqa: BLE001 - no message may end the supervisor
+            self.clients.ignored += 1
+            if self.clients.ignored < MOST_COMPLAINTS:
+                print(f"a worker sent a message that cannot be read: {error!r}", flush=True)
             return
         if isinstance(message, Joined):
             self._jobs_of[identity] = message.job

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import sys
+import threading
 from pathlib import Path
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from engine.protocol import sockets
 from engine.protocol.home import Home
 from engine.protocol.problem import ProblemError
+from engine.protocol.sockets import name_when_full
 
 UNDELIVERED = 16
 """Messages to one client that wait inside ZeroMQ. `clients.Clients` keeps further ones, by their bytes."""
+BACKLOG = 8
+"""Connections that wait to be accepted: so many may come after the gate is closed."""
+RESERVE = 64
+"""Files that can still be opened when the gate is closed, or half of all where that is less."""
 UNREAD = 1000
 """Messages of one peer that wait inside ZeroMQ. Then the peer waits."""
 EARLIER = 16
@@ -34,6 +43,7 @@ class Sockets:
         self.control.sndhwm, self.control.maxmsgsize = UNDELIVERED, LONGEST_REQUEST
         self.workers.sndhwm = 100_000
         self._bind()
+        self._gate = Gate(self.control, Path(self.address("control").removeprefix("ipc://")))
 
     def address(self, name: str) -> str:
         """The address of `control` or `workers`."""
@@ -46,7 +56,7 @@ class Sockets:
             with contextlib.suppress(OSError):
                 if path.parent.lstat().st_mode & 0o077:
                     path.parent.chmod(0o700)
-        if all(_is_same(path, bound) for path, bound in self._bound.values()):
+        if not self._gate.reopen() or all(_is_same(path, bound) for path, bound in self._bound.values()):
             return False
         gone = self._bound["control"][0].parent
         self._earlier += [(name, path) for name, (path, _) in self._bound.items()]
@@ -55,6 +65,7 @@ class Sockets:
         except (OSError, ProblemError, zmq.ZMQError) as error:
             print(f"the sockets are gone and cannot be bound anew: {error}", flush=True)
             return False
+        self._gate.path = self._bound["control"][0]
         print(f"the sockets in {gone} were removed: bound anew, {self.address('control')}", flush=True)
         while len(self._earlier) > EARLIER:
             name, path = self._earlier.pop(0)
@@ -86,11 +97,64 @@ class Sockets:
         self._bound = bound
 
 
+class Gate:
+    """Lets no client in while too few files can be opened: ZeroMQ ends the process when it cannot accept a connection.
+
+    The socket's file has another name meanwhile, which those who are connected do not notice. A thread of its own
+    watches, since clients may come faster than the loop turns.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], path: Path) -> None:
+        self.path = path
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._limit = limit if limit != resource.RLIM_INFINITY else sys.maxsize
+        self._reserve = min(self._limit // 2, RESERVE)
+        self._free = self._count_free()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED)
+        threading.Thread(target=self._watch, name="gate", daemon=True).start()
+
+    def reopen(self) -> bool:
+        """Let clients in again when there is room. False while there is none. Call it once a second."""
+        with self._lock:
+            self._free = self._count_free()
+            if self._closed and self._free >= self._reserve:
+                with contextlib.suppress(OSError):
+                    name_when_full(self.path).rename(self.path)
+                self._closed = False
+            return not self._closed
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                event = parse_monitor_message(self._monitor.recv_multipart())["event"]
+            except zmq.ZMQError:
+                return
+            if event == zmq.EVENT_MONITOR_STOPPED:
+                self._monitor.close(0)
+                return
+            with self._lock:
+                self._free += -1 if event == zmq.EVENT_ACCEPTED else 1
+                if self._free < self._reserve and not self._closed:
+                    with contextlib.suppress(OSError):
+                        self.path.rename(name_when_full(self.path))
+                    self._closed = True
+                    print(f"too many clients: {self._limit} files may be open, no more are let in", flush=True)
+
+    def _count_free(self) -> int:
+        try:
+            return self._limit - len(os.listdir("/dev/fd"))
+        except OSError:
+            return self._limit
+
+
 def _make_router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.ROUTER)
     socket.router_mandatory = 1  # report an unreachable or overfull peer as an error, rather than drop the message
     socket.rcvhwm = UNREAD
     socket.linger = 500
+    socket.backlog = BACKLOG
     with contextlib.suppress(zmq.ZMQError):  # a system that does not tell whose process connects
         socket.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
     return socket
