@@ -195,7 +195,14 @@ class Server:
             else:
                 self.call_soon(lambda: self.clients.reply(caller, future.result()))
 
-        (self._index_thread if index else self._threads).submit(work).add_done_callback(done)
+        def work_unless_closing() -> Message:
+            if self._closing:  # a long list of questions must not keep the engine from its end
+                raise ProblemError(
+                    Problem(code="engine.closing", title="The engine is ending", hint="ask again: the next one answers")
+                )
+            return work()
+
+        (self._index_thread if index else self._threads).submit(work_unless_closing).add_done_callback(done)
 
     # ── clients ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -62,8 +62,8 @@ def some_frames(random: random.Random) -> list[bytes]:
 
 
 BODIES: list[object] = [
-    *({}, [], 7, "text", {"run": "last"}, {"run": 7}, {"run": "x" * 70_000}, {"run": "\x00/../"}),
-    *({"position": -(2**62)}, {"run": "last", "changes": {"": {"": []}}}, {"profile": ": : :"}, {"kind": "\ud7ff"}),
+    *({}, [], 7, "text", {"run": "none"}, {"run": 7}, {"run": "x" * 70_000}, {"run": "\x00/../"}),
+    *({"position": -(2**62)}, {"run": "none", "changes": {"": {"": []}}}, {"profile": ": : :"}, {"kind": "\ud7ff"}),
     *({"profile": "a: &a [*a]"}, {"service": "x", "request": "y", "question": "z", "arguments": {}}, {"points": 2**62}),
 ]
 
@@ -131,8 +131,8 @@ def test_more_clients_than_files_may_be_open_end_nothing(bare_home, monkeypatch,
 def test_a_client_that_does_not_read_costs_a_bounded_number_of_bytes(
     engine: Engine, connection: wire.Connection, context
 ) -> None:
-    """2,000 replies of more than a megabyte; the client reads none of them."""
-    run = engine.submit(steps=30_000, pace=0.0)
+    """1,000 replies of more than a megabyte; the client reads none of them."""
+    run = engine.submit(steps=30_000, pace=1e-9)
     engine.wait(run, states.COMPLETED, seconds=60)
     query = SeriesQuery(run=run.id, names=["train/loss"], points=30_000)
     size = len(wire.encode(engine.client.request("series", query)))
@@ -142,7 +142,7 @@ def test_a_client_that_does_not_read_costs_a_bounded_number_of_bytes(
     deaf.linger, deaf.rcvhwm, deaf.sndhwm = 0, 1, 3000
     deaf.connect(connection.control)
     request = Request(id="x", operation="series", body=wire.encode_raw(query))
-    for _ in range(2000):
+    for _ in range(1000):
         deaf.send(wire.encode(request))
     most, quiet = 0, time.monotonic()
     deadline = time.monotonic() + 120
@@ -152,5 +152,5 @@ def test_a_client_that_does_not_read_costs_a_bounded_number_of_bytes(
             most, quiet = rss, time.monotonic()
         assert engine.client.request("hello").pid == engine.process.pid
         time.sleep(0.1)
-    assert most < 400e6, f"{most / 1e6:.0f} MB for replies of {size / 1e6:.1f} MB"
+    assert most < 300e6, f"{most / 1e6:.0f} MB for replies of {size / 1e6:.1f} MB"
     assert os.path.exists(f"/proc/{engine.process.pid}")
