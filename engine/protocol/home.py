@@ -49,6 +49,9 @@ class Home:
         """Make the directories, accessible only to their owner, where they do not exist."""
         for folder in (self.root, self.runs, self.models, self.cache, self.engine):
             make_private(folder)
+        for folder in (self.engine.parent, self.engine):  # an older version obeyed the umask
+            if folder.stat().st_uid == os.getuid() and folder.stat().st_mode & 0o077:
+                folder.chmod(0o700)
         return self
 
     @property
@@ -217,6 +220,13 @@ def make_private(folder: Path) -> Path:
     for part in reversed(missing):
         part.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+def restrict(folder: Path) -> None:
+    """Make everything in a folder, and the folder, accessible only to the owner, whatever the umask was."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 def sync(path: Path) -> None:

@@ -17,7 +17,7 @@ from engine.config import stage_plan
 from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
 from engine.protocol.environment import build_job_environment
-from engine.protocol.home import RunDirectory, host_name, write_private
+from engine.protocol.home import RunDirectory, host_name, make_private, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
 from engine.supervisor import processes, scheduler, start_stage
 from engine.supervisor.hang_detector import Heartbeats
@@ -195,7 +195,8 @@ class Queue:
         while True:
             run = self.home.run(f"{stem}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}")
             try:
-                run.path.mkdir(mode=0o700, parents=True)
+                make_private(self.home.runs)
+                run.path.mkdir(mode=0o700)
             except FileExistsError:
                 continue
             return run
