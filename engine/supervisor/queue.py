@@ -21,7 +21,7 @@ from engine.protocol.home import RunDirectory, host_name, make_private, write_pr
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
 from engine.supervisor import processes, scheduler, start_stage
 from engine.supervisor.hang_detector import Heartbeats
-from engine.supervisor.launchers.local import build_command
+from engine.supervisor.launchers.local import build_command, build_rank_environment
 from engine.supervisor.run_record import Job, Record, replay
 from engine.supervisor.runs import HOST, Runs
 
@@ -316,6 +316,7 @@ class Queue:
             worker += ["--stage", stage]
         if stage != stages.PREPARE and run.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.devices))
+        environment = build_rank_environment(environment, count)
         port = profile.launch.port if isinstance(profile.launch.port, int) else None
         record.stage, record.identity, record.held_instructions, record.end = stage, None, [], None
         run.stage, run.phase = stage, ""
