@@ -8,7 +8,7 @@ import signal
 import time
 
 from cockpit.state.formatting import format_duration
-from cockpit.verbs.output import emit, say
+from cockpit.verbs.output import emit, say, say_warning
 from engine.protocol.client import LOST, Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError, RunList, Shutdown, Welcome
@@ -27,6 +27,7 @@ def status(options: argparse.Namespace) -> int:
 
 def start(options: argparse.Namespace) -> int:
     with Client(Home.locate(options.home)) as client:
+        say_warning(client)
         return _print_status(client.request("hello"), options.json)
 
 

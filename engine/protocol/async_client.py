@@ -23,12 +23,13 @@ from engine.protocol.client import (
     is_connected,
     open_socket,
     pack_request,
+    start_engine,
     timeout_error,
     unpack_reply,
     unreachable_error,
 )
 from engine.protocol.home import Home
-from engine.protocol.messages import Closing, Event, Message, ProblemError, Reply
+from engine.protocol.messages import Closing, Event, Message, Problem, ProblemError, Reply
 
 
 class AsyncClient:
@@ -36,6 +37,8 @@ class AsyncClient:
 
     def __init__(self, home: Home, connection: wire.Connection, socket: zmq.Socket[bytes]) -> None:
         self.home = home
+        self.warning: Problem | None = None
+        """As `Client.warning`."""
         self._connecting = asyncio.Lock()
         self._connection = connection
         self._socket = zmq.asyncio.Socket.from_socket(socket)
@@ -46,8 +49,10 @@ class AsyncClient:
     @classmethod
     async def connect(cls, home: Home) -> AsyncClient:
         """Start the engine if none runs, without blocking the loop. Raises ProblemError when it does not start."""
-        await asyncio.to_thread(ensure_engine, home)
-        return cls(home, *await asyncio.to_thread(open_socket, home))
+        warning = await asyncio.to_thread(start_engine, home)
+        client = cls(home, *await asyncio.to_thread(open_socket, home))
+        client.warning = warning
+        return client
 
     async def close(self) -> None:
         self._reader.cancel()

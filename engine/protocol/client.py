@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from engine.protocol import sockets, wire
+from engine.protocol import logout, sockets, wire
 from engine.protocol.environment import add_code_path, is_secret, remove_launcher_variables
 from engine.protocol.home import Home, open_private
 from engine.protocol.messages import (
@@ -204,9 +204,27 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
     if connection := find_engine(home):
         return connection
     home.create()
+    command = [sys.executable, "-P", "-m", "engine.supervisor", "--home", str(home.root)]
+    survivor = logout.build_survivor(command)
+    for attempt in dict.fromkeys((tuple(survivor), tuple(command))):
+        if connection := _start_engine(home, list(attempt), timeout):
+            return connection
+    tail = "\n".join(home.engine_log.read_text(errors="replace").splitlines()[-12:])
+    raise ProblemError(
+        Problem(
+            code="engine.not_started",
+            title="The engine did not start",
+            cause=tail or "its log is empty",
+            hint=f"read {home.engine_log}",
+        )
+    )
+
+
+def _start_engine(home: Home, command: list[str], timeout: float) -> wire.Connection | None:
+    """Start a supervisor; None when its process ends at once."""
     with open_private(home.engine_log) as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "engine.supervisor", "--home", str(home.root)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -218,20 +236,20 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
     while time.monotonic() < deadline:
         if connection := find_engine(home):
             return connection
-        status = process.poll()
         # Status 3: another supervisor has the lock. It will do as well, so wait for its connection file.
-        if status not in (None, 0, 3):
+        if process.poll() not in (None, 0, 3):
             break
         time.sleep(0.02)
-    tail = "\n".join(home.engine_log.read_text(errors="replace").splitlines()[-12:])
-    raise ProblemError(
-        Problem(
-            code="engine.not_started",
-            title="The engine did not start",
-            cause=tail or "its log is empty",
-            hint=f"read {home.engine_log}",
-        )
-    )
+    return None
+
+
+def start_engine(home: Home) -> Problem | None:
+    """Start a supervisor if none runs. Returns why one that was started would end at the last logout. Raises
+    ProblemError as `ensure_engine`."""
+    if find_engine(home):
+        return None
+    ensure_engine(home)
+    return logout.find_problem()
 
 
 def build_engine_environment() -> dict[str, str]:
@@ -245,8 +263,8 @@ class Client:
     def __init__(self, home: Home, *, start: bool = True, timeout: float = 30.0) -> None:
         self.home = home
         self.timeout = timeout
-        if start:
-            ensure_engine(home)
+        self.warning = start_engine(home) if start else None
+        """What the user should know about the engine that this client has started."""
         self._connection, self._socket = open_socket(home)
         self._events: deque[Event] = deque()
 

@@ -30,6 +30,9 @@ CODES: dict[str, str] = {
     "engine.unknown_operation": (
         "The engine does not know this operation: it is of another version. Restart the older side."
     ),
+    "engine.ends_at_logout": (
+        "systemd would end the engine and its runs at your last logout. The message names the line that prevents it."
+    ),
     "engine.closing": "The engine was ending when it was asked. Ask again: the next engine answers.",
     "engine.full": (
         "So many clients are connected that the engine may not open more files. Close some, or raise `ulimit -n`."
