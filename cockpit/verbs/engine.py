@@ -42,6 +42,7 @@ def _print_status(engine: Welcome, as_json: bool) -> int:
                 "uptime": uptime,
                 "jobs": engine.jobs,
                 "services": engine.services,
+                "ignored": engine.ignored,
             }
         )
         return 0

@@ -188,7 +188,8 @@ def open_socket(home: Home) -> tuple[wire.Connection, zmq.Socket[bytes]]:
 
 def is_connected(socket: zmq.Socket[Any]) -> bool:
     """Whether the peer is still there, or is just being connected to."""
-    return bool(socket.get(zmq.EVENTS) & zmq.POLLOUT)
+    events = socket.get(zmq.EVENTS)
+    return isinstance(events, int) and bool(events & zmq.POLLOUT)
 
 
 def find_engine(home: Home) -> wire.Connection | None:

@@ -21,7 +21,9 @@ _LAUNCHER = re.compile(
 )
 """Variables by which torch.distributed, accelerate, transformers and the starters of MPI, SLURM and SageMaker tell a
 process that it is one of several, or how to compute. `TorchElastic`'s `PET_*` are torchrun's options."""
-_SECRET = re.compile(r"(^|_)(API_?KEY|KEY|KEYS|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|PASSWD|PASS|CREDENTIALS?|AUTH)(_|$)")
+_SECRET = re.compile(
+    r"(^|_)(API_?KEY|KEY|KEYS|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|PASSWD|PASS|CREDENTIALS?|AUTH)(_|$)"
+)
 
 
 def is_launcher_variable(name: str) -> bool:

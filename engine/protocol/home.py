@@ -9,8 +9,8 @@
       votes.jsonl         votes and ratings of models that are no runs
       engine/<host>/      this host's supervisor: registry, connection file, lock, log
 
-The sockets are in the engine's folder too, where its file system and the length of its path allow; else in an owner-only
-directory on the local disk. The connection file names them, see `sockets`.
+The sockets are in the engine's folder too, where its file system and the length of its path allow; else in an
+owner-only directory on the local disk. The connection file names them, see `sockets`.
 """
 
 from __future__ import annotations

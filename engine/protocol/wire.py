@@ -20,7 +20,6 @@ from engine.protocol.messages import (
     Instruction,
     Message,
     Problem,
-    ProblemError,
     ToWorker,
 )
 from engine.protocol.process import is_alive

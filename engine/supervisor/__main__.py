@@ -16,7 +16,6 @@ from engine.protocol.home import Home
 from engine.supervisor.operations import HANDLERS
 from engine.supervisor.server import Server
 
-
 MANY_FILES = 65536
 
 

@@ -17,7 +17,6 @@ import zmq
 from engine.protocol import wire
 from engine.protocol.messages import Body, Event, Message, Problem, ProblemError, Reply
 
-
 MOST_EVENTS = 8 << 20
 """Bytes that wait for one client before it misses events."""
 MOST_REPLIES = 64 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -72,8 +73,8 @@ def prefer_for_oom_kill(pid: int) -> None:
 
 
 def start(command: list[str], log: Path, environment: dict[str, str]) -> Leader:
-    """Start a job's first process in a session of its own, with this environment and `WORKER_DEFAULTS` alone, its output
-    appended to `log`. Raises OSError."""
+    """Start a job's first process in a session of its own, with this environment and `WORKER_DEFAULTS` alone. Its
+    output is appended to `log`. Raises OSError."""
     make_private(log.parent)
     with open_private(log) as output:
         child = subprocess.Popen(
@@ -108,7 +109,7 @@ def find_processes(job: str, home: Path) -> list[psutil.Process]:
 
 def _names_home(line: list[str], home: Path) -> bool:
     """Whether a command line has this home, perhaps by a symbolic link."""
-    places = [place for option, place in zip(line, line[1:], strict=False) if option == "--home"]
+    places = [place for option, place in itertools.pairwise(line) if option == "--home"]
     return any(place == str(home) or os.path.realpath(place) == str(home) for place in places)
 
 

@@ -27,8 +27,8 @@ from engine.supervisor.runs import HOST, Runs
 
 
 class Queue:
-    """The waiting runs, in the user's order. `workers` is the package whose modules are started, `address` says where they
-    connect to; `device_count` the host's devices."""
+    """The waiting runs, in the user's order. `workers` is the package whose modules are started, `address` says where
+    they connect to, and `device_count` how many devices the host has."""
 
     def __init__(self, runs: Runs, workers: str, address: Callable[[], str], device_count: int) -> None:
         self.runs, self.workers, self.address, self.device_count = runs, workers, address, device_count

@@ -359,7 +359,7 @@ class Server:
         self.sockets.renew()
         try:
             recorded = wire.read_connection(self.home)
-            if recorded == self._connection and recorded.control == self.sockets.address("control"):
+            if recorded and recorded == self._connection and recorded.control == self.sockets.address("control"):
                 return
             if recorded and recorded.pid != os.getpid() and wire.is_running(recorded):
                 return  # the home was replaced, and has another engine now

@@ -59,8 +59,9 @@ class Worker:
 
 
 class Services:
-    """`workers` is the package whose modules are started, `address` says where they connect to. `publish` and `instruct` are those of `RunMonitor`;
-    `fail_requests` gets the id of a service that has ended, and the problem to reply with."""
+    """`workers` is the package whose modules are started, `address` says where they connect to. `publish` and
+    `instruct` are those of `RunMonitor`; `fail_requests` gets the id of a service that has ended, and the problem to
+    reply with."""
 
     def __init__(
         self,

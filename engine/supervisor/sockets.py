@@ -112,7 +112,9 @@ class Gate:
         self._free = self._count_free()
         self._closed = False
         self._lock = threading.Lock()
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED)
+        self._monitor = socket.get_monitor_socket(
+            zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
+        )
         threading.Thread(target=self._watch, name="gate", daemon=True).start()
 
     def reopen(self) -> bool:
@@ -144,7 +146,7 @@ class Gate:
 
     def _count_free(self) -> int:
         try:
-            return self._limit - len(os.listdir("/dev/fd"))
+            return self._limit - sum(1 for _ in Path("/dev/fd").iterdir())
         except OSError:
             return self._limit
 

@@ -20,7 +20,9 @@ for name in ("home", "job", "attempt", "address", "options"):
     parser.add_argument(f"--{name}")
 arguments = parser.parse_args()
 cancelled: set[str] = set()
-link = Link(arguments.address, arguments.job, int(arguments.attempt), home=Home.locate(arguments.home), on_cancel=cancelled.add)
+link = Link(
+    arguments.address, arguments.job, int(arguments.attempt), home=Home.locate(arguments.home), on_cancel=cancelled.add
+)
 link.send_status("ready")
 
 

@@ -19,7 +19,9 @@ from engine.protocol.messages import Submit
 from tests.scripted.bench import Engine
 
 LIBRARIES = ("torch/distributed", "accelerate", "transformers")
-READ = re.compile(r"""(?:environ(?:\.get|\.pop)?|getenv|_from_env|_flag|env_int)\s*[\(\[]\s*\[?["']([A-Z][A-Z0-9_]+)["']""")
+READ = re.compile(
+    r"""(?:environ(?:\.get|\.pop)?|getenv|_from_env|_flag|env_int)\s*[\(\[]\s*\[?["']([A-Z][A-Z0-9_]+)["']"""
+)
 LISTED = re.compile(r"""get_int_from_env\(\s*\[([^\]]*)\]""")
 LAUNCHING = re.compile(
     r"(^|_)(RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT|NPROC|NODES?|PROCID|LOCALID)(_|$)"
@@ -92,9 +94,7 @@ def test_a_profile_cannot_name_a_launchers_variable() -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_job_gets_its_submitters_environment(
-    bare_home, monkeypatch: pytest.MonkeyPatch, whole: bool
-) -> None:
+def test_a_job_gets_its_submitters_environment(bare_home, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     """The engine was started inside a job of SLURM, by a user with keys; the run is submitted from another shell."""
     for name, value in (SCENE | KEYS | {"STARTER": "1"}).items():
         monkeypatch.setenv(name, value)

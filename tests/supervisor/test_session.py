@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from engine.protocol.async_client import AsyncClient
 from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import Command, ProblemError, RunList
-from tests.cli.conftest import Cockpit, cockpit  # noqa: F401 - a fixture
+from tests.cli.conftest import command, environment
 from tests.scripted.bench import Engine, wait_for
 
 NOBODY = 65534
@@ -31,6 +32,12 @@ def control(home: Home) -> Path:
     connection = wire.read_connection(home)
     assert connection is not None
     return Path(connection.control.removeprefix("ipc://"))
+
+
+def cockpit(home: Home, *arguments: str, **shell: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb in a shell with these variables."""
+    line, variables = command(*arguments), environment(home) | shell
+    return subprocess.run(line, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
 
 
 def pid_of(home: Home) -> int:
@@ -47,19 +54,19 @@ def long_home(bare_home: Home) -> Home:
 # ── one address for all ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_shell_finds_the_engine(bare_home: Home, cockpit: Cockpit, tmp_path: Path) -> None:
+def test_every_shell_finds_the_engine(bare_home: Home, tmp_path: Path) -> None:
     """A login shell starts it. Cron has no runtime directory, another user's sudo a wrong one, a script a link."""
     runtime, link = tmp_path / "run", tmp_path / "link"
     runtime.mkdir(mode=0o700)
     link.symlink_to(bare_home.root, target_is_directory=True)
-    assert cockpit("engine", "start", XDG_RUNTIME_DIR=str(runtime)).returncode == 0
+    assert cockpit(bare_home, "engine", "start", XDG_RUNTIME_DIR=str(runtime)).returncode == 0
     pid = pid_of(bare_home)
     shutil.rmtree(runtime)  # the last logout
     began = time.monotonic()
     for shell in ({"XDG_RUNTIME_DIR": ""}, {"XDG_RUNTIME_DIR": "/run/user/4711"}, {"COCKPIT_HOME": str(link)}):
-        done = cockpit("engine", "status", "--json", **shell)
+        done = cockpit(bare_home, "engine", "status", "--json", **shell)
         assert done.returncode == 0 and json.loads(done.stdout)["pid"] == pid, (shell, done)
-    assert cockpit("engine", "stop", "--force", XDG_RUNTIME_DIR=str(runtime)).returncode == 0
+    assert cockpit(bare_home, "engine", "stop", "--force", XDG_RUNTIME_DIR=str(runtime)).returncode == 0
     assert time.monotonic() - began < 25
     assert find_engine(bare_home) is None
     assert not any(directory.exists() for directory in sockets.list_directories(bare_home)), "sockets were left"
@@ -101,7 +108,13 @@ def test_a_file_system_without_sockets_is_passed_over(bare_home: Home, monkeypat
 
 @pytest.mark.parametrize(
     ("place", "what"),
-    [("home", "directory"), ("elsewhere", "directory"), ("elsewhere", "file"), ("home", "replaced"), ("home", "record")],
+    [
+        ("home", "directory"),
+        ("elsewhere", "directory"),
+        ("elsewhere", "file"),
+        ("home", "replaced"),
+        ("home", "record"),
+    ],
 )
 def test_an_engine_whose_socket_is_gone_is_there_again_within_seconds(
     bare_home: Home, long_home: Home, what: str, place: str
@@ -192,11 +205,11 @@ def test_an_engine_that_dies_during_a_request_is_said_at_once(engine: Engine) ->
     assert time.monotonic() - began < 5
 
 
-def test_an_engine_that_cannot_be_asked_is_stopped_all_the_same(bare_home: Home, cockpit: Cockpit) -> None:
+def test_an_engine_that_cannot_be_asked_is_stopped_all_the_same(bare_home: Home) -> None:
     engine = Engine(bare_home)
     os.kill(engine.process.pid, signal.SIGSTOP)
     began = time.monotonic()
-    done = cockpit("engine", "stop", "--force")
+    done = cockpit(bare_home, "engine", "stop", "--force")
     assert done.returncode == 0 and "Jobs go on" in done.stderr, done
     assert time.monotonic() - began < 20
     assert engine.process.wait(5) == -signal.SIGKILL

@@ -55,7 +55,6 @@ def find_free_port() -> int:
         return port
 
 
-
 class Workers:
     """The ranks of one attempt, with those methods of `subprocess.Popen` that the tests use. `pid` is that of rank
     0."""
