@@ -15,6 +15,7 @@ import pytest
 
 from engine.protocol.client import find_engine
 from engine.protocol.home import Home
+from engine.protocol.sockets import list_directories
 from engine.supervisor.nvidia import Nvidia
 from engine.supervisor.processes import WORKER_DEFAULTS
 from tests.scripted.bench import Engine
@@ -58,7 +59,8 @@ def bare_home(tmp_path: Path) -> Iterator[Home]:
     yield home
     end_processes_of(home)
     assert find_engine(home) is None
-    shutil.rmtree(home.sockets, ignore_errors=True)
+    for directory in list_directories(home):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture

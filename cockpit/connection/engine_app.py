@@ -72,6 +72,8 @@ class EngineApp(App[None]):
             try:
                 if self.client is None:
                     self.client = await self._connect(self.home)
+                    if warning := self.client.warning:
+                        self.notify_problem(warning)
                 async for body in self.client.follow():
                     self._last_message = time.monotonic()
                     self.take(body)

@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from engine.protocol.environment import is_secret, remove_launcher_variables
 from engine.protocol.messages import Submit
 
 if TYPE_CHECKING:
     from engine.config.profile import Profile
 
-PREFIXES = ("HF_", "HUGGING_FACE_", "MODELSCOPE_", "WANDB_", "NCCL_")
-NAMES = frozenset({"CUDA_VISIBLE_DEVICES", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "FTP_PROXY", "NO_PROXY"})
+SERVICES = ("HF_", "HUGGING_FACE_", "MODELSCOPE_", "WANDB_")
+"""Prefixes of variables that a job gets from the shell even where they are secrets: for hubs and trackers."""
 
 
 def shell_environment(shell: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that every job and service gets from the shell: for hubs, trackers, collectives, devices, and
-    proxies (in either case)."""
-    return {name: value for name, value in shell.items() if name.startswith(PREFIXES) or name.upper() in NAMES}
+    """The variables that every job and service gets from the shell: all but secrets that are not for a hub or tracker,
+    and what a launcher has set there."""
+    return {
+        name: value
+        for name, value in remove_launcher_variables(shell).items()
+        if name.startswith(SERVICES) or not is_secret(name)
+    }
 
 
 def api_key_environment(profile: Profile, shell: Mapping[str, str] = os.environ) -> dict[str, str]:

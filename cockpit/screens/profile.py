@@ -23,6 +23,7 @@ from cockpit.widgets.confirm import Confirm
 from cockpit.widgets.form import Form
 from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.yaml_editor import YamlEditor
+from engine.protocol.home import Home, make_private, write_private
 
 if TYPE_CHECKING:
     from engine.config.profile import Issue
@@ -237,7 +238,7 @@ class ProfileScreen(CockpitScreen):
         path = Path(answer).expanduser().absolute()
         path = path if path.suffix else path.with_suffix(".yaml")
         try:
-            await asyncio.to_thread(_write, path, text)
+            await asyncio.to_thread(_write, path, text, self.app.home)
         except OSError as error:
             self.notify(f"cannot write {path}: {error.strerror}", severity="error", markup=False)
             return
@@ -270,8 +271,12 @@ def _issue_line(issue: Issue) -> Content:
     )
 
 
-def _write(path: Path, text: str) -> None:
-    """Replace the file atomically."""
+def _write(path: Path, text: str, home: Home) -> None:
+    """Replace the file atomically. In the home it is the user's alone; elsewhere the umask says who may read it."""
+    if home.root in path.parents:
+        make_private(path.parent)
+        write_private(path, text.encode())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")

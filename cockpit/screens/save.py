@@ -17,6 +17,7 @@ from cockpit.state.chat_tree import Turn, dump_tree, parse_tree
 from cockpit.widgets.picker import Picker
 from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.sampling import Sampling
+from engine.protocol.home import make_private, write_private
 
 
 class SaveScreen(VoteScreen):
@@ -48,9 +49,9 @@ class SaveScreen(VoteScreen):
             targets = [target.target for target in self.targets]
             settings = self._settings() or {}
             try:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                make_private(path.parent)
                 document = dump_tree(self.chat, targets=targets, settings=settings)
-                await asyncio.to_thread(path.write_text, document, encoding="utf-8")
+                await asyncio.to_thread(write_private, path, document.encode())
             except OSError as error:
                 self.notify(f"{path}: {error.strerror}", title="Not saved", severity="error", markup=False)
                 return

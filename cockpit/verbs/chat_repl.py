@@ -11,7 +11,7 @@ from typing import Any
 from cockpit.state.chat_tree import ChatReply, ChatTree, dump_tree, parse_tree
 from cockpit.verbs.chat_client import Chat
 from cockpit.verbs.output import say, show_problem
-from engine.protocol.home import Home
+from engine.protocol.home import Home, make_private, write_private
 from engine.protocol.messages import Problem, ProblemError
 
 LEAVE = ("exit", "quit", "q", "/exit", "/quit", "/q")
@@ -123,9 +123,9 @@ class ChatRepl:
 
     def _save(self, text: str) -> None:
         path = self._path(text, "/save NAME")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(path.parent)
         settings = {name: value for name, value in self._chat.settings.items() if name != "schema"}
-        path.write_text(dump_tree(self._tree, targets=[self._target], settings=settings), encoding="utf-8")
+        write_private(path, dump_tree(self._tree, targets=[self._target], settings=settings).encode())
         say(str(path), "dim")
 
     def _load(self, text: str) -> None:

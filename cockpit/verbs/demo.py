@@ -10,7 +10,7 @@ from cockpit.profiles.files import DEMO
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.follow import follow
 from cockpit.verbs.open_app import is_interactive
-from cockpit.verbs.output import emit, format_metric, table
+from cockpit.verbs.output import emit, format_metric, say_warning, table
 from cockpit.verbs.profile import load_profile
 from cockpit.verbs.train import exit_status, explain_end
 from engine.protocol import journal, states
@@ -32,6 +32,7 @@ def demo(options: argparse.Namespace) -> int:
     path, profile = load_profile(DEMO, options.overrides, home)
     message = build_submission(profile, "train", str(path))
     with Client(home) as client:
+        say_warning(client)
         run: Run = client.request("submit", message)
         if options.headless or options.json or not is_interactive():
             run = follow(client, run.id)

@@ -8,12 +8,14 @@ import signal
 import time
 
 from cockpit.state.formatting import format_duration
-from cockpit.verbs.output import emit, say
-from engine.protocol.client import Client, find_engine
+from cockpit.verbs.output import emit, say, say_warning
+from engine.protocol.client import LOST, Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError, RunList, Shutdown, Welcome
-from engine.protocol.wire import Connection, is_alive
+from engine.protocol.wire import Connection, is_running
 
+SIGNAL_TIMEOUT = 5.0
+"""Seconds that an engine which cannot be asked has to end in order, before `--force` kills it."""
 SHUTDOWN_TIMEOUT = 30.0
 """Seconds that an engine may take to end its jobs and itself."""
 
@@ -25,6 +27,7 @@ def status(options: argparse.Namespace) -> int:
 
 def start(options: argparse.Namespace) -> int:
     with Client(Home.locate(options.home)) as client:
+        say_warning(client)
         return _print_status(client.request("hello"), options.json)
 
 
@@ -39,6 +42,7 @@ def _print_status(engine: Welcome, as_json: bool) -> int:
                 "uptime": uptime,
                 "jobs": engine.jobs,
                 "services": engine.services,
+                "ignored": engine.ignored,
             }
         )
         return 0
@@ -67,13 +71,18 @@ def stop(options: argparse.Namespace) -> int:
 
 def _end(home: Home, connection: Connection, force: bool) -> None:
     if connection.protocol == PROTOCOL:
-        with Client(home, start=False) as client:
-            client.request("shutdown", Shutdown(force=force))
+        try:
+            with Client(home, start=False) as client:
+                client.request("shutdown", Shutdown(force=force))
+        except ProblemError as error:
+            if error.problem.code not in LOST:
+                raise
+            _signal(connection, error.problem, force)
     else:
         # It would not understand the request. SIGTERM ends any version; its jobs go on until an engine adopts them.
         os.kill(connection.pid, signal.SIGTERM)
     deadline = time.monotonic() + SHUTDOWN_TIMEOUT
-    while is_alive(connection.pid, connection.start_time):
+    while is_running(connection):
         if time.monotonic() > deadline:
             raise ProblemError(
                 Problem(
@@ -83,6 +92,22 @@ def _end(home: Home, connection: Connection, force: bool) -> None:
                     hint=f"its log is {home.engine_log}",
                 )
             )
+        time.sleep(0.02)
+
+
+def _signal(connection: Connection, problem: Problem, force: bool) -> None:
+    """End an engine that cannot be asked: by SIGTERM, with `force` at last by SIGKILL. Its jobs go on."""
+    if not is_running(connection):
+        return
+    say(f"{problem}\nIt is ended by a signal. Jobs go on; `cockpit engine start` adopts them, and they can be stopped.")
+    os.kill(connection.pid, signal.SIGTERM)
+    if not force:
+        return
+    deadline = time.monotonic() + SIGNAL_TIMEOUT
+    while is_running(connection):
+        if time.monotonic() > deadline:
+            os.kill(connection.pid, signal.SIGKILL)
+            return
         time.sleep(0.02)
 
 

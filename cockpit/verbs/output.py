@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
+
+if TYPE_CHECKING:
+    from engine.protocol.client import Client
 
 PIPE_WIDTH = 200
 """Columns of a table when stdout is not a terminal."""
@@ -46,6 +49,12 @@ def show_problem(problem: Problem) -> None:
         say(problem.cause)
     if problem.hint:
         say(f"→ {problem.hint}", "cyan")
+
+
+def say_warning(client: Client) -> None:
+    """Print what the user should know about an engine that was started just now."""
+    if client.warning is not None:
+        show_problem(client.warning)
 
 
 def report(error: Exception, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from cockpit.connection.submission import shell_environment
 from cockpit.exit_status import INTERRUPTED
-from cockpit.verbs.output import console, emit, format_progress, say, table
+from cockpit.verbs.output import console, emit, format_progress, say, say_warning, table
 from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, OpenService, Problem, ProblemError, Service, ServiceEvent, ServiceRef
@@ -43,6 +43,7 @@ def serve(options: argparse.Namespace) -> int:
     if options.api_key_env:
         extra, settings["key_env"] = _read_key(options.api_key_env), options.api_key_env
     with Client(home) as client:
+        say_warning(client)
         service = client.request("service_open", OpenService(kind=KIND, environment=shell_environment() | extra)).id
         try:
             started = _start(client, service, settings)

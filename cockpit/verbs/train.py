@@ -11,7 +11,7 @@ import msgspec
 
 from cockpit.connection.submission import build_submission, resume_environment
 from cockpit.verbs.follow import follow
-from cockpit.verbs.output import emit, format_metric, say, show_problem
+from cockpit.verbs.output import emit, format_metric, say, say_warning, show_problem
 from cockpit.verbs.profile import load_profile
 from cockpit.verbs.runs import parse_changes
 from engine.config import stage_plan
@@ -68,6 +68,7 @@ def resume(options: argparse.Namespace) -> int:
 
 def _follow_or_detach(client: Client, run: Run, options: argparse.Namespace) -> int:
     """Follow the run to its end; with `--detach` print its id. Returns the exit status."""
+    say_warning(client)
     if options.detach:
         print(run.id)
         return 0

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.protocol.home import write_private
+from engine.protocol.home import make_private, write_private
 
 FILE = "evaluation.json"
 LOSSES, REPLIES, JUDGE = "losses.jsonl", "replies.jsonl", "judge.jsonl"
@@ -34,7 +34,7 @@ class ResultStore:
         Raises ValueError where another process is working, and where the folder holds another evaluation.
         """
         self.folder, self.identity = folder, json.loads(json.dumps(identity))
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
         self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         self._files: dict[str, int] = {}
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.models import embedded
 from engine.models.embedded import Progress
-from engine.protocol.home import Home, sync
+from engine.protocol.home import Home, open_private, restrict, sync
 from engine.protocol.messages import Problem, ProblemError
 
 
@@ -62,6 +62,7 @@ def build_folder(folder: Path, needed: int, fill: Callable[[Path], None]) -> Pat
         partial.mkdir()
         try:
             fill(partial)
+            restrict(partial)
             for path in (*partial.iterdir(), partial):
                 sync(path)
             partial.rename(folder)
@@ -74,7 +75,7 @@ def build_folder(folder: Path, needed: int, fill: Callable[[Path], None]) -> Pat
 @contextmanager
 def _hold_lock(lock: Path) -> Iterator[None]:
     """Hold a lock on the file. The kernel releases it however this process ends."""
-    with lock.open("w") as file:
+    with open_private(lock) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

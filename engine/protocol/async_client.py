@@ -4,6 +4,7 @@ time."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,54 +14,82 @@ import zmq.asyncio
 from engine.protocol import wire
 from engine.protocol.client import (
     EVENT_TIMEOUT,
+    LOOK,
+    LOST,
     Tracker,
+    check_process,
     decode_known,
     ensure_engine,
+    is_connected,
+    open_socket,
     pack_request,
+    start_engine,
     timeout_error,
     unpack_reply,
+    unreachable_error,
 )
 from engine.protocol.home import Home
-from engine.protocol.messages import Closing, Event, Message, ProblemError, Reply
+from engine.protocol.messages import Closing, Event, Message, Problem, ProblemError, Reply
 
 
 class AsyncClient:
     """Connect with `await AsyncClient.connect(home)`; `close` when done."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, connection: wire.Connection, socket: zmq.Socket[bytes]) -> None:
         self.home = home
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.rcvhwm = 0
-        self._socket.connect(wire.control_address(home))
+        self.warning: Problem | None = None
+        """As `Client.warning`."""
+        self._connecting = asyncio.Lock()
+        self._connection = connection
+        self._socket = zmq.asyncio.Socket.from_socket(socket)
         self._replies: dict[str, asyncio.Future[Reply]] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._reader = asyncio.create_task(self._read(), name="engine-reader")
+        self._reader = asyncio.create_task(self._read(self._socket), name="engine-reader")
 
     @classmethod
     async def connect(cls, home: Home) -> AsyncClient:
         """Start the engine if none runs, without blocking the loop. Raises ProblemError when it does not start."""
-        await asyncio.to_thread(ensure_engine, home)
-        return cls(home)
+        warning = await asyncio.to_thread(start_engine, home)
+        client = cls(home, *await asyncio.to_thread(open_socket, home))
+        client.warning = warning
+        return client
 
     async def close(self) -> None:
         self._reader.cancel()
-        self._context.destroy(linger=0)
+        self._socket.close(linger=0)
 
     async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
         """As `Client.request`."""
+        await self._reconnect()
+        connection, socket = self._connection, self._socket
         request_id, payload = pack_request(operation, message)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._replies[request_id] = future
+        deadline = time.monotonic() + timeout
         try:
-            await self._socket.send(payload)
-            reply = await asyncio.wait_for(future, timeout)
+            await asyncio.wait_for(socket.send(payload), timeout)
+            while not (await asyncio.wait({future}, timeout=min(LOOK, max(0.0, deadline - time.monotonic()))))[0]:
+                if time.monotonic() > deadline:
+                    raise timeout_error(operation, timeout)
+                check_process(connection)
+                if socket.closed or not is_connected(socket):
+                    raise unreachable_error(f"its process {connection.pid} has closed the connection")
         except TimeoutError:
             raise timeout_error(operation, timeout) from None
         finally:
             self._replies.pop(request_id, None)
-        return unpack_reply(operation, reply)
+        return unpack_reply(operation, future.result())
+
+    async def _reconnect(self) -> None:
+        """Connect to the next supervisor when the one before has gone. Raises ProblemError."""
+        async with self._connecting:
+            if is_connected(self._socket):
+                return
+            self._reader.cancel()
+            self._connection, socket = await asyncio.to_thread(open_socket, self.home)
+            self._socket.close(linger=0)
+            self._socket = zmq.asyncio.Socket.from_socket(socket)
+            self._reader = asyncio.create_task(self._read(self._socket), name="engine-reader")
 
     async def follow(self) -> AsyncIterator[Any]:
         """As `Client.follow`, but without the None while nothing happens."""
@@ -69,7 +98,7 @@ class AsyncClient:
             try:
                 snapshot = await self.request("attach", timeout=EVENT_TIMEOUT)
             except ProblemError as error:
-                if error.problem.code != "engine.unreachable":
+                if error.problem.code not in LOST:
                     raise
                 await asyncio.to_thread(ensure_engine, self.home)
                 continue
@@ -94,9 +123,9 @@ class AsyncClient:
                 if isinstance(body, Closing):
                     return
 
-    async def _read(self) -> None:
+    async def _read(self, socket: zmq.asyncio.Socket) -> None:
         while True:
-            kind, payload = await self._socket.recv_multipart()
+            kind, payload = await socket.recv_multipart()
             if kind == wire.REPLY:
                 reply = wire.decode(payload, Reply)
                 future = self._replies.get(reply.id)

@@ -13,12 +13,14 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import zmq
 
-from engine.protocol import wire
-from engine.protocol.home import Home
+from engine.protocol import logout, sockets, wire
+from engine.protocol.environment import add_code_path, is_secret, remove_launcher_variables
+from engine.protocol.home import Home, open_private
 from engine.protocol.messages import (
     OPERATIONS,
     PROTOCOL,
@@ -34,9 +36,20 @@ from engine.protocol.messages import (
     ServiceEvent,
     Snapshot,
 )
+from engine.protocol.process import is_stopped
 
 EVENT_TIMEOUT = 3.0
 """Seconds without an event after which a client attaches again. Telemetry comes every second."""
+REBIND_TIMEOUT = 4.0
+"""Seconds that an engine which runs, but has no socket, may take to notice and bind anew. It looks every second."""
+CONNECT_TIMEOUT = 10.0
+"""Seconds after which an engine that runs and accepts no connection counts as unreachable."""
+LOST = ("engine.unreachable", "engine.not_running")
+"""Codes of problems after which a client that follows starts an engine, if none is left, and attaches again."""
+LOOK = 0.5
+"""Seconds between looks at the engine's process while a reply is waited for."""
+UNREAD = 10_000
+"""Messages that wait for a client inside ZeroMQ. Then they wait in the engine, which drops events in the end."""
 
 
 class Tracker:
@@ -79,20 +92,110 @@ def unpack_reply(operation: str, reply: Reply) -> Any:
 
 
 def timeout_error(operation: str, seconds: float) -> ProblemError:
+    return unreachable_error(f"no reply to '{operation}' within {seconds:g} s")
+
+
+def unreachable_error(cause: str, hint: str = "") -> ProblemError:
     return ProblemError(
         Problem(
             code="engine.unreachable",
             title="The engine does not answer",
-            cause=f"no reply to '{operation}' within {seconds:g} s",
-            hint="see `cockpit engine status`, and engine.log in the home's engine folder",
+            cause=cause,
+            hint=hint or "see `cockpit engine status`, and engine.log in the home's engine folder",
         )
     )
+
+
+def not_running_error(home: Home) -> ProblemError:
+    return ProblemError(
+        Problem(
+            code="engine.not_running",
+            title="No engine is running",
+            cause=f"for {home.root}",
+            hint="cockpit engine start",
+        )
+    )
+
+
+def locate_engine(home: Home) -> wire.Connection:
+    """The connection of the running supervisor, once its socket is there and has been found to be ours.
+
+    Raises ProblemError at once when no supervisor runs or when the socket is another user's, and after `REBIND_TIMEOUT`
+    when the process runs without a socket.
+    """
+    deadline = time.monotonic() + REBIND_TIMEOUT
+    while connection := find_engine(home):
+        if sockets.check_peer(connection.control):
+            return connection
+        if is_stopped(connection.pid):
+            raise stopped_error(connection)
+        if time.monotonic() > deadline:
+            if sockets.name_when_full(Path(connection.control.removeprefix("ipc://"))).exists():
+                raise full_error(connection)
+            raise unreachable_error(
+                f"its process {connection.pid} runs, but nobody listens at {connection.control}: the socket was "
+                "removed, or this process sees another file system",
+                "`cockpit engine stop` ends it by a signal, and running jobs go on; then start it again",
+            )
+        time.sleep(0.05)
+    raise not_running_error(home)
+
+
+def check_process(connection: wire.Connection) -> None:
+    """Raises ProblemError when the supervisor cannot answer, because its process has ended or is stopped."""
+    if not wire.is_running(connection):
+        raise unreachable_error(f"its process {connection.pid} has ended")
+    if is_stopped(connection.pid):
+        raise stopped_error(connection)
+
+
+def full_error(connection: wire.Connection) -> ProblemError:
+    return ProblemError(
+        Problem(
+            code="engine.full",
+            title="The engine has too many clients",
+            cause=f"its process {connection.pid} may not open enough files for another one (`ulimit -n`)",
+            hint="close some cockpits, or stop the engine and start it with a higher `ulimit -n`; jobs go on",
+        )
+    )
+
+
+def stopped_error(connection: wire.Connection) -> ProblemError:
+    return unreachable_error(
+        f"its process {connection.pid} is stopped by a signal or a debugger", f"kill -CONT {connection.pid}"
+    )
+
+
+def open_socket(home: Home) -> tuple[wire.Connection, zmq.Socket[bytes]]:
+    """The running supervisor, and a socket that is connected to it. The socket never connects again by itself: another
+    process may be there by then. Raises ProblemError, see `locate_engine`."""
+    deadline = time.monotonic() + CONNECT_TIMEOUT
+    while True:
+        connection = locate_engine(home)
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        socket.linger = 0
+        socket.rcvhwm = UNREAD
+        socket.reconnect_ivl = -1
+        socket.immediate = 1
+        socket.connect(connection.control)
+        if socket.poll(500, zmq.POLLOUT):
+            return connection, socket
+        socket.close(linger=0)  # many others were connecting, or the supervisor has just ended
+        check_process(connection)
+        if time.monotonic() > deadline:
+            raise unreachable_error(f"its process {connection.pid} runs, but accepts no connection")
+
+
+def is_connected(socket: zmq.Socket[Any]) -> bool:
+    """Whether the peer is still there, or is just being connected to."""
+    events = socket.get(zmq.EVENTS)
+    return isinstance(events, int) and bool(events & zmq.POLLOUT)
 
 
 def find_engine(home: Home) -> wire.Connection | None:
     """The connection of the supervisor that runs on this host, or None."""
     connection = wire.read_connection(home)
-    if connection and wire.is_alive(connection.pid, connection.start_time):
+    if connection and wire.is_running(connection):
         return connection
     return None
 
@@ -102,26 +205,11 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
     if connection := find_engine(home):
         return connection
     home.create()
-    wire.make_socket_directory(home)
-    with open(home.engine_log, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "engine.supervisor", "--home", str(home.root)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-            env=build_engine_environment(),
-        )
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if connection := find_engine(home):
+    command = [sys.executable, "-P", "-m", "engine.supervisor", "--home", str(home.root)]
+    survivor = logout.build_survivor(command)
+    for attempt in dict.fromkeys((tuple(survivor), tuple(command))):
+        if connection := _start_engine(home, list(attempt), timeout):
             return connection
-        status = process.poll()
-        # Status 3: another supervisor has the lock. It will do as well, so wait for its connection file.
-        if status not in (None, 0, 3):
-            break
-        time.sleep(0.02)
     tail = "\n".join(home.engine_log.read_text(errors="replace").splitlines()[-12:])
     raise ProblemError(
         Problem(
@@ -133,15 +221,41 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
     )
 
 
+def _start_engine(home: Home, command: list[str], timeout: float) -> wire.Connection | None:
+    """Start a supervisor; None when its process ends at once."""
+    with open_private(home.engine_log) as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+            env={name: value for name, value in build_engine_environment().items() if not is_secret(name)},
+        )
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if connection := find_engine(home):
+            return connection
+        # Status 3: another supervisor has the lock. It will do as well, so wait for its connection file.
+        if process.poll() not in (None, 0, 3):
+            break
+        time.sleep(0.02)
+    return None
+
+
+def start_engine(home: Home) -> Problem | None:
+    """Start a supervisor if none runs. Returns why one that was started would end at the last logout. Raises
+    ProblemError as `ensure_engine`."""
+    if find_engine(home):
+        return None
+    ensure_engine(home)
+    return logout.find_problem()
+
+
 def build_engine_environment() -> dict[str, str]:
-    """The environment for engine processes. When cockpit runs from a checkout, it makes the checkout importable (-P
-    removes the working directory from the path)."""
-    environment = dict(os.environ)
-    package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    if os.path.basename(package_root) != "site-packages":
-        paths = [package_root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
-        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    return environment
+    """The environment for processes of the engine that this one starts."""
+    return add_code_path(remove_launcher_variables(os.environ))
 
 
 class Client:
@@ -150,22 +264,9 @@ class Client:
     def __init__(self, home: Home, *, start: bool = True, timeout: float = 30.0) -> None:
         self.home = home
         self.timeout = timeout
-        if start:
-            ensure_engine(home)
-        elif find_engine(home) is None:
-            raise ProblemError(
-                Problem(
-                    code="engine.not_running",
-                    title="No engine is running",
-                    cause=f"for {home.root}",
-                    hint="cockpit engine start",
-                )
-            )
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.rcvhwm = 0
-        self._socket.connect(wire.control_address(home))
+        self.warning = start_engine(home) if start else None
+        """What the user should know about the engine that this client has started."""
+        self._connection, self._socket = open_socket(home)
         self._events: deque[Event] = deque()
 
     def __enter__(self) -> Client:
@@ -175,20 +276,37 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._context.destroy(linger=0)
+        self._socket.close(linger=0)
 
     def request(self, operation: str, message: Message | None = None, timeout: float | None = None) -> Any:
         """Send a request and return the operation's reply. Raises ProblemError for a problem, or without a reply in
         `timeout` seconds."""
         seconds = self.timeout if timeout is None else timeout
-        request_id, payload = pack_request(operation, message)
-        self._socket.send(payload)
+        request_id = self._send(operation, message)
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            reply = self._receive(left)
+            reply = self._receive(min(left, LOOK))
             if reply is not None and reply.id == request_id:
                 return unpack_reply(operation, reply)
+            if reply is None:
+                self._check_peer()
         raise timeout_error(operation, seconds)
+
+    def _send(self, operation: str, message: Message | None) -> str:
+        """Send a request, to the next supervisor when the one before has gone, and return its id. Raises
+        ProblemError."""
+        if not is_connected(self._socket):
+            self._socket.close(linger=0)
+            self._connection, self._socket = open_socket(self.home)
+        request_id, payload = pack_request(operation, message)
+        self._socket.send(payload)
+        return request_id
+
+    def _check_peer(self) -> None:
+        """Raises ProblemError when no reply can come any more."""
+        check_process(self._connection)
+        if not is_connected(self._socket) and not self._socket.poll(0):
+            raise unreachable_error(f"its process {self._connection.pid} has closed the connection")
 
     def ask(self, question: Ask, on_event: Callable[[ServiceEvent], None]) -> Any:
         """Send a request to a service and wait for its result, however long it takes. `on_event` gets the events that
@@ -197,8 +315,7 @@ class Client:
         Raises ProblemError for a problem, or when the engine sends nothing any more.
         """
         self.request("attach")
-        request_id, payload = pack_request("service_ask", question)
-        self._socket.send(payload)
+        request_id = self._send("service_ask", question)
         received = time.monotonic()
         while time.monotonic() - received < EVENT_TIMEOUT:
             reply = self._receive(1.0)
@@ -222,7 +339,7 @@ class Client:
             try:
                 snapshot = self.request("attach", timeout=EVENT_TIMEOUT)
             except ProblemError as error:
-                if error.problem.code != "engine.unreachable":
+                if error.problem.code not in LOST:
                     raise
                 ensure_engine(self.home)
                 continue
@@ -236,6 +353,8 @@ class Client:
             if not self._events:
                 self._receive(1.0)
             if not self._events:
+                if not is_connected(self._socket):
+                    return
                 yield None
                 continue
             received = time.monotonic()

@@ -30,6 +30,20 @@ CODES: dict[str, str] = {
     "engine.unknown_operation": (
         "The engine does not know this operation: it is of another version. Restart the older side."
     ),
+    "engine.ends_at_logout": (
+        "The engine and its runs would be ended by systemd at your last logout. The message has the line to run."
+    ),
+    "engine.closing": "The engine was ending when it was asked. Ask again: the next engine answers.",
+    "engine.full": (
+        "So many clients are connected that the engine may not open more files. Close some, or raise `ulimit -n`."
+    ),
+    "engine.other_user": (
+        "The engine, its socket or the directory of the socket belongs to another user. Nothing was sent. Run as the "
+        "user who started it, or use a home of your own."
+    ),
+    "engine.no_socket_directory": (
+        "No directory can hold the engine's sockets. The message says why for each that was tried."
+    ),
     "engine.socket_not_private": (
         "The directory of the sockets belongs to another user or is open to others. Restrict it to yourself."
     ),

@@ -24,6 +24,8 @@ class Welcome(Message, kw_only=True):
     jobs: list[str] = []
     """Ids of live runs."""
     services: list[Service] = []
+    ignored: int = 0
+    """Messages that could not be read, since it was started."""
 
 
 class Snapshot(Message, kw_only=True):

@@ -9,18 +9,18 @@
       votes.jsonl         votes and ratings of models that are no runs
       engine/<host>/      this host's supervisor: registry, connection file, lock, log
 
-Sockets are not there, since the home may be on NFS, and the path of a Unix socket has at most 107 bytes. They are in a
-short, owner-only directory on the local disk, whose name follows from the home, so that every process finds the same.
+The sockets are in the engine's folder too, where its file system and the length of its path allow; else in an
+owner-only directory on the local disk. The connection file names them, see `sockets`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from engine.protocol.stages import RESULTS
 
@@ -40,14 +40,18 @@ class Home:
 
     @classmethod
     def locate(cls, explicit: str | os.PathLike[str] | None = None) -> Home:
-        """The given home, else `COCKPIT_HOME`, else `~/.cockpit`; always absolute."""
+        """The given home, else `COCKPIT_HOME`, else `~/.cockpit`; always absolute and without symbolic links, so that
+        every way to one home is one home."""
         root = explicit or os.environ.get("COCKPIT_HOME") or Path.home() / ".cockpit"
-        return cls(Path(os.path.abspath(Path(root).expanduser())))
+        return cls(Path(os.path.realpath(Path(root).expanduser())))
 
     def create(self) -> Home:
         """Make the directories, accessible only to their owner, where they do not exist."""
         for folder in (self.root, self.runs, self.models, self.cache, self.engine):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(folder)
+        for folder in (self.engine.parent, self.engine):  # an older version obeyed the umask
+            if folder.stat().st_uid == os.getuid() and folder.stat().st_mode & 0o077:
+                folder.chmod(0o700)
         return self
 
     @property
@@ -99,13 +103,8 @@ class Home:
 
     @property
     def sockets(self) -> Path:
-        """The local directory of the sockets, the same for every process of this user, home and host."""
-        digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:12]
-        base = os.environ.get("XDG_RUNTIME_DIR") or ""
-        # Only a short, existing, writable runtime directory will do; a cron job or container may name a missing one.
-        if not base or len(base) > 60 or not os.access(base, os.W_OK):
-            return Path("/tmp") / f"cockpit-{os.getuid()}" / digest
-        return Path(base) / "cockpit" / digest
+        """The best directory for the sockets; `sockets.list_directories` has the others."""
+        return self.engine / "sockets"
 
     def run(self, run_id: str) -> RunDirectory:
         return RunDirectory(self.runs / run_id)
@@ -202,6 +201,32 @@ def write_private(path: Path, content: bytes) -> None:
     finally:
         os.close(descriptor)
     temporary.replace(path)
+
+
+def open_private(path: Path) -> BinaryIO:
+    """Open a file to append to, readable by its owner alone, whatever the umask."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return open(descriptor, "ab")
+
+
+def make_private(folder: Path) -> Path:
+    """Make a folder and those above it that do not exist, accessible only to their owner, whatever the umask."""
+    missing = []
+    for part in (folder, *folder.parents):
+        if part.is_dir():
+            break
+        missing.append(part)
+    for part in reversed(missing):
+        part.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def restrict(folder: Path) -> None:
+    """Make everything in a folder, and the folder, accessible only to the owner, whatever the umask was."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 def sync(path: Path) -> None:

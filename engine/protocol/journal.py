@@ -170,11 +170,16 @@ class State(Entry, tag="state", kw_only=True):
 
 
 class Launched(Entry, tag="launched", kw_only=True):
-    """The first process of a stage was started. The pid and the start time identify it, even when the pid is used
-    again."""
+    """The first process of a stage was started. The pid and `identity` identify it, even when the pid is used again.
+
+    `identity` is the boot id and the clock ticks since then at which the process was started, `BOOT/TICKS`. Where it is
+    empty (older versions, no /proc), `start_time` in seconds since the epoch takes its place, which moves when the
+    clock is set.
+    """
 
     pid: int
     start_time: float
+    identity: str = ""
     stage: str
     devices: list[int] = []
 

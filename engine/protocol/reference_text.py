@@ -37,11 +37,11 @@ each other. What they leave on disk is in [journals.md](journals.md).
 ## Sockets and encoding
 
 The supervisor binds two ZeroMQ `ROUTER` sockets, `control` for clients and `workers` for workers. Clients and workers
-connect one `DEALER` socket each. Both are Unix sockets in a directory that only the user can read:
-`$XDG_RUNTIME_DIR/cockpit/<digest>` where that variable names a short, writable directory, else
-`/tmp/cockpit-<uid>/<digest>`, where the digest is of the home's path. The addresses depend on the home alone, so that
-clients and workers reconnect to the next supervisor without being told. `engine/<host>/connection.json` in the home
-names both addresses, and the supervisor's process.
+connect one `DEALER` socket each. Both are Unix sockets in a directory that only the user can read, in the home where
+that works, else on the local disk. `engine/<host>/connection.json` in the home names both addresses, and the
+supervisor's process. The addresses change when the supervisor has to bind anew, because a socket's file was removed:
+clients and workers read the file again whenever they have lost the connection. They connect only where directory,
+socket and listening process belong to their own user, and the supervisor refuses other users.
 
 Messages are maps in [MessagePack](https://msgpack.org); JSON would carry the same. A message with a `type` has that
 field as its tag. Types are written in Python's notation, so that `None` is MessagePack's nil. Fields that have their
@@ -49,7 +49,8 @@ default value are left out, and fields that the receiver does not know are ignor
 added without a new version.
 
 A client sends one frame, a request. The supervisor sends two: `R` and a reply, or `E` and an event. Workers and the
-supervisor send each other one frame.
+supervisor send each other one frame. What cannot be read is ignored and counted. For a client that does not read, 8 MiB
+of events and 64 MiB of replies wait, and no more.
 """,
     "envelopes": """
 Every request and reply has the version of the protocol. When the two differ, the supervisor refuses the request with
@@ -159,6 +160,7 @@ below, and publishes a state after it has been written.
 """,
 }
 
+_IDENTITY = "0f8f2a5e-9d5c-4b57-8a30-5d1f0f6b7c11/183240"
 _AT: dict[str, Any] = {"time": 1767225600.0, "attempt": 1}
 
 EXAMPLES: dict[str, AnyEntry] = {
@@ -206,7 +208,7 @@ EXAMPLES: dict[str, AnyEntry] = {
     "warning": Warn(**_AT, code="data.rows.cut", message="3 rows of train are truncated", hint="raise data.max_length"),
     "end": End(**_AT, step=60, status="completed"),
     "state": State(**_AT, state="paused", reason="disk low", code="pause.disk_low", step=31),
-    "launched": Launched(**_AT, pid=4711, start_time=1767225598.25, stage="train", devices=[0]),
+    "launched": Launched(**_AT, pid=4711, start_time=1767225598.25, identity=_IDENTITY, stage="train", devices=[0]),
     "adopted": Adopted(**_AT, pid=4711),
     "exit": Exit(**_AT, pid=4711, status=0),
 }

@@ -1,19 +1,15 @@
-"""Encoding of messages, addresses of sockets, and the connection file.
+"""Encoding of messages, and the connection file, which says where the supervisor's sockets are.
 
 A client has one DEALER socket, connected to the supervisor's ROUTER. Replies and events use the same socket, so that no
 event after a snapshot can overtake it or be lost. Workers have one DEALER socket each, connected to a second ROUTER.
-The addresses depend only on the home, so that clients and workers find the next supervisor without being told.
+The addresses are in the connection file alone; `sockets` says how they are chosen, and checked before a connection.
 """
 
 from __future__ import annotations
 
-import os
-import stat
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import psutil
 
 from engine.protocol.home import Home, write_private
 from engine.protocol.messages import (
@@ -24,9 +20,9 @@ from engine.protocol.messages import (
     Instruction,
     Message,
     Problem,
-    ProblemError,
     ToWorker,
 )
+from engine.protocol.process import is_alive
 
 T = TypeVar("T")
 
@@ -45,6 +41,8 @@ class Connection(msgspec.Struct, kw_only=True):
 
     pid: int
     start_time: float
+    identity: str = ""
+    """With the pid it identifies the process, see `process.read_identity`; empty from older versions."""
     protocol: int
     session: str
     host: str
@@ -82,33 +80,6 @@ def encode_raw(message: Message) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(message))
 
 
-def control_address(home: Home) -> str:
-    return f"ipc://{home.sockets / 'control'}"
-
-
-def workers_address(home: Home) -> str:
-    return f"ipc://{home.sockets / 'workers'}"
-
-
-def make_socket_directory(home: Home) -> Path:
-    """Make the sockets' directory, accessible only to its owner. Raises ProblemError when another user owns it or can
-    write to it."""
-    folder = home.sockets
-    for part in (folder.parent, folder):
-        part.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = part.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise ProblemError(
-                Problem(
-                    code="engine.socket_not_private",
-                    title=f"The socket directory {part} is not private",
-                    cause=f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}; it must be yours alone (700)",
-                    hint=f"chmod 700 {part}, or set XDG_RUNTIME_DIR to a directory of your own",
-                )
-            )
-    return folder
-
-
 def read_connection(home: Home) -> Connection | None:
     """Read the connection file; None when it is missing or damaged."""
     try:
@@ -117,23 +88,13 @@ def read_connection(home: Home) -> Connection | None:
         return None
 
 
+def is_running(connection: Connection) -> bool:
+    """Whether the supervisor that wrote this connection still runs."""
+    return is_alive(connection.pid, connection.start_time, connection.identity, "engine.supervisor")
+
+
 def write_connection(home: Home, connection: Connection) -> None:
     write_private(home.connection, msgspec.json.encode(connection))
-
-
-def start_time(pid: int) -> float:
-    """The start time of a process, in seconds since the epoch. Raises psutil.Error when there is no such process."""
-    started: float = psutil.Process(pid).create_time()
-    return started
-
-
-def is_alive(pid: int, start_time: float) -> bool:
-    """Whether the process with this pid and start time still runs. A zombie does not."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - start_time) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def protocol_mismatch(theirs: int) -> Problem:

@@ -1,22 +1,24 @@
 """A worker's connection to the supervisor. Losing it harms no worker: what matters is in its journal.
 
 One background thread owns the socket. The working thread only appends to a queue and reads another; none of its calls
-blocks. When the supervisor is replaced, the socket reconnects, and the thread introduces the worker again.
+blocks. When the supervisor is replaced, the thread looks in the home for the address of the next one, makes sure that
+it is the same user's, and introduces the worker again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
-import psutil
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from engine.protocol import wire
+from engine.protocol import process, sockets, wire
+from engine.protocol.home import Home
 from engine.protocol.messages import (
     Answered,
     CancelInstruction,
@@ -25,6 +27,7 @@ from engine.protocol.messages import (
     Instruction,
     Joined,
     Problem,
+    ProblemError,
     Rank,
     Said,
     Status,
@@ -33,6 +36,8 @@ from engine.protocol.messages import (
 
 HEARTBEAT = 1.0
 """Seconds between heartbeats."""
+CONNECT_TIMEOUT = 10.0
+"""Seconds after which an attempt to connect that nobody has answered is given up for the next."""
 OUTBOX = 100_000
 """The most messages that are kept while no supervisor listens. The oldest are dropped first; metrics are in the journal
 anyway."""
@@ -41,9 +46,11 @@ anyway."""
 class Link:
     """`take_instructions` returns the supervisor's instructions in order; `answer` replies to one.
 
-    `memory` is called from the background thread before each heartbeat, and sets the memory figures of a `Rank`.
-    `on_cancel` gets the id of a cancelled request; `on_instruction` is called after an instruction has come. With
-    `die_with_parent`, a rank under torchrun ends itself when its parent has ended, so that no orphan holds a device.
+    `address` is where the supervisor was when it started the worker; `home` has the connection file that says where the
+    present one is. `memory` is called from the background thread before each heartbeat, and sets the memory figures of
+    a `Rank`. `on_cancel` gets the id of a cancelled request; `on_instruction` is called after an instruction has come.
+    With `die_with_parent`, a rank under torchrun ends itself when its parent has ended, so that no orphan holds a
+    device.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class Link:
         attempt: int,
         rank: int = 0,
         *,
+        home: Home | None = None,
         memory: Callable[[Rank], None] | None = None,
         on_cancel: Callable[[str], None] | None = None,
         on_instruction: Callable[[], None] | None = None,
@@ -61,7 +69,7 @@ class Link:
         self.job, self.attempt, self.rank = job, attempt, rank
         self.instructions_arrived = threading.Event()
         """Set while instructions wait. A paused worker waits for it."""
-        self._address = address
+        self._address, self._home = address, home
         self._state = Rank(rank=rank, pid=os.getpid(), phase="starting", time=time.time())
         self._memory, self._on_cancel, self._on_instruction = memory, on_cancel, on_instruction
         self._parent = os.getppid() if die_with_parent else None
@@ -151,8 +159,9 @@ class Link:
         socket = context.socket(zmq.DEALER)
         socket.immediate = 1  # queue nothing while no supervisor is connected: it reads the journal
         socket.sndhwm = 100_000
+        socket.reconnect_ivl = -1  # never to the same path unseen: another user may have made it since
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        socket.connect(self._address)
+        connecting = self._connect(socket)
         poller = zmq.Poller()
         for source in (socket, monitor, self._wake_read):
             poller.register(source, zmq.POLLIN)
@@ -162,6 +171,7 @@ class Link:
             ready = dict(poller.poll(max(0, int((beat - time.monotonic()) * 1000))))
             if monitor in ready:
                 connected = parse_monitor_message(monitor.recv_multipart())["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                connecting = 0.0
                 if connected:
                     self._introduce()
             if self._wake_read in ready:
@@ -171,6 +181,8 @@ class Link:
             if time.monotonic() >= beat:
                 beat = time.monotonic() + HEARTBEAT
                 self._beat(connected)
+                if not connected and time.monotonic() > connecting:
+                    connecting = self._connect(socket)
             if connected:
                 self._flush(socket)
             if self._closing.is_set():
@@ -179,13 +191,35 @@ class Link:
         monitor.close(0)
         context.destroy(linger=1000)
 
+    def _connect(self, socket: zmq.Socket[bytes]) -> float:
+        """Begin to connect to the supervisor. Returns until when (`time.monotonic()`) that may take; 0 when there is
+        none now."""
+        with contextlib.suppress(zmq.ZMQError):
+            socket.disconnect(self._address)
+        connection = wire.read_connection(self._home) if self._home else None
+        self._address = connection.workers if connection else self._address
+        try:
+            if not sockets.check_peer(self._address):
+                return 0.0
+        except ProblemError:
+            return 0.0  # another user's: what this worker has to say is in its journal
+        socket.connect(self._address)
+        return time.monotonic() + CONNECT_TIMEOUT
+
     def _introduce(self) -> None:
         """The first messages of every connection: who the worker is, and a service's state, whose last message may have
         gone to a supervisor that died."""
         if self._status:
             self._outbox.appendleft(self._status)
-        started = psutil.Process().create_time()
-        joined = Joined(job=self.job, attempt=self.attempt, rank=self.rank, pid=os.getpid(), start_time=started)
+        pid = os.getpid()
+        joined = Joined(
+            job=self.job,
+            attempt=self.attempt,
+            rank=self.rank,
+            pid=pid,
+            start_time=process.read_start_time(pid),
+            identity=process.read_identity(pid),
+        )
         self._outbox.appendleft(joined)
 
     def _beat(self, connected: bool) -> None:

@@ -17,7 +17,10 @@ class Joined(Message, tag="joined", kw_only=True):
     rank: int
     pid: int
     start_time: float
-    """The process's start time in seconds since the epoch: with the pid it identifies the process."""
+    """The process's start time in seconds since the epoch."""
+    identity: str = ""
+    """The boot id and the clock ticks since then at which the process was started, `BOOT/TICKS`: with the pid it
+    identifies the process, whatever the clock does. Empty where there is no /proc, and from older versions."""
 
 
 class Written(Message, tag="written", kw_only=True):

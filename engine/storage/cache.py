@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from engine.protocol.home import Home, host_name, sync
+from engine.protocol.home import Home, host_name, make_private, restrict, sync
 from engine.protocol.messages import ProblemError
 
 _WORK = "work-"
@@ -70,12 +70,13 @@ def file_digests(files: Mapping[str, Path], progress: Callable[[int], object]) -
 @contextmanager
 def new_entry(home: Home, name: str) -> Iterator[Path]:
     """A folder to fill. It becomes the entry `name` if the block succeeds, and is removed if it fails."""
-    home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(home.cache)
     _remove_unfinished(home.cache)
     temporary = home.cache / f".{name}.{host_name()}.{os.getpid()}"
     temporary.mkdir(mode=0o700)
     try:
         yield temporary
+        restrict(temporary)
         for path in temporary.rglob("*"):
             sync(path)
         sync(temporary)
@@ -98,7 +99,7 @@ def work_folder(home: Home, name: str) -> Iterator[Path]:
     ProblemError, and kept for the next attempt if the block is interrupted or the disk is full. Folders untouched for
     two weeks are removed.
     """
-    home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(home.cache)
     _remove_abandoned(home.cache)
     folder = home.cache / f"{_WORK}{name}"
     with _lock_folder(folder):
@@ -114,7 +115,7 @@ def work_folder(home: Home, name: str) -> Iterator[Path]:
 def permanent_folder(home: Home, name: str) -> Iterator[Path]:
     """A folder for results that must not be repeated because they were paid for: it is kept even if the block fails.
     One process at a time holds it."""
-    home.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(home.cache)
     with _lock_folder(home.cache / name):
         yield home.cache / name
 

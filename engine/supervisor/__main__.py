@@ -7,14 +7,16 @@ import argparse
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
 
-from engine.protocol import wire
 from engine.protocol.home import Home
 from engine.supervisor.operations import HANDLERS
 from engine.supervisor.server import Server
+
+MANY_FILES = 65536
 
 
 class Log:
@@ -29,13 +31,22 @@ class Log:
         """Nothing is buffered."""
 
 
+def allow_many_files() -> None:
+    """Raise the limit of open files, of which each client and each worker takes one, as far as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="engine.supervisor", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--workers", default="engine.workers", help="the package whose modules are started as workers")
     arguments = parser.parse_args()
-    home = Home.locate(arguments.home).create()
     os.umask(0o077)
+    home = Home.locate(arguments.home).create()
+    allow_many_files()
     lock = os.open(home.lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,7 +58,7 @@ def main() -> int:
     server = Server(home, HANDLERS, arguments.workers)
     # SIGTERM wakes the loop rather than interrupting it: the engine ends in order, and the jobs go on.
     signal.signal(signal.SIGTERM, lambda *_: server.close())
-    wire.write_connection(home, server.describe_connection())
+    server.record_connection()
     try:
         server.run()
     finally:

@@ -9,7 +9,6 @@ from engine.config.profile import ProfileError
 from engine.protocol import journal, states
 from engine.protocol.home import RunDirectory
 from engine.protocol.messages import Run
-from engine.protocol.wire import is_alive
 from engine.supervisor.processes import Leader
 from engine.supervisor.queue import Queue
 from engine.supervisor.run_monitor import RunMonitor
@@ -64,11 +63,12 @@ def _adopt(record: Record, launched: journal.Launched | None, queue: Queue, moni
     if run.state not in states.STARTED:
         return
     record.stop_requested = run.state == states.STOPPING
-    leader = Leader(launched.pid, launched.start_time) if launched else None
-    if leader is not None and is_alive(leader.pid, leader.start_time):
+    if launched is None:
+        record.move("lost", code="run.lost", reason="the engine ended between two stages of the run")
+        return
+    leader = Leader.adopt(run.id, launched.pid, launched.start_time, launched.identity)
+    if leader is not None:
         record.leader = leader
         record.write_lifecycle(journal.Adopted(attempt=run.attempt, pid=leader.pid))
-    elif leader is not None:
-        monitor.handle_exit(record, leader)
     else:
-        record.move("lost", code="run.lost", reason="the engine ended between two stages of the run")
+        monitor.handle_exit(record, Leader(launched.pid, launched.start_time, launched.identity))

@@ -2,7 +2,8 @@
 
 A rank hangs when no heartbeat comes (the process is stopped, or something holds the interpreter's lock), or when
 heartbeats come without progress while the other ranks wait. A thread of the rank sends a heartbeat once a second;
-`Rank.time` is when the rank itself last made progress.
+`Rank.time` changes whenever the rank itself makes progress. When that was is measured here, by a clock that nobody
+sets.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ STACKS = signal.SIGUSR1
 
 @dataclass
 class Heartbeats:
-    """The heartbeats of all ranks in one attempt of a run. Times are `time.time()`."""
+    """The heartbeats of all ranks in one attempt of a run. Times are `time.monotonic()`."""
 
     received: dict[int, float] = field(default_factory=dict)
     """When the last heartbeat of each rank came."""
+    progressed: dict[int, float] = field(default_factory=dict)
+    """When each rank was last seen to have made progress."""
     longest: dict[str, float] = field(default_factory=dict)
     """The longest time without progress that each kind of phase has had and come through."""
     last: dict[int, Rank] = field(default_factory=dict)
@@ -49,9 +52,12 @@ class Heartbeats:
     def add(self, rank: Rank, now: float) -> None:
         """Take a heartbeat that came at `now`."""
         before = self.last.get(rank.rank)
-        if before is not None and rank.time > before.time:
+        if before is None:
+            self.progressed[rank.rank] = now
+        elif rank.time != before.time:
             kind = _phase_kind(before)
-            self.longest[kind] = max(self.longest.get(kind, 0.0), rank.time - before.time)
+            self.longest[kind] = max(self.longest.get(kind, 0.0), now - self.progressed[rank.rank])
+            self.progressed[rank.rank] = now
         self.received[rank.rank] = now
         self.last[rank.rank] = rank
 
@@ -64,7 +70,7 @@ class Heartbeats:
         late = {rank: now - time for rank, time in self.received.items() if now - time > HEARTBEAT_TIMEOUT}
         if late:
             return {rank: f"no heartbeat for {seconds:.0f} s" for rank, seconds in late.items()}
-        idle = {rank: now - max(each.time, self.woke) for rank, each in self.last.items()}
+        idle = {rank: now - max(when, self.woke) for rank, when in self.progressed.items()}
         stuck = {rank: seconds for rank, seconds in idle.items() if seconds > self._time_limit(self.last[rank])}
         hung = {rank for rank in stuck if not self.last[rank].waiting} or set(stuck)
         return {

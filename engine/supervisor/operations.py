@@ -73,6 +73,7 @@ def hello(server: Server, caller: Caller, message: Nothing) -> Welcome:
         started=server.started,
         jobs=[record.run.id for record in server.runs.list_live()],
         services=server.services.list_services(),
+        ignored=server.clients.ignored,
     )
 
 

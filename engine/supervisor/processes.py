@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from engine.protocol.wire import is_alive
+from engine.protocol import process
+from engine.protocol.home import make_private, open_private
 
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -33,9 +35,6 @@ each activation anew. When it keeps them, a training step takes 8 % less time. `
 that is wanted.
 """
 
-# Variables of the engine's own environment that a job must not inherit: secrets come from the submitting shell alone.
-_INHERITED_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
-
 
 @dataclass
 class Leader:
@@ -44,12 +43,22 @@ class Leader:
 
     pid: int
     start_time: float
+    identity: str = ""
+    """As in `process.read_identity`; empty where an older version started the job."""
     child: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def adopt(cls, job: str, pid: int, start_time: float, identity: str) -> Leader | None:
+        """The first process of a job that an earlier supervisor started; None when it has ended. What an older version
+        recorded is looked at once, and the process is known by its identity from then on."""
+        if not process.is_alive(pid, start_time, identity, job):
+            return None
+        return cls(pid, start_time, identity or process.read_identity(pid))
 
     def has_ended(self) -> bool:
         if self.child is not None:
             return self.child.poll() is not None
-        return not is_alive(self.pid, self.start_time)
+        return not process.is_alive(self.pid, self.start_time, self.identity)
 
     @property
     def status(self) -> int | None:
@@ -64,10 +73,10 @@ def prefer_for_oom_kill(pid: int) -> None:
 
 
 def start(command: list[str], log: Path, environment: dict[str, str]) -> Leader:
-    """Start a job's first process in a session of its own, its output appended to `log`. Raises OSError."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    inherited = WORKER_DEFAULTS | {key: value for key, value in os.environ.items() if key not in _INHERITED_SECRETS}
-    with open(log, "ab") as output:
+    """Start a job's first process in a session of its own, with this environment and `WORKER_DEFAULTS` alone. Its
+    output is appended to `log`. Raises OSError."""
+    make_private(log.parent)
+    with open_private(log) as output:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -75,9 +84,9 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> Leader:
             stderr=output,
             start_new_session=True,
             cwd="/",
-            env=inherited | environment,
+            env=WORKER_DEFAULTS | environment,
         )
-    return Leader(child.pid, psutil.Process(child.pid).create_time(), child)
+    return Leader(child.pid, process.read_start_time(child.pid), process.read_identity(child.pid), child)
 
 
 def find_processes(job: str, home: Path) -> list[psutil.Process]:
@@ -88,31 +97,37 @@ def find_processes(job: str, home: Path) -> list[psutil.Process]:
     process group nor the process tree has them all.
     """
     found = []
-    for process in psutil.process_iter():
+    for each in psutil.process_iter():
         try:
-            line = process.cmdline()
-            if "--job" in line and job in line and str(home) in line and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            line = each.cmdline()
+            if "--job" in line and job in line and _names_home(line, home) and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
         except psutil.Error:
             continue
     return found
+
+
+def _names_home(line: list[str], home: Path) -> bool:
+    """Whether a command line has this home, perhaps by a symbolic link."""
+    places = [place for option, place in itertools.pairwise(line) if option == "--home"]
+    return any(place == str(home) or os.path.realpath(place) == str(home) for place in places)
 
 
 def end_processes(processes: Iterable[psutil.Process]) -> None:
     """Send SIGTERM to all, and SIGKILL after `GRACE` to those that are left. Blocks for at most about twice that
     time."""
     waiting = list(processes)
-    for process in waiting:
-        _signal(process, signal.SIGTERM)
+    for each in waiting:
+        _signal(each, signal.SIGTERM)
     _, alive = psutil.wait_procs(waiting, timeout=GRACE)
-    for process in alive:
-        _signal(process, signal.SIGKILL)
+    for each in alive:
+        _signal(each, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=GRACE)
 
 
-def _signal(process: psutil.Process, number: int) -> None:
+def _signal(target: psutil.Process, number: int) -> None:
     try:
-        process.send_signal(number)
+        target.send_signal(number)
     except psutil.NoSuchProcess:
         pass
 

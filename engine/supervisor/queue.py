@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,22 +16,22 @@ import msgspec
 from engine.config import stage_plan
 from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
-from engine.protocol.home import RunDirectory, host_name, write_private
+from engine.protocol.environment import build_job_environment
+from engine.protocol.home import RunDirectory, host_name, make_private, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
-from engine.protocol.wire import workers_address
 from engine.supervisor import processes, scheduler, start_stage
 from engine.supervisor.hang_detector import Heartbeats
-from engine.supervisor.launchers.local import build_command
+from engine.supervisor.launchers.local import build_command, build_rank_environment
 from engine.supervisor.run_record import Job, Record, replay
 from engine.supervisor.runs import HOST, Runs
 
 
 class Queue:
-    """The waiting runs, in the user's order. `workers` is the package whose modules are started; `device_count` the
-    host's devices."""
+    """The waiting runs, in the user's order. `workers` is the package whose modules are started, `address` says where
+    they connect to, and `device_count` how many devices the host has."""
 
-    def __init__(self, runs: Runs, workers: str, device_count: int) -> None:
-        self.runs, self.workers, self.device_count = runs, workers, device_count
+    def __init__(self, runs: Runs, workers: str, address: Callable[[], str], device_count: int) -> None:
+        self.runs, self.workers, self.address, self.device_count = runs, workers, address, device_count
         self.home = runs.home
         self.order: list[str] = []
 
@@ -97,7 +98,7 @@ class Queue:
         record.directory.prepared.unlink(missing_ok=True)  # the profile may name other test rows now
         write_private(record.directory.profile, profile.to_yaml().encode())
         self.runs.remember_profile(record, profile)
-        record.environment |= message.environment
+        record.environment = message.environment or record.environment
         record.resume_step = None
         self.enqueue(record, "resume")
         return record.run
@@ -138,7 +139,7 @@ class Queue:
             self.runs.remember_profile(record, profile)
         if again:
             self._clear_results(record, again)
-        record.environment |= message.environment
+        record.environment = message.environment or record.environment
         record.resume_step = message.step
         self.enqueue(record, "resume")
         return record.run
@@ -194,7 +195,8 @@ class Queue:
         while True:
             run = self.home.run(f"{stem}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}")
             try:
-                run.path.mkdir(mode=0o700, parents=True)
+                make_private(self.home.runs)
+                run.path.mkdir(mode=0o700)
             except FileExistsError:
                 continue
             return run
@@ -303,9 +305,9 @@ class Queue:
             *("--home", str(self.home.root)),
             *("--job", run.id),
             *("--attempt", str(run.attempt)),
-            *("--address", workers_address(self.home)),
+            *("--address", self.address()),
         ]
-        environment = dict(profile.launch.environment) | record.environment
+        environment = build_job_environment(record.environment, profile.launch.environment)
         count = 1
         if stage == stages.TRAIN:
             worker += ["--from-step", str(record.resume_step)] if record.resume_step is not None else []
@@ -314,6 +316,7 @@ class Queue:
             worker += ["--stage", stage]
         if stage != stages.PREPARE and run.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.devices))
+        environment = build_rank_environment(environment, count)
         port = profile.launch.port if isinstance(profile.launch.port, int) else None
         record.stage, record.identity, record.held_instructions, record.end = stage, None, [], None
         run.stage, run.phase = stage, ""
@@ -330,7 +333,12 @@ class Queue:
         run.started = run.started or time.time()
         record.write_lifecycle(
             journal.Launched(
-                attempt=run.attempt, pid=leader.pid, start_time=leader.start_time, stage=stage, devices=run.devices
+                attempt=run.attempt,
+                pid=leader.pid,
+                start_time=leader.start_time,
+                identity=leader.identity,
+                stage=stage,
+                devices=run.devices,
             )
         )
         if run.state != states.RUNNING:  # the stages after training belong to the same running state

@@ -56,7 +56,7 @@ class RunMonitor:
 
     def take_heartbeat(self, record: Record, rank: Rank) -> None:
         record.ranks[rank.rank] = rank
-        record.heartbeats.add(rank, time.time())
+        record.heartbeats.add(rank, time.monotonic())
 
     def warn_of_hangs(self) -> None:
         """Warn about ranks that hang, and have the stacks of all ranks written to the log."""
@@ -65,7 +65,7 @@ class RunMonitor:
                 continue
             if record.stage != stages.TRAIN:  # the other stages have one process, which reports its progress itself
                 continue
-            if hung := hang_detector.report_hangs(record.heartbeats, time.time()):
+            if hung := hang_detector.report_hangs(record.heartbeats, time.monotonic()):
                 warning = journal.Warn(
                     code="worker.silent",
                     attempt=record.run.attempt,

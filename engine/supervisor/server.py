@@ -9,12 +9,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
+import psutil
 import zmq
 
-from engine.protocol import states, wire
+from engine.protocol import process, states, wire
 from engine.protocol.home import Home, host_name
 from engine.protocol.messages import (
     OPERATIONS,
@@ -46,12 +48,15 @@ from engine.supervisor.run_monitor import RunMonitor
 from engine.supervisor.run_record import Point, Record
 from engine.supervisor.runs import Runs
 from engine.supervisor.services import Services
+from engine.supervisor.sockets import Sockets
 from engine.supervisor.telemetry import Sampler
 
 FLUSH = 0.2
 """Seconds between readings of the journals, after each of which progress is published."""
 SECOND = 1.0
 MINUTE = 60.0
+MOST_COMPLAINTS = 100
+"""How often a message that cannot be read is put into the log."""
 OTHER_HOSTS = 5.0
 """Seconds between readings of the journals that other hosts write in this home."""
 
@@ -71,6 +76,7 @@ class Server:
         self._handlers = handlers
         self._closing = False
         self._closing_when_idle = False
+        self._connection: wire.Connection | None = None
         self._unread: set[str] = set()
         self._calls: deque[Callable[[], None]] = deque()
         self._index_thread = ThreadPoolExecutor(1, "registry")
@@ -78,29 +84,19 @@ class Server:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
 
-        wire.make_socket_directory(home)
         self._context = zmq.Context()
-        self._control = self._bind(wire.control_address(home))
-        self._workers = self._bind(wire.workers_address(home))
+        self.sockets = Sockets(home, self._context)
         self._jobs_of: dict[bytes, str] = {}
-        self.clients = Clients(self._control)
+        self.clients = Clients(self.sockets.control)
         self._pending = PendingRequests(self.clients)
 
         publish = self.clients.publish
         self.sampler = Sampler(home.root, lambda sample: self.call_soon(lambda: self._take_sample(sample)))
-        self.services = Services(home, workers, publish, self.instruct, self._pending.fail)
+        address = partial(self.sockets.address, "workers")
+        self.services = Services(home, workers, address, publish, self.instruct, self._pending.fail)
         self.runs = Runs(home)
-        self.queue = Queue(self.runs, workers, self.sampler.device_count)
+        self.queue = Queue(self.runs, workers, address, self.sampler.device_count)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
-
-    def _bind(self, address: str) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.ROUTER)
-        socket.router_mandatory = 1  # report an unreachable or overfull peer as an error, rather than drop the message
-        socket.sndhwm = 100_000
-        socket.rcvhwm = 0
-        socket.linger = 500
-        socket.bind(address)
-        return socket
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -108,7 +104,8 @@ class Server:
         adopt_runs(self.runs, self.queue, self.monitor, self.registry.load(), self.index)
         self.sampler.start()
         poller = zmq.Poller()
-        for source in (self._control, self._workers, self._wake_read):
+        control, workers = self.sockets.control, self.sockets.workers
+        for source in (control, workers, self._wake_read):
             poller.register(source, zmq.POLLIN)
         timers = [
             (FLUSH, self._flush),
@@ -119,15 +116,19 @@ class Server:
         due = [(time.monotonic(), period, action) for period, action in timers]
         while not self._closing:
             wait = min(when for when, _, _ in due) - time.monotonic()
+            if self.clients.waiting:
+                wait = min(wait, self.clients.retry)
             ready = dict(poller.poll(max(0, int(wait * 1000) + 1)))
             if self._wake_read in ready:
                 os.read(self._wake_read, 65536)
-            if self._workers in ready:
-                self._receive(self._workers, self._from_worker)
-            if self._control in ready:
-                self._receive(self._control, self._from_client)
+            if workers in ready:
+                self._receive(workers, self._from_worker)
+            if control in ready:
+                self._receive(control, self._from_client)
             while self._calls:
                 self._calls.popleft()()
+            if self.clients.waiting:
+                self.clients.drain()
             now = time.monotonic()
             for index, (when, period, action) in enumerate(due):
                 if now >= when:
@@ -139,10 +140,13 @@ class Server:
         """Handle the messages that have come, at most a thousand before the other socket has its turn."""
         for _ in range(1000):
             try:
-                identity, payload = socket.recv_multipart(zmq.NOBLOCK)
+                identity, *frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            handle(identity, payload)
+            if len(frames) == 1:
+                handle(identity, frames[0])
+            else:
+                self.clients.ignored += 1
 
     def close(self) -> None:
         """End the loop. Jobs go on, and the next supervisor adopts them. Safe in a signal handler."""
@@ -161,6 +165,7 @@ class Server:
         self._threads.shutdown(wait=True)
         self.registry.close()
         self._context.destroy(linger=500)
+        self.sockets.remove()
 
     # ── threads ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -190,15 +195,23 @@ class Server:
             else:
                 self.call_soon(lambda: self.clients.reply(caller, future.result()))
 
-        (self._index_thread if index else self._threads).submit(work).add_done_callback(done)
+        def work_unless_closing() -> Message:
+            if self._closing:  # a long list of questions must not keep the engine from its end
+                raise ProblemError(
+                    Problem(code="engine.closing", title="The engine is ending", hint="ask again: the next one answers")
+                )
+            return work()
+
+        (self._index_thread if index else self._threads).submit(work_unless_closing).add_done_callback(done)
 
     # ── clients ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _from_client(self, identity: bytes, payload: bytes) -> None:
         try:
             request = wire.decode(payload, Request)
-        except msgspec.MsgspecError:
-            return  # without an id there is nothing to reply to
+        except Exception:  # noqa: BLE001 - whatever it is: without an id there is nothing to reply to
+            self.clients.ignored += 1
+            return
         caller = Caller(identity, request.id)
         try:
             if request.protocol != PROTOCOL:
@@ -237,7 +250,7 @@ class Server:
 
     def instruct(self, identity: bytes, instruction: Instruction | CancelInstruction) -> None:
         try:
-            self._workers.send_multipart([identity, wire.encode(instruction)], zmq.NOBLOCK)
+            self.sockets.workers.send_multipart([identity, wire.encode(instruction)], zmq.NOBLOCK)
         except zmq.ZMQError:
             pass  # the worker has just ended: `reap` notices, and the requests that wait for its answer fail
 
@@ -250,15 +263,17 @@ class Server:
     def _from_worker(self, identity: bytes, payload: bytes) -> None:
         try:
             message = wire.decode_from_worker(payload)
-        except msgspec.MsgspecError as error:
-            print(f"a worker sent a message that cannot be read: {error}", flush=True)
+        except Exception as error:  # noqa: BLE001 - no message may end the supervisor
+            self.clients.ignored += 1
+            if self.clients.ignored < MOST_COMPLAINTS:
+                print(f"a worker sent a message that cannot be read: {error!r}", flush=True)
             return
         if isinstance(message, Joined):
             self._jobs_of[identity] = message.job
             if message.job in self.runs.records:
                 self.monitor.register_rank(self.runs.records[message.job], message.rank, identity)
             else:
-                self.services.register(message.job, message.pid, message.start_time, identity)
+                self.services.register(message, identity)
         elif isinstance(message, Written):
             self._unread.add(message.job)
         elif isinstance(message, Heartbeat) and message.job in self.runs.records:
@@ -328,6 +343,7 @@ class Server:
             if record.leader is not None:
                 self._unread.add(record.run.id)  # a `Written` message may have been lost; the journal's content is not
         self.monitor.warn_of_hangs()
+        self._keep_reachable()
         self.services.close_abandoned(self.clients.is_reachable)
 
     def _take_sample(self, sample: Telemetry) -> None:
@@ -338,14 +354,30 @@ class Server:
     def _thin_telemetry(self) -> None:
         self._index_thread.submit(self.registry.thin_telemetry, time.time())
 
-    def describe_connection(self) -> wire.Connection:
-        """The content of this supervisor's connection file."""
-        return wire.Connection(
-            pid=os.getpid(),
-            start_time=wire.start_time(os.getpid()),
+    def _keep_reachable(self) -> None:
+        """Bind the sockets anew when their files are gone, and record where they are when the record is not ours."""
+        self.sockets.renew()
+        try:
+            recorded = wire.read_connection(self.home)
+            if recorded and recorded == self._connection and recorded.control == self.sockets.address("control"):
+                return
+            if recorded and recorded.pid != os.getpid() and wire.is_running(recorded):
+                return  # the home was replaced, and has another engine now
+            self.record_connection()
+        except (OSError, psutil.Error) as error:
+            print(f"{self.home.connection}: {error}", flush=True)
+
+    def record_connection(self) -> None:
+        """Write this supervisor's connection file. Raises OSError."""
+        pid = os.getpid()
+        self._connection = wire.Connection(
+            pid=pid,
+            start_time=process.read_start_time(pid),
+            identity=process.read_identity(pid),
             protocol=PROTOCOL,
             session=self.clients.session,
             host=host_name(),
-            control=wire.control_address(self.home),
-            workers=wire.workers_address(self.home),
+            control=self.sockets.address("control"),
+            workers=self.sockets.address("workers"),
         )
+        wire.write_connection(self.home, self._connection)

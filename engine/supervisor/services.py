@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.protocol.environment import build_job_environment
 from engine.protocol.home import Home
 from engine.protocol.messages import (
     Body,
     CancelInstruction,
     Instruction,
+    Joined,
     OpenService,
     Problem,
     ProblemError,
@@ -24,7 +26,6 @@ from engine.protocol.messages import (
     ServiceEvent,
     Status,
 )
-from engine.protocol.wire import workers_address
 from engine.supervisor import processes
 from engine.supervisor.crash_report import WorkerExit, report_crash
 from engine.supervisor.launchers.local import build_command
@@ -58,18 +59,20 @@ class Worker:
 
 
 class Services:
-    """`workers` is the package whose modules are started. `publish` and `instruct` are those of `RunMonitor`;
-    `fail_requests` gets the id of a service that has ended, and the problem to reply with."""
+    """`workers` is the package whose modules are started, `address` says where they connect to. `publish` and
+    `instruct` are those of `RunMonitor`; `fail_requests` gets the id of a service that has ended, and the problem to
+    reply with."""
 
     def __init__(
         self,
         home: Home,
         workers: str,
+        address: Callable[[], str],
         publish: Callable[[Body], None],
         instruct: Callable[[bytes, Instruction | CancelInstruction], None],
         fail_requests: Callable[[str, Problem], None],
     ) -> None:
-        self.home, self._package = home, workers
+        self.home, self._package, self._address = home, workers, address
         self.publish, self.instruct, self.fail_requests = publish, instruct, fail_requests
         self.workers: dict[str, Worker] = {}
 
@@ -107,13 +110,13 @@ class Services:
             *("--home", str(self.home.root)),
             *("--job", service.id),
             *("--attempt", "1"),
-            *("--address", workers_address(self.home)),
+            *("--address", self._address()),
             *("--options", json.dumps(message.options)),
         ]
         worker = Worker(service, held_instructions=[], oom_kills=processes.count_oom_kills(), client=client)
         try:
             worker.leader = processes.start(
-                build_command(command, 1, None), self._log_path(service.id), message.environment
+                build_command(command, 1, None), self._log_path(service.id), build_job_environment(message.environment)
             )
         except OSError as error:
             raise ProblemError(
@@ -147,13 +150,15 @@ class Services:
         processes.end_processes(processes.find_processes(service_id, self.home.root))
         self._remove(worker, None)
 
-    def register(self, service_id: str, pid: int, start_time: float, identity: bytes) -> None:
+    def register(self, joined: Joined, identity: bytes) -> None:
         """A worker has connected. One that an earlier supervisor started is adopted."""
+        service_id, pid = joined.job, joined.pid
         worker = self.workers.get(service_id)
         if worker is None:
             worker = Worker(
                 Service(id=service_id, kind=service_id.partition("-")[0], pid=pid, state="ready"),
-                Leader(pid, start_time),
+                Leader.adopt(service_id, pid, joined.start_time, joined.identity)
+                or Leader(pid, joined.start_time, joined.identity),
             )
             self.workers[service_id] = worker
             self.publish(ServiceChanged(service=worker.service))

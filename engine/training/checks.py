@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.checks import VIRTUAL
+from engine.protocol.environment import is_launcher_variable
 from engine.tasks import TASKS
 from engine.training.combinations import find_unsupported
 
@@ -49,6 +50,12 @@ def check_combinations(sections: Mapping[str, Any], directory: Path, home: Any) 
         ):
             yield "launch.devices", f"names {len(launch.devices)} devices for {launch.processes} processes"
         for name in launch.environment:
+            if is_launcher_variable(name):
+                yield (
+                    f"launch.environment.{name}",
+                    "is set by what launches the ranks, and says how many there are or how they compute: "
+                    "use launch.processes, and model.dtype or training for the rest",
+                )
             if _SECRET.search(name):
                 yield (
                     f"launch.environment.{name}",

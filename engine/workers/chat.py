@@ -179,10 +179,16 @@ def main() -> None:
     arguments = build_parser().parse_args()
     idle = float(arguments.options.get("idle_seconds", IDLE))
     cancelled: set[str] = set()
+    home = Home.locate(arguments.home)
     link = Link(
-        arguments.address, arguments.job, arguments.attempt, memory=devices.measure_memory, on_cancel=cancelled.add
+        arguments.address,
+        arguments.job,
+        arguments.attempt,
+        home=home,
+        memory=devices.measure_memory,
+        on_cancel=cancelled.add,
     )
-    chat = Chat(link, Home.locate(arguments.home), cancelled)
+    chat = Chat(link, home, cancelled)
     chat.report_status("no model loaded")
     while True:
         if not link.instructions_arrived.wait(idle if chat.loaded else None):

@@ -144,8 +144,9 @@ class Data:
 def main() -> None:
     arguments = build_parser().parse_args()
     cancelled: set[str] = set()
-    link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
-    data = Data(link, Home.locate(arguments.home), cancelled)
+    home = Home.locate(arguments.home)
+    link = Link(arguments.address, arguments.job, arguments.attempt, home=home, on_cancel=cancelled.add)
+    data = Data(link, home, cancelled)
     serve_requests(
         link,
         cancelled,

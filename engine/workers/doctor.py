@@ -24,6 +24,7 @@ from rich.table import Table
 
 from engine.models import catalogue, folders
 from engine.models.find import find
+from engine.protocol import logout
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from engine.workers import probes
@@ -150,6 +151,14 @@ def check_memory(home: Home) -> Iterator[Check]:
     yield Check("memory", good, detail, "" if good else "end processes that use it: ps aux --sort=-rss | head")
 
 
+def check_session(home: Home) -> Iterator[Check]:
+    """Whether runs outlive the login."""
+    if problem := logout.find_problem():
+        yield Check("session", None, f"{problem.title}: {problem.cause}", problem.hint)
+    else:
+        yield Check("session", True, "runs go on when you log out")
+
+
 def check_models(home: Home) -> Iterator[Check]:
     for name in catalogue.CATALOGUE:
         if not (home.models / name).is_dir():
@@ -173,6 +182,7 @@ CHECKS: tuple[Callable[[Home], Iterator[Check]], ...] = (
     check_collectives,
     check_disk,
     check_memory,
+    check_session,
     check_models,
 )
 

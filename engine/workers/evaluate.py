@@ -139,8 +139,9 @@ def _name_folder(out: str | None, target: str) -> str:
 def main() -> None:
     arguments = build_parser().parse_args()
     cancelled: set[str] = set()
-    link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
-    worker = Evaluate(link, Home.locate(arguments.home), cancelled)
+    home = Home.locate(arguments.home)
+    link = Link(arguments.address, arguments.job, arguments.attempt, home=home, on_cancel=cancelled.add)
+    worker = Evaluate(link, home, cancelled)
     serve_requests(
         link,
         cancelled,

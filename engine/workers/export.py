@@ -72,8 +72,9 @@ def main() -> None:
     arguments = build_parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the export removes what is half written
     cancelled: set[str] = set()
-    link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
-    service = Export(link, Home.locate(arguments.home), cancelled)
+    home = Home.locate(arguments.home)
+    link = Link(arguments.address, arguments.job, arguments.attempt, home=home, on_cancel=cancelled.add)
+    service = Export(link, home, cancelled)
     serve_requests(
         link, cancelled, {"export": service.export}, ErrorTexts("This cannot be exported", "The export failed")
     )

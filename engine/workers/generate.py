@@ -52,8 +52,9 @@ def main() -> None:
         return
     arguments = build_parser().parse_args()
     cancelled: set[str] = set()
-    link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
-    service = Generate(link, Home.locate(arguments.home), cancelled)
+    home = Home.locate(arguments.home)
+    link = Link(arguments.address, arguments.job, arguments.attempt, home=home, on_cancel=cancelled.add)
+    service = Generate(link, home, cancelled)
     serve_requests(
         link,
         cancelled,

@@ -15,7 +15,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from engine.models.targets import find_run
-from engine.protocol.home import Home, write_private
+from engine.protocol.home import Home, make_private, write_private
 from engine.protocol.messages import Problem, ProblemError
 from engine.training import plots
 
@@ -60,7 +60,10 @@ def _plot(home: Home, arguments: argparse.Namespace) -> list[Path]:
     drawn = plots.draw_curves(_make_title(run.id, run.profile), found)
     for file in files:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            if arguments.out:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            else:
+                make_private(file.parent)
             write_private(file, drawn)
         except OSError as error:
             raise ProblemError(

@@ -164,7 +164,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the export removes what is half written
     home = Home(arguments.home)
     run = home.run(arguments.job)
-    link = Link(arguments.address, arguments.job, arguments.attempt)
+    link = Link(arguments.address, arguments.job, arguments.attempt, home=home)
     journal = RunJournal(run, arguments.attempt, link)
     step = 0
     try:

@@ -113,7 +113,7 @@ def main() -> int:
     arguments = parser.parse_args()
     home = Home(arguments.home)
     run = home.run(arguments.job)
-    link = Link(arguments.address, arguments.job, arguments.attempt)
+    link = Link(arguments.address, arguments.job, arguments.attempt, home=home)
     journal = RunJournal(run, arguments.attempt, link)
     try:
         _prepare(run, home, journal)

@@ -142,8 +142,9 @@ def main() -> None:
     arguments = build_parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     cancelled: set[str] = set()
-    link = Link(arguments.address, arguments.job, arguments.attempt, on_cancel=cancelled.add)
-    server = Serve(link, Home.locate(arguments.home))
+    home = Home.locate(arguments.home)
+    link = Link(arguments.address, arguments.job, arguments.attempt, home=home, on_cancel=cancelled.add)
+    server = Serve(link, home)
     server.report_status()
     try:
         serve(server, cancelled)

@@ -48,6 +48,7 @@ def main() -> int:
         arguments.job,
         arguments.attempt,
         rank,
+        home=home,
         memory=devices.measure_memory,
         on_cancel=inbox.cancelled.add,
         on_instruction=inbox.receive,

@@ -184,6 +184,8 @@ RANKS = [Rank(rank=0, pid=7, phase="training", step=31, resident=2 * GIGA)]
 class FakeEngine:
     """Give it to the app as `connect=fake.connect`. `say` publishes a body; `requests` holds the requests in order."""
 
+    warning: Problem | None = None
+
     def __init__(self, *runs: Run, devices: int = 0) -> None:
         self.runs = {run.id: run for run in runs}
         self.devices = devices

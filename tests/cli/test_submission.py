@@ -6,7 +6,7 @@ from cockpit.connection.submission import build_submission, resume_environment
 from engine.config.profile import find, load
 
 
-def test_a_job_gets_the_list_and_what_its_profile_names(tmp_path: Path) -> None:
+def test_a_job_gets_its_shell_without_secrets_and_what_its_profile_names(tmp_path: Path) -> None:
     overrides = ["launch.environment.MY_PATH=''", "launch.environment.HF_HOME=/given"]
     shell = {
         "HF_TOKEN": "t",
@@ -17,6 +17,10 @@ def test_a_job_gets_the_list_and_what_its_profile_names(tmp_path: Path) -> None:
         "MY_PATH": "/mine",
         "SECRET": "s",
         "PATH": "/bin",
+        "RANK": "3",
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "OMP_NUM_THREADS": "2",
     }
     profile = load(find("triples-qlora"), overrides)
     passed = {
@@ -25,6 +29,8 @@ def test_a_job_gets_the_list_and_what_its_profile_names(tmp_path: Path) -> None:
         "https_proxy": "p",
         "CUDA_VISIBLE_DEVICES": "1",
         "MY_PATH": "/mine",
+        "PATH": "/bin",
+        "OMP_NUM_THREADS": "2",
     }
     assert build_submission(profile, shell=shell).environment == passed
     (tmp_path / "profile.yaml").write_text(profile.to_yaml())

@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 
+from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem
 from engine.protocol.worker_link import Link
 
@@ -19,7 +20,9 @@ for name in ("home", "job", "attempt", "address", "options"):
     parser.add_argument(f"--{name}")
 arguments = parser.parse_args()
 cancelled: set[str] = set()
-link = Link(arguments.address, arguments.job, int(arguments.attempt), on_cancel=cancelled.add)
+link = Link(
+    arguments.address, arguments.job, int(arguments.attempt), home=Home.locate(arguments.home), on_cancel=cancelled.add
+)
 link.send_status("ready")
 
 

@@ -6,6 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
+from engine.protocol.home import Home
 from engine.protocol.messages import Problem
 from engine.protocol.worker_link import Link
 
@@ -14,7 +15,7 @@ for name in ("--home", "--job", "--address", "--options", "--attempt"):
     parser.add_argument(name)
 arguments = parser.parse_args()
 cancelled: set[str] = set()
-link = Link(arguments.address, arguments.job, 1, on_cancel=cancelled.add)
+link = Link(arguments.address, arguments.job, 1, home=Home.locate(arguments.home), on_cancel=cancelled.add)
 link.send_status("ready")
 while True:
     link.instructions_arrived.wait()

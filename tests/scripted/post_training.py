@@ -12,7 +12,7 @@ from engine.protocol.worker_link import Link
 from tests.scripted.script import Script
 
 script = Script()
-link = Link(script.address, script.job, script.attempt)
+link = Link(script.address, script.job, script.attempt, home=script.home)
 journal = Writer(script.run.events)
 link.announce_journal(journal.write(Phase(attempt=script.attempt, name=f"{script.stage} begins")))
 if script.seed == 5 and script.stage == "evaluate" and script.attempt == 1:

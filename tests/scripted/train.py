@@ -21,6 +21,7 @@ link = Link(
     script.job,
     script.attempt,
     script.rank,
+    home=script.home,
     on_cancel=cancelled.add,
     die_with_parent=script.profile.launch.processes != 1,
 )

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from engine.protocol.home import Home
+from engine.protocol.sockets import list_directories
 from tests.conftest import end_processes_of
 from tests.training.harness import make_model
 
@@ -91,7 +92,8 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
     kitchen = Kitchen(Home(folder / "home").create(), model)
     yield kitchen
     end_processes_of(kitchen.home)
-    shutil.rmtree(kitchen.home.sockets, ignore_errors=True)
+    for directory in list_directories(kitchen.home):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 
 from engine.config.profile import parse
-from engine.protocol import wire
+from engine.protocol import sockets, wire
 from engine.protocol.home import Home
 from engine.protocol.journal import AnyEntry, read
 from engine.protocol.messages import Answered, CancelInstruction, Instruction
@@ -116,8 +116,7 @@ class Supervised:
 
     def __post_init__(self) -> None:
         self.run = self.home.run(self.id)
-        wire.make_socket_directory(self.home)
-        self.address = f"ipc://{self.home.sockets / self.id}"
+        self.address = f"ipc://{sockets.make_directory(self.home) / self.id}"
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.bind(self.address)

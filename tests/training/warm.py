@@ -28,7 +28,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from engine.supervisor.launchers.local import build_command, find_free_port
+from engine.supervisor.launchers.local import build_command
 
 ROOT = Path(__file__).parents[2]
 AVAILABLE = hasattr(os, "pidfd_open")
@@ -45,6 +45,14 @@ PRELOADED = (
 )
 LARGEST = 1 << 18
 """Bytes of a request."""
+
+
+def find_free_port() -> int:
+    """A TCP port of the loopback interface that no process listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Workers:

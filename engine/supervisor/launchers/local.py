@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import sys
+
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""Ranks of one host talk over its loopback interface, which no other host reaches."""
 
 
 def build_command(worker: list[str], processes: int, port: int | None) -> list[str]:
@@ -14,21 +16,11 @@ def build_command(worker: list[str], processes: int, port: int | None) -> list[s
     """
     if processes == 1:
         return [sys.executable, "-P", "-m", *worker]
-    torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--nnodes", "1", "--node-rank", "0"]
-    rendezvous = [
-        "--nproc-per-node",
-        str(processes),
-        "--master-addr",
-        "127.0.0.1",
-        "--master-port",
-        str(port or find_free_port()),
-    ]
-    return [*torchrun, *rendezvous, "-m", *worker]
+    torchrun = [sys.executable, "-P", "-m", "engine.workers.launch", "--nnodes", "1"]
+    rendezvous = ["--rdzv-backend", "loopback", "--rdzv-endpoint", f"127.0.0.1:{port or 0}"]
+    return [*torchrun, *rendezvous, "--nproc-per-node", str(processes), "-m", *worker]
 
 
-def find_free_port() -> int:
-    """A TCP port of the loopback interface that no process listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def build_rank_environment(environment: dict[str, str], processes: int) -> dict[str, str]:
+    """What the ranks of a job get besides its environment: the interface they talk over, where none is named."""
+    return LOOPBACK | environment if processes > 1 and sys.platform == "linux" else environment

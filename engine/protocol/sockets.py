@@ -1,0 +1,149 @@
+"""Where the supervisor's sockets are, and whether they are really ours.
+
+The supervisor chooses the directory and records the addresses in the home's connection file; everybody else reads them
+there. Nobody computes an address, since what it would be computed from (`XDG_RUNTIME_DIR`, the way to the home) differs
+between a login shell, cron and sudo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.protocol.home import Home
+from engine.protocol.problem import Problem, ProblemError
+
+LONGEST_PATH = 107
+"""Bytes of a Unix socket's path that the kernel takes."""
+LONGEST_NAME = 24
+"""Bytes that are kept free for a slash and the name of a socket."""
+ELSEWHERE = (Path("/tmp"), Path("/var/tmp"))
+"""Local file systems with room for a private directory."""
+_CREDENTIALS = struct.Struct("3i")
+"""`struct ucred`: pid, uid, gid."""
+
+
+def list_directories(home: Home) -> Iterator[Path]:
+    """The places for the sockets' directory, the best first: in the home, which nothing empties behind the user's
+    back, else a private one on the local disk."""
+    yield home.sockets
+    digest = hashlib.sha256(str(home.root).encode()).hexdigest()[:12]
+    for base in ELSEWHERE:
+        yield base / f"cockpit-{os.getuid()}" / digest
+
+
+def make_directory(home: Home) -> Path:
+    """Make the first of `list_directories` that can hold sockets, accessible only to its owner.
+
+    A path that is too long, a file system without sockets or owners, and a directory of another user are passed over.
+    Raises ProblemError when nothing is left, or when a directory of our own is open to others.
+    """
+    causes = []
+    for directory in list_directories(home):
+        try:
+            _make_private(directory, 1 if directory == home.sockets else 2)
+            _try_socket(directory)
+            return directory
+        except OSError as error:
+            causes.append(f"{directory}: {error.strerror or error}")
+    raise ProblemError(
+        Problem(
+            code="engine.no_socket_directory",
+            title="There is no place for the engine's sockets",
+            cause="\n".join(causes),
+            hint="make one of these directories usable, or set COCKPIT_HOME to a shorter path on a local disk",
+        )
+    )
+
+
+def _make_private(directory: Path, levels: int) -> None:
+    """Make the last `levels` directories of a path, with mode 700 whatever the umask. Raises OSError for a directory
+    that is not ours, ProblemError for one of ours that is open to others."""
+    for part in [directory, *directory.parents][levels - 1 :: -1]:
+        try:
+            part.mkdir(mode=0o700)
+        except FileExistsError:
+            pass
+        found = part.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError(20, "it is not a directory")
+        if found.st_uid != os.getuid():
+            raise PermissionError(1, f"it belongs to the user {found.st_uid}")
+        if found.st_mode & 0o077:
+            raise ProblemError(
+                Problem(
+                    code="engine.socket_not_private",
+                    title=f"The socket directory {part} is not private",
+                    cause=f"mode {stat.S_IMODE(found.st_mode):o}; it must be yours alone (700)",
+                    hint=f"chmod 700 {part}",
+                )
+            )
+
+
+def _try_socket(directory: Path) -> None:
+    """Bind a socket in the directory and connect to it. Raises OSError where that does not work."""
+    if len(os.fsencode(directory)) + LONGEST_NAME > LONGEST_PATH:
+        raise OSError(36, f"the path is longer than {LONGEST_PATH - LONGEST_NAME} bytes")
+    path = directory / f"try-{os.getpid()}"
+    try:
+        with socket.socket(socket.AF_UNIX) as bound, socket.socket(socket.AF_UNIX) as connected:
+            bound.bind(str(path))
+            bound.listen(1)
+            connected.connect(str(path))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def check_peer(address: str) -> bool:
+    """Whether somebody listens at an `ipc://` address, without a wait. Raises ProblemError when the directory, the
+    socket or the process behind it belongs to another user: nothing must be sent there."""
+    path = Path(address.removeprefix("ipc://"))
+    try:
+        directory, file = path.parent.lstat(), path.lstat()
+    except OSError:
+        return False
+    for place, found in ((path.parent, directory), (path, file)):
+        if found.st_uid != os.getuid():
+            raise _other_user_error(f"{place} belongs to the user {found.st_uid}")
+    if not stat.S_ISDIR(directory.st_mode) or directory.st_mode & 0o077:
+        raise _other_user_error(f"{path.parent} is open to others (mode {stat.S_IMODE(directory.st_mode):o})")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True  # many others are connecting just now
+        except OSError:
+            return False
+        uid = _read_uid(probe)
+    if uid not in (None, os.getuid()):
+        raise _other_user_error(f"the process that listens at {path} belongs to the user {uid}")
+    return True
+
+
+def name_when_full(path: Path) -> Path:
+    """What the file of the clients' socket is called while no more clients are let in."""
+    return path.with_name(f"{path.name}.full")
+
+
+def _read_uid(connected: socket.socket) -> int | None:
+    """The user of the process at the other end; None where the system does not say."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    uid: int = _CREDENTIALS.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
+    return uid
+
+
+def _other_user_error(cause: str) -> ProblemError:
+    return ProblemError(
+        Problem(
+            code="engine.other_user",
+            title="The engine is not yours",
+            cause=f"{cause}; you are the user {os.getuid()}, and nothing was sent",
+            hint="run cockpit as the user who started the engine, or set COCKPIT_HOME to a home of your own",
+        )
+    )
