@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine.inference.sampling import Sampling
 from engine.models.template_lock import render
 from engine.prep.formats.canonical import conversation_of
+from engine.protocol.messages import Problem, ProblemError
 
 if TYPE_CHECKING:
     from engine.inference.loaded_model import LoadedModel
@@ -26,6 +27,8 @@ POSITIONS = 32
 """Greatest number of positions of a row, spread over those that are predicted."""
 LONGEST = 1024
 """Longest row in tokens; longer ones are cut."""
+FARTHEST = 0.5
+"""Greatest divergence in nats per token. 16-bit weights and quantised bases stay far below it."""
 GOLDEN_TOKENS = 64
 """Length of the greedy replies that are compared."""
 
@@ -154,14 +157,17 @@ def compare(probes: ProbeSet, before: Answers, after: Answers) -> dict[str, Any]
     """`kl`: mean Kullback-Leibler divergence in nats of `after` from `before`. `top1`: share of positions with the same
     likeliest token. `positions` and `prompts`: what was compared. `golden_equal` of `golden` prompts are answered
     alike; `differences` lists the others."""
+    import torch
+
     divergence, same, places = 0.0, 0, 0
     for old, new in zip(before.distributions, after.distributions, strict=True):
-        divergence += float((old.exp() * (old - new)).sum())
+        likely = old > -torch.inf  # a token without probability adds nothing, also where `new` has none
+        divergence += float((old.exp() * (old - new))[likely].sum())
         same += int((old.argmax(-1) == new.argmax(-1)).sum())
         places += len(old)
     differences = list(_differences(probes, before, after))
     return {
-        "kl": max(0.0, divergence / places) if places else None,
+        "kl": (0.0 if divergence < 0 else divergence / places) if places else None,
         "top1": same / places if places else None,
         "positions": places,
         "prompts": probes.source,
@@ -169,6 +175,22 @@ def compare(probes: ProbeSet, before: Answers, after: Answers) -> dict[str, Any]
         "golden_equal": len(probes.golden) - len(differences),
         "differences": differences,
     }
+
+
+def check(figures: Mapping[str, Any], label: str) -> None:
+    """Raises ProblemError when the figures of `compare` show another model than the checkpoint."""
+    divergence = figures.get("kl")
+    if divergence is None or divergence <= FARTHEST:  # false for a value that is not a number
+        return
+    raise ProblemError(
+        Problem(
+            code="export.disagrees",
+            title=f"The export does not answer like {label}",
+            cause=f"the KL divergence is {divergence:.3g} nats per token over {figures['positions']} positions, and at "
+            f"most {FARTHEST:g} is allowed; the most likely token is the same at {figures['top1']:.0%}",
+            hint="nothing was written; export the adapter alone (--adapter-only), and report this with the profile",
+        )
+    )
 
 
 def _differences(probes: ProbeSet, before: Answers, after: Answers) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.storage import cache
 
-VERSION = 1
+VERSION = 2
 """Increased when the result of merging changes, so that older folders are not reused."""
 
 

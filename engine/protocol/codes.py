@@ -279,6 +279,10 @@ CODES: dict[str, str] = {
     "evaluation.failed": "The scoring process ended without a result.",
     "generation.failed": "The model failed while it was generating. The message gives the first line of the error.",
     "generation.process_failed": "A process of batch generation ended. Its log says why; the same command goes on.",
+    "export.disagrees": (
+        "The export would not answer like the checkpoint, so it was not written. Export the adapter alone with "
+        "`--adapter-only`."
+    ),
     "export.no_adapter": "The model has no adapter to export alone. Leave `--adapter-only` out.",
     "export.not_castable": "Only adapters in safetensors can be cast. Leave `--dtype` out.",
     "export.gguf_unsupported": "GGUF is for whole language models only. Leave `--gguf` out.",
