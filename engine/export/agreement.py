@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.inference.sampling import Sampling
 from engine.models.template_lock import render
+from engine.models.template_metadata import choose_template
 from engine.prep.formats.canonical import conversation_of
 from engine.protocol.messages import Problem, ProblemError
 
@@ -83,7 +84,7 @@ def make_probes(target: Target, tokenizer: Any) -> ProbeSet:
     """Held-out rows of the target's run if they still exist, else the lock's golden conversations, else plain
     sentences."""
     recorded = json.loads(target.lock.read_text(encoding="utf-8")) if target.lock else {}
-    golden = list(recorded.get("golden", ())) if tokenizer.chat_template else []
+    golden = list(recorded.get("golden", ())) if choose_template(tokenizer.chat_template) else []
     held_out = list(_held_out(target, tokenizer))
     if held_out:
         return ProbeSet(held_out, golden, f"{len(held_out)} held-out rows of the run")
@@ -118,7 +119,7 @@ def _read_row(row: Any, tokenizer: Any) -> Text | None:
     """A conversation, of which the last reply is predicted, or plain text, all of which is. None for a row that is
     neither, or too long."""
     messages = conversation_of(row)
-    if messages and messages[-1]["role"] == "assistant" and tokenizer.chat_template:
+    if messages and messages[-1]["role"] == "assistant" and choose_template(tokenizer.chat_template):
         ids = render(tokenizer, messages, reply_follows=False)
         begin = len(render(tokenizer, messages[:-1], reply_follows=True))
         return Text(ids[:LONGEST], begin) if begin < min(len(ids), LONGEST) else None

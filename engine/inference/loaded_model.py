@@ -24,7 +24,7 @@ from engine.models.loading import load_model
 from engine.models.memory import is_out_of_memory
 from engine.models.quantization import QUANTIZATIONS, quantization_config, read_stored_dtype
 from engine.models.targets import Target
-from engine.models.template_metadata import read_metadata
+from engine.models.template_metadata import choose_template, read_metadata
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_lines
@@ -34,6 +34,7 @@ GREEDY = Sampling()
 _TOKENIZER_FILES = (
     "tokenizer*",
     "chat_template*",
+    "additional_chat_templates/*",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab*",
@@ -126,7 +127,7 @@ class LoadedModel:
     def templated(self) -> bool:
         """Whether there is a chat template. Without one a conversation is text to be continued; no other template is
         used."""
-        return bool(self.tokenizer and self.tokenizer.chat_template)
+        return bool(self.tokenizer and choose_template(self.tokenizer.chat_template))
 
     @property
     def note(self) -> str:

@@ -165,9 +165,10 @@ def write_tokenizer(target: Target, folder: Path) -> None:
     if folders.is_original_glm(source) and not (source / "tokenizer.json").is_file():
         tokenizers.load(source).save_pretrained(folder)
         return
-    for file in cache.TOKENIZER_FILES:
-        if file not in _OF_THE_BASE and (source / file).is_file():
-            shutil.copyfile(source / file, folder / file)
+    for name, path in cache.tokenizer_files(source).items():
+        if name not in _OF_THE_BASE:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)
 
 
 def find_non_finite(model: Any) -> str:

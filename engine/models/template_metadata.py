@@ -33,6 +33,13 @@ def choose_template(template: Any) -> str:
     return template if isinstance(template, str) else ""
 
 
+def takes_tools(template: Any) -> bool:
+    """Whether a conversation with tools is rendered with them."""
+    if isinstance(template, dict) and template.get("tool_use"):
+        return True
+    return "tools" in choose_template(template)
+
+
 def read_metadata(template: Any) -> dict[str, str]:
     """The statements of a template by key; none without a comment."""
     comment = _COMMENT.match(choose_template(template))

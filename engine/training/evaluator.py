@@ -16,7 +16,7 @@ from engine.inference.detokenizer import DecodedReply, decode_reply
 from engine.inference.generate import generate_batch
 from engine.inference.merged_decode import merge_weights
 from engine.models.template_lock import render
-from engine.models.template_metadata import read_thinking_marks
+from engine.models.template_metadata import choose_template, read_thinking_marks
 from engine.prep.batching import token_counts
 from engine.prep.formats.canonical import conversation_of
 from engine.protocol.journal import Evaluation, Sample
@@ -224,7 +224,7 @@ class Evaluator:
     def _prompt_ids(self, messages: Conversation) -> list[int]:
         """Token ids of a prompt; without a chat template, of its last message's text, which the model continues."""
         tokenizer = self._job.tokenizer
-        if tokenizer.chat_template:
+        if choose_template(tokenizer.chat_template):
             return render(tokenizer, messages, reply_follows=True)
         ids: list[int] = tokenizer(messages[-1]["content"]).input_ids
         return ids

@@ -187,6 +187,7 @@ def check_folder(folder: Path) -> Iterator[Check]:
         return
     from engine.models import tokenizers
     from engine.models.template_lock import find_end_of_turn
+    from engine.models.template_metadata import choose_template
 
     try:
         tokenizer = tokenizers.load(folder)
@@ -197,7 +198,7 @@ def check_folder(folder: Path) -> Iterator[Check]:
         yield Check("tokenizer", False, probes.last_line(str(error)), "copy the tokenizer's files again")
         return
     yield Check("tokenizer", True, f"{len(tokenizer)} tokens, {type(tokenizer).__name__}")
-    if not tokenizer.chat_template:
+    if not choose_template(tokenizer.chat_template):
         yield Check(
             "template", None, "no chat template: chat continues text", "add chat_template.jinja to chat with it"
         )
