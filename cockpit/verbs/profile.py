@@ -68,7 +68,8 @@ def check(options: argparse.Namespace) -> int:
                 print(issue)
         return 2
     if options.json:
-        emit({"profile": str(path), "ok": True, "issues": [], "notes": list_notes(profile, home)})
+        notes = list_notes(profile, home)
+        emit({"profile": str(path), "ok": True, "issues": [], "doubts": profile.doubts, "notes": notes})
     else:
         for line in (f"{path} is valid", *list_notes(profile, home)):
             say(line)

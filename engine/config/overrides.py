@@ -6,8 +6,9 @@ is a character like any other, as there are no comments in one value.
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -29,11 +30,45 @@ DEEPEST = 50
 
 @dataclass
 class Overrides:
-    """What was applied to a profile's document. `places` are the keys that were set, `remarks` sentences for the
-    user."""
+    """What was applied to a profile's document. `places` are the keys that were set, `refused` the overrides that
+    cannot be applied, each `(name, message)`, and `remarks` sentences for the user."""
 
     places: set[Keys] = field(default_factory=set)
+    refused: list[tuple[str, str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+
+
+def apply_overrides(document: CommentedMap, overrides: Iterable[str], sections: Mapping[str, Any]) -> Overrides:
+    """Apply each `a.b=c` to a profile. `sections` are those of `profile.SECTIONS`."""
+    applied = Overrides()
+    kinds = {name: find_kind(document, name, owner) for name, owner in sections.items()}
+    for override in overrides:
+        try:
+            keys, value = split_override(override)
+            _apply_override(document, keys, value, sections, applied)
+        except ValueError as error:
+            name = override.partition("=")[0].strip().encode("utf-8", "replace").decode()
+            applied.refused.append((name, str(error)))
+    for name, before in kinds.items():
+        now = find_kind(document, name, sections[name])
+        if before and now and before != now:
+            _drop_settings_of_other_kind(document, name, (before, now), sections[name], applied)
+    return applied
+
+
+def find_kind(document: Mapping[Any, Any], name: str, owner: Any) -> str | None:
+    """The kind of a section that has kinds, which `owner` lists; None where it is not valid."""
+    value = document.get(name)
+    if not isinstance(owner, dict) or not isinstance(value, Mapping):
+        return None
+    kind = value.get("kind", next(iter(owner)))
+    return kind if isinstance(kind, str) and kind in owner else None
+
+
+def load_reference(reference: str) -> Any:
+    """Import the object that a `"module:name"` string names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def split_override(text: str) -> tuple[Keys, Any]:
@@ -80,8 +115,8 @@ def parse_value(text: str) -> Any:
     return text.strip() if isinstance(parsed, date) else parsed
 
 
-def apply_override(
-    document: CommentedMap, keys: Keys, value: Any, sections: Collection[str], applied: Overrides
+def _apply_override(
+    document: CommentedMap, keys: Keys, value: Any, sections: Mapping[str, Any], applied: Overrides
 ) -> None:
     """Put the value there. A whole section keeps its other settings. Raises ValueError when there is no such place."""
     name = str(keys[0])
@@ -121,16 +156,17 @@ def _apply_section(document: CommentedMap, name: str, value: Any, applied: Overr
         applied.remarks.append(f"--set {name}: other settings of the section stay as they are: {', '.join(kept)}")
 
 
-def drop_settings_of_other_kind(
-    document: CommentedMap, section: str, kinds: tuple[str, str], known: tuple[set[str], set[str]], applied: Overrides
+def _drop_settings_of_other_kind(
+    document: CommentedMap, section: str, kinds: tuple[str, str], owner: Mapping[str, str], applied: Overrides
 ) -> None:
-    """Take out the settings of a section that only its former kind has. `kinds` are the former and the new one, `known`
-    the names of their settings. What an override sets stays, to be refused."""
+    """Take out the settings of a section that only its former kind has. `kinds` are the former and the new one. What an
+    override sets stays, to be refused."""
     settings = document[section]
+    former, new = (set(load_reference(owner[kind]).model_fields) for kind in kinds)
     lost = [
         key
         for key in settings
-        if key in known[0] - known[1] and not any(place[:2] == (section, key) for place in applied.places)
+        if key in former - new and not any(place[:2] == (section, key) for place in applied.places)
     ]
     for key in lost:
         del settings[key]

@@ -6,7 +6,6 @@ methods and adapters come from their tables. All problems are reported at once, 
 
 from __future__ import annotations
 
-import importlib
 import io
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,15 +20,7 @@ from ruamel.yaml.reader import ReaderError
 
 from engine.config.bundled import find_bundled
 from engine.config.complaints import explain
-from engine.config.overrides import (
-    DEEPEST,
-    Overrides,
-    apply_override,
-    drop_settings_of_other_kind,
-    measure,
-    read_key,
-    split_override,
-)
+from engine.config.overrides import DEEPEST, apply_overrides, load_reference, measure, read_key
 from engine.config.sampling import SamplingOptions
 from engine.options.base import Options, Variant
 from engine.options.data import DataOptions
@@ -68,6 +59,9 @@ CHECKS = (
 )
 """Checks across sections. Each is `(sections, directory, home) -> [(key, message)]`, and accepts missing sections."""
 
+
+DOUBTS = ("engine.training.doubts:check_doubts",)
+"""The same for a valid profile: what the run will hardly do as it is set. Nothing is refused because of these."""
 
 SHELL_CHECKS = ("engine.prep.checks:check_keys",)
 """Checks of the environment variables that a run needs. Each is `(profile, variables) -> [(key, message)]`."""
@@ -133,6 +127,8 @@ class Profile:
     directory: Path = field(default_factory=Path.cwd)
     remarks: tuple[str, ...] = field(default=(), compare=False)
     """Sentences for the user about what overrides have changed besides what they name."""
+    doubts: tuple[Issue, ...] = field(default=(), compare=False)
+    """Settings with which the run will hardly do what they say."""
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, including defaults, as plain data in the order of the sections."""
@@ -198,8 +194,8 @@ def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), 
     document, issues = _read_yaml(text, file)
     if document is None:
         raise ProfileError(issues)
-    applied = Overrides()
-    issues += _apply_overrides(document, overrides, applied)
+    applied = apply_overrides(document, overrides, SECTIONS)
+    issues += [Issue(message, code="profile.override", key=key, file="--set") for key, message in applied.refused]
     places = _Places(document, file, applied.places)
     sections, found = _read_sections(document)
     for check in CHECKS:
@@ -211,12 +207,21 @@ def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), 
     if issues:
         raise ProfileError(issues)
     head = {key: document[key] for key in ("name", "description") if key in document}
-    return Profile(**sections, **head, directory=directory, remarks=tuple(applied.remarks))
+    doubts = tuple(
+        places.issue(_Found(tuple(key.split(".")), message, code="profile.doubtful"))
+        for check in DOUBTS
+        for key, message in load_reference(check)(sections, directory, home)
+    )
+    return Profile(**sections, **head, directory=directory, remarks=tuple(applied.remarks), doubts=doubts)
 
 
 def list_notes(profile: Profile, home: Any) -> list[str]:
     """Remarks about a valid profile, one sentence each."""
-    return [*profile.remarks, *(text for note in NOTES for text in load_reference(note)(profile, home))]
+    return [
+        *profile.remarks,
+        *map(str, profile.doubts),
+        *(text for note in NOTES for text in load_reference(note)(profile, home)),
+    ]
 
 
 def pin(profile: Profile, home: Any) -> Profile:
@@ -335,44 +340,6 @@ class _Places:
         return place
 
 
-def _apply_overrides(document: CommentedMap, overrides: Iterable[str], applied: Overrides) -> list[Issue]:
-    """Apply each `a.b=c`. The value is YAML: `0.1`, `true`, `[1, 2]` and `null` mean what they mean in the file."""
-    issues = []
-    kinds = {name: _find_kind(document, name) for name in SECTIONS}
-    for override in overrides:
-        name = override.partition("=")[0].strip().encode("utf-8", "replace").decode()
-        try:
-            keys, value = split_override(override)
-            apply_override(document, keys, value, SECTIONS, applied)
-        except ValueError as error:
-            issues.append(_wrong_override(str(error), name))
-    for name, before in kinds.items():
-        now = _find_kind(document, name)
-        if before and now and before != now:
-            known = (_name_settings(name, before), _name_settings(name, now))
-            drop_settings_of_other_kind(document, name, (before, now), known, applied)
-    return issues
-
-
-def _name_settings(section: str, kind: str) -> set[str]:
-    owner = SECTIONS[section]
-    assert isinstance(owner, dict)
-    return set(load_reference(owner[kind]).model_fields)
-
-
-def _find_kind(document: CommentedMap, name: str) -> str | None:
-    """The kind of a section that has kinds; None where it is not valid."""
-    owner, value = SECTIONS[name], document.get(name)
-    if not isinstance(owner, dict) or not isinstance(value, Mapping):
-        return None
-    kind = value.get("kind", next(iter(owner)))
-    return kind if isinstance(kind, str) and kind in owner else None
-
-
-def _wrong_override(message: str, key: str) -> Issue:
-    return Issue(message, code="profile.override", key=key, file="--set")
-
-
 def _to_plain(value: Any) -> Any:
     """Convert ruamel's containers and scalars to plain Python ones: strict validation accepts no others."""
     if isinstance(value, Mapping):
@@ -383,9 +350,3 @@ def _to_plain(value: Any) -> Any:
         if isinstance(value, kind):
             return kind(value)
     return value
-
-
-def load_reference(reference: str) -> Any:
-    """Import the object that a `"module:name"` string names."""
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -144,7 +144,7 @@ class LoadedModel:
         template.
 
         Without a template a conversation becomes its texts, a line each. Raises ValueError when the template refuses
-        the conversation, ProblemError without a tokenizer.
+        the conversation and for a token that the model does not know, ProblemError without a tokenizer.
         """
         if self.tokenizer is None:
             raise ProblemError(describe_no_tokenizer(self.target))
@@ -152,13 +152,24 @@ class LoadedModel:
             text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
             opening = read_metadata(self.tokenizer.chat_template).get("text")
             ids: list[int] = self.tokenizer((opening or "") + text, add_special_tokens=opening is None).input_ids
-            return ids
+            return self._check_ids(ids)
         from jinja2 import TemplateError
 
         try:
-            return template_lock.render(self.tokenizer, prompt, reply_follows=True)
+            return self._check_ids(template_lock.render(self.tokenizer, prompt, reply_follows=True))
         except TemplateError as error:
             raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
+
+    def _check_ids(self, ids: list[int]) -> list[int]:
+        """Raises ValueError for an id beyond the embedding, which would be an IndexError in the model."""
+        rows = self._adapters.base.get_input_embeddings().weight.shape[0]
+        if ids and max(ids) >= rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise ValueError(
+                f"the token {token!r} has the id {max(ids)}, and the model's embedding has {rows} rows: enlarge the "
+                "embedding to the tokenizer, or take the token out of the tokenizer's files"
+            )
+        return ids
 
     def stream(
         self,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
+from engine.models import limits
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep import profile_tokenizer
 from engine.prep.base_model import Progress, list_tokenizer_files, load_tokenizer, locate_base, locate_base_folder
@@ -44,6 +45,8 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     else:
         base, given = locate_base(profile, home, progress)
         tokenizer_files = list_tokenizer_files(profile, given)
+    if base and given and profile.model.tokenizer is None:
+        limits.check_vocabulary(Path(base), given)
     model: dict[str, Any] = {"base": base, "tokenizer": None, "vocabulary": None}
     if profile.model.tokenizer is not None:
         model["tokenizer"] = str(given)
@@ -51,6 +54,8 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         assert given
         files = {f"{part}.{path.name}": path for part, folder in folders.items() for path in sorted(folder.iterdir())}
         digests = cache.file_digests(files, lambda _: None)
+        for folder in folders.values() if base and profile.model.tokenizer is None else ():
+            pretokenized.check_ids(folder, profile.method, limits.read_embedding_rows(Path(base)))
         return {**_use_tokenised(profile, given, folders), **model, "files": describe_files(files, digests)}
     sources = locate_sources(profile, home, progress)
     files = {**list_source_files(sources), **tokenizer_files}

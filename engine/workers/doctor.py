@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.models import catalogue, folders
+from engine.models import catalogue, folders, limits
 from engine.models.find import find
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
@@ -179,7 +179,7 @@ CHECKS: tuple[Callable[[Home], Iterator[Check]], ...] = (
 
 def check_folder(folder: Path) -> Iterator[Check]:
     """Check the files, then load the tokenizer and check its template and its stop token."""
-    wrong = folders.find_problems(folder)
+    wrong = folders.find_problems(folder) or list(filter(None, [limits.find_vocabulary_problem(folder, folder)]))
     yield Check("files", not wrong, "; ".join(wrong) or "whole", f"cockpit model verify {folder}" if wrong else "")
     if family := folders.describe_glm(folder):
         yield Check("family", True, family)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.config.profile import load_reference
+from engine.config.overrides import load_reference
 from engine.options.tables import STRATEGIES
 from engine.training.parallel.single import SingleProcess
 from engine.training.ranks import Ranks
