@@ -24,10 +24,7 @@ class LaunchOptions(Options):
     )
     strategy: Strategy = option(
         "ddp",
-        help=(
-            "How ranks share the optimiser: ddp, each has all of it; "
-            "zero2, each has the states of a share of the weights."
-        ),
+        help=f"How ranks share the optimiser: {'; '.join(f'{name}, {each.help}' for name, each in STRATEGIES.items())}.",
     )
     nodes: int = option(1, help="Hosts.", ge=1, le=1)
     port: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] = option("auto", help="Rendezvous port.")
