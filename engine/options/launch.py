@@ -24,7 +24,9 @@ class LaunchOptions(Options):
     )
     strategy: Strategy = option(
         "ddp",
-        help=f"How ranks share the optimiser: {'; '.join(f'{name}, {each.help}' for name, each in STRATEGIES.items())}.",
+        help="How ranks share the optimiser: "
+        + "; ".join(f"{name}, {strategy.help}" for name, strategy in STRATEGIES.items())
+        + ".",
     )
     nodes: int = option(1, help="Hosts.", ge=1, le=1)
     port: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] = option("auto", help="Rendezvous port.")
