@@ -45,7 +45,8 @@ def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Itera
         if not model.from_scratch or target.adapter:
             targets.check(target)
         yield from _check_adapter(model, target)
-        yield from _check_limits(sections, target)
+        if not model.has_shape:
+            yield from _check_limits(sections, target)
     except ProblemError as error:
         problem = error.problem
         yield "model.base", ": ".join(part for part in (problem.title, problem.cause) if part)

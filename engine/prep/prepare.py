@@ -45,7 +45,8 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     else:
         base, given = locate_base(profile, home, progress)
         tokenizer_files = list_tokenizer_files(profile, given)
-    if base and given and profile.model.tokenizer is None:
+    own_vocabulary = profile.model.tokenizer is not None or profile.model.has_shape
+    if base and given and not own_vocabulary:
         limits.check_vocabulary(Path(base), given)
     model: dict[str, Any] = {"base": base, "tokenizer": None, "vocabulary": None}
     if profile.model.tokenizer is not None:
@@ -54,7 +55,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         assert given
         files = {f"{part}.{path.name}": path for part, folder in folders.items() for path in sorted(folder.iterdir())}
         digests = cache.file_digests(files, lambda _: None)
-        for folder in folders.values() if base and profile.model.tokenizer is None else ():
+        for folder in folders.values() if base and not own_vocabulary else ():
             pretokenized.check_ids(folder, profile.method, limits.read_embedding_rows(Path(base)))
         return {**_use_tokenised(profile, given, folders), **model, "files": describe_files(files, digests)}
     sources = locate_sources(profile, home, progress)
