@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from engine.config.tasks import Outline, Table, View, task_views
+from engine.config.tasks import MARKS, Outline, Table, View, split_thoughts, task_views
 
 _FENCE = re.compile(r"\A\s*```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
-_THINKING = re.compile(r"\A\s*<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)", re.DOTALL)
+_OPENINGS = tuple(opening for opening, _ in MARKS)
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,7 @@ class ParsedReply:
 
 def parse_reply(text: str) -> ParsedReply:
     """Detect the format. One surrounding code fence is not part of JSON; whatever does not parse is text."""
-    thinking, ended = "", True
-    if match := _THINKING.match(text):
-        thinking, ended = match[1].strip(), text[: match.end()].rstrip().endswith(">")
-        text = text[match.end() :].lstrip()
+    thinking, text, ended = split_thoughts(text)
     value = parse_json(text)
     if value is None:
         return ParsedReply("text", text, thinking, None, ended)
@@ -42,12 +39,12 @@ def parse_reply(text: str) -> ParsedReply:
 def split_partial_reply(text: str) -> tuple[str, str]:
     """Thinking and body of a reply that is still being written. While the thinking goes on, the body is empty; after
     it, the thinking."""
-    start = text.lstrip()[:10]
-    if len(start) < 10 and start and any(tag.startswith(start) for tag in ("<think>", "<thinking>")):
+    begun = text.lstrip()
+    if begun and any(opening != begun and opening.startswith(begun) for opening in _OPENINGS):
         return "", ""  # it may still become a tag
-    found = parse_reply(text) if start.startswith("<think") else None
-    if found is None:
+    if not begun.startswith(_OPENINGS):
         return "", text
+    found = parse_reply(text)
     return (found.thinking, "") if not found.thinking_ended else ("", found.body)
 
 

@@ -10,7 +10,7 @@ from cockpit.profiles.files import DEMO
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.follow import follow
 from cockpit.verbs.open_app import is_interactive
-from cockpit.verbs.output import emit, format_metric, say_warning, table
+from cockpit.verbs.output import emit, format_metric, say, say_warning, table
 from cockpit.verbs.profile import load_profile
 from cockpit.verbs.train import exit_status, explain_end
 from engine.protocol import journal, states
@@ -30,6 +30,8 @@ FIGURES = {
 def demo(options: argparse.Namespace) -> int:
     home = Home.locate(options.home)
     path, profile = load_profile(DEMO, options.overrides, home)
+    for remark in profile.remarks:
+        say(remark)
     message = build_submission(profile, "train", str(path))
     with Client(home) as client:
         say_warning(client)

@@ -9,7 +9,7 @@ from pathlib import Path
 from cockpit.profiles.files import list_profiles, user_folder
 from cockpit.verbs.output import emit, say, table
 from engine.config.form import build_schema
-from engine.config.profile import Profile, ProfileError, find, list_notes, load
+from engine.config.profile import Profile, ProfileError, find, list_notes, load, read_text
 from engine.protocol.home import Home
 
 
@@ -46,9 +46,12 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         emit(load_profile(options.profile, options.overrides, home)[1].to_dict())
     elif options.overrides:
-        sys.stdout.write(load_profile(options.profile, options.overrides, home)[1].to_yaml())
+        profile = load_profile(options.profile, options.overrides, home)[1]
+        for remark in profile.remarks:
+            say(remark)
+        sys.stdout.write(profile.to_yaml())
     else:
-        sys.stdout.write(find_profile(options.profile, home).read_text(encoding="utf-8"))
+        sys.stdout.write(read_text(find_profile(options.profile, home)))
     return 0
 
 
@@ -65,7 +68,8 @@ def check(options: argparse.Namespace) -> int:
                 print(issue)
         return 2
     if options.json:
-        emit({"profile": str(path), "ok": True, "issues": [], "notes": list_notes(profile, home)})
+        notes = list_notes(profile, home)
+        emit({"profile": str(path), "ok": True, "issues": [], "doubts": profile.doubts, "notes": notes})
     else:
         for line in (f"{path} is valid", *list_notes(profile, home)):
             say(line)

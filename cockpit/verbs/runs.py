@@ -216,18 +216,15 @@ def _print_taken(taken: Taken, as_json: bool) -> int:
 
 def parse_changes(changes: list[str]) -> dict[str, Any]:
     """Parse `a.b=c` pairs, with values as YAML. Raises ValueError."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError
+    from engine.config.overrides import split_override
 
     parsed = {}
     for change in changes:
-        name, equals, value = change.partition("=")
-        if not equals or not name.strip():
-            raise ValueError(f"{change!r}: write it as section.key=value")
         try:
-            parsed[name.strip()] = YAML(typ="safe").load(value)
-        except MarkedYAMLError as error:
-            raise ValueError(f"{change!r}: the value is not YAML: {error.problem}") from None
+            keys, value = split_override(change)
+        except ValueError as error:
+            raise ValueError(f"{change!r}: {error}") from None
+        parsed[".".join(map(str, keys))] = value
     return parsed
 
 

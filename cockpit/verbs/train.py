@@ -42,6 +42,8 @@ def prepare(options: argparse.Namespace) -> int:
 def start(kind: str, profile: str, overrides: list[str], options: argparse.Namespace) -> int:
     home = Home.locate(options.home)
     path, checked = load_profile(profile, overrides, home)
+    for remark in (*checked.remarks, *checked.doubts):
+        say(str(remark))
     message = build_submission(checked, kind, str(path), checked.checkpoint.output or "")
     if kind == "train":
         message.first = options.first or ""

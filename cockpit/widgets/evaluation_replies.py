@@ -122,7 +122,8 @@ class EvaluationReplies(Horizontal):
             return
         asked, reference = reply.get("asked"), reply.get("reference")
         text = asked[-1]["content"] if isinstance(asked, list) and asked else str(asked or "")
-        sides = [_side("reply", _reply_facts(reply), reply["reply"])]
+        thinking = f"<think>{reply['thinking']}</think>\n" if reply.get("thinking") else ""
+        sides = [_side("reply", _reply_facts(reply), thinking + reply["reply"])]
         if reference is not None:
             sides.append(
                 _side("reference", "the same" if reply["reply"].strip() == reference.strip() else "", reference)

@@ -18,7 +18,10 @@ def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tupl
     """
     by_place: dict[tuple[str | int, ...], list[Any]] = {}
     for detail in error.errors():
-        keys = tuple(key for key in detail["loc"] if isinstance(key, int) or not _is_branch(key))
+        place = detail["loc"]
+        own = place[-1:] if detail["type"] == "extra_forbidden" else ()  # what the user wrote, whatever it looks like
+        above = place[: len(place) - len(own)]
+        keys = (*(key for key in above if isinstance(key, int) or not _is_branch(key)), *own)
         by_place.setdefault(keys, []).append(detail)
     for keys, details in by_place.items():
         if any(other[: len(keys)] == keys and len(other) > len(keys) for other in by_place):

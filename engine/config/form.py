@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from engine.config.profile import SECTIONS, load_reference
+from engine.config.overrides import load_reference
+from engine.config.profile import SECTIONS
 from engine.options.base import Options
 
 

@@ -6,9 +6,8 @@ methods and adapters come from their tables. All problems are reported at once, 
 
 from __future__ import annotations
 
-import importlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.reader import ReaderError
 
 from engine.config.bundled import find_bundled
 from engine.config.complaints import explain
+from engine.config.overrides import DEEPEST, apply_overrides, load_reference, measure, read_key
 from engine.config.sampling import SamplingOptions
 from engine.options.base import Options, Variant
 from engine.options.data import DataOptions
@@ -59,11 +60,17 @@ CHECKS = (
 """Checks across sections. Each is `(sections, directory, home) -> [(key, message)]`, and accepts missing sections."""
 
 
+DOUBTS = ("engine.training.doubts:check_doubts",)
+"""The same for a valid profile: what the run will hardly do as it is set. Nothing is refused because of these."""
+
 SHELL_CHECKS = ("engine.prep.checks:check_keys",)
 """Checks of the environment variables that a run needs. Each is `(profile, variables) -> [(key, message)]`."""
 
 NOTES = ("engine.models.checks:describe_family",)
 """Remarks about a valid profile. Each is `(profile, home) -> [text]`."""
+
+LARGEST = 100_000
+"""Most values in a profile."""
 
 PINS = {"model": "engine.models.checks:pin_base", "method": "engine.training.online.checks:pin_reward"}
 """Section -> a function that replaces names whose meaning may change: `(section, directory, home) -> section`."""
@@ -118,6 +125,10 @@ class Profile:
     name: str = ""
     description: str = ""
     directory: Path = field(default_factory=Path.cwd)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+    """Sentences for the user about what overrides have changed besides what they name."""
+    doubts: tuple[Issue, ...] = field(default=(), compare=False)
+    """Settings with which the run will hardly do what they say."""
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, including defaults, as plain data in the order of the sections."""
@@ -137,7 +148,20 @@ class Profile:
 
 def load(path: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:
     """Read a profile file. Raises ProfileError with all problems, OSError when the file cannot be read."""
-    return parse(path.read_text(encoding="utf-8"), str(path), path.parent, overrides, home)
+    return parse(read_text(path), str(path), path.parent, overrides, home)
+
+
+def read_text(path: Path) -> str:
+    """The text of a profile file. Raises ProfileError, with the line, when it is not UTF-8; OSError."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        line_start = before.rfind(b"\n") + 1
+        line, column = before.count(b"\n") + 1, len(before[line_start:].decode("utf-8")) + 1
+        message = f"the byte 0x{content[error.start]:02x} is not UTF-8: save the file in the encoding UTF-8"
+        raise ProfileError([Issue(message, code="profile.syntax", file=str(path), line=line, column=column)]) from None
 
 
 def find(name: str) -> Path:
@@ -170,9 +194,9 @@ def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), 
     document, issues = _read_yaml(text, file)
     if document is None:
         raise ProfileError(issues)
-    places = _Places(document, file)
-    for override in overrides:
-        issues += _apply_override(document, override, places)
+    applied = apply_overrides(document, overrides, SECTIONS)
+    issues += [Issue(message, code="profile.override", key=key, file="--set") for key, message in applied.refused]
+    places = _Places(document, file, applied.places)
     sections, found = _read_sections(document)
     for check in CHECKS:
         found += [
@@ -183,12 +207,21 @@ def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), 
     if issues:
         raise ProfileError(issues)
     head = {key: document[key] for key in ("name", "description") if key in document}
-    return Profile(**sections, **head, directory=directory)
+    doubts = tuple(
+        places.issue(_Found(tuple(key.split(".")), message, code="profile.doubtful"))
+        for check in DOUBTS
+        for key, message in load_reference(check)(sections, directory, home)
+    )
+    return Profile(**sections, **head, directory=directory, remarks=tuple(applied.remarks), doubts=doubts)
 
 
 def list_notes(profile: Profile, home: Any) -> list[str]:
     """Remarks about a valid profile, one sentence each."""
-    return [text for note in NOTES for text in load_reference(note)(profile, home)]
+    return [
+        *profile.remarks,
+        *map(str, profile.doubts),
+        *(text for note in NOTES for text in load_reference(note)(profile, home)),
+    ]
 
 
 def pin(profile: Profile, home: Any) -> Profile:
@@ -212,18 +245,32 @@ def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
     try:
         document = YAML(typ="rt").load(text)
     except YAMLError as error:
-        return None, [_describe_syntax_error(error, file)]
+        return None, [_describe_syntax_error(error, file, text)]
+    except RecursionError:
+        return None, [Issue("nested too deeply", code="profile.syntax", file=file, line=1, column=1)]
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        # ruamel's own errors for values that are no valid date, number or tag carry no place
+        return None, [Issue(f"not YAML: {error}", code="profile.syntax", file=file, line=1, column=1)]
     if document is None:
         document = CommentedMap()
     if not isinstance(document, CommentedMap):
         message = "a profile is a mapping of sections: model, data, training …"
         return None, [Issue(message, code="profile.syntax", file=file, line=1, column=1)]
+    depth, size = measure(document)
+    if depth > DEEPEST or size > LARGEST:
+        message = "nested too deeply" if depth > DEEPEST else f"has more than {LARGEST:,} values"
+        return None, [Issue(message, code="profile.syntax", file=file, line=1, column=1)]
     return document, []
 
 
-def _describe_syntax_error(error: YAMLError, file: str) -> Issue:
+def _describe_syntax_error(error: YAMLError, file: str, text: str) -> Issue:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    if isinstance(error, ReaderError):  # a control character; its place is counted from the start
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        message = f"the character U+{ord(text[error.position]):04X} is not allowed in YAML"
+        return Issue(message, code="profile.syntax", file=file, line=line, column=column)
     message = " ".join(filter(None, (getattr(error, "context", ""), getattr(error, "problem", "")))) or str(error)
     return Issue(message.splitlines()[0], code="profile.syntax", file=file, line=line, column=column)
 
@@ -247,7 +294,7 @@ def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]
             continue
         if isinstance(owner, dict):
             kind = value.get("kind", next(iter(owner)))
-            if kind not in owner:
+            if not isinstance(kind, str) or kind not in owner:
                 message = f"must be one of {', '.join(owner)}, not {kind!r}{did_you_mean(str(kind), owner)}"
                 found.append(_Found((name, "kind"), message, code="profile.value"))
                 continue
@@ -262,16 +309,13 @@ def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]
 class _Places:
     """Finds the line and column of keys. A key that `--set` overrides has no place in the file."""
 
-    def __init__(self, document: CommentedMap, file: str) -> None:
-        self.document, self.file = document, file
-        self.overridden: set[tuple[str | int, ...]] = set()
+    def __init__(self, document: CommentedMap, file: str, overridden: Collection[tuple[str | int, ...]]) -> None:
+        self.document, self.file, self.overridden = document, file, overridden
 
     def issue(self, found: _Found) -> Issue:
-        keys: tuple[str | int, ...] = tuple(
-            int(key) if isinstance(key, str) and key.isdigit() else key for key in found.keys
-        )
+        keys: tuple[str | int, ...] = tuple(read_key(key) if isinstance(key, str) else key for key in found.keys)
         name = ".".join(map(str, keys))
-        if keys in self.overridden:
+        if any(keys[:length] in self.overridden for length in range(1, len(keys) + 1)):
             return Issue(found.message, code=found.code, key=name, file="--set")
         line, column = self._place(keys)
         return Issue(found.message, code=found.code, key=name, file=self.file, line=line, column=column)
@@ -283,6 +327,7 @@ class _Places:
         for key in keys:
             try:
                 if isinstance(node, CommentedMap):
+                    key = key if key in node else str(key)
                     line, column = node.lc.key(key)
                 elif isinstance(node, CommentedSeq):
                     line, column = node.lc.item(key)
@@ -295,36 +340,6 @@ class _Places:
         return place
 
 
-def _apply_override(document: CommentedMap, override: str, places: _Places) -> list[Issue]:
-    """Apply one `a.b=c`. The value is YAML: `0.1`, `true`, `[1, 2]` and `null` mean what they mean in the file."""
-    name, equals, value = override.partition("=")
-    keys = tuple(int(key) if key.isdigit() else key for key in name.strip().split("."))
-    if not equals or not all(str(key) for key in keys):
-        return [_wrong_override("write it as section.key=value", override)]
-    try:
-        parsed = YAML(typ="safe").load(value)
-    except YAMLError as error:
-        return [_wrong_override(f"the value is not YAML: {_describe_syntax_error(error, '').message}", name)]
-    node: Any = document
-    for key in keys[:-1]:
-        if isinstance(node, list):
-            if not isinstance(key, int) or key >= len(node):
-                return [_wrong_override(f"there is no item {key}", name)]
-        elif not isinstance(node.get(key), (dict, list)):
-            node[key] = CommentedMap()
-        node = node[key]
-    try:
-        node[keys[-1]] = parsed
-    except (IndexError, TypeError):
-        return [_wrong_override(f"there is no item {keys[-1]}", name)]
-    places.overridden.add(keys)
-    return []
-
-
-def _wrong_override(message: str, key: str) -> Issue:
-    return Issue(message, code="profile.override", key=key, file="--set")
-
-
 def _to_plain(value: Any) -> Any:
     """Convert ruamel's containers and scalars to plain Python ones: strict validation accepts no others."""
     if isinstance(value, Mapping):
@@ -335,9 +350,3 @@ def _to_plain(value: Any) -> Any:
         if isinstance(value, kind):
             return kind(value)
     return value
-
-
-def load_reference(reference: str) -> Any:
-    """Import the object that a `"module:name"` string names."""
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -1,12 +1,13 @@
-"""The tasks as the app knows them: their names, and how a reply to each is drawn."""
+"""The tasks as the app knows them: their names, how a reply to each is drawn, and where its thinking ends."""
 
 from __future__ import annotations
 
 from engine.tasks import TASKS
 from engine.tasks.task import load_task
+from engine.tasks.thoughts import MARKS, split_thoughts
 from engine.tasks.views import Outline, Table, View
 
-__all__ = ["Outline", "Table", "View", "task_names", "task_views"]
+__all__ = ["MARKS", "Outline", "Table", "View", "split_thoughts", "task_names", "task_views"]
 
 
 def task_names() -> tuple[str, ...]:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from engine.evaluation.dataset import EvaluationSet, Question, RunFiles
 from engine.evaluation.request import NEW_TOKENS, EvaluationRequest, Models, Watch
-from engine.evaluation.results_store import LOSSES, REPLIES, ResultStore
+from engine.evaluation.results_store import LOSSES, REPLIES, ResultStore, make_entry
 from engine.models.targets import Target
+from engine.models.template_metadata import read_thinking_marks
 from engine.prep.verbs.tokenize import choose_loss_on
 from engine.tasks.task import load_task
+from engine.tasks.thoughts import MARKS, Marks
 
 if TYPE_CHECKING:
     from engine.inference.loaded_model import LoadedModel
@@ -95,6 +97,7 @@ class OutputCollector:
         fitting = self._select_fitting(loaded, questions)
         schema = load_task(self.request.task).schema if self.request.constrained and self.request.task else None
         sampling = Sampling(max_new_tokens=self.request.max_new_tokens or NEW_TOKENS, schema=schema)
+        marks = _read_marks(loaded)
         done = 0
 
         def on_reply(index: int, reply: Reply) -> None:
@@ -103,7 +106,10 @@ class OutputCollector:
                 return
             done += 1
             stopped = reply.finish == "stop"
-            self.store.add(REPLIES, [_entry(fitting[index], reply.text, reply.tokens, stopped, reply.seconds)])
+            self.store.add(
+                REPLIES,
+                [_entry(fitting[index], marks, reply.text, reply.thinking, reply.tokens, stopped, reply.seconds)],
+            )
             if not self.watch.is_cancelled():
                 self.watch("replies", done, len(fitting))
 
@@ -116,27 +122,33 @@ class OutputCollector:
         """The questions whose prompts fit the model's context; the others get an empty reply."""
         fitting: list[Question] = []
         unfit: list[Question] = []
+        marks = _read_marks(loaded)
         for question in questions:
             try:
                 (fitting if len(loaded.prompt(question.prompt)) < loaded.context else unfit).append(question)
             except ValueError as error:
                 self.notes.append(f"row {question.row + 1} gets an empty reply: {error}")
-                self.store.add(REPLIES, [_entry(question, "", 0, False, None)])
+                self.store.add(REPLIES, [_entry(question, marks)])
         if unfit:
             self.notes.append(
                 f"{len(unfit)} prompts fill the model's context of {loaded.context} tokens: they get an empty reply"
             )
-            self.store.add(REPLIES, [_entry(question, "", 0, False, None) for question in unfit])
+            self.store.add(REPLIES, [_entry(question, marks) for question in unfit])
         return fitting
 
 
-def _entry(question: Question, reply: str, tokens: int, stopped: bool, seconds: float | None) -> dict[str, Any]:
-    return {
-        "row": question.row,
-        "asked": question.prompt,
-        "reference": question.reference,
-        "reply": reply,
-        "tokens": tokens,
-        "stopped": stopped,
-        "seconds": seconds,
-    }
+def _read_marks(loaded: LoadedModel) -> Marks:
+    return read_thinking_marks(loaded.tokenizer.chat_template) if loaded.tokenizer else MARKS[0]
+
+
+def _entry(
+    question: Question,
+    marks: Marks,
+    reply: str = "",
+    thinking: str = "",
+    tokens: int = 0,
+    stopped: bool = False,
+    seconds: float | None = None,
+) -> dict[str, Any]:
+    measured = {"tokens": tokens, "stopped": stopped, "seconds": seconds}
+    return make_entry(question.row, question.prompt, question.reference, reply, thinking, marks, **measured)

@@ -20,6 +20,7 @@ from engine.llm_api.journal import Journal
 from engine.llm_api.retries import Requester
 from engine.metrics.words import script
 from engine.options.evaluation import JudgeOptions
+from engine.tasks.thoughts import drop_thoughts
 
 MOST = 5
 """The most points of a criterion."""
@@ -141,7 +142,7 @@ def write_prompt(case: Case, options: JudgeOptions) -> str:
 
 def read_points(answer: str | None, rubric: Mapping[str, str]) -> dict[str, int] | None:
     """The points of an answer; None unless each criterion has a whole number from 1 to 5."""
-    found = _OBJECT.search(answer or "")
+    found = _OBJECT.search(drop_thoughts(answer or ""))
     try:
         value: Any = json.loads(found[0]) if found else None
     except (ValueError, RecursionError):

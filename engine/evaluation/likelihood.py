@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.evaluation.dataset import EvaluationSet
 from engine.metrics import tokens
+from engine.models.template_metadata import choose_template
 from engine.prep.formats.canonical import Canonical
 from engine.tasks.sufficient_stats import Tally
 
@@ -67,7 +68,7 @@ def _read_prepared(dataset: EvaluationSet) -> Iterator[Row]:
 
 def can_render(rows: Sequence[Canonical], tokenizer: Any) -> bool:
     """Whether the rows can be tokenised: conversations need a chat template, plain text does not."""
-    return bool(tokenizer.chat_template) or all("text" in row for row in rows)
+    return bool(choose_template(tokenizer.chat_template)) or all("text" in row for row in rows)
 
 
 def measure_losses(

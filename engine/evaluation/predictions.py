@@ -59,7 +59,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     """Entries as in `replies.jsonl`. A reply or reference that is not text is converted to JSON. Raises ValueError
     naming the line."""
     entries: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -78,7 +78,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
                     "asked": prompt if isinstance(prompt, list) else _text(prompt or ""),
                     "reference": None if reference is None else _text(reference),
                     "reply": _text(entry["reply"]),
-                    **{name: entry[name] for name in ("tokens", "stopped", "seconds") if name in entry},
+                    **{name: entry[name] for name in ("thinking", "tokens", "stopped", "seconds") if name in entry},
                 }
             )
     if not entries:

@@ -2,7 +2,9 @@
 
     evaluation.json     what was evaluated and how (`identity`), which files are `complete`, and at the end the metrics
     losses.jsonl        {"row", "units", "loss", "right"} of each row; of a reward model {"row", "chosen", "rejected"}
-    replies.jsonl       {"row", "asked", "reply", "reference", "tokens", "stopped", "seconds", "scores", "passed"}
+    replies.jsonl       {"row", "asked", "reply", "reference", "tokens", "stopped", "seconds", "scores", "passed"};
+                        "thinking" where the model thought before its reply, and "marks" of thinking that no other
+                        model has
     judge.jsonl         the judge's prompts and answers
 
 Lines are in the order in which they were finished; at the end `replies.jsonl` is sorted by row and has the judge's
@@ -20,9 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from engine.protocol.home import make_private, write_private
+from engine.tasks.thoughts import MARKS, Marks
 
 FILE = "evaluation.json"
 LOSSES, REPLIES, JUDGE = "losses.jsonl", "replies.jsonl", "judge.jsonl"
+
+
+def make_entry(
+    row: int, asked: Any, reference: str | None, reply: str, thinking: str, marks: Marks, **measured: Any
+) -> dict[str, Any]:
+    """A line of `replies.jsonl`: a reply, the thinking before it, and what was measured of it. `marks` are those of the
+    model's thinking."""
+    further = {"thinking": thinking} if thinking else {}
+    if marks not in MARKS:
+        further["marks"] = list(marks)  # type: ignore[assignment]
+    return {"row": row, "asked": asked, "reference": reference, "reply": reply, **further, **measured}
 
 
 class ResultStore:

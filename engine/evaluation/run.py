@@ -15,12 +15,14 @@ import msgspec
 from engine.evaluation.collect_outputs import OutputCollector
 from engine.evaluation.dataset import EvaluationSet, RunFiles, read_source
 from engine.evaluation.request import NEW_TOKENS, EvaluationRequest, Models, Watch, check_request
-from engine.evaluation.results_store import LOSSES, ResultStore
+from engine.evaluation.results_store import LOSSES, ResultStore, make_entry
 from engine.evaluation.summarize import summarize, tally_entry
-from engine.models import folders, targets
+from engine.models import folders, targets, template_lock
 from engine.models.targets import Target
+from engine.models.template_metadata import read_template, read_thinking_marks
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.tasks.thoughts import Marks
 
 _SLUG = re.compile(r"[^\w.@-]+")
 
@@ -53,8 +55,9 @@ def evaluate(
             f"{target.label} is a reward model: it needs preference pairs, and {dataset.source} has other rows"
         )
     questions = [] if is_reward_model else dataset.questions(request.task, request.samples)
+    marks = _read_marks(target)
     for question in questions:
-        tally_entry({"row": question.row, "reply": "", "reference": question.reference}, request.task)
+        tally_entry(make_entry(question.row, question.prompt, question.reference, "", "", marks), request.task)
     identity = _identity(target, request, dataset)
     folder = _folder(target, request, home, identity)
     with ResultStore(folder, identity, again=request.again) as store:
@@ -74,6 +77,12 @@ def evaluate(
             "rejected": dataset.rejected,
         }
         return summarize(store, facts, request, notes, watch)
+
+
+def _read_marks(target: Target) -> Marks:
+    """The marks of the target's thinking, by the files of its tokenizer."""
+    folder = template_lock.find_tokenizer_folder(target)
+    return read_thinking_marks(read_template(folder) if folder else None)
 
 
 def fill_defaults(request: EvaluationRequest, target: Target, home: Home) -> EvaluationRequest:

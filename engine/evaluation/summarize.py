@@ -13,6 +13,7 @@ from engine.metrics import judge_scores, registry
 from engine.metrics.registry import Tallies
 from engine.options import thresholds
 from engine.tasks.answer import Answer
+from engine.tasks.thoughts import MARKS
 
 
 def summarize(
@@ -25,7 +26,7 @@ def summarize(
     if request.judge is not None and entries:
         watch("judging", 0, len(entries))
         found = judge(
-            [Case(entry["row"], prompt_text(entry), entry["reply"], entry.get("reference")) for entry in entries],
+            [_make_case(entry) for entry in entries],
             read_judge_options(request.judge),
             store.folder / JUDGE,
             lambda done, total: watch("judging", done, total),
@@ -85,6 +86,11 @@ def passes(scores: Mapping[str, float], limits: Iterable[thresholds.Threshold]) 
     return scores["schema_validity"] == 1 if "schema_validity" in scores else None
 
 
+def _make_case(entry: Mapping[str, Any]) -> Case:
+    answer = read_answer(entry)
+    return Case(entry["row"], prompt_text(entry), answer.reply, answer.reference)
+
+
 def prompt_text(entry: Mapping[str, Any]) -> str:
     """The last turn of the prompt."""
     asked = entry.get("asked")
@@ -92,9 +98,13 @@ def prompt_text(entry: Mapping[str, Any]) -> str:
 
 
 def read_answer(entry: Mapping[str, Any]) -> Answer:
-    return Answer(
+    """The answer of a line of `replies.jsonl`, without thinking."""
+    answer = Answer(
         entry["reply"], entry.get("reference"), entry.get("tokens"), entry.get("stopped"), entry.get("seconds")
     )
+    if "marks" in entry:
+        answer = answer._replace(marks=(tuple(entry["marks"]), *MARKS))
+    return answer.without_thinking()
 
 
 def tally_entry(entry: Mapping[str, Any], task: str | None) -> Tallies:

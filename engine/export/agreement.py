@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from engine.inference.sampling import Sampling
 from engine.models.template_lock import render
+from engine.models.template_metadata import choose_template
 from engine.prep.formats.canonical import conversation_of
+from engine.protocol.messages import Problem, ProblemError
 
 if TYPE_CHECKING:
     from engine.inference.loaded_model import LoadedModel
@@ -27,6 +29,8 @@ POSITIONS = 32
 """Greatest number of positions of a row, spread over those that are predicted."""
 LONGEST = 1024
 """Longest row in tokens; longer ones are cut."""
+FARTHEST = 0.5
+"""Greatest divergence in nats per token. 16-bit weights and quantised bases stay far below it."""
 GOLDEN_TOKENS = 64
 """Length of the greedy replies that are compared."""
 
@@ -83,8 +87,8 @@ def make_probes(target: Target, tokenizer: Any) -> ProbeSet:
     """Held-out rows of the target's run if they still exist, else the lock's golden conversations, else plain
     sentences."""
     recorded = json.loads(target.lock.read_text(encoding="utf-8")) if target.lock else {}
-    golden = list(recorded.get("golden", ())) if tokenizer.chat_template else []
     date = datetime.fromisoformat(recorded["date"]) if recorded.get("date") else None
+    golden = list(recorded.get("golden", ())) if choose_template(tokenizer.chat_template) else []
     held_out = list(_held_out(target, tokenizer))
     if held_out:
         return ProbeSet(held_out, golden, date, f"{len(held_out)} held-out rows of the run")
@@ -119,7 +123,7 @@ def _read_row(row: Any, tokenizer: Any) -> Text | None:
     """A conversation, of which the last reply is predicted, or plain text, all of which is. None for a row that is
     neither, or too long."""
     messages = conversation_of(row)
-    if messages and messages[-1]["role"] == "assistant" and tokenizer.chat_template:
+    if messages and messages[-1]["role"] == "assistant" and choose_template(tokenizer.chat_template):
         ids = render(tokenizer, messages, reply_follows=False)
         begin = len(render(tokenizer, messages[:-1], reply_follows=True))
         return Text(ids[:LONGEST], begin) if begin < min(len(ids), LONGEST) else None
@@ -160,14 +164,17 @@ def compare(probes: ProbeSet, before: Answers, after: Answers) -> dict[str, Any]
     """`kl`: mean Kullback-Leibler divergence in nats of `after` from `before`. `top1`: share of positions with the same
     likeliest token. `positions` and `prompts`: what was compared. `golden_equal` of `golden` prompts are answered
     alike; `differences` lists the others."""
+    import torch
+
     divergence, same, places = 0.0, 0, 0
     for old, new in zip(before.distributions, after.distributions, strict=True):
-        divergence += float((old.exp() * (old - new)).sum())
+        likely = old > -torch.inf  # a token without probability adds nothing, also where `new` has none
+        divergence += float((old.exp() * (old - new))[likely].sum())
         same += int((old.argmax(-1) == new.argmax(-1)).sum())
         places += len(old)
     differences = list(_differences(probes, before, after))
     return {
-        "kl": max(0.0, divergence / places) if places else None,
+        "kl": (0.0 if divergence < 0 else divergence / places) if places else None,
         "top1": same / places if places else None,
         "positions": places,
         "prompts": probes.source,
@@ -175,6 +182,22 @@ def compare(probes: ProbeSet, before: Answers, after: Answers) -> dict[str, Any]
         "golden_equal": len(probes.golden) - len(differences),
         "differences": differences,
     }
+
+
+def check(figures: Mapping[str, Any], label: str) -> None:
+    """Raises ProblemError when the figures of `compare` show another model than the checkpoint."""
+    divergence = figures.get("kl")
+    if divergence is None or divergence <= FARTHEST:  # false for a value that is not a number
+        return
+    raise ProblemError(
+        Problem(
+            code="export.disagrees",
+            title=f"The export does not answer like {label}",
+            cause=f"the KL divergence is {divergence:.3g} nats per token over {figures['positions']} positions, and at "
+            f"most {FARTHEST:g} is allowed; the most likely token is the same at {figures['top1']:.0%}",
+            hint="nothing was written; export the adapter alone (--adapter-only), and report this with the profile",
+        )
+    )
 
 
 def _differences(probes: ProbeSet, before: Answers, after: Answers) -> Iterator[dict[str, Any]]:

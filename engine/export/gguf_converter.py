@@ -100,14 +100,15 @@ def _compare(folder: Path, made: Path) -> dict[str, Any]:
 
     from engine.export.agreement import PLAIN
     from engine.models import loading, tokenizers
+    from engine.models.gguf import put_alone
 
     tokenizer = tokenizers.load(folder)
     texts = [torch.tensor([tokenizer(text).input_ids]) for text in PLAIN]
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would disturb ours
-            ids = [AutoTokenizer.from_pretrained(folder, gguf_file=made.name)(text).input_ids for text in PLAIN]
+        with contextlib.redirect_stderr(io.StringIO()), put_alone(made) as alone:  # progress bars would disturb ours
+            ids = [AutoTokenizer.from_pretrained(alone, gguf_file=made.name)(text).input_ids for text in PLAIN]
             model = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=made.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+                alone, gguf_file=made.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
             )
     except (ValueError, KeyError, ImportError, NotImplementedError, RuntimeError) as error:
         return {"unread": str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
@@ -120,7 +121,7 @@ def _compare(folder: Path, made: Path) -> dict[str, Any]:
     divergence = sum(float((old.exp() * (old - new)).sum()) for old, new in zip(before, after, strict=True))
     same = sum(int((old.argmax(-1) == new.argmax(-1)).sum()) for old, new in zip(before, after, strict=True))
     return {
-        "kl": max(0.0, divergence / places),
+        "kl": 0.0 if divergence < 0 else divergence / places,
         "top1": same / places,
         "same_tokens": sum(one == text[0].tolist() for one, text in zip(ids, texts, strict=True)) / len(texts),
     }

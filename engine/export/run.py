@@ -182,6 +182,7 @@ class _ExportJob:
             if best:
                 shutil.rmtree(self.folder / f".{best}")
             best = name
+        agreement.check(candidates[best], self.target.label)
         for path in (self.folder / f".{best}").iterdir():
             path.rename(self.folder / path.name)
         (self.folder / f".{best}").rmdir()

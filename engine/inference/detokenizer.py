@@ -10,12 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from engine.inference.replies import GrowingReply
-from engine.models.template_metadata import read_metadata
+from engine.inference.replies import GrowingReply, clean_reply
+from engine.models.template_metadata import read_thinking_marks
+from engine.tasks.thoughts import Marks, split_thoughts
 
-MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
-"""The marks around a model's thinking. A template's pair is the first whose end occurs in it, else the first of all. A
-template with metadata names its own (`thinking: OPEN CLOSE`, see `engine.models.template_metadata`)."""
 _LOOKED_AT = 32
 """Tokens at a prompt's end among which thinking may have been opened."""
 
@@ -74,10 +72,7 @@ class StreamedReply:
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self.marks = thinking_marks(tokenizer)
-        added: dict[str, int] = tokenizer.get_added_vocab()
-        special = {*tokenizer.all_special_ids}
-        shown = {added[mark]: mark for mark in self.marks if added.get(mark) in special}
-        self._detokenizer = Detokenizer(tokenizer, shown=shown)
+        self._detokenizer = Detokenizer(tokenizer, shown=_find_special_marks(tokenizer, self.marks))
         self._growing = GrowingReply(tokenizer)
         self._stop = tuple(stop)
         self._place = "thinking" if opens_thinking(tokenizer, prompt) else "before"
@@ -146,6 +141,43 @@ class StreamedReply:
         return self._growing.add(piece) if piece else ""
 
 
+class DecodedReply(NamedTuple):
+    """A finished reply. `raw` is its whole text with the marks of thinking, also one that the prompt has opened."""
+
+    raw: str
+    thinking: str
+    text: str
+
+
+def decode_reply(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> DecodedReply:
+    """The texts of a finished reply, as `StreamedReply` would emit them. `ids` are without the stop token."""
+    marks, opened = thinking_marks(tokenizer), opens_thinking(tokenizer, prompt)
+    raw = _decode_with_marks(tokenizer, ids, marks)
+    found = split_thoughts(raw, (marks,), opened=opened)
+    text = clean_reply(tokenizer, found.answer)
+    return DecodedReply(marks[0] + raw if opened else raw, found.thinking, text)
+
+
+def _decode_with_marks(tokenizer: Any, ids: Sequence[int], marks: Marks) -> str:
+    """The text of all tokens; special tokens have none unless they are marks."""
+    shown = _find_special_marks(tokenizer, marks)
+    parts, start = [], 0
+    for place, token in enumerate((*ids, None)):
+        if token is None or token in shown:
+            part = list(ids[start:place])
+            parts.append(tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            parts.append("" if token is None else shown[token])
+            start = place + 1
+    return "".join(parts)
+
+
+def _find_special_marks(tokenizer: Any, marks: Marks) -> dict[int, str]:
+    """The marks that are special tokens, which would have no text otherwise."""
+    added: dict[str, int] = tokenizer.get_added_vocab()
+    special = {*tokenizer.all_special_ids}
+    return {added[mark]: mark for mark in marks if added.get(mark) in special}
+
+
 def split_place(text: str, searched: Collection[str]) -> int:
     """The first place from which the rest of `text` may be the beginning of one of `searched`."""
     longest = max(map(len, searched), default=0)
@@ -157,12 +189,7 @@ def split_place(text: str, searched: Collection[str]) -> int:
 
 def thinking_marks(tokenizer: Any) -> tuple[str, str]:
     """The marks before and after thinking. Raises ValueError for a template that does not name two."""
-    template = tokenizer.chat_template
-    if named := read_metadata(template).get("thinking", "").split():
-        if len(named) != 2:
-            raise ValueError(f"the chat template's `thinking:` names {len(named)} marks, not one before and one behind")
-        return named[0], named[1]
-    return next((pair for pair in MARKS if isinstance(template, str) and pair[1] in template), MARKS[0])
+    return read_thinking_marks(tokenizer.chat_template)
 
 
 def opens_thinking(tokenizer: Any, prompt: Sequence[int]) -> bool:

@@ -24,7 +24,7 @@ from engine.models.loading import load_model
 from engine.models.memory import is_out_of_memory
 from engine.models.quantization import QUANTIZATIONS, quantization_config, read_stored_dtype
 from engine.models.targets import Target
-from engine.models.template_metadata import read_metadata
+from engine.models.template_metadata import choose_template, read_metadata
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_lines
@@ -34,6 +34,7 @@ GREEDY = Sampling()
 _TOKENIZER_FILES = (
     "tokenizer*",
     "chat_template*",
+    "additional_chat_templates/*",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab*",
@@ -126,7 +127,7 @@ class LoadedModel:
     def templated(self) -> bool:
         """Whether there is a chat template. Without one a conversation is text to be continued; no other template is
         used."""
-        return bool(self.tokenizer and self.tokenizer.chat_template)
+        return bool(self.tokenizer and choose_template(self.tokenizer.chat_template))
 
     @property
     def note(self) -> str:
@@ -143,7 +144,7 @@ class LoadedModel:
         template.
 
         Without a template a conversation becomes its texts, a line each. Raises ValueError when the template refuses
-        the conversation, ProblemError without a tokenizer.
+        the conversation and for a token that the model does not know, ProblemError without a tokenizer.
         """
         if self.tokenizer is None:
             raise ProblemError(describe_no_tokenizer(self.target))
@@ -151,13 +152,24 @@ class LoadedModel:
             text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
             opening = read_metadata(self.tokenizer.chat_template).get("text")
             ids: list[int] = self.tokenizer((opening or "") + text, add_special_tokens=opening is None).input_ids
-            return ids
+            return self._check_ids(ids)
         from jinja2 import TemplateError
 
         try:
-            return template_lock.render(self.tokenizer, prompt, reply_follows=True)
+            return self._check_ids(template_lock.render(self.tokenizer, prompt, reply_follows=True))
         except TemplateError as error:
             raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
+
+    def _check_ids(self, ids: list[int]) -> list[int]:
+        """Raises ValueError for an id beyond the embedding, which would be an IndexError in the model."""
+        rows = self._adapters.base.get_input_embeddings().weight.shape[0]
+        if ids and max(ids) >= rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise ValueError(
+                f"the token {token!r} has the id {max(ids)}, and the model's embedding has {rows} rows: enlarge the "
+                "embedding to the tokenizer, or take the token out of the tokenizer's files"
+            )
+        return ids
 
     def stream(
         self,

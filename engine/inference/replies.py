@@ -71,9 +71,8 @@ def find_cleanup(tokenizer: Any) -> Cleanup | None:
     return CLEANUPS[name]
 
 
-def decode_reply(tokenizer: Any, ids: list[int]) -> str:
-    """The text of a reply's tokens, cleaned up."""
-    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+def clean_reply(tokenizer: Any, text: str) -> str:
+    """The text of a finished reply, cleaned up as the tokenizer's template asks."""
     cleanup = find_cleanup(tokenizer)
     return cleanup.clean(text) if cleanup else text
 

@@ -50,7 +50,9 @@ def measured_in_training(sections: Mapping[str, Any]) -> list[str]:
 
 
 def tally_answer(answer: Answer, task: str | None) -> Tallies:
-    """What a reply adds. Raises ValueError for a reference that is no answer to the task."""
+    """What a reply adds; thinking before it is not scored. Raises ValueError for a reference that is no answer to the
+    task."""
+    answer = answer.without_thinking()
     tallies: Tallies = {}
     if task is not None:
         row = load_task(task)

@@ -204,7 +204,7 @@ def _try_reply(tokenizer: Any, question: Message, reply: Message) -> str:
         return ""
 
 
-def choose_template(tokenizer: Any, thinking: str) -> Any:
+def adapt_template(tokenizer: Any, thinking: str) -> Any:
     """The chat template that a run with this `data.thinking` trains and chats with. It is the tokenizer's own, or, with
     `keep`, one that leaves out the thought which that opens before every reply."""
     template = tokenizer.chat_template

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.models import folders, scratch, targets
+from engine.models import folders, limits, scratch, targets
 from engine.models.targets import Target
 from engine.options.model import ModelOptions
 from engine.protocol.home import Home
@@ -45,6 +45,8 @@ def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Itera
         if not model.from_scratch or target.adapter:
             targets.check(target)
         yield from _check_adapter(model, target)
+        if not model.has_shape:
+            yield from _check_limits(sections, target)
     except ProblemError as error:
         problem = error.problem
         yield "model.base", ": ".join(part for part in (problem.title, problem.cause) if part)
@@ -88,6 +90,29 @@ def _check_scratch(model: ModelOptions, sections: Mapping[str, Any]) -> Iterator
         yield (
             "adapter.kind",
             "an adapter on random weights learns nothing useful: set it to none, or model.init to pretrained",
+        )
+
+
+def _check_limits(sections: Mapping[str, Any], target: Target) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for sequences beyond the base's positions, and for targets that name none of its
+    layers."""
+    base, data, adapter = Path(target.base), sections.get("data"), sections.get("adapter")
+    if target.on_hub or not (base / "config.json").is_file() or folders.is_original_glm(base):
+        return
+    virtual = getattr(adapter, "virtual_tokens", 0)
+    positions = limits.read_positions(base)
+    if data and positions is not None and data.max_length + virtual > positions:
+        added = f" with {virtual} virtual tokens of the adapter" if virtual else ""
+        yield (
+            "data.max_length",
+            f"is {data.max_length}{added}, and {target.label} has positions for {positions} tokens: lower it to "
+            f"{positions - virtual}, or stretch them in the model's config.json (rope_scaling)",
+        )
+    targets_ = getattr(adapter, "targets", None)
+    if isinstance(targets_, list) and (unknown := limits.find_unknown_targets(base, targets_)):
+        yield (
+            "adapter.targets",
+            f"no layer of {target.label} is called {', '.join(unknown)}: take it out, or write all-linear",
         )
 
 

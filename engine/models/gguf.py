@@ -7,8 +7,10 @@ import contextlib
 import hashlib
 import io
 import json
+import re
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,20 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_lines
 
 SUFFIX = ".gguf"
+VERSION = 2
+"""Increased when the folder of a file changes, so that older folders are not reused."""
 NOTE = "dequantised.json"
 """A file in the folder: `source`, `types` (the quantisations and how many tensors have them) and `dtype`."""
+
+
+_SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+"""Attribute of a tokenizer -> name in a GGUF file."""
 
 
 def choose_folder(file: Path, home: Home) -> Path:
     """The folder for the plain weights of this state of the file."""
     found = file.stat()
-    state = f"{file.resolve()} {found.st_size} {found.st_mtime_ns}"
+    state = f"{VERSION} {file.resolve()} {found.st_size} {found.st_mtime_ns}"
     return home.cache / f"{file.stem}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
 
 
@@ -80,14 +88,15 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where: dict[str, Any] = {"gguf_file": file.name}
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would mix with ours
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+        with contextlib.redirect_stderr(io.StringIO()), put_alone(file) as folder:  # progress bars would mix with ours
+            where: dict[str, Any] = {"gguf_file": file.name}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **where)
             # Without dequantize=True transformers keeps the weights packed, and what it saves could not be trained.
             model = AutoModelForCausalLM.from_pretrained(
-                file.parent, dtype=getattr(torch, dtype), quantization_config=GgufConfig(dequantize=True), **where
+                folder, dtype=getattr(torch, dtype), quantization_config=GgufConfig(dequantize=True), **where
             )
+            _complete(tokenizer, model, _read_tokenizer_fields(file))
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             model.config._name_or_path = ""
@@ -97,6 +106,44 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
         raise _load_error(file, first_lines(error))
     record = {"source": file.name, "types": _describe_types(types), "dtype": dtype}
     (place / NOTE).write_text(json.dumps(record), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def put_alone(file: Path) -> Iterator[Path]:
+    """A folder that has nothing but the file. Beside other files of a model transformers would read the tokenizer's
+    settings from these, and drop the file's own template and special tokens."""
+    with tempfile.TemporaryDirectory(prefix="cockpit-gguf-") as folder:
+        Path(folder, file.name).symlink_to(file.resolve())
+        yield Path(folder)
+
+
+def _read_tokenizer_fields(file: Path) -> dict[str, Any]:
+    """The template, the special tokens' ids and whether texts get them, by the names below `tokenizer.` of the GGUF
+    specification."""
+    from gguf import GGUFReader
+
+    wanted = re.compile(r"tokenizer\.((?:chat_template(?:\..+)?)|ggml\.(?:\w+_token_id|add_[be]os_token))")
+    found = ((wanted.fullmatch(name), field) for name, field in GGUFReader(file).fields.items())
+    return {match[1]: field.contents() for match, field in found if match}
+
+
+def _complete(tokenizer: Any, model: Any, fields: Mapping[str, Any]) -> None:
+    """Give tokenizer and model the template and the special tokens that the file names, if they lack them."""
+    named = {name.partition(".")[2] or "default": text for name, text in fields.items() if "chat_template" in name}
+    if named:
+        tokenizer.chat_template = named["default"] if named.keys() == {"default"} else named
+    ids = {name: fields.get(f"ggml.{key}_token_id") for name, key in _SPECIAL.items()}
+    for name, token in ids.items():
+        if token is not None and token < len(tokenizer):
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token))
+            if name == "unk_token":
+                continue
+            setattr(model.config, f"{name}_id", token)
+            setattr(model.generation_config, f"{name}_id", token)
+    ends = [ids["eos_token"], *(fields.get(f"ggml.{key}_token_id") for key in ("eot", "eom"))]
+    ends = [token for token in dict.fromkeys(ends) if token is not None]
+    if len(ends) > 1:
+        model.generation_config.eos_token_id = ends
 
 
 def _load_error(file: Path, cause: str) -> ProblemError:

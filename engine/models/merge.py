@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from engine.models import folders, loading, template_lock, tokenizers
 from engine.models.checks import UNMERGEABLE
 from engine.models.targets import Target
+from engine.models.weights import read_header
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_lines
 from engine.storage import cache
@@ -85,6 +87,7 @@ def build_merged(
     try:
         model = _load_base(target, base, dtype, scores, trust_remote_code)
         progress(1, 4)
+        untie_adapted_embeddings(model, target.adapter)
         # Not with low_cpu_mem_usage: peft 0.21 would round the adapter's float32 weights to the base's dtype first.
         adapted = PeftModel.from_pretrained(model, target.adapter)
         progress(2, 4)
@@ -103,6 +106,39 @@ def build_merged(
     if scores:
         whole.config.pad_token_id = _find_pad_token(target)  # the class finds the last token by it
     return whole if dtype is None else whole.to(getattr(torch, dtype))
+
+
+def untie_adapted_embeddings(model: Any, adapter: Path) -> None:
+    """Give the model an output layer of its own if the adapter changes one of two layers that share their weights.
+
+    While training, an adapter on `lm_head` changes no embedding, nor one on the embedding the output. Merged into
+    shared weights it would change both.
+    """
+    import torch
+
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if embedding is None or output is None or output.weight is not embedding.weight:
+        return
+    layers = {name for name, module in model.named_modules() if module is embedding or module is output}
+    if not any(_adapts(adapter, name) for name in layers):
+        return
+    output.weight = torch.nn.Parameter(output.weight.detach().clone(), requires_grad=False)
+    for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}  # by which transformers would leave the output layer out when it saves
+
+
+def _adapts(adapter: Path, layer: str) -> bool:
+    """Whether the adapter's file has weights for the layer of that name."""
+    path = adapter / "adapter_model.safetensors"
+    if path.is_file():
+        names: Iterable[str] = read_header(path)
+    else:
+        import torch
+
+        names = torch.load(adapter / "adapter_model.bin", map_location="meta", weights_only=True)
+    changed = re.compile(rf"(^|\.){re.escape(layer)}\.(?!(base_layer\.)?(weight|bias)$)")
+    return any(changed.search(name) for name in names)
 
 
 def write_model(model: Any, target: Target, folder: Path) -> None:
@@ -129,9 +165,10 @@ def write_tokenizer(target: Target, folder: Path) -> None:
     if folders.is_original_glm(source) and not (source / "tokenizer.json").is_file():
         tokenizers.load(source).save_pretrained(folder)
         return
-    for file in cache.TOKENIZER_FILES:
-        if file not in _OF_THE_BASE and (source / file).is_file():
-            shutil.copyfile(source / file, folder / file)
+    for name, path in cache.tokenizer_files(source).items():
+        if name not in _OF_THE_BASE:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)
 
 
 def find_non_finite(model: Any) -> str:

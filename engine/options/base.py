@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Options(BaseModel):
-    """Unknown keys and wrong types are errors, and an instance cannot be changed."""
+    """Unknown keys, wrong types and numbers that are not finite are errors, and an instance cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=False
+    )
 
 
 def option(default: Any = ..., *, help: str, unit: str = "", **constraints: Any) -> Any:  # noqa: A002 - what argparse calls it too

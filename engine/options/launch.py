@@ -24,10 +24,9 @@ class LaunchOptions(Options):
     )
     strategy: Strategy = option(
         "ddp",
-        help=(
-            "How ranks share the optimiser: ddp, each has all of it; "
-            "zero2, each has the states of a share of the weights."
-        ),
+        help="How ranks share the optimiser: "
+        + "; ".join(f"{name}, {strategy.help}" for name, strategy in STRATEGIES.items())
+        + ".",
     )
     nodes: int = option(1, help="Hosts.", ge=1, le=1)
     port: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] = option("auto", help="Rendezvous port.")

@@ -3,6 +3,18 @@
 The options model of each is beside the code that reads it; the profile imports it by these strings.
 """
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Strategy(NamedTuple):
+    """A row of `STRATEGIES`: `"module:Class"` (see `engine.training.parallel`), and what the form says of it."""
+
+    reference: str
+    help: str
+
+
 METHODS = {
     "sft": "engine.training.methods.sft:Options",
     "pretrain": "engine.training.methods.pretrain:Options",
@@ -36,8 +48,7 @@ ROW_KINDS = {
 """Kinds of prepared rows, with a description of each. A method's `Options.rows` says which kind it takes."""
 
 STRATEGIES = {
-    "ddp": "engine.training.parallel.ddp:DataParallel",
-    "zero2": "engine.training.parallel.zero2:Zero2",
+    "ddp": Strategy("engine.training.parallel.ddp:DataParallel", "each has all of it"),
+    "zero2": Strategy("engine.training.parallel.zero2:Zero2", "each has the states of a share of the weights"),
 }
-"""`launch.strategy`: how several processes share a training step -> the class (see `engine.training.parallel`). A
-single process needs none."""
+"""`launch.strategy`: how several processes share a training step. A single process needs none."""

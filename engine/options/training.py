@@ -56,7 +56,7 @@ class TrainingOptions(Options):
     ema: EmaOptions | None = option(
         None, help="Keep an exponential average of the trained weights, which is what is evaluated and saved."
     )
-    seed: int = option(42, help="Seed of the data order, dropout and adapter initialisation.", ge=0)
+    seed: int = option(42, help="Seed of the data order, dropout and adapter initialisation.", ge=0, lt=1 << 32)
     rehearsal: bool = option(
         True,
         help=(

@@ -124,7 +124,7 @@ def _tokenizer_folder(target: Target, hint: str) -> Path:
 
 def list_tokenizer_files(profile: Profile, tokenizer_folder: Path) -> dict[str, Path]:
     """Role -> file, of all files that the tokenizer is read from."""
-    files = {name: tokenizer_folder / name for name in cache.TOKENIZER_FILES if (tokenizer_folder / name).is_file()}
+    files = cache.tokenizer_files(tokenizer_folder)
     if is_original_glm(tokenizer_folder):
         files["config.json"] = tokenizer_folder / "config.json"  # the generation, and with it the template
     if profile.data.template != "auto":

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.models.chat_template import OPEN, choose_template, render, writes_calls
+from engine.models.chat_template import OPEN, adapt_template, render, writes_calls
 from engine.models.template_metadata import read_metadata
 from engine.prep.formats.canonical import Canonical, kind_of
 from engine.prep.rendered import Means, Refusal, RenderedRow, Rendering, check_spans, refuse_misfit
@@ -57,7 +57,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, loss_on: str, turns: str = "auto", thinking: str = "keep") -> None:
         chat = ChatTokenizer.of(tokenizer)
-        self._tokenizer = chat.with_template(choose_template(chat, thinking))
+        self._tokenizer = chat.with_template(adapt_template(chat, thinking))
         self._loss_on, self._turns = loss_on, turns
         self.template = self._tokenizer.chat_template
         self._declared = read_metadata(self.template)

@@ -24,7 +24,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.storage import cache
 
-VERSION = 1
+VERSION = 2
 """Increased when the result of merging changes, so that older folders are not reused."""
 
 
@@ -64,7 +64,7 @@ def _pin_tokenizer(profile: Profile, home: Home, progress: Progress) -> Path | N
     source = locate_tokenizer(named, profile.directory, home, progress)
     if not _belongs_to_run(source, home):
         return None
-    files = {name: source / name for name in cache.TOKENIZER_FILES if (source / name).is_file()}
+    files = cache.tokenizer_files(source)
     folder = home.cache / f"tokenizer-of-{cache.entry_key(files, {}, lambda _: None)}"
     if not folder.is_dir():
         with cache.new_entry(home, folder.name) as draft:
@@ -99,14 +99,17 @@ def _cache_target(target: Target, home: Home, trust_remote_code: bool, progress:
 
 
 def _list_files(role: str, folder: Path) -> dict[str, Path]:
-    """Role -> file, for the files in `folder` itself: the folders below it are needed only to resume that run."""
+    """Role -> file, for the files in `folder` itself and its tokenizer's further templates: the other folders below it
+    are needed only to resume that run."""
     found = {f"{role}{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
+    found |= {f"{role}{name}": path for name, path in cache.tokenizer_files(folder).items()}
     assert found.keys() & {f"{role}config.json", f"{role}{ADAPTER}"}, folder
     return found
 
 
 def _link(files: dict[str, Path], folder: Path, progress: Callable[[int], None]) -> None:
     for done, (name, path) in enumerate(files.items(), 1):
+        (folder / name).parent.mkdir(exist_ok=True)
         try:
             os.link(path, folder / name)
         except OSError:  # a file system without links, or another one

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
+from engine.models import limits
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep import profile_tokenizer
 from engine.prep.base_model import Progress, list_tokenizer_files, load_tokenizer, locate_base, locate_base_folder
@@ -44,6 +45,10 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     else:
         base, given = locate_base(profile, home, progress)
         tokenizer_files = list_tokenizer_files(profile, given)
+    own_vocabulary = profile.model.tokenizer is not None or profile.model.has_shape
+    embedding = Path(base) if base and not own_vocabulary else None
+    if embedding and given:
+        limits.check_vocabulary(embedding, given)
     model: dict[str, Any] = {"base": base, "tokenizer": None, "vocabulary": None}
     if profile.model.tokenizer is not None:
         model["tokenizer"] = str(given)
@@ -51,7 +56,11 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         assert given
         files = {f"{part}.{path.name}": path for part, folder in folders.items() for path in sorted(folder.iterdir())}
         digests = cache.file_digests(files, lambda _: None)
-        return {**_use_tokenised(profile, given, folders), **model, "files": describe_files(files, digests)}
+        used = _use_tokenised(profile, given, folders)
+        rows_of_embedding = limits.read_embedding_rows(embedding) if embedding else None
+        for folder in folders.values():
+            pretokenized.check_ids(folder, profile.method, rows_of_embedding)
+        return {**used, **model, "files": describe_files(files, digests)}
     sources = locate_sources(profile, home, progress)
     files = {**list_source_files(sources), **tokenizer_files}
     total = sum(path.stat().st_size for path in files.values())

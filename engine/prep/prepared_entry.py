@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
-from engine.models.chat_template import choose_template
+from engine.models.chat_template import adapt_template
 from engine.models.template_lock import find_turn_ends, hash_template, render
 from engine.models.template_metadata import read_metadata
 from engine.prep import token_store
@@ -154,7 +154,7 @@ def record_template(profile: Profile, tokenizer: Any) -> Any:
     """The chat template that the run's checkpoints get, set in `tokenizer` too; None for the tokenizer's own."""
     own = tokenizer.chat_template
     if profile.method.rows != "prompts":  # type: ignore[attr-defined]
-        tokenizer.chat_template = choose_template(tokenizer, profile.data.thinking)
+        tokenizer.chat_template = adapt_template(tokenizer, profile.data.thinking)
     changed = profile.data.template != "auto" or tokenizer.chat_template != own
     return tokenizer.chat_template if changed else None
 

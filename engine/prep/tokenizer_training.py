@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.models.template_lock import find_end_of_turn
+from engine.models.template_metadata import choose_template
 from engine.options.tokenizer import DEFAULT, Kind
 
 CHATML = (
@@ -101,7 +102,7 @@ def list_notes(tokenizer: Any, size: int, naming: str = "--special") -> list[str
     if find_end_of_turn(tokenizer) is None:
         found.append(f"the chat template ends no turn with a special token: name it with {naming}")
     special = set(tokenizer.all_special_tokens)
-    plain = sorted(set(_LOOKS_SPECIAL.findall(tokenizer.chat_template)) - special)
+    plain = sorted(set(_LOOKS_SPECIAL.findall(choose_template(tokenizer.chat_template))) - special)
     if plain:
         found.append(f"the chat template writes {', '.join(plain)} as ordinary text: name it with {naming}")
     return found

@@ -75,6 +75,10 @@ CODES: dict[str, str] = {
     "profile.missing": "A required setting is missing. Add it.",
     "profile.value": "A setting has a value that it cannot take. Use one that the message names.",
     "profile.override": "An override (`--set KEY=VALUE`) cannot be applied. Correct it.",
+    "profile.doubtful": (
+        "The settings are valid, but the run will hardly do what they say. Change them as the message says, or "
+        "leave them if it is meant."
+    ),
     "profile.conflict": (
         "A setting does not fit the other settings, or names something that is not there. Change it as the message "
         "says."
@@ -173,12 +177,18 @@ CODES: dict[str, str] = {
     ),
     "model.not_finite": "The model's weights contain values that are not finite. Choose an earlier checkpoint.",
     "adapter.unsupported": "This kind of adapter does not work with the model. Set `adapter.kind` to lora.",
+    "adapter.unknown_target": (
+        "Some names in `adapter.targets` stand for no layer of the model. Correct them or take them out."
+    ),
     "adapter.no_layer": (
         "The adapter's targets match no layer of the model. Name layers that it has in `adapter.targets`."
     ),
     "adapter.not_mergeable": "The adapter cannot be merged into its base. Export it alone with `--adapter-only`.",
     "adapter.dropout_ignored": "The method compares replies, so the adapter's dropout is switched off. Nothing to do.",
     "tokenizer.missing": "The model has no tokenizer. Copy the tokenizer's files into its folder.",
+    "tokenizer.beyond_embedding": (
+        "The tokenizer has ids beyond the model's embedding. Enlarge the embedding, or take the tokens out."
+    ),
     "tokenizer.unusable": "The tokenizer's files cannot be used. Copy them again from where the model came from.",
     "tokenizer.untrained": "The profile's tokenizer has not been trained yet. Prepare the data first.",
     "tokenizer.no_text": "There is no text to train a tokenizer on. Name files with good rows.",
@@ -252,6 +262,10 @@ CODES: dict[str, str] = {
     "training.batch_held": (
         "A step was held back because of its loss or gradient. Look at its rows; then skip them, roll back, or go on."
     ),
+    "training.doubtful": (
+        "The run will hardly do what its settings say, now that its number of steps is known. The hint names the "
+        "setting."
+    ),
     "training.overfitting": (
         "The held-out loss rises while the training loss falls. Stop and take the best checkpoint, or add data."
     ),
@@ -299,6 +313,10 @@ CODES: dict[str, str] = {
     "evaluation.failed": "The scoring process ended without a result.",
     "generation.failed": "The model failed while it was generating. The message gives the first line of the error.",
     "generation.process_failed": "A process of batch generation ended. Its log says why; the same command goes on.",
+    "export.disagrees": (
+        "The export would not answer like the checkpoint, so it was not written. Export the adapter alone with "
+        "`--adapter-only`."
+    ),
     "export.no_adapter": "The model has no adapter to export alone. Leave `--adapter-only` out.",
     "export.not_castable": "Only adapters in safetensors can be cast. Leave `--dtype` out.",
     "export.gguf_unsupported": "GGUF is for whole language models only. Leave `--gguf` out.",

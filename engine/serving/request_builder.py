@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from jinja2 import TemplateError
 
 from engine.inference.sampling import make_sampling
 from engine.models import template_lock
+from engine.models.template_metadata import takes_tools
 from engine.serving.jobs import Job
 from engine.serving.request_schemas import ChatRequest, CompletionRequest, RequestError, TextRequest
 from engine.tasks.task import load_task
@@ -98,7 +98,7 @@ class RequestBuilder:
 
     def _render_with_tools(self, messages: list[dict[str, Any]], request: ChatRequest) -> list[int]:
         """Render the tools, for a template that takes them; the model's calls stay text. Raises RequestError."""
-        if "tools" not in json.dumps(self._own.tokenizer.chat_template):
+        if not takes_tools(self._own.tokenizer.chat_template):
             raise RequestError(400, f"the chat template of {self.names[0]} takes no tools", param="tools")
         if request.tool_choice not in (None, "auto"):
             raise RequestError(400, "tool_choice is served as auto or none", param="tool_choice")

@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.models import folders, targets, template_lock, tokenizers
 from engine.models.targets import Target
+from engine.models.template_metadata import choose_template
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.serving.metrics import RequestRecord
@@ -65,7 +66,7 @@ class VllmServer:
         tokenizer = tokenizers.load(source)
         if target.lock:
             template_lock.check(folders.read_json(target.lock), tokenizer, target.lock.parent)
-        self.label, self.device, self.template = target.label, "vllm", bool(tokenizer.chat_template)
+        self.label, self.device, self.template = target.label, "vllm", bool(choose_template(tokenizer.chat_template))
         self.address = f"http://{settings.host}:{settings.port}/v1"
         self.note = ""
         self._key = key

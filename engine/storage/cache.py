@@ -39,6 +39,14 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+_NAMED_TEMPLATES = "additional_chat_templates"
+"""The folder of the templates besides `default`, where a tokenizer has several."""
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files of the tokenizer in a folder, by their names below it."""
+    named = [path.relative_to(folder).as_posix() for path in sorted((folder / _NAMED_TEMPLATES).glob("*.jinja"))]
+    return {name: folder / name for name in (*TOKENIZER_FILES, *named) if (folder / name).is_file()}
 
 
 def entry_key(files: Mapping[str, Path], settings: Mapping[str, Any], progress: Callable[[int], object]) -> str:

@@ -38,6 +38,8 @@ INDEPENDENT = ("serve",)
 """Kinds that go on when the client that opened them has left."""
 CLIENT_TIMEOUT = 10.0
 """Seconds that a client may be unreachable before the services that it opened are ended."""
+REMEMBERED = 64
+"""Services that ended by themselves whose reason is kept, for clients that ask them later."""
 ADOPTED_TIMEOUT = 600.0
 """The same for a service of an earlier supervisor that no client has used since."""
 
@@ -75,10 +77,14 @@ class Services:
         self.home, self._package, self._address = home, workers, address
         self.publish, self.instruct, self.fail_requests = publish, instruct, fail_requests
         self.workers: dict[str, Worker] = {}
+        self._ended: dict[str, Problem] = {}
+        """Why services ended that no client closed, the latest last."""
 
     def find(self, service_id: str) -> Worker:
-        """Raises ProblemError when there is no such service."""
+        """Raises ProblemError when there is no such service; if it ended by itself, the problem says why."""
         worker = self.workers.get(service_id)
+        if worker is None and service_id in self._ended:
+            raise ProblemError(self._ended[service_id])
         if worker is None:
             raise ProblemError(
                 Problem(
@@ -145,7 +151,9 @@ class Services:
             self.instruct(worker.identity, CancelInstruction(request=request))
 
     def close(self, service_id: str) -> None:
-        """End the worker; raises ProblemError."""
+        """End the worker, unless it has ended by itself; raises ProblemError."""
+        if service_id in self._ended:
+            return
         worker = self.find(service_id)
         processes.end_processes(processes.find_processes(service_id, self.home.root))
         self._remove(worker, None)
@@ -188,6 +196,9 @@ class Services:
                     problem = report_crash(
                         WorkerExit(status, read_log_tail(self._log_path(worker.service.id)), oom), None
                     )
+                self._ended[worker.service.id] = problem or _describe_end(worker.service)
+                for old in list(self._ended)[:-REMEMBERED]:
+                    del self._ended[old]
                 self._remove(worker, problem)
 
     def close_abandoned(self, is_reachable: Callable[[bytes], bool]) -> None:
@@ -209,8 +220,12 @@ class Services:
         self.publish(ServiceChanged(service=worker.service))
         self.fail_requests(
             worker.service.id,
-            problem or Problem(code="service.ended", title=f"The {worker.service.kind} worker has ended"),
+            problem or _describe_end(worker.service),
         )
 
     def _log_path(self, service_id: str) -> Path:
         return self.home.engine / "services" / f"{service_id}.log"
+
+
+def _describe_end(service: Service) -> Problem:
+    return Problem(code="service.ended", title=f"The {service.kind} worker has ended", hint="open it again")

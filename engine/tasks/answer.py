@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from engine.tasks.thoughts import MARKS, Marks, drop_thoughts
 
 
 class Answer(NamedTuple):
@@ -16,3 +19,10 @@ class Answer(NamedTuple):
     """Whether the reply ended with a stop token, rather than at the longest length."""
     seconds: float | None = None
     """From the request to the last token, generated in a batch with other replies."""
+    marks: Sequence[Marks] = MARKS
+    """The marks around thinking in the texts."""
+
+    def without_thinking(self) -> Answer:
+        """The same without the thinking of reply and reference, which is not scored."""
+        reference = None if self.reference is None else drop_thoughts(self.reference, self.marks)
+        return self._replace(reply=drop_thoughts(self.reply, self.marks), reference=reference)

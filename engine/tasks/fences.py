@@ -1,10 +1,12 @@
-"""Replies that wrap their JSON in a Markdown fence."""
+"""The JSON of a reply, which may stand behind thinking and in a Markdown fence."""
 
 from __future__ import annotations
 
 import json
 import re
 from typing import Any
+
+from engine.tasks.thoughts import drop_thoughts
 
 _FENCED = re.compile(r"```json\s(.*)```", re.DOTALL)
 
@@ -17,13 +19,13 @@ def unfence(reply: str) -> str:
 
 
 def load_json(reply: str) -> Any:
-    """The JSON value that a reply consists of, fenced or bare.
+    """The JSON value that a reply consists of, fenced or bare, apart from thinking before it.
 
     Raises ValueError for anything else, including `NaN` and `Infinity`, which are not JSON, and nesting too deep to
     read.
     """
     try:
-        return json.loads(unfence(reply), parse_constant=_refuse)
+        return json.loads(unfence(drop_thoughts(reply)), parse_constant=_refuse)
     except RecursionError:
         raise ValueError("nested too deeply")
 

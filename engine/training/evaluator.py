@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.evaluation import training_evaluations
+from engine.evaluation.results_store import make_entry
+from engine.inference.detokenizer import DecodedReply, decode_reply
 from engine.inference.generate import generate_batch
 from engine.inference.merged_decode import merge_weights
-from engine.inference.replies import decode_reply
 from engine.models.template_lock import render
+from engine.models.template_metadata import choose_template, read_thinking_marks
 from engine.prep.batching import token_counts
 from engine.prep.formats.canonical import conversation_of
 from engine.protocol.journal import Evaluation, Sample
 from engine.tasks.task import load_task
+from engine.tasks.thoughts import MARKS, drop_thoughts
 from engine.training import memory
 from engine.training.early_stopping import Patience
 from engine.training.methods.base import take_counts
@@ -55,6 +58,7 @@ class Evaluator:
         task = load_task(self._options.task) if self._options.task else None
         self._task = task if self._options.samples and rows is not None else None
         self._conversations = list(self._read_conversations()) if self._task else []
+        self._marks = read_thinking_marks(loop.job.tokenizer.chat_template) if self._task else MARKS[0]
         self._probes: list[Conversation] = [
             task.messages(text) if task else [{"role": "user", "content": text}] for text in self._options.probes
         ]
@@ -132,16 +136,16 @@ class Evaluator:
         finally:
             model.train()
         samples = [
-            {"prompt": text, "reply": reply, "probe": True}
+            {"prompt": text, "reply": reply.raw, "probe": True}
             for text, reply in zip(self._options.probes, replies[len(self._conversations) :], strict=True)
         ]
         if self._task is not None:
-            references = [reference for _, reference in self._conversations]
-            scores = self._task.score(replies[: len(references)], references)
+            references = [drop_thoughts(reference, (self._marks, *MARKS)) for _, reference in self._conversations]
+            scores = self._task.score([reply.text for reply in replies[: len(references)]], references)
             values |= {f"eval/{name}": value for name, value in scores.items()}
             self._save_replies(replies, values)
             samples += [
-                {"prompt": messages[-1]["content"], "reply": reply, "reference": reference}
+                {"prompt": messages[-1]["content"], "reply": reply.raw, "reference": reference}
                 for (messages, reference), reply in zip(self._conversations[:SAMPLES_KEPT], replies, strict=False)
             ]
         return values, samples + method.samples()
@@ -199,7 +203,7 @@ class Evaluator:
                 if taken == self._options.samples:
                     return
 
-    def _generate(self, conversations: Sequence[Conversation], max_new_tokens: int) -> list[str]:
+    def _generate(self, conversations: Sequence[Conversation], max_new_tokens: int) -> list[DecodedReply]:
         """Greedy replies to all conversations, in their order, on every rank."""
         if not conversations:
             return []
@@ -207,12 +211,12 @@ class Evaluator:
         prompts = [self._prompt_ids(messages) for messages in conversations[job.ranks.rank :: job.ranks.world]]
         stops = job.prepared["lock"]["eos_token_ids"]
 
-        def generate_mine() -> list[str]:
+        def generate_mine() -> list[DecodedReply]:
             if not prompts:
                 return []
             model, tokenizer = self._loop.model, job.tokenizer
             ids = generate_batch(model, tokenizer, prompts, max_new_tokens, stops, self._report_progress)
-            return [decode_reply(tokenizer, reply) for reply in ids]
+            return [decode_reply(tokenizer, prompt, reply) for prompt, reply in zip(prompts, ids, strict=True)]
 
         shares = memory.compute_on_all(job.ranks, generate_mine)
         return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(conversations))]
@@ -220,7 +224,7 @@ class Evaluator:
     def _prompt_ids(self, messages: Conversation) -> list[int]:
         """Token ids of a prompt; without a chat template, of its last message's text, which the model continues."""
         tokenizer = self._job.tokenizer
-        if tokenizer.chat_template:
+        if choose_template(tokenizer.chat_template):
             return render(tokenizer, messages, reply_follows=True)
         ids: list[int] = tokenizer(messages[-1]["content"]).input_ids
         return ids
@@ -231,7 +235,7 @@ class Evaluator:
             self._reported = now
             self._loop.reporter.set_phase("evaluating", f"reply {done} of {total}", done, total)
 
-    def _save_replies(self, replies: Sequence[str], values: dict[str, float]) -> None:
+    def _save_replies(self, replies: Sequence[DecodedReply], values: dict[str, float]) -> None:
         """Store all replies with their scores in the run's directory. They may be lost on a full disk; the run does not
         need them."""
         options, prepared = self._options, self._job.prepared
@@ -241,8 +245,8 @@ class Evaluator:
             "sha256": f"{prepared['hash']} first {options.samples}",
         }
         rows = [
-            (messages, reference, reply)
-            for (messages, reference), reply in zip(self._conversations, replies, strict=False)
+            make_entry(row, messages, reference, reply.text, reply.thinking, self._marks)
+            for row, ((messages, reference), reply) in enumerate(zip(self._conversations, replies, strict=False))
         ]
         if self._job.ranks.rank == 0:
             with suppress(OSError):

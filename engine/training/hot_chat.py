@@ -292,8 +292,9 @@ def _encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     from jinja2 import TemplateError
 
     from engine.models.template_lock import render
+    from engine.models.template_metadata import choose_template
 
-    if isinstance(prompt, str) or not tokenizer.chat_template:
+    if isinstance(prompt, str) or not choose_template(tokenizer.chat_template):
         text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
         ids: list[int] = tokenizer(text).input_ids
         return ids

@@ -23,6 +23,7 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.training import (
     assemble,
     checkpoints,
+    doubts,
     lineage,
     live_settings,
     memory,
@@ -206,6 +207,9 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
             },
         )
     )
+    for key, message in doubts.list_new_doubts(job.profile, loop.max_steps, batches.per_epoch) if warn else ():
+        if not step:
+            job.reporter.warn(code="training.doubtful", message=f"{key} {message}", hint=f"change {key}")
     if warn and drift not in ("", resume.EXACT):
         job.reporter.warn(
             code="resume.drift",

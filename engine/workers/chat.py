@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +156,8 @@ def answer_request(chat: Chat, instruction: Instruction) -> None:
         problem = error.problem
     except (ValueError, KeyError, TypeError) as error:
         problem = Problem(code="request.invalid", title="This cannot be answered", cause=str(error))
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:  # noqa: BLE001 - a model's code may raise anything, and the worker must live on
+        print(traceback.format_exc(), flush=True)
         problem = _describe_failure(chat, error)
     chat.cancelled.discard(instruction.arguments.get("request", ""))
     chat.report_status("" if chat.loaded else "no model loaded")

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.models import catalogue, folders
+from engine.models import catalogue, folders, limits
 from engine.models.find import find
 from engine.protocol import logout
 from engine.protocol.home import Home
@@ -189,7 +189,7 @@ CHECKS: tuple[Callable[[Home], Iterator[Check]], ...] = (
 
 def check_folder(folder: Path) -> Iterator[Check]:
     """Check the files, then load the tokenizer and check its template and its stop token."""
-    wrong = folders.find_problems(folder)
+    wrong = folders.find_problems(folder) or list(filter(None, [limits.find_vocabulary_problem(folder, folder)]))
     yield Check("files", not wrong, "; ".join(wrong) or "whole", f"cockpit model verify {folder}" if wrong else "")
     if family := folders.describe_glm(folder):
         yield Check("family", True, family)
@@ -197,6 +197,7 @@ def check_folder(folder: Path) -> Iterator[Check]:
         return
     from engine.models import tokenizers
     from engine.models.template_lock import find_end_of_turn
+    from engine.models.template_metadata import choose_template
 
     try:
         tokenizer = tokenizers.load(folder)
@@ -207,7 +208,7 @@ def check_folder(folder: Path) -> Iterator[Check]:
         yield Check("tokenizer", False, probes.last_line(str(error)), "copy the tokenizer's files again")
         return
     yield Check("tokenizer", True, f"{len(tokenizer)} tokens, {type(tokenizer).__name__}")
-    if not tokenizer.chat_template:
+    if not choose_template(tokenizer.chat_template):
         yield Check(
             "template", None, "no chat template: chat continues text", "add chat_template.jinja to chat with it"
         )

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from engine.models import catalogue, folders, hub, targets
+from engine.models import catalogue, folders, hub, limits, targets
 from engine.models import embedded as embedded_model
 from engine.models.find import find
 from engine.protocol.home import Home
@@ -80,6 +80,8 @@ def run_verify(home: Home, arguments: argparse.Namespace) -> int:
             )
         )
     wrong = folders.find_problems(folder)
+    if not wrong and (beyond := limits.find_vocabulary_problem(folder, folder)):
+        wrong = [f"{beyond}: enlarge the embedding, or take the tokens out of the tokenizer's files"]
     hashed = 0
     if not wrong:
         with _show_progress() as progress:

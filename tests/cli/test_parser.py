@@ -72,3 +72,16 @@ def test_a_closed_pipe_is_no_error(cockpit: Cockpit) -> None:
     program = f"{sys.executable} -m cockpit.cli profile schema | head -c 1; echo ${{PIPESTATUS[0]}}"
     answer = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
     assert (answer.stdout, answer.stderr) == ("{0\n", "")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "status", "said"),
+    [
+        ("cockpit", ["--version"], 0, "cockpit 0."),
+        ("cockpit", ["nosuch"], 2, "nosuch"),
+        ("engine", [], 2, "python -m cockpit"),
+    ],
+)
+def test_packages_run_as_modules(module: str, arguments: list[str], status: int, said: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
+    assert done.returncode == status and said in done.stdout + done.stderr and "Traceback" not in done.stderr

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, OFTConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from engine.export import gguf_converter
 from engine.export.request import ExportRequest, ExportResult
@@ -312,3 +312,79 @@ def test_gguf_by_llama_cpps_converter(home: Home, smollm2: Path) -> None:
     config.write_text(config.read_text().replace("LlamaForCausalLM", "UnheardOfForCausalLM"))
     with pytest.raises(ProblemError, match=r"converter does not support this model(.|\n)*not supported"):
         gguf_converter.convert(folder, "x", "f16", gguf_converter.find_converter(None))
+
+
+@pytest.mark.parametrize(
+    ("targets_", "safetensors"),
+    [
+        (["lm_head"], True),
+        (["lm_head"], False),
+        (["embed_tokens"], True),
+        (["lm_head", "q_proj"], True),
+        (["q_proj"], True),
+    ],
+)
+def test_an_adapter_on_tied_embeddings(home: Home, targets_: list[str], safetensors: bool) -> None:
+    """While training, the adapter changes one of two layers that share their weights; merged, it must not change
+    both."""
+    folder = make_model(home.models / "tied")
+    config = AutoConfig.from_pretrained(folder, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tied = AutoModelForCausalLM.from_pretrained(folder)
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+    own = KINDS | {"tied": LoraConfig(r=4, target_modules=targets_, task_type="CAUSAL_LM")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KINDS, "tied", own["tied"])
+        checkpoint = trained(home, folder, "tied", "none", "float32")
+    _enlarge(checkpoint, safetensors)
+    ids = torch.tensor([[2, 7, 8, 1, 3, 9]])
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(tied, checkpoint)(ids).logits
+        untouched = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+    assert (expected - untouched).abs().max() > 0.05
+    done = made(home)
+    assert done.agreement["kl"] < 1e-4 and done.agreement["golden_equal"] == 3
+    exported = AutoModelForCausalLM.from_pretrained(done.directory)
+    assert exported.config.tie_word_embeddings is (targets_ == ["q_proj"])
+    with torch.no_grad():
+        assert torch.allclose(exported(ids).logits, expected, atol=1e-4)
+    merged = home.root / "merged"  # what `model.base: RUN` starts from
+    merged.mkdir()
+    merge.merge(targets.resolve("run", home, home.root), merged, False, lambda *_: None)
+    with torch.no_grad():
+        assert torch.allclose(AutoModelForCausalLM.from_pretrained(merged)(ids).logits, expected, atol=1e-4)
+
+
+def _enlarge(checkpoint: Path, safetensors: bool) -> None:
+    """Make the adapter matter, and store it as one of both kinds of file."""
+    from safetensors.torch import load_file, save_file
+
+    path = checkpoint / "adapter_model.safetensors"
+    weights = {
+        name: torch.randn_like(each) * 0.5 if "lora_" in name else each for name, each in load_file(path).items()
+    }
+    if safetensors:
+        save_file(weights, path, {"format": "pt"})
+    else:
+        path.unlink()
+        torch.save(weights, checkpoint / "adapter_model.bin")
+
+
+@pytest.mark.parametrize("how", ["scrambled", "not a number"])
+def test_an_export_that_answers_otherwise_is_refused(
+    home: Home, base: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    trained(home, base, "lora", "none", "float32")
+    write = merge.write_model
+
+    def spoil(model: Any, target: Any, folder: Path) -> None:
+        with torch.no_grad():
+            weight = model.get_output_embeddings().weight
+            weight.copy_(torch.full_like(weight, torch.nan) if how == "not a number" else weight.flip(0) * 50)
+        write(model, target, folder)
+
+    monkeypatch.setattr(merge, "write_model", spoil)
+    with pytest.raises(ProblemError) as caught:
+        made(home)
+    assert caught.value.problem.code == "export.disagrees"
+    assert not (home.root / "out").exists() and not list(home.root.glob(".out*"))

@@ -59,7 +59,7 @@ def run_of(home: Home, name: str, step: int) -> Path:
 
 
 def profile(home: Home, base: object) -> Profile:
-    text = f"model: {{base: {base}}}\ndata: {{train: [{{source: triples/train.jsonl}}]}}"
+    text = f"model: {{base: {base}}}\ndata: {{train: [{{source: triples/train.jsonl}}], max_length: 64}}"
     return parse(text, "x", home.root, home=home)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.inference.replies import CLEANUPS, GrowingReply, decode_reply, find_cleanup
+from engine.inference.replies import CLEANUPS, GrowingReply, clean_reply, find_cleanup
 
 CASES = [
     ("chatglm", " 你好,我是ChatGLM!\n", "你好，我是ChatGLM!"),
@@ -29,7 +29,7 @@ def tokenizer(name: str) -> SimpleNamespace:
 
 @pytest.mark.parametrize(("name", "raw", "expected"), CASES)
 def test_replies_are_cleaned_as_published(name: str, raw: str, expected: str) -> None:
-    assert decode_reply(tokenizer(name), [raw]) == expected  # type: ignore[list-item]
+    assert clean_reply(tokenizer(name), raw) == expected
 
 
 @pytest.mark.parametrize("name", CLEANUPS)
@@ -55,9 +55,9 @@ def test_text_is_emitted_as_soon_as_it_is_certain() -> None:
 
 
 def test_other_templates_change_nothing() -> None:
-    other = SimpleNamespace(chat_template="{{ messages }}", decode=lambda ids, **_: " a , b ")
+    other = SimpleNamespace(chat_template="{{ messages }}")
     growing = GrowingReply(other)
-    assert decode_reply(other, []) == " a , b " and growing.add(" ,") == " ," and growing.finish() == ""
+    assert clean_reply(other, " a , b ") == " a , b " and growing.add(" ,") == " ," and growing.finish() == ""
 
 
 def test_an_unknown_name_is_an_error() -> None:

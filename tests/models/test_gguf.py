@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ TEMPLATE = (
 HIDDEN, LAYERS, HEADS = 64, 2, 4
 
 
-def write(path: Path) -> Path:
-    """A tiny Llama with a byte-level tokenizer, its matrices in Q8_0."""
+def write(path: Path, **templates: str) -> Path:
+    """A tiny Llama with a byte-level tokenizer, its matrices in Q8_0. `templates` are further ones, by name."""
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quantize
@@ -45,6 +46,10 @@ def write(path: Path) -> Path:
     writer.add_bos_token_id(len(words) - 2)
     writer.add_eos_token_id(len(words) - 1)
     writer.add_chat_template(TEMPLATE)
+    if templates:
+        writer.add_array("tokenizer.chat_templates", [*templates])
+    for name, template in templates.items():
+        writer.add_string(f"tokenizer.chat_template.{name}", template)
     random = np.random.default_rng(0)
     shapes = {"token_embd": (len(words), HIDDEN), "output": (len(words), HIDDEN)}
     for layer in range(LAYERS):
@@ -106,3 +111,36 @@ def test_a_file_that_is_no_gguf_is_reported(tmp_path: Path) -> None:
         targets.resolve(str(tmp_path), home, tmp_path)
     assert "2 GGUF files" in refused.value.problem.cause
     assert gguf.describe_source(tmp_path) == ""
+
+
+def test_a_file_beside_other_files_of_its_model_keeps_its_own_template_and_tokens(tmp_path: Path) -> None:
+    """As an export with --gguf leaves it: beside tokenizer files whose template is a file of its own."""
+    from transformers import AutoTokenizer, LlamaConfig
+
+    home = Home(tmp_path / "home").create()
+    (tmp_path / "alone").mkdir()
+    file = write(tmp_path / "alone" / "m.gguf")
+    alone = load(str(file), home=home, device="cpu")
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer.save_pretrained(beside)
+    LlamaConfig(vocab_size=7).save_pretrained(beside)
+    (beside / "generation_config.json").write_text('{"eos_token_id": 3}')
+    (beside / "chat_template.jinja").write_text("{# another #}")
+    shutil.copyfile(file, beside / "m.gguf")
+    loaded = load(str(beside / "m.gguf"), home=home, device="cpu")
+    assert loaded.target.base != alone.target.base and loaded.templated
+    for name in ("chat_template", "bos_token", "eos_token"):
+        assert getattr(loaded.tokenizer, name) == getattr(alone.tokenizer, name)
+    assert loaded.tokenizer.bos_token == "<|im_start|>" and loaded.stop_ids == alone.stop_ids
+    chat = [{"role": "user", "content": "the sea"}]
+    assert loaded.prompt(chat) == alone.prompt(chat)
+    assert loaded.chat("the sea", Sampling(5)).ids == alone.chat("the sea", Sampling(5)).ids
+
+
+def test_several_templates_of_a_file_are_kept_by_name(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").create()
+    tools = TEMPLATE + "{{ tools | tojson }}"
+    loaded = load(str(write(tmp_path / "m.gguf", tool_use=tools)), home=home, device="cpu")
+    assert loaded.tokenizer.chat_template == {"default": TEMPLATE, "tool_use": tools} and loaded.templated

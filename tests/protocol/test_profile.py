@@ -13,7 +13,7 @@ from engine.config import profile
 from engine.config.bundled import find_bundled
 from engine.config.form import build_schema, list_fields
 from engine.config.profile import ProfileError, find, load, parse
-from engine.options.tables import METHODS
+from engine.options.tables import METHODS, STRATEGIES
 from engine.protocol.home import Home
 
 BAD = """\
@@ -143,6 +143,12 @@ def test_form_and_schema_come_from_the_declaration() -> None:
     assert set(described["properties"]) == {"name", "description", *profile.SECTIONS}
     assert described["properties"]["training"]["properties"]["learning_rate"]["exclusiveMinimum"] == 0
     assert described["properties"]["model"]["additionalProperties"] is False
+
+
+def test_the_help_names_every_strategy_of_the_table() -> None:
+    (field,) = [field for field in list_fields() if field.key == "launch.strategy"]
+    assert field.choices == tuple(STRATEGIES)
+    assert all(f"{name}, {strategy.help}" in field.help for name, strategy in STRATEGIES.items())
 
 
 def test_an_unknown_name_is_refused_with_the_near_miss() -> None:

@@ -11,8 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from cockpit.verbs.service_call import call_service
 from engine.protocol.client import Client
-from engine.protocol.messages import Ask, Cancel, OpenService, ProblemError, ServiceEvent, Stop
+from engine.protocol.messages import (
+    Ask,
+    Cancel,
+    Instruction,
+    OpenService,
+    Problem,
+    ProblemError,
+    ServiceEvent,
+    ServiceRef,
+    Stop,
+)
 from tests.scripted.bench import ROOT, Engine, wait_for
 
 OPENS = """
@@ -96,3 +107,64 @@ def test_a_run_that_is_training_answers_like_a_service(engine: Engine) -> None:
         engine.wait(run, "stopped")
         with pytest.raises(ProblemError, match="is stopped"):
             client.ask(Ask(service=run.id, request="r", question="generate", arguments=messages), heard)
+
+
+def test_why_a_worker_ended_is_said_to_whoever_asks_it_then(engine: Engine) -> None:
+    """The client closes what it has opened, also after a failure: that must not hide the reason."""
+    service = engine.client.request("service_open", OpenService(kind="chat")).id
+    ask = Ask(
+        service=service, request="r", question="generate", arguments={"messages": [{"role": "user", "content": "fill"}]}
+    )
+    problems = []
+    for again in (False, True):
+        with Client(engine.home, start=False) as client, pytest.raises(ProblemError) as caught:
+            client.ask(ask, lambda event: None)
+        problems.append(caught.value.problem)
+        assert problems[-1].code != "service.not_found", again
+    assert problems[0].code == problems[1].code and problems[0].title == problems[1].title
+    engine.client.request("service_close", ServiceRef(service=service))
+    with pytest.raises(ProblemError) as caught:
+        call_service(engine.home, "chat", "generate", ask.arguments, lambda event: None)
+    assert caught.value.problem.code == problems[0].code
+    with pytest.raises(ProblemError) as caught:
+        engine.client.request("service_close", ServiceRef(service="chat-never"))
+    assert caught.value.problem.code == "service.not_found"
+
+
+class _Broken:
+    """A chat whose model raises what no model should."""
+
+    loaded = last_load = None
+    cancelled: set[str] = set()
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.link = error, self
+        self.answers: list[Problem | None] = []
+
+    def load(self, instruction: Instruction) -> None:
+        raise self.error
+
+    generate = unload = load
+
+    def report_status(self, detail: str = "") -> None:
+        pass
+
+    def answer(self, instruction: Instruction, *, result: object, problem: Problem | None) -> None:
+        self.answers.append(problem)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [IndexError("index out of range in self"), AttributeError("no rope"), AssertionError(), ZeroDivisionError("x")],
+)
+def test_a_worker_survives_whatever_a_model_raises(error: Exception) -> None:
+    from engine.workers import chat, service_loop
+
+    broken = _Broken(error)
+    question = Instruction(id="1", name="generate", arguments={"request": "r"})
+    chat.answer_request(broken, question)  # type: ignore[arg-type]
+    (problem,) = broken.answers
+    assert problem is not None and problem.cause and (str(error) in problem.cause)
+    texts = service_loop.ErrorTexts("wrong", "failed")
+    _, problem = service_loop.answer_request(question, {"generate": broken.load}, texts)  # type: ignore[dict-item]
+    assert problem is not None and problem.title == "failed" and problem.traceback

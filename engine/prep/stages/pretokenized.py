@@ -71,6 +71,20 @@ def count_tokens(folder: Path, method: Any, max_length: int) -> Counts:
     return _check_counts(counts, folder, max_length)
 
 
+def check_ids(folder: Path, method: Any, rows: int | None) -> None:
+    """Raises ProblemError for a token id beyond the model's embedding of so many `rows`; None if that is unknown."""
+    import pyarrow.compute as pc
+    from datasets import load_from_disk
+
+    table = load_from_disk(str(folder)).data
+    for name in COLUMNS[method.rows]:
+        if rows is None or name not in table.column_names or name in ("labels", "label"):
+            continue
+        largest = pc.max(pc.list_flatten(table.column(name))).as_py()
+        if largest is not None and largest >= rows:
+            raise _problem(f"{folder} holds the token id {largest}, and the model's embedding has {rows} rows")
+
+
 def _count_replies(table: Any, counts: Counts) -> Counts:
     """Counts of preference rows: all tokens of their sequences, and the length of the longer one."""
     import numpy

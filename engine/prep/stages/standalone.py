@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from engine.config.complaints import explain
+from engine.config.overrides import parse_value
 from engine.options.base import Options
 from engine.options.data import SourceOptions
 from engine.prep import chunks
@@ -135,12 +134,13 @@ def parse_options(
             continue
         node = document
         for key in keys[:-1]:
-            inner = node.setdefault(key, {})
-            node = inner if isinstance(inner, dict) else {}
+            if not isinstance(node.get(key), dict):
+                node[key] = {}
+            node = node[key]
         try:
-            node[keys[-1]] = text if keys[0] in as_text else YAML(typ="safe", pure=True).load(text)
-        except YAMLError:
-            wrong.append(f"--set {override}: the value is not YAML")
+            node[keys[-1]] = text if keys[0] in as_text else parse_value(text)
+        except ValueError as error:
+            wrong.append(f"--set {override}: {error}")
     try:
         options = model.model_validate(document)
     except ValidationError as error:

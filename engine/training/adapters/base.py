@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from engine.models.limits import matches
 from engine.options.base import Variant, option
 from engine.protocol.messages import Problem, ProblemError
 
@@ -45,6 +46,7 @@ def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
                 hint="set adapter.kind to lora",
             )
         )
+    _check_targets(model, options)
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -61,6 +63,31 @@ def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return adapted
+
+
+def _check_targets(model: Any, options: AdapterOptions) -> None:
+    """Raises ProblemError for names in `adapter.targets` that match no layer while others do: peft ignores them."""
+    named = getattr(options, "targets", None)
+    if not isinstance(named, list):
+        return
+    layers = [name for name, _ in model.named_modules()]
+    unknown = [target for target in named if not any(matches(target, layer) for layer in layers)]
+    if unknown and len(unknown) < len(set(named)):
+        raise ProblemError(
+            Problem(
+                code="adapter.unknown_target",
+                title=f"No layer of this model is called {', '.join(unknown)}",
+                cause="adapter.targets names them, and nothing would be trained for them",
+                hint="take them out of adapter.targets, or correct them; there are: "
+                + ", ".join(
+                    sorted({name.rpartition(".")[2] for name, each in model.named_modules() if _is_linear(each)})
+                ),
+            )
+        )
+
+
+def _is_linear(module: Any) -> bool:
+    return hasattr(module, "in_features")
 
 
 def get_task_type(model: Any) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from engine.inference.detokenizer import DecodedReply, decode_reply
 from engine.inference.generate import sample_batch
 from engine.inference.merged_decode import merge_weights
-from engine.inference.replies import decode_reply
 from engine.inference.sampling import Sampling
 from engine.training.evaluator import PROGRESS_SECONDS, SAMPLES_KEPT
 from engine.training.methods.base import Batch, MethodSetup, Row
@@ -161,10 +161,11 @@ class OnlineMethod(ReferenceMethod):
         return bool(reply) and reply[-1] in self.job.prepared["lock"]["eos_token_ids"]
 
     def _score(self, rows: Sequence[Row], replies: Sequence[list[int]]) -> list[float]:
-        return self._reward(rows, [self._decode(reply) for reply in replies])
+        return self._reward(rows, [self._decode(*pair).text for pair in zip(rows, replies, strict=True)])
 
-    def _decode(self, reply: list[int]) -> str:
-        return decode_reply(self.job.tokenizer, reply[:-1] if self._is_complete(reply) else reply)
+    def _decode(self, row: Row, reply: list[int]) -> DecodedReply:
+        ids = reply[:-1] if self._is_complete(reply) else reply
+        return decode_reply(self.job.tokenizer, row["prompt_ids"], ids)
 
     def _add_log_probs(self, share: Sequence[Rollout]) -> None:
         """Add the log-probabilities that later steps or the divergence from the reference need."""
@@ -224,7 +225,8 @@ class OnlineMethod(ReferenceMethod):
         replies = self._generate([row["prompt_ids"] for row in rows], Sampling(self.options.max_new_tokens))
         rewards = self._score(rows, replies)
         for row, reply, reward in zip(rows, replies, rewards, strict=True):
-            answer = {"reply": self._decode(reply), "reference": row["reference"], "scores": {"reward": reward}}
+            raw = self._decode(row, reply).raw
+            answer = {"reply": raw, "reference": row["reference"], "scores": {"reward": reward}}
             self._samples.append({"prompt": last_message(row), **answer})
         return {
             "loss": -sum(rewards),

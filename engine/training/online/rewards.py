@@ -9,13 +9,16 @@ from typing import Any
 
 from engine.inference.scorer import Scorer
 from engine.models import template_lock
+from engine.models.template_metadata import read_thinking_marks
 from engine.options.model import ModelOptions
 from engine.tasks.task import load_task
+from engine.tasks.thoughts import MARKS, drop_thoughts
 from engine.training.job import Job
 from engine.training.online.options import OnlineOptions
 
 Reward = Callable[[Sequence[dict[str, Any]], Sequence[str]], list[float]]
-"""`(rows, replies)` -> the reward of each reply; a row has `prompt` (a conversation as JSON) and `reference`."""
+"""`(rows, replies)` -> the reward of each reply; a row has `prompt` (a conversation as JSON) and `reference`.
+Replies are without thinking, which no reward counts."""
 
 
 def make_reward(job: Job) -> Reward:
@@ -26,9 +29,12 @@ def make_reward(job: Job) -> Reward:
     task, metric = load_task(options.reward.task), options.reward.metric
     assert metric is not None
 
+    marks = (read_thinking_marks(job.tokenizer.chat_template), *MARKS)
+
     def measure(rows: Sequence[dict[str, Any]], replies: Sequence[str]) -> list[float]:
         return [
-            float(task.score([reply], [row["reference"]])[metric]) for row, reply in zip(rows, replies, strict=True)
+            float(task.score([reply], [drop_thoughts(row["reference"], marks)])[metric])
+            for row, reply in zip(rows, replies, strict=True)
         ]
 
     return measure

@@ -1,0 +1,65 @@
+"""Settings that are valid, and with which a run will hardly do what they say: told when a profile is checked as far as
+the number of steps is known then, and when the run starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def check_doubts(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for what can be told before rows are counted."""
+    training = sections["training"]
+    yield from list_doubts(sections, training.max_steps, None)
+
+
+def list_doubts(sections: Mapping[str, Any], steps: int | None, per_epoch: int | None) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for a run of `steps` with so many `per_epoch`; either is None if it is not known."""
+    yield from _doubt_warmup(sections["training"], steps)
+    data = sections["data"]
+    if data.validation or (data.split and data.split.validation):
+        yield from _doubt_best(sections["checkpoint"], sections["evaluation"], steps, per_epoch)
+
+
+def list_new_doubts(profile: Any, steps: int, per_epoch: int) -> list[tuple[str, str]]:
+    """The doubts about a run that starts, without those that were told when its profile was checked."""
+    sections = vars(profile)
+    told = dict(list_doubts(sections, profile.training.max_steps, None))
+    return [(key, message) for key, message in list_doubts(sections, steps, per_epoch) if key not in told]
+
+
+def _doubt_warmup(training: Any, steps: int | None) -> Iterator[tuple[str, str]]:
+    if steps is None or not training.warmup:
+        return
+    warmup = int(training.warmup) if training.warmup >= 1 else math.ceil(steps * training.warmup)
+    if warmup >= steps:
+        yield (
+            "training.warmup",
+            f"lasts {warmup} steps, and the run has {steps}: training.learning_rate ({training.learning_rate:g}) is "
+            "never reached; lower training.warmup, or train for longer",
+        )
+
+
+def _doubt_best(
+    checkpoint: Any, evaluation: Any, steps: int | None, per_epoch: int | None
+) -> Iterator[tuple[str, str]]:
+    """Only a checkpoint at whose step there was an evaluation can be the best."""
+    evaluated, saved = evaluation.every_steps or per_epoch, checkpoint.every_steps or per_epoch
+    if evaluated is None or saved is None or (steps is not None and saved >= steps):
+        return  # an unknown number, or a single checkpoint, at the last step, which is evaluated
+    meet = math.lcm(evaluated, saved)
+    advice = "set checkpoint.every_steps to a multiple of evaluation.every_steps"
+    every = f"there is a checkpoint every {saved} steps and an evaluation every {evaluated}"
+    if steps is not None and meet >= steps:
+        yield (
+            "checkpoint.every_steps",
+            f"{every}, which do not meet before the last of {steps} steps: no other checkpoint can be the best by "
+            f"{checkpoint.best_by}; {advice}",
+        )
+    elif saved % evaluated and evaluated % saved:
+        yield (
+            "checkpoint.every_steps",
+            f"{every}: only every {meet} steps can a checkpoint be the best by {checkpoint.best_by}; {advice}",
+        )
