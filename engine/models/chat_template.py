@@ -152,7 +152,7 @@ def split_thought(content: str) -> tuple[str | None, str]:
     return thought.strip("\n"), words.lstrip("\n")
 
 
-class Thoughts(NamedTuple):
+class ThoughtStyle(NamedTuple):
     """How a template treats thoughts."""
 
     opening: str
@@ -168,14 +168,14 @@ class Thoughts(NamedTuple):
     """Whether a thought within the content must be moved to `key`: there the template would not know it as one."""
 
 
-def find_thoughts(tokenizer: Any) -> Thoughts:
+def find_thoughts(tokenizer: Any) -> ThoughtStyle:
     """Try how the tokenizer's template treats thoughts. A template that fails at this has none."""
     question = {"role": "user", "content": _QUESTION}
     try:
         prompt = render(tokenizer, [question], reply_follows=True)
         plain = _render_reply(tokenizer, question, {"content": _REPLY})
     except Exception:  # noqa: BLE001 - templates raise what they like
-        return Thoughts("", False, "", "", moved=False)
+        return ThoughtStyle("", False, "", "", moved=False)
     key, written = "", ""
     for each in THOUGHT_KEYS:
         text = _try_reply(tokenizer, question, {"content": _REPLY, each: _THOUGHT})
@@ -190,7 +190,7 @@ def find_thoughts(tokenizer: Any) -> Thoughts:
     if declared := read_metadata(tokenizer.chat_template).get("opened"):
         opening = json.loads(declared)
     between = written.partition(_THOUGHT)[2].partition(_REPLY)[0] if key else ""
-    return Thoughts(opening, opens, between if CLOSE in between else _AFTER_THOUGHT, key, moved)
+    return ThoughtStyle(opening, opens, between if CLOSE in between else _AFTER_THOUGHT, key, moved)
 
 
 def _render_reply(tokenizer: Any, question: Message, reply: Message) -> str:

@@ -15,7 +15,7 @@ from engine.models.chat_template import (
     CLOSE,
     OPEN,
     THOUGHT_KEYS,
-    Thoughts,
+    ThoughtStyle,
     find_reply_ends,
     find_thoughts,
     render,
@@ -59,7 +59,7 @@ class ReplyFinder:
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         ends = special | ({tokenizer.eos_token} if tokenizer.eos_token else set())
         self.special = tuple(sorted(ends, key=lambda each: (-len(each), each)))
-        self.thoughts: Thoughts = find_thoughts(tokenizer)
+        self.thoughts: ThoughtStyle = find_thoughts(tokenizer)
         declared = read_metadata(tokenizer.chat_template)
         self.others = tuple(declared.get("ends", "").split())
         """Tokens that open another's turn and so end a reply."""
