@@ -50,7 +50,8 @@ def find_format(source: SourceOptions, path: Path) -> str:
         column_mapping.check_columns(source, {str(column) for row in looked_at for column in row})
         if source.format != "auto":
             return source.format
-        return detect_format.detect([column_mapping.rename_columns(row, source.columns)[0] for row in looked_at])
+        renamed = [column_mapping.rename_columns(row, source.columns)[0] for row in looked_at]
+        return detect_format.detect(renamed, source.columns)
     except ValueError as error:
         raise ValueError(f"{source.source}: {error}")
 

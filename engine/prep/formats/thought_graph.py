@@ -22,7 +22,7 @@ from engine.tasks import thought_graph
 from engine.tasks.fences import load_json
 
 EXPANDS = True
-_USED = frozenset(thought_graph.KEYS)
+COLUMNS = frozenset(thought_graph.KEYS)
 _TASKS = ("thought_graph", "arguments", "counter_question")
 
 
@@ -46,7 +46,7 @@ def convert(row: dict[str, Any]) -> list[Canonical]:
 
 def _make_row(row: dict[str, Any], task: str, turns: list[dict[str, str]], reply: str) -> Canonical:
     marked = row if thought_graph.COLUMN in row else {**row, thought_graph.COLUMN: task}
-    return add_columns(make_conversation([*turns, make_message("assistant", reply)]), marked, _USED)
+    return add_columns(make_conversation([*turns, make_message("assistant", reply)]), marked, COLUMNS)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def revert(canonical: Canonical) -> dict[str, Any]:
     columns = canonical.get("columns", {})
     if columns.get(thought_graph.COLUMN) == _TASKS[0]:
         columns = {name: value for name, value in columns.items() if name != thought_graph.COLUMN}
-    if twice := sorted(columns.keys() & _USED):
+    if twice := sorted(columns.keys() & COLUMNS):
         raise ValueError(f"thought_graph has a meaning of its own for the column {', '.join(twice)}")
     row: dict[str, Any] = {**graph, **columns}
     if convert(row)[0] != canonical:
