@@ -233,7 +233,7 @@ class Browser:
         """The part's sources, completed from the catalogue if there is one. Raises ProblemError."""
         data = self.profile.data
         try:
-            return [source_files.resolve_source(source, data, self.profile.directory) for source in getattr(data, part)]
+            return [source_files.resolve_source(source, data, self.profile.directory, part) for source in getattr(data, part)]
         except (ValueError, OSError) as error:
             raise ProblemError(
                 Problem(code="data.source.unusable", title=f"data.{part} cannot be used", cause=str(error))
@@ -241,7 +241,7 @@ class Browser:
 
     def _list_files(self, part: str, index: int, source: SourceOptions) -> list[Path]:
         try:
-            return source_files.list_paths(source, self.profile.directory, self._home, lambda *_: None)
+            return source_files.list_paths(source, self.profile.directory, self._home, lambda *_: None, part)
         except ValueError as error:
             raise ProblemError(
                 Problem(

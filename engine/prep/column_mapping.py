@@ -74,7 +74,7 @@ def check_columns(source: SourceOptions, there: Collection[str]) -> None:
     rows."""
     listed = detect_format.join_names(sorted(there))
     for ours, own in source.columns.items():
-        if own not in there:
+        if own not in there and own != ours:
             hint = f"; columns says the format's name first: {{{own}: {ours}}}" if ours in there else ""
             raise ValueError(f"columns: there is no column {own!r} for {ours}; there are {listed}{hint}")
     if source.prompt:
@@ -114,6 +114,15 @@ def check_judgement(row: dict[str, Any]) -> dict[str, Any]:
             "another one to ignore the column)"
         )
     return row
+
+
+def unused_columns(source: SourceOptions, row: Mapping[str, Any], found: list[Canonical]) -> list[str]:
+    """The columns of a source row that hold something and that neither its format nor the source's prompt reads."""
+    columns = found[0].get("columns") if found else None
+    if not columns:
+        return []
+    asked = {name for _, name in _parse_prompt(source.prompt)} if source.prompt else ()
+    return [name for name, value in columns.items() if value not in (None, "") and name in row and name not in asked]
 
 
 def fill_prompt(prompt: str, row: Mapping[str, Any]) -> str:

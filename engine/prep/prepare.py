@@ -139,8 +139,9 @@ def locate_sources(profile: Profile, home: Home, progress: Progress) -> SourceFi
     for part in PARTS:
         for index, source in enumerate(getattr(profile.data, part)):
             try:
-                options = source_files.resolve_source(source, profile.data, profile.directory)
-                found[part].append((options, source_files.list_paths(options, profile.directory, home, progress)))
+                options = source_files.resolve_source(source, profile.data, profile.directory, part)
+                paths = source_files.list_paths(options, profile.directory, home, progress, part)
+                found[part].append((options, paths))
             except (ValueError, OSError) as error:
                 raise ProblemError(
                     Problem(

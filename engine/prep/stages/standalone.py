@@ -23,6 +23,7 @@ from engine.prep.formats import FORMATS
 from engine.prep.stages import row_files, source_files
 from engine.prep.stages.context import Context, default_processes, run_once
 from engine.prep.stages.validate import VERBATIM, SourceFile, find_format, validate
+from engine.prep.sources import find_left_out
 from engine.protocol.home import Home
 from engine.protocol.text import did_you_mean
 from engine.storage import cache
@@ -41,6 +42,9 @@ class CheckedRows:
     counts: dict[str, Any]
     others: list[Path]
     context: Context
+    left_out: dict[str, list[str]]
+    """`left_out`: the files of a folder that were not read because they are for validation or test; empty if all
+    were."""
 
 
 def parse_source(arguments: argparse.Namespace) -> SourceOptions:
@@ -48,7 +52,13 @@ def parse_source(arguments: argparse.Namespace) -> SourceOptions:
     if arguments.format not in ("auto", *FORMATS):
         hint = did_you_mean(arguments.format, FORMATS)
         raise ValueError(f"--format {arguments.format}: there is no such format{hint}; known are {', '.join(FORMATS)}")
-    return SourceOptions(source=arguments.file, format=arguments.format)
+    encoding = getattr(arguments, "encoding", None)
+    try:
+        return SourceOptions(source=arguments.file, format=arguments.format, encoding=encoding)
+    except ValidationError:
+        raise ValueError(
+            f"--encoding {encoding}: there is no such encoding of text; common ones are gb18030, shift_jis and cp1252"
+        )
 
 
 @contextmanager
@@ -70,7 +80,7 @@ def open_rows(
     paths = [path for each in found for path in each]
     _check_out(arguments.out, paths)
     total = sum(path.stat().st_size for path in paths)
-    made_of = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
+    made_of = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, "encoding": sources[0].encoding, **settings}
     files = {str(number): path for number, path in enumerate(paths)}
     name = cache.entry_key(files, made_of, lambda done: progress("reading", done, total))
     with cache.work_folder(home, name) as folder:
@@ -87,7 +97,15 @@ def open_rows(
             formats += [file.format for file in mine]
             checked.append(_check_files(mine, index, context))
         (rows, rejects, counts), *rest = checked
-        yield CheckedRows(rows, rejects, counts, [each[0] for each in rest], replace(context, formats=tuple(formats)))
+        context = replace(context, formats=tuple(formats))
+        left_out = describe_left_out(sources[0])
+        yield CheckedRows(rows, rejects, counts, [each[0] for each in rest], context, left_out)
+
+
+def describe_left_out(source: SourceOptions) -> dict[str, list[str]]:
+    """`left_out`, for a report: the files of a folder that are not read; empty if all are."""
+    left = find_left_out(source.source, Path.cwd())
+    return {"left_out": [str(path) for path in left]} if left else {}
 
 
 def _check_files(files: list[SourceFile], index: int, context: Context) -> tuple[Path, Path, dict[str, Any]]:

@@ -33,6 +33,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
             found.context, "split", lambda context: split(found.rows, out, options, DedupOptions(), context)
         )
         report = {
+            **found.left_out,
             "rows": found.counts["read"],
             **{part: counts[part] for part in PARTS},
             "rejected": found.counts["rejected"],
