@@ -233,7 +233,10 @@ class Browser:
         """The part's sources, completed from the catalogue if there is one. Raises ProblemError."""
         data = self.profile.data
         try:
-            return [source_files.resolve_source(source, data, self.profile.directory, part) for source in getattr(data, part)]
+            return [
+                source_files.resolve_source(source, data, self.profile.directory, part)
+                for source in getattr(data, part)
+            ]
         except (ValueError, OSError) as error:
             raise ProblemError(
                 Problem(code="data.source.unusable", title=f"data.{part} cannot be used", cause=str(error))

@@ -15,7 +15,6 @@ from engine.prep.files.record import Record
 from engine.protocol.home import Home
 from engine.storage import cache
 
-
 _VERSION = 2
 """Increased when the readers take the same bytes for other rows."""
 

@@ -12,7 +12,7 @@ class BadFile(ValueError):
 
 
 BOM = b"\xef\xbb\xbf"
-NOT_UTF8 = "not UTF-8: name the encoding of the file, such as gb18030 or cp1252, in encoding (or --encoding)"
+NOT_UTF8 = "not UTF-8; name the encoding of the file (encoding, --encoding), such as gb18030 or cp1252"
 """The reason with which text in another encoding is rejected."""
 
 

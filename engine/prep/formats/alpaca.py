@@ -40,9 +40,7 @@ def question_turns(row: dict[str, Any]) -> list[Message]:
     """All turns before the answer. Raises ValueError."""
     turns, _ = find_system(row)
     history = parse_cell(row.get("history")) or []
-    if not isinstance(history, list) or not all(
-        isinstance(pair, list | tuple) and len(pair) == 2 for pair in history
-    ):
+    if not isinstance(history, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in history):
         raise ValueError("history is not a list of [question, answer]")
     for question, answer in history:
         turns += [make_message("user", question), make_message("assistant", answer)]

@@ -1,4 +1,4 @@
-"""Values of cells: tables hold lists and mappings as text, labels in many spellings, and nulls where a key is absent."""
+"""Values of cells: tables hold lists and mappings as text, labels in many spellings, and nulls for absent keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNREADABLE = (ValueError, SyntaxError, MemoryError, RecursionError, TypeError)
 def parse_cell(value: Any) -> Any:
     """The list or mapping that a cell holds as text: as JSON, or as Python writes it (which `pandas` puts into CSV).
     Any other value is returned unchanged."""
-    if not isinstance(value, str) or not value.lstrip()[:1] in ("[", "{"):
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
         return msgspec.json.decode(value)

@@ -75,7 +75,11 @@ def _split_judged(row: dict[str, Any]) -> tuple[list[Message], list[Message], fr
     if name in _TEXTS:
         row = parse_together(row, (name, answer))
         before = check_messages([*system, *_read_turns(row.get(name), "user", name)], "turns")
-        return before, check_messages(_read_turns(row.get(answer), "assistant", answer), "turns"), column | {name, answer}
+        return (
+            before,
+            check_messages(_read_turns(row.get(answer), "assistant", answer), "turns"),
+            column | {name, answer},
+        )
     if name == "instruction":
         turns = [*alpaca.question_turns(row), make_message("assistant", check_text(row.get("output"), "output"))]
         used = {"instruction", "input", "output", "history"}

@@ -12,9 +12,7 @@ from engine.protocol.home import Home
 PARTS = ("train", "validation", "test")
 
 
-def resolve_source(
-    source: SourceOptions, data: DataOptions, directory: Path, part: str = "train"
-) -> SourceOptions:
+def resolve_source(source: SourceOptions, data: DataOptions, directory: Path, part: str = "train") -> SourceOptions:
     """The source itself if it is a path or on the hub, else the entry of that name in `data.catalog`, with the
     profile's own options taking precedence.
 

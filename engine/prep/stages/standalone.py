@@ -20,10 +20,10 @@ from engine.options.base import Options
 from engine.options.data import SourceOptions
 from engine.prep import chunks
 from engine.prep.formats import FORMATS
+from engine.prep.sources import find_left_out
 from engine.prep.stages import row_files, source_files
 from engine.prep.stages.context import Context, default_processes, run_once
 from engine.prep.stages.validate import VERBATIM, SourceFile, find_format, validate
-from engine.prep.sources import find_left_out
 from engine.protocol.home import Home
 from engine.protocol.text import did_you_mean
 from engine.storage import cache
@@ -80,7 +80,13 @@ def open_rows(
     paths = [path for each in found for path in each]
     _check_out(arguments.out, paths)
     total = sum(path.stat().st_size for path in paths)
-    made_of = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, "encoding": sources[0].encoding, **settings}
+    made_of = {
+        "verb": verb,
+        "files": [str(path) for path in paths],
+        "format": arguments.format,
+        "encoding": sources[0].encoding,
+        **settings,
+    }
     files = {str(number): path for number, path in enumerate(paths)}
     name = cache.entry_key(files, made_of, lambda done: progress("reading", done, total))
     with cache.work_folder(home, name) as folder:

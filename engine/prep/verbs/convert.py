@@ -33,12 +33,13 @@ _WORK = "engine.prep.verbs.convert:convert_span"
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """`{rows, converted, rejected, file, rejects[, left_out]}`: rows read, rows written (a row may expand), rows that could not be
-    converted.
+    """`{rows, converted, rejected, file, rejects[, left_out]}`: rows read, rows written (a row may expand), rows that
+    could not be converted.
 
     Raises ValueError for an unknown format, and for a result that would overwrite its source.
     """
     _check_format(arguments.to, FORMATS)
+    _check_format(arguments.format, ("auto", *FORMATS))
     source = parse_source(arguments)
     out = Path(arguments.out).expanduser().absolute()
     if out.suffix != ".jsonl":

@@ -45,8 +45,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
             seen.add(record, convert)
         done += path.stat().st_size
     if not seen.format:
-        reasons = "; ".join(seen.reasons)
-        unreadable = f"{seen.rows} rows, none of which can be read: {reasons}"
+        unreadable = f"{seen.rows} rows, none of which can be read: {seen.first}"
         raise ValueError(f"{arguments.file} holds {unreadable if seen.rows else 'no rows'}")
     return seen.report() | describe_left_out(source)
 
@@ -58,6 +57,8 @@ class _Seen:
         self._source = source
         self.format = ""
         self.rows = 0
+        self.first = ""
+        """The reason why the first unreadable row cannot be read."""
         self.reasons: Counter[str] = Counter()
         self._columns: dict[str, None] = {}
         self._unused: Counter[str] = Counter()
@@ -66,6 +67,7 @@ class _Seen:
     def add(self, record: Record, convert: Converter | None) -> None:
         self.rows += 1
         if record.value is None or convert is None:
+            self.first = self.first or record.reason
             self.reasons[reason_class(record.reason)] += 1
             return
         if record.value.keys() - self._columns.keys() and len(self._columns) < _COLUMNS:
