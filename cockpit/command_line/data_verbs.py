@@ -6,6 +6,7 @@ from cockpit.command_line.options import FORMAT, SEED, SET, Verb, option
 
 FILE = option("file", metavar="FILE", help="a data file, a folder or a glob")
 ENCODING = option("--encoding", metavar="NAME", help="encoding of a text file that is not UTF-8, e.g. gb18030")
+FORCE = option("--force", action="store_true", help="replace files that cockpit has not written")
 OUT = option("--out", metavar="DIR", required=True, help="folder for rows.jsonl, rejects.jsonl and report.json")
 MODEL = option("--model", metavar="TARGET", required=True, help="the model whose tokenizer and chat template are used")
 LENGTH = option("--max-length", type=int, metavar="N", default=1024, help="longest sequence, in tokens (1024)")
@@ -43,7 +44,7 @@ DATA_VERBS = (
         "clean",
         "repair text and drop rows that break a rule, with counts",
         "tools:data",
-        (FILE, FORMAT, ENCODING, OUT, RULE, PROCESSES),
+        (FILE, FORMAT, ENCODING, OUT, FORCE, RULE, PROCESSES),
     ),
     Verb(
         "dedup",
@@ -54,6 +55,7 @@ DATA_VERBS = (
             FORMAT,
             ENCODING,
             OUT,
+            FORCE,
             option(
                 "--against",
                 metavar="FILE",
@@ -74,6 +76,7 @@ DATA_VERBS = (
             FORMAT,
             ENCODING,
             OUT,
+            FORCE,
             option("--validation", type=float, metavar="SHARE", default=0.1, help="share of rows (0.1)"),
             option("--test", type=float, metavar="SHARE", default=0.0, help="share of rows (0)"),
             option("--stratify-by", metavar="COLUMN", help="give each value of this column the same share"),
@@ -90,6 +93,7 @@ DATA_VERBS = (
             FORMAT,
             ENCODING,
             OUT,
+            FORCE,
             option("--by", metavar="COLUMN", required=True, help="the column"),
             option(
                 "--to",
@@ -111,6 +115,7 @@ DATA_VERBS = (
             ENCODING,
             option("--to", metavar="FORMAT", required=True, help="the format to write"),
             option("--out", metavar="FILE", required=True, help="a .jsonl file"),
+            FORCE,
         ),
     ),
     Verb(
@@ -164,6 +169,7 @@ DATA_VERBS = (
             LOSS_ON,
             option("--by", metavar="COLUMN", help="also for each value of this column"),
             option("--plot", metavar="PNG", help="draw the histogram of lengths"),
+            FORCE,
             PROCESSES,
         ),
     ),

@@ -59,7 +59,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     """Entries as in `replies.jsonl`. A reply or reference that is not text is converted to JSON. Raises ValueError
     naming the line."""
     entries: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

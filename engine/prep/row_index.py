@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ class IndexedFile:
     offsets: array[int] = field(default_factory=lambda: array("Q"))
     ends: array[int] = field(default_factory=lambda: array("Q"))
     rejected: int = 0
+    unused: Counter[str] = field(default_factory=Counter)
+    """Columns that the format does not use -> rows that have them."""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -165,7 +168,12 @@ class Indexer:
                 : _COLUMNS - len(self.columns)
             ]
             try:
-                return indexed.convert(record.value)
+                found = indexed.convert(record.value)
+                unused = column_mapping.unused_columns(indexed.options, record.value, found)
+                indexed.unused.update(
+                    name for name in unused if name in indexed.unused or len(indexed.unused) < _COLUMNS
+                )
+                return found
             except ValueError as error:
                 reason = str(error)
         indexed.rejected += 1

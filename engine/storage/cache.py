@@ -23,7 +23,7 @@ from engine.protocol.messages import ProblemError
 _WORK = "work-"
 _ABANDONED = 14 * 24 * 3600.0
 """Seconds after which an untouched work folder is removed."""
-VERSION = 3
+VERSION = 4
 """Increased when the content of entries or the way rows become tokens changes, so that older entries are not reused."""
 TOKENIZER_FILES = (
     "tokenizer.json",

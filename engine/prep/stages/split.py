@@ -108,8 +108,8 @@ def _choose_clusters(strata: Any, key: Any, sizes: Any, options: SplitOptions) -
 
 
 def _cut_clusters(part: Any, number: int, wanted: int, first: Any, ranks: Any) -> int:
-    """Give `wanted` training rows, in the order of `ranks` and copies of a row together, to a part. Returns how many: at
-    least one row stays for training."""
+    """Give `wanted` training rows, in the order of `ranks` and copies of a row together, to a part. Returns how many:
+    at least one row stays for training."""
     import numpy as np
 
     copies = np.bincount(first, minlength=len(first))

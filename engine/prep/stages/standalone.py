@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 from engine.config.complaints import explain
 from engine.options.base import Options
 from engine.options.data import SourceOptions
-from engine.prep import chunks
+from engine.prep import chunks, outputs
 from engine.prep.formats import FORMATS
 from engine.prep.sources import find_left_out
 from engine.prep.stages import row_files, source_files
@@ -73,12 +73,17 @@ def open_rows(
     """Read and validate the rows of FILE and of the `others`, in a folder where a killed command with the same files
     and settings is continued.
 
-    Raises ValueError for files that are missing or cannot be read, and if `--out` would overwrite a source.
+    Raises ValueError for files that are missing or cannot be read, and if `--out` would overwrite a source or a file
+    that no verb has written.
     """
     sources = [parse_source(arguments), *(SourceOptions(source=each) for each in others)]
     found = [source_files.list_paths(source, Path.cwd(), home, progress) for source in sources]
     paths = [path for each in found for path in each]
     _check_out(arguments.out, paths)
+    if arguments.out is not None:
+        names = ("rejects.jsonl", *(_SPLIT if verb == "split" else ("rows.jsonl",)))
+        if verb != "tokenize":  # which checks the whole folder
+            outputs.check_folder(output_folder(arguments), names, getattr(arguments, "force", False))
     total = sum(path.stat().st_size for path in paths)
     made_of = {
         "verb": verb,
@@ -125,6 +130,7 @@ def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report
     the folder `out`. Returns the report."""
     out.mkdir(parents=True, exist_ok=True)
     report = {**report, "directory": str(out)}
+    written = sorted({*outputs.written_files(out), *rows, "rejects.jsonl"} - {outputs.REPORT})
     with chunks.write_together(*(out / name for name in rows), out / "rejects.jsonl", out / "report.json") as files:
         *kept, dropped, report_file = files
         for path, file in zip(rows.values(), kept, strict=True):
@@ -133,7 +139,8 @@ def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report
             if path.is_file():
                 with path.open("rb") as part:
                     shutil.copyfileobj(part, dropped, 2**20)
-        report_file.write(json.dumps(report, ensure_ascii=False, indent=2).encode() + b"\n")
+        content = json.dumps({**report, "files": written}, ensure_ascii=False, indent=2)
+        report_file.write(content.encode() + b"\n")
     return report
 
 

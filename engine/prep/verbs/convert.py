@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from engine.options.data import SourceOptions
-from engine.prep import chunks, detect_format, read_rows, readers
+from engine.prep import chunks, detect_format, outputs, read_rows, readers
 from engine.prep.chunks import Span
 from engine.prep.files import lines
 from engine.prep.files.record import BOM
@@ -36,7 +36,8 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     """`{rows, converted, rejected, file, rejects[, left_out]}`: rows read, rows written (a row may expand), rows that
     could not be converted.
 
-    Raises ValueError for an unknown format, and for a result that would overwrite its source.
+    Raises ValueError for an unknown format, and for a result that would overwrite its source or a file that is not of
+    this verb.
     """
     _check_format(arguments.to, FORMATS)
     _check_format(arguments.format, ("auto", *FORMATS))
@@ -47,6 +48,8 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     paths = read_rows.locate(source, Path.cwd(), home)
     if out.resolve() in {path.resolve() for path in paths}:
         raise ValueError(f"--out {arguments.out} is what the rows are read from; name another file")
+    rejects = out.with_name(f"{out.stem}.rejects.jsonl")
+    outputs.check_files(home, (out, rejects), getattr(arguments, "force", False))
     settings = {
         "source": source.model_dump(),
         "to": arguments.to,
@@ -54,7 +57,6 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = _work_folder(out, settings, paths)
-    rejects = out.with_name(f"{out.stem}.rejects.jsonl")
     results = chunks.work_through(
         [span for path in paths for span in _spans(path, source.encoding)],
         _WORK,
@@ -63,7 +65,8 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
         default_processes(),
         lambda done, total: progress("converting", done, total),
     )
-    counts = chunks.gather(results, {"rows": out, "rejects": rejects})
+    with outputs.writing(home, out, rejects):
+        counts = chunks.gather(results, {"rows": out, "rejects": rejects})
     shutil.rmtree(folder)
     totals: dict[str, Any] = {name: sum(each[name] for each in counts) for name in ("rows", "converted", "rejected")}
     if not totals["rejected"]:
