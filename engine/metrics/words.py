@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 
-import regex
+import regex  # type: ignore[import-untyped]
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 KANA = "\u3040-\u30ff\u31f0-\u31ff"
 
 _UNSPACED = rf"{HAN}{KANA}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}\p{{Javanese}}\p{{Tai_Tham}}"
-"""Scripts in which a word's end is not written: UAX #29 leaves their words to dictionaries, and parts their clusters."""
+"""Scripts in which the ends of words are not written: UAX #29 leaves words to dictionaries, and parts clusters."""
 _WORD = regex.compile(rf"[{_UNSPACED}&&\w]\p{{M}}*|(?:[\w\u200c\u200d--[{_UNSPACED}_]]\p{{M}}*)+", regex.VERSION1)
 _HAN, _KANA = re.compile(f"[{HAN}]"), re.compile(f"[{KANA}]")
 

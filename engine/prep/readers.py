@@ -58,9 +58,10 @@ def _kind_of_content(path: Path) -> str:
         packing = next((ending for magic, ending in _PACKED.items() if start.startswith(magic)), "")
         with ExitStack() as stack:
             stream = stack.enter_context(_load(PACKINGS[packing])(raw)) if packing else raw
+            damaged: tuple[type[Exception], ...] = (ValueError, OSError, *_read_errors(packing))
             try:
                 start = stream.read(_START)
-            except (ValueError, OSError, *_read_errors(packing)):
+            except damaged:
                 return ""
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
     if not kind and start.removeprefix(BOM).lstrip()[:1] in (b"{", b"["):

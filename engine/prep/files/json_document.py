@@ -64,10 +64,10 @@ def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
     first, _, rest = start.removeprefix(BOM).lstrip().partition(b"\n")
     if rest.strip() and decode(first)[0] is not None:
         # This is JSONL under another name: read it as such, so that a bad line affects no other.
-        for number, offset, end, line in read_lines(stream):
-            if line is None or line.strip():
-                value, reason = (None, describe_too_long()) if line is None else decode(line)
-                yield Record(str(path), number, offset, end, value, reason)
+        for each in read_lines(stream):
+            if each.content is None or each.content.strip():
+                value, reason = (None, describe_too_long()) if each.content is None else decode(each.content)
+                yield Record(str(path), each.number, each.offset, each.end, value, reason)
         return
     for line, offset, end, content in _Splitter(stream, path.name).rows():
         value, reason = (None, describe_too_long("a row")) if content is None else decode(content)

@@ -57,8 +57,8 @@ def split(
 
 
 def assign_parts(prints: Fingerprints, strata: Any, options: SplitOptions, threshold: float) -> tuple[Any, int]:
-    """uint8[rows], the number of each row's part in `PARTS`, and the number of rows that were held out of clusters whose
-    other rows are in another part."""
+    """uint8[rows], the number of each row's part in `PARTS`, and the number of rows that were held out of clusters
+    whose other rows are in another part."""
     import numpy as np
 
     if not prints.rows:
