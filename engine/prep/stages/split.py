@@ -74,15 +74,17 @@ def assign_parts(prints: Fingerprints, strata: Any, options: SplitOptions, thres
     cluster_of = np.searchsorted(label[order[begins]], label)
     chosen, due = _choose_clusters(strata[leads], key[leads], sizes, options)
     part = chosen[cluster_of]
-    cut = 0
     for number, share in ((2, options.test), (1, options.validation)):
         wanted, whole = int(due[number] + 0.5), share * prints.rows
         if share and prints.rows > 1 and not wanted and not (part == number).any():
             wanted = 1  # a share of a few rows is rounded to nothing
         if wanted > _TOLERANCE * whole:
             ranks = np.lexsort((key, key[leads][cluster_of], -sizes[cluster_of]))
-            cut += _cut_clusters(part, number, wanted, first, ranks)
-    return part, cut
+            _cut_clusters(part, number, wanted, first, ranks)
+    lowest, highest = np.full(len(leads), 2, dtype=np.uint8), np.zeros(len(leads), dtype=np.uint8)
+    np.minimum.at(lowest, cluster_of, part)
+    np.maximum.at(highest, cluster_of, part)
+    return part, int(((part > 0) & (lowest != highest)[cluster_of]).sum())
 
 
 def _choose_clusters(strata: Any, key: Any, sizes: Any, options: SplitOptions) -> tuple[Any, dict[int, float]]:
@@ -107,9 +109,9 @@ def _choose_clusters(strata: Any, key: Any, sizes: Any, options: SplitOptions) -
     return chosen, due
 
 
-def _cut_clusters(part: Any, number: int, wanted: int, first: Any, ranks: Any) -> int:
-    """Give `wanted` training rows, in the order of `ranks` and copies of a row together, to a part. Returns how many:
-    at least one row stays for training."""
+def _cut_clusters(part: Any, number: int, wanted: int, first: Any, ranks: Any) -> None:
+    """Give `wanted` training rows, in the order of `ranks` and copies of a row together, to a part; at least one row
+    stays for training."""
     import numpy as np
 
     copies = np.bincount(first, minlength=len(first))
@@ -122,7 +124,6 @@ def _cut_clusters(part: Any, number: int, wanted: int, first: Any, ranks: Any) -
             if moved == wanted:
                 break
     part[np.isin(first, taken)] = number
-    return moved
 
 
 def _row_keys(prints: Fingerprints, seed: int) -> Any:
