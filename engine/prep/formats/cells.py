@@ -54,11 +54,18 @@ def _is_turn(value: Any) -> bool:
 def parse_together(row: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """The row with the turns that these cells hold as text, if each of them that is there holds turns. (A reply may be
     JSON itself; a table whose question is text holds no turns.)"""
-    there = [name for name in names if row.get(name) is not None]
+    there = [name for name in names if row.get(name) not in (None, "")]
     found = {name: parse_turns(row[name]) for name in there}
     if all(found[name] is row[name] for name in there) or not all(is_turns(found[name]) for name in there):
         return row
     return {**row, **found}
+
+
+def find_filled(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The first of these columns that holds something; else the first that is not null (a table has empty text for
+    null); None if all are null."""
+    there = [name for name in names if row.get(name) is not None]
+    return next((name for name in there if row[name] != ""), there[0] if there else None)
 
 
 def read_label(value: Any) -> bool | None:

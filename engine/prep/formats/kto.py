@@ -24,7 +24,15 @@ from engine.prep.formats.canonical import (
     make_message,
     restore_canonical_columns,
 )
-from engine.prep.formats.cells import JUDGEMENTS, is_bad_word, is_turns, parse_cell, parse_together, read_label
+from engine.prep.formats.cells import (
+    JUDGEMENTS,
+    find_filled,
+    is_bad_word,
+    is_turns,
+    parse_cell,
+    parse_together,
+    read_label,
+)
 from engine.prep.formats.sharegpt import convert_turns
 
 KIND = "judged"
@@ -68,10 +76,10 @@ def convert(row: dict[str, Any]) -> Canonical:
 def _split_judged(row: dict[str, Any]) -> tuple[list[Message], list[Message], frozenset[str]]:
     """The messages before the judged reply, the reply, and the columns that both came from. Raises ValueError."""
     system, column = find_system(row)
-    name = next((name for name in QUESTIONS if row.get(name) is not None), "conversations")
-    answer = next((name for name in ANSWERS if row.get(name) is not None), ANSWERS[0])
-    if name == "conversations" and row.get(name) is None:
-        name = "instruction" if "instruction" in row else "prompt" if answer in row else name
+    name, answer = find_filled(row, QUESTIONS), find_filled(row, ANSWERS) or ANSWERS[0]
+    if not (name and row[name]) and "instruction" in row and row.get("input"):
+        name = "instruction"
+    name = name or next((other for other in ("instruction", "prompt") if other in row), "conversations")
     if name in _TEXTS:
         row = parse_together(row, (name, answer))
         before = check_messages([*system, *_read_turns(row.get(name), "user", name)], "turns")

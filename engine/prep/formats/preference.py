@@ -24,7 +24,7 @@ from engine.prep.formats.canonical import (
     make_message,
     restore_canonical_columns,
 )
-from engine.prep.formats.cells import parse_together
+from engine.prep.formats.cells import find_filled, is_turns, parse_together
 from engine.prep.formats.sharegpt import convert_turns
 
 KIND = "pairs"
@@ -59,10 +59,10 @@ def convert(row: dict[str, Any]) -> Canonical:
 def read_question(row: dict[str, Any]) -> tuple[list[Message], frozenset[str]]:
     """The messages before the reply, checked, and the columns that they came from; both empty without a question.
     Raises ValueError."""
-    name = next((name for name in QUESTIONS if row.get(name) is not None), None)
-    if name is None and "instruction" in row and row.get("input"):
+    name = find_filled(row, QUESTIONS)
+    if not (name and row[name]) and "instruction" in row and row.get("input"):
         name = "instruction"
-    if name is None:
+    if name is None or (row[name] == "" and is_turns(row.get("chosen"))):
         return [], frozenset()
     value, used = row[name], {name}
     system, column = find_system(row)

@@ -21,7 +21,7 @@ from engine.prep.formats.canonical import (
     require_messages,
     restore_columns,
 )
-from engine.prep.formats.cells import parse_together
+from engine.prep.formats.cells import find_filled, parse_together
 
 QUESTIONS = ("prompt", "question")
 ANSWERS = ("completion", "response", "answer")
@@ -29,11 +29,11 @@ COLUMNS = frozenset({*QUESTIONS, *ANSWERS, "tools", *SYSTEM_COLUMNS})
 
 
 def matches(row: dict[str, Any]) -> bool:
-    return _first(row, QUESTIONS) is not None and _first(row, ANSWERS) is not None
+    return find_filled(row, QUESTIONS) is not None and find_filled(row, ANSWERS) is not None
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    question, answer = _first(row, QUESTIONS), _first(row, ANSWERS)
+    question, answer = find_filled(row, QUESTIONS), find_filled(row, ANSWERS)
     row = parse_together(row, [name for name in (question, answer) if name])
     used = frozenset(name for name in (question, answer) if name)
     prompt, completion = (row[name] if name else None for name in (question, answer))
@@ -55,7 +55,3 @@ def revert(canonical: Canonical) -> dict[str, Any]:
     question, answer = require_exchange({"messages": messages[1:] if system else messages}, "prompt_completion")
     row = {"prompt": question, "completion": answer} | ({"system": system} if system else {})
     return restore_columns("prompt_completion", row, canonical, convert)
-
-
-def _first(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if row.get(name) is not None), None)

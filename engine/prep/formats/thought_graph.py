@@ -18,6 +18,7 @@ from engine.prep.formats.canonical import (
     make_message,
     require_messages,
 )
+from engine.prep.formats.cells import parse_cell
 from engine.tasks import thought_graph
 from engine.tasks.fences import load_json
 
@@ -27,11 +28,12 @@ _TASKS = ("thought_graph", "arguments", "counter_question")
 
 
 def matches(row: dict[str, Any]) -> bool:
-    return "question" in row and isinstance(row.get("standpoints"), list)
+    return "question" in row and isinstance(parse_cell(row.get("standpoints")), list)
 
 
 def convert(row: dict[str, Any]) -> list[Canonical]:
-    graph: dict[str, Any] = check_json({key: row[key] for key in thought_graph.KEYS if key in row}, "the graph")
+    there = {key: row[key] if key == "question" else parse_cell(row[key]) for key in thought_graph.KEYS if key in row}
+    graph: dict[str, Any] = check_json(there, "the graph")
     if fault := thought_graph.fault(graph):
         raise ValueError(fault)
     question = graph["question"]
