@@ -174,7 +174,7 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
         lines.append(Content.styled(f"  {source['part']} · {source['format']} · {source['rows']:,} rows", "dim"))
         if source["rejected"]:
             lines.append(Content.styled(f"  ✗ {source['rejected']:,} rejected", "$text-error"))
-        if unused := source.get("unused"):
+        if unused := source.get("unused_columns"):
             listed = ", ".join(f"{name} ({rows:,})" for name, rows in list(unused.items())[:MAX_COLUMNS])
             more = f" and {len(unused) - MAX_COLUMNS} more" if len(unused) > MAX_COLUMNS else ""
             lines.append(Content.styled(f"  columns not used: {listed}{more}", "dim"))

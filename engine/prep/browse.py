@@ -80,7 +80,7 @@ class Browser:
                     "format": ", ".join(sorted({indexed.format for indexed in files})),
                     "rows": sum(len(indexed.lines) for indexed in files),
                     "rejected": sum(indexed.rejected for indexed in files),
-                    "unused": dict(sum((indexed.unused for indexed in files), Counter()).most_common()),
+                    "unused_columns": dict(sum((indexed.unused for indexed in files), Counter()).most_common()),
                     "left_out": self._count_left_out(files[0].options, part),
                     "part": part,
                     "files": len(files),

@@ -109,8 +109,10 @@ def _drop_used(profile: Profile, stages: list[dict[str, Any]]) -> None:
     data = profile.data
     chosen_by = {data.split.stratify_by if data.split else None, data.balance.by if data.balance else None}
     for stage in stages:
-        if "unused" in stage:
-            stage["unused"] = {name: rows for name, rows in stage["unused"].items() if name not in chosen_by}
+        if "unused_columns" in stage:
+            stage["unused_columns"] = {
+                name: rows for name, rows in stage["unused_columns"].items() if name not in chosen_by
+            }
 
 
 def _make_entry(

@@ -114,11 +114,12 @@ def _read(path: Path, suffix: str, progress: Callable[[int], object], given: str
             if kind not in SEEKING and isinstance(stream, io.BufferedReader):
                 encoding = find_encoding(stream.peek(LOOKED_AT)[:LOOKED_AT], given)
                 stream = stream if encoding == "utf-8" else open_as_utf8(stream, encoding)
+            renamed = {} if encoding == "utf-8" else {NOT_UTF8: f"not {encoding}"}
             taken = 0
             for record in _load(KINDS[kind])(stream, path):
                 taken = max(taken, min(size, raw.tell()))
                 progress(taken)
-                yield record if encoding == "utf-8" else _name_encoding(record, encoding)
+                yield record._replace(reason=renamed[record.reason]) if record.reason in renamed else record
         except BadFile as error:
             if encoding == "utf-8":
                 raise
@@ -126,10 +127,6 @@ def _read(path: Path, suffix: str, progress: Callable[[int], object], given: str
         except damaged as error:
             raise ValueError(f"{path.name} cannot be read: {str(error) or type(error).__name__}") from error
         progress(size)
-
-
-def _name_encoding(record: Record, encoding: str) -> Record:
-    return record._replace(reason=f"not {encoding}") if record.reason.startswith(NOT_UTF8) else record
 
 
 def _find_encoding(path: Path, start: bytes, given: str | None) -> str:

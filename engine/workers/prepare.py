@@ -84,9 +84,11 @@ def _list_reading_warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
             hint="to read them, name them as sources of their own",
         )
     for stage in prepared["stages"]:
-        if stage["name"] == "validate" and stage.get("unused"):
-            columns = ", ".join(f"{name} ({rows:,} rows)" for name, rows in list(stage["unused"].items())[:_LISTED])
-            more = len(stage["unused"]) - _LISTED
+        if stage["name"] == "validate" and stage.get("unused_columns"):
+            columns = ", ".join(
+                f"{name} ({rows:,} rows)" for name, rows in list(stage["unused_columns"].items())[:_LISTED]
+            )
+            more = len(stage["unused_columns"]) - _LISTED
             yield Remark(
                 code="data.columns.unused",
                 message=f"columns of {stage['part']} that are not used: {columns}{f' and {more} more' * (more > 0)}",

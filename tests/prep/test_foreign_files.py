@@ -56,10 +56,10 @@ def test_the_index_that_pandas_writes_is_one_more_column(suffix: str, bare_home:
     path, delimiter = tmp_path / f"rows.{suffix}", {"csv": ",", "tsv": "\t"}[suffix]
     pandas.DataFrame(ROWS).to_csv(path, sep=delimiter)
     assert values(path) == [{"Unnamed: 0": str(number), **row} for number, row in enumerate(ROWS)]
-    assert run(inspect, bare_home, path)["unused"] == {"Unnamed: 0": 3}
-    assert run(validate, bare_home, path)["unused"] == {"Unnamed: 0": 3}
+    assert run(inspect, bare_home, path)["unused_columns"] == {"Unnamed: 0": 3}
+    assert run(validate, bare_home, path)["unused_columns"] == {"Unnamed: 0": 3}
     pandas.read_csv(path, sep=delimiter).to_csv(path, sep=delimiter)  # once more
-    assert run(inspect, bare_home, path)["unused"] == {"Unnamed: 0.1": 3, "Unnamed: 0": 3}
+    assert run(inspect, bare_home, path)["unused_columns"] == {"Unnamed: 0.1": 3, "Unnamed: 0": 3}
 
 
 def test_structs_of_a_table_lose_the_nulls_that_fill_them(tmp_path: Path) -> None:
@@ -274,27 +274,27 @@ def test_unused_columns_are_named_and_counted_everywhere(home: Home, profile_ove
     rows = [{**chat(f"q{number}", "a"), "id": number, "score": number or None, "topic": "t"} for number in range(4)]
     path = write(tmp_path / "rows.jsonl", *rows, {"messages": [], "odd": 1})
     unused = {"id": 4, "topic": 4, "score": 3}
-    assert run(inspect, home, path)["unused"] == run(validate, home, path)["unused"] == unused
+    assert run(inspect, home, path)["unused_columns"] == run(validate, home, path)["unused_columns"] == unused
     profile = profile_over(rows, split={"validation": 0.25, "stratify_by": "topic"})
     prepared = prepare(profile, home, lambda *_: None)
-    assert prepared["stages"][0]["unused"] == {"id": 4, "score": 3}, "the topic chooses what is held out"
+    assert prepared["stages"][0]["unused_columns"] == {"id": 4, "score": 3}, "the topic chooses what is held out"
     (remark,) = (each for each in list_warnings(prepared) if each.code == "data.columns.unused")
     assert remark.message == "columns of train that are not used: id (4 rows), score (3 rows)"
     summary = Browser(profile, home, lambda *_: None).summary()
-    assert summary["sources"][0]["unused"] == unused
+    assert summary["sources"][0]["unused_columns"] == unused
     assert "columns not used: id (4), topic (4), score (3)" in facts(summary, {}).plain
 
 
 def test_a_limit_of_rows_limits_the_count_of_columns(home: Home, profile_over: ProfileOver) -> None:
     rows = [{**chat(f"row {number}", "a"), "id": number} for number in range(20)]
     profile = profile_over(rows, train=[{"source": "rows.jsonl", "max_rows": 7}])
-    assert prepare(profile, home, lambda *_: None)["stages"][0]["unused"] == {"id": 7}
+    assert prepare(profile, home, lambda *_: None)["stages"][0]["unused_columns"] == {"id": 7}
 
 
 def test_columns_in_a_prompt_are_used(home: Home, profile_over: ProfileOver) -> None:
     rows = [{"content": f"c{number}", "summary": "s", "title": "t", "author": "x"} for number in range(3)]
     profile = profile_over(rows, train=[{"source": "rows.jsonl", "prompt": "{title}: {content}"}])
-    assert prepare(profile, home, lambda *_: None)["stages"][0]["unused"] == {"author": 3}
+    assert prepare(profile, home, lambda *_: None)["stages"][0]["unused_columns"] == {"author": 3}
 
 
 def test_an_empty_training_set_says_why_its_rows_are_bad(home: Home, profile_over: ProfileOver) -> None:

@@ -230,7 +230,7 @@ def check(row_format: str, rows: list[dict[str, Any]], kind: str, encoding: str,
     context.folder.mkdir()
     file = SourceFile(0, 0, path, source, row_format)
     counts = validate([file], CANONICAL, folder / "out", folder / "rejects", context)
-    assert (counts["good"], counts["rejected"], counts["unused"]) == (len(rows), 0, counted)
+    assert (counts["good"], counts["rejected"], counts["unused_columns"]) == (len(rows), 0, counted)
 
 
 @pytest.mark.parametrize("kind", [*TEXT_KINDS, "rows.parquet", "rows.arrow"])

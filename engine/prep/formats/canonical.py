@@ -192,8 +192,8 @@ def add_tools(row: Canonical, tools: Any) -> Canonical:
 
 
 def _system_turns_with_tools(row: Canonical) -> list[Message]:
-    turns = (message for part in ("messages", "prompt") for message in row.get(part, ()))
-    return [message for message in turns if message["role"] == "system" and "tools" in message]
+    turns = (turn for part in ("messages", "prompt") for turn in row.get(part, ()))
+    return [turn for turn in turns if turn["role"] == "system" and "tools" in turn]
 
 
 def _parse_tools(tools: Any) -> list[dict[str, Any]]:

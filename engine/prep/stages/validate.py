@@ -58,7 +58,7 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
 
     `work` decides what is written of a good row: `CANONICAL` or `VERBATIM`. Returns `read` = `good` + `rejected`, `out`
     (rows written: a row may expand to several), `empty` (rows rejected because they have no text or no reply),
-    `reasons` by class, a description of the `first` few bad rows, and `unused`: the columns that their format does not
+    `reasons` by class, a description of the `first` few bad rows, and `unused_columns`: the columns that their format does not
     use, with the number of good rows that have them, the most frequent ones first. Raises
     ValueError, OSError for a file that cannot be read at all.
     """
@@ -98,7 +98,7 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
         "out": written,
         "reasons": dict(sorted(reasons.items())),
         "first": first,
-        "unused": dict(unused.most_common(_LISTED)),
+        "unused_columns": dict(unused.most_common(_LISTED)),
     }
 
 
@@ -192,7 +192,7 @@ def _check_span(
             written += len(outcome)
     good = read - sum(reasons.values())
     counts = {"read": read, "good": good, "empty": empty, "out": written, "reasons": reasons}
-    return {**counts, "unused": dict(unused.most_common(5 * _LISTED))}
+    return {**counts, "unused_columns": dict(unused.most_common(5 * _LISTED))}
 
 
 def _read_jsonl(span: Span, number: int) -> Iterator[tuple[PlacedRow, dict[str, Any] | None, str]]:
@@ -238,7 +238,7 @@ def _take_rows(done: SpanResult, remaining: int | None) -> _SpanRows:
     kept, rejected = (done.folder / "rows").read_bytes(), (done.folder / "rejects").read_bytes()
     counts = done.counts
     if remaining is None or counts["good"] <= remaining:
-        names = ("read", "good", "out", "empty", "reasons", "unused")
+        names = ("read", "good", "out", "empty", "reasons", "unused_columns")
         return _SpanRows(kept, rejected, *(counts[name] for name in names))
     lines = [(row_files.parse_line(line)[1:3], line) for line in kept.splitlines(keepends=True)]
     places = [place for place, _ in itertools.groupby(lines, key=lambda each: each[0])][:remaining]
@@ -253,7 +253,7 @@ def _take_rows(done: SpanResult, remaining: int | None) -> _SpanRows:
         len(kept_lines),
         sum(each["code"] == "row.empty" for each in entries),
         Counter(reason_class(each["reason"]) for each in entries),
-        _count_again(kept_lines, counts["unused"]),
+        _count_again(kept_lines, counts["unused_columns"]),
     )
 
 

@@ -23,7 +23,7 @@ _COLUMNS = 200
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{shape, rows, columns, sample[, unused][, rejected, reasons][, left_out]}`. `rows` counts every record, readable
+    """`{shape, rows, columns, sample[, unused_columns][, rejected, reasons][, left_out]}`. `rows` counts every record, readable
     or not; `sample` is the first good row, canonical; the rest as in `validate`, where there is any.
 
     Raises ValueError if nothing has that name, it has no rows, or no format fits.
@@ -90,7 +90,7 @@ class _Seen:
             "sample": self._sample,
         }
         if self._unused:
-            report["unused"] = dict(self._unused.most_common())
+            report["unused_columns"] = dict(self._unused.most_common())
         if self.reasons:
             report |= {"rejected": sum(self.reasons.values()), "reasons": dict(sorted(self.reasons.items()))}
         return report
