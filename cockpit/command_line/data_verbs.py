@@ -5,6 +5,8 @@ from __future__ import annotations
 from cockpit.command_line.options import FORMAT, SEED, SET, Verb, option
 
 FILE = option("file", metavar="FILE", help="a data file, a folder or a glob")
+ENCODING = option("--encoding", metavar="NAME", help="encoding of a text file that is not UTF-8, e.g. gb18030")
+FORCE = option("--force", action="store_true", help="replace files that cockpit has not written")
 OUT = option("--out", metavar="DIR", required=True, help="folder for rows.jsonl, rejects.jsonl and report.json")
 MODEL = option("--model", metavar="TARGET", required=True, help="the model whose tokenizer and chat template are used")
 LENGTH = option("--max-length", type=int, metavar="N", default=1024, help="longest sequence, in tokens (1024)")
@@ -25,18 +27,24 @@ RULE = option(
 )
 
 DATA_VERBS = (
-    Verb("inspect", "show what a file contains: format, columns, a row", "tools:data", (FILE, FORMAT)),
+    Verb("inspect", "show what a file contains: format, columns, a row", "tools:data", (FILE, FORMAT, ENCODING)),
     Verb(
         "validate",
         "name every bad row",
         "tools:data",
-        (FILE, FORMAT, option("--out", metavar="DIR", help="also write rows.jsonl and rejects.jsonl there"), PROCESSES),
+        (
+            FILE,
+            FORMAT,
+            ENCODING,
+            option("--out", metavar="DIR", help="also write rows.jsonl and rejects.jsonl there"),
+            PROCESSES,
+        ),
     ),
     Verb(
         "clean",
         "repair text and drop rows that break a rule, with counts",
         "tools:data",
-        (FILE, FORMAT, OUT, RULE, PROCESSES),
+        (FILE, FORMAT, ENCODING, OUT, FORCE, RULE, PROCESSES),
     ),
     Verb(
         "dedup",
@@ -45,7 +53,9 @@ DATA_VERBS = (
         (
             FILE,
             FORMAT,
+            ENCODING,
             OUT,
+            FORCE,
             option(
                 "--against",
                 metavar="FILE",
@@ -64,7 +74,9 @@ DATA_VERBS = (
         (
             FILE,
             FORMAT,
+            ENCODING,
             OUT,
+            FORCE,
             option("--validation", type=float, metavar="SHARE", default=0.1, help="share of rows (0.1)"),
             option("--test", type=float, metavar="SHARE", default=0.0, help="share of rows (0)"),
             option("--stratify-by", metavar="COLUMN", help="give each value of this column the same share"),
@@ -79,7 +91,9 @@ DATA_VERBS = (
         (
             FILE,
             FORMAT,
+            ENCODING,
             OUT,
+            FORCE,
             option("--by", metavar="COLUMN", required=True, help="the column"),
             option(
                 "--to",
@@ -98,8 +112,10 @@ DATA_VERBS = (
         (
             FILE,
             FORMAT,
+            ENCODING,
             option("--to", metavar="FORMAT", required=True, help="the format to write"),
             option("--out", metavar="FILE", required=True, help="a .jsonl file"),
+            FORCE,
         ),
     ),
     Verb(
@@ -109,6 +125,7 @@ DATA_VERBS = (
         (
             option("file", metavar="FILE", help="seed rows"),
             FORMAT,
+            ENCODING,
             OUT,
             SET,
             option("--dry-run", action="store_true", help="show the prompts and their highest possible cost"),
@@ -121,6 +138,7 @@ DATA_VERBS = (
         (
             FILE,
             FORMAT,
+            ENCODING,
             MODEL,
             OUT,
             LENGTH,
@@ -145,11 +163,13 @@ DATA_VERBS = (
         (
             FILE,
             FORMAT,
+            ENCODING,
             MODEL,
             LENGTH,
             LOSS_ON,
             option("--by", metavar="COLUMN", help="also for each value of this column"),
             option("--plot", metavar="PNG", help="draw the histogram of lengths"),
+            FORCE,
             PROCESSES,
         ),
     ),

@@ -24,6 +24,8 @@ DECISIONS = {
 LEGEND = Content.assemble(
     (" trained ", TRAINED), "  ", (" context, not trained ", CONTEXT), ("   ↵ line end · ◌ part of a character", "dim")
 )
+MAX_COLUMNS = 5
+"""Unused columns listed in the facts of a source."""
 MAX_PROBLEMS = 8
 """Bad rows listed in the facts."""
 BARS = " ▏▎▍▌▋▊▉█"
@@ -174,6 +176,12 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
         lines.append(Content.styled(f"  {source['part']} · {source['format']} · {source['rows']:,} rows", "dim"))
         if source["rejected"]:
             lines.append(Content.styled(f"  ✗ {source['rejected']:,} rejected", "$text-error"))
+        if unused := source.get("unused_columns"):
+            listed = ", ".join(f"{name} ({rows:,})" for name, rows in list(unused.items())[:MAX_COLUMNS])
+            more = f" and {len(unused) - MAX_COLUMNS} more" if len(unused) > MAX_COLUMNS else ""
+            lines.append(Content.styled(f"  columns not used: {listed}{more}", "dim"))
+        if source.get("left_out"):
+            lines.append(Content.styled(f"  {source['left_out']:,} files of other splits not read", "$text-warning"))
     if summary.get("decisions"):
         lines += [Content(""), Content.styled("Expanded rows", "bold $accent")]
         lines += [Content.assemble((f"{word:<10}", "dim"), f"{rows:,}") for word, rows in summary["decisions"].items()]

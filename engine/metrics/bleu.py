@@ -29,7 +29,7 @@ def tally(answer: Answer) -> Tally:
     if answer.reference is None:
         return {}
     scorer = _scorer(_TOKENIZERS[words.script(answer.reference)])
-    found = scorer.sentence_score(answer.reply, [answer.reference])
+    found = scorer.sentence_score(words.normalize(answer.reply), [words.normalize(answer.reference)])
     counts = {f"right_{n}": float(found.counts[n - 1]) for n in range(1, ORDER + 1)}
     totals = {f"total_{n}": float(found.totals[n - 1]) for n in range(1, ORDER + 1)}
     return {"compared": 1, **counts, **totals, "length": found.sys_len, "wanted": found.ref_len}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from engine.metrics import words
 from engine.metrics.metric import Direction, Metric
 from engine.tasks.answer import Answer
 from engine.tasks.sufficient_stats import Tally, ratio
@@ -12,7 +13,7 @@ from engine.tasks.sufficient_stats import Tally, ratio
 def tally(answer: Answer) -> Tally:
     if answer.reference is None:
         return {}
-    return {"compared": 1, "same": answer.reply.strip() == answer.reference.strip()}
+    return {"compared": 1, "same": words.normalize(answer.reply.strip()) == words.normalize(answer.reference.strip())}
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:

@@ -15,6 +15,9 @@ class SourceOptions(Options):
         help="A file, a folder or a glob, a path in the bundled data/, or hf://org/name.", min_length=1
     )
     format: str = option("auto", help="Format of the rows; auto detects it from the first ones.")
+    encoding: str | None = option(
+        None, help="Encoding of text files, such as gb18030; none: UTF-8, or what the byte order mark says."
+    )
     columns: dict[str, str] = option(
         {}, help="Own column names for the format's: {instruction: question, output: reply}."
     )
@@ -24,6 +27,16 @@ class SourceOptions(Options):
     system: str | None = option(None, help="System prompt for rows that have none.")
     weight: float = option(1.0, help="How often each row is seen in an epoch; 0.5 takes a seeded half.", gt=0)
     max_rows: int | None = option(None, help="Take at most this many rows.", unit="rows", ge=1)
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, name: str | None) -> str | None:
+        try:
+            if name is not None:
+                "".encode(name)
+        except LookupError:
+            raise ValueError(f"{name!r} is not a known encoding of text; common ones are gb18030, shift_jis, cp1252")
+        return name
 
 
 class CleanOptions(Options):

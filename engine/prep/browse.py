@@ -22,6 +22,7 @@ from engine.prep.row_index import IndexedFile, Indexer
 from engine.prep.row_views import RowViews
 from engine.prep.rows import Row
 from engine.prep.search import EXPANDED, Query, select
+from engine.prep.sources import find_left_out
 from engine.prep.stage_output import StagedFile
 from engine.prep.stages import source_files
 from engine.prep.stages.pipeline import StageRows
@@ -79,6 +80,8 @@ class Browser:
                     "format": ", ".join(sorted({indexed.format for indexed in files})),
                     "rows": sum(len(indexed.lines) for indexed in files),
                     "rejected": sum(indexed.rejected for indexed in files),
+                    "unused_columns": dict(sum((indexed.unused for indexed in files), Counter()).most_common()),
+                    "left_out": self._count_left_out(files[0].options, part),
                     "part": part,
                     "files": len(files),
                 }
@@ -233,7 +236,10 @@ class Browser:
         """The part's sources, completed from the catalogue if there is one. Raises ProblemError."""
         data = self.profile.data
         try:
-            return [source_files.resolve_source(source, data, self.profile.directory) for source in getattr(data, part)]
+            return [
+                source_files.resolve_source(source, data, self.profile.directory, part)
+                for source in getattr(data, part)
+            ]
         except (ValueError, OSError) as error:
             raise ProblemError(
                 Problem(code="data.source.unusable", title=f"data.{part} cannot be used", cause=str(error))
@@ -241,13 +247,20 @@ class Browser:
 
     def _list_files(self, part: str, index: int, source: SourceOptions) -> list[Path]:
         try:
-            return source_files.list_paths(source, self.profile.directory, self._home, lambda *_: None)
+            return source_files.list_paths(source, self.profile.directory, self._home, lambda *_: None, part)
         except ValueError as error:
             raise ProblemError(
                 Problem(
                     code="data.source.unusable", title=f"data.{part}.{index}.source cannot be used", cause=str(error)
                 )
             )
+
+    def _count_left_out(self, source: SourceOptions, part: str) -> int:
+        """The files of a folder that are not read, because they are for another part."""
+        try:
+            return len(find_left_out(source.source, self.profile.directory, part))
+        except (ValueError, OSError):
+            return 0  # it was removed meanwhile
 
     def _index(self, source: SourceOptions, paths: list[Path], progress: Callable[[int], object]) -> list[IndexedFile]:
         """The files of a source, up to its limit of rows. `progress` gets the bytes done."""

@@ -40,10 +40,11 @@ def check_sources(sections: Mapping[str, Any], directory: Path, home: Any) -> It
             if part != "train" and source.weight != 1:
                 yield f"data.{part}.{index}.weight", "applies to training rows only: held-out rows are read once"
             try:
-                found = resolve_source(source, data, directory)
+                found = resolve_source(source, data, directory, part)
                 # An expansion whose rows are all dropped may still be opened: the user can take decisions back.
                 if not found.source.startswith(HUB) and not any(
-                    path.stat().st_size or is_expansion(path.parent) for path in list_files(found.source, directory)
+                    path.stat().st_size or is_expansion(path.parent)
+                    for path in list_files(found.source, directory, part)
                 ):
                     yield f"data.{part}.{index}.source", f"{source.source} is empty"
             except (ValueError, OSError) as error:

@@ -13,7 +13,15 @@ from typing import Any
 
 from engine.options.data import SourceOptions
 from engine.prep import detect_format
-from engine.prep.formats.canonical import Canonical, check_json, make_message, to_json
+from engine.prep.formats import kto
+from engine.prep.formats.canonical import (
+    SYSTEM_COLUMNS,
+    Canonical,
+    abbreviate,
+    check_json,
+    make_message,
+    to_json,
+)
 
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -25,24 +33,28 @@ def make_converter(source: SourceOptions, row_format: str) -> Converter:
     """A function that converts this source's rows. Raises ValueError if the format does not allow an option of the
     source."""
     module = detect_format.load(row_format)
+    judged = source.format == "auto" and detect_format.find_kind(row_format) == "conversations"
     if not (source.columns or source.prompt or source.system):
-        return lambda row: detect_format.as_list(module.convert(row))
+        return lambda row: detect_format.convert(row_format, check_judgement(row) if judged else row)
     if detect_format.find_kind(row_format) == "text" and (source.prompt or source.system):
         raise ValueError("prompt and system are for conversations; the rows here are plain text")
     if getattr(module, "EXPANDS", False) and source.prompt:
         raise ValueError(f"a row of the format {row_format} asks several questions of its own: leave prompt out")
     parts = _parse_prompt(source.prompt) if source.prompt else []
     questions: tuple[str, ...] = getattr(module, "QUESTIONS", ())
+    groups = _alternatives(row_format)
 
     def convert(row: dict[str, Any]) -> list[Canonical]:
-        mapped, aside = rename_columns(row, source.columns)
+        mapped, aside = rename_columns(row, source.columns, groups)
+        if judged:
+            check_judgement(mapped)
         prompt = _fill(parts, mapped | row) if parts else ""
         if prompt and questions and all(mapped.get(name) is None for name in questions):
             mapped = {
                 **mapped,
                 questions[0]: prompt,
             }  # otherwise the format would reject the row for lack of a question
-        found = detect_format.as_list(module.convert(mapped))
+        found = detect_format.convert(row_format, mapped)
         for canonical in found:
             if aside:
                 canonical["columns"] = canonical.get("columns", {}) | {
@@ -62,7 +74,7 @@ def check_columns(source: SourceOptions, there: Collection[str]) -> None:
     rows."""
     listed = detect_format.join_names(sorted(there))
     for ours, own in source.columns.items():
-        if own not in there:
+        if own not in there and own != ours:
             hint = f"; columns says the format's name first: {{{own}: {ours}}}" if ours in there else ""
             raise ValueError(f"columns: there is no column {own!r} for {ours}; there are {listed}{hint}")
     if source.prompt:
@@ -72,14 +84,45 @@ def check_columns(source: SourceOptions, there: Collection[str]) -> None:
                 raise ValueError(f"prompt: there is no column {{{name}}}; there are {listed}")
 
 
-def rename_columns(row: dict[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row with the format's column names, and the columns that had those names before."""
+def rename_columns(
+    row: dict[str, Any], columns: Mapping[str, str], groups: Collection[Collection[str]] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row with the format's column names, and the columns that are set aside: those that had these names before,
+    and others of the same group in `groups`, so that a format does not read them in place of the mapped one."""
     if not columns:
         return row, {}
     taken = {own for own in columns.values() if own in row}
     found = {name: value for name, value in row.items() if name not in taken}
-    aside = {ours: found[ours] for ours, own in columns.items() if ours in found and own in row}
-    return found | {ours: row[own] for ours, own in columns.items() if own in row}, aside
+    mapped = {ours: row[own] for ours, own in columns.items() if own in row}
+    rivals = {name for group in groups if mapped.keys() & group for name in group} | mapped.keys()
+    aside = {name: value for name, value in found.items() if name in rivals}
+    return {name: value for name, value in found.items() if name not in rivals} | mapped, aside
+
+
+def _alternatives(row_format: str) -> list[frozenset[str]]:
+    """The groups of columns of which a format reads one."""
+    module = detect_format.load(row_format)
+    groups = [frozenset(getattr(module, name, ())) for name in ("QUESTIONS", "ANSWERS", "LABELS")]
+    return [*groups, frozenset(SYSTEM_COLUMNS)]
+
+
+def check_judgement(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns the row. Raises ValueError if a row that is to be read as a conversation says that its reply is bad."""
+    if (row.get("label") is not None or row.get("kto_tag") is not None) and (name := kto.find_bad_label(row)):
+        raise ValueError(
+            f"{name} is {abbreviate(row[name])}, which may judge the reply as bad: set format (kto to learn from it, "
+            "another one to ignore the column)"
+        )
+    return row
+
+
+def unused_columns(source: SourceOptions, row: Mapping[str, Any], found: list[Canonical]) -> list[str]:
+    """The columns of a source row that hold something and that neither its format nor the source's prompt reads."""
+    columns = found[0].get("columns") if found else None
+    if not columns:
+        return []
+    asked = {name for _, name in _parse_prompt(source.prompt)} if source.prompt else ()
+    return [name for name, value in columns.items() if value not in (None, "") and name in row and name not in asked]
 
 
 def fill_prompt(prompt: str, row: Mapping[str, Any]) -> str:

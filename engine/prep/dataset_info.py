@@ -94,7 +94,8 @@ def _convert_entry(entry: dict[str, Any], folder: Path) -> SourceOptions:
     return SourceOptions(
         source=_locate_rows(entry, folder),
         format=row_format,
-        columns={ours[name]: column for name, column in theirs.items() if column and column != ours[name]},
+        # A column that keeps its name is mapped too: it stands before others that the format could read in its place.
+        columns={ours[name]: column for name, column in theirs.items() if column},
         max_rows=entry.get("num_samples"),
     )
 

@@ -74,13 +74,17 @@ def check_trained(counts: Counts, max_length: int, tokenizer: Any, method: Any, 
             for stage in rows.stages
             if stage["part"] == "train"
         ]
+        checked = rows.validate_counts("train")
+        bad = f"all {checked['in']} rows are bad: {'; '.join(checked['first'])}" if checked["in"] else ""
         raise ProblemError(
             Problem(
                 code="data.train.empty",
                 title="The training set is empty",
-                cause="; ".join(left) if rows.validate_counts("train")["good"] else "its files hold no rows",
+                cause="; ".join(left) if checked["good"] else bad or "its files hold no rows",
                 hint="loosen what data asks of its rows"
-                if rows.validate_counts("train")["good"]
+                if checked["good"]
+                else "mend the rows, or say how they are read (format, columns)"
+                if bad
                 else "name files with rows in data.train",
             )
         )

@@ -19,6 +19,7 @@ from engine.prep import profile_tokenizer
 from engine.prep.base_model import Progress, list_tokenizer_files, load_tokenizer, locate_base, locate_base_folder
 from engine.prep.errors import check_rejects, count_bad, problems_for_mistakes
 from engine.prep.prepared_entry import make_lock, record_template, sequence_kind, token_settings, write_entry
+from engine.prep.sources import find_left_out
 from engine.prep.stages import pipeline, pretokenized, source_files
 from engine.prep.stages.context import Context, default_processes
 from engine.prep.stages.pipeline import OPTIONAL_STAGES, SourceFiles, StageRows
@@ -86,7 +87,41 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     for key in _PATHS:
         content[key] = str(entry / content[key]) if content[key] else None
     files_of_rows = describe_files(list_source_files(sources), digests)
-    return {**content, "hash": name, **model, "files": files_of_rows, "expanded": expansion}
+    left_out = list_left_out(profile, sources)
+    _drop_used(profile, content["stages"])
+    return {
+        **content,
+        "hash": name,
+        **model,
+        "files": files_of_rows,
+        "left_out": left_out,
+        "expanded": expansion,
+    }
+
+
+def list_left_out(profile: Profile, sources: SourceFiles) -> list[dict[str, Any]]:
+    """The files of the sources' folders that are not read, because their names say that they are for another part."""
+    found = []
+    for part, listed in sources.items():
+        for options, _ in listed:
+            try:
+                left = find_left_out(options.source, profile.directory, part)
+            except ValueError:  # rows of an expansion have no source that a user could name
+                continue
+            if left:
+                found.append({"part": part, "source": options.source, "files": [path.name for path in left]})
+    return found
+
+
+def _drop_used(profile: Profile, stages: list[dict[str, Any]]) -> None:
+    """Drop the columns by which other stages choose from those that were not used."""
+    data = profile.data
+    chosen_by = {data.split.stratify_by if data.split else None, data.balance.by if data.balance else None}
+    for stage in stages:
+        if "unused_columns" in stage:
+            stage["unused_columns"] = {
+                name: rows for name, rows in stage["unused_columns"].items() if name not in chosen_by
+            }
 
 
 def _make_entry(
@@ -149,8 +184,9 @@ def locate_sources(profile: Profile, home: Home, progress: Progress) -> SourceFi
     for part in PARTS:
         for index, source in enumerate(getattr(profile.data, part)):
             try:
-                options = source_files.resolve_source(source, profile.data, profile.directory)
-                found[part].append((options, source_files.list_paths(options, profile.directory, home, progress)))
+                options = source_files.resolve_source(source, profile.data, profile.directory, part)
+                paths = source_files.list_paths(options, profile.directory, home, progress, part)
+                found[part].append((options, paths))
             except (ValueError, OSError) as error:
                 raise ProblemError(
                     Problem(

@@ -42,7 +42,7 @@ def find_format(source: SourceOptions, path: Path) -> str:
     """
     if source.format != "auto" and not (source.columns or source.prompt):
         return source.format
-    values = (record.value for record in readers.read(path) if record.value)
+    values = (record.value for record in readers.read(path, encoding=source.encoding) if record.value)
     looked_at = list(itertools.islice(values, _LOOKED_AT))
     if not looked_at:
         return "text" if source.format == "auto" else source.format
@@ -50,7 +50,8 @@ def find_format(source: SourceOptions, path: Path) -> str:
         column_mapping.check_columns(source, {str(column) for row in looked_at for column in row})
         if source.format != "auto":
             return source.format
-        return detect_format.detect([column_mapping.rename_columns(row, source.columns)[0] for row in looked_at])
+        renamed = [column_mapping.rename_columns(row, source.columns)[0] for row in looked_at]
+        return detect_format.detect(renamed, source.columns)
     except ValueError as error:
         raise ValueError(f"{source.source}: {error}")
 
@@ -101,7 +102,7 @@ def _read_source(
     for path in paths:
         size = path.stat().st_size
         convert: Converter | None = None
-        for record in readers.read(path, partial(_report, progress, done)) if size else ():
+        for record in readers.read(path, partial(_report, progress, done), source.encoding) if size else ():
             rejects.read += 1
             if record.value is None:
                 rejects.add(*record[:3], record.reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ class IndexedFile:
     offsets: array[int] = field(default_factory=lambda: array("Q"))
     ends: array[int] = field(default_factory=lambda: array("Q"))
     rejected: int = 0
+    unused: Counter[str] = field(default_factory=Counter)
+    """Columns that the format does not use -> rows that have them."""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -124,8 +127,8 @@ class Indexer:
         ProblemError."""
         good = 0
         try:
-            stored, records = self._records(path, progress)
-            row_format = read_rows.find_format(source, stored) if stored.stat().st_size else source.format
+            stored, records = self._records(path, source.encoding, progress)
+            row_format = _find_format(source, path, stored)
             convert = column_mapping.make_converter(source, row_format) if row_format != "auto" else _no_rows
             indexed = IndexedFile(source, path, stored, row_format, convert)
             for record in records:
@@ -143,12 +146,14 @@ class Indexer:
             )
         return indexed, good
 
-    def _records(self, path: Path, progress: Callable[[int], object]) -> tuple[Path, Iterator[Record]]:
+    def _records(
+        self, path: Path, encoding: str | None, progress: Callable[[int], object]
+    ) -> tuple[Path, Iterator[Record]]:
         """The JSONL file with the file's rows, and its records: their lines refer to the file, their offsets to the
         JSONL file."""
-        if path.suffix.lower() == ".jsonl":
+        if readers.is_lines(path, encoding):
             return path, readers.read(path, progress)
-        copied = copy_rows(path, self._home, progress)
+        copied = copy_rows(path, self._home, progress, encoding)
         placed = (
             record._replace(line=line)
             for record, line in zip(readers.read(copied.rows), read_origins(copied), strict=True)
@@ -163,7 +168,12 @@ class Indexer:
                 : _COLUMNS - len(self.columns)
             ]
             try:
-                return indexed.convert(record.value)
+                found = indexed.convert(record.value)
+                unused = column_mapping.unused_columns(indexed.options, record.value, found)
+                indexed.unused.update(
+                    name for name in unused if name in indexed.unused or len(indexed.unused) < _COLUMNS
+                )
+                return found
             except ValueError as error:
                 reason = str(error)
         indexed.rejected += 1
@@ -171,6 +181,13 @@ class Indexer:
             place = (record.line, record.offset, record.end)
             self.problems.append(BadRow(indexed.path, indexed.stored, *place, reason))
         return []
+
+
+def _find_format(source: SourceOptions, path: Path, stored: Path) -> str:
+    if not stored.stat().st_size:
+        return source.format
+    # A copy is written in UTF-8.
+    return read_rows.find_format(source if stored == path else source.model_copy(update={"encoding": None}), stored)
 
 
 def _no_rows(row: dict[str, Any]) -> list[Canonical]:

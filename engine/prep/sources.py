@@ -16,9 +16,11 @@ from typing import NamedTuple
 import msgspec
 
 from engine.config.bundled import find_bundled
-from engine.prep import readers
+from engine.prep import readers, splits
 from engine.prep.expand import decisions
 from engine.prep.files import KINDS
+from engine.prep.formats.cells import drop_nulls
+from engine.prep.splits import Choice
 from engine.protocol.home import Home
 from engine.protocol.text import did_you_mean
 from engine.storage import cache
@@ -51,9 +53,10 @@ def find_source(source: str, directory: Path) -> Path | str:
         return source
     for folder in _search_folders(directory):
         try:
-            path = (folder / Path(source).expanduser()).resolve()
+            # Links are not resolved: in the hub's cache only the link has a name that tells the kind of file.
+            path = Path(os.path.abspath(folder / Path(source).expanduser()))
         except RuntimeError:
-            continue  # a circle of links, or the home of an unknown user
+            continue  # the home of an unknown user
         if path.exists():
             return path
     raise ValueError(
@@ -62,12 +65,22 @@ def find_source(source: str, directory: Path) -> Path | str:
     )
 
 
-def list_files(source: str, directory: Path) -> list[Path]:
-    """The files of a source, absolute and sorted: a file, all readable files below a folder, or the matches of a glob.
+def list_files(source: str, directory: Path, part: str = "train") -> list[Path]:
+    """The files of a source, absolute and sorted: a file, the readable files below a folder, or the matches of a glob.
 
+    Of a folder with files for several splits, those of `part` are taken (see `splits`; `find_left_out` has the others).
     For a folder made by `cockpit data expand` this is the file of the rows that were kept. A file that is reached in
     two ways counts once. Raises ValueError if nothing has that name or nothing can be read.
     """
+    return _choose_files(source, directory, part).taken
+
+
+def find_left_out(source: str, directory: Path, part: str = "train") -> list[Path]:
+    """The files of a source that are not read, because their names say that they are for another part."""
+    return [] if source.startswith(HUB) else _choose_files(source, directory, part).left
+
+
+def _choose_files(source: str, directory: Path, part: str) -> Choice:
     if source.startswith(HUB):
         raise ValueError(f"{source} is on the hub: it must be fetched first")
     try:
@@ -75,15 +88,15 @@ def list_files(source: str, directory: Path) -> list[Path]:
     except ValueError:
         if not _WILD.search(source):
             raise
-        return _match_glob(source, directory)
+        return Choice(_match_glob(source, directory), [])
     path = Path(found)
     if path.is_dir():
         _check_one_split(path, source)
         if decisions.is_expansion(path):
-            return [path / decisions.ROWS]
-        return _list_below(path, source)
-    readers.check_suffix(path)
-    return [path]
+            return Choice([path / decisions.ROWS], [])
+        return splits.choose(_list_below(path, source), path, part)
+    readers.find_kind(path)
+    return Choice([path], [])
 
 
 def parse_hub_source(source: str) -> HubSource:
@@ -193,7 +206,7 @@ def _match_glob(pattern: str, directory: Path) -> list[Path]:
         found = list(_drop_repeated(sorted(path for path in paths if path.is_file())))
         if found:
             for path in found:
-                readers.check_suffix(path)
+                readers.find_kind(path)
             return found
     parent = Path(expanded).parent
     raise ValueError(
@@ -259,6 +272,7 @@ def _stream_rows(hub: HubSource, progress: Progress) -> Iterator[bytes]:
 
 def _encode_row(row: dict[str, object], number: int) -> bytes:
     try:
-        return msgspec.json.encode(row)
+        # `datasets` gives all rows the same keys at any depth, and fills those that a row does not have with null.
+        return msgspec.json.encode({name: drop_nulls(value) for name, value in row.items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"row {number} has a value that is neither text nor a number: {error}")

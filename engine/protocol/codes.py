@@ -219,6 +219,14 @@ CODES: dict[str, str] = {
         "This model cannot keep rows apart that share a sequence. Change the setting that the message names."
     ),
     "data.rows.left_out": "Bad rows were left out; the rejects file names them. Look whether they matter.",
+    "data.columns.unused": (
+        "Columns of the data were read, and neither trained on nor used otherwise. Check that none of them should be."
+    ),
+    "data.files.left_out": (
+        "Files of a folder were not read, because their names say that they are for another split. Name them to "
+        "use them."
+    ),
+    "data.split.cut": "Held-out rows are similar to training rows, because too many rows are similar to each other.",
     "data.rows.cleaned": (
         "Cleaning or deduplication left out rows; the rejects file names them. Look whether they matter."
     ),

@@ -25,6 +25,10 @@ _DROPPING_STAGES = {"clean": (), "dedup": ("exact", "near", "held_out")}
 """Stages that drop rows, and the names of their counts by kind."""
 
 
+_LISTED = 10
+"""Names in a remark."""
+
+
 class Remark(NamedTuple):
     code: str
     message: str
@@ -41,6 +45,7 @@ def list_warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
     for note in (prepared["vocabulary"] or {}).get("notes", ()):
         message = f"the trained tokenizer: {note}"
         yield Remark(code="tokenizer.note", message=message, hint="see model.tokenizer")
+    yield from _list_reading_warnings(prepared)
     for stage in prepared["stages"]:
         if stage["name"] in _DROPPING_STAGES and stage["rejected"]:
             kinds = ", ".join(
@@ -83,6 +88,35 @@ def list_warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
             hint="set data.thinking to require if every reply of the data has a thought, or to empty if none has one "
             "and chat shall go on to open it",
         )
+
+
+def _list_reading_warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
+    """What was read and not used, or not read at all. (Older preparations do not say.)"""
+    for source in prepared.get("left_out", ()):
+        yield Remark(
+            code="data.files.left_out",
+            message=f"{len(source['files'])} files of {source['source']} are not in {source['part']}, because they are "
+            f"named for another split: {', '.join(source['files'][:_LISTED])}{' …' * (len(source['files']) > _LISTED)}",
+            hint="to read them, name them as sources of their own",
+        )
+    for stage in prepared["stages"]:
+        if stage["name"] == "validate" and stage.get("unused_columns"):
+            columns = ", ".join(
+                f"{name} ({rows:,} rows)" for name, rows in list(stage["unused_columns"].items())[:_LISTED]
+            )
+            more = len(stage["unused_columns"]) - _LISTED
+            yield Remark(
+                code="data.columns.unused",
+                message=f"columns of {stage['part']} that are not used: {columns}{f' and {more} more' * (more > 0)}",
+                hint="name the format of the source, or its columns, if one of them should be trained on",
+            )
+        if stage["name"] == "split" and stage.get("cut"):
+            yield Remark(
+                code="data.split.cut",
+                message=f"{stage['cut']} held-out rows are similar to rows that are trained on: so many rows are "
+                "similar that their share could not be held out otherwise",
+                hint="let data.dedup drop similar rows first, or name held-out files of your own",
+            )
 
 
 def _list_expansion_warnings(expanded: dict[str, Any]) -> Iterator[Remark]:

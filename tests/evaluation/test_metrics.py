@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 
 import pytest
+import regex  # type: ignore[import-untyped]
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -45,6 +47,49 @@ def test_rouge_compares_chinese_by_character() -> None:
     # 中国的首都 is common, in order: 5 of 8 characters on both sides
     assert measured("rouge", answers(CHINESE[:1])) == {"rouge_l": pytest.approx(5 / 8)}
     assert words("在Tokyo的3个人, don't_go!") == ["在", "tokyo", "的", "3", "个", "人", "don", "t", "go"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference"),
+    [
+        ("लड़का", "लड़की"),  # boy, girl
+        ("கண்", "கண"),
+        ("क", "कि"),
+        ("বই", "বউ"),
+        ("שָׁלוֹם", "שָׁלֵם"),
+        ("كِتَاب", "كُتَّاب"),
+        ("แม่", "แม้"),
+        ("ကား", "ကီး"),
+    ],
+)
+def test_words_that_differ_in_their_marks_are_different_words(reply: str, reference: str) -> None:
+    assert measured("rouge", answers([(reply, reference)]))["rouge_l"] < 1
+    assert measured("rouge", answers([(reply, reply)]))["rouge_l"] == 1
+
+
+@pytest.mark.parametrize("text", ["café", "Tiếng Việt", "한국어 낱말", "naïve Ångström", "ガギグ"])
+@pytest.mark.parametrize("metric", ["rouge", "exact_match"])
+def test_a_word_is_the_same_word_in_every_normal_form(text: str, metric: str) -> None:
+    decomposed = unicodedata.normalize("NFD", text)
+    assert decomposed != text and words(decomposed) == words(text)
+    assert set(measured(metric, answers([(decomposed, text), (text, decomposed)])).values()) == {1}
+
+
+@pytest.mark.parametrize(
+    "text", ["हिन्दी भाषा में", "தமிழ் நாடு", "العربيّة لغة", "Don't stop_it, it's 3.5", "ქართული ენა", "नमस्ते"]
+)
+def test_no_word_is_split_inside_a_cluster_and_no_letter_is_lost(text: str) -> None:
+    clusters = regex.findall(r"\X", text)
+    found = words(text)
+    assert "".join(found) == "".join(each for each in clusters if regex.match(r"[\p{L}\p{N}]", each)).lower()
+    assert not any(regex.match(r"\p{M}", word) for word in found)
+
+
+def test_thai_is_compared_by_character_with_its_marks() -> None:
+    assert words("แม่ไป") == ["แ", "ม่", "ไ", "ป"]
+    # "mother goes to market" and "… to school" share แ ม่ ไ ป of 8 and 11
+    score = measured("rouge", answers([("แม่ไปตลาด", "แม่ไปโรงเรียน")]))["rouge_l"]
+    assert score == pytest.approx(2 * (4 / 8) * (4 / 11) / (4 / 8 + 4 / 11))
 
 
 @pytest.mark.parametrize(("pairs", "tokenizer"), [(ENGLISH, "13a"), (CHINESE, "zh"), (JAPANESE, "char")])

@@ -19,17 +19,21 @@ from typing import Any
 import pytest
 
 from engine.config.bundled import find_bundled
-from engine.prep import detect_format
+from engine.prep import detect_format, outputs
 from engine.prep.verbs import convert
 from engine.protocol.home import Home
 from tests.prep.conftest import chat, write
 from tests.prep.test_formats import GRAPH
 
 
+def home_of(out: Path) -> Home:
+    return Home(out.parent.with_name(f"{out.parent.name}-home"))
+
+
 def run(file: Path | str, to: str, out: Path, format: str = "auto") -> dict[str, Any]:
     told: list[tuple[str, int, int]] = []
     options = argparse.Namespace(file=str(file), format=format, to=to, out=str(out))
-    result = convert.run(Home(out.parent / "home"), options, lambda *progress: told.append(progress))
+    result = convert.run(home_of(out), options, lambda *progress: told.append(progress))
     assert not told or (told[-1][0] == "converting" and told[-1][1] == told[-1][2])
     return result
 
@@ -87,7 +91,8 @@ def test_every_kind_of_file_and_folder_is_read_and_an_older_list_of_rejects_goes
     (tmp_path / "set/1.jsonl.gz").write_bytes(gzip.compress(line.encode()))
     (tmp_path / "set/2.json").write_text(json.dumps([chat("r", "b")]), encoding="utf-8")
     (tmp_path / "set/3.csv").write_text("question,answer\ns,c\n", encoding="utf-8")
-    (tmp_path / "out.rejects.jsonl").write_text("old\n", encoding="utf-8")
+    with outputs.writing(home_of(tmp_path / "out.jsonl"), tmp_path / "out.rejects.jsonl"):
+        (tmp_path / "out.rejects.jsonl").write_text("old\n", encoding="utf-8")
     result = run(tmp_path / "set", "prompt_completion", tmp_path / "out.jsonl")
     assert (result["rows"], result["converted"]) == (3, 3)
     assert [tuple(row.values())[:2] for row in rows(tmp_path / "out.jsonl")] == [("q", "a"), ("r", "b"), ("s", "c")]

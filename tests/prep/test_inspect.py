@@ -30,6 +30,9 @@ def test_rows_are_counted_good_and_bad_and_the_first_good_one_is_shown(bare_home
         "rows": 7,
         "columns": ["instruction", "output", "input", "category"],
         "sample": {"messages": [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}]},
+        "unused_columns": {"category": 5},
+        "rejected": 2,
+        "reasons": {"not JSON": 1, "output is int, not text": 1},
     }
 
 
@@ -70,7 +73,7 @@ def test_progress_is_in_bytes_of_all_files(bare_home: Home, tmp_path: Path) -> N
         ([], "auto", "holds no rows"),
         (["{"], "auto", "holds 1 rows, none of which can be read"),
         ([{"foo": 1}], "auto", "no known format has the columns foo"),
-        ([{"text": "t"}], "alpca", "there is no format alpca"),
+        ([{"text": "t"}], "alpca", "alpca: there is no such format, did you mean alpaca"),
     ],
 )
 def test_what_cannot_be_shown_is_one_clear_error(

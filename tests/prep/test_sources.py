@@ -284,8 +284,8 @@ def test_catalogue_entries_become_sources(listed: dataset_info.Catalog, tmp_path
     found = {name: listed[name] for name in list(ENTRIES)[:7]}
     assert {name: (each.format, each.columns) for name, each in found.items()} == {
         "alpaca_demo": ("alpaca", {}),
-        "renamed": ("alpaca", {"instruction": "q", "output": "a", "system": "sys"}),
-        "dpo": ("preference", {"chosen": "good"}),
+        "renamed": ("alpaca", {"instruction": "q", "input": "input", "output": "a", "system": "sys"}),
+        "dpo": ("preference", {"conversations": "conversations", "chosen": "good", "rejected": "rejected"}),
         "kto": ("kto", {"conversations": "messages", "kto_tag": "label"}),
         "pretrain": ("text", {"text": "content"}),
         "chat": ("sharegpt", {"conversations": "messages"}),

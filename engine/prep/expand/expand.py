@@ -70,6 +70,8 @@ def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress
     paths = [path for _, listed in sources for path in listed]
     if overwritten := [path for path in paths if path.parent == out.resolve() and path.name in NAMES]:
         raise ValueError(f"{overwritten[0]} holds the seeds and would be replaced: name another folder in --out")
+    if not (out / "requests.jsonl").exists() and (foreign := [name for name in NAMES if (out / name).exists()]):
+        raise ValueError(f"{out / foreign[0]} exists and is not of an expansion: name another folder in --out")
     budget = Budget(options)
     key = client.api_key(options)
     duplicates = Duplicates(options.similarity)

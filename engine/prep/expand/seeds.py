@@ -159,7 +159,7 @@ def _iterate_seeds(sources: Sources, forms: dict[tuple[int, str], Form]) -> Iter
         for path in paths:
             size = path.stat().st_size
             form: Form | None = None
-            for record in readers.read(path) if size and good != source.max_rows else ():
+            for record in readers.read(path, encoding=source.encoding) if size and good != source.max_rows else ():
                 place, done = f"{path.name}:{record.line}", before + min(record.end, size)
                 if record.value is None:
                     yield None, f"{place}: {record.reason}", done

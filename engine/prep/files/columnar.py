@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from engine.prep.files.record import Record
+from engine.prep.formats.cells import drop_nulls
 
 _ROWS = 1024
 """Rows converted to Python objects at a time."""
@@ -21,7 +22,10 @@ types."""
 
 def to_records(batches: Iterator[Any], path: Path) -> Iterator[Record]:
     """The rows of `pyarrow.RecordBatch`es as JSON values: times in ISO form, decimals as text, bytes in base64, NaN as
-    null."""
+    null.
+
+    A nested struct has a value for each of its fields, null for those that a row does not have: these are left out.
+    """
     import pyarrow as pa
 
     name, line = str(path), 0
@@ -51,7 +55,18 @@ def _decode_batch(batch: Any) -> list[dict[str, Any]]:
     # A damaged file may have offsets outside its buffers; reading them unchecked could crash the process.
     batch.validate(full=True)
     values: list[dict[str, Any]] = msgspec.json.decode(msgspec.json.encode(batch.to_pylist()))
+    for name in (field.name for field in batch.schema if _has_struct(field.type)):
+        for row in values:
+            row[name] = drop_nulls(row[name])
     return values
+
+
+def _has_struct(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return True
+    return any(_has_struct(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _decode_row(row: Any) -> dict[str, Any] | str:

@@ -15,6 +15,9 @@ from engine.prep.files.record import Record
 from engine.protocol.home import Home
 from engine.storage import cache
 
+_VERSION = 2
+"""Increased when the readers take the same bytes for other rows."""
+
 
 class Copy(NamedTuple):
     """Paths: `rows` has the good rows, one per line; `origins` their line numbers in the file, 64 bits each; `rejects`
@@ -25,14 +28,14 @@ class Copy(NamedTuple):
     rejects: Path
 
 
-def copy_rows(path: Path, home: Home, progress: Callable[[int], object]) -> Copy:
+def copy_rows(path: Path, home: Home, progress: Callable[[int], object], encoding: str | None = None) -> Copy:
     """The copy of a file, made on first use and then found by its content. `progress` gets bytes, up to the file's
     size.
 
     Raises ValueError and OSError as `readers.read` does; then no copy is kept.
     """
     half = path.stat().st_size // 2
-    settings = {"kind": readers.check_suffix(path)}
+    settings = {"kind": readers.find_kind(path), "encoding": encoding, "readers": _VERSION}
     name = "rows-" + cache.entry_key({"rows": path}, settings, lambda done: progress(done // 2))
     made = Copy(*(home.cache / name / file for file in ("rows.jsonl", "origins", "rejects.jsonl")))
     if not made.rows.is_file():
@@ -42,7 +45,7 @@ def copy_rows(path: Path, home: Home, progress: Callable[[int], object]) -> Copy
             (folder / "origins").open("wb") as origins,
             (folder / "rejects.jsonl").open("w", encoding="utf-8") as bad,
         ):
-            for record in readers.read(path, lambda done: progress(half + done // 2)):
+            for record in readers.read(path, lambda done: progress(half + done // 2), encoding):
                 if record.value is None:
                     bad.write(json.dumps([record.line, record.offset, record.reason], ensure_ascii=False) + "\n")
                 else:

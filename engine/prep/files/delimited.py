@@ -1,5 +1,5 @@
 """CSV and TSV: the first line names the columns, and every value is text. Quoting follows RFC 4180, so values may span
-lines.
+lines. A first column without a name, the index that `pandas` writes, is called `Unnamed: 0`.
 
 The delimiter of a .csv is the one of `,` `;` tab `|` with which most of the first rows have as many fields as the
 header.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.prep.files.lines import LONGEST_LINE, Line, describe_too_long, read_lines
-from engine.prep.files.record import BOM, BadFile, Record
+from engine.prep.files.record import BOM, NOT_UTF8, BadFile, Record
 
 DELIMITERS = ",;\t|"
 _SNIFFED = 2**16
@@ -82,7 +82,7 @@ def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
         elif not values:
             continue
         elif any("\udc80" <= character <= "\udcff" for value in values for character in value):
-            reason = "not UTF-8"
+            reason = NOT_UTF8
         if columns is None:
             columns = _check_header(values, reason, path, first.number)
             continue
@@ -94,6 +94,8 @@ def _read(stream: BinaryIO, path: Path, delimiter: str) -> Iterator[Record]:
 
 def _check_header(values: list[str], reason: str, path: Path, line: int) -> list[str]:
     columns = [value.strip() for value in values]
+    if len(columns) > 1 and not columns[0] and all(columns[1:]):
+        columns[0] = _name_index(columns)
     twice = next((column for column in columns if columns.count(column) > 1), None)
     if not reason and "" in columns:
         reason = f"column {columns.index('') + 1} has no name"
@@ -102,6 +104,12 @@ def _check_header(values: list[str], reason: str, path: Path, line: int) -> list
     if reason:
         raise BadFile(f"{path.name}:{line}: the first line must name the columns: {reason}")
     return columns
+
+
+def _name_index(columns: list[str]) -> str:
+    """A name for the first column, which `pandas` writes without one: the one by which `pandas` reads it again."""
+    names = ("Unnamed: 0", *(f"Unnamed: 0.{number}" for number in range(1, len(columns) + 1)))
+    return next(name for name in names if name not in columns)
 
 
 class _RowLines(Iterator[str]):

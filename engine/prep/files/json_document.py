@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from engine.prep.files import jsonl
-from engine.prep.files.lines import LONGEST_LINE, describe_too_long
+import msgspec
+
+from engine.prep.files.lines import LONGEST_LINE, describe_too_long, read_lines
 from engine.prep.files.record import BOM, BadFile, Record, decode
 
 _BLOCK = 2**20
+LOOKED_AT = 2**16
+"""Bytes by which a document is told from JSONL."""
 _BLANKS = re.compile(rb"[ \t\r\n]*+")
 _INSIDE = re.compile(rb'(?:[^"\[\]{}]*+"[^"\\]*+(?:\\.[^"\\]*+)*")*[^"\[\]{}]*+', re.DOTALL)
 """Up to the next bracket outside strings, or to a string that does not end in the block."""
@@ -24,6 +27,26 @@ _STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*', re.DOTALL)
 """Up to the quote that ends a string, or to a backslash at the end of the block."""
 # Only sets are possessive: CPython before 3.11.5 (Debian 12 has 3.11.2) fails on possessive groups.
 _SCALAR = re.compile(rb'[^\[\]{}",]*+')
+
+
+def is_document(start: bytes) -> bool:
+    """Whether a text that begins so is a list of objects, or objects over several lines, rather than JSONL."""
+    text = start[:LOOKED_AT].removeprefix(BOM).lstrip()
+    first, _, rest = text.partition(b"\n")
+    first, rest = first.strip(), rest.strip()
+    if first in (b"[", b"{"):
+        return rest[:1] in (b"{", b"}", b"]", b'"')
+    if not first.startswith(b"[") or first[1:].lstrip()[:1] != b"{":
+        return False
+    return not rest or not _is_whole(first)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return False
+    return True
 
 
 class Row(NamedTuple):
@@ -41,7 +64,10 @@ def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
     first, _, rest = start.removeprefix(BOM).lstrip().partition(b"\n")
     if rest.strip() and decode(first)[0] is not None:
         # This is JSONL under another name: read it as such, so that a bad line affects no other.
-        yield from jsonl.read(stream, path)
+        for each in read_lines(stream):
+            if each.content is None or each.content.strip():
+                value, reason = (None, describe_too_long()) if each.content is None else decode(each.content)
+                yield Record(str(path), each.number, each.offset, each.end, value, reason)
         return
     for line, offset, end, content in _Splitter(stream, path.name).rows():
         value, reason = (None, describe_too_long("a row")) if content is None else decode(content)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.prep.files.lines import describe_too_long, read_lines
-from engine.prep.files.record import BOM, Record
+from engine.prep.files.record import BOM, NOT_UTF8, Record
 
 
 def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
@@ -21,10 +21,8 @@ def read(stream: BinaryIO, path: Path) -> Iterator[Record]:
             continue
         try:
             text = (content if offset else content.removeprefix(BOM)).decode().rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            yield Record(
-                name, number, offset, end, None, f"not UTF-8: {error.reason} at byte {error.start} of the line"
-            )
+        except UnicodeDecodeError:
+            yield Record(name, number, offset, end, None, NOT_UTF8)
             continue
         if text.strip():
             yield Record(name, number, offset, end, {"text": text})

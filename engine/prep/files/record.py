@@ -12,6 +12,8 @@ class BadFile(ValueError):
 
 
 BOM = b"\xef\xbb\xbf"
+NOT_UTF8 = "not UTF-8; name the encoding of the file (encoding, --encoding), such as gb18030 or cp1252"
+"""The reason with which text in another encoding is rejected."""
 
 
 class Record(NamedTuple):
@@ -36,7 +38,15 @@ def decode(content: bytes) -> tuple[dict[str, Any] | None, str]:
     try:
         value = msgspec.json.decode(content.removeprefix(BOM))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        return None, f"not JSON: {error}"
+        return None, f"not JSON: {error}" if _is_utf8(content) else NOT_UTF8
     if not isinstance(value, dict):
         return None, f"a row is a JSON object, not {type(value).__name__}"
     return value, ""
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -3,10 +3,12 @@
     matches(row) -> bool        whether a row looks like this format
     convert(row) -> Canonical   or a list of them, for a format that expands; raises ValueError for a bad row
     revert(canonical) -> row    the inverse; raises ValueError naming what the format cannot represent
+    COLUMNS                     the columns that have a meaning in this format
 
 and optionally
 
     QUESTIONS                   the columns that may hold the user's turn, in order of preference
+    ANSWERS, LABELS             likewise for the reply and for the judgement
     KIND                        what the rows are, if not conversations: `text`, `pairs` or `judged`
     EXPANDS                     True if a row becomes several, each with a question of the format's own
 

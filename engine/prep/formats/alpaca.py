@@ -1,6 +1,7 @@
 """Alpaca: `instruction`, `input`, `output`, optionally `system` and `history` ([[question, answer], …]).
 
-`input` is appended to the instruction on a new line, as in LLaMA-Factory. Reverting leaves both in `instruction`.
+`input` is appended to the instruction on a new line, as in LLaMA-Factory; without an instruction it is the question.
+Reverting leaves both in `instruction`.
 """
 
 from __future__ import annotations
@@ -8,19 +9,22 @@ from __future__ import annotations
 from typing import Any
 
 from engine.prep.formats.canonical import (
+    SYSTEM_COLUMNS,
     Canonical,
     Message,
     add_columns,
     check_text,
+    find_system,
     make_conversation,
     make_message,
     require_messages,
     restore_columns,
-    system_turns,
 )
+from engine.prep.formats.cells import parse_cell
 
 QUESTIONS = ("instruction",)
-_USED = frozenset({"instruction", "input", "output", "system", "history"})
+_USED = frozenset({"instruction", "input", "output", "history"})
+COLUMNS = frozenset({"instruction", "input", "output", "history", *SYSTEM_COLUMNS})
 
 
 def matches(row: dict[str, Any]) -> bool:
@@ -29,21 +33,27 @@ def matches(row: dict[str, Any]) -> bool:
 
 def convert(row: dict[str, Any]) -> Canonical:
     answer = make_message("assistant", check_text(row.get("output"), "output"))
-    return add_columns(make_conversation([*question_turns(row), answer]), row, _USED)
+    return add_columns(make_conversation([*question_turns(row), answer]), row, _USED | find_system(row)[1])
 
 
 def question_turns(row: dict[str, Any]) -> list[Message]:
     """All turns before the answer. Raises ValueError."""
-    turns = system_turns(row.get("system"))
-    history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+    turns, _ = find_system(row)
+    history = parse_cell(row.get("history")) or []
+    if not isinstance(history, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in history):
         raise ValueError("history is not a list of [question, answer]")
     for question, answer in history:
         turns += [make_message("user", question), make_message("assistant", answer)]
-    question = check_text(row.get("instruction"), "instruction")
-    if row.get("input"):
-        question += "\n" + check_text(row["input"], "input")
-    return [*turns, make_message("user", question)]
+    return [*turns, make_message("user", _join_question(row.get("instruction"), row.get("input")))]
+
+
+def _join_question(instruction: Any, more: Any) -> str:
+    if not more:
+        return check_text(instruction, "instruction")
+    more = check_text(more, "input")
+    if instruction is None or (isinstance(instruction, str) and not instruction.strip()):
+        return more
+    return check_text(instruction, "instruction") + "\n" + more
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:

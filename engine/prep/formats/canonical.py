@@ -22,7 +22,15 @@ from typing import Any
 
 import msgspec
 
+from engine.prep.formats.cells import drop_nulls, parse_cell, without_padding
+
 ROLES = ("system", "user", "assistant", "tool")
+_OTHER_NAMES = {"developer": "system", "function": "tool"}
+"""Names that OpenAI gives or gave to these roles."""
+SYSTEM_COLUMNS = ("system", "system_prompt")
+
+PARTS = ("messages", "prompt", "chosen", "rejected", "completion")
+"""The keys of a canonical row that hold messages."""
 
 Canonical = dict[str, Any]
 Message = dict[str, Any]
@@ -39,8 +47,8 @@ class EmptyRow(ValueError):
 
 
 def make_conversation(turns: Any, tools: Any = None) -> Canonical:
-    """A row of messages. Raises ValueError for messages that a template cannot render or that have nothing to train
-    on."""
+    """A row of messages; tools that a system turn offers become those of the row. Raises ValueError for messages that a
+    template cannot render or that have nothing to train on."""
     found = check_messages(turns, "messages")
     if not any(message["role"] == "assistant" for message in found):
         raise ValueError("no assistant turn: there is nothing to train on")
@@ -56,12 +64,20 @@ def system_turns(system: Any) -> list[Message]:
     return [make_message("system", system)] if system else []
 
 
+def find_system(row: Mapping[str, Any]) -> tuple[list[Message], frozenset[str]]:
+    """The system turn of a row's own column, if it has one, and the name of that column."""
+    name = next((name for name in SYSTEM_COLUMNS if row.get(name)), SYSTEM_COLUMNS[0])
+    return system_turns(row.get(name)), frozenset({name})
+
+
 def make_message(role: str, content: Any) -> Message:
     return {"role": role, "content": content}
 
 
 def check_messages(turns: Any, name: str) -> list[Message]:
-    """The messages, checked and normalised. Raises ValueError naming the turn, from 1."""
+    """The messages, checked and normalised; text that holds a list is parsed. Raises ValueError naming the turn, from
+    1."""
+    turns = parse_cell(turns)
     if not isinstance(turns, list):
         raise ValueError(f"{name} is not a list")
     return [_check_message(turn, number) for number, turn in enumerate(turns, 1)]
@@ -71,9 +87,14 @@ def _check_message(turn: Any, number: int) -> Message:
     if not isinstance(turn, dict):
         raise ValueError(f"turn {number} is {type(turn).__name__}, not a mapping of role and content")
     role, content = turn.get("role"), turn.get("content")
+    role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise ValueError(f"turn {number} has the role {abbreviate(role)}, not one of {', '.join(ROLES)}")
     calls = _check_calls(turn["tool_calls"], number) if turn.get("tool_calls") else []
+    if turn.get("function_call"):
+        if calls:
+            raise ValueError(f"turn {number} has both tool_calls and function_call, which they replaced: leave one out")
+        calls = [check_call(parse_cell(turn["function_call"]), f"turn {number}, function_call")]
     if calls and role != "assistant":
         raise ValueError(f"turn {number} ({role}) calls tools, which only the assistant does")
     if calls and content is None:
@@ -90,29 +111,37 @@ def _check_message(turn: Any, number: int) -> Message:
 
 
 def _join_parts(content: Any, number: int) -> Any:
-    """OpenAI's content parts joined to one text; anything else unchanged."""
+    """Content parts joined to one text; anything else unchanged. A part's text is in `text`, or in `value`."""
     if not isinstance(content, list):
         return content
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise ValueError(f"turn {number} holds a part of type {abbreviate(kind)}; only text can be trained on")
-    return "".join(part["text"] for part in content)
+    return "".join(_part_text(part, number) for part in content)
+
+
+def _part_text(part: Any, number: int) -> str:
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind in ("text", "input_text", "output_text"):
+        text = part.get("text") if part.get("text") is not None else part.get("value")
+        if isinstance(text, str):
+            return text
+    media = any(word in str(kind) for word in ("image", "audio", "video"))
+    why = "images, sound and video are not trained here" if media else "only text can be trained on"
+    raise ValueError(f"turn {number} holds a part of type {abbreviate(kind)}; {why}")
 
 
 def _carry_further_keys(turn: Mapping[str, Any], message: Message, number: int) -> None:
     """Copy further keys, which templates may read, to the message. Null values are left out."""
-    if turn.get("function_call"):
-        raise ValueError(f"turn {number} has function_call, which OpenAI replaced: write tool_calls")
-    if turn.get("weight", 1) not in (0, 1):
+    if turn.get("weight") not in (None, 0, 1):
         raise ValueError(f"turn {number} has the weight {abbreviate(turn['weight'])}; it is 0 (not trained) or 1")
     for key, value in turn.items():
-        if key not in _PLAIN and key != "tool_calls" and value is not None:
+        if key not in _PLAIN and key not in ("tool_calls", "function_call") and value is not None:
             message[key] = check_json(value, f"turn {number} {key}")
 
 
 def _check_calls(calls: Any, number: int) -> list[dict[str, Any]]:
-    """Tool calls as `{"type": "function", "function": {"name", "arguments": mapping}}`, with an id if given."""
+    """Tool calls as `{"type": "function", "function": {"name", "arguments": mapping}}`, with an id if given. They may
+    be JSON text."""
+    if isinstance(calls, str):
+        calls = parse_json(calls, f"turn {number}: tool_calls") if calls.strip() else []
     if not isinstance(calls, list):
         raise ValueError(f"turn {number}: tool_calls is not a list")
     return [check_call(call, f"turn {number}, call {place}") for place, call in enumerate(calls, 1)]
@@ -122,10 +151,10 @@ def check_call(call: Any, name: str) -> dict[str, Any]:
     """A call given in OpenAI's form or as name and arguments alone, in OpenAI's form. Raises ValueError."""
     if not isinstance(call, dict):
         raise ValueError(f"{name} is {type(call).__name__}, not a mapping")
-    function = call.get("function", call)
+    function = call if call.get("function") is None else call["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{name} names no function")
-    if call.get("type", "function") != "function":
+    if (call.get("type") or "function") != "function":
         raise ValueError(f"{name} is of type {abbreviate(call['type'])}, not function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
@@ -134,30 +163,61 @@ def check_call(call: Any, name: str) -> dict[str, Any]:
         raise ValueError(f"{name}: arguments are {type(arguments).__name__}, not an object")
     inner = {"name": function["name"], "arguments": arguments or {}}
     if function is not call:
-        inner = {**function, **inner}
-    outer = {key: value for key, value in call.items() if key not in ("type", "function", "name", "arguments")}
+        inner = {**{key: value for key, value in function.items() if value is not None}, **inner}
+    own = ("type", "function", "name", "arguments")
+    outer = {key: value for key, value in call.items() if key not in own and value is not None}
     found: dict[str, Any] = check_json({**outer, "type": "function", "function": inner}, name)
     return found
 
 
 def add_tools(row: Canonical, tools: Any) -> Canonical:
-    """Add `tools` to the row: a list or its JSON text; a bare `{"name", …}` is put into OpenAI's form. Raises
+    """Add `tools` to the row: a list or its JSON text; a bare `{"name", …}` is put into OpenAI's form. Without any, the
+    tools of a system turn are taken. Nulls that only fill up a table are dropped from tools and calls. Raises
     ValueError."""
-    if isinstance(tools, str):
-        tools = parse_json(tools, "tools") if tools.strip() else []
-    if not tools:
+    offered = _parse_tools(tools)
+    for message in _system_turns_with_tools(row):
+        of_turn = _parse_tools(message.pop("tools"))
+        if offered and of_turn and offered != of_turn:
+            raise ValueError("there are tools in the column tools and others in a system turn")
+        offered = offered or of_turn
+    if not offered:
         return row
-    if not isinstance(tools, list):
-        raise ValueError("tools is not a list")
-    row["tools"] = [_check_tool(tool, number) for number, tool in enumerate(tools, 1)]
+    row["tools"] = offered
+    parameters = {tool["function"]["name"]: tool["function"].get("parameters") for tool in offered}
+    for message in (message for part in PARTS for message in row.get(part, ())):
+        for call in message.get("tool_calls", ()):
+            function = call["function"]
+            function["arguments"] = without_padding(function["arguments"], parameters.get(function["name"]))
     return row
 
 
+def _system_turns_with_tools(row: Canonical) -> list[Message]:
+    turns = (turn for part in ("messages", "prompt") for turn in row.get(part, ()))
+    return [turn for turn in turns if turn["role"] == "system" and "tools" in turn]
+
+
+def _parse_tools(tools: Any) -> list[dict[str, Any]]:
+    if isinstance(tools, str):
+        tools = parse_cell(tools)
+        if isinstance(tools, str):
+            tools = parse_json(tools, "tools") if tools.strip() else []
+    if not tools:
+        return []
+    if not isinstance(tools, list):
+        raise ValueError("tools is not a list")
+    return [_check_tool(tool, number) for number, tool in enumerate(tools, 1)]
+
+
 def _check_tool(tool: Any, number: int) -> dict[str, Any]:
-    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    function = tool.get("function") or tool if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"tool {number} has no name")
-    whole = {"type": "function", "function": tool} if function is tool else {"type": "function", **tool}
+    given = {"function": tool} if function is tool else {key: each for key, each in tool.items() if each is not None}
+    whole = {"type": "function", **given}
+    parameters = function.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
+    if isinstance(properties, dict) and None in properties.values():
+        whole = drop_nulls(whole)  # no property has the schema null: a table has filled it up
     found: dict[str, Any] = check_json(whole, f"tool {number}")
     return found
 
@@ -320,6 +380,5 @@ def all_text(canonical: Mapping[str, Any]) -> str:
     """All text of a row, turn after turn, a line break between two."""
     if "text" in canonical:
         return str(canonical["text"])
-    parts = ("messages", "prompt", "chosen", "rejected", "completion")
-    turns = [turn for part in parts for turn in canonical.get(part) or ()]
+    turns = [turn for part in PARTS for turn in canonical.get(part) or ()]
     return "\n".join(turn["content"] for turn in turns if turn.get("content"))

@@ -14,7 +14,7 @@ from engine.prep.formats.canonical import (
 )
 
 QUESTIONS = ("content",)
-_USED = frozenset({"content", "summary"})
+COLUMNS = frozenset({"content", "summary"})
 
 
 def matches(row: dict[str, Any]) -> bool:
@@ -23,7 +23,7 @@ def matches(row: dict[str, Any]) -> bool:
 
 def convert(row: dict[str, Any]) -> Canonical:
     content, summary = (check_text(row.get(name), name) for name in ("content", "summary"))
-    return add_columns(make_exchange(None, content, summary), row, _USED)
+    return add_columns(make_exchange(None, content, summary), row, COLUMNS)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from engine.prep.formats.canonical import (
 )
 
 QUESTIONS = ("context",)
-_USED = frozenset({"context", "target"})
+COLUMNS = frozenset({"context", "target"})
 _CONTEXT = re.compile(r"Instruction: (.*?)(?:\nInput: (.*?))?\nAnswer: ?", re.DOTALL)
 
 
@@ -28,7 +28,7 @@ def convert(row: dict[str, Any]) -> Canonical:
     context = check_text(row.get("context"), "context")
     parts = _CONTEXT.fullmatch(context)
     question = "\n".join(part for part in parts.groups() if part) if parts else context
-    return add_columns(make_exchange(None, question, check_text(row.get("target"), "target")), row, _USED)
+    return add_columns(make_exchange(None, question, check_text(row.get("target"), "target")), row, COLUMNS)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:

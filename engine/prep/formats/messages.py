@@ -1,5 +1,7 @@
 """OpenAI messages: `{"messages": [{"role": "user", "content": "…"}, …]}`, with `tool_calls` and `tools`.
 
+The older `functions`, `function_call` and role `function`, and the role `developer`, are read as what replaced them.
+
 Arguments of calls may be JSON text, as in OpenAI's API, or mappings, as chat templates expect. Reverting writes JSON
 text, and null as the content of a turn that only calls.
 """
@@ -17,16 +19,20 @@ from engine.prep.formats.canonical import (
     restore_canonical_columns,
     to_json,
 )
+from engine.prep.formats.cells import is_turns, parse_cell
 
 _USED = frozenset({"messages", "tools"})
+COLUMNS = frozenset({"messages", "tools", "functions"})
 
 
 def matches(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("messages"), list)
+    return isinstance(row.get("messages"), list) or is_turns(parse_cell(row.get("messages")))
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    return add_columns(make_conversation(row.get("messages"), row.get("tools")), row, _USED)
+    older = not row.get("tools") and bool(row.get("functions"))
+    tools, used = (row["functions"], _USED | {"functions"}) if older else (row.get("tools"), _USED)
+    return add_columns(make_conversation(row.get("messages"), tools), row, used)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:

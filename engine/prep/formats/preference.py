@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.prep.formats import alpaca
 from engine.prep.formats.canonical import (
+    SYSTEM_COLUMNS,
     Canonical,
     EmptyRow,
     Message,
@@ -19,14 +20,16 @@ from engine.prep.formats.canonical import (
     check_messages,
     check_text,
     describe_kind,
+    find_system,
     make_message,
     restore_canonical_columns,
-    system_turns,
 )
+from engine.prep.formats.cells import find_filled, is_turns, parse_together
 from engine.prep.formats.sharegpt import convert_turns
 
 KIND = "pairs"
 QUESTIONS = ("prompt", "question", "instruction", "conversations", "messages")
+COLUMNS = frozenset({*QUESTIONS, "input", "history", "chosen", "rejected", "tools", *SYSTEM_COLUMNS})
 
 
 def matches(row: dict[str, Any]) -> bool:
@@ -34,6 +37,7 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def convert(row: dict[str, Any]) -> Canonical:
+    row = parse_together(row, (*(name for name in ("prompt", "question") if name in row), "chosen", "rejected"))
     before, used = read_question(row)
     chosen, rejected = (_read_reply(row.get(name), name) for name in ("chosen", "rejected"))
     if not used:
@@ -55,17 +59,20 @@ def convert(row: dict[str, Any]) -> Canonical:
 def read_question(row: dict[str, Any]) -> tuple[list[Message], frozenset[str]]:
     """The messages before the reply, checked, and the columns that they came from; both empty without a question.
     Raises ValueError."""
-    name = next((name for name in QUESTIONS if row.get(name) is not None), None)
-    if name is None:
+    name = find_filled(row, QUESTIONS)
+    if not (name and row[name]) and "instruction" in row and row.get("input"):
+        name = "instruction"
+    if name is None or (row[name] == "" and is_turns(row.get("chosen"))):
         return [], frozenset()
-    value, used = row[name], {name, "system"}
+    value, used = row[name], {name}
+    system, column = find_system(row)
     if name == "instruction":
-        turns, used = alpaca.question_turns(row), {name, "input", "system", "history"}
-    elif isinstance(value, list):
-        turns = system_turns(row.get("system")) + convert_turns(value, name)
+        turns, used = alpaca.question_turns(row), {name, "input", "history"}
+    elif isinstance(value, list) or name in ("conversations", "messages"):
+        turns = system + convert_turns(value, name)
     else:
-        turns = [*system_turns(row.get("system")), make_message("user", check_text(value, name))]
-    return check_messages(turns, name), frozenset(used)
+        turns = [*system, make_message("user", check_text(value, name))]
+    return check_messages(turns, name), column | used
 
 
 def _read_reply(value: Any, name: str) -> list[Message]:

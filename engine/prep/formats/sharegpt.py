@@ -10,17 +10,19 @@ from __future__ import annotations
 from typing import Any
 
 from engine.prep.formats.canonical import (
+    SYSTEM_COLUMNS,
     Canonical,
     Message,
     add_columns,
     check_call,
     describe_kind,
+    find_system,
     make_conversation,
     parse_json,
     restore_columns,
-    system_turns,
     to_json,
 )
+from engine.prep.formats.cells import is_turns, parse_cell
 
 ROLES = {
     "human": "user",
@@ -31,29 +33,35 @@ ROLES = {
     "model": "assistant",
     "bot": "assistant",
     "system": "system",
+    "developer": "system",
     "observation": "tool",
     "function_response": "tool",
+    "function-response": "tool",
+    "function": "tool",
     "tool": "tool",
 }
-CALLS = ("function_call", "tool_call")
+CALLS = ("function_call", "tool_call", "function-call")
 _NAMES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 _TURN = ("from", "role", "value", "content")
-_USED = frozenset({"conversations", "system", "tools"})
+_USED = frozenset({"conversations", "tools"})
+COLUMNS = frozenset({"conversations", "tools", *SYSTEM_COLUMNS})
 
 
 def matches(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("conversations"), list)
+    return isinstance(row.get("conversations"), list) or is_turns(parse_cell(row.get("conversations")))
 
 
 def convert(row: dict[str, Any]) -> Canonical:
-    turns = system_turns(row.get("system")) + convert_turns(row.get("conversations"), "conversations")
-    if len(turns) > 1 and turns[0]["role"] == turns[1].get("role") == "system":
-        raise ValueError("there is a system prompt in the column system and another in conversations")
-    return add_columns(make_conversation(turns, row.get("tools")), row, _USED)
+    system, column = find_system(row)
+    turns = system + convert_turns(row.get("conversations"), "conversations")
+    if system and len(turns) > 1 and turns[1].get("role") == "system":
+        raise ValueError(f"there is a system prompt in the column {min(column)} and another in conversations")
+    return add_columns(make_conversation(turns, row.get("tools")), row, _USED | column)
 
 
 def convert_turns(turns: Any, name: str) -> list[Message]:
-    """Turns with OpenAI's keys and roles, not yet checked. Raises ValueError."""
+    """Turns with OpenAI's keys and roles, not yet checked; text that holds a list is parsed. Raises ValueError."""
+    turns = parse_cell(turns)
     if not isinstance(turns, list):
         raise ValueError(f"{name} is not a list")
     return [convert_turn(turn, number) for number, turn in enumerate(turns, 1)]
@@ -63,7 +71,7 @@ def convert_turn(turn: Any, number: int) -> Message:
     """One turn of either spelling with OpenAI's keys and role, not yet checked. Raises ValueError."""
     if not isinstance(turn, dict):
         raise ValueError(f"turn {number} is {type(turn).__name__}, not a mapping of from and value")
-    name, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+    name, value = (_either(turn, *names) for names in (("from", "role"), ("value", "content")))
     further = {key: each for key, each in turn.items() if key not in _TURN}
     if name in CALLS:
         calls = parse_json(value, f"turn {number} ({name})") if isinstance(value, str) else value
@@ -72,6 +80,10 @@ def convert_turn(turn: Any, number: int) -> Message:
         return {"role": "assistant", "content": "", "tool_calls": found, **further}
     role = ROLES.get(name, name) if isinstance(name, str) else name
     return {"role": role, "content": value, **further}
+
+
+def _either(turn: dict[str, Any], one: str, other: str) -> Any:
+    return turn[one] if turn.get(one) is not None else turn.get(other)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from engine.prep.formats.canonical import (
 )
 
 KIND = "text"
-_USED = frozenset({"text"})
+COLUMNS = frozenset({"text"})
 
 
 def matches(row: dict[str, Any]) -> bool:
@@ -25,7 +25,7 @@ def convert(row: dict[str, Any]) -> Canonical:
     text = check_text(row.get("text"), "text")
     if not text.strip():
         raise EmptyRow("text is empty")
-    return add_columns({"text": text}, row, _USED)
+    return add_columns({"text": text}, row, COLUMNS)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:

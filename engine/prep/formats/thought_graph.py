@@ -18,20 +18,22 @@ from engine.prep.formats.canonical import (
     make_message,
     require_messages,
 )
+from engine.prep.formats.cells import parse_cell
 from engine.tasks import thought_graph
 from engine.tasks.fences import load_json
 
 EXPANDS = True
-_USED = frozenset(thought_graph.KEYS)
+COLUMNS = frozenset(thought_graph.KEYS)
 _TASKS = ("thought_graph", "arguments", "counter_question")
 
 
 def matches(row: dict[str, Any]) -> bool:
-    return "question" in row and isinstance(row.get("standpoints"), list)
+    return "question" in row and isinstance(parse_cell(row.get("standpoints")), list)
 
 
 def convert(row: dict[str, Any]) -> list[Canonical]:
-    graph: dict[str, Any] = check_json({key: row[key] for key in thought_graph.KEYS if key in row}, "the graph")
+    there = {key: row[key] if key == "question" else parse_cell(row[key]) for key in thought_graph.KEYS if key in row}
+    graph: dict[str, Any] = check_json(there, "the graph")
     if fault := thought_graph.fault(graph):
         raise ValueError(fault)
     question = graph["question"]
@@ -46,7 +48,7 @@ def convert(row: dict[str, Any]) -> list[Canonical]:
 
 def _make_row(row: dict[str, Any], task: str, turns: list[dict[str, str]], reply: str) -> Canonical:
     marked = row if thought_graph.COLUMN in row else {**row, thought_graph.COLUMN: task}
-    return add_columns(make_conversation([*turns, make_message("assistant", reply)]), marked, _USED)
+    return add_columns(make_conversation([*turns, make_message("assistant", reply)]), marked, COLUMNS)
 
 
 def revert(canonical: Canonical) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def revert(canonical: Canonical) -> dict[str, Any]:
     columns = canonical.get("columns", {})
     if columns.get(thought_graph.COLUMN) == _TASKS[0]:
         columns = {name: value for name, value in columns.items() if name != thought_graph.COLUMN}
-    if twice := sorted(columns.keys() & _USED):
+    if twice := sorted(columns.keys() & COLUMNS):
         raise ValueError(f"thought_graph has a meaning of its own for the column {', '.join(twice)}")
     row: dict[str, Any] = {**graph, **columns}
     if convert(row)[0] != canonical:

@@ -1,7 +1,10 @@
 """Second stage: repairs text and drops useless rows. Each rule counts the rows that it changed or dropped.
 
-The rules apply to every text in a row, so a row keeps its format. Broken Unicode is repaired by ftfy
-(https://ftfy.readthedocs.io), restricted to mojibake: quotes, ligatures and full-width characters stay as written.
+The rules apply to the texts in a row, so a row keeps its format. Tools, calls and their arguments stay as they are.
+Blanks at the beginning stay where they can be indentation: in replies, what tools return, plain text, and any text of
+indented lines; so do those of content parts, which are joined, and blank lines between fences. Broken Unicode is
+repaired by ftfy (https://ftfy.readthedocs.io), restricted to mojibake: quotes, ligatures and full-width characters stay
+as written.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.options.data import CleanOptions
 from engine.prep import chunks
 from engine.prep.chunks import Span
+from engine.prep.formats.sharegpt import CALLS, ROLES
 from engine.prep.stages import row_files, row_text
 from engine.prep.stages.context import Context
 
@@ -24,6 +28,16 @@ WORK = "engine.prep.stages.clean:clean_span"
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n){3,}")
+_FENCED = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FIRST_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
+_INDENTED = re.compile(r"\n[ \t]+\S")
+
+_UNTOUCHED = frozenset({"tools", "functions", "tool_calls", "function_call", "tool_call_id"})
+"""Keys whose values are code: JSON that a program reads."""
+_KEPT_AHEAD = frozenset(
+    {"text", "output", "completion", "response", "answer", "target", "summary", "chosen", "rejected"}
+)
+"""Columns of replies and of plain text."""
 
 
 def clean(rows: Path, out: Path, rejects: Path, options: CleanOptions, context: Context) -> dict[str, Any]:
@@ -46,16 +60,23 @@ def clean(rows: Path, out: Path, rejects: Path, options: CleanOptions, context: 
 def rule_names(options: CleanOptions) -> list[str]:
     """The enabled rules."""
     names = [name for name, value in options if value not in (False, None, [], "none")]
-    return [name for name in (*_REPAIRS, *_DROPS) if name in names]
+    return [name for name in (*_REPAIRS, "blanks", *_DROPS) if name in names]
 
 
-def clean_text(text: str, options: CleanOptions) -> tuple[str, list[str]]:
+class Ends(NamedTuple):
+    """Whether blanks at the beginning and at the end of a text stay."""
+
+    ahead: bool = False
+    behind: bool = False
+
+
+def clean_text(text: str, options: CleanOptions, keep: Ends = Ends()) -> tuple[str, list[str]]:  # noqa: B008
     """The repaired text, and the rules that changed it."""
     touched = []
-    for name in _REPAIRS:
+    for name in (*_REPAIRS, "blanks"):
         value = getattr(options, name)
         if value not in (False, "none"):
-            repaired = _REPAIRS[name](text, value)
+            repaired = _trim_blanks(text, keep) if name == "blanks" else _REPAIRS[name](text, value)
             if repaired != text:
                 touched.append(name)
                 text = repaired
@@ -88,17 +109,28 @@ def _remove_control_characters(text: str, _: Any) -> str:
     return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def _trim_blanks(text: str, _: Any) -> str:
-    return _BLANK_LINES.sub("\n\n\n", text).strip()
+def _trim_blanks(text: str, keep: Ends) -> str:
+    """Without blank lines beyond two outside fences, and without blanks at the ends. The indentation of the first line
+    stays if a later one is indented too."""
+    ready, at = [], 0
+    for fence in _FENCED.finditer(text):
+        ready += [_BLANK_LINES.sub("\n\n\n", text[at : fence.start()]), fence[0]]
+        at = fence.end()
+    text = "".join([*ready, _BLANK_LINES.sub("\n\n\n", text[at:])])
+    if not keep.behind:
+        text = text.rstrip()
+    if keep.ahead:
+        return text
+    return _FIRST_LINES.sub("", text) if _INDENTED.search(text.lstrip()) else text.lstrip()
 
 
 _REPAIRS: dict[str, Callable[[str, Any], str]] = {
     "unicode": _repair_unicode,
     "normalize": _normalize_unicode,
     "control_characters": _remove_control_characters,
-    "blanks": _trim_blanks,
 }
-"""Field of `CleanOptions` -> the repair, called with a text and the field's value. Applied in this order."""
+"""Field of `CleanOptions` -> the repair, called with a text and the field's value. Applied in this order,
+and `blanks` after them."""
 
 
 # ── rules that drop a row: (canonical rows, the field's value) -> the reason, or "" ───────────────────────────────────
@@ -180,14 +212,34 @@ def _apply_drops(row: dict[str, Any], row_format: str | None, options: CleanOpti
     return "", ""
 
 
-def _clean_value(value: Any, options: CleanOptions, touched: set[str]) -> Any:
+def _clean_value(value: Any, options: CleanOptions, touched: set[str], keep: Ends = Ends()) -> Any:  # noqa: B008
     """The value with every text in it cleaned. Adds the rules that changed a text to `touched`."""
     if isinstance(value, str):
-        text, rules = clean_text(value, options)
+        text, rules = clean_text(value, options, keep)
         touched.update(rules)
         return text
     if isinstance(value, list):
-        return [_clean_value(each, options, touched) for each in value]
+        keep = Ends(True, True) if value and all(map(_is_part, value)) else keep
+        return [_clean_value(each, options, touched, keep) for each in value]
     if isinstance(value, dict):
-        return {name: _clean_value(each, options, touched) for name, each in value.items()}
+        return {name: _clean_key(name, each, value, options, touched, keep) for name, each in value.items()}
     return value
+
+
+def _clean_key(
+    name: str, value: Any, whole: dict[str, Any], options: CleanOptions, touched: set[str], keep: Ends
+) -> Any:
+    if name in _UNTOUCHED or (_says(whole) in CALLS and name in ("value", "content")):
+        return value
+    ahead = name in _KEPT_AHEAD or (name in ("value", "content") and ROLES.get(_says(whole)) in ("assistant", "tool"))
+    return _clean_value(value, options, touched, Ends(keep.ahead or ahead, keep.behind))
+
+
+def _says(turn: dict[str, Any]) -> str:
+    """Who says a turn, by either spelling; empty for a mapping that is no turn."""
+    names = (turn.get(key) for key in ("from", "role"))
+    return next((name for name in names if isinstance(name, str)), "")
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, dict) and "type" in value and ("text" in value or "value" in value)

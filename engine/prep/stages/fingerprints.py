@@ -5,6 +5,9 @@ Sketching, 2017) over character shingles, which also suit languages without blan
 band of the signature (locality-sensitive hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3); they
 are similar if the share of equal slots in their signatures reaches the threshold (standard error 0.03 at 0.8). Memory
 is about 20 bytes per row plus at most a few hundred megabytes; larger files are read in parts.
+
+Shingles that many rows share, such as those of an instruction that all rows begin with, say nothing about whether two
+rows are alike: they are left out. They are found in a sample of the rows, which depends on their content alone.
 """
 
 from __future__ import annotations
@@ -13,21 +16,23 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from engine.prep import chunks
 from engine.prep.chunks import Span
 from engine.prep.stages import row_files, row_text
 from engine.prep.stages.context import Context
+from engine.prep.stages.row_files import PlacedRow
 
 SLOTS = 128
 """Numbers in a signature, 16 bits each."""
 HASH = 16
 """Bytes of the hash of a whole row."""
 WORK = "engine.prep.stages.fingerprints:fingerprint_span"
+SIGN = "engine.prep.stages.fingerprints:sign_span"
 
 _SEED = 42
 _BATCH = 2**20
@@ -38,6 +43,12 @@ _PART = 2**22
 """Rows whose keys are sorted together."""
 _PAIRS = 2**15
 """Pairs compared together."""
+_SAMPLE = 1024
+"""Rows in which shared shingles are counted: those with the lowest hashes."""
+_SAMPLED = 2**15
+"""Characters of such a row, from its beginning."""
+_SHARED, _SHARED_ROWS = 0.1, 10
+"""A shingle is shared if more than this share of the rows, and more than this number of them, have it."""
 _RECALL = 0.99
 """Minimum probability that two rows exactly at the threshold become candidates."""
 
@@ -63,7 +74,7 @@ class Fingerprints:
         return self.folder / "places.bin"
 
 
-def take_fingerprints(paths: Iterable[Path], shingle: int, near: bool, context: Context, phase: str) -> Fingerprints:
+def take_fingerprints(paths: Sequence[Path], shingle: int, near: bool, context: Context, phase: str) -> Fingerprints:
     """Compute the fingerprints of all rows of these files in `context.folder`. Without `near`, the signatures stay
     empty."""
     context.folder.mkdir(parents=True, exist_ok=True)
@@ -71,8 +82,31 @@ def take_fingerprints(paths: Iterable[Path], shingle: int, near: bool, context: 
     results = context.work_through(paths, WORK, settings, phase)
     prints = Fingerprints(context.folder, 0)
     into = {"hashes": prints.hashes, "signatures": prints.signatures, "places": prints.places}
-    counts = chunks.gather(results, into)
+    sample = context.folder / "sample.jsonl"
+    counts = chunks.gather(results, {**into, "sample": sample})
+    if near and (shared := find_shared(sample, shingle)):
+        listed = context.folder / "shared.bin"
+        listed.write_bytes(shared)
+        results = context.within("unshared").work_through(paths, SIGN, {**settings, "shared": str(listed)}, phase)
+        chunks.gather(results, {"signatures": prints.signatures})
     return Fingerprints(context.folder, sum(each["rows"] for each in counts))
+
+
+def find_shared(sample: Path, shingle: int) -> bytes:
+    """The hashes (uint64, ascending) of the shingles that many of the sampled rows have; empty if there are none."""
+    import numpy as np
+
+    with sample.open("rb") as file:
+        known = {entry[0]: entry[1] for entry in map(row_files.decode, file)}
+    texts = [known[key] for key in sorted(known)[:_SAMPLE]]
+    if len(texts) <= _SHARED_ROWS:
+        return b""
+    hashes, offsets = hash_shingles(texts, shingle)
+    borders = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    found, counts = np.unique(
+        np.concatenate([np.unique(hashes[start:end]) for start, end in borders]), return_counts=True
+    )
+    return bytes(found[counts > max(_SHARED_ROWS, _SHARED * len(texts))].tobytes())
 
 
 def find_equal(prints: Fingerprints) -> Any:
@@ -224,28 +258,63 @@ def _roots(parent: Any, rows: Any) -> Any:
 def fingerprint_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
-    rows, size = 0, 0
-    waiting: list[tuple[str, int]] = []
-    with (
-        (folder / "hashes").open("wb") as hashes,
-        (folder / "signatures").open("wb") as kept,
-        (folder / "places").open("wb") as places,
-    ):
-        for row in row_files.read_span(span):
-            content = row_text.to_canonical(row.row(), settings["formats"][row.file] if settings["formats"] else None)
-            whole = [{name: value for name, value in each.items() if name != "columns"} for each in content]
-            hashes.write(hashlib.blake2b(row_files.encode_sorted(whole), digest_size=HASH).digest())
+    rows = 0
+    sample: dict[str, str] = {}
+
+    def read(hashes: BinaryIO, places: BinaryIO) -> Iterator[tuple[str, int]]:
+        nonlocal rows, sample
+        for row, content in _read_rows(span, settings):
+            text = row_files.encode_sorted([{key: each[key] for key in each if key != "columns"} for each in content])
+            digest = hashlib.blake2b(text, digest_size=HASH).digest()
+            hashes.write(digest)
             places.write(np.array([row.file, row.line], dtype="<i8").tobytes())
             rows += 1
             if settings["near"]:
-                waiting.append((row_text.comparable_text(content)[:_LONGEST], _label_hash(content)))
-                size += len(waiting[-1][0])
-                if size >= _BATCH:
-                    kept.write(_compute_signatures(waiting, settings["shingle"]))
-                    waiting, size = [], 0
-        if waiting:
-            kept.write(_compute_signatures(waiting, settings["shingle"]))
+                compared = row_text.comparable_text(content)[:_LONGEST]
+                sample[digest.hex()] = compared[:_SAMPLED]
+                if len(sample) >= 2 * _SAMPLE:
+                    sample = {key: sample[key] for key in sorted(sample)[:_SAMPLE]}
+                yield compared, _label_hash(content)
+
+    with (folder / "hashes").open("wb") as hashes, (folder / "places").open("wb") as places:
+        _write_signatures(read(hashes, places), folder / "signatures", settings["shingle"])
+    entries = (row_files.encode([key, sample[key]]) + b"\n" for key in sorted(sample)[:_SAMPLE])
+    (folder / "sample").write_bytes(b"".join(entries))
     return {"rows": rows}
+
+
+def sign_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The signatures alone, without the shingles in the file `shared`."""
+    import numpy as np
+
+    compared = (
+        (row_text.comparable_text(content)[:_LONGEST], _label_hash(content))
+        for _, content in _read_rows(span, settings)
+    )
+    shared = np.fromfile(settings["shared"], dtype=np.uint64)
+    _write_signatures(compared, folder / "signatures", settings["shingle"], shared)
+    return {}
+
+
+def _read_rows(span: Span, settings: dict[str, Any]) -> Iterator[tuple[PlacedRow, list[dict[str, Any]]]]:
+    """The rows of a span, with their canonical rows."""
+    for row in row_files.read_span(span):
+        yield row, row_text.to_canonical(row.row(), settings["formats"][row.file] if settings["formats"] else None)
+
+
+def _write_signatures(compared: Iterable[tuple[str, int]], path: Path, shingle: int, shared: Any = None) -> None:
+    """Write the signature of each (text, hash of the labels)."""
+    waiting: list[tuple[str, int]] = []
+    size = 0
+    with path.open("wb") as kept:
+        for each in compared:
+            waiting.append(each)
+            size += len(each[0])
+            if size >= _BATCH:
+                kept.write(_compute_signatures(waiting, shingle, shared))
+                waiting, size = [], 0
+        if waiting:
+            kept.write(_compute_signatures(waiting, shingle, shared))
 
 
 def _label_hash(content: list[dict[str, Any]]) -> int:
@@ -254,14 +323,28 @@ def _label_hash(content: list[dict[str, Any]]) -> int:
     return zlib.crc32(repr(labels).encode()) if labels else 0
 
 
-def _compute_signatures(compared: list[tuple[str, int]], size: int) -> bytes:
+def _compute_signatures(compared: list[tuple[str, int]], size: int, shared: Any = None) -> bytes:
     import numpy as np
     from rensa import RMinHash  # type: ignore[import-untyped]
 
     hashes, offsets = hash_shingles([text for text, _ in compared], size)
+    if shared is not None:
+        hashes, offsets = _leave_out(hashes, offsets, shared)
     hashes ^= np.repeat(np.array([apart for _, apart in compared], dtype=np.uint64), np.diff(offsets))
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, SLOTS, _SEED)
     return np.array(matrix.to_rows(), dtype=np.uint32).astype("<u2").tobytes()
+
+
+def _leave_out(hashes: Any, offsets: Any, shared: Any) -> tuple[Any, Any]:
+    """The hashes and offsets without the shared shingles. A text that has no others keeps them."""
+    import numpy as np
+
+    place = np.minimum(np.searchsorted(shared, hashes), len(shared) - 1)
+    own = shared[place] != hashes
+    left = np.add.reduceat(own.astype(np.int64), offsets[:-1])
+    own |= np.repeat(left == 0, np.diff(offsets))
+    left = np.where(left == 0, np.diff(offsets), left)
+    return hashes[own], np.concatenate([[0], np.cumsum(left)])
 
 
 def hash_shingles(compared: list[str], size: int) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from engine.protocol.home import Home
 PARTS = ("train", "validation", "test")
 
 
-def resolve_source(source: SourceOptions, data: DataOptions, directory: Path) -> SourceOptions:
+def resolve_source(source: SourceOptions, data: DataOptions, directory: Path, part: str = "train") -> SourceOptions:
     """The source itself if it is a path or on the hub, else the entry of that name in `data.catalog`, with the
     profile's own options taking precedence.
 
@@ -21,7 +21,7 @@ def resolve_source(source: SourceOptions, data: DataOptions, directory: Path) ->
     if source.source.startswith(HUB):
         return source
     try:
-        list_files(source.source, directory)
+        list_files(source.source, directory, part)
     except ValueError:
         if data.catalog is None:
             raise
@@ -32,8 +32,11 @@ def resolve_source(source: SourceOptions, data: DataOptions, directory: Path) ->
     return found.model_copy(update={name: getattr(source, name) for name in source.model_fields_set - {"source"}})
 
 
-def list_paths(source: SourceOptions, directory: Path, home: Home, progress: Progress) -> list[Path]:
-    """The files of a resolved source, in reading order; a hub source is fetched. Raises ValueError."""
+def list_paths(
+    source: SourceOptions, directory: Path, home: Home, progress: Progress, part: str = "train"
+) -> list[Path]:
+    """The files of a resolved source that belong to a part, in reading order; a hub source is fetched. Raises
+    ValueError."""
     if source.source.startswith(HUB):
         return [fetch(parse_hub_source(source.source), home, progress)]
-    return list_files(source.source, directory)
+    return list_files(source.source, directory, part)

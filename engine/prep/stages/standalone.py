@@ -17,8 +17,9 @@ from engine.config.complaints import explain
 from engine.config.overrides import parse_value
 from engine.options.base import Options
 from engine.options.data import SourceOptions
-from engine.prep import chunks
+from engine.prep import chunks, outputs
 from engine.prep.formats import FORMATS
+from engine.prep.sources import find_left_out
 from engine.prep.stages import row_files, source_files
 from engine.prep.stages.context import Context, default_processes, run_once
 from engine.prep.stages.validate import VERBATIM, SourceFile, find_format, validate
@@ -40,6 +41,9 @@ class CheckedRows:
     counts: dict[str, Any]
     others: list[Path]
     context: Context
+    left_out: dict[str, list[str]]
+    """`left_out`: the files of a folder that were not read because they are for validation or test; empty if all
+    were."""
 
 
 def parse_source(arguments: argparse.Namespace) -> SourceOptions:
@@ -47,7 +51,13 @@ def parse_source(arguments: argparse.Namespace) -> SourceOptions:
     if arguments.format not in ("auto", *FORMATS):
         hint = did_you_mean(arguments.format, FORMATS)
         raise ValueError(f"--format {arguments.format}: there is no such format{hint}; known are {', '.join(FORMATS)}")
-    return SourceOptions(source=arguments.file, format=arguments.format)
+    encoding = getattr(arguments, "encoding", None)
+    try:
+        return SourceOptions(source=arguments.file, format=arguments.format, encoding=encoding)
+    except ValidationError:
+        raise ValueError(
+            f"--encoding {encoding}: there is no such encoding of text; common ones are gb18030, shift_jis and cp1252"
+        )
 
 
 @contextmanager
@@ -62,14 +72,25 @@ def open_rows(
     """Read and validate the rows of FILE and of the `others`, in a folder where a killed command with the same files
     and settings is continued.
 
-    Raises ValueError for files that are missing or cannot be read, and if `--out` would overwrite a source.
+    Raises ValueError for files that are missing or cannot be read, and if `--out` would overwrite a source or a file
+    that no verb has written.
     """
     sources = [parse_source(arguments), *(SourceOptions(source=each) for each in others)]
     found = [source_files.list_paths(source, Path.cwd(), home, progress) for source in sources]
     paths = [path for each in found for path in each]
     _check_out(arguments.out, paths)
+    if arguments.out is not None:
+        names = ("rejects.jsonl", *(_SPLIT if verb == "split" else ("rows.jsonl",)))
+        if verb != "tokenize":  # which checks the whole folder
+            outputs.check_folder(output_folder(arguments), names, getattr(arguments, "force", False))
     total = sum(path.stat().st_size for path in paths)
-    made_of = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
+    made_of = {
+        "verb": verb,
+        "files": [str(path) for path in paths],
+        "format": arguments.format,
+        "encoding": sources[0].encoding,
+        **settings,
+    }
     files = {str(number): path for number, path in enumerate(paths)}
     name = cache.entry_key(files, made_of, lambda done: progress("reading", done, total))
     with cache.work_folder(home, name) as folder:
@@ -86,7 +107,15 @@ def open_rows(
             formats += [file.format for file in mine]
             checked.append(_check_files(mine, index, context))
         (rows, rejects, counts), *rest = checked
-        yield CheckedRows(rows, rejects, counts, [each[0] for each in rest], replace(context, formats=tuple(formats)))
+        context = replace(context, formats=tuple(formats))
+        left_out = describe_left_out(sources[0])
+        yield CheckedRows(rows, rejects, counts, [each[0] for each in rest], context, left_out)
+
+
+def describe_left_out(source: SourceOptions) -> dict[str, list[str]]:
+    """`left_out`, for a report: the files of a folder that are not read; empty if all are."""
+    left = find_left_out(source.source, Path.cwd())
+    return {"left_out": [str(path) for path in left]} if left else {}
 
 
 def _check_files(files: list[SourceFile], index: int, context: Context) -> tuple[Path, Path, dict[str, Any]]:
@@ -100,6 +129,7 @@ def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report
     the folder `out`. Returns the report."""
     out.mkdir(parents=True, exist_ok=True)
     report = {**report, "directory": str(out)}
+    written = sorted({*outputs.written_files(out), *rows, "rejects.jsonl"} - {outputs.REPORT})
     with chunks.write_together(*(out / name for name in rows), out / "rejects.jsonl", out / "report.json") as files:
         *kept, dropped, report_file = files
         for path, file in zip(rows.values(), kept, strict=True):
@@ -108,7 +138,8 @@ def publish(out: Path, rows: Mapping[str, Path], rejects: Iterable[Path], report
             if path.is_file():
                 with path.open("rb") as part:
                     shutil.copyfileobj(part, dropped, 2**20)
-        report_file.write(json.dumps(report, ensure_ascii=False, indent=2).encode() + b"\n")
+        content = json.dumps({**report, "files": written}, ensure_ascii=False, indent=2)
+        report_file.write(content.encode() + b"\n")
     return report
 
 

@@ -16,13 +16,16 @@ from engine.prep import read_rows as rows
 from engine.prep.chunks import Span, SpanResult
 from engine.prep.files.lines import LONGEST_LINE, describe_too_long
 from engine.prep.files.record import BOM
-from engine.prep.formats.canonical import EmptyRow
+from engine.prep.formats.canonical import Canonical, EmptyRow
 from engine.prep.stages import row_files
 from engine.prep.stages.context import Context
 from engine.prep.stages.row_files import PlacedRow
 
 _FIRST = 3
 """Bad rows quoted in a message."""
+
+_LISTED = 200
+"""Unused columns that are counted by name: rows with free keys have any number of columns."""
 
 _DEEPEST = 100
 """Levels of nested lists and objects in a row at most."""
@@ -41,13 +44,13 @@ class SourceFile(NamedTuple):
 
 def find_format(options: SourceOptions, path: Path) -> str:
     """The format of a file's rows; `text` for a file without good rows. Raises ValueError."""
-    if options.format == "auto" and next((record for record in _records(path) if record.value), None) is None:
+    if options.format == "auto" and next((record for record in _records(path, options) if record.value), None) is None:
         return "text"
     return rows.find_format(options, path)
 
 
-def _records(path: Path) -> Iterator[readers.Record]:
-    return readers.read(path) if path.stat().st_size else iter(())
+def _records(path: Path, options: SourceOptions) -> Iterator[readers.Record]:
+    return readers.read(path, encoding=options.encoding) if path.stat().st_size else iter(())
 
 
 def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, context: Context) -> dict[str, Any]:
@@ -55,11 +58,13 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
 
     `work` decides what is written of a good row: `CANONICAL` or `VERBATIM`. Returns `read` = `good` + `rejected`, `out`
     (rows written: a row may expand to several), `empty` (rows rejected because they have no text or no reply),
-    `reasons` by class, and a description of the `first` few bad rows. Raises ValueError, OSError for a file that cannot
-    be read at all.
+    `reasons` by class, a description of the `first` few bad rows, and `unused_columns`: the columns that their format does not
+    use, with the number of good rows that have them, the most frequent ones first. Raises
+    ValueError, OSError for a file that cannot be read at all.
     """
     read = good = written = empty = 0
     reasons: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
     first: list[str] = []
     left: dict[int, int | None] = {}
     with chunks.write_together(out, rejects) as (kept, dropped):
@@ -74,6 +79,7 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
                 read, good, written = read + taken.read, good + taken.good, written + taken.written
                 empty += taken.empty
                 reasons.update(taken.reasons)
+                unused.update(taken.unused)
                 if taken.rejects and len(first) < _FIRST:
                     entries = map(row_files.decode, taken.rejects.splitlines()[: _FIRST - len(first)])
                     first += [f"{Path(each['file']).name}:{each['line']}: {each['reason']}" for each in entries]
@@ -92,21 +98,20 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
         "out": written,
         "reasons": dict(sorted(reasons.items())),
         "first": first,
+        "unused_columns": dict(unused.most_common(_LISTED)),
     }
 
 
 def reason_class(reason: str) -> str:
     """A reason without the parts that differ from row to row: numbers, quoted values, and everything after a colon."""
-    return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", reason.partition(":")[0]))
+    return re.sub(r"(?<!UTF-)\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", reason.partition(":")[0]))
 
 
 def _check_file(file: SourceFile, work: str, context: Context) -> Iterator[SpanResult]:
     inner = context.within(f"file-{file.number:06}")
     inner.folder.mkdir(parents=True, exist_ok=True)
-    source, plain = file.path, file.path.suffix.lower() == ".jsonl"
-    if plain:
-        next(_records(source), None)  # raises if the file is not text at all
-    else:
+    source, plain = file.path, readers.is_lines(file.path, file.options.encoding)
+    if not plain:
         source = inner.folder / "rows"
         if not source.is_file():
             _unpack(file, source, partial(context.progress, "reading"))
@@ -125,7 +130,7 @@ def _unpack(file: SourceFile, into: Path, progress: Callable[[int, int], object]
     string."""
     total = file.path.stat().st_size
     with chunks.write_together(into) as (kept,):
-        for record in readers.read(file.path, lambda done: progress(done, total)):
+        for record in readers.read(file.path, lambda done: progress(done, total), file.options.encoding):
             value: Any = record.reason if record.value is None else record.value
             try:
                 raw = row_files.encode(value)
@@ -142,20 +147,22 @@ VERBATIM = "engine.prep.stages.validate:check_verbatim"
 
 def check_canonical(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Writes rows in canonical form."""
-    convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["format"])
-    return _check_span(span, folder, settings, lambda row, _: [row_files.encode(each) for each in convert(row)])
+    return _check_span(span, folder, settings, lambda found, _: [row_files.encode(each) for each in found])
 
 
 def check_verbatim(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Writes rows byte for byte as they are."""
-    convert = column_mapping.make_converter(SourceOptions(**settings["options"]), settings["format"])
-    return _check_span(span, folder, settings, lambda row, raw: [raw] if convert(row) else [])
+    return _check_span(span, folder, settings, lambda found, raw: [raw] if found else [])
 
 
 def _check_span(
-    span: Span, folder: Path, settings: dict[str, Any], take: Callable[[dict[str, Any], bytes], list[bytes]]
+    span: Span, folder: Path, settings: dict[str, Any], write: Callable[[list[Canonical], bytes], list[bytes]]
 ) -> dict[str, Any]:
+    """Checks the rows of a span. `write` gets the canonical rows of a row and its bytes, and returns what is kept."""
+    source = SourceOptions(**settings["options"])
+    convert = column_mapping.make_converter(source, settings["format"])
     reasons: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
     read = written = empty = 0
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
         for row, value, reason in (_read_placed if settings["placed"] else _read_jsonl)(span, settings["number"]):
@@ -164,9 +171,12 @@ def _check_span(
             outcome: list[bytes] = []
             if value is not None:
                 try:
-                    outcome = take(value, row.raw)
+                    found = convert(value)
+                    outcome = write(found, row.raw)
                     if _is_too_deep(value, row.raw):
                         outcome, reason = [], f"nested deeper than {_DEEPEST} levels"
+                    else:
+                        unused.update(column_mapping.unused_columns(source, value, found))
                 except EmptyRow as error:
                     reason, code = str(error), "row.empty"
                 except ValueError as error:
@@ -181,7 +191,8 @@ def _check_span(
                 kept.write(row.to_line(raw))
             written += len(outcome)
     good = read - sum(reasons.values())
-    return {"read": read, "good": good, "empty": empty, "out": written, "reasons": reasons}
+    counts = {"read": read, "good": good, "empty": empty, "out": written, "reasons": reasons}
+    return {**counts, "unused_columns": dict(unused.most_common(5 * _LISTED))}
 
 
 def _read_jsonl(span: Span, number: int) -> Iterator[tuple[PlacedRow, dict[str, Any] | None, str]]:
@@ -219,6 +230,7 @@ class _SpanRows(NamedTuple):
     written: int
     empty: int
     reasons: dict[str, int]
+    unused: dict[str, int]
 
 
 def _take_rows(done: SpanResult, remaining: int | None) -> _SpanRows:
@@ -226,7 +238,8 @@ def _take_rows(done: SpanResult, remaining: int | None) -> _SpanRows:
     kept, rejected = (done.folder / "rows").read_bytes(), (done.folder / "rejects").read_bytes()
     counts = done.counts
     if remaining is None or counts["good"] <= remaining:
-        return _SpanRows(kept, rejected, *(counts[name] for name in ("read", "good", "out", "empty", "reasons")))
+        names = ("read", "good", "out", "empty", "reasons", "unused_columns")
+        return _SpanRows(kept, rejected, *(counts[name] for name in names))
     lines = [(row_files.parse_line(line)[1:3], line) for line in kept.splitlines(keepends=True)]
     places = [place for place, _ in itertools.groupby(lines, key=lambda each: each[0])][:remaining]
     kept_lines = [line for place, line in lines if place <= places[-1]]
@@ -240,7 +253,15 @@ def _take_rows(done: SpanResult, remaining: int | None) -> _SpanRows:
         len(kept_lines),
         sum(each["code"] == "row.empty" for each in entries),
         Counter(reason_class(each["reason"]) for each in entries),
+        _count_again(kept_lines, counts["unused_columns"]),
     )
+
+
+def _count_again(lines: list[bytes], unused: dict[str, int]) -> Counter[str]:
+    """The counts of the unused columns for some of the span's canonical rows."""
+    places = itertools.groupby(map(row_files.parse_line, lines), key=lambda row: (row.line, row.offset))
+    columns = (next(rows).row().get("columns") or {} for _, rows in places)
+    return Counter(name for each in columns for name in each if name in unused and each[name] not in (None, ""))
 
 
 def _place(reject: bytes) -> tuple[int, int]:

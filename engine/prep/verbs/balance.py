@@ -24,6 +24,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
         rows = found.context.folder / "balanced"
         counts = run_once(found.context, "balance", lambda context: balance(found.rows, rows, options, context))
         report = {
+            **found.left_out,
             "rows": found.counts["read"],
             "kept": counts["out"],
             "repeated": counts["repeated"],

@@ -25,6 +25,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
         rows, rejects = found.context.folder / "cleaned", found.context.folder / "dropped"
         counts = run_once(found.context, "clean", lambda context: clean(found.rows, rows, rejects, options, context))
         report = {
+            **found.left_out,
             "rows": found.counts["read"],
             "kept": counts["out"],
             "changed": counts["changed"],

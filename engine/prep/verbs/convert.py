@@ -18,13 +18,14 @@ from typing import Any
 import msgspec
 
 from engine.options.data import SourceOptions
-from engine.prep import chunks, detect_format, read_rows, readers
+from engine.prep import chunks, detect_format, outputs, read_rows, readers
 from engine.prep.chunks import Span
 from engine.prep.files import lines
 from engine.prep.files.record import BOM
 from engine.prep.formats import FORMATS
 from engine.prep.readers import Record
 from engine.prep.stages.context import default_processes
+from engine.prep.stages.standalone import describe_left_out, parse_source
 from engine.protocol.home import Home
 from engine.protocol.text import did_you_mean
 
@@ -32,20 +33,23 @@ _WORK = "engine.prep.verbs.convert:convert_span"
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """`{rows, converted, rejected, file, rejects}`: rows read, rows written (a row may expand), rows that could not be
-    converted.
+    """`{rows, converted, rejected, file, rejects[, left_out]}`: rows read, rows written (a row may expand), rows that
+    could not be converted.
 
-    Raises ValueError for an unknown format, and for a result that would overwrite its source.
+    Raises ValueError for an unknown format, and for a result that would overwrite its source or a file that is not of
+    this verb.
     """
     _check_format(arguments.to, FORMATS)
     _check_format(arguments.format, ("auto", *FORMATS))
-    source = SourceOptions(source=arguments.file, format=arguments.format)
+    source = parse_source(arguments)
     out = Path(arguments.out).expanduser().absolute()
     if out.suffix != ".jsonl":
         raise ValueError(f"--out {arguments.out}: rows are written as JSONL; give it a name that ends in .jsonl")
     paths = read_rows.locate(source, Path.cwd(), home)
     if out.resolve() in {path.resolve() for path in paths}:
         raise ValueError(f"--out {arguments.out} is what the rows are read from; name another file")
+    rejects = out.with_name(f"{out.stem}.rejects.jsonl")
+    outputs.check_files(home, (out, rejects), getattr(arguments, "force", False))
     settings = {
         "source": source.model_dump(),
         "to": arguments.to,
@@ -53,20 +57,21 @@ def run(home: Home, arguments: argparse.Namespace, progress: Callable[[str, int,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = _work_folder(out, settings, paths)
-    rejects = out.with_name(f"{out.stem}.rejects.jsonl")
     results = chunks.work_through(
-        [span for path in paths for span in _spans(path)],
+        [span for path in paths for span in _spans(path, source.encoding)],
         _WORK,
         settings,
         folder,
         default_processes(),
         lambda done, total: progress("converting", done, total),
     )
-    counts = chunks.gather(results, {"rows": out, "rejects": rejects})
+    with outputs.writing(home, out, rejects):
+        counts = chunks.gather(results, {"rows": out, "rejects": rejects})
     shutil.rmtree(folder)
     totals: dict[str, Any] = {name: sum(each[name] for each in counts) for name in ("rows", "converted", "rejected")}
     if not totals["rejected"]:
         rejects.unlink()
+    totals |= describe_left_out(source)
     return totals | {"file": str(out), "rejects": str(rejects) if totals["rejected"] else None}
 
 
@@ -79,7 +84,7 @@ def convert_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str
     )
     counts = {"rows": 0, "converted": 0, "rejected": 0}
     with (folder / "rows").open("wb") as kept, (folder / "rejects").open("wb") as dropped:
-        for record in _records(span):
+        for record in _records(span, settings["source"]["encoding"]):
             counts["rows"] += 1
             try:
                 if record.value is None:
@@ -98,18 +103,18 @@ def convert_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str
     return counts
 
 
-def _spans(path: Path) -> Iterator[Span]:
+def _spans(path: Path, encoding: str | None) -> Iterator[Span]:
     """Spans of a JSONL file; other files cannot be cut and are one span."""
     size = path.stat().st_size
-    if path.suffix.lower() == ".jsonl":
+    if size and readers.is_lines(path, encoding):
         yield from chunks.cut(path)
     elif size:
         yield Span(str(path), 0, size, 1)
 
 
-def _records(span: Span) -> Iterator[Record]:
-    if Path(span.path).suffix.lower() != ".jsonl":
-        yield from readers.read(Path(span.path))
+def _records(span: Span, encoding: str | None) -> Iterator[Record]:
+    if not readers.is_lines(Path(span.path), encoding):
+        yield from readers.read(Path(span.path), encoding=encoding)
         return
     for number, offset, content in chunks.read_lines(span, lines.LONGEST_LINE):
         if content is None:

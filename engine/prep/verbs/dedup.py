@@ -29,6 +29,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
             lambda context: dedup(found.rows, rows, rejects, options, context, found.others),
         )
         report = {
+            **found.left_out,
             "rows": found.counts["read"],
             "kept": counts["out"],
             "exact": counts["exact"],

@@ -4,14 +4,18 @@ it."""
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from engine.options.data import SourceOptions
 from engine.prep import column_mapping, read_rows, readers, sources
-from engine.prep.formats import FORMATS
+from engine.prep.column_mapping import Converter
 from engine.prep.formats.canonical import Canonical
+from engine.prep.readers import Record
 from engine.prep.sources import Progress
+from engine.prep.stages.standalone import describe_left_out, parse_source
+from engine.prep.stages.validate import reason_class
 from engine.protocol.home import Home
 
 _COLUMNS = 200
@@ -19,40 +23,74 @@ _COLUMNS = 200
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{shape, rows, columns, sample}`. `rows` counts every record, readable or not; `sample` is the first good row,
-    canonical.
+    """`{shape, rows, columns, sample[, unused_columns][, rejected, reasons][, left_out]}`. `rows` counts every record, readable
+    or not; `sample` is the first good row, canonical; the rest as in `validate`, where there is any.
 
     Raises ValueError if nothing has that name, it has no rows, or no format fits.
     """
-    wanted_format = getattr(arguments, "format", "auto")
-    if wanted_format != "auto" and wanted_format not in FORMATS:
-        raise ValueError(f"there is no format {wanted_format}; known are {', '.join(FORMATS)}")
+    source = parse_source(arguments)
     if sources.is_tokenised(Path(arguments.file)):
         raise ValueError(f"{arguments.file} holds tokens already: there are no rows to look at")
-    source = SourceOptions(source=arguments.file, format=wanted_format)
     paths = read_rows.locate(source, Path.cwd(), home)
     total, done = sum(path.stat().st_size for path in paths), 0
-    row_format, count, columns = "", 0, dict[str, None]()
-    sample: Canonical | None = None
+    seen = _Seen(source)
     for path in paths:
-        for record in readers.read(path, lambda taken, before=done: progress("reading", before + taken, total)):  # type: ignore[misc]
-            count += 1
-            if record.value is None:
-                continue
-            if record.value.keys() - columns.keys() and len(columns) < _COLUMNS:
-                columns |= dict.fromkeys(record.value)
-            row_format = row_format or read_rows.find_format(source, path)
-            sample = sample or _sample(source, row_format, record.value)
+        report = lambda taken, before=done: progress("reading", before + taken, total)  # noqa: E731
+        convert: Converter | None = None
+        for record in readers.read(path, report, source.encoding):
+            if record.value is not None and convert is None:
+                row_format = read_rows.find_format(source, path)
+                seen.format = seen.format or row_format
+                convert = column_mapping.make_converter(source, row_format)
+            seen.add(record, convert)
         done += path.stat().st_size
-    if not row_format:
-        raise ValueError(f"{arguments.file} holds {f'{count} rows, none of which can be read' if count else 'no rows'}")
-    return {"shape": row_format, "rows": count, "columns": list(columns)[:_COLUMNS], "sample": sample}
+    if not seen.format:
+        unreadable = f"{seen.rows} rows, none of which can be read: {seen.first}"
+        raise ValueError(f"{arguments.file} holds {unreadable if seen.rows else 'no rows'}")
+    return seen.report() | describe_left_out(source)
 
 
-def _sample(source: SourceOptions, row_format: str, row: dict[str, Any]) -> Canonical | None:
-    """The row in canonical form, the first one if it expands; None for a bad row."""
-    try:
-        canonical = column_mapping.make_converter(source, row_format)(row)[0]
-    except (ValueError, IndexError):
-        return None
-    return {name: value for name, value in canonical.items() if name != "columns"}
+class _Seen:
+    """What is found in rows."""
+
+    def __init__(self, source: SourceOptions) -> None:
+        self._source = source
+        self.format = ""
+        self.rows = 0
+        self.first = ""
+        """The reason why the first unreadable row cannot be read."""
+        self.reasons: Counter[str] = Counter()
+        self._columns: dict[str, None] = {}
+        self._unused: Counter[str] = Counter()
+        self._sample: Canonical | None = None
+
+    def add(self, record: Record, convert: Converter | None) -> None:
+        self.rows += 1
+        if record.value is None or convert is None:
+            self.first = self.first or record.reason
+            self.reasons[reason_class(record.reason)] += 1
+            return
+        if record.value.keys() - self._columns.keys() and len(self._columns) < _COLUMNS:
+            self._columns |= dict.fromkeys(record.value)
+        try:
+            found = convert(record.value)
+        except ValueError as error:
+            self.reasons[reason_class(str(error))] += 1
+            return
+        unused = column_mapping.unused_columns(self._source, record.value, found)
+        self._unused.update(name for name in unused if name in self._unused or len(self._unused) < _COLUMNS)
+        if self._sample is None and found:
+            self._sample = {name: value for name, value in found[0].items() if name != "columns"}
+
+    def report(self) -> dict[str, Any]:
+        report = {
+            "shape": self.format,
+            "rows": self.rows,
+            "columns": list(self._columns)[:_COLUMNS],
+            "sample": self._sample,
+        }
+        if self._unused:
+            report["unused_columns"] = dict(self._unused.most_common())
+        if self.reasons:
+            report |= {"rejected": sum(self.reasons.values()), "reasons": dict(sorted(self.reasons.items()))}
+        return report

@@ -13,8 +13,8 @@ from engine.protocol.home import Home
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{rows, train, validation, test, rejected[, strata], directory}`: `rows` = `train` + `validation` + `test` +
-    `rejected`.
+    """`{rows, train, validation, test, rejected[, cut][, strata], directory}`: `rows` = `train` + `validation` +
+    `test` + `rejected`; `cut` rows were held out though similar ones are in another part.
 
     Raises ValueError.
     """
@@ -33,9 +33,11 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
             found.context, "split", lambda context: split(found.rows, out, options, DedupOptions(), context)
         )
         report = {
+            **found.left_out,
             "rows": found.counts["read"],
             **{part: counts[part] for part in PARTS},
             "rejected": found.counts["rejected"],
+            **({"cut": counts["cut"]} if counts["cut"] else {}),
             **({"strata": counts["strata"]} if options.stratify_by else {}),
         }
         return publish(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from engine.prep import stats
+from engine.prep import outputs, stats
 from engine.prep.rows import Rejects
 from engine.prep.stages.standalone import Progress, open_rows
 from engine.prep.verbs.tokenize import choose_loss_on, find_kind, find_tokenizer, load_tokenizer
@@ -22,6 +22,8 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     picture = Path(arguments.plot).expanduser().absolute() if arguments.plot else None
     if picture and picture.suffix.lower() != ".png":
         raise ValueError(f"--plot {arguments.plot}: the plot is a PNG file; give it a name that ends in .png")
+    if picture:
+        outputs.check_files(home, [picture], getattr(arguments, "force", False))
     tokenizer_folder = find_tokenizer(arguments.model, home, progress)
     arguments.out = None
     with open_rows(home, "stats", arguments, {}, progress) as found:
@@ -38,6 +40,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
             rejects,
         )
     if picture:
-        stats.plot(figures, picture)
+        with outputs.writing(home, picture):
+            stats.plot(figures, picture)
         figures["plot"] = str(picture)
     return figures

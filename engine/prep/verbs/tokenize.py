@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.models import targets
 from engine.models.folders import has_tokenizer
-from engine.prep import detect_format
+from engine.prep import detect_format, readers
 from engine.prep.rows import Rejects
 from engine.prep.stages import source_files
 from engine.prep.stages.context import default_processes
@@ -98,7 +98,7 @@ def open_input(
     processes = arguments.processes or default_processes()
     formats = {find_format(source, path) for path in paths}
     how = find_kind(formats), choose_loss_on(arguments.loss_on, formats)
-    if len(formats) == 1 and all(path.suffix.lower() == ".jsonl" for path in paths):
+    if len(formats) == 1 and all(readers.is_lines(path, source.encoding) for path in paths):
         total = sum(path.stat().st_size for path in paths)
         files = {str(number): path for number, path in enumerate(paths)}
         made_of = {"verb": verb, "files": [str(path) for path in paths], "format": arguments.format, **settings}
