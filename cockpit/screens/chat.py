@@ -133,7 +133,7 @@ class ChatScreen(SaveScreen):
         try:
             settings = self.query_one(Sampling).settings()
         except ValueError as error:
-            self.notify(str(error), title="Sampling", severity="error", markup=False)
+            self.notify(str(error), title="Sampling", severity="error")
             return None
         if len(self.targets) > 1 and settings.get("temperature"):
             settings.setdefault("seed", random.randrange(1 << 31))

@@ -123,7 +123,7 @@ class ProfileScreen(CockpitScreen):
         try:
             self.saved = file.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            self.notify(f"cannot read {file.path}: {error}", severity="error", markup=False)
+            self.notify(f"cannot read {file.path}: {error}", severity="error")
             return
         self.file = file
         self.editor.load_text(self.drafts.get(file.path, self.saved))
@@ -218,7 +218,7 @@ class ProfileScreen(CockpitScreen):
         try:
             text = change(self.editor.text)
         except ValueError as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.notify(str(error), severity="error")
             return
         self.editor.replace(text, (0, 0), self.editor.document.end, maintain_selection_offset=False)
 
@@ -239,11 +239,11 @@ class ProfileScreen(CockpitScreen):
         try:
             await asyncio.to_thread(_write, path, text)
         except OSError as error:
-            self.notify(f"cannot write {path}: {error.strerror}", severity="error", markup=False)
+            self.notify(f"cannot write {path}: {error.strerror}", severity="error")
             return
         self.drafts.pop(self.file.path, None)
         self.drafts.pop(path, None)
-        self.notify(f"saved {path}", markup=False)
+        self.notify(f"saved {path}")
         self.load_files(path)
 
     @work(exclusive=True, group="launch")

@@ -9,12 +9,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from cockpit.connection.submission import shell_environment
 from cockpit.exit_status import INTERRUPTED
 from cockpit.verbs.output import console, emit, format_progress, say, table
 from engine.protocol.client import Client, find_engine
+from engine.protocol.console import text
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, OpenService, Problem, ProblemError, Service, ServiceEvent, ServiceRef
 
@@ -65,11 +64,11 @@ def _read_key(name: str) -> dict[str, str]:
 def _start(client: Client, service: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Start the server. Returns the worker's answer: `address target label device template note`. Raises
     ProblemError."""
-    label = escape(settings["target"])
-    with console().status(f"loading {label}") as status:
+    label = settings["target"]
+    with console().status(text(f"loading {label}")) as status:
 
         def on_event(event: ServiceEvent) -> None:
-            status.update(f"{label}: {escape(format_progress(event))}")
+            status.update(text(f"{label}: {format_progress(event)}"))
 
         started: dict[str, Any] = client.ask(_build_ask(service, "start", settings), on_event)
     return started
@@ -117,7 +116,7 @@ def _follow(client: Client, service: str, label: str) -> None:
 
         def on_event(event: ServiceEvent) -> None:
             if event.kind == "figures":
-                status.update(f"{escape(label)}: {escape(format_figures(event.data))}")
+                status.update(text(f"{label}: {format_figures(event.data)}"))
             elif event.kind == "requests":
                 for request in event.data["requests"]:
                     say(format_request(request), "" if request["status"] < 400 else "yellow")

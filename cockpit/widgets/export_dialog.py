@@ -47,9 +47,9 @@ class ExportDialog(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = f"Export {self.run_id}"
+            box.border_title = Content(f"Export {self.run_id}")
             box.border_subtitle = "Esc cancels"
-            yield Static("starting …", markup=False)
+            yield Static("starting …")
 
     def on_mount(self) -> None:
         self.set_interval(POLL, self._poll)

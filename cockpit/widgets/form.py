@@ -162,7 +162,7 @@ class Form(Vertical):
         line = self.query_one("#value", Input)
         value = self.value(field.key)
         line.value = "" if value is None else to_flow_yaml(value)
-        line.border_title = f"{field.key} · Enter sets, Esc cancels"
+        line.border_title = Content(f"{field.key} · Enter sets, Esc cancels")
         self.add_class("editing")
         line.focus()
         line.cursor_position = len(line.value)

@@ -42,7 +42,7 @@ class Picker(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = self.heading
+            box.border_title = Content(self.heading)
             box.border_subtitle = "↑↓ · Enter · Esc cancels"
             yield Input(placeholder=self.placeholder)
             yield OptionList(compact=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
@@ -27,9 +28,9 @@ class Prompt(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = self.heading
+            box.border_title = Content(self.heading)
             box.border_subtitle = "Enter · Esc cancels"
-            yield Static(self.text, id="text", markup=False)
+            yield Static(Content(self.text), id="text")
             yield Input(self.value, select_on_focus=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:

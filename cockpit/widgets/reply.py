@@ -188,7 +188,7 @@ class Reply(Vertical):
         text = " · ".join(filter(None, parts))
         if self.content is not None and "held_seconds" in self.content.facts:
             text += f"\n{format_hot_cost(self.content.facts)}"
-        line.update(text)
+        line.update(Content(text))
         line.display = bool(text)
 
 

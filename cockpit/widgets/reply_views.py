@@ -63,9 +63,7 @@ class Thinking(Collapsible):
 
     def __init__(self, text: str) -> None:
         words = len(text.split())
-        super().__init__(
-            Static(text, markup=False), title=f"thinking · {words} word{'s'[: words != 1]}", collapsed=True
-        )
+        super().__init__(Static(Content(text)), title=f"thinking · {words} word{'s'[: words != 1]}", collapsed=True)
 
 
 # ── tables ─────────────────────────────────────────────────────────────────────────────────────────────────────────

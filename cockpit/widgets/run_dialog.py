@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.content import Content
 from textual.screen import ModalScreen
 
 from cockpit.connection.engine_app import EngineApp
@@ -39,7 +40,7 @@ class RunDialog(ModalScreen[Result]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog") as box:
-            box.border_title, box.border_subtitle = self.heading, self.KEYS
+            box.border_title, box.border_subtitle = Content(self.heading), self.KEYS
             yield from self.compose_dialog()
 
     def compose_dialog(self) -> ComposeResult:
