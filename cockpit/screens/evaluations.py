@@ -10,10 +10,10 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
-from textual.content import Content
 from textual.widgets import DataTable, Static
 
 from cockpit.connection.service_client import ServiceClient
+from cockpit.content import Content
 from cockpit.screens.base import CockpitScreen
 from cockpit.state.app_state import RunHistory
 from cockpit.state.evaluation_results import (

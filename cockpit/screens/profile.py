@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.content import Content
 from textual.widgets import OptionList, Static, TextArea
 
 from cockpit.connection.submission import build_submission
+from cockpit.content import Content
 from cockpit.profiles.check import ProfileCheck, check_profile, summarize_launch
 from cockpit.profiles.files import ProfileFile, list_profiles, user_folder
 from cockpit.profiles.yaml_edit import clear_value, set_value

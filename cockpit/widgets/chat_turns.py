@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.content import Content
 from textual.widgets import Static
 
+from cockpit.content import Content
 from cockpit.state.chat_tree import Turn
 from cockpit.state.text_diff import are_similar
 from cockpit.widgets.reply import Reply

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
+
+from cockpit.content import Content
 
 
 class Confirm(ModalScreen[str | None]):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
+from cockpit.content import Content
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import format_size
 from cockpit.widgets.chart import Graph

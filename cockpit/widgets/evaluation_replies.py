@@ -9,9 +9,9 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.content import Content
 from textual.widgets import DataTable, Static
 
+from cockpit.content import Content
 from cockpit.state.evaluation_results import MUTED, common_prefix_length, evaluation_title
 from cockpit.state.formatting import format_number
 from cockpit.state.reply_format import parse_reply

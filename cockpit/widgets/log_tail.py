@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from textual.content import Content
-
+from cockpit.content import Content
 from cockpit.widgets.line import Line
 from engine.protocol.terminal import show_controls
 

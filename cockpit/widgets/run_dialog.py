@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.content import Content
 from textual.screen import ModalScreen
 
 from cockpit.connection.engine_app import EngineApp
+from cockpit.content import Content
 from cockpit.state.app_state import RunHistory
 from engine.protocol.messages import Run
 

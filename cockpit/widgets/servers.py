@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
+from cockpit.content import Content
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import format_count
 from cockpit.widgets.chart import Graph
