@@ -57,7 +57,7 @@ def with_evil(line: bytes) -> bytes:
     entry = json.loads(line)
     if entry["kind"] == "metrics":
         entry["values"] |= {EVIL: 1.0}
-    if "problem" in entry and entry["problem"]:
+    if entry.get("problem"):
         entry["problem"] |= {"title": EVIL, "cause": EVIL, "hint": EVIL}
     return json.dumps(entry).encode()
 
@@ -195,9 +195,17 @@ def test_nothing_prints_past_the_guard() -> None:
         seen += 1
         for node in ast.walk(ast.parse(path.read_text())):
             place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Console", "get_console"):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("Console", "get_console")
+            ):
                 found.append(f"{place}: a plain Console")
-            if isinstance(node, ast.Attribute) and node.attr == "buffer" and ast.unparse(node.value).startswith("sys.std"):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr == "buffer"
+                and ast.unparse(node.value).startswith("sys.std")
+            ):
                 if "stdin" not in ast.unparse(node.value):
                     found.append(f"{place}: {ast.unparse(node)}")
             if isinstance(node, ast.Attribute) and node.attr == "from_markup":
