@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.catalogue import build_folder
+from engine.models.plausible import find_implausible
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_lines
@@ -20,6 +21,10 @@ from engine.protocol.text import first_lines
 SUFFIX = ".gguf"
 NOTE = "dequantised.json"
 """A file in the folder: `source`, `types` (the quantisations and how many tensors have them) and `dtype`."""
+
+
+_LEAST_ENTRY = 13
+"""Bytes of the smallest setting: the length of its name, its type, one byte."""
 
 
 def choose_folder(file: Path, home: Home) -> Path:
@@ -56,15 +61,34 @@ def _count_types(file: Path) -> dict[str, tuple[int, int]]:
     """Quantisation -> number of tensors and of elements. Raises ProblemError."""
     from gguf import GGUFReader
 
+    _check_counts(file)
     try:
-        tensors = GGUFReader(file).tensors
-    except (ValueError, OSError, IndexError, KeyError) as error:
-        raise _load_error(file, f"it is not a complete GGUF file ({error})")
+        reader = GGUFReader(file)
+        tensors = reader.tensors
+        sizes = {name: each.contents() for name, each in reader.fields.items() if len(each.data) == 1}
+    except Exception as error:  # noqa: BLE001 - numpy raises many kinds for bytes that are not what they say
+        raise _load_error(file, f"it is not a complete GGUF file ({first_lines(error)})")
+    if wrong := find_implausible(sizes, len(tensors), "it"):
+        raise _load_error(file, wrong[0])
     counts, elements = Counter[str](), Counter[str]()
     for tensor in tensors:
         counts[tensor.tensor_type.name] += 1
         elements[tensor.tensor_type.name] += int(tensor.n_elements)
     return {name: (counts[name], elements[name]) for name, _ in elements.most_common()}
+
+
+def _check_counts(file: Path) -> None:
+    """Raises ProblemError for a header that counts more tensors and settings than the file has bytes for."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        header = opened.read(24)
+    if header[:4] != b"GGUF" or len(header) < 24:
+        raise _load_error(file, "it is not a GGUF file")
+    tensors, settings = (int.from_bytes(header[at : at + 8], "little") for at in (8, 16))
+    if (tensors + settings) * _LEAST_ENTRY > size:
+        raise _load_error(
+            file, f"it is not a complete GGUF file (its header counts {tensors} tensors and {settings} settings)"
+        )
 
 
 def _describe_types(types: dict[str, tuple[int, int]]) -> str:
@@ -93,7 +117,7 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
             model.config._name_or_path = ""
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
-    except (ValueError, RuntimeError, KeyError, NotImplementedError, ImportError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever transformers raises for settings that it does not expect
         raise _load_error(file, first_lines(error))
     record = {"source": file.name, "types": _describe_types(types), "dtype": dtype}
     (place / NOTE).write_text(json.dumps(record), encoding="utf-8")

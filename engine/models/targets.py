@@ -287,6 +287,11 @@ def _resolve_base(adapter: Path, named: str, home: Home) -> Target:
     )
 
 
+def read_lock(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint's lock.json. Raises ProblemError."""
+    return _read(path)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = folders.read_json(path)

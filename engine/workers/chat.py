@@ -155,7 +155,7 @@ def answer_request(chat: Chat, instruction: Instruction) -> None:
         problem = error.problem
     except (ValueError, KeyError, TypeError) as error:
         problem = Problem(code="request.invalid", title="This cannot be answered", cause=str(error))
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:  # noqa: BLE001 - every request gets an answer
         problem = _describe_failure(chat, error)
     chat.cancelled.discard(instruction.arguments.get("request", ""))
     chat.report_status("" if chat.loaded else "no model loaded")

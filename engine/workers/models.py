@@ -18,7 +18,7 @@ from typing import Any
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from engine.models import catalogue, folders, hub, targets
+from engine.models import catalogue, folders, hub, targets, template_guard
 from engine.models import embedded as embedded_model
 from engine.models.find import find
 from engine.protocol.console import GuardedConsole, text, text_column
@@ -79,6 +79,7 @@ def run_verify(home: Home, arguments: argparse.Namespace) -> int:
             )
         )
     wrong = folders.find_problems(folder)
+    wrong += [] if wrong else template_guard.find_faults(folder)
     hashed = 0
     if not wrong:
         with _show_progress() as progress:

@@ -71,7 +71,7 @@ def answer_request(
         return None, Problem(
             code="request.invalid", title=texts.invalid, cause=_describe(error), traceback=traceback.format_exc()
         )
-    except (OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # noqa: BLE001 - every request gets an answer
         print(traceback.format_exc(), flush=True)
         return None, Problem(
             code="request.failed",
