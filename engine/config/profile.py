@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
+from engine.config import yaml_text
 from engine.config.bundled import find_bundled
 from engine.config.complaints import explain
 from engine.config.sampling import SamplingOptions
@@ -137,7 +138,14 @@ class Profile:
 
 def load(path: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:
     """Read a profile file. Raises ProfileError with all problems, OSError when the file cannot be read."""
-    return parse(path.read_text(encoding="utf-8"), str(path), path.parent, overrides, home)
+    try:
+        text = yaml_text.read_text(path)
+    except YAMLError as error:
+        raise ProfileError([_describe_syntax_error(error, str(path))])
+    except UnicodeDecodeError as error:
+        message = f"it is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
+        raise ProfileError([Issue(message, code="profile.syntax", file=str(path), line=1, column=1)])
+    return parse(text, str(path), path.parent, overrides, home)
 
 
 def find(name: str) -> Path:
@@ -210,8 +218,9 @@ class _Found:
 
 def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
     try:
+        yaml_text.check(text)
         document = YAML(typ="rt").load(text)
-    except YAMLError as error:
+    except (YAMLError, RecursionError) as error:
         return None, [_describe_syntax_error(error, file)]
     if document is None:
         document = CommentedMap()
@@ -221,7 +230,7 @@ def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
     return document, []
 
 
-def _describe_syntax_error(error: YAMLError, file: str) -> Issue:
+def _describe_syntax_error(error: Exception, file: str) -> Issue:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     message = " ".join(filter(None, (getattr(error, "context", ""), getattr(error, "problem", "")))) or str(error)
@@ -302,8 +311,9 @@ def _apply_override(document: CommentedMap, override: str, places: _Places) -> l
     if not equals or not all(str(key) for key in keys):
         return [_wrong_override("write it as section.key=value", override)]
     try:
+        yaml_text.check(value)
         parsed = YAML(typ="safe").load(value)
-    except YAMLError as error:
+    except (YAMLError, RecursionError) as error:
         return [_wrong_override(f"the value is not YAML: {_describe_syntax_error(error, '').message}", name)]
     node: Any = document
     for key in keys[:-1]:

@@ -25,7 +25,7 @@ def read_bytes(path: Path, largest: int = LARGEST_JSON) -> bytes:
         raise DamagedFile(f"{path.name} is missing") from None
     except OSError as error:
         raise DamagedFile(f"{path.name} cannot be read ({error.strerror})") from None
-    with open(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise DamagedFile(f"{path.name} is {describe_kind(found.st_mode)}, not a file")
@@ -33,7 +33,10 @@ def read_bytes(path: Path, largest: int = LARGEST_JSON) -> bytes:
             raise DamagedFile(
                 f"{path.name} has {found.st_size:,} bytes, more than the {largest:,} that such a file has"
             )
-        return file.read(largest)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(largest)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:

@@ -147,7 +147,11 @@ def _find_lfs_pointers(folder: Path) -> Iterator[str]:
 
 
 def _check_adapter(folder: Path) -> None:
-    if implausible := find_implausible(read_json_object(folder / ADAPTER), where=ADAPTER):
+    settings = read_json_object(folder / ADAPTER)
+    base = settings.get("base_model_name_or_path") or ""
+    if not isinstance(base, str) or "\0" in base:
+        raise DamagedFile(f"{ADAPTER} names no base in base_model_name_or_path, but {base!r:.80}")
+    if implausible := find_implausible(settings, where=ADAPTER):
         raise DamagedFile(implausible[0])
     if (folder / "adapter_model.safetensors").is_file():
         read_header(folder / "adapter_model.safetensors")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.models import gguf_header
 from engine.models.catalogue import build_folder
 from engine.models.plausible import find_implausible
 from engine.protocol.home import Home
@@ -21,10 +22,6 @@ from engine.protocol.text import first_lines
 SUFFIX = ".gguf"
 NOTE = "dequantised.json"
 """A file in the folder: `source`, `types` (the quantisations and how many tensors have them) and `dtype`."""
-
-
-_LEAST_ENTRY = 13
-"""Bytes of the smallest setting: the length of its name, its type, one byte."""
 
 
 def choose_folder(file: Path, home: Home) -> Path:
@@ -61,8 +58,8 @@ def _count_types(file: Path) -> dict[str, tuple[int, int]]:
     """Quantisation -> number of tensors and of elements. Raises ProblemError."""
     from gguf import GGUFReader
 
-    _check_counts(file)
     try:
+        gguf_header.check(file)
         reader = GGUFReader(file)
         tensors = reader.tensors
         sizes = {name: each.contents() for name, each in reader.fields.items() if len(each.data) == 1}
@@ -75,20 +72,6 @@ def _count_types(file: Path) -> dict[str, tuple[int, int]]:
         counts[tensor.tensor_type.name] += 1
         elements[tensor.tensor_type.name] += int(tensor.n_elements)
     return {name: (counts[name], elements[name]) for name, _ in elements.most_common()}
-
-
-def _check_counts(file: Path) -> None:
-    """Raises ProblemError for a header that counts more tensors and settings than the file has bytes for."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        header = opened.read(24)
-    if header[:4] != b"GGUF" or len(header) < 24:
-        raise _load_error(file, "it is not a GGUF file")
-    tensors, settings = (int.from_bytes(header[at : at + 8], "little") for at in (8, 16))
-    if (tensors + settings) * _LEAST_ENTRY > size:
-        raise _load_error(
-            file, f"it is not a complete GGUF file (its header counts {tensors} tensors and {settings} settings)"
-        )
 
 
 def _describe_types(types: dict[str, tuple[int, int]]) -> str:

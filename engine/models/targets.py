@@ -245,6 +245,8 @@ def _resolve_folder(folder: Path, home: Home) -> Target:
             return found
         case "adapter":
             named = recorded.get("base") or _read(folder / folders.ADAPTER).get("base_model_name_or_path") or ""
+            if not isinstance(named, str) or "\0" in named:
+                named = ""
             base = _resolve_base(folder, named, home)
             return replace(found, base=base.base, catalogue=base.catalogue, adapter=folder)
     files = sorted(folder.glob(f"*{gguf.SUFFIX}"))

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from engine.config.bundled import find_bundled
+from engine.models.files import describe_kind
 from engine.prep import readers
 from engine.prep.expand import decisions
 from engine.prep.files import KINDS
@@ -82,6 +83,8 @@ def list_files(source: str, directory: Path) -> list[Path]:
         if decisions.is_expansion(path):
             return [path / decisions.ROWS]
         return _list_below(path, source)
+    if not path.is_file():
+        raise ValueError(f"{source} is {describe_kind(path.stat().st_mode)}, not a file: it cannot be read twice")
     readers.check_suffix(path)
     return [path]
 

@@ -123,7 +123,7 @@ def test_no_verb_sends_foreign_control_characters(hostile: tuple[Home, Path, str
 
 @pytest.mark.slow
 def test_no_verb_that_loads_libraries_sends_them_either(hostile: tuple[Home, Path, str]) -> None:
-    _, folder, run = hostile
+    _, folder, _run = hostile
     named = name_of(folder)
     verbs = [
         ("data", "validate", named), ("data", "stats", named), ("model", "verify", named), ("doctor", named),
@@ -205,9 +205,8 @@ def test_nothing_prints_past_the_guard() -> None:
                 isinstance(node, ast.Attribute)
                 and node.attr == "buffer"
                 and ast.unparse(node.value).startswith("sys.std")
-            ):
-                if "stdin" not in ast.unparse(node.value):
-                    found.append(f"{place}: {ast.unparse(node)}")
+            ) and "stdin" not in ast.unparse(node.value):
+                found.append(f"{place}: {ast.unparse(node)}")
             if isinstance(node, ast.Attribute) and node.attr == "from_markup":
                 call = next(each for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.Call)
                             and isinstance(each.func, ast.Attribute) and each.func.attr == "from_markup")  # fmt: skip
