@@ -10,7 +10,7 @@ EVIL = (
 )
 """Clipboard, title, a query, a style, C1, DEL, backspace, characters that reverse the text, and markup."""
 SHOWN = "␛]52;c;RVZJTA==␇"
-OWN = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[hl]|\x1b\[\d*[AK]|\r\n|\r")
+OWN = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?(?:25|2004)[hl]|\x1b\[\d*[AK]|\r\n|\r")
 """What Rich itself sends: styles, the cursor, lines that are drawn again."""
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 

@@ -63,7 +63,7 @@ CHECKS = (
 SHELL_CHECKS = ("engine.prep.checks:check_keys",)
 """Checks of the environment variables that a run needs. Each is `(profile, variables) -> [(key, message)]`."""
 
-NOTES = ("engine.models.checks:describe_family",)
+NOTES = ("engine.models.checks:describe_family", "engine.llm_api.checks:describe_services")
 """Remarks about a valid profile. Each is `(profile, home) -> [text]`."""
 
 PINS = {"model": "engine.models.checks:pin_base", "method": "engine.training.online.checks:pin_reward"}

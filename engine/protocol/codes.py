@@ -117,6 +117,9 @@ CODES: dict[str, str] = {
         "of all ranks."
     ),
     "service.not_found": "The service has ended or never existed. Open it again.",
+    "service.plain_http": (
+        "A key and rows travel to a service unencrypted. Use https://, or an SSH tunnel and http://localhost."
+    ),
     "service.unknown_kind": "There is no service of this kind. The message lists the kinds.",
     "service.ended": "The service's worker has ended. The next request starts it again.",
     "service.nothing_open": "The service has no model loaded or no profile open. Choose one first.",

@@ -37,6 +37,8 @@ INDEPENDENT = ("serve",)
 """Kinds that go on when the client that opened them has left."""
 CLIENT_TIMEOUT = 10.0
 """Seconds that a client may be unreachable before the services that it opened are ended."""
+MOST_ENDED = 10
+"""Services that died which are remembered."""
 ADOPTED_TIMEOUT = 600.0
 """The same for a service of an earlier supervisor that no client has used since."""
 
@@ -53,6 +55,8 @@ class Worker:
     client: bytes | None = None
     """The client that opened it or used it last; None for an earlier supervisor's service that no client has used
     yet."""
+    stopping: bool = False
+    """Whether it was asked to stop, so that its end is no news."""
     unreachable_since: float = 0.0
     """`time.monotonic()` since when that client cannot be reached; 0 while it can."""
 
@@ -72,6 +76,8 @@ class Services:
         self.home, self._package = home, workers
         self.publish, self.instruct, self.fail_requests = publish, instruct, fail_requests
         self.workers: dict[str, Worker] = {}
+        self.ended: dict[str, Service] = {}
+        """Independent services that died, until somebody closes them: nobody may have been there to be told."""
 
     def find(self, service_id: str) -> Worker:
         """Raises ProblemError when there is no such service."""
@@ -88,7 +94,7 @@ class Services:
         return worker
 
     def list_services(self) -> list[Service]:
-        return [worker.service for worker in self.workers.values()]
+        return [*(worker.service for worker in self.workers.values()), *self.ended.values()]
 
     def open(self, message: OpenService, client: bytes | None = None) -> Service:
         """Start a service for a client. Raises ProblemError for a kind that is no service, or when its process cannot
@@ -130,6 +136,7 @@ class Services:
         """Forward a client's request, or hold it until the worker has joined. Raises ProblemError."""
         worker = self.find(service_id)
         worker.client, worker.unreachable_since = client, 0.0
+        worker.stopping = worker.stopping or instruction.name == "stop"
         if worker.identity is not None:
             self.instruct(worker.identity, instruction)
         elif worker.held_instructions is not None:
@@ -142,7 +149,12 @@ class Services:
             self.instruct(worker.identity, CancelInstruction(request=request))
 
     def close(self, service_id: str) -> None:
-        """End the worker; raises ProblemError."""
+        """End the worker, or forget one that died; raises ProblemError."""
+        if service_id in self.ended:
+            service = self.ended.pop(service_id)
+            service.problem = None
+            self.publish(ServiceChanged(service=service))
+            return
         worker = self.find(service_id)
         processes.end_processes(processes.find_processes(service_id, self.home.root))
         self._remove(worker, None)
@@ -176,14 +188,20 @@ class Services:
         """Notice services whose process has ended."""
         for worker in list(self.workers.values()):
             if worker.leader is not None and worker.leader.has_ended():
-                status = worker.leader.status
-                problem = None
-                if status:
-                    oom = processes.count_oom_kills() > worker.oom_kills
-                    problem = report_crash(
-                        WorkerExit(status, read_log_tail(self._log_path(worker.service.id)), oom), None
-                    )
-                self._remove(worker, problem)
+                self._remove(worker, self._describe_end(worker))
+
+    def _describe_end(self, worker: Worker) -> Problem | None:
+        """The problem of a service whose process has ended; None when it was to end."""
+        assert worker.leader is not None
+        log, status = self._log_path(worker.service.id), worker.leader.status
+        again = _suggest_again(worker.service, log)
+        if status:
+            oom = processes.count_oom_kills() > worker.oom_kills
+            return report_crash(WorkerExit(status, read_log_tail(log), oom), None, again)
+        if status is None and worker.service.kind in INDEPENDENT and not worker.stopping:
+            cause = "how is not known: an earlier engine had started it"
+            return Problem(code="service.ended", title="The server has ended", cause=cause, hint=again)
+        return None
 
     def close_abandoned(self, is_reachable: Callable[[bytes], bool]) -> None:
         """End the services whose client has left without closing them, as a killed client does."""
@@ -201,6 +219,10 @@ class Services:
     def _remove(self, worker: Worker, problem: Problem | None) -> None:
         del self.workers[worker.service.id]
         worker.service.state, worker.service.problem = "ended", problem
+        if problem and worker.service.kind in INDEPENDENT:
+            self.ended[worker.service.id] = worker.service
+            while len(self.ended) > MOST_ENDED:
+                del self.ended[next(iter(self.ended))]
         self.publish(ServiceChanged(service=worker.service))
         self.fail_requests(
             worker.service.id,
@@ -209,3 +231,9 @@ class Services:
 
     def _log_path(self, service_id: str) -> Path:
         return self.home.engine / "services" / f"{service_id}.log"
+
+
+def _suggest_again(service: Service, log: Path) -> str:
+    if service.kind == "serve":
+        return f"start it again with: cockpit serve {service.target or 'TARGET'}; its log is {log}"
+    return f"ask again: it is started anew; its log is {log}"
