@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from textual.app import App
+from textual.filter import LineFilter
 
+from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.state.app_state import AppState, reduce, select_run
 from engine.protocol.home import Home
 from engine.protocol.messages import Message, Problem, ProblemError
@@ -57,6 +59,13 @@ class EngineApp(App[None]):
         """Go to the screen of this run."""
         raise NotImplementedError
 
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), SHOW_CONTROLS]
+
+    def notify(self, message: str, *, markup: bool = False, **options: Any) -> None:
+        """Notifications name runs, files and errors, so their text is never markup."""
+        super().notify(message, markup=False, **options)
+
     def start_following(self) -> None:
         """Attach in the background and watch that the engine keeps sending."""
         self.run_worker(self._follow(), name="engine", exit_on_error=True)
@@ -79,7 +88,7 @@ class EngineApp(App[None]):
                     self.take(body)
             except ProblemError as error:
                 self._set_connection("lost", error.problem)
-                self.notify(str(error.problem), title="No engine", severity="error", timeout=10, markup=False)
+                self.notify(str(error.problem), title="No engine", severity="error", timeout=10)
                 await asyncio.sleep(RETRY)
 
     def take(self, body: object) -> None:
@@ -123,4 +132,4 @@ class EngineApp(App[None]):
     def notify_problem(self, problem: Problem) -> None:
         """Show a problem's title, cause and hint as a notification."""
         text = "\n".join(part for part in (problem.cause, problem.hint and f"→ {problem.hint}") if part)
-        self.notify(text or " ", title=problem.title, severity="error", timeout=8, markup=False)
+        self.notify(text or " ", title=problem.title, severity="error", timeout=8)

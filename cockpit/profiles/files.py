@@ -41,12 +41,16 @@ def user_folder(home: Home) -> Path:
 def list_profiles(home: Home, directory: Path) -> list[ProfileFile]:
     """The user's profiles first, then the built-in ones, the demo's first among them because it needs nothing else.
     YAML files that are not profiles (a compose file, for instance) are left out."""
+    from engine.config.yaml_text import LARGEST  # ruamel: most verbs that import this module need none of it
+
     places = (("here", directory), ("home", user_folder(home)), ("built-in", find_bundled("profiles")))
     found: dict[Path, ProfileFile] = {}
     for place, folder in places:
         paths = folder.glob("*.yaml") if folder.is_dir() else ()
         for path in sorted(paths, key=lambda path: (path.stem != DEMO, path)):
             try:
+                if not path.is_file() or path.stat().st_size > LARGEST:
+                    continue  # a pipe or a data file
                 text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):
                 continue

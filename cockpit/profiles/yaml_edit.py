@@ -12,14 +12,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
+from engine.config import yaml_text
+
 INDENT = "  "
 
 
 def read_yaml(text: str) -> dict[str, Any]:
     """The text as plain data; empty when it is not a YAML mapping (yet)."""
     try:
+        yaml_text.check(text)
         document = YAML(typ="safe", pure=True).load(text)
-    except (MarkedYAMLError, ValueError):
+    except (MarkedYAMLError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -42,8 +45,9 @@ def set_value(text: str, key: str, value: str) -> str:
     """
     value = value.strip() or '""'
     try:
+        yaml_text.check(value)
         expected = YAML(typ="safe", pure=True).load(value)
-    except (MarkedYAMLError, ValueError) as error:
+    except (MarkedYAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"not a YAML value: {value}") from error
     root = _compose(text)
     section, _, name = key.rpartition(".")
@@ -83,8 +87,9 @@ def clear_value(text: str, key: str) -> str:
 
 def _compose(text: str) -> MappingNode | None:
     try:
+        yaml_text.check(text)
         root = YAML(typ="safe", pure=True).compose(text)
-    except (MarkedYAMLError, ValueError) as error:
+    except (MarkedYAMLError, ValueError, RecursionError) as error:
         raise ValueError("the text is not valid YAML; fix that first") from error
     if root is not None and not isinstance(root, MappingNode):
         raise ValueError("a profile is a mapping of sections; fix that first")

@@ -12,10 +12,10 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
 from textual.widgets import Static
 
 from cockpit.connection.chat_target import ChatTarget
+from cockpit.content import Content
 from cockpit.screens.chat_targets import READY
 from cockpit.screens.save import SaveScreen
 from cockpit.state.chat_tree import ChatReply, ChatTree, Turn
@@ -133,7 +133,7 @@ class ChatScreen(SaveScreen):
         try:
             settings = self.query_one(Sampling).settings()
         except ValueError as error:
-            self.notify(str(error), title="Sampling", severity="error", markup=False)
+            self.notify(str(error), title="Sampling", severity="error")
             return None
         if len(self.targets) > 1 and settings.get("temperature"):
             settings.setdefault("seed", random.randrange(1 << 31))

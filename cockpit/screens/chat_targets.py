@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from textual import work
-from textual.content import Content
 from textual.widgets import Static
 
 from cockpit.connection.chat_target import ChatTarget
+from cockpit.content import Content
 from cockpit.screens.base import CockpitScreen
 from cockpit.screens.target_choices import find_local_models, target_choices
 from cockpit.state.chat_tree import ChatTree

@@ -11,10 +11,10 @@ from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.content import Content
 from textual.widgets import Static
 
 from cockpit.connection.submission import api_key_environment
+from cockpit.content import Content
 from cockpit.profiles.files import list_profiles
 from cockpit.screens.review import ReviewScreen
 from cockpit.screens.row_browser import EXPANDED, REJECTED

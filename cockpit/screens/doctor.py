@@ -15,9 +15,9 @@ from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import VerticalScroll
-from textual.content import Content
 from textual.widgets import Static
 
+from cockpit.content import Content
 from cockpit.screens.base import CockpitScreen
 from engine.protocol.client import build_engine_environment
 

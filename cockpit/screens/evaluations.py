@@ -5,14 +5,15 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
-from textual.content import Content
 from textual.widgets import DataTable, Static
 
 from cockpit.connection.service_client import ServiceClient
+from cockpit.content import Content
 from cockpit.screens.base import CockpitScreen
 from cockpit.state.app_state import RunHistory
 from cockpit.state.evaluation_results import (
@@ -168,7 +169,7 @@ data it uses the rows that the run held out. Leaving this screen stops it; finis
         for heading, width in LEADING.items():
             listing.add_column(heading, width=width, key=heading or "mark")
         for name in names:
-            listing.add_column(name, width=max(len(name), 8), key=name)
+            listing.add_column(Text(name), width=max(len(name), 8), key=name)
         listing.fixed_columns = len(LEADING) - 1
         for place, each in enumerate(self.evaluations):
             mark = "◆◇"[self._marked.index(each["name"])] if each["name"] in self._marked else " "

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.content import Content
 from textual.widgets import OptionList, Static, TextArea
 
 from cockpit.connection.submission import build_submission
+from cockpit.content import Content
 from cockpit.profiles.check import ProfileCheck, check_profile, summarize_launch
 from cockpit.profiles.files import ProfileFile, list_profiles, user_folder
 from cockpit.profiles.yaml_edit import clear_value, set_value
@@ -124,7 +124,7 @@ class ProfileScreen(CockpitScreen):
         try:
             self.saved = file.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            self.notify(f"cannot read {file.path}: {error}", severity="error", markup=False)
+            self.notify(f"cannot read {file.path}: {error}", severity="error")
             return
         self.file = file
         self.editor.load_text(self.drafts.get(file.path, self.saved))
@@ -219,7 +219,7 @@ class ProfileScreen(CockpitScreen):
         try:
             text = change(self.editor.text)
         except ValueError as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.notify(str(error), severity="error")
             return
         self.editor.replace(text, (0, 0), self.editor.document.end, maintain_selection_offset=False)
 
@@ -240,11 +240,11 @@ class ProfileScreen(CockpitScreen):
         try:
             await asyncio.to_thread(_write, path, text, self.app.home)
         except OSError as error:
-            self.notify(f"cannot write {path}: {error.strerror}", severity="error", markup=False)
+            self.notify(f"cannot write {path}: {error.strerror}", severity="error")
             return
         self.drafts.pop(self.file.path, None)
         self.drafts.pop(path, None)
-        self.notify(f"saved {path}", markup=False)
+        self.notify(f"saved {path}")
         self.load_files(path)
 
     @work(exclusive=True, group="launch")

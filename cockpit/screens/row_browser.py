@@ -6,10 +6,10 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from textual import work
-from textual.content import Content
 from textual.widgets import Static
 
 from cockpit.connection.service_client import ServiceClient
+from cockpit.content import Content
 from cockpit.screens.base import CockpitScreen
 from cockpit.widgets import row_view
 from cockpit.widgets.prompt import Prompt

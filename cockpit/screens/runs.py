@@ -9,10 +9,10 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Horizontal
-from textual.content import Content
 from textual.coordinate import Coordinate
 from textual.widgets import DataTable, Input, Static
 
+from cockpit.content import Content
 from cockpit.screens.run_actions import RunActionsScreen
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import STATES, format_age, format_number, format_percent

@@ -53,10 +53,10 @@ class SaveScreen(VoteScreen):
                 document = dump_tree(self.chat, targets=targets, settings=settings)
                 await asyncio.to_thread(write_private, path, document.encode())
             except OSError as error:
-                self.notify(f"{path}: {error.strerror}", title="Not saved", severity="error", markup=False)
+                self.notify(f"{path}: {error.strerror}", title="Not saved", severity="error")
                 return
             self._chat_name = answer
-            self.notify(str(path), title="Saved", markup=False)
+            self.notify(str(path), title="Saved")
 
     @work(exclusive=True, group="save")
     async def action_open(self) -> None:
@@ -71,7 +71,7 @@ class SaveScreen(VoteScreen):
             tree, extra = parse_tree(await asyncio.to_thread(path.read_text, encoding="utf-8"))
         except (OSError, ValueError) as error:
             cause = error.strerror if isinstance(error, OSError) else str(error)
-            self.notify(f"{path}: {cause}", title="Not opened", severity="error", markup=False)
+            self.notify(f"{path}: {cause}", title="Not opened", severity="error")
             return
         self.chat, self._chat_name = tree, answer
         self._edit(None)

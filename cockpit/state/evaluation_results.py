@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
-from textual.content import Content
 
+from cockpit.content import Content
 from cockpit.state.formatting import format_number
 
 MUTED = "$text-muted"

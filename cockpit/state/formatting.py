@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textual.content import Content
+    from cockpit.content import Content
 
 STATES = {
     "queued": ("◌", "$foreground-muted"),
@@ -26,7 +26,7 @@ STATES = {
 
 def format_state(state: str) -> Content:
     """The state with its mark, in its colour."""
-    from textual.content import Content  # the verbs use this module too, and need no Textual
+    from cockpit.content import Content  # the verbs use this module too, and need no Textual
 
     mark, colour = STATES.get(state, ("·", "$text"))
     return Content.styled(f"{mark} {state}", f"bold {colour}")

@@ -7,7 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from textual.content import Content
+from cockpit.content import Content
+from engine.protocol.terminal import show_controls
 
 NEW = "bold underline $success"
 """Style of a new word."""
@@ -26,6 +27,7 @@ def are_similar(texts: Sequence[str]) -> bool:
 
 def mark_new_words(before: str, now: str) -> tuple[Content, str]:
     """The text `now` with its new words marked, and how many words are new and gone. Blanks are not compared."""
+    now = show_controls(now)
     old = [match[0] for match in _WORDS.finditer(before)]
     new = list(_WORDS.finditer(now))
     marked = Content(now)

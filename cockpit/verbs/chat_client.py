@@ -9,12 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.text import Text
-
 from cockpit.connection.submission import shell_environment
 from cockpit.verbs.output import console, format_progress, say
 from engine.protocol.client import Client
+from engine.protocol.console import text
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, Cancel, OpenService, ServiceEvent, ServiceRef
 
@@ -33,10 +31,10 @@ class Chat:
         `options` are `dtype` and `quantization`. Returns what the worker reports of the loaded target: `target label
         template tokenizer context note seconds`. Raises ProblemError.
         """
-        with console().status(f"loading {escape(target)}") as status:
+        with console().status(text(f"loading {target}")) as status:
 
             def on_event(event: ServiceEvent) -> None:
-                status.update(f"{escape(target)}: {escape(format_progress(event))}")
+                status.update(text(f"{target}: {format_progress(event)}"))
 
             arguments = {"target": target, "directory": str(Path.cwd()), **options}
             loaded: dict[str, Any] = self._ask("load", arguments, on_event)
@@ -84,13 +82,13 @@ class Writer:
     def __init__(self) -> None:
         self._thinking = False
 
-    def __call__(self, text: str, thinking: str) -> None:
+    def __call__(self, reply: str, thinking: str) -> None:
         if thinking:
             self._thinking = True
-            console().print(Text(thinking, style="dim"), end="", soft_wrap=True)
-        if text:
+            console().print(text(thinking, "dim"), end="", soft_wrap=True)
+        if reply:
             if self._thinking:
                 self._thinking = False
                 say("")
-            sys.stdout.write(text)
+            sys.stdout.write(reply)
             sys.stdout.flush()

@@ -170,12 +170,14 @@ def _parse_value(name: str, text: str) -> Any:
 
 
 def load_history(home: Home) -> Callable[[], None]:
-    """Give `input` line editing and the history of earlier conversations. Returns the function that saves the
-    history."""
+    """Give `input` line editing, lines that are pasted together as one text, and the history of earlier conversations.
+    Returns the function that saves the history."""
     try:
         import readline
     except ImportError:  # a Python built without it
         return lambda: None
+    if "libedit" not in (readline.__doc__ or ""):  # editline has no such setting
+        readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off
     path = home.root / "chat_history"
     try:
         readline.read_history_file(path)

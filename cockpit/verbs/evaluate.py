@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -20,6 +20,7 @@ from cockpit.connection.submission import resume_environment
 from cockpit.verbs.output import console, emit, format_metric, say, table
 from cockpit.verbs.service_call import call_service
 from engine.protocol.client import build_engine_environment
+from engine.protocol.console import text_column
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
 
@@ -86,7 +87,7 @@ def parse_nested(pairs: list[str]) -> dict[str, Any]:
 def _measure_target(options: argparse.Namespace, home: Home, settings: dict[str, Any]) -> dict[str, Any]:
     arguments = {"target": options.target, "directory": str(Path.cwd()), "against": options.against, **settings}
     extra = _judge_keys(options.target, home, settings["judge"]) if "judge" in settings else {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as progress:
         bars: dict[str, TaskID] = {}
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.output import console, format_metric, say
 from engine.protocol import stages, states
 from engine.protocol.client import Client
+from engine.protocol.console import GuardedConsole, text_column
 from engine.protocol.messages import Problem, ProblemError, Run, RunChanged, RunRemoved, Snapshot, Told
 
 LINE_PERIOD = 15.0
@@ -105,12 +105,12 @@ class Display(Protocol):
 class Bars:
     """One bar, which shows the steps during training and the progress of the phase in every other stage."""
 
-    def __init__(self, screen: Console) -> None:
+    def __init__(self, screen: GuardedConsole) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
+            text_column("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
+            text_column("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
             console=screen,
@@ -139,11 +139,11 @@ class Bars:
         self._phase = (done, total)
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, style="yellow", markup=False)
+        self._progress.console.print(text, style="yellow")
 
     def end_stage(self, text: str) -> None:
         self._phase = (0, 0)
-        self._progress.console.print(f"✓ {text}", style="green", markup=False)
+        self._progress.console.print(f"✓ {text}", style="green")
 
     def close(self) -> None:
         self._progress.stop()

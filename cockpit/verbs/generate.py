@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.output import console, emit, say
 from cockpit.verbs.sampling_options import sampling_settings
 from cockpit.verbs.service_call import call_service
+from engine.protocol.console import text_column
 from engine.protocol.home import Home
 from engine.protocol.messages import ServiceEvent
 
@@ -47,7 +48,7 @@ def generate(options: argparse.Namespace) -> int:
 
 def _generate(home: Home, arguments: dict[str, Any]) -> Any:
     """The answer, with a progress bar until it is there."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("starting", total=None)
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from engine.protocol.console import GuardedConsole, text
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
+from engine.protocol.terminal import escape_json, show_controls
 
 if TYPE_CHECKING:
     from engine.protocol.client import Client
@@ -21,25 +21,26 @@ PIPE_WIDTH = 200
 
 
 def emit(document: Any) -> None:
-    """Print one JSON document, or one line of a stream. Numbers that are not finite become null."""
-    sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+    """Print one JSON document, or one line of a stream. Numbers that are not finite become null, and control characters
+    are escaped."""
+    sys.stdout.write(escape_json(msgspec.json.encode(document).decode()) + "\n")
 
 
-def say(text: str, style: str = "") -> None:
+def say(line: str, style: str = "") -> None:
     """Print a line for people, to stderr."""
-    console().print(Text(text, style=style), soft_wrap=True)
+    console().print(text(line, style), soft_wrap=True)
 
 
-def console() -> Console:
-    return Console(stderr=True, highlight=False)
+def console() -> GuardedConsole:
+    return GuardedConsole(stderr=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a result as a table. When stdout is not a terminal, each row is one line."""
-    drawn = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    drawn = Table(*map(show_controls, columns), box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False).print(drawn)
+        drawn.add_row(*map(text, row))
+    GuardedConsole(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(drawn)
 
 
 def show_problem(problem: Problem) -> None:

@@ -161,11 +161,12 @@ def logs(options: argparse.Namespace) -> int:
     if not run.log.exists():
         say(f"{run.id} has no log yet")
         return 0
-    with open(run.log, "rb") as log:
+    # Universal newlines: a progress bar's carriage returns become lines.
+    with open(run.log, encoding="utf-8", errors="backslashreplace") as log:
         ended = False
         while True:
-            shutil.copyfileobj(log, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+            shutil.copyfileobj(log, sys.stdout)
+            sys.stdout.flush()
             if not options.follow or ended:
                 return 0
             # One more round reads what was printed between the last read and the end.

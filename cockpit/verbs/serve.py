@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
-
-from rich.markup import escape
 
 from cockpit.connection.submission import shell_environment
 from cockpit.exit_status import INTERRUPTED
-from cockpit.verbs.output import console, emit, format_progress, say, say_warning, table
+from cockpit.verbs.output import console, emit, format_progress, say, say_warning, show_problem, table
 from engine.protocol.client import Client, find_engine
+from engine.protocol.console import text
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, OpenService, Problem, ProblemError, Service, ServiceEvent, ServiceRef
 
@@ -42,7 +45,7 @@ def serve(options: argparse.Namespace) -> int:
     extra: dict[str, str] = {}
     if options.api_key_env:
         extra, settings["key_env"] = _read_key(options.api_key_env), options.api_key_env
-    with Client(home) as client:
+    with Client(home) as client, ended_by_signals(options.detach):
         say_warning(client)
         service = client.request("service_open", OpenService(kind=KIND, environment=shell_environment() | extra)).id
         try:
@@ -66,11 +69,11 @@ def _read_key(name: str) -> dict[str, str]:
 def _start(client: Client, service: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Start the server. Returns the worker's answer: `address target label device template note`. Raises
     ProblemError."""
-    label = escape(settings["target"])
-    with console().status(f"loading {label}") as status:
+    label = settings["target"]
+    with console().status(text(f"loading {label}")) as status:
 
         def on_event(event: ServiceEvent) -> None:
-            status.update(f"{label}: {escape(format_progress(event))}")
+            status.update(text(f"{label}: {format_progress(event)}"))
 
         started: dict[str, Any] = client.ask(_build_ask(service, "start", settings), on_event)
     return started
@@ -100,14 +103,40 @@ def _report_start(client: Client, service: str, started: dict[str, Any], options
     say("ctrl+c stops it.", "dim")
     try:
         _follow(client, service, started["label"])
-    except KeyboardInterrupt:
-        say(f"\nStopping; requests in flight have {GRACE:g} s to finish. Press ctrl+c again to stop at once.", "dim")
+    except (KeyboardInterrupt, OSError, SystemExit):  # the last two: what reads its output is gone
+        _say(f"\nStopping; requests in flight have {GRACE:g} s to finish. Press ctrl+c again to stop at once.")
         try:
             _stop_service(client, service, GRACE)
         except KeyboardInterrupt:
             client.request("service_close", ServiceRef(service=service))
-        say("Stopped.", "dim")
+        _say("Stopped.")
     return INTERRUPTED
+
+
+@contextmanager
+def ended_by_signals(detached: bool) -> Iterator[None]:
+    """SIGTERM and SIGHUP end a server in the foreground as ctrl+c does: its terminal or its caller is gone."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = () if detached else (signal.SIGTERM, signal.SIGHUP)
+    # What nohup has set stays: it asks for a server that goes on without its terminal.
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    """`say`, to a terminal that may be gone."""
+    with suppress(OSError, SystemExit):  # Rich exits when a pipe is closed
+        say(text, "dim")
 
 
 def _follow(client: Client, service: str, label: str) -> None:
@@ -118,7 +147,7 @@ def _follow(client: Client, service: str, label: str) -> None:
 
         def on_event(event: ServiceEvent) -> None:
             if event.kind == "figures":
-                status.update(f"{escape(label)}: {escape(format_figures(event.data))}")
+                status.update(text(f"{label}: {format_figures(event.data)}"))
             elif event.kind == "requests":
                 for request in event.data["requests"]:
                     say(format_request(request), "" if request["status"] < 400 else "yellow")
@@ -170,19 +199,36 @@ def _servers(home: Home) -> list[Service]:
 def _list(home: Home, as_json: bool) -> int:
     servers = _servers(home)
     if as_json:
-        emit([{"service": each.id, "target": each.target, "address": each.address, **each.figures} for each in servers])
+        emit([_document(each) for each in servers])
     elif servers:
         columns = ("service", "target", "address", "requests")
-        table(columns, [(each.id, each.target, each.address, format_figures(each.figures)) for each in servers])
+        table(columns, [(each.id, each.target, each.address, _format_state(each)) for each in servers])
+        for each in servers:
+            if each.problem:
+                show_problem(each.problem)
+                say(f"→ cockpit serve --stop {each.id} takes it off this list", "cyan")
     else:
         say("No server is running. Start one with: cockpit serve TARGET")
     return 0
+
+
+def _document(server: Service) -> dict[str, Any]:
+    """A server as JSON: `service target address state`, its figures, and the problem of one that died."""
+    document = {"service": server.id, "target": server.target, "address": server.address, "state": server.state}
+    return document | server.figures | ({"problem": server.problem} if server.problem else {})
+
+
+def _format_state(server: Service) -> str:
+    if server.state != "ended":
+        return format_figures(server.figures)
+    return f"ended: {server.problem.title}" if server.problem else "ended"
 
 
 def _stop(home: Home, options: argparse.Namespace) -> int:
     """Stop the server with this id, target, port or address; without a name, the only one. Raises ProblemError."""
     servers = _servers(home)
     chosen = [each for each in servers if options.target is None or _matches(each, options.target)]
+    chosen = [each for each in chosen if each.state != "ended"] or chosen
     if len(chosen) != 1:
         listed = ", ".join(f"{each.id} ({each.target} at {each.address})" for each in servers) or "none"
         which = f" by the name {options.target}" if options.target else ""
@@ -195,7 +241,10 @@ def _stop(home: Home, options: argparse.Namespace) -> int:
             )
         )
     with Client(home, start=False) as client:
-        _stop_service(client, chosen[0].id, GRACE)
+        if chosen[0].state == "ended":
+            client.request("service_close", ServiceRef(service=chosen[0].id))
+        else:
+            _stop_service(client, chosen[0].id, GRACE)
     if options.json:
         emit({"service": chosen[0].id, "stopped": True})
     else:

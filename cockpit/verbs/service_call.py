@@ -6,11 +6,10 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from rich.markup import escape
-
 from cockpit.connection.submission import shell_environment
 from cockpit.verbs.output import console, format_progress
 from engine.protocol.client import Client
+from engine.protocol.console import text
 from engine.protocol.home import Home
 from engine.protocol.messages import Ask, Cancel, OpenService, ServiceEvent, ServiceRef
 
@@ -43,9 +42,9 @@ def call_service(
 
 def call_service_with_status(home: Home, kind: str, question: str, arguments: dict[str, Any], label: str) -> Any:
     """Like `call_service`, with a line in the terminal that shows the progress."""
-    with console().status(escape(label)) as status:
+    with console().status(text(label)) as status:
 
         def on_event(event: ServiceEvent) -> None:
-            status.update(f"{escape(label)}: {escape(format_progress(event))}")
+            status.update(text(f"{label}: {format_progress(event)}"))
 
         return call_service(home, kind, question, arguments, on_event)

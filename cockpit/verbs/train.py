@@ -15,6 +15,7 @@ from cockpit.verbs.output import emit, format_metric, say, say_warning, show_pro
 from cockpit.verbs.profile import load_profile
 from cockpit.verbs.runs import parse_changes
 from engine.config import stage_plan
+from engine.config.profile import list_notes
 from engine.protocol import stages, states
 from engine.protocol.client import Client
 from engine.protocol.home import Home, RunDirectory
@@ -48,6 +49,8 @@ def start(kind: str, profile: str, overrides: list[str], options: argparse.Names
     if kind == "train":
         message.first = options.first or ""
         say(f"{path.name} is valid; its stages: {', '.join(stage_plan.list_stages(checked))}")
+    for note in list_notes(checked, home):
+        say(note, "yellow")
     with Client(home) as client:
         return _follow_or_detach(client, client.request("submit", message), options)
 

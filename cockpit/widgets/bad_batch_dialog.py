@@ -8,9 +8,9 @@ from typing import Any
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
-from textual.content import Content
 from textual.widgets import DataTable, Static
 
+from cockpit.content import Content
 from cockpit.state.app_state import Entry, RunHistory
 from cockpit.state.formatting import format_number
 from cockpit.state.reply_format import indent_json

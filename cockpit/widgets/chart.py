@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from textual.content import Content
-
+from cockpit.content import Content
 from cockpit.state.formatting import format_number
 from cockpit.widgets import chart_notes as notes
 from cockpit.widgets import chart_raster as raster

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.content import Content
 from textual.widgets import Static
 
+from cockpit.content import Content
 from cockpit.state.chat_tree import Turn
 from cockpit.state.text_diff import are_similar
 from cockpit.widgets.reply import Reply
@@ -144,8 +144,8 @@ class ProblemPanel(Static):
 
     def __init__(self, problem: Problem) -> None:
         hint = f"→ {problem.hint}" if problem.hint else ""
-        super().__init__("\n".join(filter(None, (problem.cause, hint))) or " ", markup=False)
-        self.border_title = f"✗ {problem.title}"
+        super().__init__(Content("\n".join(filter(None, (problem.cause, hint))) or " "))
+        self.border_title = Content(f"✗ {problem.title}")
 
 
 def _have_similar_replies(turn: Turn) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
+
+from cockpit.content import Content
 
 
 class Confirm(ModalScreen[str | None]):
@@ -32,7 +33,7 @@ class Confirm(ModalScreen[str | None]):
         keys = [Content.assemble((f" {key} ", "bold $accent"), f" {label}") for key, label in self._choices.items()]
         keys.append(Content.assemble((" n ", "bold $accent"), " cancel (Esc)"))
         with Vertical() as box:
-            box.border_title = self._title
+            box.border_title = Content(self._title)
             yield Static(Content("\n").join([Content(self._text), Content(""), *keys]))
 
     def on_key(self, event: events.Key) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from textual.binding import Binding
 from textual.containers import VerticalScroll
-from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
+from cockpit.content import Content
 from cockpit.state.chat_tree import ChatTree, Turn
 from cockpit.widgets.chat_turns import Answer, ProblemPanel, Question
 from cockpit.widgets.reply import TICK, Reply

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
+from cockpit.content import Content
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import format_size
 from cockpit.widgets.chart import Graph
@@ -32,20 +32,22 @@ class DevicePanel(Widget):
 
     def __init__(self, title: str) -> None:
         super().__init__()
-        self.border_title = title
+        self.border_title = Content(title)
+        self._subtitle = ""
         self._title, self._figures, self._graph = title, Line(classes="figures"), Graph()
 
     def compose(self) -> ComposeResult:
         with Horizontal():
-            yield Static(f"{self._title} ", classes="name")
+            yield Static(Content(f"{self._title} "), classes="name")
             yield self._figures
         yield self._graph
 
     def show(self, figures: Content, values: Sequence[float], subtitle: str = "") -> None:
         self._figures.show(figures)
         self._graph.show(values)
-        if subtitle != self.border_subtitle:
-            self.border_subtitle = subtitle
+        if subtitle != self._subtitle:
+            self._subtitle = subtitle
+            self.border_subtitle = Content(subtitle)
 
 
 class RankPanel(Line):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.content import Content
 from textual.widgets import DataTable, Static
 
+from cockpit.content import Content
 from cockpit.state.evaluation_results import MUTED, common_prefix_length, evaluation_title
 from cockpit.state.formatting import format_number
 from cockpit.state.reply_format import parse_reply
@@ -97,7 +98,7 @@ class EvaluationReplies(Horizontal):
         by = max(len(page["by"]), 6)
         start = common_prefix_length([each["prompt"] for each in page["replies"]])
         for heading, width in (("row", 4), (page["by"], by), ("prompt", 60)):
-            rows.add_column(heading, width=width, key=heading)
+            rows.add_column(Text(heading), width=width, key=heading)
         for each in page["replies"]:
             value, failed = each["scores"].get(page["by"]), each["passed"] is False
             rows.add_row(

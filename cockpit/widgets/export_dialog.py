@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from cockpit.connection.engine_app import EngineApp
 from cockpit.connection.service_client import ServiceClient
+from cockpit.content import Content
 from cockpit.state.formatting import format_number
 from engine.protocol.messages import ProblemError
 
@@ -47,9 +47,9 @@ class ExportDialog(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = f"Export {self.run_id}"
+            box.border_title = Content(f"Export {self.run_id}")
             box.border_subtitle = "Esc cancels"
-            yield Static("starting …", markup=False)
+            yield Static("starting …")
 
     def on_mount(self) -> None:
         self.set_interval(POLL, self._poll)

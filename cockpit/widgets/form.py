@@ -14,12 +14,12 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
-from textual.content import Content
 from textual.events import Key
 from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from cockpit.content import Content
 from cockpit.profiles.yaml_edit import to_flow_yaml, value_at
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Form(Vertical):
         line = self.query_one("#value", Input)
         value = self.value(field.key)
         line.value = "" if value is None else to_flow_yaml(value)
-        line.border_title = f"{field.key} · Enter sets, Esc cancels"
+        line.border_title = Content(f"{field.key} · Enter sets, Esc cancels")
         self.add_class("editing")
         line.focus()
         line.cursor_position = len(line.value)

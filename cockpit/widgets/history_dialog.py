@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
-from textual.content import Content
 from textual.widgets import Static
 
+from cockpit.content import Content
 from cockpit.state.app_state import Entry, RunHistory
 from cockpit.state.run_history import format_value
 from cockpit.widgets.run_dialog import RunDialog

@@ -6,10 +6,10 @@ whole screen for it. Keys without room are left out rather than cut.
 
 from __future__ import annotations
 
-from textual.content import Content
 from textual.screen import Screen
 from textual.style import Style
 
+from cockpit.content import Content
 from cockpit.widgets.line import Line
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from textual.content import Content
 from textual.widgets import Static
+
+from cockpit.content import Content
 
 MUTED = "$text-muted"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from textual.content import Content
-
+from cockpit.content import Content
 from cockpit.widgets.line import Line
+from engine.protocol.terminal import show_controls
 
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_STYLES = re.compile(r"\x1b\[[0-9;:]*m")
 MAX_LINES = 400
 """Lines kept in memory."""
 
@@ -24,18 +24,18 @@ class LogTail(Line):
 
     @property
     def text(self) -> str:
-        return "\n".join(self._lines)
+        return "\n".join(map(_clean_line, self._lines))
 
     def clear(self) -> None:
         self._lines = [""]
         self._draw()
 
     def append(self, text: str) -> None:
-        """Append a piece of the log. A carriage return starts the line again, as progress bars use it; escape sequences
-        are dropped."""
+        """Append a piece of the log. A carriage return starts the line again, as progress bars use it; styles are
+        dropped, and any other escape sequence is shown."""
         first, *rest = text.split("\n")
         self._lines[-1] += first
-        self._lines = [_clean_line(line) for line in [*self._lines, *rest][-MAX_LINES:]]
+        self._lines = [_last_part(line) for line in [*self._lines, *rest][-MAX_LINES:]]
         self._draw()
 
     def on_resize(self) -> None:
@@ -43,8 +43,15 @@ class LogTail(Line):
 
     def _draw(self) -> None:
         lines = self._lines if self._lines[-1] else self._lines[:-1]
-        self.show(Content("\n".join(lines[-max(1, self.content_size.height) :])))
+        self.show(Content("\n".join(map(_clean_line, lines[-max(1, self.content_size.height) :]))))
+
+
+def _last_part(line: str) -> str:
+    """What a carriage return has left of the line; one at its end is kept, for what follows."""
+    end = "\r" if line.endswith("\r") else ""
+    return line.rstrip("\r").rsplit("\r", 1)[-1] + end
 
 
 def _clean_line(line: str) -> str:
-    return _ESCAPES.sub("", line.rstrip("\r").rsplit("\r", 1)[-1]).replace("\t", "    ")
+    text = _STYLES.sub("", line.rstrip("\r"))
+    return show_controls(text.replace("\t", "    "), keep="")

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
+
+from cockpit.content import Content
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Picker(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = self.heading
+            box.border_title = Content(self.heading)
             box.border_subtitle = "↑↓ · Enter · Esc cancels"
             yield Input(placeholder=self.placeholder)
             yield OptionList(compact=True)

@@ -7,6 +7,8 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
+from cockpit.content import Content
+
 
 class Prompt(ModalScreen[str | None]):
     """Dismissed with the line, or with None for Esc. An empty line is an answer too; `value` is what Enter alone
@@ -27,9 +29,9 @@ class Prompt(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = self.heading
+            box.border_title = Content(self.heading)
             box.border_subtitle = "Enter · Esc cancels"
-            yield Static(self.text, id="text", markup=False)
+            yield Static(Content(self.text), id="text")
             yield Input(self.value, select_on_focus=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
-from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from cockpit.content import Content
 from cockpit.state.vote_stats import count_votes, format_rating, format_votes, mean_ratings
 from engine.protocol.messages import Judgement
 

@@ -11,16 +11,17 @@ from typing import Any
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Log, Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
+from cockpit.content import Content
 from cockpit.state.chat_tree import ChatReply
 from cockpit.state.formatting import format_hot_cost
 from cockpit.state.reply_format import ParsedReply, indent_json, parse_reply, split_partial_reply
 from cockpit.state.text_diff import mark_new_words
 from cockpit.widgets.reply_views import views
+from engine.protocol.terminal import show_controls
 
 TICK = 0.1
 """Seconds between writes: Markdown is parsed ten times a second, not once a token."""
@@ -102,7 +103,7 @@ class Reply(Vertical):
         thinking = thinking or self.thinking
         if thinking and not body:
             self.query_one(".facts", Static).update(f"thinking … {len(thinking.split())} words")
-        waiting = body[self._streamed :]
+        waiting = show_controls(body[self._streamed :])
         if not waiting:
             return
         now = time.monotonic()
@@ -188,7 +189,7 @@ class Reply(Vertical):
         text = " · ".join(filter(None, parts))
         if self.content is not None and "held_seconds" in self.content.facts:
             text += f"\n{format_hot_cost(self.content.facts)}"
-        line.update(text)
+        line.update(Content(text))
         line.display = bool(text)
 
 

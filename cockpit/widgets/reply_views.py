@@ -13,13 +13,14 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Collapsible, Markdown, Static, Tree
 from textual.widgets.tree import TreeNode
 
+from cockpit.content import Content
 from cockpit.state.reply_format import ParsedReply
 from engine.config.tasks import Outline, Table
+from engine.protocol.terminal import show_controls
 
 GAP = 2
 NARROW = 40
@@ -47,7 +48,7 @@ def views(reply: ParsedReply) -> Iterator[Widget]:
                 Content(reply.body)
             )  # incomplete or almost valid JSON: its lines are easier to read than a paragraph
         case _ if reply.body.strip():
-            yield Markdown(reply.body, open_links=False)
+            yield Markdown(show_controls(reply.body), open_links=False)
         case _:
             yield Static(Content.styled("(an empty reply)", MUTED))
 
@@ -63,9 +64,7 @@ class Thinking(Collapsible):
 
     def __init__(self, text: str) -> None:
         words = len(text.split())
-        super().__init__(
-            Static(text, markup=False), title=f"thinking · {words} word{'s'[: words != 1]}", collapsed=True
-        )
+        super().__init__(Static(Content(text)), title=f"thinking · {words} word{'s'[: words != 1]}", collapsed=True)
 
 
 # ── tables ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from textual.content import Content
+from cockpit.content import Content
 
 ROLES = {"system": "$secondary", "user": "$accent", "assistant": "$success"}
 TRAINED = "bold underline $success"

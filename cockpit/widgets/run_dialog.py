@@ -10,6 +10,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 
 from cockpit.connection.engine_app import EngineApp
+from cockpit.content import Content
 from cockpit.state.app_state import RunHistory
 from engine.protocol.messages import Run
 
@@ -39,7 +40,7 @@ class RunDialog(ModalScreen[Result]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog") as box:
-            box.border_title, box.border_subtitle = self.heading, self.KEYS
+            box.border_title, box.border_subtitle = Content(self.heading), self.KEYS
             yield from self.compose_dialog()
 
     def compose_dialog(self) -> ComposeResult:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from textual.containers import Vertical
-from textual.content import Content
 from textual.widgets import Static
 
+from cockpit.content import Content
 from cockpit.state.app_state import RunHistory
 from cockpit.state.formatting import format_count, format_duration, format_number, format_percent, format_state
 from cockpit.state.run_history import Threshold, active_warnings, meets_threshold, pause_advice, thresholds

@@ -6,10 +6,10 @@ from __future__ import annotations
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
-from textual.content import Content
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from cockpit.content import Content
 from cockpit.state.app_state import Entry, RunHistory
 from cockpit.state.reply_format import indent_json
 from cockpit.state.run_history import ProbeReply, format_scores, replies_by_probe, samples_by_step

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
-from textual.content import Content
 from textual.widgets import Input, Select, Static
 
+from cockpit.content import Content
 from engine.config.sampling import PRESETS, SamplingOptions
 from engine.config.tasks import task_names
 

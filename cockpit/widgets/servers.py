@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
+from cockpit.content import Content
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import format_count
 from cockpit.widgets.chart import Graph
@@ -62,6 +62,10 @@ class ServerPanel(Widget):
     ServerPanel Graph { width: 1fr; height: 1; }
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._titles = ("", "")
+
     def compose(self) -> ComposeResult:
         yield Static(classes="name")
         with Horizontal():
@@ -71,8 +75,9 @@ class ServerPanel(Widget):
     def show(self, service: Service, rates: tuple[float, ...]) -> None:
         title = f"served: {service.target or service.id}"
         address = service.detail if service.figures else ""
-        if (title, address) != (self.border_title, self.border_subtitle):
-            self.border_title, self.border_subtitle = title, address
+        if (title, address) != self._titles:
+            self._titles = title, address
+            self.border_title, self.border_subtitle = Content(title), Content(address)
             name = Content.assemble(title, (f"  {address}", "$text-muted"))
             self.query_one(".name", Static).update(name, layout=False)
         line = self.query_one(Line)

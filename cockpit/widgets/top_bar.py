@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from textual.content import Content
 from textual.widget import Widget
 
 from cockpit.connection.engine_app import EngineApp
+from cockpit.content import Content
 
 if TYPE_CHECKING:
     from cockpit.state.app_state import AppState

@@ -18,6 +18,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.reader import ReaderError
 
+from engine.config import yaml_text
 from engine.config.bundled import find_bundled
 from engine.config.complaints import explain
 from engine.config.overrides import DEEPEST, apply_overrides, load_reference, measure, read_key
@@ -66,7 +67,7 @@ DOUBTS = ("engine.training.doubts:check_doubts",)
 SHELL_CHECKS = ("engine.prep.checks:check_keys",)
 """Checks of the environment variables that a run needs. Each is `(profile, variables) -> [(key, message)]`."""
 
-NOTES = ("engine.models.checks:describe_family",)
+NOTES = ("engine.models.checks:describe_family", "engine.llm_api.checks:describe_services")
 """Remarks about a valid profile. Each is `(profile, home) -> [text]`."""
 
 LARGEST = 100_000
@@ -148,12 +149,17 @@ class Profile:
 
 def load(path: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:
     """Read a profile file. Raises ProfileError with all problems, OSError when the file cannot be read."""
-    return parse(read_text(path), str(path), path.parent, overrides, home)
+    try:
+        text = read_text(path)
+    except YAMLError as error:
+        raise ProfileError([_describe_syntax_error(error, str(path), "")]) from None
+    return parse(text, str(path), path.parent, overrides, home)
 
 
 def read_text(path: Path) -> str:
-    """The text of a profile file. Raises ProfileError, with the line, when it is not UTF-8; OSError."""
-    content = path.read_bytes()
+    """The text of a profile file. Raises ProfileError, with the line, when it is not UTF-8; YAMLError for a file that is
+    too long; OSError."""
+    content = yaml_text.read_bytes(path)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -243,6 +249,7 @@ class _Found:
 
 def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
     try:
+        yaml_text.check(text)
         document = YAML(typ="rt").load(text)
     except YAMLError as error:
         return None, [_describe_syntax_error(error, file, text)]

@@ -9,6 +9,7 @@ from typing import Any
 from engine.evaluation.judge import Case, judge
 from engine.evaluation.request import EvaluationRequest, Watch, read_judge_options
 from engine.evaluation.results_store import JUDGE, LOSSES, REPLIES, ResultStore, read_lines
+from engine.llm_api.client import describe_plain_http
 from engine.metrics import judge_scores, registry
 from engine.metrics.registry import Tallies
 from engine.options import thresholds
@@ -25,6 +26,8 @@ def summarize(
     further: dict[str, Any] = {}
     if request.judge is not None and entries:
         watch("judging", 0, len(entries))
+        if warning := describe_plain_http(read_judge_options(request.judge)):
+            notes.append(warning)
         found = judge(
             [_make_case(entry) for entry in entries],
             read_judge_options(request.judge),

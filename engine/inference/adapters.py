@@ -140,7 +140,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 def _layer_config(adapter: Path) -> dict[str, Any]:
     """An adapter's config without the place of its base: what its layers depend on."""
-    config: dict[str, Any] = folders.read_json(adapter / folders.ADAPTER)
+    config: dict[str, Any] = folders.read_json_object(adapter / folders.ADAPTER)
     return {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision")}
 
 

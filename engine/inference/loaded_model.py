@@ -4,7 +4,6 @@ again."""
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +97,7 @@ class LoadedModel:
     def _enter(self, target: Target) -> None:
         """Take tokenizer, lock and adapter of `target`. When it fails, nothing has changed."""
         tokenizer = self._load_tokenizer(target)
-        recorded = json.loads(target.lock.read_text()) if target.lock else None
+        recorded = targets.read_lock(target.lock) if target.lock else None
         if recorded and target.lock and tokenizer:
             template_lock.check(recorded, tokenizer, target.lock.parent)
         self._read(lambda: self._adapters.put(target.adapter), str(target.adapter))
@@ -153,11 +152,9 @@ class LoadedModel:
             opening = read_metadata(self.tokenizer.chat_template).get("text")
             ids: list[int] = self.tokenizer((opening or "") + text, add_special_tokens=opening is None).input_ids
             return self._check_ids(ids)
-        from jinja2 import TemplateError
-
         try:
-            return self._check_ids(template_lock.render(self.tokenizer, prompt, reply_follows=True))
-        except TemplateError as error:
+            ids = template_lock.render(self.tokenizer, prompt, reply_follows=True)
+        except Exception as error:  # noqa: BLE001 - a template is a program, and raises anything
             raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
 
     def _check_ids(self, ids: list[int]) -> list[int]:
@@ -254,7 +251,9 @@ class LoadedModel:
     def _read(reader: Callable[[], Any], name: str) -> Any:
         try:
             return reader()
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except ProblemError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the files may hold anything
             raise ProblemError(
                 Problem(code="model.unloadable", title=f"{name} cannot be loaded", cause=first_lines(error))
             )
@@ -272,7 +271,9 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
             trust_remote_code=target.trust_remote_code,
             device_map={"": device},
         )
-    except (MemoryError, OSError, ValueError, RuntimeError, ImportError) as error:
+    except ProblemError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the files may hold anything
         if is_out_of_memory(error):
             raise ProblemError(out_of_memory(device, needed, first_lines(error)))
         raise ProblemError(

@@ -6,8 +6,9 @@ penalty, n-grams, schema, temperature, top-k, top-p, min-p.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any, Protocol, TypedDict
 
 from pydantic import ValidationError
@@ -72,7 +73,8 @@ def change_sampling(sampling: Sampling, changes: SamplingFields) -> Sampling:
 def make_sampling(request: Mapping[str, Any]) -> Sampling:
     """The settings of a request: those of its `preset`, changed by those that it names.
 
-    Other keys are ignored, and None counts as absent. Raises ValueError for a value that a setting cannot have.
+    Other keys are ignored, and None counts as absent. Raises SettingError, a ValueError, for a value that a setting
+    cannot have.
     """
     named = {name: value for name in (*_NAMES, "preset") if (value := request.get(name)) is not None}
     schema = named.pop("schema", None)
@@ -87,10 +89,24 @@ def make_sampling(request: Mapping[str, Any]) -> Sampling:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{name} {first['msg'].removeprefix('Input ')}, not {first['input']!r}") from None
+        raise SettingError(name, f"{first['msg'].removeprefix('Input ')}, not {first['input']!r:.80}") from None
     if not all(checked.stop):
-        raise ValueError("stop holds an empty text, before which every reply would end")
+        raise SettingError("stop", "holds an empty text, before which every reply would end")
     return Sampling(**(checked.model_dump() | {"stop": tuple(checked.stop), "schema": schema}))
+
+
+LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 1e-5, 1e6
+"""Beyond these, the quotients are no numbers of 32 bits any more, while the choice of a token does not change."""
+LEAST_PENALTY, GREATEST_PENALTY = 1e-6, 1e6
+"""The same of the penalty of repetition."""
+
+
+class SettingError(ValueError):
+    """A value that a setting cannot have. `setting` is its name, `reason` what is wrong, without the name."""
+
+    def __init__(self, setting: str, reason: str) -> None:
+        super().__init__(f"{setting} {reason}")
+        self.setting, self.reason = setting, reason
 
 
 class Grammar(Protocol):
@@ -155,7 +171,7 @@ class Row:
         self._look_back(logits)
         sampling = self.sampling
         if sampling.repetition_penalty != 1:
-            penalty = sampling.repetition_penalty
+            penalty = min(max(sampling.repetition_penalty, LEAST_PENALTY), GREATEST_PENALTY)
             penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
             logits.copy_(torch.where(self._seen, penalised, logits))
         banned = self._banned()
@@ -164,8 +180,11 @@ class Row:
             logits[banned] = -torch.inf
         if self.grammar is not None and not self.grammar_after:
             self.grammar.mask(logits)
-            if banned and bool((logits == -torch.inf).all()):  # the schema takes precedence over repetition
-                logits[banned] = before
+        if banned and bool(
+            (logits == -torch.inf).all()
+        ):  # a schema, and a reply at all, take precedence over repetition
+            logits[banned] = before
+            if self.grammar is not None and not self.grammar_after:
                 self.grammar.mask(logits)
 
     def _banned(self) -> list[int]:
@@ -212,12 +231,15 @@ def open_row(
     return Row(sampling, [*prompt], generator, grammar, tuple(grammar_after), len(prompt))
 
 
-def choose(logits: Any, rows: Sequence[Row]) -> Any:
+def choose(logits: Any, rows: Sequence[Row], failed: dict[int, Exception] | None = None) -> Any:
     """`[rows, vocabulary]` logits -> `[rows]` token ids, which are appended to the rows.
 
-    A row's token depends on its own logits and settings alone; rows without a generator are drawn together.
+    A row's token depends on its own logits and settings alone; rows without a generator are drawn together. The errors
+    of rows that cannot go on are put into `failed` by their places, and raised where it is None.
     """
     import torch
+
+    errors: dict[int, Exception] = {} if failed is None else failed
 
     if all(row.is_greedy for row in rows):
         chosen = logits.argmax(-1)
@@ -225,27 +247,47 @@ def choose(logits: Any, rows: Sequence[Row]) -> Any:
         logits = logits.float().clone()
         for place, row in enumerate(rows):
             if row.adjusts_logits:
-                row.adjust(logits[place])
+                _attempt(errors, place, partial(row.adjust, logits[place]))
         chosen = logits.argmax(-1)
         sampled = [place for place, row in enumerate(rows) if row.sampling.temperature > 0]
         if sampled:
-            drawn = _draw(
-                _warp(logits[sampled], [rows[place].sampling for place in sampled]), [rows[place] for place in sampled]
-            )
+            warped = _warp(logits[sampled], [rows[place].sampling for place in sampled])
+            drawn, bad = _draw(warped, [rows[place] for place in sampled])
+            errors.update((sampled[at], ValueError("the logits are no numbers")) for at in bad)
             chosen[torch.tensor(sampled, device=chosen.device)] = drawn
-    for row, token in zip(rows, chosen.tolist(), strict=True):
-        row.take(token)
+    for place, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
+        if place not in errors:
+            _attempt(errors, place, partial(row.take, token))
+    if failed is None and errors:
+        raise next(iter(errors.values()))
     return chosen
 
 
-def _draw(logits: Any, rows: Sequence[Row]) -> Any:
+def _attempt(errors: dict[int, Exception], place: int, act: Callable[[], None]) -> None:
+    """Do what concerns one row alone, and keep its error: a grammar or an adjustment may fail in any way."""
+    try:
+        act()
+    except Exception as error:  # noqa: BLE001
+        errors[place] = error
+
+
+def _draw(logits: Any, rows: Sequence[Row]) -> tuple[Any, list[int]]:
+    """`[rows]` token ids, and the places of rows whose logits are no numbers, which would end the draw of all."""
+    probabilities = logits.softmax(-1)
+    good = probabilities.sum(-1) > 0
+    bad: list[int] = (~good).nonzero().flatten().tolist()
+    if bad:
+        probabilities[bad] = 1.0
+    return _draw_rows(probabilities, rows), bad
+
+
+def _draw_rows(probabilities: Any, rows: Sequence[Row]) -> Any:
     import torch
 
-    probabilities = logits.softmax(-1)
     together = [place for place, row in enumerate(rows) if row.generator is None]
     if len(together) == len(rows):
         return torch.multinomial(probabilities, 1).squeeze(1)
-    drawn = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+    drawn = torch.empty(len(rows), dtype=torch.long, device=probabilities.device)
     if together:
         drawn[together] = torch.multinomial(probabilities[together], 1).squeeze(1)
     for place, row in enumerate(rows):
@@ -261,7 +303,8 @@ def _warp(logits: Any, samplings: Sequence[Sampling]) -> Any:
     def column(values: Sequence[float]) -> Any:
         return torch.tensor(values, dtype=logits.dtype, device=logits.device)[:, None]
 
-    logits = logits / column([each.temperature for each in samplings])
+    bounded = [min(max(each.temperature, LEAST_TEMPERATURE), GREATEST_TEMPERATURE) for each in samplings]
+    logits = logits / column(bounded)
     size = logits.shape[-1]
     least = min(each.top_k or size for each in samplings)
     kept = size

@@ -92,6 +92,16 @@ def on_loopback(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+def describe_plain_http(options: ServiceOptions) -> str:
+    """A warning for a service that is asked over plain HTTP on another machine, else an empty string."""
+    if urlsplit(options.base_url).scheme != "http" or on_loopback(options.base_url):
+        return ""
+    return (
+        f"{options.SECTION}.base_url is {options.base_url}: the key in {options.api_key_env} and all rows travel "
+        "unencrypted, for everybody on the way to read; use https://, or an SSH tunnel and http://localhost"
+    )
+
+
 class Service:
     """A connection to a service, an asynchronous context manager."""
 

@@ -120,7 +120,7 @@ def _check_adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, s
     """Yield `(key, message)` when the adapter cannot be merged into its base, as it must be before training."""
     if target.adapter is None:
         return
-    kind = folders.read_json(target.adapter / folders.ADAPTER).get("peft_type", "")
+    kind = folders.read_json_object(target.adapter / folders.ADAPTER).get("peft_type", "")
     if kind in UNMERGEABLE:
         yield (
             "model.base",
@@ -128,7 +128,7 @@ def _check_adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, s
             f"which cannot be merged into its base ({target.base}): name that base",
         )
     config = Path(target.base) / "config.json"
-    if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json(config):
+    if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json_object(config):
         yield (
             "model.base",
             (

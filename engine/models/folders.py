@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from engine.models.catalogue import CATALOGUE
+from engine.models.files import find_special_files, read_json, read_json_object
 from engine.models.glm.generations import Unsupported, find_weights_problem, recognise
 from engine.models.pickled import read_shapes
+from engine.models.plausible import find_implausible
 from engine.models.weights import DamagedFile, digest, is_lfs_pointer, read_header
 
 ADAPTER = "adapter_config.json"
@@ -45,11 +45,11 @@ def is_reward_model(folder: Path) -> bool:
     """Whether the model or adapter gives a number instead of text, as reward models do."""
     try:
         if detect_kind(folder) == "adapter":
-            return bool(read_json(folder / ADAPTER).get("task_type") == "SEQ_CLS")
-        named = read_json(folder / "config.json").get("architectures") or [""]
+            return bool(read_json_object(folder / ADAPTER).get("task_type") == "SEQ_CLS")
+        named = read_json_object(folder / "config.json").get("architectures")
     except DamagedFile:
         return False  # reported by `find_problems`
-    return str(named[0]).endswith("ForSequenceClassification")
+    return isinstance(named, list) and str(named[0] if named else "").endswith("ForSequenceClassification")
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -72,19 +72,9 @@ def _read_glm_generation(folder: Path) -> int:
     """The generation of a GLM folder in its original layout; 0 for any other folder, or when it cannot be told."""
     try:
         generation = recognise(read_json(folder / "config.json"))
-    except (DamagedFile, Unsupported, AttributeError):
+    except (DamagedFile, Unsupported):
         return 0
     return generation.number if generation else 0
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises DamagedFile."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DamagedFile(f"{path.name} is missing") from None
-    except (ValueError, OSError) as error:
-        raise DamagedFile(f"{path.name} cannot be read ({error})") from None
 
 
 def find_problems(folder: Path) -> list[str]:
@@ -97,6 +87,8 @@ def find_problems(folder: Path) -> list[str]:
 
 def find_weights_problems(folder: Path) -> list[str]:
     """The same without the tokenizer, for uses of the model alone."""
+    if special := find_special_files(folder):
+        return special
     match detect_kind(folder):
         case "adapter":
             return [*_find_lfs_pointers(folder), *_report(_check_adapter, folder)]
@@ -155,7 +147,12 @@ def _find_lfs_pointers(folder: Path) -> Iterator[str]:
 
 
 def _check_adapter(folder: Path) -> None:
-    read_json(folder / ADAPTER)
+    settings = read_json_object(folder / ADAPTER)
+    base = settings.get("base_model_name_or_path") or ""
+    if not isinstance(base, str) or "\0" in base:
+        raise DamagedFile(f"{ADAPTER} names no base in base_model_name_or_path, but {base!r:.80}")
+    if implausible := find_implausible(settings, where=ADAPTER):
+        raise DamagedFile(implausible[0])
     if (folder / "adapter_model.safetensors").is_file():
         read_header(folder / "adapter_model.safetensors")
     elif not (folder / "adapter_model.bin").is_file():
@@ -173,13 +170,15 @@ def describe_glm(folder: Path) -> str | None:
 
 def _find_weights_problems(folder: Path) -> Iterator[str]:
     try:
-        generation = recognise(read_json(folder / "config.json"))
+        config = read_json(folder / "config.json")
+        generation = recognise(config)
     except (DamagedFile, Unsupported) as error:
         yield str(error)
         return
     shapes: dict[str, tuple[int, ...]] = {}
     wrong = list(_find_file_problems(folder, shapes))
     yield from wrong
+    yield from find_implausible(config, tensors=len(shapes))
     if generation and shapes and not wrong and (problem := find_weights_problem(generation, shapes)):
         yield problem
 
@@ -201,7 +200,7 @@ def _find_file_problems(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Ite
 
 def _find_shard_problems(folder: Path, index: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
     try:
-        content = read_json(folder / index)
+        content = read_json_object(folder / index)
         placed: dict[str, str] = dict(content["weight_map"])
     except (DamagedFile, KeyError, TypeError, ValueError):
         placed = {}
@@ -212,7 +211,7 @@ def _find_shard_problems(folder: Path, index: str, shapes: dict[str, tuple[int, 
     whole = True
     for number, shard in enumerate(shards, 1):
         path = folder / shard
-        if not path.is_file():
+        if "/" in shard or "\0" in shard or not path.is_file():
             yield f"shard {number} of {len(shards)} is missing: {shard}"
             whole = False
             continue

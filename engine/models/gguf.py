@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.models import gguf_header
 from engine.models.catalogue import build_folder
+from engine.models.plausible import find_implausible
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_lines
@@ -65,9 +67,14 @@ def _count_types(file: Path) -> dict[str, tuple[int, int]]:
     from gguf import GGUFReader
 
     try:
-        tensors = GGUFReader(file).tensors
-    except (ValueError, OSError, IndexError, KeyError) as error:
-        raise _load_error(file, f"it is not a complete GGUF file ({error})")
+        gguf_header.check(file)
+        reader = GGUFReader(file)
+        tensors = reader.tensors
+        sizes = {name: each.contents() for name, each in reader.fields.items() if len(each.data) == 1}
+    except Exception as error:  # noqa: BLE001 - numpy raises many kinds for bytes that are not what they say
+        raise _load_error(file, f"it is not a complete GGUF file ({first_lines(error)})")
+    if wrong := find_implausible(sizes, len(tensors), "it"):
+        raise _load_error(file, wrong[0])
     counts, elements = Counter[str](), Counter[str]()
     for tensor in tensors:
         counts[tensor.tensor_type.name] += 1
@@ -102,7 +109,7 @@ def _convert(file: Path, place: Path, types: dict[str, tuple[int, int]], dtype: 
             model.config._name_or_path = ""
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
-    except (ValueError, RuntimeError, KeyError, NotImplementedError, ImportError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever transformers raises for settings that it does not expect
         raise _load_error(file, first_lines(error))
     record = {"source": file.name, "types": _describe_types(types), "dtype": dtype}
     (place / NOTE).write_text(json.dumps(record), encoding="utf-8")

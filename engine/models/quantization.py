@@ -17,9 +17,9 @@ def read_stored_dtype(target: Target) -> str | None:
     """The dtype in the base's config.json; None for a hub id, or when it is not there."""
     if target.on_hub:
         return None
-    config = folders.read_json(Path(target.base) / "config.json")
+    config = folders.read_json_object(Path(target.base) / "config.json")
     stored = config.get("dtype") or config.get("torch_dtype")
-    return stored if stored in BYTES else None
+    return stored if isinstance(stored, str) and stored in BYTES else None
 
 
 def quantization_config(quantization: str, dtype: str | None) -> Any:

@@ -245,6 +245,8 @@ def _resolve_folder(folder: Path, home: Home) -> Target:
             return found
         case "adapter":
             named = recorded.get("base") or _read(folder / folders.ADAPTER).get("base_model_name_or_path") or ""
+            if not isinstance(named, str) or "\0" in named:
+                named = ""
             base = _resolve_base(folder, named, home)
             return replace(found, base=base.base, catalogue=base.catalogue, adapter=folder)
     files = sorted(folder.glob(f"*{gguf.SUFFIX}"))
@@ -285,6 +287,11 @@ def _resolve_base(adapter: Path, named: str, home: Home) -> Target:
             hint=f"copy that folder to {home.models}, with the name {Path(named).name or 'of the base'}",
         )
     )
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint's lock.json. Raises ProblemError."""
+    return _read(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

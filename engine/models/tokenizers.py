@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.models.folders import read_json
+from engine.models import template_guard
+from engine.models.files import find_special_files, read_json
 from engine.models.glm.generations import Generation, Unsupported, recognise
 from engine.models.weights import DamagedFile
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_lines
 
 _FIRST = "ChatGLM1Tokenizer"
 
@@ -17,9 +19,26 @@ def load(name: str | Path, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a folder or hub id, with its own chat template.
 
     The tokenizer of a GLM folder in its original layout is built from its sentencepiece file. The code in the folder is
-    never run, whatever `trust_remote_code` says. Raises ProblemError when it cannot be built, and transformers' errors.
+    never run, whatever `trust_remote_code` says. Raises ProblemError when it cannot be built, and for a chat template
+    that does not end by itself; for a hub id also transformers' errors.
     """
     folder = Path(name)
+    if not folder.is_dir():
+        found = _load(folder, name, trust_remote_code)
+    elif special := find_special_files(folder):
+        raise _damaged(folder, "; ".join(special))
+    else:
+        try:
+            found = _load(folder, name, trust_remote_code)
+        except (ProblemError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise _damaged(folder, first_lines(error)) from error
+    template_guard.check(getattr(found, "chat_template", None), str(name))
+    return found
+
+
+def _load(folder: Path, name: str | Path, trust_remote_code: bool) -> Any:
     if folder.is_dir():
         if _read_json_object(folder, "tokenizer_config.json").get("tokenizer_class") == _FIRST:
             from engine.models.glm.tokenizer_first import ChatGLM1Tokenizer
@@ -82,15 +101,19 @@ def _read_json_object(folder: Path, name: str) -> dict[str, Any]:
     try:
         found = read_json(folder / name)
     except DamagedFile as error:
-        raise ProblemError(
-            Problem(
-                code="tokenizer.unusable",
-                title=f"The tokenizer in {folder} cannot be loaded",
-                cause=str(error),
-                hint=f"copy {name} again from where the model came from",
-            )
-        ) from None
+        raise _damaged(folder, str(error), f"copy {name} again from where the model came from") from None
     return found if isinstance(found, dict) else {}
+
+
+def _damaged(folder: Path, cause: str, hint: str = "") -> ProblemError:
+    return ProblemError(
+        Problem(
+            code="tokenizer.unusable",
+            title=f"The tokenizer in {folder} cannot be loaded",
+            cause=cause,
+            hint=hint or f"look with: cockpit model verify {folder}",
+        )
+    )
 
 
 def _unusable(folder: Path, generation: Generation, cause: str, hint: str) -> ProblemError:

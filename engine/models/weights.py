@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LARGEST_HEADER = 100_000_000
@@ -47,19 +48,22 @@ def read_header(path: Path) -> dict[str, Tensor]:
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            start = 8 + length
-            tensors = {
-                name: Tensor(
-                    entry["dtype"], tuple(entry["shape"]), *(start + offset for offset in entry["data_offsets"])
-                )
-                for name, entry in header.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError):
+            tensors = {name: _read_tensor(entry, 8 + length) for name, entry in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise DamagedFile(f"{path.name} has an unreadable header") from None
-    expected = max((tensor.end for tensor in tensors.values()), default=start)
+    expected = max((tensor.end for tensor in tensors.values()), default=8 + length)
     if size != expected:
         raise DamagedFile(f"{path.name} has {size} bytes of {expected}: the copy was cut off")
     return tensors
+
+
+def _read_tensor(entry: Any, start: int) -> Tensor:
+    """A tensor's entry in a header; the bytes of tensors begin at `start`. Raises ValueError, KeyError, TypeError."""
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not all(type(size) is int and 0 <= size < 1 << 48 for size in (*shape, begin, end)) or begin > end:
+        raise ValueError("a size or an offset is no number of elements or bytes")
+    return Tensor(str(entry["dtype"]), shape, start + begin, start + end)
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
-from engine.models import targets, tokenizers
+from engine.models import targets, template_guard, tokenizers
 from engine.models.folders import has_tokenizer, is_original_glm
 from engine.models.targets import Target
 from engine.options.tokenizer import TokenizerOptions
@@ -35,7 +35,9 @@ def load_tokenizer(folder: Path, template: str, directory: Path, trust_remote_co
             )
         ) from error
     if template != "auto":
-        tokenizer.chat_template = find_template(template, directory).read_text(encoding="utf-8")
+        path = find_template(template, directory)
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        template_guard.check(tokenizer.chat_template, str(path))
     return tokenizer
 
 

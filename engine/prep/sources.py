@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from engine.config.bundled import find_bundled
+from engine.models.files import describe_kind
 from engine.prep import readers, splits
 from engine.prep.expand import decisions
 from engine.prep.files import KINDS
@@ -95,6 +96,8 @@ def _choose_files(source: str, directory: Path, part: str) -> Choice:
         if decisions.is_expansion(path):
             return Choice([path / decisions.ROWS], [])
         return splits.choose(_list_below(path, source), path, part)
+    if not path.is_file():
+        raise ValueError(f"{source} is {describe_kind(path.stat().st_mode)}, not a file: it cannot be read twice")
     readers.find_kind(path)
     return Choice([path], [])
 

@@ -135,6 +135,9 @@ CODES: dict[str, str] = {
         "of all ranks."
     ),
     "service.not_found": "The service has ended or never existed. Open it again.",
+    "service.plain_http": (
+        "A key and rows travel to a service unencrypted. Use https://, or an SSH tunnel and http://localhost."
+    ),
     "service.unknown_kind": "There is no service of this kind. The message lists the kinds.",
     "service.ended": "The service's worker has ended. The next request starts it again.",
     "service.nothing_open": "The service has no model loaded or no profile open. Choose one first.",
@@ -194,6 +197,9 @@ CODES: dict[str, str] = {
     "tokenizer.no_text": "There is no text to train a tokenizer on. Name files with good rows.",
     "tokenizer.note": "Something about the tokenizer that was trained deserves a look. See `model.tokenizer`.",
     "template.not_found": "There is no chat template file of this name. Correct `data.template`.",
+    "template.endless": (
+        "The chat template takes more time or memory than any conversation needs. Use the publisher's template."
+    ),
     "template.none": "The base has no chat template, and the data holds conversations. Name one in `data.template`.",
     "template.changed": (
         "Tokenizer or chat template are not those that the checkpoint was trained with. Put the original files back."

@@ -8,11 +8,10 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jinja2 import TemplateError
-
-from engine.inference.sampling import make_sampling
+from engine.inference.sampling import SettingError, make_sampling
 from engine.models import template_lock
 from engine.models.template_metadata import takes_tools
+from engine.protocol.text import first_line
 from engine.serving.jobs import Job
 from engine.serving.request_schemas import ChatRequest, CompletionRequest, RequestError, TextRequest
 from engine.tasks.task import load_task
@@ -66,8 +65,6 @@ class RequestBuilder:
                 code="no_chat_template",
             )
         messages = self._wrap(request.conversation())
-        if request.max_tokens is None:
-            request.max_tokens = request.max_completion_tokens
         return self._make_jobs(request, [self._render(messages, request)])
 
     def text(self, request: TextRequest) -> list[Job]:
@@ -92,8 +89,12 @@ class RequestBuilder:
                 if request.tools and request.tool_choice != "none":
                     return self._render_with_tools(messages, request)
                 ids: list[int] = self._own.prompt(messages)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise RequestError(400, str(error), param="messages")
+        except RequestError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a template raises anything for messages that it does not expect
+            raise RequestError(
+                400, f"the chat template cannot render these messages: {first_line(error)}", param="messages"
+            )
         return ids
 
     def _render_with_tools(self, messages: list[dict[str, Any]], request: ChatRequest) -> list[int]:
@@ -113,8 +114,11 @@ class RequestBuilder:
                     400, f"prompt has a number that is no token id: they are from 0 to {size - 1}", param="prompt"
                 )
             return prompt
-        with self._lock:
-            ids: list[int] = self._own.prompt(prompt)
+        try:
+            with self._lock:
+                ids: list[int] = self._own.prompt(prompt)
+        except Exception as error:  # noqa: BLE001 - a text that the tokenizer cannot take, such as half a character
+            raise RequestError(400, f"prompt cannot be tokenized: {first_line(error)}", param="prompt")
         if not ids:
             raise RequestError(400, "prompt is empty", param="prompt")
         return ids
@@ -141,6 +145,9 @@ class RequestBuilder:
         given = {name: value for name, value in request.sampling().items() if value is not None}
         try:
             sampling = make_sampling({"max_new_tokens": self.longest} | self.defaults | given | {"schema": schema})
+        except SettingError as error:
+            field = request.field_of(error.setting)
+            raise RequestError(400, f"{field} {error.reason}", param=field)
         except ValueError as error:
             raise RequestError(400, str(error))
         if len(sampling.stop) > 16 or any(len(stop) > 1000 for stop in sampling.stop):
@@ -153,7 +160,7 @@ class RequestBuilder:
                 try:
                     with self._lock:
                         grammar = self._own.grammar(sampling)
-                except ValueError as error:
-                    raise RequestError(400, str(error), param="response_format")
+                except (ValueError, RecursionError) as error:
+                    raise RequestError(400, first_line(error), param="response_format")
                 jobs.append(Job(prompt, replace(sampling, seed=seed), deadline, grammar))
         return jobs

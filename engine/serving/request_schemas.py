@@ -103,15 +103,17 @@ class CompletionRequest(msgspec.Struct, kw_only=True):
         return {
             "max_new_tokens": self.max_tokens,
             "temperature": self.temperature,
-            "top_p": None
-            if self.top_p is None
-            else max(self.top_p, 1e-6),  # 0 is allowed by OpenAI: only the likeliest
+            "top_p": 1e-6 if self.top_p == 0 else self.top_p,  # 0 is allowed by OpenAI: only the likeliest
             "top_k": None if self.top_k in (0, -1) else self.top_k,  # vLLM's values for none
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
             "seed": None if self.seed is None else self.seed & ((1 << 63) - 1),
             "stop": self.stop,
         }
+
+    def field_of(self, setting: str) -> str:
+        """The client's field that a setting of `Sampling` comes from."""
+        return "max_tokens" if setting == "max_new_tokens" else setting
 
     def schema(self) -> dict[str, Any] | None:
         """The schema that the reply must fit. Raises RequestError."""
@@ -137,6 +139,15 @@ class ChatRequest(CompletionRequest, kw_only=True):
     functions: list[Any] | None = None
     function_call: Any = None
     audio: Any = None
+
+    def sampling(self) -> dict[str, Any]:
+        settings = super().sampling()
+        return settings if self.max_tokens is not None else settings | {"max_new_tokens": self.max_completion_tokens}
+
+    def field_of(self, setting: str) -> str:
+        if setting == "max_new_tokens" and self.max_tokens is None:
+            return "max_completion_tokens"
+        return super().field_of(setting)
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages in the form that chat templates take. Raises RequestError."""
@@ -206,5 +217,5 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
         return call
     try:
         return call | {"function": function | {"arguments": json.loads(function["arguments"])}}
-    except ValueError:
+    except (ValueError, RecursionError):  # the model gets what the client sent
         return call

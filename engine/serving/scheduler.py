@@ -27,8 +27,8 @@ PREFILL_SECONDS = 0.1
 CHUNK_SIZES = (32, 4096)
 """Least and greatest number of tokens of a chunk."""
 FIRST_CHUNK = 128
-FAILURES = (RuntimeError, MemoryError, ValueError, IndexError, TypeError, KeyError, AssertionError)
-"""Exceptions of a model, its template or a grammar, which end the replies concerned, not the server."""
+FAILURES = Exception
+"""Whatever a model, its tokenizer or a grammar raises ends the replies concerned, not the server."""
 
 
 @dataclass
@@ -272,9 +272,21 @@ class Scheduler:
             use_cache=True,
             logits_to_keep=1,
         )
-        self._following = choose(output.logits[:, -1], [live.row for live in self._rows])
+        failed: dict[int, Exception] = {}
+        self._following = choose(output.logits[:, -1], [live.row for live in self._rows], failed)
         tokens = self._following.tolist()
-        self._remove([place for place, live in enumerate(self._rows) if not self._take(live, tokens[place])])
+        ended = []
+        for place, live in enumerate(self._rows):
+            try:
+                if place in failed:
+                    raise failed[place]
+                goes_on = self._take(live, tokens[place])
+            except FAILURES as error:
+                goes_on = False
+                self._fail([live.job], error)
+            if not goes_on:
+                ended.append(place)
+        self._remove(ended)
 
     def _take(self, live: _ActiveRow, token: int) -> bool:
         """Deliver the text that this token adds. Returns whether the reply goes on."""

@@ -18,6 +18,7 @@ from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.serving.application import CompletionServer
+from engine.serving.connections import WAITING, GuardedProtocol
 from engine.serving.metrics import RequestRecord, ServerMetrics
 from engine.serving.request_builder import RequestBuilder
 from engine.serving.scheduler import Scheduler
@@ -27,8 +28,6 @@ from engine.serving.streams import EventRouter
 if TYPE_CHECKING:
     from engine.inference.loaded_model import LoadedModel
 
-IDLE_CONNECTIONS = 256
-"""Connections allowed beyond those whose requests run or wait."""
 UNREAD = 60
 """Seconds after which the system drops a connection whose other side accepts no data."""
 ENDING = 1
@@ -134,14 +133,14 @@ def _load(target: Target, settings: Settings, home: Home, progress: Callable[[st
 def _configure_http(server: CompletionServer, settings: Settings) -> uvicorn.Server:
     config = uvicorn.Config(
         server.application(),
-        http="h11",
+        http=GuardedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=settings.slots + settings.queue + IDLE_CONNECTIONS,
+        limit_concurrency=settings.slots + settings.queue + 2 * WAITING,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=ENDING,
     )

@@ -41,8 +41,11 @@ class WorkerExit:
     oom_killed: bool = False
 
 
-def report_crash(ended: WorkerExit, profile: Profile | None) -> Problem:
-    """The problem to show for a worker that ended without reporting one itself."""
+RESUME = "read the log; `cockpit resume` continues from the last checkpoint"
+
+
+def report_crash(ended: WorkerExit, profile: Profile | None, again: str = RESUME) -> Problem:
+    """The problem to show for a worker that ended without reporting one itself. `again` says how to go on."""
     rank, status = _find_failing_rank(ended)
     who = f"Rank {rank}" if rank is not None else "The worker"
     tail = "\n".join(ended.log.splitlines()[-LAST_LINES:])
@@ -54,7 +57,7 @@ def report_crash(ended: WorkerExit, profile: Profile | None) -> Problem:
             hint=_suggest_less_memory(profile, "host memory"),
             traceback=tail,
         )
-    code, hint = _suggest_fix(ended.log, profile, "worker.killed" if status < 0 else "worker.failed")
+    code, hint = _suggest_fix(ended.log, profile, "worker.killed" if status < 0 else "worker.failed", again)
     if status < 0:
         return Problem(code=code, title=f"{who} died", cause=_describe_signal(-status), hint=hint, traceback=tail)
     last = next((line.strip() for line in reversed(ended.log.splitlines()) if line.strip()), "there is no output")
@@ -75,14 +78,14 @@ def _describe_signal(number: int) -> str:
     return SIGNALS.get(known, f"killed by {known.name}")
 
 
-def _suggest_fix(log: str, profile: Profile | None, otherwise: str) -> tuple[str, str]:
+def _suggest_fix(log: str, profile: Profile | None, otherwise: str, again: str) -> tuple[str, str]:
     """The problem's code and hint. The code is `otherwise` when the log does not say that memory ran out."""
     match find_exhausted_memory(log):
         case "device":
             return "memory.exhausted", _suggest_less_memory(profile, "device memory")
         case "host":
             return "memory.host_exhausted", _suggest_less_memory(profile, "host memory")
-    return otherwise, "read the log; `cockpit resume` continues from the last checkpoint"
+    return otherwise, again
 
 
 def _suggest_less_memory(profile: Profile | None, which: str) -> str:

@@ -40,6 +40,8 @@ CLIENT_TIMEOUT = 10.0
 """Seconds that a client may be unreachable before the services that it opened are ended."""
 REMEMBERED = 64
 """Services that ended by themselves whose reason is kept, for clients that ask them later."""
+MOST_ENDED = 10
+"""Services that died which are remembered."""
 ADOPTED_TIMEOUT = 600.0
 """The same for a service of an earlier supervisor that no client has used since."""
 
@@ -56,6 +58,8 @@ class Worker:
     client: bytes | None = None
     """The client that opened it or used it last; None for an earlier supervisor's service that no client has used
     yet."""
+    stopping: bool = False
+    """Whether it was asked to stop, so that its end is no news."""
     unreachable_since: float = 0.0
     """`time.monotonic()` since when that client cannot be reached; 0 while it can."""
 
@@ -77,14 +81,16 @@ class Services:
         self.home, self._package, self._address = home, workers, address
         self.publish, self.instruct, self.fail_requests = publish, instruct, fail_requests
         self.workers: dict[str, Worker] = {}
-        self._ended: dict[str, Problem] = {}
+        self._reasons: dict[str, Problem] = {}
         """Why services ended that no client closed, the latest last."""
+        self.ended: dict[str, Service] = {}
+        """Independent services that died, until somebody closes them: nobody may have been there to be told."""
 
     def find(self, service_id: str) -> Worker:
         """Raises ProblemError when there is no such service; if it ended by itself, the problem says why."""
         worker = self.workers.get(service_id)
-        if worker is None and service_id in self._ended:
-            raise ProblemError(self._ended[service_id])
+        if worker is None and service_id in self._reasons:
+            raise ProblemError(self._reasons[service_id])
         if worker is None:
             raise ProblemError(
                 Problem(
@@ -97,7 +103,7 @@ class Services:
         return worker
 
     def list_services(self) -> list[Service]:
-        return [worker.service for worker in self.workers.values()]
+        return [*(worker.service for worker in self.workers.values()), *self.ended.values()]
 
     def open(self, message: OpenService, client: bytes | None = None) -> Service:
         """Start a service for a client. Raises ProblemError for a kind that is no service, or when its process cannot
@@ -139,6 +145,7 @@ class Services:
         """Forward a client's request, or hold it until the worker has joined. Raises ProblemError."""
         worker = self.find(service_id)
         worker.client, worker.unreachable_since = client, 0.0
+        worker.stopping = worker.stopping or instruction.name == "stop"
         if worker.identity is not None:
             self.instruct(worker.identity, instruction)
         elif worker.held_instructions is not None:
@@ -151,8 +158,13 @@ class Services:
             self.instruct(worker.identity, CancelInstruction(request=request))
 
     def close(self, service_id: str) -> None:
-        """End the worker, unless it has ended by itself; raises ProblemError."""
-        if service_id in self._ended:
+        """End the worker, or forget one that died; raises ProblemError."""
+        if service_id in self.ended:
+            service = self.ended.pop(service_id)
+            service.problem = None
+            self.publish(ServiceChanged(service=service))
+            return
+        if service_id in self._reasons:
             return
         worker = self.find(service_id)
         processes.end_processes(processes.find_processes(service_id, self.home.root))
@@ -189,17 +201,24 @@ class Services:
         """Notice services whose process has ended."""
         for worker in list(self.workers.values()):
             if worker.leader is not None and worker.leader.has_ended():
-                status = worker.leader.status
-                problem = None
-                if status:
-                    oom = processes.count_oom_kills() > worker.oom_kills
-                    problem = report_crash(
-                        WorkerExit(status, read_log_tail(self._log_path(worker.service.id)), oom), None
-                    )
-                self._ended[worker.service.id] = problem or _describe_end(worker.service)
-                for old in list(self._ended)[:-REMEMBERED]:
-                    del self._ended[old]
+                problem = self._describe_end(worker)
+                self._reasons[worker.service.id] = problem or _report_end(worker.service)
+                for old in list(self._reasons)[:-REMEMBERED]:
+                    del self._reasons[old]
                 self._remove(worker, problem)
+
+    def _describe_end(self, worker: Worker) -> Problem | None:
+        """The problem of a service whose process has ended; None when it was to end."""
+        assert worker.leader is not None
+        log, status = self._log_path(worker.service.id), worker.leader.status
+        again = _suggest_again(worker.service, log)
+        if status:
+            oom = processes.count_oom_kills() > worker.oom_kills
+            return report_crash(WorkerExit(status, read_log_tail(log), oom), None, again)
+        if status is None and worker.service.kind in INDEPENDENT and not worker.stopping:
+            cause = "how is not known: an earlier engine had started it"
+            return Problem(code="service.ended", title="The server has ended", cause=cause, hint=again)
+        return None
 
     def close_abandoned(self, is_reachable: Callable[[bytes], bool]) -> None:
         """End the services whose client has left without closing them, as a killed client does."""
@@ -217,6 +236,10 @@ class Services:
     def _remove(self, worker: Worker, problem: Problem | None) -> None:
         del self.workers[worker.service.id]
         worker.service.state, worker.service.problem = "ended", problem
+        if problem and worker.service.kind in INDEPENDENT:
+            self.ended[worker.service.id] = worker.service
+            while len(self.ended) > MOST_ENDED:
+                del self.ended[next(iter(self.ended))]
         self.publish(ServiceChanged(service=worker.service))
         self.fail_requests(
             worker.service.id,
@@ -227,5 +250,11 @@ class Services:
         return self.home.engine / "services" / f"{service_id}.log"
 
 
-def _describe_end(service: Service) -> Problem:
+def _report_end(service: Service) -> Problem:
     return Problem(code="service.ended", title=f"The {service.kind} worker has ended", hint="open it again")
+
+
+def _suggest_again(service: Service, log: Path) -> str:
+    if service.kind == "serve":
+        return f"start it again with: cockpit serve {service.target or 'TARGET'}; its log is {log}"
+    return f"ask again: it is started anew; its log is {log}"

@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from engine.prep.verbs import VERBS
+from engine.protocol.console import GuardedConsole, text, text_column
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.terminal import guard, to_json
 
-OUT, ERR = Console(highlight=False), Console(stderr=True, highlight=False)
+OUT, ERR = GuardedConsole(), GuardedConsole(stderr=True)
 
 Report = Callable[[str, int, int], None]
 """`(phase, done, total)`."""
@@ -57,7 +57,7 @@ def main() -> int:
         ERR.print("interrupted; run the same command again to continue")
         return 130
     if arguments.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(to_json(result))
     else:
         _print_result(result)
     return 0
@@ -65,9 +65,9 @@ def main() -> int:
 
 def _print_problem(as_json: bool, problem: Problem) -> int:
     if as_json:
-        print(json.dumps({"error": problem.document()}))
+        print(to_json({"error": problem.document()}))
     else:
-        ERR.print(f"[red]✗[/] {escape(str(problem))}", soft_wrap=True)
+        ERR.print(text("✗ ", "red").append_text(text(str(problem))), soft_wrap=True)
     return 2
 
 
@@ -77,7 +77,7 @@ def _print_result(result: dict[str, Any]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # paths are copied from here, so they are never shortened
     for name, value in _format_rows(result):
-        table.add_row(name, value)
+        table.add_row(text(name), text(value))
     OUT.print(table)
 
 
@@ -85,14 +85,14 @@ def _format_rows(result: dict[str, Any], indent: str = "") -> Iterator[tuple[str
     for name, value in result.items():
         label = indent + name.replace("_", " ")
         if isinstance(value, dict) and value:
-            yield escape(label), ""
+            yield label, ""
             yield from _format_rows({str(key): each for key, each in value.items()}, indent + "  ")
         elif isinstance(value, float):
-            yield escape(label), f"{value:.4g}"
+            yield label, f"{value:.4g}"
         elif isinstance(value, (str, int)):
-            yield escape(label), escape(str(value))
+            yield label, str(value)
         else:
-            yield escape(label), escape(json.dumps(value, ensure_ascii=False))
+            yield label, json.dumps(value, ensure_ascii=False)
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def _show_progress() -> Iterator[Report]:
         yield line
         return
     columns = (
-        TextColumn("{task.description}"),
+        text_column("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -127,4 +127,5 @@ def _show_progress() -> Iterator[Report]:
 
 
 if __name__ == "__main__":
+    guard()
     sys.exit(main())

@@ -18,15 +18,16 @@ from importlib import metadata
 from pathlib import Path
 
 import psutil
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from engine.models import catalogue, folders, limits
 from engine.models.find import find
 from engine.protocol import logout
+from engine.protocol.console import GuardedConsole, text
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
+from engine.protocol.terminal import guard, to_json
 from engine.workers import probes
 
 LIBRARIES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
@@ -222,11 +223,11 @@ def check_folder(folder: Path) -> Iterator[Check]:
 def print_checks(checks: list[Check]) -> None:
     """Print a table on stdout, with what to do under each check that fails."""
     table = Table("", "check", "found", box=None, pad_edge=False)
-    marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]·[/]"}
+    marks = {True: text("✓", "green"), False: text("✗", "red"), None: text("·", "yellow")}
     for check in checks:
-        mend = f"\n[bold]→ {escape(check.mend)}[/]" if check.mend else ""
-        table.add_row(marks[check.ok], check.name, escape(check.detail) + mend)
-    Console(highlight=False).print(table)
+        mend = text(f"\n→ {check.mend}" if check.mend else "", "bold")
+        table.add_row(marks[check.ok], text(check.name), Text.assemble(text(check.detail), mend))
+    GuardedConsole().print(table)
 
 
 def main() -> int:
@@ -250,11 +251,12 @@ def main() -> int:
         return 130
     good = all(check.ok is not False for check in checks)
     if arguments.json:
-        print(json.dumps({"checks": [asdict(check) for check in checks], "ok": good}, ensure_ascii=False))
+        print(to_json({"checks": [asdict(check) for check in checks], "ok": good}))
     else:
         print_checks(checks)
     return 0 if good else 1
 
 
 if __name__ == "__main__":
+    guard()
     sys.exit(main())

@@ -9,37 +9,36 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from engine.models import catalogue, folders, hub, limits, targets
+from engine.models import catalogue, folders, hub, limits, targets, template_guard
 from engine.models import embedded as embedded_model
 from engine.models.find import find
+from engine.protocol.console import GuardedConsole, text, text_column
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.terminal import guard, to_json
 
-OUT, ERR = Console(highlight=False), Console(stderr=True, highlight=False)
+OUT, ERR = GuardedConsole(), GuardedConsole(stderr=True)
 
 
 def run_find(home: Home, arguments: argparse.Namespace) -> int:
     """List the models on this machine, damaged ones included."""
     found = find(home, arguments.folders)
     if arguments.json:
-        print(json.dumps([dataclasses.asdict(each) | {"path": str(each.path)} for each in found], ensure_ascii=False))
+        print(to_json([dataclasses.asdict(each) | {"path": str(each.path)} for each in found]))
         return 0
     table = Table("name", "kind", "where", "size", "state", box=None, pad_edge=False)
     for each in found:
-        state = f"[red]{escape('; '.join(each.problems))}[/]" if each.problems else "whole"
-        table.add_row(escape(each.name), each.kind, each.where, f"{each.size / 1e6:.0f} MB", state)
+        state = text("; ".join(each.problems), "red") if each.problems else text("whole")
+        table.add_row(text(each.name), each.kind, text(each.where), f"{each.size / 1e6:.0f} MB", state)
     for name in [name for name in catalogue.CATALOGUE if not (home.models / name).is_dir()]:
         table.add_row(name, "model", "catalogue", "", f"not installed: cockpit model pull {name}")
     OUT.print(table)
@@ -80,6 +79,7 @@ def run_verify(home: Home, arguments: argparse.Namespace) -> int:
             )
         )
     wrong = folders.find_problems(folder)
+    wrong += [] if wrong else template_guard.find_faults(folder)
     if not wrong and (beyond := limits.find_vocabulary_problem(folder, folder)):
         wrong = [f"{beyond}: enlarge the embedding, or take the tokens out of the tokenizer's files"]
     hashed = 0
@@ -96,19 +96,19 @@ def run_verify(home: Home, arguments: argparse.Namespace) -> int:
 
 def _print_result(as_json: bool, document: dict[str, Any], good: str, wrong: list[str]) -> None:
     if as_json:
-        print(json.dumps(document, ensure_ascii=False))
+        print(to_json(document))
     elif wrong:
         for line in wrong:
-            ERR.print(f"[red]✗[/] {escape(line)}", soft_wrap=True)
+            ERR.print(text("✗ ", "red").append_text(text(line)), soft_wrap=True)
     else:
         print(good)
 
 
 def _print_problem(as_json: bool, problem: Problem) -> None:
     if as_json:
-        print(json.dumps({"error": problem.document()}))
+        print(to_json({"error": problem.document()}))
     else:
-        ERR.print(f"[red]✗[/] {escape(str(problem))}", soft_wrap=True)
+        ERR.print(text("✗ ", "red").append_text(text(str(problem))), soft_wrap=True)
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def _show_progress() -> Iterator[embedded_model.Progress]:
 
         yield line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    columns = (text_column("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=ERR, transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda stage, done, total: progress.update(task, description=stage, completed=done, total=total or None)
@@ -157,4 +157,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    guard()
     sys.exit(main())

@@ -7,19 +7,19 @@ Exit status: 0 done, 1 there is nothing to draw, 2 a wrong request.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from ruamel.yaml import YAML
 
 from engine.models.targets import find_run
+from engine.protocol.console import GuardedConsole
 from engine.protocol.home import Home, make_private, write_private
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.terminal import guard, to_json
 from engine.training import plots
 
-ERR = Console(stderr=True, highlight=False, markup=False)
+ERR = GuardedConsole(stderr=True)
 
 
 def main() -> int:
@@ -38,9 +38,9 @@ def main() -> int:
         if problem.hint:
             ERR.print(f"→ {problem.hint}", style="cyan", soft_wrap=True)
         if arguments.json:
-            print(json.dumps({"error": problem.document()}))
+            print(to_json({"error": problem.document()}))
         return 1 if problem.code == "plot.nothing" else 2
-    print(json.dumps({"path": str(files[0])}, ensure_ascii=False) if arguments.json else files[0])
+    print(to_json({"path": str(files[0])}) if arguments.json else files[0])
     return 0
 
 
@@ -79,4 +79,5 @@ def _make_title(run: str, profile: Path) -> str:
 
 
 if __name__ == "__main__":
+    guard()
     sys.exit(main())

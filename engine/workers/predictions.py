@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.markup import escape
 from rich.status import Status
 
 from engine.evaluation import predictions
 from engine.evaluation.request import EvaluationRequest
+from engine.protocol.console import GuardedConsole, text
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.terminal import guard, to_json
 
 
 class Watch:
@@ -28,7 +28,7 @@ class Watch:
         self._status = status
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        self._status.update(escape(f"{stage} {done} of {total}" if total else stage))
+        self._status.update(text(f"{stage} {done} of {total}" if total else stage))
 
     def is_cancelled(self) -> bool:
         return False
@@ -42,7 +42,7 @@ def main() -> int:
     paths = [Path(path).expanduser() for path in arguments.arguments["files"]]
     try:
         wanted = msgspec.convert(arguments.arguments["settings"], EvaluationRequest)
-        with Console(stderr=True, highlight=False).status("scoring") as status:
+        with GuardedConsole(stderr=True).status("scoring") as status:
             result, *others = _evaluate(paths, wanted, Home.locate(arguments.home), Watch(status))
             if others:
                 result["against"] = [predictions.add_comparison(result, other) for other in others]
@@ -65,9 +65,10 @@ def _evaluate(paths: list[Path], wanted: EvaluationRequest, home: Home, watch: W
 
 
 def _print(document: dict[str, Any]) -> int:
-    print(json.dumps(document, ensure_ascii=False))
+    print(to_json(document))
     return 0
 
 
 if __name__ == "__main__":
+    guard()
     sys.exit(main())

@@ -120,6 +120,8 @@ def _list_reading_warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
 
 
 def _list_expansion_warnings(expanded: dict[str, Any]) -> Iterator[Remark]:
+    if warning := expanded.get("warning"):
+        yield Remark(code="service.plain_http", message=warning, hint="write https:// in data.expand.base_url")
     if expanded["rejected"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in expanded["reasons"].items())
         yield Remark(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,41 @@ def test_what_cannot_be_asked_is_the_users_mistake(cockpit: Cockpit, tmp_path: P
     (tmp_path / "bad.json").write_text("{")
     answer = cockpit("chat", "some-model", "--prompt", "a", "--json-schema", "bad.json")
     assert answer.returncode == 2 and "bad.json is not JSON" in answer.stderr
+
+
+def test_lines_that_are_pasted_together_are_one_question(bare_home: Home) -> None:
+    ours, theirs = pty.openpty()
+    talking = subprocess.Popen(
+        command("chat", "some-model"),
+        env=environment(bare_home, TERM="xterm-256color"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = ""
+
+    def read_until(word: str) -> None:
+        nonlocal shown
+        while word not in shown:
+            shown += os.read(ours, 65536).decode(errors="replace")
+
+    read_until("you> ")
+    assert "\x1b[?2004h" in shown, "the terminal is asked to mark what is pasted"
+    shown = ""
+    os.write(ours, b"\x1b[200~first line\nsecond line\nthird line\x1b[201~")
+    read_until("third line")
+    time.sleep(0.3)
+    assert "tok/s" not in shown, "nothing is sent before Enter"
+    os.write(ours, b"\r")
+    read_until("tok/s")
+    os.write(ours, b"exit\r")
+    try:
+        while piece := os.read(ours, 65536):
+            shown += piece.decode(errors="replace")
+    except OSError:
+        pass  # it has left
+    os.close(ours)
+    assert talking.wait(10) == 0
+    assert shown.count("tok/s") == 1
+    assert "first line second line third line" in " ".join(shown.split())

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,38 @@ def test_in_the_foreground_requests_are_shown_and_ctrl_c_ends_it(kitchen: Kitche
     out, _ = verb.communicate(timeout=20)
     assert verb.returncode == 130 and out == ""
     assert address not in kitchen.cockpit("serve", "--json").stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_server_in_the_foreground(kitchen: Kitchen, number: signal.Signals) -> None:
+    environment = os.environ | {"COCKPIT_HOME": str(kitchen.home.root), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "cockpit.cli", "serve", str(kitchen.model), "--port", "0"]
+    verb = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert verb.stdout is not None and verb.stderr is not None
+    address = verb.stdout.readline().strip()
+    assert address in kitchen.cockpit("serve", "--json").stdout
+    if number == signal.SIGHUP:
+        verb.stderr.close()  # as when the terminal is gone
+    verb.send_signal(number)
+    assert verb.wait(20) == 130
+    assert address not in kitchen.cockpit("serve", "--json").stdout
+
+
+def test_the_death_of_a_detached_server_is_told(kitchen: Kitchen) -> None:
+    server = kitchen.serve()
+    server.process.kill()
+    deadline = time.monotonic() + 20
+    while True:
+        listed = {each["service"]: each for each in json.loads(kitchen.cockpit("serve", "--json").stdout)}
+        if listed[server.told["service"]]["state"] == "ended":
+            break
+        assert time.monotonic() < deadline
+    problem = listed[server.told["service"]]["problem"]
+    assert problem["code"] == "worker.killed" and "cockpit serve" in problem["hint"]
+    told = kitchen.cockpit("serve")
+    assert "died" in told.stdout + told.stderr and "resume" not in told.stderr
+    assert server.stop().returncode == 0
+    assert server.told["service"] not in kitchen.cockpit("serve", "--json").stdout
 
 
 def test_invalid_settings_are_errors_of_the_user(kitchen: Kitchen) -> None:

@@ -13,17 +13,23 @@ import pytest
 
 from cockpit.verbs.service_call import call_service
 from engine.protocol.client import Client
+from engine.protocol.home import Home
 from engine.protocol.messages import (
     Ask,
+    Body,
     Cancel,
     Instruction,
     OpenService,
     Problem,
     ProblemError,
+    Service,
+    ServiceChanged,
     ServiceEvent,
     ServiceRef,
     Stop,
 )
+from engine.supervisor.processes import Leader
+from engine.supervisor.services import MOST_ENDED, Services, Worker
 from tests.scripted.bench import ROOT, Engine, wait_for
 
 OPENS = """
@@ -168,3 +174,32 @@ def test_a_worker_survives_whatever_a_model_raises(error: Exception) -> None:
     texts = service_loop.ErrorTexts("wrong", "failed")
     _, problem = service_loop.answer_request(question, {"generate": broken.load}, texts)  # type: ignore[dict-item]
     assert problem is not None and problem.title == "failed" and problem.traceback
+
+
+def test_what_died_and_how_it_is_started_again(bare_home: Home) -> None:
+    told: list[Body] = []
+    failed: list[Problem] = []
+    services = Services(bare_home, "x", str, told.append, lambda *_: None, lambda _, problem: failed.append(problem))
+    for number in range(MOST_ENDED + 2):
+        process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+        process.wait()
+        service = Service(id=f"serve-{number}", kind="serve", target="tiny")
+        services.workers[service.id] = Worker(service, Leader(process.pid, 0.0, child=process))
+    services.reap()
+    listed = services.list_services()
+    assert len(listed) == MOST_ENDED and not services.workers
+    problem = listed[-1].problem
+    assert problem and listed[-1].state == "ended"
+    assert "cockpit serve tiny" in problem.hint and "serve-11.log" in problem.hint and "resume" not in problem.hint
+    assert len(failed) == MOST_ENDED + 2
+    services.close(listed[-1].id)
+    assert listed[-1].id not in [each.id for each in services.list_services()]
+    assert isinstance(told[-1], ServiceChanged) and told[-1].service.problem is None, "the app takes it off its list"
+
+    # One of an earlier supervisor: its exit status cannot be known, but that it was asked to stop is.
+    for stopping in (False, True):
+        services.ended.clear()
+        ended = Service(id=f"serve-adopted-{stopping}", kind="serve")
+        services.workers[ended.id] = Worker(ended, Leader(process.pid, 0.0), stopping=stopping)
+        services.reap()
+        assert [each.id for each in services.list_services()] == ([] if stopping else [ended.id])

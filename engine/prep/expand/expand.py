@@ -98,6 +98,7 @@ def expand_sources(sources: Sources, options: ExpandOptions, out: Path, progress
             "cost": Usage(budget.prompt, budget.reply).cost(options.price),
             "stopped": stopped,
             "limited": limited,
+            **({"warning": warning} if (warning := client.describe_plain_http(options)) else {}),
         }
         report = results.publish(report)
     numbers = {id(source): number for number, (source, _) in enumerate(sources)}

@@ -20,6 +20,8 @@ from engine.prep.files.record import BOM, BadFile, Record, decode
 _BLOCK = 2**20
 LOOKED_AT = 2**16
 """Bytes by which a document is told from JSONL."""
+DEEPEST = 10_000
+"""Lists and objects inside each other. No row is a tenth as deep, and a file of brackets alone has no end to find."""
 _BLANKS = re.compile(rb"[ \t\r\n]*+")
 _INSIDE = re.compile(rb'(?:[^"\[\]{}]*+"[^"\\]*+(?:\\.[^"\\]*+)*")*[^"\[\]{}]*+', re.DOTALL)
 """Up to the next bracket outside strings, or to a string that does not end in the block."""
@@ -146,6 +148,8 @@ class _Splitter:
                 depth += 1 if character in b"[{" else -1
                 if not depth:
                     return True
+                if depth > DEEPEST:
+                    raise self._error(f"not rows: lists or objects inside each other, more than {DEEPEST:,} deep")
             elif not self._load_block():
                 return False
             self._at = _INSIDE.match(self._block, self._at).end()  # type: ignore[union-attr]
