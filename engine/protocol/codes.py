@@ -100,6 +100,12 @@ CODES: dict[str, str] = {
     "stage.failed": "A stage of the run failed. The message and the log say why; `cockpit resume` repeats the stage.",
     "checkpoint.none": "The run has no checkpoint yet. `checkpoint.every_steps` says when it saves one.",
     "checkpoint.not_found": "The run has no checkpoint of this step. The message lists those that it has.",
+    "checkpoint.damaged": (
+        "Files of a checkpoint are not as they were written. The message names them, and a whole checkpoint to resume."
+    ),
+    "checkpoint.off_journal": (
+        "The run's journal is damaged and leads to none of its checkpoints. Resume one by its step: `RUN@STEP`."
+    ),
     "checkpoint.unreadable": (
         "A checkpoint that was just written cannot be read back. Check the disk; resume from the one before."
     ),
