@@ -111,8 +111,9 @@ def find_weights_problems(folder: Path) -> list[str]:
 def check_hashes(folder: Path, progress: Callable[[str, int, int], None]) -> tuple[int, list[str]]:
     """Compare the weights whose hash is known: how many files were compared, and the problems.
 
-    Hashes are known of checkpoints (by their manifest), of catalogue models (by the folder's name), of files in a hub's cache (blobs are named by their
-    hash), and of files that a hub's client has downloaded into a folder (in `.cache/huggingface/download`).
+    Hashes are known of checkpoints (by their manifest), of catalogue models (by the folder's name), of files in a hub's
+    cache (blobs are named by their hash), and of files that a hub's client has downloaded into a folder (in
+    `.cache/huggingface/download`).
     """
     if (folder / manifest.FILE).is_file():
         progress(f"hashing {folder.name}", 0, 1)

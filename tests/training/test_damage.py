@@ -53,7 +53,7 @@ def _content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"", b"\x00\xff garbage\n" * 40, b"[" * 100_000 + b"\n", b'{"kind":"start"}\n']
+    "content", [None, b"", b"\x00\xff garbage\n" * 40, b'{"kind":' + b"[" * 100_000 + b"\n", b'{"kind":"start"}\n']
 )
 def test_a_journal_that_leads_to_no_checkpoint_is_refused_and_nothing_is_removed(
     run: Here, content: bytes | None
@@ -229,7 +229,7 @@ def test_a_write_that_fails_at_any_byte_of_any_file_pauses_and_the_checkpoint_is
 
     names = [name for name in _content(kept / "checkpoints" / "step-00000006") if name != manifest.FILE]
     sizes = {name: len(content) for name, content in _content(kept / "checkpoints" / "step-00000006").items()}
-    cases = [(name, at) for name in sorted(names) for at in sorted({0, sizes[name] // 2, sizes[name] - 1})]
+    cases = [(name, at) for name in sorted(names) for at in (0, sizes[name] // 2)]
     run = Here(tmp_path, "run", prepared, *QUICK, f"training.max_steps={len(cases)}", "checkpoint.every_steps=1")
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     waiting = list(cases)
