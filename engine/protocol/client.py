@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -91,9 +93,9 @@ def timeout_error(operation: str, seconds: float) -> ProblemError:
 
 def find_engine(home: Home) -> wire.Connection | None:
     """The connection of the supervisor that runs on this host, or None."""
-    connection = wire.read_connection(home)
-    if connection and wire.is_alive(connection.pid, connection.start_time):
-        return connection
+    for connection in wire.read_connections(home):
+        if wire.is_alive(connection.pid, connection.start_time):
+            return connection
     return None
 
 
@@ -101,9 +103,11 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
     """The connection of the supervisor, after starting one if none runs. Raises ProblemError when it does not start."""
     if connection := find_engine(home):
         return connection
-    home.create()
     wire.make_socket_directory(home)
-    with open(home.engine_log, "ab") as log:
+    with contextlib.suppress(OSError):  # read-only or full: the engine starts all the same, and says so
+        home.create()
+    log_path = _choose_log(home)
+    with open(log_path, "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "engine.supervisor", "--home", str(home.root)],
             stdin=subprocess.DEVNULL,
@@ -122,15 +126,24 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
         if status not in (None, 0, 3):
             break
         time.sleep(0.02)
-    tail = "\n".join(home.engine_log.read_text(errors="replace").splitlines()[-12:])
+    tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-12:])
     raise ProblemError(
         Problem(
             code="engine.not_started",
             title="The engine did not start",
             cause=tail or "its log is empty",
-            hint=f"read {home.engine_log}",
+            hint=f"read {log_path}",
         )
     )
+
+
+def _choose_log(home: Home) -> Path:
+    """engine.log, or one beside the sockets where the home cannot be written."""
+    try:
+        with open(home.engine_log, "ab"):
+            return home.engine_log
+    except OSError:
+        return home.sockets / home.engine_log.name
 
 
 def build_engine_environment() -> dict[str, str]:

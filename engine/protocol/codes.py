@@ -92,6 +92,10 @@ CODES: dict[str, str] = {
     "run.lost": (
         "The run's worker has gone and nothing is known of its end. `cockpit resume` goes on from the last checkpoint."
     ),
+    "run.damaged": (
+        "Files of the run are missing or damaged; the message names them. What is whole is shown, and other runs are "
+        "not affected."
+    ),
     "run.other_host": "The run belongs to another host. Run `cockpit` there.",
     "stage.no_predecessor": "There is no finished earlier stage to start from. Leave `--from` out.",
     "stage.settings_changed": (

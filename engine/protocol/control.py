@@ -24,6 +24,8 @@ class Welcome(Message, kw_only=True):
     jobs: list[str] = []
     """Ids of live runs."""
     services: list[Service] = []
+    notes: list[str] = []
+    """What keeps this engine from working as usual, such as a disk that cannot be written, one sentence each."""
 
 
 class Snapshot(Message, kw_only=True):

@@ -188,8 +188,8 @@ class RunDirectory:
         listed."""
         if not self.checkpoints.is_dir():
             return []
-        matches = (_CHECKPOINT.fullmatch(entry.name) for entry in self.checkpoints.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        named = ((entry, _CHECKPOINT.fullmatch(entry.name)) for entry in self.checkpoints.iterdir())
+        return sorted(int(match[1]) for entry, match in named if match and entry.is_dir())
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,16 +110,26 @@ def make_socket_directory(home: Home) -> Path:
     return folder
 
 
-def read_connection(home: Home) -> Connection | None:
-    """Read the connection file; None when it is missing or damaged."""
-    try:
-        return msgspec.json.decode(home.connection.read_bytes(), type=Connection)
-    except (OSError, msgspec.MsgspecError):
-        return None
+def read_connections(home: Home) -> Iterator[Connection]:
+    """The connection files that can be read: that of the home, and the one beside the sockets, which is written where
+    the home cannot be."""
+    for path in (home.connection, home.sockets / home.connection.name):
+        try:
+            if path.stat().st_uid == os.getuid():
+                yield msgspec.json.decode(path.read_bytes(), type=Connection)
+        except (OSError, msgspec.MsgspecError, RecursionError):
+            continue
 
 
-def write_connection(home: Home, connection: Connection) -> None:
-    write_private(home.connection, msgspec.json.encode(connection))
+def write_connection(home: Home, connection: Connection) -> Path:
+    """Write the connection file, beside the sockets when the home is full or read-only; returns its path."""
+    for path in (home.connection, home.sockets / home.connection.name):
+        try:
+            write_private(path, msgspec.json.encode(connection))
+            return path
+        except OSError as error:
+            refused = error
+    raise refused
 
 
 def start_time(pid: int) -> float:

@@ -22,7 +22,7 @@ class Log:
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
-            os.write(2, text.encode())
+            os.write(2, text.encode(errors="backslashreplace"))
         return len(text)
 
     def flush(self) -> None:
@@ -34,12 +34,11 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--workers", default="engine.workers", help="the package whose modules are started as workers")
     arguments = parser.parse_args()
-    home = Home.locate(arguments.home).create()
+    home = Home.locate(arguments.home)
+    with contextlib.suppress(OSError):
+        home.create()
     os.umask(0o077)
-    lock = os.open(home.lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _lock(home):
         return 3
     for ignored in (signal.SIGHUP, signal.SIGINT):
         signal.signal(ignored, signal.SIG_IGN)
@@ -47,12 +46,33 @@ def main() -> int:
     server = Server(home, HANDLERS, arguments.workers)
     # SIGTERM wakes the loop rather than interrupting it: the engine ends in order, and the jobs go on.
     signal.signal(signal.SIGTERM, lambda *_: server.close())
-    wire.write_connection(home, server.describe_connection())
+    connection = wire.write_connection(home, server.describe_connection())
     try:
         server.run()
     finally:
-        home.connection.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            connection.unlink(missing_ok=True)
     return 0
+
+
+def _lock(home: Home) -> bool:
+    """Take the lock of this home and host; False when another supervisor has it. Where the home cannot be written, its
+    lock is opened to read, or the one beside the sockets is taken."""
+    for path, flags in (
+        (home.lock, os.O_RDWR | os.O_CREAT),
+        (home.lock, os.O_RDONLY),
+        (wire.make_socket_directory(home) / home.lock.name, os.O_RDWR | os.O_CREAT),
+    ):
+        try:
+            lock = os.open(path, flags, 0o600)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+    raise SystemExit(f"neither {home.lock} nor {home.sockets} can be written")
 
 
 if __name__ == "__main__":

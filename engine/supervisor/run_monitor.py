@@ -80,6 +80,11 @@ class RunMonitor:
 
     def read_journal(self, record: Record) -> bool:
         """Read the next part of a run's journal and publish it. True when there is more to read."""
+        with record.isolate():
+            return self._read_journal(record)
+        return False
+
+    def _read_journal(self, record: Record) -> bool:
         entries, more = record.read_events()
         values = group_points(entries)
         if values:
@@ -102,16 +107,21 @@ class RunMonitor:
     def reap(self) -> None:
         """Notice workers that have ended, and move the states of their runs."""
         for record in list(self.runs.records.values()):
-            if record.leader is not None and record.leader.has_ended():
-                self.handle_exit(record, record.leader)
+            with record.isolate():
+                if record.leader is not None and record.leader.has_ended():
+                    self.handle_exit(record, record.leader)
 
     def handle_exit(self, record: Record, leader: Leader) -> None:
         """A run's first process has ended. End the ranks that are left, which would hold their devices for good; then
         move the state."""
         record.leader, record.identity = None, None
-        self.run_in_background(
-            lambda: self._end_processes(record), lambda: self._move_after_exit(record, leader.pid, leader.status)
-        )
+        self.run_in_background(lambda: self._end_processes(record), lambda: self._settle_exit(record, leader))
+
+    def _settle_exit(self, record: Record, leader: Leader) -> None:
+        with record.isolate():
+            self._move_after_exit(record, leader.pid, leader.status)
+        if record.leader is None and record.run.state in states.STARTED:  # its files kept it from being moved
+            record.move("lost", code="run.damaged", reason=f"damaged: {'; '.join(record.damage[:1])}")
 
     def _end_processes(self, record: Record) -> None:
         processes.end_processes(processes.find_processes(record.run.id, self.runs.home.root))

@@ -4,6 +4,7 @@ to a thread."""
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import traceback
 from collections import deque
@@ -37,7 +38,7 @@ from engine.protocol.messages import (
     Written,
 )
 from engine.supervisor import pending
-from engine.supervisor.adoption import adopt_runs, refresh_runs_of_other_hosts
+from engine.supervisor.adoption import Backlog, adopt_runs, refresh_runs_of_other_hosts
 from engine.supervisor.clients import Caller, Clients
 from engine.supervisor.pending import PendingRequests
 from engine.supervisor.queue import Queue
@@ -72,6 +73,9 @@ class Server:
         self._closing = False
         self._closing_when_idle = False
         self._unread: set[str] = set()
+        self._logged: set[str] = set()
+        self._indexing = 0
+        """Parts of journals that wait for the registry's thread."""
         self._calls: deque[Callable[[], None]] = deque()
         self._index_thread = ThreadPoolExecutor(1, "registry")
         self._threads = ThreadPoolExecutor(4, "background")
@@ -91,6 +95,7 @@ class Server:
         self.services = Services(home, workers, publish, self.instruct, self._pending.fail)
         self.runs = Runs(home)
         self.queue = Queue(self.runs, workers, self.sampler.device_count)
+        self._backlog = Backlog(self.runs, self.index)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
 
     def _bind(self, address: str) -> zmq.Socket[bytes]:
@@ -105,7 +110,7 @@ class Server:
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> None:
-        adopt_runs(self.runs, self.queue, self.monitor, self.registry.load(), self.index)
+        adopt_runs(self.runs, self.queue, self.monitor, self._load_registry(), self._backlog)
         self.sampler.start()
         poller = zmq.Poller()
         for source in (self._control, self._workers, self._wake_read):
@@ -119,7 +124,10 @@ class Server:
         due = [(time.monotonic(), period, action) for period, action in timers]
         while not self._closing:
             wait = min(when for when, _, _ in due) - time.monotonic()
-            ready = dict(poller.poll(max(0, int(wait * 1000) + 1)))
+            idle = bool(self._backlog) and self._indexing < 8
+            ready = dict(poller.poll(0 if idle else max(0, int(wait * 1000) + 1)))
+            if idle and not ready:
+                self._guard(self._backlog.advance)
             if self._wake_read in ready:
                 os.read(self._wake_read, 65536)
             if self._workers in ready:
@@ -127,11 +135,11 @@ class Server:
             if self._control in ready:
                 self._receive(self._control, self._from_client)
             while self._calls:
-                self._calls.popleft()()
+                self._guard(self._calls.popleft())
             now = time.monotonic()
             for index, (when, period, action) in enumerate(due):
                 if now >= when:
-                    action()
+                    self._guard(action)
                     due[index] = (time.monotonic() + period, period, action)
         self._end()
 
@@ -142,7 +150,25 @@ class Server:
                 identity, payload = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            handle(identity, payload)
+            self._guard(lambda identity=identity, payload=payload: handle(identity, payload))  # type: ignore[misc]
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        """Call `action`. A mistake of ours in it goes to the log, each once, and does not end the supervisor: the jobs
+        need it."""
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001
+            text = "".join(traceback.format_exception(error))
+            if text not in self._logged:
+                self._logged.add(text)
+                print(text, flush=True)
+
+    def _load_registry(self) -> dict[str, tuple[Run, int]]:
+        try:
+            return self.registry.load()
+        except sqlite3.Error as error:
+            self.registry.replace(error)
+            return {}
 
     def close(self) -> None:
         """End the loop. Jobs go on, and the next supervisor adopts them. Safe in a signal handler."""
@@ -309,13 +335,28 @@ class Server:
         run = msgspec.structs.replace(record.run, metrics=dict(record.run.metrics))
         points, entries = record.take_unindexed()
         if run.id in self.runs.records:
+            self._indexing += 1
             self._index_thread.submit(self._store, run, record.offset, points, entries)
 
     def _store(self, run: Run, offset: int, points: list[Point], entries: list[tuple[int, bytes]]) -> None:
         try:
             self.registry.store(run, offset, points, entries)
+        except sqlite3.OperationalError as error:
+            print(f"{run.id} cannot be indexed now: {error}", flush=True)  # full or locked: read again next time
+        except sqlite3.DatabaseError as error:
+            self.registry.replace(error)
+            self.call_soon(self._reread)
         except Exception:  # noqa: BLE001 - an index that cannot be written (disk full) is rebuilt later; the journals hold all
             traceback.print_exc()
+
+        finally:
+            self._indexing -= 1
+
+    def _reread(self) -> None:
+        """Read every run again: the registry has been replaced by an empty one."""
+        for record in self.runs.records.values():
+            record.offset, record.torn_at = 0, -1
+            self._backlog.add(record)
 
     def _each_second(self) -> None:
         for record in self.runs.records.values():
