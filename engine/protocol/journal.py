@@ -316,8 +316,8 @@ def read(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tupl
 
 
 def read_lines(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tuple[bytes, int]]:
-    """Like `read`, without decoding the lines."""
-    if not path.exists():
+    """Like `read`, without decoding the lines. A directory or a pipe in the file's place is as good as missing."""
+    if not path.is_file():
         return
     taken = 0
     with open(path, "rb") as file:

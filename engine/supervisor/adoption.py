@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -62,6 +63,10 @@ def _adopt_directory(
             backlog.add(record)
 
 
+PATIENCE = 1.0
+"""Seconds that a request may wait for the journal of the run that it asks about."""
+
+
 class Backlog:
     """Journals and profiles of ended runs that the registry does not know yet. They are read bit by bit while the
     supervisor has nothing else to do."""
@@ -77,6 +82,17 @@ class Backlog:
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
+
+    def prefer(self, record: Record) -> None:
+        """Read this run before the others: somebody has asked for it. A journal that takes longer than `PATIENCE` is
+        read on afterwards."""
+        if record not in self._waiting:
+            return
+        self._waiting.remove(record)
+        self._waiting.appendleft(record)
+        until = time.monotonic() + PATIENCE
+        while self._waiting and self._waiting[0] is record and time.monotonic() < until:
+            self.advance()
 
     def advance(self) -> None:
         """Read a profile or a part of a journal: some ten milliseconds."""

@@ -11,6 +11,7 @@ import msgspec
 from engine.protocol.home import Home
 from engine.protocol.messages import CheckpointInfo, LedgerLine, Rank, Run, RunDetail
 from engine.supervisor.registry import Registry
+from engine.supervisor.run_files import escape_name
 from engine.supervisor.run_record import Record, find_checkpoints
 
 T = TypeVar("T")
@@ -37,10 +38,13 @@ def describe_run(registry: Registry, record: Record, run: Run, ranks: list[Rank]
 
 def _read_profile(record: Record) -> str:
     """The text of the run's profile, as far as it can be read."""
+    path = record.directory.profile
+    if not path.is_file():
+        return f"# {path.name} is {'not a file' if path.exists() else 'missing'}\n"
     try:
-        return record.directory.profile.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        return f"# {record.directory.profile} cannot be read: {error.strerror}\n"
+        return f"# {path.name} cannot be read: {error.strerror}\n"
 
 
 def _convert(entries: list[dict[str, Any]], kind: type[T]) -> list[T]:
@@ -64,7 +68,7 @@ def _list_checkpoints(record: Record, entries: list[dict[str, Any]]) -> list[Che
     return [
         CheckpointInfo(
             step=step,
-            path=str(record.directory.checkpoint(step)),
+            path=escape_name(str(record.directory.checkpoint(step))),
             metrics=known[step].metrics if step in known else {},
             best=step == best,
         )

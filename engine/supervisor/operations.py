@@ -94,6 +94,7 @@ def runs(server: Server, caller: Caller, message: ListRuns) -> RunList:
 
 def show(server: Server, caller: Caller, message: RunRef) -> None:
     record = server.runs.find(message.run)
+    server.backlog.prefer(record)
     server.publish_changes()
     ranks = sorted(record.ranks.values(), key=lambda rank: rank.rank)
     run = msgspec.structs.replace(record.run, metrics=dict(record.run.metrics))
@@ -212,6 +213,7 @@ def reorder(server: Server, caller: Caller, message: Reorder) -> Run:
 
 def series(server: Server, caller: Caller, message: SeriesQuery) -> None:
     record = server.runs.find(message.run)
+    server.backlog.prefer(record)
     server.publish_changes()
 
     def read() -> SeriesReply:

@@ -37,15 +37,20 @@ def read_record(
     job, damage = _read_job(directory)
     if job is None:
         return None
-    run_id = directory.id.encode("utf-8", "backslashreplace").decode()
+    run_id = escape_name(directory.id)
     summary, offset = indexed or (None, 0)
     if summary is not None:
         summary = msgspec.structs.replace(summary, metrics=dict(summary.metrics))
         if (size := _size(directory.events)) < offset:
             damage.append(f"events.jsonl has {size} bytes, of {offset} that were read before")
             summary, offset = None, 0
+    damage += [
+        f"{path.name} is not a file"
+        for path in (directory.events, directory.lifecycle, directory.profile)
+        if path.exists() and not path.is_file()
+    ]
     record, launched = replay(directory, job, summary, offset)
-    record.run.id = run_id
+    record.run.id, record.run.directory = run_id, escape_name(str(directory.path))
     if run_id != directory.id:
         damage.append("the name of its folder is not UTF-8")
     found, record.damage = [*damage, *record.damage], []
@@ -58,6 +63,8 @@ def _read_job(directory: RunDirectory) -> tuple[Job | None, list[str]]:
     """The content of `job.json`, or what can be put in its place, and what is wrong with it."""
     path = directory.path / "job.json"
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a file")
         job = msgspec.json.decode(path.read_bytes(), type=Job)
         if not 0 <= job.created < _LATEST:
             raise ValueError("its time is out of range")
@@ -70,9 +77,14 @@ def _read_job(directory: RunDirectory) -> tuple[Job | None, list[str]]:
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
         reason = f"cannot be read ({getattr(error, 'strerror', None) or str(error)[:200]})"
     made = min(max(0.0, directory.path.stat().st_mtime), time.time())
-    job = Job(kind="train", name=directory.id.encode("utf-8", "backslashreplace").decode(), source="", directory="/",
+    job = Job(kind="train", name=escape_name(directory.id), source="", directory="/",
               output="", host=host_name(), created=made)  # fmt: skip
     return job, [f"job.json {reason}"]
+
+
+def escape_name(name: str) -> str:
+    """A file's name as text that can be sent: bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _size(path: Path) -> int:

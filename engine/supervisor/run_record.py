@@ -40,7 +40,7 @@ class Job(msgspec.Struct, kw_only=True):
     """The stage that the run starts with; empty for the first."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     run: Run
     directory: RunDirectory

@@ -60,6 +60,8 @@ class Runs:
             return self._profiles[record.run.id]
         path = record.directory.profile
         try:
+            if path.exists() and not path.is_file():
+                raise ValueError("it is not a file")
             text = path.read_text(encoding="utf-8")
             profile = parse(text, str(path), Path(record.job.directory), home=self.home)
         except (ProfileError, OSError):

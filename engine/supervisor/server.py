@@ -95,7 +95,7 @@ class Server:
         self.services = Services(home, workers, publish, self.instruct, self._pending.fail)
         self.runs = Runs(home)
         self.queue = Queue(self.runs, workers, self.sampler.device_count)
-        self._backlog = Backlog(self.runs, self.index)
+        self.backlog = Backlog(self.runs, self.index)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
 
     def _bind(self, address: str) -> zmq.Socket[bytes]:
@@ -110,7 +110,7 @@ class Server:
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> None:
-        adopt_runs(self.runs, self.queue, self.monitor, self._load_registry(), self._backlog)
+        adopt_runs(self.runs, self.queue, self.monitor, self._load_registry(), self.backlog)
         self.sampler.start()
         poller = zmq.Poller()
         for source in (self._control, self._workers, self._wake_read):
@@ -122,12 +122,15 @@ class Server:
             (OTHER_HOSTS, lambda: refresh_runs_of_other_hosts(self.runs, self.monitor)),
         ]
         due = [(time.monotonic(), period, action) for period, action in timers]
+        advanced = 0.0
         while not self._closing:
             wait = min(when for when, _, _ in due) - time.monotonic()
-            idle = bool(self._backlog) and self._indexing < 8
-            ready = dict(poller.poll(0 if idle else max(0, int(wait * 1000) + 1)))
-            if idle and not ready:
-                self._guard(self._backlog.advance)
+            reading = bool(self.backlog) and self._indexing < 8
+            ready = dict(poller.poll(0 if reading else max(0, int(wait * 1000) + 1)))
+            # Also now and then beside a client that asks without end.
+            if reading and (not ready or time.monotonic() - advanced > FLUSH):
+                self._guard(self.backlog.advance)
+                advanced = time.monotonic()
             if self._wake_read in ready:
                 os.read(self._wake_read, 65536)
             if self._workers in ready:
@@ -356,7 +359,7 @@ class Server:
         """Read every run again: the registry has been replaced by an empty one."""
         for record in self.runs.records.values():
             record.offset, record.torn_at = 0, -1
-            self._backlog.add(record)
+            self.backlog.add(record)
 
     def _each_second(self) -> None:
         for record in self.runs.records.values():
