@@ -96,6 +96,10 @@ CODES: dict[str, str] = {
         "Files of the run are missing or damaged; the message names them. What is whole is shown, and other runs are "
         "not affected."
     ),
+    "run.terminated": (
+        "The run's worker got SIGTERM, from a scheduler, a reboot or `kill`, and ended in order. `cockpit resume` goes "
+        "on."
+    ),
     "run.other_host": "The run belongs to another host. Run `cockpit` there.",
     "stage.no_predecessor": "There is no finished earlier stage to start from. Leave `--from` out.",
     "stage.settings_changed": (
@@ -245,6 +249,7 @@ CODES: dict[str, str] = {
     "training.overfitting": (
         "The held-out loss rises while the training loss falls. Stop and take the best checkpoint, or add data."
     ),
+    "training.terminated": "The run was ended by SIGTERM and saves a checkpoint. `cockpit resume` continues from it.",
     "training.no_checkpoint": "The run stopped without a checkpoint of its last step, because it could not be written.",
     "compile.failed": "Compiling the model with torch failed, so the model runs without it. Nothing to do.",
     "compile.unsupported": (

@@ -318,6 +318,7 @@ class Queue:
         record.stage, record.identity, record.held_instructions, record.end = stage, None, [], None
         run.stage, run.phase = stage, ""
         record.oom_kills = processes.count_oom_kills()
+        record.log_begin = log.stat().st_size if (log := record.directory.log).is_file() else 0
         try:
             leader = processes.start(build_command(worker, count, port), record.directory.log, environment)
         except OSError as error:

@@ -23,7 +23,7 @@ from engine.protocol.messages import (
     Told,
 )
 from engine.supervisor import hang_detector, processes
-from engine.supervisor.crash_report import WorkerExit, report_crash
+from engine.supervisor.crash_report import WorkerExit, find_killed_rank, report_crash
 from engine.supervisor.processes import Leader
 from engine.supervisor.queue import Queue
 from engine.supervisor.run_record import Record, group_points, read_log_tail
@@ -133,9 +133,9 @@ class RunMonitor:
         record.ranks = {}
         end = record.end
         if end is not None and end.status == "failed":
-            self._fail(record, end.problem)
+            self._fail(record, self._name_killed_rank(record, status) or end.problem)
         elif end is not None and end.status == "stopped" and record.stage == stages.TRAIN:
-            self._finish(record, "stopped")
+            self._finish(record, "stopped", by_signal=not record.stop_requested)
         elif self._has_succeeded(record, status):
             self._start_next_stage(record)
         elif record.stop_requested:
@@ -168,10 +168,19 @@ class RunMonitor:
         except (ProfileError, OSError):
             return 0
 
-    def _finish(self, record: Record, event: str) -> None:
+    def _finish(self, record: Record, event: str, *, by_signal: bool = False) -> None:
         if event == "stopped" and record.run.state != states.STOPPING:
             record.move("stop")
-        record.move(event)
+        reason = f"its worker got SIGTERM and ended at step {record.run.step}" if by_signal else ""
+        record.move(event, reason=reason, code="run.terminated" if by_signal else "")
+
+    def _name_killed_rank(self, record: Record, status: int | None) -> Problem | None:
+        """The problem of a rank that a signal has ended, where rank 0 could only report that it has lost it."""
+        end = record.end
+        if status is None or end is None or end.problem is None or end.problem.code != "training.failed":
+            return None
+        log = read_log_tail(record.directory.log, begin=record.log_begin)
+        return self._report_crash(record, status) if find_killed_rank(log) else None
 
     def _has_succeeded(self, record: Record, status: int | None) -> bool:
         """Whether the stage has its result. Training journals its end, so its exit status does not count: it may be
@@ -192,7 +201,8 @@ class RunMonitor:
 
     def _report_crash(self, record: Record, status: int) -> Problem:
         oom_killed = processes.count_oom_kills() > record.oom_kills
-        ended = WorkerExit(status, read_log_tail(record.directory.log), oom_killed)
+        log = read_log_tail(record.directory.log, begin=record.log_begin)
+        ended = WorkerExit(status, log, oom_killed, bool(record.directory.checkpoint_steps()))
         try:
             profile = self.runs.load_profile(record)
         except (ProfileError, OSError):

@@ -69,6 +69,8 @@ class Record:
     resume_step: int | None = None
     damage: list[str] = field(default_factory=list)
     """What is wrong with the run's files, one sentence each."""
+    log_begin: int = 0
+    """Bytes that the log had when the worker was started: what is before them is another attempt's."""
     oom_kills: int = 0
     """How many processes the kernel's out-of-memory killer had ended when the worker was started."""
     changed: bool = False
@@ -294,12 +296,14 @@ def replay(
     return record, launched
 
 
-def read_log_tail(path: Path, limit: int = 65536) -> str:
-    """The last `limit` bytes of a log as text; empty when there is no log."""
+def read_log_tail(path: Path, limit: int = 65536, begin: int = 0) -> str:
+    """The last `limit` bytes of a log from byte `begin` on, as text; empty when there is no log."""
     try:
+        if not path.is_file():
+            return ""
         with open(path, "rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - limit))
+            file.seek(max(begin, size - limit))
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""

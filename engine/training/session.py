@@ -58,6 +58,7 @@ def train(
     history = lineage.trace(run)
     point = resume_point.choose(run, history, from_step)
     resumed = run.checkpoint(point.step) if point.step is not None else None
+    inbox.step = point.step or 0
     live, skipped = profile, set[int]()
     later = history.changes if from_step is None and not point.damaged else []
     if resumed:
