@@ -255,6 +255,18 @@ CODES: dict[str, str] = {
     "compile.unsupported": (
         "The model's layers cannot be recognised, so nothing is compiled. Set `training.compile` to false."
     ),
+    "resume.ranks_changed": (
+        "The run was resumed on another number of ranks, and its micro-batch adapted so that the global batch is the "
+        "same. Nothing to do."
+    ),
+    "resume.position": (
+        "The global batch has another size than before, so rows are trained twice or not at all. The message says how "
+        "many."
+    ),
+    "resume.nothing_left": (
+        "The settings end before the step that is done already, so nothing would be trained. Raise the number of steps "
+        "or epochs."
+    ),
     "resume.drift": (
         "The run was resumed, but not exactly: something differs from before. Nothing to do if that was intended."
     ),

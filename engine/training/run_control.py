@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +166,11 @@ class RunControl:
         loop, live = self._loop, self._loop.profile
         try:
             for key, value in changes.items():
+                if key == "training.max_steps" and value is None:
+                    raise ValueError(
+                        f"training.max_steps needs a number while a run is running, not null: training.epochs would be "
+                        f"{self._count_steps()} steps"
+                    )
                 live = live_settings.change_setting(live, key, value)
             if live.training.max_steps is not None and live.training.max_steps < loop.step:
                 raise ValueError(f"step {loop.step} is done already; training.max_steps must be at least that")
@@ -178,6 +184,10 @@ class RunControl:
             self._write_ledger(key, old, new, code="mark.setting")
         loop.apply_settings(live)
         return None
+
+    def _count_steps(self) -> int:
+        """The steps of the profile's epochs."""
+        return math.ceil(self._loop.profile.training.epochs * self._loop.batches.per_epoch)
 
     def _write_ledger(self, name: str, old: Any, new: Any, *, code: str) -> None:
         """Journal a change at this step."""

@@ -26,6 +26,7 @@ from engine.training import (
     memory,
     model,
     performance,
+    position,
     ranks,
     resume,
     resume_point,
@@ -74,6 +75,7 @@ def train(
         step: metrics for step, metrics in checkpoints.list_with_metrics(run).items() if step in history.steps
     }
     job.written |= history.written
+    position.keep_global_batch(job)
     _report_rewind(job, history, point, asked=from_step is not None)
     open_loggers(job)
     try:
@@ -113,6 +115,7 @@ def _train_until_done(job: Job) -> TrainingLoop:
             return ended
         memory.release()
         restarted, job.profile = True, ended.profile
+        job.reporter.rewind_loggers(ended.step)
         job.resumed_from = job.run.checkpoint(ended.step) if ended.step is not None else None
         results = {step: values for step, values in results.items() if step <= (ended.step or 0)}
 
@@ -121,6 +124,8 @@ def _train_once(job: Job, results: dict[int, dict[str, float]], *, restarted: bo
     """Build the loop and run it; returns it after its last step, or the RestartFrom that ended it."""
     loop = assemble.make_loop(job, model.build(job))
     loop.evaluator.results = results
+    if not restarted:
+        position.check(job, loop)
     job.saved_step = loop.step if job.resumed_from else -1
     if loop.step >= loop.max_steps:
         _report_start(job, loop, "", warn=False)
