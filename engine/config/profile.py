@@ -59,6 +59,9 @@ CHECKS = (
 """Checks across sections. Each is `(sections, directory, home) -> [(key, message)]`, and accepts missing sections."""
 
 
+OF_SOURCES = ("engine.prep.checks:check_sources",)
+"""Those among them that are only about the files that rows are prepared from."""
+
 SHELL_CHECKS = ("engine.prep.checks:check_keys",)
 """Checks of the environment variables that a run needs. Each is `(profile, variables) -> [(key, message)]`."""
 
@@ -164,9 +167,17 @@ def check_shell(profile: Profile, variables: Mapping[str, str]) -> None:
         raise ProfileError(issues, code="profile.environment")
 
 
-def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:
-    """Read a profile from text. `home` (a `Home`) lets checks look for models there. Raises ProfileError with all
-    problems."""
+def parse(
+    text: str,
+    file: str,
+    directory: Path,
+    overrides: Iterable[str] = (),
+    home: Any = None,
+    *,
+    prepared: bool = False,
+) -> Profile:
+    """Read a profile from text. `home` (a `Home`) lets checks look for models there. With `prepared` its rows are
+    prepared, so their sources need not exist any more. Raises ProfileError with all problems."""
     document, issues = _read_yaml(text, file)
     if document is None:
         raise ProfileError(issues)
@@ -175,6 +186,8 @@ def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), 
         issues += _apply_override(document, override, places)
     sections, found = _read_sections(document)
     for check in CHECKS:
+        if prepared and check in OF_SOURCES:
+            continue
         found += [
             _Found(tuple(key.split(".")), message, code="profile.conflict")
             for key, message in load_reference(check)(sections, directory, home)

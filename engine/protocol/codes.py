@@ -194,6 +194,9 @@ CODES: dict[str, str] = {
     # ── data ──
     "data.source.unusable": "A data source cannot be read. The message names the file and the reason.",
     "data.tokenised_unusable": "Tokenised data cannot be used. Name the rows that it was made from.",
+    "data.cache_damaged": (
+        "Prepared rows in the cache are not as they were written, and are made again. Check the disk."
+    ),
     "data.rows.bad": "More rows are bad than `data.max_rejected` allows. Correct them, or raise the limit.",
     "data.rows.wrong_kind": (
         "The rows are of a kind that another method trains on. Change `method.kind`, or name other rows."

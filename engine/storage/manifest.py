@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,6 +83,19 @@ def _list_files(folder: Path) -> dict[str, Any]:
     return files if isinstance(files, dict) else {}
 
 
+def stamp(folder: Path, stamps: Path) -> None:
+    """Note that all files of `folder` are as they were written, which has just been done: the next check need not hash
+    them."""
+    with contextlib.suppress(OSError):  # only that check is slower
+        content = {name: _make_stamp((folder / name).stat()) for name in _list_files(folder)}
+        write_private(stamps, json.dumps(content).encode())
+
+
+def _make_stamp(found: os.stat_result) -> list[int]:
+    # The inode's change time cannot be set back: every write moves it.
+    return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
 def _check_files(
     folder: Path, files: dict[str, Any], hashes: bool, known: dict[str, list[int]], fresh: dict[str, list[int]]
 ) -> Iterator[str]:
@@ -96,8 +110,7 @@ def _check_files(
             if found.st_size != expected["bytes"]:
                 yield f"{name} has {found.st_size} bytes rather than {expected['bytes']}"
                 continue
-            # The inode's change time cannot be set back: every write moves it.
-            stamp = [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+            stamp = _make_stamp(found)
             if hashes and known.get(name) != stamp and _hash(path) != expected["sha256"]:
                 yield f"{name} is damaged: its bytes are not those that were written"
                 continue

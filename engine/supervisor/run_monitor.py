@@ -156,6 +156,14 @@ class RunMonitor:
         """Fail the run, or queue its next attempt where `launch.restarts` allows one. Attempts are counted, so that a
         restart of the engine forgets none."""
         record.move("failed", problem=problem)
+        if (
+            problem is not None
+            and problem.code == "data.cache_damaged"
+            and not (record.remade or record.stop_requested)
+        ):
+            record.remade = True  # once: the damaged rows are made again, and the run goes on where it was to
+            self.queue.enqueue(record, "resume")
+            return
         record.resume_step = (
             None  # a restart goes on from the newest checkpoint, whatever step the attempt was resumed from
         )

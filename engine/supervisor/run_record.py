@@ -69,6 +69,8 @@ class Record:
     resume_step: int | None = None
     damage: list[str] = field(default_factory=list)
     """What is wrong with the run's files, one sentence each."""
+    remade: bool = False
+    """Whether its damaged rows have been made again since it was queued by the user."""
     log_begin: int = 0
     """Bytes that the log had when the worker was started: what is before them is another attempt's."""
     oom_kills: int = 0

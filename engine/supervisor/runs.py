@@ -63,7 +63,8 @@ class Runs:
             if path.exists() and not path.is_file():
                 raise ValueError("it is not a file")
             text = path.read_text(encoding="utf-8")
-            profile = parse(text, str(path), Path(record.job.directory), home=self.home)
+            prepared = record.directory.prepared.is_file()
+            profile = parse(text, str(path), Path(record.job.directory), home=self.home, prepared=prepared)
         except (ProfileError, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - a damaged file may do anything to a parser

@@ -17,6 +17,8 @@ from engine.models.versions import list_versions
 from engine.options import thresholds
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Ledger, Start
+from engine.protocol.messages import Problem, ProblemError
+from engine.storage import cache
 from engine.training import (
     assemble,
     checkpoints,
@@ -157,7 +159,7 @@ def _make_job(
     # Each rank times the dtypes itself; a close result must not differ between ranks.
     device = replace(device, compute=group.broadcast(device.compute))
     inbox.pids = group.gather(inbox.pids[0])
-    prepared = json.loads(run.prepared.read_text())
+    prepared = _read_prepared(run, group)
     if group.first:
         checkpoints.remove_partial(run)
     torch.manual_seed(live.training.seed)
@@ -176,6 +178,38 @@ def _make_job(
             prepared.get("tokenizer") or prepared["base"], live.model.trust_remote_code, prepared.get("template")
         ),
     )
+
+
+def _read_prepared(run: RunDirectory, group: ranks.Ranks) -> dict[str, Any]:
+    """The content of `prepared.json`. Raises ProblemError when it or the rows that it names are damaged; then it is
+    removed, so that the run prepares them again."""
+    wrong = group.broadcast(_find_damaged_rows(run) if group.first else "")
+    if wrong:
+        if group.first:
+            run.prepared.unlink(missing_ok=True)
+        raise ProblemError(
+            Problem(
+                code="data.cache_damaged",
+                title="The prepared rows are damaged",
+                cause=wrong,
+                hint=f"`cockpit resume {run.id}` prepares them again; the disk may be failing",
+            )
+        )
+    content: dict[str, Any] = json.loads(run.prepared.read_text())
+    return content
+
+
+def _find_damaged_rows(run: RunDirectory) -> str:
+    try:
+        prepared = json.loads(run.prepared.read_bytes())
+        folders = {Path(prepared[part]) for part in ("train", "validation") if prepared.get(part)}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        return f"{run.prepared.name} cannot be read ({type(error).__name__})"
+    cached = run.path.parent.parent / "cache"
+    entries = {folder.parent for folder in folders if folder.parent.parent == cached}
+    found = (f"{entry.name}: {wrong}" for entry in sorted(entries) if (wrong := cache.find_damage(entry)))
+    missing = (f"{folder} is missing" for folder in sorted(folders) if not folder.is_dir())
+    return next(found, "") or next(missing, "")
 
 
 def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> None:

@@ -62,7 +62,7 @@ def main() -> int:
     profile = None
     try:
         directory = Path(json.loads((run.path / "job.json").read_text())["directory"])
-        profile = parse(run.profile.read_text(), str(run.profile), directory, home=home)
+        profile = parse(run.profile.read_text(), str(run.profile), directory, home=home, prepared=True)
         from engine.training.session import train
 
         outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, reporter, inbox)
