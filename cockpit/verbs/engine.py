@@ -43,12 +43,15 @@ def _print_status(engine: Welcome, as_json: bool) -> int:
                 "jobs": engine.jobs,
                 "services": engine.services,
                 "ignored": engine.ignored,
+                "notes": engine.notes,
             }
         )
         return 0
     print(
         f"engine {engine.pid} on {engine.host}, up {format_duration(uptime)}, protocol {engine.protocol}, {engine.home}"
     )
+    for note in engine.notes:
+        say(f"  {note}", "yellow")
     for job in engine.jobs:
         print(f"  run      {job}")
     for service in engine.services:

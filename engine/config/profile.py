@@ -63,6 +63,8 @@ CHECKS = (
 
 DOUBTS = ("engine.training.doubts:check_doubts",)
 """The same for a valid profile: what the run will hardly do as it is set. Nothing is refused because of these."""
+OF_SOURCES = ("engine.prep.checks:check_sources",)
+"""Those among them that are only about the files that rows are prepared from."""
 
 SHELL_CHECKS = ("engine.prep.checks:check_keys",)
 """Checks of the environment variables that a run needs. Each is `(profile, variables) -> [(key, message)]`."""
@@ -157,8 +159,8 @@ def load(path: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile
 
 
 def read_text(path: Path) -> str:
-    """The text of a profile file. Raises ProfileError, with the line, when it is not UTF-8; YAMLError for a file that is
-    too long; OSError."""
+    """The text of a profile file. Raises ProfileError, with the line, when it is not UTF-8; YAMLError for a file that
+    is too long; OSError."""
     content = yaml_text.read_bytes(path)
     try:
         return content.decode("utf-8")
@@ -194,9 +196,17 @@ def check_shell(profile: Profile, variables: Mapping[str, str]) -> None:
         raise ProfileError(issues, code="profile.environment")
 
 
-def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:
-    """Read a profile from text. `home` (a `Home`) lets checks look for models there. Raises ProfileError with all
-    problems."""
+def parse(
+    text: str,
+    file: str,
+    directory: Path,
+    overrides: Iterable[str] = (),
+    home: Any = None,
+    *,
+    prepared: bool = False,
+) -> Profile:
+    """Read a profile from text. `home` (a `Home`) lets checks look for models there. With `prepared` its rows are
+    prepared, so their sources need not exist any more. Raises ProfileError with all problems."""
     document, issues = _read_yaml(text, file)
     if document is None:
         raise ProfileError(issues)
@@ -205,6 +215,8 @@ def parse(text: str, file: str, directory: Path, overrides: Iterable[str] = (), 
     places = _Places(document, file, applied.places)
     sections, found = _read_sections(document)
     for check in CHECKS:
+        if prepared and check in OF_SOURCES:
+            continue
         found += [
             _Found(tuple(key.split(".")), message, code="profile.conflict")
             for key, message in load_reference(check)(sections, directory, home)

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.protocol.home import make_private, write_private
+from engine.protocol.home import make_private, write_all, write_private
 from engine.tasks.thoughts import MARKS, Marks
 
 FILE = "evaluation.json"
@@ -102,8 +102,7 @@ class ResultStore:
         if name not in self._files:
             self._files[name] = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         content = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode("utf-8", "replace")
-        while content:
-            content = content[os.write(self._files[name], content) :]
+        write_all(self._files[name], content)
 
     def is_complete(self, name: str) -> bool:
         """Whether a file has all rows that can be measured."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.llm_api.budget import Usage
+from engine.protocol.home import write_all
 
 
 class Answer(NamedTuple):
@@ -103,7 +104,6 @@ class Journal:
 
     def _write(self, entry: dict[str, Any]) -> None:
         content = (json.dumps(entry, ensure_ascii=True) + "\n").encode()
-        while content:
-            content = content[os.write(self._file, content) :]
+        write_all(self._file, content)
         if "reply" in entry:
             os.fsync(self._file)  # it was paid for

@@ -13,6 +13,7 @@ from engine.models.glm.generations import Unsupported, find_weights_problem, rec
 from engine.models.pickled import read_shapes
 from engine.models.plausible import find_implausible
 from engine.models.weights import DamagedFile, digest, is_lfs_pointer, read_header
+from engine.storage import manifest
 
 ADAPTER = "adapter_config.json"
 TOKENIZERS = (
@@ -89,6 +90,8 @@ def find_weights_problems(folder: Path) -> list[str]:
     """The same without the tokenizer, for uses of the model alone."""
     if special := find_special_files(folder):
         return special
+    if damage := manifest.find_damage_on_load(folder):
+        return [damage]
     match detect_kind(folder):
         case "adapter":
             return [*_find_lfs_pointers(folder), *_report(_check_adapter, folder)]
@@ -100,9 +103,14 @@ def find_weights_problems(folder: Path) -> list[str]:
 def check_hashes(folder: Path, progress: Callable[[str, int, int], None]) -> tuple[int, list[str]]:
     """Compare the weights whose hash is known: how many files were compared, and the problems.
 
-    Hashes are known of catalogue models (by the folder's name), of files in a hub's cache (blobs are named by their
-    hash), and of files that a hub's client has downloaded into a folder (in `.cache/huggingface/download`).
+    Hashes are known of checkpoints (by their manifest), of catalogue models (by the folder's name), of files in a hub's
+    cache (blobs are named by their hash), and of files that a hub's client has downloaded into a folder (in
+    `.cache/huggingface/download`).
     """
+    if (folder / manifest.FILE).is_file():
+        progress(f"hashing {folder.name}", 0, 1)
+        damage = manifest.find_damage(folder)
+        return len(manifest.read(folder).get("files") or ()), [damage] if damage else []
     entry = CATALOGUE.get(folder.name)
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".bin")]
     if entry and files:

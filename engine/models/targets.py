@@ -116,9 +116,21 @@ def check(target: Target, look: Callable[[Path], list[str]] = folders.find_probl
                     code="model.unloadable",
                     title=f"{folder} cannot be loaded",
                     cause="; ".join(found),
-                    hint=f"`cockpit model verify {folder}` checks the folder again when it is repaired",
+                    hint=_suggest_other(target, folder, look)
+                    or f"`cockpit model verify {folder}` checks the folder again when it is repaired",
                 )
             )
+
+
+def _suggest_other(target: Target, folder: Path, look: Callable[[Path], list[str]]) -> str:
+    """The run's newest checkpoint that is whole, when `folder` is another one's; else empty."""
+    if target.run is None or target.folder != folder:
+        return ""
+    run = RunDirectory(folder.parent.parent)
+    for step in reversed(run.checkpoint_steps()):
+        if step != target.step and not look(run.checkpoint(step)):
+            return f"{run.id}@{step} is whole: name that checkpoint"
+    return ""
 
 
 def check_generates_text(target: Target) -> None:

@@ -62,7 +62,7 @@ def run_until(profile: Profile, stage: str, home: Home, progress: Progress) -> S
     steps = [_make_step(profile, sources, names[: at + 1], names, digests) for at in range(last + 1)]
     begun: StageRows | None = None
     for step in reversed(steps):
-        if (home.cache / step.name / "rows.json").is_file():
+        if cache.find_entry(home, step.name):
             begun = StageRows.load(home.cache / step.name)
             if step is steps[-1]:
                 return StageOutput(begun, folder, forms)

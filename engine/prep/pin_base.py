@@ -22,7 +22,7 @@ from engine.models.targets import Target
 from engine.prep.base_model import Progress, locate_tokenizer
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
-from engine.storage import cache
+from engine.storage import cache, manifest
 
 VERSION = 2
 """Increased when the result of merging changes, so that older folders are not reused."""
@@ -103,6 +103,7 @@ def _list_files(role: str, folder: Path) -> dict[str, Path]:
     are needed only to resume that run."""
     found = {f"{role}{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
     found |= {f"{role}{name}": path for name, path in cache.tokenizer_files(folder).items()}
+    found.pop(f"{role}{manifest.FILE}", None)  # it is about the folder that they are taken from
     assert found.keys() & {f"{role}config.json", f"{role}{ADAPTER}"}, folder
     return found
 

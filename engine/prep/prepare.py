@@ -79,7 +79,8 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
             **({"tokenizer": folder.name} if trains_tokenizer else {}),
         },
     )
-    _make_entry(profile, home, name, sources, digests, folder, progress)
+    damaged: list[str] = []
+    _make_entry(profile, home, name, sources, digests, folder, progress, damaged)
     if trains_tokenizer:
         model |= {"tokenizer": str(folder), "vocabulary": profile_tokenizer.read_record(folder)}
     entry = home.cache / name
@@ -96,6 +97,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         "files": files_of_rows,
         "left_out": left_out,
         "expanded": expansion,
+        "damaged": damaged,
     }
 
 
@@ -132,11 +134,16 @@ def _make_entry(
     digests: dict[str, str],
     tokenizer_folder: Path,
     progress: Progress,
+    damaged: list[str],
 ) -> None:
-    """Create the cache entry `name`, and the tokenizer if the profile trains one, unless both exist already."""
+    """Create the cache entry `name`, and the tokenizer if the profile trains one, unless both exist already and are
+    whole. `damaged` is told of those that are not."""
 
     def exists() -> bool:
-        return (home.cache / name / "prepared.json").is_file() and tokenizer_folder.is_dir()
+        entry = cache.find_entry(home, name, damaged)
+        if tokenizer_folder.parent == home.cache:
+            cache.find_entry(home, tokenizer_folder.name, damaged)
+        return entry is not None and (entry / "prepared.json").is_file() and tokenizer_folder.is_dir()
 
     if exists():
         return
@@ -150,6 +157,7 @@ def _make_entry(
         with cache.new_entry(home, name) as entry:
             content = write_entry(profile, tokenizer_folder, rows, entry, work, progress)
             (entry / "prepared.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    cache.stamp_entry(home.cache / name)
 
 
 def _use_tokenised(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
@@ -270,9 +278,9 @@ def _stage_rows(
         return run_stages(profile, sources, work / "rows", progress)
     name = rows_entry(profile, sources, digests)
     kept = home.cache / name
-    if not (kept / "rows.json").is_file():
+    if not cache.find_entry(home, name):
         with cache.work_folder(home, name) as folder:
-            if not (kept / "rows.json").is_file():
+            if not cache.find_entry(home, name):
                 rows = run_stages(profile, sources, folder / "rows", progress)
                 with cache.new_entry(home, name) as entry:
                     rows.save(entry)

@@ -120,7 +120,7 @@ def fetch(hub: HubSource, home: Home, progress: Progress) -> Path:
     """
     name = "hub-" + hashlib.sha256(json.dumps([cache.VERSION, *hub]).encode()).hexdigest()[:32]
     made = home.cache / name / "rows.jsonl"
-    if not made.is_file():
+    if not cache.find_entry(home, name):
         with cache.new_entry(home, name) as folder, (folder / "rows.jsonl").open("wb") as file:
             for row in _stream_rows(hub, progress):
                 file.write(row + b"\n")

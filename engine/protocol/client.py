@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -204,26 +205,28 @@ def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
     """The connection of the supervisor, after starting one if none runs. Raises ProblemError when it does not start."""
     if connection := find_engine(home):
         return connection
-    home.create()
+    with contextlib.suppress(OSError):  # read-only or full: the engine starts all the same, and says so
+        home.create()
+    log = _choose_log(home)
     command = [sys.executable, "-P", "-m", "engine.supervisor", "--home", str(home.root)]
     survivor = logout.build_survivor(command)
     for attempt in dict.fromkeys((tuple(survivor), tuple(command))):
-        if connection := _start_engine(home, list(attempt), timeout):
+        if connection := _start_engine(home, list(attempt), timeout, log):
             return connection
-    tail = "\n".join(home.engine_log.read_text(errors="replace").splitlines()[-12:])
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
     raise ProblemError(
         Problem(
             code="engine.not_started",
             title="The engine did not start",
             cause=tail or "its log is empty",
-            hint=f"read {home.engine_log}",
+            hint=f"read {log}",
         )
     )
 
 
-def _start_engine(home: Home, command: list[str], timeout: float) -> wire.Connection | None:
+def _start_engine(home: Home, command: list[str], timeout: float, log_path: Path) -> wire.Connection | None:
     """Start a supervisor; None when its process ends at once."""
-    with open_private(home.engine_log) as log:
+    with open_private(log_path) as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -251,6 +254,15 @@ def start_engine(home: Home) -> Problem | None:
         return None
     ensure_engine(home)
     return logout.find_problem()
+
+
+def _choose_log(home: Home) -> Path:
+    """engine.log, or one in the spare directory where the home cannot be written."""
+    try:
+        open_private(home.engine_log).close()
+        return home.engine_log
+    except OSError:
+        return sockets.make_spare(home) / home.engine_log.name
 
 
 def build_engine_environment() -> dict[str, str]:

@@ -110,6 +110,14 @@ CODES: dict[str, str] = {
     "run.lost": (
         "The run's worker has gone and nothing is known of its end. `cockpit resume` goes on from the last checkpoint."
     ),
+    "run.damaged": (
+        "Files of the run are missing or damaged; the message names them. What is whole is shown, and other runs are "
+        "not affected."
+    ),
+    "run.terminated": (
+        "The run's worker got SIGTERM, from a scheduler, a reboot or `kill`, and ended in order. `cockpit resume` goes "
+        "on."
+    ),
     "run.other_host": "The run belongs to another host. Run `cockpit` there.",
     "stage.no_predecessor": "There is no finished earlier stage to start from. Leave `--from` out.",
     "stage.settings_changed": (
@@ -118,6 +126,12 @@ CODES: dict[str, str] = {
     "stage.failed": "A stage of the run failed. The message and the log say why; `cockpit resume` repeats the stage.",
     "checkpoint.none": "The run has no checkpoint yet. `checkpoint.every_steps` says when it saves one.",
     "checkpoint.not_found": "The run has no checkpoint of this step. The message lists those that it has.",
+    "checkpoint.damaged": (
+        "Files of a checkpoint are not as they were written. The message names them, and a whole checkpoint to resume."
+    ),
+    "checkpoint.off_journal": (
+        "The run's journal is damaged and leads to none of its checkpoints. Resume one by its step: `RUN@STEP`."
+    ),
     "checkpoint.unreadable": (
         "A checkpoint that was just written cannot be read back. Check the disk; resume from the one before."
     ),
@@ -216,6 +230,9 @@ CODES: dict[str, str] = {
     # ── data ──
     "data.source.unusable": "A data source cannot be read. The message names the file and the reason.",
     "data.tokenised_unusable": "Tokenised data cannot be used. Name the rows that it was made from.",
+    "data.cache_damaged": (
+        "Prepared rows in the cache are not as they were written, and are made again. Check the disk."
+    ),
     "data.rows.bad": "More rows are bad than `data.max_rejected` allows. Correct them, or raise the limit.",
     "data.rows.wrong_kind": (
         "The rows are of a kind that another method trains on. Change `method.kind`, or name other rows."
@@ -283,10 +300,23 @@ CODES: dict[str, str] = {
     "training.overfitting": (
         "The held-out loss rises while the training loss falls. Stop and take the best checkpoint, or add data."
     ),
+    "training.terminated": "The run was ended by SIGTERM and saves a checkpoint. `cockpit resume` continues from it.",
     "training.no_checkpoint": "The run stopped without a checkpoint of its last step, because it could not be written.",
     "compile.failed": "Compiling the model with torch failed, so the model runs without it. Nothing to do.",
     "compile.unsupported": (
         "The model's layers cannot be recognised, so nothing is compiled. Set `training.compile` to false."
+    ),
+    "resume.ranks_changed": (
+        "The run was resumed on another number of ranks, and its micro-batch adapted so that the global batch is the "
+        "same. Nothing to do."
+    ),
+    "resume.position": (
+        "The global batch has another size than before, so rows are trained twice or not at all. The message says how "
+        "many."
+    ),
+    "resume.nothing_left": (
+        "The settings end before the step that is done already, so nothing would be trained. Raise the number of steps "
+        "or epochs."
     ),
     "resume.drift": (
         "The run was resumed, but not exactly: something differs from before. Nothing to do if that was intended."

@@ -26,6 +26,8 @@ class Welcome(Message, kw_only=True):
     services: list[Service] = []
     ignored: int = 0
     """Messages that could not be read, since it was started."""
+    notes: list[str] = []
+    """What keeps this engine from working as usual, such as a disk that cannot be written, one sentence each."""
 
 
 class Snapshot(Message, kw_only=True):

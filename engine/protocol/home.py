@@ -187,20 +187,32 @@ class RunDirectory:
         listed."""
         if not self.checkpoints.is_dir():
             return []
-        matches = (_CHECKPOINT.fullmatch(entry.name) for entry in self.checkpoints.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        named = ((entry, _CHECKPOINT.fullmatch(entry.name)) for entry in self.checkpoints.iterdir())
+        return sorted(int(match[1]) for entry, match in named if match and entry.is_dir())
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, complete or not at all: temporary name, fsync, rename."""
+    """Write a file that only its owner can read, complete or not at all: temporary name, fsync, rename. Raises OSError,
+    and then leaves nothing behind."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.write(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.replace(path)
+        try:
+            write_all(descriptor, content)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of `content`: a disk that is nearly full takes a part of it first, and refuses the rest. Raises
+    OSError."""
+    while content:
+        content = content[os.write(descriptor, content) :]
 
 
 def open_private(path: Path) -> BinaryIO:

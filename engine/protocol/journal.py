@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -198,27 +198,67 @@ class Exit(Entry, tag="exit", kw_only=True):
 
 
 class Unknown(Entry, tag="unknown", kw_only=True):
-    """A line of a kind that this version does not know. It is never an error: a newer version may have written it."""
+    """A line of a kind that this version does not know, which a newer version may have written; or a `damaged` one,
+    which no version has."""
 
     line: str = ""
+    damaged: bool = False
 
 
 EventEntry = Start | Metrics | Phase | Checkpoint | Evaluation | Sample | Ledger | BadBatch | Warn | End
 LifecycleEntry = State | Launched | Adopted | Exit | Warn
 AnyEntry = EventEntry | State | Launched | Adopted | Exit | Unknown
 
+
+class _Kind(msgspec.Struct):
+    kind: str
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyEntry)
+_KINDS = {str(kind.__struct_config__.tag) for kind in get_args(AnyEntry)}
+_LATEST = 1e11
+"""Seconds since the epoch of the latest time that an entry may have: in the year 5138."""
+_LARGEST = 2**53
+_KEPT = 4096
+"""Bytes that are kept of a line that cannot be decoded."""
 _SYNCED = (Start, Checkpoint, Ledger, BadBatch, End, State, Launched, Adopted, Exit)
 
 
 def decode(line: bytes) -> AnyEntry:
-    """Decode a line without its newline. A line that cannot be decoded becomes `Unknown`."""
+    """Decode a line without its newline. A line that cannot be decoded becomes `Unknown`, whatever is in it: a journal
+    is read by processes that must not end of it."""
     try:
         entry: AnyEntry = _decoder.decode(line)
-        return entry
-    except msgspec.MsgspecError:
-        return Unknown(time=0.0, attempt=0, line=line.decode("utf-8", "replace"))
+        if _is_in_range(entry):
+            return entry
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        pass
+    text = line[:_KEPT].decode("utf-8", "replace")
+    return Unknown(time=0.0, attempt=0, line=text, damaged=not _has_unknown_kind(line))
+
+
+def _is_in_range(entry: AnyEntry) -> bool:
+    """Whether the entry can be sent on and indexed: numbers of 64 bits, times of this age, no bottomless nesting."""
+    if not 0 <= entry.time < _LATEST or abs(entry.attempt) > _LARGEST or abs(getattr(entry, "step", 0) or 0) > _LARGEST:
+        return False
+    if isinstance(entry, Metrics):  # most lines: nothing else in them could be out of range
+        return True
+    try:
+        # Some levels deeper than a message has around it.
+        msgspec.msgpack.encode([[[[[[[[[[[[[[[[entry]]]]]]]]]]]]]]]])
+    except (OverflowError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _has_unknown_kind(line: bytes) -> bool:
+    """Whether a line that cannot be decoded is one of a newer version."""
+    try:
+        kind = msgspec.json.decode(line, type=_Kind).kind
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    return kind not in _KINDS
 
 
 def encode(entry: AnyEntry) -> bytes:
@@ -281,8 +321,8 @@ def read(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tupl
 
 
 def read_lines(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tuple[bytes, int]]:
-    """Like `read`, without decoding the lines."""
-    if not path.exists():
+    """Like `read`, without decoding the lines. A directory or a pipe in the file's place is as good as missing."""
+    if not path.is_file():
         return
     taken = 0
     with open(path, "rb") as file:

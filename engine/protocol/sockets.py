@@ -32,6 +32,11 @@ def list_directories(home: Home) -> Iterator[Path]:
     """The places for the sockets' directory, the best first: in the home, which nothing empties behind the user's
     back, else a private one on the local disk."""
     yield home.sockets
+    yield from list_spares(home)
+
+
+def list_spares(home: Home) -> Iterator[Path]:
+    """Private directories on the local disk, for what cannot be in the home."""
     digest = hashlib.sha256(str(home.root).encode()).hexdigest()[:12]
     for base in ELSEWHERE:
         yield base / f"cockpit-{os.getuid()}" / digest
@@ -59,6 +64,29 @@ def make_directory(home: Home) -> Path:
             hint="make one of these directories usable, or set COCKPIT_HOME to a shorter path on a local disk",
         )
     )
+
+
+def make_spare(home: Home) -> Path:
+    """Make a spare directory; returns its path. Raises OSError, or ProblemError for one of ours that is open to
+    others."""
+    refused: OSError | None = None
+    for directory in list_spares(home):
+        try:
+            _make_private(directory, 2)
+            return directory
+        except OSError as error:
+            refused = error
+    assert refused is not None
+    raise refused
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether a directory exists and belongs to us alone, and so does the one that it is in."""
+    try:
+        found = [part.lstat() for part in (directory, directory.parent)]
+    except OSError:
+        return False
+    return all(stat.S_ISDIR(each.st_mode) and each.st_uid == os.getuid() and not each.st_mode & 0o077 for each in found)
 
 
 def _make_private(directory: Path, levels: int) -> None:

@@ -7,10 +7,13 @@ The addresses are in the connection file alone; `sockets` says how they are chos
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from engine.protocol import sockets
 from engine.protocol.home import Home, write_private
 from engine.protocol.messages import (
     PROTOCOL,
@@ -81,11 +84,20 @@ def encode_raw(message: Message) -> msgspec.Raw:
 
 
 def read_connection(home: Home) -> Connection | None:
-    """Read the connection file; None when it is missing or damaged."""
-    try:
-        return msgspec.json.decode(home.connection.read_bytes(), type=Connection)
-    except (OSError, msgspec.MsgspecError):
-        return None
+    """The connection of a supervisor that runs, else the first that was recorded; None without a readable record."""
+    recorded = list(read_connections(home))
+    return next((each for each in recorded if is_running(each)), recorded[0] if recorded else None)
+
+
+def read_connections(home: Home) -> Iterator[Connection]:
+    """The connection files that can be read: that of the home, and one in a spare directory, which is written where
+    the home cannot be."""
+    spares = (folder / home.connection.name for folder in sockets.list_spares(home) if sockets.is_ours(folder))
+    for path in (home.connection, *spares):
+        try:
+            yield msgspec.json.decode(path.read_bytes(), type=Connection)
+        except (OSError, msgspec.MsgspecError, RecursionError):
+            continue
 
 
 def is_running(connection: Connection) -> bool:
@@ -93,8 +105,17 @@ def is_running(connection: Connection) -> bool:
     return is_alive(connection.pid, connection.start_time, connection.identity, "engine.supervisor")
 
 
-def write_connection(home: Home, connection: Connection) -> None:
-    write_private(home.connection, msgspec.json.encode(connection))
+def write_connection(home: Home, connection: Connection) -> Path:
+    """Write the connection file, in a spare directory when the home is full or read-only; returns its path. Raises
+    OSError."""
+    content = msgspec.json.encode(connection)
+    try:
+        write_private(home.connection, content)
+        return home.connection
+    except OSError:
+        path = sockets.make_spare(home) / home.connection.name
+        write_private(path, content)
+        return path
 
 
 def protocol_mismatch(theirs: int) -> Problem:

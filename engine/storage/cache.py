@@ -19,6 +19,7 @@ import psutil
 
 from engine.protocol.home import Home, host_name, make_private, restrict, sync
 from engine.protocol.messages import ProblemError
+from engine.storage import manifest
 
 _WORK = "work-"
 _ABANDONED = 14 * 24 * 3600.0
@@ -84,6 +85,7 @@ def new_entry(home: Home, name: str) -> Iterator[Path]:
     temporary.mkdir(mode=0o700)
     try:
         yield temporary
+        manifest.write(temporary)
         restrict(temporary)
         for path in temporary.rglob("*"):
             sync(path)
@@ -94,9 +96,46 @@ def new_entry(home: Home, name: str) -> Iterator[Path]:
             if not (home.cache / name).is_dir():
                 raise
             # Another process has finished the same entry meanwhile.
+        else:
+            stamp_entry(home.cache / name)
         sync(home.cache)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def find_entry(home: Home, name: str, damaged: list[str] | None = None) -> Path | None:
+    """The entry `name` when it is there and whole, else None: one with a damaged file is removed, so that it is made
+    again, and `damaged` is told.
+
+    The hash of each file is compared with that of when it was written, once until the file is touched.
+    """
+    folder = home.cache / name
+    if not folder.is_dir():
+        return None
+    wrong = find_damage(folder)
+    if not wrong:
+        return folder
+    print(f"{folder}: {wrong}; it is made again", flush=True)
+    if damaged is not None:
+        damaged.append(f"{name}: {wrong}")
+    aside = folder.with_name(f".{name}.{host_name()}.{os.getpid()}")
+    folder.rename(aside)  # a process that has its files open keeps them
+    shutil.rmtree(aside, ignore_errors=True)
+    return None
+
+
+def find_damage(folder: Path) -> str:
+    """What is wrong with an entry; empty for a whole one, and for one of an older version."""
+    return manifest.find_damage(folder, stamps=_stamps_of(folder))
+
+
+def stamp_entry(folder: Path) -> None:
+    """Note that an entry has just been written; again when links to its files have been removed, which touches them."""
+    manifest.stamp(folder, _stamps_of(folder))
+
+
+def _stamps_of(folder: Path) -> Path:
+    return folder.with_name(f".checked-{folder.name}.json")
 
 
 @contextmanager

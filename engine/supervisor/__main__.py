@@ -12,6 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
+from engine.protocol import sockets
 from engine.protocol.home import Home
 from engine.supervisor.operations import HANDLERS
 from engine.supervisor.server import Server
@@ -24,7 +25,7 @@ class Log:
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
-            os.write(2, text.encode())
+            os.write(2, text.encode(errors="backslashreplace"))
         return len(text)
 
     def flush(self) -> None:
@@ -45,12 +46,11 @@ def main() -> int:
     parser.add_argument("--workers", default="engine.workers", help="the package whose modules are started as workers")
     arguments = parser.parse_args()
     os.umask(0o077)
-    home = Home.locate(arguments.home).create()
+    home = Home.locate(arguments.home)
+    with contextlib.suppress(OSError):
+        home.create()
     allow_many_files()
-    lock = os.open(home.lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _lock(home):
         return 3
     for ignored in (signal.SIGHUP, signal.SIGINT):
         signal.signal(ignored, signal.SIG_IGN)
@@ -62,8 +62,30 @@ def main() -> int:
     try:
         server.run()
     finally:
-        home.connection.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if server.recorded is not None:
+                server.recorded.unlink(missing_ok=True)
     return 0
+
+
+def _lock(home: Home) -> bool:
+    """Take the lock of this home and host; False when another supervisor has it. Where the home cannot be written, its
+    lock is opened to read, or one in the spare directory is taken."""
+    for path, flags in (
+        (home.lock, os.O_RDWR | os.O_CREAT),
+        (home.lock, os.O_RDONLY),
+        (sockets.make_spare(home) / home.lock.name, os.O_RDWR | os.O_CREAT),
+    ):
+        try:
+            lock = os.open(path, flags, 0o600)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+    raise SystemExit(f"{home.lock} cannot be written")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections import deque
 from collections.abc import Callable
 
 from engine.config.profile import ProfileError
@@ -11,47 +13,122 @@ from engine.protocol.home import RunDirectory
 from engine.protocol.messages import Run
 from engine.supervisor.processes import Leader
 from engine.supervisor.queue import Queue
+from engine.supervisor.run_files import list_directories, read_record, settle
 from engine.supervisor.run_monitor import RunMonitor
-from engine.supervisor.run_record import Record, read_job, replay
+from engine.supervisor.run_record import Record, replay
 from engine.supervisor.runs import Runs
 
 
 def adopt_runs(
-    runs: Runs, queue: Queue, monitor: RunMonitor, indexed: dict[str, tuple[Run, int]], index: Callable[[Record], None]
+    runs: Runs, queue: Queue, monitor: RunMonitor, indexed: dict[str, tuple[Run, int]], backlog: Backlog
 ) -> None:
-    """Read every run directory into `runs`, and adopt its run. `indexed` is the registry's content; `index` gives it
-    what was read."""
+    """Read every run directory into `runs`, and adopt its run. `indexed` is the registry's content; the `backlog` gets
+    what can be read later."""
     for left in runs.home.runs.glob(".deleted-*"):
         shutil.rmtree(left, ignore_errors=True)
-    for path in sorted(runs.home.runs.iterdir()):
-        directory = RunDirectory(path)
-        job = read_job(directory)
-        if job is None:
-            continue
-        record, launched = replay(directory, job, *indexed.get(directory.id, (None, 0)))
-        runs.records[record.run.id] = record
-        record.changed = True
-        while monitor.read_journal(record):
-            index(record)
+    for directory in list_directories(runs.home.runs):
         try:
-            runs.describe(record, runs.load_profile(record))
-        except (ProfileError, OSError):
-            pass  # the profile's sources have gone since: the run is shown all the same
-        if runs.is_local(record):
-            _adopt(record, launched, queue, monitor)
+            _adopt_directory(runs, queue, monitor, directory, indexed, backlog)
+        except Exception as error:  # noqa: BLE001 - whatever is in one directory must not cost the other runs
+            print(f"{str(directory.path)!a} cannot be read: {type(error).__name__}: {error}", flush=True)
     queue.order.sort(key=lambda run_id: runs.records[run_id].run.position or runs.records[run_id].run.created)
     queue.renumber()
+
+
+def _adopt_directory(
+    runs: Runs,
+    queue: Queue,
+    monitor: RunMonitor,
+    directory: RunDirectory,
+    indexed: dict[str, tuple[Run, int]],
+    backlog: Backlog,
+) -> None:
+    before = indexed.get(directory.id)
+    found = read_record(directory, before)
+    if found is None:
+        return
+    record, launched = found
+    runs.records[record.run.id] = record
+    live = runs.is_local(record) and (record.run.state in states.LIVE or not record.run.state)
+    record.changed = live or before is None or record.run != before[0]
+    with record.isolate():
+        if live:
+            while monitor.read_journal(record):
+                backlog.index(record)
+            backlog.describe(record)
+            if not settle(record):
+                _adopt(record, launched, queue, monitor)
+        else:
+            backlog.add(record)
+
+
+PATIENCE = 1.0
+"""Seconds that a request may wait for the journal of the run that it asks about."""
+
+
+class Backlog:
+    """Journals and profiles of ended runs that the registry does not know yet. They are read bit by bit while the
+    supervisor has nothing else to do."""
+
+    def __init__(self, runs: Runs, index: Callable[[Record], None]) -> None:
+        self.runs, self.index = runs, index
+        self._waiting: deque[Record] = deque()
+
+    def add(self, record: Record) -> None:
+        """Read what is missing of this run later."""
+        if not record.run.method or record.has_unread():
+            self._waiting.append(record)
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def prefer(self, record: Record) -> None:
+        """Read this run before the others: somebody has asked for it. A journal that takes longer than `PATIENCE` is
+        read on afterwards."""
+        if record not in self._waiting:
+            return
+        self._waiting.remove(record)
+        self._waiting.appendleft(record)
+        until = time.monotonic() + PATIENCE
+        while self._waiting and self._waiting[0] is record and time.monotonic() < until:
+            self.advance()
+
+    def advance(self) -> None:
+        """Read a profile or a part of a journal: some ten milliseconds."""
+        record = self._waiting[0]
+        more = False
+        if record.run.id in self.runs.records:
+            with record.isolate():
+                if record.has_unread():
+                    _, more = record.read_events()
+                    more = True
+                else:
+                    self.describe(record)
+                self.index(record)
+        if not more:
+            self._waiting.popleft()
+
+    def describe(self, record: Record) -> None:
+        """Put what the profile says into the summary, unless it is there."""
+        if record.run.method:
+            return
+        try:
+            self.runs.describe(record, self.runs.load_profile(record, keep=False))
+            record.changed = True
+        except (ProfileError, OSError):
+            pass  # the profile's sources have gone since: the run is shown all the same
 
 
 def refresh_runs_of_other_hosts(runs: Runs, monitor: RunMonitor) -> None:
     """Read the journals of live runs of other hosts that share this home. These runs are shown, never changed."""
     for record in runs.records.values():
         if not runs.is_local(record) and record.run.state in states.LIVE:
-            fresh, _ = replay(record.directory, record.job, None, 0)
-            record.run.state, record.run.problem = fresh.run.state, fresh.run.problem
-            record.run.reason, record.run.code = fresh.run.reason, fresh.run.code
-            record.changed = True
-            monitor.read_journal(record)
+            with record.isolate():
+                fresh, _ = replay(record.directory, record.job, None, 0)
+                record.run.state, record.run.problem = fresh.run.state, fresh.run.problem
+                record.run.reason, record.run.code = fresh.run.reason, fresh.run.code
+                record.changed = True
+                monitor.read_journal(record)
 
 
 def _adopt(record: Record, launched: journal.Launched | None, queue: Queue, monitor: RunMonitor) -> None:

@@ -77,7 +77,12 @@ class Clients:
             self._post(identity, wire.EVENT, payload, MOST_EVENTS)
 
     def reply(self, caller: Caller, result: Message) -> None:
-        self._send(caller, Reply(id=caller.request, result=wire.encode_raw(result)))
+        try:
+            encoded = wire.encode_raw(result)
+        except Exception as error:  # noqa: BLE001 - whoever asked must get an answer
+            self.reply_with_error(caller, error)
+        else:
+            self._send(caller, Reply(id=caller.request, result=encoded))
 
     def reply_with_error(self, caller: Caller, error: BaseException) -> None:
         """Send a ProblemError's problem as it is; any other exception is a mistake of ours and also goes to the log."""

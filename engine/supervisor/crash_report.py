@@ -39,6 +39,8 @@ class WorkerExit:
     status: int
     log: str
     oom_killed: bool = False
+    checkpoints: bool = True
+    """Whether the run has a checkpoint to go on from."""
 
 
 RESUME = "read the log; `cockpit resume` continues from the last checkpoint"
@@ -57,7 +59,7 @@ def report_crash(ended: WorkerExit, profile: Profile | None, again: str = RESUME
             hint=_suggest_less_memory(profile, "host memory"),
             traceback=tail,
         )
-    code, hint = _suggest_fix(ended.log, profile, "worker.killed" if status < 0 else "worker.failed", again)
+    code, hint = _suggest_fix(ended, profile, "worker.killed" if status < 0 else "worker.failed", again)
     if status < 0:
         return Problem(code=code, title=f"{who} died", cause=_describe_signal(-status), hint=hint, traceback=tail)
     last = next((line.strip() for line in reversed(ended.log.splitlines()) if line.strip()), "there is no output")
@@ -66,8 +68,19 @@ def report_crash(ended: WorkerExit, profile: Profile | None, again: str = RESUME
 
 def _find_failing_rank(ended: WorkerExit) -> tuple[int | None, int]:
     """The failing rank and its exit status, when the table that torchrun prints at its end names one."""
+    killed = find_killed_rank(ended.log)
     matches = _RANK.findall(ended.log)
-    return (int(matches[-1][0]), int(matches[-1][1])) if matches else (None, ended.status)
+    return killed or ((int(matches[-1][0]), int(matches[-1][1])) if matches else (None, ended.status))
+
+
+def find_killed_rank(log: str) -> tuple[int, int] | None:
+    """The rank that a signal ended, and its exit status; None when none was.
+
+    The other ranks then fail because they have lost it, and one of them may be the first that the launcher notices.
+    SIGTERM does not count: with it the launcher itself ends the ranks that are left.
+    """
+    found = ((int(rank), int(status)) for rank, status in _RANK.findall(log))
+    return next(((rank, status) for rank, status in found if status < 0 and status != -signal.SIGTERM), None)
 
 
 def _describe_signal(number: int) -> str:
@@ -78,14 +91,16 @@ def _describe_signal(number: int) -> str:
     return SIGNALS.get(known, f"killed by {known.name}")
 
 
-def _suggest_fix(log: str, profile: Profile | None, otherwise: str, again: str) -> tuple[str, str]:
+def _suggest_fix(ended: WorkerExit, profile: Profile | None, otherwise: str, again: str) -> tuple[str, str]:
     """The problem's code and hint. The code is `otherwise` when the log does not say that memory ran out."""
-    match find_exhausted_memory(log):
+    match find_exhausted_memory(ended.log):
         case "device":
             return "memory.exhausted", _suggest_less_memory(profile, "device memory")
         case "host":
             return "memory.host_exhausted", _suggest_less_memory(profile, "host memory")
-    return otherwise, again
+    if ended.checkpoints:
+        return otherwise, again
+    return otherwise, "read the log; there is no checkpoint yet, so `cockpit resume` begins again at the first step"
 
 
 def _suggest_less_memory(profile: Profile | None, which: str) -> str:

@@ -19,14 +19,12 @@ from engine.protocol.messages import (
     Ask,
     Cancel,
     CancelInstruction,
-    CheckpointInfo,
     Command,
     Continue,
     Instruction,
     Judgement,
     JudgementQuery,
     Judgements,
-    LedgerLine,
     ListRuns,
     LogQuery,
     LogReply,
@@ -37,7 +35,6 @@ from engine.protocol.messages import (
     Reorder,
     Resume,
     Run,
-    RunDetail,
     RunList,
     RunRef,
     SeriesQuery,
@@ -54,13 +51,10 @@ from engine.protocol.messages import (
     TelemetryQuery,
     Welcome,
 )
-from engine.supervisor import votes
+from engine.supervisor import details, votes
 from engine.supervisor.clients import Caller
-from engine.supervisor.run_record import Record, find_checkpoints
+from engine.supervisor.run_record import Record
 from engine.supervisor.server import Handler, Server
-
-SHOWN_ENTRIES = 400
-"""The most journal entries that `show` returns."""
 
 
 def hello(server: Server, caller: Caller, message: Nothing) -> Welcome:
@@ -74,6 +68,7 @@ def hello(server: Server, caller: Caller, message: Nothing) -> Welcome:
         jobs=[record.run.id for record in server.runs.list_live()],
         services=server.services.list_services(),
         ignored=server.clients.ignored,
+        notes=details.list_notes(server.home, server.registry),
     )
 
 
@@ -100,41 +95,14 @@ def runs(server: Server, caller: Caller, message: ListRuns) -> RunList:
 
 def show(server: Server, caller: Caller, message: RunRef) -> None:
     record = server.runs.find(message.run)
+    server.backlog.prefer(record)
     server.publish_changes()
     ranks = sorted(record.ranks.values(), key=lambda rank: rank.rank)
     run = msgspec.structs.replace(record.run, metrics=dict(record.run.metrics))
-
-    def detail() -> RunDetail:
-        entries = server.registry.read_entries(run.id, SHOWN_ENTRIES)
-        return RunDetail(
-            run=run,
-            profile_text=record.directory.profile.read_text(encoding="utf-8"),
-            checkpoints=_list_checkpoints(record, entries),
-            pids=server.monitor.find_pids(record),
-            ranks=ranks,
-            ledger=[msgspec.convert(entry, LedgerLine) for entry in server.registry.read_ledger(run.id)],
-            warnings=[entry["message"] for entry in entries if entry["kind"] == "warning"] + record.warnings,
-            told=entries,
-            facts=next((entry.get("facts", {}) for entry in reversed(entries) if entry["kind"] == "start"), {}),
-        )
-
-    server.reply_later(caller, detail, index=True)
-
-
-def _list_checkpoints(record: Record, entries: list[dict[str, Any]]) -> list[CheckpointInfo]:
-    """The checkpoints on disk by ascending step, with the metrics that the journal has. Only the last one marked as
-    best is the best."""
-    known = find_checkpoints(entries)
-    best = max((step for step, entry in known.items() if entry.best), default=None, key=lambda step: known[step].time)
-    return [
-        CheckpointInfo(
-            step=step,
-            path=str(record.directory.checkpoint(step)),
-            metrics=known[step].metrics if step in known else {},
-            best=step == best,
-        )
-        for step in record.directory.checkpoint_steps()
-    ]
+    pids = server.monitor.find_pids
+    server.reply_later(
+        caller, lambda: details.describe_run(server.registry, record, run, ranks, pids(record)), index=True
+    )
 
 
 def stop(server: Server, caller: Caller, message: Stop) -> Taken | None:
@@ -246,6 +214,7 @@ def reorder(server: Server, caller: Caller, message: Reorder) -> Run:
 
 def series(server: Server, caller: Caller, message: SeriesQuery) -> None:
     record = server.runs.find(message.run)
+    server.backlog.prefer(record)
     server.publish_changes()
 
     def read() -> SeriesReply:
@@ -262,7 +231,7 @@ def log(server: Server, caller: Caller, message: LogQuery) -> None:
     path = server.runs.find(message.run).directory.log
 
     def read() -> LogReply:
-        if not path.exists():
+        if not path.is_file():
             return LogReply(text="", offset=0)
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -311,7 +280,9 @@ def reindex(server: Server, caller: Caller, message: Nothing) -> RunList:
     for record in server.runs.records.values():
         record.offset, more = 0, True
         while more:
-            _, more = record.read_events()
+            more = False
+            with record.isolate():
+                _, more = record.read_events()
             server.index(record)
     return runs(server, caller, ListRuns())
 

@@ -96,7 +96,7 @@ class Queue:
         self._check_export_folder(profile)
         self._clear_results(record, message.first)
         record.directory.prepared.unlink(missing_ok=True)  # the profile may name other test rows now
-        write_private(record.directory.profile, profile.to_yaml().encode())
+        self._write(record.directory.profile, profile.to_yaml().encode())
         self.runs.remember_profile(record, profile)
         record.environment = message.environment or record.environment
         record.resume_step = None
@@ -122,31 +122,56 @@ class Queue:
                     hint=f"it has: {', '.join(map(str, steps)) or 'none'}",
                 )
             )
-        profile = self.runs.load_profile(record)
+        profile = self._load_profile(record)
         again = None if message.step is None else stages.TRAIN
         if message.changes:
             text = record.directory.profile.read_text(encoding="utf-8")
             overrides = [f"{key}={json.dumps(value)}" for key, value in message.changes.items()]
-            profile = self._check_profile(text, record.job.source, Path(record.job.directory), overrides)
+            again_prepared = any(stage_plan.is_within(key, start_stage.PREPARE_SETTINGS) for key in message.changes)
+            prepared = record.directory.prepared.is_file() and not again_prepared
+            profile = self._check_profile(text, record.job.source, Path(record.job.directory), overrides, prepared)
             again = again or stage_plan.find_first_touched(message.changes)
         self._check_disk(profile)
         if again or not record.directory.result(stages.EXPORT).is_file():
             self._check_export_folder(profile)
         if message.changes:
-            write_private(record.directory.profile, profile.to_yaml().encode())
-            # rows are prepared again: at once, from the cache, when the data settings are the same
-            record.directory.prepared.unlink(missing_ok=True)
+            self._write(record.directory.profile, profile.to_yaml().encode())
+            if again_prepared:
+                record.directory.prepared.unlink(missing_ok=True)
             self.runs.remember_profile(record, profile)
         if again:
             self._clear_results(record, again)
         record.environment = message.environment or record.environment
+        record.remade = False
         record.resume_step = message.step
         self.enqueue(record, "resume")
         return record.run
 
-    def _check_profile(self, text: str, source: str, directory: Path, overrides: list[str] | None = None) -> Profile:
+    def _load_profile(self, record: Record) -> Profile:
+        """The run's frozen profile. Raises ProblemError when it is damaged or no longer valid."""
         try:
-            return pin(parse(text, source or "profile", directory, overrides or [], self.home), self.home)
+            return self.runs.load_profile(record)
+        except (ProfileError, OSError) as error:
+            raise ProblemError(
+                Problem(
+                    code="profile.outdated",
+                    title=f"The profile of {record.run.id} is no longer valid",
+                    cause=str(error),
+                    hint=f"mend {record.directory.profile}, or train the original profile again",
+                )
+            )
+
+    def _check_profile(
+        self,
+        text: str,
+        source: str,
+        directory: Path,
+        overrides: list[str] | None = None,
+        prepared: bool = False,
+    ) -> Profile:
+        try:
+            profile = parse(text, source or "profile", directory, overrides or [], self.home, prepared=prepared)
+            return pin(profile, self.home)
         except ProfileError as error:
             raise ProblemError(
                 Problem(
@@ -168,6 +193,20 @@ class Queue:
                     title="Too little disk",
                     cause=cause,
                     hint="free some disk space, or lower limits.disk_free_gb",
+                )
+            )
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """Raises ProblemError when the disk does not take the file; the one before is kept then."""
+        try:
+            write_private(path, content)
+        except OSError as error:
+            raise ProblemError(
+                Problem(
+                    code="file.unwritable",
+                    title=f"{path.name} could not be written",
+                    cause=str(error),
+                    hint=f"free some disk space in {self.home.root}",
                 )
             )
 
@@ -321,6 +360,7 @@ class Queue:
         record.stage, record.identity, record.held_instructions, record.end = stage, None, [], None
         run.stage, run.phase = stage, ""
         record.oom_kills = processes.count_oom_kills()
+        record.log_begin = log.stat().st_size if (log := record.directory.log).is_file() else 0
         try:
             leader = processes.start(build_command(worker, count, port), record.directory.log, environment)
         except OSError as error:

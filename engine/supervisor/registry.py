@@ -7,13 +7,18 @@ single-worker executor), in order. The table `told` holds the journal entries th
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
+import time
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from engine.protocol import journal
 from engine.protocol.messages import Run, Series, Telemetry
 
 LEVELS = (64, 4096)
@@ -57,17 +62,54 @@ JOIN buckets AS b ON b.run = :run AND b.name = :name AND b.span = :below AND b.b
 
 class Registry:
     """Opens or creates the database. Where the file system cannot do WAL (NFS), SQLite uses its rollback journal
-    instead."""
+    instead. A damaged one, or one of another schema, is set aside, and a new one is in its place; where none can be
+    written (a full or read-only disk), it is in memory."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
+        self.in_memory = False
+        """Whether nothing of it is written to a disk."""
+        self._db: sqlite3.Connection
+        self._names: dict[str, int] = {}
+        self._runs: dict[str, int] = {}
+        try:
+            self._open(path)
+        except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
+            self.replace(error)
+
+    def _open(self, path: Path | str) -> None:
+        """Raises sqlite3.Error for a file that is not this database."""
+        if isinstance(path, Path):
+            _check_length(path)
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        path.chmod(0o600)
-        self._db.execute("PRAGMA journal_mode=WAL")
+        if isinstance(path, Path):
+            path.chmod(0o600)
+            self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("PRAGMA cache_size=-32000")
         self._db.executescript(_SCHEMA)
-        self._names: dict[str, int] = dict(self._db.execute("SELECT name, number FROM names"))
-        self._runs: dict[str, int] = dict(self._db.execute("SELECT id, number FROM runs"))
+        for table, columns in _list_columns(_SCHEMA).items():
+            found = [row[1] for row in self._db.execute(f"PRAGMA table_info({table})")]
+            if found != columns:
+                raise sqlite3.DatabaseError(f"its table {table} has the columns {', '.join(found)}")
+        self._names = {_text(name): number for name, number in self._db.execute("SELECT name, number FROM names")}
+        self._runs = {_text(name): number for name, number in self._db.execute("SELECT id, number FROM runs")}
+
+    def replace(self, error: Exception) -> None:
+        """Set the database aside because of `error`, and begin an empty one."""
+        self._names, self._runs = {}, {}
+        if hasattr(self, "_db"):
+            with contextlib.suppress(sqlite3.Error):
+                self._db.close()
+        try:
+            if kept := _set_aside(self.path):
+                print(f"{self.path.name} is damaged ({error}); it is kept as {kept.name} and rebuilt from the runs")
+            self._open(self.path)
+        except (sqlite3.Error, OSError) as refused:
+            print(f"{self.path} cannot be written ({refused}): this engine keeps its index in memory", flush=True)
+            self._names, self._runs = {}, {}
+            self.in_memory = True
+            self._open(":memory:")
 
     def close(self) -> None:
         self._db.close()
@@ -77,11 +119,18 @@ class Registry:
     def load(self) -> dict[str, tuple[Run, int]]:
         """Every indexed run, and the offset in its journal up to which it is indexed."""
         found = {}
+        unread = []
         for run_id, summary, offset in self._db.execute("SELECT id, summary, offset FROM runs"):
             try:
-                found[run_id] = msgspec.json.decode(summary, type=Run), offset
-            except msgspec.MsgspecError:  # written by another version: index that run again
-                self.forget(run_id)
+                run = msgspec.json.decode(summary, type=Run)
+                if run.id != run_id or not isinstance(offset, int) or offset < 0:
+                    raise ValueError
+                msgspec.msgpack.encode(run)
+                found[run_id] = run, offset
+            except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError):
+                unread.append(run_id)  # written by another version, or damaged: index that run again
+        for run_id in unread:
+            self.forget(run_id)
         return found
 
     def store(
@@ -126,14 +175,14 @@ class Registry:
             'SELECT line FROM told WHERE run = ? AND instr(line, CAST(\'"kind":"ledger"\' AS BLOB)) ORDER BY offset',
             (self._runs.get(run_id, -1),),
         )
-        return [msgspec.json.decode(line) for (line,) in rows]
+        return _decode_lines(line for (line,) in rows)
 
     def read_entries(self, run_id: str, limit: int) -> list[dict[str, Any]]:
         """The newest `limit` journal entries that are not metrics, oldest first."""
         rows = self._db.execute(
             "SELECT line FROM told WHERE run = ? ORDER BY offset DESC LIMIT ?", (self._runs.get(run_id, -1), limit)
         ).fetchall()
-        return [msgspec.json.decode(line) for (line,) in reversed(rows)]
+        return _decode_lines(line for (line,) in reversed(rows))
 
     def _run_number(self, run_id: str) -> int:
         if run_id not in self._runs:
@@ -220,7 +269,60 @@ class Registry:
 
     def read_telemetry(self, since: float) -> list[Telemetry]:
         rows = self._db.execute("SELECT sample FROM telemetry WHERE time >= ? ORDER BY time", (since,)).fetchall()
-        return [msgspec.json.decode(sample, type=Telemetry) for (sample,) in rows]
+        found = []
+        for (sample,) in rows:
+            with contextlib.suppress(msgspec.MsgspecError, TypeError):
+                found.append(msgspec.json.decode(sample, type=Telemetry))
+        return found
+
+
+def _check_length(path: Path) -> None:
+    """Raises sqlite3.DatabaseError for a file that has been cut off: SQLite would notice when it comes to the gap."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(100)
+    except FileNotFoundError:
+        return
+    if header[:16] != b"SQLite format 3\0":
+        if header:
+            raise sqlite3.DatabaseError("it is no SQLite database")
+        return
+    page = int.from_bytes(header[16:18], "big")
+    length = (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
+    if path.stat().st_size < length and not path.with_name(f"{path.name}-wal").exists():
+        raise sqlite3.DatabaseError(f"it has {path.stat().st_size} bytes rather than {length}")
+
+
+def _set_aside(path: Path) -> Path | None:
+    """Rename the database and its journals with the date; returns its new name, or None when there was none."""
+    kept = None
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for suffix in ("-wal", "-shm", ""):
+        each = path.with_name(path.name + suffix)
+        if os.path.lexists(each):
+            kept = path.with_name(f"{path.name}.damaged-{stamp}-{uuid.uuid4().hex[:4]}{suffix}")
+            each.rename(kept)
+    return kept
+
+
+def _list_columns(schema: str) -> dict[str, list[str]]:
+    """The columns of each table, from the schema's text."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as empty:
+        empty.executescript(schema)
+        tables = [name for (name,) in empty.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {table: [row[1] for row in empty.execute(f"PRAGMA table_info({table})")] for table in tables}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise sqlite3.DatabaseError(f"{value!r} is no name")
+    return value
+
+
+def _decode_lines(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """Entries as JSON objects. A line that this version cannot read is left out."""
+    entries = (journal.decode(line) for line in lines if isinstance(line, bytes))
+    return [msgspec.to_builtins(entry) for entry in entries if not isinstance(entry, journal.Unknown)]
 
 
 def _reduce(series: Series, rows: list[tuple[int, int, float, float, float, int]], points: int) -> Series:

@@ -23,7 +23,7 @@ from engine.protocol.messages import (
     Told,
 )
 from engine.supervisor import hang_detector, processes
-from engine.supervisor.crash_report import WorkerExit, report_crash
+from engine.supervisor.crash_report import WorkerExit, find_killed_rank, report_crash
 from engine.supervisor.processes import Leader
 from engine.supervisor.queue import Queue
 from engine.supervisor.run_record import Record, group_points, read_log_tail
@@ -80,6 +80,11 @@ class RunMonitor:
 
     def read_journal(self, record: Record) -> bool:
         """Read the next part of a run's journal and publish it. True when there is more to read."""
+        with record.isolate():
+            return self._read_journal(record)
+        return False
+
+    def _read_journal(self, record: Record) -> bool:
         entries, more = record.read_events()
         values = group_points(entries)
         if values:
@@ -102,16 +107,21 @@ class RunMonitor:
     def reap(self) -> None:
         """Notice workers that have ended, and move the states of their runs."""
         for record in list(self.runs.records.values()):
-            if record.leader is not None and record.leader.has_ended():
-                self.handle_exit(record, record.leader)
+            with record.isolate():
+                if record.leader is not None and record.leader.has_ended():
+                    self.handle_exit(record, record.leader)
 
     def handle_exit(self, record: Record, leader: Leader) -> None:
         """A run's first process has ended. End the ranks that are left, which would hold their devices for good; then
         move the state."""
         record.leader, record.identity = None, None
-        self.run_in_background(
-            lambda: self._end_processes(record), lambda: self._move_after_exit(record, leader.pid, leader.status)
-        )
+        self.run_in_background(lambda: self._end_processes(record), lambda: self._settle_exit(record, leader))
+
+    def _settle_exit(self, record: Record, leader: Leader) -> None:
+        with record.isolate():
+            self._move_after_exit(record, leader.pid, leader.status)
+        if record.leader is None and record.run.state in states.STARTED:  # its files kept it from being moved
+            record.move("lost", code="run.damaged", reason=f"damaged: {'; '.join(record.damage[:1])}")
 
     def _end_processes(self, record: Record) -> None:
         processes.end_processes(processes.find_processes(record.run.id, self.runs.home.root))
@@ -123,9 +133,9 @@ class RunMonitor:
         record.ranks = {}
         end = record.end
         if end is not None and end.status == "failed":
-            self._fail(record, end.problem)
+            self._fail(record, self._name_killed_rank(record, status) or end.problem)
         elif end is not None and end.status == "stopped" and record.stage == stages.TRAIN:
-            self._finish(record, "stopped")
+            self._finish(record, "stopped", by_signal=not record.stop_requested)
         elif self._has_succeeded(record, status):
             self._start_next_stage(record)
         elif record.stop_requested:
@@ -146,6 +156,14 @@ class RunMonitor:
         """Fail the run, or queue its next attempt where `launch.restarts` allows one. Attempts are counted, so that a
         restart of the engine forgets none."""
         record.move("failed", problem=problem)
+        if (
+            problem is not None
+            and problem.code == "data.cache_damaged"
+            and not (record.remade or record.stop_requested)
+        ):
+            record.remade = True  # once: the damaged rows are made again, and the run goes on where it was to
+            self.queue.enqueue(record, "resume")
+            return
         record.resume_step = (
             None  # a restart goes on from the newest checkpoint, whatever step the attempt was resumed from
         )
@@ -158,10 +176,19 @@ class RunMonitor:
         except (ProfileError, OSError):
             return 0
 
-    def _finish(self, record: Record, event: str) -> None:
+    def _finish(self, record: Record, event: str, *, by_signal: bool = False) -> None:
         if event == "stopped" and record.run.state != states.STOPPING:
             record.move("stop")
-        record.move(event)
+        reason = f"its worker got SIGTERM and ended at step {record.run.step}" if by_signal else ""
+        record.move(event, reason=reason, code="run.terminated" if by_signal else "")
+
+    def _name_killed_rank(self, record: Record, status: int | None) -> Problem | None:
+        """The problem of a rank that a signal has ended, where rank 0 could only report that it has lost it."""
+        end = record.end
+        if status is None or end is None or end.problem is None or end.problem.code != "training.failed":
+            return None
+        log = read_log_tail(record.directory.log, begin=record.log_begin)
+        return self._report_crash(record, status) if find_killed_rank(log) else None
 
     def _has_succeeded(self, record: Record, status: int | None) -> bool:
         """Whether the stage has its result. Training journals its end, so its exit status does not count: it may be
@@ -182,7 +209,8 @@ class RunMonitor:
 
     def _report_crash(self, record: Record, status: int) -> Problem:
         oom_killed = processes.count_oom_kills() > record.oom_kills
-        ended = WorkerExit(status, read_log_tail(record.directory.log), oom_killed)
+        log = read_log_tail(record.directory.log, begin=record.log_begin)
+        ended = WorkerExit(status, log, oom_killed, bool(record.directory.checkpoint_steps()))
         try:
             profile = self.runs.load_profile(record)
         except (ProfileError, OSError):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,13 +40,15 @@ class Job(msgspec.Struct, kw_only=True):
     """The stage that the run starts with; empty for the first."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     run: Run
     directory: RunDirectory
     job: Job
     offset: int = 0
     """Bytes of events.jsonl that have been read."""
+    torn_at: int = -1
+    """Where the incomplete last line of events.jsonl begins that was last seen."""
     stage: str = ""
     """The stage of `protocol.stages` whose worker runs, or ran last."""
     leader: Leader | None = None
@@ -62,6 +67,12 @@ class Record:
     """Messages of the warnings that the supervisor itself has given about the run."""
     stop_requested: bool = False
     resume_step: int | None = None
+    damage: list[str] = field(default_factory=list)
+    """What is wrong with the run's files, one sentence each."""
+    remade: bool = False
+    """Whether its damaged rows have been made again since it was queued by the user."""
+    log_begin: int = 0
+    """Bytes that the log had when the worker was started: what is before them is another attempt's."""
     oom_kills: int = 0
     """How many processes the kernel's out-of-memory killer had ended when the worker was started."""
     changed: bool = False
@@ -72,6 +83,8 @@ class Record:
     lifecycle: journal.Writer | None = None
     unwritten: list[journal.LifecycleEntry] = field(default_factory=list)
     """Lifecycle entries that a full disk has not taken yet; they are written in order when there is room."""
+    said: str = ""
+    """What was last said in the log about them."""
 
     def move(self, event: str, *, reason: str = "", code: str = "", problem: Problem | None = None) -> None:
         """Make one transition of the table of states. It is journalled and synced before it is published."""
@@ -94,6 +107,18 @@ class Record:
         )
         self.changed = True
 
+    def settle(self, state: str, reason: str, problem: Problem | None) -> None:
+        """Give the run a state that its damaged lifecycle does not lead to."""
+        run, now = self.run, time.time()
+        run.state, run.reason, run.code, run.problem = state, reason, "run.damaged", problem
+        run.ended, run.position, run.phase = now, 0, ""
+        self.write_lifecycle(
+            journal.State(
+                time=now, attempt=run.attempt, state=state, reason=reason, code=run.code, step=run.step, problem=problem
+            )
+        )
+        self.changed = True
+
     def write_lifecycle(self, entry: journal.LifecycleEntry) -> None:
         """Journal an entry now, or as soon as the disk has room: a full disk must not end the supervisor."""
         self.unwritten.append(entry)
@@ -107,12 +132,49 @@ class Record:
                 self.lifecycle.write(self.unwritten[0])
                 del self.unwritten[0]
         except OSError as error:
-            print(f"{self.directory.lifecycle}: {error}; {len(self.unwritten)} entries wait", flush=True)
+            text = f"{self.directory.lifecycle}: {error}; {len(self.unwritten)} entries wait"
+            if text != self.said:  # asked again every second
+                self.said = text
+                print(text, flush=True)
+
+    def note_damage(self, text: str) -> None:
+        """Say what is wrong with the run's files: in the log once, in the run's warnings, and as its problem where it
+        has none."""
+        if text in self.damage:
+            return
+        print(f"{self.directory.path}: {text}".encode(errors="backslashreplace").decode(), flush=True)
+        self.damage.append(text)
+        self.changed = True
+        if self.run.problem is None:
+            self.run.problem = Problem(
+                code="run.damaged",
+                title=f"{self.run.id} is damaged",
+                cause="; ".join(self.damage[:5]),
+                hint="what is whole is shown; its checkpoints can be resumed by RUN@STEP, and used as models",
+            )
+
+    @contextmanager
+    def isolate(self) -> Iterator[None]:
+        """Whatever goes wrong in the block is this run's: it is shown as damaged, and the others go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - one run must never cost the others
+            text = f"its files cannot be followed ({type(error).__name__}: {str(error)[:300]})"
+            if text not in self.damage:
+                traceback.print_exc()
+            self.note_damage(text)
 
     def close(self) -> None:
         if self.lifecycle is not None:
             self.lifecycle.close()
             self.lifecycle = None
+
+    def has_unread(self) -> bool:
+        """Whether the worker's journal is longer than what has been read of it."""
+        try:
+            return self.directory.events.stat().st_size > self.offset and self.offset != self.torn_at
+        except OSError:
+            return False
 
     def read_events(self) -> tuple[list[journal.AnyEntry], bool]:
         """Read the next part of the worker's journal: its entries, and whether there is more. Points and entries are
@@ -121,10 +183,24 @@ class Record:
         start = self.offset
         for line, offset in journal.read_lines(self.directory.events, self.offset, BYTES_PER_TURN):
             entry = journal.decode(line)
-            self._apply(entry, line, offset)
+            if isinstance(entry, journal.Unknown) and entry.damaged:
+                self._note_damaged_line(self.directory.events, self.offset)
+            else:
+                self._apply(entry, line, offset)
             self.offset = offset
             entries.append(entry)
+        if self.offset == start:
+            self.torn_at = start  # an incomplete last line
         return entries, self.offset - start >= BYTES_PER_TURN
+
+    def _note_damaged_line(self, path: Path, offset: int) -> None:
+        if not any(text.startswith(path.name) for text in self.damage):
+            self.note_warning(f"{path.name} has lines that cannot be read, the first of them at byte {offset}")
+
+    def note_warning(self, text: str) -> None:
+        """Say that a part of the run's files is damaged, which changes nothing about its state."""
+        self.damage.append(text)
+        self.changed = True
 
     def _apply(self, entry: journal.AnyEntry, line: bytes, offset: int) -> None:
         run = self.run
@@ -143,8 +219,8 @@ class Record:
             run.parameters, run.trainable_parameters = entry.parameters, entry.trainable_parameters
         elif isinstance(entry, Phase):
             run.phase = f"{entry.name} {entry.detail}".strip()
-        elif isinstance(entry, Ledger) and entry.name == "training.max_steps":
-            run.max_steps = int(entry.new)
+        elif isinstance(entry, Ledger) and entry.name == "training.max_steps" and type(entry.new) is int:
+            run.max_steps = entry.new
         elif isinstance(entry, End) and entry.attempt == run.attempt:
             self.end = entry
             run.step = entry.step
@@ -169,15 +245,13 @@ def group_points(entries: list[journal.AnyEntry]) -> dict[str, list[tuple[int, f
 
 def find_checkpoints(entries: list[dict[str, Any]]) -> dict[int, Checkpoint]:
     """The newest checkpoint entry of each step."""
-    return {entry["step"]: msgspec.convert(entry, Checkpoint) for entry in entries if entry.get("kind") == "checkpoint"}
-
-
-def read_job(directory: RunDirectory) -> Job | None:
-    """`job.json`, or None for a directory that is no run (or one that was being made when the host stopped)."""
-    try:
-        return msgspec.json.decode((directory.path / "job.json").read_bytes(), type=Job)
-    except (OSError, msgspec.MsgspecError):
-        return None
+    found = {}
+    for entry in entries:
+        if entry.get("kind") == "checkpoint":
+            with suppress(msgspec.ValidationError):
+                checkpoint = msgspec.convert(entry, Checkpoint)
+                found[checkpoint.step] = checkpoint
+    return found
 
 
 def replay(
@@ -195,7 +269,18 @@ def replay(
     launched = None
     stage = ""
     warnings: list[str] = []
-    for entry, _ in journal.read(directory.lifecycle):
+    damage: list[str] = []
+    try:
+        entries = [entry for entry, _ in journal.read(directory.lifecycle)]
+    except OSError as error:
+        entries, damage = [], [f"lifecycle.jsonl cannot be read ({error.strerror})"]
+    for entry in entries:
+        if isinstance(entry, journal.Unknown) or (
+            isinstance(entry, journal.State) and entry.state not in states.STATES
+        ):
+            if not damage and not (isinstance(entry, journal.Unknown) and not entry.damaged):
+                damage.append("lifecycle.jsonl has lines that cannot be read")
+            continue
         run.attempt = max(run.attempt, entry.attempt)
         if isinstance(entry, journal.State):
             run.state, run.reason, run.code, run.problem = entry.state, entry.reason, entry.code, entry.problem
@@ -208,17 +293,19 @@ def replay(
         elif isinstance(entry, journal.Exit):
             launched = None
     record = Record(run=run, directory=directory, job=job, offset=offset if summary else 0, stage=stage)
-    record.warnings = warnings
+    record.warnings, record.damage = warnings, damage
     run.stage = stage
     return record, launched
 
 
-def read_log_tail(path: Path, limit: int = 65536) -> str:
-    """The last `limit` bytes of a log as text; empty when there is no log."""
+def read_log_tail(path: Path, limit: int = 65536, begin: int = 0) -> str:
+    """The last `limit` bytes of a log from byte `begin` on, as text; empty when there is no log."""
     try:
+        if not path.is_file():
+            return ""
         with open(path, "rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - limit))
+            file.seek(max(begin, size - limit))
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""

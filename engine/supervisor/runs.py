@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.config import stage_plan
-from engine.config.profile import Profile, parse
+from engine.config.profile import Issue, Profile, ProfileError, parse
 from engine.protocol import stages, states
 from engine.protocol.home import Home, host_name
 from engine.protocol.messages import Problem, ProblemError
@@ -53,14 +53,26 @@ class Runs:
     def is_local(self, record: Record) -> bool:
         return record.job.host == host_name()
 
-    def load_profile(self, record: Record) -> Profile:
-        """The run's frozen profile. Raises ProfileError when it is no longer valid, and OSError."""
-        if record.run.id not in self._profiles:
-            text = record.directory.profile.read_text(encoding="utf-8")
-            self._profiles[record.run.id] = parse(
-                text, str(record.directory.profile), Path(record.job.directory), home=self.home
-            )
-        return self._profiles[record.run.id]
+    def load_profile(self, record: Record, *, keep: bool = True) -> Profile:
+        """The run's frozen profile, in memory from then on if `keep`. Raises ProfileError when it is no longer valid,
+        whatever is in its file, and OSError."""
+        if record.run.id in self._profiles:
+            return self._profiles[record.run.id]
+        path = record.directory.profile
+        try:
+            if path.exists() and not path.is_file():
+                raise ValueError("it is not a file")
+            text = path.read_text(encoding="utf-8")
+            prepared = record.directory.prepared.is_file()
+            profile = parse(text, str(path), Path(record.job.directory), home=self.home, prepared=prepared)
+        except (ProfileError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a damaged file may do anything to a parser
+            wrong = f"it is damaged ({type(error).__name__}: {str(error)[:200]})"
+            raise ProfileError([Issue(wrong, code="profile.syntax", file=str(path))])
+        if keep:
+            self._profiles[record.run.id] = profile
+        return profile
 
     def remember_profile(self, record: Record, profile: Profile) -> None:
         """Keep a profile that has just been checked, and describe it in the run's summary."""

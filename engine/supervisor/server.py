@@ -4,12 +4,14 @@ to a thread."""
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -39,7 +41,7 @@ from engine.protocol.messages import (
     Written,
 )
 from engine.supervisor import pending
-from engine.supervisor.adoption import adopt_runs, refresh_runs_of_other_hosts
+from engine.supervisor.adoption import Backlog, adopt_runs, refresh_runs_of_other_hosts
 from engine.supervisor.clients import Caller, Clients
 from engine.supervisor.pending import PendingRequests
 from engine.supervisor.queue import Queue
@@ -77,7 +79,12 @@ class Server:
         self._closing = False
         self._closing_when_idle = False
         self._connection: wire.Connection | None = None
+        self.recorded: Path | None = None
+        """The connection file that this supervisor has written."""
         self._unread: set[str] = set()
+        self._logged: set[str] = set()
+        self._indexing = 0
+        """Parts of journals that wait for the registry's thread."""
         self._calls: deque[Callable[[], None]] = deque()
         self._index_thread = ThreadPoolExecutor(1, "registry")
         self._threads = ThreadPoolExecutor(4, "background")
@@ -96,12 +103,13 @@ class Server:
         self.services = Services(home, workers, address, publish, self.instruct, self._pending.fail)
         self.runs = Runs(home)
         self.queue = Queue(self.runs, workers, address, self.sampler.device_count)
+        self.backlog = Backlog(self.runs, self.index)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> None:
-        adopt_runs(self.runs, self.queue, self.monitor, self.registry.load(), self.index)
+        adopt_runs(self.runs, self.queue, self.monitor, self._load_registry(), self.backlog)
         self.sampler.start()
         poller = zmq.Poller()
         control, workers = self.sockets.control, self.sockets.workers
@@ -114,11 +122,17 @@ class Server:
             (OTHER_HOSTS, lambda: refresh_runs_of_other_hosts(self.runs, self.monitor)),
         ]
         due = [(time.monotonic(), period, action) for period, action in timers]
+        advanced = 0.0
         while not self._closing:
             wait = min(when for when, _, _ in due) - time.monotonic()
             if self.clients.waiting:
                 wait = min(wait, self.clients.retry)
-            ready = dict(poller.poll(max(0, int(wait * 1000) + 1)))
+            reading = bool(self.backlog) and self._indexing < 8
+            ready = dict(poller.poll(0 if reading else max(0, int(wait * 1000) + 1)))
+            # Also now and then beside a client that asks without end.
+            if reading and (not ready or time.monotonic() - advanced > FLUSH):
+                self._guard(self.backlog.advance)
+                advanced = time.monotonic()
             if self._wake_read in ready:
                 os.read(self._wake_read, 65536)
             if workers in ready:
@@ -126,13 +140,13 @@ class Server:
             if control in ready:
                 self._receive(control, self._from_client)
             while self._calls:
-                self._calls.popleft()()
+                self._guard(self._calls.popleft())
             if self.clients.waiting:
-                self.clients.drain()
+                self._guard(self.clients.drain)
             now = time.monotonic()
             for index, (when, period, action) in enumerate(due):
                 if now >= when:
-                    action()
+                    self._guard(action)
                     due[index] = (time.monotonic() + period, period, action)
         self._end()
 
@@ -144,9 +158,28 @@ class Server:
             except zmq.Again:
                 return
             if len(frames) == 1:
-                handle(identity, frames[0])
+                payload = frames[0]
+                self._guard(lambda identity=identity, payload=payload: handle(identity, payload))  # type: ignore[misc]
             else:
                 self.clients.ignored += 1
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        """Call `action`. A mistake of ours in it goes to the log, each once, and does not end the supervisor: the jobs
+        need it."""
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001
+            text = "".join(traceback.format_exception(error))
+            if text not in self._logged:
+                self._logged.add(text)
+                print(text, flush=True)
+
+    def _load_registry(self) -> dict[str, tuple[Run, int]]:
+        try:
+            return self.registry.load()
+        except sqlite3.Error as error:
+            self.registry.replace(error)
+            return {}
 
     def close(self) -> None:
         """End the loop. Jobs go on, and the next supervisor adopts them. Safe in a signal handler."""
@@ -324,13 +357,28 @@ class Server:
         run = msgspec.structs.replace(record.run, metrics=dict(record.run.metrics))
         points, entries = record.take_unindexed()
         if run.id in self.runs.records:
+            self._indexing += 1
             self._index_thread.submit(self._store, run, record.offset, points, entries)
 
     def _store(self, run: Run, offset: int, points: list[Point], entries: list[tuple[int, bytes]]) -> None:
         try:
             self.registry.store(run, offset, points, entries)
+        except sqlite3.OperationalError as error:
+            print(f"{run.id} cannot be indexed now: {error}", flush=True)  # full or locked: read again next time
+        except sqlite3.DatabaseError as error:
+            self.registry.replace(error)
+            self.call_soon(self._reread)
         except Exception:  # noqa: BLE001 - an index that cannot be written (disk full) is rebuilt later; the journals hold all
             traceback.print_exc()
+
+        finally:
+            self._indexing -= 1
+
+    def _reread(self) -> None:
+        """Read every run again: the registry has been replaced by an empty one."""
+        for record in self.runs.records.values():
+            record.offset, record.torn_at = 0, -1
+            self.backlog.add(record)
 
     def _each_second(self) -> None:
         for record in self.runs.records.values():
@@ -368,7 +416,7 @@ class Server:
             print(f"{self.home.connection}: {error}", flush=True)
 
     def record_connection(self) -> None:
-        """Write this supervisor's connection file. Raises OSError."""
+        """Write this supervisor's connection file. Raises OSError, ProblemError."""
         pid = os.getpid()
         self._connection = wire.Connection(
             pid=pid,
@@ -380,4 +428,4 @@ class Server:
             control=self.sockets.address("control"),
             workers=self.sockets.address("workers"),
         )
-        wire.write_connection(self.home, self._connection)
+        self.recorded = wire.write_connection(self.home, self._connection)

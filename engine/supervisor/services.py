@@ -243,7 +243,7 @@ class Services:
         self.publish(ServiceChanged(service=worker.service))
         self.fail_requests(
             worker.service.id,
-            problem or _describe_end(worker.service),
+            problem or _report_end(worker.service),
         )
 
     def _log_path(self, service_id: str) -> Path:

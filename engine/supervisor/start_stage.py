@@ -15,7 +15,7 @@ from engine.protocol.messages import Problem, ProblemError, Submit
 from engine.supervisor.run_record import Record
 from engine.supervisor.runs import Runs
 
-_PREPARE_SETTINGS = ("data", "model", "method", "training.seed")
+PREPARE_SETTINGS = ("data", "model", "method", "training.seed")
 """Settings that prepared rows depend on."""
 
 
@@ -24,7 +24,7 @@ def find_prepared_run(runs: Runs, message: Submit, profile: Profile) -> tuple[Re
     ProblemError."""
     record = _find_newest(runs, message, stages.PREPARE)
     before, profile = _load_comparable(runs, record, profile)
-    changed = [name for name in _list_differences(before, profile) if stage_plan.is_within(name, _PREPARE_SETTINGS)]
+    changed = [name for name in _list_differences(before, profile) if stage_plan.is_within(name, PREPARE_SETTINGS)]
     if changed:
         raise _settings_changed_error(record, changed, stages.TRAIN, stages.PREPARE)
     return record, profile

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from engine.protocol.home import write_all
 from engine.protocol.messages import Judgement, Problem, ProblemError
 from engine.supervisor.runs import Runs
 
@@ -47,7 +48,7 @@ def write(judgement: Judgement, paths: Iterable[Path]) -> Judgement:
             try:
                 size = os.fstat(descriptor).st_size
                 torn = size and os.pread(descriptor, 1, size - 1) != b"\n"
-                os.write(descriptor, b"\n" + line if torn else line)
+                write_all(descriptor, b"\n" + line if torn else line)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

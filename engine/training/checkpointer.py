@@ -116,16 +116,18 @@ class Checkpointer:
             return None
         folder = job.run.checkpoint(loop.step)
         try:
-            write_folder(folder, lambda place: self.write_files(place, gathered))
+            facts = {"step": loop.step, "attempt": job.attempt}
+            write_folder(folder, lambda place: self.write_files(place, gathered), facts)
         except OSError as error:
             return Pause(
                 code="pause.disk_low", reason=f"disk low: the checkpoint cannot be written ({error.strerror or error})"
             )
+        job.written.add(loop.step)
         results = loop.evaluator.results.get(loop.step, {})
         job.checkpoints[loop.step] = {name: value for name, value in results.items() if value is not None}
         best = checkpoints.find_best(job.checkpoints, loop.profile.checkpoint.best_by)
         protected = {loop.step} | ({best} if best is not None else set())
-        removed = checkpoints.prune(job.run, loop.profile.checkpoint.keep, protected)
+        removed = checkpoints.prune(job.run, loop.profile.checkpoint.keep, protected, job.written)
         for step in removed:
             job.checkpoints.pop(step, None)
         loop.reporter.write(

@@ -16,6 +16,7 @@ from engine.metrics.registry import direction
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, read
 from engine.protocol.messages import Problem, ProblemError
+from engine.storage import manifest
 from engine.storage.atomic import write_folder
 from engine.tasks.direction import Direction
 
@@ -47,9 +48,10 @@ def find_best(checkpoints: dict[int, dict[str, float]], metric: str) -> int | No
     return min(scored, key=lambda step: (sign * scored[step], step))
 
 
-def prune(run: RunDirectory, keep: int, protected: set[int]) -> list[int]:
-    """Remove the oldest checkpoints beyond `keep`, never a protected one; returns the removed steps."""
-    steps = run.checkpoint_steps()
+def prune(run: RunDirectory, keep: int, protected: set[int], written: set[int]) -> list[int]:
+    """Remove the oldest checkpoints beyond `keep`, never a protected one, and none that is not among the `written`:
+    what the journal does not know may be all that is left of the run. Returns the removed steps."""
+    steps = [step for step in run.checkpoint_steps() if step in written]
     surplus = max(0, len(steps) - keep)
     removed = [step for step in steps if step not in protected][:surplus]
     for step in removed:
@@ -131,7 +133,7 @@ def _unreadable(folder: Path, cause: str) -> ProblemError:
 def publish(checkpoint: Path, output: Path) -> None:
     """Copy a checkpoint to `output`, completely or not at all, without the files that only a resume needs."""
     check_output(output)
-    without = shutil.ignore_patterns(RESUME_FOLDER)
+    without = shutil.ignore_patterns(RESUME_FOLDER, manifest.FILE)
     write_folder(output, lambda folder: shutil.copytree(checkpoint, folder, dirs_exist_ok=True, ignore=without))
 
 

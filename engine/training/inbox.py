@@ -18,6 +18,11 @@ ARRIVED = "arrived"
 """Argument added to a hot-chat question: its arrival time by `perf_counter`."""
 
 
+class Terminated(BaseException):
+    """SIGTERM came before the training loop, when there is nothing to save. Not an `Exception`, which a library might
+    take for a failure of its own."""
+
+
 class Inbox:
     """Filled by the link's thread, emptied by the training loop. `stacks` is carried out at once, without waiting for a
     step boundary."""
@@ -28,6 +33,10 @@ class Inbox:
         """The processes of all ranks, once they are known."""
         self.step = 0
         """The last finished step, reported in answers."""
+        self.looping = False
+        """Whether the training loop runs, which looks at `terminated` at each step boundary."""
+        self.terminated = False
+        """Whether this rank got SIGTERM."""
         self.cancelled: set[str] = set()
         """Hot-chat requests that were cancelled; added by the link's thread."""
         self._waiting: deque[Instruction] = deque()
@@ -53,6 +62,19 @@ class Inbox:
                     instruction.arguments[ARRIVED] = time.perf_counter()
                 self._waiting.append(instruction)
                 self.arrived.set()
+
+    def end_on_sigterm(self) -> None:
+        """From now on SIGTERM ends this rank in order: at the next step boundary, or by `Terminated` while there is
+        none. Further ones change nothing: the ranks get one from the launcher too, and whoever sent the first sends
+        SIGKILL when it takes too long."""
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: object) -> None:
+        if self.terminated:
+            return
+        self.terminated = True  # no lock may be taken here: the thread that was interrupted may hold it
+        if not self.looping:
+            raise Terminated
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -39,6 +39,9 @@ class Job:
     saved_step: int = -1
     checkpoints: dict[int, dict[str, float]] = field(default_factory=dict)
     """Complete checkpoints with their metrics, by step."""
+    written: set[int] = field(default_factory=set)
+    """Steps of all checkpoints that the journal tells of, those of abandoned branches too. Only these are ever
+    pruned."""
     skipped: set[int] = field(default_factory=set)
     """Numbers of training rows that are left out because their batch was bad."""
     hot_chat: HotChat = field(default_factory=HotChat)

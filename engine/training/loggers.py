@@ -24,6 +24,8 @@ def open_loggers(job: Job) -> None:
     logging = job.profile.logging
     if logging.tensorboard:
         job.reporter.loggers.append(TensorBoard(job.run))
+        if job.attempt > 1:
+            job.reporter.rewind_loggers(int(job.resumed_from.name.removeprefix("step-")) if job.resumed_from else None)
     if logging.wandb is None:
         return
     if importlib.util.find_spec("wandb") is None:
@@ -65,6 +67,12 @@ class TensorBoard:
         ]
         self._writer.add_event(Event(wall_time=entry.time, step=entry.step, summary=Summary(value=values)))
 
+    def rewind(self, step: int) -> None:
+        """TensorBoard drops what earlier files have of the steps after `step`."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self._writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
     def close(self) -> None:
         self._writer.close()
 
@@ -94,6 +102,9 @@ class WeightsAndBiases:
 
     def write(self, entry: Metrics | Evaluation) -> None:
         self._run.log({"step": entry.step, **entry.values})
+
+    def rewind(self, step: int) -> None:
+        """Nothing: its x axis may go back."""
 
     def close(self) -> None:
         self._run.finish()

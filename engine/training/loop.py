@@ -72,6 +72,7 @@ class TrainingLoop:
 
         Raises RestartFrom when the model and the loop must be built again, and whatever the libraries raise.
         """
+        self.job.inbox.looping = True
         self.begin(on_ready)
         try:
             while not self.is_finished():

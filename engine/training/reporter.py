@@ -27,6 +27,9 @@ class Logger(Protocol):
 
     def write(self, entry: Metrics | Evaluation) -> None: ...
 
+    def rewind(self, step: int) -> None:
+        """What was written after `step` is written again."""
+
     def close(self) -> None: ...
 
 
@@ -94,6 +97,12 @@ class Reporter:
     @property
     def phase_name(self) -> str:
         return self._phase[0]
+
+    def rewind_loggers(self, step: int | None) -> None:
+        """The run goes on from `step`, or from the beginning, and its later steps are done again."""
+        for logger in self.loggers:
+            with contextlib.suppress(OSError):
+                logger.rewind(-1 if step is None else step)
 
     def close_loggers(self) -> None:
         while self.loggers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,9 @@ class RunControl:
         commands: list[Command] = []
         over = False
         while not over and not self.stopping:
+            if self._ranks.sum([self._inbox.terminated])[0]:
+                self._obey_sigterm()
+                break
             if self._ranks.first:
                 if not self._hot_chat.advance(self._loop):
                     self._inbox.arrived.wait(PAUSE_POLL_SECONDS)
@@ -84,13 +88,26 @@ class RunControl:
         """Exchange and carry out commands on all ranks; returns the reason to pause, if any."""
         host_pause = self._find_host_pause()
         waiting = len(self._inbox) + bool(host_pause) if self._ranks.first else 0
-        if not self._ranks.sum([waiting])[0]:
+        waiting_anywhere, terminated = self._ranks.sum([waiting, self._inbox.terminated])
+        if terminated:
+            self._obey_sigterm()
+        if self.stopping or not waiting_anywhere:
             return None
         pause: Pause | None
         pause, commands = self._exchange_commands(host_pause)
         for name, _ in commands:
             pause = {"pause": USER_PAUSE, "continue": None, "stop": None}.get(name, pause)
         return pause
+
+    def _obey_sigterm(self) -> None:
+        """Some rank got SIGTERM: all of them end here, with a checkpoint."""
+        self.stopping = True
+        self._reporter.warn(
+            code="training.terminated",
+            step=self._loop.step,
+            message=f"SIGTERM: the run ends at step {self._loop.step}, with a checkpoint",
+            hint="a scheduler's time limit, a reboot, or `kill`; `cockpit resume` continues from this step",
+        )
 
     def _exchange_commands(self, payload: Any) -> tuple[Any, list[Command]]:
         """Send rank 0's `payload` and its waiting commands to all ranks, which carry the commands out; returns the
@@ -149,6 +166,11 @@ class RunControl:
         loop, live = self._loop, self._loop.profile
         try:
             for key, value in changes.items():
+                if key == "training.max_steps" and value is None:
+                    raise ValueError(
+                        f"training.max_steps needs a number while a run is running, not null: training.epochs would be "
+                        f"{self._count_steps()} steps"
+                    )
                 live = live_settings.change_setting(live, key, value)
             if live.training.max_steps is not None and live.training.max_steps < loop.step:
                 raise ValueError(f"step {loop.step} is done already; training.max_steps must be at least that")
@@ -162,6 +184,10 @@ class RunControl:
             self._write_ledger(key, old, new, code="mark.setting")
         loop.apply_settings(live)
         return None
+
+    def _count_steps(self) -> int:
+        """The steps of the profile's epochs."""
+        return math.ceil(self._loop.profile.training.epochs * self._loop.batches.per_epoch)
 
     def _write_ledger(self, name: str, old: Any, new: Any, *, code: str) -> None:
         """Journal a change at this step."""

@@ -9,29 +9,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import stage_plan
 from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
 from engine.models import devices
 from engine.models.base import load_tokenizer
 from engine.models.versions import list_versions
 from engine.options import thresholds
-from engine.protocol import stages
-from engine.protocol.home import RunDirectory, write_private
+from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Ledger, Start
 from engine.protocol.messages import Problem, ProblemError
+from engine.storage import cache
 from engine.training import (
     assemble,
     checkpoints,
     doubts,
+    finishing,
     lineage,
     live_settings,
     memory,
     model,
     performance,
+    position,
     ranks,
-    report,
     resume,
+    resume_point,
 )
 from engine.training.exceptions import RestartFrom
 from engine.training.inbox import Inbox
@@ -41,6 +42,7 @@ from engine.training.loggers import open_loggers
 from engine.training.loop import TrainingLoop
 from engine.training.plots import Plots
 from engine.training.reporter import Reporter
+from engine.training.resume_point import ResumePoint
 
 
 def train(
@@ -58,9 +60,11 @@ def train(
     """
     started = time.time()
     history = lineage.trace(run)
-    resumed = _checkpoint_to_resume(run, history, from_step)
+    point = resume_point.choose(run, history, from_step)
+    resumed = run.checkpoint(point.step) if point.step is not None else None
+    inbox.step = point.step or 0
     live, skipped = profile, set[int]()
-    later = history.changes if from_step is None else []
+    later = history.changes if from_step is None and not point.damaged else []
     if resumed:
         live, skipped = live_settings.replay(resumed / checkpoints.RESUME_FOLDER / live_settings.FILE, profile, later)
     output = Path(directory, live.checkpoint.output).expanduser() if live.checkpoint.output else None
@@ -73,36 +77,35 @@ def train(
     job.checkpoints = {
         step: metrics for step, metrics in checkpoints.list_with_metrics(run).items() if step in history.steps
     }
-    if from_step is not None:
-        newest = history.newest(run.checkpoint_steps())
-        reporter.write(
-            Ledger(attempt=attempt, code="mark.rewind", step=from_step, name=lineage.REWIND, old=newest, new=from_step)
-        )
+    job.written |= history.written
+    position.keep_global_batch(job)
+    _report_rewind(job, history, point, asked=from_step is not None)
     open_loggers(job)
     try:
         loop = _train_until_done(job)
     finally:
         job.hot_chat.close(reporter.link, inbox.step)
-    if job.ranks.first:
-        _finish(job, loop, output, time.time() - started)
-    job.ranks.broadcast(None)  # no rank exits before the last checkpoint is verified
+    finishing.finish(job, loop, output, time.time() - started)
     return loop.outcome, loop.step
 
 
-def _checkpoint_to_resume(run: RunDirectory, history: Lineage, from_step: int | None) -> Path | None:
-    """The newest complete checkpoint of the run's lineage, or that of `from_step`; None for a run that has none."""
-    steps = run.checkpoint_steps()
-    if from_step is not None and from_step not in steps:
-        kept = ", ".join(map(str, steps)) or "none"
-        raise ProblemError(
-            Problem(
-                code="checkpoint.not_found",
-                title=f"There is no checkpoint of step {from_step}",
-                hint=f"the checkpoints are: {kept}",
-            )
+def _report_rewind(job: Job, history: Lineage, point: ResumePoint, *, asked: bool) -> None:
+    """Journal that the attempt resumes an earlier checkpoint than the newest: one that was asked for, or one before a
+    damaged one."""
+    step, newest = point.step, history.newest(job.run.checkpoint_steps())
+    if step is None or not (asked or point.damaged):
+        return
+    job.reporter.write(
+        Ledger(attempt=job.attempt, code="mark.rewind", step=step, name=lineage.REWIND, old=newest, new=step)
+    )
+    for damaged, wrong in point.damaged.items():
+        job.reporter.warn(
+            code="checkpoint.damaged",
+            step=step,
+            message=f"the checkpoint of step {damaged} is damaged: {wrong}; resuming step {step} instead, with the "
+            "settings of that time",
+            hint="the disk may be failing: check it, and copy the run to another one",
         )
-    step = history.newest(steps) if from_step is None else from_step
-    return run.checkpoint(step) if step is not None else None
 
 
 def _train_until_done(job: Job) -> TrainingLoop:
@@ -115,6 +118,7 @@ def _train_until_done(job: Job) -> TrainingLoop:
             return ended
         memory.release()
         restarted, job.profile = True, ended.profile
+        job.reporter.rewind_loggers(ended.step)
         job.resumed_from = job.run.checkpoint(ended.step) if ended.step is not None else None
         results = {step: values for step, values in results.items() if step <= (ended.step or 0)}
 
@@ -123,6 +127,8 @@ def _train_once(job: Job, results: dict[int, dict[str, float]], *, restarted: bo
     """Build the loop and run it; returns it after its last step, or the RestartFrom that ended it."""
     loop = assemble.make_loop(job, model.build(job))
     loop.evaluator.results = results
+    if not restarted:
+        position.check(job, loop)
     job.saved_step = loop.step if job.resumed_from else -1
     if loop.step >= loop.max_steps:
         _report_start(job, loop, "", warn=False)
@@ -154,7 +160,7 @@ def _make_job(
     # Each rank times the dtypes itself; a close result must not differ between ranks.
     device = replace(device, compute=group.broadcast(device.compute))
     inbox.pids = group.gather(inbox.pids[0])
-    prepared = json.loads(run.prepared.read_text())
+    prepared = _read_prepared(run, group)
     if group.first:
         checkpoints.remove_partial(run)
     torch.manual_seed(live.training.seed)
@@ -173,6 +179,38 @@ def _make_job(
             prepared.get("tokenizer") or prepared["base"], live.model.trust_remote_code, prepared.get("template")
         ),
     )
+
+
+def _read_prepared(run: RunDirectory, group: ranks.Ranks) -> dict[str, Any]:
+    """The content of `prepared.json`. Raises ProblemError when it or the rows that it names are damaged; then it is
+    removed, so that the run prepares them again."""
+    wrong = group.broadcast(_find_damaged_rows(run) if group.first else "")
+    if wrong:
+        if group.first:
+            run.prepared.unlink(missing_ok=True)
+        raise ProblemError(
+            Problem(
+                code="data.cache_damaged",
+                title="The prepared rows are damaged",
+                cause=wrong,
+                hint=f"`cockpit resume {run.id}` prepares them again; the disk may be failing",
+            )
+        )
+    content: dict[str, Any] = json.loads(run.prepared.read_text())
+    return content
+
+
+def _find_damaged_rows(run: RunDirectory) -> str:
+    try:
+        prepared = json.loads(run.prepared.read_bytes())
+        folders = {Path(prepared[part]) for part in ("train", "validation") if prepared.get(part)}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        return f"{run.prepared.name} cannot be read ({type(error).__name__})"
+    cached = run.path.parent.parent / "cache"
+    entries = {folder.parent for folder in folders if folder.parent.parent == cached}
+    found = (f"{entry.name}: {wrong}" for entry in sorted(entries) if (wrong := cache.find_damage(entry)))
+    missing = (f"{folder} is missing" for folder in sorted(folders) if not folder.is_dir())
+    return next(found, "") or next(missing, "")
 
 
 def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> None:
@@ -232,38 +270,3 @@ def _count_weights(parameters: Any) -> int:
         math.prod(state.shape) if (state := getattr(p, "quant_state", None)) is not None else p.numel()
         for p in parameters
     )
-
-
-def _finish(job: Job, loop: TrainingLoop, output: Path | None, seconds: float) -> None:
-    """Verify the last checkpoint, publish it, and write the report."""
-    step, results = loop.step, loop.evaluator.results
-    last = job.run.checkpoint(step)
-    if loop.outcome == "completed":
-        with loop.averaged_weights():
-            checkpoints.read_back(last, loop.model, job.profile.model.dtype)
-        if output:
-            job.reporter.set_phase("saving", str(output))
-            checkpoints.publish(last, output)
-    job.reporter.close_loggers()
-    if not job.plots.finish(step):
-        job.reporter.warn(
-            code="plot.failed",
-            step=step,
-            message="not all loss curves could be drawn",
-            hint=f"the log says why; `cockpit plot {job.run.id}` tries again",
-        )
-    last_values = results[max(results)] if results else {}
-    verdicts = thresholds.check_thresholds(job.profile.evaluation.thresholds, last_values)
-    # With an evaluation on test rows, the thresholds are checked there, once.
-    judged = loop.outcome == "completed" and not stage_plan.has_test_rows(job.profile)
-    for verdict in verdicts if judged else ():
-        if not verdict.passed:
-            job.reporter.warn(
-                code="evaluation.threshold_missed",
-                step=step,
-                message=f"a threshold was not reached: {verdict}",
-                hint="train on, on more or better data, or change evaluation.thresholds",
-            )
-    report.write_report(job, loop.outcome, step, results, verdicts, seconds)
-    if loop.outcome == "completed":
-        write_private(job.run.result(stages.TRAIN), json.dumps({"step": step, "seconds": seconds}).encode())

@@ -169,7 +169,7 @@ def main() -> int:
     step = 0
     try:
         directory = Path(json.loads((run.path / "job.json").read_bytes())["directory"])
-        profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home)
+        profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home, prepared=True)
         target = targets.resolve(run.id, home, directory)
         step = target.step or 0
         result = STAGES[arguments.stage](Stage(home, run, profile, target, journal))

@@ -37,6 +37,9 @@ class Remark(NamedTuple):
 
 def list_warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
     """Remarks about rows that were dropped or cut, though not so many that the run was refused."""
+    for damaged in prepared.get("damaged", ()):
+        message = f"a damaged entry of the cache was made again ({damaged})"
+        yield Remark(code="data.cache_damaged", message=message, hint="the disk may be failing: check it")
     if prepared["rejected"]:
         message = f"{prepared['rejected']} bad rows were dropped"
         yield Remark(code="data.rows.left_out", message=message, hint=f"they are listed in {prepared['rejects']}")

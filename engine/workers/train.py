@@ -21,9 +21,11 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_line
 from engine.protocol.worker_link import Link
 from engine.training import ranks
-from engine.training.inbox import Inbox
+from engine.training.inbox import Inbox, Terminated
 from engine.training.reporter import Reporter
 
+_SAVED = "`cockpit resume` continues from the last checkpoint"
+_UNSAVED = "there is no checkpoint yet, so `cockpit resume` begins again at the first step"
 RETRY = 2.0
 """Seconds between attempts to write the last entry to a full disk."""
 
@@ -55,30 +57,34 @@ def main() -> int:
         die_with_parent=world > 1,
     )
     inbox.connect(link)
+    inbox.end_on_sigterm()
     reporter = Reporter(run, arguments.attempt, link, rank)
     reporter.set_phase("loading", "libraries")
     profile = None
     try:
         directory = Path(json.loads((run.path / "job.json").read_text())["directory"])
-        profile = parse(run.profile.read_text(), str(run.profile), directory, home=home)
+        profile = parse(run.profile.read_text(), str(run.profile), directory, home=home, prepared=True)
         from engine.training.session import train
 
         outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, reporter, inbox)
         end = End(attempt=arguments.attempt, step=step, status=outcome)
+    except Terminated:
+        print(f"SIGTERM before the first step of this attempt: nothing is lost at step {inbox.step}", flush=True)
+        end = End(attempt=arguments.attempt, step=inbox.step, status="stopped")
     except Exception as error:  # noqa: BLE001 - any failure ends the run, and must be in its journal
         traceback.print_exc()
-        problem = describe_failure(error, profile)
+        problem = describe_failure(error, profile, bool(run.checkpoint_steps()))
         end = End(attempt=arguments.attempt, step=inbox.step, status="failed", problem=problem)
     reporter.write(end)
-    while not reporter.flush():
+    while not reporter.flush() and not (inbox.terminated and end.status == "stopped"):
         link.report_progress(phase=reporter.blocked.reason if reporter.blocked else "")
         time.sleep(RETRY)
     link.close()
     return 0 if end.status != "failed" else 1
 
 
-def describe_failure(error: Exception, profile: Profile | None) -> Problem:
-    """The problem for an exception: what happened, and what to do."""
+def describe_failure(error: Exception, profile: Profile | None, saved: bool) -> Problem:
+    """The problem for an exception: what happened, and what to do. `saved`: whether there is a checkpoint."""
     if isinstance(error, ProblemError):
         return error.problem
     text = "".join(traceback.format_exception(error))[-8000:]
@@ -94,7 +100,7 @@ def describe_failure(error: Exception, profile: Profile | None) -> Problem:
         code="training.failed",
         title=f"Training failed: {type(error).__name__}",
         cause=first_line(error) if str(error).strip() else "",
-        hint="read the log; `cockpit resume` continues from the last checkpoint",
+        hint=f"read the log; {_SAVED if saved else _UNSAVED}",
         traceback=text,
     )
 

@@ -19,7 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.protocol.home import sync
+from engine.protocol.home import sync, write_all
 
 MADE, DECISIONS, ROWS = "made.jsonl", "decisions.jsonl", "rows.jsonl"
 ACCEPTED, DROPPED, UNDECIDED = WORDS = ("accepted", "dropped", "undecided")
@@ -80,7 +80,8 @@ def decide(folder: Path, row: str, decision: str) -> RowCounts:
         content = os.pread(file, os.fstat(file).st_size, 0)
         good = content.rfind(b"\n") + 1
         os.ftruncate(file, good)
-        os.pwrite(file, json.dumps({"row": row, "decision": decision}).encode() + b"\n", good)
+        os.lseek(file, good, os.SEEK_SET)
+        write_all(file, json.dumps({"row": row, "decision": decision}).encode() + b"\n")
         os.fsync(file)
         return publish(folder)
 

@@ -108,7 +108,7 @@ def _write_sources(lines: dict[int, list[bytes]], kinds: list[list[Any]], seeds:
         digest.update(f"{form} {len(rows)}\n".encode())
         digest.update(b"".join(rows))
     made = home.cache / f"expanded-{digest.hexdigest()[:32]}"
-    if lines and not made.is_dir():
+    if lines and not cache.find_entry(home, made.name):
         with cache.new_entry(home, made.name) as folder:
             for form, rows in lines.items():
                 (folder / f"expanded-{form}.jsonl").write_bytes(b"".join(rows))

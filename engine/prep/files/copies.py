@@ -38,7 +38,7 @@ def copy_rows(path: Path, home: Home, progress: Callable[[int], object], encodin
     settings = {"kind": readers.find_kind(path), "encoding": encoding, "readers": _VERSION}
     name = "rows-" + cache.entry_key({"rows": path}, settings, lambda done: progress(done // 2))
     made = Copy(*(home.cache / name / file for file in ("rows.jsonl", "origins", "rejects.jsonl")))
-    if not made.rows.is_file():
+    if not cache.find_entry(home, name):
         with (
             cache.new_entry(home, name) as folder,
             (folder / "rows.jsonl").open("wb") as good,
