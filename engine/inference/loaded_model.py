@@ -156,6 +156,7 @@ class LoadedModel:
             ids = template_lock.render(self.tokenizer, prompt, reply_follows=True)
         except Exception as error:  # noqa: BLE001 - a template is a program, and raises anything
             raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
+        return self._check_ids(ids)
 
     def _check_ids(self, ids: list[int]) -> list[int]:
         """Raises ValueError for an id beyond the embedding, which would be an IndexError in the model."""
