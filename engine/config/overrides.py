@@ -202,6 +202,20 @@ def measure(node: Any) -> tuple[int, int]:
         return 1 << 62, 1 << 62
 
 
+def join_surrogates(node: Any) -> Any:
+    """The document with each pair of escapes such as `\\ud83d\\ude00`, as JSON writes characters, made one character.
+    Lists and mappings are changed in place. Raises UnicodeError for half of a pair."""
+    if isinstance(node, str):
+        return node if _is_unicode(node) else node.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    if isinstance(node, (dict, list)):
+        for key in list(node) if isinstance(node, dict) else range(len(node)):
+            if isinstance(key, str) and not _is_unicode(key):
+                raise UnicodeError("a name has a character in two escapes")
+            if isinstance(node[key], (str, dict, list)):
+                node[key] = join_surrogates(node[key])
+    return node
+
+
 class _Unsuitable(Exception):
     """A value that no setting can have."""
 
@@ -209,7 +223,10 @@ class _Unsuitable(Exception):
 def _put_hashes_back(value: Any) -> Any:
     if measure(value)[0] > DEEPEST:
         raise _Unsuitable("the value is nested too deeply")
-    return _to_plain(value)
+    try:
+        return _to_plain(join_surrogates(value))
+    except UnicodeError:
+        raise _Unsuitable("the value has an escape that is half a character") from None
 
 
 def _to_plain(value: Any) -> Any:

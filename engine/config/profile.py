@@ -21,7 +21,7 @@ from ruamel.yaml.reader import ReaderError
 from engine.config import yaml_text
 from engine.config.bundled import find_bundled
 from engine.config.complaints import explain
-from engine.config.overrides import DEEPEST, apply_overrides, load_reference, measure, read_key
+from engine.config.overrides import DEEPEST, apply_overrides, join_surrogates, load_reference, measure, read_key
 from engine.config.sampling import SamplingOptions
 from engine.options.base import Options, Variant
 from engine.options.data import DataOptions
@@ -279,7 +279,11 @@ def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
     if depth > DEEPEST or size > LARGEST:
         message = "nested too deeply" if depth > DEEPEST else f"has more than {LARGEST:,} values"
         return None, [Issue(message, code="profile.syntax", file=file, line=1, column=1)]
-    return document, []
+    try:
+        return join_surrogates(document), []
+    except UnicodeError:
+        message = "an escape (\\ud800 to \\udfff) stands for half a character: write the character itself"
+        return None, [Issue(message, code="profile.syntax", file=file, line=1, column=1)]
 
 
 def _describe_syntax_error(error: YAMLError, file: str, text: str) -> Issue:

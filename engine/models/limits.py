@@ -38,7 +38,7 @@ def find_vocabulary_problem(base: Path, tokenizer: Path) -> str:
     rows = read_embedding_rows(base)
     if rows is None:
         return ""
-    beyond = sorted((number, token) for token, number in _read_token_ids(tokenizer) if number >= rows)
+    beyond = sorted((number, token) for token, number in _read_token_ids(tokenizer, rows) if number >= rows)
     if not beyond:
         return ""
     (number, token), others = beyond[0], len({number for number, _ in beyond}) - 1
@@ -111,9 +111,11 @@ def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for file in files for name, tensor in read_header(file).items()}
 
 
-def _read_token_ids(folder: Path) -> Iterator[tuple[str, int]]:
-    """Tokens with their ids, from all files of a tokenizer that name both. A token may come several times."""
-    whole = _read_mapping(folder / "tokenizer.json")
+def _read_token_ids(folder: Path, rows: int) -> Iterator[tuple[str, int]]:
+    """Tokens with their ids, from all files of a tokenizer that name both. A token may come several times. The largest
+    file, in which a search is many times faster than reading it, may be left out if it has no id from `rows` on."""
+    path = folder / "tokenizer.json"
+    whole = _read_mapping(path) if path.is_file() and _may_reach(path.read_bytes(), rows) else {}
     for each in whole.get("added_tokens") or ():
         yield str(each.get("content")), int(each.get("id", 0))
     vocabulary = (whole.get("model") or {}).get("vocab") or {}
@@ -124,6 +126,15 @@ def _read_token_ids(folder: Path) -> Iterator[tuple[str, int]]:
     decoder = _read_mapping(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     for number, each in decoder.items():
         yield str(each.get("content") if isinstance(each, dict) else each), int(number)
+
+
+def _may_reach(content: bytes, number: int) -> bool:
+    """Whether JSON may have a whole number from `number` on as a value, or a list in which tokens are numbered by their
+    place."""
+    if b'"Unigram"' in content:
+        return True
+    values = re.finditer(rb":\s*(\d{%d,})" % len(str(number)), content)
+    return any(int(value[1]) >= number for value in values)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -81,16 +81,19 @@ def test_tokens_beyond_the_embedding(enlarged: Path, tmp_path: Path, capsys: pyt
         loaded.prompt([{"role": "user", "content": "w1 <|tool1|>"}])
 
 
-@pytest.mark.parametrize("where", ["tokenizer.json", "added_tokens.json", "tokenizer_config.json", "vocabulary"])
+@pytest.mark.parametrize(
+    "where", ["tokenizer.json", "added_tokens.json", "tokenizer_config.json", "vocabulary", "merges"]
+)
 def test_ids_are_found_in_every_file_that_names_them(where: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"text_config": {"vocab_size": 4}}')
     written: dict[str, Any] = {
         "tokenizer.json": {"added_tokens": [{"id": 4, "content": "x"}]},
         "added_tokens.json": {"x": 4},
         "tokenizer_config.json": {"added_tokens_decoder": {"4": {"content": "x"}}},
-        "vocabulary": {"model": {"vocab": [["a", 0.0]] * 4 + [["x", 0.0]]}},
+        "merges": {"model": {"type": "BPE", "vocab": {"a": 0, "x": 4}}},
+        "vocabulary": {"model": {"type": "Unigram", "vocab": [["a", 0.0]] * 4 + [["x", 0.0]]}},
     }
-    (tmp_path / where.replace("vocabulary", "tokenizer.json")).write_text(json.dumps(written[where]))
+    (tmp_path / (where if where.endswith(".json") else "tokenizer.json")).write_text(json.dumps(written[where]))
     assert limits.find_vocabulary_problem(tmp_path, tmp_path).startswith("the token 'x' has the id 4, and")
     (tmp_path / "config.json").write_text('{"vocab_size": 5}')
     assert limits.find_vocabulary_problem(tmp_path, tmp_path) == ""

@@ -196,3 +196,13 @@ def test_the_verb_names_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     options = argparse.Namespace(profile=str(file), overrides=[], home=str(tmp_path / "home"), json=False)
     assert check(options) == 2
     assert f"{file}:1:1 the byte 0xff is not UTF-8" in capsys.readouterr().out
+
+
+def test_escapes_of_json_are_whole_characters() -> None:
+    """As they arrive from JSON, and from `cockpit resume --set`, whose values travel as JSON."""
+    pair, half = r'"\ud83d\ude00"', r'"\ud83d"'
+    assert read(f"name={pair}").name == read(text=TEXT.replace("own", pair)).name == "😀"
+    assert read(f"launch.environment={{A: {pair}}}").launch.environment == {"A": "😀"}
+    assert refuse(f"name={half}") == ["--set name: the value has an escape that is half a character"]
+    assert "half a character" in refuse(text=TEXT.replace("own", half))[0]
+    assert "half a character" in refuse(text=TEXT.replace("{A: b}", f"{{{half}: b}}"))[0]
