@@ -23,8 +23,8 @@ _COLUMNS = 200
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """`{shape, rows, columns, sample[, unused_columns][, rejected, reasons][, left_out]}`. `rows` counts every record, readable
-    or not; `sample` is the first good row, canonical; the rest as in `validate`, where there is any.
+    """`{shape, rows, columns, sample[, unused_columns][, rejected, reasons][, left_out]}`. `rows` counts every record,
+    readable or not; `sample` is the first good row, canonical; the rest as in `validate`, where there is any.
 
     Raises ValueError if nothing has that name, it has no rows, or no format fits.
     """
