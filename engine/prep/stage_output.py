@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from engine.prep import readers
 from engine.prep.row_index import BadRow
 from engine.prep.rows import Row
 from engine.prep.stages import row_files
@@ -60,6 +61,7 @@ def open_parts(rows: StageRows, progress: Callable[[int], object]) -> dict[str, 
 def read_bad_rows(rows: StageRows) -> list[BadRow]:
     """The first `MOST` rows that the stages rejected, each with its stage and reason."""
     found: list[BadRow] = []
+    in_place: dict[Path, bool] = {}
     for path in rows.rejects:
         with path.open("rb") as file:
             for line in file:
@@ -67,7 +69,17 @@ def read_bad_rows(rows: StageRows) -> list[BadRow]:
                     return found
                 entry = row_files.decode(line)
                 source, stage = Path(entry["file"]), entry.get("stage", "validate")
-                stored = source if source.suffix.lower() == ".jsonl" else path
+                if source not in in_place:
+                    in_place[source] = _is_read_in_place(source)
+                stored = source if in_place[source] else path
                 reason = f"{stage}: {entry['reason']}"
                 found.append(BadRow(source, stored, entry["line"], entry["offset"], None, reason))
     return found
+
+
+def _is_read_in_place(path: Path) -> bool:
+    """Whether the places of a file's rows are places in the file itself."""
+    try:
+        return readers.is_lines(path)
+    except (ValueError, OSError):
+        return False

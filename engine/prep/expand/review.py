@@ -75,6 +75,7 @@ class Review:
 
 def _index_made(path: Path, forms: list[SourceOptions]) -> IndexedFile:
     """An index of `made.jsonl`, each row of which has one of these forms. Raises ValueError."""
+    forms = [form.model_copy(update={"encoding": None}) for form in forms]  # expanded rows are written in UTF-8
     formats = [read_rows.find_format(form, path) for form in forms]
     converters = [
         column_mapping.make_converter(form, row_format) for form, row_format in zip(forms, formats, strict=True)

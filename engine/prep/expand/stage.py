@@ -120,6 +120,7 @@ def _write_sources(lines: dict[int, list[bytes]], kinds: list[list[Any]], seeds:
         changed = {
             "source": str(path),
             "format": row_format,
+            "encoding": None,  # expanded rows are written in UTF-8
             "columns": {name: own for name, own in source.columns.items() if own in there},
             "weight": 1.0,
             "max_rows": None,

@@ -59,8 +59,8 @@ def validate(files: Iterable[SourceFile], work: str, out: Path, rejects: Path, c
     `work` decides what is written of a good row: `CANONICAL` or `VERBATIM`. Returns `read` = `good` + `rejected`, `out`
     (rows written: a row may expand to several), `empty` (rows rejected because they have no text or no reply),
     `reasons` by class, a description of the `first` few bad rows, and `unused_columns`: the columns that their format
-    does not use, with the number of good rows that have them, the most frequent ones first. Raises ValueError, and
-    OSError for a file that cannot be read at all.
+    does not use, with the number of good rows that have them, the most frequent ones first. Raises ValueError, OSError
+    for a file that cannot be read at all.
     """
     read = good = written = empty = 0
     reasons: Counter[str] = Counter()

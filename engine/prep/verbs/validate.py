@@ -16,8 +16,8 @@ from engine.storage import cache
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """`{rows, good, rejected, reasons, unused_columns, rejects[, left_out]}`: `rows` = `good` + `rejected`; `reasons`
-    by class; `unused_columns` with the number of rows that have them; `rejects` is the file of the bad rows; `left_out`
-    are files of other splits.
+    by class; `unused_columns` with the number of rows that have them; `rejects` is the file of the bad rows;
+    `left_out` are files of other splits.
 
     With `--out` that file is in the given folder, beside rows.jsonl (the good rows) and report.json, else in the home's
     cache. Raises ValueError.
