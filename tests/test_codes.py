@@ -50,7 +50,6 @@ FOREIGN = frozenset({"RequestError"})
 """Calls whose `code` is not ours: OpenAI's error codes."""
 
 ALLOWED = {
-    ("engine/storage/atomic.py", "str(error)"): "torch.save raises a plain RuntimeError for a full disk",
     ("engine/serving/request_schemas.py", "str(error)"): "msgspec gives the path of a wrong field in its text alone",
     ("engine/llm_api/client.py", "str(error)"): "blanks of a foreign text are joined; nothing is decided",
     ("engine/prep/stages/validate.py", "reason"): "`reason_class` groups texts to show them; nothing is decided",

@@ -127,16 +127,23 @@ class Queue:
         if message.changes:
             text = record.directory.profile.read_text(encoding="utf-8")
             overrides = [f"{key}={json.dumps(value)}" for key, value in message.changes.items()]
-            again_prepared = any(stage_plan.is_within(key, start_stage.PREPARE_SETTINGS) for key in message.changes)
-            prepared = record.directory.prepared.is_file() and not again_prepared
-            profile = self._check_profile(text, record.job.source, Path(record.job.directory), overrides, prepared)
+            where = record.job.source, Path(record.job.directory), overrides
+            sources_gone = False
+            try:
+                profile = self._check_profile(text, *where)
+            except ProblemError:
+                # The files of its rows may be gone: the prepared ones do, unless other rows are asked for.
+                other_rows = any(stage_plan.is_within(key, start_stage.PREPARE_SETTINGS) for key in message.changes)
+                if other_rows or not record.directory.prepared.is_file():
+                    raise
+                profile, sources_gone = self._check_profile(text, *where, prepared=True), True
             again = again or stage_plan.find_first_touched(message.changes)
         self._check_disk(profile)
         if again or not record.directory.result(stages.EXPORT).is_file():
             self._check_export_folder(profile)
         if message.changes:
             self._write(record.directory.profile, profile.to_yaml().encode())
-            if again_prepared:
+            if not sources_gone:  # rows are prepared again: at once, from the cache, when they are the same
                 record.directory.prepared.unlink(missing_ok=True)
             self.runs.remember_profile(record, profile)
         if again:
@@ -167,6 +174,7 @@ class Queue:
         source: str,
         directory: Path,
         overrides: list[str] | None = None,
+        *,
         prepared: bool = False,
     ) -> Profile:
         try:

@@ -179,8 +179,11 @@ class RunMonitor:
     def _finish(self, record: Record, event: str, *, by_signal: bool = False) -> None:
         if event == "stopped" and record.run.state != states.STOPPING:
             record.move("stop")
-        reason = f"its worker got SIGTERM and ended at step {record.run.step}" if by_signal else ""
-        record.move(event, reason=reason, code="run.terminated" if by_signal else "")
+        if by_signal:
+            reason = f"its worker got SIGTERM and ended at step {record.run.step}"
+            record.move(event, reason=reason, code="run.terminated")
+        else:
+            record.move(event)
 
     def _name_killed_rank(self, record: Record, status: int | None) -> Problem | None:
         """The problem of a rank that a signal has ended, where rank 0 could only report that it has lost it."""

@@ -25,5 +25,5 @@ class Script:
         self.from_step, self.stage = arguments.from_step, arguments.stage
         self.rank = int(os.environ.get("RANK", 0))
         self.run = self.home.run(self.job)
-        self.profile = parse(self.run.profile.read_text(), "profile", Path("/"))
+        self.profile = parse(self.run.profile.read_text(), "profile", Path("/"), prepared=True)
         self.seed = self.profile.generation.seed or 0
