@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.models import folders, tokenizers
+from engine.models import files, folders, tokenizers
 from engine.models.targets import Target
 from engine.models.template_metadata import read_metadata
 from engine.protocol.messages import Problem, ProblemError
@@ -106,7 +106,7 @@ def check_target(target: Target) -> None:
     ProblemError."""
     source = find_tokenizer_folder(target)
     if target.lock and source:
-        check(folders.read_json(target.lock), tokenizers.load(source), target.lock.parent)
+        check(files.read_json(target.lock), tokenizers.load(source), target.lock.parent)
 
 
 def find_tokenizer_folder(target: Target) -> Path | None:
@@ -119,5 +119,5 @@ def find_tokenizer_folder(target: Target) -> Path | None:
 def _read_configured_stops(folder: Path) -> set[int]:
     """Stop tokens in the folder's generation_config.json."""
     path = folder / "generation_config.json"
-    named = folders.read_json(path).get("eos_token_id") if path.is_file() else None
+    named = files.read_json(path).get("eos_token_id") if path.is_file() else None
     return set(named if isinstance(named, list) else [named]) - {None}
