@@ -17,7 +17,6 @@ from cockpit.command_line.model_verbs import BASE_MODEL_VERBS, CHAT, EVAL, EXPOR
 from cockpit.command_line.options import Verb, option
 from cockpit.command_line.run_verbs import ENGINE_VERBS, PROFILE_VERBS, RUN_VERBS, START_VERBS
 from cockpit.exit_status import DONE, INTERRUPTED, WRONG
-from engine.protocol import terminal
 
 VERBS = (
     *START_VERBS,
@@ -103,7 +102,9 @@ def _add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], require
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    terminal.guard()
+    from engine.protocol.terminal import guard
+
+    guard()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options = build_parser().parse_args(arguments)

@@ -13,7 +13,7 @@ from textual import content
 from engine.protocol.terminal import show_controls
 
 if TYPE_CHECKING:
-    from textual.content import Content  # what its methods return
+    from textual.content import Content as Content  # what its methods return
 else:
 
     class Content(content.Content):

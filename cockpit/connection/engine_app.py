@@ -13,6 +13,7 @@ from textual.filter import LineFilter
 
 from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.state.app_state import AppState, reduce, select_run
+from engine.protocol.console import GuardedConsole
 from engine.protocol.home import Home
 from engine.protocol.messages import Message, Problem, ProblemError
 
@@ -45,6 +46,7 @@ class EngineApp(App[None]):
 
     def __init__(self, home: Home, *, readonly: bool, selected: str | None, connect: Callable[[Home], Any]) -> None:
         super().__init__()
+        self.error_console = GuardedConsole(stderr=True)  # a traceback shows variables
         self.home, self.readonly = home, readonly
         self.state = AppState(requested=selected)
         self.client: AsyncClient | None = None

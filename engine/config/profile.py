@@ -66,9 +66,6 @@ DOUBTS = ("engine.training.doubts:check_doubts",)
 OF_SOURCES = ("engine.prep.checks:check_sources",)
 """Those among them that are only about the files that rows are prepared from."""
 
-_DEEPEST = 100
-"""Levels of brackets that a profile may have."""
-
 SHELL_CHECKS = ("engine.prep.checks:check_keys",)
 """Checks of the environment variables that a run needs. Each is `(profile, variables) -> [(key, message)]`."""
 
@@ -263,26 +260,16 @@ class _Found:
 
 
 def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
-    if line := _find_deep_nesting(text):
-        message = f"brackets are nested more than {_DEEPEST} levels deep"
-        return None, [Issue(message, code="profile.syntax", file=file, line=line, column=1)]
     try:
         yaml_text.check(text)
         document = YAML(typ="rt").load(text)
     except YAMLError as error:
-<<<<<<< HEAD
         return None, [_describe_syntax_error(error, file, text)]
     except RecursionError:
         return None, [Issue("nested too deeply", code="profile.syntax", file=file, line=1, column=1)]
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         # ruamel's own errors for values that are no valid date, number or tag carry no place
         return None, [Issue(f"not YAML: {error}", code="profile.syntax", file=file, line=1, column=1)]
-=======
-        return None, [_describe_syntax_error(error, file)]
-    except (RecursionError, ValueError) as error:
-        message = f"it cannot be read as YAML ({type(error).__name__})"
-        return None, [Issue(message, code="profile.syntax", file=file, line=1, column=1)]
->>>>>>> wt-damage
     if document is None:
         document = CommentedMap()
     if not isinstance(document, CommentedMap):
@@ -299,26 +286,7 @@ def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
         return None, [Issue(message, code="profile.syntax", file=file, line=1, column=1)]
 
 
-<<<<<<< HEAD
 def _describe_syntax_error(error: YAMLError, file: str, text: str) -> Issue:
-=======
-def _find_deep_nesting(text: str) -> int:
-    """The line in which brackets, or dashes of lists, are nested deeper than any profile needs; 0 when none is. The
-    parser would take minutes for some thousand levels before it gave up."""
-    depth = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.count("- ") > _DEEPEST and line.lstrip().startswith("- " * _DEEPEST):
-            return number
-        if "[" in line or "{" in line or "]" in line or "}" in line:
-            for character in line:
-                depth = max(0, depth + ((character in "[{") - (character in "]}")))
-                if depth > _DEEPEST:
-                    return number
-    return 0
-
-
-def _describe_syntax_error(error: YAMLError, file: str) -> Issue:
->>>>>>> wt-damage
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     if isinstance(error, ReaderError):  # a control character; its place is counted from the start

@@ -20,7 +20,7 @@ _OPEN = 500
 _BRACKETS = re.compile(r"[\[{]")
 
 
-class TooLarge(MarkedYAMLError):
+class TooLarge(MarkedYAMLError):  # type: ignore[misc]
     """YAML beyond these bounds, with the place where it begins."""
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.models import folders
+from engine.models import files, folders
 
 _SIZES = ("r", "lora_alpha")
 """Settings of a LoRA that may differ for its layers to be resized."""
@@ -140,7 +140,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 def _layer_config(adapter: Path) -> dict[str, Any]:
     """An adapter's config without the place of its base: what its layers depend on."""
-    config: dict[str, Any] = folders.read_json_object(adapter / folders.ADAPTER)
+    config: dict[str, Any] = files.read_json_object(adapter / folders.ADAPTER)
     return {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision")}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.models import folders, limits, scratch, targets
+from engine.models import files, folders, limits, scratch, targets
 from engine.models.targets import Target
 from engine.options.model import ModelOptions
 from engine.protocol.home import Home
@@ -120,7 +120,7 @@ def _check_adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, s
     """Yield `(key, message)` when the adapter cannot be merged into its base, as it must be before training."""
     if target.adapter is None:
         return
-    kind = folders.read_json_object(target.adapter / folders.ADAPTER).get("peft_type", "")
+    kind = files.read_json_object(target.adapter / folders.ADAPTER).get("peft_type", "")
     if kind in UNMERGEABLE:
         yield (
             "model.base",
@@ -128,7 +128,7 @@ def _check_adapter(model: ModelOptions, target: Target) -> Iterator[tuple[str, s
             f"which cannot be merged into its base ({target.base}): name that base",
         )
     config = Path(target.base) / "config.json"
-    if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json_object(config):
+    if not target.on_hub and config.is_file() and "quantization_config" in files.read_json_object(config):
         yield (
             "model.base",
             (

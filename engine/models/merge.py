@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from engine.models import folders, loading, template_lock, tokenizers
+from engine.models import files, folders, loading, template_lock, tokenizers
 from engine.models.checks import UNMERGEABLE
 from engine.models.targets import Target
 from engine.models.weights import read_header
@@ -42,7 +42,7 @@ def merge(target: Target, folder: Path, trust_remote_code: bool, progress: Calla
 def explain_unmergeable(target: Target) -> Problem | None:
     """Why the adapter of `target` cannot be merged into its base; None when it can."""
     assert target.adapter is not None
-    kind = folders.read_json_object(target.adapter / folders.ADAPTER).get("peft_type", "")
+    kind = files.read_json_object(target.adapter / folders.ADAPTER).get("peft_type", "")
     if kind in UNMERGEABLE:
         return Problem(
             code="adapter.not_mergeable",
@@ -51,7 +51,7 @@ def explain_unmergeable(target: Target) -> Problem | None:
             hint="export only the adapter: cockpit export --adapter-only",
         )
     config = Path(target.base) / "config.json"
-    if not target.on_hub and config.is_file() and "quantization_config" in folders.read_json_object(config):
+    if not target.on_hub and config.is_file() and "quantization_config" in files.read_json_object(config):
         return Problem(
             code="adapter.not_mergeable",
             title=f"The adapter {target.label} cannot be merged into its base",

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from engine.models import folders
+from engine.models import files
 from engine.models.placement import BYTES
 from engine.models.targets import Target
 
@@ -17,7 +17,7 @@ def read_stored_dtype(target: Target) -> str | None:
     """The dtype in the base's config.json; None for a hub id, or when it is not there."""
     if target.on_hub:
         return None
-    config = folders.read_json_object(Path(target.base) / "config.json")
+    config = files.read_json_object(Path(target.base) / "config.json")
     stored = config.get("dtype") or config.get("torch_dtype")
     return stored if isinstance(stored, str) and stored in BYTES else None
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.models import folders, gguf
+from engine.models import files, folders, gguf
 from engine.models.catalogue import CATALOGUE, pull
 from engine.models.embedded import Progress
 from engine.models.weights import DamagedFile
@@ -308,7 +308,7 @@ def read_lock(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = folders.read_json(path)
+        content = files.read_json(path)
     except DamagedFile as error:
         raise ProblemError(Problem(code="model.unloadable", title=f"{path.parent} is damaged", cause=str(error)))
     return content if isinstance(content, dict) else {}

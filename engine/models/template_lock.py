@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from engine.models import chat_template, folders, tokenizers
+from engine.models import chat_template, files, folders, tokenizers
 from engine.models.chat_template import encode, find_reply_ends
 from engine.models.targets import Target
 from engine.models.template_metadata import read_metadata
@@ -131,7 +131,7 @@ def check_target(target: Target) -> None:
     ProblemError."""
     source = find_tokenizer_folder(target)
     if target.lock and source:
-        check(folders.read_json(target.lock), tokenizers.load(source), target.lock.parent)
+        check(files.read_json(target.lock), tokenizers.load(source), target.lock.parent)
 
 
 def find_tokenizer_folder(target: Target) -> Path | None:
@@ -144,5 +144,5 @@ def find_tokenizer_folder(target: Target) -> Path | None:
 def _read_configured_stops(folder: Path) -> set[int]:
     """Stop tokens in the folder's generation_config.json."""
     path = folder / "generation_config.json"
-    named = folders.read_json(path).get("eos_token_id") if path.is_file() else None
+    named = files.read_json(path).get("eos_token_id") if path.is_file() else None
     return set(named if isinstance(named, list) else [named]) - {None}

@@ -17,6 +17,7 @@ _BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _C1 = "\x7f-\x9f"
 _SURROGATES = "\ud800-\udfff"
 _CONTROLS = re.compile(f"[\x00-\x1f{_C1}{_BIDI}{_SURROGATES}]")
+_BAR = re.compile(r"\r|(?:\x1b\[A)+(?!.)", re.DOTALL)
 _UNESCAPED_IN_JSON = re.compile(f"[{_C1}{_BIDI}{_SURROGATES}]")
 
 
@@ -55,13 +56,17 @@ def to_json(document: Any) -> str:
 
 
 class GuardedStream:
-    """A text stream that shows control characters. It has no `buffer`, which would lead past it."""
+    """A text stream that shows control characters. It has no `buffer`, which would lead past it.
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    With `bars`, the progress bars of libraries work: tqdm begins a line again, and moves up by lines.
+    """
+
+    def __init__(self, stream: TextIO, bars: bool = False) -> None:
+        self.stream, self._bars = stream, bars
 
     def write(self, text: str) -> int:
-        self.stream.write(show_controls(text))
+        own = (_BAR.match(text) or [""])[0] if self._bars else ""
+        self.stream.write(own + show_controls(text[len(own) :]))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -98,4 +103,4 @@ def guard() -> None:
     if not isinstance(sys.stdout, GuardedStream):
         sys.stdout = GuardedStream(sys.stdout)  # type: ignore[assignment]
     if not isinstance(sys.stderr, GuardedStream):
-        sys.stderr = GuardedStream(sys.stderr)  # type: ignore[assignment]
+        sys.stderr = GuardedStream(sys.stderr, bars=True)  # type: ignore[assignment]

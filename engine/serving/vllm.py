@@ -20,7 +20,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.models import folders, targets, template_lock, tokenizers
+from engine.models import files, folders, targets, template_lock, tokenizers
 from engine.models.targets import Target
 from engine.models.template_metadata import choose_template
 from engine.protocol.home import Home
@@ -65,7 +65,7 @@ class VllmServer:
         source = target.folder if not target.on_hub and folders.has_tokenizer(target.folder) else target.base
         tokenizer = tokenizers.load(source)
         if target.lock:
-            template_lock.check(folders.read_json(target.lock), tokenizer, target.lock.parent)
+            template_lock.check(files.read_json(target.lock), tokenizer, target.lock.parent)
         self.label, self.device, self.template = target.label, "vllm", bool(choose_template(tokenizer.chat_template))
         self.address = f"http://{settings.host}:{settings.port}/v1"
         self.note = ""
@@ -151,5 +151,5 @@ def build_arguments(target: Target, settings: Settings, tokenizer: str) -> list[
         given += ["--quantization", "bitsandbytes"]
     if target.adapter is None:
         return [*given, "--served-model-name", target.label]
-    rank = folders.read_json(target.adapter / folders.ADAPTER).get("r", 16)
+    rank = files.read_json(target.adapter / folders.ADAPTER).get("r", 16)
     return [*given, "--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{target.label}={target.adapter}"]

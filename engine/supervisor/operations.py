@@ -249,11 +249,7 @@ def telemetry(server: Server, caller: Caller, message: TelemetryQuery) -> None:
 
 def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:
     live = server.runs.list_live()
-    serving = [
-        service.id
-        for service in server.services.list_services()
-        if service.kind == "serve" and service.state != "ended"
-    ]
+    serving = [each.service.id for each in server.services.workers.values() if each.service.kind == "serve"]
     if (live or serving) and not message.force:
         names = ", ".join([*(record.run.id for record in live), *serving])
         raise ProblemError(

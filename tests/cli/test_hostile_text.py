@@ -4,12 +4,14 @@ names and errors."""
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -169,6 +171,26 @@ def test_show_controls_leaves_text_alone() -> None:
     assert terminal.show_controls("a\r\nb\rc\x9b\udc80\u202e") == "a\nb␍c\\x9b\\udc80⟨U+202E⟩"
     for code in [*range(0x20), *range(0x7F, 0xA0)]:
         assert not find_controls(terminal.show_controls(chr(code)))
+
+
+def test_the_bars_of_libraries_work() -> None:
+    from tqdm import tqdm
+
+    written = io.StringIO()
+    stream: Any = terminal.GuardedStream(written, bars=True)
+    for position in (0, 1):
+        for _ in tqdm(range(3), desc=f"name {EVIL}", file=stream, position=position, mininterval=0, ascii=True):
+            pass
+    assert "␍" not in written.getvalue() and "name ␛]52" in written.getvalue() and "100%" in written.getvalue()
+    assert not find_controls(written.getvalue())
+    for each in ("a\rb", "\x1b[A\x1b[5n", "\r\x1b[A"):
+        assert "\x1b" not in _through(stream, written, each) and "\r" not in _through(stream, written, each)[1:]
+
+
+def _through(stream: Any, written: io.StringIO, text: str) -> str:
+    before = len(written.getvalue())
+    stream.write(text)
+    return written.getvalue()[before:]
 
 
 def test_rich_prints_its_styles_and_no_foreign_ones(capsys: pytest.CaptureFixture[str]) -> None:

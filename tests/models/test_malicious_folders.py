@@ -103,7 +103,7 @@ def special(name: str, make: Callable[[Path], Any]) -> Spoil:
 
 
 def a_socket(path: Path) -> None:
-    here = os.getcwd()
+    here = Path.cwd()
     os.chdir(path.parent)  # a socket's path is short
     try:
         with socket.socket(socket.AF_UNIX) as made:
@@ -248,7 +248,8 @@ BROKEN: dict[str, Spoil] = {
     "gguf settings": gguf(gguf_header(0, 10**18)),
     "gguf array": gguf(gguf_header(0, 1, struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 4, 1 << 60))),
     "gguf name": gguf(gguf_header(1, 0, struct.pack("<Q", 1 << 60)) + b"\0" * 100),
-    "gguf arrays in arrays": gguf(gguf_header(0, 1, struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 9, 1) * 2_000)),
+    "gguf arrays in arrays": gguf(
+        gguf_header(0, 1, struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 9, 1) * 2_000)),
 }  # fmt: skip
 """What no model may be loaded from."""
 TOKENIZERS: dict[str, Spoil] = {
@@ -267,7 +268,8 @@ ENDLESS: dict[str, Spoil] = {
     "loops of messages": template("{% for i in range(99999) %}{% for m in messages %}{% for j in range(99999) %}{{ m }}"
                                   "{% endfor %}{% endfor %}{% endfor %}"),
     "texts": template("{{ 'a' * 100000000000 }}"),
-    "doubling": template("{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}"),
+    "doubling": template(
+        "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}"),
     "format": template("{{ '%99999999999d' % 1 }}"),
     "centred": template("{{ 'a'|center(99999999999) }}"),
     "macro": template("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"),

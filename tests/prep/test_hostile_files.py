@@ -104,10 +104,10 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
     for before, name in zip("abcdefghi", "bcdefghij", strict=True)
 )
+MAPPINGS = "y0: &y0 {a: 1}\n" + "".join(f"y{i}: &y{i} {{p: *y{i - 1}, q: *y{i - 1}}}\n" for i in range(1, 40))
 PROFILES = {
     "aliases": (ALIASES, 5, "stands for more than 100,000 settings"),
-    "mappings": ("x: &x {a: 1}\n" + "".join(f"y{i}: &y{i} {{p: *{'x' if not i else f'y{i - 1}'}, q: *{'x' if not i else f'y{i - 1}'}}}\n"
-                                              for i in range(40)), 16, "stands for more than 100,000 settings"),
+    "mappings": (MAPPINGS, 16, "stands for more than 100,000 settings"),
     "circle": ("data: &a\n  train: [*a]\n", 1, "an alias stands for something that it is in"),
     "brackets": ("data: " + "[" * 100_000, 1, "brackets are open"),
     "braces": ("{a: " * 2_000, 1, "brackets are open"),

@@ -141,8 +141,9 @@ def test_depths_and_texts(server: TransformersServer) -> None:
 def test_random_bodies(server: TransformersServer) -> None:
     dice = random.Random(7)
     fields = ["messages", "prompt", "model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k",
-              "min_p", "repetition_penalty", "n", "seed", "stop", "stream", "stream_options", "response_format", "tools",
-              "tool_choice", "logprobs", "logit_bias", "best_of", "echo", "suffix", "functions", "nothing"]  # fmt: skip
+              "min_p", "repetition_penalty", "n", "seed", "stop", "stream", "stream_options", "response_format",
+              "tools", "tool_choice", "logprobs", "logit_bias", "best_of", "echo", "suffix", "functions",
+              "nothing"]  # fmt: skip
 
     def value(depth: int = 0) -> Any:
         simple = [*NUMBERS, None, True, False, "", "w1", "\x00", "汉", "a" * 3000, "\ud83d"]
@@ -167,8 +168,8 @@ def test_random_bodies(server: TransformersServer) -> None:
 
 def test_connections_that_send_nothing_shut_nobody_out(server: TransformersServer) -> None:
     port = int(server.address.removesuffix("/v1").rpartition(":")[2])
-    for sent in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-Sl", b"POST /v1/completions HTTP/1.1\r\n"
-                 b"Host: localhost\r\nContent-Length: 500\r\n\r\n{"):  # fmt: skip
+    half = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    for sent in (b"", half + b"X-Sl", half + b"Content-Length: 500\r\n\r\n{"):
         opened = []
         for _ in range(450):
             connection = socket.create_connection(("127.0.0.1", port), 5)
