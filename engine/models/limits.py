@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.models.folders import read_json
+from engine.models.files import read_json
 from engine.models.weights import DamagedFile, read_header
 from engine.protocol.messages import Problem, ProblemError
 

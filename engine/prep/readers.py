@@ -114,19 +114,23 @@ def _read(path: Path, suffix: str, progress: Callable[[int], object], given: str
             if kind not in SEEKING and isinstance(stream, io.BufferedReader):
                 encoding = find_encoding(stream.peek(LOOKED_AT)[:LOOKED_AT], given)
                 stream = stream if encoding == "utf-8" else open_as_utf8(stream, encoding)
-            renamed = {} if encoding == "utf-8" else {NOT_UTF8: f"not {encoding}"}
             taken = 0
             for record in _load(KINDS[kind])(stream, path):
                 taken = max(taken, min(size, raw.tell()))
                 progress(taken)
-                yield record._replace(reason=renamed[record.reason]) if record.reason in renamed else record
+                yield record if encoding == "utf-8" else record._replace(reason=_name(encoding, record.reason))
         except BadFile as error:
             if encoding == "utf-8":
                 raise
-            raise BadFile(str(error).replace(NOT_UTF8, f"not {encoding}")) from error
+            raise BadFile(_name(encoding, str(error))) from error
         except damaged as error:
             raise ValueError(f"{path.name} cannot be read: {str(error) or type(error).__name__}") from error
         progress(size)
+
+
+def _name(encoding: str, reason: str) -> str:
+    """The reason with the file's own encoding, where the reader of UTF-8 has named that."""
+    return reason.replace(NOT_UTF8, f"not {encoding}")
 
 
 def _find_encoding(path: Path, start: bytes, given: str | None) -> str:

@@ -58,13 +58,12 @@ def main() -> int:
     server = Server(home, HANDLERS, arguments.workers)
     # SIGTERM wakes the loop rather than interrupting it: the engine ends in order, and the jobs go on.
     signal.signal(signal.SIGTERM, lambda *_: server.close())
-    server.record_connection()
+    server.address.write()
     try:
         server.run()
     finally:
         with contextlib.suppress(OSError):
-            if server.recorded is not None:
-                server.recorded.unlink(missing_ok=True)
+            server.address.remove()
     return 0
 
 

@@ -11,15 +11,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import zmq
 
-from engine.protocol import process, states, wire
-from engine.protocol.home import Home, host_name
+from engine.protocol import states, wire
+from engine.protocol.home import Home
 from engine.protocol.messages import (
     OPERATIONS,
     PROTOCOL,
@@ -41,6 +39,7 @@ from engine.protocol.messages import (
     Written,
 )
 from engine.supervisor import pending
+from engine.supervisor.address_record import AddressRecord
 from engine.supervisor.adoption import Backlog, adopt_runs, refresh_runs_of_other_hosts
 from engine.supervisor.clients import Caller, Clients
 from engine.supervisor.pending import PendingRequests
@@ -78,9 +77,6 @@ class Server:
         self._handlers = handlers
         self._closing = False
         self._closing_when_idle = False
-        self._connection: wire.Connection | None = None
-        self.recorded: Path | None = None
-        """The connection file that this supervisor has written."""
         self._unread: set[str] = set()
         self._logged: set[str] = set()
         self._indexing = 0
@@ -95,6 +91,7 @@ class Server:
         self.sockets = Sockets(home, self._context)
         self._jobs_of: dict[bytes, str] = {}
         self.clients = Clients(self.sockets.control)
+        self.address = AddressRecord(home, self.sockets, self.clients.session)
         self._pending = PendingRequests(self.clients)
 
         publish = self.clients.publish
@@ -391,7 +388,7 @@ class Server:
             if record.leader is not None:
                 self._unread.add(record.run.id)  # a `Written` message may have been lost; the journal's content is not
         self.monitor.warn_of_hangs()
-        self._keep_reachable()
+        self.address.keep()
         self.services.close_abandoned(self.clients.is_reachable)
 
     def _take_sample(self, sample: Telemetry) -> None:
@@ -401,31 +398,3 @@ class Server:
 
     def _thin_telemetry(self) -> None:
         self._index_thread.submit(self.registry.thin_telemetry, time.time())
-
-    def _keep_reachable(self) -> None:
-        """Bind the sockets anew when their files are gone, and record where they are when the record is not ours."""
-        self.sockets.renew()
-        try:
-            recorded = wire.read_connection(self.home)
-            if recorded and recorded == self._connection and recorded.control == self.sockets.address("control"):
-                return
-            if recorded and recorded.pid != os.getpid() and wire.is_running(recorded):
-                return  # the home was replaced, and has another engine now
-            self.record_connection()
-        except (OSError, psutil.Error) as error:
-            print(f"{self.home.connection}: {error}", flush=True)
-
-    def record_connection(self) -> None:
-        """Write this supervisor's connection file. Raises OSError, ProblemError."""
-        pid = os.getpid()
-        self._connection = wire.Connection(
-            pid=pid,
-            start_time=process.read_start_time(pid),
-            identity=process.read_identity(pid),
-            protocol=PROTOCOL,
-            session=self.clients.session,
-            host=host_name(),
-            control=self.sockets.address("control"),
-            workers=self.sockets.address("workers"),
-        )
-        self.recorded = wire.write_connection(self.home, self._connection)
