@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from engine.prep.files import KINDS, PACKINGS, SEEKING
 from engine.prep.files.encodings import LOOKED_AT, find_encoding, open_as_utf8
 from engine.prep.files.lines import LONGEST_LINE
-from engine.prep.files.record import BOM, NOT_UTF8, BadFile, Record, decode
+from engine.prep.files.record import BOM, BadFile, Record, decode
 
 __all__ = ["LONGEST_LINE", "READERS", "Record", "check_suffix", "decode", "find_kind", "is_lines", "read"]
 
@@ -102,7 +102,6 @@ def _read(path: Path, suffix: str, progress: Callable[[int], object], given: str
         raw = stack.enter_context(path.open("rb", buffering=_BUFFER))
         size = path.stat().st_size
         damaged: tuple[type[Exception], ...] = (ValueError, *_read_errors(packing))
-        encoding = "utf-8"
         try:
             stream: BinaryIO = raw
             if packing:
@@ -114,16 +113,13 @@ def _read(path: Path, suffix: str, progress: Callable[[int], object], given: str
             if kind not in SEEKING and isinstance(stream, io.BufferedReader):
                 encoding = find_encoding(stream.peek(LOOKED_AT)[:LOOKED_AT], given)
                 stream = stream if encoding == "utf-8" else open_as_utf8(stream, encoding)
-            renamed = {} if encoding == "utf-8" else {NOT_UTF8: f"not {encoding}"}
             taken = 0
             for record in _load(KINDS[kind])(stream, path):
                 taken = max(taken, min(size, raw.tell()))
                 progress(taken)
-                yield record._replace(reason=renamed[record.reason]) if record.reason in renamed else record
-        except BadFile as error:
-            if encoding == "utf-8":
-                raise
-            raise BadFile(str(error).replace(NOT_UTF8, f"not {encoding}")) from error
+                yield record
+        except BadFile:
+            raise
         except damaged as error:
             raise ValueError(f"{path.name} cannot be read: {str(error) or type(error).__name__}") from error
         progress(size)
