@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from engine.prep.files import KINDS, PACKINGS, SEEKING
 from engine.prep.files.encodings import LOOKED_AT, find_encoding, open_as_utf8
 from engine.prep.files.lines import LONGEST_LINE
-from engine.prep.files.record import BOM, NOT_UTF8, BadFile, Record, decode
+from engine.prep.files.record import BOM, BadFile, Record, decode
 
 __all__ = ["LONGEST_LINE", "READERS", "Record", "check_suffix", "decode", "find_kind", "is_lines", "read"]
 
@@ -102,7 +102,6 @@ def _read(path: Path, suffix: str, progress: Callable[[int], object], given: str
         raw = stack.enter_context(path.open("rb", buffering=_BUFFER))
         size = path.stat().st_size
         damaged: tuple[type[Exception], ...] = (ValueError, *_read_errors(packing))
-        encoding = "utf-8"
         try:
             stream: BinaryIO = raw
             if packing:
@@ -118,19 +117,12 @@ def _read(path: Path, suffix: str, progress: Callable[[int], object], given: str
             for record in _load(KINDS[kind])(stream, path):
                 taken = max(taken, min(size, raw.tell()))
                 progress(taken)
-                yield record if encoding == "utf-8" else record._replace(reason=_name(encoding, record.reason))
-        except BadFile as error:
-            if encoding == "utf-8":
-                raise
-            raise BadFile(_name(encoding, str(error))) from error
+                yield record
+        except BadFile:
+            raise
         except damaged as error:
             raise ValueError(f"{path.name} cannot be read: {str(error) or type(error).__name__}") from error
         progress(size)
-
-
-def _name(encoding: str, reason: str) -> str:
-    """The reason with the file's own encoding, where the reader of UTF-8 has named that."""
-    return reason.replace(NOT_UTF8, f"not {encoding}")
 
 
 def _find_encoding(path: Path, start: bytes, given: str | None) -> str:

@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from engine.prep import readers
 from engine.prep.files import KINDS, delimited, json_document, lines
-from engine.prep.files.record import Record
+from engine.prep.files.record import NOT_UTF8, Record
 
 ROWS: list[dict[str, Any]] = [{"question": 'ä, "b"\nc', "answer": "多语言 🎉"}, {"question": "q;|\t", "answer": "a"}]
 
@@ -37,7 +37,7 @@ def test_jsonl_records_carry_line_and_byte_offset(tmp_path: Path) -> None:
     assert [(record.line, record.reason.split(":")[0]) for record in records if not record.value] == [
         (3, "not JSON"),
         (4, "a row is a JSON object, not list"),
-        (5, "not UTF-8; name the encoding of the file (encoding, --encoding), such as gb18030 or cp1252"),
+        (5, NOT_UTF8),
     ]
     for record in records:
         assert content[: record.offset].count(b"\n") == record.line - 1
@@ -253,7 +253,7 @@ def test_text_gives_a_row_a_line(tmp_path: Path) -> None:
         (5, None),
         (6, {"text": "last"}),
     ]
-    assert records[2].reason.startswith("not UTF-8; name the encoding of the file (encoding, --encoding)")
+    assert records[2].reason == NOT_UTF8
 
 
 # ── parquet and arrow ──────────────────────────────────────────────────────────────────────────────────────────────

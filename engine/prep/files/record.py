@@ -12,7 +12,9 @@ class BadFile(ValueError):
 
 
 BOM = b"\xef\xbb\xbf"
-NOT_UTF8 = "not UTF-8; name the encoding of the file (encoding, --encoding), such as gb18030 or cp1252"
+NOT_UTF8 = (
+    "not UTF-8, nor the encoding that is named; name the right one (encoding, --encoding), such as gb18030 or cp1252"
+)
 """The reason with which text in another encoding is rejected."""
 
 
