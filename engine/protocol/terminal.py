@@ -7,7 +7,6 @@ it between `print` and the terminal, and `engine.protocol.console` between Rich 
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable
@@ -52,6 +51,8 @@ def escape_json(document: str) -> str:
 
 def to_json(document: Any) -> str:
     """The document as one line of JSON without control characters."""
+    import json  # most commands print none, and begin with this module
+
     return escape_json(json.dumps(document, ensure_ascii=False))
 
 
