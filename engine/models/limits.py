@@ -133,8 +133,14 @@ def _may_reach(content: bytes, number: int) -> bool:
     place."""
     if b'"Unigram"' in content:
         return True
-    values = re.finditer(rb":\s*(\d{%d,})" % len(str(number)), content)
-    return any(int(value[1]) >= number for value in values)
+    digits = str(number)
+    larger = [
+        f"{digits[:place]}[{int(digit) + 1}-9][0-9]{{{len(digits) - place - 1}}}"
+        for place, digit in enumerate(digits)
+        if digit != "9"
+    ]
+    pattern = rf":\s*(?:{'|'.join([digits, *larger])}|[1-9][0-9]{{{len(digits)},}})(?![0-9])"
+    return re.search(pattern.encode(), content) is not None
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from engine.config.profile import ProfileError, parse
@@ -248,3 +250,9 @@ def test_the_verb_tells_place_and_code(model: Path, tmp_path: Path, capsys: pyte
     assert check(options) == 0  # type: ignore[arg-type]
     (doubt,) = json.loads(capsys.readouterr().out)["doubts"]
     assert (doubt["code"], doubt["key"], doubt["line"]) == ("profile.doubtful", "training.warmup", 5)
+
+
+@given(number=st.integers(1, 2000), value=st.integers(0, 30000), blank=st.sampled_from(["", " ", "\n  "]))
+def test_the_search_for_ids_misses_none(number: int, value: int, blank: str) -> None:
+    content = f'{{"a":{blank}{value}, "b": 0}}'.encode()
+    assert limits._may_reach(content, number) == (value >= number)
