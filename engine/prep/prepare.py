@@ -55,13 +55,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         model["tokenizer"] = str(given)
     if folders := pretokenized.find_folders(profile.data, profile.directory, learning=trains_tokenizer):
         assert given
-        files = {f"{part}.{path.name}": path for part, folder in folders.items() for path in sorted(folder.iterdir())}
-        digests = cache.file_digests(files, lambda _: None)
-        used = _use_tokenised(profile, given, folders)
-        rows_of_embedding = limits.read_embedding_rows(embedding) if embedding else None
-        for folder in folders.values():
-            pretokenized.check_ids(folder, profile.method, rows_of_embedding)
-        return {**used, **model, "files": describe_files(files, digests)}
+        return {**_use_tokenised(profile, given, folders, embedding), **model}
     sources = locate_sources(profile, home, progress)
     files = {**list_source_files(sources), **tokenizer_files}
     total = sum(path.stat().st_size for path in files.values())
@@ -160,7 +154,9 @@ def _make_entry(
     cache.stamp_entry(home.cache / name)
 
 
-def _use_tokenised(profile: Profile, tokenizer_folder: Path, folders: dict[str, Path]) -> dict[str, Any]:
+def _use_tokenised(
+    profile: Profile, tokenizer_folder: Path, folders: dict[str, Path], embedding: Path | None
+) -> dict[str, Any]:
     """The content of `prepared.json` for data that is tokenised already. Its conversations are unknown, so the lock has
     no golden ones."""
     data = profile.data
@@ -168,6 +164,10 @@ def _use_tokenised(profile: Profile, tokenizer_folder: Path, folders: dict[str, 
     counts = {
         part: pretokenized.count_tokens(folder, profile.method, data.max_length) for part, folder in folders.items()
     }
+    rows_of_embedding = limits.read_embedding_rows(embedding) if embedding else None
+    for folder in folders.values():
+        pretokenized.check_ids(folder, profile.method, rows_of_embedding)
+    files = {f"{part}.{path.name}": path for part, folder in folders.items() for path in sorted(folder.iterdir())}
     template = record_template(profile, tokenizer)
     states = {part: folder / "state.json" for part, folder in folders.items()}
     return {
@@ -182,6 +182,7 @@ def _use_tokenised(profile: Profile, tokenizer_folder: Path, folders: dict[str, 
         "template": template,
         "lock": make_lock(tokenizer, tokenizer_folder, []),
         "stats": pretokenized.summarize(counts),
+        "files": describe_files(files, cache.file_digests(files, lambda _: None)),
         "hash": cache.entry_key(states, {"max_length": data.max_length}, lambda _: None),
     }
 
