@@ -17,8 +17,8 @@ from engine.prep.files.lines import LONGEST_LINE, describe_too_long
 from engine.prep.files.record import BOM, BadFile, Record, decode
 
 _BLOCK = 2**20
-DEEPEST = 1_000_000
-"""Lists and objects inside each other. A row that is less deep is a reject; a file of brackets alone has no end to find."""
+DEEPEST = 200_000
+"""Lists and objects inside each other. A row that is less deep is a reject; brackets alone would have no end to find."""
 _BLANKS = re.compile(rb"[ \t\r\n]*+")
 _INSIDE = re.compile(rb'(?:[^"\[\]{}]*+"[^"\\]*+(?:\\.[^"\\]*+)*")*[^"\[\]{}]*+', re.DOTALL)
 """Up to the next bracket outside strings, or to a string that does not end in the block."""
