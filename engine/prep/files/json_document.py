@@ -18,7 +18,7 @@ from engine.prep.files.record import BOM, BadFile, Record, decode
 
 _BLOCK = 2**20
 DEEPEST = 200_000
-"""Lists and objects inside each other. A row that is less deep is a reject; brackets alone would have no end to find."""
+"""Lists and objects inside each other. A row less deep is a reject; brackets alone would have no end to find."""
 _BLANKS = re.compile(rb"[ \t\r\n]*+")
 _INSIDE = re.compile(rb'(?:[^"\[\]{}]*+"[^"\\]*+(?:\\.[^"\\]*+)*")*[^"\[\]{}]*+', re.DOTALL)
 """Up to the next bracket outside strings, or to a string that does not end in the block."""
