@@ -20,8 +20,8 @@ from engine.prep.files.record import BOM, BadFile, Record, decode
 _BLOCK = 2**20
 LOOKED_AT = 2**16
 """Bytes by which a document is told from JSONL."""
-DEEPEST = 10_000
-"""Lists and objects inside each other. No row is a tenth as deep, and a file of brackets alone has no end to find."""
+DEEPEST = 200_000
+"""Lists and objects inside each other. A row less deep is a reject; brackets alone would have no end to find."""
 _BLANKS = re.compile(rb"[ \t\r\n]*+")
 _INSIDE = re.compile(rb'(?:[^"\[\]{}]*+"[^"\\]*+(?:\\.[^"\\]*+)*")*[^"\[\]{}]*+', re.DOTALL)
 """Up to the next bracket outside strings, or to a string that does not end in the block."""
