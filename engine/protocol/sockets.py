@@ -7,6 +7,7 @@ between a login shell, cron and sudo.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
@@ -51,6 +52,7 @@ def make_directory(home: Home) -> Path:
     causes = []
     for directory in list_directories(home):
         try:
+            _check_length(directory)
             _make_private(directory, 1 if directory == home.sockets else 2)
             _try_socket(directory)
             return directory
@@ -99,9 +101,9 @@ def _make_private(directory: Path, levels: int) -> None:
             pass
         found = part.lstat()
         if not stat.S_ISDIR(found.st_mode):
-            raise NotADirectoryError(20, "it is not a directory")
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a directory")
         if found.st_uid != os.getuid():
-            raise PermissionError(1, f"it belongs to the user {found.st_uid}")
+            raise PermissionError(errno.EPERM, f"it belongs to the user {found.st_uid}")
         if found.st_mode & 0o077:
             raise ProblemError(
                 Problem(
@@ -113,10 +115,14 @@ def _make_private(directory: Path, levels: int) -> None:
             )
 
 
+def _check_length(directory: Path) -> None:
+    """Raises OSError for a directory whose path is too long for sockets."""
+    if len(os.fsencode(directory)) + LONGEST_NAME > LONGEST_PATH:
+        raise OSError(errno.ENAMETOOLONG, f"the path is longer than {LONGEST_PATH - LONGEST_NAME} bytes")
+
+
 def _try_socket(directory: Path) -> None:
     """Bind a socket in the directory and connect to it. Raises OSError where that does not work."""
-    if len(os.fsencode(directory)) + LONGEST_NAME > LONGEST_PATH:
-        raise OSError(36, f"the path is longer than {LONGEST_PATH - LONGEST_NAME} bytes")
     path = directory / f"try-{os.getpid()}"
     try:
         with socket.socket(socket.AF_UNIX) as bound, socket.socket(socket.AF_UNIX) as connected:

@@ -87,8 +87,7 @@ class Server:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
 
-        self._context = zmq.Context()
-        self.sockets = Sockets(home, self._context)
+        self.sockets = Sockets(home, zmq.Context())
         self._jobs_of: dict[bytes, str] = {}
         self.clients = Clients(self.sockets.control)
         self.address = AddressRecord(home, self.sockets, self.clients.session)
@@ -194,8 +193,7 @@ class Server:
         self._index_thread.shutdown(wait=True)
         self._threads.shutdown(wait=True)
         self.registry.close()
-        self._context.destroy(linger=500)
-        self.sockets.remove()
+        self.sockets.close()
 
     # ── threads ───────────────────────────────────────────────────────────────────────────────────────────────────
 

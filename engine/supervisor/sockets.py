@@ -35,7 +35,7 @@ class Sockets:
     """`control` is for clients, `workers` for workers. A process of another user is refused when it connects."""
 
     def __init__(self, home: Home, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self._home = home
+        self._home, self._context = home, context
         self._generation = 0
         self._bound: dict[str, tuple[Path, os.stat_result]] = {}
         self._earlier: list[tuple[str, Path]] = []
@@ -73,12 +73,17 @@ class Sockets:
                 getattr(self, name).unbind(f"ipc://{path}")
         return True
 
-    def remove(self) -> None:
-        """After the sockets were closed: remove their files, and the directory if it is empty then."""
+    def close(self) -> None:
+        """Send what waits, close the sockets, and remove their files, and the directory if it is empty then."""
+        self._gate.stop()
+        self._context.destroy(linger=500)
         with contextlib.suppress(OSError):
             for path, bound in self._bound.values():
                 if _is_same(path, bound):
                     path.unlink()
+            for _, earlier in self._earlier:
+                if earlier.is_socket():
+                    earlier.unlink()
             path.parent.rmdir()
 
     def _bind(self) -> None:
@@ -115,7 +120,14 @@ class Gate:
         self._monitor = socket.get_monitor_socket(
             zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
         )
-        threading.Thread(target=self._watch, name="gate", daemon=True).start()
+        self._socket = socket
+        self._thread = threading.Thread(target=self._watch, name="gate", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, which closes its own socket: ZeroMQ ends the process when another thread does."""
+        self._socket.disable_monitor()
+        self._thread.join()
 
     def reopen(self) -> bool:
         """Let clients in again when there is room. False while there is none. Call it once a second."""
