@@ -40,6 +40,8 @@ _LIMITS = {
     "r": 1_000_000,
 }
 """End of a setting's name -> the greatest value that is believed: ten times the largest models, or more."""
+_LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "block_count"}
+"""Settings that say how many layers there are; other names that end so count some of these, or say from which one."""
 _DEPTH = 8
 
 
@@ -57,7 +59,7 @@ def _find(config: Any, tensors: int, where: str, depth: int) -> Iterator[str]:
             None,
         )
         if isinstance(value, (int, float)) and not isinstance(value, bool) and limit is not None:
-            if tensors and limit == _LIMITS["layers"]:
+            if tensors and name in _LAYERS:
                 limit = min(limit, tensors)
             if value > limit:
                 yield f"{where} says {name} {value:.6g}, where this model can have at most {limit:,}"

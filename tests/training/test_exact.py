@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from engine.protocol.journal import Ledger, Start
+from engine.storage import manifest
 from tests.training.here import Here, at, one_after_another
 
 MANY = (
@@ -167,6 +168,9 @@ def test_other_versions_and_other_files_are_named(tmp_path, prepared):
     path = run.run.checkpoint(4) / "trainer" / "fingerprint.json"
     then = json.loads(path.read_text())
     path.write_text(json.dumps(then | {"versions": then["versions"] | {"torch": "1.0"}, "optimiser": "0"}))
+    checkpoint = run.run.checkpoint(4)
+    facts = {name: value for name, value in manifest.read(checkpoint).items() if name != "files"}
+    manifest.write(checkpoint, **facts)  # or it would be a damaged file
     run.train(orders=at(5, "stop"))
     resumed = run.entries(Start)[-1].resumed
     assert "torch 1.0 → " in resumed and "the optimiser read back differs" in resumed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from engine.config.profile import ProfileError
 from engine.protocol.journal import End, Ledger, Metrics, Warn
 
 
@@ -83,7 +84,6 @@ def test_refusals_are_problems_with_a_mend(start_run, tmp_path):
     for name, change, words in (
         ("eight-bit", "training.optimizer=paged_adamw_8bit", "needs a GPU"),
         ("output", f"checkpoint.output={tmp_path / 'kept'}", "not empty"),
-        ("targets", "adapter.targets=[nothing]", "fits no layer"),
     ):
         run = start_run(name, change)
         run.start()
@@ -91,3 +91,5 @@ def test_refusals_are_problems_with_a_mend(start_run, tmp_path):
         end = run.entries(End)[-1]
         assert end.status == "failed" and words in end.problem.title and end.problem.hint, end
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["mine.txt"]
+    with pytest.raises(ProfileError, match="no layer of .* is called nothing"):
+        start_run("targets", "adapter.targets=[nothing]")
