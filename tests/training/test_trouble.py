@@ -91,5 +91,5 @@ def test_refusals_are_problems_with_a_mend(start_run, tmp_path):
         end = run.entries(End)[-1]
         assert end.status == "failed" and words in end.problem.title and end.problem.hint, end
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["mine.txt"]
-    with pytest.raises(ProfileError, match="no layer of .* is called nothing"):
+    with pytest.raises(ProfileError, match=r"no layer of .* is called nothing"):
         start_run("targets", "adapter.targets=[nothing]")
