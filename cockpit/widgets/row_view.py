@@ -211,7 +211,7 @@ def _numbers(numbers: Mapping[str, Any]) -> list[Content]:
         "a row": f"p50 {numbers.get('p50', 0)}, p95 {numbers.get('p95', 0)}, max {numbers.get('max', 0)}",
         "cut": f"{numbers.get('truncated', 0):,} rows",
     }
-    if turns := numbers.get("turns"):
+    if (turns := numbers.get("turns")) and turns.keys() - {"together"}:
         values["turns"] = ", ".join(f"{count:,} {means}" for means, count in turns.items())
     lines = [Content.assemble((f"{name:<9}", "dim"), value) for name, value in values.items()]
     return lines + histogram(numbers.get("histogram", ()))

@@ -30,6 +30,8 @@ _PROBE = "\ue0f0"
 _EMPTY_THOUGHT = re.compile(rf"\s*{OPEN}\s*{CLOSE}\s*")
 _BEGUN = re.compile(r"[<\[][^\s<>\[\]]*$")
 """A mark such as `<|end|>` that has begun."""
+_NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
+"""Characters of no script, which the templates of `engine.models.glm` write for their tokenizers to take out."""
 _WORD = re.compile(r"[A-Za-z0-9]+")
 
 
@@ -258,9 +260,14 @@ def find_missing(message: Message, words: str, text: str) -> str:
 
 
 def contains(text: str, words: str) -> bool:
-    """Whether the words stand in the text, but for blanks; possibly as JSON writes them."""
-    squeezed = "".join(text.split())
-    return any("".join(form.split()) in squeezed for form in (words, json.dumps(words)[1:-1]))
+    """Whether the words stand in the text, but for blanks and what templates break special tokens with; possibly as
+    JSON writes them."""
+    squeezed = _squeeze(text)
+    return any(_squeeze(form) in squeezed for form in (words, json.dumps(words)[1:-1]))
+
+
+def _squeeze(text: str) -> str:
+    return "".join(_NONCHARACTERS.sub("", text).split())
 
 
 def _leaves(value: Any) -> Iterator[str]:
