@@ -14,7 +14,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import zmq
@@ -131,8 +130,6 @@ def locate_engine(home: Home) -> wire.Connection:
         if is_stopped(connection.pid):
             raise stopped_error(connection)
         if time.monotonic() > deadline:
-            if sockets.name_when_full(Path(connection.control.removeprefix("ipc://"))).exists():
-                raise full_error(connection)
             raise unreachable_error(
                 f"its process {connection.pid} runs, but nobody listens at {connection.control}: the socket was "
                 "removed, or this process sees another file system",
@@ -148,17 +145,6 @@ def check_process(connection: wire.Connection) -> None:
         raise unreachable_error(f"its process {connection.pid} has ended")
     if is_stopped(connection.pid):
         raise stopped_error(connection)
-
-
-def full_error(connection: wire.Connection) -> ProblemError:
-    return ProblemError(
-        Problem(
-            code="engine.full",
-            title="The engine has too many clients",
-            cause=f"its process {connection.pid} may not open enough files for another one (`ulimit -n`)",
-            hint="close some cockpits, or stop the engine and start it with a higher `ulimit -n`; jobs go on",
-        )
-    )
 
 
 def stopped_error(connection: wire.Connection) -> ProblemError:

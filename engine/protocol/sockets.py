@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import select
 import socket
 import stat
 import struct
@@ -23,6 +24,10 @@ LONGEST_PATH = 107
 """Bytes of a Unix socket's path that the kernel takes."""
 LONGEST_NAME = 24
 """Bytes that are kept free for a slash and the name of a socket."""
+FULL = b"F"
+"""What the supervisor sends to whom it has no room for. ZeroMQ's greeting begins otherwise."""
+GREETING_TIMEOUT = 0.3
+"""Seconds that are waited for the one or the other: a supervisor that is stopped sends neither."""
 ELSEWHERE = (Path("/tmp"), Path("/var/tmp"))
 """Local file systems with room for a private directory."""
 _CREDENTIALS = struct.Struct("3i")
@@ -134,8 +139,8 @@ def _try_socket(directory: Path) -> None:
 
 
 def check_peer(address: str) -> bool:
-    """Whether somebody listens at an `ipc://` address, without a wait. Raises ProblemError when the directory, the
-    socket or the process behind it belongs to another user: nothing must be sent there."""
+    """Whether somebody listens at an `ipc://` address. Raises ProblemError when the directory, the socket or the
+    process behind it belongs to another user (nothing must be sent there then), or when there is no room."""
     path = Path(address.removeprefix("ipc://"))
     try:
         directory, file = path.parent.lstat(), path.lstat()
@@ -153,18 +158,34 @@ def check_peer(address: str) -> bool:
             return True  # many others are connecting just now
         except OSError:
             return False
-        uid = _read_uid(probe)
+        uid = read_peer_uid(probe)
+        full = _is_refused(probe)
     if uid not in (None, os.getuid()):
         raise _other_user_error(f"the process that listens at {path} belongs to the user {uid}")
+    if full:
+        raise ProblemError(
+            Problem(
+                code="engine.full",
+                title="The engine has too many clients",
+                cause="it may not open enough files for another one (`ulimit -n`)",
+                hint="close some cockpits, or stop the engine and start it with a higher `ulimit -n`; jobs go on",
+            )
+        )
     return True
 
 
-def name_when_full(path: Path) -> Path:
-    """What the file of the clients' socket is called while no more clients are let in."""
-    return path.with_name(f"{path.name}.full")
+def _is_refused(connected: socket.socket) -> bool:
+    """Whether the supervisor has no room for another connection, which it says instead of ZeroMQ's greeting."""
+    readable, _, _ = select.select([connected], [], [], GREETING_TIMEOUT)
+    if not readable:
+        return False
+    try:
+        return connected.recv(1) == FULL
+    except OSError:
+        return False
 
 
-def _read_uid(connected: socket.socket) -> int | None:
+def read_peer_uid(connected: socket.socket) -> int | None:
     """The user of the process at the other end; None where the system does not say."""
     if not hasattr(socket, "SO_PEERCRED"):
         return None
