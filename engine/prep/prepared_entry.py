@@ -161,7 +161,7 @@ def record_template(profile: Profile, tokenizer: Any) -> Any:
 
 def make_lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -> dict[str, Any]:
     """The template lock, which chat must match: the template's hash, the tokens that end a reply, and some
-    conversations' token ids, rendered on its date."""
+    conversations' token ids, rendered on its date if the template writes the date."""
     generation = folder / "generation_config.json"
     configured = (
         json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
@@ -170,11 +170,11 @@ def make_lock(tokenizer: Any, folder: Path, chats: list[list[dict[str, str]]]) -
         *(configured if isinstance(configured, list) else [configured]),
         *find_turn_ends(tokenizer),
     }
-    now = datetime.now()
+    now = datetime.now() if "strftime_now" in json.dumps(tokenizer.chat_template) else None
     return {
         "template_sha256": hash_template(tokenizer),
         "eos_token_ids": sorted(stops - {None}),
-        "date": now.isoformat(timespec="seconds"),
+        "date": now.isoformat(timespec="seconds") if now else None,
         "golden": [{"messages": chat, "ids": render(tokenizer, chat, reply_follows=False, date=now)} for chat in chats],
     }
 

@@ -235,7 +235,7 @@ BROKEN: dict[str, Spoil] = {
     "pickle asks for a terabyte": pickled(b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"."),
     "pickle of long": pickled(b"\x80\x02\x8b" + struct.pack("<i", 0x7FFFFFFF) + b"."),
     "pickle of nothing": pickled(b""),
-    "bin is not a zip": lambda folder: None,
+    "bin is not a zip": pickled(b"PK\x03\x04 this is no archive"),
     "adapter is a list": adapter("[]"),
     "adapter is deep": adapter(DEEP),
     "adapter of a rank": adapter({"peft_type": "LORA", "r": 10**12, "base_model_name_or_path": "x"}),
