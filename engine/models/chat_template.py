@@ -72,10 +72,30 @@ def _dated(date: datetime | None) -> dict[str, Any]:
 
 
 def _apply(tokenizer: Any, messages: Sequence[Message], tools: Any, reply_follows: bool, more: dict[str, Any]) -> str:
+    if more:  # transformers' method passes on no functions
+        return _render_with(tokenizer, messages, tools, reply_follows, more)
     text: str = tokenizer.apply_chat_template(
-        list(messages), tools=tools, tokenize=False, add_generation_prompt=reply_follows, **more
+        list(messages), tools=tools, tokenize=False, add_generation_prompt=reply_follows
     )
     return text
+
+
+def _render_with(
+    tokenizer: Any, messages: Sequence[Message], tools: Any, reply_follows: bool, more: dict[str, Any]
+) -> str:
+    from transformers.utils import chat_template_utils
+
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = (template.get("tool_use") if tools else None) or template.get("default")
+    known = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    compiled = chat_template_utils._compile_jinja_template(template)
+    return str(
+        compiled.render(
+            messages=known, tools=tools, documents=None, add_generation_prompt=reply_follows, **special | more
+        )
+    )
 
 
 def _adapt_calls(
