@@ -28,6 +28,7 @@ _INSIDE = re.compile(rb'(?:[^"\[\]{}]*+"[^"\\]*+(?:\\.[^"\\]*+)*")*[^"\[\]{}]*+'
 _STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*', re.DOTALL)
 """Up to the quote that ends a string, or to a backslash at the end of the block."""
 # Only sets are possessive: CPython before 3.11.5 (Debian 12 has 3.11.2) fails on possessive groups.
+_KEY = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*"\s*:', re.DOTALL)
 _SCALAR = re.compile(rb'[^\[\]{}",]*+')
 
 
@@ -36,8 +37,10 @@ def is_document(start: bytes) -> bool:
     text = start[:LOOKED_AT].removeprefix(BOM).lstrip()
     first, _, rest = text.partition(b"\n")
     first, rest = first.strip(), rest.strip()
-    if first in (b"[", b"{"):
-        return rest[:1] in (b"{", b"}", b"]", b'"')
+    if first == b"[":
+        return rest[:1] in (b"{", b"]")
+    if first == b"{":
+        return rest[:1] == b"}" or _KEY.match(rest) is not None
     if not first.startswith(b"[") or first[1:].lstrip()[:1] != b"{":
         return False
     return not rest or not _is_whole(first)
