@@ -17,6 +17,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
+from engine.config import yaml_text
+
 Keys = tuple[str | int, ...]
 
 _ITEM = re.compile(r"([^\[\]]*)((?:\[\d{1,9}\])*)")
@@ -102,6 +104,7 @@ def parse_value(text: str) -> Any:
     if not _is_unicode(text):
         raise ValueError("the value is not UTF-8")
     try:
+        yaml_text.check(text)
         parsed = _put_hashes_back(YAML(typ="safe", pure=True).load(text.replace("#", _HASH)))
     except YAMLError as error:
         reason = " ".join(filter(None, (getattr(error, "context", ""), getattr(error, "problem", ""))))
