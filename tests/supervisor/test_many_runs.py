@@ -28,7 +28,7 @@ class _Start:
         self.registry = Registry(home.registry)
         self.runs = Runs(home)
         self.published: list[Any] = []
-        queue = Queue(self.runs, "tests.scripted", 0)
+        queue = Queue(self.runs, "tests.scripted", str, 0)
         nothing: Any = lambda *_: None  # noqa: E731
         monitor = RunMonitor(self.runs, queue, self.published.append, nothing, nothing)
         self.backlog = Backlog(self.runs, self._index)
