@@ -176,7 +176,7 @@ class ThoughtStyle(NamedTuple):
     """How a template treats thoughts."""
 
     opening: str
-    """What the prompt ends with, or ended with before `remove_opening`, to open a thought that the template does not
+    """What the prompt ends with, or ended with before `adapt_template`, to open a thought that the template does not
     write before a reply without one; empty if there is no such opening."""
     opens: bool
     """Whether the prompt ends by opening a thought."""
@@ -272,8 +272,10 @@ def find_reply_ends(tokenizer: Any, special: Sequence[str], *, calls: bool = Fal
     except Exception:  # noqa: BLE001 - templates raise what they like
         return ReplyEnds("", "", "")
     _, found, after = alone.rpartition(_REPLY)
+    if not found:
+        return ReplyEnds("", "", "")
     closing, rest = split_closing(after, special) if calls else split_first_closing(after, special)
-    if closing or not found:
+    if closing:
         return ReplyEnds(closing, rest, "")
     try:
         followed = render(tokenizer, [question, reply, other], reply_follows=False)
