@@ -39,6 +39,7 @@ class AsyncClient:
         self.home = home
         self.warning: Problem | None = None
         """As `Client.warning`."""
+        self._closed = False
         self._connecting = asyncio.Lock()
         self._connection = connection
         self._socket = zmq.asyncio.Socket.from_socket(socket)
@@ -55,6 +56,7 @@ class AsyncClient:
         return client
 
     async def close(self) -> None:
+        self._closed = True
         self._reader.cancel()
         self._socket.close(linger=0)
 
@@ -83,10 +85,15 @@ class AsyncClient:
     async def _reconnect(self) -> None:
         """Connect to the next supervisor when the one before has gone. Raises ProblemError."""
         async with self._connecting:
+            if self._closed:
+                raise unreachable_error("this client is closed")
             if is_connected(self._socket):
                 return
             self._reader.cancel()
             self._connection, socket = await asyncio.to_thread(open_socket, self.home)
+            if self._closed:
+                socket.close(linger=0)
+                raise unreachable_error("this client is closed")
             self._socket.close(linger=0)
             self._socket = zmq.asyncio.Socket.from_socket(socket)
             self._reader = asyncio.create_task(self._read(self._socket), name="engine-reader")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 UNREAD = 60
 """Seconds after which the system drops a connection whose other side accepts no data."""
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 ENDING = 1
 """Seconds that connections have at the end to receive their last data."""
 
@@ -155,7 +157,8 @@ def default_sampling(settings: Settings) -> dict[str, Any]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ProblemError."""
+    """A socket whose clients may connect at once; they wait for their answers while the model is loaded. A second
+    server on the port fails here, rather than after it has loaded its model. Raises ProblemError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
@@ -166,6 +169,7 @@ def listen(host: str, port: int) -> socket.socket:
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD * 1000)
             listening.bind(address)
+            listening.listen(BACKLOG)
         except OSError:
             listening.close()
             raise

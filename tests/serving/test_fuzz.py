@@ -16,8 +16,9 @@ import pytest
 
 from engine.models import targets
 from engine.protocol.home import Home
+from engine.protocol.messages import ProblemError
 from engine.serving import connections
-from engine.serving.server import TransformersServer
+from engine.serving.server import TransformersServer, listen
 from engine.serving.settings import Settings
 from tests.training.harness import make_model
 
@@ -79,6 +80,15 @@ def assert_answered(answer: httpx.Response, body: Any) -> None:
     if answer.status_code != 200:
         error = answer.json()["error"]
         assert error["message"] and error["type"] == "invalid_request_error", (body, answer.text)
+
+
+def test_an_address_accepts_connections_before_the_model_is_loaded() -> None:
+    """Whoever is told the address may connect at once, and a second server on it fails before it loads its model."""
+    with listen("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        with pytest.raises(ProblemError, match="cannot listen"):
+            listen("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("setting", ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "n"])

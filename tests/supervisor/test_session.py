@@ -174,6 +174,19 @@ def test_an_app_that_is_attached_finds_the_next_engine_at_another_address(long_h
     engine.close()
 
 
+def test_a_client_that_is_closed_says_so(engine: Engine) -> None:
+    """A screen may send its last request while the app exits."""
+
+    async def ask() -> str:
+        client = await AsyncClient.connect(engine.home)
+        waiting = asyncio.ensure_future(client.request("hello"))
+        await client.close()
+        refused = await asyncio.gather(waiting, client.request("hello"), return_exceptions=True)
+        return " ".join(each.problem.code for each in refused if isinstance(each, ProblemError))
+
+    assert asyncio.run(ask()) == "engine.unreachable engine.unreachable"
+
+
 # ── nobody there ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
