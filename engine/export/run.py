@@ -7,7 +7,6 @@ checkpoint's is kept. The folder appears under its name only when all of it is m
 
 from __future__ import annotations
 
-import gc
 import glob
 import json
 import os
@@ -23,7 +22,7 @@ import psutil
 from engine.export import agreement, model_card, reward_scores
 from engine.export import gguf_converter as gguf
 from engine.export.request import ExportRequest, ExportResult
-from engine.models import folders, loading, merge, placement, targets
+from engine.models import accelerator, folders, loading, merge, placement, targets
 from engine.models import template_lock as lock
 from engine.models.targets import Target
 from engine.protocol.home import Home
@@ -174,7 +173,7 @@ class _ExportJob:
             draft = self.folder / f".{name}"
             draft.mkdir()
             write(draft)
-            _free_memory()
+            accelerator.release()
             candidates[name] = compare(before, draft)
             if best and _distance(candidates[name]) >= _distance(candidates[best]):
                 shutil.rmtree(draft)
@@ -302,13 +301,13 @@ class _ExportJob:
         probes = agreement.make_probes(self.target, loaded.tokenizer)
         before = agreement.answer_probes(loaded, probes, self.check, self._reporter("asking the checkpoint"))
         del loaded
-        _free_memory()
+        accelerator.release()
 
         def compare(before: agreement.Answers, folder: Path) -> dict[str, Any]:
             made = LoadedModel(self._read_back(folder), self.dtype, self._quantization(), None)
             after = agreement.answer_probes(made, probes, self.check, self._reporter("asking the export"))
             del made
-            _free_memory()
+            accelerator.release()
             return agreement.compare(probes, before, after)
 
         return before, compare
@@ -320,14 +319,14 @@ class _ExportJob:
         self.progress("asking the checkpoint", 0, len(conversations))
         quantization = self.target.quantization or "none"
         before = reward_scores.score(self.target, self.target.dtype, quantization, conversations, self.check)
-        _free_memory()
+        accelerator.release()
 
         def compare(before: list[float], folder: Path) -> dict[str, Any]:
             self.progress("asking the export", 0, len(conversations))
             after = reward_scores.score(
                 self._read_back(folder), self.dtype, self._quantization(), conversations, self.check
             )
-            _free_memory()
+            accelerator.release()
             return reward_scores.compare(before, after, source)
 
         return before, compare
@@ -353,15 +352,6 @@ class _ExportJob:
 
 def _distance(figures: dict[str, Any]) -> float:
     return float(figures["score_difference"] if "score_difference" in figures else figures["kl"] or 0.0)
-
-
-def _free_memory() -> None:
-    """Free the memory of models that are no longer referenced."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _cast(path: Path, dtype: str) -> None:

@@ -15,7 +15,7 @@ from engine.inference.detokenizer import find_thinking_end
 from engine.inference.generate import BATCH, Piece, Reply, context_length, reply_batch, stream
 from engine.inference.request import Prompt
 from engine.inference.sampling import Grammar, Row, Sampling, SamplingFields, change_sampling, open_row
-from engine.models import folders, gguf, placement, targets, template_lock, tokenizers
+from engine.models import accelerator, folders, gguf, placement, targets, template_lock, tokenizers
 from engine.models.base import keep_nf4_trainable
 from engine.models.devices import Device, choose_cpu_dtype
 from engine.models.embedded import Progress
@@ -88,6 +88,7 @@ class LoadedModel:
         self.needed = 0 if target.on_hub else placement.estimate_bytes(Path(target.base), kind)
         """Estimated bytes of the model; 0 when unknown."""
         self.device = device or placement.choose(self.needed)
+        accelerator.choose(self.device)
         self._tokenizers: dict[str, Any] = {}
         self._compiler: tuple[object, SchemaCompiler] | None = None
         """With the tokenizer and stop tokens that it was made for."""
@@ -316,10 +317,7 @@ def describe_no_tokenizer(target: Target) -> Problem:
 
 def out_of_memory(device: str, needed: int, error: str) -> Problem:
     """The problem of a model that needs more memory than is free on the device."""
-    import psutil
-    import torch
-
-    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+    free = accelerator.free_bytes(device)
     return Problem(
         code="memory.exhausted",
         title=f"Out of memory on {device}",

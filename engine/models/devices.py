@@ -1,4 +1,4 @@
-"""Chooses the device of a rank and the dtype that it computes in, and measures the memory that it uses."""
+"""Chooses the device of a rank and the dtype that it computes in."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
-from engine.protocol.messages import Problem, ProblemError, Rank
+from engine.models import accelerator
+from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_line
 
 _KNOWN_TO_ACCELERATE = frozenset({"cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "neuron"})
@@ -41,8 +40,8 @@ def find_accelerator() -> str:
     """The type of the accelerator that torch can use, else `cpu`."""
     import torch
 
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator.type if accelerator else "cpu"
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found else "cpu"
 
 
 def choose_device(kind: str, local: int, dtype: str) -> Device:
@@ -51,6 +50,7 @@ def choose_device(kind: str, local: int, dtype: str) -> Device:
     import torch
 
     if kind == "cpu":
+        accelerator.choose(kind)
         return Device("cpu", choose_cpu_dtype(getattr(torch, dtype)), f"{os.cpu_count()} CPU cores")
     count = torch.accelerator.device_count()
     if local >= count:
@@ -61,7 +61,7 @@ def choose_device(kind: str, local: int, dtype: str) -> Device:
                 hint=f"set launch.processes to {count} or less, or make more devices visible",
             )
         )
-    torch.accelerator.set_device_index(local)
+    accelerator.choose(f"{kind}:{local}")
     label = torch.cuda.get_device_name(local) if kind == "cuda" else kind
     if refusal := _explain_unsupported(f"{kind}:{local}", dtype):
         raise ProblemError(
@@ -142,16 +142,3 @@ def set_threads(number: int | None, world: int) -> int:
     threads = number or max(1, len(os.sched_getaffinity(0)) // world)
     torch.set_num_threads(threads)
     return threads
-
-
-def measure_memory(rank: Rank) -> None:
-    """Set the memory figures of a heartbeat, in bytes. Called from the link's thread, also before torch is imported."""
-    import sys
-
-    rank.resident = psutil.Process().memory_info().rss
-    torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
-        return
-    rank.device_used = torch.cuda.memory_allocated()
-    rank.device_reserved = torch.cuda.memory_reserved()
-    rank.device_peak = torch.cuda.max_memory_allocated()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.models import folders
+from engine.models import accelerator, folders
 from engine.models.glm.generations import Generation, Unsupported, recognise
 from engine.protocol.messages import Problem, ProblemError
 
@@ -18,6 +18,7 @@ def load_model(name: str, **arguments: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    accelerator.set_up_torch()
     generation = _detect_generation(name)
     if generation is None:
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
@@ -39,6 +40,7 @@ def load_reward_model(name: str, **arguments: Any) -> Any:
     none. Raises ProblemError for GLM folders in their original layout."""
     from transformers import AutoModelForSequenceClassification
 
+    accelerator.set_up_torch()
     generation = _detect_generation(name)
     if generation is not None:
         raise ProblemError(

@@ -169,6 +169,10 @@ CODES: dict[str, str] = {
         "A micro-batch did not fit. The run goes on with smaller ones and the same global batch; nothing to do."
     ),
     "device.too_few": "There are more ranks than devices. Set `launch.processes` to the number of devices.",
+    "device.no_collectives": (
+        "torch.distributed has no back end for this kind of device. Train with one process, or install "
+        "the vendor's package."
+    ),
     "device.unsupported": "This device does not have what a setting needs. Change the setting as the message says.",
     "device.slow_dtype": "This CPU computes the chosen dtype slowly, so float32 is used. Nothing to do.",
     "package.missing": "A setting needs a Python package that is not installed. Install it, or change the setting.",

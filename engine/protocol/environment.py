@@ -21,6 +21,8 @@ _LAUNCHER = re.compile(
 )
 """Variables by which torch.distributed, accelerate, transformers and the starters of MPI, SLURM and SageMaker tell a
 process that it is one of several, or how to compute. `TorchElastic`'s `PET_*` are torchrun's options."""
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""Variables that tune torch's allocator, the current one first."""
 _SECRET = re.compile(
     r"(^|_)(API_?KEY|KEY|KEYS|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|PASSWD|PASS|CREDENTIALS?|AUTH)(_|$)"
 )
@@ -61,4 +63,10 @@ def build_job_environment(
     engine's `own` variables stand in, without its secrets.
     """
     base = {} if "PATH" in submitted else {name: value for name, value in own.items() if not is_secret(name)}
-    return add_code_path(remove_launcher_variables(base | dict(profile or {}) | dict(submitted)))
+    return add_code_path(_tune_allocator(remove_launcher_variables(base | dict(profile or {}) | dict(submitted))))
+
+
+def _tune_allocator(variables: dict[str, str]) -> dict[str, str]:
+    """Let torch's allocator grow its segments, unless the user has tuned it: rows of many lengths would otherwise leave
+    gaps that no later batch fits into. https://docs.pytorch.org/docs/stable/notes/cuda.html"""
+    return variables if variables.keys() & ALLOCATOR else variables | {ALLOCATOR[0]: "expandable_segments:True"}

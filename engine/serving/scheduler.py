@@ -19,6 +19,7 @@ from engine.inference import soft_prompt
 from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end
 from engine.inference.generate import context_length
 from engine.inference.sampling import Row, choose, open_row
+from engine.models import accelerator
 from engine.serving.jobs import Figures, Job, JobEnd, JobEvent, JobText, Rejection
 from engine.serving.kv_cache import SlotCache, count_bytes
 
@@ -73,7 +74,7 @@ class Scheduler:
         self.alive = True
         """False once the thread has ended."""
         self._deliver = deliver
-        self._room = room if room is not None else _free_bytes(model.device) // 2
+        self._room = room if room is not None else accelerator.free_bytes(model.device) // 2
         self._token_bytes = 0.0
         self._waiting: deque[Job] = deque()
         self._reading: _ActiveRow | None = None
@@ -350,13 +351,3 @@ class Scheduler:
         if self._events:
             events, self._events = self._events, []
             self._deliver(events)
-
-
-def _free_bytes(device: Any) -> int:
-    """Free bytes of the memory that will hold the cache."""
-    import psutil
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.config.settable import SETTABLE
+from engine.models import accelerator
 from engine.protocol.codes import Pause
 from engine.protocol.journal import BadBatch, BadRow, Ledger
 from engine.training import live_settings, memory
@@ -73,7 +74,7 @@ class BadBatchGuard:
         loop = self._loop
         step, live = loop.step, memory.smaller_micro_batch(loop.profile)
         cause = next(filter(None, loop.ranks.gather(loop.memory.error)))
-        memory.release()
+        accelerator.release()
         if live is None:
             raise torch.OutOfMemoryError(cause)
         loop.memory.reset()

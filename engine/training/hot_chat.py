@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engine.models import accelerator
 from engine.models.memory import is_out_of_memory
 from engine.protocol.messages import Instruction, Problem
-from engine.training import memory, resume
+from engine.training import resume
 from engine.training.inbox import ARRIVED
 
 if TYPE_CHECKING:
@@ -106,9 +107,7 @@ class HotChat:
             model.train()
             resume.set_random_state(state)
         if loop.job.device.kind != "cpu":
-            import torch
-
-            torch.accelerator.empty_cache()  # return the memory to the next step
+            accelerator.release()  # the next step needs the memory
         return True
 
     def close(self, link: Any, step: int) -> None:
@@ -227,7 +226,7 @@ class HotChat:
                 hint="the run continues",
             )
         del error, reply
-        memory.release()
+        accelerator.release()
         loop.reporter.link.answer(instruction, step=step, problem=problem)
 
 

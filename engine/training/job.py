@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
+from engine.models import accelerator
 from engine.models.devices import Device
 from engine.protocol.home import RunDirectory
 from engine.training.hot_chat import HotChat
@@ -53,11 +54,8 @@ class Job:
 
     def device_peak(self) -> dict[str, float]:
         """Peak memory of this rank's device in bytes, as a metric; empty on a CPU."""
-        if self.device.kind != "cuda":
-            return {}
-        import torch
-
-        return {f"device/{self.ranks.local}/memory_peak": float(torch.cuda.max_memory_allocated())}
+        peak = accelerator.read_peak()
+        return {} if peak is None else {f"device/{self.ranks.local}/memory_peak": float(peak)}
 
     def lock_text(self, profile: Profile) -> str:
         """The content of lock.json: the settings that chat and export must share with training."""

@@ -22,8 +22,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from engine.config.profile import Profile
+from engine.models import accelerator
 from engine.protocol.journal import Ledger, Metrics
-from engine.training import memory, optimizer_factory, performance, preflight
+from engine.training import optimizer_factory, performance, preflight
 from engine.training.bad_batch import BadBatchGuard
 from engine.training.checkpointer import Checkpointer
 from engine.training.ema import WeightAverages
@@ -124,8 +125,9 @@ class TrainingLoop:
         units = max(self.ranks.sum([sum(map(self.method.units, micro_batches))])[0], 1.0)
         share = self.compute_gradients(micro_batches, units)
         loss = self.guard.vote(share)
-        self.strategy.reduce()
-        self.grad_norm = self.strategy.clip(self.profile.training.max_grad_norm)
+        with self.ranks.waiting():  # the norm is there once all ranks have sent their gradients
+            self.strategy.reduce()
+            self.grad_norm = float(self.strategy.clip(self.profile.training.max_grad_norm))
         self.guard.check(loss, self.grad_norm)
         self.optimizer.step()
         self.learning_rate = self.schedule.get_last_lr()[0]
@@ -148,7 +150,7 @@ class TrainingLoop:
                 loss += part.detach()
         if self.memory.error:
             self.drop_gradients()
-            memory.release()
+            accelerator.release()
         return float(loss.item())
 
     def drop_gradients(self) -> None:

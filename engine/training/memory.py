@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from engine.config.profile import Profile
+from engine.models import accelerator
 from engine.models.memory import is_out_of_memory
 from engine.protocol.text import first_line
 from engine.training import live_settings
@@ -37,7 +37,7 @@ class MemoryWatch:
                 raise
             self.error = first_line(error)
         if self.error:
-            release()
+            accelerator.release()
 
     def reset(self) -> None:
         """Clear the error for a new global batch."""
@@ -70,12 +70,3 @@ def compute_on_all(ranks: Ranks, compute: Callable[[], T]) -> list[T]:
         if error:
             raise torch.OutOfMemoryError(error)
     return [value for value, _ in shares]
-
-
-def release() -> None:
-    """Return unused memory to the device."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

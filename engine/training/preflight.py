@@ -13,9 +13,10 @@ import math
 import shutil
 from typing import TYPE_CHECKING
 
+from engine.models import accelerator
 from engine.protocol.codes import Pause
 from engine.storage.atomic import write_folder
-from engine.training import checkpoints, memory
+from engine.training import checkpoints
 
 if TYPE_CHECKING:
     from engine.training.checkpointer import GatheredState
@@ -50,7 +51,7 @@ def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
         if scaler is not None:
             loop.accelerator.scaler.load_state_dict(scaler)
         loop.checkpointer.restore(before)
-    memory.release()
+    accelerator.release()
 
 
 def _step(loop: TrainingLoop, *, update: bool) -> None:

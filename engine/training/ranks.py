@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from engine.protocol.messages import Problem, ProblemError
+
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a rank that is loading or evaluating. The launcher notices a dead rank at once."""
 
@@ -29,7 +31,11 @@ class Ranks:
     """Called with True when this rank begins to wait for the others, with False when the wait ends."""
 
     @contextmanager
-    def _report_waiting(self) -> Iterator[None]:
+    def waiting(self) -> Iterator[None]:
+        """Context in which this rank counts as waiting for the others, if there are any."""
+        if self.group is None:
+            yield
+            return
         self.on_wait(True)
         yield
         self.on_wait(False)
@@ -47,7 +53,7 @@ class Ranks:
         import torch.distributed as dist
 
         total = torch.tensor(values, dtype=torch.float64)
-        with self._report_waiting():
+        with self.waiting():
             dist.all_reduce(total, group=self.group)
         summed: list[float] = total.tolist()
         return summed
@@ -59,7 +65,7 @@ class Ranks:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.world
-        with self._report_waiting():
+        with self.waiting():
             dist.all_gather_object(values, value, group=self.group)
         return values
 
@@ -70,7 +76,7 @@ class Ranks:
         import torch.distributed as dist
 
         box = [value]
-        with self._report_waiting():
+        with self.waiting():
             dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
@@ -80,7 +86,7 @@ class Ranks:
 
         box = [value]
         if self.rank in (0, source):
-            with self._report_waiting():
+            with self.waiting():
                 if self.first:
                     dist.recv_object_list(box, src=source, group=self.group)
                 else:
@@ -96,12 +102,30 @@ def read_place() -> tuple[int, int, int]:
 _VARIABLES = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
 
 
+def find_backend(device_kind: str) -> str:
+    """The back end of torch.distributed for tensors of this device. Raises ProblemError where there is none."""
+    import torch.distributed as dist
+
+    try:
+        return str(dist.get_default_backend_for_device(device_kind))
+    except ValueError:
+        raise ProblemError(
+            Problem(
+                code="device.no_collectives",
+                title=f"Several processes cannot train on {device_kind}",
+                cause=f"torch.distributed has no back end for {device_kind} tensors in this environment",
+                hint="set launch.processes to 1, or install the vendor's package of collectives",
+            )
+        ) from None
+
+
 def join_ranks(device_kind: str) -> Ranks:
-    """Join the process group: gradients use NCCL on CUDA, gloo elsewhere."""
+    """Join the process group. Gradients use the back end that torch names for the device: NCCL on CUDA, XCCL on XPU, a
+    vendor's own; gloo on a CPU."""
     rank, local, world = read_place()
     if world == 1:
         return Ranks()
     import torch.distributed as dist
 
-    dist.init_process_group("nccl" if device_kind == "cuda" else "gloo", timeout=TIMEOUT)
+    dist.init_process_group(find_backend(device_kind), timeout=TIMEOUT)
     return Ranks(rank, local, world, dist.new_group(backend="gloo", timeout=TIMEOUT))

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
-from engine.models import devices
+from engine.models import accelerator, devices
 from engine.models.base import load_tokenizer
 from engine.models.versions import list_versions
 from engine.options import thresholds
@@ -26,7 +26,6 @@ from engine.training import (
     finishing,
     lineage,
     live_settings,
-    memory,
     model,
     performance,
     position,
@@ -116,7 +115,7 @@ def _train_until_done(job: Job) -> TrainingLoop:
         ended = _train_once(job, results, restarted=restarted)
         if isinstance(ended, TrainingLoop):
             return ended
-        memory.release()
+        accelerator.release()
         restarted, job.profile = True, ended.profile
         job.reporter.rewind_loggers(ended.step)
         job.resumed_from = job.run.checkpoint(ended.step) if ended.step is not None else None

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.models import devices, targets
+from engine.models import accelerator, targets
 from engine.models.memory import is_out_of_memory
 from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError
@@ -121,9 +121,7 @@ class Chat:
         if on_cpu:
             ctypes.CDLL(None).malloc_trim(0)
         else:
-            import torch
-
-            torch.accelerator.empty_cache()
+            accelerator.release()
 
     def report_status(self, detail: str = "") -> None:
         """Send the status between two requests."""
@@ -187,7 +185,7 @@ def main() -> None:
         arguments.job,
         arguments.attempt,
         home=home,
-        memory=devices.measure_memory,
+        memory=accelerator.measure_memory,
         on_cancel=cancelled.add,
     )
     chat = Chat(link, home, cancelled)

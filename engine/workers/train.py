@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.config.memory_savings import list_memory_savings
 from engine.config.profile import Profile, parse
-from engine.models import devices
+from engine.models import accelerator
 from engine.models.memory import is_out_of_memory
 from engine.protocol.home import Home
 from engine.protocol.journal import End
@@ -51,7 +51,7 @@ def main() -> int:
         arguments.attempt,
         rank,
         home=home,
-        memory=devices.measure_memory,
+        memory=accelerator.measure_memory,
         on_cancel=inbox.cancelled.add,
         on_instruction=inbox.receive,
         die_with_parent=world > 1,

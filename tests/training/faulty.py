@@ -4,6 +4,7 @@
 `oom:N:R`  the same on rank R alone
 `weigh`    nothing goes wrong; each rank leaves the number of elements that its optimiser holds in the run's
            `weighed-RANK.json`
+`slate:L`  nothing goes wrong; the ranks train on the test back end of the library L
 `save:S`, `evaluate:S`, `compute:S`, `boundary:S`   kill -9 in the middle of saving, evaluating or
            computing after step S, or at that boundary
 """
@@ -89,6 +90,11 @@ if __name__ == "__main__":
     what, *numbers = os.environ["FAULT"].split(":")
     if what == "oom":
         run_out(*map(int, numbers))
+    elif what == "slate":
+        from tests.training.backend import slate
+
+        slate.register(numbers[0])
+        slate.register_collectives()
     elif what == "weigh":
         weigh()
     else:

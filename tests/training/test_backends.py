@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 
 from engine.models import devices
 from engine.protocol.home import Home
-from engine.protocol.journal import Evaluation
+from engine.protocol.journal import Evaluation, Start
 from engine.protocol.messages import ProblemError
+from engine.training import ranks
+from tests.training.harness import Supervised
 from tests.training.in_process import entries, series, train
 
 SOURCE = Path(__file__).parent / "backend" / "slate.cpp"
@@ -27,17 +30,26 @@ CHANGES = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the test back end is C++ and wants a compiler")
-def test_a_back_end_that_nobody_knows_trains_as_a_cpu_does(prepared: dict[str, Any], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test back end, compiled."""
     import torch
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    library = tmp_path / "slate.so"
+    if shutil.which("g++") is None:
+        pytest.skip("the test back end is C++ and wants a compiler")
+    library = tmp_path_factory.mktemp("backend") / "slate.so"
     places = [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     line = ["g++", "-O0", "-std=c++20", "-shared", "-fPIC", abi, *places[:-1], str(SOURCE), "-o", str(library)]
     subprocess.run([*line, places[-1], "-lc10", "-ltorch_cpu", "-ltorch"], check=True)
+    return library
+
+
+@pytest.mark.slow
+def test_a_back_end_that_nobody_knows_trains_as_a_cpu_does(
+    prepared: dict[str, Any], library: Path, tmp_path: Path
+) -> None:
     (tmp_path / "prepared.json").write_text(json.dumps(prepared))
 
     command = [sys.executable, "-m", "tests.training.backend.slate", library, tmp_path / "slate"]
@@ -58,6 +70,29 @@ def test_a_back_end_that_nobody_knows_trains_as_a_cpu_does(prepared: dict[str, A
     assert list(found["losses"].values()) == pytest.approx(list(series(run, "train/loss").values()), rel=1e-4)
     held_out = [entry.values["eval/loss"] for entry in entries(run, Evaluation)]
     assert found["held_out"][: len(held_out)] == pytest.approx(held_out, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_a_back_end_that_nobody_knows(start_run: Callable[..., Supervised], library: Path) -> None:
+    two = ("training.micro_batch=1", "launch.processes=2")
+    run = start_run("slate", *CHANGES, *two)
+    run.start(processes=2, fault=f"slate:{library}")
+    assert run.wait() == 0, run.log()
+    assert run.entries(Start)[0].facts["device"] == "slate" and run.entries(Start)[0].processes == 2
+    host = start_run("host", *CHANGES, *two)
+    host.train(processes=2)
+    assert run.series("train/loss") == pytest.approx(host.series("train/loss"), rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "backend"), [("cpu", "gloo"), ("cuda", "nccl"), ("xpu", "xccl")])
+def test_gradients_go_by_the_back_end_of_their_device(kind: str, backend: str) -> None:
+    assert ranks.find_backend(kind) == backend
+
+
+def test_a_device_without_collectives_is_refused_for_several_processes() -> None:
+    with pytest.raises(ProblemError, match="Several processes cannot train on vulkan") as refused:
+        ranks.find_backend("vulkan")
+    assert refused.value.problem.code == "device.no_collectives"
 
 
 def test_a_card_without_bfloat16_refuses_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

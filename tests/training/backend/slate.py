@@ -10,9 +10,15 @@ from __future__ import annotations
 import json
 import sys
 import types
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
+
+NAME = "slatecl"
 
 
 def register(library: str) -> None:
@@ -33,6 +39,40 @@ def register(library: str) -> None:
         setattr(module, name, answer)
     torch._register_device_module("slate", module)
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
+
+
+class Collectives(dist.ProcessGroup):
+    """A vendor's collectives: gloo on copies in the host's memory."""
+
+    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+        super().__init__(rank, size)
+        self._host = dist.ProcessGroupGloo(dist.PrefixStore("slate", store), rank, size, timeout)
+
+    def getBackendName(self) -> str:
+        return NAME
+
+    def allreduce(self, tensors: list[torch.Tensor], options: Any = None) -> dist.Work:
+        return self._carry(tensors, lambda copies: self._host.allreduce(copies, options or dist.AllreduceOptions()))
+
+    def broadcast(self, tensors: list[torch.Tensor], options: Any = None) -> dist.Work:
+        return self._carry(tensors, lambda copies: self._host.broadcast(copies, options or dist.BroadcastOptions()))
+
+    def _carry(self, tensors: list[torch.Tensor], collective: Callable[[list[torch.Tensor]], dist.Work]) -> dist.Work:
+        copies = [tensor.cpu() for tensor in tensors]
+        work = collective(copies)
+        work.wait()
+        for tensor, copy in zip(tensors, copies, strict=True):
+            tensor.copy_(copy)
+        return work
+
+
+def register_collectives() -> None:
+    """Let two ranks train on the one slate that this host has."""
+    from engine.models import devices
+
+    dist.Backend.register_backend(NAME, Collectives, devices=["slate"])
+    choose = devices.choose_device
+    devices.choose_device = lambda kind, _, dtype: choose(kind, 0, dtype)
 
 
 def main(library: str, folder: str, prepared: str, *changes: str) -> None:
