@@ -170,7 +170,7 @@ CODES: dict[str, str] = {
     ),
     "device.too_few": "There are more ranks than devices. Set `launch.processes` to the number of devices.",
     "device.no_collectives": (
-        "torch.distributed has no back end for this kind of device. Train with one process, or install "
+        "This kind of device has no back end in torch.distributed. Train with one process, or install "
         "the vendor's package."
     ),
     "device.unsupported": "This device does not have what a setting needs. Change the setting as the message says.",
