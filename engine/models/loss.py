@@ -38,7 +38,12 @@ class PickedHead:
         self._picked, self.segments.lengths = inputs["picked"], inputs["lengths"]
         self._tokens = inputs["input_ids"].shape[1]
         try:
-            logits = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False).logits
+            logits = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=self.segments.mask(inputs["input_ids"]),
+                position_ids=inputs["position_ids"],
+                use_cache=False,
+            ).logits
             return logits if logits.dim() == 2 else self._select(logits)
         finally:
             self._picked = None

@@ -43,7 +43,7 @@ class ModelOptions(Options):
     quantization: Literal["none", "nf4", "int8"] = option(
         "none", help="Quantise the frozen base: nf4 (4 bit, double quantisation) or int8."
     )
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = option(
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = option(
         "auto", help="Attention implementation; auto takes the fastest that is exact here."
     )
     tokenizer: str | TokenizerOptions | None = option(

@@ -173,6 +173,14 @@ CODES: dict[str, str] = {
         "This kind of device has no back end in torch.distributed. Train with one process, or install "
         "the vendor's package."
     ),
+    "trial.failed": (
+        "An accelerated path does not work on this device, so the plain path is used. Nothing to do; `cockpit doctor "
+        "--again` tries it again."
+    ),
+    "trial.device_lost": (
+        "A trial of an accelerated path has broken the device's state in this process. Start the job again: the path "
+        "is not tried again."
+    ),
     "device.unsupported": "This device does not have what a setting needs. Change the setting as the message says.",
     "device.slow_dtype": "This CPU computes the chosen dtype slowly, so float32 is used. Nothing to do.",
     "package.missing": "A setting needs a Python package that is not installed. Install it, or change the setting.",

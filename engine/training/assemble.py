@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 from engine.models.checks import VIRTUAL
-from engine.models.segments import Segments, can_use_segments
+from engine.models.segments import Segments, can_use_segments, prove
+from engine.models.varlen import Varlen
 from engine.prep.batching import token_counts
 from engine.protocol.messages import Problem, ProblemError
-from engine.training import performance
+from engine.training import fast_paths, performance
 from engine.training.job import Job
 from engine.training.loop import TrainingLoop
 from engine.training.memory import MemoryWatch
@@ -76,18 +77,22 @@ def _make_segments(job: Job, model: Any, joined: bool) -> Segments | None:
     profile = job.profile
     # Virtual tokens precede every row, so such rows cannot be concatenated. Joined rows already are.
     needed = (profile.training.optimizations or joined) and profile.adapter.kind not in VIRTUAL
-    if needed and can_use_segments(model, profile.model.attention):
-        segments = Segments()
+    wrong = "its layers attend in another way than causally"
+    if needed and can_use_segments(model):
+        segments = Segments(Varlen() if fast_paths.use_varlen(job, model) else None)
         segments.install(model)
-        return segments
+        wrong = prove(model, segments)
+        if not wrong:
+            return segments
+        segments.uninstall()
     if joined:
         remedy = "method.sequences to rows" if profile.method.kind == "pretrain" else "data.packing to false"
         raise ProblemError(
             Problem(
                 code="data.rows.not_joinable",
                 title="Rows cannot be joined for this model",
-                cause="its attention cannot be restricted to one row of a sequence that holds several",
-                hint=f"set {remedy}, or model.attention to auto",
+                cause=f"its attention cannot be restricted to one row of a sequence that holds several: {wrong}",
+                hint=f"set {remedy}",
             )
         )
     return None

@@ -123,7 +123,7 @@ def test_it_saves_and_loads_through_the_auto_classes(model, told, tmp_path: Path
 
 
 def test_rows_end_to_end_are_refused_where_the_context_attends_both_ways(model):
-    assert not can_use_segments(model, "auto")
+    assert not can_use_segments(model)
 
 
 @pytest.mark.parametrize("binary", [False, True])

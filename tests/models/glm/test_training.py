@@ -48,7 +48,7 @@ def loaded(source: Path, quantization: str = "none", dtype: str = "float32") -> 
 def trained(model: Any, steps: int = 12) -> list[float]:
     """Losses of some steps as a session takes them: the picked head, rows end to end where the model can."""
     segments = Segments()
-    if flat := can_use_segments(model, "auto"):
+    if flat := can_use_segments(model):
         segments.install(model)
     head, batch = PickedHead(model, segments), (collate_flat if flat else collate_padded)(rows())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
@@ -130,7 +130,7 @@ def test_full_training_saves_what_loads_equal(tmp_path: Path, source):
 
 def test_rows_end_to_end_are_rows_apart_in_the_later_generations():
     model, plain, segments = loaded(THIRD).eval(), loaded(THIRD).eval(), Segments()
-    assert can_use_segments(model, "auto") and not can_use_segments(loaded(FIRST), "auto")
+    assert can_use_segments(model) and not can_use_segments(loaded(FIRST))
     segments.install(model)
     head, padded = PickedHead(model, segments), PickedHead(plain, Segments())
     two = rows(2)

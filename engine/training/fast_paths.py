@@ -1,0 +1,107 @@
+"""Which accelerated paths a run uses: those that have proved themselves on its device (see `engine.models.trials`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.models.trials import Trials, Verdict
+from engine.models.varlen import Boundaries, varlen_attention
+from engine.protocol.home import Home
+from engine.training.job import Job
+
+_ROWS = (700, 200, 100, 24)
+"""Lengths in tokens of the rows that attention is tried on."""
+_WINDOW = 128
+"""Sliding window of the trial, for models that have one."""
+
+
+def make_trials(job: Job) -> Trials:
+    """The trials of this rank's device. Failures of new trials are journaled."""
+
+    def report(verdict: Verdict) -> None:
+        if verdict.failed:
+            job.reporter.warn(
+                code="trial.failed",
+                message=f"{verdict.name} does not work on {job.device.label}, so the plain path is used: "
+                f"{verdict.reason}",
+                hint="nothing to do; `cockpit doctor --again` tries it again",
+            )
+
+    return Trials(Home(job.run.path.parent.parent), job.device.name, job.device.label, report)
+
+
+def decide(job: Job, try_path: Callable[[Trials], Verdict]) -> bool:
+    """Whether all ranks use a path: rank 0 tries it."""
+    used: bool = job.ranks.broadcast(job.ranks.first and try_path(make_trials(job)).used)
+    return used
+
+
+def use_varlen(job: Job, model: Any) -> bool:
+    """Whether one call computes the attention of all joined rows. Only accelerators have such a kernel, and only for
+    16-bit dtypes."""
+    import torch
+
+    if job.device.kind == "cpu" or job.device.compute == torch.float32:
+        return False
+    shape = _read_shape(model)
+    return decide(job, lambda trials: try_varlen(trials, job.device.name, job.device.compute, *shape))
+
+
+def try_varlen(trials: Trials, device: str, dtype: Any, heads: int, groups: int, width: int, windowed: bool) -> Verdict:
+    """Try the kernel on random rows: `heads` of queries, `groups` of keys and values, `width` of a head."""
+    import torch
+
+    tokens = sum(_ROWS)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, upstream = (
+        torch.randn(tokens, count, width, generator=generator).to(device, dtype)
+        for count in (heads, groups, groups, heads)
+    )
+    boundaries = Boundaries.of(_ROWS, query.device)
+    left = _WINDOW - 1 if windowed else -1
+
+    def work(attend: Callable[[Any, Any, Any], Any]) -> Sequence[Any]:
+        parts = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
+        output = attend(parts[0], parts[1], parts[2])
+        return (output, *torch.autograd.grad(output, parts, upstream))
+
+    return trials.decide(
+        f"variable-length attention {str(dtype).removeprefix('torch.')} {heads}/{groups} heads of {width}"
+        + (" in a window" if windowed else ""),
+        lambda: work(lambda q, k, v: _attend_by_row(q, k, v, left)),
+        lambda: work(lambda q, k, v: varlen_attention(q, k, v, boundaries, left=left, scale=None)),
+        tolerance=0.02,
+    )
+
+
+def _attend_by_row(query: Any, key: Any, value: Any, left: int) -> Any:
+    """The plain path of `varlen_attention`, row by row."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    found = []
+    for parts in zip(*(tensor.split(_ROWS) for tensor in (query, key, value)), strict=True):
+        tokens = len(parts[0])
+        seen = (
+            torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril().triu(-left) if left >= 0 else None
+        )
+        rows = (tensor.transpose(0, 1)[None] for tensor in parts)
+        queries, keys, values = rows
+        output = scaled_dot_product_attention(
+            queries, keys, values, attn_mask=seen, is_causal=seen is None, enable_gqa=True
+        )
+        found.append(output[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+def _read_shape(model: Any) -> tuple[int, int, int, bool]:
+    """Heads of queries, heads of keys and values, width of a head, and whether a layer attends in a window."""
+    config = model.config.get_text_config()
+    heads: int = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ()) or bool(
+        getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    )
+    return heads, groups, width, windowed
