@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.evaluation.dataset import EvaluationSet
 from engine.metrics import tokens
+from engine.models.loss import PickedHead, token_losses
 from engine.models.template_metadata import choose_template
 from engine.prep.formats.canonical import Canonical
 from engine.tasks.sufficient_stats import Tally
@@ -78,7 +79,6 @@ def measure_losses(
     (rows done, rows in all)."""
     import torch
 
-    from engine.models.loss import PickedHead
     from engine.models.segments import Segments
     from engine.prep.batching import collate_padded
 
@@ -95,9 +95,7 @@ def measure_losses(
         places = (batch["picked"] // longest).to(model.device)
         moved = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
         with torch.no_grad(), _autocast(model):
-            logits = head.logits(model, moved).float()
-        values = torch.nn.functional.cross_entropy(logits, moved["targets"], reduction="none")
-        right = (logits.argmax(-1) == moved["targets"]).to(values.dtype)
+            values, right = head.compute(model, moved, _measure, nullcontext)
         sums = torch.zeros(3, len(together), dtype=torch.float64, device=values.device)
         for line, each in zip(sums, (torch.ones_like(values), values, right), strict=True):
             line.index_add_(0, places, each.double())
@@ -111,6 +109,12 @@ def measure_losses(
         done += len(finished)
         progress(done, len(rows))
         yield finished
+
+
+def _measure(logits: Any, targets: Any) -> tuple[Any, Any]:
+    """The loss of each position, and 1 where the likeliest token is the right one."""
+    losses = token_losses(logits, targets)
+    return losses, (logits.argmax(-1) == targets).to(losses.dtype)
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from engine.models.varlen import Boundaries, Varlen
+from engine.protocol.text import first_line
 
 NAME = "segments"
 """The name of the attention implementation in transformers' registry."""
@@ -204,7 +205,7 @@ def prove(model: Any, segments: Segments, tolerance: float = 0.03) -> str:
             positions = torch.cat([torch.arange(row.shape[1], device=ids.device) for row in rows])[None]
             joined = _outputs(model, ids, position_ids=positions, attention_mask=segments.mask(ids))
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-        return str(error).strip().split("\n")[0] or type(error).__name__
+        return first_line(error)
     finally:
         segments.lengths = None
         model.train(training)

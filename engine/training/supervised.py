@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from engine.models.loss import PickedHead, cross_entropy
+from engine.models.loss import PickedHead, token_losses
 from engine.models.segments import Segments
 from engine.prep.batching import collate_flat, collate_padded
 from engine.training import neftune
@@ -34,12 +34,22 @@ class Supervised(Method):
         return len(batch["targets"])
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
-        return cross_entropy(self.head.logits(model, batch), batch["targets"], self._smoothing) / units
+        (losses,) = self.head.compute(
+            model,
+            batch,
+            lambda logits, targets: (token_losses(logits, targets, self._smoothing),),
+            self.device.autocast,
+        )
+        return losses.sum() / units
 
     def measure(self, batch: Batch) -> dict[str, float]:
-        logits = self.head.logits(self.model, batch)
-        right = (logits.argmax(-1) == batch["targets"]).sum()
-        return {"loss": cross_entropy(logits, batch["targets"]).item(), "token_accuracy": right.item()}
+        losses, right = self.head.compute(
+            self.model,
+            batch,
+            lambda logits, targets: (token_losses(logits, targets), logits.argmax(-1) == targets),
+            self.device.autocast,
+        )
+        return {"loss": losses.sum().item(), "token_accuracy": right.sum().item()}
 
     def expect_plain_batches(self) -> None:
         self.head.segments.lengths = None

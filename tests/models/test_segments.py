@@ -3,7 +3,6 @@ not."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,13 +15,8 @@ from engine.models.segments import Segments, can_use_segments, prove
 from engine.models.varlen import Boundaries, Varlen
 from engine.prep.batching import collate_flat
 from engine.training import fast_paths
+from tests.models.small import EXPERTS, SMALL, build
 
-SMALL = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "max_position_embeddings": 64, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2, "sliding_window": 6,
-}  # fmt: skip
-EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 WINDOWED: dict[str, dict[str, Any]] = {
     "mistral": {}, "gemma2": {}, "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
     "gpt_oss": EXPERTS, "phi3": {}, "cohere2": {}, "olmo3": {}, "exaone4": {"sliding_window_pattern": 4},
@@ -30,26 +24,6 @@ WINDOWED: dict[str, dict[str, Any]] = {
     "mixtral": EXPERTS,
 }  # fmt: skip
 FULL = ("llama", "qwen3", "gemma", "glm4", "gpt2", "gpt_neox", "opt", "phi", "granite", "stablelm", "smollm3")
-
-
-def build(name: str, **changes: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **{**SMALL, **changes})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(3)  # so that attention matters
-    return model
-
-
-@pytest.fixture
-def rows() -> list[dict[str, list[int]]]:
-    """Rows shorter and longer than the window."""
-    numbers = random.Random(1)
-    drawn = [[numbers.randrange(3, 63) for _ in range(length)] for length in (3, 17, 6, 25)]
-    return [{"input_ids": ids, "labels": ids} for ids in drawn]
 
 
 def logits_alone(model: Any, rows: list[Any]) -> Any:

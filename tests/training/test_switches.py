@@ -103,12 +103,12 @@ def test_label_smoothing_is_that_of_transformers_and_of_training_alone(
     import torch
     from transformers.trainer_pt_utils import LabelSmoother
 
-    from engine.models.loss import cross_entropy
+    from engine.models.loss import token_losses
 
     torch.manual_seed(0)
     logits, targets = torch.randn(1, 9, 30), torch.randint(30, (1, 9))
     theirs = LabelSmoother(epsilon=0.2)({"logits": logits}, targets)
-    assert float(cross_entropy(logits[0], targets[0], 0.2)) / 9 == pytest.approx(float(theirs), rel=1e-6)
+    assert float(token_losses(logits[0], targets[0], 0.2).sum()) / 9 == pytest.approx(float(theirs), rel=1e-6)
     still = "training.learning_rate=1.0e-12"
     plain, smoothed = both(tmp_path, prepared, (still,), (still, "training.label_smoothing=0.3"))
     assert smoothed[-1] == plain[-1]  # held out

@@ -14,12 +14,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from engine.inference.detokenizer import DecodedReply, decode_reply
 from engine.inference.generate import sample_batch
 from engine.inference.merged_decode import merge_weights
 from engine.inference.sampling import Sampling
+from engine.models.loss import token_losses
 from engine.training.evaluator import PROGRESS_SECONDS, SAMPLES_KEPT
 from engine.training.methods.base import Batch, MethodSetup, Row
 from engine.training.online import rollout
@@ -200,19 +200,24 @@ class OnlineMethod(ReferenceMethod):
         return self._collate_rollouts(found)
 
     def token_log_probs(self, head: Any, model: Any, batch: Batch) -> Any:
-        return _log_probs(self._logits(head, model, batch), batch)
+        (losses,) = head.compute(model, batch, self._token_losses, self.device.autocast)
+        return -losses
 
-    def _logits(self, head: Any, model: Any, batch: Batch) -> Any:
-        """[tokens of replies, vocabulary]: logits at the sampling temperature."""
-        return head.logits(model, batch).float() / self.options.temperature
+    def _token_losses(self, logits: Any, targets: Any) -> tuple[Any]:
+        """At the sampling temperature."""
+        return (token_losses(logits.float() / self.options.temperature, targets),)
+
+    def _losses_and_entropies(self, logits: Any, targets: Any) -> tuple[Any, Any]:
+        scaled = logits.float() / self.options.temperature
+        with torch.no_grad():
+            entropies = torch.cat([entropy(part) for part in scaled.split(_CHUNK)]) if len(scaled) else scaled[:, 0]
+        return token_losses(scaled, targets), entropies
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
-        logits = self._logits(self.head, model, batch)
-        found = self.sum_losses(_log_probs(logits, batch), batch)
+        losses, entropies = self.head.compute(model, batch, self._losses_and_entropies, self.device.autocast)
+        found = self.sum_losses(-losses, batch)
         loss = found.pop("loss")
-        with torch.no_grad():
-            total = sum(float(entropy(part).sum()) for part in logits.split(_CHUNK))
-        self.metrics.add("train/entropy", total, len(logits))
+        self.metrics.add("train/entropy", float(entropies.sum()), len(entropies))
         for name, (summed, count) in found.items():
             self.metrics.add(f"train/{name}", float(summed), float(count))
         return loss / units
@@ -251,10 +256,6 @@ class OnlineMethod(ReferenceMethod):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         rollouts = state["rollouts"]
         self._rollouts = None if rollouts is None else [Rollout(**each) for each in rollouts]
-
-
-def _log_probs(logits: Any, batch: Batch) -> Any:
-    return -functional.cross_entropy(logits, batch["targets"], reduction="none")
 
 
 def entropy(logits: Any) -> Any:

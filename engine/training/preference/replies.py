@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from engine.models.loss import PickedHead
+from engine.models.loss import PickedHead, token_losses
 from engine.models.segments import Segments
 from engine.prep.batching import collate_flat, collate_padded
 from engine.prep.token_rows import MASKED
@@ -61,7 +60,10 @@ class ReplyMethod(Method):
 
     def token_log_probs(self, head: PickedHead, model: Any, batch: Batch) -> Any:
         """[labelled tokens], float32: the log-probability of each token."""
-        return -functional.cross_entropy(head.logits(model, batch).float(), batch["targets"], reduction="none")
+        (losses,) = head.compute(
+            model, batch, lambda logits, targets: (token_losses(logits, targets),), self.device.autocast
+        )
+        return -losses
 
 
 def sum_sequences(values: Any, counts: list[int]) -> Any:

@@ -13,7 +13,7 @@ import torch
 from engine.models import base
 from engine.models.devices import Device
 from engine.models.loading import load_model
-from engine.models.loss import PickedHead, cross_entropy
+from engine.models.loss import PickedHead, token_losses
 from engine.models.segments import Segments, can_use_segments
 from engine.options.model import ModelOptions
 from engine.prep.batching import collate_flat, collate_padded
@@ -54,7 +54,7 @@ def trained(model: Any, steps: int = 12) -> list[float]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(steps):
-        loss = cross_entropy(head.logits(model.train(), batch), batch["targets"]) / len(batch["targets"])
+        loss = token_losses(head.logits(model.train(), batch), batch["targets"]).sum() / len(batch["targets"])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -162,7 +162,7 @@ def test_gradient_checkpointing_changes_memory_not_gradients(source):
             model.enable_input_require_grads()
         batch = collate_padded(rows())
         logits = PickedHead(model, Segments()).logits(model.train(), batch)
-        cross_entropy(logits, batch["targets"]).backward()
+        token_losses(logits, batch["targets"]).sum().backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     plain, saving = gradients(False), gradients(True)
