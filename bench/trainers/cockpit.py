@@ -50,7 +50,7 @@ def main() -> None:
     if "ungrouped" in changes:
         GlobalBatches._by_length = lambda self, rows: rows  # type: ignore[method-assign]
     if "head" in changes:
-        supervised.PickedHead = lambda model, segments, early: PickedHead(model, segments)  # type: ignore[misc]
+        supervised.PickedHead = lambda model, segments, *_: PickedHead(model, segments)  # type: ignore[misc]
     run = Home(Path(folder)).create().run("bench")
     run.path.mkdir(parents=True)
     run.prepared.write_text(json.dumps(prepare(settings, Home(Path(folder)), lambda *_: None)))

@@ -95,7 +95,7 @@ def measure_losses(
         places = (batch["picked"] // longest).to(model.device)
         moved = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
         with torch.no_grad(), _autocast(model):
-            values, right = head.compute(model, moved, _measure, nullcontext)
+            values, right = head.compute(model, moved, _measure)
         sums = torch.zeros(3, len(together), dtype=torch.float64, device=values.device)
         for line, each in zip(sums, (torch.ones_like(values), values, right), strict=True):
             line.index_add_(0, places, each.double())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,14 +28,18 @@ class PickedHead:
     GiB; this takes about 1.
     """
 
-    def __init__(self, model: Any, segments: Segments, early: bool = True) -> None:
+    def __init__(
+        self, model: Any, segments: Segments, early: bool = True, autocast: Callable[[], Any] = nullcontext
+    ) -> None:
+        """`autocast` makes the context that the model's own `forward` enters, in which the output layer computes
+        chunks."""
         self._picked: Any = None
         self._tokens = 0
         self._caught: list[Any] | None = None
         """Receives the output layer's inputs instead of it, when it is to be applied in chunks."""
         self._finish: Callable[[Any], Any] | None = None
         self._finish_known = False
-        self.segments = segments
+        self.segments, self._autocast = segments, autocast
         self._head = model.get_output_embeddings() if early else None
         if self._head is not None:
             self._head.register_forward_pre_hook(self._pick)
@@ -68,9 +73,8 @@ class PickedHead:
         finally:
             self._picked = None
 
-    def compute(self, model: Any, inputs: dict[str, Any], compute: Compute, autocast: Callable[[], Any]) -> list[Any]:
-        """What `compute` makes of the logits, [picked positions] each. `autocast` is a context for the output layer, in
-        which the model itself runs too."""
+    def compute(self, model: Any, inputs: dict[str, Any], compute: Compute) -> list[Any]:
+        """What `compute` makes of the logits, [picked positions] each."""
         import torch
 
         targets = inputs["targets"]
@@ -83,7 +87,7 @@ class PickedHead:
         finally:
             self._caught = None
         rows = max(1, LARGEST // self._vocabulary)
-        piece = partial(self._compute_piece, compute, autocast)
+        piece = partial(self._compute_piece, compute)
         if torch.is_grad_enabled() and hidden.requires_grad:
             from torch.utils.checkpoint import checkpoint
 
@@ -91,9 +95,9 @@ class PickedHead:
         parts = [piece(some, part) for some, part in zip(hidden.split(rows), targets.split(rows), strict=True)]
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
-    def _compute_piece(self, compute: Compute, autocast: Callable[[], Any], hidden: Any, targets: Any) -> Sequence[Any]:
+    def _compute_piece(self, compute: Compute, hidden: Any, targets: Any) -> Sequence[Any]:
         assert self._head is not None and self._finish is not None
-        with autocast():
+        with self._autocast():
             logits = self._head(hidden)
         return compute(self._finish(logits), targets)
 

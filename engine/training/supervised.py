@@ -23,7 +23,7 @@ class Supervised(Method):
         super().__init__(setup)
         settings = self.profile.training
         self._flat = setup.segments is not None
-        self.head = PickedHead(self.model, setup.segments or Segments(), early=settings.optimizations)
+        self.head = PickedHead(self.model, setup.segments or Segments(), settings.optimizations, self.device.autocast)
         self._smoothing = settings.label_smoothing
         neftune.install(self.model, settings.neftune, self.head.segments)
 
@@ -38,7 +38,6 @@ class Supervised(Method):
             model,
             batch,
             lambda logits, targets: (token_losses(logits, targets, self._smoothing),),
-            self.device.autocast,
         )
         return losses.sum() / units
 
@@ -47,7 +46,6 @@ class Supervised(Method):
             self.model,
             batch,
             lambda logits, targets: (token_losses(logits, targets), logits.argmax(-1) == targets),
-            self.device.autocast,
         )
         return {"loss": losses.sum().item(), "token_accuracy": right.sum().item()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ def compute(logits: Any, targets: Any) -> tuple[Any, Any]:
 
 def losses_and_gradients(model: Any, batch: Any, segments: Segments) -> tuple[Any, Any, dict[str, Any]]:
     model.zero_grad()
-    losses, right = PickedHead(model, segments).compute(model, batch, compute, nullcontext)
+    losses, right = PickedHead(model, segments).compute(model, batch, compute)
     (losses * torch.linspace(0.5, 1.5, len(losses))).sum().backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return losses, right, gradients
@@ -61,7 +60,7 @@ def test_chunks_have_the_losses_and_gradients_of_the_whole(
     for parameter, gradient in chunks[2].items():
         torch.testing.assert_close(gradient, whole[2][parameter], rtol=1e-4, atol=1e-5, msg=parameter)
     with torch.no_grad():
-        quiet, _ = PickedHead(model, segments).compute(model, batch, compute, nullcontext)
+        quiet, _ = PickedHead(model, segments).compute(model, batch, compute)
     torch.testing.assert_close(quiet, whole[0])
 
 
@@ -94,7 +93,7 @@ def test_no_target_at_all_is_a_loss_of_nothing() -> None:
     batch = collate_flat([{"input_ids": [3, 4], "labels": [-100, -100]}])
     segments = Segments()
     segments.install(model)
-    losses, _ = PickedHead(model, segments).compute(model, batch, compute, nullcontext)
+    losses, _ = PickedHead(model, segments).compute(model, batch, compute)
     assert losses.shape == (0,)
     losses.sum().backward()
 
@@ -118,7 +117,7 @@ def test_memory_of_the_loss_is_bounded(positions: int, vocabulary: int, dtype: t
         head = PickedHead(model, Segments())
         head._finish, head._finish_known = (lambda logits: logits), True  # it is found by comparing numbers
         with PeakMemory() as peak:
-            (losses,) = head.compute(model, batch, lambda *given: (token_losses(*given),), nullcontext)
+            (losses,) = head.compute(model, batch, lambda *given: (token_losses(*given),))
             losses.sum().backward()
     assert 0.2 < peak.bytes / 2**30 < 1.1
 

@@ -200,7 +200,7 @@ class OnlineMethod(ReferenceMethod):
         return self._collate_rollouts(found)
 
     def token_log_probs(self, head: Any, model: Any, batch: Batch) -> Any:
-        (losses,) = head.compute(model, batch, self._token_losses, self.device.autocast)
+        (losses,) = head.compute(model, batch, self._token_losses)
         return -losses
 
     def _token_losses(self, logits: Any, targets: Any) -> tuple[Any]:
@@ -214,7 +214,7 @@ class OnlineMethod(ReferenceMethod):
         return token_losses(scaled, targets), entropies
 
     def loss(self, model: Any, batch: Batch, units: float) -> Any:
-        losses, entropies = self.head.compute(model, batch, self._losses_and_entropies, self.device.autocast)
+        losses, entropies = self.head.compute(model, batch, self._losses_and_entropies)
         found = self.sum_losses(-losses, batch)
         loss = found.pop("loss")
         self.metrics.add("train/entropy", float(entropies.sum()), len(entropies))

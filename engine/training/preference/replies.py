@@ -50,7 +50,7 @@ class ReplyMethod(Method):
         super().__init__(setup)
         self.flat = setup.segments is not None
         self.early = self.profile.training.optimizations
-        self.head = PickedHead(self.model, setup.segments or Segments(), early=self.early)
+        self.head = PickedHead(self.model, setup.segments or Segments(), self.early, self.device.autocast)
 
     def units(self, batch: Batch) -> float:
         return int(batch["pairs"])
@@ -60,9 +60,7 @@ class ReplyMethod(Method):
 
     def token_log_probs(self, head: PickedHead, model: Any, batch: Batch) -> Any:
         """[labelled tokens], float32: the log-probability of each token."""
-        (losses,) = head.compute(
-            model, batch, lambda logits, targets: (token_losses(logits, targets),), self.device.autocast
-        )
+        (losses,) = head.compute(model, batch, lambda logits, targets: (token_losses(logits, targets),))
         return -losses
 
 
