@@ -39,6 +39,11 @@ class TrainingOptions(Options):
     optimizer: Literal["adamw", "adam", "sgd", "adafactor", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = (
         option("adamw", help="Optimiser. The 8-bit and paged ones need a GPU.")
     )
+    masters: Literal["float32", "none"] = option(
+        "float32",
+        help="With all weights trained: keep them in float32 and compute in model.dtype, or train them in model.dtype, "
+        "which takes half the memory and loses most small updates.",
+    )
     weight_decay: float = option(0.0, help="Weight decay; decoupled but for adam and sgd.", ge=0)
     max_grad_norm: float = option(1.0, help="Clip the gradient's norm to this; 0 clips nothing.", ge=0)
     gradient_checkpointing: bool = option(

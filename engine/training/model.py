@@ -39,8 +39,11 @@ def build(job: Job) -> Any:
     model.name_or_path = "" if profile.model.from_scratch else base_folder
     torch.manual_seed(profile.training.seed)
     model = importlib.import_module(f"engine.training.adapters.{profile.adapter.kind}").attach(model, profile.adapter)
-    # The range of float16 is too small for weights, and bfloat16 is too coarse for weights that start at random.
-    if full and (profile.model.dtype == "float16" or profile.model.from_scratch):
+    # The range of float16 is too small for weights, and bfloat16 is too coarse: of an update of a 500th of a weight
+    # nothing is left, and AdamW's second moment cannot fall.
+    if full and (
+        profile.training.masters == "float32" or profile.model.dtype == "float16" or profile.model.from_scratch
+    ):
         model.float()
     job.masters = (full and model.dtype != getattr(torch, profile.model.dtype)) or profile.training.ema is not None
     if not full and job.device.kind == "cpu" and profile.training.optimizations:

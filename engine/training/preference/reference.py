@@ -32,7 +32,8 @@ class ReferenceMethod(ReplyMethod):
 
         with torch.no_grad():
             if self._reference is not None:
-                return self.token_log_probs(self._reference_head, self._reference, batch)
+                with self.device.autocast():  # as accelerate does in the trained model's forward pass
+                    return self.token_log_probs(self._reference_head, self._reference, batch)
             with self.model.disable_adapter():
                 return self.token_log_probs(self.head, self.model, batch)
 
@@ -46,7 +47,11 @@ class ReferenceMethod(ReplyMethod):
 
 
 def _load_copy(setup: MethodSetup) -> Any:
-    """Load the base as it was before the first step, also when a run is resumed."""
+    """Load the base as it was before the first step, also when a run is resumed.
+
+    It stays in its own dtype, and computes as the trained model does: what that has in float32 between its layers, it
+    has too.
+    """
     job = setup.job
     job.reporter.set_phase("loading", "the reference")
     model = base.load(
@@ -58,4 +63,6 @@ def _load_copy(setup: MethodSetup) -> Any:
     )
     if setup.segments:
         setup.segments.install(model)
-    return model.to(next(setup.model.parameters()).dtype).requires_grad_(False).eval()
+    residual = next(setup.model.parameters()).dtype
+    model.get_input_embeddings().register_forward_hook(lambda _, __, output: output.to(residual))
+    return model.requires_grad_(False).eval()
