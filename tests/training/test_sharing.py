@@ -188,3 +188,36 @@ def test_a_run_is_that_of_ddp_and_goes_on_exactly(
 
 if __name__ == "__main__":  # one of the ranks of test_every_optimiser_moves_the_weights_alike_and_holds_its_half
     _compare(Path(sys.argv[1]))
+
+
+# ── sending gradients ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_next_bucket_is_under_way_while_one_is_waited_for() -> None:
+    import torch
+
+    from engine.training.parallel.ddp import send_in_buckets
+
+    told: list[str] = []
+
+    class Work:
+        def __init__(self, number: int, flat: Any) -> None:
+            self.number, self.flat = number, flat
+
+        def wait(self) -> None:
+            told.append(f"wait {self.number}")
+            self.flat.mul_(2)  # as of two ranks with the same gradients
+
+    def collective(flat: Any, *, async_op: bool) -> Work:
+        assert async_op
+        number = sum(each.startswith("send") for each in told)
+        told.append(f"send {number}")
+        return Work(number, flat)
+
+    tensors = [torch.full((100,), float(number)) for number in range(8)]
+    send_in_buckets(tensors, collective, bucket=800)
+    assert told == ["send 0", "send 1", "wait 0", "send 2", "wait 1", "send 3", "wait 2", "wait 3"]
+    assert [float(tensor.mean()) for tensor in tensors] == [2.0 * number for number in range(8)]
+    told.clear()
+    send_in_buckets(tensors, collective, write=False, bucket=800)
+    assert len(told) == 8 and float(tensors[1].mean()) == 2.0

@@ -7,14 +7,17 @@ it, and the others would wait for it until the collective times out.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from engine.training.parallel.single import SingleProcess
 
-BUCKET = 32 * 2**20
-"""Bytes that are sent in one collective."""
+BUCKET = 64 * 2**20
+"""Bytes that are sent in one collective. Larger ones are hardly faster, and as many bytes again are needed for each."""
+IN_FLIGHT = 2
+"""Collectives that are under way at a time."""
 
 
 class DataParallel(SingleProcess):
@@ -38,16 +41,31 @@ class DataParallel(SingleProcess):
         send_in_buckets(gradients, dist.all_reduce)
 
 
-def send_in_buckets(tensors: list[Any], collective: Callable[[Any], object], *, write: bool = True) -> None:
+def send_in_buckets(
+    tensors: list[Any], collective: Callable[..., Any], *, write: bool = True, bucket: int = BUCKET
+) -> None:
     """Run `collective`, which works in place on a flat tensor, on buckets of `tensors`; with `write`, copy its result
-    back."""
+    back.
+
+    While one bucket is sent, the next is filled: `IN_FLIGHT` are on their way at a time.
+    """
     import torch
     from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
 
+    sent: deque[tuple[list[Any], Any, Any]] = deque()
+
+    def receive() -> None:
+        parts, flat, work = sent.popleft()
+        work.wait()
+        if write:
+            for tensor, result in zip(parts, _unflatten_dense_tensors(flat, parts), strict=True):
+                tensor.copy_(result)
+
     with torch.no_grad():
-        for bucket in _take_tensors(tensors, BUCKET):
-            flat = _flatten_dense_tensors(bucket)
-            collective(flat)
-            if write:
-                for tensor, sent in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
-                    tensor.copy_(sent)
+        for parts in _take_tensors(tensors, bucket):
+            flat = _flatten_dense_tensors(parts)
+            sent.append((parts, flat, collective(flat, async_op=True)))
+            if len(sent) == IN_FLIGHT:
+                receive()
+        while sent:
+            receive()
