@@ -46,8 +46,10 @@ def make_loop(job: Job, model: Any) -> TrainingLoop:
     )
     max_steps = settings.max_steps or math.ceil(settings.epochs * batches.per_epoch)
     step = int(job.resumed_from.name.removeprefix("step-")) if job.resumed_from else 0
-    performance.optimize_model(job, model, max_steps)
+    compiled = performance.optimize_model(job, model, max_steps)
     loop = TrainingLoop(setup, make_accelerator(job), step, max_steps)
+    if compiled:
+        fast_paths.try_compiled(loop, compiled)
     torch.manual_seed(settings.seed + 7919 * job.ranks.rank)  # ranks must not use the same dropout masks
     return loop
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from engine.models.memory import is_out_of_memory
+
 MODES = {"cuda": "max-autotune-no-cudagraphs", "mps": "reduce-overhead"}
 """Device -> torch's mode. Without CUDA graphs: rows differ in length, and each length would need its own graph."""
 MIN_STEPS = 500
@@ -28,9 +30,9 @@ def is_enabled(setting: bool | str, device_kind: str, steps: int) -> bool:
     return device_kind in MODES and steps >= MIN_STEPS if setting == "auto" else bool(setting)
 
 
-def install(model: Any, device_kind: str, warn: Warn) -> int:
-    """Compile the layers of `model` at their first use; returns their number. `warn` is called once if compilation
-    fails."""
+def install(model: Any, device_kind: str, warn: Warn) -> CompiledLayers | None:
+    """Compile the layers of `model` at their first use; None where it has none that are known. `warn` is called once if
+    compilation fails."""
     import torch
     import torch._functorch.config
     from transformers import AttentionInterface
@@ -44,16 +46,16 @@ def install(model: Any, device_kind: str, warn: Warn) -> int:
         # The rows' lengths differ in every batch, and each would need its own program.
         AttentionInterface.register(NAME, torch.compiler.disable(registered[NAME]))
     layers = list(_find_layers(model))
-    compiler = _LayerCompiler(device_kind, warn)
+    compiled = CompiledLayers(device_kind, warn)
     for layer in layers:
-        compiler.wrap(layer)
+        compiled.wrap(layer)
     if not layers:
         warn(
             "this model's decoder layers cannot be identified, so nothing is compiled",
             "set training.compile to false",
             code="compile.unsupported",
         )
-    return len(layers)
+    return compiled if layers else None
 
 
 def _find_layers(model: Any) -> Iterator[Any]:
@@ -65,17 +67,19 @@ def _find_layers(model: Any) -> Iterator[Any]:
             yield from module.children() if getattr(module, "gradient_checkpointing", False) else (module,)
 
 
-class _LayerCompiler:
-    """Compiles the layers of one model; after a failure all of them run uncompiled."""
+class CompiledLayers:
+    """The compiled layers of one model. While not `enabled`, and after a failure, all of them run as they are."""
 
     def __init__(self, device_kind: str, warn: Warn) -> None:
         self._mode, self._warn = MODES.get(device_kind), warn
-        self._failed = False
+        self.enabled = True
+        self.raising = False
+        """Whether a failure is raised, rather than answered with the plain layer."""
 
     def wrap(self, layer: Any) -> None:
         """Let `layer` run compiled in training mode, until compilation fails."""
         import torch
-        from torch._dynamo.exc import TorchDynamoException
+        import torch.utils.checkpoint
 
         plain = layer._call_impl
         compiled = torch.compile(
@@ -83,18 +87,25 @@ class _LayerCompiler:
         )
 
         def call(*arguments: Any, **named: Any) -> Any:
-            if self._failed or not layer.training:
+            if not self.enabled or not layer.training:
                 return plain(*arguments, **named)
             try:
                 return compiled(*arguments, **named)
-            except TorchDynamoException as error:
+            except Exception as error:
+                # The layer itself would raise the same again; what else a compiler, Triton or a driver raises has many
+                # classes, and the layer has changed nothing yet.
+                # By such an exception, checkpointing ends the recomputation of a layer.
+                recomputed = type(error).__module__ == torch.utils.checkpoint.__name__
+                if recomputed or self.raising or is_out_of_memory(error):
+                    raise
+                found = plain(*arguments, **named)
                 self._fail(error)
-                return plain(*arguments, **named)
+                return found
 
         layer._compiled_call_impl = call
 
     def _fail(self, error: Exception) -> None:
-        self._failed = True
+        self.enabled = False
         cause = str(getattr(error, "inner_exception", error)).strip() or type(error).__name__
         self._warn(
             f"torch.compile failed, so the model runs without it: {cause.splitlines()[0]}",

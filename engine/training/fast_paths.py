@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from engine.models.trials import Trials, Verdict
 from engine.models.varlen import Boundaries, varlen_attention
 from engine.protocol.home import Home
+from engine.training.compiling import CompiledLayers
 from engine.training.job import Job
+
+if TYPE_CHECKING:
+    from engine.training.loop import TrainingLoop
 
 _ROWS = (700, 200, 100, 24)
 """Lengths in tokens of the rows that attention is tried on."""
+_GRADIENTS = 32
+"""Trained weights whose gradients are compared."""
+_TOLERANCE = 0.03
+"""Relative difference of losses and gradients that rounding to 16 bits explains."""
 _WINDOW = 128
 """Sliding window of the trial, for models that have one."""
 
@@ -31,7 +43,7 @@ def make_trials(job: Job) -> Trials:
     return Trials(Home(job.run.path.parent.parent), job.device.name, job.device.label, report)
 
 
-def decide(job: Job, try_path: Callable[[Trials], Verdict]) -> bool:
+def use(job: Job, try_path: Callable[[Trials], Verdict]) -> bool:
     """Whether all ranks use a path: rank 0 tries it."""
     used: bool = job.ranks.broadcast(job.ranks.first and try_path(make_trials(job)).used)
     return used
@@ -40,18 +52,14 @@ def decide(job: Job, try_path: Callable[[Trials], Verdict]) -> bool:
 def use_varlen(job: Job, model: Any) -> bool:
     """Whether one call computes the attention of all joined rows. Only accelerators have such a kernel, and only for
     16-bit dtypes."""
-    import torch
-
     if job.device.kind == "cpu" or job.device.compute == torch.float32:
         return False
     shape = _read_shape(model)
-    return decide(job, lambda trials: try_varlen(trials, job.device.name, job.device.compute, *shape))
+    return use(job, lambda trials: try_varlen(trials, job.device.name, job.device.compute, *shape))
 
 
 def try_varlen(trials: Trials, device: str, dtype: Any, heads: int, groups: int, width: int, windowed: bool) -> Verdict:
     """Try the kernel on random rows: `heads` of queries, `groups` of keys and values, `width` of a head."""
-    import torch
-
     tokens = sum(_ROWS)
     generator = torch.Generator().manual_seed(0)
     query, key, value, upstream = (
@@ -71,8 +79,52 @@ def try_varlen(trials: Trials, device: str, dtype: Any, heads: int, groups: int,
         + (" in a window" if windowed else ""),
         lambda: work(lambda q, k, v: _attend_by_row(q, k, v, left)),
         lambda: work(lambda q, k, v: varlen_attention(q, k, v, boundaries, left=left, scale=None)),
-        tolerance=0.02,
+        tolerance=_TOLERANCE,
     )
+
+
+def try_compiled(loop: TrainingLoop, compiled: CompiledLayers) -> None:
+    """Let the compiled layers run only if a step of two rows has the same loss and gradients with them, and, unless the
+    profile demands them, if it is faster."""
+    method, model = loop.method, loop.model
+    if not method.rehearsable:
+        return
+    before = copy.deepcopy(loop.checkpointer.snapshot())
+    weights = [weight for weight in model.parameters() if weight.requires_grad][:_GRADIENTS]
+    batch = method.to_device(method.longest_batch([method.rows[row] for row in range(min(2, len(method.rows)))]))
+    config = model.config.get_text_config()
+    name = f"compiled layers of {config.model_type} {config.hidden_size} wide, {loop.profile.adapter.kind}"
+    name += f", {loop.profile.model.quantization} weights, {loop.profile.method.kind}"
+
+    def work(enabled: bool) -> Sequence[Any]:
+        compiled.enabled = enabled
+        loss = method.loss(model, batch, max(method.units(batch), 1.0))
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        return (loss, *(gradient for gradient in gradients if gradient is not None))
+
+    def decide(trials: Trials) -> Verdict:
+        faster = 1.0 if loop.profile.training.compile == "auto" else 0.0
+        return trials.decide(name, lambda: work(False), lambda: work(True), tolerance=_TOLERANCE, faster=faster)
+
+    compiled.raising = True
+    with _no_dropout(model):
+        model.train()
+        compiled.enabled = use(loop.job, decide)
+    compiled.raising = False
+    loop.checkpointer.restore(before)
+
+
+@contextmanager
+def _no_dropout(model: Any) -> Iterator[None]:
+    """Context without dropout, which two paths would draw differently."""
+    rates = {module: module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    try:
+        for module in rates:
+            module.p = 0.0
+        yield
+    finally:
+        for module, rate in rates.items():
+            module.p = rate
 
 
 def _attend_by_row(query: Any, key: Any, value: Any, left: int) -> Any:

@@ -52,17 +52,19 @@ def configure_torch(settings: TrainingOptions) -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
-def optimize_model(job: Job, model: Any, steps: int) -> None:
-    """Install the kernels and compile the layers that the profile sets, for a run of `steps` steps."""
+def optimize_model(job: Job, model: Any, steps: int) -> compiling.CompiledLayers | None:
+    """Install the kernels and compile the layers that the profile sets, for a run of `steps` steps. Returns the layers
+    that will be compiled."""
     settings, kind = job.profile.training, job.device.kind
     if not settings.optimizations:
-        return
+        return None
     if liger.is_enabled(settings.liger, kind):
         liger.install(model)
     if compiling.is_enabled(settings.compile, kind, steps):
-        compiling.install(
+        return compiling.install(
             model, kind, lambda message, hint, *, code: job.reporter.warn(code=code, message=message, hint=hint)
         )
+    return None
 
 
 def count_workers(setting: int | str, device_kind: str, world: int) -> int:
