@@ -96,7 +96,8 @@ class Trials:
         except Exception as error:  # noqa: BLE001 - whatever a kernel, compiler or driver raises
             if is_out_of_memory(error):
                 return None
-            verdict = Verdict(name, used=False, reason=f"{type(error).__name__}: {first_line(error)}")
+            inner: BaseException = getattr(error, "inner_exception", error)  # a compiler wraps what went wrong
+            verdict = Verdict(name, used=False, reason=f"{type(inner).__name__}: {first_line(inner)}")
             self._check_device(verdict)
             return verdict
         speedup = statistics.median(before for before, _ in seconds) / statistics.median(after for _, after in seconds)
