@@ -14,7 +14,7 @@ from textual.widgets import DataTable, Static
 
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.state.app_state import RunHistory
 from cockpit.state.evaluation_results import (
     BEST,
@@ -301,6 +301,7 @@ data it uses the rows that the run held out. Leaving this screen stops it; finis
 
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @opens_dialog
     @work(exclusive=True, group="measure")
     async def action_measure(self) -> None:
         """Choose a checkpoint, ask for the settings, and measure it."""
