@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from textual import events
-from textual.app import App
+from textual.app import App, ScreenStackError
 from textual.errors import NoWidget
 from textual.message_pump import MessagePump
 from textual.screen import Screen
@@ -25,6 +25,8 @@ POLL = 0.005
 """Seconds between two looks at what no event reports."""
 ROUNDS = 3
 """How often a key's way is gone: the key itself, the messages that its handlers post, and the messages of theirs."""
+DECISIVE = frozenset({"enter", "escape"})
+"""Keys that do something else each time, even if they changed nothing the last time."""
 AT_ONCE = frozenset({"ctrl+c", "ctrl+q"})
 """Keys that wait for nothing: they leave the app."""
 
@@ -49,13 +51,15 @@ class KeyQueue:
         self._awaited: list[Screen[Any]] = []
         """The dialogs that a worker opens or has opened and whose answer it has not taken yet."""
         self._ready: Screen[Any] | None = None
-        """The screen that is known to be complete."""
+        """The screen that keys can act on: it has its widgets, its focus and its layout."""
+        self._repeated = ""
+        """The last key, if it changed neither screen nor focus."""
         self._stuck: MessagePump | None = None
         """What has not handled a key within `PATIENCE`. Keys do not wait for it again before it has."""
 
     def takes(self, event: events.Event) -> bool:
         """Whether `event` has to wait here."""
-        if not self._app.is_running or not isinstance(event, (events.InputEvent, events.Paste)) or event.is_forwarded:
+        if not isinstance(event, (events.InputEvent, events.Paste)) or event.is_forwarded:
             return False
         if isinstance(event, events.Key):
             return event.key not in AT_ONCE
@@ -120,10 +124,30 @@ class KeyQueue:
                 self._arrived.clear()
                 await self._arrived.wait()
             self._busy = True
-            await self._until_dialog_is_open()
-            await self._until_screen_is_ready()
-            if self._events:
-                await self._handle(self._events.popleft())
+            try:
+                await self._until_dialog_is_open()
+                await self._until_screen_is_ready()
+                if self._events:
+                    await self._handle(self._take())
+            except ScreenStackError:  # the app is leaving
+                self._events.clear()
+
+    def _take(self) -> list[events.Event]:
+        """Take the next event; with text that the focused widget takes in, the text behind it; and with a key that is
+        held and changes neither screen nor focus, its repetitions. One by one, each would be painted."""
+        first = self._events.popleft()
+        taken = [first]
+        while self._events and self._belongs_together(first, self._events[0]):
+            taken.append(self._events.popleft())
+        return taken
+
+    def _belongs_together(self, first: events.Event, other: events.Event) -> bool:
+        if not (isinstance(first, events.Key) and isinstance(other, events.Key)):
+            return False
+        focused = self._app.focused
+        if focused is not None and focused.check_consume_key(first.key, first.character):
+            return focused.check_consume_key(other.key, other.character)
+        return first.key == other.key == self._repeated
 
     async def _until_dialog_is_open(self) -> None:
         end = time.monotonic() + PATIENCE
@@ -138,39 +162,46 @@ class KeyQueue:
             await asyncio.sleep(POLL)
 
     async def _until_screen_is_ready(self) -> None:
-        """Wait until the screen on top has its widgets and its focus."""
+        """Wait until keys can act on the screen on top."""
         end = time.monotonic() + PATIENCE
         while self._app.is_running and (screen := self._app.screen) is not self._ready:
             while not screen.is_mounted and time.monotonic() < end:
                 await asyncio.sleep(POLL)
             for _ in range(2):  # handlers of the first round ask the app for the focus
-                await self._until_idle(screen)
-                await self._until_idle(self._app)
+                await self._until_called(screen, screen.call_later)
+                await self._until_called(self._app, self._app.call_later)
+            await self._until_called(screen, screen.call_after_refresh)  # without a layout nothing scrolls
             self._ready = screen
 
-    async def _handle(self, event: events.Event) -> None:
-        """Forward `event`, and wait until it and what it caused have been handled."""
+    async def _handle(self, taken: list[events.Event]) -> None:
+        """Forward these events, and wait until they and what they caused have been handled."""
+        before = self._app.screen, self._app.focused
         way: list[MessagePump] = []
-        done = asyncio.get_running_loop().create_future()
+        forwarded = asyncio.get_running_loop().create_future()
 
         async def deliver() -> None:
             try:
-                if not isinstance(event, events.MouseMove):
-                    way.extend(self._way(event))
-                await self._deliver(event)
+                way.extend(self._way(taken[0]))
+                for event in taken:
+                    await self._deliver(event)
             finally:
-                if not done.done():
-                    done.set_result(None)
+                if not forwarded.done():
+                    forwarded.set_result(None)
 
         if not self._app.call_later(deliver):
             return
-        await asyncio.wait([done], timeout=PATIENCE)
+        await asyncio.wait([forwarded], timeout=PATIENCE)
         for _ in range(ROUNDS):
             for pump in way:
-                await self._until_idle(pump)
+                await self._until_called(pump, pump.call_later)
+        key = taken[0].key if isinstance(taken[0], events.Key) else ""
+        unchanged = self._app.is_running and (self._app.screen, self._app.focused) == before
+        self._repeated = key if unchanged and self._dialog_since() is None and key not in DECISIVE else ""
 
     def _way(self, event: events.Event) -> list[MessagePump]:
         """What handles `event`, in order: a widget and all that it is in, up to the app."""
+        if isinstance(event, events.MouseMove):
+            return []
         target: MessagePump | None = self._app.focused or self._app.screen
         if isinstance(event, events.MouseEvent):
             try:
@@ -179,24 +210,24 @@ class KeyQueue:
                 return []
         return list(target.ancestors_with_self)  # type: ignore[union-attr]
 
-    async def _until_idle(self, pump: MessagePump) -> None:
-        """Wait until `pump` has handled the messages that it has now."""
+    async def _until_called(self, pump: MessagePump, call: Callable[[Callable[[], None]], bool]) -> None:
+        """Wait until `pump`, which `call` asks for it, has handled the messages that it has now."""
         if pump is self._stuck:
             return
-        handled = asyncio.get_running_loop().create_future()
+        called = asyncio.get_running_loop().create_future()
 
         def finish() -> None:
             if self._stuck is pump:
                 self._stuck = None
-            if not handled.done():
-                handled.set_result(None)
+            if not called.done():
+                called.set_result(None)
 
-        if not pump.call_later(finish):
+        if not call(finish):
             return
         end = time.monotonic() + PATIENCE
-        while not handled.done() and pump.is_running:
-            await asyncio.wait([handled], timeout=0.05)  # a removed widget no longer answers
-            if time.monotonic() > end:
+        while not called.done() and pump.is_running:  # what is removed no longer answers
+            await asyncio.wait([called], timeout=0.05)
+            if time.monotonic() > end and not called.done():
                 self._stuck = pump
                 return
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual.app import App
-from textual.events import Event
+from textual.events import Event, InputEvent, Paste
 from textual.filter import LineFilter
 from textual.screen import Screen
 
@@ -75,6 +75,8 @@ class EngineApp(App[None]):
         super().notify(message, markup=False, **options)
 
     async def on_event(self, event: Event) -> None:
+        if isinstance(event, (InputEvent, Paste)) and not self.is_running:
+            return  # leaving: there may be no screen any more that it could go to
         if self.keys.takes(event):
             self.keys.put(event)
         else:
@@ -144,7 +146,8 @@ class EngineApp(App[None]):
             # While the app exits, its screens are being removed: nobody is there to show the reply.
             return reply if self.is_running else None
         except ProblemError as error:
-            self.notify_problem(error.problem)
+            if self.is_running:
+                self.notify_problem(error.problem)
             return None
 
     def notify_problem(self, problem: Problem) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +16,24 @@ from textual.app import App
 from textual.command import CommandPalette
 from textual.keys import _character_to_key
 from textual.pilot import Pilot
-from textual.widgets import Input
+from textual.widgets import Input, Static
 
 import cockpit
 from cockpit import key_queue
-from cockpit.connection.engine_app import READING
-from cockpit.screens import SCREENS, chat_targets, data
+from cockpit.screens import chat_targets
 from cockpit.screens.chat import ChatScreen
 from cockpit.screens.data import DataScreen
 from cockpit.screens.help import HelpScreen
 from cockpit.screens.row_browser import RowBrowserScreen
 from cockpit.screens.runs import RunsScreen
 from cockpit.state.chat_tree import ChatTree
-from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.export_dialog import ExportDialog
 from cockpit.widgets.picker import Picker
 from cockpit.widgets.prompt import Prompt
 from engine.protocol.home import Home
-from engine.protocol.messages import Set, Stop
+from engine.protocol.messages import Problem, Set, Stop
 from tests.app.fake import FakeEngine, demo_run
-from tests.app.screen import run_app, screen_text, until
+from tests.app.screen import run_app, until
 
 
 def type_ahead(app: App[Any], *parts: str | events.Event) -> None:
@@ -113,8 +113,8 @@ CASES = {
     "find twice": Case("data", ("/q", "enter", "/1/q", "enter"), told("search", "q", "1/q"), with_rows),
     "open a file": Case("data", ("o/q/rows.jsonl", "enter"), told("open", Path("/q/rows.jsonl"))),
     "choose a stage": Case("data", ("rsplit", "enter"), told("_run_stages", "split"), with_rows),
-    "digit, key, text": Case("dashboard", ("2o/q", "enter"), told("open", Path("/q"))),
-    "digits and back": Case("dashboard", ("2", "3", "escape", "o/q", "enter"), told("open", Path("/q"))),
+    "digit, key, text": Case("dashboard", ("2o/q/rows.jsonl", "enter"), told("open", Path("/q/rows.jsonl"))),
+    "digits and back": Case("dashboard", ("23", "escape", "o/q.jsonl", "enter"), told("open", Path("/q.jsonl"))),
     "filter runs": Case(
         "dashboard",
         ("4/qlora",),
@@ -142,6 +142,8 @@ CASES = {
     "leave, tally, close": Case(
         "chat", ("escape", "tq4"), on_screen(RunsScreen, lambda screen: True)
     ),
+    "held keys": Case("runs", ("/", "x" * 60), on_screen(RunsScreen, lambda s: s.query_one(Input).value == "x" * 60)),
+    "scroll what has just opened": Case("dashboard", ("w", "j" * 5, "q2"), on_screen(DataScreen, lambda screen: True)),
     "save a profile": Case(
         "dashboard", ("3", "ctrl+s", "-q"), lambda pilot, _: dialog_value(pilot).endswith(".yaml-q")
     ),
@@ -154,7 +156,7 @@ def dialog_value(pilot: Pilot[None]) -> str:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The screens write to `SEEN` what they would ask their workers; looking for models takes a while and finds none."""
+    """The screens write to `SEEN` what they would ask their workers; looking for models is slow and finds none."""
     SEEN.clear()
 
     def record(name: str) -> Callable[..., Awaitable[None]]:
@@ -177,8 +179,140 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("name", CASES)
 async def test_a_burst_arrives_where_it_was_typed_for(name: str, recorded: None, tmp_path: Path) -> None:
     case, engine = CASES[name], FakeEngine(demo_run())
+    engine.problems = dict.fromkeys(("service_open", "judgements"), Problem(code="service.ended", title="no services"))
     async with run_app(engine, first=case.first, home=Home(tmp_path)) as pilot:
         case.prepare(pilot)
         type_ahead(pilot.app, *case.keys)
         await until(pilot, lambda: case.expected(pilot, engine) or not pilot.app.is_running)
         assert pilot.app.is_running
+
+
+async def test_what_is_typed_behind_the_key_that_leaves_is_dropped() -> None:
+    async with run_app(FakeEngine(demo_run())) as pilot:
+        type_ahead(pilot.app, "2q3/qj:", "enter")
+        await until(pilot, lambda: not pilot.app.is_running)
+    assert pilot.app.return_code == 0
+    key = events.Key("j", "j")
+    key._set_forwarded()
+    await pilot.app.on_event(key)  # one that has come back from a widget when the last screen is gone
+
+
+class SlowEngine(FakeEngine):
+    """Describes a run only after `delay` seconds."""
+
+    async def request(self, operation: str, message: Any = None, timeout: float = 30.0) -> Any:
+        if operation == "show":
+            await asyncio.sleep(self.delay)
+        return await super().request(operation, message, timeout)
+
+
+@asynccontextmanager
+async def slow_chat(tmp_path: Path, seconds: float = 30.0) -> AsyncIterator[Pilot[None]]:
+    """The chat screen, whose list of targets needs an engine that is slow."""
+    engine = SlowEngine(demo_run())
+    async with run_app(engine, first="chat", home=Home(tmp_path)) as pilot:
+        engine.delay = seconds
+        await pilot.press("escape")
+        await pilot.pause()
+        yield pilot
+
+
+async def test_keys_wait_for_a_slow_dialog(recorded: None, tmp_path: Path) -> None:
+    async with slow_chat(tmp_path, 1.0) as pilot:
+        type_ahead(pilot.app, "ctrl+t", "q4/")
+        await pilot.pause(0.5)
+        assert isinstance(pilot.app.screen, ChatScreen)
+        await until(pilot, lambda: dialog_holds(Picker, "q4/")(pilot, None))
+
+
+async def test_esc_calls_off_a_slow_dialog_with_what_was_typed_for_it(recorded: None, tmp_path: Path) -> None:
+    async with slow_chat(tmp_path) as pilot:
+        type_ahead(pilot.app, "ctrl+t", "qq")
+        await pilot.pause(0.4)
+        started = time.monotonic()
+        type_ahead(pilot.app, "escape", "4")
+        await until(pilot, lambda: isinstance(pilot.app.screen, RunsScreen))
+        assert time.monotonic() - started < 1.5
+        assert not [worker for worker in pilot.app.workers if worker.name == "action_pick" and worker.is_running]
+
+
+async def test_ctrl_c_leaves_while_keys_wait(recorded: None, tmp_path: Path) -> None:
+    async with slow_chat(tmp_path) as pilot:
+        type_ahead(pilot.app, "ctrl+t", "qq")
+        await pilot.pause(0.1)
+        assert pilot.app.is_running
+        type_ahead(pilot.app, "ctrl+c")
+        await until(pilot, lambda: not pilot.app.is_running, 1.0)
+
+
+async def test_a_dialog_that_does_not_come_gives_the_keys_back(
+    recorded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_queue, "PATIENCE", 0.3)
+    async with slow_chat(tmp_path) as pilot:
+        type_ahead(pilot.app, "ctrl+t", "4/q")
+        await until(pilot, lambda: isinstance(pilot.app.screen, RunsScreen))
+        await until(pilot, lambda: pilot.app.screen.query_one(Input).value == "q")
+
+
+@pytest.mark.parametrize("key", ["h", "r"])
+async def test_a_widget_that_hangs_or_is_removed_does_not_hold_the_keys(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_queue, "PATIENCE", 0.3)
+
+    over = asyncio.Event()
+
+    class Fragile(Static, can_focus=True):
+        async def on_key(self, event: events.Key) -> None:
+            if event.key == "h":
+                await over.wait()
+            elif event.key == "r":
+                self.remove()
+
+    async with run_app(FakeEngine()) as pilot:
+        await pilot.app.screen.mount(widget := Fragile("x"))
+        widget.focus()
+        await until(pilot, lambda: pilot.app.focused is widget)
+        type_ahead(pilot.app, key)
+        await asyncio.sleep(0.1)
+        pilot.app.screen.set_focus(None)
+        type_ahead(pilot.app, "?")
+        async with asyncio.timeout(2.0):  # the pilot would wait for the widget that hangs
+            while not isinstance(pilot.app.screen, HelpScreen):
+                await asyncio.sleep(0.02)
+        over.set()
+
+
+async def test_a_click_and_keys_keep_their_order() -> None:
+    async with run_app(FakeEngine(demo_run()), first="runs") as pilot:
+        type_ahead(pilot.app, "/ab")
+        await until(pilot, lambda: pilot.app.screen.query_one(Input).value == "ab")
+        field = pilot.app.screen.query_one(Input)
+        at = field.content_region.offset
+        mouse = {"widget": None, "x": at.x, "y": at.y, "delta_x": 0, "delta_y": 0, "button": 1}
+        mouse |= {"shift": False, "meta": False, "ctrl": False, "screen_x": at.x, "screen_y": at.y}
+        type_ahead(pilot.app, "c", events.MouseDown(**mouse), events.MouseUp(**mouse), "x")
+        await until(pilot, lambda: field.value == "xabc")
+
+
+def test_each_worker_that_opens_a_dialog_says_so() -> None:
+    """Keys wait only for workers that are marked."""
+    calls: dict[str, set[str]] = {}
+    workers: dict[str, set[str]] = {}
+    for file in Path(cockpit.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.AsyncFunctionDef) and file.name != "engine_app.py":
+                named = {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+                calls.setdefault(node.name, set()).update(named)
+                decorators = {word for each in node.decorator_list for word in ast.unparse(each).split("(")[:1]}
+                if "work" in decorators:
+                    workers.setdefault(f"{file.stem}.{node.name}", set()).update(named, decorators)
+    opening = {"push_screen_wait"}
+    while (
+        more := {name for name, named in calls.items() if named & opening and not name.startswith("action")} - opening
+    ):
+        opening |= more
+    found = {name for name, named in workers.items() if named & opening}
+    assert len(found) > 15
+    assert not {name for name in found if "opens_dialog" not in workers[name]}
