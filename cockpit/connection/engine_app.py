@@ -71,8 +71,10 @@ class EngineApp(App[None]):
         return [*super().get_line_filters(), SHOW_CONTROLS]
 
     def notify(self, message: str, *, markup: bool = False, **options: Any) -> None:
-        """Notifications name runs, files and errors, so their text is never markup."""
-        super().notify(message, markup=False, **options)
+        """Notifications name runs, files and errors, so their text is never markup. There are none while the app is
+        leaving."""
+        if self.is_running:
+            super().notify(message, markup=False, **options)
 
     async def on_event(self, event: Event) -> None:
         if isinstance(event, (InputEvent, Paste)) and not self.is_running:
@@ -146,8 +148,7 @@ class EngineApp(App[None]):
             # While the app exits, its screens are being removed: nobody is there to show the reply.
             return reply if self.is_running else None
         except ProblemError as error:
-            if self.is_running:
-                self.notify_problem(error.problem)
+            self.notify_problem(error.problem)
             return None
 
     def notify_problem(self, problem: Problem) -> None:
