@@ -97,10 +97,10 @@ class KeyQueue:
         self._expected = {worker: since for worker, since in self._expected.items() if not worker.is_finished}
         if self._expected:
             return min(self._expected.values())
-        stacks = self._app._screen_stacks.values()
-        if any(all(dialog not in stack for stack in stacks) for dialog in self._awaited):
-            return time.monotonic()
-        return None
+        return None if all(map(self._is_open, self._awaited)) else time.monotonic()
+
+    def _is_open(self, dialog: Screen[Any]) -> bool:
+        return any(dialog in stack for stack in self._app._screen_stacks.values())
 
     def _call_off(self) -> bool:
         """If Esc is in the queue, drop it with the keys before it and cancel the workers that were to open a dialog: an
@@ -155,7 +155,7 @@ class KeyQueue:
             now = time.monotonic()
             if now > min(since + PATIENCE, end):
                 self._expected.clear()
-                self._awaited.clear()
+                self._awaited = list(filter(self._is_open, self._awaited))
                 return
             if now > since + ESCAPE_PATIENCE and self._call_off():
                 return

@@ -176,15 +176,40 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize("name", CASES)
-async def test_a_burst_arrives_where_it_was_typed_for(name: str, recorded: None, tmp_path: Path) -> None:
-    case, engine = CASES[name], FakeEngine(demo_run())
+FRESH = [name for name, case in CASES.items() if case.first == "dashboard" and str(case.keys[0])[0].isdigit()]
+"""These open a screen for the first time, so each gets an app of its own. The others share one for each screen."""
+REST = [
+    [n for n in CASES if CASES[n].first == first and n not in FRESH] for first in ("data", "dashboard", "runs", "chat")
+]
+
+
+@pytest.mark.parametrize(
+    "names", [*([name] for name in FRESH), *REST], ids=lambda names: CASES[names[0]].first + f" {names[0]}"
+)
+async def test_a_burst_arrives_where_it_was_typed_for(names: list[str], recorded: None, tmp_path: Path) -> None:
+    first, engine = CASES[names[0]].first, FakeEngine(demo_run())
     engine.problems = dict.fromkeys(("service_open", "judgements"), Problem(code="service.ended", title="no services"))
-    async with run_app(engine, first=case.first, home=Home(tmp_path)) as pilot:
-        case.prepare(pilot)
-        type_ahead(pilot.app, *case.keys)
-        await until(pilot, lambda: case.expected(pilot, engine) or not pilot.app.is_running)
-        assert pilot.app.is_running
+    async with run_app(engine, first=first, home=Home(tmp_path)) as pilot:
+        for name in names:
+            case = CASES[name]
+            case.prepare(pilot)
+            type_ahead(pilot.app, *case.keys)
+            await until(pilot, lambda case=case: case.expected(pilot, engine) or not pilot.app.is_running)
+            assert pilot.app.is_running, name
+            await start_over(pilot, engine, first)
+
+
+async def start_over(pilot: Pilot[None], engine: FakeEngine, first: str) -> None:
+    """Close all dialogs, go back to the screen `first`, and forget what was asked."""
+    while len(pilot.app.screen_stack) > 1:
+        pilot.app.workers.cancel_node(pilot.app.screen_stack[0])
+        await pilot.app.pop_screen()
+    await pilot.app.switch_mode(first)
+    if isinstance(pilot.app.screen, ChatScreen):
+        await pilot.app.screen.action_clear()
+    await pilot.pause()
+    engine.requests.clear()
+    SEEN.clear()
 
 
 async def test_what_is_typed_behind_the_key_that_leaves_is_dropped() -> None:
