@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,9 +30,9 @@ from cockpit.widgets.export_dialog import ExportDialog
 from cockpit.widgets.picker import Picker
 from cockpit.widgets.prompt import Prompt
 from engine.protocol.home import Home
-from engine.protocol.messages import Problem, Set, Stop
+from engine.protocol.messages import Message, Problem, Run, Set, Stop
 from tests.app.fake import FakeEngine, demo_run
-from tests.app.screen import run_app, until
+from tests.app.screen import LOW, run_app, until
 
 
 def type_ahead(app: App[Any], *parts: str | events.Event) -> None:
@@ -189,7 +188,7 @@ REST = [
 async def test_a_burst_arrives_where_it_was_typed_for(names: list[str], recorded: None, tmp_path: Path) -> None:
     first, engine = CASES[names[0]].first, FakeEngine(demo_run())
     engine.problems = dict.fromkeys(("service_open", "judgements"), Problem(code="service.ended", title="no services"))
-    async with run_app(engine, first=first, home=Home(tmp_path)) as pilot:
+    async with run_app(engine, LOW, first=first, home=Home(tmp_path)) as pilot:
         for name in names:
             case = CASES[name]
             case.prepare(pilot)
@@ -213,7 +212,7 @@ async def start_over(pilot: Pilot[None], engine: FakeEngine, first: str) -> None
 
 
 async def test_what_is_typed_behind_the_key_that_leaves_is_dropped() -> None:
-    async with run_app(FakeEngine(demo_run())) as pilot:
+    async with run_app(FakeEngine(demo_run()), LOW) as pilot:
         type_ahead(pilot.app, "2q3/qj:", "enter")
         await until(pilot, lambda: not pilot.app.is_running)
     assert pilot.app.return_code == 0
@@ -223,59 +222,61 @@ async def test_what_is_typed_behind_the_key_that_leaves_is_dropped() -> None:
 
 
 class SlowEngine(FakeEngine):
-    """Describes a run only after `delay` seconds."""
+    """Describes no run before the test lets it."""
 
-    async def request(self, operation: str, message: Any = None, timeout: float = 30.0) -> Any:
+    def __init__(self, *runs: Run) -> None:
+        super().__init__(*runs)
+        self.gate = asyncio.Event()
+
+    async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
         if operation == "show":
-            await asyncio.sleep(self.delay)
+            await self.gate.wait()
         return await super().request(operation, message, timeout)
 
 
 @asynccontextmanager
-async def slow_chat(tmp_path: Path, seconds: float = 30.0) -> AsyncIterator[Pilot[None]]:
-    """The chat screen, whose list of targets needs an engine that is slow."""
+async def slow_picker(tmp_path: Path, *typed: str) -> AsyncIterator[tuple[Pilot[None], SlowEngine]]:
+    """The chat screen, where `typed` was typed behind the key of a dialog that needs an engine that is slow."""
     engine = SlowEngine(demo_run())
-    async with run_app(engine, first="chat", home=Home(tmp_path)) as pilot:
-        engine.delay = seconds
+    async with run_app(engine, LOW, first="chat", home=Home(tmp_path)) as pilot:
         await pilot.press("escape")
-        await pilot.pause()
-        yield pilot
+        type_ahead(pilot.app, "ctrl+t", *typed)
+        await pilot.pause(0.1)
+        yield pilot, engine
 
 
-async def test_keys_wait_for_a_slow_dialog(recorded: None, tmp_path: Path) -> None:
-    async with slow_chat(tmp_path, 1.0) as pilot:
-        type_ahead(pilot.app, "ctrl+t", "q4/")
-        await pilot.pause(0.5)
+async def test_keys_wait_for_a_slow_dialog(recorded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_queue, "PATIENCE", 60)
+    async with slow_picker(tmp_path, "q4/") as (pilot, engine):
         assert isinstance(pilot.app.screen, ChatScreen)
+        engine.gate.set()
         await until(pilot, lambda: dialog_holds(Picker, "q4/")(pilot, None))
 
 
-async def test_esc_calls_off_a_slow_dialog_with_what_was_typed_for_it(recorded: None, tmp_path: Path) -> None:
-    async with slow_chat(tmp_path) as pilot:
-        type_ahead(pilot.app, "ctrl+t", "qq")
-        await pilot.pause(0.4)
-        started = time.monotonic()
-        type_ahead(pilot.app, "escape", "4")
+async def test_esc_calls_off_a_slow_dialog_with_what_was_typed_for_it(
+    recorded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_queue, "PATIENCE", 60)
+    async with slow_picker(tmp_path, "qq", "escape", "4") as (pilot, engine):
         await until(pilot, lambda: isinstance(pilot.app.screen, RunsScreen))
-        assert time.monotonic() - started < 1.5
-        assert not [worker for worker in pilot.app.workers if worker.name == "action_pick" and worker.is_running]
+        engine.gate.set()
+        await pilot.pause(0.3)
+        assert isinstance(pilot.app.screen, RunsScreen)
 
 
-async def test_ctrl_c_leaves_while_keys_wait(recorded: None, tmp_path: Path) -> None:
-    async with slow_chat(tmp_path) as pilot:
-        type_ahead(pilot.app, "ctrl+t", "qq")
-        await pilot.pause(0.1)
+async def test_ctrl_c_leaves_while_keys_wait(recorded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_queue, "PATIENCE", 60)
+    async with slow_picker(tmp_path, "qq") as (pilot, _):
         assert pilot.app.is_running
         type_ahead(pilot.app, "ctrl+c")
-        await until(pilot, lambda: not pilot.app.is_running, 1.0)
+        await until(pilot, lambda: not pilot.app.is_running)
 
 
 async def test_a_dialog_that_does_not_come_gives_the_keys_back(
     recorded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_queue, "PATIENCE", 0.3)
-    async with slow_chat(tmp_path) as pilot:
-        type_ahead(pilot.app, "ctrl+t", "4/q")
+    async with slow_picker(tmp_path, "4/q") as (pilot, _):
         await until(pilot, lambda: isinstance(pilot.app.screen, RunsScreen))
         await until(pilot, lambda: pilot.app.screen.query_one(Input).value == "q")
 
@@ -295,7 +296,7 @@ async def test_a_widget_that_hangs_or_is_removed_does_not_hold_the_keys(
             elif event.key == "r":
                 self.remove()
 
-    async with run_app(FakeEngine()) as pilot:
+    async with run_app(FakeEngine(), LOW) as pilot:
         await pilot.app.screen.mount(widget := Fragile("x"))
         widget.focus()
         await until(pilot, lambda: pilot.app.focused is widget)
@@ -310,7 +311,7 @@ async def test_a_widget_that_hangs_or_is_removed_does_not_hold_the_keys(
 
 
 async def test_a_click_and_keys_keep_their_order() -> None:
-    async with run_app(FakeEngine(demo_run()), first="runs") as pilot:
+    async with run_app(FakeEngine(demo_run()), LOW, first="runs") as pilot:
         type_ahead(pilot.app, "/ab")
         await until(pilot, lambda: pilot.app.screen.query_one(Input).value == "ab")
         field = pilot.app.screen.query_one(Input)
