@@ -277,9 +277,7 @@ data it uses the rows that the run held out. Leaving this screen stops it; finis
         self._show_status(f"{self.query_one(EvaluationReplies).headline}  ·  Esc goes back")
 
     def action_scroll(self, by: int) -> None:
-        panel = self.query_one(
-            "#reply" if self.view == "replies" else "#compared" if self.view == "compared" else "#below"
-        )
+        panel = self.query_one({"replies": "#reply", "compared": "#compared"}.get(self.view, "#below"))
         panel.scroll_relative(y=by * max(1, panel.size.height - 2), animate=False)
 
     def action_move(self, by: int) -> None:
