@@ -57,13 +57,18 @@ class KeyQueue:
         self._stuck: MessagePump | None = None
         """What has not handled a key within `PATIENCE`. Keys do not wait for it again before it has."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether all keys have been handled."""
+        return not self._busy and not self._events
+
     def takes(self, event: events.Event) -> bool:
         """Whether `event` has to wait here."""
         if not isinstance(event, (events.InputEvent, events.Paste)) or event.is_forwarded:
             return False
         if isinstance(event, events.Key):
             return event.key not in AT_ONCE
-        return self._busy or bool(self._events)  # nothing overtakes a key
+        return not self.idle  # nothing overtakes a key
 
     def put(self, event: events.Event) -> None:
         self._events.append(event)
