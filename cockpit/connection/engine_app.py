@@ -6,12 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual.app import App
+from textual.events import Event, InputEvent, Paste
 from textual.filter import LineFilter
+from textual.screen import Screen
 
 from cockpit.control_filter import SHOW_CONTROLS
+from cockpit.key_queue import KeyQueue
 from cockpit.state.app_state import AppState, reduce, select_run
 from engine.protocol.console import GuardedConsole
 from engine.protocol.home import Home
@@ -19,6 +22,8 @@ from engine.protocol.messages import Message, Problem, ProblemError
 
 if TYPE_CHECKING:
     from engine.protocol.async_client import AsyncClient
+
+Answer = TypeVar("Answer")
 
 SILENCE = 2.5
 """Seconds without any message (telemetry comes every second) after which the engine counts as lost."""
@@ -50,6 +55,7 @@ class EngineApp(App[None]):
         self.home, self.readonly = home, readonly
         self.state = AppState(requested=selected)
         self.client: AsyncClient | None = None
+        self.keys = KeyQueue(self, super().on_event)
         self._connect = connect
         self._last_message = time.monotonic()
 
@@ -65,8 +71,22 @@ class EngineApp(App[None]):
         return [*super().get_line_filters(), SHOW_CONTROLS]
 
     def notify(self, message: str, *, markup: bool = False, **options: Any) -> None:
-        """Notifications name runs, files and errors, so their text is never markup."""
-        super().notify(message, markup=False, **options)
+        """Notifications name runs, files and errors, so their text is never markup. There are none while the app is
+        leaving."""
+        if self.is_running:
+            super().notify(message, markup=False, **options)
+
+    async def on_event(self, event: Event) -> None:
+        if isinstance(event, (InputEvent, Paste)) and not self.is_running:
+            return  # leaving: there may be no screen any more that it could go to
+        if self.keys.takes(event):
+            self.keys.put(event)
+        else:
+            await super().on_event(event)
+
+    async def push_screen_wait(self, screen: Screen[Answer], *, mode: str | None = None) -> Answer:  # type: ignore[override]
+        with self.keys.awaiting(screen):
+            return await super().push_screen_wait(screen, mode=mode)
 
     def start_following(self) -> None:
         """Attach in the background and watch that the engine keeps sending."""

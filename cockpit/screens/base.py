@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from textual.app import ComposeResult
 from textual.screen import Screen
+from textual.worker import Worker
 
 from cockpit.connection.engine_app import EngineApp
 from cockpit.screens import SCREENS
@@ -14,6 +17,22 @@ from cockpit.widgets.top_bar import TopBar
 
 if TYPE_CHECKING:
     from cockpit.state.app_state import AppState
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def opens_dialog(start: Callable[Arguments, Worker[Result]]) -> Callable[Arguments, Worker[Result]]:
+    """Decorate a `@work` method that opens a dialog, above `@work`. Keys typed after it was called wait for the
+    dialog."""
+
+    @wraps(start)
+    def started(*args: Arguments.args, **options: Arguments.kwargs) -> Worker[Result]:
+        worker = start(*args, **options)
+        cast(EngineApp, worker.node.app).keys.expect(worker)
+        return worker
+
+    return started
 
 
 class CockpitScreen(Screen[None]):

@@ -9,7 +9,7 @@ from textual.widgets import Static
 
 from cockpit.connection.chat_target import ChatTarget
 from cockpit.content import Content
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.screens.target_choices import find_local_models, target_choices
 from cockpit.state.chat_tree import ChatTree
 from cockpit.widgets.chat_turns import LETTERS
@@ -59,12 +59,14 @@ class ChatTargetsScreen(CockpitScreen):
 
     # ── picking ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @opens_dialog
     @work(exclusive=True, group="pick")
     async def action_pick(self) -> None:
         """Offer the targets, and load the chosen one in the selected column."""
         if name := await self._pick("Chat with"):
             self.load(name)
 
+    @opens_dialog
     @work(exclusive=True, group="pick")
     async def action_beside(self) -> None:
         """Add a target that answers the same prompts with the same seed."""

@@ -16,6 +16,7 @@ from textual.widgets import Static
 from cockpit.connection.submission import api_key_environment
 from cockpit.content import Content
 from cockpit.profiles.files import list_profiles
+from cockpit.screens.base import opens_dialog
 from cockpit.screens.review import ReviewScreen
 from cockpit.screens.row_browser import EXPANDED, REJECTED
 from cockpit.widgets import row_view
@@ -110,6 +111,7 @@ class DataScreen(ReviewScreen):
 
     # ── opening ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @opens_dialog
     @work(exclusive=True, group="pick")
     async def action_pick(self) -> None:
         files = await asyncio.to_thread(list_profiles, self.app.home, Path.cwd())
@@ -166,6 +168,7 @@ class DataScreen(ReviewScreen):
 
     # ── stages ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @opens_dialog
     @work(exclusive=True, group="open")
     async def action_run(self) -> None:
         """Run the profile's stages up to one, as a run does first, and show the rows that leave it."""

@@ -14,7 +14,7 @@ from textual.widgets import DataTable, Static
 
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.state.app_state import RunHistory
 from cockpit.state.evaluation_results import (
     BEST,
@@ -277,9 +277,7 @@ data it uses the rows that the run held out. Leaving this screen stops it; finis
         self._show_status(f"{self.query_one(EvaluationReplies).headline}  ·  Esc goes back")
 
     def action_scroll(self, by: int) -> None:
-        panel = self.query_one(
-            "#reply" if self.view == "replies" else "#compared" if self.view == "compared" else "#below"
-        )
+        panel = self.query_one({"replies": "#reply", "compared": "#compared"}.get(self.view, "#below"))
         panel.scroll_relative(y=by * max(1, panel.size.height - 2), animate=False)
 
     def action_move(self, by: int) -> None:
@@ -301,6 +299,7 @@ data it uses the rows that the run held out. Leaving this screen stops it; finis
 
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @opens_dialog
     @work(exclusive=True, group="measure")
     async def action_measure(self) -> None:
         """Choose a checkpoint, ask for the settings, and measure it."""

@@ -18,7 +18,7 @@ from cockpit.content import Content
 from cockpit.profiles.check import ProfileCheck, check_profile, summarize_launch
 from cockpit.profiles.files import ProfileFile, list_profiles, user_folder
 from cockpit.profiles.yaml_edit import clear_value, set_value
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.widgets.confirm import Confirm
 from cockpit.widgets.form import Form
 from cockpit.widgets.prompt import Prompt
@@ -223,6 +223,7 @@ class ProfileScreen(CockpitScreen):
             return
         self.editor.replace(text, (0, 0), self.editor.document.end, maintain_selection_offset=False)
 
+    @opens_dialog
     @work(exclusive=True, group="save")
     async def action_save(self) -> None:
         """Ask for a path and write the text there."""
@@ -247,6 +248,7 @@ class ProfileScreen(CockpitScreen):
         self.notify(f"saved {path}")
         self.load_files(path)
 
+    @opens_dialog
     @work(exclusive=True, group="launch")
     async def action_launch(self) -> None:
         """Check the text once more, ask for confirmation, submit it, and go to the run."""

@@ -10,7 +10,7 @@ from textual.widgets import Static
 
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.widgets import row_view
 from cockpit.widgets.prompt import Prompt
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
@@ -259,6 +259,7 @@ class RowBrowserScreen(CockpitScreen):
         """On a narrow screen, show the facts in place of the row."""
         self.toggle_class("-facts")
 
+    @opens_dialog
     @work(exclusive=True, group="find")
     async def action_find(self) -> None:
         if not self.summary:

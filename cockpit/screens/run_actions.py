@@ -6,7 +6,7 @@ import asyncio
 
 from textual import work
 
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.state.app_state import RunHistory
 from cockpit.state.run_history import current_settings, format_value
 from cockpit.widgets.confirm import Confirm
@@ -73,6 +73,7 @@ class RunActionsScreen(CockpitScreen):
         if run is not None and len(self.app.screen_stack) == 1:
             self.app.push_screen(EvaluationsScreen(run.id))
 
+    @opens_dialog
     @work(group="command")
     async def action_export(self) -> None:
         """Export the run's best checkpoint as a folder for other programs."""
@@ -88,10 +89,12 @@ class RunActionsScreen(CockpitScreen):
         if out:
             self.app.push_screen(ExportDialog(run.id, out))
 
+    @opens_dialog
     @work(group="command")
     async def action_learning_rate(self) -> None:
         await self._change("training.learning_rate")
 
+    @opens_dialog
     @work(group="command")
     async def action_adjust(self) -> None:
         """Pick a setting that can be changed during a run, and change it."""
@@ -140,6 +143,7 @@ class RunActionsScreen(CockpitScreen):
             change = f"{format_value(now[key])} → {format_value(value)}" if key in now else format_value(value)
             self.notify(f"{change} from step {taken.step + 1:,} on", title=TITLES[key])
 
+    @opens_dialog
     @work(group="command")
     async def action_bad_batch(self) -> None:
         """Show the batch that is held back, and send the user's choice."""
@@ -154,6 +158,7 @@ class RunActionsScreen(CockpitScreen):
             if taken is not None:
                 self.notify(f"{choice}: taken at step {taken.step:,}")
 
+    @opens_dialog
     @work(group="command")
     async def action_stop(self) -> None:
         run = self.current_run
@@ -166,6 +171,7 @@ class RunActionsScreen(CockpitScreen):
         if answer is not None:
             await self.app.ask("stop", Stop(run=run.id, now=answer == "k"), timeout=BOUNDARY)
 
+    @opens_dialog
     @work(group="command")
     async def action_delete(self) -> None:
         run = self.current_run

@@ -10,6 +10,7 @@ from typing import Any
 from textual import work
 
 from cockpit.connection.chat_target import ChatTarget
+from cockpit.screens.base import opens_dialog
 from cockpit.screens.chat_targets import MAX_TARGETS
 from cockpit.screens.target_choices import list_saved_chats
 from cockpit.screens.vote import VoteScreen
@@ -36,6 +37,7 @@ class SaveScreen(VoteScreen):
         """Start editing a question; None stops."""
         raise NotImplementedError
 
+    @opens_dialog
     @work(exclusive=True, group="save")
     async def action_save(self) -> None:
         """Write the conversation with all its branches to a file."""
@@ -58,6 +60,7 @@ class SaveScreen(VoteScreen):
             self._chat_name = answer
             self.notify(str(path), title="Saved")
 
+    @opens_dialog
     @work(exclusive=True, group="save")
     async def action_open(self) -> None:
         """Continue a saved conversation. The targets stay; without any, those of the conversation are loaded."""

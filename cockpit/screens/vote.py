@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from textual import work
 
+from cockpit.screens.base import opens_dialog
 from cockpit.screens.chat_targets import ChatTargetsScreen
 from cockpit.state.chat_tree import ChatReply, Turn
 from cockpit.state.vote_stats import count_votes, format_rating, format_votes, mean_ratings
@@ -22,6 +23,7 @@ class VoteScreen(ChatTargetsScreen):
         """Go to the input."""
         raise NotImplementedError
 
+    @opens_dialog
     @work(exclusive=True, group="judge")
     async def rate(self, turn: Turn, column: int) -> None:
         """Ask for a rating of one reply and store it."""
@@ -79,6 +81,7 @@ class VoteScreen(ChatTargetsScreen):
                 await row.set_turn(self.chat.turns[turn], self.chat.position(turn))
         self.refresh_bindings()
 
+    @opens_dialog
     @work(exclusive=True, group="judge")
     async def action_tally(self) -> None:
         """Show the statistics of all votes and ratings."""

@@ -78,6 +78,12 @@ class AsyncClient:
                     raise unreachable_error(f"its process {connection.pid} has closed the connection")
         except TimeoutError:
             raise timeout_error(operation, timeout) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if socket.closed and task is not None and not task.cancelling():
+                # Closing the socket cancelled what it still had to send, and nobody this request.
+                raise unreachable_error("the connection was closed before the request was sent") from None
+            raise
         finally:
             self._replies.pop(request_id, None)
         return unpack_reply(operation, future.result())
@@ -105,7 +111,7 @@ class AsyncClient:
             try:
                 snapshot = await self.request("attach", timeout=EVENT_TIMEOUT)
             except ProblemError as error:
-                if error.problem.code not in LOST:
+                if self._closed or error.problem.code not in LOST:
                     raise
                 await asyncio.to_thread(ensure_engine, self.home)
                 continue

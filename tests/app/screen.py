@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,7 +34,21 @@ async def run_app(
     async with app.run_test(size=size, notifications=True) as pilot:
         await until(pilot, lambda: app.state.connection == "attached")
         await pilot.pause(0.3)
+        _wait_for_keys(pilot, app)
         yield pilot
+
+
+def _wait_for_keys(pilot: Pilot[None], app: CockpitApp) -> None:
+    """Have `pilot.press` return only when the keys have been handled. By itself it waits until little happens, which
+    on a busy machine does not mean that all has happened."""
+    press = pilot.press
+
+    async def press_and_wait(*keys: str) -> None:
+        await press(*keys)
+        while app.is_running and not app.keys.idle:
+            await asyncio.sleep(0.01)
+
+    pilot.press = press_and_wait  # type: ignore[method-assign]
 
 
 async def until(pilot: Pilot[None], condition: Callable[[], Any], seconds: float = 5.0) -> None:

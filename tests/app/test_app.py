@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
+from textual.app import App
 
 from cockpit.app import CockpitApp
 from engine.protocol.home import Home
-from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.messages import Message, Problem, ProblemError
 from tests.app.fake import FakeEngine, demo_run
 from tests.app.screen import LOW, run_app, screen_text, until
 
@@ -54,6 +57,22 @@ async def test_leaving_asks_the_engine_for_nothing(key: str) -> None:
         await pilot.pause(0.1)
     reading = {"show", "series", "log", "telemetry"}
     assert {operation for operation, _ in fake.requests} <= reading
+
+
+async def test_a_request_that_fails_while_the_app_leaves_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stalled(FakeEngine):
+        async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
+            await left.wait()
+            raise ProblemError(Problem(code="engine.unreachable", title="gone"))
+
+    left = asyncio.Event()
+    async with run_app(Stalled()) as pilot:
+        asking = asyncio.create_task(pilot.app.ask("runs"))  # type: ignore[attr-defined]
+        pilot.app.exit()
+    shown: list[str] = []
+    monkeypatch.setattr(App, "notify", lambda app, message, **options: shown.append(message))
+    left.set()
+    assert await asking is None and not shown
 
 
 async def test_read_only_steers_nothing() -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import zmq
+import zmq.asyncio
 
-from engine.protocol import sockets, states, wire
+from engine.protocol import async_client, sockets, states, wire
 from engine.protocol.async_client import AsyncClient
 from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
@@ -185,6 +186,49 @@ def test_a_client_that_is_closed_says_so(engine: Engine) -> None:
         return " ".join(each.problem.code for each in refused if isinstance(each, ProblemError))
 
     assert asyncio.run(ask()) == "engine.unreachable engine.unreachable"
+
+
+def test_a_client_is_closed_at_any_moment_of_a_request(engine: Engine) -> None:
+    """Each request in flight gets its reply, or a problem with a code; and nobody who follows starts an engine."""
+
+    async def close_after(turns: int) -> list[str]:
+        client = await AsyncClient.connect(engine.home)
+        waiting = [asyncio.ensure_future(client.request(operation)) for operation in ("hello", "runs", "telemetry")]
+        following = asyncio.ensure_future(anext(client.follow()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await client.close()
+        async with asyncio.timeout(10):
+            ends = await asyncio.gather(*waiting, following, return_exceptions=True)
+            ends += await asyncio.gather(anext(client.follow()), return_exceptions=True)
+        assert isinstance(ends[-1], ProblemError)
+        return [each.problem.code if isinstance(each, ProblemError) else type(each).__name__ for each in ends]
+
+    async def close_at_each() -> set[str]:
+        return {end for ends in await asyncio.gather(*map(close_after, range(0, 40, 2))) for end in ends}
+
+    replies = {"Welcome", "RunList", "TelemetryHistory", "Snapshot"}
+    assert asyncio.run(close_at_each()) <= {"engine.unreachable"} | replies
+
+
+def test_a_client_is_closed_while_it_cannot_send(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZeroMQ then cancels what is still to be sent, which is no cancellation of the request."""
+    monkeypatch.setattr(async_client, "is_connected", lambda socket: True)
+
+    async def ask(cancel: bool) -> object:
+        client = await AsyncClient.connect(engine.home)
+        connected, client._socket = client._socket, zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        waiting = asyncio.ensure_future(client.request("hello"))
+        await asyncio.sleep(0.05)
+        if cancel:
+            waiting.cancel()
+        await client.close()
+        connected.close(linger=0)
+        return (await asyncio.gather(waiting, return_exceptions=True))[0]
+
+    refused = asyncio.run(ask(False))
+    assert isinstance(refused, ProblemError) and refused.problem.code == "engine.unreachable"
+    assert isinstance(asyncio.run(ask(True)), asyncio.CancelledError)
 
 
 # ── nobody there ──────────────────────────────────────────────────────────────────────────────────────────────────────
