@@ -61,7 +61,7 @@ CHECKS = (
 """Checks across sections. Each is `(sections, directory, home) -> [(key, message)]`, and accepts missing sections."""
 
 
-DOUBTS = ("engine.training.doubts:check_doubts",)
+DOUBTS = ("engine.training.doubts:check_doubts", "engine.models.checks:doubt_experts")
 """The same for a valid profile: what the run will hardly do as it is set. Nothing is refused because of these."""
 OF_SOURCES = ("engine.prep.checks:check_sources",)
 """Those among them that are only about the files that rows are prepared from."""

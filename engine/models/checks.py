@@ -12,6 +12,7 @@ from engine.options.model import ModelOptions
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 
+_NO_REPLIES = "which can be trained here, but generates no replies"
 VIRTUAL = ("prefix", "prompt")
 """Adapters that add trained positions before a row. The losses on replies do not support them."""
 UNMERGEABLE = {
@@ -64,6 +65,25 @@ def describe_family(profile: Any, home: Any) -> Iterator[str]:
         yield f"{profile.model.base} is {description}"
 
 
+def doubt_experts(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for a quantised base of experts: they are parameters of no linear layer, and bitsandbytes
+    quantises linear layers alone."""
+    model = sections["model"]
+    if model.quantization == "none" or not model.needs_base:
+        return
+    try:
+        target = targets.resolve(model.base, home or Home.locate(), directory)
+    except ProblemError:  # `check_base` has reported it
+        return
+    experts, weights = (0, 0) if target.on_hub else limits.count_expert_weights(Path(target.base))
+    if experts:
+        yield (
+            "model.quantization",
+            f"{model.quantization} leaves the experts in {model.dtype}: {experts / 1e9:.2g} of {weights / 1e9:.2g} "
+            f"billion weights, {experts * 2 / 1e9:.2g} GB; reckon with that memory, or name a dense base",
+        )
+
+
 def pin_base(model: ModelOptions, directory: Path, home: Home) -> ModelOptions:
     """`model`, with a run named as its base or tokenizer replaced by the run's checkpoint. Raises ProblemError."""
     named = {"base": model.base} if model.needs_base else {}
@@ -108,6 +128,12 @@ def _check_limits(sections: Mapping[str, Any], target: Target) -> Iterator[tuple
             f"is {data.max_length}{added}, and {target.label} has positions for {positions} tokens: lower it to "
             f"{positions - virtual}, or stretch them in the model's config.json (rope_scaling)",
         )
+    evaluation, method = sections.get("evaluation"), sections.get("method")
+    if limits.is_recurrent(base):
+        if evaluation and evaluation.task:
+            yield "evaluation.task", f"cannot be measured: {target.label} is a recurrent model, {_NO_REPLIES}"
+        if method and method.rows == "prompts":
+            yield "method.kind", f"{method.kind} generates replies: {target.label} is a recurrent model, {_NO_REPLIES}"
     targets_ = getattr(adapter, "targets", None)
     if isinstance(targets_, list) and (unknown := limits.find_unknown_targets(base, targets_)):
         yield (

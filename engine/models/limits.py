@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from engine.protocol.messages import Problem, ProblemError
 
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|embeddings)\.weight$")
 _POSITIONS = ("max_position_embeddings", "n_positions")
+RECURRENT = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
+"""Model types of transformers whose models take no `past_key_values`."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -90,6 +93,23 @@ def find_unknown_targets(folder: Path, targets: list[str]) -> list[str]:
         return []
     layers = {name.rpartition(".")[0] for name in shapes} | {"lm_head"}  # which tied weights leave out
     return [target for target in targets if not any(matches(target, layer) for layer in layers)]
+
+
+def count_expert_weights(folder: Path) -> tuple[int, int]:
+    """The number of weights in experts that a router chooses, and of all weights; 0, 0 if the files do not tell."""
+    try:
+        sizes = {name: math.prod(shape) for name, shape in _read_shapes(folder).items()}
+    except DamagedFile:
+        return 0, 0
+    return sum(size for name, size in sizes.items() if ".experts." in name), sum(sizes.values())
+
+
+def is_recurrent(folder: Path) -> bool:
+    """Whether the model in `folder` keeps a state of its own kind instead of keys and values."""
+    try:
+        return _text_config(folder).get("model_type") in RECURRENT
+    except DamagedFile:
+        return False
 
 
 def matches(target: str, layer: str) -> bool:

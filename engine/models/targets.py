@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.models import files, folders, gguf
+from engine.models import files, folders, gguf, limits
 from engine.models.catalogue import CATALOGUE, pull
 from engine.models.embedded import Progress
 from engine.models.weights import DamagedFile
@@ -134,7 +134,17 @@ def _suggest_other(target: Target, folder: Path, look: Callable[[Path], list[str
 
 
 def check_generates_text(target: Target) -> None:
-    """Raises ProblemError for a reward model, which generates no text."""
+    """Raises ProblemError for a reward model, which generates no text, and for a recurrent one, which does not here."""
+    if not target.on_hub and limits.is_recurrent(Path(target.base)):
+        raise ProblemError(
+            Problem(
+                code="model.recurrent",
+                title=f"{target.label} cannot chat here",
+                cause="it is a recurrent model: it keeps a state of its own kind instead of keys and values, and "
+                "replies are generated from those",
+                hint="export it and generate with transformers' own `generate`, or name a model with attention",
+            )
+        )
     for folder in (target.adapter, None if target.on_hub else Path(target.base)):
         if folder is not None and folders.is_reward_model(folder):
             raise ProblemError(

@@ -199,6 +199,7 @@ CODES: dict[str, str] = {
         "The model's folder is damaged or of a kind that cannot be loaded. `cockpit model verify` examines it."
     ),
     "model.gguf_unsupported": "This GGUF file cannot be loaded. Name the model's own folder or hub id.",
+    "model.recurrent": "A recurrent model (Mamba, RWKV) can be trained, but generates no replies here.",
     "model.is_reward": "This is a reward model, which scores replies and writes none. Name a language model.",
     "model.not_reward": "This is not a reward model. Name a run with `method.kind` reward.",
     "model.no_reward_head": (

@@ -8,6 +8,9 @@ from engine.models.limits import matches
 from engine.options.base import Variant, option
 from engine.protocol.messages import Problem, ProblemError
 
+_ROUTERS = ("gate", "router", "shared_expert_gate")
+"""What the layers of experts in transformers call their routers."""
+
 
 class AdapterOptions(Variant):
     dtype: Literal["float32", "bfloat16"] = option("float32", help="Dtype of the adapter's weights.")
@@ -15,7 +18,7 @@ class AdapterOptions(Variant):
 
 class TargetedOptions(AdapterOptions):
     targets: list[str] | Literal["all-linear"] = option(
-        "all-linear", help="Layers to adapt: all-linear, or names of modules."
+        "all-linear", help="Layers to adapt: all-linear, but for routers of experts, or names of modules."
     )
 
 
@@ -47,6 +50,9 @@ def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
             )
         )
     _check_targets(model, options)
+    if getattr(options, "targets", None) == "all-linear" and (routers := find_routers(model)):
+        config.exclude_modules = routers
+        config.target_modules = _list_linear(model, routers) or config.target_modules
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -63,6 +69,36 @@ def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return adapted
+
+
+def find_routers(model: Any) -> list[str]:
+    """Names of the modules that choose a token's experts. An update of them would move all tokens at once, so
+    all-linear leaves them out, though peft takes them for layers like any other."""
+    return [
+        f"{name}.{child}".lstrip(".")
+        for name, module in model.named_modules()
+        if "experts" in dict(module.named_children())
+        for child, _ in module.named_children()
+        if child in _ROUTERS
+    ]
+
+
+def _list_linear(model: Any, routers: list[str]) -> list[str]:
+    """Names for what peft adapts as all-linear in this model of experts, without its routers; empty where peft has no
+    names of its own for fused experts."""
+    import torch
+    from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
+
+    family = _MODEL_TO_CONVERSION_PATTERN.get(model.config.get_text_config().model_type)
+    fused = _MOE_TARGET_MODULE_MAPPING.get(family, {})
+    if not fused:
+        return []
+    layers = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings() and name not in routers
+    }
+    return sorted(layers | {old for old, new in fused.items() if new.partition(".")[0] not in _ROUTERS})
 
 
 def _check_targets(model: Any, options: AdapterOptions) -> None:
