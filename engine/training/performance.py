@@ -82,8 +82,13 @@ def make_loader(settings: TrainingOptions, device_kind: str, world: int, method:
     from torch.utils.data import DataLoader
 
     count = count_workers(settings.workers, device_kind, world)
-    prefetch = {"num_workers": count, "persistent_workers": True, "prefetch_factor": 4} if count else {}
+    prefetch: dict[str, Any] = {"num_workers": count, "persistent_workers": True, "prefetch_factor": 4} if count else {}
     # A separate generator: the loader must not draw from the one that dropout uses.
     return DataLoader(
-        method.rows, batch_sampler=batches, collate_fn=method.collate, generator=torch.Generator(), **prefetch
+        method.rows,
+        batch_sampler=batches,
+        collate_fn=method.collate,
+        generator=torch.Generator(),
+        pin_memory=device_kind == "cuda",
+        **prefetch,
     )

@@ -103,7 +103,8 @@ class Method:
         # accelerate's send_to_device would look at every number of a list, and at the environment for each tensor.
         if isinstance(value, dict):
             return self.to_device(value)
-        return value.to(self.device.name) if hasattr(value, "to") else value
+        # The loader pins what goes to a GPU, so that the copy does not wait for what the device still computes.
+        return value.to(self.device.name, non_blocking=True) if hasattr(value, "to") else value
 
 
 def make_method(setup: MethodSetup) -> Method:

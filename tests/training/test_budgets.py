@@ -1,0 +1,84 @@
+"""What a step may cost: numbers that a CPU can count, and that decide the speed on a GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.options.training import TrainingOptions
+from engine.protocol.home import Home
+from engine.training import performance
+from engine.training.bad_batch import BadBatchGuard
+from engine.training.loop import TrainingLoop
+from engine.training.methods.base import Method
+from tests.training.in_process import train
+
+READ = "aten::_local_scalar_dense"
+"""Each `item()`, `float()` and `bool()` of a tensor; on a GPU it waits until everything before it is computed."""
+
+
+class Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[function._schema.name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[Counter[str]]:
+    """The operations of each call of a method."""
+    found: list[Counter[str]] = []
+    original: Callable[..., Any] = getattr(owner, name)
+
+    def counted(*given: Any) -> Any:
+        with Counting() as counting:
+            result = original(*given)
+        found.append(counting.calls)
+        return result
+
+    monkeypatch.setattr(owner, name, counted)
+    return found
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_step_reads_two_numbers_whatever_its_micro_batches(
+    accumulation: int, prepared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss, which the ranks vote on, and the norm, by which a bad batch is held back."""
+    gradients = count_calls(monkeypatch, TrainingLoop, "compute_gradients")
+    votes = count_calls(monkeypatch, BadBatchGuard, "check")
+    rows = ("training.micro_batch=2", f"training.accumulation={accumulation}")
+    train(Home(tmp_path), "run", prepared, "training.max_steps=3", "training.warmup=0", *rows)
+    assert [calls[READ] for calls in gradients] == [1, 1, 1]
+    assert [calls[READ] for calls in votes] == [0, 0, 0], "the norm has become a number where the ranks wait"
+
+
+def test_operations_of_a_layer_and_row(
+    prepared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward and backward passes of two layers with LoRA on seven linear layers each."""
+    gradients = count_calls(monkeypatch, TrainingLoop, "compute_gradients")
+    train(Home(tmp_path), "run", prepared, "training.max_steps=2", "training.micro_batch=4", "training.accumulation=1")
+    operations = sum(gradients[-1].values())
+    assert 500 < operations < 680, gradients[-1].most_common(12)
+
+
+def test_batches_for_a_gpu_are_pinned_and_copied_without_waiting() -> None:
+    method = SimpleNamespace(rows=[0, 1], collate=list)
+    for kind, pinned in (("cuda", True), ("cpu", False)):
+        assert performance.make_loader(TrainingOptions(workers=0), kind, 1, method, [[0]]).pin_memory is pinned
+    asked: list[Any] = []
+    tensor = SimpleNamespace(to=lambda *given, **named: asked.append((given, named)))
+    there = SimpleNamespace(device=SimpleNamespace(name="cuda:1"))
+    there._move = lambda value: Method._move(there, value)  # type: ignore[arg-type]
+    there.to_device = lambda batch: Method.to_device(there, batch)  # type: ignore[arg-type]
+    Method.to_device(there, {"ids": tensor, "others": {"ids": tensor}, "lengths": [1]})  # type: ignore[arg-type]
+    assert asked == [(("cuda:1",), {"non_blocking": True})] * 2
