@@ -96,6 +96,14 @@ CODES: dict[str, str] = {
     "profile.host": (
         "This host does not have the devices that the profile asks for. Set `launch.processes` and `launch.devices`."
     ),
+    "launch.devices_unused": (
+        "`launch.devices` names more devices than there are processes, and a process computes on one. Set "
+        "`launch.processes` to their number, or name fewer."
+    ),
+    "queue.devices_held": (
+        "The run waits in the queue until devices are free; the message says who holds them. It starts by itself. "
+        "`launch.devices` takes devices that others use too."
+    ),
     # ── runs ──
     "run.none": "There are no runs yet. `cockpit demo` or `cockpit train PROFILE` starts one.",
     "run.not_found": "No run has this id. `cockpit runs` lists them.",

@@ -18,20 +18,21 @@ from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
 from engine.protocol.environment import build_job_environment
 from engine.protocol.home import RunDirectory, host_name, make_private, write_private
-from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
-from engine.supervisor import processes, scheduler, start_stage
+from engine.protocol.messages import Holder, Problem, ProblemError, Resume, Run, Submit
+from engine.supervisor import processes, start_stage
+from engine.supervisor.devices import Devices
 from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.launchers.local import build_command, build_rank_environment
 from engine.supervisor.run_record import Job, Record, replay
-from engine.supervisor.runs import HOST, Runs
+from engine.supervisor.runs import Runs
 
 
 class Queue:
     """The waiting runs, in the user's order. `workers` is the package whose modules are started, `address` says where
-    they connect to, and `device_count` how many devices the host has."""
+    they connect to, and `devices` which devices are free."""
 
-    def __init__(self, runs: Runs, workers: str, address: Callable[[], str], device_count: int) -> None:
-        self.runs, self.workers, self.address, self.device_count = runs, workers, address, device_count
+    def __init__(self, runs: Runs, workers: str, address: Callable[[], str], devices: Devices) -> None:
+        self.runs, self.workers, self.address, self.devices = runs, workers, address, devices
         self.home = runs.home
         self.order: list[str] = []
 
@@ -49,7 +50,7 @@ class Queue:
                     cause=str(error),
                 )
             )
-        self._compute_demand("", profile)
+        self.devices.check("", profile, build_job_environment(message.environment, profile.launch.environment))
         self._check_disk(profile)
         if message.first in stages.AFTER:
             return self._requeue_trained(message, *start_stage.find_trained_run(self.runs, message, profile))
@@ -138,6 +139,8 @@ class Queue:
                     raise
                 profile, sources_gone = self._check_profile(text, *where, prepared=True), True
             again = again or stage_plan.find_first_touched(message.changes)
+        environment = message.environment or record.environment
+        self.devices.check("", profile, build_job_environment(environment, profile.launch.environment))
         self._check_disk(profile)
         if again or not record.directory.result(stages.EXPORT).is_file():
             self._check_export_folder(profile)
@@ -148,7 +151,7 @@ class Queue:
             self.runs.remember_profile(record, profile)
         if again:
             self._clear_results(record, again)
-        record.environment = message.environment or record.environment
+        record.environment = environment
         record.remade = False
         record.resume_step = message.step
         self.enqueue(record, "resume")
@@ -283,7 +286,10 @@ class Queue:
         while self.order:
             record = self.runs.records[self.order[0]]
             try:
-                demands = [self._compute_demand(record.run.id, self.runs.load_profile(record))]
+                profile = self.runs.load_profile(record)
+                environment = build_job_environment(record.environment, profile.launch.environment)
+                busy = self.runs.find_busy_devices()
+                devices, holders, reason = self.devices.assign(record.run.id, profile, environment, busy)
             except (ProfileError, OSError) as error:
                 self.remove(record)
                 record.move(
@@ -293,40 +299,40 @@ class Queue:
                     ),
                 )
                 continue
-            busy = self.runs.find_busy_devices()
-            found = scheduler.pick_first(demands, self.device_count, busy, HOST in busy)
-            if found is None:
+            except ProblemError as error:  # the host has lost devices since it was queued; it may get them back
+                devices, holders, reason = None, [], f"{error.problem.title}: {error.problem.cause}"
+            if devices is None:
+                self._keep_waiting(record, holders, reason)
                 return
             self.remove(record)
-            record.run.devices = found[1]
+            record.run.devices = devices
             # A run that has all its results is resumed to train to a later end.
             self.start(record, self.find_next_stage(record) or stages.TRAIN)
 
-    def _compute_demand(self, run_id: str, profile: Profile) -> scheduler.Demand:
-        """What the run needs. Raises ProblemError when this host can never provide it."""
-        launch = profile.launch
-        demand = scheduler.Demand(
-            run_id,
-            launch.processes if isinstance(launch.processes, int) else None,
-            tuple(launch.devices) if isinstance(launch.devices, list) else None,
-        )
-        try:
-            scheduler.assign(demand, self.device_count, (), False)
-        except ValueError as error:
-            raise ProblemError(
-                Problem(
-                    code="profile.host",
-                    title="This host cannot run it",
-                    cause=f"the profile {error}",
-                    hint="set launch.processes and launch.devices",
-                )
-            )
-        return demand
+    def _keep_waiting(self, record: Record, holders: list[Holder], reason: str) -> None:
+        """Say in the run's summary what it waits for. It is not journalled: the next engine finds out by itself."""
+        run, code = record.run, "queue.devices_held"
+        if (run.reason, run.code) != (reason, code):
+            run.reason, run.code, run.holders, record.changed = reason, code, holders, True
+
+    def advance(self, record: Record, stage: str) -> None:
+        """Start a run's next stage, or queue it again, before all others, where somebody has taken its devices
+        meanwhile: they are unused while rows are prepared."""
+        run = record.run
+        if run.state == states.PREPARING and self.devices.find_taken(
+            run.id, self.runs.load_profile(record), run.devices
+        ):
+            record.move("requeue")
+            run.devices, record.leader = [], None
+            self.order.insert(0, run.id)
+            self.renumber()
+        else:
+            self.start(record, stage)
 
     def remove(self, record: Record) -> None:
         """Take a run out of the queue."""
         self.order.remove(record.run.id)
-        record.run.position = 0
+        record.run.position, record.run.holders = 0, []
         record.changed = True
         self.renumber()
 
@@ -361,8 +367,7 @@ class Queue:
             count = profile.launch.processes if isinstance(profile.launch.processes, int) else max(1, len(run.devices))
         elif stage in stages.AFTER:
             worker += ["--stage", stage]
-        if stage != stages.PREPARE and run.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.devices))
+        environment = self.devices.restrict(environment, run.devices, count)
         environment = build_rank_environment(environment, count)
         port = profile.launch.port if isinstance(profile.launch.port, int) else None
         record.stage, record.identity, record.held_instructions, record.end = stage, None, [], None

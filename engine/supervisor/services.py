@@ -28,6 +28,7 @@ from engine.protocol.messages import (
 )
 from engine.supervisor import processes
 from engine.supervisor.crash_report import WorkerExit, report_crash
+from engine.supervisor.devices import Devices
 from engine.supervisor.launchers.local import build_command
 from engine.supervisor.processes import Leader
 from engine.supervisor.run_record import read_log_tail
@@ -65,7 +66,8 @@ class Worker:
 
 
 class Services:
-    """`workers` is the package whose modules are started, `address` says where they connect to. `publish` and
+    """`workers` is the package whose modules are started, `address` says where they connect to, and `devices` which
+    devices they may use. `publish` and
     `instruct` are those of `RunMonitor`; `fail_requests` gets the id of a service that has ended, and the problem to
     reply with."""
 
@@ -74,11 +76,12 @@ class Services:
         home: Home,
         workers: str,
         address: Callable[[], str],
+        devices: Devices,
         publish: Callable[[Body], None],
         instruct: Callable[[bytes, Instruction | CancelInstruction], None],
         fail_requests: Callable[[str, Problem], None],
     ) -> None:
-        self.home, self._package, self._address = home, workers, address
+        self.home, self._package, self._address, self._devices = home, workers, address, devices
         self.publish, self.instruct, self.fail_requests = publish, instruct, fail_requests
         self.workers: dict[str, Worker] = {}
         self._reasons: dict[str, Problem] = {}
@@ -128,7 +131,9 @@ class Services:
         worker = Worker(service, held_instructions=[], oom_kills=processes.count_oom_kills(), client=client)
         try:
             worker.leader = processes.start(
-                build_command(command, 1, None), self._log_path(service.id), build_job_environment(message.environment)
+                build_command(command, 1, None),
+                self._log_path(service.id),
+                self._devices.restrict(build_job_environment(message.environment)),
             )
         except OSError as error:
             raise ProblemError(

@@ -1,0 +1,186 @@
+"""Which devices a queued run may have: those that its masks leave visible, that no run holds, and that are really free,
+by the latest sample of the host's devices. It says who holds the others."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from engine.config.profile import Profile
+from engine.hardware import masks
+from engine.options.launch import WaitOptions
+from engine.protocol.messages import Device, Holder, Problem, ProblemError
+from engine.supervisor import scheduler
+from engine.supervisor.runs import HOST
+
+SMALL = 500_000_000
+"""Bytes that processes may hold on a device that is free all the same: a context without a model in it."""
+UNUSED_SHARE, UNUSED_BYTES = 0.1, 2 << 30
+"""The memory of a device in use, whichever is more, up to which it is free where processes say nothing: screens need
+some."""
+
+
+class Devices:
+    """`sample` returns the latest sample of the host's devices; `own` is the engine's environment."""
+
+    def __init__(self, sample: Callable[[], Sequence[Device]], own: Mapping[str, str] = os.environ) -> None:
+        self._sample, self._own = sample, own
+        self._free_since: dict[tuple[str, int], float] = {}
+        """When a device became free for a run, by `time.monotonic()`."""
+        self._taken_since: dict[int, float] = {}
+        """When a device was first seen in use, in seconds since the epoch."""
+
+    def list_visible(self, environment: Mapping[str, str]) -> list[Device]:
+        """The devices that a job with this environment may use."""
+        cards = self._sample()
+        by_index = {card.index: card for card in cards}
+        return [by_index[index] for index in masks.find_visible(cards, self._own, environment)]
+
+    def restrict(
+        self, environment: Mapping[str, str], chosen: Sequence[int] | None = None, count: int | None = None
+    ) -> dict[str, str]:
+        """The environment of a job that may use the chosen devices, or all that are visible to it."""
+        cards = self._sample()
+        known = [index for index in chosen or () if any(card.index == index for card in cards)]
+        return masks.restrict(environment, self._own, cards, None if chosen is None else known, count)
+
+    def check(self, run: str, profile: Profile, environment: Mapping[str, str]) -> scheduler.Demand:
+        """What a run needs. Raises ProblemError when this host can never provide it."""
+        launch, visible = profile.launch, self.list_visible(environment)
+        demand = scheduler.Demand(
+            run,
+            launch.processes if isinstance(launch.processes, int) else None,
+            tuple(launch.devices) if isinstance(launch.devices, list) else None,
+        )
+        spare = len(demand.devices or ()) - (demand.processes or len(demand.devices or ()))
+        if spare > 0:
+            raise ProblemError(_describe_spare(demand))
+        try:
+            scheduler.assign(demand, [card.index for card in visible], (), False, _list_instances(visible))
+        except ValueError as error:
+            seen = ", ".join(str(card.index) for card in visible) or "none"
+            hidden = "; masks hide the others" if len(visible) < len(self._sample()) else ""
+            raise ProblemError(
+                Problem(
+                    code="profile.host",
+                    title="This host cannot run it",
+                    cause=f"the profile {error} (devices that it may use: {seen}{hidden})",
+                    hint="set launch.processes and launch.devices",
+                )
+            )
+        return demand
+
+    def assign(
+        self, run: str, profile: Profile, environment: Mapping[str, str], busy: Mapping[int, str]
+    ) -> tuple[list[int] | None, list[Holder], str]:
+        """The run's devices, or None while it must wait; who holds those that it waits for; and what it waits for, in
+        words. `busy` are devices that runs hold, and which runs those are. Raises ProblemError as `check` does."""
+        demand = self.check(run, profile, environment)
+        self._free_since = {key: since for key, since in self._free_since.items() if key[0] == demand.run}
+        visible = self.list_visible(environment)
+        wanted = [card for card in visible if demand.devices is None or card.index in demand.devices]
+        holders = {card.index: self._find_holders(card, demand, profile.launch.wait_for) for card in wanted}
+        waiting = self._measure_wait(demand.run, holders, profile.launch.wait_for)
+        indices, instances = [card.index for card in visible], _list_instances(visible)
+        taken = {index for index in holders if holders[index]} | waiting.keys() | busy.keys()
+        found = scheduler.assign(demand, indices, taken, HOST in busy, instances)
+        if found is not None:
+            return found, [], ""
+        relevant = holders if visible else (HOST,)
+        of_runs = [Holder(device=index, job=busy[index]) for index in busy if index in relevant]
+        of_others = [holder for index in holders if index not in busy for holder in holders[index]]
+        return None, of_runs + of_others, _describe_wait(of_runs + of_others, waiting, bool(visible))
+
+    def find_taken(self, run: str, profile: Profile, devices: Collection[int]) -> list[Holder]:
+        """Who has taken devices that the run was given, before its processes use them."""
+        chosen = profile.launch.devices
+        demand = scheduler.Demand(run, None, tuple(chosen) if isinstance(chosen, list) else None)
+        cards = [card for card in self._sample() if card.index in devices]
+        return [each for card in cards for each in self._find_holders(card, demand, profile.launch.wait_for)]
+
+    def _find_holders(self, card: Device, demand: scheduler.Demand, wait: WaitOptions | None) -> list[Holder]:
+        """Who keeps a device from being free for this run, largest first; empty when it is. Devices that the profile
+        names are the user's choice: without `wait_for` nobody else counts on them."""
+        if wait is None and demand.devices is not None:
+            return []
+        others = [each for each in card.processes or () if each.job != demand.run]
+        used = card.memory_used
+        if wait is not None and wait.free_bytes is not None and used is not None and card.memory_total is not None:
+            free = card.memory_total - used >= wait.free_bytes
+        elif sum(each.memory or 0 for each in others) > SMALL:
+            free = False
+        elif used is not None and card.memory_total is not None:
+            mine = sum(each.memory or 0 for each in card.processes or () if each.job == demand.run)
+            free = used - mine <= max(UNUSED_SHARE * card.memory_total, UNUSED_BYTES)
+        else:
+            free = not any(each.memory is None for each in others)
+        if free:
+            self._taken_since.pop(card.index, None)
+            return []
+        since = self._taken_since.setdefault(card.index, time.time())
+        return [
+            Holder(
+                device=card.index,
+                pid=each.pid,
+                user=each.user,
+                name=each.name,
+                memory=each.memory,
+                since=each.since or since,
+                job=each.job,
+            )
+            for each in sorted(others, key=lambda each: each.memory or 0, reverse=True)
+        ] or [Holder(device=card.index, memory=used, since=since)]
+
+    def _measure_wait(
+        self, run: str, holders: Mapping[int, list[Holder]], wait: WaitOptions | None
+    ) -> dict[int, float]:
+        """Seconds that devices must stay free until the run may have them; without those that it may have now."""
+        now, left = time.monotonic(), {}
+        for index, found in holders.items():
+            if found:
+                self._free_since.pop((run, index), None)
+            else:
+                since = self._free_since.setdefault((run, index), now)
+                rest = (wait.seconds if wait else 0.0) - (now - since)
+                if rest > 0:
+                    left[index] = rest
+        return left
+
+
+def _list_instances(cards: Sequence[Device]) -> set[int]:
+    return {card.index for card in cards if card.parent is not None}
+
+
+def _describe_spare(demand: scheduler.Demand) -> Problem:
+    devices, processes = list(demand.devices or ()), demand.processes or 1
+    first = devices[:processes]
+    return Problem(
+        code="launch.devices_unused",
+        title=f"{len(devices)} devices for {processes} process{'es' if processes > 1 else ''}",
+        cause=f"launch.devices is {devices}, and launch.processes is {processes}: a process computes on one device",
+        hint=f"set launch.processes to {len(devices)} (or all) to use them all, or launch.devices to {first}",
+    )
+
+
+def _describe_wait(holders: Sequence[Holder], waiting: Mapping[int, float], has_devices: bool) -> str:
+    """What a run waits for, in words."""
+    if not has_devices:
+        return "waits for " + ", ".join(holder.job for holder in holders if holder.job)
+    parts = [f"GPU {holder.device}: {_describe_holder(holder)}" for holder in holders[:3]]
+    if len(holders) > 3:
+        parts.append(f"{len(holders) - 3} more")
+    if waiting:
+        parts.append(f"GPU {', '.join(map(str, waiting))}: free, and must stay so for launch.wait_for.idle")
+    return "waits for " + "; ".join(parts)
+
+
+def _describe_holder(holder: Holder) -> str:
+    memory = f" holds {holder.memory / 1e9:.1f} GB" if holder.memory is not None else ""
+    since = f" since {time.strftime('%H:%M', time.localtime(holder.since))}" if holder.since else ""
+    if holder.job:
+        return f"{holder.job}{memory}"
+    if not holder.pid:
+        return f"somebody{memory or ' has it'}{since}"
+    name = f"{holder.name} of {holder.user}, pid {holder.pid}" if holder.name else f"unknown, pid {holder.pid}"
+    return f"{name}{memory or ' has it'}{since}"
