@@ -30,10 +30,13 @@ class Devices:
         """When a device became free for a run, by `time.monotonic()`."""
         self._taken_since: dict[int, float] = {}
         """When a device was first seen in use, in seconds since the epoch."""
+        self._had_any = False
+        """Whether this engine has seen devices: when they vanish, queued runs do not start on the CPU."""
 
     def list_visible(self, environment: Mapping[str, str]) -> list[Device]:
         """The devices that a job with this environment may use."""
         cards = self._sample()
+        self._had_any = self._had_any or bool(cards)
         by_index = {card.index: card for card in cards}
         return [by_index[index] for index in masks.find_visible(cards, self._own, environment)]
 
@@ -76,6 +79,8 @@ class Devices:
     ) -> tuple[list[int] | None, list[Holder], str]:
         """The run's devices, or None while it must wait; who holds those that it waits for; and what it waits for, in
         words. `busy` are devices that runs hold, and which runs those are. Raises ProblemError as `check` does."""
+        if self._had_any and not self._sample():
+            return None, [], "waits for the host's devices, which do not answer any more"
         demand = self.check(run, profile, environment)
         self._free_since = {key: since for key, since in self._free_since.items() if key[0] == demand.run}
         visible = self.list_visible(environment)

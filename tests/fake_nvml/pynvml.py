@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import site
+import sys
 import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ def _find_real() -> Path:
 _spec = importlib.util.spec_from_file_location("real_pynvml", _find_real())
 assert _spec and _spec.loader
 _real = importlib.util.module_from_spec(_spec)
+sys.modules["real_pynvml"] = _real  # it looks itself up
 _spec.loader.exec_module(_real)
 globals().update({name: value for name, value in vars(_real).items() if not name.startswith("__")})
 NVMLError: Any = _real.NVMLError
