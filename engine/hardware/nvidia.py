@@ -143,3 +143,12 @@ class Nvidia:
 
 def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
+
+
+def read_driver() -> str:
+    """The version of the NVIDIA driver; empty where NVML does not say it."""
+    try:
+        pynvml.nvmlInit()
+        return _text(pynvml.nvmlSystemGetDriverVersion())
+    except _FAILURES:
+        return ""

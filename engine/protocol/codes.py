@@ -177,6 +177,14 @@ CODES: dict[str, str] = {
         "A micro-batch did not fit. The run goes on with smaller ones and the same global batch; nothing to do."
     ),
     "device.too_few": "There are more ranks than devices. Set `launch.processes` to the number of devices.",
+    "device.no_kernels": (
+        "The installed torch has no kernels for this card's compute capability. Install the build of torch that the "
+        "message names, or hide the card by its mask."
+    ),
+    "device.no_sensor": (
+        "`limits.temperature` is set, and no device of the run reports its temperature, so nothing is limited. Watch "
+        "it otherwise, or take the limit out."
+    ),
     "device.unsupported": "This device does not have what a setting needs. Change the setting as the message says.",
     "device.slow_dtype": "This CPU computes the chosen dtype slowly, so float32 is used. Nothing to do.",
     "package.missing": "A setting needs a Python package that is not installed. Install it, or change the setting.",

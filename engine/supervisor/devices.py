@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from engine.config.profile import Profile
-from engine.hardware import masks
+from engine.hardware import masks, wheels
 from engine.options.launch import WaitOptions
 from engine.protocol.messages import Device, Holder, Problem, ProblemError
 from engine.supervisor import scheduler
@@ -50,7 +50,8 @@ class Devices:
 
     def check(self, run: str, profile: Profile, environment: Mapping[str, str]) -> scheduler.Demand:
         """What a run needs. Raises ProblemError when this host can never provide it."""
-        launch, visible = profile.launch, self.list_visible(environment)
+        launch, seen = profile.launch, self.list_visible(environment)
+        visible = [card for card in seen if not _lacks_kernels(card)]
         demand = scheduler.Demand(
             run,
             launch.processes if isinstance(launch.processes, int) else None,
@@ -59,16 +60,20 @@ class Devices:
         spare = len(demand.devices or ()) - (demand.processes or len(demand.devices or ()))
         if spare > 0:
             raise ProblemError(_describe_spare(demand))
+        if seen and not visible:
+            raise ProblemError(_describe_kernels(seen[0]))
         try:
             scheduler.assign(demand, [card.index for card in visible], (), False, _list_instances(visible))
         except ValueError as error:
-            seen = ", ".join(str(card.index) for card in visible) or "none"
+            if lacking := [card for card in seen if card not in visible]:
+                raise ProblemError(_describe_kernels(lacking[0]))
+            names = ", ".join(str(card.index) for card in visible) or "none"
             hidden = "; masks hide the others" if len(visible) < len(self._sample()) else ""
             raise ProblemError(
                 Problem(
                     code="profile.host",
                     title="This host cannot run it",
-                    cause=f"the profile {error} (devices that it may use: {seen}{hidden})",
+                    cause=f"the profile {error} (devices that it may use: {names}{hidden})",
                     hint="set launch.processes and launch.devices",
                 )
             )
@@ -83,7 +88,7 @@ class Devices:
             return None, [], "waits for the host's devices, which do not answer any more"
         demand = self.check(run, profile, environment)
         self._free_since = {key: since for key, since in self._free_since.items() if key[0] == demand.run}
-        visible = self.list_visible(environment)
+        visible = [card for card in self.list_visible(environment) if not _lacks_kernels(card)]
         wanted = [card for card in visible if demand.devices is None or card.index in demand.devices]
         holders = {card.index: self._find_holders(card, demand, profile.launch.wait_for) for card in wanted}
         waiting = self._measure_wait(demand.run, holders, profile.launch.wait_for)
@@ -155,6 +160,23 @@ class Devices:
 
 def _list_instances(cards: Sequence[Device]) -> set[int]:
     return {card.index for card in cards if card.parent is not None}
+
+
+def _lacks_kernels(card: Device) -> bool:
+    """Whether the installed torch certainly cannot compute on a card. A worker checks it against the kernels that are
+    really there."""
+    capability = wheels.read_capability(card.capability)
+    return capability is not None and wheels.is_impossible(capability, wheels.read_cuda_version())
+
+
+def _describe_kernels(card: Device) -> Problem:
+    capability, cuda = wheels.read_capability(card.capability) or (0, 0), wheels.read_cuda_version()
+    return Problem(
+        code="device.no_kernels",
+        title=f"This torch cannot compute on GPU {card.index}",
+        cause=wheels.describe_lack(card.name, capability, cuda),
+        hint=wheels.suggest(capability, cuda),
+    )
 
 
 def _describe_spare(demand: scheduler.Demand) -> Problem:

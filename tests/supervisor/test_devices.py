@@ -46,13 +46,15 @@ def submit(engine: Engine, *overrides: str, **environment: str) -> Run:
     settings = ("training.max_steps=100000", "training.learning_rate=0.01", "logging.tensorboard=false")
     profile = load(find("triples-qlora"), (*settings, *overrides))
     sent = {"PATH": os.environ["PATH"], "FAKE_NVML": os.environ["FAKE_NVML"], **environment}
-    return engine.client.request("submit", Submit(profile=profile.to_yaml(), directory="/", environment=sent))
+    run: Run = engine.client.request("submit", Submit(profile=profile.to_yaml(), directory="/", environment=sent))
+    return run
 
 
 def see(engine: Engine, run: Run) -> dict[str, str]:
     """The environment of a run's worker."""
     engine.wait(run, states.RUNNING)
-    return wait_for(lambda: next((each.environ() for each in engine.processes(run)), None))
+    environment: dict[str, str] = wait_for(lambda: next((each.environ() for each in engine.processes(run)), None))
+    return environment
 
 
 def test_a_mask_of_the_engine_and_one_of_the_submitter_are_intersected(start: Start) -> None:

@@ -28,6 +28,7 @@ from engine.protocol.messages import (
     ServiceRef,
     Stop,
 )
+from engine.supervisor.devices import Devices
 from engine.supervisor.processes import Leader
 from engine.supervisor.services import MOST_ENDED, Services, Worker
 from tests.scripted.bench import ROOT, Engine, wait_for
@@ -179,7 +180,9 @@ def test_a_worker_survives_whatever_a_model_raises(error: Exception) -> None:
 def test_what_died_and_how_it_is_started_again(bare_home: Home) -> None:
     told: list[Body] = []
     failed: list[Problem] = []
-    services = Services(bare_home, "x", str, told.append, lambda *_: None, lambda _, problem: failed.append(problem))
+    services = Services(
+        bare_home, "x", str, Devices(list), told.append, lambda *_: None, lambda _, problem: failed.append(problem)
+    )
     for number in range(MOST_ENDED + 2):
         process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
         process.wait()
