@@ -97,7 +97,7 @@ CODES: dict[str, str] = {
         "This host does not have the devices that the profile asks for. Set `launch.processes` and `launch.devices`."
     ),
     "launch.devices_unused": (
-        "`launch.devices` names more devices than there are processes, and a process computes on one. Set "
+        "The profile names more devices in `launch.devices` than there are processes, and each computes on one. Set "
         "`launch.processes` to their number, or name fewer."
     ),
     "queue.devices_held": (
@@ -182,7 +182,7 @@ CODES: dict[str, str] = {
         "message names, or hide the card by its mask."
     ),
     "device.no_sensor": (
-        "`limits.temperature` is set, and no device of the run reports its temperature, so nothing is limited. Watch "
+        "No device of the run reports its temperature, so `limits.temperature` limits nothing. Watch "
         "it otherwise, or take the limit out."
     ),
     "device.unsupported": "This device does not have what a setting needs. Change the setting as the message says.",

@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from engine.config.profile import Profile
 from engine.hardware import masks, wheels
 from engine.options.launch import WaitOptions
+from engine.protocol.environment import build_job_environment
 from engine.protocol.messages import Device, Holder, Problem, ProblemError
 from engine.supervisor import scheduler
 from engine.supervisor.runs import HOST
@@ -19,6 +21,15 @@ SMALL = 500_000_000
 UNUSED_SHARE, UNUSED_BYTES = 0.1, 2 << 30
 """The memory of a device in use, whichever is more, up to which it is free where processes say nothing: screens need
 some."""
+
+
+class Assigned(NamedTuple):
+    """`devices` are the run's, None while it must wait; then `holders` hold those that it waits for, and `words` say
+    so."""
+
+    devices: list[int] | None
+    holders: list[Holder]
+    words: str
 
 
 class Devices:
@@ -48,9 +59,11 @@ class Devices:
         known = [index for index in chosen or () if any(card.index == index for card in cards)]
         return masks.restrict(environment, self._own, cards, None if chosen is None else known, count)
 
-    def check(self, run: str, profile: Profile, environment: Mapping[str, str]) -> scheduler.Demand:
-        """What a run needs. Raises ProblemError when this host can never provide it."""
-        launch, seen = profile.launch, self.list_visible(environment)
+    def check(self, run: str, profile: Profile, submitted: Mapping[str, str]) -> scheduler.Demand:
+        """What a run needs, in the environment that its submitter sent. Raises ProblemError when this host can never
+        provide it."""
+        launch = profile.launch
+        seen = self.list_visible(build_job_environment(submitted, launch.environment, self._own))
         visible = [card for card in seen if not _lacks_kernels(card)]
         demand = scheduler.Demand(
             run,
@@ -79,14 +92,13 @@ class Devices:
             )
         return demand
 
-    def assign(
-        self, run: str, profile: Profile, environment: Mapping[str, str], busy: Mapping[int, str]
-    ) -> tuple[list[int] | None, list[Holder], str]:
-        """The run's devices, or None while it must wait; who holds those that it waits for; and what it waits for, in
-        words. `busy` are devices that runs hold, and which runs those are. Raises ProblemError as `check` does."""
+    def assign(self, run: str, profile: Profile, submitted: Mapping[str, str], busy: Mapping[int, str]) -> Assigned:
+        """Devices for a run. `busy` are devices that runs hold, and which runs those are. Raises ProblemError as
+        `check` does."""
         if self._had_any and not self._sample():
-            return None, [], "waits for the host's devices, which do not answer any more"
-        demand = self.check(run, profile, environment)
+            return Assigned(None, [], "waits for the host's devices, which do not answer any more")
+        demand = self.check(run, profile, submitted)
+        environment = build_job_environment(submitted, profile.launch.environment, self._own)
         self._free_since = {key: since for key, since in self._free_since.items() if key[0] == demand.run}
         visible = [card for card in self.list_visible(environment) if not _lacks_kernels(card)]
         wanted = [card for card in visible if demand.devices is None or card.index in demand.devices]
@@ -96,11 +108,11 @@ class Devices:
         taken = {index for index in holders if holders[index]} | waiting.keys() | busy.keys()
         found = scheduler.assign(demand, indices, taken, HOST in busy, instances)
         if found is not None:
-            return found, [], ""
+            return Assigned(found, [], "")
         relevant = holders if visible else (HOST,)
         of_runs = [Holder(device=index, job=busy[index]) for index in busy if index in relevant]
         of_others = [holder for index in holders if index not in busy for holder in holders[index]]
-        return None, of_runs + of_others, _describe_wait(of_runs + of_others, waiting, bool(visible))
+        return Assigned(None, of_runs + of_others, _describe_wait(of_runs + of_others, waiting, bool(visible)))
 
     def find_taken(self, run: str, profile: Profile, devices: Collection[int]) -> list[Holder]:
         """Who has taken devices that the run was given, before its processes use them."""

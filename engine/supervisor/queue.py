@@ -18,9 +18,9 @@ from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
 from engine.protocol.environment import build_job_environment
 from engine.protocol.home import RunDirectory, host_name, make_private, write_private
-from engine.protocol.messages import Holder, Problem, ProblemError, Resume, Run, Submit
+from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
 from engine.supervisor import processes, start_stage
-from engine.supervisor.devices import Devices
+from engine.supervisor.devices import Assigned, Devices
 from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.launchers.local import build_command, build_rank_environment
 from engine.supervisor.run_record import Job, Record, replay
@@ -35,6 +35,7 @@ class Queue:
         self.runs, self.workers, self.address, self.devices = runs, workers, address, devices
         self.home = runs.home
         self.order: list[str] = []
+        self._shown_wait: tuple[str, Assigned] | None = None
 
     def submit(self, message: Submit) -> Run:
         """Check the profile, freeze it and queue the run. Raises ProblemError, and leaves nothing on disk then."""
@@ -50,7 +51,7 @@ class Queue:
                     cause=str(error),
                 )
             )
-        self.devices.check("", profile, build_job_environment(message.environment, profile.launch.environment))
+        self.devices.check("", profile, message.environment)
         self._check_disk(profile)
         if message.first in stages.AFTER:
             return self._requeue_trained(message, *start_stage.find_trained_run(self.runs, message, profile))
@@ -140,7 +141,7 @@ class Queue:
                 profile, sources_gone = self._check_profile(text, *where, prepared=True), True
             again = again or stage_plan.find_first_touched(message.changes)
         environment = message.environment or record.environment
-        self.devices.check("", profile, build_job_environment(environment, profile.launch.environment))
+        self.devices.check("", profile, environment)
         self._check_disk(profile)
         if again or not record.directory.result(stages.EXPORT).is_file():
             self._check_export_folder(profile)
@@ -284,12 +285,10 @@ class Queue:
     def schedule(self) -> None:
         """Start the runs at the head of the queue whose devices are free."""
         while self.order:
-            record = self.runs.records[self.order[0]]
+            record = self.runs.records[run_id := self.order[0]]
             try:
                 profile = self.runs.load_profile(record)
-                environment = build_job_environment(record.environment, profile.launch.environment)
-                busy = self.runs.find_busy_devices()
-                devices, holders, reason = self.devices.assign(record.run.id, profile, environment, busy)
+                found = self.devices.assign(run_id, profile, record.environment, self.runs.find_busy_devices())
             except (ProfileError, OSError) as error:
                 self.remove(record)
                 record.move(
@@ -300,20 +299,22 @@ class Queue:
                 )
                 continue
             except ProblemError as error:  # the host has lost devices since it was queued; it may get them back
-                devices, holders, reason = None, [], f"{error.problem.title}: {error.problem.cause}"
-            if devices is None:
-                self._keep_waiting(record, holders, reason)
+                found = Assigned(None, [], f"{error.problem.title}: {error.problem.cause}")
+            if found.devices is None:
+                self._keep_waiting(record, found)
                 return
             self.remove(record)
-            record.run.devices = devices
+            record.run.devices = found.devices
             # A run that has all its results is resumed to train to a later end.
             self.start(record, self.find_next_stage(record) or stages.TRAIN)
 
-    def _keep_waiting(self, record: Record, holders: list[Holder], reason: str) -> None:
+    def _keep_waiting(self, record: Record, wait: Assigned) -> None:
         """Say in the run's summary what it waits for. It is not journalled: the next engine finds out by itself."""
-        run, code = record.run, "queue.devices_held"
-        if (run.reason, run.code) != (reason, code):
-            run.reason, run.code, run.holders, record.changed = reason, code, holders, True
+        run = record.run
+        if self._shown_wait == (run.id, wait) and run.code:
+            return
+        self._shown_wait = run.id, wait
+        run.reason, run.code, run.holders, record.changed = wait.words, "queue.devices_held", wait.holders, True
 
     def advance(self, record: Record, stage: str) -> None:
         """Start a run's next stage, or queue it again, before all others, where somebody has taken its devices

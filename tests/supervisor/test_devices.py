@@ -14,13 +14,12 @@ import pytest
 from engine.config.profile import Profile, ProfileError, find, load
 from engine.protocol import states
 from engine.protocol.home import Home
-from engine.protocol.messages import Device, DeviceProcess, Holder, OpenService, ProblemError, Run, Submit
-from engine.supervisor.devices import Devices
+from engine.protocol.messages import Device, DeviceProcess, OpenService, ProblemError, Run, Submit
+from engine.supervisor.devices import Assigned, Devices
 from tests.fake_nvml import FOLDER, GB, Cards, make_card
 from tests.scripted.bench import Engine, wait_for
 
 Start = Callable[..., tuple[Engine, Cards]]
-Assigned = tuple[list[int] | None, list[Holder], str]
 
 
 @pytest.fixture
