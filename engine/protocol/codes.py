@@ -391,6 +391,9 @@ CODES: dict[str, str] = {
         "The server can be reached from other machines and needs a key. Name a variable with `--api-key-env`."
     ),
     "serving.key_missing": "The variable that should hold the server's key is not set. Export it and serve again.",
+    "serving.adapter_unsupported": (
+        "The other backend does not serve adapters of this kind. Serve a merged export, or leave `--backend` out."
+    ),
     "serving.backend_failed": "The server of another backend did not start. Its output is in the service's log.",
 }
 """Code -> what it means, and what the user does."""

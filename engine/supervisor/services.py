@@ -4,6 +4,7 @@ journal."""
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -37,6 +38,8 @@ KINDS = ("chat", "data", "evaluate", "export", "generate", "serve")
 """The modules of `engine.workers` that may be opened as a service."""
 INDEPENDENT = ("serve",)
 """Kinds that go on when the client that opened them has left."""
+SERVER_GRACE = 12.0
+"""Seconds that a server gets to end: vLLM takes ten for its own processes."""
 CLIENT_TIMEOUT = 10.0
 """Seconds that a client may be unreachable before the services that it opened are ended."""
 REMEMBERED = 64
@@ -172,8 +175,19 @@ class Services:
         if service_id in self._reasons:
             return
         worker = self.find(service_id)
-        processes.end_processes(processes.find_processes(service_id, self.home.root))
+        if worker.service.kind in INDEPENDENT:
+            # Its worker may have to end another program's server first; the engine waits for that before it ends.
+            threading.Thread(target=self._end_server, args=(worker,), name=f"end of {service_id}").start()
+        else:
+            processes.end_processes(processes.find_processes(service_id, self.home.root))
         self._remove(worker, None)
+
+    def _end_server(self, worker: Worker) -> None:
+        """End a server's worker, then what is left of the processes that it had started."""
+        own = processes.find_processes(worker.service.id, self.home.root)
+        processes.end_processes(own, SERVER_GRACE)
+        if worker.leader is not None:
+            processes.end_processes(processes.find_session(worker.leader))
 
     def register(self, joined: Joined, identity: bytes) -> None:
         """A worker has connected. One that an earlier supervisor started is adopted."""
@@ -206,6 +220,8 @@ class Services:
         """Notice services whose process has ended."""
         for worker in list(self.workers.values()):
             if worker.leader is not None and worker.leader.has_ended():
+                if worker.service.kind in INDEPENDENT and (left := processes.find_session(worker.leader)):
+                    threading.Thread(target=processes.end_processes, args=(left, SERVER_GRACE)).start()
                 problem = self._describe_end(worker)
                 self._reasons[worker.service.id] = problem or _report_end(worker.service)
                 for old in list(self._reasons)[:-REMEMBERED]:
