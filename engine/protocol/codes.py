@@ -177,6 +177,10 @@ CODES: dict[str, str] = {
         "A micro-batch did not fit. The run goes on with smaller ones and the same global batch; nothing to do."
     ),
     "device.too_few": "There are more ranks than devices. Set `launch.processes` to the number of devices.",
+    "device.masks_disjoint": (
+        "The engine was started with a mask of devices, and the submitting shell has another, without a device that "
+        "both leave visible. Change the shell's, or restart the engine without one."
+    ),
     "device.no_kernels": (
         "The installed torch has no kernels for this card's compute capability. Install the build of torch that the "
         "message names, or hide the card by its mask."

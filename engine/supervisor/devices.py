@@ -45,16 +45,24 @@ class Devices:
         """Whether this engine has seen devices: when they vanish, queued runs do not start on the CPU."""
 
     def list_visible(self, environment: Mapping[str, str]) -> list[Device]:
-        """The devices that a job with this environment may use."""
+        """The devices that a job with this environment may use. Raises ProblemError when the engine's masks and its own
+        have none in common: it would quietly compute on the CPU."""
         cards = self._sample()
         self._had_any = self._had_any or bool(cards)
         by_index = {card.index: card for card in cards}
-        return [by_index[index] for index in masks.find_visible(cards, self._own, environment)]
+        visible = [by_index[index] for index in masks.find_visible(cards, self._own, environment)]
+        alone = [masks.find_visible(cards, each) for each in (self._own, environment)]
+        if not visible and all(alone):
+            raise ProblemError(_describe_disjoint(*alone))
+        return visible
 
     def restrict(
         self, environment: Mapping[str, str], chosen: Sequence[int] | None = None, count: int | None = None
     ) -> dict[str, str]:
-        """The environment of a job that may use the chosen devices, or all that are visible to it."""
+        """The environment of a job that may use the chosen devices, or all that are visible to it. Raises ProblemError
+        as `list_visible` does."""
+        if chosen is None:
+            self.list_visible(environment)
         cards = self._sample()
         known = [index for index in chosen or () if any(card.index == index for card in cards)]
         return masks.restrict(environment, self._own, cards, None if chosen is None else known, count)
@@ -188,6 +196,18 @@ def _describe_kernels(card: Device) -> Problem:
         title=f"This torch cannot compute on GPU {card.index}",
         cause=wheels.describe_lack(card.name, capability, cuda),
         hint=wheels.suggest(capability, cuda),
+    )
+
+
+def _describe_disjoint(own: Mapping[int, str], sent: Mapping[int, str]) -> Problem:
+    return Problem(
+        code="device.masks_disjoint",
+        title="The masks of the engine and of this shell have no device in common",
+        cause=f"the engine was started with {', '.join(own.values())}, and this shell has {', '.join(sent.values())}",
+        hint=(
+            "change the mask of this shell, or start the engine from a shell without one: "
+            "cockpit engine stop, then cockpit engine start"
+        ),
     )
 
 

@@ -115,7 +115,12 @@ def _names_home(line: list[str], home: Path) -> bool:
 
 def find_session(leader: Leader) -> list[psutil.Process]:
     """All live processes of the session that a job's first process was started in, also when that has ended: what it
-    has started (another program's server, with processes of its own) does not have the job in its command line."""
+    has started (another program's server, with processes of its own) does not have the job in its command line.
+
+    A session keeps its number as long as it has a process. When another process has that number, there is none left.
+    """
+    if leader.has_ended() and psutil.pid_exists(leader.pid):
+        return []
     found = []
     for each in psutil.process_iter():
         try:

@@ -40,6 +40,8 @@ INDEPENDENT = ("serve",)
 """Kinds that go on when the client that opened them has left."""
 SERVER_GRACE = 12.0
 """Seconds that a server gets to end: vLLM takes ten for its own processes."""
+WITHOUT_DEVICES = ("data",)
+"""Kinds that compute on no device."""
 CLIENT_TIMEOUT = 10.0
 """Seconds that a client may be unreachable before the services that it opened are ended."""
 REMEMBERED = 64
@@ -136,7 +138,7 @@ class Services:
             worker.leader = processes.start(
                 build_command(command, 1, None),
                 self._log_path(service.id),
-                self._devices.restrict(build_job_environment(message.environment)),
+                self._build_environment(message),
             )
         except OSError as error:
             raise ProblemError(
@@ -148,6 +150,11 @@ class Services:
         self.workers[service.id] = worker
         self.publish(ServiceChanged(service=service))
         return service
+
+    def _build_environment(self, message: OpenService) -> dict[str, str]:
+        """Raises ProblemError when the service would see none of the devices that it may use."""
+        environment = build_job_environment(message.environment)
+        return environment if message.kind in WITHOUT_DEVICES else self._devices.restrict(environment)
 
     def ask(self, service_id: str, instruction: Instruction, client: bytes | None = None) -> None:
         """Forward a client's request, or hold it until the worker has joined. Raises ProblemError."""

@@ -71,7 +71,8 @@ def test_a_mask_of_the_engine_and_one_of_the_submitter_are_intersected(start: St
         "service_open",
         OpenService(kind="chat", environment={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "5,6,7"}),
     )
-    assert Path(f"/proc/{service.pid}/environ").read_bytes().count(b"\0CUDA_VISIBLE_DEVICES=5,6\0") == 1
+    environment = wait_for(Path(f"/proc/{service.pid}/environ").read_bytes)
+    assert environment.count(b"\0CUDA_VISIBLE_DEVICES=5,6\0") == 1
 
 
 def test_cards_of_strangers_are_passed_over_and_waited_for(start: Start) -> None:
@@ -124,7 +125,7 @@ class Host:
         self.cards = list(cards)
         self.devices = Devices(lambda: self.cards, own)
 
-    def assign(self, profile: Profile, busy: Mapping[int, str] | None = None, **sent: str) -> Assigned:
+    def assign(self, profile: Profile, busy: Mapping[int, str] | None = None, /, **sent: str) -> Assigned:
         return self.devices.assign("run", profile, sent, busy or {})
 
 
@@ -132,6 +133,35 @@ def test_a_host_that_hides_its_cards_trains_on_the_cpu() -> None:
     host = Host(make(0), CUDA_VISIBLE_DEVICES="-1")
     assert host.assign(plan())[0] == []
     assert host.devices.restrict({}, [], 1)["CUDA_VISIBLE_DEVICES"] == "-1"
+
+
+def test_masks_without_a_device_in_common_are_refused() -> None:
+    """An engine that was started by the first shell keeps its mask; a second shell must not end up on the CPU."""
+    host = Host(make(0), make(1), CUDA_VISIBLE_DEVICES="0")
+    calls = (
+        lambda sent: host.devices.check("", plan(), sent),
+        lambda sent: host.assign(plan(), **sent),
+        lambda sent: host.devices.restrict(sent),
+    )
+    for call in calls:
+        with pytest.raises(ProblemError) as raised:
+            call({"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "1"})
+        assert raised.value.problem.code == "device.masks_disjoint"
+    assert host.assign(plan(), PATH="/bin", CUDA_VISIBLE_DEVICES="-1")[0] == [], "the CPU was asked for"
+    assert host.assign(plan(), PATH="/bin", CUDA_VISIBLE_DEVICES="0,1")[0] == [0]
+
+
+def test_a_card_without_kernels_is_passed_over_and_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.hardware.wheels.read_cuda_version", lambda: "13.0")
+    old, new = make(0), make(1)
+    old.capability, new.capability = "7.0", "9.0"
+    assert Host(old, new).assign(plan())[0] == [1]
+    for host, overrides in ((Host(old), ()), (Host(old, new), ("launch.processes=2",))):
+        with pytest.raises(ProblemError) as raised:
+            host.devices.check("", plan(*overrides), {})
+        assert raised.value.problem.code == "device.no_kernels" and "cu126" in raised.value.problem.hint
+    with pytest.raises(ProblemError, match="cannot compute on GPU 0"):
+        Host(old, new).devices.check("", plan("launch.devices=[0]"), {})
 
 
 def test_without_nvml_one_process_still_sees_one_device() -> None:
