@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from engine.config.profile import Profile
 from engine.hardware import masks, wheels
 from engine.options.launch import WaitOptions
 from engine.protocol.environment import build_job_environment
-from engine.protocol.messages import Device, Holder, Problem, ProblemError
+from engine.protocol.messages import Device, Holder, Problem, ProblemError, Run
 from engine.supervisor import scheduler
 from engine.supervisor.runs import HOST
 
@@ -122,12 +122,15 @@ class Devices:
         of_others = [holder for index in holders if index not in busy for holder in holders[index]]
         return Assigned(None, of_runs + of_others, _describe_wait(of_runs + of_others, waiting, bool(visible)))
 
-    def find_taken(self, run: str, profile: Profile, devices: Collection[int]) -> list[Holder]:
-        """Who has taken devices that the run was given, before its processes use them."""
+    def find_taken(self, run: Run, profile: Profile) -> list[Holder]:
+        """Who has taken devices that the run was given, before its processes use them. A device that has vanished has
+        nobody's name."""
         chosen = profile.launch.devices
-        demand = scheduler.Demand(run, None, tuple(chosen) if isinstance(chosen, list) else None)
-        cards = [card for card in self._sample() if card.index in devices]
-        return [each for card in cards for each in self._find_holders(card, demand, profile.launch.wait_for)]
+        demand = scheduler.Demand(run.id, None, tuple(chosen) if isinstance(chosen, list) else None)
+        cards = {card.index: card for card in self._sample()}
+        gone = [Holder(device=index) for index in run.devices if index not in cards]
+        there = [cards[index] for index in run.devices if index in cards]
+        return gone + [each for card in there for each in self._find_holders(card, demand, profile.launch.wait_for)]
 
     def _find_holders(self, card: Device, demand: scheduler.Demand, wait: WaitOptions | None) -> list[Holder]:
         """Who keeps a device from being free for this run, largest first; empty when it is. Devices that the profile

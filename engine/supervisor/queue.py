@@ -313,6 +313,8 @@ class Queue:
         run = record.run
         if self._shown_wait == (run.id, wait) and run.code:
             return
+        if self._shown_wait and (before := self.runs.records.get(self._shown_wait[0])) and before.run.position > 1:
+            before.run.reason, before.run.code, before.run.holders, before.changed = "", "", [], True
         self._shown_wait = run.id, wait
         run.reason, run.code, run.holders, record.changed = wait.words, "queue.devices_held", wait.holders, True
 
@@ -320,9 +322,7 @@ class Queue:
         """Start a run's next stage, or queue it again, before all others, where somebody has taken its devices
         meanwhile: they are unused while rows are prepared."""
         run = record.run
-        if run.state == states.PREPARING and self.devices.find_taken(
-            run.id, self.runs.load_profile(record), run.devices
-        ):
+        if run.state == states.PREPARING and self.devices.find_taken(run, self.runs.load_profile(record)):
             record.move("requeue")
             run.devices, record.leader = [], None
             self.order.insert(0, run.id)

@@ -238,6 +238,17 @@ def test_runs_do_not_start_on_the_cpu_when_the_devices_vanish() -> None:
     assert host.assign(plan(), {0: "other"})[0] == [1]
 
 
+def test_devices_that_were_taken_or_have_vanished_are_noticed() -> None:
+    host, run = Host(make(0), make(1)), Run(id="run", devices=[0])
+    assert host.devices.find_taken(run, plan()) == []
+    host.cards[0] = make(0, used=20 * GB)
+    assert [each.memory for each in host.devices.find_taken(run, plan())] == [20 * GB]
+    assert host.devices.find_taken(run, plan("launch.devices=[0]")) == []
+    host.cards = [make(1)]
+    assert [each.device for each in host.devices.find_taken(run, plan("launch.devices=[0]"))] == [0]
+    assert host.devices.find_taken(Run(id="run"), plan()) == [], "a run on the CPU has none"
+
+
 @pytest.mark.parametrize("value", ["20", "GB", "-1GB", "20 TB", "60"])
 def test_amounts_need_a_unit(value: str) -> None:
     with pytest.raises(ProfileError, match=r"launch\.wait_for"):
