@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cockpit.verbs.runs import runs
 from engine.config.profile import Profile, ProfileError, find, load
 from engine.protocol import states
 from engine.protocol.home import Home
@@ -75,7 +77,7 @@ def test_a_mask_of_the_engine_and_one_of_the_submitter_are_intersected(start: St
     assert environment.count(b"\0CUDA_VISIBLE_DEVICES=5,6\0") == 1
 
 
-def test_cards_of_strangers_are_passed_over_and_waited_for(start: Start) -> None:
+def test_cards_of_strangers_are_passed_over_and_waited_for(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         taken = make_card(0, used=22 * GB, processes=[{"pid": stranger.pid, "memory": 21 * GB}])
@@ -89,6 +91,8 @@ def test_cards_of_strangers_are_passed_over_and_waited_for(start: Start) -> None
         assert held[1].job == first.id
         assert held[0].pid == stranger.pid and held[0].memory == 21 * GB and held[0].since > time.time() - 600
         assert "GPU 0" in waiting.reason and first.id in waiting.reason
+        runs(argparse.Namespace(home=str(engine.home.root), state="", json=False))
+        assert "waits for GPU" in " ".join(capsys.readouterr())
         cards.write(make_card(0), make_card(1))
         assert see(engine, second)["CUDA_VISIBLE_DEVICES"] == "0"
         running = engine.show(second).run
