@@ -37,6 +37,8 @@ STARTING = 1800.0
 """Seconds within which it must answer; it compiles the model first."""
 GRACE = 10.0
 """Seconds that vLLM takes to end its own processes after SIGTERM."""
+KILLED = 5.0
+"""Seconds within which the kernel ends what was killed: it frees a card's memory first."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that `--max-lora-rank` can take."""
 REFUSED = {
@@ -161,11 +163,13 @@ class VllmServer:
             self._process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(max(seconds, GRACE))
-        for each in {*family, *self._list_processes()}:
+        left = list({*family, *self._list_processes()})
+        for each in left:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
+            self._process.wait(KILLED)
+        psutil.wait_procs(left, KILLED)
 
     def _list_processes(self) -> list[psutil.Process]:
         """vLLM's process and those that it has started: its engine, and one for each device."""
