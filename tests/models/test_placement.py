@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.inference.bulk import decode
-from engine.models import placement
+from engine.models import devices, placement
 from engine.protocol.messages import ProblemError
 from tests import fake_nvml
 from tests.fake_nvml import GB, Cards, make_card
@@ -98,3 +98,18 @@ def test_without_nvml_the_first_card_with_room_is_asked_and_no_other(
     monkeypatch.setattr(torch.cuda, "mem_get_info", ask)
     assert placement.choose(8 * GB) == "cuda:1" and asked == [0, 1]
     assert placement.isolate("cuda:3")[1]["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_a_worker_refuses_a_card_that_its_torch_has_no_kernels_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _: None)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    for name, answer in {
+        "get_device_name": "Tesla V100",
+        "get_device_capability": (7, 0),
+        "get_arch_list": ["sm_75", "sm_80", "sm_90"],
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    with pytest.raises(ProblemError, match="cannot compute on Tesla V100") as raised:
+        devices.choose_device("cuda", 0, "float16")
+    assert raised.value.problem.code == "device.no_kernels" and "cu126" in raised.value.problem.hint
