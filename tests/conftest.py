@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from engine.hardware.nvidia import Nvidia
 from engine.protocol.client import find_engine
 from engine.protocol.home import Home
 from engine.protocol.sockets import list_directories
-from engine.supervisor.nvidia import Nvidia
 from engine.supervisor.processes import WORKER_DEFAULTS
 from tests.scripted.bench import Engine
 from tests.trained import trained  # noqa: F401 - a fixture

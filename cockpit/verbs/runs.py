@@ -45,6 +45,9 @@ def runs(options: argparse.Namespace) -> int:
         emit([_summary(run) for run in found])
     elif found:
         table(("RUN", "STATE", "STEP", "LOSS", "BASE", "AGE"), map(_row, found))
+        for run in found:
+            if run.state == states.QUEUED and run.reason:
+                say(f"{run.id} {run.reason}")
     else:
         say("There are no runs in this state." if options.state else "There are no runs yet: cockpit demo")
     return 0
@@ -58,6 +61,8 @@ def _summary(run: Run) -> dict[str, Any]:
         "state": run.state,
         "reason": run.reason,
         "code": run.code,
+        "position": run.position,
+        "holders": [msgspec.structs.asdict(holder) for holder in run.holders],
         "host": run.host,
         "profile": run.profile,
         "stage": run.stage,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import time
 import uuid
@@ -28,7 +29,7 @@ EXIT_TIMEOUT = 3.0
 """Seconds that its process then has to exit."""
 SETTINGS = (
     "target", "host", "port", "task", "constrained", "preset", "slots", "queue", "most_bytes", "seconds", "longest",
-    "dtype", "quantization", "backend",
+    "dtype", "quantization", "backend", "context", "memory_share",
 )  # fmt: skip
 """Options that are passed to the worker under their own names, when they are given."""
 
@@ -42,6 +43,10 @@ def serve(options: argparse.Namespace) -> int:
         return _list(home, options.json)
     settings = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     settings["directory"] = str(Path.cwd())
+    if options.devices:
+        settings["devices"] = _read_devices(options.devices)
+    if options.vllm_arguments:
+        settings["arguments"] = shlex.split(options.vllm_arguments)
     extra: dict[str, str] = {}
     if options.api_key_env:
         extra, settings["key_env"] = _read_key(options.api_key_env), options.api_key_env
@@ -54,6 +59,13 @@ def serve(options: argparse.Namespace) -> int:
             client.request("service_close", ServiceRef(service=service))
             raise
         return _report_start(client, service, started, options)
+
+
+def _read_devices(given: str) -> list[int]:
+    """The numbers of `0,1`. Raises ValueError."""
+    if not all(part.strip().isdecimal() for part in given.split(",")):
+        raise ValueError(f"--devices takes numbers, such as 0,1, not {given!r}")
+    return [int(part) for part in given.split(",")]
 
 
 def _read_key(name: str) -> dict[str, str]:

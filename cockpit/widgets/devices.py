@@ -145,18 +145,20 @@ class Devices(Widget):
 
 
 def _device_line(device: Device) -> Content:
-    parts = []
-    if device.utilisation is not None:
-        parts.append(f"{device.utilisation:3.0f}%")
-    if device.memory_used is not None and device.memory_total is not None:
-        parts.append(f"{format_size(device.memory_used).removesuffix('G')}/{format_size(device.memory_total)}")
-    if device.temperature is not None:
-        parts.append(f"{device.temperature:.0f}°C")
-    if device.power is not None:
-        parts.append(f"{device.power:.0f}W")
-    return Content.assemble((" ".join(parts[:1]), "bold $text"), " ", (" ".join(parts[1:]), "$text"))
+    """The figures of a device; – for one that it does not report."""
+    used, total = device.memory_used, device.memory_total
+    memory = "–" if used is None or total is None else f"{format_size(used).removesuffix('G')}/{format_size(total)}"
+    heat = "–" if device.temperature is None else f"{device.temperature:.0f}°C"
+    power = "–" if device.power is None else f"{device.power:.0f}W"
+    busy = "  –" if device.utilisation is None else f"{device.utilisation:3.0f}%"
+    return Content.assemble((busy, "bold $text"), " ", (f"{memory} {heat} {power}", "$text"))
 
 
 def _heaviest_process(device: Device) -> str:
-    heaviest = max(device.processes, key=lambda process: process.memory, default=None)
-    return f"{heaviest.user} {heaviest.name}" if heaviest else ""
+    """Who uses most of a device: `unknown` where that cannot be said."""
+    if device.processes is None:
+        return "–"
+    heaviest = max(device.processes, key=lambda process: process.memory or 0, default=None)
+    if heaviest is None:
+        return ""
+    return f"{heaviest.user} {heaviest.name}" if heaviest.name else f"unknown, pid {heaviest.pid}"

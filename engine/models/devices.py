@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from engine.hardware import wheels
 from engine.models import accelerator
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_line
@@ -63,6 +64,8 @@ def choose_device(kind: str, local: int, dtype: str) -> Device:
         )
     accelerator.choose(f"{kind}:{local}")
     label = torch.cuda.get_device_name(local) if kind == "cuda" else kind
+    if kind == "cuda":
+        _check_kernels(local, label)
     if refusal := _explain_unsupported(f"{kind}:{local}", dtype):
         raise ProblemError(
             Problem(
@@ -76,6 +79,25 @@ def choose_device(kind: str, local: int, dtype: str) -> Device:
         # Without this, accelerate would put every batch on the CPU: it knows devices by name.
         os.environ["ACCELERATE_TORCH_DEVICE"] = f"{kind}:{local}"
     return Device(f"{kind}:{local}", getattr(torch, dtype), label)
+
+
+def _check_kernels(local: int, label: str) -> None:
+    """Raises ProblemError when this torch was built without kernels for the card."""
+    import torch
+
+    architectures, cuda = torch.cuda.get_arch_list(), torch.version.cuda
+    if not architectures or not cuda:  # AMD's names are others
+        return
+    capability = torch.cuda.get_device_capability(local)
+    if not wheels.has_kernels(capability, architectures):
+        raise ProblemError(
+            Problem(
+                code="device.no_kernels",
+                title=f"This torch cannot compute on {label}",
+                cause=f"{wheels.describe_lack(label, capability, cuda)}; it has {' '.join(architectures)}",
+                hint=wheels.suggest(capability, cuda),
+            )
+        )
 
 
 def _explain_unsupported(device: str, dtype: str) -> str:

@@ -3,11 +3,14 @@ memory."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from engine.hardware import listing, masks
 from engine.models.weights import DamagedFile, read_header
-from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.messages import Device, DeviceProcess, Problem, ProblemError
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.1, "nf4": 0.65}
 """Bytes per parameter, including the parts of a quantised model that are not quantised."""
@@ -34,53 +37,146 @@ def estimate_bytes(folder: Path, kind: str | None) -> int:
 
 def choose(needed: int) -> str:
     """The device: `cuda:N`, another accelerator's name, or `cpu`. Raises ProblemError, with figures, when no GPU has
-    `needed` bytes free."""
+    `needed` bytes free.
+
+    The driver's library is asked for free memory, since torch would open a context of half a gigabyte on each card that
+    it asks. Before CUDA is started, the chosen card is put first in the mask: `cuda:0` is the device of every thread
+    that names none.
+    """
+    import torch
+
+    if not (torch.version.cuda or torch.version.hip):
+        return _name_other()
+    devices = listing.list_visible()
+    if not devices:
+        return _choose_unlisted(needed)
+    if _is_started():
+        devices = devices[: torch.cuda.device_count()]
+    order = sorted(range(len(devices)), key=lambda at: -_measure_or_guess(devices[at]))
+    best = devices[order[0]]
+    if (free := listing.measure_free(best)) is not None and free < needed:
+        raise ProblemError(_describe_full(needed, devices))
+    if _is_started():
+        return f"cuda:{order[0]}"
+    chosen = [devices[at].index for at in order]
+    os.environ.update(masks.restrict(os.environ, os.environ, listing.Listing().sample_devices(), chosen))
+    _placed.append(best.index)
+    return "cuda:0" if torch.cuda.is_available() else _name_other()
+
+
+def list_gpus() -> list[Device]:
+    """The GPUs that this torch can use, in the order in which it counts them."""
+    import torch
+
+    if not (torch.version.cuda or torch.version.hip):
+        return []
+    devices = listing.list_visible()
+    if devices and not _is_started():
+        os.environ.setdefault(masks.NVML_CHECK, "1")  # so that the next line starts nothing
+    if not torch.cuda.is_available():
+        return []
+    count = torch.cuda.device_count()
+    return devices[:count] or [Device(index=index, name="", processes=None) for index in range(count)]
+
+
+def isolate(name: str) -> tuple[str, dict[str, str]]:
+    """The environment of a child process that sees this process's device `name` alone, and what it is called there."""
+    kind, _, index = name.partition(":")
+    if kind != "cuda":
+        return name, dict(os.environ)
+    place, cards = int(index or 0), listing.Listing().sample_devices()
+    visible = list(masks.find_visible(cards, os.environ))
+    if visible:
+        return "cuda:0", masks.restrict(os.environ, os.environ, cards, [visible[place]])
+    mask = os.environ.get(masks.CUDA)
+    token = masks.read_tokens(mask)[place] if mask is not None else str(place)
+    return "cuda:0", {**os.environ, masks.CUDA: token, masks.ORDER: "PCI_BUS_ID"}
+
+
+_placed: list[int] = []
+"""Devices that models of this process were placed on before CUDA was started. Their numbers must not change any
+more."""
+
+
+def _is_started() -> bool:
+    """Whether this process may no longer change its mask: CUDA has read it, or a model was placed by it."""
+    import torch
+
+    return bool(_placed) or torch.cuda.is_initialized() or _has_read_mask()
+
+
+def _has_read_mask() -> bool:
+    """Whether CUDA's driver has been started in this process, by whatever library."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)
+    except (OSError, AttributeError):
+        return False
+
+
+_NOT_INITIALIZED = 3
+"""CUDA_ERROR_NOT_INITIALIZED."""
+
+
+def _name_other() -> str:
+    """The accelerator of a torch without CUDA, or the CPU."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return str(accelerator) if accelerator else "cpu"
+
+
+def _measure_or_guess(device: Device) -> int:
+    """Bytes that are free; -1, after all others, where the device does not say it."""
+    free = listing.measure_free(device)
+    return -1 if free is None else free
+
+
+def _choose_unlisted(needed: int) -> str:
+    """The first card that has room, where no library lists them. Each card that is asked gets a context, so the others
+    are not."""
     import torch
 
     if not torch.cuda.is_available():
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return str(accelerator) if accelerator else "cpu"
-    free = {index: torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())}
-    best = max(free, key=lambda index: free[index])
-    if free[best] < needed:
-        raise ProblemError(
-            Problem(
-                code="memory.device_full",
-                title="No device has room for this model",
-                cause=f"it needs about {needed / 1e9:.1f} GB; "
-                + "; ".join(
-                    f"GPU {index} has {room / 1e9:.1f} GB free ({_describe_holders(index)})"
-                    for index, room in free.items()
-                ),
-                hint=(
-                    "stop one of these processes, choose a quantisation (nf4 takes a quarter), "
-                    "or use the CPU with CUDA_VISIBLE_DEVICES="
-                ),
-            )
-        )
-    return f"cuda:{best}"
+        return _name_other()
+    rooms = []
+    for index in range(torch.cuda.device_count()):
+        rooms.append(torch.cuda.mem_get_info(index)[0])
+        if rooms[-1] >= needed:
+            return f"cuda:{index}"
+    cause = "; ".join(f"GPU {index} has {room / 1e9:.1f} GB free" for index, room in enumerate(rooms))
+    raise ProblemError(_make_full(needed, cause))
 
 
-def _describe_holders(index: int) -> str:
+def _describe_full(needed: int, devices: Sequence[Device]) -> Problem:
+    rooms = (
+        f"GPU {device.index} has {(listing.measure_free(device) or 0) / 1e9:.1f} GB free ({_describe_holders(device)})"
+        for device in devices
+    )
+    return _make_full(needed, "; ".join(rooms))
+
+
+def _make_full(needed: int, rooms: str) -> Problem:
+    return Problem(
+        code="memory.device_full",
+        title="No device has room for this model",
+        cause=f"it needs about {needed / 1e9:.1f} GB; {rooms}",
+        hint=(
+            "stop one of these processes, choose a quantisation (nf4 takes a quarter), "
+            "or use the CPU with CUDA_VISIBLE_DEVICES="
+        ),
+    )
+
+
+def _describe_holders(device: Device) -> str:
     """Describe the processes on a GPU, largest first, for a message."""
-    import psutil
-    import pynvml
-    import torch
-
-    try:
-        pynvml.nvmlInit()
-        uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"  # torch counts only visible devices
-        found = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(uuid))
-    except pynvml.NVMLError:
+    if device.processes is None:
         return "used by processes that cannot be listed"
-    largest = sorted(found, key=lambda process: process.usedGpuMemory or 0, reverse=True)[:3]
-    return ", ".join(_describe_process(process, psutil) for process in largest) or "used by no visible process"
+    largest = sorted(device.processes, key=lambda process: process.memory or 0, reverse=True)[:3]
+    return ", ".join(map(_describe_process, largest)) or "used by no visible process"
 
 
-def _describe_process(process: Any, psutil: Any) -> str:
-    size = f"{(process.usedGpuMemory or 0) / 1e9:.1f} GB"
-    try:
-        owner = psutil.Process(process.pid)
-        return f"{owner.name()} of {owner.username()}, pid {process.pid}: {size}"
-    except psutil.Error:
-        return f"pid {process.pid}: {size}"
+def _describe_process(process: DeviceProcess) -> str:
+    size = "memory –" if process.memory is None else f"{process.memory / 1e9:.1f} GB"
+    owner = f"{process.name} of {process.user}, " if process.name else ""
+    return f"{owner}pid {process.pid}: {size}"

@@ -15,12 +15,44 @@ else:
     Strategy = Literal[*STRATEGIES]
 
 
+_UNITS = {"MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class WaitOptions(Options):
+    """What a queued run waits for on each of its devices."""
+
+    free_memory: str | None = option(
+        None,
+        help="Memory that is free, such as 20GB; none: nobody else holds the device.",
+        pattern=r"^\d+(\.\d+)? ?(MB|GB|MiB|GiB)$",
+        examples=["20GB"],
+    )
+    idle: str = option("0s", help="For how long: 60s, 5m, 1h.", pattern=r"^\d+(\.\d+)? ?(s|m|h)$", examples=["60s"])
+
+    @property
+    def free_bytes(self) -> float | None:
+        return None if self.free_memory is None else _measure(self.free_memory)
+
+    @property
+    def seconds(self) -> float:
+        return _measure(self.idle)
+
+
+def _measure(text: str) -> float:
+    """The amount of a number with a unit, in bytes or seconds."""
+    number = text.rstrip("BGMhims ")
+    return float(number) * _UNITS[text[len(number) :].strip()]
+
+
 class LaunchOptions(Options):
     processes: Annotated[int, Field(ge=1)] | Literal["all"] = option(
         1, help="Ranks on this host, one per device; all: as many as there are devices."
     )
     devices: list[Annotated[int, Field(ge=0)]] | Literal["auto"] = option(
         "auto", help="Device indices, or auto for the free ones."
+    )
+    wait_for: WaitOptions | None = option(
+        None, help="Wait in the queue until the devices have this much memory free; none: auto takes unused ones."
     )
     strategy: Strategy = option(
         "ddp",

@@ -96,6 +96,14 @@ CODES: dict[str, str] = {
     "profile.host": (
         "This host does not have the devices that the profile asks for. Set `launch.processes` and `launch.devices`."
     ),
+    "launch.devices_unused": (
+        "The profile names more devices in `launch.devices` than there are processes, and each computes on one. Set "
+        "`launch.processes` to their number, or name fewer."
+    ),
+    "queue.devices_held": (
+        "The run waits in the queue until devices are free; the message says who holds them. It starts by itself. "
+        "`launch.devices` takes devices that others use too."
+    ),
     # ── runs ──
     "run.none": "There are no runs yet. `cockpit demo` or `cockpit train PROFILE` starts one.",
     "run.not_found": "No run has this id. `cockpit runs` lists them.",
@@ -180,6 +188,18 @@ CODES: dict[str, str] = {
     "trial.device_lost": (
         "A trial of an accelerated path has broken the device's state in this process. Start the job again: the path "
         "is not tried again."
+    ),
+    "device.masks_disjoint": (
+        "The engine was started with a mask of devices, and the submitting shell has another, without a device that "
+        "both leave visible. Change the shell's, or restart the engine without one."
+    ),
+    "device.no_kernels": (
+        "The installed torch has no kernels for this card's compute capability. Install the build of torch that the "
+        "message names, or hide the card by its mask."
+    ),
+    "device.no_sensor": (
+        "No device of the run reports its temperature, so `limits.temperature` limits nothing. Watch "
+        "it otherwise, or take the limit out."
     ),
     "device.unsupported": "This device does not have what a setting needs. Change the setting as the message says.",
     "device.slow_dtype": "This CPU computes the chosen dtype slowly, so float32 is used. Nothing to do.",
@@ -388,6 +408,9 @@ CODES: dict[str, str] = {
         "The server can be reached from other machines and needs a key. Name a variable with `--api-key-env`."
     ),
     "serving.key_missing": "The variable that should hold the server's key is not set. Export it and serve again.",
+    "serving.adapter_unsupported": (
+        "The other backend does not serve adapters of this kind. Serve a merged export, or leave `--backend` out."
+    ),
     "serving.backend_failed": "The server of another backend did not start. Its output is in the service's log.",
 }
 """Code -> what it means, and what the user does."""

@@ -26,6 +26,21 @@ class Rank(Message, kw_only=True):
     """Whether it waits for the other ranks: a rank that waits does not hang."""
 
 
+class Holder(Message, kw_only=True):
+    """Somebody who holds a device that a queued run waits for: a process, or another run. `memory` is in bytes, null
+    where it is not reported; `pid` is 0 and the texts are empty where they are not known."""
+
+    device: int
+    pid: int = 0
+    user: str = ""
+    name: str = ""
+    memory: int | None = None
+    since: float = 0.0
+    """Since when, in seconds since the epoch; 0 where that is not known."""
+    job: str = ""
+    """The run or service that it is, of this engine."""
+
+
 class Run(Message, kw_only=True):
     """The summary of a run: enough for a list, a header and a progress bar. Times are seconds since the epoch, 0 where
     there is none."""
@@ -35,7 +50,7 @@ class Run(Message, kw_only=True):
     name: str = ""
     state: str = "queued"
     reason: str = ""
-    """Why it is paused or lost, in words; empty otherwise."""
+    """Why it is paused or lost, or what it waits for in the queue, in words; empty otherwise."""
     code: str = ""
     """The same as one of `codes.CODES`."""
     host: str = ""
@@ -56,6 +71,8 @@ class Run(Message, kw_only=True):
     position: int = 0
     """Position in the queue, from 1; 0 when not queued."""
     devices: list[int] = []
+    holders: list[Holder] = []
+    """Who holds the devices that it waits for, while it is queued."""
     processes: int = 1
     phase: str = ""
     stage: str = ""
@@ -107,27 +124,45 @@ class RunDetail(Message, kw_only=True):
 
 
 class DeviceProcess(Message, kw_only=True):
-    """A process that uses a device. `memory` is in bytes; `user` and `name` are empty where the kernel hides them."""
+    """A process that uses a device. `memory` is in bytes, null where it is not reported; `user` and `name` are empty
+    where they cannot be known: the driver counts processes of other containers too."""
 
     pid: int
     user: str = ""
     name: str = ""
-    memory: int = 0
+    memory: int | None = None
+    since: float = 0.0
+    """When it was started, in seconds since the epoch; 0 where that is not known."""
+    job: str = ""
+    """The run or service that it belongs to."""
 
 
 class Device(Message, kw_only=True):
-    """One accelerator. Memory in bytes, utilisation in percent, temperature in °C, power in watts; null where the
-    device does not report it."""
+    """One accelerator, or an instance of one that is divided by MIG. Memory in bytes, utilisation in percent,
+    temperature in °C, power in watts; null where the device does not report it."""
 
     index: int
+    """The number by which profiles and screens name it: the driver's for a card, from their count on for instances."""
     name: str
+    kind: str = "nvidia"
+    """`nvidia`, `amd`, `intel` or `ascend`."""
+    uuid: str = ""
+    ordinal: int | None = None
+    """The number by which CUDA counts it without a mask; null for an instance, and for a card that cannot be
+    reached."""
+    parent: int | None = None
+    """The index of the card that it is an instance of."""
+    parent_uuid: str = ""
+    capability: str = ""
+    """CUDA's compute capability, such as `9.0`."""
     memory_used: int | None = None
     memory_total: int | None = None
     utilisation: float | None = None
     temperature: float | None = None
     power: float | None = None
     power_limit: float | None = None
-    processes: list[DeviceProcess] = []
+    processes: list[DeviceProcess] | None = []
+    """Null where the driver does not list them."""
 
 
 class Host(Message, kw_only=True):
@@ -150,16 +185,17 @@ class Host(Message, kw_only=True):
 
 
 class Telemetry(Message, tag="telemetry", kw_only=True):
-    """A sample of the host and its devices, published once a second. `backend` is `nvidia` or `cpu`."""
+    """A sample of the host and its devices, published once a second. `backend` is the kind of its devices, or
+    `cpu`."""
 
     time: float
     host: Host
     devices: list[Device] = []
     backend: str = "cpu"
     visible: str = ""
-    """The visibility mask that the engine inherited (`CUDA_VISIBLE_DEVICES`); empty when there is none."""
+    """The masks of devices that the engine inherited (`CUDA_VISIBLE_DEVICES=4,5`); empty when there are none."""
     note: str = ""
-    """Why figures of devices are missing: no driver, or an error of NVML."""
+    """Why figures of devices are missing: no driver, or a query that it refuses."""
 
 
 class Service(Message, kw_only=True):

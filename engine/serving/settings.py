@@ -45,6 +45,14 @@ class Settings(msgspec.Struct, kw_only=True):
     dtype: str | None = None
     quantization: str | None = None
     backend: str = "transformers"
+    devices: list[int] | None = None
+    """vLLM's: devices that share the model; None: the one with most free memory."""
+    context: int | None = None
+    """vLLM's: tokens of prompt and reply together; None: as many as the model has."""
+    memory_share: float | None = None
+    """vLLM's: the share of each device's memory that it takes; None: its own default."""
+    arguments: list[str] = []
+    """vLLM's: arguments that are added to its command line as they are."""
 
     def check(self) -> None:
         """Raises ValueError for invalid settings, before anything is loaded."""
@@ -56,6 +64,13 @@ class Settings(msgspec.Struct, kw_only=True):
             raise ValueError(f"a port must be from 0 to 65535, not {self.port}")
         if self.backend not in BACKENDS:
             raise ValueError(f"there is no backend {self.backend!r}: choose one of {', '.join(BACKENDS)}")
+        alone = [name for name in ("devices", "context", "memory_share", "arguments") if getattr(self, name)]
+        if alone and self.backend != "vllm":
+            raise ValueError(f"{', '.join(alone)} can only be set with --backend vllm")
+        if self.context is not None and self.context < 1:
+            raise ValueError(f"context must be at least 1, not {self.context}")
+        if self.memory_share is not None and not 0 < self.memory_share <= 1:
+            raise ValueError(f"the share of memory must be above 0 and at most 1, not {self.memory_share}")
         if self.task is not None:
             load_task(self.task)
         if self.constrained and self.task is None:

@@ -113,13 +113,31 @@ def _names_home(line: list[str], home: Path) -> bool:
     return any(place == str(home) or os.path.realpath(place) == str(home) for place in places)
 
 
-def end_processes(processes: Iterable[psutil.Process]) -> None:
-    """Send SIGTERM to all, and SIGKILL after `GRACE` to those that are left. Blocks for at most about twice that
-    time."""
+def find_session(leader: Leader) -> list[psutil.Process]:
+    """All live processes of the session that a job's first process was started in, also when that has ended: what it
+    has started (another program's server, with processes of its own) does not have the job in its command line.
+
+    A session keeps its number as long as it has a process. When another process has that number, there is none left.
+    """
+    if leader.has_ended() and psutil.pid_exists(leader.pid):
+        return []
+    found = []
+    for each in psutil.process_iter():
+        try:
+            if os.getsid(each.pid) == leader.pid and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def end_processes(processes: Iterable[psutil.Process], grace: float = GRACE) -> None:
+    """Send SIGTERM to all, and SIGKILL after `grace` to those that are left. Blocks for at most about that time and
+    `GRACE`."""
     waiting = list(processes)
     for each in waiting:
         _signal(each, signal.SIGTERM)
-    _, alive = psutil.wait_procs(waiting, timeout=GRACE)
+    _, alive = psutil.wait_procs(waiting, timeout=grace)
     for each in alive:
         _signal(each, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=GRACE)

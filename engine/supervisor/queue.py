@@ -19,21 +19,23 @@ from engine.protocol import journal, stages, states
 from engine.protocol.environment import build_job_environment
 from engine.protocol.home import RunDirectory, host_name, make_private, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
-from engine.supervisor import processes, scheduler, start_stage
+from engine.supervisor import processes, start_stage
+from engine.supervisor.devices import Assigned, Devices
 from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.launchers.local import build_command, build_rank_environment
 from engine.supervisor.run_record import Job, Record, replay
-from engine.supervisor.runs import HOST, Runs
+from engine.supervisor.runs import Runs
 
 
 class Queue:
     """The waiting runs, in the user's order. `workers` is the package whose modules are started, `address` says where
-    they connect to, and `device_count` how many devices the host has."""
+    they connect to, and `devices` which devices are free."""
 
-    def __init__(self, runs: Runs, workers: str, address: Callable[[], str], device_count: int) -> None:
-        self.runs, self.workers, self.address, self.device_count = runs, workers, address, device_count
+    def __init__(self, runs: Runs, workers: str, address: Callable[[], str], devices: Devices) -> None:
+        self.runs, self.workers, self.address, self.devices = runs, workers, address, devices
         self.home = runs.home
         self.order: list[str] = []
+        self._shown_wait: tuple[str, Assigned] | None = None
 
     def submit(self, message: Submit) -> Run:
         """Check the profile, freeze it and queue the run. Raises ProblemError, and leaves nothing on disk then."""
@@ -49,7 +51,7 @@ class Queue:
                     cause=str(error),
                 )
             )
-        self._compute_demand("", profile)
+        self.devices.check("", profile, message.environment)
         self._check_disk(profile)
         if message.first in stages.AFTER:
             return self._requeue_trained(message, *start_stage.find_trained_run(self.runs, message, profile))
@@ -138,6 +140,8 @@ class Queue:
                     raise
                 profile, sources_gone = self._check_profile(text, *where, prepared=True), True
             again = again or stage_plan.find_first_touched(message.changes)
+        environment = message.environment or record.environment
+        self.devices.check("", profile, environment)
         self._check_disk(profile)
         if again or not record.directory.result(stages.EXPORT).is_file():
             self._check_export_folder(profile)
@@ -148,7 +152,7 @@ class Queue:
             self.runs.remember_profile(record, profile)
         if again:
             self._clear_results(record, again)
-        record.environment = message.environment or record.environment
+        record.environment = environment
         record.remade = False
         record.resume_step = message.step
         self.enqueue(record, "resume")
@@ -281,9 +285,10 @@ class Queue:
     def schedule(self) -> None:
         """Start the runs at the head of the queue whose devices are free."""
         while self.order:
-            record = self.runs.records[self.order[0]]
+            record = self.runs.records[run_id := self.order[0]]
             try:
-                demands = [self._compute_demand(record.run.id, self.runs.load_profile(record))]
+                profile = self.runs.load_profile(record)
+                found = self.devices.assign(run_id, profile, record.environment, self.runs.find_busy_devices())
             except (ProfileError, OSError) as error:
                 self.remove(record)
                 record.move(
@@ -293,40 +298,42 @@ class Queue:
                     ),
                 )
                 continue
-            busy = self.runs.find_busy_devices()
-            found = scheduler.pick_first(demands, self.device_count, busy, HOST in busy)
-            if found is None:
+            except ProblemError as error:  # the host has lost devices since it was queued; it may get them back
+                found = Assigned(None, [], f"{error.problem.title}: {error.problem.cause}")
+            if found.devices is None:
+                self._keep_waiting(record, found)
                 return
             self.remove(record)
-            record.run.devices = found[1]
+            record.run.devices = found.devices
             # A run that has all its results is resumed to train to a later end.
             self.start(record, self.find_next_stage(record) or stages.TRAIN)
 
-    def _compute_demand(self, run_id: str, profile: Profile) -> scheduler.Demand:
-        """What the run needs. Raises ProblemError when this host can never provide it."""
-        launch = profile.launch
-        demand = scheduler.Demand(
-            run_id,
-            launch.processes if isinstance(launch.processes, int) else None,
-            tuple(launch.devices) if isinstance(launch.devices, list) else None,
-        )
-        try:
-            scheduler.assign(demand, self.device_count, (), False)
-        except ValueError as error:
-            raise ProblemError(
-                Problem(
-                    code="profile.host",
-                    title="This host cannot run it",
-                    cause=f"the profile {error}",
-                    hint="set launch.processes and launch.devices",
-                )
-            )
-        return demand
+    def _keep_waiting(self, record: Record, wait: Assigned) -> None:
+        """Say in the run's summary what it waits for. It is not journalled: the next engine finds out by itself."""
+        run = record.run
+        if self._shown_wait == (run.id, wait) and run.code:
+            return
+        if self._shown_wait and (before := self.runs.records.get(self._shown_wait[0])) and before.run.position > 1:
+            before.run.reason, before.run.code, before.run.holders, before.changed = "", "", [], True
+        self._shown_wait = run.id, wait
+        run.reason, run.code, run.holders, record.changed = wait.words, "queue.devices_held", wait.holders, True
+
+    def advance(self, record: Record, stage: str) -> None:
+        """Start a run's next stage, or queue it again, before all others, where somebody has taken its devices
+        meanwhile: they are unused while rows are prepared."""
+        run = record.run
+        if run.state == states.PREPARING and self.devices.find_taken(run, self.runs.load_profile(record)):
+            record.move("requeue")
+            run.devices, record.leader = [], None
+            self.order.insert(0, run.id)
+            self.renumber()
+        else:
+            self.start(record, stage)
 
     def remove(self, record: Record) -> None:
         """Take a run out of the queue."""
         self.order.remove(record.run.id)
-        record.run.position = 0
+        record.run.position, record.run.holders = 0, []
         record.changed = True
         self.renumber()
 
@@ -361,8 +368,7 @@ class Queue:
             count = profile.launch.processes if isinstance(profile.launch.processes, int) else max(1, len(run.devices))
         elif stage in stages.AFTER:
             worker += ["--stage", stage]
-        if stage != stages.PREPARE and run.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.devices))
+        environment = self.devices.restrict(environment, run.devices, count)
         environment = build_rank_environment(environment, count)
         port = profile.launch.port if isinstance(profile.launch.port, int) else None
         record.stage, record.identity, record.held_instructions, record.end = stage, None, [], None

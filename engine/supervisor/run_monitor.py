@@ -208,7 +208,7 @@ class RunMonitor:
         elif record.stop_requested:
             self._finish(record, "stopped")
         else:
-            self.queue.start(record, following)
+            self.queue.advance(record, following)
 
     def _report_crash(self, record: Record, status: int) -> Problem:
         oom_killed = processes.count_oom_kills() > record.oom_kills

@@ -85,14 +85,14 @@ class Runs:
         run.stages = [stages.PREPARE] if record.job.kind == "prepare" else stage_plan.list_stages(profile)
         run.epochs, run.max_steps = profile.training.epochs, profile.training.max_steps or run.max_steps
 
-    def find_busy_devices(self) -> set[int]:
-        """Devices that runs hold; `HOST` for a run without devices."""
+    def find_busy_devices(self) -> dict[int, str]:
+        """Devices that runs hold, and which runs those are; `HOST` for a run without devices."""
         running = (
             record.run
             for record in self.records.values()
             if record.run.state in states.STARTED and self.is_local(record)
         )
-        return {index for run in running for index in (run.devices or [HOST])}
+        return {index: run.id for run in running for index in (run.devices or [HOST])}
 
     def forget(self, record: Record) -> None:
         del self.records[record.run.id]

@@ -42,6 +42,7 @@ from engine.supervisor import pending
 from engine.supervisor.address_record import AddressRecord
 from engine.supervisor.adoption import Backlog, adopt_runs, refresh_runs_of_other_hosts
 from engine.supervisor.clients import Caller, Clients
+from engine.supervisor.devices import Devices
 from engine.supervisor.pending import PendingRequests
 from engine.supervisor.queue import Queue
 from engine.supervisor.registry import Registry
@@ -96,9 +97,10 @@ class Server:
         publish = self.clients.publish
         self.sampler = Sampler(home.root, lambda sample: self.call_soon(lambda: self._take_sample(sample)))
         address = partial(self.sockets.address, "workers")
-        self.services = Services(home, workers, address, publish, self.instruct, self._pending.fail)
+        devices = Devices(lambda: self.sampler.devices)
+        self.services = Services(home, workers, address, devices, publish, self.instruct, self._pending.fail)
         self.runs = Runs(home)
-        self.queue = Queue(self.runs, workers, address, self.sampler.device_count)
+        self.queue = Queue(self.runs, workers, address, devices)
         self.backlog = Backlog(self.runs, self.index)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
 

@@ -4,6 +4,7 @@ journal."""
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from engine.protocol.messages import (
 )
 from engine.supervisor import processes
 from engine.supervisor.crash_report import WorkerExit, report_crash
+from engine.supervisor.devices import Devices
 from engine.supervisor.launchers.local import build_command
 from engine.supervisor.processes import Leader
 from engine.supervisor.run_record import read_log_tail
@@ -36,6 +38,10 @@ KINDS = ("chat", "data", "evaluate", "export", "generate", "serve")
 """The modules of `engine.workers` that may be opened as a service."""
 INDEPENDENT = ("serve",)
 """Kinds that go on when the client that opened them has left."""
+SERVER_GRACE = 12.0
+"""Seconds that a server gets to end: vLLM takes ten for its own processes."""
+WITHOUT_DEVICES = ("data",)
+"""Kinds that compute on no device."""
 CLIENT_TIMEOUT = 10.0
 """Seconds that a client may be unreachable before the services that it opened are ended."""
 REMEMBERED = 64
@@ -65,7 +71,8 @@ class Worker:
 
 
 class Services:
-    """`workers` is the package whose modules are started, `address` says where they connect to. `publish` and
+    """`workers` is the package whose modules are started, `address` says where they connect to, and `devices` which
+    devices they may use. `publish` and
     `instruct` are those of `RunMonitor`; `fail_requests` gets the id of a service that has ended, and the problem to
     reply with."""
 
@@ -74,11 +81,12 @@ class Services:
         home: Home,
         workers: str,
         address: Callable[[], str],
+        devices: Devices,
         publish: Callable[[Body], None],
         instruct: Callable[[bytes, Instruction | CancelInstruction], None],
         fail_requests: Callable[[str, Problem], None],
     ) -> None:
-        self.home, self._package, self._address = home, workers, address
+        self.home, self._package, self._address, self._devices = home, workers, address, devices
         self.publish, self.instruct, self.fail_requests = publish, instruct, fail_requests
         self.workers: dict[str, Worker] = {}
         self._reasons: dict[str, Problem] = {}
@@ -128,7 +136,9 @@ class Services:
         worker = Worker(service, held_instructions=[], oom_kills=processes.count_oom_kills(), client=client)
         try:
             worker.leader = processes.start(
-                build_command(command, 1, None), self._log_path(service.id), build_job_environment(message.environment)
+                build_command(command, 1, None),
+                self._log_path(service.id),
+                self._build_environment(message),
             )
         except OSError as error:
             raise ProblemError(
@@ -140,6 +150,11 @@ class Services:
         self.workers[service.id] = worker
         self.publish(ServiceChanged(service=service))
         return service
+
+    def _build_environment(self, message: OpenService) -> dict[str, str]:
+        """Raises ProblemError when the service would see none of the devices that it may use."""
+        environment = build_job_environment(message.environment)
+        return environment if message.kind in WITHOUT_DEVICES else self._devices.restrict(environment)
 
     def ask(self, service_id: str, instruction: Instruction, client: bytes | None = None) -> None:
         """Forward a client's request, or hold it until the worker has joined. Raises ProblemError."""
@@ -167,8 +182,19 @@ class Services:
         if service_id in self._reasons:
             return
         worker = self.find(service_id)
-        processes.end_processes(processes.find_processes(service_id, self.home.root))
+        if worker.service.kind in INDEPENDENT:
+            # Its worker may have to end another program's server first; the engine waits for that before it ends.
+            threading.Thread(target=self._end_server, args=(worker,), name=f"end of {service_id}").start()
+        else:
+            processes.end_processes(processes.find_processes(service_id, self.home.root))
         self._remove(worker, None)
+
+    def _end_server(self, worker: Worker) -> None:
+        """End a server's worker, then what is left of the processes that it had started."""
+        own = processes.find_processes(worker.service.id, self.home.root)
+        processes.end_processes(own, SERVER_GRACE)
+        if worker.leader is not None:
+            processes.end_processes(processes.find_session(worker.leader))
 
     def register(self, joined: Joined, identity: bytes) -> None:
         """A worker has connected. One that an earlier supervisor started is adopted."""
@@ -201,6 +227,8 @@ class Services:
         """Notice services whose process has ended."""
         for worker in list(self.workers.values()):
             if worker.leader is not None and worker.leader.has_ended():
+                if worker.service.kind in INDEPENDENT and (left := processes.find_session(worker.leader)):
+                    threading.Thread(target=processes.end_processes, args=(left, SERVER_GRACE)).start()
                 problem = self._describe_end(worker)
                 self._reasons[worker.service.id] = problem or _report_end(worker.service)
                 for old in list(self._reasons)[:-REMEMBERED]:

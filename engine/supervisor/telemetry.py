@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 
+from engine.hardware import masks
+from engine.hardware.listing import Listing
 from engine.protocol.home import host_name
 from engine.protocol.messages import Device, Host, Telemetry
-from engine.supervisor.nvidia import Nvidia
 
 PERIOD = 1.0
-MASK = "CUDA_VISIBLE_DEVICES"
 
 
 class Sampler:
@@ -26,17 +26,11 @@ class Sampler:
     def __init__(self, disk: Path, deliver: Callable[[Telemetry], None]) -> None:
         self._disk, self._deliver = disk, deliver
         self._stop = threading.Event()
-        self._nvidia = Nvidia()
+        self._listing = Listing()
+        self.devices: list[Device] = self._listing.sample_devices()
+        """Those of the latest sample; never changed, only replaced."""
         self._before: tuple[float, int, int, int, int] | None = None
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
-
-    @property
-    def device_count(self) -> int:
-        """How many devices jobs may use: all of the host, or those that an inherited mask leaves visible."""
-        mask = os.environ.get(MASK)
-        if mask is None:
-            return self._nvidia.count
-        return min(len([part for part in mask.split(",") if part.strip()]), self._nvidia.count)
 
     def start(self) -> None:
         psutil.cpu_percent()
@@ -52,14 +46,14 @@ class Sampler:
             self._deliver(self.sample())
 
     def sample(self) -> Telemetry:
-        devices: list[Device] = self._nvidia.sample_devices()
+        self.devices = devices = self._listing.sample_devices()
         return Telemetry(
             time=time.time(),
             host=self._sample_host(),
             devices=devices,
-            backend="nvidia" if devices else "cpu",
-            visible=os.environ.get(MASK, ""),
-            note=self._nvidia.note,
+            backend=devices[0].kind if devices else "cpu",
+            visible=" ".join(f"{name}={os.environ[name]}" for name in masks.VARIABLES if name in os.environ),
+            note=self._listing.note,
         )
 
     def _sample_host(self) -> Host:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 
+from engine.hardware.listing import list_visible
 from engine.options.training import LimitOptions
 from engine.protocol.codes import Pause
 
@@ -19,10 +20,11 @@ CHECK_SECONDS = 5.0
 
 class HostMonitor:
     """Checks the host on rank 0. `path` is on the disk that the run writes to; `pids` are the job's own processes,
-    whose CPU time does not count."""
+    whose CPU time does not count. `warn` is told, once, of a limit that cannot be watched."""
 
-    def __init__(self, path: Path, pids: Sequence[int]) -> None:
-        self._path, self._pids = path, pids
+    def __init__(self, path: Path, pids: Sequence[int], warn: Callable[..., None] = lambda **_: None) -> None:
+        self._path, self._pids, self._warn = path, pids, warn
+        self._warned = False
         self._checked_at = 0.0
         self._last_cpu_times: tuple[float, float, float] | None = None
         """At the last check: the time in seconds, and the CPU seconds of all programs and of this job."""
@@ -48,10 +50,22 @@ class HostMonitor:
         if limits.cpu_percent is not None and (others := self._measure_other_programs()) > limits.cpu_percent:
             reason = f"host CPU: other programs use {others:.0f} %, limits.cpu_percent is {limits.cpu_percent:g}"
             return Pause(code="pause.host_cpu", reason=reason)
-        if limits.temperature is not None and (hottest := max(read_temperatures(), default=0.0)) > limits.temperature:
+        if limits.temperature is not None and (hottest := self._read_hottest()) > limits.temperature:
             reason = f"device too hot: {hottest:.0f} °C, limits.temperature is {limits.temperature:g}"
             return Pause(code="pause.device_hot", reason=reason)
         return None
+
+    def _read_hottest(self) -> float:
+        """The temperature of the hottest device, in °C; 0, with a warning, where none has a sensor that answers."""
+        readings = read_temperatures()
+        if not readings and not self._warned:
+            self._warned = True
+            self._warn(
+                code="device.no_sensor",
+                message="no device of this run reports its temperature: limits.temperature limits nothing",
+                hint="take limits.temperature out, or watch the temperature otherwise",
+            )
+        return max(readings, default=0.0)
 
     def _measure_other_programs(self) -> float:
         """The percentage of the host's CPU time used by other programs since the last check; 0 at the first."""
@@ -80,12 +94,5 @@ def _read_process_cpu_seconds(pid: int) -> float:
 
 
 def read_temperatures() -> list[float]:
-    """Temperatures of the devices of this job in °C; empty where they cannot be read."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    try:
-        return [float(torch.cuda.temperature(index)) for index in range(torch.cuda.device_count())]
-    except (RuntimeError, ImportError):  # no NVML, or a virtual card without a sensor
-        return []
+    """Temperatures of the devices that this job sees, in °C; without those of devices that do not report it."""
+    return [device.temperature for device in list_visible() if device.temperature is not None]

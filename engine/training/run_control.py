@@ -29,7 +29,7 @@ class RunControl:
     def __init__(self, loop: TrainingLoop) -> None:
         self._loop, self._ranks, self._reporter = loop, loop.ranks, loop.reporter
         self._inbox, self._hot_chat = loop.job.inbox, loop.job.hot_chat
-        self._host = HostMonitor(loop.job.run.path, loop.job.inbox.pids)
+        self._host = HostMonitor(loop.job.run.path, loop.job.inbox.pids, loop.reporter.warn)
         self.stopping = False
         self.held_rows: Sequence[int] = ()
         """Rows of the batch that is held back; empty otherwise."""

@@ -13,9 +13,10 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.table import Table
@@ -28,22 +29,13 @@ from engine.protocol.console import GuardedConsole, text
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from engine.protocol.terminal import guard, to_json
-from engine.workers import probes
+from engine.workers import device_checks, probes
+from engine.workers.device_checks import Check
 
 LIBRARIES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
-DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
-"""CUDA major version -> oldest Linux driver that runs it. https://docs.nvidia.com/deploy/cuda-compatibility/"""
 NEEDED_DISK = 5e9
 NEEDED_MEMORY = 3e9
 """Bytes, a generous estimate of what the demo takes."""
-
-
-@dataclass(frozen=True)
-class Check:
-    name: str
-    ok: bool | None
-    detail: str
-    mend: str = ""
 
 
 def check_python(home: Home) -> Iterator[Check]:
@@ -68,47 +60,11 @@ def check_libraries(home: Home) -> Iterator[Check]:
 
 
 def check_torch_and_devices(home: Home) -> Iterator[Check]:
-    """torch, its CUDA build against the driver, and the devices that NVML knows."""
+    """torch, its build against the driver, and the devices that the driver's library knows."""
     good, detail = probes.run_probe("torch")
-    build: dict[str, str] = json.loads(detail) if good else {"text": detail, "cuda": ""}
+    build: dict[str, Any] = json.loads(detail) if good else {"text": detail, "cuda": "", "architectures": []}
     yield Check("torch", good, build["text"], "" if good else "make setup (torch is pinned in constraints.txt)")
-    driver, devices = _read_nvidia()
-    cuda = build["cuda"]
-    if not driver:
-        yield Check("driver", None, "no NVIDIA driver: everything runs on the CPU")
-        return
-    minimum = DRIVERS.get(int(cuda.partition(".")[0])) if cuda else None
-    if not minimum:
-        yield Check(
-            "driver",
-            False,
-            f"{driver}, but this torch was built without CUDA: the GPUs are not used",
-            "pip install --force-reinstall torch==2.13.0 (from an index that has the CUDA build)",
-        )
-    else:
-        enough = tuple(int(part) for part in driver.split(".")[:2]) >= minimum
-        wanted = f"{minimum[0]}.{minimum[1]}"
-        mend = "" if enough else f"install NVIDIA driver {wanted} or newer, or a torch built for an older CUDA"
-        yield Check("driver", enough, f"{driver}; CUDA {cuda} needs {wanted} or newer", mend)
-    for device in devices:
-        yield Check("device", True, device)
-
-
-def _read_nvidia() -> tuple[str, list[str]]:
-    """The driver's version and a line for each device; empty without a driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        lines = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            held = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            name = pynvml.nvmlDeviceGetName(handle)
-            lines.append(f"GPU {index}: {name}, {held.free / 1e9:.1f} of {held.total / 1e9:.1f} GB free")
-        return str(pynvml.nvmlSystemGetDriverVersion()), lines
-    except pynvml.NVMLError:
-        return "", []
+    yield from device_checks.check_devices(build["cuda"], build["architectures"])
 
 
 def check_bfloat16(home: Home) -> Iterator[Check]:

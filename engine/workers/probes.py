@@ -25,7 +25,8 @@ def choose_device() -> str:
 
 
 def probe_torch() -> str:
-    """Describe torch as JSON: `text` has its version, build and devices, `cuda` its CUDA version."""
+    """Describe torch as JSON: `text` has its version, build and devices, `cuda` its CUDA version, and `architectures`
+    what it has kernels for."""
     import torch
 
     build = (
@@ -37,7 +38,8 @@ def probe_torch() -> str:
     )
     seen = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     text = f"{torch.__version__}; built for {build}; sees {', '.join(seen) or 'no GPU'}"
-    return json.dumps({"text": text, "cuda": torch.version.cuda or ""})
+    architectures = torch.cuda.get_arch_list() if torch.version.cuda else []
+    return json.dumps({"text": text, "cuda": torch.version.cuda or "", "architectures": architectures})
 
 
 def probe_bfloat16() -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from cockpit.connection.engine_app import READING
 from cockpit.widgets.chart import Chart
-from engine.protocol.messages import Command, Problem, Run, RunChanged, Set, Stop
+from engine.protocol.messages import Command, Device, DeviceProcess, Problem, Run, RunChanged, Set, Stop
 from tests.app.fake import LOG, FakeEngine, demo_run
 from tests.app.screen import HIGH, LOW, assert_fits, run_app, screen_text, until
 
@@ -115,3 +115,12 @@ async def test_log_scale_zoom_and_the_next_run() -> None:
         await until(
             pilot, lambda: "✓ completed  older" in screen_text(pilot) and chart.traces["train/loss"].curve.last == 50
         )
+
+
+def test_figures_that_a_device_does_not_give_are_dashes_and_nobody_is_named_wrongly() -> None:
+    from cockpit.widgets.devices import _device_line, _heaviest_process
+
+    silent = Device(index=0, name="", processes=None)
+    assert _device_line(silent).plain.split() == ["–"] * 4 and _heaviest_process(silent) == "–"
+    hidden = Device(index=0, name="T", power=50.0, processes=[DeviceProcess(pid=7), DeviceProcess(pid=8, memory=5)])
+    assert _device_line(hidden).plain.split()[-1] == "50W" and _heaviest_process(hidden) == "unknown, pid 8"

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,16 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = ""
 
 
 class Engine:
-    """`start` brings a supervisor up; `client` is connected to it and finds the next one by itself."""
+    """`start` brings a supervisor up; `client` is connected to it and finds the next one by itself. Modules in `path`
+    take the place of installed ones."""
 
-    def __init__(self, home: Home, workers: str = "tests.scripted") -> None:
-        self.home, self.workers = home, workers
+    def __init__(self, home: Home, workers: str = "tests.scripted", path: Sequence[Path] = ()) -> None:
+        self.home, self.workers, self.path = home, workers, path
         self.process = self.start()
         self.client = Client(home, start=False)
 
     def start(self) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*self.path, ROOT)))}
         command = [
             sys.executable,
             "-P",

@@ -1,5 +1,5 @@
 """A prepare worker that has nothing to do. `generation.seed` of the profile scripts it: 1 fails, 2 takes ten
-seconds."""
+seconds, 22 three."""
 
 from __future__ import annotations
 
@@ -19,4 +19,6 @@ if script.seed == 1:
     sys.exit(1)
 if script.seed == 2:
     time.sleep(10)
+if script.seed == 22:
+    time.sleep(3)
 script.run.prepared.write_text(json.dumps({"rows": 1}))

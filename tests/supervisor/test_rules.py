@@ -9,27 +9,36 @@ import pytest
 
 from engine.config.profile import find, load
 from engine.supervisor.crash_report import WorkerExit, report_crash
-from engine.supervisor.scheduler import Demand, assign, pick_first
+from engine.supervisor.scheduler import Demand, assign
 
 
-def test_devices_go_to_the_head_of_the_queue_and_no_run_overtakes() -> None:
-    queue = [Demand("big", 4, None), Demand("small", 1, None)]
-    assert pick_first(queue, 4, {0}, False) is None
-    assert pick_first(queue, 4, set(), False) == ("big", [0, 1, 2, 3])
-    assert assign(Demand("r", 2, None), 4, {0, 2}, False) == [1, 3]
-    assert assign(Demand("r", 1, (2,)), 4, {2}, False) is None
-    assert assign(Demand("r", None, None), 2, set(), False) == [0, 1]
+def test_devices_that_are_free_are_assigned() -> None:
+    assert assign(Demand("r", 4, None), range(4), {0}, False) is None
+    assert assign(Demand("r", 4, None), range(4), set(), False) == [0, 1, 2, 3]
+    assert assign(Demand("r", 2, None), range(4), {0, 2}, False) == [1, 3]
+    assert assign(Demand("r", 1, (2,)), range(4), {2}, False) is None
+    assert assign(Demand("r", None, None), range(2), set(), False) == [0, 1]
+    assert assign(Demand("r", 2, None), (5, 4, 7), {4}, False) == [5, 7], "in the order of the mask"
+
+
+def test_instances_of_a_divided_card_are_not_combined() -> None:
+    assert assign(Demand("r", 1, None), (2, 3), {2}, False, {2, 3}) == [3]
+    assert assign(Demand("r", 2, None), (0, 1, 2), set(), False, {2}) == [0, 1]
+    assert assign(Demand("r", None, None), (2, 3), set(), False, {2, 3}) == [2]
+    for demand in (Demand("r", 2, None), Demand("r", 2, (2, 3))):
+        with pytest.raises(ValueError, match="asks for"):
+            assign(demand, (2, 3), set(), False, {2, 3})
 
 
 def test_without_devices_one_run_at_a_time() -> None:
-    assert assign(Demand("r", 2, None), 0, set(), False) == []
-    assert assign(Demand("r", 1, None), 0, set(), True) is None
+    assert assign(Demand("r", 2, None), (), set(), False) == []
+    assert assign(Demand("r", 1, None), (), set(), True) is None
 
 
 def test_what_can_never_start_is_refused() -> None:
     for demand, count in [(Demand("r", 1, (0,)), 0), (Demand("r", 9, None), 8), (Demand("r", 1, (8,)), 8)]:
         with pytest.raises(ValueError, match="asks for"):
-            assign(demand, count, set(), False)
+            assign(demand, range(count), set(), False)
 
 
 TORCHRUN = """\

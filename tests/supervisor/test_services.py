@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cockpit.verbs.service_call import call_service
@@ -28,6 +29,8 @@ from engine.protocol.messages import (
     ServiceRef,
     Stop,
 )
+from engine.supervisor import processes
+from engine.supervisor.devices import Devices
 from engine.supervisor.processes import Leader
 from engine.supervisor.services import MOST_ENDED, Services, Worker
 from tests.scripted.bench import ROOT, Engine, wait_for
@@ -179,7 +182,9 @@ def test_a_worker_survives_whatever_a_model_raises(error: Exception) -> None:
 def test_what_died_and_how_it_is_started_again(bare_home: Home) -> None:
     told: list[Body] = []
     failed: list[Problem] = []
-    services = Services(bare_home, "x", str, told.append, lambda *_: None, lambda _, problem: failed.append(problem))
+    services = Services(
+        bare_home, "x", str, Devices(list), told.append, lambda *_: None, lambda _, problem: failed.append(problem)
+    )
     for number in range(MOST_ENDED + 2):
         process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
         process.wait()
@@ -203,3 +208,30 @@ def test_what_died_and_how_it_is_started_again(bare_home: Home) -> None:
         services.workers[ended.id] = Worker(ended, Leader(process.pid, 0.0), stopping=stopping)
         services.reap()
         assert [each.id for each in services.list_services()] == ([] if stopping else [ended.id])
+
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(300)"
+SERVER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {DEAF!r}])"
+"""A server whose own process does not listen to SIGTERM, and has no job in its command line."""
+
+
+@pytest.mark.parametrize("how", ["killed", "closed"])
+def test_nothing_of_another_programs_server_is_left(bare_home: Home, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr("engine.supervisor.services.SERVER_GRACE", 0.2)
+    monkeypatch.setattr("engine.supervisor.processes.GRACE", 0.2)
+    services = Services(bare_home, "x", str, Devices(list), lambda _: None, lambda *_: None, lambda *_: None)
+    service = Service(id="serve-1", kind="serve", target="tiny")
+    command = [sys.executable, "-c", SERVER, "--job", service.id, "--home", str(bare_home.root)]
+    leader = processes.start(command, bare_home.root / "log", dict(os.environ))
+    services.workers[service.id] = Worker(service, leader)
+    (child,) = wait_for(lambda: psutil.Process(leader.pid).children())
+    wait_for(lambda: (bare_home.root / "log").read_bytes(), what="the child's first word")
+    if how == "killed":
+        assert leader.child
+        leader.child.kill()
+        leader.child.wait()
+        services.reap()
+    else:
+        services.close(service.id)
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 10.0, "the end of all")
+    assert not services.workers

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from engine.options.training import LimitOptions
-from engine.protocol.journal import Ledger
+from engine.protocol.journal import Ledger, Warn
 from engine.training import host
+from tests import fake_nvml
+from tests.fake_nvml import make_card
 from tests.training.here import Here
 
 
@@ -31,6 +33,17 @@ def test_a_hot_device_pauses_until_it_is_cooler(tmp_path, prepared, monkeypatch)
     assert _pauses(run) == [("pause", reason), ("continue", reason)]
     assert [entry.code for entry in run.entries(Ledger)] == ["pause.device_hot", "mark.continue"]
     assert next(readings) == 70.0  # it was looked at until it had cooled down
+
+
+def test_a_device_without_a_sensor_is_warned_of_once(tmp_path, prepared, monkeypatch):
+    cards = fake_nvml.install(tmp_path, monkeypatch)
+    cards.write(make_card(0, refuse={"nvmlDeviceGetTemperature": 3}), 999)
+    run = Here(tmp_path, "cool", prepared, "limits.temperature=85", "training.max_steps=4")
+    assert run.train() == ("completed", 4)
+    (warned,) = [entry for entry in run.entries(Warn) if entry.code == "device.no_sensor"]
+    assert "limits.temperature" in warned.message and warned.hint
+    cards.write(make_card(0, refuse={"nvmlDeviceGetTemperature": 3}), make_card(1, temperature=91))
+    assert host.read_temperatures() == [91.0]
 
 
 def test_a_full_host_pauses_until_memory_is_free(tmp_path, prepared, monkeypatch):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from engine.hardware.listing import measure_free
 from engine.inference.request import Prompt, read_sampling
 from engine.models import placement, targets
 from engine.protocol.home import Home
@@ -65,19 +66,20 @@ def decode_batch(
 def choose_devices(requested: Sequence[str] | None, needed: int) -> list[str]:
     """Devices by torch's names: the requested ones (`0`, `cuda:1`, `cpu`), else all unused ones with `needed` bytes
     free, else the best one. Raises ValueError for a device that does not exist, ProblemError when none has room."""
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    seen = placement.list_gpus()
     if requested:
         named = [f"cuda:{each}" if each.isdecimal() else each for each in requested]
         for name in named:
             kind, _, index = name.partition(":")
-            if kind not in ("cpu", "cuda") or (kind == "cuda" and int(index or 0) >= count):
-                raise ValueError(f"there is no device {name}: this machine has {count} GPUs")
+            if kind not in ("cpu", "cuda") or (kind == "cuda" and int(index or 0) >= len(seen)):
+                raise ValueError(f"there is no device {name}: this machine has {len(seen)} GPUs")
         return named
-    free = [torch.cuda.mem_get_info(index) for index in range(count)]
-    unused = [f"cuda:{index}" for index, (left, total) in enumerate(free) if left > max(needed, _IDLE * total)]
-    return unused or [placement.choose(needed)]
+    unused = []
+    for place, device in enumerate(seen):
+        left, total = measure_free(device), device.memory_total
+        if left is not None and total is not None and left > max(needed, _IDLE * total):
+            unused.append(f"cuda:{place}")
+    return unused if len(unused) > 1 else [placement.choose(needed)]
 
 
 def decode_on_devices(
@@ -153,10 +155,18 @@ def _feed(process: Any, waiting: queue.SimpleQueue[Batch], results: queue.Simple
 @contextmanager
 def _start_processes(names: Sequence[str], home: Home, arguments: Mapping[str, Any]) -> Iterator[list[Any]]:
     command = [sys.executable, "-P", "-m", WORKER, "--home", str(home.root), "--share", json.dumps(arguments)]
-    processes = [
-        subprocess.Popen([*command, "--device", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name in names
-    ]
+    processes = []
+    for name in names:
+        device, environment = placement.isolate(name)
+        processes.append(
+            subprocess.Popen(
+                [*command, "--device", device],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+        )
     try:
         yield processes
     finally:
