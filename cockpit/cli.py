@@ -35,7 +35,12 @@ VERBS = (
         "doctor",
         "check this machine, or a model folder",
         "tools:doctor",
-        (option("folder", nargs="?", metavar="FOLDER", help="check this model folder"),),
+        (
+            option("folder", nargs="?", metavar="FOLDER", help="check this model folder"),
+            option(
+                "--again", action="store_true", help="forget which accelerated paths were tried: they are tried anew"
+            ),
+        ),
     ),
 )
 

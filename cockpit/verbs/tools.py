@@ -25,7 +25,7 @@ def model_verify(options: argparse.Namespace) -> NoReturn:
 
 
 def doctor(options: argparse.Namespace) -> NoReturn:
-    _run_worker("doctor", options, *filter(None, [options.folder]))
+    _run_worker("doctor", options, *filter(None, [options.folder]), *(["--again"] if options.again else []))
 
 
 def plot(options: argparse.Namespace) -> NoReturn:

@@ -22,7 +22,7 @@ import psutil
 from rich.table import Table
 from rich.text import Text
 
-from engine.models import catalogue, folders, limits
+from engine.models import catalogue, folders, limits, trials
 from engine.models.find import find
 from engine.protocol import logout
 from engine.protocol.console import GuardedConsole, text
@@ -130,6 +130,15 @@ def check_models(home: Home) -> Iterator[Check]:
         yield Check("model", bad if each.problems else True, f"{each.name}: {detail}", mend)
 
 
+def check_trials(home: Home) -> Iterator[Check]:
+    """The accelerated paths that were tried on this machine's devices, with what came of it."""
+    for environment, verdicts in trials.list_verdicts(home).items():
+        for verdict in verdicts:
+            detail = f"{verdict.name} is {'used' if verdict.used else 'not used'}: {verdict.reason} ({environment})"
+            mend = "cockpit doctor --again, once the driver or the libraries are other ones" if verdict.failed else ""
+            yield Check("path", True if verdict.used else None, detail, mend)
+
+
 CHECKS: tuple[Callable[[Home], Iterator[Check]], ...] = (
     check_python,
     check_libraries,
@@ -140,6 +149,7 @@ CHECKS: tuple[Callable[[Home], Iterator[Check]], ...] = (
     check_disk,
     check_memory,
     check_session,
+    check_trials,
     check_models,
 )
 
@@ -193,11 +203,16 @@ def main() -> int:
     )
     parser.add_argument("--home")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--again", action="store_true", help="forget which accelerated paths were tried: they are tried anew"
+    )
     arguments = parser.parse_args()
     home = Home.locate(arguments.home)
     if arguments.folder and not arguments.folder.is_dir():
         print(f"there is no folder {arguments.folder}", file=sys.stderr)
         return 2
+    if arguments.again:
+        trials.forget(home)
     try:
         if arguments.folder:
             checks = list(check_folder(arguments.folder))

@@ -139,6 +139,16 @@ def test_verdicts_are_listed_and_forgotten(device: Trials, bare_home: Home) -> N
     assert trials.list_verdicts(bare_home) == {}
 
 
+def test_the_doctor_shows_what_came_of_them(device: Trials, bare_home: Home) -> None:
+    from engine.workers import doctor
+
+    device.decide("one", plain, fast, tolerance=1e-3)
+    device.decide("two", plain, wrong, tolerance=1e-3)
+    used, failed = doctor.check_trials(bare_home)
+    assert used.ok and "one is used: " in used.detail and not used.mend
+    assert failed.ok is None and "two is not used: its results differ" in failed.detail and "--again" in failed.mend
+
+
 def test_a_verdict_that_cannot_be_kept_is_used_all_the_same(device: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
