@@ -81,10 +81,23 @@ def _make_bitsandbytes(name: str, groups: list[dict[str, Any]], rate: float, mod
     from bitsandbytes.optim import AdamW, GlobalOptimManager
     from torch.nn import Embedding
 
+    from engine.training.paged_adamw import PagedAdamW, forget_overrides
+
+    forget_overrides()
     if name.endswith("8bit"):
         manager = GlobalOptimManager.get_instance()
         for module in model.modules():
             if isinstance(module, Embedding):  # 8-bit state is unstable for their sparse gradients
                 manager.register_module_override(module, "weight", {"optim_bits": 32})
     bits = 8 if name.endswith("8bit") else 32
-    return AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, optim_bits=bits, is_paged=name.startswith("paged"))
+    settings = {"lr": rate, "betas": (0.9, 0.999), "eps": 1e-8, "optim_bits": bits}
+    return PagedAdamW(groups, is_paged=True, **settings) if name.startswith("paged") else AdamW(groups, **settings)
+
+
+def reset(optimizer: Any, before: dict[str, Any]) -> None:
+    """Give the optimiser the state that it had before its first step: `before`, which is its `state_dict` then."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    if hasattr(inner, "reset"):
+        inner.reset()
+    else:
+        optimizer.load_state_dict(before)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from engine.models import accelerator
 from engine.protocol.codes import Pause
 from engine.storage.atomic import write_folder
-from engine.training import checkpoints
+from engine.training import checkpoints, optimizer_factory
 
 if TYPE_CHECKING:
     from engine.training.checkpointer import GatheredState
@@ -45,7 +45,7 @@ def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
     finally:
         loop.model.zero_grad()
         if optimizer is not None:
-            loop.optimizer.load_state_dict(optimizer)
+            optimizer_factory.reset(loop.optimizer, optimizer)
         for group, rate in zip(loop.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         if scaler is not None:
