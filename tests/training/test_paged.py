@@ -9,6 +9,7 @@ import pytest
 import torch
 from bitsandbytes import functional
 from bitsandbytes.optim.optimizer import Optimizer8bit
+from torch.utils._pytree import tree_map_only
 
 from engine.training import optimizer_factory
 from engine.training.paged_adamw import PagedAdamW
@@ -72,12 +73,7 @@ def test_a_rehearsal_leaves_states_of_zeros_in_the_same_pages(allocated: list[Pa
 def test_a_resumed_state_is_in_pages(allocated: list[Page], weights: list[Any]) -> None:
     first = make(weights)
     take_step(first, weights, 0)
-    states = first.state_dict()["state"].items()
-    plain = {
-        number: {key: torch.tensor(value.tolist()) if torch.is_tensor(value) else value for key, value in state.items()}
-        for number, state in states
-    }
-    saved = {**first.state_dict(), "state": plain}
+    saved = tree_map_only(torch.Tensor, lambda value: torch.tensor(value.tolist()), first.state_dict())
     expected = [state["state2"].tolist() for state in first.state.values()]
     second = make(weights)
     second.load_state_dict(saved)
