@@ -22,6 +22,9 @@ from tests.scripted.bench import Engine
 from tests.trained import trained  # noqa: F401 - a fixture
 
 USER_HOME = Home.locate()
+# Tests start several hundred processes, and without its caches each would compile the whole project anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for _name, _value in WORKER_DEFAULTS.items():
