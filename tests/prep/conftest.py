@@ -12,7 +12,6 @@ import pytest
 from engine.config.profile import Profile, parse
 from engine.protocol.home import Home
 
-
 TOKENS = 12_000
 """Of the 49,152 that the embedded model's tokenizer has: it is loaded for each prepared set, and most of that time goes
 into words that no test has."""

@@ -18,6 +18,7 @@ from engine.protocol import journal
 from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import Run, RunDetail, RunRef, Submit
+from tests import warm_engine
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,8 @@ class Engine:
         self.client = Client(home, start=False)
 
     def start(self) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        real = self.workers == "engine.workers"
+        environment = os.environ | (warm_engine.environment() if real else {"PYTHONPATH": str(ROOT)})
         command = [
             sys.executable,
             "-P",
