@@ -12,26 +12,6 @@ import pytest
 from engine.config.profile import Profile, parse
 from engine.protocol.home import Home
 
-TOKENS = 12_000
-"""Of the 49,152 that the embedded model's tokenizer has: it is loaded for each prepared set, and most of that time goes
-into words that no test has."""
-
-
-@pytest.fixture(scope="session")
-def light(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model with the first tokens and merges of its tokenizer, and the ids that they have there."""
-    folder = tmp_path_factory.mktemp("light") / smollm2.name
-    folder.mkdir()
-    for file in smollm2.iterdir():
-        (folder / file.name).symlink_to(file)
-    tokenizer = json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8"))
-    model = tokenizer["model"]
-    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < TOKENS}
-    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
-    (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-    return folder
-
 
 @pytest.fixture
 def home(bare_home: Home, light: Path) -> Home:
