@@ -3,6 +3,7 @@ tokenizer."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from math import log
 from pathlib import Path
@@ -62,19 +63,19 @@ def test_every_profile_is_run_somewhere() -> None:
         assert name in (Path(__file__).parents[2] / file).read_text(), f"{file} does not run {name}"
 
 
-def family(folder: Path, kind: str, light: Path) -> Path:
-    """A model of two tiny layers of this kind, random weights, with the first of the embedded model's tokens."""
+def family(folder: Path, kind: str, tokenizer: Path) -> Path:
+    """A model of two tiny layers of this kind, random weights, with the tokenizer of this folder."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM
 
-    for file in light.glob("*token*"):
+    for file in tokenizer.glob("*token*"):
         shutil.copy(file, folder)
-    for file in light.glob("*.jinja"):
+    for file in tokenizer.glob("*.jinja"):
         shutil.copy(file, folder)
     torch.manual_seed(0)
     config = getattr(transformers, kind)(
-        vocab_size=TOKENS,
+        vocab_size=len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
