@@ -66,15 +66,20 @@ def light(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def end_processes_of(home: Home) -> None:
-    """Kill every process that belongs to this home: engine, workers, ranks."""
+    """Kill every process that belongs to this home: engine, workers, ranks. Looks again until there is none, since an
+    engine may have started one in between."""
     marker = str(home.root)
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if process.pid != os.getpid() and any(marker in part for part in process.info["cmdline"] or []):
-            try:
-                process.send_signal(signal.SIGKILL)
-                process.wait(5)
-            except (psutil.NoSuchProcess, psutil.TimeoutExpired):
-                pass
+    found = True
+    while found:
+        found = False
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            if process.pid != os.getpid() and any(marker in part for part in process.info["cmdline"] or []):
+                try:
+                    process.send_signal(signal.SIGKILL)
+                    process.wait(5)
+                    found = True
+                except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+                    pass
 
 
 @pytest.fixture
