@@ -34,16 +34,16 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = ""
 
 
 class Engine:
-    """`start` brings a supervisor up; `client` is connected to it and finds the next one by itself."""
+    """`start` brings a supervisor up; `client` is connected to it and finds the next one by itself. `warm`: real
+    workers are forked (see `tests.warm_engine`)."""
 
-    def __init__(self, home: Home, workers: str = "tests.scripted") -> None:
-        self.home, self.workers = home, workers
+    def __init__(self, home: Home, workers: str = "tests.scripted", warm: bool = False) -> None:
+        self.home, self.workers, self.warm = home, workers, warm
         self.process = self.start()
         self.client = Client(home, start=False)
 
     def start(self) -> subprocess.Popen[bytes]:
-        real = self.workers == "engine.workers"
-        environment = os.environ | (warm_engine.environment() if real else {"PYTHONPATH": str(ROOT)})
+        environment = os.environ | (warm_engine.environment() if self.warm else {"PYTHONPATH": str(ROOT)})
         command = [
             sys.executable,
             "-P",
