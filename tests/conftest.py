@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import signal
@@ -22,6 +23,9 @@ from tests.scripted.bench import Engine
 from tests.trained import trained  # noqa: F401 - a fixture
 
 USER_HOME = Home.locate()
+# Tests start several hundred processes, and without its caches each would compile the whole project anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for _name, _value in WORKER_DEFAULTS.items():
@@ -40,16 +44,42 @@ def smollm2() -> Path:
     return pull("smollm2-135m-instruct", USER_HOME.create(), lambda *_: None)
 
 
+TOKENS = 12_000
+"""Of the 49,152 that the embedded model's tokenizer has: it is loaded for each prepared set, and most of that time goes
+into words that no test has."""
+
+
+@pytest.fixture(scope="session")
+def light(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with the first tokens and merges of its tokenizer, and the ids that they have there."""
+    folder = tmp_path_factory.mktemp("light") / smollm2.name
+    folder.mkdir()
+    for file in smollm2.iterdir():
+        (folder / file.name).symlink_to(file)
+    tokenizer = json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8"))
+    model = tokenizer["model"]
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < TOKENS}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
 def end_processes_of(home: Home) -> None:
-    """Kill every process that belongs to this home: engine, workers, ranks."""
+    """Kill every process that belongs to this home: engine, workers, ranks. Looks again until there is none, since an
+    engine may have started one in between."""
     marker = str(home.root)
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if process.pid != os.getpid() and any(marker in part for part in process.info["cmdline"] or []):
-            try:
-                process.send_signal(signal.SIGKILL)
-                process.wait(5)
-            except (psutil.NoSuchProcess, psutil.TimeoutExpired):
-                pass
+    found = True
+    while found:
+        found = False
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            if process.pid != os.getpid() and any(marker in part for part in process.info["cmdline"] or []):
+                try:
+                    process.send_signal(signal.SIGKILL)
+                    process.wait(5)
+                    found = True
+                except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+                    pass
 
 
 @pytest.fixture

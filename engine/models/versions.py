@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,10 +11,13 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "data
 
 def list_versions() -> dict[str, str]:
     """Versions by name. Libraries that are not installed are left out."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            pass
-    return found
+    return {"python": platform.python_version()} | {name: found for name in PACKAGES if (found := _find_version(name))}
+
+
+@functools.cache
+def _find_version(name: str) -> str:
+    """The version that was installed at the first call: what this process has loaded. Each checkpoint asks for it."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.protocol.home import Home
+from tests import warm_engine
 
 ROOT = Path(__file__).parents[2]
 Cockpit = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -19,7 +20,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(home: Home, **more: str) -> dict[str, str]:
-    return os.environ | {"COCKPIT_HOME": str(home.root), "PYTHONPATH": str(ROOT), "COLUMNS": "120"} | more
+    return os.environ | warm_engine.environment() | {"COCKPIT_HOME": str(home.root), "COLUMNS": "120"} | more
 
 
 @pytest.fixture

@@ -33,8 +33,8 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
-    return family(tmp_path_factory.mktemp("llama"), LLAMA, smollm2)
+def tiny(tmp_path_factory: pytest.TempPathFactory, light: Path) -> Path:
+    return family(tmp_path_factory.mktemp("llama"), LLAMA, light)
 
 
 def settings(tiny: Path, *more: str) -> list[str]:

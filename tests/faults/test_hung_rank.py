@@ -16,7 +16,7 @@ from tests.training.harness import PROFILE, make_model
 @pytest.mark.slow
 def test_a_stopped_rank_is_named_with_the_stacks_of_all(bare_home, tmp_path):
     base = make_model(tmp_path / "tiny")
-    engine = Engine(bare_home, "engine.workers")
+    engine = Engine(bare_home, "engine.workers", warm=True)
     try:
         text = PROFILE.format(base=base).replace("epochs: 1", "max_steps: 100000") + "launch: {processes: 2}\n"
         run = engine.client.request("submit", Submit(profile=text, directory="/"))

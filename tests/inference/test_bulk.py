@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from engine.inference.loaded_model import load
 from engine.inference.request import read_sampling
 from engine.protocol.home import Home
 from engine.tasks import triples
+from tests.training import warm
 from tests.training.harness import make_model
 
 
@@ -71,7 +70,8 @@ def test_after_a_kill_the_file_is_the_same_byte_for_byte(home: Home, source: Pat
     )
     partial = source.parent / "killed.json.partial" / "replies.jsonl"
     for lines in (5, 30):
-        process = subprocess.Popen([sys.executable, "-c", program, str(home.root), json.dumps(arguments)])
+        worker = ["tests.program", program, str(home.root), json.dumps(arguments)]
+        process = warm.start(worker, 1, dict(os.environ), home.root / "killed.log")
         deadline = time.monotonic() + 100
         while not partial.is_file() or partial.read_bytes().count(b"\n") < lines:
             assert process.poll() is None and time.monotonic() < deadline

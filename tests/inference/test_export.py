@@ -26,6 +26,7 @@ from engine.protocol.messages import ProblemError
 from tests.inference.test_merge import run_of
 from tests.models.glm.folders import original
 from tests.models.glm.layouts import fill
+from tests.training import warm
 from tests.training.harness import make_model
 from tests.training.test_profiles import LLAMA, family
 
@@ -287,9 +288,9 @@ def test_a_cancelled_or_killed_export_leaves_nothing_under_its_name(home: Home, 
         "    if stage == 'asking the export': os.kill(os.getpid(), signal.SIGKILL)\n"
         "export(targets.resolve('run', home, home.root), home.root / 'out', ExportRequest(), home, tell)"
     )
-    root = Path(__file__).parents[2]
-    killed = subprocess.run([sys.executable, "-c", code, home.root], cwd=root, env=os.environ, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    killed = warm.start(["tests.program", code, str(home.root)], 1, environment, home.root / "log.txt")
+    assert killed.wait() == -signal.SIGKILL, (home.root / "log.txt").read_text()
     assert not (home.root / "out").exists() and len(list(home.root.glob(".out.*"))) == 1
     assert made(home).kind == "merged"
 

@@ -13,11 +13,18 @@ from engine.config.profile import Profile, parse
 from engine.protocol.home import Home
 
 
+@pytest.fixture
+def home(bare_home: Home, light: Path) -> Home:
+    """A COCKPIT_HOME that holds the embedded model, whose tokenizer is loaded soon."""
+    (bare_home.models / light.name).symlink_to(light)
+    return bare_home
+
+
 @pytest.fixture(scope="session")
-def tokenizer(smollm2: Path) -> Any:
+def tokenizer(light: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(smollm2)
+    return AutoTokenizer.from_pretrained(light)
 
 
 def chat(*contents: str, system: str = "") -> dict[str, Any]:

@@ -220,7 +220,7 @@ def test_tokens_cannot_be_expanded(home: Home, profile_over: ProfileOver, servic
 
 @pytest.fixture
 def real(home: Home) -> Iterator[Engine]:
-    engine = Engine(home, workers="engine.workers")
+    engine = Engine(home, workers="engine.workers", warm=True)
     yield engine
     engine.close()
 

@@ -8,8 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ import pytest
 from engine.protocol.home import Home
 from tests.prep.conftest import ProfileOver, write
 from tests.prep.test_stages import asked, sentence
+from tests.scripted.bench import wait_for
+from tests.training import warm
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -27,11 +27,12 @@ START = "from engine.prep import chunks; chunks.SIZE = 20_000; import sys, json,
 VERB = (
     START
     + """
-import importlib
+import importlib, os
 from engine.protocol.home import Home
 import engine.prep.stages.fingerprints, numpy, rensa, ftfy
 run = importlib.import_module(f"engine.prep.verbs.{sys.argv[2]}").run
 arguments = argparse.Namespace(**json.loads(sys.argv[3]))
+os.chdir(Path(arguments.file).parent)
 print("begins", flush=True)
 run(Home(Path(sys.argv[1])), arguments, lambda *_: None)
 """
@@ -52,29 +53,31 @@ prepare(profile, home, lambda *_: None)
 )
 
 
-def start(program: str, *arguments: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, program: str, *arguments: str) -> Any:
     """The program, at the moment when it begins its work."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, env=environment)
-    assert child.stdout is not None and child.stdout.readline() == b"begins\n"
+    log = folder / f"log-{len(list(folder.glob('log-*')))}"
+    child = warm.start(["tests.program", program, *arguments], 1, environment, log)
+    wait_for(lambda: b"begins\n" in log.read_bytes() or child.poll() is not None, 60)
+    assert child.poll() is None, log.read_text()
     return child
 
 
-def uninterrupted(program: str, *arguments: str) -> float:
+def uninterrupted(folder: Path, program: str, *arguments: str) -> float:
     """Seconds that it takes."""
-    child = start(program, *arguments)
+    child = start(folder, program, *arguments)
     began = time.monotonic()
-    assert child.wait(120) == 0
+    assert child.wait() == 0
     return time.monotonic() - began
 
 
-def killed(seconds: float, program: str, *arguments: str) -> bool:
-    child = start(program, *arguments)
-    try:
-        child.wait(seconds)
-    except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGKILL)
-    return child.wait() == -signal.SIGKILL
+def killed(seconds: float, folder: Path, program: str, *arguments: str) -> bool:
+    child = start(folder, program, *arguments)
+    end = time.monotonic() + seconds
+    while child.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    child.kill()
+    return bool(child.wait() == -signal.SIGKILL)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -102,13 +105,12 @@ VERBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_killed_verb_goes_on(bare_home: Home, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_killed_verb_goes_on(bare_home: Home, tmp_path: Path, verb: str) -> None:
     source = write(tmp_path / "rows.jsonl", *rows(1500))
     write(tmp_path / "dev.jsonl", *rows(30)[10:20])
     out = tmp_path / "out"
     options = json.dumps({**SHARED, **VERBS[verb], "file": str(source), "out": str(out)})
-    command = (VERB, str(bare_home.root), verb, options)
+    command = (tmp_path, VERB, str(bare_home.root), verb, options)
     seconds = uninterrupted(*command)
     expected = content(out)
     assert not list(bare_home.cache.iterdir())
@@ -122,7 +124,7 @@ def test_a_killed_verb_goes_on(bare_home: Home, tmp_path: Path, verb: str, monke
     assert not list(bare_home.cache.iterdir())
 
 
-def test_a_killed_prepare_goes_on(home: Home, profile_over: ProfileOver) -> None:
+def test_a_killed_prepare_goes_on(home: Home, profile_over: ProfileOver, tmp_path: Path) -> None:
     profile = profile_over(
         rows(800),
         clean={},
@@ -134,7 +136,7 @@ def test_a_killed_prepare_goes_on(home: Home, profile_over: ProfileOver) -> None
     )
     path = profile.directory / "profile.yaml"
     path.write_text(profile.to_yaml())
-    command = (PROFILE, str(home.root), str(path))
+    command = (tmp_path, PROFILE, str(home.root), str(path))
     seconds = uninterrupted(*command)
     expected = content(home.cache)
     shutil.rmtree(home.cache)

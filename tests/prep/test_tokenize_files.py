@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from engine.prep.rows import Rejects
 from engine.prep.tokenize_files import TokenizeResult, tokenize_rows
 from engine.protocol.messages import ProblemError
 from tests.prep.conftest import chat, write
+from tests.scripted.bench import wait_for
+from tests.training import warm
 
 ROWS = [chat(f"question {number} " + "word " * (number % 50), f"answer {number}。") for number in range(300)]
 
@@ -94,7 +94,7 @@ def test_a_conversation_without_a_template_is_refused(tokenizer: Any, tmp_path: 
 
 @pytest.mark.slow
 def test_processes_and_kills_leave_no_trace(
-    tokenizer: Any, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Any, light: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "rows.jsonl", *ROWS * 40)
     monkeypatch.setattr("engine.prep.tokenize_files.SIZE", 2**19)
@@ -117,14 +117,13 @@ def test_processes_and_kills_leave_no_trace(
     )
     into = tmp_path / "three" / "set"
     into.parent.mkdir()
-    command = [sys.executable, "-c", program, str(smollm2), str(path), str(into)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     for spans in (1, 3):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2], env=os.environ) as child:
-            assert child.stdout
-            for _ in range(1 + spans):
-                child.stdout.readline()
-            child.send_signal(signal.SIGKILL)
-        assert child.returncode == -signal.SIGKILL
+        log = tmp_path / f"log-{spans}"
+        child = warm.start(["tests.program", program, str(light), str(path), str(into)], 1, environment, log)
+        wait_for(lambda log=log, spans=spans: log.read_bytes().count(b"\n") > spans, 60)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL, log.read_text()
     assert not (into / "state.json").exists() and len(list(into.with_name("work").glob("tokens/[0-9]*"))) >= 3
     run(path, into, tokenizer)
     assert content(into) == content(tmp_path / "one" / "set")

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +25,7 @@ from engine.protocol.messages import ProblemError
 from engine.workers.prepare import list_warnings
 from tests.prep.conftest import ProfileOver, chat
 from tests.prep.test_prepare import quiet, rows_of
+from tests.training import warm
 
 ROWS = [
     chat(f"What is the capital of country {name}?", f"The capital of {name} is {name}ville.")
@@ -167,10 +166,10 @@ prepare(profile, home, progress)
 def test_killed_while_it_learns_it_goes_on(home: Home, profile_over: ProfileOver, tmp_path: Path) -> None:
     profile = profile_over(ROWS, dedup={})
     (tmp_path / "profile.yaml").write_text(profile.to_yaml())
-    command = [sys.executable, "-c", KILLED, str(home.root), str(tmp_path / "profile.yaml")]
+    command = ["tests.program", KILLED, str(home.root), str(tmp_path / "profile.yaml")]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     for phase in ("learning a vocabulary", "tokenising"):
-        assert subprocess.run([*command, phase], env=environment).returncode == -signal.SIGKILL
+        assert warm.start([*command, phase], 1, environment, tmp_path / "log").wait() == -signal.SIGKILL
     prepared = prepare(over(profile, SMALL), home, quiet)
     other = Home(tmp_path / "other").create()
     (other.models / "smollm2-135m-instruct").symlink_to((home.models / "smollm2-135m-instruct").resolve())

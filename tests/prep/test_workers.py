@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from engine.protocol import journal, wire
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Answered, CancelInstruction, Instruction
 from tests.prep.conftest import ProfileOver, chat
+from tests.training import warm
 
 pytestmark = pytest.mark.slow
 
@@ -34,10 +34,10 @@ def supervisor(tmp_path: Path) -> Iterator[zmq.Socket[bytes]]:
     context.destroy(linger=0)
 
 
-def start(home: Home, kind: str, job: str, socket: zmq.Socket[bytes]) -> subprocess.Popen[bytes]:
+def start(home: Home, kind: str, job: str, socket: zmq.Socket[bytes]) -> Any:
     address = socket.last_endpoint.decode().rstrip("\0")
     arguments = ["--home", str(home.root), "--job", job, "--attempt", "1", "--address", address]
-    return subprocess.Popen([sys.executable, "-P", "-m", f"engine.workers.{kind}", *arguments], cwd="/")
+    return warm.start([f"engine.workers.{kind}", *arguments], 1, dict(os.environ), home.root / f"{kind}.log")
 
 
 def submitted(home: Home, profile: Profile) -> RunDirectory:
@@ -54,7 +54,7 @@ def test_the_prepare_stage_writes_phases_and_prepared_json_and_no_end(
 ) -> None:
     rows = [*GOOD, "{oops", chat("q " * 200, "a"), chat("q", "a " * 200)]
     run = submitted(home, profile_over(rows, max_rejected=0.1))
-    assert start(home, "prepare", run.id, supervisor).wait(60) == 0
+    assert start(home, "prepare", run.id, supervisor).wait() == 0
     entries = [entry for entry, _ in journal.read(run.events)]
     assert [entry.message for entry in entries if isinstance(entry, journal.Warn)] == [
         "1 bad rows were dropped",
@@ -68,7 +68,7 @@ def test_the_prepare_stage_writes_phases_and_prepared_json_and_no_end(
 
 def test_a_failure_is_the_runs_end(home: Home, profile_over: ProfileOver, supervisor: zmq.Socket[bytes]) -> None:
     run = submitted(home, profile_over(["{oops", *GOOD]))
-    assert start(home, "prepare", run.id, supervisor).wait(60) == 1
+    assert start(home, "prepare", run.id, supervisor).wait() == 1
     end = list(journal.read(run.events))[-1][0]
     assert isinstance(end, journal.End) and end.status == "failed" and end.problem is not None
     assert end.problem.title == "1 of 11 rows of data.train are bad" and "rows.jsonl:1" in end.problem.cause

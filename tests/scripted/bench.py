@@ -18,6 +18,7 @@ from engine.protocol import journal
 from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import Run, RunDetail, RunRef, Submit
+from tests import warm_engine
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,15 +35,18 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = ""
 
 class Engine:
     """`start` brings a supervisor up; `client` is connected to it and finds the next one by itself. Modules in `path`
-    take the place of installed ones."""
+    take the place of installed ones. `warm`: real workers are forked (see `tests.warm_engine`)."""
 
-    def __init__(self, home: Home, workers: str = "tests.scripted", path: Sequence[Path] = ()) -> None:
-        self.home, self.workers, self.path = home, workers, path
+    def __init__(
+        self, home: Home, workers: str = "tests.scripted", path: Sequence[Path] = (), *, warm: bool = False
+    ) -> None:
+        self.home, self.workers, self.path, self.warm = home, workers, path, warm
         self.process = self.start()
         self.client = Client(home, start=False)
 
     def start(self) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*self.path, ROOT)))}
+        environment = os.environ | (warm_engine.environment() if self.warm else {"PYTHONPATH": str(ROOT)})
+        environment["PYTHONPATH"] = os.pathsep.join([*map(str, self.path), environment["PYTHONPATH"]])
         command = [
             sys.executable,
             "-P",

@@ -17,10 +17,10 @@ import pytest
 
 from engine.protocol.home import Home
 from engine.protocol.sockets import list_directories
+from tests import warm_engine
 from tests.conftest import end_processes_of
 from tests.training.harness import make_model
 
-ROOT = Path(__file__).parents[2]
 ENDLESS = 100_000
 """Tokens that a reply of the tiny model may have: more than a test waits for."""
 
@@ -36,7 +36,7 @@ class Kitchen:
     def cockpit(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "cockpit.cli", *arguments],
-            env=os.environ | {"COCKPIT_HOME": str(self.home.root), "PYTHONPATH": str(ROOT)} | more,
+            env=os.environ | warm_engine.environment() | {"COCKPIT_HOME": str(self.home.root)} | more,
             cwd=self.home.root,
             stdin=subprocess.DEVNULL,
             capture_output=True,

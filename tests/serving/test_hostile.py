@@ -10,7 +10,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -142,9 +141,10 @@ async def test_many_clients_of_all_kinds_leave_memory_flat(served: Served) -> No
         replies.add("".join([chunk.choices[0].delta.content or "" async for chunk in stream]))
 
     async def slow(index: int) -> None:
-        """Takes nothing for a while, then all of it."""
+        """Takes nothing for a while, then all of it. Half leave in the middle of a long reply; two take one whole."""
         streams = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
-        streams[1].write(post(body(max_tokens=2000, stream=True), "Connection: close"))
+        tokens = 300 if index % 2 and index > 3 else 2000
+        streams[1].write(post(body(max_tokens=tokens, stream=True), "Connection: close"))
         await asyncio.sleep(1 + index % 3)
         told = await streams[0].read(-1) if index % 2 else await streams[0].read(5000)
         assert told.startswith(b"HTTP/1.1 200") and (not index % 2 or told.rstrip().endswith(b"[DONE]\n\n\r\n0"))
@@ -224,8 +224,8 @@ def test_it_shuts_down_in_order_with_requests_in_flight(kitchen: Kitchen) -> Non
     assert server.address not in kitchen.cockpit("serve", "--json").stdout
 
 
-def test_it_ends_at_once_when_the_engine_does(tmp_path: Path, kitchen: Kitchen) -> None:
-    other = Kitchen(Home(tmp_path / "home").create(), kitchen.model)
+def test_it_ends_at_once_when_the_engine_does(bare_home: Home, kitchen: Kitchen) -> None:
+    other = Kitchen(bare_home, kitchen.model)
     server = other.serve()
     process = server.process
     with openai.OpenAI(base_url=server.address, api_key="none", max_retries=0) as client:

@@ -15,13 +15,14 @@ import openai
 import pytest
 
 from engine.tasks import triples
-from tests.serving.conftest import ROOT, Kitchen
+from tests import warm_engine
+from tests.serving.conftest import Kitchen
 
 pytestmark = pytest.mark.slow
 
 
 def test_in_the_foreground_requests_are_shown_and_ctrl_c_ends_it(kitchen: Kitchen) -> None:
-    environment = os.environ | {"COCKPIT_HOME": str(kitchen.home.root), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | warm_engine.environment() | {"COCKPIT_HOME": str(kitchen.home.root)}
     command = [sys.executable, "-m", "cockpit.cli", "serve", str(kitchen.model), "--port", "0"]
     verb = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert verb.stdout is not None and verb.stderr is not None
@@ -45,7 +46,7 @@ def test_in_the_foreground_requests_are_shown_and_ctrl_c_ends_it(kitchen: Kitche
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_server_in_the_foreground(kitchen: Kitchen, number: signal.Signals) -> None:
-    environment = os.environ | {"COCKPIT_HOME": str(kitchen.home.root), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | warm_engine.environment() | {"COCKPIT_HOME": str(kitchen.home.root)}
     # The tests themselves may run under nohup, whose SIG_IGN the verb would respect.
     reset = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     serve = [sys.executable, "-m", "cockpit.cli", "serve", str(kitchen.model), "--port", "0"]

@@ -46,7 +46,7 @@ def test_the_store_of_scripted_ranks_listens_on_the_loopback_address(engine: Eng
 
 def test_ranks_that_train_listen_on_the_loopback_address(bare_home: Home, tmp_path) -> None:
     base = make_model(tmp_path / "tiny")
-    engine = Engine(bare_home, "engine.workers")
+    engine = Engine(bare_home, "engine.workers", warm=True)
     try:
         text = PROFILE.format(base=base).replace("epochs: 1", "max_steps: 8") + "launch: {processes: 2}\n"
         run = engine.client.request("submit", Submit(profile=text, directory="/"))

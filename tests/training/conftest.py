@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from engine.protocol.home import Home
+from tests.training import preferences
 from tests.training.harness import Supervised, make_model, prepare
 
 
@@ -33,3 +34,13 @@ def start_run(bare_home: Home, prepared: dict[str, Any]) -> Iterator[Callable[..
     yield make
     for run in made:
         run.close()
+
+
+@pytest.fixture(scope="session")
+def sets(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Method -> prepared.json."""
+    scorer = preferences.make_scorer(tiny, tmp_path_factory.mktemp("scorer"))
+    return {
+        method: preferences.prepare(tmp_path_factory.mktemp(method), scorer if method == "reward" else tiny, kind)
+        for method, kind in preferences.KINDS.items()
+    }

@@ -10,6 +10,10 @@ from typing import Any
 from tests.training.harness import WORDS
 
 Rows = list[dict[str, list[int]]]
+KINDS = {"reward": "pairs", "dpo": "pairs", "orpo": "pairs", "kto": "judged"}
+STEPS = 8
+BRIEF = ("training.max_steps=8", "evaluation.every_steps=4", "training.rehearsal=false")
+FULL = ("adapter={kind: none}", "training.learning_rate=1.0e-3")
 
 
 def make_pairs(count: int, seed: int) -> Rows:

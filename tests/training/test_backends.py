@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Start
 from engine.protocol.messages import ProblemError
 from engine.training import ranks
+from tests.training import warm
 from tests.training.harness import Supervised
 from tests.training.in_process import entries, series, train
 
@@ -30,38 +31,37 @@ CHANGES = (
 )
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test back end, compiled."""
+@pytest.fixture
+def slate(pytestconfig: pytest.Config, tmp_path: Path) -> Path:
+    """The back end as a library. It takes twenty seconds to compile, so pytest's cache keeps it for this source and
+    torch."""
     import torch
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    if shutil.which("g++") is None:
-        pytest.skip("the test back end is C++ and wants a compiler")
-    library = tmp_path_factory.mktemp("backend") / "slate.so"
-    places = [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    line = ["g++", "-O0", "-std=c++20", "-shared", "-fPIC", abi, *places[:-1], str(SOURCE), "-o", str(library)]
-    subprocess.run([*line, places[-1], "-lc10", "-ltorch_cpu", "-ltorch"], check=True)
+    name = f"slate-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}-{torch.__version__}.so"
+    cache = getattr(pytestconfig, "cache", None)
+    library = (cache.mkdir("slate") if cache else tmp_path) / name
+    if not library.exists():
+        places = [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
+        abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+        made = tmp_path / "made.so"
+        line = ["g++", "-O0", "-std=c++20", "-shared", "-fPIC", abi, *places[:-1], str(SOURCE), "-o", str(made)]
+        subprocess.run([*line, places[-1], "-lc10", "-ltorch_cpu", "-ltorch"], check=True)
+        shutil.move(made, library)
     return library
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the test back end is C++ and wants a compiler")
 def test_a_back_end_that_nobody_knows_trains_as_a_cpu_does(
-    prepared: dict[str, Any], library: Path, tmp_path: Path
+    prepared: dict[str, Any], slate: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "prepared.json").write_text(json.dumps(prepared))
-
-    command = [sys.executable, "-m", "tests.training.backend.slate", library, tmp_path / "slate"]
-    done = subprocess.run(
-        [*map(str, command), str(tmp_path / "prepared.json"), *CHANGES],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    worker = ["tests.training.backend.slate", slate, tmp_path / "slate", tmp_path / "prepared.json", *CHANGES]
+    log = tmp_path / "log.txt"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert warm.start([*map(str, worker)], 1, environment, log).wait() == 0, log.read_text()[-4000:]
+    found = json.loads(log.read_text().splitlines()[-1])
     assert found["device"] == "slate"
     assert found["refusal"] == "slate does not compute in float16"
     assert found["again"] == found["losses"] and found["resumed"] == "exact"
@@ -73,10 +73,11 @@ def test_a_back_end_that_nobody_knows_trains_as_a_cpu_does(
 
 
 @pytest.mark.slow
-def test_two_ranks_of_a_back_end_that_nobody_knows(start_run: Callable[..., Supervised], library: Path) -> None:
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the test back end is C++ and wants a compiler")
+def test_two_ranks_of_a_back_end_that_nobody_knows(start_run: Callable[..., Supervised], slate: Path) -> None:
     two = ("training.micro_batch=1", "launch.processes=2")
     run = start_run("slate", *CHANGES, *two)
-    run.start(processes=2, fault=f"slate:{library}")
+    run.start(processes=2, fault=f"slate:{slate}")
     assert run.wait() == 0, run.log()
     assert run.entries(Start)[0].facts["device"] == "slate" and run.entries(Start)[0].processes == 2
     host = start_run("host", *CHANGES, *two)

@@ -196,7 +196,7 @@ def test_two_ranks_killed_and_resumed_are_exact(start_run):
     for name, fault in (("whole", ""), ("killed", "compute:5")):
         run = start_run(name, *MANY, "training.micro_batch=1", "launch.processes=2")
         if fault:
-            run.start(processes=2, fault=fault, cold=True)
+            run.start(processes=2, fault=fault)
             assert run.wait() != 0
         run.train(processes=2)
         runs.append(run)

@@ -17,7 +17,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(start_run, tiny):
     whole = start_run("whole", *DROPOUT)
     whole.train()
     broken = start_run("broken", *DROPOUT)
-    broken.start(cold=True)
+    broken.start()
     broken.until(lambda: len(broken.series("train/loss")) >= 10)
     broken.process.send_signal(signal.SIGKILL)
     broken.process.wait()

@@ -62,7 +62,7 @@ def test_a_gradient_that_is_not_finite_pauses_and_spares_the_weights(start_run):
 @pytest.mark.slow
 def test_two_ranks_take_commands_at_one_step_and_report_stacks(start_run):
     run = start_run("ranks", "training.max_steps=100000", "launch.processes=2")
-    run.start(processes=2, cold=True)
+    run.start(processes=2)
     run.until(lambda: run.series("train/loss"))
     run.ask("stacks")
     paused = run.ask("pause")

@@ -5,13 +5,14 @@ forked worker is a process of its own, with its own environment, log, limits, si
 same `main`. What forking leaves out, a new interpreter and torchrun, is tested where runs are started cold
 (`Supervised.start(cold=True)`) and by the tests that start an engine.
 
-`python -m tests.training.warm FD` is the process that forks. It ends when the test process closes the other end of that
-socket.
+`python -m tests.training.warm FD ADDRESS` is the process that forks. It ends when the test process closes the other end
+of that socket. Engines that tests start ask for their workers at the address.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import gc
 import importlib
@@ -20,10 +21,12 @@ import os
 import runpy
 import select
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,18 @@ PRELOADED = (
     "transformers.models.llama.modeling_llama",
     "engine.training.assemble",
     "engine.training.supervised",
+    "engine.training.checks",
+    "engine.training.dropout",
+    "engine.training.adapters.lora",
+    "engine.training.adapters.none",
+    "engine.training.methods.sft",
+    "engine.training.online.checks",
+    "engine.training.parallel.zero2",
+    "engine.export.checks",
+    "engine.models.quantization",
+    "engine.prep.checks",
+    "transformers.optimization",
+    "transformers.trainer_pt_utils",
     "accelerate",
     "peft",
     "bitsandbytes",
@@ -45,6 +60,8 @@ PRELOADED = (
 )
 LARGEST = 1 << 18
 """Bytes of a request."""
+LONGEST_LINE = 4000
+"""Bytes of a worker's command line, which is written over that of the process that forks."""
 
 
 def find_free_port() -> int:
@@ -114,13 +131,24 @@ def start(
         return subprocess.Popen(line, stdout=output, stderr=output, cwd="/", env=environment)
 
 
+def listen() -> str:
+    """The address at which this process's forking process takes requests from engines (see `tests.warm_engine`)."""
+    _parent()
+    return _address()
+
+
+@functools.cache
+def _address() -> str:
+    return str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
+
+
 @functools.cache
 def _parent() -> socket.socket:
     """The socket of this process's forking process, which is started on the first call."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
+        [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), _address(), " " * LONGEST_LINE],
         pass_fds=[theirs.fileno()],
         cwd="/",
         env=environment,
@@ -145,38 +173,67 @@ def _fork(request: dict[str, Any], log: Path) -> tuple[int, int]:
 # ── the process that forks ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def main(control: socket.socket) -> None:
+def main(control: socket.socket, address: str) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # a worker collects garbage several times: without walking half a million objects of the libraries
-    control.send(b"ready")
-    with selectors.DefaultSelector() as selector:
-        selector.register(control, selectors.EVENT_READ)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as engines, selectors.DefaultSelector() as selector:
+        engines.bind(address)
+        engines.listen(64)
+        control.send(b"ready")
+        for asks in (control, engines):
+            selector.register(asks, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
-                if key.fileobj is not control:
-                    pid, status = key.data
-                    selector.unregister(key.fileobj)
-                    os.close(key.fd)
-                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                    with contextlib.suppress(BrokenPipeError):  # the test process is gone
-                        os.write(status, str(code).encode())
-                    os.close(status)
-                    continue
-                request, passed, *_ = socket.recv_fds(control, LARGEST, 2)
-                if not request:
+                if key.data:
+                    _report(selector, key)
+                elif key.fileobj is engines:
+                    asked, _ = engines.accept()
+                    with asked:
+                        _answer(selector, asked, (control, engines))
+                elif not _answer(selector, control, (engines,)):
                     for running in list(selector.get_map().values()):
                         if running.data:
                             os.kill(running.data[0], signal.SIGKILL)
+                    shutil.rmtree(Path(address).parent, ignore_errors=True)
                     return
-                log, status = passed
-                pid = os.fork()
-                if pid == 0:
-                    _work(json.loads(request), log)
-                os.close(log)
-                selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
-                control.send(str(pid).encode())
+
+
+def _answer(selector: selectors.BaseSelector, asked: socket.socket, others: tuple[socket.socket, ...]) -> bool:
+    """Fork the worker that is asked for; False when the other end is closed."""
+    request, passed, *_ = socket.recv_fds(asked, LARGEST, 2)
+    if not request:
+        return False
+    log, status = passed
+    pid = os.fork()
+    if pid == 0:
+        for other in (asked, *others):
+            other.close()
+        _work(json.loads(request), log)
+    os.close(log)
+    selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
+    asked.send(str(pid).encode())
+    return True
+
+
+def _report(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+    """Tell who asked for this worker how it has ended."""
+    pid, status = key.data
+    selector.unregister(key.fileobj)
+    os.close(key.fd)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with contextlib.suppress(BrokenPipeError):  # who asked is gone
+        os.write(status, str(code).encode())
+    os.close(status)
+
+
+def _rename(*line: str) -> None:
+    """Give this process a command line, by which the engine finds the processes of a job."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[48 - 3]), int(fields[49 - 3])
+    content = b"\0".join(part.encode() for part in line)[: end - start - 1]
+    ctypes.memmove(start, content.ljust(end - start, b"\0"), end - start)
 
 
 def _work(request: dict[str, Any], log: int) -> None:
@@ -187,6 +244,9 @@ def _work(request: dict[str, Any], log: int) -> None:
             os.dup2(nothing.fileno(), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        if request.get("session"):
+            os.setsid()
+            _rename(sys.executable, "-P", "-m", request["module"], *request["arguments"])
         os.environ.clear()
         os.environ.update(request["environment"])
         sys.argv = [request["module"], *request["arguments"]]
@@ -203,4 +263,4 @@ def _work(request: dict[str, Any], log: int) -> None:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])

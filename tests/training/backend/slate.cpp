@@ -1,7 +1,7 @@
 // A test back end: memory of its own kind ("slate"), the host's beneath it, and every operation but those on views carried out by torch's
 // CPU kernels on copies. It knows no half precision, so that a refusal can be seen.
-#include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/native/CPUFallback.h>
 #include <ATen/native/Resize.h>
