@@ -132,7 +132,7 @@ class RowBrowserScreen(CockpitScreen):
             return
         counts = self._show_view(row, view)
         if part == EXPANDED:
-            self.query_one("#facts", Static).update(row_view.origin(row, self.summary["decisions"]))
+            self._update("#facts", row_view.origin(row, self.summary["decisions"]))
         where = f"{row['file'].rpartition('/')[2]}:{row['line']}" if row.get("file") else ""
         found = f"found by {self.queries[part]}" if part in self.queries else ""
         decision = str(row.get("decision", ""))
@@ -184,18 +184,23 @@ class RowBrowserScreen(CockpitScreen):
         )
 
     def show_content(self, content: Content) -> None:
-        self.query_one("#content", Static).update(content)
+        self._update("#content", content)
+
+    def _update(self, selector: str, content: Content, *, layout: bool = True) -> None:
+        """Update a widget, if it is there still: the worker may answer while the screen is being removed."""
+        for widget in self.query(selector).results(Static):
+            widget.update(content, layout=layout)
 
     def show_facts(self) -> None:
         """Show the facts of the data. Expanded rows show their own: what each was made from."""
         if self.part != EXPANDED:
-            self.query_one("#facts", Static).update(row_view.facts(self.summary, self.stats))
+            self._update("#facts", row_view.facts(self.summary, self.stats))
 
     def show_status(self, *facts: str) -> None:
         line = Content.assemble(
             (self.data_name or "Data", "bold"), (f"  {' · '.join(filter(None, facts))}", "$text-muted")
         )
-        self.query_one("#place", Static).update(line, layout=False)
+        self._update("#place", line, layout=False)
 
     def show_problem(self, problem: Problem) -> None:
         hint = f"\n\n→ {problem.hint}" if problem.hint else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cockpit.content import Content
 from cockpit.screens.data import DataScreen, is_profile
 from cockpit.widgets import row_view
 from engine.options.data import ExpandOptions, SourceOptions
@@ -93,6 +94,16 @@ training: {micro_batch: 2}
 def stages(screen: DataScreen) -> dict[str, tuple[int, int]]:
     """Rows in and out of those that are done."""
     return {stage["name"]: (stage["in"], stage["out"]) for stage in screen.summary.get("done", ())}
+
+
+async def test_an_answer_to_a_screen_that_is_being_removed_is_dropped() -> None:
+    async with run_app(FakeEngine(), first="data") as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, DataScreen)
+        await screen.query("*").remove()
+        screen.show_content(Content("too late"))
+        screen.show_status("too late")
+        screen.show_facts()
 
 
 @pytest.mark.slow
