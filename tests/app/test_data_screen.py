@@ -103,7 +103,6 @@ async def test_an_answer_to_a_screen_that_is_being_removed_is_dropped() -> None:
         await screen.query("*").remove()
         screen.show_content(Content("too late"))
         screen.show_status("too late")
-        screen.show_facts()
 
 
 @pytest.mark.slow
