@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from engine.models import accelerator
+
 _OPERATIONS = {"cpu": 8e9}
 """Operations of a layer between two checks: a tenth of a second on two slow cores."""
 _OPERATIONS_ELSEWHERE = 1e13
@@ -62,13 +64,10 @@ class CancellableForward:
     def _cancellation_hooks(self, many: bool) -> Iterator[None]:
         """Within, each layer first checks for cancellation. The hooks live for one pass: between two tokens the model
         may be in use elsewhere."""
-        import torch
-
-        wait = many and self._model.device.type != "cpu"
 
         def check(*_: Any) -> None:
-            if wait:
-                torch.accelerator.synchronize()  # else all layers check before the first has computed anything
+            if many:  # wait, else all layers check before the first has computed anything
+                accelerator.synchronize(self._model.device)
             if self._cancelled():
                 raise Cancelled
 

@@ -69,6 +69,14 @@ def release() -> None:
         torch.accelerator.empty_cache()
 
 
+def synchronize(device: Any) -> None:
+    """Wait until `device` (a torch.device or its name) has computed everything it was given. A CPU already has."""
+    import torch
+
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize()
+
+
 def free_bytes(device: Any) -> int:
     """Free bytes of the memory of `device` (a torch.device or its name), which for a CPU is the host's."""
     import torch

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.models import accelerator
 from engine.models.memory import is_out_of_memory
 from engine.models.versions import list_versions
 from engine.protocol.home import Home, make_private, write_private
@@ -108,21 +109,15 @@ class Trials:
     def _time(self, work: Work) -> float:
         began = time.perf_counter()
         work()
-        self._synchronize()
+        accelerator.synchronize(self._device)
         return time.perf_counter() - began
-
-    def _synchronize(self) -> None:
-        import torch
-
-        if self._device != "cpu":
-            torch.accelerator.synchronize()
 
     def _check_device(self, verdict: Verdict) -> None:
         """Raises ProblemError when the device computes nothing any more, as after an illegal access by a kernel."""
         import torch
 
         try:
-            self._synchronize()
+            accelerator.synchronize(self._device)
             torch.ones(1, device=self._device).item()
         except RuntimeError as error:
             _write(self._file(verdict.name), verdict)

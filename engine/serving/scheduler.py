@@ -247,6 +247,7 @@ class Scheduler:
             if self._take(live, token):
                 self._add_row(live, token)
         if len(piece) >= CHUNK_SIZES[0]:
+            accelerator.synchronize(self._decoder.device)  # else the time would be that of handing out the work
             fitting = int(len(piece) * PREFILL_SECONDS / (time.perf_counter() - began))
             self._chunk = max(CHUNK_SIZES[0], min(CHUNK_SIZES[1], (self._chunk + fitting) // 2))
         return len(piece)

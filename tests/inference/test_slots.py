@@ -176,3 +176,18 @@ def test_a_row_waits_when_the_cache_has_no_room_for_it(tmp_path: Path) -> None:
     desk.until(lambda: len(desk.ended) == 4)
     assert most == 1 and all(end.finish in ("length", "stop") for end in desk.ended.values())
     desk.close()
+
+
+def test_pieces_of_a_prompt_are_timed_by_what_the_device_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device computes after it was handed the work: here each piece takes 0.3 s, far too long, until it is waited
+    for."""
+    monkeypatch.setattr(scheduling.accelerator, "synchronize", lambda _: time.sleep(0.3))
+    desk = Desk(*tiny(tmp_path / "tiny"))
+    try:
+        before = desk.scheduler._chunk
+        job = desk.job([5] * 40, 1, temperature=0.0)
+        desk.scheduler.submit([job])
+        desk.until(lambda: job in desk.ended)
+        assert desk.scheduler._chunk < before
+    finally:
+        desk.close()
