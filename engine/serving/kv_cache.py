@@ -9,8 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import cache_utils
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+_JOINABLE = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    getattr(cache_utils, "DummyLayer", DynamicLayer),  # transformers 5.17 has none
+)
 COLUMNS = 64
 """The least capacity of a layer, in tokens; it doubles when it is full."""
 
@@ -18,8 +24,7 @@ COLUMNS = 64
 def is_joinable(cache: Any) -> bool:
     """Whether rows of this kind of cache can be combined: those of attention over all tokens or a window can, the
     states of linear attention and other kinds cannot."""
-    kinds = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
-    return isinstance(cache, Cache) and bool(cache.layers) and all(type(layer) in kinds for layer in cache.layers)
+    return isinstance(cache, Cache) and bool(cache.layers) and all(type(layer) in _JOINABLE for layer in cache.layers)
 
 
 def count_bytes(cache: Any) -> int:

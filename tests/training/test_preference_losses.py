@@ -200,10 +200,11 @@ def test_kto_loses_what_trl_loses(sets: Any, tiny: Path, tmp_path: Path, kind: s
         train_dataset=Dataset.from_list(prepared), processing_class=AutoTokenizer.from_pretrained(tiny),
     )  # fmt: skip
     ours = object.__new__(kto.KTO)
+    from engine.models.devices import Device
     from engine.models.loss import PickedHead
     from engine.models.segments import Segments
 
-    ours.model, ours._reference = model, other
+    ours.model, ours._reference, ours.device = model, other, Device("cpu", torch.float32, "a CPU")
     ours.head, ours._reference_head = (PickedHead(each, Segments()) for each in (model, other))
     ours.profile = type("", (), {"method": Options(**weights)})
     with torch.no_grad():
