@@ -3,6 +3,7 @@
 # make setup   what they share: .venv, the packages that constraints.txt names, the embedded model
 #
 # PYTHON=python3.12   another interpreter (3.11 or newer)
+# TORCH_INDEX=URL     take torch from this index, for a build that the driver runs; `make setup` says when one is needed
 # KEEP_TORCH=1        keep the torch that this interpreter already has (a server's own build) instead of installing one
 # ARGS="…"            passed on to `cockpit demo` or `pytest`
 
@@ -23,12 +24,18 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cockpit needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+ifndef KEEP_TORCH
+	@$(PYTHON) -m engine.hardware.driver
+endif
 	$(PYTHON) -m venv $(VENV)
 	cp constraints.txt $(VENV)/constraints.txt
 ifdef KEEP_TORCH
 	@# A path file rather than --system-site-packages, which would miss the torch of an active environment.
 	$(PYTHON) -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))' > $$($(BIN)/python -c '$(SITE)')/kept-torch.pth
 	sed -i "/^torch==/c torch==$$($(PYTHON) -c 'from importlib.metadata import version; print(version("torch"))')" $(VENV)/constraints.txt
+endif
+ifdef TORCH_INDEX
+	$(BIN)/python -m pip install --index-url $(TORCH_INDEX) "$$(grep '^torch==' $(VENV)/constraints.txt)"
 endif
 	$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt --editable '.[dev]'
 	touch $@
