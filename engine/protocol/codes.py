@@ -326,6 +326,9 @@ CODES: dict[str, str] = {
     "training.batch_held": (
         "A step was held back because of its loss or gradient. Look at its rows; then skip them, roll back, or go on."
     ),
+    "training.small_batches": (
+        "A micro-batch has too few tokens to keep the device busy. Use larger micro-batches and less accumulation."
+    ),
     "training.doubtful": (
         "The run will hardly do what its settings say, now that its number of steps is known. The hint names the "
         "setting."

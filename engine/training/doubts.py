@@ -4,9 +4,12 @@ the number of steps is known then, and when the run starts."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+FEW_TOKENS = 1024
+"""Tokens in a micro-batch under which starting a layer's kernels takes longer than computing them on a large GPU."""
 
 
 def check_doubts(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
@@ -28,6 +31,22 @@ def list_new_doubts(profile: Any, steps: int, per_epoch: int) -> list[tuple[str,
     sections = vars(profile)
     told = dict(list_doubts(sections, profile.training.max_steps, None))
     return [(key, message) for key, message in list_doubts(sections, steps, per_epoch) if key not in told]
+
+
+def describe_small_batches(profile: Any, device_kind: str, lengths: Sequence[int]) -> tuple[str, str]:
+    """A message and a hint for micro-batches of so few tokens that a GPU mostly waits for work; empty otherwise.
+    `lengths` are those of the training rows in tokens."""
+    rows, accumulation = profile.training.micro_batch, profile.training.accumulation
+    tokens = round(rows * sum(lengths) / max(1, len(lengths)))
+    if device_kind == "cpu" or tokens >= FEW_TOKENS:
+        return "", ""
+    larger = rows * accumulation
+    hint = (
+        f"set training.micro_batch to {larger} and training.accumulation to 1: the global batch stays as it is"
+        if accumulation > 1
+        else "set data.packing to true, or raise training.micro_batch"
+    )
+    return f"a micro-batch has about {tokens} tokens: the device computes them faster than it gets the next", hint
 
 
 def _doubt_warmup(training: Any, steps: int | None) -> Iterator[tuple[str, str]]:

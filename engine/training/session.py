@@ -247,6 +247,9 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
     for key, message in doubts.list_new_doubts(job.profile, loop.max_steps, batches.per_epoch) if warn else ():
         if not step:
             job.reporter.warn(code="training.doubtful", message=f"{key} {message}", hint=f"change {key}")
+    message, hint = doubts.describe_small_batches(job.profile, job.device.kind, batches.lengths)
+    if warn and message and not step:
+        job.reporter.warn(code="training.small_batches", message=message, hint=hint)
     if warn and drift not in ("", resume.EXACT):
         job.reporter.warn(
             code="resume.drift",

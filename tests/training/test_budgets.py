@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.config.profile import parse
 from engine.options.training import TrainingOptions
 from engine.protocol.home import Home
-from engine.training import performance
+from engine.training import doubts, performance
 from engine.training.bad_batch import BadBatchGuard
 from engine.training.loop import TrainingLoop
 from engine.training.methods.base import Method
+from tests.training.harness import PROFILE
 from tests.training.in_process import train
 
 READ = "aten::_local_scalar_dense"
@@ -82,3 +84,20 @@ def test_batches_for_a_gpu_are_pinned_and_copied_without_waiting() -> None:
     there.to_device = lambda batch: Method.to_device(there, batch)  # type: ignore[arg-type]
     Method.to_device(there, {"ids": tensor, "others": {"ids": tensor}, "lengths": [1]})  # type: ignore[arg-type]
     assert asked == [(("cuda:1",), {"non_blocking": True})] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths", "changes", "hint"),
+    [
+        ("cuda", [100, 150], ("training.micro_batch=2", "training.accumulation=4"), "training.micro_batch to 8"),
+        ("cuda", [100, 150], ("training.micro_batch=2", "training.accumulation=1"), "data.packing"),
+        ("cuda", [100, 150], ("training.micro_batch=9",), ""),
+        ("cpu", [100, 150], ("training.micro_batch=2",), ""),
+    ],
+)
+def test_small_micro_batches_are_told_where_a_device_would_wait(
+    kind: str, lengths: list[int], changes: tuple[str, ...], hint: str, prepared: dict[str, Any], bare_home: Home
+) -> None:
+    profile = parse(PROFILE.format(base=prepared["base"]), "test", Path("/"), changes, bare_home)
+    message, told = doubts.describe_small_batches(profile, kind, lengths)
+    assert (hint in told and "about 250 tokens" in message) if hint else (message, told) == ("", "")
