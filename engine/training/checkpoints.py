@@ -82,7 +82,8 @@ def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
 
 
 def collect_weights(model: Any, dtype: str) -> dict[str, Any]:
-    """The weights of `model` as a checkpoint stores them, by name."""
+    """The weights of `model` as a checkpoint stores them, by name, on the host. All weights of a model are cast and
+    copied one by one, so that the device never has a second copy of them."""
     import torch
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -91,7 +92,15 @@ def collect_weights(model: Any, dtype: str) -> dict[str, Any]:
         # never are; a config in another layout (engine/models/glm) would make it store them.
         adapter: dict[str, Any] = get_peft_model_state_dict(model, save_embedding_layers=False)
         return adapter
-    return {name: tensor.to(getattr(torch, dtype)) for name, tensor in model.state_dict().items()}
+    copies: dict[Any, Any] = {}  # tied weights share theirs
+
+    def copy(tensor: Any) -> Any:
+        same = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if same not in copies:
+            copies[same] = tensor.to(getattr(torch, dtype)).cpu()
+        return copies[same]
+
+    return {name: copy(tensor) for name, tensor in model.state_dict().items()}
 
 
 def read_back(folder: Path, model: Any, dtype: str) -> None:

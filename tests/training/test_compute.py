@@ -92,3 +92,16 @@ def test_small_updates_reach_weights_of_16_bits_through_masters_in_float32(
         changed = sum(int((after[name].float() != before[name].float()).sum()) for name in matrices)
         moved[masters] = changed / sum(after[name].numel() for name in matrices)
     assert moved["float32"] > 0.99 and moved["none"] < 0.7, moved
+
+
+def test_a_checkpoint_takes_one_copy_of_the_weights_on_the_host() -> None:
+    import torch
+
+    from engine.training.checkpoints import collect_weights
+    from tests.models.small import build
+
+    model = build("llama", tie_word_embeddings=True)
+    found = collect_weights(model, "bfloat16")
+    assert {(str(tensor.device), tensor.dtype) for tensor in found.values()} == {("cpu", torch.bfloat16)}
+    assert found["lm_head.weight"].data_ptr() == found["model.embed_tokens.weight"].data_ptr()
+    assert found.keys() == model.state_dict().keys()
