@@ -30,8 +30,17 @@ def load_model(name: str, **arguments: Any) -> Any:
         from engine.models.glm import chatglm_first
 
         return chatglm_first.load(name, generation, arguments)
-    from engine.models.glm import load_glm
-
+    try:
+        from engine.models.glm import load_glm
+    except ImportError as error:
+        raise ProblemError(
+            Problem(
+                code="package.too_old",
+                title=f"The installed transformers cannot load {generation.name} in its original layout",
+                cause=str(error),
+                hint="pip install 'transformers>=5.23'",
+            )
+        ) from None
     return load_glm.load(name, generation, arguments)
 
 

@@ -203,6 +203,7 @@ CODES: dict[str, str] = {
     ),
     "device.unsupported": "This device does not have what a setting needs. Change the setting as the message says.",
     "device.slow_dtype": "This CPU computes the chosen dtype slowly, so float32 is used. Nothing to do.",
+    "package.too_old": "A model or setting needs a newer version of a package. Install the one that the message names.",
     "package.missing": "A setting needs a Python package that is not installed. Install it, or change the setting.",
     # ── models, adapters, tokenizers, templates ──
     "model.not_found": "There is no such model: no run, folder, catalogue name or hub id. Check the spelling.",

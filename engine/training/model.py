@@ -53,7 +53,10 @@ def build(job: Job) -> Any:
     if resumed:
         _restore(model, resumed)
     if profile.training.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        else:  # an older transformers
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if not full:
             model.enable_input_require_grads()
     return model
