@@ -143,18 +143,21 @@ def test_small_updates_reach_weights_of_16_bits(
 
 def test_a_step_over_packed_rows_is_one_over_the_rows(device: str, bare_home: Home, tiny: Path) -> None:
     """One global batch that holds all rows: it has the same loss and the same gradient, however they are joined."""
+    from datasets import load_from_disk
+
     from engine.config.profile import parse
     from engine.prep.prepare import prepare
     from tests.training.harness import PROFILE
 
     found = {}
     for packing in ("false", "true"):
-        changes = ("data.train=[{source: samples/thought_graph.jsonl}]", "data.max_length=256")
-        changes += (f"data.packing={packing}",)
+        changes = ["data.train=[{source: samples/thought_graph.jsonl}]", "data.max_length=256"]
+        changes.append(f"data.packing={packing}")
         rows = prepare(parse(PROFILE.format(base=tiny), "test", Path("/"), changes, bare_home), bare_home, _quiet)
-        many = ("training.micro_batch=1", f"training.accumulation={rows['rows']}", "training.max_steps=2")
-        run = train(bare_home, f"packing-{packing}", rows, *changes, *many)
-        found[packing] = rows["rows"], series(run, "train/loss"), series(run, "train/grad_norm")
+        count = len(load_from_disk(rows["train"]))
+        changes += [f"training.accumulation={count}", "training.micro_batch=1", "training.max_steps=2"]
+        run = train(bare_home, f"packing-{packing}", rows, *changes)
+        found[packing] = count, series(run, "train/loss"), series(run, "train/grad_norm")
     assert found["true"][0] < found["false"][0]
     assert found["true"][1] == pytest.approx(found["false"][1], rel=1e-3)
     assert found["true"][2] == pytest.approx(found["false"][2], rel=1e-2)
