@@ -31,6 +31,8 @@ from bench.report import RESULTS, save
 from engine.supervisor.processes import WORKER_DEFAULTS
 
 ROOT = Path(__file__).parents[1]
+TESTS = [f"tests/gpu/test_{name}.py" for name in ("losses", "memory", "use", "trials", "cuda")]
+"""What takes longest comes last."""
 SIDES = ("cockpit", "trl", "trl, packing")
 TESTS_SHARE = 0.42
 """Of the time, that the tests may take: four minutes of nine and a half."""
@@ -46,20 +48,21 @@ class Worker:
     """A process that measures, one measurement after the other; another takes its place when one has not ended in time
     or has died."""
 
-    cpu: bool
+    command: list[str]
+    limit: float = LIMIT
+    starting: float = STARTING
     process: subprocess.Popen[str] | None = None
     log: Any = field(default_factory=tempfile.TemporaryFile)
 
     def ask(self, request: dict[str, Any], until: float) -> dict[str, Any]:
         """Figures, or `error`. It ends by `until` of `time.monotonic`."""
-        seconds = min(LIMIT, until - time.monotonic())
+        seconds = min(self.limit, until - time.monotonic())
         if self.process is None or self.process.poll() is not None:
-            seconds = min(LIMIT + STARTING, until - time.monotonic())
-            command = [sys.executable, "-m", "bench.card_worker", *(["--cpu"] if self.cpu else [])]
+            seconds = min(self.limit + self.starting, until - time.monotonic())
             environment = {**WORKER_DEFAULTS, **os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment,
-                cwd=ROOT,
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=ROOT,
+                env=environment,
             )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
@@ -88,7 +91,7 @@ def run_tests(cpu: bool, seconds: float) -> dict[str, Any]:
     environment |= {"COCKPIT_GPU_TESTS": "cpu"} if cpu else {}
     with tempfile.TemporaryDirectory() as place:
         report = Path(place, "tests.xml")
-        command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", *TESTS, "-m", "gpu", "-q", f"--junitxml={report}"]
         # As a test ends late, pytest ends itself and still writes its report: the tests left over are told by name.
         command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-o", "junit_family=xunit1"]
         began, process = time.monotonic(), subprocess.Popen(command, env=environment, cwd=ROOT, stdout=sys.stderr)
@@ -146,7 +149,8 @@ class Ladder:
     found: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
 
     def run(self, rounds: int) -> None:
-        workers = {side: Worker(self.cpu) for side in ("cockpit", "trl")}
+        command = [sys.executable, "-m", "bench.card_worker", *(["--cpu"] if self.cpu else [])]
+        workers = {side: Worker(command) for side in ("cockpit", "trl")}
         try:
             self._measure(workers["cockpit"], "peak of matrix products", "cockpit", {"measure": "peak"})
             for name, side, request in list_decoding():  # it alternates its sides by itself
@@ -194,6 +198,8 @@ def summarize(found: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, An
                 for key, value in good[0].items()
             }
             entry["rounds"] = len(good)
+            if failed := [each["error"] for each in rounds if "error" in each]:
+                entry["failed_rounds"] = failed
             if peaks and "tokens_per_second" in entry:
                 entry |= {"mfu": entry["tflops"] / peaks[0], "mfu_palm": entry["tflops_palm"] / peaks[0]}
             ours = [each for each in sides.get("cockpit", []) if "tokens_per_second" in each]

@@ -11,9 +11,8 @@ import pytest
 
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Start
-from engine.training import compiling
-from tests.gpu.conftest import find_verdicts
 from tests.training import preferences
+from tests.training.harness import PROFILE, make_model
 from tests.training.here import Here, at
 from tests.training.in_process import entries, series, train
 from tests.training.test_compute import train_all
@@ -82,42 +81,6 @@ def test_float16_is_scaled(device: str, bare_home: Home, prepared: Any) -> None:
     assert scaler["scale"] >= 1 and entries(run, Start)[0].facts["compute_dtype"] == "float16"
 
 
-def test_compiled_layers_are_tried(
-    device: str, bare_home: Home, prepared: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if device == "cpu":  # inductor's C++ takes minutes there
-        monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
-    compiled = losses(bare_home, "compiled", prepared, "training.compile=true")
-    plain = losses(bare_home, "plain", prepared, "training.compile=false")
-    verdict = next(each for name, each in find_verdicts(bare_home).items() if name.startswith("compiled layers"))
-    assert verdict["used"] and verdict["difference"] <= 0.03, verdict
-    assert compiled == pytest.approx(plain, rel=1e-2)
-
-
-@pytest.mark.parametrize("windowed", [False, True])
-@pytest.mark.parametrize(("heads", "groups", "width"), [(4, 2, 16), (32, 8, 128), (9, 3, 64)])
-def test_variable_length_attention_is_tried(
-    device: str, bare_home: Home, heads: int, groups: int, width: int, windowed: bool
-) -> None:
-    if device == "cpu":
-        pytest.skip("a CPU has no kernel for rows of several lengths")
-    import torch
-
-    from engine.models.trials import Trials
-    from engine.training.fast_paths import try_varlen
-
-    trials = Trials(bare_home, "cuda:0", torch.cuda.get_device_name(0))
-    verdict = try_varlen(trials, "cuda:0", torch.bfloat16, heads, groups, width, windowed)
-    assert not verdict.failed and verdict.difference <= 0.03, verdict
-    assert find_verdicts(bare_home)[verdict.name]["difference"] == verdict.difference
-
-
-def test_a_run_in_bfloat16_decides_about_its_attention(device: str, bare_home: Home, prepared: Any) -> None:
-    losses(bare_home, "run", prepared, "model.dtype=bfloat16")
-    names = [name for name in find_verdicts(bare_home) if name.startswith("variable-length attention")]
-    assert len(names) == (1 if device == "cuda" else 0)
-
-
 def test_a_resume_is_exact(device: str, prepared: Any, tmp_path: Path) -> None:
     changes = ("adapter.dropout=0.3", "training.epochs=2", "training.micro_batch=2", "training.accumulation=2")
     whole, broken = (Here(tmp_path, name, prepared, *changes) for name in ("whole", "broken"))
@@ -147,7 +110,6 @@ def test_a_step_over_packed_rows_is_one_over_the_rows(device: str, bare_home: Ho
 
     from engine.config.profile import parse
     from engine.prep.prepare import prepare
-    from tests.training.harness import PROFILE
 
     found = {}
     for packing in ("false", "true"):
@@ -190,18 +152,29 @@ def test_a_reward_is_learnt(device: str, bare_home: Home, tiny: Path, tmp_path: 
     assert first < 0.5 and last >= 0.8
 
 
+@pytest.fixture(scope="module")
+def wide(prepared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Rows for a model with matrices of more than 100,000 weights: bitsandbytes pages no smaller states."""
+    return prepared | {"base": str(make_model(tmp_path_factory.mktemp("wide"), hidden=256))}
+
+
 @pytest.mark.parametrize("optimizer", ["paged_adamw_8bit", "paged_adamw", "adamw_8bit"])
-def test_an_optimiser_of_a_card_keeps_its_state(device: str, prepared: Any, tmp_path: Path, optimizer: str) -> None:
+def test_an_optimiser_of_a_card_keeps_its_state(device: str, wide: Any, tmp_path: Path, optimizer: str) -> None:
     """Over a rehearsal, which leaves no trace, and over a resume."""
     if device == "cpu":
         pytest.skip("these optimisers need a GPU")
+    from bitsandbytes.functional import GlobalPageManager
+
+    pages = GlobalPageManager.get_instance().paged_tensors
+    pages.clear()
     changes = (f"training.optimizer={optimizer}", "training.epochs=2", *ALL)
-    plain, whole, broken = (Here(tmp_path, name, prepared, *changes) for name in ("plain", "whole", "broken"))
+    plain, whole, broken = (Here(tmp_path, name, wide, *changes) for name in ("plain", "whole", "broken"))
     plain.train("training.rehearsal=false")
+    assert bool(pages) == optimizer.startswith("paged")
     whole.train()
     broken.train(orders=at(5, "stop"))
     broken.train()
     for other in (whole, broken):
-        assert other.series("train/loss") == pytest.approx(plain.series("train/loss"), rel=1e-3), other.run.id
+        assert other.series("train/loss") == pytest.approx(plain.series("train/loss"), rel=3e-3), other.run.id
     told = list(plain.series("train/loss").values())
     assert told[-1] < 0.99 * told[0]  # type: ignore[operator]

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.models import accelerator
 from engine.protocol.home import Home
 from engine.protocol.journal import Ledger, Warn
+from tests.training import faulty
 from tests.training.in_process import entries, series, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
+ROWS = 128
+"""Of the set of long rows, all of which are a global batch."""
 HOLD = """
 import sys, torch
 total = torch.cuda.get_device_properties(0).total_memory
@@ -38,41 +42,51 @@ print(json.dumps({
 
 
 @pytest.fixture
-def _unlimited() -> Iterator[None]:
+def limit(device: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Home, Any], None]]:
+    """Leaves memory for micro-batches of half of all rows, and not for all of them. On a CPU the error is simulated."""
     import torch
 
-    yield
-    torch.cuda.set_per_process_memory_fraction(1.0)
+    from engine.training import model
+
+    def simulate(home: Home, prepared: Any) -> None:
+        monkeypatch.setattr(model, "build", model.build)  # put back afterwards
+        faulty.run_out(ROWS // 2 * 200)
+
+    def set_limit(home: Home, prepared: Any) -> None:
+        _, most, _ = _measure(home, prepared, ROWS)
+        _, _, half = _measure(home, prepared, ROWS // 2)
+        assert half < most, "no limit lies between the two"
+        accelerator.release()
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction((half + most) / 2 / total)
+
+    yield set_limit if device == "cuda" else simulate
+    if device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def _measure(home: Home, prepared: Any, rows: int) -> tuple[Any, int, int]:
     """A run with micro-batches of so many rows, and the bytes that it had allocated and reserved at most."""
     import torch
 
-    from engine.models import accelerator
-
     accelerator.release()
     torch.cuda.reset_peak_memory_stats()
-    sizes = (f"training.micro_batch={rows}", f"training.accumulation={128 // rows}", "training.max_steps=3")
-    run = train(home, f"rows-{rows}", prepared, *sizes)
+    run = train(home, f"rows-{rows}", prepared, *_size(rows))
     return run, torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
 
 
-@pytest.mark.usefixtures("_unlimited")
-def test_a_micro_batch_that_does_not_fit_is_halved(bare_home: Home, long_rows: dict[str, Any]) -> None:
-    import torch
+def _size(rows: int) -> tuple[str, ...]:
+    return f"training.micro_batch={rows}", f"training.accumulation={ROWS // rows}", "training.max_steps=3"
 
-    from engine.models import accelerator
 
-    whole, most, _ = _measure(bare_home, long_rows, 128)
-    _, _, half = _measure(bare_home, long_rows, 64)
-    assert half < most, "the limit would fit neither"
-    accelerator.release()
-    limit = (half + most) / 2
-    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
-    run = train(bare_home, "limited", long_rows, "training.micro_batch=128", "training.max_steps=3")
+def test_a_micro_batch_that_does_not_fit_is_halved(
+    device: str, bare_home: Home, long_rows: dict[str, Any], limit: Callable[[Home, Any], None]
+) -> None:
+    whole = train(bare_home, "whole", long_rows, *_size(ROWS))
+    limit(bare_home, long_rows)
+    run = train(bare_home, "limited", long_rows, *_size(ROWS))
     cuts = [entry.new for entry in entries(run, Ledger) if entry.name == "training.micro_batch"]
-    assert cuts[:1] == [64]
+    assert cuts[:1] == [ROWS // 2]
     assert "memory.batch_cut" in {entry.code for entry in entries(run, Warn)}
     assert series(run, "train/loss") == pytest.approx(series(whole, "train/loss"), rel=1e-3)
 
