@@ -23,4 +23,5 @@ def _normalise(name: str) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join(str(wheel.resolve()) for wheel in list_missing(Path(sys.argv[1]))))
+    for wheel in list_missing(Path(sys.argv[1])):
+        print(wheel.resolve())
