@@ -120,4 +120,5 @@ def count_operations(shape: Shape, rows: list[list[int]], *, weights: int) -> fl
     keys = width * config["num_key_value_heads"] // config["num_attention_heads"]
     matrices = layers * (2 * width * width + 2 * width * keys + 3 * width * inner) + width * config["vocab_size"]
     lengths = [len(row) for row in rows]
-    return weights * matrices + 12 * layers * width * sum(each**2 for each in lengths) / sum(lengths)
+    per_token: float = weights * matrices + 12 * layers * width * sum(each**2 for each in lengths) / sum(lengths)
+    return per_token

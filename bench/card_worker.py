@@ -29,7 +29,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.steps = self.tokens = 0
-        self.seconds = 0.0
+        self.seconds = self._before = 0.0
 
     def step_ends(self, tokens: float) -> None:
         synchronize()
@@ -68,7 +68,7 @@ def measure_peak(shape: Shape, folder: Path, **_: Any) -> dict[str, Any]:
     size = shape.square
     left, right = (torch.randn(size, size, device=find_device(), dtype=torch.bfloat16) for _ in range(2))
     seconds = []
-    for _ in range(25):
+    for _number in range(25):
         synchronize()
         began = time.perf_counter()
         torch.matmul(left, right)
@@ -89,12 +89,13 @@ def measure_training(
     rows = make_rows(shape, length)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    clock, notes = Clock(), {}
+    clock = Clock()
+    notes: dict[str, Any] = {}
     if side == "cockpit":
         train_here(shape, folder, quantization, rows, length, clock, more)
     else:
         notes = train_with_trl(shape, folder, quantization, rows, length, clock, packing="packing" in side)
-    figures = {
+    figures: dict[str, Any] = {
         "tokens_per_second": clock.rate,
         "steps": clock.steps - 1,
         "tflops": clock.rate * count_operations(shape, rows, weights=4) / 1e12,
@@ -115,7 +116,7 @@ def train_here(
     from engine.models import base, folders
     from engine.protocol.home import Home
     from engine.protocol.worker_link import Link
-    from engine.training import session
+    from engine.training import checkpoints, session
     from engine.training.inbox import Inbox
     from engine.training.metrics import StepMetrics
     from engine.training.reporter import Reporter
@@ -166,7 +167,7 @@ def train_here(
         with (
             mock.patch.object(StepMetrics, "end_step", timed),
             mock.patch.object(base, "load_model", make),
-            mock.patch.object(session.checkpoints, "read_back", lambda *_: None),
+            mock.patch.object(checkpoints, "read_back", lambda *_: None),
             sent_to_stderr(),
         ):
             try:
@@ -239,7 +240,7 @@ def measure_decoding(shape: Shape, folder: Path, adapter: bool, rows: int, round
     asked = [" ".join(f"w{numbers.randrange(60)}" for _ in range(shape.prompt)) for _ in range(rows)]
     prompts = [ours.prompt(each) for each in asked]
     rates: dict[str, list[float]] = {"ours": [], "generate": []}
-    for _ in range(rounds + 1):
+    for _number in range(rounds + 1):
         began = time.perf_counter()
         if rows == 1:
             made = len(ours.generate(asked[0], Sampling(shape.decoded)).ids)
@@ -253,7 +254,7 @@ def measure_decoding(shape: Shape, folder: Path, adapter: bool, rows: int, round
         generate(ours.model, prompts, shape.decoded)
         synchronize()
         rates["generate"].append(rows * shape.decoded / (time.perf_counter() - began))
-    medians = {side: statistics.median(each[1:]) for side, each in rates.items()}
+    medians: dict[str, Any] = {side: statistics.median(each[1:]) for side, each in rates.items()}
     pairs = zip(rates["ours"][1:], rates["generate"][1:], strict=True)
     return medians | {"ratio": statistics.median(mine / theirs for mine, theirs in pairs)}
 
