@@ -11,6 +11,7 @@ import pytest
 
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Start
+from engine.training import assemble
 from tests.training import preferences
 from tests.training.harness import PROFILE, make_model
 from tests.training.here import Here, at
@@ -54,12 +55,21 @@ def test_the_losses_are_those_of_a_cpu(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 2e-2)])
 def test_joined_rows_lose_what_padded_rows_lose(
-    device: str, bare_home: Home, prepared: Any, dtype: str, tolerance: float
+    device: str, bare_home: Home, prepared: Any, dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: list[bool] = []
+    make = assemble._make_segments
+    monkeypatch.setattr(assemble, "_make_segments", lambda *given: _note(made, make(*given)))
     joined = losses(bare_home, "joined", prepared, f"model.dtype={dtype}")
     padded = losses(bare_home, "padded", prepared, f"model.dtype={dtype}", "training.optimizations=false")
+    assert made == [True, False], "the first run's rows were joined"
     assert joined == pytest.approx(padded, rel=tolerance)
     assert joined[-1] < joined[0]
+
+
+def _note(made: list[bool], segments: Any) -> Any:
+    made.append(segments is not None)
+    return segments
 
 
 def test_checkpointed_gradients_are_the_same(device: str, bare_home: Home, prepared: Any) -> None:
