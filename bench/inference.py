@@ -92,7 +92,7 @@ def _sides(folder: Path, dtype: str) -> tuple[Any, Any, Any]:
     return ends, ours, AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(ours.device).eval()
 
 
-def _by_library(model: Any, ids: list[int], tokens: int) -> list[int]:
+def by_library(model: Any, ids: list[int], tokens: int) -> list[int]:
     import torch
 
     row = torch.tensor([ids], device=model.device)
@@ -109,9 +109,9 @@ def one_stream(folder: Path, dtype: str, rounds: int) -> dict[str, Any]:
     for _ in range(rounds + 1):
         reply = ours.generate(ASKED[0], Sampling(TOKENS))
         mine.append(reply.tokens_per_second)
-        first = _timed(lambda: _by_library(library, ids, 1))
+        first = _timed(lambda: by_library(library, ids, 1))
         began = time.perf_counter()
-        made = _by_library(library, ids, TOKENS)
+        made = by_library(library, ids, TOKENS)
         theirs.append((TOKENS - 1) / (time.perf_counter() - began - first))
         # The library may not end at all: what comes behind our first end token is another reply.
         until = next((place for place, token in enumerate(reply.ids) if token in ends), TOKENS)
@@ -146,7 +146,7 @@ def batch(folder: Path, rounds: int) -> dict[str, Any]:
         mine, theirs = [], []
         for _ in range(rounds):
             mine.append(rows * TOKENS / _timed(lambda rows=rows: ours.batch(ASKED[:rows], Sampling(TOKENS))))
-            alone = _timed(lambda rows=rows: [_by_library(library, ids, TOKENS) for ids in prompts[: rows // 4]])
+            alone = _timed(lambda rows=rows: [by_library(library, ids, TOKENS) for ids in prompts[: rows // 4]])
             theirs.append(rows // 4 * TOKENS / alone)
         ratio = statistics.median(mine) / statistics.median(theirs)
         found[f"{rows} rows"] = {"ours": statistics.median(mine), "loop": statistics.median(theirs), "ratio": ratio}

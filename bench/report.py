@@ -22,12 +22,20 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: _find_version(name) for name in PACKAGES},
     }
 
 
-def save(name: str, results: dict[str, Any]) -> None:
-    """Write `results/<name>.json` and print it. Figures are rounded to four significant digits."""
+def _find_version(package: str) -> str:
+    """Empty where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def save(name: str, results: dict[str, Any], folder: Path = RESULTS) -> dict[str, Any]:
+    """Write `<name>.json` and print it; returns its content. Figures are rounded to four significant digits."""
     document = {
         "benchmark": name,
         "date": datetime.date.today().isoformat(),
@@ -35,9 +43,10 @@ def save(name: str, results: dict[str, Any]) -> None:
         "results": _rounded(results),
     }
     text = json.dumps(document, indent=2)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(text + "\n")
     print(text)
+    return document
 
 
 def _rounded(value: Any) -> Any:

@@ -131,9 +131,15 @@ ended."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` need a card: `pytest -m gpu` on a machine that has one runs them all."""
+    """Tests marked `gpu` need a card: `pytest -m gpu` on a machine that has one runs them all. With
+    `COCKPIT_GPU_TESTS=cpu` those that take the fixture `device` run on a CPU."""
     items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.parent.name) in LONGEST else len(LONGEST))
     marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked and not Nvidia().count:
-        for item in marked:
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    if os.environ.get("COCKPIT_GPU_TESTS") == "cpu":
+        marked = [item for item in marked if "device" not in getattr(item, "fixturenames", ())]
+        reason = "needs a CUDA device, and this is a rehearsal on a CPU"
+    else:
+        reason = "no CUDA device"
+        marked = marked if not marked or not Nvidia().count else []
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason=reason))

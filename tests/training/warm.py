@@ -31,11 +31,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from engine.hardware.nvidia import Nvidia
 from engine.supervisor.launchers.local import build_command
 
 ROOT = Path(__file__).parents[2]
-AVAILABLE = hasattr(os, "pidfd_open")
-"""Whether this system has what forking needs (Linux); elsewhere every run is started cold."""
+AVAILABLE = hasattr(os, "pidfd_open") and not Nvidia().count
+"""Whether forking works: on Linux, and without a card, since bitsandbytes starts CUDA as it is imported, and CUDA does
+not survive a fork. Elsewhere every run is started cold."""
 PRELOADED = (
     "engine.training.session",
     "transformers.models.llama.modeling_llama",
