@@ -272,6 +272,7 @@ CODES: dict[str, str] = {
         "The rows are of a kind that another method trains on. Change `method.kind`, or name other rows."
     ),
     "data.rows.masked": "No token would be trained: every row is cut before its reply. Raise `data.max_length`.",
+    "data.rows.padded": "Joined rows of this model would see each other, so rows are padded. Nothing to do.",
     "data.rows.not_joinable": (
         "This model cannot keep rows apart that share a sequence. Change the setting that the message names."
     ),

@@ -84,9 +84,18 @@ def _make_segments(job: Job, model: Any, joined: bool) -> Segments | None:
         segments = Segments(Varlen() if fast_paths.use_varlen(job, model) else None)
         segments.install(model)
         wrong = prove(model, segments)
+        if wrong and segments.varlen is not None:
+            segments.varlen = None
+            wrong = prove(model, segments)
         if not wrong:
             return segments
         segments.uninstall()
+        if not joined:
+            job.reporter.warn(
+                code="data.rows.padded",
+                message=f"rows are padded, since this model cannot compute them joined: {wrong}",
+                hint="nothing to do; rows of about the same length waste less",
+            )
     if joined:
         remedy = "method.sequences to rows" if profile.method.kind == "pretrain" else "data.packing to false"
         raise ProblemError(

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+from transformers import AutoModelForCausalLM
+
+from engine.config.profile import parse
+from tests.training.harness import PROFILE
 
 
 @pytest.mark.slow
@@ -40,6 +47,31 @@ def test_rows_end_to_end_have_the_logits_of_rows_alone(tiny):
         assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-5)
     with pytest.raises(ValueError, match="packed"):
         collate_padded([packed])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_model_whose_rows_cannot_be_joined_pads_them_and_says_so(packed, prepared, tmp_path, monkeypatch):
+    from engine.protocol.home import Home
+    from engine.protocol.journal import Warn
+    from engine.protocol.messages import ProblemError
+    from engine.training import assemble
+    from tests.training.in_process import entries, series, train
+
+    monkeypatch.setattr(assemble, "prove", lambda *_: "joined rows differ from rows alone by 0.4")
+    steps = ("training.max_steps=2",)
+    if packed:
+        monkeypatch.setattr(assemble, "can_use_segments", lambda _: True)
+        job = SimpleNamespace(profile=parse(PROFILE.format(base=prepared["base"]), "test", Path("/"), steps))
+        job.device = SimpleNamespace(kind="cpu", compute=None)
+        with pytest.raises(ProblemError, match="differ from rows alone"):
+            assemble._make_segments(job, AutoModelForCausalLM.from_pretrained(prepared["base"]), joined=True)
+        return
+    run = train(Home(tmp_path), "run", prepared, *steps)
+    plain = train(Home(tmp_path), "plain", prepared, *steps, "training.optimizations=false")
+    assert [entry.code for entry in entries(run, Warn) if "padded" in entry.code] == ["data.rows.padded"]
+    assert list(series(run, "train/loss").values()) == pytest.approx(
+        list(series(plain, "train/loss").values()), rel=1e-4
+    )
 
 
 def test_nothing_is_trained_across_the_border_of_two_rows():
