@@ -42,6 +42,7 @@ class AsyncClient:
         self._closed = False
         self._connecting = asyncio.Lock()
         self._connection = connection
+        self._plain = socket
         self._socket = zmq.asyncio.Socket.from_socket(socket)
         self._replies: dict[str, asyncio.Future[Reply]] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -58,7 +59,13 @@ class AsyncClient:
     async def close(self) -> None:
         self._closed = True
         self._reader.cancel()
+        self._close_socket()
+
+    def _close_socket(self) -> None:
+        """Close both objects of the one socket. The plain one would not learn of it, and close it again when it is
+        collected: by then a new socket may be at the same address in memory, and that would be closed."""
         self._socket.close(linger=0)
+        self._plain.close(linger=0)
 
     async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
         """As `Client.request`."""
@@ -100,8 +107,8 @@ class AsyncClient:
             if self._closed:
                 socket.close(linger=0)
                 raise unreachable_error("this client is closed")
-            self._socket.close(linger=0)
-            self._socket = zmq.asyncio.Socket.from_socket(socket)
+            self._close_socket()
+            self._plain, self._socket = socket, zmq.asyncio.Socket.from_socket(socket)
             self._reader = asyncio.create_task(self._read(self._socket), name="engine-reader")
 
     async def follow(self) -> AsyncIterator[Any]:

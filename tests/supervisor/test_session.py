@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -173,6 +174,22 @@ def test_an_app_that_is_attached_finds_the_next_engine_at_another_address(long_h
 
     assert asyncio.run(follow()) == engine.process.pid
     engine.close()
+
+
+def test_a_client_that_is_collected_closes_no_other(engine: Engine) -> None:
+    """A new socket takes the place in memory of one that was closed."""
+
+    async def connect_again_and_again() -> None:
+        for _ in range(10):
+            before = await AsyncClient.connect(engine.home)
+            await before.close()
+            client = await AsyncClient.connect(engine.home)
+            del before
+            gc.collect()
+            assert (await client.request("hello")).pid == engine.process.pid
+            await client.close()
+
+    asyncio.run(connect_again_and_again())
 
 
 def test_a_client_that_is_closed_says_so(engine: Engine) -> None:
