@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 
@@ -126,14 +128,13 @@ async def test_what_is_served_is_shown_while_it_is(size: tuple[int, int]) -> Non
         await until(pilot, lambda: "3 runs" in screen_text(pilot))
         assert "tok/s" not in screen_text(pilot)
         fake.say(*(ServiceChanged(service=server("serve-1", tokens_per_second=rate)) for rate in (0.0, 120.0, 241.5)))
-        await until(pilot, lambda: "241 tok/s" in screen_text(pilot) or "242 tok/s" in screen_text(pilot))
+        await until(
+            pilot, lambda: re.search(r"[\u2801-\u28ff].*24[12] tok/s|24[12] tok/s.*[\u2801-\u28ff]", screen_text(pilot))
+        )
         text = screen_text(pilot)
         for wanted in ("smollm2-135m-instruct", "running 3", "queued 2", "served 1.3k", ":8000"):
             assert wanted in text
         assert "errors 1" in text
-        assert any("⠀" < sign <= "⣿" for line in text.splitlines() if "tok/s" in line for sign in line), (
-            "a line of its pace"
-        )
         assert_fits(pilot)
         fake.say(*(ServiceChanged(service=server(f"serve-{index}")) for index in range(2, 6)))
         await until(pilot, lambda: "and 2 more" in screen_text(pilot))
