@@ -23,6 +23,7 @@ from engine.prep.tokenizer_training import CHATML, list_notes, measure_compressi
 from engine.prep.verbs import train_tokenizer
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
+from tests.conftest import TOKENS
 from tests.prep.conftest import chat, write
 
 KINDS = ("bpe", "unigram")
@@ -199,7 +200,7 @@ def test_the_verb_mixes_files_holds_out_and_compares(home: Home, tmp_path: Path)
     assert (result["samples"], result["held_out"], result["rejected"]) == (300, 50, 1)
     assert result["directory"] == str(out) and result["size"] == 600 and result["kind"] == "bpe"
     own, other = result["compression"]["mine"], result["compression"]["smollm2-135m-instruct"]
-    assert own["size"] == 600 and other["size"] == 49_152
+    assert own["size"] == 600 and other["size"] == TOKENS
     assert own["exact"] == other["exact"] == 1.0 and 1 < own["bytes_per_token"] < other["bytes_per_token"] * 2
     loaded = AutoTokenizer.from_pretrained(out)
     assert len(loaded) == 600 and loaded.chat_template == CHATML

@@ -57,7 +57,7 @@ def test_rows_are_found_by_what_they_say_and_are(browser: Browser) -> None:
     assert narrowed(browser, "category=place") == [first, second]
     assert narrowed(browser, "category=place yangtze") == [first]
     assert narrowed(browser, "chars>100") == [third]
-    assert narrowed(browser, "tokens<60") == [first, second]
+    assert narrowed(browser, "tokens<80") == [first, second]
     assert narrowed(browser, "source:rows.jsonl chars<20") == [second]
     assert narrowed(browser, "source:nowhere") == []
     with pytest.raises(ValueError, match="no row has the column topic; there are messages, category"):
