@@ -109,9 +109,12 @@ def test_instances_of_a_divided_card_are_devices(cards: Cards) -> None:
 def test_the_owner_of_a_local_process_is_named_with_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owners, "is_first_namespace", lambda: True)
     worker = subprocess.Popen(
-        [sys.executable, "-c", "input()", "--home", "/h", "--job", "chat-1"], stdin=subprocess.PIPE
+        [sys.executable, "-c", "print(flush=True); input()", "--home", "/h", "--job", "chat-1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     try:
+        assert worker.stdout is not None and worker.stdout.readline()  # it has its command line by now
         found = owners.describe(worker.pid, GB)
         assert (found.user, found.job) == (psutil.Process().username(), "chat-1")
         assert found.since == psutil.Process(worker.pid).create_time()
