@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.hardware import kernel, masks
+from engine.hardware import masks, sysfs
 from engine.hardware.amd import Amd
 from engine.hardware.nvidia import Nvidia
 from engine.protocol.messages import Device
@@ -25,7 +25,7 @@ class Listing:
                 self.note = source.note
                 return devices
         self.note = self._nvidia.note
-        devices = kernel.list_cards(self._root)
+        devices = sysfs.list_cards(self._root)
         kinds = {device.kind for device in devices}
         if kinds == {"amd", "intel"}:  # a process uses one kind
             devices = [device for device in devices if device.kind == "amd"]
@@ -34,7 +34,7 @@ class Listing:
         if devices:
             self.note = ""
             return devices
-        for kind, count in kernel.count_nodes(self._root).items():
+        for kind, count in sysfs.count_nodes(self._root).items():
             self.note = f"{self.note}; {count} devices by their files alone"
             return [Device(index=at, ordinal=at, kind=kind, name="", processes=None) for at in range(count)]
         return []

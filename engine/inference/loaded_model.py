@@ -74,7 +74,7 @@ def load(
     target = replace(
         targets.fetch(target, home, progress), trust_remote_code=target.trust_remote_code or trust_remote_code
     )
-    targets.check_generates_text(target)
+    targets.check_chats(target)
     targets.check(target, folders.find_weights_problems)
     return LoadedModel(target, dtype or target.dtype, quantization or target.quantization or "none", device)
 
@@ -119,7 +119,7 @@ class LoadedModel:
     def swap(self, target: Target) -> None:
         """Change to another adapter of the loaded base, or to the base alone. When it raises ProblemError, nothing has
         changed."""
-        targets.check_generates_text(target)
+        targets.check_chats(target)
         targets.check(target, folders.find_weights_problems)
         self._enter(target)
 

@@ -133,8 +133,9 @@ def _suggest_other(target: Target, folder: Path, look: Callable[[Path], list[str
     return ""
 
 
-def check_generates_text(target: Target) -> None:
-    """Raises ProblemError for a reward model, which generates no text, and for a recurrent one, which does not here."""
+def check_chats(target: Target) -> None:
+    """Raises ProblemError for a model that generates no replies here: a reward model, or a recurrent one."""
+    check_is_language_model(target)
     if not target.on_hub and limits.is_recurrent(Path(target.base)):
         raise ProblemError(
             Problem(
@@ -142,9 +143,14 @@ def check_generates_text(target: Target) -> None:
                 title=f"{target.label} cannot chat here",
                 cause="it is a recurrent model: it keeps a state of its own kind instead of keys and values, and "
                 "replies are generated from those",
-                hint="export it and generate with transformers' own `generate`, or name a model with attention",
+                hint="generate with transformers' own `generate`, which loads the folder as it is, or name a model "
+                "with attention",
             )
         )
+
+
+def check_is_language_model(target: Target) -> None:
+    """Raises ProblemError for a reward model, which generates no text."""
     for folder in (target.adapter, None if target.on_hub else Path(target.base)):
         if folder is not None and folders.is_reward_model(folder):
             raise ProblemError(

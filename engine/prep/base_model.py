@@ -95,7 +95,7 @@ def locate_model(profile: Profile, home: Home, progress: Progress) -> Target:
             )
         )
     if not getattr(profile.method, "scores", False):
-        targets.check_generates_text(target)
+        targets.check_is_language_model(target)
     return target
 
 

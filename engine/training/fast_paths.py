@@ -84,14 +84,15 @@ def try_varlen(trials: Trials, device: str, dtype: Any, heads: int, groups: int,
 
 
 def try_compiled(loop: TrainingLoop, compiled: CompiledLayers) -> None:
-    """Let the compiled layers run only if a step of two rows has the same loss and gradients with them, and, unless the
-    profile demands them, if it is faster."""
+    """Let the compiled layers run only if two rows have the same loss and gradients with them, and, unless the profile
+    demands them, if they are faster."""
     method, model = loop.method, loop.model
     if not method.rehearsable:
         return
     before = copy.deepcopy(loop.checkpointer.snapshot())
     weights = [weight for weight in model.parameters() if weight.requires_grad][:_GRADIENTS]
-    batch = method.to_device(method.longest_batch([method.rows[row] for row in range(min(2, len(method.rows)))]))
+    rows = range(min(2, loop.profile.training.micro_batch, len(method.rows)))
+    batch = method.to_device(method.longest_batch([method.rows[row] for row in rows]))
     config = model.config.get_text_config()
     name = f"compiled layers of {config.model_type} {config.hidden_size} wide, {loop.profile.adapter.kind}"
     name += f", {loop.profile.model.quantization} weights, {loop.profile.method.kind}"

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.hardware import kernel, owners, wheels
+from engine.hardware import owners, sysfs, wheels
 from engine.hardware.amd import Amd
 from engine.hardware.listing import Listing
 from engine.hardware.nvidia import RETRY, Nvidia
@@ -203,7 +203,7 @@ def test_amd_and_intel_cards_are_found_in_sysfs(tmp_path: Path, cards: Cards) ->
     assert Listing(tmp_path).sample_devices() == []
     write("card0", device__vendor="0x8086")  # the processor's own graphics
     write("card1", device__vendor="0x8086", lmem_total_bytes=str(16 * GB))
-    assert [(each.kind, each.memory_total, each.memory_used) for each in kernel.list_cards(tmp_path)] == [
+    assert [(each.kind, each.memory_total, each.memory_used) for each in sysfs.list_cards(tmp_path)] == [
         ("intel", 16 * GB, None)
     ]
     write("card2", device__vendor="0x1002", device__mem_info_vram_total=str(24 * GB), device__mem_info_vram_used="5")

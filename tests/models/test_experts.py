@@ -9,13 +9,11 @@ import pytest
 import torch
 
 from engine.config.profile import parse
-from engine.models import limits, targets
-from engine.models.targets import Target
+from engine.models import limits
 from engine.protocol.home import Home
-from engine.protocol.messages import ProblemError
 from engine.training.adapters import lora
 from engine.training.adapters.base import find_routers
-from tests.models.small import EXPERTS, SMALL, build
+from tests.models.small import EXPERTS, build
 from tests.training.harness import PROFILE, make_model
 
 ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16,
@@ -81,15 +79,3 @@ def test_quantising_a_base_of_experts_says_what_stays_in_16_bits(base: Path, tmp
     for quantization, told in (("none", False), ("nf4", True), ("int8", True)):
         found = parse(text, "test", Path("/"), (f"model.quantization={quantization}",), bare_home).doubts
         assert any("leaves the experts in" in doubt.message for doubt in found) == told, (quantization, found)
-
-
-@pytest.mark.parametrize("name", ["mamba", "mamba2", "rwkv", "falcon_mamba"])
-def test_recurrent_models_are_refused_by_name(name: str, tmp_path: Path) -> None:
-    from transformers import AutoConfig
-
-    more = {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1} if name == "mamba2" else {}
-    small = {key: value for key, value in SMALL.items() if key != "head_dim"}
-    AutoConfig.for_model(name, **{**small, **more}).save_pretrained(tmp_path)
-    with pytest.raises(ProblemError) as refused:
-        targets.check_generates_text(Target(label="it", base=str(tmp_path)))
-    assert refused.value.problem.code == "model.recurrent"

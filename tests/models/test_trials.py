@@ -95,6 +95,7 @@ def test_a_path_that_must_be_faster_still_is_not_used(device: Trials) -> None:
 
 def test_want_of_memory_is_no_verdict(device: Trials) -> None:
     assert not device.decide("path", plain, too_large, tolerance=1e-3).used
+    assert not device.decide("path", too_large, fast, tolerance=1e-3).used
     assert device.decide("path", plain, fast, tolerance=1e-3).used
 
 

@@ -1,0 +1,52 @@
+"""Recurrent models are trained, and refused by name where replies would have to be generated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config.profile import ProfileError, parse
+from engine.models import targets
+from engine.prep import base_model
+from engine.protocol.home import Home
+from engine.protocol.messages import ProblemError
+from tests.models.small import SMALL
+from tests.training.harness import PROFILE, make_model, prepare
+from tests.training.in_process import series, train
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mamba": {}, "falcon_mamba": {}, "rwkv": {}, "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(params=FAMILIES)
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = make_model(tmp_path / "base")
+    small = {key: value for key, value in SMALL.items() if key != "head_dim"}
+    small |= {"vocab_size": len(AutoTokenizer.from_pretrained(folder)), "state_size": 8, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(request.param, **{**small, **FAMILIES[request.param]})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_they_are_trained(base: Path, tmp_path: Path, bare_home: Home) -> None:
+    profile = parse(PROFILE.format(base=base), "test", Path("/"), ("adapter={kind: none}",), bare_home)
+    assert base_model.locate_model(profile, bare_home, lambda *_: None).base == str(base)
+    prepared = prepare(tmp_path / "prepared", base)
+    rate = ("training.learning_rate=1e-2", "training.scheduler=constant")
+    run = train(bare_home, "run", prepared, "adapter={kind: none}", "training.max_steps=28", *rate)
+    losses = list(series(run, "train/loss").values())
+    assert sum(losses[-7:]) < 0.9 * sum(losses[:7]), "of the last and the first pass over the rows"
+
+
+def test_they_are_refused_where_replies_are_generated(base: Path, bare_home: Home) -> None:
+    with pytest.raises(ProblemError) as refused:
+        targets.check_chats(targets.resolve(str(base), bare_home, Path("/")))
+    assert refused.value.problem.code == "model.recurrent"
+    with pytest.raises(ProfileError, match="recurrent model"):
+        text = PROFILE.format(base=base)
+        parse(text, "test", Path("/"), ("evaluation.task=triples", "data.split={validation: 0.2}"), bare_home)
