@@ -106,8 +106,14 @@ class PickedHead:
         if self._head is None or len(inputs["picked"]) * self._vocabulary <= LARGEST:
             return False
         if not self._finish_known:
-            self._finish, self._finish_known = self._find_finish(model, inputs), True
+            self.learn_finish(model, inputs["input_ids"][:1, :8])
         return self._finish is not None
+
+    def learn_finish(self, model: Any, ids: Any) -> None:
+        """Find out what this model does to the output layer's results, by a forward pass of a few tokens, [1, tokens].
+        Where passes need all ranks, they all do this in advance."""
+        if self._head is not None:
+            self._finish, self._finish_known = self._find_finish(model, ids), True
 
     @property
     def _vocabulary(self) -> int:
@@ -115,7 +121,7 @@ class PickedHead:
         assert self._head is not None
         return int(getattr(self._head, "out_features", 0) or self._head.weight.shape[0])
 
-    def _find_finish(self, model: Any, inputs: dict[str, Any]) -> Callable[[Any], Any] | None:
+    def _find_finish(self, model: Any, ids: Any) -> Callable[[Any], Any] | None:
         """What this model does to the output layer's results, tried on a few tokens; None when it is something
         unknown."""
         import torch
@@ -126,7 +132,7 @@ class PickedHead:
         before, self.segments.lengths = self.segments.lengths, None
         try:
             with torch.no_grad():
-                logits = model(input_ids=inputs["input_ids"][:1, :8], use_cache=False).logits.float()
+                logits = model(input_ids=ids, use_cache=False).logits.float()
         finally:
             hook.remove()
             self.segments.lengths = before

@@ -60,6 +60,11 @@ class LaunchOptions(Options):
         + "; ".join(f"{name}, {strategy.help}" for name, strategy in STRATEGIES.items())
         + ".",
     )
+    offload: Literal["none", "cpu"] = option(
+        "none",
+        help="With strategy fsdp: keep weights, gradients and optimiser states in host memory, and bring each layer's "
+        "weights to the device when it computes. Slower, for models that the devices together have no room for.",
+    )
     nodes: int = option(1, help="Hosts.", ge=1, le=1)
     port: Annotated[int, Field(ge=1, le=65535)] | Literal["auto"] = option("auto", help="Rendezvous port.")
     restarts: int = option(0, help="Automatic restarts after a failure.", ge=0)

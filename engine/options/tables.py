@@ -50,5 +50,6 @@ ROW_KINDS = {
 STRATEGIES = {
     "ddp": Strategy("engine.training.parallel.ddp:DataParallel", "each has all of it"),
     "zero2": Strategy("engine.training.parallel.zero2:Zero2", "each has the states of a share of the weights"),
+    "fsdp": Strategy("engine.training.parallel.fsdp:FullySharded", "each has a share of weights, gradients and states"),
 }
 """`launch.strategy`: how several processes share a training step. A single process needs none."""

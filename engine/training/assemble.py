@@ -16,18 +16,22 @@ from engine.training.loop import TrainingLoop
 from engine.training.memory import MemoryWatch
 from engine.training.methods.base import MethodSetup
 from engine.training.metrics import StepMetrics
+from engine.training.model import build as build_model
 from engine.training.online.batching import make_global_batches
+from engine.training.parallel.choose import make_strategy
 
 
-def make_loop(job: Job, model: Any) -> TrainingLoop:
-    """The training loop, at the step of the checkpoint that the run resumes. Raises ProblemError for settings that do
-    not work with this model."""
+def make_loop(job: Job) -> TrainingLoop:
+    """The model and its training loop, at the step of the checkpoint that the run resumes. Raises ProblemError for
+    settings that do not work with this model."""
     import torch
     from datasets import load_from_disk
     from transformers import set_seed
     from transformers.trainer_utils import align_special_tokens
 
     settings = job.profile.training
+    strategy = make_strategy(job.profile.launch, make_accelerator(job), job.ranks)
+    model = build_model(job, strategy)
     set_seed(settings.seed)
     align_special_tokens(model, job.tokenizer)
     rows = load_from_disk(job.prepared["train"])
@@ -42,12 +46,17 @@ def make_loop(job: Job, model: Any) -> TrainingLoop:
         batches=batches,
         segments=_make_segments(job, model, "seq_lengths" in rows.column_names),
         metrics=StepMetrics(),
-        memory=MemoryWatch(),
+        memory=MemoryWatch(recovers=not strategy.sharded),
+        strategy=strategy,
     )
+    strategy.segments = setup.segments
     max_steps = settings.max_steps or math.ceil(settings.epochs * batches.per_epoch)
     step = int(job.resumed_from.name.removeprefix("step-")) if job.resumed_from else 0
     compiled = performance.optimize_model(job, model, max_steps)
-    loop = TrainingLoop(setup, make_accelerator(job), step, max_steps)
+    loop = TrainingLoop(setup, step, max_steps)
+    if strategy.sharded:
+        for head, each in loop.method.heads:
+            head.learn_finish(each, torch.arange(3, 11, device=model.device)[None])
     if compiled:
         fast_paths.try_compiled(loop, compiled)
     torch.manual_seed(settings.seed + 7919 * job.ranks.rank)  # ranks must not use the same dropout masks

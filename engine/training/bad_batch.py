@@ -179,7 +179,8 @@ def find_spike(loss: float, recent: Iterable[float], factor: float | None) -> Pa
 def describe_rows(loop: TrainingLoop, rows: Sequence[int]) -> list[BadRow]:
     """The rows of a global batch, each with its text and its own loss, the worst first. The ranks share the work, and
     all get the result."""
-    mine = [_describe_row(loop, row) for row in rows[loop.ranks.rank :: loop.ranks.world]]
+    with loop.strategy.in_step():
+        mine = [_describe_row(loop, row) for row in rows[loop.ranks.rank :: loop.ranks.world]]
     found = [row for share in loop.ranks.gather(mine) for row in share]
     return sorted(found, key=lambda row: (row.loss is not None, -(row.loss or 0.0), row.row))
 

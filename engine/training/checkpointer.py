@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from engine.config.profile import Profile
 from engine.protocol.codes import Pause
 from engine.protocol.journal import Checkpoint
 from engine.storage.atomic import write_folder
 from engine.training import checkpoints, live_settings, resume
+from engine.training.parallel import sharded_state
+from engine.training.parallel.fsdp import FullySharded
 
 if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
@@ -25,6 +33,10 @@ class GatheredState:
     optimizer: dict[str, Any]
     """The optimiser's state; complete on rank 0."""
     fingerprint: dict[str, Any]
+    weights: dict[str, Any] | None = None
+    """Where each rank has its share of the model: the weights to publish, on rank 0."""
+    shards: Path | None = None
+    """Where the ranks have written their shares of everything else."""
 
 
 class Checkpointer:
@@ -73,18 +85,18 @@ class Checkpointer:
         loop, folder = self._loop, self._loop.job.resumed_from
         if folder is None:
             return ""
-        import torch
-
         inner = folder / checkpoints.RESUME_FOLDER
-        loop.strategy.load(inner / "optimizer.pt")
+        loop.strategy.load(inner)
         loop.schedule.load_state_dict(torch.load(inner / "scheduler.pt", weights_only=True))
         # The file holds the learning rate of its time; the profile, with later changes, has the current one.
         loop.apply_settings(loop.profile)
         if loop.accelerator.scaler is not None and (inner / "scaler.pt").exists():
             loop.accelerator.scaler.load_state_dict(torch.load(inner / "scaler.pt", weights_only=True))
-        for part in (loop.averages, loop.evaluator.patience):
-            if part is not None:
-                part.load(inner)
+        if loop.averages is not None:
+            stored = loop.strategy.read_named(inner, sharded_state.AVERAGES, loop.averages.values)
+            loop.averages.load(inner, stored)
+        if loop.evaluator.patience is not None:
+            loop.evaluator.patience.load(inner)
         return resume.restore(loop, inner)
 
     # ── saving ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -96,32 +108,59 @@ class Checkpointer:
         if loop.step == loop.job.saved_step:
             return None
         with loop.reporter.in_phase("saving"):
-            pause: Pause | None = loop.ranks.broadcast(self._write(self.gather()))
+            pause = self.write_on_first(loop.job.run.checkpoint(loop.step), self._write)
         if pause is None:
             loop.job.saved_step = loop.step
             if loop.ranks.first:
                 loop.job.plots.draw(loop.step)
         return pause
 
-    def gather(self) -> GatheredState:
-        """Gather the state of all ranks. Called on every rank."""
+    def write_on_first(self, folder: Path, write: Callable[[GatheredState], Pause | None]) -> Pause | None:
+        """Gather the state of all ranks for a checkpoint in `folder`, and let rank 0 write it. Called on every rank;
+        returns, on every rank, why it could not be written, or None."""
+        loop = self._loop
+        shards = folder.with_name(f".{folder.name.lstrip('.')}.shards")
+        try:
+            gathered = self._gather(shards)
+            written = write(gathered) if loop.ranks.first else None
+        except OSError as error:  # of shards, on every rank; `write` has its own
+            written = describe_failed_write(error)
+        finally:
+            if loop.ranks.first:
+                shutil.rmtree(shards, ignore_errors=True)
+        pause: Pause | None = loop.ranks.broadcast(written)
+        return pause
+
+    def _gather(self, shards: Path) -> GatheredState:
         loop = self._loop
         snapshots = loop.ranks.gather(self._before_step or self.snapshot())
-        return GatheredState(snapshots, loop.strategy.save(), resume.compute_fingerprint(loop, snapshots))
+        loop.strategy.settle()
+        state = GatheredState(snapshots, loop.strategy.save(), resume.compute_fingerprint(loop, snapshots))
+        if not isinstance(loop.strategy, FullySharded):
+            return state
+        loop.strategy.write_shards(shards, loop.averages.values if loop.averages else {})
+        return replace(state, weights=self.gather_weights(), shards=shards)
+
+    def gather_weights(self) -> dict[str, Any] | None:
+        """The weights to publish, on rank 0, where each rank has a share of them; None where it has all. Called on
+        every rank."""
+        loop = self._loop
+        if not isinstance(loop.strategy, FullySharded):
+            return None
+        full, dtype = loop.profile.adapter.kind == "none", getattr(torch, loop.profile.model.dtype)
+        trained = None if full else [name for name, weight in loop.model.named_parameters() if weight.requires_grad]
+        with loop.averaged_weights():
+            return loop.strategy.collect(trained, dtype if full else None)
 
     def _write(self, gathered: GatheredState) -> Pause | None:
         """Write the checkpoint, on rank 0; returns why it could not be written, or None."""
         loop, job = self._loop, self._loop.job
-        if not loop.ranks.first:
-            return None
         folder = job.run.checkpoint(loop.step)
         try:
             facts = {"step": loop.step, "attempt": job.attempt}
             write_folder(folder, lambda place: self.write_files(place, gathered), facts)
         except OSError as error:
-            return Pause(
-                code="pause.disk_low", reason=f"disk low: the checkpoint cannot be written ({error.strerror or error})"
-            )
+            return describe_failed_write(error)
         job.written.add(loop.step)
         results = loop.evaluator.results.get(loop.step, {})
         job.checkpoints[loop.step] = {name: value for name, value in results.items() if value is not None}
@@ -144,11 +183,10 @@ class Checkpointer:
 
     def write_files(self, folder: Path, gathered: GatheredState) -> None:
         """Write all files of a checkpoint into `folder`. Raises OSError."""
-        import torch
-
         loop, job = self._loop, self._loop.job
-        with loop.averaged_weights():
-            checkpoints.save_weights(loop.model, job.tokenizer, folder, loop.profile.model.dtype)
+        dtype = loop.profile.model.dtype
+        with nullcontext() if gathered.shards else loop.averaged_weights():
+            checkpoints.save_weights(loop.model, job.tokenizer, folder, dtype, gathered.weights)
         (folder / "lock.json").write_text(job.lock_text(loop.profile))
         inner = folder / checkpoints.RESUME_FOLDER
         inner.mkdir()
@@ -159,12 +197,15 @@ class Checkpointer:
         torch.save(gathered.snapshots, inner / resume.RANKS)
         live_settings.save_settings(inner / live_settings.FILE, job.submitted, loop.profile, job.skipped)
         (inner / resume.FILE).write_text(json.dumps(gathered.fingerprint))
-        if job.masters:
+        if gathered.shards:
+            shutil.copytree(gathered.shards, inner / sharded_state.FOLDER, copy_function=_link)
+        elif job.masters:
             trained = {name: p.data for name, p in loop.model.named_parameters() if p.requires_grad}
             torch.save(trained, inner / checkpoints.MASTERS)
-        for part in (loop.averages, loop.evaluator.patience):
-            if part is not None:
-                part.save(inner)
+        if loop.averages is not None and not gathered.shards:
+            loop.averages.save(inner)
+        if loop.evaluator.patience is not None:
+            loop.evaluator.patience.save(inner)
 
     # ── earlier checkpoints ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -177,3 +218,17 @@ class Checkpointer:
         inner = self._loop.job.run.checkpoint(step) / checkpoints.RESUME_FOLDER
         settings, _ = live_settings.replay(inner / live_settings.FILE, self._loop.job.submitted)
         return settings
+
+
+def describe_failed_write(error: OSError) -> Pause:
+    return Pause(
+        code="pause.disk_low", reason=f"disk low: the checkpoint cannot be written ({error.strerror or error})"
+    )
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

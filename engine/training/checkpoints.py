@@ -62,16 +62,16 @@ def prune(run: RunDirectory, keep: int, protected: set[int], written: set[int]) 
     return removed
 
 
-def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
+def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str, gathered: dict[str, Any] | None = None) -> None:
     """Write the adapter, or the whole model in `dtype`, with config and tokenizer, as transformers and peft load
-    them."""
+    them. `gathered` are the weights by name where the model's own are divided among ranks."""
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
         # From the whole model: given only the adapter's weights, peft does not find a head that is trained with them.
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=gathered)
     else:
-        model.save_pretrained(folder, state_dict=collect_weights(model, dtype))
+        model.save_pretrained(folder, state_dict=collect_weights(model, dtype, gathered))
     tokenizer.save_pretrained(folder)
     for card in folder.glob("README.md"):  # peft's empty template
         card.unlink()
@@ -81,7 +81,7 @@ def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
         config.write_text(json.dumps({**text, "dtype": dtype, "use_cache": True}, indent=2))
 
 
-def collect_weights(model: Any, dtype: str) -> dict[str, Any]:
+def collect_weights(model: Any, dtype: str, gathered: dict[str, Any] | None = None) -> dict[str, Any]:
     """The weights of `model` as a checkpoint stores them, by name, on the host. All weights of a model are cast and
     copied one by one, so that the device never has a second copy of them."""
     import torch
@@ -90,8 +90,10 @@ def collect_weights(model: Any, dtype: str) -> dict[str, Any]:
     if isinstance(model, PeftModel):
         # peft compares vocabularies with the base's config.json to guess whether embeddings were resized, which they
         # never are; a config in another layout (engine/models/glm) would make it store them.
-        adapter: dict[str, Any] = get_peft_model_state_dict(model, save_embedding_layers=False)
+        adapter: dict[str, Any] = get_peft_model_state_dict(model, state_dict=gathered, save_embedding_layers=False)
         return adapter
+    if gathered is not None:
+        return gathered
     copies: dict[Any, Any] = {}  # tied weights share theirs
 
     def copy(tensor: Any) -> Any:
@@ -103,13 +105,13 @@ def collect_weights(model: Any, dtype: str) -> dict[str, Any]:
     return {name: copy(tensor) for name, tensor in model.state_dict().items()}
 
 
-def read_back(folder: Path, model: Any, dtype: str) -> None:
+def read_back(folder: Path, model: Any, dtype: str, gathered: dict[str, Any] | None = None) -> None:
     """Compare a checkpoint's weights on disk with those in memory, bit for bit. Raises ProblemError naming the first
     difference."""
     import torch
     from safetensors import SafetensorError, safe_open
 
-    expected = collect_weights(model, dtype)
+    expected = collect_weights(model, dtype, gathered)
     seen: set[str] = set()
     try:
         for path in sorted(folder.glob("*.safetensors")):

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engine.training.parallel.sharded_state import like, local
+
 FILE = "ema.pt"
 
 
@@ -22,7 +24,8 @@ class WeightAverages:
     def __init__(self, model: Any, decay: float) -> None:
         self.decay = decay
         self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self._averages = {name: weight.detach().float().clone() for name, weight in self._weights.items()}
+        self.values = {name: weight.detach().float().clone() for name, weight in self._weights.items()}
+        """The averages by name, divided among the ranks as the weights are."""
 
     def update(self, step: int) -> None:
         """Update the averages with the weights after `step` steps. The first steps weigh more than `decay` says: the
@@ -32,32 +35,37 @@ class WeightAverages:
         keep = min(self.decay, (1 + step) / (10 + step))
         with torch.no_grad():
             for name, weight in self._weights.items():
-                self._averages[name].lerp_(weight.detach().float(), 1 - keep)
+                local(self.values[name]).lerp_(local(weight.detach()).float(), 1 - keep)
 
     @contextmanager
     def swap_in(self) -> Iterator[None]:
         """Context in which the model's weights are the averages, in the weights' own dtypes."""
-        trained = {name: weight.data for name, weight in self._weights.items()}
+        import torch
+
+        trained = {name: local(weight.detach()).clone() for name, weight in self._weights.items()}
         try:
-            for name, weight in self._weights.items():
-                # A copy: code that reads the weights may also change their memory layout.
-                weight.data = self._averages[name].to(weight.dtype, copy=True)
+            with torch.no_grad():
+                for name, weight in self._weights.items():
+                    local(weight.detach()).copy_(local(self.values[name]))
             yield
         finally:
-            for name, weight in self._weights.items():
-                weight.data = trained[name]
+            with torch.no_grad():
+                for name, weight in self._weights.items():
+                    local(weight.detach()).copy_(trained[name])
 
     def save(self, folder: Path) -> None:
         import torch
 
-        torch.save(self._averages, folder / FILE)
+        torch.save(self.values, folder / FILE)
 
-    def load(self, folder: Path) -> None:
-        """Load a checkpoint's averages. Without any (the run had no average then), they start as the current
-        weights."""
+    def load(self, folder: Path, shards: dict[str, Any]) -> None:
+        """Load a checkpoint's averages: those of `shards`, else those of its file. Without any (the run had no average
+        then), they start as the current weights."""
         import torch
 
+        for name, average in shards.items():
+            local(self.values[name]).copy_(local(average))
         if (folder / FILE).exists():
             kept = torch.load(folder / FILE, map_location="cpu", weights_only=True)
-            for name, average in self._averages.items():
-                average.copy_(kept[name])
+            for name, average in self.values.items():
+                local(average).copy_(local(like(average, kept[name])))

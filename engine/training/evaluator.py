@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.evaluation import training_evaluations
 from engine.evaluation.results_store import make_entry
@@ -36,6 +36,7 @@ SAMPLES_KEPT = 4
 """Replies that are journaled at each evaluation."""
 
 Conversation = list[dict[str, str]]
+T = TypeVar("T")
 
 
 class Evaluator:
@@ -122,7 +123,8 @@ class Evaluator:
         import torch
 
         model, method = self._loop.model, self._method
-        merged = merge_weights if self._job.profile.training.optimizations else nullcontext
+        optimized = self._job.profile.training.optimizations and not self._loop.strategy.sharded
+        merged = merge_weights if optimized else nullcontext
         model.eval()
         try:
             with torch.no_grad(), self._job.device.autocast(), ExitStack() as stack:
@@ -156,22 +158,27 @@ class Evaluator:
 
         def sum_up() -> Counter[str]:
             found: Counter[str] = Counter()
-            for rows in batches:
-                batch = method.collate(rows)
-                take_counts(batch)
-                batch = method.to_device(batch)
-                found["units"] += method.units(batch)  # type: ignore[assignment]
-                found.update(method.measure(batch))  # type: ignore[arg-type]
+            with self._loop.strategy.in_step():
+                for rows in batches:
+                    batch = method.collate(rows)
+                    take_counts(batch)
+                    batch = method.to_device(batch)
+                    found["units"] += method.units(batch)  # type: ignore[assignment]
+                    found.update(method.measure(batch))  # type: ignore[arg-type]
             return found
 
         whole: Counter[str] = Counter()
-        for share in memory.compute_on_all(self._job.ranks, sum_up):  # a rank without rows has no sums
+        for share in self._compute_on_all(sum_up):  # a rank without rows has no sums
             whole.update(share)
         units = whole.pop("units", 0)
         if not units:
             return {}
         means = {name: total / units for name, total in whole.items()}
         return {f"eval/{name}": value for name, value in method.summarize(means).items()}
+
+    def _compute_on_all(self, compute: Callable[[], T]) -> list[T]:
+        """Every rank's result, on every rank."""
+        return memory.compute_on_all(self._job.ranks, compute, recovers=not self._loop.strategy.sharded)
 
     def _divide_rows(self, rows: Any) -> list[list[Any]]:
         """This rank's held-out rows as micro-batches of rows of similar length."""
@@ -212,13 +219,16 @@ class Evaluator:
         stops = job.prepared["lock"]["eos_token_ids"]
 
         def generate_mine() -> list[DecodedReply]:
-            if not prompts:
-                return []
             model, tokenizer = self._loop.model, job.tokenizer
-            ids = generate_batch(model, tokenizer, prompts, max_new_tokens, stops, self._report_progress)
+            with self._loop.strategy.in_step():
+                ids = (
+                    generate_batch(model, tokenizer, prompts, max_new_tokens, stops, self._report_progress)
+                    if prompts
+                    else []
+                )
             return [decode_reply(tokenizer, prompt, reply) for prompt, reply in zip(prompts, ids, strict=True)]
 
-        shares = memory.compute_on_all(job.ranks, generate_mine)
+        shares = self._compute_on_all(generate_mine)
         return [shares[index % job.ranks.world][index // job.ranks.world] for index in range(len(conversations))]
 
     def _prompt_ids(self, messages: Conversation) -> list[int]:

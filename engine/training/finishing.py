@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from engine.config import stage_plan
 from engine.options import thresholds
@@ -25,7 +27,8 @@ def finish(job: Job, loop: TrainingLoop, output: Path | None, seconds: float) ->
     it."""
     steps: list[Callable[[], None]] = [lambda: _close(job, loop)]
     if loop.outcome == "completed":
-        steps = [lambda: _verify(job, loop), lambda: _publish(job, loop, output), *steps]
+        gathered = loop.checkpointer.gather_weights()
+        steps = [lambda: _verify(job, loop, gathered), lambda: _publish(job, loop, output), *steps]
     for step in (*steps, lambda: _write_results(job, loop, seconds)):
         while pause := job.ranks.broadcast(_try(job, step)):
             loop.control.pause(pause)
@@ -47,9 +50,9 @@ def _try(job: Job, step: Callable[[], None]) -> Pause | None:
     return None
 
 
-def _verify(job: Job, loop: TrainingLoop) -> None:
-    with loop.averaged_weights():
-        checkpoints.read_back(job.run.checkpoint(loop.step), loop.model, job.profile.model.dtype)
+def _verify(job: Job, loop: TrainingLoop, gathered: dict[str, Any] | None) -> None:
+    with nullcontext() if gathered is not None else loop.averaged_weights():
+        checkpoints.read_back(job.run.checkpoint(loop.step), loop.model, job.profile.model.dtype, gathered)
 
 
 def _publish(job: Job, loop: TrainingLoop, output: Path | None) -> None:

@@ -80,27 +80,31 @@ class HotChat:
         self._reply: PendingReply | None = None
         self._compiler: Any = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to answer."""
+        return self._reply is not None or bool(self._waiting)
+
     def add(self, instruction: Instruction) -> None:
         self._waiting.append(instruction)
 
     def advance(self, loop: Any) -> bool:
-        """Continue the current reply with the weights of this step, or start the next one. False when there is nothing
-        to answer."""
-        if self._reply is None and not self._waiting:
+        """Continue the current reply with the model's weights, or start the next one. False when there is nothing to
+        answer."""
+        if not self.busy:
             return False
         began_at, step = time.perf_counter(), loop.step
         state = resume.get_random_state()
         model = loop.model
         try:
-            with loop.averaged_weights():
-                model.eval()
-                loop.method.expect_plain_batches()
-                if self._reply is None:
-                    self._start(loop)
-                else:
-                    self._reply.intervals.append(began_at - self._reply.left_at)
-                if self._reply is not None:
-                    self._continue(loop, step, began_at)
+            model.eval()
+            loop.method.expect_plain_batches()
+            if self._reply is None:
+                self._start(loop)
+            else:
+                self._reply.intervals.append(began_at - self._reply.left_at)
+            if self._reply is not None:
+                self._continue(loop, step, began_at)
         except Exception as error:  # noqa: BLE001 - the run continues whatever fails here
             self._fail(loop, step, error)
         finally:

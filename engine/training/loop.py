@@ -19,7 +19,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from engine.config.profile import Profile
 from engine.models import accelerator
@@ -31,7 +30,6 @@ from engine.training.ema import WeightAverages
 from engine.training.evaluator import Evaluator
 from engine.training.exceptions import StopTraining
 from engine.training.methods.base import Batch, MethodSetup, make_method, take_counts
-from engine.training.parallel.choose import make_strategy
 from engine.training.run_control import RunControl
 from engine.training.schedule import make_schedule, rebase_schedule
 
@@ -39,7 +37,7 @@ from engine.training.schedule import make_schedule, rebase_schedule
 class TrainingLoop:
     """One attempt of a run. Every rank runs the same loop with its own rows."""
 
-    def __init__(self, setup: MethodSetup, accelerator: Any, step: int, max_steps: int) -> None:
+    def __init__(self, setup: MethodSetup, step: int, max_steps: int) -> None:
         """`step` steps are already done; the loop ends after `max_steps`. Raises ProblemError for settings that do not
         work with this model."""
         job = self.job = setup.job
@@ -48,9 +46,8 @@ class TrainingLoop:
         self.ranks, self.reporter, self.batches = job.ranks, job.reporter, setup.batches
         self.metrics, self.memory = setup.metrics, setup.memory
         self.step, self.max_steps, self.outcome = step, max_steps, "completed"
-        self.accelerator = accelerator
+        self.strategy, self.accelerator = setup.strategy, setup.strategy.accelerator
         self.method = make_method(setup)
-        self.strategy = make_strategy(self.profile.launch.strategy, accelerator, self.ranks)
         self.strategy.prepare(
             self.method.model, lambda model: optimizer_factory.make_optimizer(self.profile.training, model)
         )
@@ -235,4 +232,7 @@ class TrainingLoop:
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """Context in which the model has the weights that the run evaluates and saves."""
-        return self.averages.swap_in() if self.averages else nullcontext()
+        if self.averages is None:
+            return nullcontext()
+        self.strategy.settle()
+        return self.averages.swap_in()

@@ -23,7 +23,9 @@ class MemoryWatch:
     error and computes nothing more, and all ranks learn of it when they vote at the end of the global batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, recovers: bool = True) -> None:
+        """`recovers` is false where the others wait for this rank in the middle of a pass: then the error ends it."""
+        self.recovers = recovers
         self.error = ""
         """The allocator's message; empty while there was enough memory."""
 
@@ -33,7 +35,7 @@ class MemoryWatch:
         try:
             yield
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not self.recovers or not is_out_of_memory(error):
                 raise
             self.error = first_line(error)
         if self.error:
@@ -57,12 +59,12 @@ def smaller_micro_batch(profile: Profile) -> Profile | None:
     return live_settings.replace_setting(profile, "training.accumulation", profile.training.accumulation * by)
 
 
-def compute_on_all(ranks: Ranks, compute: Callable[[], T]) -> list[T]:
+def compute_on_all(ranks: Ranks, compute: Callable[[], T], *, recovers: bool = True) -> list[T]:
     """Every rank's result, on every rank. When one rank runs out of memory, raises OutOfMemoryError on all of them: the
     others would otherwise wait for it."""
     import torch
 
-    watch, found = MemoryWatch(), None
+    watch, found = MemoryWatch(recovers=recovers), None
     with watch.catch():
         found = compute()
     shares: list[tuple[Any, str]] = ranks.gather((found, watch.error))

@@ -7,30 +7,54 @@ from pathlib import Path
 from typing import Any
 
 from engine.models import base
+from engine.models.devices import Device
 from engine.training import checkpoints
 from engine.training.job import Job
+from engine.training.parallel.single import SingleProcess
 
 
-def build(job: Job) -> Any:
-    """The model to train, with a checkpoint's weights when resuming."""
+def build(job: Job, strategy: SingleProcess) -> Any:
+    """The model to train, with a checkpoint's weights when resuming; `strategy` places it."""
     import torch
 
-    from engine.training import dropout
-    from engine.training.adapters import fused_lora
+    masters = _choose_masters(job)
+    model = strategy.build(lambda device: _make(job, device, masters), job.device, masters)
+    rounded = job.profile.adapter.kind == "none" and model.dtype != getattr(torch, job.profile.model.dtype)
+    job.masters = rounded or job.profile.training.ema is not None
+    _set_up(job, model)
+    return model
+
+
+def _choose_masters(job: Job) -> Any:
+    """The dtype that all weights are trained in, or None for that of the base.
+
+    The range of float16 is too small for weights, and bfloat16 is too coarse: of an update of a 500th of a weight
+    nothing is left, and AdamW's second moment cannot fall.
+    """
+    import torch
+
+    profile = job.profile
+    rounded = profile.training.masters == "float32" or profile.model.dtype == "float16" or profile.model.from_scratch
+    return torch.float32 if profile.adapter.kind == "none" and rounded else None
+
+
+def _make(job: Job, device: Device, masters: Any) -> Any:
+    """The model on `device`, before anything is installed in it."""
+    import torch
 
     profile, reporter = job.profile, job.reporter
     full, resumed = profile.adapter.kind == "none", job.resumed_from
     base_folder = job.prepared["base"]
     torch.manual_seed(profile.training.seed)  # a scoring head may be initialised at random
     if profile.model.from_scratch and not resumed:
-        model = _make_random(job)
+        model = _make_random(job, device)
     else:
         folder = str(resumed) if resumed and full else base_folder
         reporter.set_phase("loading", Path(folder).name)
         model = base.load(
             folder,
             profile.model,
-            job.device,
+            device,
             lambda done, total: reporter.set_phase("loading", f"tensor {done} of {total}", done, total),
             unpack=profile.training.optimizations,
             scores=getattr(profile.method, "scores", False),
@@ -39,19 +63,21 @@ def build(job: Job) -> Any:
     model.name_or_path = "" if profile.model.from_scratch else base_folder
     torch.manual_seed(profile.training.seed)
     model = importlib.import_module(f"engine.training.adapters.{profile.adapter.kind}").attach(model, profile.adapter)
-    # The range of float16 is too small for weights, and bfloat16 is too coarse: of an update of a 500th of a weight
-    # nothing is left, and AdamW's second moment cannot fall.
-    if full and (
-        profile.training.masters == "float32" or profile.model.dtype == "float16" or profile.model.from_scratch
-    ):
-        model.float()
-    job.masters = (full and model.dtype != getattr(torch, profile.model.dtype)) or profile.training.ema is not None
+    if resumed:
+        _restore(model, resumed, masters)
+    return model
+
+
+def _set_up(job: Job, model: Any) -> None:
+    """Install what computes a model's passes, on every rank."""
+    from engine.training import dropout
+    from engine.training.adapters import fused_lora
+
+    profile, full = job.profile, job.profile.adapter.kind == "none"
     if not full and job.device.kind == "cpu" and profile.training.optimizations:
         if profile.method.rows == "tokens":  # type: ignore[attr-defined]
             dropout.install(model)
         fused_lora.install(model)
-    if resumed:
-        _restore(model, resumed)
     if profile.training.gradient_checkpointing:
         if hasattr(model, "activation_checkpointing_enable"):
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -59,11 +85,10 @@ def build(job: Job) -> Any:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if not full:
             model.enable_input_require_grads()
-    return model
 
 
-def _make_random(job: Job) -> Any:
-    """A model with random weights on the run's device, identical on every rank: each draws them on its CPU from
+def _make_random(job: Job, device: Device) -> Any:
+    """A model with random weights on `device`, identical on every rank: each draws them on its CPU from
     training.seed."""
     from engine.models import scratch
 
@@ -76,18 +101,21 @@ def _make_random(job: Job) -> Any:
         job.prepared["lock"]["eos_token_ids"],
         job.profile.training.seed,
     )
-    return model.to(job.device.name)
+    return model.to(device.name)
 
 
-def _restore(model: Any, folder: Path) -> None:
-    """Load a checkpoint's trained weights into `model`, bit for bit."""
+def _restore(model: Any, folder: Path, dtype: Any) -> None:
+    """Load a checkpoint's trained weights into `model`, bit for bit. `dtype` is that of the trained weights, None for
+    the base's."""
     import torch
     from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     masters = folder / checkpoints.RESUME_FOLDER / checkpoints.MASTERS
     if masters.exists():
-        kept = torch.load(masters, map_location="cpu", weights_only=True)
+        if dtype is not None:
+            model.to(dtype)
+        kept = torch.load(masters, map_location="cpu", weights_only=True, mmap=True)
         for name, parameter in model.named_parameters():
             if name in kept:
                 parameter.data.copy_(kept[name])

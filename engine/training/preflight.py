@@ -17,6 +17,7 @@ from engine.models import accelerator
 from engine.protocol.codes import Pause
 from engine.storage.atomic import write_folder
 from engine.training import checkpoints, optimizer_factory
+from engine.training.checkpointer import describe_failed_write
 
 if TYPE_CHECKING:
     from engine.training.checkpointer import GatheredState
@@ -71,7 +72,7 @@ def _step(loop: TrainingLoop, *, update: bool) -> None:
         loop.reporter.link.report_progress()
     loop.guard.vote(0.0, rehearsed=True)
     loop.strategy.reduce()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in loop.model.parameters() if p.grad is not None])
+    norm = float(loop.strategy.norm())
     # Gradients that are not finite would spoil the weights even at a rate of 0; a real step holds them back.
     if update and math.isfinite(norm):
         for group in loop.optimizer.param_groups:
@@ -91,7 +92,8 @@ def _save(loop: TrainingLoop) -> None:
     """Write a complete checkpoint and read it back, on rank 0. A full disk pauses the run here, before any work can be
     lost."""
     loop.reporter.set_phase("rehearsing", "a checkpoint")
-    while pause := loop.ranks.broadcast(_write_and_read(loop, loop.checkpointer.gather())):
+    folder = loop.job.run.checkpoints / FOLDER
+    while pause := loop.checkpointer.write_on_first(folder, lambda gathered: _write_and_read(loop, gathered)):
         loop.control.pause(pause)
         if loop.control.stopping:
             return
@@ -101,17 +103,13 @@ def _write_and_read(loop: TrainingLoop, gathered: GatheredState) -> Pause | None
     """Write and verify the trial checkpoint, on rank 0; returns why it cannot be written, or None."""
     import torch
 
-    if not loop.ranks.first:
-        return None
     folder = loop.job.run.checkpoints / FOLDER
     try:
         write_folder(folder, lambda place: loop.checkpointer.write_files(place, gathered))
-        checkpoints.read_back(folder, loop.model, loop.profile.model.dtype)
+        checkpoints.read_back(folder, loop.model, loop.profile.model.dtype, gathered.weights)
         torch.load(folder / checkpoints.RESUME_FOLDER / "optimizer.pt", map_location="cpu", weights_only=True)
     except OSError as error:
-        return Pause(
-            code="pause.disk_low", reason=f"disk low: a checkpoint cannot be written ({error.strerror or error})"
-        )
+        return describe_failed_write(error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return None

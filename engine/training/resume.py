@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.models.versions import list_versions
+from engine.training.parallel.sharded_state import local
 
 if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
@@ -91,9 +92,10 @@ def compute_fingerprint(loop: TrainingLoop, snapshots: list[dict[str, Any]]) -> 
     job = loop.job
     return {
         "ranks": loop.ranks.world,
+        "shards": loop.ranks.world if loop.strategy.sharded else 1,
         "next batch": _digest_next_batch(loop),
         "data": job.prepared.get("hash"),
-        "weights": digest([p for p in loop.model.parameters() if p.requires_grad]),
+        "weights": _digest_weights(loop),
         "optimiser": _digest_optimizer(loop),
         "schedule": loop.schedule.last_epoch,
         "generators": [digest(snapshot["random"]) for snapshot in snapshots],
@@ -112,6 +114,12 @@ def _digest_next_batch(loop: TrainingLoop) -> str:
     for row in loop.batches.rows_of(loop.step):
         found.update(json.dumps(loop.method.rows[row], sort_keys=True, default=str).encode())
     return found.hexdigest()
+
+
+def _digest_weights(loop: TrainingLoop) -> str:
+    """A digest of the trained weights, of each rank's shares of them where they are divided."""
+    trained = [weight for weight in loop.model.parameters() if weight.requires_grad]
+    return _hash(loop.strategy.weight_pieces([b"".join(_serialize(weight)) for weight in trained]))
 
 
 def _digest_optimizer(loop: TrainingLoop) -> str:
@@ -138,6 +146,7 @@ def _serialize(content: Any) -> Iterator[bytes]:
     import torch
 
     if isinstance(content, torch.Tensor):
+        content = local(content)
         yield f"{tuple(content.shape)}{content.dtype}".encode()
         flat = content.detach().reshape(-1)
         some = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE].cpu().contiguous()
@@ -179,7 +188,9 @@ def _find_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterat
         yield "other data"
     if then["next batch"] != now["next batch"]:
         yield "the next batch holds other rows"
-    for name in ("weights", "optimiser", "schedule"):
+    # Digests of shares can only be compared with those of the same shares.
+    compared = ("weights", "optimiser", "schedule") if then.get("shards", 1) == now["shards"] else ("schedule",)
+    for name in compared:
         if then[name] != now[name]:
             yield f"the {name} read back differs" if name != "weights" else "the weights read back differ"
     if then["ranks"] == now["ranks"] and then["generators"] != now["generators"]:

@@ -39,7 +39,7 @@ class RunControl:
         if pause := self._agree_on_commands():
             self.pause(pause)
         if not self.stopping:
-            self._hot_chat.advance(self._loop)
+            self._answer_questions()
 
     def pause(self, pause: Pause) -> str:
         """Wait at this boundary for a command that ends the pause, or for the host to recover; returns the command's
@@ -50,6 +50,17 @@ class RunControl:
         self._write_ledger("continue", pause.reason, choice or None, code="mark.continue")
         return choice
 
+    def _answer_questions(self) -> bool:
+        """Let rank 0 answer questions with the weights of this step; False when there are none."""
+        loop = self._loop
+        busy = self._hot_chat.busy
+        if loop.strategy.sharded:
+            busy = bool(self._ranks.sum([busy])[0])
+        if not busy or not (loop.strategy.sharded or self._ranks.first):
+            return False
+        with loop.averaged_weights(), loop.strategy.in_step():
+            return self._hot_chat.advance(loop)
+
     def _wait(self, pause: Pause) -> str:
         """Carry out commands until one of them, or the host's recovery, ends the pause; returns the command's
         choice."""
@@ -59,8 +70,9 @@ class RunControl:
             if self._ranks.sum([self._inbox.terminated])[0]:
                 self._obey_sigterm()
                 break
+            answered = self._answer_questions()
             if self._ranks.first:
-                if not self._hot_chat.advance(self._loop):
+                if not answered:
                     self._inbox.arrived.wait(PAUSE_POLL_SECONDS)
                 over = pause.passes and self._host_recovered()
             over, commands = self._exchange_commands(over)

@@ -26,7 +26,6 @@ from engine.training import (
     finishing,
     lineage,
     live_settings,
-    model,
     performance,
     position,
     ranks,
@@ -124,7 +123,7 @@ def _train_until_done(job: Job) -> TrainingLoop:
 
 def _train_once(job: Job, results: dict[int, dict[str, float]], *, restarted: bool) -> TrainingLoop | RestartFrom:
     """Build the loop and run it; returns it after its last step, or the RestartFrom that ended it."""
-    loop = assemble.make_loop(job, model.build(job))
+    loop = assemble.make_loop(job)
     loop.evaluator.results = results
     if not restarted:
         position.check(job, loop)
@@ -268,7 +267,13 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
 
 def _count_weights(parameters: Any) -> int:
     """The number of weights; 4-bit weights, packed two to a byte, are counted one by one."""
-    return sum(
-        math.prod(state.shape) if (state := getattr(p, "quant_state", None)) is not None else p.numel()
-        for p in parameters
-    )
+    return sum(_count(parameter) for parameter in parameters)
+
+
+def _count(parameter: Any) -> int:
+    import torch
+
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        return math.prod(state.shape)
+    packed = parameter.dtype == torch.uint8  # a share of 4-bit weights, which have no state of their own
+    return int(parameter.numel()) * (2 if packed else 1)

@@ -6,11 +6,13 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+from engine.models.loss import PickedHead
 from engine.models.segments import Segments
 from engine.prep.batching import GlobalBatches
 from engine.training.job import Job
 from engine.training.memory import MemoryWatch
 from engine.training.metrics import StepMetrics
+from engine.training.parallel.single import SingleProcess
 
 Row = dict[str, Any]
 Batch = dict[str, Any]
@@ -31,6 +33,7 @@ class MethodSetup:
     """Keeps attention within each of the concatenated rows; None where this model does not support that."""
     metrics: StepMetrics
     memory: MemoryWatch
+    strategy: SingleProcess
 
 
 class Method:
@@ -48,6 +51,7 @@ class Method:
         self.ranks, self.profile, self.device = setup.job.ranks, setup.job.profile, setup.job.device
         self.rows, self.held_out = setup.rows, setup.held_out
         self.metrics, self.memory = setup.metrics, setup.memory
+        self.strategy = setup.strategy
 
     def collate(self, rows: list[Row]) -> Batch:
         """A micro-batch, on the CPU. Its counts `rows` and `tokens` are removed before other methods receive it."""
@@ -74,6 +78,12 @@ class Method:
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """Metrics of held-out rows by name, from the means of the results of `measure`."""
         return means
+
+    @property
+    def heads(self) -> list[tuple[PickedHead, Any]]:
+        """Output layers that compute picked positions, each with its model."""
+        head = getattr(self, "head", None)
+        return [(head, self.model)] if head else []
 
     def longest_batch(self, rows: list[Row]) -> Batch:
         """A micro-batch, without counts, that takes as much memory as any made of these rows."""

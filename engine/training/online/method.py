@@ -122,7 +122,8 @@ class OnlineMethod(ReferenceMethod):
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
         self.model.eval()  # with gradient checkpointing, a model in training mode has no KV cache
         try:
-            with merge_weights(self.model) if self.profile.training.optimizations else nullcontext():
+            optimized = self.profile.training.optimizations and not self.strategy.sharded
+            with merge_weights(self.model) if optimized else nullcontext(), self.strategy.in_step():
                 replies = self._generate([row["prompt_ids"] for row in repeated], sampling)
         finally:
             self.model.train()
@@ -131,8 +132,9 @@ class OnlineMethod(ReferenceMethod):
             Rollout(row["prompt_ids"], reply, self._is_complete(reply))
             for row, reply in zip(repeated, replies, strict=True)
         ]
-        for share in filter(None, rollout.divide(found, self._accumulation)):
-            self._add_log_probs(share)
+        with self.strategy.in_step():
+            for share in filter(None, rollout.divide(found, self._accumulation)):
+                self._add_log_probs(share)
         return found, rewards
 
     def _generate(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from engine.config.overrides import load_reference
+from engine.options.launch import LaunchOptions
 from engine.options.tables import STRATEGIES
 from engine.training.parallel.single import SingleProcess
 from engine.training.ranks import Ranks
 
 
-def make_strategy(name: str, accelerator: Any, ranks: Ranks) -> SingleProcess:
-    """The strategy `name` of a profile; a single process needs none, whatever the profile says."""
-    kind: type[SingleProcess] = load_reference(STRATEGIES[name].reference) if ranks.world > 1 else SingleProcess
-    return kind(accelerator, ranks)
+def make_strategy(options: LaunchOptions, accelerator: Any, ranks: Ranks) -> SingleProcess:
+    """The strategy of a profile's `launch` section; a single process needs none, whatever the profile says."""
+    if ranks.world == 1:
+        return SingleProcess(accelerator, ranks)
+    kind: type[SingleProcess] = load_reference(STRATEGIES[options.strategy].reference)
+    return kind(accelerator, ranks, offload=options.offload == "cpu")

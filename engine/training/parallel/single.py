@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from engine.models.devices import Device
+from engine.training.parallel import sharded_state
 from engine.training.ranks import Ranks
 
 
@@ -16,11 +18,21 @@ class SingleProcess:
     model: Any
     """The model that forward passes go through. Its outputs are float32, whatever dtype it computes in."""
     optimizer: Any
+    sharded = False
+    """Whether each rank has only its share of the weights. Then every forward pass needs all ranks."""
 
-    def __init__(self, accelerator: Any, ranks: Ranks) -> None:
+    def __init__(self, accelerator: Any, ranks: Ranks, *, offload: bool = False) -> None:
         """`accelerator` is an `accelerate.Accelerator`, which casts the model, scales the loss and steps the
-        optimiser."""
+        optimiser. `offload` keeps shares of weights in host memory while they are not needed, where there are
+        shares."""
         self.accelerator, self.ranks = accelerator, ranks
+        self.segments: Any = None
+        """What keeps attention within joined rows (`engine.models.segments`); set before the first step."""
+
+    def build(self, make: Callable[[Device], Any], device: Device, masters: Any) -> Any:
+        """The model that `make` makes on a device; with `masters`, a dtype, its floating-point weights have that."""
+        model = make(device)
+        return model if masters is None else model.to(masters)
 
     def prepare(self, model: Any, make_optimizer: Callable[[Any], Any]) -> None:
         # Never wrapped in DistributedDataParallel: ranks reduce gradients after their vote, see `reduce`.
@@ -33,18 +45,60 @@ class SingleProcess:
     def reduce(self) -> None:
         pass
 
+    def norm(self) -> Any:
+        """The norm of all gradients as they are, scaled or not."""
+        import torch
+
+        return torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
     def clip(self, max_norm: float) -> Any:
         return self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm or float("inf"))
+
+    def settle(self) -> None:
+        """Make the model's parameters those that the optimiser updates. Every rank calls it at the same moment."""
+
+    def in_step(self) -> AbstractContextManager[None]:
+        """Context of forward passes without gradients of which the ranks have different numbers."""
+        return nullcontext()
 
     def save(self) -> dict[str, Any]:
         state: dict[str, Any] = self.optimizer.state_dict()
         return state
 
-    def load(self, file: Path) -> None:
-        import torch
+    def load(self, folder: Path) -> None:
+        """Load the optimiser's state from a checkpoint's `trainer/`, written by any strategy, and the trained weights
+        where a sharded one has written them there."""
+        self.load_optimizer(read_optimizer_state(folder))
+        self.load_weights(folder)
 
-        self.optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    def load_optimizer(self, saved: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(saved)
+
+    def load_weights(self, folder: Path) -> None:
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        for name, value in self.read_named(folder, sharded_state.WEIGHTS, trained).items():
+            sharded_state.local(trained[name].data).copy_(sharded_state.local(value))
+
+    def read_named(self, folder: Path, part: str, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Tensors of these names from shards in a checkpoint's `trainer/`, divided as these are; {} without any."""
+        shards = folder / sharded_state.FOLDER
+        if not shards.exists():
+            return {}
+        return sharded_state.read_named(shards, part, tensors, self.ranks, alone=not self.sharded)
 
     def optimizer_pieces(self, pieces: list[Any]) -> list[Any]:
         """One value per weight, in the optimiser's order, from the rank that holds its state."""
         return pieces
+
+    def weight_pieces(self, pieces: list[Any]) -> list[Any]:
+        """The values of all weights, of each rank's share of them where they are divided."""
+        return pieces
+
+
+def read_optimizer_state(folder: Path) -> dict[str, Any]:
+    """The optimiser's whole state in a checkpoint's `trainer/`, its tensors mapped from the file where possible."""
+    import torch
+
+    saved: dict[str, Any] = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
+    shards = folder / sharded_state.FOLDER
+    return {**saved, "state": sharded_state.read_whole_optimizer(shards)} if shards.exists() else saved

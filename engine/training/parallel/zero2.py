@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.training.parallel.ddp import DataParallel, send_in_buckets
@@ -38,8 +37,8 @@ class Zero2(DataParallel):
     def save(self) -> dict[str, Any]:
         return self.shards.gather_state()
 
-    def load(self, file: Path) -> None:
-        self.shards.load(file)
+    def load_optimizer(self, saved: dict[str, Any]) -> None:
+        self.shards.load(saved)
 
     def optimizer_pieces(self, pieces: list[Any]) -> list[Any]:
         return self.shards.gather_pieces(pieces)
@@ -95,11 +94,8 @@ class OptimizerShards:
                 found[index] = held
         return {**state, "state": found} if self._ranks.first else {}
 
-    def load(self, file: Path) -> None:
-        """Load this rank's share of a state that `gather_state` returned, or that `ddp` wrote."""
-        import torch
-
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    def load(self, saved: dict[str, Any]) -> None:
+        """Load this rank's share of a complete state, as `gather_state` returns it."""
         # Copies: the rest of the file must not stay in memory.
         mine = {index: copy.deepcopy(state) for index, state in saved["state"].items() if index in self._mine}
         self._optimizer.load_state_dict({**saved, "state": mine})

@@ -25,6 +25,10 @@ class ReferenceMethod(ReplyMethod):
             self._reference = _load_copy(setup)
             self._reference_head = PickedHead(self._reference, setup.segments or Segments(), early=self.early)
 
+    @property
+    def heads(self) -> list[tuple[PickedHead, Any]]:
+        return super().heads + ([(self._reference_head, self._reference)] if self._reference is not None else [])
+
     def reference_values(self, batch: Batch) -> Any:
         """[labelled tokens]: the reference's log-probabilities. Call this before the trained model's forward pass: a
         backward pass that recomputes activations uses the segments of the latest forward pass."""
@@ -54,12 +58,16 @@ def _load_copy(setup: MethodSetup) -> Any:
     """
     job = setup.job
     job.reporter.set_phase("loading", "the reference")
-    model = base.load(
-        job.prepared["base"],
-        job.profile.model,
+    model = setup.strategy.build(
+        lambda device: base.load(
+            job.prepared["base"],
+            job.profile.model,
+            device,
+            lambda done, total: None,
+            unpack=job.profile.training.optimizations,
+        ).requires_grad_(False),
         job.device,
-        lambda done, total: None,
-        unpack=job.profile.training.optimizations,
+        None,
     )
     if setup.segments:
         setup.segments.install(model)

@@ -1,0 +1,241 @@
+"""`launch.strategy: fsdp`: each rank holds a share of every weight, gradient and optimiser state.
+
+This is torch's FSDP2 (`torch.distributed.fsdp.fully_shard`): a layer's weights are gathered from all ranks when it
+computes, and dropped afterwards; in the backward pass its gradients are summed, and each rank keeps those of its share.
+So nothing limits the model but the memory of all devices together, and of one for a layer.
+
+The collectives run within the passes. A rank that runs out of memory there cannot report it in a vote, as the others
+wait for it: the attempt ends, and the next one has smaller micro-batches (see `engine.training.exhausted`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine.models.devices import Device
+from engine.protocol.messages import Problem, ProblemError
+from engine.training.parallel import sharded_state
+from engine.training.parallel.lockstep import in_step
+from engine.training.parallel.single import SingleProcess
+from engine.training.parallel.skeleton import Placer, share_structure
+from engine.training.ranks import Ranks
+
+
+class FullySharded(SingleProcess):
+    """Weights, gradients and optimiser states are divided among the ranks: the n-th part of each along its first
+    dimension."""
+
+    sharded = True
+
+    def __init__(self, accelerator: Any, ranks: Ranks, *, offload: bool = False) -> None:
+        super().__init__(accelerator, ranks)
+        self.offload = offload
+        self._models: list[Any] = []
+        """The divided models; the trained one comes first."""
+
+    def build(self, make: Callable[[Device], Any], device: Device, masters: Any) -> Any:
+        """Rank 0 makes the model in host memory; then all ranks receive it layer by layer, and keep their shares."""
+        model = make(replace(device, name="cpu")) if self.ranks.first else None
+        if model is not None:
+            _remember_scales(model)
+        model = self._divide(share_structure(model, self.ranks), device, masters)
+        self._models.append(model)
+        return model
+
+    def _divide(self, model: Any, device: Device, masters: Any) -> Any:
+        """Place and divide `model`, layer by layer."""
+        import torch
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import (
+            CPUOffloadPolicy,
+            FSDPModule,
+            MixedPrecisionPolicy,
+            OffloadPolicy,
+            fully_shard,
+        )
+
+        layers = find_layers(model)
+        _check_shared(model, layers)
+        # Weights in float32 are sent in the dtype that is computed in; their gradients are summed in float32.
+        cast = device.compute if masters is not None and device.compute != masters else None
+        policy: dict[str, Any] = {
+            "mesh": init_device_mesh(device.kind, (self.ranks.world,)),
+            "mp_policy": MixedPrecisionPolicy(cast, torch.float32 if cast else None, cast_forward_inputs=False),
+            "offload_policy": CPUOffloadPolicy(pin_memory=device.kind != "cpu") if self.offload else OffloadPolicy(),
+        }
+        placer = Placer(self.ranks, device.name, masters)
+        for part in (*layers, model):
+            placer.place(part)
+            # The outermost part, with the embeddings and the output layer, stays gathered until the backward pass ends:
+            # the loss applies the output layer after the forward pass (see `engine.models.loss`).
+            fully_shard(part, reshard_after_forward=part is not model, **policy)
+        for part in model.modules():
+            if isinstance(part, FSDPModule):
+                part.set_gradient_divide_factor(1.0)  # the method divides the loss by the units of all ranks
+                part.set_force_sum_reduction_for_comms(True)
+                if hasattr(part, "set_reduce_scatter_unused_params"):
+                    part.set_reduce_scatter_unused_params(True)
+        _place_scales(model, device.name)
+        return model
+
+    def prepare(self, model: Any, make_optimizer: Callable[[Any], Any]) -> None:
+        self.settle()
+        self.model = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.model), device_placement=False)
+
+    def settle(self) -> None:
+        """Drop gathered weights, so that the model's parameters are this rank's shares."""
+        from torch.distributed.fsdp import FSDPModule
+
+        for model in self._models:
+            for part in model.modules():
+                if isinstance(part, FSDPModule):
+                    part.reshard()
+
+    def in_step(self) -> AbstractContextManager[None]:
+        return in_step(self._models, self.ranks, self.segments)
+
+    def norm(self) -> Any:
+        norm = super().norm()
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def clip(self, max_norm: float) -> Any:
+        import torch
+
+        norm = self.norm()
+        if max_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), max_norm, norm)
+        return norm
+
+    def collect(self, names: Sequence[str] | None, dtype: Any) -> dict[str, Any]:
+        """The weights of these names (None: all, and buffers), whole, in host memory of rank 0; {} on the others. They
+        are gathered and moved one by one."""
+        self.settle()
+        found: dict[str, Any] = {}
+        copies: dict[Any, Any] = {}  # tied weights share theirs
+        for name, tensor in self.model.state_dict().items():
+            if names is not None and name not in names:
+                continue
+            local = sharded_state.local(tensor)
+            same = (local.data_ptr(), tensor.shape) if local.numel() else (name,)
+            if same not in copies:
+                whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+                if self.ranks.first:
+                    copies[same] = whole.to(dtype if dtype and whole.is_floating_point() else whole.dtype).cpu()
+            if self.ranks.first:
+                found[name] = copies[same]
+        return found
+
+    # ── checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def save(self) -> dict[str, Any]:
+        """The groups alone: `write_shards` writes the state."""
+        return {"state": {}, "param_groups": self.optimizer.state_dict()["param_groups"]}
+
+    def write_shards(self, folder: Path, averages: dict[str, Any]) -> None:
+        """Write the optimiser's state, the trained weights and their averages. Raises OSError on every rank when one
+        cannot."""
+        self.settle()
+        weights = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+        state = dict(sharded_state.flatten_optimizer(self.optimizer))
+        state |= {f"{sharded_state.WEIGHTS}.{name}": weight for name, weight in weights.items()}
+        state |= {f"{sharded_state.AVERAGES}.{name}": average for name, average in averages.items()}
+        sharded_state.write(folder, state, self.ranks)
+
+    def load(self, folder: Path) -> None:
+        import torch
+
+        saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
+        shards = folder / sharded_state.FOLDER
+        if shards.exists():
+            sharded_state.read_optimizer(shards, self.optimizer, saved["param_groups"], self.ranks)
+        else:
+            sharded_state.divide_optimizer(self.optimizer, saved)
+        self.load_weights(folder)
+
+    def optimizer_pieces(self, pieces: list[Any]) -> list[Any]:
+        return self.weight_pieces(pieces)
+
+    def weight_pieces(self, pieces: list[Any]) -> list[Any]:
+        return [piece for share in self.ranks.gather(pieces) for piece in share]
+
+
+def find_layers(model: Any) -> list[Any]:
+    """The layers of `model`: what its class says must stay on one device, outermost only. Raises ProblemError where
+    there are none."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names |= set(getattr(base, "_no_split_modules", None) or ())
+    found = list(_find_outermost(base, names))
+    if not found:
+        raise ProblemError(
+            Problem(
+                code="launch.unshardable",
+                title="This model cannot be divided among ranks",
+                cause=f"{type(base).__name__} does not name its layers",
+                hint="set launch.strategy to ddp",
+            )
+        )
+    return found
+
+
+def _find_outermost(module: Any, names: set[str]) -> Iterator[Any]:
+    for child in module.children():
+        if type(child).__name__ in names:
+            yield child
+        else:
+            yield from _find_outermost(child, names)
+
+
+def _check_shared(model: Any, layers: Sequence[Any]) -> None:
+    """Raises ProblemError when two layers share a weight: each would get a copy of its own."""
+    holders = Counter(id(weight) for layer in layers for weight in layer.parameters())
+    inside = {id(part) for layer in layers for part in layer.modules()}
+    rest = {
+        id(weight) for part in model.modules() if id(part) not in inside for weight in part.parameters(recurse=False)
+    }
+    if any(count > 1 or weight in rest for weight, count in holders.items()):
+        raise ProblemError(
+            Problem(
+                code="launch.unshardable",
+                title="This model cannot be divided among ranks",
+                cause="several of its layers share a weight",
+                hint="set launch.strategy to ddp",
+            )
+        )
+
+
+# ── quantised weights ─────────────────────────────────────────────────────────────────────────────────────────────────
+# A divided weight is a plain tensor: the scales that bitsandbytes keeps at the weight are kept at the layer.
+
+_SCALES = "scales_of_weight"
+
+
+def _remember_scales(model: Any) -> None:
+    import bitsandbytes as bnb
+
+    for layer in model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.quant_state = layer.weight.quant_state
+        elif isinstance(layer, bnb.nn.Linear8bitLt):
+            setattr(layer, _SCALES, layer.weight.SCB)
+
+
+def _place_scales(model: Any, device: str) -> None:
+    import bitsandbytes as bnb
+
+    for layer in model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.quant_state.to(device)
+        elif isinstance(layer, bnb.nn.Linear8bitLt):
+            setattr(layer, _SCALES, getattr(layer, _SCALES).to(device))
+            layer.register_forward_pre_hook(_restore_scales)
+
+
+def _restore_scales(layer: Any, _: Any) -> None:
+    layer.weight.CB, layer.weight.SCB = layer.weight.data, getattr(layer, _SCALES)
