@@ -52,11 +52,12 @@ def make_loop(job: Job) -> TrainingLoop:
     strategy.segments = setup.segments
     max_steps = settings.max_steps or math.ceil(settings.epochs * batches.per_epoch)
     step = int(job.resumed_from.name.removeprefix("step-")) if job.resumed_from else 0
-    compiled = performance.optimize_model(job, model, max_steps)
+    compiled = performance.optimize_model(job, model, max_steps, compiles=not strategy.sharded)
     loop = TrainingLoop(setup, step, max_steps)
     if strategy.sharded:
         for head, each in loop.method.heads:
             head.learn_finish(each, torch.arange(3, 11, device=model.device)[None])
+        strategy.settle()
     if compiled:
         fast_paths.try_compiled(loop, compiled)
     torch.manual_seed(settings.seed + 7919 * job.ranks.rank)  # ranks must not use the same dropout masks

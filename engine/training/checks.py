@@ -49,6 +49,8 @@ def check_combinations(sections: Mapping[str, Any], directory: Path, home: Any) 
             and 0 < len(launch.devices) < launch.processes
         ):
             yield "launch.devices", f"names {len(launch.devices)} devices for {launch.processes} processes"
+        if training and adapter and model:
+            yield from _check_sharding(launch, training, adapter, model)
         for name in launch.environment:
             if is_launcher_variable(name):
                 yield (
@@ -61,6 +63,36 @@ def check_combinations(sections: Mapping[str, Any], directory: Path, home: Any) 
                     f"launch.environment.{name}",
                     "looks like a secret, and the profile is written to disk: set it in the shell that submits the run",
                 )
+
+
+_SHARDED_OPTIMIZERS = ("adamw", "adam", "muon", "sgd")
+"""Optimisers that compute with shares of weights."""
+
+
+def _check_sharding(launch: Any, training: Any, adapter: Any, model: Any) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for settings that do not work where weights are divided among the ranks."""
+    if launch.strategy != "fsdp":
+        if launch.offload != "none":
+            yield "launch.offload", f"is for launch.strategy fsdp, not for {launch.strategy}"
+        return
+    if launch.processes == 1:
+        return
+    if adapter.kind in VIRTUAL:
+        yield (
+            "adapter.kind",
+            f"{adapter.kind} does not go with launch.strategy fsdp, since its tokens are computed outside the layers: "
+            "choose lora, or launch.strategy ddp",
+        )
+    if training.optimizer not in _SHARDED_OPTIMIZERS:
+        yield (
+            "training.optimizer",
+            f"{training.optimizer} does not compute with shares of weights: with launch.strategy fsdp choose "
+            f"{', '.join(_SHARDED_OPTIMIZERS[:-1])} or {_SHARDED_OPTIMIZERS[-1]}",
+        )
+    if model.dtype == "float16":
+        yield "model.dtype", "must be bfloat16 or float32 with launch.strategy fsdp: its loss scaler needs whole gradients"
+    if training.compile is True:
+        yield "training.compile", "does not go with launch.strategy fsdp: layers gather their weights as they compute"
 
 
 def _check_training(training: Any, adapter: Any, data: Any, method: Any) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 
 from engine.config.profile import Profile
 from engine.models import accelerator
@@ -230,9 +230,13 @@ class TrainingLoop:
             self.max_steps = live.training.max_steps
         self.schedule = rebase_schedule(self.schedule, live.training, self.max_steps)
 
-    def averaged_weights(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
         """Context in which the model has the weights that the run evaluates and saves."""
         if self.averages is None:
-            return nullcontext()
+            yield
+            return
         self.strategy.settle()
-        return self.averages.swap_in()
+        with self.averages.swap_in():
+            yield
+            self.strategy.settle()

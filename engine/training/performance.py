@@ -52,15 +52,15 @@ def configure_torch(settings: TrainingOptions) -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
-def optimize_model(job: Job, model: Any, steps: int) -> compiling.CompiledLayers | None:
+def optimize_model(job: Job, model: Any, steps: int, *, compiles: bool = True) -> compiling.CompiledLayers | None:
     """Install the kernels and compile the layers that the profile sets, for a run of `steps` steps. Returns the layers
-    that will be compiled."""
+    that will be compiled; none where the strategy does not allow it (`compiles`)."""
     settings, kind = job.profile.training, job.device.kind
     if not settings.optimizations:
         return None
     if liger.is_enabled(settings.liger, kind):
         liger.install(model)
-    if compiling.is_enabled(settings.compile, kind, steps):
+    if compiles and compiling.is_enabled(settings.compile, kind, steps):
         return compiling.install(
             model, kind, lambda message, hint, *, code: job.reporter.warn(code=code, message=message, hint=hint)
         )

@@ -90,6 +90,7 @@ def compute_fingerprint(loop: TrainingLoop, snapshots: list[dict[str, Any]]) -> 
     import torch
 
     job = loop.job
+    loop.strategy.settle()
     return {
         "ranks": loop.ranks.world,
         "shards": loop.ranks.world if loop.strategy.sharded else 1,
