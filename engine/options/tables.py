@@ -13,6 +13,8 @@ class Strategy(NamedTuple):
 
     reference: str
     help: str
+    sharded: bool = False
+    """Whether each rank has only its share of the weights."""
 
 
 METHODS = {
@@ -50,6 +52,8 @@ ROW_KINDS = {
 STRATEGIES = {
     "ddp": Strategy("engine.training.parallel.ddp:DataParallel", "each has all of it"),
     "zero2": Strategy("engine.training.parallel.zero2:Zero2", "each has the states of a share of the weights"),
-    "fsdp": Strategy("engine.training.parallel.fsdp:FullySharded", "each has a share of weights, gradients and states"),
+    "fsdp": Strategy(
+        "engine.training.parallel.fsdp:FullySharded", "each has a share of weights, gradients and states", sharded=True
+    ),
 }
 """`launch.strategy`: how several processes share a training step. A single process needs none."""

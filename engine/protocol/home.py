@@ -174,6 +174,10 @@ class RunDirectory:
         """The result of a stage, see `stages.RESULTS`."""
         return self.path / RESULTS[stage]
 
+    def exhausted(self, attempt: int) -> Path:
+        """The note of an attempt that ended for lack of memory and asks for another one."""
+        return self.path / f"exhausted-{attempt}.json"
+
     @property
     def exported(self) -> Path:
         """The folder of an export without `export.output`."""

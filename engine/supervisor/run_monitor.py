@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -155,7 +156,12 @@ class RunMonitor:
     def _fail(self, record: Record, problem: Problem | None) -> None:
         """Fail the run, or queue its next attempt where `launch.restarts` allows one. Attempts are counted, so that a
         restart of the engine forgets none."""
+        if note := self._read_exhausted(record):
+            problem = note
         record.move("failed", problem=problem)
+        if note and not record.stop_requested:
+            self.queue.enqueue(record, "resume")
+            return
         if (
             problem is not None
             and problem.code == "data.cache_damaged"
@@ -167,8 +173,27 @@ class RunMonitor:
         record.resume_step = (
             None  # a restart goes on from the newest checkpoint, whatever step the attempt was resumed from
         )
-        if not record.stop_requested and record.run.attempt <= self._allowed_restarts(record):
+        if not record.stop_requested and self._count_failures(record) <= self._allowed_restarts(record):
             self.queue.enqueue(record, "resume")
+
+    def _count_failures(self, record: Record) -> int:
+        """The attempts so far, without those that ended for lack of memory and asked for another one."""
+        attempts = range(1, record.run.attempt + 1)
+        return sum(not record.directory.exhausted(attempt).exists() for attempt in attempts)
+
+    def _read_exhausted(self, record: Record) -> Problem | None:
+        """What a rank says that ran out of memory in this attempt, and that the next one can avoid."""
+        try:
+            note = json.loads(record.directory.exhausted(record.run.attempt).read_bytes())
+            cause = f"rank {note['rank']}: {note['cause']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return Problem(
+            code="memory.exhausted",
+            title="Out of memory",
+            cause=cause,
+            hint="nothing to do: the next attempt has smaller micro-batches",
+        )
 
     def _allowed_restarts(self, record: Record) -> int:
         try:

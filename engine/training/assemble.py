@@ -11,12 +11,12 @@ from engine.models.varlen import Varlen
 from engine.prep.batching import token_counts
 from engine.protocol.messages import Problem, ProblemError
 from engine.training import fast_paths, performance
+from engine.training import model as trained_model
 from engine.training.job import Job
 from engine.training.loop import TrainingLoop
 from engine.training.memory import MemoryWatch
 from engine.training.methods.base import MethodSetup
 from engine.training.metrics import StepMetrics
-from engine.training.model import build as build_model
 from engine.training.online.batching import make_global_batches
 from engine.training.parallel.choose import make_strategy
 
@@ -31,7 +31,7 @@ def make_loop(job: Job) -> TrainingLoop:
 
     settings = job.profile.training
     strategy = make_strategy(job.profile.launch, make_accelerator(job), job.ranks)
-    model = build_model(job, strategy)
+    model = trained_model.build(job, strategy)
     set_seed(settings.seed)
     align_special_tokens(model, job.tokenizer)
     rows = load_from_disk(job.prepared["train"])

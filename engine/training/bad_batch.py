@@ -16,7 +16,7 @@ from engine.config.settable import SETTABLE
 from engine.models import accelerator
 from engine.protocol.codes import Pause
 from engine.protocol.journal import BadBatch, BadRow, Ledger
-from engine.training import live_settings, memory
+from engine.training import exhausted, live_settings, memory
 from engine.training.exceptions import RestartFrom, StopTraining
 from engine.training.methods.base import take_counts
 
@@ -41,8 +41,8 @@ class BadBatchGuard:
     def vote(self, share: float, *, rehearsed: bool = False) -> float:
         """The loss of the global batch: the sum of the ranks' shares. Raises RestartFrom with smaller micro-batches
         when a rank ran out of memory."""
-        exhausted, loss = self._loop.ranks.sum([bool(self._loop.memory.error), share])
-        if exhausted:
+        failures, loss = self._loop.ranks.sum([bool(self._loop.memory.error), share])
+        if failures:
             self._cut_micro_batch(rehearsed=rehearsed)
         return loss
 
@@ -80,18 +80,7 @@ class BadBatchGuard:
         loop.memory.reset()
         if not rehearsed:
             loop.control.save()
-        old, new = loop.profile.training, live.training
-        loop.reporter.warn(
-            code="memory.batch_cut",
-            step=step,
-            message=f"out of memory: continuing from step {step} with training.micro_batch {old.micro_batch} → "
-            f"{new.micro_batch} and training.accumulation {old.accumulation} → {new.accumulation}: the same global "
-            f"batch, in the same order ({cause})",
-            hint="nothing to do; training.gradient_checkpointing=true needs less memory too",
-        )
-        for key in ("training.micro_batch", "training.accumulation"):
-            before, after = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
-            self._write_ledger(step, key, before, after, code="mark.setting")
+        exhausted.report_cut(loop.job, step, live, cause)
         raise RestartFrom(live, None if rehearsed and step == 0 else step)
 
     # ── a bad batch ───────────────────────────────────────────────────────────────────────────────────────────────

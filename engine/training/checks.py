@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.checks import VIRTUAL
+from engine.options.tables import STRATEGIES
 from engine.protocol.environment import is_launcher_variable
 from engine.tasks import TASKS
 from engine.training.combinations import find_unsupported
@@ -71,7 +72,7 @@ _SHARDED_OPTIMIZERS = ("adamw", "adam", "muon", "sgd")
 
 def _check_sharding(launch: Any, training: Any, adapter: Any, model: Any) -> Iterator[tuple[str, str]]:
     """Yield `(key, message)` for settings that do not work where weights are divided among the ranks."""
-    if launch.strategy != "fsdp":
+    if not STRATEGIES[launch.strategy].sharded:
         if launch.offload != "none":
             yield "launch.offload", f"is for launch.strategy fsdp, not for {launch.strategy}"
         return
@@ -90,7 +91,10 @@ def _check_sharding(launch: Any, training: Any, adapter: Any, model: Any) -> Ite
             f"{', '.join(_SHARDED_OPTIMIZERS[:-1])} or {_SHARDED_OPTIMIZERS[-1]}",
         )
     if model.dtype == "float16":
-        yield "model.dtype", "must be bfloat16 or float32 with launch.strategy fsdp: its loss scaler needs whole gradients"
+        yield (
+            "model.dtype",
+            "must be bfloat16 or float32 with launch.strategy fsdp: its loss scaler needs whole gradients",
+        )
     if training.compile is True:
         yield "training.compile", "does not go with launch.strategy fsdp: layers gather their weights as they compute"
 

@@ -185,6 +185,8 @@ def _find_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterat
     for name in ("ranks", "threads per rank", "device", "processor", "computing in"):
         if then[name] != now[name]:
             yield f"{name} {then[name]} → {now[name]}"
+    if then["ranks"] == now["ranks"] and then.get("shards", 1) != now["shards"]:
+        yield "launch.strategy divides the weights otherwise"
     if then["data"] != now["data"]:
         yield "other data"
     if then["next batch"] != now["next batch"]:

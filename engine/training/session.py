@@ -13,8 +13,10 @@ from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
 from engine.models import accelerator, devices
 from engine.models.base import load_tokenizer
+from engine.models.memory import is_out_of_memory
 from engine.models.versions import list_versions
 from engine.options import thresholds
+from engine.options.tables import STRATEGIES
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Ledger, Start
 from engine.protocol.messages import Problem, ProblemError
@@ -23,6 +25,7 @@ from engine.training import (
     assemble,
     checkpoints,
     doubts,
+    exhausted,
     finishing,
     lineage,
     live_settings,
@@ -77,10 +80,15 @@ def train(
     }
     job.written |= history.written
     position.keep_global_batch(job)
+    exhausted.apply_note(job, inbox.step)
     _report_rewind(job, history, point, asked=from_step is not None)
     open_loggers(job)
     try:
         loop = _train_until_done(job)
+    except Exception as error:
+        if STRATEGIES[profile.launch.strategy].sharded and job.ranks.world > 1 and is_out_of_memory(error):
+            exhausted.leave_note(job, error)
+        raise
     finally:
         job.hot_chat.close(reporter.link, inbox.step)
     finishing.finish(job, loop, output, time.time() - started)

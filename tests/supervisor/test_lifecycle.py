@@ -142,6 +142,13 @@ def test_restarts_happen_as_often_as_the_profile_says(engine: Engine) -> None:
     assert failed.attempt == 2
 
 
+def test_an_attempt_that_ran_out_of_memory_is_repeated_and_not_counted(engine: Engine) -> None:
+    run = engine.submit("generation.seed=5", steps=10)
+    completed = engine.wait(run, states.COMPLETED)
+    assert completed.attempt == 3
+    assert engine.states(run).count("failed") == 2
+
+
 def test_bad_requests_leave_nothing_behind(engine: Engine) -> None:
     with pytest.raises(ProblemError, match=r"training\.learning_rat: unknown key, did you mean learning_rate"):
         engine.client.request("submit", Submit(profile="training: {learning_rat: 1}\ndata: {train: [{source: x}]}"))
