@@ -51,7 +51,8 @@ ROW_KINDS = {
 
 STRATEGIES = {
     "ddp": Strategy("engine.training.parallel.ddp:DataParallel", "each has all of it"),
-    "zero2": Strategy("engine.training.parallel.zero2:Zero2", "each has the states of a share of the weights"),
+    "zero1": Strategy("engine.training.parallel.zero1:Zero1", "each has the states of a share of the weights"),
+    "zero2": Strategy("engine.training.parallel.fsdp:Zero2", "and their gradients", sharded=True),
     "fsdp": Strategy(
         "engine.training.parallel.fsdp:FullySharded", "each has a share of weights, gradients and states", sharded=True
     ),

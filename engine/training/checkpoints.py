@@ -69,9 +69,10 @@ def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str, gathered:
 
     if isinstance(model, PeftModel):
         # From the whole model: given only the adapter's weights, peft does not find a head that is trained with them.
-        model.save_pretrained(folder, save_embedding_layers=False, state_dict=gathered)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=gathered and dict(gathered))
     else:
-        model.save_pretrained(folder, state_dict=collect_weights(model, dtype, gathered))
+        # A copy: transformers removes entries.
+        model.save_pretrained(folder, state_dict=dict(collect_weights(model, dtype, gathered)))
     tokenizer.save_pretrained(folder)
     for card in folder.glob("README.md"):  # peft's empty template
         card.unlink()

@@ -11,7 +11,7 @@ from engine.models.checks import VIRTUAL
 from engine.options.tables import STRATEGIES
 from engine.protocol.environment import is_launcher_variable
 from engine.tasks import TASKS
-from engine.training.combinations import find_unsupported
+from engine.training.combinations import SHARDED_ADAPTERS, SHARDED_OPTIMIZERS, find_unsupported
 
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
 
@@ -66,37 +66,36 @@ def check_combinations(sections: Mapping[str, Any], directory: Path, home: Any) 
                 )
 
 
-_SHARDED_OPTIMIZERS = ("adamw", "adam", "muon", "sgd")
-"""Optimisers that compute with shares of weights."""
-
-
 def _check_sharding(launch: Any, training: Any, adapter: Any, model: Any) -> Iterator[tuple[str, str]]:
     """Yield `(key, message)` for settings that do not work where weights are divided among the ranks."""
     if not STRATEGIES[launch.strategy].sharded:
         if launch.offload != "none":
-            yield "launch.offload", f"is for launch.strategy fsdp, not for {launch.strategy}"
+            yield "launch.offload", f"is for launch.strategy fsdp or zero2, not for {launch.strategy}"
         return
     if launch.processes == 1:
         return
-    if adapter.kind in VIRTUAL:
+    if adapter.kind not in SHARDED_ADAPTERS:
         yield (
             "adapter.kind",
-            f"{adapter.kind} does not go with launch.strategy fsdp, since its tokens are computed outside the layers: "
-            "choose lora, or launch.strategy ddp",
+            f"{adapter.kind} does not go with launch.strategy {launch.strategy}, since its tokens are computed outside "
+            "the layers: choose lora, or launch.strategy ddp",
         )
-    if training.optimizer not in _SHARDED_OPTIMIZERS:
+    if training.optimizer not in SHARDED_OPTIMIZERS:
         yield (
             "training.optimizer",
-            f"{training.optimizer} does not compute with shares of weights: with launch.strategy fsdp choose "
-            f"{', '.join(_SHARDED_OPTIMIZERS[:-1])} or {_SHARDED_OPTIMIZERS[-1]}",
+            f"{training.optimizer} does not compute with shares of weights: with launch.strategy {launch.strategy} "
+            f"choose {', '.join(SHARDED_OPTIMIZERS[:-1])} or {SHARDED_OPTIMIZERS[-1]}",
         )
     if model.dtype == "float16":
         yield (
             "model.dtype",
-            "must be bfloat16 or float32 with launch.strategy fsdp: its loss scaler needs whole gradients",
+            f"must be bfloat16 or float32 with launch.strategy {launch.strategy}: a loss scaler needs whole gradients",
         )
     if training.compile is True:
-        yield "training.compile", "does not go with launch.strategy fsdp: layers gather their weights as they compute"
+        yield (
+            "training.compile",
+            f"does not go with launch.strategy {launch.strategy}: layers gather weights as they compute",
+        )
 
 
 def _check_training(training: Any, adapter: Any, data: Any, method: Any) -> Iterator[tuple[str, str]]:

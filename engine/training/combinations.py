@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.models.checks import VIRTUAL
-from engine.options.tables import ROW_KINDS
+from engine.options.tables import ROW_KINDS, STRATEGIES
 
 _UNQUANTIZED = ("none",)
 _ALL = ("none", "nf4", "int8")
@@ -48,6 +48,36 @@ def find_unsupported(adapter: str, quantization: str, method: str, rows: str) ->
             "adapter.kind",
             f"{adapter} does not go with method.kind {method}: choose {' or '.join(ADAPTERS_FOR[rows])}",
         )
+
+
+SHARDED_OPTIMIZERS = ("adamw", "adam", "muon", "sgd")
+"""Values of `training.optimizer` that compute with shares of weights."""
+SHARDED_ADAPTERS = tuple(adapter for adapter in QUANTIZATIONS if adapter not in VIRTUAL)
+"""Adapters that compute within the layers, where the weights are gathered."""
+
+
+def render_strategies() -> str:
+    """What goes with which strategy, in Markdown."""
+    sharded = [strategy.sharded for strategy in STRATEGIES.values()]
+    virtual, others = " and ".join(VIRTUAL), ", ".join(SHARDED_OPTIMIZERS[:-1])
+    rows = {
+        f"adapters {', '.join(SHARDED_ADAPTERS)}": [True] * len(sharded),
+        f"adapters {virtual}": [not each for each in sharded],
+        "bases in 16 or 32 bits, nf4 and int8": [True] * len(sharded),
+        f"optimisers {others} and {SHARDED_OPTIMIZERS[-1]}": [True] * len(sharded),
+        "optimisers adafactor, 8-bit and paged": [not each for each in sharded],
+        "`model.dtype: float16` (a loss scaler)": [not each for each in sharded],
+        "`training.compile`": [not each for each in sharded],
+        "`launch.offload: cpu`": sharded,
+        "pause, save, changed settings, held-back batches, hot chat": [True] * len(sharded),
+        "evaluation with replies, probes, EMA, gradient checkpointing": [True] * len(sharded),
+        "a rank without memory: the run goes on in the same attempt": [not each for each in sharded],
+    }
+    lines = ["| | " + " | ".join(f"`{name}`" for name in STRATEGIES) + " |", "|---" * (1 + len(sharded)) + "|"]
+    lines += [
+        f"| {what} | " + " | ".join("yes" if each else "–" for each in cells) + " |" for what, cells in rows.items()
+    ]
+    return "\n".join(lines)
 
 
 def render_tables() -> str:

@@ -1,8 +1,9 @@
 """Running out of memory where the attempt cannot go on: the next attempt has smaller micro-batches.
 
-Where the ranks compute without each other, they agree on smaller micro-batches and go on (see `engine.training.memory`).
-Where a pass gathers weights from all ranks, the others wait for the one that ran out: it leaves a note and ends the
-attempt, and the supervisor starts the next one, which does not count as one of `launch.restarts`.
+Where the ranks compute without each other, they agree on smaller micro-batches and go on (see
+`engine.training.memory`). Where a pass gathers weights from all ranks, the others wait for the one that ran out: it
+leaves a note and ends the attempt, and the supervisor starts the next one, which does not count as one of
+`launch.restarts`.
 """
 
 from __future__ import annotations

@@ -127,5 +127,8 @@ def join_ranks(device_kind: str) -> Ranks:
         return Ranks()
     import torch.distributed as dist
 
-    dist.init_process_group(find_backend(device_kind), timeout=TIMEOUT)
+    backend = find_backend(device_kind)
+    # Shares that are kept in host memory are gathered there.
+    both = backend if device_kind == "cpu" else f"cpu:gloo,{device_kind}:{backend}"
+    dist.init_process_group(both, timeout=TIMEOUT)
     return Ranks(rank, local, world, dist.new_group(backend="gloo", timeout=TIMEOUT))

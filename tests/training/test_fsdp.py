@@ -4,19 +4,27 @@ ranks."""
 from __future__ import annotations
 
 import json
+import os
+import re
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from engine.config.overrides import load_reference
+from engine.config.profile import ProfileError, parse
+from engine.options.tables import STRATEGIES
 from engine.protocol.home import Home
-from engine.protocol.journal import Evaluation, Start, Warn
+from engine.protocol.journal import BadBatch, Evaluation, Ledger, Start, Warn
+from engine.training.combinations import render_strategies
 from engine.training.online.checks import describe_reward_model
 from engine.training.online.options import OnlineOptions, RewardOptions
-from tests.training import online
-from tests.training.harness import Supervised
+from tests.training import online, warm
+from tests.training.harness import PROFILE, Supervised
 from tests.training.preferences import make_scorer
 
 LOSSES = ("train/loss", "train/grad_norm", "train/learning_rate")
@@ -36,16 +44,33 @@ def compare(run: Supervised, whole: Supervised, tolerance: float = 1e-4) -> None
     assert ours == pytest.approx(theirs, rel=tolerance)
 
 
-@pytest.mark.parametrize("changes", [(), FULL], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("strategy", "changes"),
+    [
+        ("fsdp", ()),
+        ("fsdp", FULL),
+        ("zero2", FULL),
+        ("fsdp", (*FULL, "method={kind: pretrain}", "model.init=config")),
+    ],
+    ids=["lora", "full", "zero2", "pretrain"],
+)
 def test_two_ranks_compute_what_one_process_does(
-    start_run: Callable[..., Supervised], changes: tuple[str, ...]
+    start_run: Callable[..., Supervised], strategy: str, changes: tuple[str, ...]
 ) -> None:
+    from safetensors.torch import load_file
+
     whole = start_run("one", *changes, *ALIKE)
     whole.train()
-    run = start_run("two", *changes, *ALIKE, "training.micro_batch=2", "launch={processes: 2, strategy: fsdp}")
+    run = start_run("two", *changes, *ALIKE, "training.micro_batch=2", f"launch={{processes: 2, strategy: {strategy}}}")
     run.train(processes=2)
     compare(run, whole)
     assert run.run.checkpoint_steps() == whole.run.checkpoint_steps()
+    for step in whole.run.checkpoint_steps():
+        ours, theirs = (next(each.run.checkpoint(step).glob("*.safetensors")) for each in (run, whole))
+        found, wanted = load_file(ours), load_file(theirs)
+        assert ours.name == theirs.name and found.keys() == wanted.keys()
+        for name, weight in wanted.items():
+            torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "reward"])
@@ -90,6 +115,27 @@ def test_settings(start_run: Callable[..., Supervised], changes: tuple[str, ...]
     run = start_run("two", *changes, *brief, "training.micro_batch=2", "launch.processes=2", "launch.strategy=fsdp")
     run.train(processes=2)
     compare(run, whole)
+
+
+@pytest.mark.slow
+def test_no_rank_holds_the_whole_model_while_it_is_loaded(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=2000, hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12,
+        num_key_value_heads=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    size = sum(weight.numel() * 4 for weight in model.parameters())
+    layer = sum(weight.numel() * 4 for weight in model.model.layers[0].parameters())
+    model.save_pretrained(tmp_path / "base")
+    worker = ["tests.training.loading", str(tmp_path / "base"), str(tmp_path)]
+    ranks = warm.start(worker, 4, os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, tmp_path / "log")
+    assert ranks.wait() == 0, (tmp_path / "log").read_text()
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
+    assert sum(each["held"] for each in found) == size
+    for each in found:
+        assert each["peak"] < each["held"] + 3 * layer < 0.65 * size
 
 
 def test_resume(start_run: Callable[..., Supervised], tmp_path: Path, prepared: dict[str, Any]) -> None:
@@ -155,7 +201,7 @@ def test_online(start_run: Callable[..., Supervised], tiny: Path, tmp_path: Path
             f"grpo-{strategy}",
             *changes,
             f"method={{kind: grpo, beta: 0.1, generations: 4, max_new_tokens: 8, reward: {{run: {scorer}}}}}",
-            "training={epochs: 1, micro_batch: 2, threads: 1, max_steps: 3}",
+            "training={epochs: 1, micro_batch: 4, threads: 1, max_steps: 3}",
             "evaluation={every_steps: 2, samples: 4}",
             "checkpoint.best_by=eval/reward",
             f"launch={{processes: 2, strategy: {strategy}}}",
@@ -184,3 +230,65 @@ def test_hot_chat(start_run: Callable[..., Supervised]) -> None:
     run.ask("continue")
     assert run.wait() == 0, run.log()
     compare(run, whole)
+
+
+def test_a_shard_that_does_not_fit_pauses_all_ranks(start_run: Callable[..., Supervised]) -> None:
+    run = start_run(
+        "full", *FULL, "training.max_steps=4", "training.rehearsal=false", "training.micro_batch=2", SHARDED
+    )
+    run.start(processes=2, limit=50_000)  # bytes a file of rank 0
+    run.until(lambda: any(entry.name == "pause" and "disk low" in entry.new for entry in run.entries(Ledger)))
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    run.ask("continue")
+    assert run.wait() == 0, run.log()
+    assert run.run.checkpoint_steps() == [4]
+    assert not list(run.run.checkpoints.glob(".*"))
+
+
+def test_a_batch_is_held_back_on_all_ranks(start_run: Callable[..., Supervised]) -> None:
+    run = start_run(
+        "held", *FULL, "training.max_steps=8", "training.learning_rate=1e9", "training.scheduler=constant",
+        "training.warmup=0", "training.micro_batch=2", "evaluation.every_steps=50", SHARDED,
+    )  # fmt: skip
+    run.start(processes=2)
+    run.until(lambda: run.entries(BadBatch))
+    (held,) = run.entries(BadBatch)
+    assert held.code in ("pause.loss_not_finite", "pause.gradient_not_finite") and held.total == 4
+    assert held.rows[0].loss is None
+    run.ask("stop")
+    assert run.wait() == 0, run.log()
+
+
+# ── what does not go with it ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("adapter={kind: prefix}", "adapter.kind"),
+        ("training.optimizer=adafactor", "training.optimizer"),
+        ("training.optimizer=adamw_8bit", "training.optimizer"),
+        ("model.dtype=float16", "model.dtype"),
+        ("training.compile=true", "training.compile"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
+def test_refusals(prepared: dict[str, Any], change: str, key: str, strategy: str) -> None:
+    text = PROFILE.format(base=prepared["base"])
+    with pytest.raises(ProfileError, match=rf"{re.escape(key)}:? .*launch.strategy"):
+        parse(text, "test", Path("/"), (change, f"launch={{processes: 2, strategy: {strategy}}}"))
+    parse(text, "test", Path("/"), (change, "launch={processes: 2, strategy: zero1}"))
+
+
+def test_offload_needs_shares(prepared: dict[str, Any]) -> None:
+    with pytest.raises(ProfileError, match=r"launch\.offload: is for launch.strategy fsdp or zero2"):
+        parse(PROFILE.format(base=prepared["base"]), "test", Path("/"), ("launch={processes: 2, offload: cpu}",))
+
+
+def test_docs_have_the_table_of_strategies() -> None:
+    assert render_strategies() in (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["fsdp", "zero2", "zero1", "ddp"])
+def test_the_table_and_the_classes_agree(name: str) -> None:
+    assert load_reference(STRATEGIES[name].reference).sharded == STRATEGIES[name].sharded

@@ -1,4 +1,4 @@
-"""`launch.strategy: zero2`: the numbers of `ddp`, with the optimiser's states shared out between the ranks."""
+"""`launch.strategy: zero1`: the numbers of `ddp`, with the optimiser's states shared out between the ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from engine.protocol.journal import Start
-from engine.training.parallel.zero2 import OptimizerShards, assign_owners
+from engine.training.parallel.zero1 import OptimizerShards, assign_owners
 from tests.training import warm
 from tests.training.harness import Supervised
 from tests.training.here import Here, at
@@ -154,7 +154,7 @@ def test_a_run_is_that_of_ddp_and_goes_on_exactly(
 
     whole = start_run("ddp", *FULL)
     whole.train(processes=2)
-    run = start_run("zero2", *FULL, "launch.strategy=zero2")
+    run = start_run("zero1", *FULL, "launch.strategy=zero1")
     run.start(processes=2, fault="compute:6")
     assert run.wait() != 0 and run.run.checkpoint_steps() == [4]
     run.start(processes=2, fault="weigh")
@@ -179,7 +179,7 @@ def test_a_run_is_that_of_ddp_and_goes_on_exactly(
     shutil.copytree(run.run.checkpoint(8), alone.run.checkpoint(8))
     shutil.copy(run.run.events, alone.run.events)
     alone.attempts = 2
-    alone.train("launch.processes=1", "launch.strategy=zero2", f"training.max_steps={last}", orders=at(10, "stop"))
+    alone.train("launch.processes=1", "launch.strategy=zero1", f"training.max_steps={last}", orders=at(10, "stop"))
     start = alone.entries(Start)[-1]
     assert (start.step, start.processes) == (8, 1)
     assert "ranks 2 → 1" in start.resumed and "read back differs" not in start.resumed

@@ -49,7 +49,7 @@ PRELOADED = (
     "engine.training.adapters.none",
     "engine.training.methods.sft",
     "engine.training.online.checks",
-    "engine.training.parallel.zero2",
+    "engine.training.parallel.zero1",
     "engine.export.checks",
     "engine.models.quantization",
     "engine.prep.checks",

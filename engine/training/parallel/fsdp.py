@@ -1,4 +1,4 @@
-"""`launch.strategy: fsdp`: each rank holds a share of every weight, gradient and optimiser state.
+"""`launch.strategy: fsdp` and `zero2`: each rank holds a share of every weight, gradient and optimiser state.
 
 This is torch's FSDP2 (`torch.distributed.fsdp.fully_shard`): a layer's weights are gathered from all ranks when it
 computes, and dropped afterwards; in the backward pass its gradients are summed, and each rank keeps those of its share.
@@ -31,6 +31,8 @@ class FullySharded(SingleProcess):
     dimension."""
 
     sharded = True
+    drops_layers = True
+    """Whether a layer's weights are dropped after its forward pass, and gathered again for its backward pass."""
 
     def __init__(self, accelerator: Any, ranks: Ranks, *, offload: bool = False) -> None:
         super().__init__(accelerator, ranks)
@@ -73,7 +75,7 @@ class FullySharded(SingleProcess):
             placer.place(part)
             # The outermost part, with the embeddings and the output layer, stays gathered until the backward pass ends:
             # the loss applies the output layer after the forward pass (see `engine.models.loss`).
-            fully_shard(part, reshard_after_forward=part is not model, **policy)
+            fully_shard(part, reshard_after_forward=self.drops_layers and part is not model, **policy)
         for part in model.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)  # the method divides the loss by the units of all ranks
@@ -117,19 +119,17 @@ class FullySharded(SingleProcess):
         are gathered and moved one by one."""
         self.settle()
         found: dict[str, Any] = {}
-        copies: dict[Any, Any] = {}  # tied weights share theirs
-        for name, tensor in self.model.state_dict().items():
+        copies: dict[int, Any] = {}  # tied weights share theirs
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
             if names is not None and name not in names:
                 continue
-            local = sharded_state.local(tensor)
-            same = (local.data_ptr(), tensor.shape) if local.numel() else (name,)
-            if same not in copies:
-                whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-                if self.ranks.first:
-                    copies[same] = whole.to(dtype if dtype and whole.is_floating_point() else whole.dtype).cpu()
-            if self.ranks.first:
-                found[name] = copies[same]
-        return found
+            if id(tensor) not in copies:
+                whole = tensor.detach()
+                whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+                wanted = dtype if dtype and whole.is_floating_point() else whole.dtype
+                copies[id(tensor)] = whole.to(wanted).cpu() if self.ranks.first else None
+            found[name] = copies[id(tensor)]
+        return found if self.ranks.first else {}
 
     # ── checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -163,6 +163,13 @@ class FullySharded(SingleProcess):
 
     def weight_pieces(self, pieces: list[Any]) -> list[Any]:
         return [piece for share in self.ranks.gather(pieces) for piece in share]
+
+
+class Zero2(FullySharded):
+    """`launch.strategy: zero2`: gathered weights stay from a layer's forward to its backward pass. So each pass gathers
+    them once, and all weights have to fit on each device, besides a share of gradients and optimiser states."""
+
+    drops_layers = False
 
 
 def find_layers(model: Any) -> list[Any]:

@@ -1,13 +1,15 @@
-"""`launch.strategy: zero2`: each rank holds the optimiser's state for its share of the weights, and updates only those.
+"""`launch.strategy: zero1`: each rank holds the optimiser's state for its share of the weights, and updates only those.
 
 Every optimiser here creates the state of a weight at its first gradient, and skips weights without one. So the
 optimiser is the ordinary one, with all weights in its groups: before its step a rank drops the gradients outside its
 share, and afterwards the owner of each share broadcasts it. Schedules, clipping, a changed learning rate and the loss
 scaler work unchanged, and as the gradients and their norm are those of `ddp`, so are all results.
 
+Unlike `zero2` and `fsdp` this works with every optimiser, and as no collective runs within a pass, a rank can report
+that it ran out of memory.
+
 torch's ZeroRedundancyOptimizer requires weights of one dtype, takes optimisers by class, and does not support the
-`state_dict()` that accelerate calls when it prepares an optimiser. DeepSpeed and FSDP reduce gradients within the
-backward passes, where a rank can no longer report that it ran out of memory.
+`state_dict()` that accelerate calls when it prepares an optimiser.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from engine.training.ranks import Ranks
 T = TypeVar("T")
 
 
-class Zero2(DataParallel):
+class Zero1(DataParallel):
     """Data parallel with the optimiser's state sharded over the ranks."""
 
     def prepare(self, model: Any, make_optimizer: Callable[[Any], Any]) -> None:
