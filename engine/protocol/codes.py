@@ -96,6 +96,9 @@ CODES: dict[str, str] = {
     "profile.host": (
         "This host does not have the devices that the profile asks for. Set `launch.processes` and `launch.devices`."
     ),
+    "launch.unshardable": (
+        "The model cannot be divided among ranks, for the reason that the message gives. Use `launch.strategy: ddp`."
+    ),
     "launch.devices_unused": (
         "The profile names more devices in `launch.devices` than there are processes, and each computes on one. Set "
         "`launch.processes` to their number, or name fewer."

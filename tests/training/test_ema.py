@@ -73,7 +73,7 @@ def test_the_average_is_that_of_the_weights() -> None:
     averages = WeightAverages(model, 0.9)
     model.weight.data.fill_(1.0)
     averages.update(1)  # keeps 2 / 11
-    assert float(averages._averages["weight"]) == pytest.approx(9 / 11)
+    assert float(averages.values["weight"]) == pytest.approx(9 / 11)
     averages.update(1000)  # keeps 0.9
     with averages.swap_in():
         assert float(model.weight) == pytest.approx(1 - 0.9 * 2 / 11)
