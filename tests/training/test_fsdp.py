@@ -33,11 +33,13 @@ SHARDED = "launch={processes: 2, strategy: fsdp}"
 ALIKE = ("training.epochs=2", "checkpoint.every_steps=4", "checkpoint.keep=20", "evaluation.every_steps=4")
 
 
-def compare(run: Supervised, whole: Supervised, tolerance: float = 1e-4) -> None:
+def compare(run: Supervised, whole: Supervised, *, evaluations: bool = True, tolerance: float = 1e-4) -> None:
     for name in LOSSES:
         ours, theirs = run.series(name), whole.series(name)
         assert ours.keys() == theirs.keys() and ours, name
         assert ours == pytest.approx(theirs, rel=tolerance), name
+    if not evaluations:
+        return
     ours, theirs = (
         {entry.step: entry.values["eval/loss"] for entry in each.entries(Evaluation)} for each in (run, whole)
     )
@@ -88,7 +90,8 @@ def test_preference_methods(
     whole.train()
     run = start_run("two", *changes, "training.micro_batch=2", SHARDED, prepared=sets[method])
     run.train(processes=2)
-    compare(run, whole)
+    # KTO estimates its reference point in an evaluation from the rows of each micro-batch.
+    compare(run, whole, evaluations=method != "kto")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_preference_methods(
 )
 def test_settings(start_run: Callable[..., Supervised], changes: tuple[str, ...]) -> None:
     brief = ("training.max_steps=6", "evaluation.every_steps=2", "checkpoint.every_steps=4")
-    whole = start_run("one", *changes, *brief)
+    whole = start_run("one", *(each for each in changes if not each.startswith("launch.")), *brief)
     whole.train()
     run = start_run("two", *changes, *brief, "training.micro_batch=2", "launch.processes=2", "launch.strategy=fsdp")
     run.train(processes=2)
@@ -149,7 +152,7 @@ def test_resume(start_run: Callable[..., Supervised], tmp_path: Path, prepared: 
     assert [(entry.step, entry.resumed) for entry in run.entries(Start)] == [(0, ""), (4, "exact")]
     compare(run, whole)
     # And from there with other ranks and another strategy.
-    for ranks, strategy in ((4, "fsdp"), (2, "ddp"), (1, "ddp"), (2, "zero2")):
+    for ranks, strategy in ((4, "fsdp"), (2, "ddp"), (1, "ddp"), (2, "zero1")):
         other = start_run(f"{strategy}-{ranks}", *changes, f"launch={{processes: {ranks}, strategy: {strategy}}}")
         shutil.copytree(run.run.checkpoint(8), other.run.checkpoint(8))
         shutil.copy(run.run.events, other.run.events)
