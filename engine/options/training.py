@@ -24,8 +24,18 @@ class TrainingOptions(Options):
         None, help="Stop after this many optimiser steps; takes precedence over epochs.", unit="steps", ge=1
     )
     micro_batch: int = option(1, help="Rows per process and forward pass.", unit="rows", ge=1)
+    tokens_per_batch: int | None = option(
+        None,
+        help="Tokens per process and forward pass, at most: as many rows as fit. Takes the place of micro_batch, which "
+        "then stays 1.",
+        unit="tokens",
+        ge=1,
+    )
     accumulation: int = option(
-        1, help="Forward passes per optimiser step. Global batch = micro_batch × accumulation × processes.", ge=1
+        1,
+        help="Forward passes per optimiser step. Global batch = micro_batch (or tokens_per_batch) × accumulation × "
+        "processes.",
+        ge=1,
     )
     learning_rate: float = option(2.0e-4, help="Peak learning rate.", gt=0)
     scheduler: Literal["cosine", "linear", "polynomial", "constant", "wsd"] = option(

@@ -72,7 +72,7 @@ class BadBatchGuard:
         import torch
 
         loop = self._loop
-        step, live = loop.step, memory.smaller_micro_batch(loop.profile)
+        step, live = loop.step, memory.smaller_micro_batch(loop.profile, max(loop.batches.lengths))
         cause = next(filter(None, loop.ranks.gather(loop.memory.error)))
         accelerator.release()
         if live is None:
@@ -80,17 +80,20 @@ class BadBatchGuard:
         loop.memory.reset()
         if not rehearsed:
             loop.control.save()
-        old, new = loop.profile.training, live.training
+        changes = {
+            key: (live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key))
+            for key in live_settings.SHAPE
+        }
+        changes = {key: (before, after) for key, (before, after) in changes.items() if before != after}
+        described = " and ".join(f"{key} {before} → {after}" for key, (before, after) in changes.items())
         loop.reporter.warn(
             code="memory.batch_cut",
             step=step,
-            message=f"out of memory: continuing from step {step} with training.micro_batch {old.micro_batch} → "
-            f"{new.micro_batch} and training.accumulation {old.accumulation} → {new.accumulation}: the same global "
-            f"batch, in the same order ({cause})",
+            message=f"out of memory: continuing from step {step} with {described}: the same global batch, in the same "
+            f"order ({cause})",
             hint="nothing to do; training.gradient_checkpointing=true needs less memory too",
         )
-        for key in ("training.micro_batch", "training.accumulation"):
-            before, after = live_settings.get_setting(loop.profile, key), live_settings.get_setting(live, key)
+        for key, (before, after) in changes.items():
             self._write_ledger(step, key, before, after, code="mark.setting")
         raise RestartFrom(live, None if rehearsed and step == 0 else step)
 

@@ -157,7 +157,7 @@ class Checkpointer:
         if loop.accelerator.scaler is not None:
             torch.save(loop.accelerator.scaler.state_dict(), inner / "scaler.pt")
         torch.save(gathered.snapshots, inner / resume.RANKS)
-        live_settings.save_settings(inner / live_settings.FILE, job.submitted, loop.profile, job.skipped)
+        live_settings.save_settings(inner / live_settings.FILE, job.submitted, loop.profile, job.skipped, job.plan)
         (inner / resume.FILE).write_text(json.dumps(gathered.fingerprint))
         if job.masters:
             trained = {name: p.data for name, p in loop.model.named_parameters() if p.requires_grad}

@@ -82,6 +82,19 @@ def _check_training(training: Any, adapter: Any, data: Any, method: Any) -> Iter
                 "training.gradient_checkpointing",
                 "does not go with adapter.kind prefix: recomputed layers would not see the prefix",
             )
+    if training.tokens_per_batch is not None:
+        if training.micro_batch != 1:
+            yield (
+                "training.micro_batch",
+                f"does not go with training.tokens_per_batch ({training.tokens_per_batch}), which says how many rows "
+                "share a forward pass: leave one of the two out",
+            )
+        if method and method.rows == "prompts":
+            yield (
+                "training.tokens_per_batch",
+                f"is for rows whose tokens are known before training, and method.kind {method.kind} samples its "
+                "replies: set training.micro_batch",
+            )
     if method and method.rows != "tokens":
         for name in ("label_smoothing", "neftune"):
             if getattr(training, name):

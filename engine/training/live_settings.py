@@ -14,12 +14,14 @@ from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
 from engine.protocol.journal import Ledger
 
-SAVED = (*SETTABLE, "training.epochs", "training.micro_batch", "training.accumulation")
+SHAPE = ("training.micro_batch", "training.tokens_per_batch", "training.accumulation")
+"""What makes up a micro-batch and a global batch."""
+SAVED = (*SETTABLE, "training.epochs", *SHAPE)
 """Settings that a checkpoint records: the settable ones, and those that running out of memory or a resume may
 change."""
 _LINKED = (
     {"training.max_steps", "training.epochs"},
-    {"training.micro_batch", "training.accumulation"},
+    set(SHAPE),
 )
 """Settings that only have a meaning together: a profile that changes one of a group replaces the whole group."""
 FILE = "steering.json"
@@ -54,12 +56,16 @@ def get_setting(profile: Profile, key: str) -> Any:
     return getattr(getattr(profile, name), field)
 
 
-def save_settings(path: Path, submitted: Profile, live: Profile, skipped: Collection[int]) -> None:
-    """Write the current settings, their values in the submitted profile, and the skipped rows."""
+def save_settings(
+    path: Path, submitted: Profile, live: Profile, skipped: Collection[int], plan: Sequence[int] | None = None
+) -> None:
+    """Write the current settings, their values in the submitted profile, the skipped rows, and what a global batch in
+    tokens is."""
     document = {
         "submitted": {key: get_setting(submitted, key) for key in SAVED},
         "live": {key: get_setting(live, key) for key in SAVED},
         "skipped": sorted(skipped),
+        "plan": plan,
     }
     path.write_text(json.dumps(document))
 

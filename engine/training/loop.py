@@ -108,7 +108,7 @@ class TrainingLoop:
         while True:
             # Before any random number is drawn for the step: one that is held back is saved in the state it began with.
             self.checkpointer.mark_step_begin()
-            micro_batches = list(itertools.islice(batches, self.batches.accumulation))
+            micro_batches = list(itertools.islice(batches, self.batches.count_micro_batches(self.step)))
             if not micro_batches:
                 self.checkpointer.mark_step_end()
                 return

@@ -60,8 +60,7 @@ def _step(loop: TrainingLoop, *, update: bool) -> None:
     import torch
 
     batches, method = loop.batches, loop.method
-    kept = (row for row in range(len(batches.lengths)) if row not in batches.skipped)
-    longest = sorted(kept, key=lambda row: (-batches.lengths[row], row))[: batches.micro_batch]
+    longest = batches.pick_longest()
     loop.memory.reset()
     # With accumulation the second pass finds the first one's gradients in memory.
     for _ in range(min(batches.accumulation, 2)):
