@@ -65,6 +65,12 @@ class TrainingOptions(Options):
         ge=0,
         lt=1,
     )
+    router_aux_loss: float | None = option(
+        None,
+        help="Weight of the loss that balances the experts of a mixture; none: the model's own weight if its routers "
+        "are trained, else 0.",
+        ge=0,
+    )
     neftune: float = option(
         0.0, help="Noise on embeddings while training (NEFTune's alpha, often 5); 0 adds none.", ge=0
     )

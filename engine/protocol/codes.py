@@ -331,6 +331,9 @@ CODES: dict[str, str] = {
     "training.small_batches": (
         "A micro-batch has too few tokens to keep the device busy. Use larger micro-batches and less accumulation."
     ),
+    "training.no_aux_loss": (
+        "`training.router_aux_loss` was set for a base without routers that it balances. Leave it out."
+    ),
     "training.long_rows": (
         "Rows are longer than `training.tokens_per_batch`: each is a micro-batch of its own. Nothing to do if memory "
         "suffices."

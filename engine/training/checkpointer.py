@@ -43,6 +43,7 @@ class Checkpointer:
             "random": resume.get_random_state(),
             "metrics": self._loop.metrics.state_dict(),
             "recent": list(self._loop.guard.recent_losses),
+            "routers": self._loop.routers.state_dict(),
             **self._loop.method.state_dict(),
         }
 
@@ -52,6 +53,7 @@ class Checkpointer:
         self._loop.metrics.load_state_dict(snapshot["metrics"])
         self._loop.guard.recent_losses.clear()
         self._loop.guard.recent_losses.extend(snapshot["recent"])
+        self._loop.routers.load_state_dict(snapshot.get("routers", {}))
         self._loop.method.load_state_dict(snapshot)
 
     def mark_step_begin(self) -> None:

@@ -109,7 +109,7 @@ def read_back(folder: Path, model: Any, dtype: str) -> None:
     import torch
     from safetensors import SafetensorError, safe_open
 
-    expected = collect_weights(model, dtype)
+    expected = _name_as_stored(model, collect_weights(model, dtype))
     seen: set[str] = set()
     try:
         for path in sorted(folder.glob("*.safetensors")):
@@ -126,6 +126,18 @@ def read_back(folder: Path, model: Any, dtype: str) -> None:
     missing = [name for name in missing if not any(torch.equal(expected[name], expected[other]) for other in seen)]
     if missing or not seen:
         raise _unreadable(folder, f"{missing[0] if missing else 'everything'} is missing")
+
+
+def _name_as_stored(model: Any, weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a whole model as its files have them: transformers fuses experts when it loads them, and takes
+    them apart when it saves."""
+    from peft import PeftModel
+    from transformers.core_model_loading import revert_weight_conversion
+
+    if isinstance(model, PeftModel):
+        return weights
+    stored: dict[str, Any] = revert_weight_conversion(model, dict(weights))
+    return stored
 
 
 def _unreadable(folder: Path, cause: str) -> ProblemError:

@@ -96,7 +96,7 @@ def _check_training(training: Any, adapter: Any, data: Any, method: Any) -> Iter
                 "replies: set training.micro_batch",
             )
     if method and method.rows != "tokens":
-        for name in ("label_smoothing", "neftune"):
+        for name in ("label_smoothing", "neftune", "router_aux_loss"):
             if getattr(training, name):
                 yield f"training.{name}", f"is for methods that train on tokens, not for {method.kind}"
     if training.scheduler == "wsd" and training.warmup < 1 < training.warmup + training.decay_share:

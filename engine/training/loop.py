@@ -32,6 +32,7 @@ from engine.training.evaluator import Evaluator
 from engine.training.exceptions import StopTraining
 from engine.training.methods.base import Batch, MethodSetup, make_method, take_counts
 from engine.training.parallel.choose import make_strategy
+from engine.training.routers import Routers
 from engine.training.run_control import RunControl
 from engine.training.schedule import make_schedule, rebase_schedule
 
@@ -50,6 +51,7 @@ class TrainingLoop:
         self.step, self.max_steps, self.outcome = step, max_steps, "completed"
         self.accelerator = accelerator
         self.method = make_method(setup)
+        self.routers = Routers(self.method.model, self.profile.training.router_aux_loss)
         self.strategy = make_strategy(self.profile.launch.strategy, accelerator, self.ranks)
         self.strategy.prepare(
             self.method.model, lambda model: optimizer_factory.make_optimizer(self.profile.training, model)
@@ -145,7 +147,9 @@ class TrainingLoop:
             if self.memory.error:
                 break
             with self.memory.catch(), self.strategy.micro_batch():
-                part = self.method.loss(self.model, self.method.to_device(batch), units)
+                with self.routers.watch():
+                    part = self.method.loss(self.model, self.method.to_device(batch), units)
+                part = part + self.routers.auxiliary_loss(self.method.units(batch) / units)
                 self.accelerator.backward(part)
                 loss += part.detach()
         if self.memory.error:
@@ -218,6 +222,7 @@ class TrainingLoop:
             return
         values = self.metrics.report(self.ranks)
         self.evaluator.watch_training_loss(values["train/loss"])
+        values |= self.routers.report(self.ranks)
         values |= {"train/learning_rate": float(self.learning_rate), "train/grad_norm": float(self.grad_norm)}
         values |= self.job.device_peak()
         done, index = divmod(self.step - 1, self.batches.per_epoch)
