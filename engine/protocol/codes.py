@@ -332,7 +332,8 @@ CODES: dict[str, str] = {
         "A micro-batch has too few tokens to keep the device busy. Use larger micro-batches and less accumulation."
     ),
     "training.no_aux_loss": (
-        "`training.router_aux_loss` was set for a base without routers that it balances. Leave it out."
+        "An auxiliary loss was asked for, and the base has no routers that it balances. Leave "
+        "`training.router_aux_loss` out."
     ),
     "training.long_rows": (
         "Rows are longer than `training.tokens_per_batch`: each is a micro-batch of its own. Nothing to do if memory "

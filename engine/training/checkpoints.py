@@ -62,16 +62,16 @@ def prune(run: RunDirectory, keep: int, protected: set[int], written: set[int]) 
     return removed
 
 
-def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
+def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str, weights: dict[str, Any] | None = None) -> None:
     """Write the adapter, or the whole model in `dtype`, with config and tokenizer, as transformers and peft load
-    them."""
+    them. `weights` are a whole model's, if they have been collected before."""
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
         # From the whole model: given only the adapter's weights, peft does not find a head that is trained with them.
         model.save_pretrained(folder, save_embedding_layers=False)
     else:
-        model.save_pretrained(folder, state_dict=collect_weights(model, dtype))
+        model.save_pretrained(folder, state_dict=dict(weights or collect_weights(model, dtype)))
     tokenizer.save_pretrained(folder)
     for card in folder.glob("README.md"):  # peft's empty template
         card.unlink()
@@ -81,9 +81,9 @@ def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
         config.write_text(json.dumps({**text, "dtype": dtype, "use_cache": True}, indent=2))
 
 
-def collect_weights(model: Any, dtype: str) -> dict[str, Any]:
+def collect_weights(model: Any, dtype: str, *, copy: bool = False) -> dict[str, Any]:
     """The weights of `model` as a checkpoint stores them, by name, on the host. All weights of a model are cast and
-    copied one by one, so that the device never has a second copy of them."""
+    copied one by one, so that the device never has a second copy of them; with `copy` none is the model's own."""
     import torch
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -94,13 +94,14 @@ def collect_weights(model: Any, dtype: str) -> dict[str, Any]:
         return adapter
     copies: dict[Any, Any] = {}  # tied weights share theirs
 
-    def copy(tensor: Any) -> Any:
+    def take(tensor: Any) -> Any:
         same = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if same not in copies:
-            copies[same] = tensor.to(getattr(torch, dtype)).cpu()
+            taken = tensor.to(getattr(torch, dtype)).cpu()
+            copies[same] = taken.clone() if copy and taken.data_ptr() == tensor.data_ptr() else taken
         return copies[same]
 
-    return {name: copy(tensor) for name, tensor in model.state_dict().items()}
+    return {name: take(tensor) for name, tensor in model.state_dict().items()}
 
 
 def read_back(folder: Path, model: Any, dtype: str) -> None:

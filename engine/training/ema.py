@@ -47,10 +47,9 @@ class WeightAverages:
             for name, weight in self._weights.items():
                 weight.data = trained[name]
 
-    def save(self, folder: Path) -> None:
-        import torch
-
-        torch.save(self._averages, folder / FILE)
+    def state_dict(self) -> dict[str, Any]:
+        """The averages, for the file `FILE` of a checkpoint."""
+        return self._averages
 
     def load(self, folder: Path) -> None:
         """Load a checkpoint's averages. Without any (the run had no average then), they start as the current
@@ -58,6 +57,6 @@ class WeightAverages:
         import torch
 
         if (folder / FILE).exists():
-            kept = torch.load(folder / FILE, map_location="cpu", weights_only=True)
+            kept = torch.load(folder / FILE, map_location="cpu", weights_only=True, mmap=True)
             for name, average in self._averages.items():
                 average.copy_(kept[name])

@@ -86,6 +86,8 @@ class TrainingLoop:
                         break
         except StopTraining:
             self.outcome = "stopped"
+        finally:
+            self.checkpointer.close()
 
     def begin(self, on_ready: Callable[[str], None]) -> None:
         """Do everything that precedes the first step: resume, preflight, evaluation at the start, waiting commands."""
@@ -180,7 +182,7 @@ class TrainingLoop:
         if self.is_due(self.profile.evaluation.every_steps) or last:
             self.evaluate()
         if self.is_due(self.profile.checkpoint.every_steps) or last:
-            self.control.save()
+            self.control.save(background=not last)
         self.control.take_commands()
         self.end_if_finished()
         self.metrics.start_step()

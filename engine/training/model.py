@@ -87,7 +87,7 @@ def _restore(model: Any, folder: Path) -> None:
 
     masters = folder / checkpoints.RESUME_FOLDER / checkpoints.MASTERS
     if masters.exists():
-        kept = torch.load(masters, map_location="cpu", weights_only=True)
+        kept = torch.load(masters, map_location="cpu", weights_only=True, mmap=True)
         for name, parameter in model.named_parameters():
             if name in kept:
                 parameter.data.copy_(kept[name])

@@ -104,9 +104,12 @@ def _write_and_read(loop: TrainingLoop, gathered: GatheredState) -> Pause | None
         return None
     folder = loop.job.run.checkpoints / FOLDER
     try:
-        write_folder(folder, lambda place: loop.checkpointer.write_files(place, gathered))
+        files = loop.checkpointer.collect(gathered)
+        write_folder(folder, lambda place: loop.checkpointer.write_files(place, files))
         checkpoints.read_back(folder, loop.model, loop.profile.model.dtype)
-        torch.load(folder / checkpoints.RESUME_FOLDER / "optimizer.pt", map_location="cpu", weights_only=True)
+        torch.load(
+            folder / checkpoints.RESUME_FOLDER / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True
+        )
     except OSError as error:
         return Pause(
             code="pause.disk_low", reason=f"disk low: a checkpoint cannot be written ({error.strerror or error})"
