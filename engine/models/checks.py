@@ -59,7 +59,9 @@ def _check_experts(model: ModelOptions, target: Target) -> Iterator[tuple[str, s
     """Yield `(key, message)` when there are no experts to quantise."""
     if model.quantization != "nf4":
         yield "model.quantize_experts", f"goes with model.quantization nf4, not with {model.quantization}"
-    elif not target.on_hub and limits.count_expert_weights(Path(target.base))[0] == 0:
+        return
+    experts, weights = (0, 0) if target.on_hub else limits.count_expert_weights(Path(target.base))
+    if weights and not experts:
         yield "model.quantize_experts", f"is for mixtures of experts, and {target.label} has none: leave it out"
 
 

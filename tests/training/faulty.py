@@ -7,6 +7,7 @@
 `slate:L`  nothing goes wrong; the ranks train on the test back end of the library L
 `save:S`, `evaluate:S`, `compute:S`, `boundary:S`   kill -9 in the middle of saving, evaluating or
            computing after step S, or at that boundary
+`beside:`  nothing goes wrong; all checkpoints of all weights are written beside training
 `background:S`   kill -9 while the checkpoint of step S is written beside training, a second after it began
 """
 
@@ -17,6 +18,7 @@ import signal
 import time
 from typing import Any
 
+from engine.training import background_writer
 from engine.workers import train
 
 
@@ -60,7 +62,6 @@ def weigh() -> None:
 
 def kill(where: str, step: int) -> None:
     from engine.storage import atomic, manifest
-    from engine.training import background_writer
     from engine.training.evaluator import Evaluator
     from engine.training.run_control import RunControl
 
@@ -109,6 +110,8 @@ if __name__ == "__main__":
 
         slate.register(numbers[0])
         slate.register_collectives()
+    elif what == "beside":
+        background_writer.SMALLEST = 1
     elif what == "weigh":
         weigh()
     else:

@@ -209,3 +209,17 @@ def test_kill_9_while_a_checkpoint_is_written_leaves_the_one_before(start_run: A
     assert (start.step, start.resumed) == (4, "exact")
     assert run.series("train/loss") == whole.series("train/loss")
     assert json.loads((run.run.checkpoint(STEPS) / manifest.FILE).read_text())["step"] == STEPS
+
+
+@pytest.mark.slow
+def test_two_ranks_that_share_the_states_write_beside_training(start_run: Any) -> None:
+    settings = (*FULL, "launch.processes=2", "launch.strategy=zero2", "training.micro_batch=2")
+    plain, beside = start_run("plain", *settings), start_run("beside", *settings)
+    plain.train(processes=2)
+    beside.start(processes=2, fault="beside:")
+    assert beside.wait() == 0, beside.log()
+    assert beside.series("train/loss") == plain.series("train/loss")
+    assert [entry.step for entry in beside.entries(Checkpoint)] == list(range(2, STEPS + 1, 2))
+    for step in (4, STEPS):
+        one, other = _content(plain.run.checkpoint(step)), _content(beside.run.checkpoint(step))
+        assert all(_same(one[name], other[name]) for name in one.keys() - {"trainer/ranks.pt"})

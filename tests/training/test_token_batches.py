@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from engine.config.profile import ProfileError, parse
+from engine.prep.batching import token_counts
 from engine.prep.token_batching import TokenBatches, TokenPlan, group_by_tokens
 from engine.protocol.journal import Ledger, Start, Warn
 from engine.training import memory
+from tests.training import preferences
 from tests.training.harness import PROFILE
 from tests.training.here import Here, at
 
@@ -88,6 +90,29 @@ def _values(run: Here, name: str) -> dict[int, float]:
 
     kind = Evaluation if name.startswith("eval/") else Metrics
     return {entry.step: entry.values[name] for entry in run.entries(kind)}
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "reward", "kto"])
+def test_preference_rows_count_their_replies(method: str, tiny: Path, tmp_path: Path) -> None:
+    from datasets import load_from_disk
+
+    rows = preferences.prepare(tmp_path / "rows", tiny, preferences.KINDS[method])
+    settings = (*QUIET, "training.epochs=2", "adapter.dropout=0", f"method.kind={method}")
+    whole = Here(tmp_path, "whole", rows, *settings, "training.micro_batch=40")
+    tokens = Here(tmp_path, "tokens", rows, *settings, "training.tokens_per_batch=90", "training.accumulation=60")
+    assert whole.train() == tokens.train() == ("completed", 2)
+    for name in ("train/loss", "train/grad_norm"):
+        assert _values(whole, name) == pytest.approx(_values(tokens, name), rel=1e-3), name
+
+    stored = load_from_disk(rows["train"])
+    counts = [
+        sum(len(row["prompt_ids"]) + len(row[name]) for name in row if name.endswith("_ids") and name != "prompt_ids")
+        for row in stored
+    ]
+    assert token_counts(stored) == counts
+    groups = group_by_tokens(token_counts(stored), 90)
+    assert max(len(group) for group in groups) > 1
+    assert all(sum(counts[row] for row in group) <= 90 or len(group) == 1 for group in groups)
 
 
 def test_a_resume_is_exact_and_the_steps_are_known(prepared: dict[str, Any], tmp_path: Path) -> None:
