@@ -145,7 +145,8 @@ class Checkpointer:
     def gather(self) -> GatheredState:
         """Gather the state of all ranks. Called on every rank."""
         loop = self._loop
-        snapshots = loop.ranks.gather(self._before_step or self.snapshot())
+        # On the host: a rank must not unpack what is another's device's.
+        snapshots = loop.ranks.gather(background_writer.copy_to_host(self._before_step or self.snapshot()))
         return GatheredState(snapshots, loop.strategy.save(), resume.compute_fingerprint(loop, snapshots))
 
     def _write(self, gathered: GatheredState, background: bool) -> Pause | None:

@@ -68,6 +68,7 @@ class Job:
                 "base": None if profile.model.from_scratch else self.prepared["base"],
                 "dtype": profile.model.dtype,
                 "quantization": profile.model.quantization,
+                "quantize_experts": profile.model.quantize_experts,
                 "attention": profile.model.attention,
                 "generation": profile.generation.model_dump(),
             },

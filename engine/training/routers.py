@@ -96,7 +96,7 @@ class Routers:
             return {}
         layers = [self._counts[number] for number in sorted(self._counts)]
         sizes = [len(layer) for layer in layers]
-        whole = torch.tensor(ranks.sum(torch.cat(layers).double().tolist()), dtype=torch.float64).split(sizes)
+        whole = torch.tensor(ranks.sum(torch.cat(layers).tolist()), dtype=torch.float64).split(sizes)
         self._counts.clear()
         shares = [layer / layer.sum().clamp(min=1) for layer in whole]
         entropies = [float(torch.special.entr(each).sum()) / math.log(max(2, len(each))) for each in shares]
@@ -111,7 +111,7 @@ class Routers:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the counts of a checkpoint."""
-        devices = {number: next(router.parameters()).device for number, router in enumerate(self._routers) if state}
+        devices = [next(router.parameters()).device for router in self._routers]
         self._counts = {int(number): counts.to(devices[int(number)]) for number, counts in state.items()}
 
 
