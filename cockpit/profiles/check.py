@@ -55,12 +55,14 @@ def summarize_launch(profile: Profile) -> str:
     adapter = profile.adapter.kind + (f" of rank {rank}" if rank else "")
     base = f"{profile.model.quantization} base in {profile.model.dtype}"
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
-    each = f"{training.micro_batch} × {training.accumulation} × {launch.processes}"
+    unit = "tokens" if training.tokens_per_batch else "rows"
+    micro = training.tokens_per_batch or training.micro_batch
+    each = f"{micro} × {training.accumulation} × {launch.processes}"
     return "\n".join(
         (
             f"{profile.name or 'unnamed'}: {profile.method.kind}, {adapter}, {base}",
             f"base       {profile.model.origin}",
             f"data       {', '.join(source.source for source in profile.data.train)}",
-            f"length     {length}, rows a step {each} (micro batch × accumulation × processes)",
+            f"length     {length}, {unit} a step {each} (micro batch × accumulation × processes)",
         )
     )

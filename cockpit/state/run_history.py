@@ -21,6 +21,7 @@ MARK_NAMES = {
     "evaluation.every_steps": "eval",
     "checkpoint.every_steps": "save",
     "training.micro_batch": "batch",
+    "training.tokens_per_batch": "batch",
     "training.accumulation": "batch",
     "training.epochs": "end",
     "pause": "pause",

@@ -167,6 +167,9 @@ def explain_end(run: Run) -> None:
     elif run.state == states.COMPLETED and run.kind == "train":
         if run.method == "reward":
             say(f"it scores replies; list its checkpoints with: cockpit show {run.id}")
+        elif read_report(run).get("recurrent"):
+            checkpoint = RunDirectory(Path(run.directory)).checkpoint(run.step)
+            say(f"a recurrent model cannot chat here: load {checkpoint} with transformers, and use its generate()")
         else:
             say(f"talk to it with: cockpit chat {run.id}")
 

@@ -9,7 +9,12 @@ def list_memory_savings(profile: Profile) -> list[str]:
     """Changes of settings that take less memory, with the profile's own figures; the first keeps the global batch."""
     training, savings = profile.training, []
     rows, steps = training.micro_batch, training.accumulation
-    if rows > 1:
+    if budget := training.tokens_per_batch:
+        savings.append(
+            f"training.tokens_per_batch={max(1, budget // 2)} with training.accumulation={steps * 2} "
+            f"(now {budget} × {steps})"
+        )
+    elif rows > 1:
         by = next(divisor for divisor in range(2, rows + 1) if rows % divisor == 0)
         savings.append(
             f"training.micro_batch={rows // by} with training.accumulation={steps * by} "

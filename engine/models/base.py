@@ -38,7 +38,9 @@ def load(
         model = (load_reward_model if scores else load_model)(
             folder,
             dtype=getattr(torch, options.dtype),
-            quantization_config=quantization_config(options.quantization, options.dtype),
+            quantization_config=quantization_config(
+                options.quantization, options.dtype, experts=options.quantize_experts
+            ),
             attn_implementation=None if options.attention == "auto" else options.attention,
             trust_remote_code=options.trust_remote_code,
             device_map={"": device.name},
@@ -91,6 +93,10 @@ def _cast(model: Any, dtype: Any) -> None:
 
     if dtype != torch.float32:
         return
+    if getattr(model, "packed_experts", False):
+        from engine.models import quantized_experts
+
+        quantized_experts.set_dtype(model, dtype)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype in (torch.bfloat16, torch.float16):
             tensor.data = tensor.data.float()
@@ -107,8 +113,11 @@ def keep_nf4_trainable(model: Any, device: Device, *, unpack: bool = True) -> No
     import bitsandbytes as bnb
     import torch
 
+    from engine.models import quantized_experts
+
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, bnb.nn.Linear4bit)]
-    size = sum(layer.in_features * layer.out_features for _, layer in layers) * device.compute.itemsize
+    weights = sum(layer.in_features * layer.out_features for _, layer in layers)
+    size = (weights + quantized_experts.count_weights(model)) * device.compute.itemsize
     if not unpack or size > psutil.virtual_memory().available / 4:
         for _, layer in layers:
             layer.support_avx512bf16_for_cpu = False
@@ -121,6 +130,7 @@ def keep_nf4_trainable(model: Any, device: Device, *, unpack: bool = True) -> No
         plain.weight = torch.nn.Parameter(weight, requires_grad=False)
         plain.bias = layer.bias
         model.set_submodule(name, plain)
+    quantized_experts.unpack_all(model, device.compute)
 
 
 def load_tokenizer(folder: str, trust_remote_code: bool, template: str | None) -> Any:

@@ -43,6 +43,8 @@ def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Itera
         return
     try:
         target = targets.resolve(model.base, home or Home.locate(), directory)
+        if model.quantize_experts:
+            yield from _check_experts(model, target)
         if not model.from_scratch or target.adapter:
             targets.check(target)
         yield from _check_adapter(model, target)
@@ -51,6 +53,16 @@ def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Itera
     except ProblemError as error:
         problem = error.problem
         yield "model.base", ": ".join(part for part in (problem.title, problem.cause) if part)
+
+
+def _check_experts(model: ModelOptions, target: Target) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` when there are no experts to quantise."""
+    if model.quantization != "nf4":
+        yield "model.quantize_experts", f"goes with model.quantization nf4, not with {model.quantization}"
+        return
+    experts, weights = (0, 0) if target.on_hub else limits.count_expert_weights(Path(target.base))
+    if weights and not experts:
+        yield "model.quantize_experts", f"is for mixtures of experts, and {target.label} has none: leave it out"
 
 
 def describe_family(profile: Any, home: Any) -> Iterator[str]:
@@ -76,11 +88,12 @@ def doubt_experts(sections: Mapping[str, Any], directory: Path, home: Any) -> It
     except ProblemError:  # `check_base` has reported it
         return
     experts, weights = (0, 0) if target.on_hub else limits.count_expert_weights(Path(target.base))
-    if experts:
+    if experts and not model.quantize_experts:
+        remedy = "set model.quantize_experts to true, " if model.quantization == "nf4" else ""
         yield (
             "model.quantization",
             f"{model.quantization} leaves the experts in {model.dtype}: {experts / 1e9:.2g} of {weights / 1e9:.2g} "
-            f"billion weights, {experts * 2 / 1e9:.2g} GB; reckon with that memory, or name a dense base",
+            f"billion weights, {experts * 2 / 1e9:.2g} GB; {remedy}reckon with that memory, or name a dense base",
         )
 
 

@@ -22,8 +22,9 @@ def read_stored_dtype(target: Target) -> str | None:
     return stored if isinstance(stored, str) and stored in BYTES else None
 
 
-def quantization_config(quantization: str, dtype: str | None) -> Any:
-    """The argument for `from_pretrained`: NF4 with double quantisation, int8, or None. Raises ValueError."""
+def quantization_config(quantization: str, dtype: str | None, *, experts: bool = False) -> Any:
+    """The argument for `from_pretrained`: NF4 with double quantisation, int8, or None; with `experts`, NF4 for fused
+    experts too. Raises ValueError."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -36,6 +37,8 @@ def quantization_config(quantization: str, dtype: str | None) -> Any:
             return BitsAndBytesConfig(load_in_8bit=True)
         case "nf4":
             compute = getattr(torch, dtype or "bfloat16")
+            if experts:
+                from engine.models.quantized_experts import Config as BitsAndBytesConfig
             return BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",

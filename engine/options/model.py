@@ -43,6 +43,10 @@ class ModelOptions(Options):
     quantization: Literal["none", "nf4", "int8"] = option(
         "none", help="Quantise the frozen base: nf4 (4 bit, double quantisation) or int8."
     )
+    quantize_experts: bool = option(
+        False,
+        help="With nf4: pack the fused experts of a mixture-of-experts base too; no adapter is put on them then.",
+    )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = option(
         "auto", help="Attention implementation; auto takes the fastest that is exact here."
     )

@@ -24,8 +24,18 @@ class TrainingOptions(Options):
         None, help="Stop after this many optimiser steps; takes precedence over epochs.", unit="steps", ge=1
     )
     micro_batch: int = option(1, help="Rows per process and forward pass.", unit="rows", ge=1)
+    tokens_per_batch: int | None = option(
+        None,
+        help="Tokens per process and forward pass, at most: as many rows as fit. Takes the place of micro_batch, which "
+        "then stays 1.",
+        unit="tokens",
+        ge=1,
+    )
     accumulation: int = option(
-        1, help="Forward passes per optimiser step. Global batch = micro_batch × accumulation × processes.", ge=1
+        1,
+        help="Forward passes per optimiser step. Global batch = micro_batch (or tokens_per_batch) × accumulation × "
+        "processes.",
+        ge=1,
     )
     learning_rate: float = option(2.0e-4, help="Peak learning rate.", gt=0)
     scheduler: Literal["cosine", "linear", "polynomial", "constant", "wsd"] = option(
@@ -54,6 +64,12 @@ class TrainingOptions(Options):
         help="Share of each target's probability that is spread over the whole vocabulary while training.",
         ge=0,
         lt=1,
+    )
+    router_aux_loss: float | None = option(
+        None,
+        help="Weight of the loss that balances the experts of a mixture; none: the model's own weight if its routers "
+        "are trained, else 0.",
+        ge=0,
     )
     neftune: float = option(
         0.0, help="Noise on embeddings while training (NEFTune's alpha, often 5); 0 adds none.", ge=0

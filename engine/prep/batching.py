@@ -70,6 +70,15 @@ class GlobalBatches:
         """Micro-batches of this rank in an epoch."""
         return self.per_epoch * self.accumulation
 
+    def count_micro_batches(self, step: int) -> int:
+        """Micro-batches of each rank in the global batch that follows after `step` steps."""
+        return self.accumulation
+
+    def pick_longest(self) -> list[int]:
+        """The rows of a micro-batch that takes as much memory as any."""
+        kept = (row for row in range(len(self.lengths)) if row not in self.skipped)
+        return sorted(kept, key=lambda row: (-self.lengths[row], row))[: self.micro_batch]
+
     def order(self, epoch: int) -> list[int]:
         """All row numbers in the order of this epoch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -87,6 +96,12 @@ class GlobalBatches:
         order = self.order(epoch)
         for start in range(first * self.size, len(order), self.size):
             yield from self._divide(order[start : start + self.size])[self.rank :: self.world]
+
+    def group_held_out(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Held-out rows of these lengths, the shortest first, as micro-batches. They are twice as large as those of
+        training: no activations are kept for a backward pass."""
+        size = 2 * self.micro_batch
+        return [list(range(start, min(start + size, len(lengths)))) for start in range(0, len(lengths), size)]
 
     def _by_length(self, rows: list[int]) -> list[int]:
         kept = [row for row in rows if row not in self.skipped]

@@ -334,6 +334,14 @@ CODES: dict[str, str] = {
     "training.small_batches": (
         "A micro-batch has too few tokens to keep the device busy. Use larger micro-batches and less accumulation."
     ),
+    "training.no_aux_loss": (
+        "An auxiliary loss was asked for, and the base has no routers that it balances. Leave "
+        "`training.router_aux_loss` out."
+    ),
+    "training.long_rows": (
+        "Rows are longer than `training.tokens_per_batch`: each is a micro-batch of its own. Nothing to do if memory "
+        "suffices."
+    ),
     "training.doubtful": (
         "The run will hardly do what its settings say, now that its number of steps is known. The hint names the "
         "setting."

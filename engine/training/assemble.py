@@ -36,7 +36,10 @@ def make_loop(job: Job) -> TrainingLoop:
     align_special_tokens(model, job.tokenizer)
     rows = load_from_disk(job.prepared["train"])
     held_out = load_from_disk(job.prepared["validation"]) if job.prepared.get("validation") else None
-    batches = make_global_batches(job.profile, token_counts(rows), job.ranks.rank, job.ranks.world)
+    segments = _make_segments(job, model, "seq_lengths" in rows.column_names)
+    batches = make_global_batches(
+        job.profile, token_counts(rows), job.ranks.rank, job.ranks.world, plan=job.plan, padded=segments is None
+    )
     batches.skipped = job.skipped
     setup = MethodSetup(
         job=job,
@@ -44,7 +47,7 @@ def make_loop(job: Job) -> TrainingLoop:
         rows=rows,
         held_out=held_out if held_out is not None and len(held_out) else None,
         batches=batches,
-        segments=_make_segments(job, model, "seq_lengths" in rows.column_names),
+        segments=segments,
         metrics=StepMetrics(),
         memory=MemoryWatch(recovers=not strategy.sharded),
         strategy=strategy,

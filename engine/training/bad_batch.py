@@ -72,7 +72,7 @@ class BadBatchGuard:
         import torch
 
         loop = self._loop
-        step, live = loop.step, memory.smaller_micro_batch(loop.profile)
+        step, live = loop.step, memory.smaller_micro_batch(loop.profile, max(loop.batches.lengths))
         cause = next(filter(None, loop.ranks.gather(loop.memory.error)))
         accelerator.release()
         if live is None:

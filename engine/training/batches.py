@@ -23,12 +23,11 @@ def describe_batch(prepared: dict[str, Any], profile: Profile, tokenizer: Any, s
     from engine.training.online.batching import make_global_batches
 
     rows = load_from_disk(prepared["train"])
-    settings = profile.training
     batches = make_global_batches(profile, token_counts(rows))
     if not 1 <= step <= batches.per_epoch:
         raise ValueError(f"an epoch has {batches.per_epoch} steps; there is no step {step}")
     batches.step = step - 1
-    micro = itertools.islice(iter(batches), settings.accumulation)
+    micro = itertools.islice(iter(batches), batches.count_micro_batches(step - 1))
     parts: list[dict[str, Any]] = []
     for sequence, index in enumerate(itertools.chain.from_iterable(micro)):
         row: dict[str, Any] = rows[index]

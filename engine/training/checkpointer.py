@@ -17,7 +17,8 @@ from engine.config.profile import Profile
 from engine.protocol.codes import Pause
 from engine.protocol.journal import Checkpoint
 from engine.storage.atomic import write_folder
-from engine.training import checkpoints, live_settings, resume
+from engine.training import background_writer, checkpoints, early_stopping, ema, live_settings, resume
+from engine.training.background_writer import BackgroundWriter, CheckpointFiles
 from engine.training.parallel import sharded_state
 from engine.training.parallel.fsdp import FullySharded
 
@@ -46,6 +47,7 @@ class Checkpointer:
         self._loop = loop
         self._before_step: dict[str, Any] | None = None
         """`snapshot` at the beginning of the current step; None between two steps."""
+        self._writer = BackgroundWriter()
 
     # ── a rank's state besides weights and optimiser ──────────────────────────────────────────────────────────────
 
@@ -55,6 +57,7 @@ class Checkpointer:
             "random": resume.get_random_state(),
             "metrics": self._loop.metrics.state_dict(),
             "recent": list(self._loop.guard.recent_losses),
+            "routers": self._loop.routers.state_dict(),
             **self._loop.method.state_dict(),
         }
 
@@ -64,6 +67,7 @@ class Checkpointer:
         self._loop.metrics.load_state_dict(snapshot["metrics"])
         self._loop.guard.recent_losses.clear()
         self._loop.guard.recent_losses.extend(snapshot["recent"])
+        self._loop.routers.load_state_dict(snapshot.get("routers", {}))
         self._loop.method.load_state_dict(snapshot)
 
     def mark_step_begin(self) -> None:
@@ -101,18 +105,20 @@ class Checkpointer:
 
     # ── saving ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def save(self) -> Pause | None:
-        """Write a checkpoint of this step, unless there is one; returns, on every rank, why it could not be written, or
-        None."""
+    def save(self, *, background: bool = False) -> Pause | None:
+        """Write a checkpoint of this step, unless there is one, when the one before is written; returns, on every rank,
+        why it could not be written, or None.
+
+        With `background`, a large one is only copied here, and written while training goes on."""
         loop = self._loop
-        if loop.step == loop.job.saved_step:
-            return None
+        pause: Pause | None = loop.ranks.broadcast(self.settle())
+        if pause or loop.step == loop.job.saved_step:
+            return pause
         with loop.reporter.in_phase("saving"):
-            pause = self.write_on_first(loop.job.run.checkpoint(loop.step), self._write)
+            folder = loop.job.run.checkpoint(loop.step)
+            pause = self.write_on_first(folder, lambda gathered: self._write(gathered, background))
         if pause is None:
             loop.job.saved_step = loop.step
-            if loop.ranks.first:
-                loop.job.plots.draw(loop.step)
         return pause
 
     def write_on_first(self, folder: Path, write: Callable[[GatheredState], Pause | None]) -> Pause | None:
@@ -133,7 +139,8 @@ class Checkpointer:
 
     def _gather(self, shards: Path) -> GatheredState:
         loop = self._loop
-        snapshots = loop.ranks.gather(self._before_step or self.snapshot())
+        # On the host: a rank must not unpack what is another's device's.
+        snapshots = loop.ranks.gather(background_writer.copy_to_host(self._before_step or self.snapshot()))
         loop.strategy.settle()
         state = GatheredState(snapshots, loop.strategy.save(), resume.compute_fingerprint(loop, snapshots))
         if not isinstance(loop.strategy, FullySharded):
@@ -152,65 +159,143 @@ class Checkpointer:
         with loop.averaged_weights():
             return loop.strategy.collect(trained, dtype if full else None)
 
-    def _write(self, gathered: GatheredState) -> Pause | None:
-        """Write the checkpoint, on rank 0; returns why it could not be written, or None."""
+    def settle(self) -> Pause | None:
+        """Wait for the checkpoint that is being written; one that failed before is tried once more. On rank 0; returns
+        why it could not be written, or None."""
+        step = self._writer.step
+        if step is None:
+            return None
+        self._writer.restart()
+        with self._loop.reporter.in_phase("saving", f"step {step}"):
+            error = self._writer.wait()
+        return self._settled(step, error)
+
+    def poll(self) -> Pause | None:
+        """Record the checkpoint that has been written since the last boundary; returns why it could not be. On
+        rank 0."""
+        step = self._writer.step
+        return None if step is None or self._writer.busy else self._settled(step, self._writer.wait())
+
+    def retry(self) -> None:
+        """Try a write that failed once more, in the background."""
+        self._writer.restart()
+
+    def close(self) -> None:
+        """Let the write that is under way end, however the loop ends."""
+        step = self._writer.step
+        if step is not None and self._writer.wait() is None:
+            self._record(step)
+
+    def _settled(self, step: int, error: OSError | None) -> Pause | None:
+        if error is None:
+            self._record(step)
+            return None
+        return describe_failed_write(error)
+
+    def _write(self, gathered: GatheredState, background: bool) -> Pause | None:
+        """Write the checkpoint, on rank 0, or begin to; returns why it could not be written, or None."""
         loop, job = self._loop, self._loop.job
-        folder = job.run.checkpoint(loop.step)
+        step, files = loop.step, self.collect(gathered)
+        facts = {"step": step, "attempt": job.attempt}
+
+        def write() -> None:
+            write_folder(job.run.checkpoint(step), lambda place: self.write_files(place, files), facts)
+
+        # Shares are on the disk already.
+        if background and not files.shards and background_writer.is_worthwhile(self._count_bytes(files)):
+            files = self._copy(files)
+            self._writer.start(step, write)
+            return None
         try:
-            facts = {"step": loop.step, "attempt": job.attempt}
-            write_folder(folder, lambda place: self.write_files(place, gathered), facts)
+            write()
         except OSError as error:
             return describe_failed_write(error)
-        job.written.add(loop.step)
-        results = loop.evaluator.results.get(loop.step, {})
-        job.checkpoints[loop.step] = {name: value for name, value in results.items() if value is not None}
+        self._record(step)
+        return None
+
+    def _record(self, step: int) -> None:
+        """Journal a checkpoint that is on the disk, and remove those that are too many."""
+        loop, job = self._loop, self._loop.job
+        job.written.add(step)
+        results = loop.evaluator.results.get(step, {})
+        job.checkpoints[step] = {name: value for name, value in results.items() if value is not None}
         best = checkpoints.find_best(job.checkpoints, loop.profile.checkpoint.best_by)
-        protected = {loop.step} | ({best} if best is not None else set())
+        protected = {step} | ({best} if best is not None else set())
         removed = checkpoints.prune(job.run, loop.profile.checkpoint.keep, protected, job.written)
-        for step in removed:
-            job.checkpoints.pop(step, None)
+        for each in removed:
+            job.checkpoints.pop(each, None)
         loop.reporter.write(
             Checkpoint(
                 attempt=job.attempt,
-                step=loop.step,
-                path=str(folder),
-                metrics=job.checkpoints[loop.step],
-                best=loop.step == best,
+                step=step,
+                path=str(job.run.checkpoint(step)),
+                metrics=job.checkpoints[step],
+                best=step == best,
                 removed=removed,
             )
         )
-        return None
+        job.plots.draw(step)
 
-    def write_files(self, folder: Path, gathered: GatheredState) -> None:
-        """Write all files of a checkpoint into `folder`. Raises OSError."""
+    def collect(self, gathered: GatheredState) -> CheckpointFiles:
+        """What the checkpoint of this moment consists of; tensors are those that training goes on with."""
         loop, job = self._loop, self._loop.job
-        dtype = loop.profile.model.dtype
-        with nullcontext() if gathered.shards else loop.averaged_weights():
-            checkpoints.save_weights(loop.model, job.tokenizer, folder, dtype, gathered.weights)
-        (folder / "lock.json").write_text(job.lock_text(loop.profile))
+        objects = {
+            "optimizer.pt": gathered.optimizer,
+            "scheduler.pt": loop.schedule.state_dict(),
+            resume.RANKS: gathered.snapshots,
+        }
+        if loop.accelerator.scaler is not None:
+            objects["scaler.pt"] = loop.accelerator.scaler.state_dict()
+        if job.masters and not gathered.shards:
+            objects[checkpoints.MASTERS] = {n: p.data for n, p in loop.model.named_parameters() if p.requires_grad}
+        if loop.averages is not None and not gathered.shards:
+            objects[ema.FILE] = loop.averages.values
+        settings = live_settings.describe_settings(job.submitted, loop.profile, job.skipped, job.plan)
+        texts = {
+            "lock.json": job.lock_text(loop.profile),
+            f"{checkpoints.RESUME_FOLDER}/{live_settings.FILE}": settings,
+            f"{checkpoints.RESUME_FOLDER}/{resume.FILE}": json.dumps(gathered.fingerprint),
+        }
+        if loop.evaluator.patience is not None:
+            texts[f"{checkpoints.RESUME_FOLDER}/{early_stopping.FILE}"] = loop.evaluator.patience.to_text()
+        return CheckpointFiles(gathered.weights, objects, texts, gathered.shards)
+
+    def _count_bytes(self, files: CheckpointFiles) -> int:
+        """The size of a copy of these files; 0 where only an adapter is trained, which is soon written."""
+        model = self._loop.model
+        if hasattr(model, "peft_config"):
+            return 0
+        stored = (
+            sum(weight.numel() for weight in model.state_dict().values())
+            * getattr(torch, self._loop.profile.model.dtype).itemsize
+        )
+        return stored + background_writer.count_bytes(files.objects)
+
+    def _copy(self, files: CheckpointFiles) -> CheckpointFiles:
+        loop = self._loop
+        with loop.averaged_weights():
+            weights = checkpoints.collect_weights(loop.model, loop.profile.model.dtype, copy=True)
+        return CheckpointFiles(weights, background_writer.copy_to_host(files.objects), files.texts)
+
+    def write_files(self, folder: Path, files: CheckpointFiles) -> None:
+        """Write all files of a checkpoint into `folder`. Raises OSError."""
+        loop = self._loop
+        with loop.averaged_weights() if files.weights is None else nullcontext():
+            checkpoints.save_weights(loop.model, loop.job.tokenizer, folder, loop.profile.model.dtype, files.weights)
         inner = folder / checkpoints.RESUME_FOLDER
         inner.mkdir()
-        torch.save(gathered.optimizer, inner / "optimizer.pt")
-        torch.save(loop.schedule.state_dict(), inner / "scheduler.pt")
-        if loop.accelerator.scaler is not None:
-            torch.save(loop.accelerator.scaler.state_dict(), inner / "scaler.pt")
-        torch.save(gathered.snapshots, inner / resume.RANKS)
-        live_settings.save_settings(inner / live_settings.FILE, job.submitted, loop.profile, job.skipped)
-        (inner / resume.FILE).write_text(json.dumps(gathered.fingerprint))
-        if gathered.shards:
-            shutil.copytree(gathered.shards, inner / sharded_state.FOLDER, copy_function=_link)
-        elif job.masters:
-            trained = {name: p.data for name, p in loop.model.named_parameters() if p.requires_grad}
-            torch.save(trained, inner / checkpoints.MASTERS)
-        if loop.averages is not None and not gathered.shards:
-            loop.averages.save(inner)
-        if loop.evaluator.patience is not None:
-            loop.evaluator.patience.save(inner)
+        for name, content in files.objects.items():
+            torch.save(content, inner / name)
+        for name, text in files.texts.items():
+            (folder / name).write_text(text)
+        if files.shards:
+            shutil.copytree(files.shards, inner / sharded_state.FOLDER, copy_function=_link)
 
     # ── earlier checkpoints ───────────────────────────────────────────────────────────────────────────────────────
 
     def newest_before(self, step: int) -> int | None:
         """The step of the newest checkpoint before `step`. Valid on rank 0, which alone keeps the list."""
+        self.settle()
         return max((each for each in self._loop.job.checkpoints if each < step), default=None)
 
     def read_settings(self, step: int) -> Profile:

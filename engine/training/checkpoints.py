@@ -62,17 +62,17 @@ def prune(run: RunDirectory, keep: int, protected: set[int], written: set[int]) 
     return removed
 
 
-def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str, gathered: dict[str, Any] | None = None) -> None:
+def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str, weights: dict[str, Any] | None = None) -> None:
     """Write the adapter, or the whole model in `dtype`, with config and tokenizer, as transformers and peft load
-    them. `gathered` are the weights by name where the model's own are divided among ranks."""
+    them. `weights` are those of the model, if they have been collected before."""
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
         # From the whole model: given only the adapter's weights, peft does not find a head that is trained with them.
-        model.save_pretrained(folder, save_embedding_layers=False, state_dict=gathered and dict(gathered))
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights and dict(weights))
     else:
         # A copy: transformers removes entries.
-        model.save_pretrained(folder, state_dict=dict(collect_weights(model, dtype, gathered)))
+        model.save_pretrained(folder, state_dict=dict(weights or collect_weights(model, dtype)))
     tokenizer.save_pretrained(folder)
     for card in folder.glob("README.md"):  # peft's empty template
         card.unlink()
@@ -82,9 +82,12 @@ def save_weights(model: Any, tokenizer: Any, folder: Path, dtype: str, gathered:
         config.write_text(json.dumps({**text, "dtype": dtype, "use_cache": True}, indent=2))
 
 
-def collect_weights(model: Any, dtype: str, gathered: dict[str, Any] | None = None) -> dict[str, Any]:
+def collect_weights(
+    model: Any, dtype: str, gathered: dict[str, Any] | None = None, *, copy: bool = False
+) -> dict[str, Any]:
     """The weights of `model` as a checkpoint stores them, by name, on the host. All weights of a model are cast and
-    copied one by one, so that the device never has a second copy of them."""
+    copied one by one, so that the device never has a second copy of them; with `copy` none is the model's own.
+    `gathered` are its weights where they are divided among ranks."""
     import torch
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -97,13 +100,14 @@ def collect_weights(model: Any, dtype: str, gathered: dict[str, Any] | None = No
         return gathered
     copies: dict[Any, Any] = {}  # tied weights share theirs
 
-    def copy(tensor: Any) -> Any:
+    def take(tensor: Any) -> Any:
         same = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if same not in copies:
-            copies[same] = tensor.to(getattr(torch, dtype)).cpu()
+            taken = tensor.to(getattr(torch, dtype)).cpu()
+            copies[same] = taken.clone() if copy and taken.data_ptr() == tensor.data_ptr() else taken
         return copies[same]
 
-    return {name: copy(tensor) for name, tensor in model.state_dict().items()}
+    return {name: take(tensor) for name, tensor in model.state_dict().items()}
 
 
 def read_back(folder: Path, model: Any, dtype: str, gathered: dict[str, Any] | None = None) -> None:
@@ -112,7 +116,7 @@ def read_back(folder: Path, model: Any, dtype: str, gathered: dict[str, Any] | N
     import torch
     from safetensors import SafetensorError, safe_open
 
-    expected = collect_weights(model, dtype, gathered)
+    expected = _name_as_stored(model, collect_weights(model, dtype, gathered))
     seen: set[str] = set()
     try:
         for path in sorted(folder.glob("*.safetensors")):
@@ -129,6 +133,18 @@ def read_back(folder: Path, model: Any, dtype: str, gathered: dict[str, Any] | N
     missing = [name for name in missing if not any(torch.equal(expected[name], expected[other]) for other in seen)]
     if missing or not seen:
         raise _unreadable(folder, f"{missing[0] if missing else 'everything'} is missing")
+
+
+def _name_as_stored(model: Any, weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a whole model as its files have them: transformers fuses experts when it loads them, and takes
+    them apart when it saves."""
+    from peft import PeftModel
+    from transformers.core_model_loading import revert_weight_conversion
+
+    if isinstance(model, PeftModel):
+        return weights
+    stored: dict[str, Any] = revert_weight_conversion(model, dict(weights))
+    return stored
 
 
 def _unreadable(folder: Path, cause: str) -> ProblemError:

@@ -86,6 +86,11 @@ def _check_sharding(launch: Any, training: Any, adapter: Any, model: Any) -> Ite
             f"{training.optimizer} does not compute with shares of weights: with launch.strategy {launch.strategy} "
             f"choose {', '.join(SHARDED_OPTIMIZERS[:-1])} or {SHARDED_OPTIMIZERS[-1]}",
         )
+    if model.quantize_experts:
+        yield (
+            "model.quantize_experts",
+            f"does not go with launch.strategy {launch.strategy}: packed experts are not divided among the ranks",
+        )
     if model.dtype == "float16":
         yield (
             "model.dtype",
@@ -117,8 +122,21 @@ def _check_training(training: Any, adapter: Any, data: Any, method: Any) -> Iter
                 "training.gradient_checkpointing",
                 "does not go with adapter.kind prefix: recomputed layers would not see the prefix",
             )
+    if training.tokens_per_batch is not None:
+        if training.micro_batch != 1:
+            yield (
+                "training.micro_batch",
+                f"does not go with training.tokens_per_batch ({training.tokens_per_batch}), which says how many rows "
+                "share a forward pass: leave one of the two out",
+            )
+        if method and method.rows == "prompts":
+            yield (
+                "training.tokens_per_batch",
+                f"is for rows whose tokens are known before training, and method.kind {method.kind} samples its "
+                "replies: set training.micro_batch",
+            )
     if method and method.rows != "tokens":
-        for name in ("label_smoothing", "neftune"):
+        for name in ("label_smoothing", "neftune", "router_aux_loss"):
             if getattr(training, name):
                 yield f"training.{name}", f"is for methods that train on tokens, not for {method.kind}"
     if training.scheduler == "wsd" and training.warmup < 1 < training.warmup + training.decay_share:

@@ -66,6 +66,7 @@ def render_strategies() -> str:
         "bases in 16 or 32 bits, nf4 and int8": [True] * len(sharded),
         f"optimisers {others} and {SHARDED_OPTIMIZERS[-1]}": [True] * len(sharded),
         "optimisers adafactor, 8-bit and paged": [not each for each in sharded],
+        "`model.quantize_experts`": [not each for each in sharded],
         "`model.dtype: float16` (a loss scaler)": [not each for each in sharded],
         "`training.compile`": [not each for each in sharded],
         "`launch.offload: cpu`": sharded,

@@ -36,6 +36,11 @@ def list_new_doubts(profile: Any, steps: int, per_epoch: int) -> list[tuple[str,
 def describe_small_batches(profile: Any, device_kind: str, lengths: Sequence[int]) -> tuple[str, str]:
     """A message and a hint for micro-batches of so few tokens that a GPU mostly waits for work; empty otherwise.
     `lengths` are those of the training rows in tokens."""
+    if (budget := profile.training.tokens_per_batch) and device_kind != "cpu":
+        if min(budget, sum(lengths)) >= FEW_TOKENS:
+            return "", ""
+        hint = "raise training.tokens_per_batch"
+        return f"a micro-batch has at most {budget} tokens: the device computes them faster than it gets the next", hint
     rows, accumulation = profile.training.micro_batch, profile.training.accumulation
     tokens = round(rows * sum(lengths) / max(1, len(lengths)))
     if device_kind == "cpu" or tokens >= FEW_TOKENS:
@@ -47,6 +52,18 @@ def describe_small_batches(profile: Any, device_kind: str, lengths: Sequence[int
         else "set data.packing to true, or raise training.micro_batch"
     )
     return f"a micro-batch has about {tokens} tokens: the device computes them faster than it gets the next", hint
+
+
+def describe_long_rows(profile: Any, lengths: Sequence[int]) -> str:
+    """A message about rows that are longer than a micro-batch should be; empty without such rows."""
+    budget = profile.training.tokens_per_batch
+    longer = [length for length in lengths if budget and length > budget]
+    if not longer:
+        return ""
+    return (
+        f"{len(longer)} of {len(lengths)} rows are longer than training.tokens_per_batch ({budget}), up to "
+        f"{max(longer)} tokens: each of them is a micro-batch of its own, and takes as much memory as it is long"
+    )
 
 
 def _doubt_warmup(training: Any, steps: int | None) -> Iterator[tuple[str, str]]:

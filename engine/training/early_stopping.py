@@ -54,14 +54,15 @@ class Patience:
         gain = self._best - value if lower else value - self._best
         return gain > self._options.min_delta
 
-    def save(self, folder: Path) -> None:
+    def to_text(self) -> str:
+        """The count, for the file `FILE` of a checkpoint."""
         state = {
             "best": self._best,
             "step": self._best_step,
             "stale": self._without_gain,
             "metric": self._options.metric,
         }
-        (folder / FILE).write_text(json.dumps(state))
+        return json.dumps(state)
 
     def load(self, folder: Path) -> None:
         """Restore the count of a checkpoint; the count starts anew if the checkpoint has none, or counted another

@@ -53,11 +53,6 @@ class WeightAverages:
                 for name, weight in self._weights.items():
                     local(weight.detach()).copy_(trained[name])
 
-    def save(self, folder: Path) -> None:
-        import torch
-
-        torch.save(self.values, folder / FILE)
-
     def load(self, folder: Path, shards: dict[str, Any]) -> None:
         """Load a checkpoint's averages: those of `shards`, else those of its file. Without any (the run had no average
         then), they start as the current weights."""
@@ -66,6 +61,6 @@ class WeightAverages:
         for name, average in shards.items():
             local(self.values[name]).copy_(local(average))
         if (folder / FILE).exists():
-            kept = torch.load(folder / FILE, map_location="cpu", weights_only=True)
+            kept = torch.load(folder / FILE, map_location="cpu", weights_only=True, mmap=True)
             for name, average in self.values.items():
                 local(average).copy_(local(like(average, kept[name])))

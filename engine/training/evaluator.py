@@ -186,8 +186,8 @@ class Evaluator:
         lengths = token_counts(rows)
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         mine = order[job.ranks.rank :: job.ranks.world]
-        size = 2 * job.profile.training.micro_batch  # no activations are kept for a backward pass
-        return [[rows[row] for row in mine[start : start + size]] for start in range(0, len(mine), size)]
+        groups = self._loop.batches.group_held_out([lengths[row] for row in mine])
+        return [[rows[mine[index]] for index in group] for group in groups]
 
     # ── replies ───────────────────────────────────────────────────────────────────────────────────────────────────
 

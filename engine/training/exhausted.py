@@ -17,8 +17,7 @@ from engine.protocol.journal import Ledger
 from engine.protocol.text import first_line
 from engine.training import live_settings, memory
 from engine.training.job import Job
-
-_SHAPE = ("training.micro_batch", "training.accumulation")
+from engine.training.live_settings import SHAPE
 
 
 def leave_note(job: Job, error: BaseException) -> None:
@@ -29,7 +28,7 @@ def leave_note(job: Job, error: BaseException) -> None:
     note = {
         "rank": job.ranks.rank,
         "cause": first_line(error),
-        **{key: live_settings.get_setting(job.profile, key) for key in _SHAPE},
+        **{key: live_settings.get_setting(job.profile, key) for key in SHAPE},
     }
     write_private(job.run.exhausted(job.attempt), json.dumps(note).encode())
 
@@ -38,14 +37,14 @@ def apply_note(job: Job, step: int) -> None:
     """Halve the micro-batches when the attempt before this one ran out of memory with micro-batches of this size.
     Called on every rank."""
     note: dict[str, Any] | None = job.ranks.broadcast(_read_note(job) if job.ranks.first else None)
-    if note is None or any(note[key] != live_settings.get_setting(job.profile, key) for key in _SHAPE):
+    if note is None or any(note[key] != live_settings.get_setting(job.profile, key) for key in SHAPE):
         return
     live = memory.smaller_micro_batch(job.profile)
     if live is None:
         return
     report_cut(job, step, live, f"rank {note['rank']}: {note['cause']}")
     job.profile = live
-    job.replayed |= {key: live_settings.get_setting(live, key) for key in _SHAPE}
+    job.replayed |= {key: live_settings.get_setting(live, key) for key in SHAPE}
 
 
 def _read_note(job: Job) -> dict[str, Any] | None:
@@ -53,21 +52,22 @@ def _read_note(job: Job) -> dict[str, Any] | None:
         note: dict[str, Any] = json.loads(job.run.exhausted(job.attempt - 1).read_bytes())
     except (OSError, ValueError):
         return None
-    return note if isinstance(note, dict) and {"rank", "cause", *_SHAPE} <= note.keys() else None
+    return note if isinstance(note, dict) and {"rank", "cause", *SHAPE} <= note.keys() else None
 
 
 def report_cut(job: Job, step: int, live: Profile, cause: str) -> None:
     """Journal that the run goes on from `step` with the smaller micro-batches of `live`."""
-    old, new = job.profile.training, live.training
+    changes = {
+        key: (live_settings.get_setting(job.profile, key), live_settings.get_setting(live, key)) for key in SHAPE
+    }
+    changes = {key: (before, after) for key, (before, after) in changes.items() if before != after}
+    described = " and ".join(f"{key} {before} → {after}" for key, (before, after) in changes.items())
     job.reporter.warn(
         code="memory.batch_cut",
         step=step,
-        message=f"out of memory: continuing from step {step} with training.micro_batch {old.micro_batch} → "
-        f"{new.micro_batch} and training.accumulation {old.accumulation} → {new.accumulation}: the same global "
-        f"batch, in the same order ({cause})",
+        message=f"out of memory: continuing from step {step} with {described}: the same global batch, in the same "
+        f"order ({cause})",
         hint="nothing to do; training.gradient_checkpointing=true needs less memory too",
     )
-    for key in _SHAPE:
-        before, after = live_settings.get_setting(job.profile, key), live_settings.get_setting(live, key)
-        entry = Ledger(attempt=job.attempt, code="mark.setting", step=step, name=key, old=before, new=after)
-        job.reporter.write(entry)
+    for key, (before, after) in changes.items():
+        job.reporter.write(Ledger(attempt=job.attempt, code="mark.setting", step=step, name=key, old=before, new=after))

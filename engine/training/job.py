@@ -10,6 +10,7 @@ from typing import Any
 from engine.config.profile import Profile
 from engine.models import accelerator
 from engine.models.devices import Device
+from engine.prep.token_batching import TokenPlan
 from engine.protocol.home import RunDirectory
 from engine.training.hot_chat import HotChat
 from engine.training.inbox import Inbox
@@ -49,6 +50,8 @@ class Job:
     """Answers questions with the weights that are being trained."""
     replayed: dict[str, Any] = field(default_factory=dict)
     """Settings that were changed after the checkpoint that this attempt resumes."""
+    plan: TokenPlan | None = None
+    """What a global batch is, for a run with `training.tokens_per_batch`: as when the run was started."""
     resumed_from: Path | None = None
     """The checkpoint that this attempt resumes; None for a new run."""
 
@@ -65,6 +68,7 @@ class Job:
                 "base": None if profile.model.from_scratch else self.prepared["base"],
                 "dtype": profile.model.dtype,
                 "quantization": profile.model.quantization,
+                "quantize_experts": profile.model.quantize_experts,
                 "attention": profile.model.attention,
                 "generation": profile.generation.model_dump(),
             },

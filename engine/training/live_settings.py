@@ -14,16 +14,18 @@ from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
 from engine.protocol.journal import Ledger
 
-SAVED = (*SETTABLE, "training.epochs", "training.micro_batch", "training.accumulation")
+SHAPE = ("training.micro_batch", "training.tokens_per_batch", "training.accumulation")
+"""What makes up a micro-batch and a global batch."""
+SAVED = (*SETTABLE, "training.epochs", *SHAPE)
 """Settings that a checkpoint records: the settable ones, and those that running out of memory or a resume may
 change."""
 _LINKED = (
     {"training.max_steps", "training.epochs"},
-    {"training.micro_batch", "training.accumulation"},
+    set(SHAPE),
 )
 """Settings that only have a meaning together: a profile that changes one of a group replaces the whole group."""
 FILE = "steering.json"
-"""In a checkpoint's `trainer/`: `save_settings` writes it, `replay` reads it."""
+"""In a checkpoint's `trainer/`: `describe_settings` makes it, `replay` reads it."""
 SKIPPED = "skip"
 """Name of the ledger entry whose `new` lists the numbers of rows that are no longer trained."""
 
@@ -54,14 +56,18 @@ def get_setting(profile: Profile, key: str) -> Any:
     return getattr(getattr(profile, name), field)
 
 
-def save_settings(path: Path, submitted: Profile, live: Profile, skipped: Collection[int]) -> None:
-    """Write the current settings, their values in the submitted profile, and the skipped rows."""
+def describe_settings(
+    submitted: Profile, live: Profile, skipped: Collection[int], plan: Sequence[int] | None = None
+) -> str:
+    """The current settings, their values in the submitted profile, the skipped rows, and what a global batch in tokens
+    is, for the file `FILE`."""
     document = {
         "submitted": {key: get_setting(submitted, key) for key in SAVED},
         "live": {key: get_setting(live, key) for key in SAVED},
         "skipped": sorted(skipped),
+        "plan": plan,
     }
-    path.write_text(json.dumps(document))
+    return json.dumps(document)
 
 
 def replay(path: Path, submitted: Profile, later: Sequence[Ledger] = ()) -> tuple[Profile, set[int]]:

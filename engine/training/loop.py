@@ -30,6 +30,7 @@ from engine.training.ema import WeightAverages
 from engine.training.evaluator import Evaluator
 from engine.training.exceptions import StopTraining
 from engine.training.methods.base import Batch, MethodSetup, make_method, take_counts
+from engine.training.routers import Routers
 from engine.training.run_control import RunControl
 from engine.training.schedule import make_schedule, rebase_schedule
 
@@ -48,6 +49,7 @@ class TrainingLoop:
         self.step, self.max_steps, self.outcome = step, max_steps, "completed"
         self.strategy, self.accelerator = setup.strategy, setup.strategy.accelerator
         self.method = make_method(setup)
+        self.routers = Routers(self.method.model, self.profile.training.router_aux_loss)
         self.strategy.prepare(
             self.method.model, lambda model: optimizer_factory.make_optimizer(self.profile.training, model)
         )
@@ -81,6 +83,8 @@ class TrainingLoop:
                         break
         except StopTraining:
             self.outcome = "stopped"
+        finally:
+            self.checkpointer.close()
 
     def begin(self, on_ready: Callable[[str], None]) -> None:
         """Do everything that precedes the first step: resume, preflight, evaluation at the start, waiting commands."""
@@ -105,7 +109,7 @@ class TrainingLoop:
         while True:
             # Before any random number is drawn for the step: one that is held back is saved in the state it began with.
             self.checkpointer.mark_step_begin()
-            micro_batches = list(itertools.islice(batches, self.batches.accumulation))
+            micro_batches = list(itertools.islice(batches, self.batches.count_micro_batches(self.step)))
             if not micro_batches:
                 self.checkpointer.mark_step_end()
                 return
@@ -142,7 +146,9 @@ class TrainingLoop:
             if self.memory.error:
                 break
             with self.memory.catch(), self.strategy.micro_batch():
-                part = self.method.loss(self.model, self.method.to_device(batch), units)
+                with self.routers.watch():
+                    part = self.method.loss(self.model, self.method.to_device(batch), units)
+                part = part + self.routers.auxiliary_loss(self.method.units(batch) / units)
                 self.accelerator.backward(part)
                 loss += part.detach()
         if self.memory.error:
@@ -173,7 +179,7 @@ class TrainingLoop:
         if self.is_due(self.profile.evaluation.every_steps) or last:
             self.evaluate()
         if self.is_due(self.profile.checkpoint.every_steps) or last:
-            self.control.save()
+            self.control.save(background=not last)
         self.control.take_commands()
         self.end_if_finished()
         self.metrics.start_step()
@@ -215,6 +221,7 @@ class TrainingLoop:
             return
         values = self.metrics.report(self.ranks)
         self.evaluator.watch_training_loss(values["train/loss"])
+        values |= self.routers.report(self.ranks)
         values |= {"train/learning_rate": float(self.learning_rate), "train/grad_norm": float(self.grad_norm)}
         values |= self.job.device_peak()
         done, index = divmod(self.step - 1, self.batches.per_epoch)

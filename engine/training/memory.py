@@ -46,12 +46,18 @@ class MemoryWatch:
         self.error = ""
 
 
-def smaller_micro_batch(profile: Profile) -> Profile | None:
-    """The profile with half the micro-batch and double the accumulation, hence the same global batch; None at one row.
+def smaller_micro_batch(profile: Profile, longest: int = 0) -> Profile | None:
+    """The profile with half the micro-batch and double the accumulation, hence the same global batch; None at one row,
+    or at the tokens of the `longest` row.
 
     An odd micro-batch is divided by its smallest divisor, so that the product stays the same: 9 × 1 becomes 3 × 3.
     """
     rows = profile.training.micro_batch
+    if budget := profile.training.tokens_per_batch:
+        if budget <= longest:
+            return None
+        profile = live_settings.replace_setting(profile, "training.tokens_per_batch", max(longest, budget // 2))
+        return live_settings.replace_setting(profile, "training.accumulation", 2 * profile.training.accumulation)
     if rows == 1:
         return None
     by = next(divisor for divisor in range(2, rows + 1) if rows % divisor == 0)

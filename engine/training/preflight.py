@@ -61,8 +61,7 @@ def _step(loop: TrainingLoop, *, update: bool) -> None:
     import torch
 
     batches, method = loop.batches, loop.method
-    kept = (row for row in range(len(batches.lengths)) if row not in batches.skipped)
-    longest = sorted(kept, key=lambda row: (-batches.lengths[row], row))[: batches.micro_batch]
+    longest = batches.pick_longest()
     loop.memory.reset()
     # With accumulation the second pass finds the first one's gradients in memory.
     for _ in range(min(batches.accumulation, 2)):
@@ -105,9 +104,12 @@ def _write_and_read(loop: TrainingLoop, gathered: GatheredState) -> Pause | None
 
     folder = loop.job.run.checkpoints / FOLDER
     try:
-        write_folder(folder, lambda place: loop.checkpointer.write_files(place, gathered))
+        files = loop.checkpointer.collect(gathered)
+        write_folder(folder, lambda place: loop.checkpointer.write_files(place, files))
         checkpoints.read_back(folder, loop.model, loop.profile.model.dtype, gathered.weights)
-        torch.load(folder / checkpoints.RESUME_FOLDER / "optimizer.pt", map_location="cpu", weights_only=True)
+        torch.load(
+            folder / checkpoints.RESUME_FOLDER / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True
+        )
     except OSError as error:
         return describe_failed_write(error)
     finally:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config import stage_plan
 from engine.config.profile import Profile
+from engine.models import limits
 from engine.models.versions import list_versions
 from engine.options import thresholds
 from engine.options.thresholds import Verdict
@@ -38,6 +40,7 @@ def write_report(
         | {"platform": platform.platform(), "device": job.device.label, "processes": job.ranks.world},
         "compute_dtype": str(job.device.compute).removeprefix("torch."),
         "data": {key: job.prepared.get(key) for key in _DATA_KEYS},
+        "recurrent": not job.profile.model.from_scratch and limits.is_recurrent(Path(job.prepared["base"])),
         "settings": job.profile.to_dict(),
         "evaluations": [{"step": key, "values": values} for key, values in sorted(results.items())],
         "thresholds": _describe_verdicts(verdicts),

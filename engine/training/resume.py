@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.models.versions import list_versions
+from engine.training.background_writer import copy_to_host
 from engine.training.parallel.sharded_state import local
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def restore(loop: TrainingLoop, folder: Path) -> str:
     snapshots = torch.load(folder / RANKS, weights_only=True, map_location="cpu")
     if len(snapshots) == loop.ranks.world:
         loop.checkpointer.restore(snapshots[loop.ranks.rank])
-    now = compute_fingerprint(loop, loop.ranks.gather(loop.checkpointer.snapshot()))
+    now = compute_fingerprint(loop, loop.ranks.gather(copy_to_host(loop.checkpointer.snapshot())))
     then = json.loads((folder / FILE).read_text())
     then["settings"] |= {key: value for key, value in loop.job.replayed.items() if key in then["settings"]}
     differences = list(_find_differences(then, json.loads(json.dumps(now))))

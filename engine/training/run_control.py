@@ -38,6 +38,7 @@ class RunControl:
         """Carry out waiting commands on all ranks; returns when the run may continue."""
         if pause := self._agree_on_commands():
             self.pause(pause)
+            self._loop.checkpointer.retry()
         if not self.stopping:
             self._answer_questions()
 
@@ -72,6 +73,7 @@ class RunControl:
                 break
             answered = self._answer_questions()
             if self._ranks.first:
+                self._loop.checkpointer.poll()
                 if not answered:
                     self._inbox.arrived.wait(PAUSE_POLL_SECONDS)
                 over = pause.passes and self._host_recovered()
@@ -80,10 +82,11 @@ class RunControl:
         choices = (arguments.get("choice") for name, arguments in commands if name == "continue")
         return next(filter(None, choices), "")
 
-    def save(self) -> None:
-        """Save a checkpoint of this step, unless there is one; a full disk pauses the run until there is room."""
+    def save(self, *, background: bool = False) -> None:
+        """Save a checkpoint of this step, unless there is one; a full disk pauses the run until there is room. With
+        `background`, a large one is written while training goes on."""
         loop = self._loop
-        while pause := loop.checkpointer.save():
+        while pause := loop.checkpointer.save(background=background):
             self.pause(pause)
             if self.stopping:
                 self._reporter.warn(
@@ -212,6 +215,8 @@ class RunControl:
         """A pause that the disk or the host requires. Checked by rank 0, every few seconds."""
         if not self._ranks.first:
             return None
+        if failed := self._loop.checkpointer.poll():
+            return failed
         if self._reporter.blocked and not self._reporter.flush():
             return self._reporter.blocked
         return self._host.find_exceeded_limit(self._loop.profile.limits) if self._host.is_due() else None

@@ -257,6 +257,13 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
     message, hint = doubts.describe_small_batches(job.profile, job.device.kind, batches.lengths)
     if warn and message and not step:
         job.reporter.warn(code="training.small_batches", message=message, hint=hint)
+    message = doubts.describe_long_rows(job.profile, batches.lengths)
+    if warn and message and not step:
+        job.reporter.warn(
+            code="training.long_rows",
+            message=message,
+            hint="lower data.max_length, or raise training.tokens_per_batch; nothing to do if memory suffices",
+        )
     if warn and drift not in ("", resume.EXACT):
         job.reporter.warn(
             code="resume.drift",

@@ -7,14 +7,18 @@
 `slate:L`  nothing goes wrong; the ranks train on the test back end of the library L
 `save:S`, `evaluate:S`, `compute:S`, `boundary:S`   kill -9 in the middle of saving, evaluating or
            computing after step S, or at that boundary
+`beside:`  nothing goes wrong; all checkpoints of all weights are written beside training
+`background:S`   kill -9 while the checkpoint of step S is written beside training, a second after it began
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
+from engine.training import background_writer
 from engine.workers import train
 
 
@@ -57,13 +61,24 @@ def weigh() -> None:
 
 
 def kill(where: str, step: int) -> None:
-    from engine.storage import atomic
+    from engine.storage import atomic, manifest
     from engine.training.evaluator import Evaluator
     from engine.training.run_control import RunControl
 
     if where == "save":
         sync = atomic._sync
         atomic._sync = lambda folder: _die() if f"step-{step:08d}" in folder.name else sync(folder)
+    elif where == "background":
+        background_writer.SMALLEST = 1
+        write = manifest.write
+
+        def dies_late(folder: Any, **facts: Any) -> None:
+            if f"step-{step:08d}" in folder.name:
+                time.sleep(1)
+                _die()
+            write(folder, **facts)
+
+        manifest.write = dies_late
     elif where == "evaluate":
         loss = Evaluator._held_out_loss
         Evaluator._held_out_loss = lambda self, batches: (  # type: ignore[method-assign]
@@ -95,6 +110,8 @@ if __name__ == "__main__":
 
         slate.register(numbers[0])
         slate.register_collectives()
+    elif what == "beside":
+        background_writer.SMALLEST = 1
     elif what == "weigh":
         weigh()
     else:

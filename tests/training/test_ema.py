@@ -13,7 +13,7 @@ from engine.options.evaluation import EarlyStoppingOptions
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.journal import Evaluation, Ledger, Start
 from engine.protocol.messages import ProblemError
-from engine.training.early_stopping import Patience
+from engine.training.early_stopping import FILE, Patience
 from tests.training.harness import PROFILE
 from tests.training.in_process import entries, series, train
 
@@ -106,7 +106,7 @@ def test_patience_goes_on_counting_after_a_resume(tmp_path: Path) -> None:
     first = Patience(options)
     values = [0.5, 0.55, 0.61, 0.6, 0.7]
     assert [bool(first.update(step, {"eval/f1": value})) for step, value in enumerate(values)] == [False] * 5
-    first.save(tmp_path)
+    (tmp_path / FILE).write_text(first.to_text())
     second = Patience(options)
     second.load(tmp_path)
     assert second.update(5, {"eval/f1": None}).startswith("eval/f1 has not been better than at step 2 for 3")

@@ -11,6 +11,9 @@ from engine.protocol.messages import Problem, ProblemError
 _ROUTERS = ("gate", "router", "shared_expert_gate")
 """What the layers of experts in transformers call their routers."""
 
+_EXPERTS = ("experts", "gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""What they call their experts, and peft the parts of fused ones."""
+
 
 class AdapterOptions(Variant):
     dtype: Literal["float32", "bfloat16"] = option("float32", help="Dtype of the adapter's weights.")
@@ -49,10 +52,13 @@ def attach(model: Any, config: Any, options: AdapterOptions) -> Any:
                 hint="set adapter.kind to lora",
             )
         )
+    packed = getattr(model, "packed_experts", False)
+    if packed:
+        _check_packed(model, options)
     _check_targets(model, options)
     if getattr(options, "targets", None) == "all-linear" and (routers := find_routers(model)):
         config.exclude_modules = routers
-        config.target_modules = _list_linear(model, routers) or config.target_modules
+        config.target_modules = _list_linear(model, routers, experts=not packed) or config.target_modules
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -83,9 +89,10 @@ def find_routers(model: Any) -> list[str]:
     ]
 
 
-def _list_linear(model: Any, routers: list[str]) -> list[str]:
+def _list_linear(model: Any, routers: list[str], *, experts: bool) -> list[str]:
     """Names for what peft adapts as all-linear in this model of experts, without its routers; empty where peft has no
-    names of its own for fused experts."""
+    names of its own for fused experts. Without `experts` those of dense layers are missing too, which peft takes for
+    experts."""
     import torch
     from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
 
@@ -98,7 +105,32 @@ def _list_linear(model: Any, routers: list[str]) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings() and name not in routers
     }
-    return sorted(layers | {old for old, new in fused.items() if new.partition(".")[0] not in _ROUTERS})
+    own = {old for old, new in fused.items() if new.partition(".")[0] not in _ROUTERS}
+    return sorted(layers | own if experts else layers - own)
+
+
+def _check_packed(model: Any, options: AdapterOptions) -> None:
+    """Raises ProblemError for targets that name experts which are packed."""
+    import torch
+
+    named = getattr(options, "targets", None)
+    if not isinstance(named, list):
+        return
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    packed = [
+        target
+        for target in named
+        if target.rpartition(".")[2] in _EXPERTS and not any(matches(target, layer) for layer in layers)
+    ]
+    if packed:
+        raise ProblemError(
+            Problem(
+                code="adapter.unsupported",
+                title=f"adapter.targets names {', '.join(packed)}: experts, which model.quantize_experts packs",
+                cause="an adapter on them would need their weights in 16 bits again in every pass",
+                hint="take them out of adapter.targets, or set model.quantize_experts to false",
+            )
+        )
 
 
 def _check_targets(model: Any, options: AdapterOptions) -> None:

@@ -7,12 +7,25 @@ from collections.abc import Iterator, Sequence
 
 from engine.config.profile import Profile
 from engine.prep.batching import GlobalBatches
+from engine.prep.token_batching import TokenBatches, TokenPlan
 from engine.training.online.options import OnlineOptions
 
 
-def make_global_batches(profile: Profile, lengths: Sequence[int], rank: int = 0, world: int = 1) -> GlobalBatches:
-    """The sampler that assigns the rows of a run with this profile to its steps and ranks."""
+def make_global_batches(
+    profile: Profile,
+    lengths: Sequence[int],
+    rank: int = 0,
+    world: int = 1,
+    *,
+    plan: TokenPlan | None = None,
+    padded: bool = False,
+) -> GlobalBatches:
+    """The sampler that assigns the rows of a run with this profile to its steps and ranks. `plan` is what a global
+    batch in tokens has been since the run's start, where the settings of today are other ones."""
     settings, method = profile.training, profile.method
+    if budget := settings.tokens_per_batch:
+        plan = plan or TokenPlan(budget, settings.accumulation * world)
+        return TokenBatches(lengths, plan, budget, settings.accumulation, rank, world, settings.seed, padded=padded)
     shape = (lengths, settings.micro_batch, settings.accumulation, rank, world, settings.seed)
     if isinstance(method, OnlineOptions):
         return PromptBatches(*shape, method.generations, method.iterations)
