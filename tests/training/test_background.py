@@ -213,7 +213,7 @@ def test_kill_9_while_a_checkpoint_is_written_leaves_the_one_before(start_run: A
 
 @pytest.mark.slow
 def test_two_ranks_that_share_the_states_write_beside_training(start_run: Any) -> None:
-    settings = (*FULL, "launch.processes=2", "launch.strategy=zero2", "training.micro_batch=2")
+    settings = (*FULL, "launch.processes=2", "launch.strategy=zero1", "training.micro_batch=2")
     plain, beside = start_run("plain", *settings), start_run("beside", *settings)
     plain.train(processes=2)
     beside.start(processes=2, fault="beside:")
