@@ -16,7 +16,13 @@ from tests.cli.conftest import command
 from tests.models.glm.folders import original
 from tests.training import warm
 
-TEXTS = ["", "The quick brown fox.", "  two  blanks\n\n\ttab", "naïve café 你好，世界 🙂", "<|im_start|>user\nx<|im_end|>"]
+TEXTS = [
+    "",
+    "The quick brown fox.",
+    "  two  blanks\n\n\ttab",
+    "naïve café 你好，世界 🙂",
+    "<|im_start|>user\nx<|im_end|>",
+]
 CHAT = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
 NOT_TO_PREPARE = {"torch", "sympy", "datasets", "pandas", "peft", "accelerate", "bitsandbytes", "trl", "matplotlib"}
 
@@ -70,7 +76,9 @@ def test_a_prepare_worker_loads_only_what_tokenising_needs(bare_home: Home, ligh
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": CHAT}) + "\n")
     run = bare_home.run("run-1")
     run.path.mkdir(parents=True)
-    run.profile.write_text(f"model: {{base: {light}}}\nmethod: {{kind: sft}}\ndata: {{train: [{{source: rows.jsonl}}]}}\n")
+    run.profile.write_text(
+        f"model: {{base: {light}}}\nmethod: {{kind: sft}}\ndata: {{train: [{{source: rows.jsonl}}]}}\n"
+    )
     (run.path / "job.json").write_text(json.dumps({"kind": "train", "directory": str(tmp_path)}))
     arguments = ["--home", bare_home.root, "--job", run.id, "--attempt", "1", "--address", f"ipc://{tmp_path}/line"]
     done = subprocess.run(
