@@ -7,8 +7,8 @@ forking leaves out, a new interpreter and torchrun, is tested where processes ar
 (`Supervised.start(cold=True)`, `Engine(cold=True)`), by the tests that run a verb in a terminal, and by those that say
 what a process loads.
 
-`python -m tests.training.warm FD ADDRESS FAMILY` is a process that forks: TRAINING has the training libraries, LIGHT has
-what the command line and the supervisor load. It ends when the test process closes the other end of that socket.
+`python -m tests.training.warm FD ADDRESS FAMILY` is a process that forks: TRAINING has the training libraries, LIGHT
+has what the command line and the supervisor load. It ends when the test process closes the other end of that socket.
 Engines and verbs that tests start ask for their processes at the address.
 """
 
