@@ -41,7 +41,9 @@ def test_a_folder(smollm2: Path, tmp_path: Path) -> None:
     assert doctor(str(tmp_path / "absent"))[0] == 2
 
 
-def test_a_probe_that_crashes_is_a_result_and_the_others_are_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_probe_that_crashes_is_a_result_and_the_others_are_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A module of that name which knows other probes takes the place of the real one."""
     program = """
 import os, signal, sys, time
@@ -57,7 +59,7 @@ for asked in sys.argv[4:]:
 """
     interpreter = tmp_path / "python"
     (tmp_path / "program.py").write_text(program)
-    interpreter.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/program.py \"$@\"\n")
+    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/program.py "$@"\n')
     interpreter.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(interpreter))
     monkeypatch.setattr(probes, "SECONDS", 0.5)
