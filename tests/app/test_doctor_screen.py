@@ -46,7 +46,7 @@ async def test_the_doctor_examines_this_machine(
     """Without the checks that load torch, which tests/models/test_doctor.py runs."""
     (tmp_path / "doctor.py").write_text(WITHOUT_PROBES)
     interpreter = tmp_path / "python"
-    interpreter.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/doctor.py \"$@\"\n")
+    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/doctor.py "$@"\n')
     interpreter.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(interpreter))
     async with run_app(FakeEngine(), LOW, home=bare_home, first="doctor") as pilot:
