@@ -33,7 +33,8 @@ def test_each_verdict_has_its_mark_and_its_mend() -> None:
 WITHOUT_PROBES = """
 import sys
 from engine.workers import doctor
-doctor.CHECKS = [check for check in doctor.CHECKS if check.__name__ in ("check_python", "check_libraries", "check_disk")]
+assert sys.argv[1:4] == ["-P", "-m", "engine.workers.doctor"]
+doctor.CHECKS = [doctor.check_python, doctor.check_libraries, doctor.check_disk]
 sys.argv = ["doctor", *sys.argv[4:]]
 sys.exit(doctor.main())
 """
