@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,44 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_lines
 
 _FIRST = "ChatGLM1Tokenizer"
+
+_without_torch = False
+"""Whether this process has called `leave_out_torch`."""
+
+
+def leave_out_torch() -> None:
+    """Have `load` import transformers without torch, which takes two thirds of the time until a tokenizer is there.
+
+    For processes that load no model after their first tokenizer: transformers cannot load one from then on.
+    """
+    global _without_torch
+    _without_torch = True
+
+
+def _import_without_torch() -> None:
+    """Import transformers as on a host without torch, unless one of the two is imported already.
+
+    transformers asks once whether torch is there, and remembers the answer. Only meanwhile torch cannot be imported.
+    """
+    if "torch" in sys.modules or "transformers" in sys.modules:
+        return
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that there are no models
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say that there is no such module
+    try:
+        from transformers.utils import is_torch_available
+
+        is_torch_available()
+    finally:
+        del sys.modules["torch"]
+
+
+def find_fast_class() -> Any:
+    """transformers' class of the tokenizers that need no code of their own."""
+    if _without_torch:
+        _import_without_torch()
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast
 
 
 def load(name: str | Path, trust_remote_code: bool = False) -> Any:
@@ -39,6 +79,8 @@ def load(name: str | Path, trust_remote_code: bool = False) -> Any:
 
 
 def _load(folder: Path, name: str | Path, trust_remote_code: bool) -> Any:
+    if _without_torch and not trust_remote_code:  # the code of a folder may well need torch
+        _import_without_torch()
     if folder.is_dir():
         if _read_json_object(folder, "tokenizer_config.json").get("tokenizer_class") == _FIRST:
             from engine.models.glm.tokenizer_first import ChatGLM1Tokenizer
@@ -80,9 +122,7 @@ def _load_original(folder: Path, generation: Generation) -> Any:
             "its tokenizer.model is a list of byte sequences that only the code beside it reads",
             "copy tokenizer.json and tokenizer_config.json from the folder of the same model whose name ends in -hf",
         )
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return find_fast_class().from_pretrained(folder)
 
 
 def _detect_generation(folder: Path) -> Generation | None:

@@ -15,7 +15,7 @@ class Options(BaseModel):
     """Unknown keys, wrong types and numbers that are not finite are errors, and an instance cannot be changed."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=False
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=False, defer_build=True
     )
 
 

@@ -48,11 +48,19 @@ def arrow_writer(path: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Col
                 continue
             offsets = numpy.zeros(len(lengths) + 1, dtype=numpy.int32)
             numpy.cumsum(lengths, out=offsets[1:])
-            arrays.append(pa.ListArray.from_arrays(offsets, numpy.asarray(values, dtype=numpy.int32)))
+            arrays.append(pa.ListArray.from_arrays(_wrap(offsets), _wrap(numpy.asarray(values, dtype=numpy.int32))))
         writer.write_batch(pa.record_batch(arrays, schema=schema))
 
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         yield write
+
+
+def _wrap(numbers: Any) -> Any:
+    """The Arrow array over the memory of a numpy array of int32. (`pyarrow.array` would import pandas first.)"""
+    import numpy
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.int32(), len(numbers), [None, pa.py_buffer(numpy.ascontiguousarray(numbers))])
 
 
 def _schema(columns: tuple[str, ...]) -> Any:
@@ -95,11 +103,12 @@ def _open_set(folder: Path, columns: tuple[str, ...]) -> Iterator[Callable[[Colu
 
 
 def _describe(folder: Path, parts: list[Path], columns: tuple[str, ...]) -> None:
-    """Write the files that `datasets` expects beside the streams. The fingerprint, which keys its caches, is a hash of
-    the content."""
-    from datasets import DatasetInfo, Features
-
-    DatasetInfo(features=Features.from_arrow_schema(_schema(columns))).write_to_directory(str(folder))
+    """Write the files that `datasets` expects beside the streams, as it would. The fingerprint, which keys its caches,
+    is a hash of the content."""
+    text, ids = ({"dtype": name, "_type": "Value"} for name in ("string", "int32"))
+    features = {name: text if name in TEXTS else {"feature": ids, "_type": "List"} for name in columns}
+    info = {"description": "", "citation": "", "homepage": "", "license": "", "features": features}
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     digest = hashlib.sha256()
     for part in parts:
         with part.open("rb") as file:

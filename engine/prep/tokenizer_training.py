@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from engine.models import tokenizers
 from engine.models.template_lock import find_end_of_turn
 from engine.models.template_metadata import choose_template
 from engine.options.tokenizer import DEFAULT, Kind
@@ -67,13 +68,11 @@ def train(
     `special`. The token that ends the template's turns also ends generation. Raises ValueError for a size too small for
     the alphabet, for texts without content, and for a template that fails.
     """
-    from transformers import PreTrainedTokenizerFast
-
     tokens = _special_tokens(special, chatml=template is None, unknown=not byte_fallback)
     if size < (smallest := _minimum_size(tokens, byte_fallback)):
         raise ValueError(f"size {size} is too small: special tokens and the alphabet alone take {smallest}")
     backend = _train(texts, kind, size, tokens, byte_fallback)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = tokenizers.find_fast_class()(
         tokenizer_object=backend,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,

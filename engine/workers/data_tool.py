@@ -18,6 +18,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from engine.models import tokenizers
 from engine.prep.verbs import VERBS
 from engine.protocol.console import GuardedConsole, text, text_column
 from engine.protocol.home import Home
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--home")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    tokenizers.leave_out_torch()
     run = importlib.import_module(VERBS[f"{arguments.group} {arguments.verb}"]).run
     try:
         with _show_progress() as report:

@@ -22,7 +22,7 @@ import psutil
 from rich.table import Table
 from rich.text import Text
 
-from engine.models import catalogue, folders, limits, trials
+from engine.models import catalogue, folders, limits, tokenizers, trials
 from engine.models.find import find
 from engine.protocol import logout
 from engine.protocol.console import GuardedConsole, text
@@ -61,19 +61,19 @@ def check_libraries(home: Home) -> Iterator[Check]:
 
 def check_torch_and_devices(home: Home) -> Iterator[Check]:
     """torch, its build against the driver, and the devices that the driver's library knows."""
-    good, detail = probes.run_probe("torch")
+    good, detail = probes.run_on_device()["torch"]
     build: dict[str, Any] = json.loads(detail) if good else {"text": detail, "cuda": "", "architectures": []}
     yield Check("torch", good, build["text"], "" if good else "make setup (torch is pinned in constraints.txt)")
     yield from device_checks.check_devices(build["cuda"], build["architectures"])
 
 
 def check_bfloat16(home: Home) -> Iterator[Check]:
-    good, detail = probes.run_probe("bfloat16")
+    good, detail = probes.run_on_device()["bfloat16"]
     yield Check("bfloat16", good or None, detail, "" if good else "use model.dtype float32 in profiles")
 
 
 def check_nf4(home: Home) -> Iterator[Check]:
-    good, detail = probes.run_probe("nf4")
+    good, detail = probes.run_on_device()["nf4"]
     mend = (
         ""
         if good
@@ -83,7 +83,7 @@ def check_nf4(home: Home) -> Iterator[Check]:
 
 
 def check_collectives(home: Home) -> Iterator[Check]:
-    good, detail = probes.run_probe("collectives")
+    good, detail = probes.run_probes(["collectives"])["collectives"]
     mend = "" if good else "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to a working interface (`ip -brief address`)"
     yield Check("collectives", good, detail, mend)
 
@@ -162,7 +162,6 @@ def check_folder(folder: Path) -> Iterator[Check]:
         yield Check("family", True, family)
     if not folders.has_tokenizer(folder):
         return
-    from engine.models import tokenizers
     from engine.models.template_lock import find_end_of_turn
     from engine.models.template_metadata import choose_template
 
@@ -213,6 +212,7 @@ def main() -> int:
         return 2
     if arguments.again:
         trials.forget(home)
+    tokenizers.leave_out_torch()  # the probes that need it are processes of their own
     try:
         if arguments.folder:
             checks = list(check_folder(arguments.folder))

@@ -176,6 +176,7 @@ def main() -> int:
 
 
 def _prepare(run: RunDirectory, home: Home, journal: RunJournal) -> None:
+    from engine.models import tokenizers
     from engine.prep.pin_base import pin_base
     from engine.prep.prepare import is_expanded, prepare
     from engine.training.online.checks import describe_reward_model
@@ -196,6 +197,7 @@ def _prepare(run: RunDirectory, home: Home, journal: RunJournal) -> None:
             )
         )
     reward = describe_reward_model(profile.method, profile.directory, home)
+    tokenizers.leave_out_torch()  # a base is merged or dequantised before
     prepared = prepare(profile, home, journal.progress) | reward
     for remark in list_warnings(prepared):
         journal.warn(remark.message, remark.hint, code=remark.code)

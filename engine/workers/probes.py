@@ -1,16 +1,18 @@
-"""Probes try out what works on this machine. Each is a process of its own, so that a crash is a result too.
+"""Probes try out what works on this machine, in processes of their own, so that a crash is a result too.
 
-`python -P -m engine.workers.probes NAME` prints one line of detail and exits with 0, or prints the reason on stderr.
+`python -P -m engine.workers.probes NAME…` prints `NAME: DETAIL` for each that passes. It ends at the first that fails,
+with the reason on stderr: what that may have left behind must not decide on the next.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 SECONDS = 60
@@ -161,20 +163,44 @@ PROBES: dict[str, Callable[[], str]] = {
 }
 
 
-def run_probe(name: str) -> tuple[bool, str]:
-    """Run a probe in a process: whether it passed, and its line of detail."""
-    command = [sys.executable, "-P", "-m", "engine.workers.probes", name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=4 * SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return False, f"no answer within {4 * SECONDS} s"
-    if done.returncode < 0:
-        return False, f"the process was ended by signal {-done.returncode}"
-    return done.returncode == 0, last_line(done.stderr if done.returncode else done.stdout)
+@functools.cache
+def run_on_device() -> dict[str, tuple[bool, str]]:
+    """The results of the probes that compute in their own process. They share one: most of their time is importing
+    torch."""
+    return run_probes(("torch", "bfloat16", "nf4"))
+
+
+def run_probes(names: Sequence[str]) -> dict[str, tuple[bool, str]]:
+    """Run probes one after the other: whether each passed, and its line of detail. After one that fails, the others are
+    run in another process."""
+    results: dict[str, tuple[bool, str]] = {}
+    while waiting := [name for name in names if name not in results]:
+        output, problem = _run(waiting)
+        for name in waiting:
+            passed = next((line for line in output.splitlines() if line.startswith(f"{name}: ")), "")
+            results[name] = (True, passed.removeprefix(f"{name}: ")) if passed else (False, problem)
+            if not passed:
+                break
+    return results
+
+
+def _run(names: Sequence[str]) -> tuple[str, str]:
+    """What a process with these probes writes to stdout, and why it ended at the first that is missing there."""
+    command = [sys.executable, "-P", "-m", "engine.workers.probes", *names]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            output, errors = process.communicate(timeout=4 * SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.communicate()[0], f"no answer within {4 * SECONDS} s"
+    if process.returncode < 0:
+        return output, f"the process was ended by signal {-process.returncode}"
+    return output, last_line(errors)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "rank":
         run_rank(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
     else:
-        print(PROBES[sys.argv[1]]())
+        for asked in sys.argv[1:]:
+            print(f"{asked}: {PROBES[asked]()}", flush=True)

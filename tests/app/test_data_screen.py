@@ -25,14 +25,15 @@ PROFILE = "name: wide\nmodel: {base: smollm2-135m-instruct}\ndata: {train: [{sou
 
 
 @pytest.fixture
-def working(home: Home) -> Iterator[Home]:
-    """An engine with the real workers, and a profile of its own."""
+def working(home: Home, request: pytest.FixtureRequest) -> Iterator[Home]:
+    """An engine with the real workers, and a profile of its own. With the parameter `cold` nothing is forked."""
     folder = home.root / "profiles"
     folder.mkdir()
     (folder / "wide.yaml").write_text(PROFILE, encoding="utf-8")
     lines = [json.dumps(ROW, ensure_ascii=False)] * 3 + ["{broken"]
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    engine = Engine(home, "engine.workers")
+    cold = getattr(request, "param", "") == "cold"
+    engine = Engine(home, "engine.workers", warm=not cold, cold=cold)
     yield home
     engine.close()
 
@@ -62,6 +63,7 @@ async def test_without_a_profile_it_says_what_to_do(size: tuple[int, int]) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("working", ["cold"], indirect=True)
 async def test_rows_tokens_counts_and_rejects(working: Home) -> None:
     async with run_app(RealEngine, HIGH, home=working, first="data") as pilot:
         screen = pilot.app.screen

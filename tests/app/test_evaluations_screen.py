@@ -23,6 +23,7 @@ from cockpit.state.evaluation_results import (
 from engine.protocol.home import Home, RunDirectory
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, run_app, screen_text, until
 from tests.conftest import end_processes_of
+from tests.scripted.bench import Engine
 
 Trained = tuple[Home, RunDirectory]
 
@@ -136,7 +137,9 @@ def assert_fills(pilot: Pilot[None]) -> None:
 
 @pytest.fixture
 def engine_of(trained: Trained):
+    engine = Engine(trained[0], "engine.workers", warm=True)
     yield trained
+    engine.close()
     end_processes_of(trained[0])
 
 

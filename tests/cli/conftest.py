@@ -28,14 +28,6 @@ def cockpit(bare_home: Home, tmp_path: Path) -> Cockpit:
     """Runs `cockpit ARGUMENTS` to its end as a shell would, without a terminal, in an empty working directory."""
 
     def run(*arguments: str, seconds: float = 60.0, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments),
-            env=environment(bare_home, **more),
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-        )
+        return warm_engine.run(command(*arguments), env=environment(bare_home, **more), cwd=tmp_path, timeout=seconds)
 
     return run

@@ -41,6 +41,33 @@ def test_a_folder(smollm2: Path, tmp_path: Path) -> None:
     assert doctor(str(tmp_path / "absent"))[0] == 2
 
 
-def test_a_probe_that_crashes_is_a_result() -> None:
-    good, told = probes.run_probe("no such probe")
-    assert not good and "KeyError" in told
+def test_a_probe_that_crashes_is_a_result_and_the_others_are_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A module of that name which knows other probes takes the place of the real one."""
+    program = """
+import os, signal, sys, time
+PROBES = {
+    "good": lambda: "works: well",
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "raises": lambda: 1 / 0,
+    "silent": lambda: time.sleep(60),
+}
+print("a library's own words: ", os.getpid())
+for asked in sys.argv[4:]:
+    print(f"{asked}: {PROBES[asked]()}", flush=True)
+"""
+    interpreter = tmp_path / "python"
+    (tmp_path / "program.py").write_text(program)
+    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/program.py "$@"\n')
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    monkeypatch.setattr(probes, "SECONDS", 0.5)
+    found = probes.run_probes(["good", "killed", "raises", "silent", "unknown"])
+    assert found == {
+        "good": (True, "works: well"),
+        "killed": (False, "the process was ended by signal 9"),
+        "raises": (False, "ZeroDivisionError: division by zero"),
+        "silent": (False, "no answer within 2.0 s"),
+        "unknown": (False, "KeyError: 'unknown'"),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.prep import token_file, token_store
 from engine.prep.rows import Row
-from engine.prep.token_rows import MASKED, PLAIN, Tokens
+from engine.prep.token_rows import COLUMNS, MASKED, PLAIN, Tokens
 
 Rows = list[tuple[list[int], list[int]]]
 
@@ -208,3 +209,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     small, large = peak(500), peak(20_000)
     assert sum(path.stat().st_size for path in (tmp_path / "20000" / "plain").iterdir()) > 40e6
     assert large - small < 14, (small, large)
+
+
+@pytest.mark.parametrize("columns", COLUMNS.values(), ids=COLUMNS)
+def test_a_set_is_described_as_datasets_would(columns: tuple[str, ...], tmp_path: Path) -> None:
+    """The description is written without loading the library, and these are the two ways to notice a change in it."""
+    from datasets import DatasetInfo, Features, load_from_disk
+
+    with token_store.link_streams(tmp_path / "set", columns):
+        pass
+    found = load_from_disk(tmp_path / "set")
+    assert found.features == Features.from_arrow_schema(found.data.schema) and found.column_names == list(columns)
+    DatasetInfo(features=found.features).write_to_directory(tmp_path)
+    written = [json.loads((each / "dataset_info.json").read_text()) for each in (tmp_path, tmp_path / "set")]
+    assert written[0] == written[1]

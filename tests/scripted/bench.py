@@ -19,6 +19,7 @@ from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import Run, RunDetail, RunRef, Submit
 from tests import warm_engine
+from tests.training import warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,18 +35,28 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = ""
 
 
 class Engine:
-    """`start` brings a supervisor up; `client` is connected to it and finds the next one by itself. Modules in `path`
-    take the place of installed ones. `warm`: real workers are forked (see `tests.warm_engine`)."""
+    """`start` brings a supervisor up; `client` is connected to it and finds the next one by itself. Supervisor and
+    scripted workers are forked (see `tests.warm_engine`), with `warm` real workers too, with `cold` nothing. Modules in
+    `path` take the place of installed ones; a supervisor that has such is started cold."""
 
     def __init__(
-        self, home: Home, workers: str = "tests.scripted", path: Sequence[Path] = (), *, warm: bool = False
+        self,
+        home: Home,
+        workers: str = "tests.scripted",
+        path: Sequence[Path] = (),
+        *,
+        warm: bool = False,
+        cold: bool = False,
     ) -> None:
-        self.home, self.workers, self.path, self.warm = home, workers, path, warm
+        self.home, self.workers, self.path, self.warm, self.cold = home, workers, path, warm, cold
         self.process = self.start()
         self.client = Client(home, start=False)
 
-    def start(self) -> subprocess.Popen[bytes]:
-        environment = os.environ | (warm_engine.environment() if self.warm else {"PYTHONPATH": str(ROOT)})
+    def start(self) -> subprocess.Popen[bytes] | warm.Forked:
+        forking = warm_engine.environment() if self.warm else warm_engine.light_environment()
+        if self.cold or (self.path and not self.warm):
+            forking = {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | forking
         environment["PYTHONPATH"] = os.pathsep.join([*map(str, self.path), environment["PYTHONPATH"]])
         command = [
             sys.executable,
@@ -58,9 +69,8 @@ class Engine:
             self.workers,
         ]
         with open(self.home.engine_log, "ab") as log:
-            process = subprocess.Popen(
-                command, env=environment, start_new_session=True, stdout=log, stderr=log, cwd="/"
-            )
+            start = subprocess.Popen if self.cold or self.path else warm_engine.popen
+            process = start(command, env=environment, start_new_session=True, stdout=log, stderr=log, cwd="/")
         wait_for(lambda: (found := find_engine(self.home)) and found.pid == process.pid, what="the engine")
         return process
 

@@ -34,13 +34,10 @@ class Kitchen:
     environment: dict[str, str] = field(default_factory=dict)
 
     def cockpit(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return warm_engine.run(
             [sys.executable, "-m", "cockpit.cli", *arguments],
             env=os.environ | warm_engine.environment() | {"COCKPIT_HOME": str(self.home.root)} | more,
             cwd=self.home.root,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
             timeout=120,
         )
 

@@ -4,7 +4,7 @@ forked, as `tests.warm_engine` says."""
 import os
 import sys
 
-if "TESTS_WARM" in os.environ and "engine.supervisor" in sys.orig_argv:
+if "TESTS_WARM_LIGHT" in os.environ and "engine.supervisor" in sys.orig_argv:
     from tests import warm_engine
 
-    warm_engine.install()
+    warm_engine.install("engine.supervisor")

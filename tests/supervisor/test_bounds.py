@@ -113,7 +113,7 @@ def test_more_clients_than_files_may_be_open_end_nothing(bare_home, monkeypatch,
     start = subprocess.Popen
     lower = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))}
     monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **more: start(*arguments, **more, **lower))
-    engine = Engine(bare_home)
+    engine = Engine(bare_home, cold=True)
     monkeypatch.undo()
     try:
         found = wire.read_connection(bare_home)

@@ -99,7 +99,7 @@ def test_a_job_gets_its_submitters_environment(bare_home, monkeypatch: pytest.Mo
     """The engine was started inside a job of SLURM, by a user with keys; the run is submitted from another shell."""
     for name, value in (SCENE | KEYS | {"STARTER": "1"}).items():
         monkeypatch.setenv(name, value)
-    engine = Engine(bare_home)
+    engine = Engine(bare_home, cold=True)
     try:
         profile = load(find("triples-qlora"), ("training.max_steps=100000", "training.learning_rate=0.01"))
         sent = {"HF_TOKEN": "mine"} | SCENE | ({"PATH": os.environ["PATH"], "MINE": "1"} if whole else {})

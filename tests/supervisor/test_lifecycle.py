@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from engine.protocol import states
+from engine.protocol.home import Home
 from engine.protocol.messages import (
     Command,
     LogQuery,
@@ -26,7 +28,16 @@ from engine.protocol.messages import (
 from tests.scripted.bench import Engine
 
 
-def test_a_run_goes_from_queue_to_completed_and_its_curve_is_kept(engine: Engine) -> None:
+@pytest.fixture
+def cold_engine(bare_home: Home) -> Iterator[Engine]:
+    """Supervisor and workers as new interpreters, which other tests fork (see `tests.warm_engine`)."""
+    engine = Engine(bare_home, cold=True)
+    yield engine
+    engine.close()
+
+
+def test_a_run_goes_from_queue_to_completed_and_its_curve_is_kept(cold_engine: Engine) -> None:
+    engine = cold_engine
     run = engine.submit(steps=150, pace=0.0005)
     assert run.state == states.QUEUED
     done = engine.wait(run, states.COMPLETED)

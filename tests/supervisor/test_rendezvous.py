@@ -1,4 +1,5 @@
-"""What the ranks of one host listen on: the loopback interface, and nothing that another host reaches."""
+"""What the ranks of one host listen on: the loopback interface, and nothing that another host reaches. Ranks that train
+are looked at in tests/faults/test_hung_rank.py."""
 
 from __future__ import annotations
 
@@ -8,10 +9,7 @@ import psutil
 import pytest
 
 from engine.protocol import states
-from engine.protocol.home import Home
-from engine.protocol.messages import Submit
 from tests.scripted.bench import Engine, wait_for
-from tests.training.harness import PROFILE, make_model
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +24,7 @@ def list_listeners(pids: list[int]) -> dict[int, set[str]]:
     return found
 
 
-def check(listeners: dict[int, set[str]]) -> None:
+def check_listeners(listeners: dict[int, set[str]]) -> None:
     assert listeners, "nothing listens: not even the store, so this test has looked at nothing"
     for addresses in listeners.values():
         for address in addresses:
@@ -38,25 +36,10 @@ def test_the_store_of_scripted_ranks_listens_on_the_loopback_address(engine: Eng
     engine.wait(run, states.RUNNING)
     ranks = wait_for(lambda: len(found := engine.show(run).ranks) == 2 and found, 60, "two ranks")
     listeners = list_listeners(engine.show(run).pids)
-    check(listeners)
+    check_listeners(listeners)
     assert len(listeners) == 1 and not set(listeners) & {rank.pid for rank in ranks}, "the agent's store alone"
     for process in engine.processes(run):
         process.kill()
-
-
-def test_ranks_that_train_listen_on_the_loopback_address(bare_home: Home, tmp_path) -> None:
-    base = make_model(tmp_path / "tiny")
-    engine = Engine(bare_home, "engine.workers", warm=True)
-    try:
-        text = PROFILE.format(base=base).replace("epochs: 1", "max_steps: 8") + "launch: {processes: 2}\n"
-        run = engine.client.request("submit", Submit(profile=text, directory="/"))
-        wait_for(lambda: engine.show(run).run.step >= 1, 300, "the first step")
-        listeners = list_listeners(engine.show(run).pids)
-        check(listeners)
-        assert len(listeners) == 3, "the store, and gloo in each rank"
-        assert engine.wait(run, states.COMPLETED, states.FAILED, seconds=300).state == states.COMPLETED
-    finally:
-        engine.close()
 
 
 def test_a_port_that_the_profile_names_is_taken(engine: Engine) -> None:

@@ -1,16 +1,20 @@
-"""Workers forked from a process that has imported the training libraries already.
+"""Processes forked from one that has imported what they need already.
 
-Importing them takes a worker some ten seconds of a core, and a run of the tiny model takes little more than one. A
-forked worker is a process of its own, with its own environment, log, limits, signals and exit status, and it runs the
-same `main`. What forking leaves out, a new interpreter and torchrun, is tested where runs are started cold
-(`Supervised.start(cold=True)`) and by the tests that start an engine.
+Importing the training libraries takes a worker some ten seconds of a core, and a run of the tiny model takes little
+more than one; supervisors, verbs and scripted workers take about a second each, and most of that is importing, too. A
+forked process has its own environment, output, limits, signals and exit status, and it runs the same `main`. What
+forking leaves out, a new interpreter and torchrun, is tested where processes are started cold
+(`Supervised.start(cold=True)`, `Engine(cold=True)`), by the tests that run a verb in a terminal, and by those that say
+what a process loads.
 
-`python -m tests.training.warm FD ADDRESS` is the process that forks. It ends when the test process closes the other end
-of that socket. Engines that tests start ask for their workers at the address.
+`python -m tests.training.warm FD ADDRESS FAMILY` is a process that forks: TRAINING has the training libraries, LIGHT
+has what the command line and the supervisor load. It ends when the test process closes the other end of that socket.
+Engines and verbs that tests start ask for their processes at the address.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -27,17 +31,34 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from engine.hardware.nvidia import Nvidia
 from engine.supervisor.launchers.local import build_command
 
 ROOT = Path(__file__).parents[2]
-AVAILABLE = hasattr(os, "pidfd_open") and not Nvidia().count
-"""Whether forking works: on Linux, and without a card, since bitsandbytes starts CUDA as it is imported, and CUDA does
-not survive a fork. Elsewhere every run is started cold."""
+LIGHT, TRAINING = "light", "training"
+LIGHT_AVAILABLE = hasattr(os, "pidfd_open")
+"""Whether forking works: on Linux. Elsewhere every process is started cold."""
+AVAILABLE = LIGHT_AVAILABLE and not Nvidia().count
+"""Whether it works with the training libraries: without a card, since bitsandbytes starts CUDA as it is imported, and
+CUDA does not survive a fork."""
+PRELOADED_LIGHT = (
+    "engine.supervisor.server",
+    "engine.supervisor.operations",
+    "engine.config.profile",
+    "engine.config.form",
+    "engine.protocol.client",
+    "engine.protocol.worker_link",
+    "cockpit.command_line",
+    "rich.table",
+    "rich.progress",
+    "rich.markdown",
+    "rich.live",
+)
 PRELOADED = (
     "engine.training.session",
     "transformers.models.llama.modeling_llama",
@@ -74,6 +95,43 @@ def find_free_port() -> int:
         return port
 
 
+class Forked:
+    """A forked process, with the methods of `subprocess.Popen` that the tests and the supervisor use."""
+
+    def __init__(self, pid: int, status: int, arguments: list[str]) -> None:
+        self.pid, self._status, self.args = pid, status, arguments
+        self.returncode: int | None = None
+
+    def fileno(self) -> int:
+        """Becomes readable when the process has ended."""
+        return self._status
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            with contextlib.suppress(BlockingIOError):
+                self.returncode = int(os.read(self._status, 16) or -signal.SIGKILL)
+                os.close(self._status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.poll() is None:
+            select.select([self], [], [], timeout)
+        if (code := self.poll()) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 class Workers:
     """The ranks of one attempt, with those methods of `subprocess.Popen` that the tests use. `pid` is that of rank
     0."""
@@ -81,41 +139,35 @@ class Workers:
     def __init__(self, module: str, *arguments: str, processes: int, environment: dict[str, str], log: Path) -> None:
         meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
         self.returncode: int | None = None
-        self._running: dict[int, int] = {}
-        for rank in range(processes):
-            place = meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-            pid, status = _fork({"module": module, "arguments": arguments, "environment": environment | place}, log)
-            self._running[pid] = status
-        self.pid = next(iter(self._running))
+        self._running: list[Forked] = []
+        with open(os.devnull, "rb") as nothing, open(log, "ab") as output:
+            for rank in range(processes):
+                place = meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+                request = {"module": module, "arguments": arguments, "environment": environment | place}
+                self._running.append(fork(_parent(TRAINING), request, nothing, output, output))
+        self.pid = self._running[0].pid
 
     def poll(self) -> int | None:
         """The exit status when all ranks have ended: 0, or that of the first that failed, negative for a signal.
 
         A rank that fails takes the others with it, as under torchrun.
         """
-        for pid in list(self._running):
-            with contextlib.suppress(BlockingIOError):
-                self._end(pid)
+        for rank in list(self._running):
+            if rank.poll() is not None:
+                self._running.remove(rank)
+                self.returncode = self.returncode or rank.returncode
+                if self.returncode:
+                    self.kill()
         return None if self._running else self.returncode
 
     def wait(self) -> int:
         while (code := self.poll()) is None:
-            select.select(self._running.values(), [], [])
+            select.select(self._running, [], [])
         return code
 
-    def _end(self, pid: int) -> None:
-        """Read this rank's exit status. Raises BlockingIOError while it runs."""
-        answer = os.read(self._running[pid], 16)
-        os.close(self._running.pop(pid))
-        assert answer, "the process that forks workers is gone"
-        self.returncode = self.returncode or int(answer)
-        if self.returncode:
-            self.kill()
-
     def send_signal(self, number: int) -> None:
-        for pid in self._running:
-            with contextlib.suppress(ProcessLookupError):  # it has ended since
-                os.kill(pid, number)
+        for rank in self._running:
+            rank.send_signal(number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -133,24 +185,25 @@ def start(
         return subprocess.Popen(line, stdout=output, stderr=output, cwd="/", env=environment)
 
 
-def listen() -> str:
+def listen(family: str = TRAINING) -> str:
     """The address at which this process's forking process takes requests from engines (see `tests.warm_engine`)."""
-    _parent()
-    return _address()
+    _parent(family)
+    return _address(family)
 
 
 @functools.cache
-def _address() -> str:
-    return str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
+def _address(family: str) -> str:
+    return str(Path(tempfile.mkdtemp(prefix=f"warm-{family}-")) / "socket")
 
 
 @functools.cache
-def _parent() -> socket.socket:
+def _parent(family: str) -> socket.socket:
     """The socket of this process's forking process, which is started on the first call."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    fd = str(theirs.fileno())
     subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), _address(), " " * LONGEST_LINE],
+        [sys.executable, "-P", "-m", __name__, fd, _address(family), family, " " * LONGEST_LINE],
         pass_fds=[theirs.fileno()],
         cwd="/",
         env=environment,
@@ -160,24 +213,36 @@ def _parent() -> socket.socket:
     return ours
 
 
-def _fork(request: dict[str, Any], log: Path) -> tuple[int, int]:
-    """Start a worker; returns its pid, and a pipe that will hold its exit status."""
+def fork(asked: socket.socket, request: dict[str, Any], *files: IO[Any]) -> Forked:
+    """Start a process with these files as its input, output and errors."""
     status, write = os.pipe()
     os.set_blocking(status, False)
-    with open(log, "ab") as output:
-        socket.send_fds(_parent(), [json.dumps(request).encode()], [output.fileno(), write])
-    os.close(write)
-    pid = _parent().recv(16)
+    try:
+        socket.send_fds(asked, [json.dumps(request).encode()], [*(file.fileno() for file in files), write])
+    finally:
+        os.close(write)
+    pid = asked.recv(16)
     assert pid, "the process that forks workers is gone"
-    return int(pid), status
+    return Forked(int(pid), status, request["arguments"])
+
+
+def fork_at(address: str, request: dict[str, Any], *files: IO[Any]) -> Forked:
+    """As `fork`, from the process that listens at this address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asked:
+        asked.connect(address)
+        return fork(asked, request, *files)
 
 
 # ── the process that forks ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def main(control: socket.socket, address: str) -> None:
-    for name in PRELOADED:
+def main(control: socket.socket, address: str, family: str) -> None:
+    for name in ("tests.warm_engine", *(PRELOADED_LIGHT if family == LIGHT else PRELOADED)):
         importlib.import_module(name)
+    if family == LIGHT:  # what a profile is checked with, and what the form asks
+        from engine.config.profile import find, load
+
+        load(find("triples-qlora"))
     gc.collect()
     gc.freeze()  # a worker collects garbage several times: without walking half a million objects of the libraries
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as engines, selectors.DefaultSelector() as selector:
@@ -204,16 +269,17 @@ def main(control: socket.socket, address: str) -> None:
 
 def _answer(selector: selectors.BaseSelector, asked: socket.socket, others: tuple[socket.socket, ...]) -> bool:
     """Fork the worker that is asked for; False when the other end is closed."""
-    request, passed, *_ = socket.recv_fds(asked, LARGEST, 2)
+    request, passed, *_ = socket.recv_fds(asked, LARGEST, 4)
     if not request:
         return False
-    log, status = passed
+    *files, status = passed
     pid = os.fork()
     if pid == 0:
         for other in (asked, *others):
             other.close()
-        _work(json.loads(request), log)
-    os.close(log)
+        _work(json.loads(request), files)
+    for file in files:
+        os.close(file)
     selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
     asked.send(str(pid).encode())
     return True
@@ -238,31 +304,39 @@ def _rename(*line: str) -> None:
     ctypes.memmove(start, content.ljust(end - start, b"\0"), end - start)
 
 
-def _work(request: dict[str, Any], log: int) -> None:
-    """Be the worker: never returns."""
+def _work(request: dict[str, Any], files: list[int]) -> None:
+    """Be the process that is asked for: never returns."""
     status = 1
     try:
-        with open(os.devnull) as nothing:
-            os.dup2(nothing.fileno(), 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
         if request.get("session"):
             os.setsid()
-            _rename(sys.executable, "-P", "-m", request["module"], *request["arguments"])
+        if line := request.get("line"):
+            _rename(*line)
+        os.chdir(request.get("folder", "/"))
+        os.umask(request.get("umask", 0o022))
         os.environ.clear()
         os.environ.update(request["environment"])
         sys.argv = [request["module"], *request["arguments"]]
+        importlib.import_module("tests.warm_engine").install(request["module"])
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:  # noqa: BLE001 - this process must not go on as another one that forks
         traceback.print_exc()
     finally:
+        if "torch" not in sys.modules:
+            threading._shutdown()  # type: ignore[attr-defined]  # as at an interpreter's end
+            atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
+    main(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:4])

@@ -13,54 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import capture_outputs
 
-from engine.models.glm import generations
+from engine.models.glm.config_first import ChatGLMConfig
 from engine.models.glm.generations import Generation
 from engine.models.glm.positions import Marks, compute_positions, compute_rotation, mark_tokens, rotate
 from engine.models.glm.verify_weights import check
 
 RESIDUAL = math.sqrt(2 * 28)
-
-
-class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
-    """The settings of the original config.json. Raises ValueError for later generations, which share the model type."""
-
-    model_type = generations.MODEL_TYPE
-    keys_to_ignore_at_inference = ["past_key_values"]
-    attribute_map = {
-        "num_hidden_layers": "num_layers",
-        "intermediate_size": "inner_hidden_size",
-        "max_position_embeddings": "max_sequence_length",
-    }
-
-    vocab_size: int = 130528
-    hidden_size: int = 4096
-    inner_hidden_size: int = 16384
-    num_layers: int = 28
-    num_attention_heads: int = 32
-    layernorm_epsilon: float = 1e-5
-    max_sequence_length: int = 2048
-    position_encoding_2d: bool = True
-    initializer_range: float = 0.02
-    use_cache: bool = True
-    tie_word_embeddings: bool = True
-    bos_token_id: int = 130004
-    eos_token_id: int = 130005
-    mask_token_id: int = 130000
-    gmask_token_id: int = 130001
-    pad_token_id: int = 3
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("auto_map", None)  # it names files of the original repository, which are not saved with the model
-        if "padded_vocab_size" in kwargs:
-            raise ValueError("this is a later ChatGLM than the first; engine.models.loading.load_model loads it")
-        super().__post_init__(**kwargs)
 
 
 class ChatGLMAttention(nn.Module):
@@ -257,7 +222,6 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin): 
         )
 
 
-AutoConfig.register(generations.MODEL_TYPE, ChatGLMConfig, exist_ok=True)
 AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizer
+from transformers.utils import is_torch_available
 
 from engine.models.glm import pieces
-from engine.models.glm.chatglm_first import ChatGLMConfig
+from engine.models.glm.config_first import ChatGLMConfig
 from engine.models.glm.encoder import BLANKS, FILE, LINE, LONGEST, SPECIAL, TAB, Encoder
 from engine.models.glm.pieces import USER_DEFINED
 
@@ -112,3 +113,5 @@ class ChatGLM1Tokenizer(PreTrainedTokenizer):
 
 
 AutoTokenizer.register(ChatGLMConfig, tokenizer_class=ChatGLM1Tokenizer, exist_ok=True)
+if is_torch_available():  # published model cards import this module alone, and load the model too
+    from engine.models.glm import chatglm_first  # noqa: F401

@@ -143,7 +143,7 @@ def _kinds(formats: Collection[str | None]) -> set[str]:
 def _tokenize(
     arguments: argparse.Namespace, tokenizer: Any, rows: TokenizeInput, draft: Path, progress: Progress
 ) -> dict[str, Any]:
-    import datasets  # noqa: F401 - the time of loading it is not that of tokenising
+    import pyarrow  # noqa: F401 - the time of loading it is not that of tokenising
 
     from engine.prep import token_file, token_store
     from engine.prep.token_rows import UNLIMITED

@@ -155,11 +155,10 @@ class _Selection:
 def _load_others(home: Home, names: list[str]) -> dict[str, Any]:
     """Tokenizers to compare with, by name: the requested ones, or else those of the pulled catalogue models."""
     names = names or [name for name in CATALOGUE if has_tokenizer(home.models / name)]
-    found: dict[str, Any] = {}
-    for name in names:
-        label, folder = _find_tokenizer(name, home)
-        found[label] = load_tokenizer(folder, "auto", Path.cwd(), trust_remote_code=False)
-    return found
+    folders = dict(_find_tokenizer(name, home) for name in names)  # all before the first is loaded: this may need torch
+    return {
+        label: load_tokenizer(folder, "auto", Path.cwd(), trust_remote_code=False) for label, folder in folders.items()
+    }
 
 
 def _find_tokenizer(name: str, home: Home) -> tuple[str, Path]:

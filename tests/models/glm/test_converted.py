@@ -4,8 +4,6 @@ transformers."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from transformers import AutoModelForCausalLM, GlmForCausalLM
 from engine.models.glm.generations import recognise, translate_config
 from engine.models.loading import load_model
 from engine.models.quantization import quantization_config
+from tests import plain
 from tests.models.glm.layouts import FOURTH, THIRD, golden, rewrite
 
 CLOSE = 1e-5
@@ -82,14 +81,13 @@ for folder, golden, place in zip(*[iter(sys.argv[1:])] * 3):
     assert not any(told.values()) and type(model).__name__ == "GlmForCausalLM"
     with torch.no_grad():
         save_file({"logits": model(load_file(golden)["full.input_ids"]).logits}, place)
-assert not any(name.startswith("engine") for name in sys.modules)
 """
 
 
 def test_what_is_saved_is_read_with_no_code_of_ours(tmp_path: Path):
     from safetensors.torch import load_file
 
-    command: list[object] = [sys.executable, "-P", "-c", PLAIN]
+    arguments: list[object] = []
     logits = []
     for source in (THIRD, FOURTH):
         folder = tmp_path / source.name
@@ -99,10 +97,10 @@ def test_what_is_saved_is_read_with_no_code_of_ours(tmp_path: Path):
         assert (config["model_type"], config["architectures"]) == ("glm", ["GlmForCausalLM"])
         generation = json.loads((folder / "generation_config.json").read_text())
         assert generation["eos_token_id"] == config["eos_token_id"]
-        command += [folder, source / "golden.safetensors", folder / "logits"]
+        arguments += [folder, source / "golden.safetensors", folder / "logits"]
         with torch.no_grad():
             logits.append(model(golden(source)["full.input_ids"]).logits)
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, cwd=tmp_path)
+    plain.run(PLAIN, *arguments)
     for source, own in zip((THIRD, FOURTH), logits, strict=True):
         assert load_file(tmp_path / source.name / "logits")["logits"].equal(own)
 
