@@ -141,7 +141,7 @@ class RunMonitor:
             self._start_next_stage(record)
         elif record.stop_requested:
             self._finish(record, "stopped")
-        elif status is None:
+        elif status is None and not self._read_exhausted(record):
             record.move(
                 "lost",
                 code="run.lost",
@@ -151,7 +151,7 @@ class RunMonitor:
                 ),
             )
         else:
-            self._fail(record, self._report_crash(record, status))
+            self._fail(record, None if status is None else self._report_crash(record, status))
 
     def _fail(self, record: Record, problem: Problem | None) -> None:
         """Fail the run, or queue its next attempt where `launch.restarts` allows one. Attempts are counted, so that a
@@ -160,6 +160,7 @@ class RunMonitor:
             problem = note
         record.move("failed", problem=problem)
         if note and not record.stop_requested:
+            record.resume_step = None
             self.queue.enqueue(record, "resume")
             return
         if (

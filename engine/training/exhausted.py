@@ -33,26 +33,31 @@ def leave_note(job: Job, error: BaseException) -> None:
     write_private(job.run.exhausted(job.attempt), json.dumps(note).encode())
 
 
-def apply_note(job: Job, step: int) -> None:
-    """Halve the micro-batches when the attempt before this one ran out of memory with micro-batches of this size.
-    Called on every rank."""
-    note: dict[str, Any] | None = job.ranks.broadcast(_read_note(job) if job.ranks.first else None)
-    if note is None or any(note[key] != live_settings.get_setting(job.profile, key) for key in SHAPE):
-        return
-    live = memory.smaller_micro_batch(job.profile)
-    if live is None:
-        return
-    report_cut(job, step, live, f"rank {note['rank']}: {note['cause']}")
-    job.profile = live
-    job.replayed |= {key: live_settings.get_setting(live, key) for key in SHAPE}
+def apply_notes(job: Job, step: int) -> None:
+    """Halve the micro-batches for each of the attempts right before this one that ran out of memory with micro-batches
+    of the size that it had then. Called on every rank."""
+    notes: list[dict[str, Any]] = job.ranks.broadcast(_read_notes(job) if job.ranks.first else [])
+    for note in notes:
+        live = memory.smaller_micro_batch(job.profile)
+        if live is None or any(note[key] != live_settings.get_setting(job.profile, key) for key in SHAPE):
+            continue  # the user has changed them since, or a checkpoint holds the change
+        report_cut(job, step, live, f"rank {note['rank']}: {note['cause']}")
+        job.profile = live
+        job.replayed |= {key: live_settings.get_setting(live, key) for key in SHAPE}
 
 
-def _read_note(job: Job) -> dict[str, Any] | None:
-    try:
-        note: dict[str, Any] = json.loads(job.run.exhausted(job.attempt - 1).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return note if isinstance(note, dict) and {"rank", "cause", *SHAPE} <= note.keys() else None
+def _read_notes(job: Job) -> list[dict[str, Any]]:
+    """The notes of the attempts right before this one, the oldest first."""
+    found: list[dict[str, Any]] = []
+    for attempt in range(job.attempt - 1, 0, -1):
+        try:
+            note = json.loads(job.run.exhausted(attempt).read_bytes())
+        except (OSError, ValueError):
+            break
+        if not isinstance(note, dict) or not {"rank", "cause", *SHAPE} <= note.keys():
+            break
+        found.insert(0, note)
+    return found
 
 
 def report_cut(job: Job, step: int, live: Profile, cause: str) -> None:

@@ -256,11 +256,14 @@ def _generate(
     # no_grad, not inference_mode: tensors that the model keeps (rotary tables) must stay usable in a backward pass.
     with torch.no_grad(), device.autocast():
         model, cache, _ = soft_prompt.start_cache(loop.model)
-        read = CancellableForward(model, must_stop)
+        # A pass that needs all ranks is not left in the middle.
+        read = CancellableForward(model, (lambda: False) if loop.strategy.sharded else must_stop)
         following = torch.tensor([reply.row.history], device=loop.model.device)
         until = 0.0
         while reply.tokens < reply.limit:
             try:
+                if must_stop():
+                    raise Cancelled
                 output = read(following, cache)
             except Cancelled:
                 if is_cancelled():

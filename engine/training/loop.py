@@ -134,7 +134,7 @@ class TrainingLoop:
         self.learning_rate = self.schedule.get_last_lr()[0]
         if not self.accelerator.optimizer_step_was_skipped:  # the loss scaler found a gradient that overflowed
             self.schedule.step()
-        self.model.zero_grad()
+        self.optimizer.zero_grad()
         self.loss_share = share
 
     def compute_gradients(self, micro_batches: list[Batch], units: float) -> float:
@@ -158,6 +158,7 @@ class TrainingLoop:
 
     def drop_gradients(self) -> None:
         """Drop the gradients; an optimiser step without gradients changes nothing."""
+        self.strategy.settle()
         for parameter in self.model.parameters():
             parameter.grad = None
 

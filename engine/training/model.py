@@ -56,7 +56,8 @@ def _make(job: Job, device: Device, masters: Any) -> Any:
             profile.model,
             device,
             lambda done, total: reporter.set_phase("loading", f"tensor {done} of {total}", done, total),
-            unpack=profile.training.optimizations,
+            # Packed weights are divided as they are, unless the passes are computed on a CPU.
+            unpack=profile.training.optimizations and job.device.kind == "cpu",
             scores=getattr(profile.method, "scores", False),
         )
     # Not the checkpoint's own folder: later checkpoints must name the base.

@@ -44,7 +44,7 @@ def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
             _evaluate(loop)
             _save(loop)
     finally:
-        loop.model.zero_grad()
+        loop.optimizer.zero_grad()
         if optimizer is not None:
             optimizer_factory.reset(loop.optimizer, optimizer)
         for group, rate in zip(loop.optimizer.param_groups, rates, strict=True):

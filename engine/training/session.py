@@ -80,13 +80,14 @@ def train(
     }
     job.written |= history.written
     position.keep_global_batch(job)
-    exhausted.apply_note(job, inbox.step)
+    exhausted.apply_notes(job, inbox.step)
     _report_rewind(job, history, point, asked=from_step is not None)
     open_loggers(job)
     try:
         loop = _train_until_done(job)
     except Exception as error:
-        if STRATEGIES[profile.launch.strategy].sharded and job.ranks.world > 1 and is_out_of_memory(error):
+        sharded = STRATEGIES[profile.launch.strategy].sharded and job.ranks.world > 1
+        if sharded and inbox.looping and is_out_of_memory(error):
             exhausted.leave_note(job, error)
         raise
     finally:

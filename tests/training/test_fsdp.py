@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from engine.protocol.journal import BadBatch, Evaluation, Ledger, Start, Warn
 from engine.training.combinations import render_strategies
 from engine.training.online.checks import describe_reward_model
 from engine.training.online.options import OnlineOptions, RewardOptions
+from engine.training.parallel.lockstep import in_step
+from engine.training.ranks import Ranks
 from tests.training import online, warm
 from tests.training.harness import PROFILE, Supervised
 from tests.training.preferences import make_scorer
@@ -179,16 +182,20 @@ def test_a_rank_that_runs_out_of_memory_ends_the_attempt_and_the_next_has_smalle
     whole = start_run("one", *changes, "training.micro_batch=8", "training.accumulation=1")
     whole.train()
     run = start_run("two", *changes, SHARDED)
-    run.start(processes=2, fault="oom:60:1")
-    assert run.wait() != 0
-    note = json.loads(run.run.exhausted(1).read_text())
-    assert note["rank"] == 1 and "more than 60 tokens" in note["cause"]
-    run.start(processes=2, fault="oom:60:1")
+    for attempt in (1, 2):
+        run.start(processes=2, fault="oom:35:1")
+        assert run.wait() != 0
+        note = json.loads(run.run.exhausted(attempt).read_text())
+        assert note["rank"] == 1 and "more than 35 tokens" in note["cause"]
+        assert note["training.micro_batch"] == 4 / attempt
+    run.start(processes=2, fault="oom:35:1")
     assert run.wait() == 0, run.log()
-    assert [entry.code for entry in run.entries(Warn)] == ["memory.batch_cut"]
-    assert "training.micro_batch 4 → 2 and training.accumulation 1 → 2" in run.entries(Warn)[0].message
+    # There was no checkpoint, so the third attempt began with the profile's micro-batch and halved it twice.
+    cuts = [entry.message for entry in run.entries(Warn) if entry.code == "memory.batch_cut"][-2:]
+    assert "training.micro_batch 4 → 2 and training.accumulation 1 → 2" in cuts[0]
+    assert "training.micro_batch 2 → 1 and training.accumulation 2 → 4" in cuts[1]
     compare(run, whole)
-    assert not run.run.exhausted(2).exists()
+    assert not run.run.exhausted(3).exists()
 
 
 @pytest.mark.slow
@@ -260,6 +267,46 @@ def test_a_batch_is_held_back_on_all_ranks(start_run: Callable[..., Supervised])
     assert held.rows[0].loss is None
     run.ask("stop")
     assert run.wait() == 0, run.log()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
+def test_a_held_batch_leaves_nothing_behind(start_run: Callable[..., Supervised], strategy: str) -> None:
+    """Its rows are measured in passes after the backward pass; then its gradients are dropped."""
+    changes = (*FULL, "training.epochs=4", "limits.loss_spike=1.03", "evaluation.every_steps=100")
+    runs = []
+    for name, processes, more in (
+        ("one", 1, ()),
+        ("two", 2, ("training.micro_batch=2", f"launch={{processes: 2, strategy: {strategy}}}")),
+    ):
+        run = start_run(name, *changes, *more)
+        run.start(processes=processes)
+        held = 0
+        while run.process.poll() is None:
+            run._hear()
+            if len(run.entries(BadBatch)) > held:
+                held += 1
+                run.ask("continue", choice="skip" if held == 1 else "")
+        assert run.process.returncode == 0, run.log()
+        assert held > 1
+        runs.append(run)
+    assert [entry.step for entry in runs[0].entries(BadBatch)] == [entry.step for entry in runs[1].entries(BadBatch)]
+    compare(runs[1], runs[0], evaluations=False)
+
+
+def test_a_pass_that_is_left_in_the_middle_is_an_error() -> None:
+    class Model(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, broken: bool) -> None:
+            if broken:
+                raise ValueError
+
+    model = Model()
+    with in_step([model], Ranks(), None):
+        model(False)
+    with pytest.raises(RuntimeError, match="left in the middle"), in_step([model], Ranks(), None), suppress(ValueError):
+        model(True)
 
 
 # ── what does not go with it ────────────────────────────────────────────────────────────────────────────────────────

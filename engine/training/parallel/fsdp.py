@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.training.parallel import sharded_state
 from engine.training.parallel.lockstep import in_step
 from engine.training.parallel.single import SingleProcess
-from engine.training.parallel.skeleton import Placer, share_structure
+from engine.training.parallel.skeleton import Placer, first_alone, share_structure
 from engine.training.ranks import Ranks
 
 
@@ -39,13 +39,22 @@ class FullySharded(SingleProcess):
         self.offload = offload
         self._models: list[Any] = []
         """The divided models; the trained one comes first."""
+        self._parts_of: dict[int, list[Any]] = {}
+        """The parts of each that gather weights together, by its id."""
+        self._stepping = False
+        """Whether the ranks may be at different places, within `in_step`."""
 
     def build(self, make: Callable[[Device], Any], device: Device, masters: Any) -> Any:
         """Rank 0 makes the model in host memory; then all ranks receive it layer by layer, and keep their shares."""
-        model = make(replace(device, name="cpu")) if self.ranks.first else None
+        import torch
+
+        with first_alone(self.ranks):
+            model = make(replace(device, name="cpu")) if self.ranks.first else None
         if model is not None:
             _remember_scales(model)
         model = self._divide(share_structure(model, self.ranks), device, masters)
+        # Between the passes of an offloaded model its weights are on the host. The class is FSDP's own.
+        setattr(type(model), "device", property(lambda _: torch.device(device.name)))  # noqa: B010 - mypy: read-only
         self._models.append(model)
         return model
 
@@ -73,15 +82,18 @@ class FullySharded(SingleProcess):
         placer = Placer(self.ranks, device.name, masters)
         for part in (*layers, model):
             placer.place(part)
+            _check_dtypes(part)
             # The outermost part, with the embeddings and the output layer, stays gathered until the backward pass ends:
             # the loss applies the output layer after the forward pass (see `engine.models.loss`).
             fully_shard(part, reshard_after_forward=self.drops_layers and part is not model, **policy)
-        for part in model.modules():
-            if isinstance(part, FSDPModule):
-                part.set_gradient_divide_factor(1.0)  # the method divides the loss by the units of all ranks
-                part.set_force_sum_reduction_for_comms(True)
-                if hasattr(part, "set_reduce_scatter_unused_params"):
-                    part.set_reduce_scatter_unused_params(True)
+        parts = self._parts_of[id(model)] = [part for part in model.modules() if isinstance(part, FSDPModule)]
+        for part in parts:
+            part.set_gradient_divide_factor(1.0)  # the method divides the loss by the units of all ranks
+            part.set_force_sum_reduction_for_comms(True)
+            if hasattr(part, "set_reduce_scatter_unused_params"):
+                part.set_reduce_scatter_unused_params(True)
+            else:  # an older torch
+                _check_experts(part)
         _place_scales(model, device.name)
         return model
 
@@ -92,15 +104,24 @@ class FullySharded(SingleProcess):
 
     def settle(self) -> None:
         """Drop gathered weights, so that the model's parameters are this rank's shares."""
-        from torch.distributed.fsdp import FSDPModule
-
         for model in self._models:
-            for part in model.modules():
-                if isinstance(part, FSDPModule):
-                    part.reshard()
+            self.release(model)
 
-    def in_step(self) -> AbstractContextManager[None]:
-        return in_step(self._models, self.ranks, self.segments)
+    def release(self, model: Any) -> None:
+        if self._stepping:
+            return  # not all ranks are here
+        for part in self._parts_of[id(model)]:
+            part.reshard()
+
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        self._stepping = True
+        try:
+            with in_step(self._models, self.ranks, self.segments):
+                yield
+        finally:
+            self._stepping = False
+        self.settle()
 
     def norm(self) -> Any:
         norm = super().norm()
@@ -124,10 +145,10 @@ class FullySharded(SingleProcess):
             if names is not None and name not in names:
                 continue
             if id(tensor) not in copies:
-                whole = tensor.detach()
-                whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
-                wanted = dtype if dtype and whole.is_floating_point() else whole.dtype
-                copies[id(tensor)] = whole.to(wanted).cpu() if self.ranks.first else None
+                share = tensor.detach()
+                share = share.to(dtype) if dtype and share.is_floating_point() else share
+                whole = share.full_tensor() if hasattr(share, "full_tensor") else share
+                copies[id(tensor)] = whole.cpu() if self.ranks.first else None
             found[name] = copies[id(tensor)]
         return found if self.ranks.first else {}
 
@@ -213,6 +234,35 @@ def _check_shared(model: Any, layers: Sequence[Any]) -> None:
                 title="This model cannot be divided among ranks",
                 cause="several of its layers share a weight",
                 hint="set launch.strategy to ddp",
+            )
+        )
+
+
+def _check_dtypes(part: Any) -> None:
+    """Raises ProblemError when trained weights that are gathered together are of several dtypes."""
+    dtypes = {str(w.dtype) for w in part.parameters() if w.requires_grad and not hasattr(w, "device_mesh")}
+    if len(dtypes) > 1:
+        raise ProblemError(
+            Problem(
+                code="launch.unshardable",
+                title="This model cannot be divided among ranks",
+                cause=f"weights of {' and '.join(sorted(dtypes))} are trained in one layer",
+                hint="set training.masters to float32",
+            )
+        )
+
+
+def _check_experts(part: Any) -> None:
+    """Raises ProblemError for experts that some ranks may have no token for, whose gradients torch cannot sum then."""
+    import torch
+
+    if any(name.endswith("experts") and isinstance(each, torch.nn.ModuleList) for name, each in part.named_modules()):
+        raise ProblemError(
+            Problem(
+                code="launch.unshardable",
+                title="This model cannot be divided among ranks",
+                cause=f"torch {torch.__version__} waits for gradients of experts that a rank has no token for",
+                hint="install torch 2.13, or set launch.strategy to ddp or zero1",
             )
         )
 

@@ -18,13 +18,13 @@ from engine.training.ranks import Ranks
 @contextmanager
 def in_step(models: Sequence[Any], ranks: Ranks, segments: Segments | None) -> Iterator[None]:
     """Context in which this rank runs as many forward passes of these models as it has, without gradients. It ends on
-    all ranks together. No other collective may run within it."""
+    all ranks together. No other collective may run within it, and no pass may be left in the middle: RuntimeError."""
     turns = _Turns(models, ranks, segments)
-    hooks = [
+    hooks = []
+    for index, model in enumerate(models):
         # In front of the hook that gathers the weights.
-        model.register_forward_pre_hook(lambda *_, index=index: turns.announce(index), prepend=True)
-        for index, model in enumerate(models)
-    ]
+        hooks.append(model.register_forward_pre_hook(lambda *_, index=index: turns.announce(index), prepend=True))
+        hooks.append(model.register_forward_hook(lambda *_: turns.end_pass()))
     try:
         yield
     finally:
@@ -38,6 +38,8 @@ class _Turns:
         self._models, self._ranks, self._segments = models, ranks, segments or Segments()
         self._idle = False
         """Whether the pass that runs now is of another rank."""
+        self._begun = False
+        """Whether this rank has begun a pass and not ended it."""
 
     def announce(self, index: int) -> None:
         """Return when it is the turn of this model's pass."""
@@ -46,9 +48,15 @@ class _Turns:
         while (turn := self._agree(index)) != index:
             assert turn is not None
             self._take_part(turn)
+        self._begun = True
+
+    def end_pass(self) -> None:
+        self._begun = self._begun and self._idle
 
     def finish(self) -> None:
         """Take part in the others' passes until no rank has any left."""
+        if self._begun:  # the others are still in it, and would take the next collective for one of its
+            raise RuntimeError("a forward pass that needs all ranks was left in the middle")
         while (turn := self._agree(None)) is not None:
             self._take_part(turn)
 

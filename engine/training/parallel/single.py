@@ -57,6 +57,9 @@ class SingleProcess:
     def settle(self) -> None:
         """Make the model's parameters those that the optimiser updates. Every rank calls it at the same moment."""
 
+    def release(self, model: Any) -> None:
+        """Drop what a pass of another model, such as a reference, has gathered."""
+
     def in_step(self) -> AbstractContextManager[None]:
         """Context of forward passes without gradients of which the ranks have different numbers."""
         return nullcontext()

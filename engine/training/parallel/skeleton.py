@@ -7,9 +7,14 @@ and never N models.
 
 from __future__ import annotations
 
+import importlib
 import io
+import itertools
+import os
 import pickle
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from engine.protocol.messages import Problem, ProblemError
@@ -22,16 +27,53 @@ def share_structure(model: Any, ranks: Ranks) -> Any:
     are neither, such as the scales of quantised weights, are copied. Raises ProblemError for a model that cannot be
     copied."""
     content = ranks.broadcast(_dump(model) if ranks.first else None)
-    if isinstance(content, str):
+    found, wrong = model, content if isinstance(content, str) else ""
+    if not wrong and not ranks.first:
+        try:
+            found = _load(content)
+        except (ImportError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+            wrong = first_line(error)
+    if wrong := next(filter(None, ranks.gather(wrong)), ""):
         raise ProblemError(
             Problem(
                 code="launch.unshardable",
                 title="This model cannot be divided among ranks",
-                cause=content,
-                hint="set launch.strategy to ddp",
+                cause=wrong,
+                hint="set launch.strategy to ddp or zero1",
             )
         )
-    return model if ranks.first else _load(content)
+    return found
+
+
+@contextmanager
+def first_alone(ranks: Ranks) -> Iterator[None]:
+    """Context in which rank 0 works with all cores, however long it takes, and the others wait for its end."""
+    import torch
+    from torch.distributed import distributed_c10d
+
+    if ranks.world == 1:
+        yield
+        return
+    store, key = distributed_c10d._get_default_store(), f"first-alone-{next(_counter)}"
+    if ranks.first:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(os.cpu_count() or 1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+        store.set(key, "done")
+        return
+    yield
+    with ranks.waiting():
+        # In short rounds: a collective would give up after `ranks.TIMEOUT`. If rank 0 dies, the launcher ends all ranks.
+        while not store.check([key]):
+            time.sleep(_ROUND)
+
+
+_ROUND = 0.05
+"""Seconds between two looks whether rank 0 is done."""
+_counter = itertools.count()
 
 
 def _dump(model: Any) -> bytes | str:
@@ -48,6 +90,10 @@ def _dump(model: Any) -> bytes | str:
 
 
 def _load(content: bytes) -> Any:
+    from transformers.dynamic_module_utils import init_hf_modules
+
+    init_hf_modules()  # where rank 0 has put the code that comes with a model
+    importlib.invalidate_caches()
     file = io.BytesIO(content)
     return _Unpickler(file, pickle.load(file)).load()
 

@@ -37,7 +37,9 @@ class ReferenceMethod(ReplyMethod):
         with torch.no_grad():
             if self._reference is not None:
                 with self.device.autocast():  # as accelerate does in the trained model's forward pass
-                    return self.token_log_probs(self._reference_head, self._reference, batch)
+                    values = self.token_log_probs(self._reference_head, self._reference, batch)
+                self.strategy.release(self._reference)
+                return values
             with self.model.disable_adapter():
                 return self.token_log_probs(self.head, self.model, batch)
 
@@ -64,7 +66,7 @@ def _load_copy(setup: MethodSetup) -> Any:
             job.profile.model,
             device,
             lambda done, total: None,
-            unpack=job.profile.training.optimizations,
+            unpack=job.profile.training.optimizations and job.device.kind == "cpu",
         ).requires_grad_(False),
         job.device,
         None,
