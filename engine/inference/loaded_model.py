@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 from engine.inference.adapters import Adapters
 from engine.inference.constrained import SchemaCompiler
+from engine.inference.decoder import make_decoder
 from engine.inference.detokenizer import find_thinking_end
 from engine.inference.generate import BATCH, Piece, Reply, context_length, reply_batch, stream
 from engine.inference.request import Prompt
@@ -92,6 +93,7 @@ class LoadedModel:
         self._tokenizers: dict[str, Any] = {}
         self._compiler: tuple[object, SchemaCompiler] | None = None
         """With the tokenizer and stop tokens that it was made for."""
+        self._decoder: Any = None
         self._adapters = Adapters(_load_base(target, self.dtype, quantization, self.device, self.needed))
         self._enter(target)
 
@@ -101,6 +103,7 @@ class LoadedModel:
         recorded = targets.read_lock(target.lock) if target.lock else None
         if recorded and target.lock and tokenizer:
             template_lock.check(recorded, tokenizer, target.lock.parent)
+        self._decoder = None  # its memory may be needed
         self._read(lambda: self._adapters.put(target.adapter), str(target.adapter))
         self.tokenizer, self.target = tokenizer, target
         self.stop_ids = template_lock.find_stop_ids(recorded, self._adapters.base, tokenizer)
@@ -109,6 +112,13 @@ class LoadedModel:
     def model(self) -> Any:
         """The base, or a PeftModel around it; in eval mode."""
         return self._adapters.model
+
+    @property
+    def decoder(self) -> Any:
+        """The model that replies are generated with; see `engine.inference.decoder`. Made at the first reply."""
+        if self._decoder is None:
+            self._decoder = make_decoder(self.model)
+        return self._decoder
 
     def serves(self, target: Target, dtype: str | None, quantization: str | None) -> bool:
         """Whether `swap` can change to `target` in this dtype and quantisation (None: as for `load`)."""
@@ -184,7 +194,7 @@ class LoadedModel:
         """
         sampling = change_sampling(sampling, fields)
         ids, grammar = self.prompt(prompt), self.grammar(sampling)
-        return stream(self.model, self.tokenizer, ids, sampling, self.stop_ids, cancelled, grammar)
+        return stream(self.decoder, self.tokenizer, ids, sampling, self.stop_ids, cancelled, grammar)
 
     def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **fields: Unpack[SamplingFields]) -> Reply:
         """The whole reply. A text is continued as it stands, without any template; a list of messages is a
@@ -217,7 +227,7 @@ class LoadedModel:
         ids = [self.prompt(each) for each in prompts]
         samplings = [sampling] * len(ids) if isinstance(sampling, Sampling) else sampling
         rows = [self.row(row, change_sampling(each, fields)) for row, each in zip(ids, samplings, strict=True)]
-        return reply_batch(self.model, self.tokenizer, rows, self.stop_ids, on_reply, cancelled, size)
+        return reply_batch(self.decoder, self.tokenizer, rows, self.stop_ids, on_reply, cancelled, size)
 
     def row(self, prompt: Sequence[int], sampling: Sampling) -> Row:
         """A reply before its first token, for a batch. Raises ValueError for a schema that is not supported."""
