@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from copy import copy as copy_of
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _LAYERS = ("Linear", "Linear4bit", "Linear8bitLt")
 """Classes of peft's LoRA layers that are replaced."""
+_OWN = frozenset(name for name, value in vars(torch.nn.Module()).items() if isinstance(value, (dict, set)))
+"""Attributes of modules that hold parameters, buffers, modules or hooks."""
 _SHARE = {"cpu": 0.25}
 _SHARE_ELSEWHERE = 0.5
 """Share of a device's free memory that merged copies may take. The rest is for the cache."""
@@ -152,9 +155,8 @@ def _copy_modules(module: Any, replaced: dict[Any, Any]) -> Any:
 
 def _copy_module(module: Any, copy: Callable[[Any], Any]) -> Any:
     made = module.__new__(type(module))
-    made.__dict__ = dict(vars(module))
-    for name in ("_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"):
-        made.__dict__[name] = dict(vars(module)[name])
+    # Parameters, buffers and hooks can be put into one without the other.
+    made.__dict__ = {name: copy_of(value) if name in _OWN else value for name, value in vars(module).items()}
     made.__dict__["_modules"] = {name: child and copy(child) for name, child in module._modules.items()}
     hook = made.__dict__.pop("_hf_hook", None)
     if hook is not None:  # accelerate has put a forward pass into the module that is bound to the module itself

@@ -80,7 +80,7 @@ def stream(
     limit = min(sampling.max_new_tokens, room(model, len(prompt), before))
     if not prompt or limit <= 0:
         raise ValueError(describe_no_room(model, len(prompt)))
-    row = open_row(sampling, prompt, model.device, grammar, find_thinking_end(tokenizer, prompt) if grammar else ())
+    row = open_row(sampling, prompt, grammar, find_thinking_end(tokenizer, prompt) if grammar else ())
     stops = {*stop_ids} | find_stop_tokens(tokenizer, sampling.stop)
     streamed = StreamedReply(tokenizer, prompt, sampling.stop)
     began = time.perf_counter()
@@ -225,13 +225,13 @@ def sample_batch(
     """As `generate_batch`, sampled: token ids with the stop token, if there is one. At most `rows` are decoded
     together.
 
-    With a seed each row has its own generator. Without one, tokens are drawn from torch's default generator of the
-    model's device, whose state a training run saves.
+    With a seed each row has its own: the first seed plus its place. Without one, tokens are drawn from torch's
+    default generator of the model's device, whose state a training run saves.
     """
     drawing = [
         Row(sampling, [*prompt])
         if sampling.seed is None
-        else open_row(replace(sampling, seed=sampling.seed + index), prompt, model.device)
+        else open_row(replace(sampling, seed=sampling.seed + index), prompt)
         for index, prompt in enumerate(prompts)
     ]
     done = 0

@@ -233,7 +233,7 @@ class LoadedModel:
         """A reply before its first token, for a batch. Raises ValueError for a schema that is not supported."""
         grammar = self.grammar(sampling)
         after = find_thinking_end(self.tokenizer, prompt) if grammar else ()
-        return open_row(sampling, prompt, self.model.device, grammar, after)
+        return open_row(sampling, prompt, grammar, after)
 
     def grammar(self, sampling: Sampling) -> Grammar | None:
         """The grammar that keeps one reply to the schema of `sampling`. Raises ValueError for a schema that is not

@@ -17,7 +17,7 @@ from engine.inference.merged_decode import merge_weights
 VIEWS = ("view", "transpose", "t", "slice", "unsqueeze", "squeeze", "expand", "alias", "select", "detach", "as_strided")
 
 
-class Launches(TorchDispatchMode):
+class Launches(TorchDispatchMode):  # type: ignore[misc]
     """Counts the operations that a device would be given; views cost it nothing."""
 
     def __init__(self) -> None:
@@ -37,7 +37,8 @@ def count_launches(model: Any) -> Counter[str]:
         cache = model(input_ids=IDS, use_cache=True).past_key_values
         with Launches() as counted:
             model(input_ids=IDS[:, :1], past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return counted.counts
+    found: Counter[str] = counted.counts
+    return found
 
 
 IDS = torch.tensor(
