@@ -56,7 +56,7 @@ def make_decoder(model: Any) -> Any:
         return LowRank.of(layer, dtype)
 
     with torch.no_grad():
-        return _copy_modules(base, {layer: replace(layer) for layer in layers})
+        return copy_modules(base, {layer: replace(layer) for layer in layers})
 
 
 class LowRank(torch.nn.Module):
@@ -141,7 +141,7 @@ def _merge(layer: Any) -> Any:
     return merged.eval()
 
 
-def _copy_modules(module: Any, replaced: dict[Any, Any]) -> Any:
+def copy_modules(module: Any, replaced: dict[Any, Any]) -> Any:
     """A copy of the tree of modules that shares parameters and buffers, with some modules replaced."""
     copies: dict[Any, Any] = {}
 

@@ -67,11 +67,13 @@ def stream(
     stop_ids: Collection[int],
     cancelled: Callable[[], bool] = lambda: False,
     grammar: Grammar | None = None,
+    open_forward: Callable[[Any, Callable[[], bool]], Callable[..., Any]] = CancellableForward,
 ) -> Iterator[Piece]:
     """Generate one reply to the token ids of `prompt`; the last piece carries the `Reply`.
 
     `model` is in eval mode; `cancelled` is called before every token, and between layers. `grammar` keeps the reply to
-    a schema. Raises ValueError for an empty prompt and for one that fills the model's context.
+    a schema. `open_forward` makes the forward pass. Raises ValueError for an empty prompt and for one that fills the
+    model's context.
     """
     import torch
 
@@ -87,7 +89,7 @@ def stream(
     first = 0.0
     finish = "length"
     tokens: list[int] = []
-    following, forward = torch.tensor([[*prompt]], device=model.device), CancellableForward(model, cancelled)
+    following, forward = torch.tensor([[*prompt]], device=model.device), open_forward(model, cancelled)
     while len(tokens) < limit:
         if cancelled():
             finish = "cancelled"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from engine.inference.adapters import Adapters
+from engine.inference.compiled_step import Compilation
 from engine.inference.constrained import SchemaCompiler
 from engine.inference.decoder import make_decoder
 from engine.inference.detokenizer import find_thinking_end
@@ -54,6 +55,7 @@ def load(
     directory: Path | None = None,
     trust_remote_code: bool = False,
     progress: Progress = lambda *_: None,
+    compile: bool = False,
 ) -> LoadedModel:
     """Load a model for inference: a run, RUN@STEP, an adapter, a checkpoint or model folder, a catalogue name, a hub
     id, a GGUF file.
@@ -62,8 +64,9 @@ def load(
     trained with, else to the stored dtype, unquantised. `device` defaults to the one with the most free memory. A
     relative folder is resolved against `directory`, by default the working directory. A missing catalogue model is
     pulled, and a GGUF file is dequantised, with `progress`. The base's own code runs only if `trust_remote_code` is set
-    here or in the profile of the target's run. Raises ProblemError, and ValueError for an unknown dtype or
-    quantisation.
+    here or in the profile of the target's run. `compile` allows single replies to be decoded by a compiled program, which
+    is made in the background (see `engine.inference.compiled_step`). Raises ProblemError, and ValueError for an unknown
+    dtype or quantisation.
     """
     if dtype is not None and dtype not in placement.BYTES.keys() - QUANTIZATIONS:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
@@ -77,7 +80,10 @@ def load(
     )
     targets.check_chats(target)
     targets.check(target, folders.find_weights_problems)
-    return LoadedModel(target, dtype or target.dtype, quantization or target.quantization or "none", device)
+    loaded = LoadedModel(target, dtype or target.dtype, quantization or target.quantization or "none", device)
+    if compile and loaded.quantization == "none" and not target.on_hub:
+        loaded.compilation = Compilation(home, str(target.base), lambda line: print(line, flush=True))
+    return loaded
 
 
 class LoadedModel:
@@ -94,6 +100,7 @@ class LoadedModel:
         self._compiler: tuple[object, SchemaCompiler] | None = None
         """With the tokenizer and stop tokens that it was made for."""
         self._decoder: Any = None
+        self.compilation: Compilation | None = None
         self._adapters = Adapters(_load_base(target, self.dtype, quantization, self.device, self.needed))
         self._enter(target)
 
@@ -194,7 +201,11 @@ class LoadedModel:
         """
         sampling = change_sampling(sampling, fields)
         ids, grammar = self.prompt(prompt), self.grammar(sampling)
-        return stream(self.decoder, self.tokenizer, ids, sampling, self.stop_ids, cancelled, grammar)
+        decoder, compilation = self.decoder, self.compilation
+        if compilation is None:
+            return stream(decoder, self.tokenizer, ids, sampling, self.stop_ids, cancelled, grammar)
+        pieces = stream(decoder, self.tokenizer, ids, sampling, self.stop_ids, cancelled, grammar, compilation.open)
+        return compilation.watch(decoder, pieces)
 
     def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **fields: Unpack[SamplingFields]) -> Reply:
         """The whole reply. A text is continued as it stands, without any template; a list of messages is a
