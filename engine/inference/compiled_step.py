@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from engine.inference.decoder import copy_modules
 from engine.inference.prefill import CancellableForward
 from engine.models import accelerator
+from engine.models.placement import is_spread
 from engine.models.trials import Trials, Verdict
 from engine.protocol.home import Home, make_private
 from engine.protocol.text import first_line
@@ -94,9 +95,8 @@ class Compilation:
     def open(self, model: Any, cancelled: Callable[[], bool]) -> Callable[..., Any]:
         """The forward pass of a reply of one row."""
         self._latest = weakref.ref(model)
-        if self._program is None and not self._over and self._thread is None and is_compilable(model):
-            if self._path(model).exists():
-                self._start(model)
+        if not self._over and self._thread is None and is_compilable(model) and self._path(model).exists():
+            self._start(model)
         return _Forward(self, model, cancelled)
 
     def watch(self, model: Any, pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -235,7 +235,7 @@ def is_compilable(model: Any) -> bool:
 
     if os.environ.get(VARIABLE) == "0" or not _has_compiler(model.device.type):
         return False
-    if not type(model).__module__.startswith("transformers.models.") or hasattr(model, "hf_device_map"):
+    if not type(model).__module__.startswith("transformers.models.") or is_spread(model):
         return False
     if getattr(model, "reads_both_ways", False) or str(model.dtype).removeprefix("torch.") not in _TOLERANCES:
         return False

@@ -17,6 +17,7 @@ from engine.inference import soft_prompt
 from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end
 from engine.inference.prefill import CancellableForward, Cancelled
 from engine.inference.sampling import Grammar, Row, Sampling, choose, open_row
+from engine.models.placement import is_spread
 
 BATCH = 32
 """Rows decoded together: bounds the cache's memory."""
@@ -327,7 +328,8 @@ def _decode(
                 return
             if len(going) < len(live):
                 keep = torch.tensor(going, device=model.device)
-                cache.batch_select_indices(keep)
+                # The layers of a model that is spread over cards have their parts there.
+                cache.batch_select_indices(keep.cpu() if is_spread(model) else keep)
                 chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
                 live = [live[index] for index in going]
             following = chosen[:, None]

@@ -55,18 +55,18 @@ def load(
     directory: Path | None = None,
     trust_remote_code: bool = False,
     progress: Progress = lambda *_: None,
-    compile: bool = False,
+    compiling: bool = False,
 ) -> LoadedModel:
     """Load a model for inference: a run, RUN@STEP, an adapter, a checkpoint or model folder, a catalogue name, a hub
     id, a GGUF file.
 
     `dtype` (`bfloat16 float16 float32`) and `quantization` (`none nf4 int8`) default to those that the checkpoint was
-    trained with, else to the stored dtype, unquantised. `device` defaults to the one with the most free memory. A
-    relative folder is resolved against `directory`, by default the working directory. A missing catalogue model is
-    pulled, and a GGUF file is dequantised, with `progress`. The base's own code runs only if `trust_remote_code` is set
-    here or in the profile of the target's run. `compile` allows single replies to be decoded by a compiled program, which
-    is made in the background (see `engine.inference.compiled_step`). Raises ProblemError, and ValueError for an unknown
-    dtype or quantisation.
+    trained with, else to the stored dtype, unquantised. `device` defaults to the one with the most free memory; a
+    model that fits no GPU alone is spread over all of them. A relative folder is resolved against `directory`, by
+    default the working directory. A missing catalogue model is pulled, and a GGUF file is dequantised, with `progress`. The base's own code runs only if `trust_remote_code` is set
+    here or in the profile of the target's run. `compiling` allows single replies to be decoded by a compiled program,
+    which is made in the background (see `engine.inference.compiled_step`). Raises ProblemError, and ValueError for an
+    unknown dtype or quantisation.
     """
     if dtype is not None and dtype not in placement.BYTES.keys() - QUANTIZATIONS:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
@@ -81,7 +81,7 @@ def load(
     targets.check_chats(target)
     targets.check(target, folders.find_weights_problems)
     loaded = LoadedModel(target, dtype or target.dtype, quantization or target.quantization or "none", device)
-    if compile and loaded.quantization == "none" and not target.on_hub:
+    if compiling and loaded.quantization == "none" and not target.on_hub:
         loaded.compilation = Compilation(home, str(target.base), lambda line: print(line, flush=True))
     return loaded
 
@@ -94,14 +94,15 @@ class LoadedModel:
         kind = self.dtype if quantization == "none" else quantization
         self.needed = 0 if target.on_hub else placement.estimate_bytes(Path(target.base), kind)
         """Estimated bytes of the model; 0 when unknown."""
-        self.device = device or placement.choose(self.needed)
+        spread = placement.Spread(device) if device else placement.spread(self.needed)
+        self.device, self._spread = spread.device, spread.note
         accelerator.choose(self.device)
         self._tokenizers: dict[str, Any] = {}
         self._compiler: tuple[object, SchemaCompiler] | None = None
         """With the tokenizer and stop tokens that it was made for."""
         self._decoder: Any = None
         self.compilation: Compilation | None = None
-        self._adapters = Adapters(_load_base(target, self.dtype, quantization, self.device, self.needed))
+        self._adapters = Adapters(_load_base(target, self.dtype, quantization, spread, self.needed))
         self._enter(target)
 
     def _enter(self, target: Target) -> None:
@@ -148,8 +149,9 @@ class LoadedModel:
 
     @property
     def note(self) -> str:
-        """What was dequantised, for a GGUF file; else empty."""
-        return "" if self.target.on_hub else gguf.describe_source(Path(self.target.base))
+        """What was dequantised, for a GGUF file, and how the model is spread over several GPUs; else empty."""
+        source = "" if self.target.on_hub else gguf.describe_source(Path(self.target.base))
+        return "; ".join(filter(None, (source, self._spread)))
 
     @property
     def context(self) -> int:
@@ -282,7 +284,7 @@ class LoadedModel:
             )
 
 
-def _load_base(target: Target, dtype: str | None, quantization: str, device: str, needed: int) -> Any:
+def _load_base(target: Target, dtype: str | None, quantization: str, spread: placement.Spread, needed: int) -> Any:
     import peft  # noqa: F401 - takes a second, which the first adapter would have to wait for
     import torch
 
@@ -292,13 +294,15 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
             dtype=getattr(torch, dtype) if dtype else "auto",
             quantization_config=quantization_config(quantization, dtype),
             trust_remote_code=target.trust_remote_code,
-            device_map={"": device},
+            **spread.load_arguments,
         )
+        if spread.room:
+            placement.check_spread(model)
     except ProblemError:
         raise
     except Exception as error:  # noqa: BLE001 - the files may hold anything
         if is_out_of_memory(error):
-            raise ProblemError(out_of_memory(device, needed, first_lines(error)))
+            raise ProblemError(out_of_memory(spread.device, needed, first_lines(error)))
         raise ProblemError(
             Problem(
                 code="model.unloadable",
@@ -307,7 +311,7 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
                 hint="`cockpit model verify` looks a folder over; a hub id needs the network once",
             )
         )
-    if device == "cpu":
+    if spread.device == "cpu":
         _speed_up_on_cpu(model, quantization)
     return model.eval()
 

@@ -21,6 +21,8 @@ from engine.models.versions import list_versions
 FORMAT = 1
 """Raise it when the program's arguments change."""
 LEAST_CAPACITY = 64
+_INLINED = 8
+"""The compiler writes tensors of so few numbers into the program."""
 
 
 class GivenLayer(DynamicLayer):
@@ -95,14 +97,19 @@ def describe_device(device: Any) -> str:
 def build(base: str, attention: str, dtype: str, device: str, path: Path) -> None:
     """Compile the program for the configuration in `base` into `path`, which then is complete. Raises whatever export
     and compiler raise."""
+    from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(base)
-    with torch.device("meta"):
+    with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation=attention)
-    # On a CPU, memory that nothing is written into takes no room.
-    model.eval().requires_grad_(False).to_empty(device=device)
-    model.tie_weights()
+    _check_sizes(model)
+    model.eval().requires_grad_(False)
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            # On a CPU, memory that nothing is written into takes no room.
+            setattr(module, name, torch.nn.Parameter(torch.empty_like(weight, device=device), requires_grad=False))
+    model.to(device).tie_weights()
     with torch.no_grad():
         ids = torch.zeros(1, 1, dtype=torch.long, device=device)
         first = model(input_ids=ids.repeat(1, 2), use_cache=True).past_key_values
@@ -116,6 +123,14 @@ def build(base: str, attention: str, dtype: str, device: str, path: Path) -> Non
         exported, package_path=str(being_made), inductor_configs={"aot_inductor.package_constants_in_so": False}
     )
     being_made.replace(path)
+
+
+def _check_sizes(model: Any) -> None:
+    """Raises ValueError for weights so small that the compiler would write their values into the program."""
+    state = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.numel() <= _INLINED and (id(tensor) in state or isinstance(tensor, torch.nn.Parameter)):
+            raise ValueError(f"{name} has only {tensor.numel()} numbers")
 
 
 class Held:

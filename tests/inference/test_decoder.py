@@ -220,3 +220,20 @@ def test_memory_that_runs_out_while_merging_leaves_the_rest_unmerged(
     found = make_decoder(adapted)
     assert sum(isinstance(module, LowRank) for module in found.modules()) == 6
     assert torch.allclose(expected, log_probabilities(found), atol=1e-5)
+
+
+def test_a_model_that_is_spread_by_accelerate_is_merged_too(small: Any) -> None:
+    """Its hooks move values between devices; a copy has its own, and the model keeps those that it had."""
+    from accelerate import dispatch_model
+
+    wrapped = wrap(small)
+    expected = log_probabilities(wrapped)
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "cpu", "model.norm": "cpu"}
+    dispatch_model(small, places | {"model.rotary_emb": "cpu", "lm_head": "cpu"}, main_device="cpu", force_hooks=True)
+    made = make_decoder(wrapped)
+    assert torch.allclose(log_probabilities(made), expected, atol=1e-5)
+    for ours, theirs in zip(made.model.layers, small.model.layers, strict=True):
+        assert ours is not theirs and ours._hf_hook is theirs._hf_hook and ours.forward.args[0] is ours
+        assert theirs.forward.args[0] is theirs
+    small.model.layers[0].forward = None
+    assert torch.allclose(log_probabilities(made), expected, atol=1e-5), "and nothing of the model is called"

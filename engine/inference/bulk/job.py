@@ -60,7 +60,14 @@ def generate(
         dtype, quantization = request.get("dtype"), request.get("quantization")
         needed = 0 if target.on_hub else estimate_bytes(Path(target.base), dtype or target.dtype)
         names = decode.choose_devices(request.get("devices"), needed)
-        loaded = load(target, home=home, dtype=dtype, quantization=quantization, device=names[0], progress=progress)
+        loaded = load(
+            target,
+            home=home,
+            dtype=dtype,
+            quantization=quantization,
+            device=names[0] if names else None,
+            progress=progress,
+        )
         template, note = loaded.templated, loaded.note
         batches = _batches(loaded, rows, size, record)
 
