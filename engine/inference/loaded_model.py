@@ -61,12 +61,12 @@ def load(
     id, a GGUF file.
 
     `dtype` (`bfloat16 float16 float32`) and `quantization` (`none nf4 int8`) default to those that the checkpoint was
-    trained with, else to the stored dtype, unquantised. `device` defaults to the one with the most free memory; a
-    model that fits no GPU alone is spread over all of them. A relative folder is resolved against `directory`, by
-    default the working directory. A missing catalogue model is pulled, and a GGUF file is dequantised, with `progress`. The base's own code runs only if `trust_remote_code` is set
-    here or in the profile of the target's run. `compiling` allows single replies to be decoded by a compiled program,
-    which is made in the background (see `engine.inference.compiled_step`). Raises ProblemError, and ValueError for an
-    unknown dtype or quantisation.
+    trained with, else to the stored dtype, unquantised. `device` defaults to the one with the most free memory; a model
+    that fits no GPU alone is spread over all of them. A relative folder is resolved against `directory`, by default the
+    working directory. A missing catalogue model is pulled, and a GGUF file is dequantised, with `progress`. The base's
+    own code runs only if `trust_remote_code` is set here or in the profile of the target's run. `compiling` allows
+    single replies to be decoded by a compiled program, which is made in the background (see
+    `engine.inference.compiled_step`). Raises ProblemError, and ValueError for an unknown dtype or quantisation.
     """
     if dtype is not None and dtype not in placement.BYTES.keys() - QUANTIZATIONS:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")

@@ -77,7 +77,7 @@ def generate(
                 progress("generating", len(record.done), len(rows))
 
         progress("generating", len(record.done), len(rows))
-        if len(names) == 1:
+        if len(names) <= 1:
             for batch in batches:
                 if not cancelled():
                     decode.decode_batch(loaded, batch, settings, record.seed, on_row, cancelled)
