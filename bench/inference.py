@@ -1,9 +1,10 @@
 """Speed of generation: one stream, a batch, the path of a token to the terminal, and a change of adapters.
 
-The embedded model replies greedily, with a fixed number of tokens, so that no reply ends early. One stream is compared
-with `model.generate` with default settings in each dtype, as it is and with the compiled step, and with llama-cpp-python if an interpreter that has it is
-given; a batch is compared with a loop of `model.generate`. Sides alternate, and medians are reported. The GGUF file is
-the one from which the embedded model was dequantised: the same numbers in 4 bits.
+The embedded model replies greedily, with a fixed number of tokens, so that no reply ends early. One stream, as it is
+and with the compiled step, is compared with `model.generate` with default settings in each dtype, and with
+llama-cpp-python if an interpreter that has it is given; a batch is compared with a loop of `model.generate`. Sides
+alternate, and medians are reported. The GGUF file is the one from which the embedded model was dequantised: the same
+numbers in 4 bits.
 
     python -m bench.inference --llama PYTHON --gguf FILE
 """
@@ -202,6 +203,7 @@ def adapters(folder: Path) -> dict[str, float]:
         named["base"] = targets.resolve(str(folder), home, home.root)
         loaded = load(str(folder), home=home)
         found = {"the first on a base": _timed(lambda: loaded.swap(named["first"])) * 1e3}
+        found["merging it, before its first reply"] = _timed(lambda: loaded.decoder) * 1e3
         for label, before, after in (
             ("of one shape", "first", "second"),
             ("of another rank", "first", "wider"),

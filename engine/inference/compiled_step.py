@@ -229,8 +229,8 @@ class _Forward:
 
 
 def is_compilable(model: Any) -> bool:
-    """Whether a model is one of transformers' own, whole on one device, with plain weights in one dtype, and nothing
-    keeps it from being compiled here."""
+    """Whether a model is one of transformers' own, whole on one device, with plain weights in one dtype and attention
+    to all tokens, and nothing keeps it from being compiled here."""
     import torch
 
     if os.environ.get(VARIABLE) == "0" or not _has_compiler(model.device.type):
@@ -239,9 +239,12 @@ def is_compilable(model: Any) -> bool:
         return False
     if getattr(model, "reads_both_ways", False) or str(model.dtype).removeprefix("torch.") not in _TOLERANCES:
         return False
+    config = model.config.get_text_config()
+    if getattr(config, "sliding_window", None) or {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
+        return False
     # The program is made for weights that are shared as the configuration says.
     ends = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-    if bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False)) != (ends[0] is ends[1]):
+    if bool(getattr(config, "tie_word_embeddings", False)) != (ends[0] is ends[1]):
         return False
     linear = (torch.nn.Linear, torch.nn.Embedding)
     return all(weight.dtype == model.dtype and weight.device == model.device for weight in model.parameters()) and all(
