@@ -57,7 +57,7 @@ def generate(
         kept = len(record.done)
         progress(f"loading {target.label}", 0, 0)
         target = targets.fetch(target, home, progress)
-        loading = {name: request.get(name) for name in ("dtype", "quantization")}
+        loading: dict[str, Any] = {name: request.get(name) for name in ("dtype", "quantization")}
         needed = 0 if target.on_hub else estimate_bytes(Path(target.base), loading["dtype"] or target.dtype)
         names = decode.choose_devices(request.get("devices"), needed)
         loaded = load(target, home=home, device=names[0] if names else None, progress=progress, **loading)
