@@ -188,6 +188,7 @@ def test_a_step_is_compiled_in_the_background_and_kept(
     model: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, said = Home(tmp_path / "home").create(), []
+    monkeypatch.setattr(compiled_step, "_FASTER", 1.0)
     monkeypatch.setattr(Trials, "_time", lambda trials, work: 1.0)  # which is faster is not what this is about
     expected = reply(model, 400)
     compilation = Compilation(home, str(base), said.append)
