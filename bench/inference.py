@@ -1,9 +1,10 @@
 """Speed of generation: one stream, a batch, the path of a token to the terminal, and a change of adapters.
 
-The embedded model replies greedily, with a fixed number of tokens, so that no reply ends early. One stream is compared
-with `model.generate` with default settings in each dtype, and with llama-cpp-python if an interpreter that has it is
-given; a batch is compared with a loop of `model.generate`. Sides alternate, and medians are reported. The GGUF file is
-the one from which the embedded model was dequantised: the same numbers in 4 bits.
+The embedded model replies greedily, with a fixed number of tokens, so that no reply ends early. One stream, as it is
+and with the compiled step, is compared with `model.generate` with default settings in each dtype, and with
+llama-cpp-python if an interpreter that has it is given; a batch is compared with a loop of `model.generate`. Sides
+alternate, and medians are reported. The GGUF file is the one from which the embedded model was dequantised: the same
+numbers in 4 bits.
 
     python -m bench.inference --llama PYTHON --gguf FILE
 """
@@ -92,6 +93,17 @@ def _sides(folder: Path, dtype: str) -> tuple[Any, Any, Any]:
     return ends, ours, AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(ours.device).eval()
 
 
+def _compile(ours: Any, folder: Path) -> Any:
+    """The compiled step of `ours`, as the home has it or made now."""
+    from engine.inference.compiled_step import Compilation
+
+    ours.compilation = Compilation(Home.locate(), str(folder), lambda line: print(line, flush=True))
+    ours.generate(ASKED[0], Sampling(TOKENS))
+    ours.compilation.wait()
+    compilation, ours.compilation = ours.compilation, None
+    return compilation
+
+
 def by_library(model: Any, ids: list[int], tokens: int) -> list[int]:
     import torch
 
@@ -105,10 +117,16 @@ def one_stream(folder: Path, dtype: str, rounds: int) -> dict[str, Any]:
     """Tokens a second after the first, of a reply alone. What reading the prompt takes is taken from both."""
     ends, ours, library = _sides(folder, dtype)
     ids = ours.prompt(ASKED[0])
-    mine, theirs, same = [], [], True
+    compilation = _compile(ours, folder)
+    mine, compiled, theirs, same, swapped = [], [], [], True, True
     for _ in range(rounds + 1):
         reply = ours.generate(ASKED[0], Sampling(TOKENS))
         mine.append(reply.tokens_per_second)
+        ours.compilation = compilation
+        fast = ours.generate(ASKED[0], Sampling(TOKENS))
+        compiled.append(fast.tokens_per_second)
+        swapped = swapped and fast.ids == reply.ids
+        ours.compilation = None
         first = _timed(lambda: by_library(library, ids, 1))
         began = time.perf_counter()
         made = by_library(library, ids, TOKENS)
@@ -117,6 +135,9 @@ def one_stream(folder: Path, dtype: str, rounds: int) -> dict[str, Any]:
         until = next((place for place, token in enumerate(reply.ids) if token in ends), TOKENS)
         same = same and made[:until] == reply.ids[:until]
     found = {"ours": statistics.median(mine[1:]), "generate": statistics.median(theirs[1:])}
+    if compilation.find(ours.decoder):
+        found["compiled"] = statistics.median(compiled[1:])
+        found |= {"compiled, ratio": found["compiled"] / found["generate"], "compiled, same tokens as ours": swapped}
     return found | {
         "ratio": found["ours"] / found["generate"],
         "computed in": str(ours.model.dtype).removeprefix("torch."),
@@ -182,6 +203,7 @@ def adapters(folder: Path) -> dict[str, float]:
         named["base"] = targets.resolve(str(folder), home, home.root)
         loaded = load(str(folder), home=home)
         found = {"the first on a base": _timed(lambda: loaded.swap(named["first"])) * 1e3}
+        found["merging it, before its first reply"] = _timed(lambda: loaded.decoder) * 1e3
         for label, before, after in (
             ("of one shape", "first", "second"),
             ("of another rank", "first", "wider"),

@@ -17,6 +17,7 @@ from engine.inference import soft_prompt
 from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end
 from engine.inference.prefill import CancellableForward, Cancelled
 from engine.inference.sampling import Grammar, Row, Sampling, choose, open_row
+from engine.models.placement import is_spread
 
 BATCH = 32
 """Rows decoded together: bounds the cache's memory."""
@@ -67,11 +68,13 @@ def stream(
     stop_ids: Collection[int],
     cancelled: Callable[[], bool] = lambda: False,
     grammar: Grammar | None = None,
+    open_forward: Callable[[Any, Callable[[], bool]], Callable[..., Any]] = CancellableForward,
 ) -> Iterator[Piece]:
     """Generate one reply to the token ids of `prompt`; the last piece carries the `Reply`.
 
     `model` is in eval mode; `cancelled` is called before every token, and between layers. `grammar` keeps the reply to
-    a schema. Raises ValueError for an empty prompt and for one that fills the model's context.
+    a schema. `open_forward` makes the forward pass. Raises ValueError for an empty prompt and for one that fills the
+    model's context.
     """
     import torch
 
@@ -80,14 +83,14 @@ def stream(
     limit = min(sampling.max_new_tokens, room(model, len(prompt), before))
     if not prompt or limit <= 0:
         raise ValueError(describe_no_room(model, len(prompt)))
-    row = open_row(sampling, prompt, model.device, grammar, find_thinking_end(tokenizer, prompt) if grammar else ())
+    row = open_row(sampling, prompt, grammar, find_thinking_end(tokenizer, prompt) if grammar else ())
     stops = {*stop_ids} | find_stop_tokens(tokenizer, sampling.stop)
     streamed = StreamedReply(tokenizer, prompt, sampling.stop)
     began = time.perf_counter()
     first = 0.0
     finish = "length"
     tokens: list[int] = []
-    following, forward = torch.tensor([[*prompt]], device=model.device), CancellableForward(model, cancelled)
+    following, forward = torch.tensor([[*prompt]], device=model.device), open_forward(model, cancelled)
     while len(tokens) < limit:
         if cancelled():
             finish = "cancelled"
@@ -225,13 +228,13 @@ def sample_batch(
     """As `generate_batch`, sampled: token ids with the stop token, if there is one. At most `rows` are decoded
     together.
 
-    With a seed each row has its own generator. Without one, tokens are drawn from torch's default generator of the
-    model's device, whose state a training run saves.
+    With a seed each row has its own: the first seed plus its place. Without one, tokens are drawn from torch's
+    default generator of the model's device, whose state a training run saves.
     """
     drawing = [
         Row(sampling, [*prompt])
         if sampling.seed is None
-        else open_row(replace(sampling, seed=sampling.seed + index), prompt, model.device)
+        else open_row(replace(sampling, seed=sampling.seed + index), prompt)
         for index, prompt in enumerate(prompts)
     ]
     done = 0
@@ -325,7 +328,8 @@ def _decode(
                 return
             if len(going) < len(live):
                 keep = torch.tensor(going, device=model.device)
-                cache.batch_select_indices(keep)
+                # The layers of a model that is spread over cards have their parts there.
+                cache.batch_select_indices(keep.cpu() if is_spread(model) else keep)
                 chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
                 live = [live[index] for index in going]
             following = chosen[:, None]

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from engine.inference.adapters import Adapters
+from engine.inference.compiled_step import Compilation
 from engine.inference.constrained import SchemaCompiler
+from engine.inference.decoder import make_decoder
 from engine.inference.detokenizer import find_thinking_end
 from engine.inference.generate import BATCH, Piece, Reply, context_length, reply_batch, stream
 from engine.inference.request import Prompt
@@ -53,16 +55,18 @@ def load(
     directory: Path | None = None,
     trust_remote_code: bool = False,
     progress: Progress = lambda *_: None,
+    compiling: bool = False,
 ) -> LoadedModel:
     """Load a model for inference: a run, RUN@STEP, an adapter, a checkpoint or model folder, a catalogue name, a hub
     id, a GGUF file.
 
     `dtype` (`bfloat16 float16 float32`) and `quantization` (`none nf4 int8`) default to those that the checkpoint was
-    trained with, else to the stored dtype, unquantised. `device` defaults to the one with the most free memory. A
-    relative folder is resolved against `directory`, by default the working directory. A missing catalogue model is
-    pulled, and a GGUF file is dequantised, with `progress`. The base's own code runs only if `trust_remote_code` is set
-    here or in the profile of the target's run. Raises ProblemError, and ValueError for an unknown dtype or
-    quantisation.
+    trained with, else to the stored dtype, unquantised. `device` defaults to the one with the most free memory; a model
+    that fits no GPU alone is spread over all of them. A relative folder is resolved against `directory`, by default the
+    working directory. A missing catalogue model is pulled, and a GGUF file is dequantised, with `progress`. The base's
+    own code runs only if `trust_remote_code` is set here or in the profile of the target's run. `compiling` allows
+    single replies to be decoded by a compiled program, which is made in the background (see
+    `engine.inference.compiled_step`). Raises ProblemError, and ValueError for an unknown dtype or quantisation.
     """
     if dtype is not None and dtype not in placement.BYTES.keys() - QUANTIZATIONS:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
@@ -76,7 +80,10 @@ def load(
     )
     targets.check_chats(target)
     targets.check(target, folders.find_weights_problems)
-    return LoadedModel(target, dtype or target.dtype, quantization or target.quantization or "none", device)
+    loaded = LoadedModel(target, dtype or target.dtype, quantization or target.quantization or "none", device)
+    if compiling and loaded.quantization == "none" and not target.on_hub:
+        loaded.compilation = Compilation(home, str(target.base), lambda line: print(line, flush=True))
+    return loaded
 
 
 class LoadedModel:
@@ -87,12 +94,15 @@ class LoadedModel:
         kind = self.dtype if quantization == "none" else quantization
         self.needed = 0 if target.on_hub else placement.estimate_bytes(Path(target.base), kind)
         """Estimated bytes of the model; 0 when unknown."""
-        self.device = device or placement.choose(self.needed)
+        spread = placement.Spread(device) if device else placement.spread(self.needed)
+        self.device, self._spread = spread.device, spread.note
         accelerator.choose(self.device)
         self._tokenizers: dict[str, Any] = {}
         self._compiler: tuple[object, SchemaCompiler] | None = None
         """With the tokenizer and stop tokens that it was made for."""
-        self._adapters = Adapters(_load_base(target, self.dtype, quantization, self.device, self.needed))
+        self._decoder: Any = None
+        self.compilation: Compilation | None = None
+        self._adapters = Adapters(_load_base(target, self.dtype, quantization, spread, self.needed))
         self._enter(target)
 
     def _enter(self, target: Target) -> None:
@@ -101,6 +111,7 @@ class LoadedModel:
         recorded = targets.read_lock(target.lock) if target.lock else None
         if recorded and target.lock and tokenizer:
             template_lock.check(recorded, tokenizer, target.lock.parent)
+        self._decoder = None  # its memory may be needed
         self._read(lambda: self._adapters.put(target.adapter), str(target.adapter))
         self.tokenizer, self.target = tokenizer, target
         self.stop_ids = template_lock.find_stop_ids(recorded, self._adapters.base, tokenizer)
@@ -109,6 +120,13 @@ class LoadedModel:
     def model(self) -> Any:
         """The base, or a PeftModel around it; in eval mode."""
         return self._adapters.model
+
+    @property
+    def decoder(self) -> Any:
+        """The model that replies are generated with; see `engine.inference.decoder`. Made at the first reply."""
+        if self._decoder is None:
+            self._decoder = make_decoder(self.model)
+        return self._decoder
 
     def serves(self, target: Target, dtype: str | None, quantization: str | None) -> bool:
         """Whether `swap` can change to `target` in this dtype and quantisation (None: as for `load`)."""
@@ -131,8 +149,9 @@ class LoadedModel:
 
     @property
     def note(self) -> str:
-        """What was dequantised, for a GGUF file; else empty."""
-        return "" if self.target.on_hub else gguf.describe_source(Path(self.target.base))
+        """What was dequantised, for a GGUF file, and how the model is spread over several GPUs; else empty."""
+        source = "" if self.target.on_hub else gguf.describe_source(Path(self.target.base))
+        return "; ".join(filter(None, (source, self._spread)))
 
     @property
     def context(self) -> int:
@@ -184,7 +203,11 @@ class LoadedModel:
         """
         sampling = change_sampling(sampling, fields)
         ids, grammar = self.prompt(prompt), self.grammar(sampling)
-        return stream(self.model, self.tokenizer, ids, sampling, self.stop_ids, cancelled, grammar)
+        decoder, compilation = self.decoder, self.compilation
+        if compilation is None:
+            return stream(decoder, self.tokenizer, ids, sampling, self.stop_ids, cancelled, grammar)
+        pieces = stream(decoder, self.tokenizer, ids, sampling, self.stop_ids, cancelled, grammar, compilation.open)
+        return compilation.watch(decoder, pieces)
 
     def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **fields: Unpack[SamplingFields]) -> Reply:
         """The whole reply. A text is continued as it stands, without any template; a list of messages is a
@@ -217,13 +240,13 @@ class LoadedModel:
         ids = [self.prompt(each) for each in prompts]
         samplings = [sampling] * len(ids) if isinstance(sampling, Sampling) else sampling
         rows = [self.row(row, change_sampling(each, fields)) for row, each in zip(ids, samplings, strict=True)]
-        return reply_batch(self.model, self.tokenizer, rows, self.stop_ids, on_reply, cancelled, size)
+        return reply_batch(self.decoder, self.tokenizer, rows, self.stop_ids, on_reply, cancelled, size)
 
     def row(self, prompt: Sequence[int], sampling: Sampling) -> Row:
         """A reply before its first token, for a batch. Raises ValueError for a schema that is not supported."""
         grammar = self.grammar(sampling)
         after = find_thinking_end(self.tokenizer, prompt) if grammar else ()
-        return open_row(sampling, prompt, self.model.device, grammar, after)
+        return open_row(sampling, prompt, grammar, after)
 
     def grammar(self, sampling: Sampling) -> Grammar | None:
         """The grammar that keeps one reply to the schema of `sampling`. Raises ValueError for a schema that is not
@@ -261,7 +284,7 @@ class LoadedModel:
             )
 
 
-def _load_base(target: Target, dtype: str | None, quantization: str, device: str, needed: int) -> Any:
+def _load_base(target: Target, dtype: str | None, quantization: str, spread: placement.Spread, needed: int) -> Any:
     import peft  # noqa: F401 - takes a second, which the first adapter would have to wait for
     import torch
 
@@ -271,13 +294,15 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
             dtype=getattr(torch, dtype) if dtype else "auto",
             quantization_config=quantization_config(quantization, dtype),
             trust_remote_code=target.trust_remote_code,
-            device_map={"": device},
+            **spread.load_arguments,
         )
+        if spread.room:
+            placement.check_spread(model)
     except ProblemError:
         raise
     except Exception as error:  # noqa: BLE001 - the files may hold anything
         if is_out_of_memory(error):
-            raise ProblemError(out_of_memory(device, needed, first_lines(error)))
+            raise ProblemError(out_of_memory(spread.device, needed, first_lines(error)))
         raise ProblemError(
             Problem(
                 code="model.unloadable",
@@ -286,7 +311,7 @@ def _load_base(target: Target, dtype: str | None, quantization: str, device: str
                 hint="`cockpit model verify` looks a folder over; a hub id needs the network once",
             )
         )
-    if device == "cpu":
+    if spread.device == "cpu":
         _speed_up_on_cpu(model, quantization)
     return model.eval()
 

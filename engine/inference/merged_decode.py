@@ -1,9 +1,9 @@
-"""Decoding many rows at once on a CPU in about half the time.
+"""Decoding many rows at once with a model that is being trained, or on a CPU in about half the time.
 
-A LoRA layer takes three matrix products, and with few rows they are mostly overhead. A product of about 2 to 64 rows
-with a weight stored [out, in] costs twice as much as with one stored [in, out] (measured with MKL). So during an
-evaluation every linear layer gets a copy of its weight with its adapter merged in, stored the other way. The weights
-themselves stay untouched: whatever is computed afterwards is bit for bit the same.
+A LoRA layer takes three matrix products, and with few rows they are mostly overhead. So during an evaluation every
+linear layer with an adapter gets a copy of its weight with the adapter merged in. On a CPU all linear layers get one,
+stored [in, out]: a product of about 2 to 64 rows with a weight stored [out, in] costs twice as much (measured with
+MKL). The weights themselves stay untouched: whatever is computed afterwards is bit for bit the same.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from engine.inference.decoder import can_merge, has_room, merge_delta
+
 
 @contextmanager
-def merge_weights(model: Any) -> Iterator[None]:
-    """Within, the linear layers of `model` compute with such copies.
+def merge_weights(model: Any, *, rounded: bool = False) -> Iterator[bool]:
+    """Within, the linear layers of `model` compute with such copies; yields whether any does.
 
-    Does nothing where that would be inexact or no faster: on other devices than a CPU, in 16 bits, where memory is
-    short, and with adapters other than LoRA.
+    `rounded` allows merged weights of 16 bits, which are rounded once more: right for replies, too coarse for a loss
+    that is compared with others. Does nothing where that would be inexact or no faster: in 16 bits unless `rounded`,
+    where memory is short, and with adapters other than LoRA.
     """
-    layers = list(_layers(model)) if _is_worthwhile(model) else []
+    on_cpu = computes_on_cpu(model)
+    layers = [(linear, adapter) for linear, adapter in _layers(model) if on_cpu or (adapter and rounded)]
+    if not (_has_memory(model) if on_cpu else has_room([adapter for _, adapter in layers])):
+        layers = []
     kept = [(linear, linear.weight) for linear, _ in layers]
     try:
         for linear, adapter in layers:
-            _merge(linear, adapter)
-        yield
+            _merge(linear, adapter, transposed=on_cpu)
+        yield bool(layers)
     finally:
         for linear, weight in kept:
             linear.weight = weight
@@ -34,16 +40,18 @@ def merge_weights(model: Any) -> Iterator[None]:
                 adapter.merged_adapters.clear()
 
 
-def _is_worthwhile(model: Any) -> bool:
-    import psutil
+def computes_on_cpu(model: Any) -> bool:
+    """Whether the whole model is in float32 on a CPU."""
     import torch
 
-    weights = list(model.parameters())
-    size = sum(weight.numel() * weight.element_size() for weight in weights)
-    return (
-        all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
-        and size < psutil.virtual_memory().available / 4
-    )
+    return all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in model.parameters())
+
+
+def _has_memory(model: Any) -> bool:
+    import psutil
+
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return bool(size < psutil.virtual_memory().available / 4)
 
 
 def _layers(model: Any) -> Iterator[tuple[Any, Any]]:
@@ -55,20 +63,20 @@ def _layers(model: Any) -> Iterator[tuple[Any, Any]]:
     inside = {id(part) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in layer.modules()}
     for layer in model.modules():
         if isinstance(layer, Linear):
-            if type(layer.get_base_layer()) is torch.nn.Linear and not layer.merged and not layer.lora_variant:
+            if can_merge(layer):
                 yield layer.get_base_layer(), layer
         elif type(layer) is torch.nn.Linear and id(layer) not in inside:
             yield layer, None
 
 
-def _merge(linear: Any, adapter: Any) -> None:
+def _merge(linear: Any, adapter: Any, *, transposed: bool) -> None:
     """Replace the weight of `linear` by the merged copy."""
     import torch
 
     weight = linear.weight.detach()
     if adapter is not None:
-        for name in adapter.active_adapters:
-            if name in adapter.lora_A:
-                weight = weight + adapter.get_delta_weight(name).detach()
-                adapter.merged_adapters.append(name)
-    linear.weight = torch.nn.Parameter(weight.t().contiguous().t(), requires_grad=False)
+        weight = merge_delta(adapter)
+        adapter.merged_adapters.extend(name for name in adapter.active_adapters if name in adapter.lora_A)
+    if transposed:
+        weight = weight.t().contiguous().t()
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)

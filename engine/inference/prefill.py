@@ -3,8 +3,9 @@ cancellation."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from engine.models import accelerator
@@ -12,6 +13,9 @@ from engine.models import accelerator
 _OPERATIONS = {"cpu": 8e9}
 """Operations of a layer between two checks: a tenth of a second on two slow cores."""
 _OPERATIONS_ELSEWHERE = 1e13
+_OPERATIONS_OF_A_TOKEN = 1e9
+"""On a CPU, one token of each row with fewer takes about a tenth of a second, and is not interrupted. Other devices
+compute later than they are told to."""
 
 
 class Cancelled(Exception):
@@ -28,6 +32,11 @@ class CancellableForward:
         lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
         self._layers = max(lists, key=len, default=())
         """The layers of the model, in order."""
+        self._weights = sum(weight.numel() for weight in self._layers[0].parameters()) if self._layers else 0
+        """The weights of a layer."""
+        operations = 2 * self._weights * len(self._layers)
+        self._uninterrupted = _OPERATIONS_OF_A_TOKEN // max(operations, 1) if model.device.type == "cpu" else math.inf
+        """The number of rows of which one token is computed without a check."""
 
     def __call__(self, ids: Any, cache: Any, mask: Any = None, positions: Any = None) -> Any:
         """Logits of the last position of `ids` [rows, tokens], which continue `cache`, and the cache.
@@ -37,12 +46,13 @@ class CancellableForward:
         total = ids.shape[1]
         held = cache.get_seq_length() if cache is not None else 0
         chunk = self._chunk_size(ids.shape[0], held + total) if total > 1 else 1
+        checks = total > 1 or ids.shape[0] > self._uninterrupted
         for start in range(0, total, chunk):
             end = min(start + chunk, total)
             padded = {}
             if mask is not None:
                 padded = {"attention_mask": mask[:, : held + end], "position_ids": positions[:, start:end]}
-            with self._cancellation_hooks(end - start > 1):
+            with self._cancellation_hooks(end - start > 1) if checks else nullcontext():
                 output = self._model(
                     input_ids=ids[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=1, **padded
                 )
@@ -55,9 +65,8 @@ class CancellableForward:
         model = self._model
         if getattr(model, "reads_both_ways", False):
             return context
-        weights = sum(weight.numel() for weight in self._layers[0].parameters()) if self._layers else 0
         hidden = getattr(model.config.get_text_config(), "hidden_size", 0)
-        operations = rows * (2 * weights + 4 * hidden * context)
+        operations = rows * (2 * self._weights + 4 * hidden * context)
         return max(64, int(_OPERATIONS.get(model.device.type, _OPERATIONS_ELSEWHERE) / max(operations, 1)))
 
     @contextmanager

@@ -1,11 +1,16 @@
 """How the next token is chosen: each row of a batch by its own settings, so that no reply depends on its neighbours.
 
+A seeded row draws by a number between 0 and 1: a hash of its seed and of the place of the token in the reply (see
+`_draw_numbers`). So a draw has no state, the rows of a batch are drawn by the same few operations whatever their
+number, and every device draws alike.
+
 Settings act in the order and by the arithmetic of transformers' logits processors (tested against them): repetition
 penalty, n-grams, schema, temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -121,12 +126,12 @@ class Grammar(Protocol):
 
 @dataclass
 class Row:
-    """One reply being generated. `generator` draws its tokens; None: the device's default generator of torch."""
+    """One reply being generated. `seed` draws its tokens; None: torch's default generator of the device."""
 
     sampling: Sampling
     history: list[int]
     """Prompt and reply."""
-    generator: Any = None
+    seed: int | None = None
     grammar: Grammar | None = None
     grammar_after: tuple[int, ...] = ()
     """Tokens after which the grammar begins; none: at once."""
@@ -211,36 +216,25 @@ class Row:
 
 
 def open_row(
-    sampling: Sampling,
-    prompt: Sequence[int],
-    device: Any,
-    grammar: Grammar | None = None,
-    grammar_after: Sequence[int] = (),
+    sampling: Sampling, prompt: Sequence[int], grammar: Grammar | None = None, grammar_after: Sequence[int] = ()
 ) -> Row:
-    """A row before its first token, with a generator of its own on `device`, seeded at random where there is no
-    seed."""
-    import torch
-
-    generator = None
+    """A row before its first token, with a random seed where it has none."""
+    seed = None
     if sampling.temperature > 0:
-        generator = torch.Generator(device)
-        if sampling.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(sampling.seed)
-    return Row(sampling, [*prompt], generator, grammar, tuple(grammar_after), len(prompt))
+        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+    return Row(sampling, [*prompt], seed, grammar, tuple(grammar_after), len(prompt))
 
 
 def choose(logits: Any, rows: Sequence[Row], failed: dict[int, Exception] | None = None) -> Any:
     """`[rows, vocabulary]` logits -> `[rows]` token ids, which are appended to the rows.
 
-    A row's token depends on its own logits and settings alone; rows without a generator are drawn together. The errors
-    of rows that cannot go on are put into `failed` by their places, and raised where it is None.
+    A row's token depends on its own logits and settings alone; rows without a seed are drawn together. The errors of
+    rows that cannot go on are put into `failed` by their places, and raised where it is None.
     """
     import torch
 
     errors: dict[int, Exception] = {} if failed is None else failed
-
+    bad = None
     if all(row.is_greedy for row in rows):
         chosen = logits.argmax(-1)
     else:
@@ -251,16 +245,29 @@ def choose(logits: Any, rows: Sequence[Row], failed: dict[int, Exception] | None
         chosen = logits.argmax(-1)
         sampled = [place for place, row in enumerate(rows) if row.sampling.temperature > 0]
         if sampled:
-            warped = _warp(logits[sampled], [rows[place].sampling for place in sampled])
-            drawn, bad = _draw(warped, [rows[place] for place in sampled])
-            errors.update((sampled[at], ValueError("the logits are no numbers")) for at in bad)
-            chosen[torch.tensor(sampled, device=chosen.device)] = drawn
-    for place, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
+            places = torch.tensor(sampled, device=chosen.device)
+            warped = _warp(logits[places], [rows[place].sampling for place in sampled])
+            drawn, out = _draw(warped, [rows[place] for place in sampled])
+            chosen[places] = drawn
+            bad = torch.zeros_like(chosen).index_put_((places,), out.long())
+    tokens, wrong = _fetch(chosen, bad)  # the one place where the host waits for the device
+    errors.update((place, ValueError("the logits are no numbers")) for place in wrong)
+    for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
         if place not in errors:
             _attempt(errors, place, partial(row.take, token))
     if failed is None and errors:
         raise next(iter(errors.values()))
     return chosen
+
+
+def _fetch(chosen: Any, bad: Any) -> tuple[list[int], list[int]]:
+    """The chosen tokens, and the places where `bad` is not 0, in one transfer."""
+    if bad is None:
+        return chosen.tolist(), []
+    import torch
+
+    tokens, marks = torch.stack([chosen, bad]).tolist()
+    return tokens, [place for place, mark in enumerate(marks) if mark]
 
 
 def _attempt(errors: dict[int, Exception], place: int, act: Callable[[], None]) -> None:
@@ -271,29 +278,63 @@ def _attempt(errors: dict[int, Exception], place: int, act: Callable[[], None]) 
         errors[place] = error
 
 
-def _draw(logits: Any, rows: Sequence[Row]) -> tuple[Any, list[int]]:
-    """`[rows]` token ids, and the places of rows whose logits are no numbers, which would end the draw of all."""
-    probabilities = logits.softmax(-1)
-    good = probabilities.sum(-1) > 0
-    bad: list[int] = (~good).nonzero().flatten().tolist()
-    if bad:
-        probabilities[bad] = 1.0
-    return _draw_rows(probabilities, rows), bad
-
-
-def _draw_rows(probabilities: Any, rows: Sequence[Row]) -> Any:
+def _draw(logits: Any, rows: Sequence[Row]) -> tuple[Any, Any]:
+    """`[rows]` token ids, and which rows have logits that are no numbers, which would end the draw of all."""
     import torch
 
-    together = [place for place, row in enumerate(rows) if row.generator is None]
-    if len(together) == len(rows):
-        return torch.multinomial(probabilities, 1).squeeze(1)
-    drawn = torch.empty(len(rows), dtype=torch.long, device=probabilities.device)
-    if together:
-        drawn[together] = torch.multinomial(probabilities[together], 1).squeeze(1)
-    for place, row in enumerate(rows):
-        if row.generator is not None:
-            drawn[place] = torch.multinomial(probabilities[place], 1, generator=row.generator)
-    return drawn
+    probabilities = logits.softmax(-1)
+    bad = ~(probabilities.sum(-1) > 0)
+    probabilities = probabilities.masked_fill(bad[:, None], 1.0)
+    seeded = [place for place, row in enumerate(rows) if row.seed is not None]
+    if not seeded:
+        return torch.multinomial(probabilities, 1).squeeze(1), bad
+    if len(seeded) == len(rows):
+        return _draw_seeded(probabilities, rows), bad
+    drawn = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+    others = [place for place, row in enumerate(rows) if row.seed is None]
+    drawn[others] = torch.multinomial(probabilities[others], 1).squeeze(1)
+    drawn[seeded] = _draw_seeded(probabilities[seeded], [rows[place] for place in seeded])
+    return drawn, bad
+
+
+def _draw_seeded(probabilities: Any, rows: Sequence[Row]) -> Any:
+    """`[rows]` token ids: for each row the first token at which the sum of probabilities exceeds its number."""
+    import torch
+
+    places = [len(row.history) - row.prompt_tokens for row in rows]
+    numbers = torch.from_numpy(_draw_numbers([row.seed or 0 for row in rows], places))
+    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64
+    sums = probabilities.to(wide).cumsum(-1)
+    wanted = numbers.to(wide).to(sums.device)[:, None] * sums[:, -1:]
+    drawn = torch.searchsorted(sums, wanted, right=True).clamp(max=sums.shape[-1] - 1)
+    # Sums in another order may round to a token that is excluded.
+    found = torch.where(probabilities.gather(1, drawn) > 0, drawn, probabilities.argmax(-1, keepdim=True))
+    return found.squeeze(1)
+
+
+def _draw_numbers(seeds: Sequence[int], places: Sequence[int]) -> Any:
+    """Numbers in [0, 1) of 53 bits, one for each seed and place of a token in its reply.
+
+    That is splitmix64 (Steele, Lea, Flood 2014), whose state is begun by the mixed seed, at that place: neighbouring
+    seeds and places have independent numbers.
+    """
+    import numpy as np
+
+    begun = _mix(np.array([seed % 2**64 for seed in seeds], dtype=np.uint64) + np.uint64(_STEP))
+    mixed = _mix(begun + (np.array(places, dtype=np.uint64) + np.uint64(1)) * np.uint64(_STEP))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+_STEP = 0x9E3779B97F4A7C15
+
+
+def _mix(values: Any) -> Any:
+    """The output function of splitmix64, of an array of 64 bits."""
+    import numpy as np
+
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def _warp(logits: Any, samplings: Sequence[Sampling]) -> Any:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.hardware import listing, masks
 from engine.models.weights import DamagedFile, read_header
@@ -35,6 +37,80 @@ def estimate_bytes(folder: Path, kind: str | None) -> int:
     return int(total * OVERHEAD)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Where a model goes: to `device`, or in parts to several cards, of which that is the first."""
+
+    device: str
+    room: dict[int, int] | None = None
+    """Bytes that the model may take on each card, by torch's numbers; None for one device."""
+    note: str = ""
+    """How it is spread, in one line."""
+
+    @property
+    def load_arguments(self) -> dict[str, Any]:
+        """The arguments for `from_pretrained`."""
+        if self.room is None:
+            return {"device_map": {"": self.device}}
+        return {"device_map": "auto", "max_memory": dict(self.room)}
+
+
+def spread(needed: int) -> Spread:
+    """As `choose`, but a model that fits no card alone goes to all visible ones together. Raises ProblemError, with
+    figures, when they are not enough either."""
+    import torch
+
+    try:
+        return Spread(choose(needed))
+    except ProblemError as error:
+        devices = listing.list_visible()
+        if _is_started():
+            devices = devices[: torch.cuda.device_count()]
+        rooms = {device.index: int(_FILLED * max(0, _measure_or_guess(device))) for device in devices}
+        usable = [device for device in devices if rooms[device.index] > _LEAST_PART]
+        if len(usable) < 2:
+            raise
+        if sum(rooms[device.index] for device in usable) < needed:
+            raise ProblemError(_describe_full_together(error.problem, [rooms[device.index] for device in usable]))
+    order = sorted(usable, key=lambda device: -rooms[device.index])
+    if _is_started():
+        numbers = {device.index: at for at, device in enumerate(devices)}
+    else:
+        _put_first([device.index for device in order])
+        numbers = {device.index: at for at, device in enumerate(order)}
+    parts = ", ".join(f"GPU {device.index} ({rooms[device.index] / 1e9:.1f} GB)" for device in order)
+    return Spread(
+        f"cuda:{numbers[order[0].index]}",
+        {numbers[device.index]: rooms[device.index] for device in order},
+        f"spread over {len(order)} GPUs: it needs about {needed / 1e9:.1f} GB, and takes up to {parts}",
+    )
+
+
+def is_spread(model: Any) -> bool:
+    """Whether the layers of a model are on several devices."""
+    return len(set(getattr(model, "hf_device_map", {}).values())) > 1
+
+
+def check_spread(model: Any) -> None:
+    """Raises ProblemError if parts of a spread model have come to rest outside the cards."""
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if outside := places & {"cpu", "disk", "meta"}:
+        raise ProblemError(
+            Problem(
+                code="memory.device_full",
+                title="The visible GPUs together have no room for this model",
+                cause=f"parts of it would have to stay on {' and '.join(sorted(outside))}",
+                hint="stop what holds their memory, or choose a quantisation (nf4 takes a quarter)",
+            )
+        )
+
+
+_FILLED = 0.9
+"""Share of a card's free memory that the weights of a spread model may take."""
+_LEAST_PART = 1 << 30
+"""A card with less room is left out: its context alone takes half of that."""
+
+
 def choose(needed: int) -> str:
     """The device: `cuda:N`, another accelerator's name, or `cpu`. Raises ProblemError, with figures, when no GPU has
     `needed` bytes free.
@@ -58,10 +134,14 @@ def choose(needed: int) -> str:
         raise ProblemError(_describe_full(needed, devices))
     if _is_started():
         return f"cuda:{order[0]}"
-    chosen = [devices[at].index for at in order]
-    os.environ.update(masks.restrict(os.environ, os.environ, listing.Listing().sample_devices(), chosen))
-    _placed.append(best.index)
+    _put_first([devices[at].index for at in order])
     return "cuda:0" if torch.cuda.is_available() else _name_other()
+
+
+def _put_first(indices: list[int]) -> None:
+    """Make these cards, in this order, the ones that this process sees, before CUDA is started."""
+    os.environ.update(masks.restrict(os.environ, os.environ, listing.Listing().sample_devices(), indices))
+    _placed.append(indices[0])
 
 
 def list_gpus() -> list[Device]:
@@ -165,6 +245,15 @@ def _make_full(needed: int, rooms: str) -> Problem:
             "stop one of these processes, choose a quantisation (nf4 takes a quarter), "
             "or use the CPU with CUDA_VISIBLE_DEVICES="
         ),
+    )
+
+
+def _describe_full_together(alone: Problem, rooms: Sequence[int]) -> Problem:
+    return Problem(
+        code="memory.device_full",
+        title=f"{len(rooms)} GPUs together have no room for this model",
+        cause=f"{alone.cause}; together {sum(rooms) / 1e9:.1f} GB can be used",
+        hint=alone.hint,
     )
 
 

@@ -81,6 +81,16 @@ class Trials:
         self._on_verdict(verdict)
         return verdict
 
+    def read(self, name: str) -> Verdict | None:
+        """The kept verdict."""
+        return _read(self._file(name))
+
+    def keep(self, verdict: Verdict) -> None:
+        """Keep the verdict of a path that could not even be tried."""
+        make_private(self.folder)
+        _write(self._file(verdict.name), verdict)
+        self._on_verdict(verdict)
+
     def _file(self, name: str) -> Path:
         return self.folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
 

@@ -1,7 +1,7 @@
 """Continuous batching: one thread owns the device, and jobs join and leave its batch at any token.
 
 Each round processes a chunk of the waiting prompts, so that a long one delays nobody for long, then decodes one token
-of every row. Each row has its own settings and generator: no reply depends on its neighbours, except for the rounding
+of every row. Each row has its own settings and seed: no reply depends on its neighbours, except for the rounding
 of 16 bits.
 """
 
@@ -213,7 +213,6 @@ class Scheduler:
             open_row(
                 job.sampling,
                 job.prompt,
-                model.device,
                 job.grammar,
                 find_thinking_end(self.tokenizer, job.prompt) if job.grammar else (),
             ),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from engine.config.sampling import find_preset
-from engine.inference.merged_decode import merge_weights
+from engine.inference.merged_decode import computes_on_cpu, merge_weights
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
@@ -49,7 +49,8 @@ class TransformersServer:
             self._loop = asyncio.new_event_loop()
             router = EventRouter(self._loop)
             self.scheduler = Scheduler(
-                loaded.model,
+                # On a CPU, `_decode` merges.
+                loaded.model if computes_on_cpu(loaded.model) else loaded.decoder,
                 loaded.tokenizer,
                 loaded.stop_ids,
                 router.deliver,

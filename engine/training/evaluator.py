@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,16 +124,14 @@ class Evaluator:
 
         model, method = self._loop.model, self._method
         optimized = self._job.profile.training.optimizations and not self._loop.strategy.sharded
-        merged = merge_weights if optimized else nullcontext
         model.eval()
         try:
             with torch.no_grad(), self._job.device.autocast(), ExitStack() as stack:
-                if method.mergeable:
-                    stack.enter_context(merged(model))
+                merged = optimized and method.mergeable and stack.enter_context(merge_weights(model))
                 values = self._held_out_loss(self._batches)
                 method.expect_plain_batches()
-                if self._prompts and not method.mergeable:
-                    stack.enter_context(merged(model))
+                if optimized and self._prompts and not merged:
+                    stack.enter_context(merge_weights(model, rounded=True))
                 replies = self._generate(self._prompts, self._job.profile.generation.max_new_tokens)
         finally:
             model.train()

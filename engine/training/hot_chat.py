@@ -144,7 +144,7 @@ class HotChat:
         grammar = self._grammar(loop, end_tokens, sampling.schema) if sampling.schema is not None else None
         self._reply = PendingReply(
             instruction,
-            open_row(sampling, prompt, model.device, grammar, find_thinking_end(tokenizer, prompt) if grammar else ()),
+            open_row(sampling, prompt, grammar, find_thinking_end(tokenizer, prompt) if grammar else ()),
             StreamedReply(tokenizer, prompt, sampling.stop),
             len(prompt),
             min(sampling.max_new_tokens, generate.room(model, len(prompt))),

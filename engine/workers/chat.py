@@ -63,6 +63,7 @@ class Chat:
                 progress=lambda stage, done, total: self.link.send_event(
                     arguments["request"], "progress", stage=stage, done=done, total=total
                 ),
+                compiling=True,
             )
         self.last_load = arguments
         return {

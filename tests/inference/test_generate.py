@@ -153,7 +153,7 @@ def test_a_batch_of_any_settings_equals_its_rows_alone(model: Any, tokenizer: An
         Sampling(16),
     ]
     prompts = [prompt(tokenizer, QUESTIONS[index % 3]) for index in range(len(samplings))]
-    rows = [open_row(sampling, ids, model.device) for sampling, ids in zip(samplings, prompts, strict=True)]
+    rows = [open_row(sampling, ids) for sampling, ids in zip(samplings, prompts, strict=True)]
     heard: dict[int, Reply] = {}
     together = reply_batch(model, tokenizer, rows, END, heard.__setitem__, size=3)
     assert heard == dict(enumerate(together))
@@ -191,7 +191,7 @@ def test_a_prompt_in_chunks_gets_the_reply_of_generate(
     try:
         alone = [answered(model, tokenizer, ids, Sampling(8)).ids for ids in prompts]
         assert len([tokens for tokens in read if tokens > 1]) > 4
-        rows = [open_row(Sampling(8), ids, model.device) for ids in prompts]
+        rows = [open_row(Sampling(8), ids) for ids in prompts]
         assert [reply.ids for reply in reply_batch(model, tokenizer, rows, END)] == alone
     finally:
         hook.remove()
@@ -226,7 +226,7 @@ def test_a_reply_is_cancelled_within_200_ms(model: Any, tokenizer: Any, reading:
 
 @pytest.mark.slow
 def test_a_batch_is_cancelled_too(model: Any, tokenizer: Any) -> None:
-    rows = [open_row(Sampling(50), prompt(tokenizer, question), model.device) for question in QUESTIONS]
+    rows = [open_row(Sampling(50), prompt(tokenizer, question)) for question in QUESTIONS]
     replies = reply_batch(
         model, tokenizer, rows, {-1}, cancelled=lambda: len(rows[0].history) - len(prompt(tokenizer, QUESTIONS[0])) >= 3
     )

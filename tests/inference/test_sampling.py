@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.config.sampling import PRESETS, SamplingOptions
+from engine.inference import sampling as sampling_module
 from engine.inference.sampling import Row, Sampling, change_sampling, choose, make_sampling, open_row
+from engine.inference.sampling import _draw_numbers as draw_numbers
 from engine.inference.sampling import _warp as warp
 
 SIZE = 300
@@ -89,7 +95,7 @@ def test_a_draw_depends_on_its_own_row_alone() -> None:
     ]
 
     def drawn(samplings: list[Sampling], of: torch.Tensor) -> list[list[int]]:
-        opened_rows = [open_row(each, [1, 2], "cpu") for each in samplings]
+        opened_rows = [open_row(each, [1, 2]) for each in samplings]
         for _ in range(20):
             choose(of, opened_rows)
         return [row.history[2:] for row in opened_rows]
@@ -101,15 +107,92 @@ def test_a_draw_depends_on_its_own_row_alone() -> None:
     assert {*together[1]} == {int(scores[1].argmax())}
 
 
-def test_rows_without_a_generator_use_torchs_default_one() -> None:
+def test_rows_without_a_seed_use_torchs_default_one() -> None:
     def drawn(seed: int) -> Any:
         torch.manual_seed(seed)
         return choose(logits(4), [Row(Sampling(temperature=2.0), []) for _ in range(4)])
 
     assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
     state = torch.get_rng_state()
-    choose(logits(2), [open_row(Sampling(temperature=2.0, seed=3), [], "cpu"), open_row(Sampling(), [], "cpu")])
+    choose(logits(2), [open_row(Sampling(temperature=2.0, seed=3), []), open_row(Sampling(), [])])
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_batch_is_drawn_by_as_many_operations_as_a_row() -> None:
+    """And the host waits for the device as often: once."""
+
+    def operations(rows: int) -> Counter[str]:
+        settings = [Sampling(temperature=1.0, seed=seed, top_k=50, top_p=0.9) for seed in range(rows)]
+        opened = [open_row(each, [1, 2]) for each in settings]
+        scores = logits(rows)
+        with Operations() as counted:
+            choose(scores, opened)
+        found: Counter[str] = counted.counts
+        return found
+
+    few, many = operations(2), operations(64)
+    assert few == many and few.total() < 90
+    assert few["_local_scalar_dense"] <= 1, "only ties at the border of top-k are counted on the host"
+
+
+class Operations(TorchDispatchMode):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("seeds", [range(4000), [7] * 4000])
+def test_draws_have_the_probabilities_of_the_tokens(seeds: Sequence[int]) -> None:
+    """Over neighbouring seeds at one place, and over the places of one seed."""
+    scores = torch.tensor([2.0, -torch.inf, 0.5, 0.0, -1.0, 1.0, -3.0, 0.2])
+    expected = scores.softmax(-1)
+    same = len({*seeds}) == 1
+    rows = [Row(Sampling(temperature=1.0), [0] * (place if same else 3), seed) for place, seed in enumerate(seeds)]
+    drawn = choose(scores.expand(len(rows), -1), rows)
+    counts = torch.bincount(drawn, minlength=len(scores)).double()
+    wanted = expected.double() * len(rows)
+    possible = wanted > 0
+    assert counts[~possible].sum() == 0
+    squares = float(((counts - wanted)[possible] ** 2 / wanted[possible]).sum())
+    assert squares < 22.5, "chi-square with 6 degrees of freedom exceeds this once in a thousand"
+
+
+def test_the_numbers_of_a_seed_are_those_that_are_documented() -> None:
+    """Another implementation of splitmix64, in whole numbers of Python: replies of today come again tomorrow."""
+
+    def mix(value: int) -> int:
+        value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+        return value ^ value >> 31
+
+    step = 0x9E3779B97F4A7C15
+    pairs = [(0, 0), (1, 0), (0, 1), (2**63 - 1, 4000), (-1, 5), (2**70 + 3, 7)]
+    expected = [(mix((mix((seed + step) % 2**64) + (place + 1) * step) % 2**64) >> 11) / 2**53 for seed, place in pairs]
+    assert draw_numbers(*zip(*pairs, strict=True)).tolist() == expected
+
+
+def test_an_excluded_token_is_never_drawn_by_rounding() -> None:
+    """Where the number is all but 1, or the sums of probabilities round."""
+    probabilities = torch.tensor([[0.1] * 10 + [0.0] * 5, [0.0] * 14 + [1.0], [0.3] + [0.0] * 13 + [0.7]])
+    rows = [Row(Sampling(temperature=1.0), [], seed) for seed in range(3)]
+    for number in (0.0, 1 - 2.0**-53, 0.3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sampling_module, "_draw_numbers", lambda *_, number=number: np.full(3, number))
+            drawn = sampling_module._draw_seeded(probabilities, rows)
+        assert (probabilities.gather(1, drawn[:, None]) > 0).all()
+
+
+def test_rows_whose_logits_are_no_numbers_fail_alone() -> None:
+    scores = logits(4)
+    scores[1] = torch.nan
+    rows = [open_row(Sampling(temperature=1.0, seed=seed), [1]) for seed in range(4)]
+    failed: dict[int, Exception] = {}
+    choose(scores, rows, failed)
+    assert [*failed] == [1] and [len(row.history) for row in rows] == [2, 1, 2, 2]
 
 
 def test_settings_of_a_request_are_checked() -> None:

@@ -113,3 +113,61 @@ def test_a_worker_refuses_a_card_that_its_torch_has_no_kernels_for(monkeypatch: 
     with pytest.raises(ProblemError, match="cannot compute on Tesla V100") as raised:
         devices.choose_device("cuda", 0, "float16")
     assert raised.value.problem.code == "device.no_kernels" and "cu126" in raised.value.problem.hint
+
+
+def test_a_model_that_fits_no_card_alone_is_spread_over_all(cards: Cards) -> None:
+    assert placement.spread(20 * GB).room is None, "one is enough"
+    os.environ.pop("CUDA_VISIBLE_DEVICES"), placement._placed.clear()
+    found = placement.spread(40 * GB)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,1,3,0" and found.device == "cuda:0"
+    assert found.room is not None and [*found.room] == [0, 1, 2, 3], "in the order of the new mask"
+    assert [round(room / GB / 0.9) for room in found.room.values()] == [24, 21, 12, 4]
+    assert found.load_arguments == {"device_map": "auto", "max_memory": found.room}
+    assert "spread over 4 GPUs" in found.note and "GPU 2 (" in found.note
+
+
+def test_a_started_process_spreads_by_its_own_numbers(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "_has_read_mask", lambda: True)
+    cards.write(*(make_card(at, used=used * GB) for at, used in enumerate((20, 3, 23.5, 12))))
+    found = placement.spread(30 * GB)
+    assert found.device == "cuda:1" and found.room is not None and [*found.room] == [1, 3, 0], "one is full"
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_cards_that_are_not_enough_together_are_refused_with_the_figures(cards: Cards) -> None:
+    with pytest.raises(ProblemError, match="4 GPUs together have no room") as raised:
+        placement.spread(60 * GB)
+    problem = raised.value.problem
+    assert problem.code == "memory.device_full" and "GPU 3 has" in problem.cause and "together 5" in problem.cause
+    cards.write(make_card(0, used=20 * GB))
+    with pytest.raises(ProblemError, match="No device has room"):
+        placement.spread(60 * GB)
+
+
+def test_parts_outside_the_cards_are_refused() -> None:
+    class Model:
+        hf_device_map = {"embed": 0, "layers.0": 1, "layers.1": "disk"}
+
+    with pytest.raises(ProblemError, match="no room for this model") as raised:
+        placement.check_spread(Model())
+    assert "stay on disk" in raised.value.problem.cause
+    assert placement.is_spread(Model())
+    Model.hf_device_map = {"": "cpu"}  # type: ignore[dict-item]
+    assert not placement.is_spread(Model())
+
+
+def test_the_plan_that_accelerate_makes_of_it_uses_the_cards_alone() -> None:
+    """Its own arithmetic, on a model without memory: every layer whole on one card, no card above its room."""
+    from accelerate import infer_auto_device_map, init_empty_weights
+    from accelerate.utils import compute_module_sizes
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=12, vocab_size=400)
+    with init_empty_weights():
+        model = LlamaForCausalLM(config)
+    sizes = compute_module_sizes(model)
+    room = dict.fromkeys(range(3), sizes[""] // 2)
+    plan = infer_auto_device_map(model, max_memory=room, no_split_module_classes=["LlamaDecoderLayer"])
+    assert {0, 1} <= {*plan.values()} <= {0, 1, 2}
+    for card in room:
+        assert sum(sizes[name] for name, place in plan.items() if place == card) <= room[card]

@@ -65,7 +65,8 @@ def decode_batch(
 
 def choose_devices(requested: Sequence[str] | None, needed: int) -> list[str]:
     """Devices by torch's names: the requested ones (`0`, `cuda:1`, `cpu`), else all unused ones with `needed` bytes
-    free, else the best one. Raises ValueError for a device that does not exist, ProblemError when none has room."""
+    free if there are several; else none, and the model is placed as any other. Raises ValueError for a device that does
+    not exist."""
     seen = placement.list_gpus()
     if requested:
         named = [f"cuda:{each}" if each.isdecimal() else each for each in requested]
@@ -79,7 +80,7 @@ def choose_devices(requested: Sequence[str] | None, needed: int) -> list[str]:
         left, total = measure_free(device), device.memory_total
         if left is not None and total is not None and left > max(needed, _IDLE * total):
             unused.append(f"cuda:{place}")
-    return unused if len(unused) > 1 else [placement.choose(needed)]
+    return unused if len(unused) > 1 else []
 
 
 def decode_on_devices(

@@ -57,10 +57,10 @@ def generate(
         kept = len(record.done)
         progress(f"loading {target.label}", 0, 0)
         target = targets.fetch(target, home, progress)
-        dtype, quantization = request.get("dtype"), request.get("quantization")
-        needed = 0 if target.on_hub else estimate_bytes(Path(target.base), dtype or target.dtype)
+        loading: dict[str, Any] = {name: request.get(name) for name in ("dtype", "quantization")}
+        needed = 0 if target.on_hub else estimate_bytes(Path(target.base), loading["dtype"] or target.dtype)
         names = decode.choose_devices(request.get("devices"), needed)
-        loaded = load(target, home=home, dtype=dtype, quantization=quantization, device=names[0], progress=progress)
+        loaded = load(target, home=home, device=names[0] if names else None, progress=progress, **loading)
         template, note = loaded.templated, loaded.note
         batches = _batches(loaded, rows, size, record)
 
@@ -70,7 +70,7 @@ def generate(
                 progress("generating", len(record.done), len(rows))
 
         progress("generating", len(record.done), len(rows))
-        if len(names) == 1:
+        if len(names) <= 1:
             for batch in batches:
                 if not cancelled():
                     decode.decode_batch(loaded, batch, settings, record.seed, on_row, cancelled)

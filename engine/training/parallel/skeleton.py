@@ -66,7 +66,7 @@ def first_alone(ranks: Ranks) -> Iterator[None]:
         return
     yield
     with ranks.waiting():
-        # In short rounds: a collective would give up after `ranks.TIMEOUT`. If rank 0 dies, the launcher ends all ranks.
+        # In short rounds: a collective would give up after `ranks.TIMEOUT`. If rank 0 dies, the launcher ends all.
         while not store.check([key]):
             time.sleep(_ROUND)
 
