@@ -292,7 +292,7 @@ def _load_base(target: Target, dtype: str | None, quantization: str, spread: pla
         model = load_model(
             target.base,
             dtype=getattr(torch, dtype) if dtype else "auto",
-            quantization_config=quantization_config(quantization, dtype),
+            quantization_config=quantization_config(quantization, dtype, experts=target.quantize_experts),
             trust_remote_code=target.trust_remote_code,
             **spread.load_arguments,
         )

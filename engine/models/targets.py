@@ -39,6 +39,8 @@ class Target:
     step: int | None = None
     dtype: str | None = None
     quantization: str | None = None
+    quantize_experts: bool = False
+    """Whether its fused experts were trained on in 4 bits, too."""
     lock: Path | None = None
     """`lock.json` of the checkpoint: template, stop tokens, golden token ids."""
     catalogue: str | None = None
@@ -266,6 +268,7 @@ def _resolve_folder(folder: Path, home: Home) -> Target:
         label=folder.name,
         dtype=recorded.get("dtype"),
         quantization=recorded.get("quantization"),
+        quantize_experts=recorded.get("quantize_experts") is True,
         lock=lock if recorded else None,
     )
     match folders.detect_kind(folder):

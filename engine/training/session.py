@@ -13,6 +13,7 @@ from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
 from engine.models import accelerator, devices
 from engine.models.base import load_tokenizer
+from engine.models.devices import Device
 from engine.models.memory import is_out_of_memory
 from engine.models.versions import list_versions
 from engine.options import thresholds
@@ -60,8 +61,9 @@ def train(
     A relative `checkpoint.output` is relative to `directory`. Raises ProblemError, and whatever the libraries raise.
     """
     started = time.time()
+    device, group = _join(profile, reporter)
     history = lineage.trace(run)
-    point = resume_point.choose(run, history, from_step)
+    point = _choose_point(run, history, from_step, group)
     resumed = run.checkpoint(point.step) if point.step is not None else None
     inbox.step = point.step or 0
     live, skipped = profile, set[int]()
@@ -71,7 +73,7 @@ def train(
     output = Path(directory, live.checkpoint.output).expanduser() if live.checkpoint.output else None
     if output:
         checkpoints.check_output(output)
-    job = _make_job(run, attempt, profile, live, reporter, inbox)
+    job = _make_job(run, attempt, profile, live, reporter, inbox, device, group)
     job.resumed_from = resumed
     job.skipped |= skipped
     job.replayed = {entry.name: entry.new for entry in later}
@@ -147,25 +149,50 @@ def _train_once(job: Job, results: dict[int, dict[str, float]], *, restarted: bo
     return loop
 
 
+def _join(profile: Profile, reporter: Reporter) -> tuple[Device, ranks.Ranks]:
+    """Set up this rank's device and threads, and meet the other ranks."""
+    _, local, world = ranks.read_place()
+    kind = devices.find_accelerator()
+    performance.check_device(profile.training, kind)
+    performance.configure_torch(profile.training)
+    devices.set_threads(profile.training.threads, world)
+    device = devices.choose_device(kind, local, profile.model.dtype)
+    group = replace(ranks.join_ranks(kind), on_wait=reporter.link.set_waiting)
+    # Each rank times the dtypes itself; a close result must not differ between ranks.
+    return replace(device, compute=group.broadcast(device.compute)), group
+
+
+def _choose_point(run: RunDirectory, history: Lineage, from_step: int | None, group: ranks.Ranks) -> ResumePoint:
+    """The checkpoint to resume, which rank 0 alone reads to find out whether it is whole. Raises ProblemError on every
+    rank."""
+    chosen: ResumePoint | Problem
+    try:
+        chosen = resume_point.choose(run, history, from_step) if group.first else ResumePoint()
+    except ProblemError as error:
+        chosen = error.problem
+    chosen = group.broadcast(chosen)
+    if isinstance(chosen, Problem):
+        raise ProblemError(chosen)
+    return chosen
+
+
 def _make_job(
-    run: RunDirectory, attempt: int, submitted: Profile, live: Profile, reporter: Reporter, inbox: Inbox
+    run: RunDirectory,
+    attempt: int,
+    submitted: Profile,
+    live: Profile,
+    reporter: Reporter,
+    inbox: Inbox,
+    device: Device,
+    group: ranks.Ranks,
 ) -> Job:
-    """Set up device, ranks, threads and tokenizer: everything that is needed before the model."""
+    """Read what has been prepared: everything that is needed before the model."""
     import torch
     import transformers
     from datasets.utils.logging import disable_progress_bar
 
     transformers.utils.logging.disable_progress_bar()
     disable_progress_bar()
-    _, local, world = ranks.read_place()
-    kind = devices.find_accelerator()
-    performance.check_device(live.training, kind)
-    performance.configure_torch(live.training)
-    devices.set_threads(live.training.threads, world)
-    device = devices.choose_device(kind, local, live.model.dtype)
-    group = replace(ranks.join_ranks(kind), on_wait=reporter.link.set_waiting)
-    # Each rank times the dtypes itself; a close result must not differ between ranks.
-    device = replace(device, compute=group.broadcast(device.compute))
     inbox.pids = group.gather(inbox.pids[0])
     prepared = _read_prepared(run, group)
     if group.first:

@@ -189,3 +189,28 @@ def test_a_run_on_packed_experts_resumes_exactly(experts: Path, tmp_path: Path, 
     assert broken.series("train/loss") == whole.series("train/loss")
     losses = list(whole.series("train/loss").values())
     assert losses[-1] < losses[0]
+
+
+def test_chat_loads_the_experts_as_the_run_has_trained_on_them(experts: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer
+
+    from engine.inference import load
+    from engine.models.template_lock import hash_template
+
+    settings = ("model.quantization=nf4", "model.quantize_experts=true", "training.max_steps=1")
+    prepared = prepare(tmp_path / "rows", experts)
+    prepared["lock"]["template_sha256"] = hash_template(AutoTokenizer.from_pretrained(experts))
+    run = Here(tmp_path, "run", prepared, *settings)
+    run.train()
+    loaded = load(str(run.run.checkpoint(1)), home=Home(tmp_path))
+    assert loaded.chat("w1 w2", max_new_tokens=4).tokens <= 4
+    weights = {
+        name: weight for name, weight in loaded.model.named_parameters() if name.endswith("mlp.experts.down_proj")
+    }
+    assert weights
+    for weight in weights.values():  # unpacked on a CPU, to the 16 values that a block of 64 has
+        blocks = weight.detach().reshape(-1, 64)
+        assert max(len(block.unique()) for block in blocks) <= 16
+    stored = next(value for name, value in load_file(experts / "model.safetensors").items() if "down_proj" in name)
+    assert len(stored.reshape(-1, 64)[0].unique()) > 16

@@ -1,7 +1,7 @@
 """A train worker without a model: a loss that falls, real journal, real link, every command. No torch.
 
 Steps and pace come from the profile: `training.max_steps`, and `training.learning_rate` as seconds a step.
-`generation.seed` scripts an end: 3 raises, 4 ends with status 7 and no word, and so does 5 twice,
+`generation.seed` scripts an end: 3 raises, 4 ends with status 7 and no word, and so does 50 twice,
 after a note of a rank that ran out of memory.
 """
 
@@ -138,7 +138,7 @@ while step < last:
         raise RuntimeError("the data is cursed")
     if script.seed == 4 and step == 3:
         sys.exit(7)
-    if script.seed == 5 and step == 3 and attempt < 3:
+    if script.seed == 50 and step == 3 and attempt < 3:
         script.run.exhausted(attempt).write_text('{"rank": 1, "cause": "2 GiB wanted, 1 free"}')
         sys.exit(7)
 save()

@@ -154,7 +154,7 @@ def test_restarts_happen_as_often_as_the_profile_says(engine: Engine) -> None:
 
 
 def test_an_attempt_that_ran_out_of_memory_is_repeated_and_not_counted(engine: Engine) -> None:
-    run = engine.submit("generation.seed=5", steps=10)
+    run = engine.submit("generation.seed=50", steps=10)
     completed = engine.wait(run, states.COMPLETED)
     assert completed.attempt == 3
     assert engine.states(run).count("failed") == 2

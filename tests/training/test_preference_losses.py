@@ -203,10 +203,13 @@ def test_kto_loses_what_trl_loses(sets: Any, tiny: Path, tmp_path: Path, kind: s
     from engine.models.devices import Device
     from engine.models.loss import PickedHead
     from engine.models.segments import Segments
+    from engine.training.parallel.single import SingleProcess
+    from engine.training.ranks import Ranks
 
     ours.model, ours._reference, ours.device = model, other, Device("cpu", torch.float32, "a CPU")
     ours.head, ours._reference_head = (PickedHead(each, Segments()) for each in (model, other))
     ours.profile = type("", (), {"method": Options(**weights)})
+    ours.strategy = SingleProcess(None, Ranks())
     with torch.no_grad():
         summed = ours._compute_sums(model, kto.collate(rows, flat=False), None)
         expected = float(theirs.compute_loss(model, theirs.data_collator(prepared)))
